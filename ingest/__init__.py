@@ -1,0 +1,28 @@
+"""iot-ingest: sensor readings from HTTP into PostgreSQL, in batches, losing none.
+
+The path of a reading (`-->` hands over; names are files of this package):
+
+    device                                                               PostgreSQL
+      | POST /v1/readings                                                     ^
+      v                                                                       | commit
+    connections --> endpoint --> decode --> buffer_memory --> batch --> sink_postgres
+                    | ^   |  inflate  block      ^    |          \\      /    |
+        202/200 <---' |   |                      |    |           writer     | verdict
+        4xx/503 <-----'   |                      |    |             |        v
+                          | invalid items        |    |             | gate (wait, hold), retry,
+                          v                      |    |             | breaker (isolate)
+                     dead_letter <---------------|----|-------------'
+                          |                      |    | the database refuses, retries_exhausted,
+                          `------> replay -------'    | drained
+                                                      v
+                                              ack: the post's answer
+
+    looking in    health (/livez, /readyz), admin (/metrics), metrics (every metric, and the law)
+    running it    app wires and starts the parts; cli_* are the words of `ingest`
+    the database  postgres_embedded (our own server), schema (the table, and the check of it)
+    ground        reading, block, ports, config, verdict, codes, errors, clock, statefolder, logs
+
+Imports go down only (tests/test_house_rules.py holds the layers).
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,225 @@
+"""The few contracts between the stages of the path, structural: a part fits if it has the shape.
+
+    door --reserve/put--> buffer --take--> writer --write--> sink
+                                             `--settle (ack) | give_back (nack)--> buffer
+
+Each contract has one suite in tests/contract that runs over every implementation, fakes included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from ingest.block import Block
+from ingest.reading import Reading
+
+
+class Refusal(NamedTuple):
+    """One row of a block that the database refused and that is now in the dead-letter queue."""
+
+    row: int
+    sqlstate: str
+    message: str
+
+
+class Outcome(NamedTuple):
+    """What became of a block: the rows refused one by one, or all of it set aside for later."""
+
+    refusals: tuple[Refusal, ...] = ()
+    set_aside: bool = False
+
+
+class Ack:
+    """Travels with a block and is resolved once: after commit, or after the dead-letter fsync."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def resolve(self, outcome: Outcome) -> None:
+        """Tell whoever waits. A second call is our own mistake and fails loudly."""
+        assert not self._future.done(), "an ack is resolved once"
+        self._future.set_result(outcome)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the outcome is known."""
+        return self._future.done()
+
+    async def wait(self) -> Outcome:
+        """Wait for the outcome. Cancelling the wait changes nothing for the block."""
+        return await asyncio.shield(self._future)
+
+
+class Room(Protocol):
+    """Room reserved in a buffer for one block."""
+
+    def put(self, block: Block) -> None:
+        """Hand the block over; cannot fail. The block must not be larger than the reservation."""
+
+    def release(self) -> None:
+        """Give the room back; does nothing after put or a second time."""
+
+
+class Inlet(Protocol):
+    """The buffer as the door sees it."""
+
+    async def reserve(self, rows: int, size_bytes: int) -> Room:
+        """Wait for room, first come first served, at most `put_wait_s_max`.
+
+        Raises BufferFull when no room came free in time, Stopping once the buffer is shut.
+        Safe to cancel: nothing stays reserved.
+        """
+
+
+class BufferStats(NamedTuple):
+    """What a buffer holds now. `rows` is all that is not settled, taken blocks included."""
+
+    rows: int
+    rows_max: int
+    size_bytes: int
+    bytes_max: int
+    rows_waiting: int
+    blocks_waiting: int
+    posts_waiting: int
+    oldest_received_s: float | None
+
+
+class Outlet(Protocol):
+    """The buffer as a writer sees it. Blocks taken are held until settled or given back."""
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that may be taken now."""
+
+    @property
+    def shut(self) -> bool:
+        """Whether no block will ever come in any more."""
+
+    def first_received_s(self) -> float | None:
+        """Return the monotonic time at which the first waiting block was received."""
+
+    async def wait_rows(self, rows: int) -> None:
+        """Wait until `rows` rows wait or the buffer is shut. Safe to cancel."""
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+
+    def settle(self, blocks: Sequence[Block]) -> None:
+        """Forget blocks that are in the table or dead-lettered; their room comes free (ack)."""
+
+    def give_back(self, blocks: Sequence[Block]) -> None:
+        """Put blocks back to the front, in their order (nack). Cannot fail."""
+
+    def stats(self) -> BufferStats:
+        """Return what is held now."""
+
+
+class Stored(NamedTuple):
+    """Rows of one committed write: new in the table, and already there."""
+
+    committed: int
+    duplicate: int
+
+
+class BadRow(NamedTuple):
+    """One row (0-based, in the batch) that the database refuses, with its SQLSTATE."""
+
+    row: int
+    sqlstate: str
+    message: str
+
+
+SetAside = Callable[[list[BadRow]], Awaitable[None]]
+
+
+class Sink(Protocol):
+    """One line to the database, owned by one writer. Not for concurrent use.
+
+    Every method raises verdict.WriteFailed and nothing else of the driver's. After any doubt the
+    connection is gone and the next call opens a new one.
+    """
+
+    @property
+    def method(self) -> str:
+        """`copy` or `insert`, for metrics."""
+
+    async def open(self) -> None:
+        """Connect and check the schema, within `connect_s_max`; at once if already open."""
+
+    async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
+        """Commit all rows, or none that we know of. Opens the connection if there is none."""
+
+    async def write_isolating(
+        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside
+    ) -> Stored:
+        """Find the rows that the database refuses; commit the others in the same transaction.
+
+        Calls `set_aside` once with the bad rows, in order, when all of them are known and before
+        the commit (not at all if there are none). If it raises, nothing is committed and its error
+        passes through.
+        """
+
+    async def close(self) -> None:
+        """Close politely, within a second."""
+
+
+class Letter(NamedTuple):
+    """One dead letter: a reading, or the original bytes of an item that could not become one.
+
+    `reason` is one of REASONS; `code` an item code or a SQLSTATE. `precision`, `field` and `item`
+    (the index in the array) are those of the post. `received_us` is Unix microseconds.
+    """
+
+    reason: str
+    code: str
+    message: str
+    received_us: int
+    reading: Reading | None = None
+    original: bytes | None = None
+    precision: str | None = None
+    field: str | None = None
+    item: int | None = None
+    attempts: int = 0
+
+
+INVALID = "invalid"
+REFUSED = "refused_by_database"
+EXHAUSTED = "retries_exhausted"
+DRAINED = "drained"
+REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED)
+
+
+class DeadLetters(Protocol):
+    """The dead-letter queue as the path sees it."""
+
+    def door_has_room(self, size_bytes: int) -> bool:
+        """Whether the door may still append about `size_bytes` (its share is half of the cap)."""
+
+    async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
+        """Return once all letters are on disk (fdatasync). All or none is promised.
+
+        Raises DeadLettersFull at the cap (the door's share of it if `from_door`),
+        DeadLettersBroken if the disk failed. Once begun it is not cancelled half-way.
+        """
+
+
+class Admission(Protocol):
+    """Whether posts are let in at all."""
+
+    def refusal(self) -> str | None:
+        """Return the problem code `starting`, `draining` or `disk_low`, or None: come in."""
+
+
+class Database(Protocol):
+    """What the door may know of the database."""
+
+    @property
+    def hold_reason(self) -> str | None:
+        """Why writing is on hold, or None."""
+
+    async def wait_hold(self) -> str:
+        """Wait until writing is on hold; return the reason. Safe to cancel."""
