@@ -1,0 +1,1 @@
+"""One suite per contract of ports.py, over every implementation."""

@@ -1,0 +1,1 @@
+"""The real command line, started, stressed and killed."""
