@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.line import Line
+from tests.line import Direction, Line
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -87,7 +87,7 @@ async def test_line_refuses_new_connections_until_it_accepts_again(line: Line) -
 
 @pytest.mark.parametrize("directions", [(), ("to_server",), ("to_client",)])
 async def test_line_stalled_holds_bytes_and_delivers_them_after_resume(
-    line: Line, directions: tuple[()]
+    line: Line, directions: tuple[Direction, ...]
 ) -> None:
     """A stall loses nothing and tells nobody."""
     reader, writer = await _open(line)
