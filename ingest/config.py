@@ -2,137 +2,154 @@
 
 A setting `batch_rows` is `batch_rows` in the TOML file, INGEST_BATCH_ROWS in the environment and
 `--batch-rows` on the command line. A wrong value is a ConfigError that names it and its origin.
+The help, the tables of the README and the example file are printed from here.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ingest.config_values import (
+    ENV_PREFIX,
+    GIB,
+    KIB,
+    MIB,
+    TIB,
+    checked,
+    env_name,
+    flag_name,
+    setting,
+    shown,
+)
 from ingest.errors import ConfigError
+from ingest.reading import NAME_BYTES_MAX
 
-KIB, MIB, GIB = 1024, 1024**2, 1024**3
-ENV_PREFIX = "INGEST_"
-
-
-def setting(
-    default: Any,
-    why: str,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    one_of: tuple[str, ...] | None = None,
-    secret: bool = False,
-) -> Any:
-    """Declare one setting; the unit is in its name."""
-    return field(
-        default=default,
-        metadata={
-            "why": why,
-            "at_least": at_least,
-            "at_most": at_most,
-            "one_of": one_of,
-            "secret": secret,
-        },
-    )
+ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one encoded reading (block.py draws it)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """All settings of the service; see each field's reason. Times in seconds, sizes in bytes."""
 
-    # Where things are
-    listen: str = setting("127.0.0.1:8080", "data port: HOST:PORT; port 0 takes a free one")
-    admin_listen: str = setting("127.0.0.1:8081", "admin port: probes and metrics")
-    state_dir: str = setting("", "embedded database and dead letters; empty: the usual place")
+    listen: str = setting(
+        "127.0.0.1:8080", "data port, HOST:PORT; port 0 takes a free one", opens="Where things are"
+    )
+    admin_listen: str = setting("127.0.0.1:8081", "admin port: probes, metrics, dashboard")
+    state_dir: str = setting("", "embedded database, dead letters; empty: the usual place")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     schema_apply: bool = setting(True, "create a missing table at start, if the role may")
     log_level: str = setting("info", "least level", one_of=("debug", "info", "warning", "error"))
 
-    # The door
-    body_bytes_max: int = setting(MIB, "a post as sent", at_least=KIB, at_most=64 * MIB)
+    body_bytes_max: int = setting(
+        MIB, "a post as it was sent", within=(KIB, 64 * MIB), opens="The door"
+    )
     inflated_bytes_max: int = setting(
-        4 * MIB, "a post after gunzip: bombs end here", at_least=KIB, at_most=256 * MIB
+        4 * MIB, "a post after gunzip: bombs end here", within=(KIB, 256 * MIB)
     )
     post_rows_max: int = setting(
-        5_000, "readings of one post; a block is never split", at_least=1, at_most=100_000
+        5_000, "readings of one post, which one batch must take whole", within=(1, 100_000)
     )
     door_bytes_max: int = setting(
-        64 * MIB, "bodies being received, all together; further ones wait unread", at_least=64 * KIB
+        64 * MIB,
+        "bodies being received, all together; further ones wait unread",
+        within=(64 * KIB, 64 * GIB),
     )
     connections_max: int = setting(
-        20_000, "beyond it the oldest half-open one is closed", at_least=1
+        20_000, "beyond it the oldest half-open one is closed", within=(1, 1_000_000)
     )
-    header_s_max: float = setting(10.0, "to send a request's head", at_least=0.05, at_most=600)
-    body_s_max: float = setting(10.0, "to send a request's body", at_least=0.05, at_most=600)
+    header_s_max: float = setting(10.0, "for a request's head to arrive", within=(0.05, 600))
+    body_s_max: float = setting(10.0, "for a request's body to arrive", within=(0.05, 600))
     keepalive_s_max: float = setting(
-        75.0, "an idle connection is kept: longer than a proxy's 60 s", at_least=0.05, at_most=3600
+        75.0, "an idle connection is kept; longer than a proxy's 60 s", within=(0.05, 3600)
     )
-    ts_min: str = setting("2000-01-01T00:00:00Z", "oldest accepted ts, RFC 3339")
-    ts_ahead_s_max: float = setting(86_400.0, "newest accepted ts, from now", at_least=0)
+    ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts accepted, RFC 3339")
+    ts_ahead_s_max: float = setting(
+        86_400.0, "newest ts accepted, counted from now", within=(0, 3.2e9)
+    )
     ack_default: str = setting(
-        "best", "when a post does not ask", one_of=("best", "buffered", "durable", "committed")
+        "best",
+        "the ack of a post that does not ask for one",
+        one_of=("best", "buffered", "durable", "committed"),
     )
-    ack_wait_s_max: float = setting(
-        10.0, "?ack=committed waits at most", at_least=0.01, at_most=300
-    )
+    ack_wait_s_max: float = setting(10.0, "?ack=committed waits at most", within=(0.01, 300))
 
-    # The buffer
-    buffer_rows_max: int = setting(100_000, "readings held in memory", at_least=1)
-    buffer_bytes_max: int = setting(64 * MIB, "bytes held, waiting posts included", at_least=KIB)
+    buffer_rows_max: int = setting(
+        100_000, "readings held in memory", within=(1, 100_000_000), opens="The buffer"
+    )
+    buffer_bytes_max: int = setting(
+        64 * MIB, "bytes held in memory, waiting posts included", within=(KIB, 64 * GIB)
+    )
     put_wait_s_max: float = setting(
-        1.0, "a post waits for room: waiting beats refusing", at_least=0, at_most=60
+        1.0, "a post waits for room, since refusing costs as much", within=(0, 60)
     )
-    full_s_min: float = setting(5.0, "no room for so long: /readyz says full", at_least=0)
+    full_s_min: float = setting(5.0, "no room for so long: /readyz says full", within=(0, 3600))
 
-    # Batches and writers
-    batch_rows: int = setting(100, "a batch closes once so many wait", at_least=1)
-    batch_rows_max: int = setting(5_000, "under backlog a batch grows to this", at_least=1)
-    batch_linger_s: float = setting(0.02, "or so long after the first", at_least=0, at_most=10)
-    writers: int = setting(2, "batches written at once, a connection each", at_least=1, at_most=64)
+    batch_rows: int = setting(
+        100, "a batch closes once so many wait", within=(1, 1_000_000), opens="Batches and writers"
+    )
+    batch_rows_max: int = setting(
+        5_000, "under backlog a batch grows to this", within=(1, 1_000_000)
+    )
+    batch_linger_s: float = setting(
+        0.02, "a batch closes so long after its first reading", within=(0, 10)
+    )
+    writers: int = setting(2, "batches written at once, a connection each", within=(1, 64))
     write_method: str = setting(
         "copy", "binary COPY or multi-row INSERT", one_of=("copy", "insert")
     )
-    connect_s_max: float = setting(5.0, "to connect and check the schema", at_least=0.1, at_most=60)
-    lock_s_max: float = setting(3.0, "PostgreSQL's lock_timeout", at_least=0.05, at_most=600)
+    connect_s_max: float = setting(5.0, "to connect and check the schema", within=(0.1, 60))
+    lock_s_max: float = setting(3.0, "PostgreSQL's lock_timeout", within=(0.05, 600))
     statement_s_max: float = setting(
-        10.0, "its statement_timeout: the server answers first", at_least=0.1, at_most=600
+        10.0, "PostgreSQL's statement_timeout: the server answers first", within=(0.1, 600)
     )
     command_s_max: float = setting(
-        15.0, "our own deadline of a write; then the connection is cut", at_least=0.1, at_most=600
+        15.0, "our own deadline of a write; then the connection is cut", within=(0.1, 600)
     )
     schema_check_s: float = setting(
-        10.0, "binary COPY does not check types: we do, every", at_least=0.1, at_most=3600
+        10.0, "between checks of the column types, which COPY skips", within=(0.1, 3600)
     )
 
-    # When things fail
-    retries_max: int = setting(8, "of a failing batch, then it is set aside", at_least=0)
-    retry_s_max: float = setting(30.0, "cap of the backoff between them", at_least=0.01)
-    wait_s_min: float = setting(0.1, "first pause while the server is away", at_least=0.001)
-    wait_s_max: float = setting(10.0, "cap of that pause", at_least=0.001)
-    hold_probe_s: float = setting(5.0, "on hold: try again every", at_least=0.01)
-    unknown_tries_max: int = setting(5, "of an unknown SQLSTATE, then hold", at_least=1)
-    breaker_window_rows: int = setting(1_000, "the breaker looks at the last rows", at_least=1)
+    retries_max: int = setting(
+        8, "of a failing batch; then it is set aside", within=(0, 1_000), opens="When things fail"
+    )
+    retry_s_max: float = setting(30.0, "longest pause between retries", within=(0.01, 3600))
+    wait_s_min: float = setting(0.1, "first pause while the server is away", within=(0.001, 60))
+    wait_s_max: float = setting(10.0, "longest pause while it is away", within=(0.001, 3600))
+    hold_probe_s: float = setting(5.0, "between tries while on hold", within=(0.01, 3600))
+    unknown_tries_max: int = setting(
+        5, "of an unknown SQLSTATE; then writing is on hold", within=(1, 1_000)
+    )
+    breaker_window_rows: int = setting(
+        1_000, "the last rows that the breaker looks at", within=(1, 1_000_000)
+    )
     breaker_rows_max: int = setting(
-        200, "more than so many of them refused, by many devices: hold", at_least=1
+        200, "refused among them, from many devices: beyond it, hold", within=(1, 1_000_000)
     )
-    drain_s_max: float = setting(20.0, "at stop: time to empty the buffer", at_least=0, at_most=600)
+    drain_s_max: float = setting(20.0, "at stop: time to empty the buffer", within=(0, 600))
 
-    # Dead letters
-    dlq_bytes_max: int = setting(GIB, "all files; the door may use half", at_least=64 * KIB)
-    dlq_segment_bytes: int = setting(64 * MIB, "a file is finished at", at_least=4 * KIB)
-    dlq_keep_days: float = setting(7.0, "finished and replayed files are kept", at_least=0)
+    dlq_bytes_max: int = setting(
+        GIB, "all files; the door may use half", within=(64 * KIB, 16 * TIB), opens="Dead letters"
+    )
+    dlq_segment_bytes: int = setting(
+        64 * MIB, "a file is finished at this size", within=(4 * KIB, 16 * GIB)
+    )
+    dlq_keep_days: float = setting(7.0, "replayed files are kept so long", within=(0, 36_500))
     dlq_auto_replay: bool = setting(True, "retries_exhausted and drained come back by themselves")
-    dlq_replay_rows_per_s: int = setting(2_000, "at most, slower than live ones", at_least=1)
-    dlq_replay_pause_s: float = setting(5.0, "between looks for something to replay", at_least=0.01)
+    dlq_replay_rows_per_s: int = setting(
+        2_000, "replay is slower than live readings", within=(1, 10_000_000)
+    )
+    dlq_replay_pause_s: float = setting(
+        5.0, "between looks for something to replay", within=(0.01, 86_400)
+    )
     disk_free_bytes_min: int = setting(
-        64 * MIB, "free space of the state folder, below: disk_low; 0: never", at_least=0
+        64 * MIB, "less room for the state folder: disk_low; 0: never", within=(0, 16 * TIB)
     )
 
 
@@ -149,143 +166,143 @@ def load(
     environ: Mapping[str, str] = os.environ,
     flags: Mapping[str, str] | None = None,
 ) -> Loaded:
-    """Read all sources and check every bound. Raises ConfigError, naming setting and origin."""
-    raw: dict[str, tuple[Any, str]] = {}
+    """Read all sources and check every bound. Raises ConfigError, naming setting and origin.
+
+    An empty variable of the environment counts as unset; an empty flag does not.
+    """
     known = {each.name: each for each in fields(Settings)}
+    raw: dict[str, tuple[Any, str]] = {}
     if toml_path is not None:
         for name, value in _read_toml(toml_path).items():
             if name not in known:
                 raise ConfigError(f"{toml_path}: there is no setting {name!r}{_nearest(name)}")
             raw[name] = (value, str(toml_path))
-    for name in known:
-        variable = ENV_PREFIX + name.upper()
-        if environ.get(variable, "") != "":
-            raw[name] = (environ[variable], variable)
+    for variable, text in environ.items():
+        if not variable.startswith(ENV_PREFIX) or not text or _NOT_OURS.fullmatch(variable):
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name not in known or variable != env_name(name):
+            near = _nearest(name, env_name)
+            raise ConfigError(f"the environment has {variable}, which is no setting{near}")
+        raw[name] = (text, variable)
     for name, value in (flags or {}).items():
-        raw[name] = (value, "--" + name.replace("_", "-"))
+        raw[name] = (value, flag_name(name))
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, "default")
     for name, (value, origin) in raw.items():
-        values[name] = _checked(known[name], value, origin)
+        values[name] = checked(known[name], value, origin)
         origins[name] = origin
     settings = Settings(**values)
+    _check_texts(settings, origins)
     check_together(settings, origins)
     return Loaded(settings, origins)
 
 
+# What may stand in the environment beside the settings: our own few, and the variables that
+# Kubernetes injects into every pod where a service is called `ingest`.
+_NOT_OURS = re.compile(
+    r"INGEST_(CONFIG|PG_BIN|TEST_\w+|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)\w*)?)"
+)
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415  2 ms of every start, for those who have no such file
+
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
-def _nearest(name: str) -> str:
+def _nearest(name: str, spell: Callable[[str], str] = str) -> str:
     import difflib  # noqa: PLC0415  only on the way to an error message
 
     near = difflib.get_close_matches(name, [each.name for each in fields(Settings)], 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-_SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|k|M|G)", re.IGNORECASE)
-_SIZES = {"kib": KIB, "mib": MIB, "gib": GIB, "k": KIB, "m": MIB, "g": GIB}
-
-
-def _checked(declared: Field[Any], value: Any, origin: str) -> Any:
-    """Turn text into the setting's type and check its own bounds."""
-    name = declared.name
-    kind: Any = type(declared.default)
-
-    def wrong(what: str) -> ConfigError:
-        shown = "***" if declared.metadata["secret"] else repr(value)
-        return ConfigError(f"setting {name} ({origin}): {shown} {what}")
-
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        word = str(value).strip().lower()
-        if word not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
-            raise wrong("is neither true nor false")
-        return word in {"true", "1", "yes", "on"}
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise wrong(f"is not a {kind.__name__}")
-    if kind is str:
-        if not isinstance(value, str):
-            raise wrong("is not text")
-        choices = declared.metadata["one_of"]
-        if choices and value not in choices:
-            raise wrong(f"is none of {', '.join(choices)}")
-        return value
-    if isinstance(value, str) and kind is int and (size := _SIZE.fullmatch(value.strip())):
-        value = int(size[1]) * _SIZES[size[2].lower()]
-    try:
-        number = kind(value)
-    except ValueError:
-        raise wrong("is not a whole number" if kind is int else "is not a number") from None
-    if kind is int and number != value and not isinstance(value, str):
-        raise wrong("is not a whole number")
-    least, most = declared.metadata["at_least"], declared.metadata["at_most"]
-    if number != number or abs(number) == float("inf"):
-        raise wrong("is not a finite number")
-    if least is not None and number < least:
-        raise wrong(f"is too small: at least {least:g}")
-    if most is not None and number > most:
-        raise wrong(f"is too large: at most {most:g}")
-    return number
+    return f"; did you mean {spell(near[0])}?" if near else ""
 
 
 def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:
     """Check the bounds that settings set each other. Raises ConfigError, naming both."""
     at = origins or {}
 
+    def told(name: str) -> str:
+        return f"{name} ({shown(name, getattr(settings, name))}, {at.get(name, 'default')})"
+
     def ordered(*names: str, strict: bool = False) -> None:
-        for lower, upper in zip(names, names[1:], strict=False):
+        for lower, upper in pairwise(names):
             low, high = getattr(settings, lower), getattr(settings, upper)
             if low > high or (strict and low == high):
                 relation = "be less than" if strict else "not exceed"
-                raise ConfigError(
-                    f"setting {lower} ({low:g}, {at.get(lower, 'default')}) must {relation} "
-                    f"{upper} ({high:g}, {at.get(upper, 'default')})"
-                )
+                raise ConfigError(f"setting {told(lower)} must {relation} {told(upper)}")
 
     ordered("post_rows_max", "batch_rows_max", "buffer_rows_max")
     ordered("batch_rows", "batch_rows_max")
     ordered("body_bytes_max", "inflated_bytes_max")
     ordered("body_bytes_max", "door_bytes_max")
     ordered("inflated_bytes_max", "buffer_bytes_max")
+    if settings.post_rows_max * ROW_BYTES_MAX > settings.buffer_bytes_max:
+        raise ConfigError(
+            f"setting {told('post_rows_max')} does not fit into {told('buffer_bytes_max')}: "
+            f"a reading with long names takes {ROW_BYTES_MAX} bytes"
+        )
     ordered("lock_s_max", "statement_s_max", "command_s_max", strict=True)
     if settings.drain_s_max:
         ordered("command_s_max", "drain_s_max", strict=True)
     ordered("wait_s_min", "wait_s_max")
     ordered("dlq_segment_bytes", "dlq_bytes_max")
     ordered("breaker_rows_max", "breaker_window_rows")
-    ts_min_us(settings)
-    for name in ("listen", "admin_listen"):
+    if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
+        raise ConfigError(f"setting {told('listen')} must differ from {told('admin_listen')}")
+
+
+def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Check the texts that must have a form. Never shows a database URL: it has a password."""
+    for name, check in (
+        ("listen", split_address),
+        ("admin_listen", split_address),
+        ("ts_min", _unix_us),
+        ("database_url", _check_database_url),
+    ):
         try:
-            split_address(getattr(settings, name))
+            check(getattr(settings, name))
         except ValueError as error:
-            raise ConfigError(f"setting {name} ({at.get(name, 'default')}): {error}") from None
+            raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None
+
+
+def _check_database_url(url: str) -> None:
+    if url and not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("does not begin with postgresql://")
+
+
+def _unix_us(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError(f"{text!r} is not RFC 3339 with an offset, such as 2000-01-01T00:00:00Z")
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def ts_min_us(settings: Settings) -> int:
     """Return `ts_min` as Unix microseconds. Raises ConfigError if it is not RFC 3339."""
     try:
-        oldest = datetime.fromisoformat(settings.ts_min)
-    except ValueError:
-        raise ConfigError(f"setting ts_min: {settings.ts_min!r} is not RFC 3339") from None
-    if oldest.tzinfo is None:
-        raise ConfigError(f"setting ts_min: {settings.ts_min!r} has no offset; append Z")
-    return int(oldest.timestamp()) * 1_000_000 + oldest.microsecond
+        return _unix_us(settings.ts_min)
+    except ValueError as error:
+        raise ConfigError(f"setting ts_min: {error}") from None
 
 
 def split_address(address: str) -> tuple[str, int]:
     """Split `HOST:PORT` or `[v6]:PORT`. Raises ValueError with a sentence about it."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise ValueError(f"{address!r} is not HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not bare or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
+        raise ValueError(f"{address!r} is not HOST:PORT (all interfaces: 0.0.0.0:PORT)")
+    if ":" in bare and bare == host:
+        raise ValueError(f"{address!r} needs brackets around its host: [{host}]:{port}")
+    return bare, int(port)
 
 
 def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -294,8 +311,10 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(systemd.split(":", 1)[0])
     if os.geteuid() == 0:
         return Path("/var/lib/iot-ingest")
-    base = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME", "~")) / ".local/state")
-    return Path(base).expanduser() / "iot-ingest"
+    base = Path(environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():  # XDG: a relative one is to be ignored
+        base = Path(environ.get("HOME") or "~").expanduser() / ".local/state"
+    return base / "iot-ingest"
 
 
 def state_dir(settings: Settings) -> Path:
