@@ -1,0 +1,143 @@
+"""The table: how it is made, and the check that it is still the table we write to.
+
+`apply` is idempotent and needs a role that may create tables; `difference` is one round trip that
+only reads the catalog. Both find `readings` by the search_path, as every write does.
+Driver errors pass through: the caller knows whether it is a sink or a command.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+
+from ingest.errors import StartError
+
+TABLE = "readings"
+KEY = ("ts", "device_id", "metric", "value")
+KEY_LIST = ", ".join(KEY)
+TYPE_OIDS = {"ts": 1184, "device_id": 25, "metric": 25, "value": 701}
+TYPE_NAMES = {1184: "timestamp with time zone", 25: "text", 701: "double precision"}
+
+_CREATE_TABLE = f"""create table {TABLE} (
+    ts         timestamptz      not null,
+    device_id  text collate "C" not null,
+    metric     text collate "C" not null,
+    value      double precision not null,
+    primary key ({KEY_LIST})
+)"""
+_CREATE_DEVICE_INDEX = (
+    f"create index if not exists {TABLE}_device_idx on {TABLE} (device_id, metric, ts)"
+)
+
+# Unique indexes on exactly our four columns, of any name and order: what makes a retry safe.
+_UNIQUE_KEYS = """
+select from pg_index i
+where i.indisunique and i.indimmediate and i.indisvalid and i.indnkeyatts = 4
+  and i.indpred is null and i.indexprs is null and (
+      select array_agg(a.attname::text order by a.attname) from pg_attribute a
+      where a.attrelid = i.indrelid and a.attnum = any (i.indkey[0:3])
+  ) = array['device_id', 'metric', 'ts', 'value']"""
+
+# One row a column. A column must be filled by us if nothing on the server does it: no default (its
+# own or its domain's), not generated, no trigger before the insert that could set it.
+_COLUMNS = f"""
+select a.attname as name, a.atttypid::int8 as type_oid,
+       format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull as not_null,
+       a.attnotnull and not a.atthasdef and a.attidentity = '' and a.attgenerated = ''
+       and t.typdefault is null and not exists (
+           select from pg_trigger g where g.tgrelid = a.attrelid and not g.tgisinternal
+           and g.tgtype & 7 = 7 and g.tgenabled <> 'D') as must_fill,
+       exists ({_UNIQUE_KEYS} and i.indrelid = a.attrelid) as keyed
+from pg_attribute a join pg_type t on t.oid = a.atttypid
+where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
+order by a.attnum"""  # noqa: S608  built from constants of this file
+
+_IS_KEY = f"""
+select exists ({_UNIQUE_KEYS} and i.indexrelid = to_regclass(format('%I.%I', $1::text, $2::text)))
+"""
+
+_INDEXES = """
+select pg_get_indexdef(indexrelid) from pg_index where indrelid = to_regclass($1) order by 1"""
+
+Connection = asyncpg.Connection[Any]
+
+
+async def apply(
+    connection: Connection, *, device_index: bool = False, role: str | None = None
+) -> None:
+    """Create the table where it is missing, the index per device and the grants where asked for.
+
+    What is there is left alone, so it may run at every start, and in several processes at once.
+    Waits for locks as long as the connection's settings allow. Raises StartError, saying what to
+    do, if a table of that name is not ours or `role` does not exist.
+    """
+    async with connection.transaction():
+        await connection.execute("set local client_min_messages = warning")
+        # Two services that start at once must not both create it.
+        await connection.execute("select pg_advisory_xact_lock(hashtext('iot-ingest schema'))")
+        if not await connection.fetchval("select to_regclass($1) is not null", TABLE):
+            await connection.execute(_CREATE_TABLE)
+        elif found := await difference(connection):
+            raise StartError(f"{found}; a table that exists is never changed by us: alter it")
+        if device_index:
+            await connection.execute(_CREATE_DEVICE_INDEX)
+        if role is not None:
+            await _grant(connection, role)
+
+
+async def _grant(connection: Connection, role: str) -> None:
+    """Let `role` write and read the table, and no more."""
+    names = await connection.fetchrow(
+        """select format('%I', r.rolname) as role, format('%I', current_database()) as database,
+                  (select format('%I', n.nspname) from pg_class c
+                   join pg_namespace n on n.oid = c.relnamespace
+                   where c.oid = to_regclass($2)) as schema
+           from pg_roles r where r.rolname = $1""",
+        role,
+        TABLE,
+    )
+    if names is None:
+        raise StartError(f"there is no role {role!r}: create it first (CREATE ROLE .. LOGIN)")
+    await connection.execute(f"grant usage on schema {names['schema']} to {names['role']}")
+    await connection.execute(f"grant insert, select on {TABLE} to {names['role']}")
+    await connection.execute(f"grant temp on database {names['database']} to {names['role']}")
+
+
+async def difference(connection: Connection) -> str | None:
+    """Say in one sentence how the table differs from the contract, or None if it does not."""
+    rows = await connection.fetch(_COLUMNS, TABLE)
+    if not rows:
+        return f"table {TABLE} is not in the search_path (`ingest schema apply` makes it)"
+    columns = {each["name"]: each for each in rows}
+    for name in KEY:
+        if name not in columns:
+            return f"table {TABLE} has no column {name}"
+        expected = TYPE_OIDS[name]
+        if columns[name]["type_oid"] != expected:
+            found = columns[name]["type_name"]
+            return f"column {name} of {TABLE} is {found} instead of {TYPE_NAMES[expected]}"
+    for name, column in columns.items():
+        if name not in TYPE_OIDS and column["must_fill"]:
+            return f"column {name} of {TABLE} is NOT NULL without a default, and not one of ours"
+    if not rows[0]["keyed"]:
+        return f"table {TABLE} has no unique key on exactly ({KEY_LIST}): a retry would store twice"
+    return None
+
+
+async def is_key(connection: Connection, schema: str, index: str) -> bool:
+    """Whether `index` is unique on exactly our four columns: the table's key, or a partition's."""
+    return bool(await connection.fetchval(_IS_KEY, schema, index))
+
+
+async def show(connection: Connection) -> str:
+    """Describe the table for a person: columns, indexes, and how it differs from the contract."""
+    rows = await connection.fetch(_COLUMNS, TABLE)
+    lines = [f"table {TABLE}"]
+    for row in rows:
+        null = " not null" if row["not_null"] else ""
+        lines.append(f"  {row['name']:<10} {row['type_name']}{null}")
+    lines += [f"  {each[0]}" for each in await connection.fetch(_INDEXES, TABLE)]
+    found = await difference(connection)
+    lines.append(found if found else "as the service expects it")
+    return "\n".join(lines)
