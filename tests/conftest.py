@@ -1,1 +1,190 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests: a real PostgreSQL, a database for each test, a port, real data.
+
+The server is embedded and one per test process; its data is thrown away, so it does not fsync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import uvloop
+
+from ingest.postgres_embedded import EmbeddedPostgres
+
+REPOSITORY = Path(__file__).parent.parent
+SERVER_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "32MB",
+    "max_connections": "60",
+}
+TABLE = """
+create table readings (
+    ts timestamptz not null,
+    device_id text collate "C" not null,
+    metric text collate "C" not null,
+    value double precision not null,
+    primary key (ts, device_id, metric, value)
+)
+"""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests on the loop that the service runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+def _skips(config: pytest.Config) -> list[Any]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return [] if reporter is None else reporter.stats.get("skipped", [])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where everything must be there (INGEST_TEST_STRICT=1), a skipped test is a failure."""
+    if os.environ.get("INGEST_TEST_STRICT") == "1" and _skips(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Name the skipped tests that turned the session red."""
+    skips = _skips(config)
+    if os.environ.get("INGEST_TEST_STRICT") == "1" and skips:
+        names = ", ".join(sorted({each.nodeid for each in skips}))
+        terminalreporter.write_line(f"FAILED: skipped, and INGEST_TEST_STRICT=1: {names}", red=True)
+
+
+class Server:
+    """A running PostgreSQL and the means to make databases in it, from outside of any loop."""
+
+    def __init__(self, url: str, runner: asyncio.Runner) -> None:
+        self.url = url
+        self._runner = runner
+        self._made = 0
+        self.template_made = False
+
+    def run(self, work: Callable[[asyncpg.Connection], Awaitable[Any]], database: str = "") -> Any:
+        """Run something with a connection of its own."""
+
+        async def connected() -> Any:
+            connection = await asyncpg.connect(self.url_of(database) if database else self.url)
+            try:
+                return await work(connection)
+            finally:
+                await connection.close()
+
+        return self._runner.run(connected())
+
+    def url_of(self, database: str) -> str:
+        """Return the URL of a database in this server."""
+        return self.url.replace("@/postgres?", f"@/{database}?")
+
+    def create(self, template: str) -> str:
+        """Make a fresh database and return its name."""
+        self._made += 1
+        name = f"test_{self._made}"
+        self.run(
+            lambda connection: connection.execute(f"create database {name} template {template}")
+        )
+        return name
+
+    def drop(self, name: str) -> None:
+        """Drop a database, whoever is still connected."""
+        self.run(
+            lambda connection: connection.execute(f"drop database if exists {name} with (force)")
+        )
+
+
+@pytest.fixture(scope="session")
+def open_tmp() -> Iterator[Path]:
+    """Give a folder that an unprivileged database user may enter (pytest's own is private)."""
+    folder = Path(tempfile.mkdtemp(prefix="ingest-test-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def open_tmp_path(open_tmp: Path) -> Iterator[Path]:
+    """Give this test a folder of its own that an unprivileged user may enter."""
+    folder = Path(tempfile.mkdtemp(dir=open_tmp))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server(open_tmp: Path) -> Iterator[Server]:
+    """Run one PostgreSQL for this test process."""
+    embedded = EmbeddedPostgres(open_tmp / "postgres", settings=SERVER_SETTINGS)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        url = runner.run(embedded.start())
+        try:
+            yield Server(url, runner)
+        finally:
+            runner.run(embedded.stop())
+
+
+@pytest.fixture(scope="session")
+def postgres_server(server: Server) -> str:
+    """Give the URL of this test process's PostgreSQL (its superuser, its database `postgres`)."""
+    return server.url
+
+
+@pytest.fixture
+def database_url(server: Server) -> Iterator[str]:
+    """Give the URL of a fresh, empty database."""
+    name = server.create("template0")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.fixture
+def readings_url(server: Server) -> Iterator[str]:
+    """Give the URL of a fresh database that holds the table `readings`, empty."""
+    if not server.template_made:
+        server.run(lambda connection: connection.execute("create database readings_template"))
+        server.run(lambda connection: connection.execute(TABLE), "readings_template")
+        server.template_made = True
+    name = server.create("readings_template")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.fixture
+async def readings_connection(readings_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Give a connection to a fresh database with the table."""
+    connection = await asyncpg.connect(readings_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Give a TCP port of the loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def nab_dir() -> Path:
+    """Give the folder of real readings (INGEST_TEST_DATA, else beside the repository)."""
+    root = Path(os.environ.get("INGEST_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not (root / "nab").is_dir():
+        pytest.skip(f"no real data in {root}: set INGEST_TEST_DATA")
+    return root / "nab"
