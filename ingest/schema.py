@@ -7,7 +7,7 @@ Driver errors pass through: the caller knows whether it is a sink or a command.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -60,7 +60,8 @@ select exists ({_UNIQUE_KEYS} and i.indexrelid = to_regclass(format('%I.%I', $1:
 _INDEXES = """
 select pg_get_indexdef(indexrelid) from pg_index where indrelid = to_regclass($1) order by 1"""
 
-Connection = asyncpg.Connection[Any]
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[Any]  # subscriptable in the stubs only
 
 
 async def apply(
