@@ -18,6 +18,7 @@ import asyncpg
 import pytest
 import uvloop
 
+from ingest import schema
 from ingest.postgres_embedded import EmbeddedPostgres
 
 REPOSITORY = Path(__file__).parent.parent
@@ -27,15 +28,6 @@ SERVER_SETTINGS = {
     "shared_buffers": "32MB",
     "max_connections": "60",
 }
-TABLE = """
-create table readings (
-    ts timestamptz not null,
-    device_id text collate "C" not null,
-    metric text collate "C" not null,
-    value double precision not null,
-    primary key (ts, device_id, metric, value)
-)
-"""
 
 
 def pytest_asyncio_loop_factories(
@@ -157,7 +149,7 @@ def readings_url(server: Server) -> Iterator[str]:
     """Give the URL of a fresh database that holds the table `readings`, empty."""
     if not server.template_made:
         server.run(lambda connection: connection.execute("create database readings_template"))
-        server.run(lambda connection: connection.execute(TABLE), "readings_template")
+        server.run(schema.apply, "readings_template")
         server.template_made = True
     name = server.create("readings_template")
     yield server.url_of(name)
