@@ -40,13 +40,15 @@ class Block:
     `items[i]` is the index in the post of row i, or None where they are the same.
     `ack` is told what became of the block, or None if nobody waits.
     `doubtful` is set once a write of it ended without a verdict: from then on only the
-    idempotent path may write it. `attempts` counts failed writes; `replayed` marks dead letters.
+    idempotent path may write it; `isolate` once it is known to hold a row that the database refuses
+    and cannot be cut any smaller. `attempts` counts failed writes; `replayed` marks dead letters.
     """
 
     __slots__ = (
         "ack",
         "attempts",
         "doubtful",
+        "isolate",
         "items",
         "newest_ts_us",
         "received_s",
@@ -76,6 +78,7 @@ class Block:
         self.items = items
         self.ack = ack
         self.doubtful = False
+        self.isolate = False
         self.attempts = 0
         self.replayed = replayed
 

@@ -163,6 +163,9 @@ class Sink(Protocol):
         passes through.
         """
 
+    def abort(self) -> None:
+        """Cut the line now; a call under way fails with WriteFailed(WAIT, doubtful)."""
+
     async def close(self) -> None:
         """Close politely, within a second."""
 

@@ -1,0 +1,334 @@
+"""The composition root: the only file that knows all parts, and their order at start and stop.
+
+Start: state folder, dead letters, listeners (they answer `starting`), database, writers, replay.
+Stop: no new posts, posts in flight, the buffer, what is left into dead letters, data port,
+database, admin port. Nothing that holds readings is ever cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from collections.abc import Callable, Coroutine
+from os import getpid
+from typing import Any
+
+from ingest import __version__, logs
+from ingest.admin import Admin
+from ingest.batch import BatchCap, Gatherer
+from ingest.breaker import Breaker
+from ingest.buffer_memory import MemoryBuffer
+from ingest.clock import monotonic_s, sleep_unless, unix_us
+from ingest.config import Settings, split_address, state_dir
+from ingest.connections import raise_open_files_limit
+from ingest.dead_letter import DeadLetterFolder
+from ingest.endpoint import Endpoint
+from ingest.errors import DeadLettersBroken, DeadLettersFull
+from ingest.gate import Gate
+from ingest.health import Health
+from ingest.metrics import Gauges, Metrics
+from ingest.ports import DRAINED, Outcome
+from ingest.postgres_embedded import EmbeddedPostgres
+from ingest.replay import Replayer
+from ingest.sink_postgres import SinkPostgres
+from ingest.statefolder import ServiceInfo, StateFolder
+from ingest.verdict import WriteFailed
+from ingest.writer import Writer, block_letters
+
+EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
+LEVELS = ("buffered",)  # what the memory buffer can give by itself
+HANDLERS_GRACE_S = 1.0
+
+
+async def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> int:
+    """Run the service until SIGTERM or SIGINT; return the process's exit code.
+
+    Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines
+    that a person at a terminal reads; everything else goes to the log.
+    """
+    logs.configure(settings.log_level)
+    raise_open_files_limit()
+    folder = StateFolder.open(state_dir(settings))
+    folder.lock()
+    try:
+        service = Service(settings, folder, announce)
+        return await service.run()
+    finally:
+        folder.unlock()
+
+
+class Service:
+    """One running service: its parts, its tasks, its stop."""
+
+    def __init__(
+        self, settings: Settings, folder: StateFolder, announce: Callable[[str], None]
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._announce = announce
+        self._log = logs.get_logger("service")
+        self._token = secrets.token_urlsafe(24)
+        self._stopping = asyncio.Event()  # drain
+        self._halted = asyncio.Event()  # drain no longer: what is left goes to the dead letters
+        self._broken = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.Task[None]] = []
+        self._sinks: list[SinkPostgres] = []
+        self._embedded: EmbeddedPostgres | None = None
+        self.metrics = Metrics(__version__)
+        self.buffer = MemoryBuffer(
+            rows_max=settings.buffer_rows_max,
+            bytes_max=settings.buffer_bytes_max,
+            put_wait_s_max=settings.put_wait_s_max,
+        )
+        self.gate = Gate(
+            wait_s_min=settings.wait_s_min,
+            wait_s_max=settings.wait_s_max,
+            hold_probe_s=settings.hold_probe_s,
+        )
+        self.breaker = Breaker(
+            window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
+        )
+        self.dead_letters = DeadLetterFolder(
+            folder.dead_letters,
+            bytes_max=settings.dlq_bytes_max,
+            segment_bytes=settings.dlq_segment_bytes,
+            keep_days=settings.dlq_keep_days,
+        )
+        self.health = Health(
+            settings=settings,
+            buffer=self.buffer.stats,
+            gate=self.gate,
+            free_bytes=folder.free_bytes,
+        )
+        self.endpoint = Endpoint(
+            settings=settings,
+            inlet=self.buffer,
+            dead_letters=self.dead_letters,
+            metrics=self.metrics,
+            admission=self.health,
+            database=self.gate,
+            levels=LEVELS,
+            health=self.health.readyz,
+        )
+        self.admin = Admin(
+            metrics=self.metrics,
+            health=self.health.readyz,
+            token=self._token,
+            release_hold=self._release_hold,
+        )
+        self.metrics.gauges = Gauges(
+            buffer=self.buffer.stats,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: self.gate.up and not self.health.starting,
+            hold_reason=lambda: self.gate.hold_reason,
+        )
+
+    async def run(self) -> int:
+        """Start, wait for a signal, stop; return the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            await self._start()
+            await self._stopping.wait()
+            return await self._stop()
+        finally:
+            await self._end()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stopping.is_set():
+            self._log.warning("hastened", signal=number.name)
+            self._halted.set()
+        else:
+            self._log.info("stopping", signal=number.name)
+            self._stopping.set()
+
+    # Start
+
+    async def _start(self) -> None:
+        settings = self._settings
+        await self.dead_letters.open()
+        listen = await self.endpoint.start(*split_address(settings.listen))
+        admin_listen = await self.admin.start(*split_address(settings.admin_listen))
+        self._spawn(self.health.run(self._stopping))
+        if settings.database_url:
+            url = settings.database_url
+        else:
+            self._embedded = EmbeddedPostgres(self._folder.postgres)
+            url = await self._embedded.start()
+        self._folder.publish(
+            ServiceInfo(
+                pid=getpid(),
+                version=__version__,
+                listen=listen,
+                admin_listen=admin_listen,
+                database_url=url,
+                token=self._token,
+                started_us=unix_us(),
+            )
+        )
+        self._sinks = [
+            SinkPostgres(url, settings, name=f"iot-ingest writer {number}")
+            for number in range(settings.writers)
+        ]
+        first_try = asyncio.Event()
+        self._spawn(self._open_database(first_try))
+        await first_try.wait()
+        self._say_hello(listen, admin_listen)
+
+    async def _open_database(self, first_try: asyncio.Event) -> None:
+        """Try until the schema has been checked (`starting` until then), then let writers loose."""
+        sink = self._sinks[0]
+        apply = self._settings.schema_apply
+        while not self._halted.is_set():
+            try:
+                await sink.prepare(apply_schema=apply)
+            except WriteFailed as failure:
+                if failure.reason != "schema":
+                    self.gate.failed(failure)
+                    first_try.set()
+                    await self.gate.pause(self._halted)
+                    continue
+                self.health.started()
+                self.gate.failed(failure)
+            else:
+                self.health.started()
+                self.gate.opened()
+            break
+        first_try.set()
+        self._start_writers()
+
+    def _start_writers(self) -> None:
+        settings = self._settings
+        cap = BatchCap(settings.batch_rows, settings.batch_rows_max)
+        gatherer = Gatherer(self.buffer, cap, linger_s=settings.batch_linger_s)
+        for sink in self._sinks:
+            writer = Writer(
+                settings=settings,
+                outlet=self.buffer,
+                gatherer=gatherer,
+                cap=cap,
+                sink=sink,
+                gate=self.gate,
+                breaker=self.breaker,
+                dead_letters=self.dead_letters,
+                metrics=self.metrics,
+                halted=self._halted,
+            )
+            self._writers.append(self._spawn(writer.run()))
+        if settings.dlq_auto_replay:
+            replayer = Replayer(
+                settings=settings,
+                folder=self.dead_letters,
+                inlet=self.buffer,
+                outlet_stats=self.buffer.stats,
+                metrics=self.metrics,
+                database_up=lambda: self.gate.is_open,
+            )
+            self._spawn(replayer.run(self._stopping))
+
+    def _say_hello(self, listen: str, admin_listen: str) -> None:
+        example = '{"device_id":"d1","metric":"temperature","value":21.5}'
+        self._announce(f"iot-ingest {__version__}, state in {self._folder.path}")
+        self._announce(
+            f"post readings: curl -H 'content-type: application/json' -d '{example}' "
+            f"http://{listen}/v1/readings"
+        )
+        self._announce(f"metrics:       http://{admin_listen}/metrics  (state: /readyz)")
+        if self._embedded is not None:
+            self._announce("database:      embedded; look with: ./run psql -c 'table readings'")
+        else:
+            self._announce("database:      the one of INGEST_DATABASE_URL")
+        if not self.gate.is_open:
+            self._announce(f"waiting for the database: {self.gate.message}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._root(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _root(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task of ours; a bug in it stops the service in order, loudly."""
+        try:
+            await work
+        except Exception:
+            self._log.critical("task_died", task=work.__qualname__, exc_info=True)
+            self._broken = True
+            self._stopping.set()
+
+    def _release_hold(self, dead_letter: bool) -> None:
+        """`ingest hold release`: try now; with `dead_letter`, set aside what the breaker stopped."""
+        self.breaker.release(dead_letter_rows=self.buffer.stats().rows if dead_letter else 0)
+        self.gate.nudge()
+
+    # Stop
+
+    async def _stop(self) -> int:
+        """Drain; return the exit code. Bounded by `drain_s_max` and the dead letters' disk."""
+        deadline_s = monotonic_s() + self._settings.drain_s_max
+        self.health.draining()
+        halt = asyncio.create_task(self._halt_at(deadline_s))
+        await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
+        self.buffer.shut_inlet()
+        if self._writers:
+            await asyncio.wait(self._writers)
+        halt.cancel()
+        self._halted.set()
+        await self._set_aside_rest()
+        await self.endpoint.close()
+        await self.dead_letters.close()
+        metrics = self.metrics
+        lost = max(0, metrics.imbalance)
+        self._announce(
+            f"drained: committed={metrics.committed + metrics.duplicate} "
+            f"dead_lettered={sum(metrics.dead_lettered.values())} "
+            f"held={metrics.held} lost={lost}"
+        )
+        if lost:
+            return EXIT_LOST
+        return EXIT_BROKEN if self._broken else EXIT_OK
+
+    async def _halt_at(self, deadline_s: float) -> None:
+        """At the deadline, or when hastened, stop the writers where they are."""
+        await sleep_unless(self._halted, deadline_s - monotonic_s())
+        self._halted.set()
+        self.buffer.shut_inlet()
+        for sink in self._sinks:
+            sink.abort()
+
+    async def _set_aside_rest(self) -> None:
+        """Dead-letter what memory still holds as `drained`; what that cannot take is dropped."""
+        while blocks := self.buffer.take(self._settings.batch_rows_max):
+            letters = [
+                letter
+                for block in blocks
+                for letter in block_letters(block, DRAINED, "", "the service stopped before it")
+            ]
+            try:
+                await self.dead_letters.append(letters)
+            except (DeadLettersFull, DeadLettersBroken) as error:
+                self.metrics.dropped += len(letters)
+                self._log.critical("readings_lost", rows=len(letters), why=str(error))
+            else:
+                self.metrics.readings_dead_lettered(DRAINED, len(letters))
+            self.buffer.settle(blocks)
+            for block in blocks:
+                if block.ack is not None and not block.ack.resolved:
+                    block.ack.resolve(Outcome(set_aside=True))
+
+    async def _end(self) -> None:
+        """Whatever happened: end all tasks, close what is open, leave no process behind."""
+        self._stopping.set()
+        self._halted.set()
+        self.buffer.shut_inlet()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+        await self.endpoint.close()
+        await self.dead_letters.close()
+        if self._embedded is not None:
+            await self._embedded.stop()
+        await self.admin.close()
+        self._folder.withdraw()

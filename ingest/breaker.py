@@ -1,0 +1,79 @@
+"""The breaker: many rows of many devices refused at once is a fault of ours or the operator's.
+
+Decided per batch, before any of it is dead-lettered: if more than `rows_max` of any
+`window_rows` consecutive rows would be isolated, and they come from more than one device in five of
+that window, writing goes on hold instead. Losing a constraint must not move a fleet into a file.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ingest.block import decode_rows
+from ingest.ports import BadRow
+from ingest.verdict import Verdict, WriteFailed
+
+
+class _Written(NamedTuple):
+    """One past write, still encoded: it is decoded only if a decision needs its devices."""
+
+    tuples: Sequence[bytes]
+    rows: int
+    bad: frozenset[int]
+
+
+class Breaker:
+    """Remembers the last `window_rows` rows that were written or isolated."""
+
+    def __init__(self, *, window_rows: int, rows_max: int) -> None:
+        self._window_rows = window_rows
+        self._rows_max = rows_max
+        self._past: deque[_Written] = deque()
+        self._past_rows = 0
+        self._pass_rows = 0
+
+    def written(self, tuples: Sequence[bytes], rows: int, bad: Iterable[int] = ()) -> None:
+        """Remember a write that committed; `bad` are its isolated rows. O(1) a write."""
+        self._past.append(_Written(tuples, rows, frozenset(bad)))
+        self._past_rows += rows
+        while self._past_rows - self._past[0].rows >= self._window_rows:
+            self._past_rows -= self._past.popleft().rows
+        self._pass_rows = max(0, self._pass_rows - rows)
+
+    def judge(self, tuples: Sequence[bytes], rows: int, bad: Sequence[BadRow]) -> None:
+        """Raise WriteFailed(HOLD, reason `breaker`) if these bad rows are too many to set aside."""
+        if self._pass_rows > 0:
+            return
+        writes = [*self._past, _Written(tuples, rows, frozenset(each.row for each in bad))]
+        if sum(len(write.bad) for write in writes) <= self._rows_max:
+            return
+        devices: list[str] = []
+        bad_at: list[int] = []
+        for write in writes:
+            start = len(devices)
+            bad_at += sorted(start + row for row in write.bad)
+            devices += [reading.device_id for part in write.tuples for reading in decode_rows(part)]
+        for last in range(self._rows_max, len(bad_at)):
+            first = last - self._rows_max
+            if bad_at[last] - bad_at[first] >= self._window_rows:
+                continue
+            end = min(len(devices), max(bad_at[last] + 1, bad_at[first] + self._window_rows))
+            start = max(0, end - self._window_rows)
+            seen = set(devices[start:end])
+            refused = {devices[at] for at in bad_at if start <= at < end}
+            if len(refused) * 5 > len(seen):
+                raise WriteFailed(
+                    Verdict.HOLD,
+                    f"more than {self._rows_max} of {self._window_rows} rows refused, from "
+                    f"{len(refused)} of {len(seen)} devices; the last: {bad[-1].message}",
+                    sqlstate=bad[-1].sqlstate,
+                    reason="breaker",
+                )
+
+    def release(self, *, dead_letter_rows: int = 0) -> None:
+        """Forget the past; let the next `dead_letter_rows` rows be isolated without a verdict."""
+        self._past.clear()
+        self._past_rows = 0
+        self._pass_rows = dead_letter_rows

@@ -1,0 +1,250 @@
+"""Hold accepted readings in memory until a writer has stored them.
+
+Promises: never more than `rows_max` readings and `bytes_max` bytes; first in, first out, for posts
+that wait for room as well; a post waits at most `put_wait_s_max`; nothing is lost when a wait is
+cancelled. Room comes free only when blocks are settled, so giving blocks back cannot overflow.
+Does not: survive the process, look inside a block, or know what becomes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from ingest.block import Block
+from ingest.clock import monotonic_s
+from ingest.errors import BufferFull, Stopping
+from ingest.ports import BufferStats
+
+RETRY_AFTER_S_MIN, RETRY_AFTER_S_MAX = 1.0, 30.0
+
+
+class MemoryBuffer:
+    """A bounded first-in-first-out buffer of blocks: ports.Inlet and ports.Outlet in one."""
+
+    def __init__(self, *, rows_max: int, bytes_max: int, put_wait_s_max: float) -> None:
+        self._rows_max = rows_max
+        self._bytes_max = bytes_max
+        self._put_wait_s_max = put_wait_s_max
+        self._blocks: deque[Block] = deque()
+        self._rows_waiting = 0  # in _blocks
+        self._rows_held = 0  # in _blocks or taken, not settled
+        self._rows_reserved = 0  # promised to a post, not put yet
+        self._bytes = 0  # held and reserved
+        self._bytes_queueing = 0  # of the posts in _queue
+        self._queue: deque[_Post] = deque()
+        self._takers: list[tuple[int, asyncio.Future[None]]] = []
+        self._taken_oldest: dict[int, float] = {}
+        self._shut = False
+
+    # The inlet
+
+    async def reserve(self, rows: int, size_bytes: int) -> _Room:
+        """Wait for room for one block of `rows` readings and `size_bytes` bytes.
+
+        Raises BufferFull after `put_wait_s_max`, or at once if the waiting posts' bytes are at the
+        bound too; Stopping once the buffer is shut.
+        """
+        if self._shut:
+            raise Stopping("the buffer is shut")
+        if not self._queue and self._fits(rows, size_bytes):
+            self._book(rows, size_bytes)
+            return _Room(self, rows, size_bytes)
+        queued_bytes = self._bytes + self._bytes_queueing + size_bytes
+        if queued_bytes > self._bytes_max or self._put_wait_s_max <= 0:
+            raise BufferFull(self._retry_after_s())
+        post = _Post(rows, size_bytes)
+        self._queue.append(post)
+        self._bytes_queueing += size_bytes
+        try:
+            async with asyncio.timeout(self._put_wait_s_max):
+                await post.granted
+        except TimeoutError:
+            self._leave(post)
+            if self._shut:
+                raise Stopping("the buffer is shut") from None
+            raise BufferFull(self._retry_after_s()) from None
+        except asyncio.CancelledError:
+            self._leave(post)
+            raise
+        return _Room(self, rows, size_bytes)
+
+    def _fits(self, rows: int, size_bytes: int) -> bool:
+        return (
+            self._rows_held + self._rows_reserved + rows <= self._rows_max
+            and self._bytes + size_bytes <= self._bytes_max
+        )
+
+    def _book(self, rows: int, size_bytes: int) -> None:
+        self._rows_reserved += rows
+        self._bytes += size_bytes
+
+    def _leave(self, post: _Post) -> None:
+        """Take back what a post that no longer waits had: its place, or room just granted."""
+        if post.granted.done() and not post.granted.cancelled():
+            if post.granted.exception() is None:
+                self._unbook(post.rows, post.size_bytes)
+            return
+        self._queue.remove(post)
+        self._bytes_queueing -= post.size_bytes
+        self._admit()  # it may have been the one that was too large for the room there is
+
+    def _unbook(self, rows: int, size_bytes: int) -> None:
+        self._rows_reserved -= rows
+        self._bytes -= size_bytes
+        self._admit()
+
+    def _admit(self) -> None:
+        """Grant room to the posts at the head of the queue; nobody overtakes."""
+        while self._queue:
+            post = self._queue[0]
+            if not self._fits(post.rows, post.size_bytes):
+                return
+            self._queue.popleft()
+            self._bytes_queueing -= post.size_bytes
+            self._book(post.rows, post.size_bytes)
+            post.granted.set_result(None)
+
+    def _put(self, block: Block, rows: int, size_bytes: int) -> None:
+        self._rows_reserved -= rows
+        self._bytes -= size_bytes - len(block.tuples)
+        self._blocks.append(block)
+        self._rows_held += block.rows
+        self._rows_waiting += block.rows
+        if self._takers:
+            self._wake_takers()
+        if self._queue:  # the block may be smaller than its reservation
+            self._admit()
+
+    def _retry_after_s(self) -> float:
+        """Half the age of what we hold: the longer the database is away, the later to come back."""
+        oldest_s = self.stats().oldest_received_s
+        age_s = monotonic_s() - oldest_s if oldest_s is not None else 0.0
+        return min(max(age_s / 2, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
+
+    # The outlet
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that may be taken now."""
+        return self._rows_waiting
+
+    @property
+    def shut(self) -> bool:
+        """Whether no block will ever come in any more."""
+        return self._shut
+
+    def first_received_s(self) -> float | None:
+        """Return the monotonic time at which the first waiting block was received."""
+        return self._blocks[0].received_s if self._blocks else None
+
+    async def wait_rows(self, rows: int) -> None:
+        """Wait until `rows` rows wait or the buffer is shut."""
+        if self._rows_waiting >= rows or self._shut:
+            return
+        taker = (rows, asyncio.get_running_loop().create_future())
+        self._takers.append(taker)
+        try:
+            await taker[1]
+        finally:
+            if taker in self._takers:
+                self._takers.remove(taker)
+
+    def _wake_takers(self) -> None:
+        for taker in self._takers[:]:
+            if self._rows_waiting >= taker[0] or self._shut:
+                self._takers.remove(taker)
+                if not taker[1].done():
+                    taker[1].set_result(None)
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+        taken: list[Block] = []
+        rows = 0
+        blocks = self._blocks
+        while blocks and (not taken or rows + blocks[0].rows <= rows_max):
+            block = blocks.popleft()
+            rows += block.rows
+            taken.append(block)
+        self._rows_waiting -= rows
+        if taken:
+            self._taken_oldest[id(taken[0])] = taken[0].received_s
+        return taken
+
+    def settle(self, blocks: Sequence[Block]) -> None:
+        """Forget blocks; their room comes free."""
+        for block in blocks:
+            self._rows_held -= block.rows
+            self._bytes -= len(block.tuples)
+            self._taken_oldest.pop(id(block), None)
+        self._admit()
+
+    def give_back(self, blocks: Sequence[Block]) -> None:
+        """Put blocks back to the front, in their order."""
+        for block in reversed(blocks):
+            self._blocks.appendleft(block)
+            self._rows_waiting += block.rows
+            self._taken_oldest.pop(id(block), None)
+        self._wake_takers()
+
+    def shut_inlet(self) -> None:
+        """Let nothing in any more: waiting posts get Stopping, takers get what is left."""
+        self._shut = True
+        while self._queue:
+            post = self._queue.popleft()
+            self._bytes_queueing -= post.size_bytes
+            if not post.granted.done():
+                post.granted.set_exception(Stopping("the buffer is shut"))
+        self._wake_takers()
+
+    def stats(self) -> BufferStats:
+        """Return what is held now; the oldest may be with a writer."""
+        oldest_s = min(self._taken_oldest.values(), default=None)
+        if self._blocks and (oldest_s is None or self._blocks[0].received_s < oldest_s):
+            oldest_s = self._blocks[0].received_s
+        return BufferStats(
+            rows=self._rows_held,
+            rows_max=self._rows_max,
+            size_bytes=self._bytes + self._bytes_queueing,
+            bytes_max=self._bytes_max,
+            rows_waiting=self._rows_waiting,
+            blocks_waiting=len(self._blocks),
+            posts_waiting=len(self._queue),
+            oldest_received_s=oldest_s,
+        )
+
+
+class _Post:
+    """A post that waits for room."""
+
+    __slots__ = ("granted", "rows", "size_bytes")
+
+    def __init__(self, rows: int, size_bytes: int) -> None:
+        self.rows = rows
+        self.size_bytes = size_bytes
+        self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class _Room:
+    """A reservation, used once: put, or release."""
+
+    __slots__ = ("_buffer", "_rows", "_size_bytes")
+
+    def __init__(self, buffer: MemoryBuffer, rows: int, size_bytes: int) -> None:
+        self._buffer: MemoryBuffer | None = buffer
+        self._rows = rows
+        self._size_bytes = size_bytes
+
+    def put(self, block: Block) -> None:
+        """Hand the block over; cannot fail."""
+        buffer, self._buffer = self._buffer, None
+        assert buffer is not None, "a reservation is used once"
+        assert block.rows <= self._rows and len(block.tuples) <= self._size_bytes, "too large"
+        buffer._put(block, self._rows, self._size_bytes)
+
+    def release(self) -> None:
+        """Give the room back; does nothing after put or a second time."""
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            buffer._unbook(self._rows, self._size_bytes)

@@ -1,0 +1,326 @@
+"""The loop of the second half: gather a batch, write it, tell its posts; or wait, retry, isolate.
+
+Promises: a block is settled only after the commit, or after the dead-letter fsync of all of it that
+did not commit; on every other way out it goes back to the front of the buffer, in order.
+A writer is stopped by flags, never by cancellation: the buffer's shut and empty, or `halted`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+from ingest.batch import Batch, BatchCap, Gatherer, halves
+from ingest.block import Block, decode_rows
+from ingest.breaker import Breaker
+from ingest.clock import monotonic_s, sleep_unless, unix_us
+from ingest.config import Settings
+from ingest.errors import DeadLettersBroken, DeadLettersFull
+from ingest.gate import Gate
+from ingest.logs import get_logger
+from ingest.metrics import Metrics
+from ingest.ports import (
+    EXHAUSTED,
+    REFUSED,
+    BadRow,
+    DeadLetters,
+    Letter,
+    Outcome,
+    Outlet,
+    Refusal,
+    Sink,
+    Stored,
+)
+from ingest.retry import backoff_s
+from ingest.verdict import Verdict, WriteFailed
+
+STORED = Outcome()
+RETRY_S_MIN = 0.1
+
+
+class Writer:
+    """One writer with a line to the database of its own. `run` ends when there is nothing left."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        outlet: Outlet,
+        gatherer: Gatherer,
+        cap: BatchCap,
+        sink: Sink,
+        gate: Gate,
+        breaker: Breaker,
+        dead_letters: DeadLetters,
+        metrics: Metrics,
+        halted: asyncio.Event,
+    ) -> None:
+        self._settings = settings
+        self._outlet = outlet
+        self._gatherer = gatherer
+        self._cap = cap
+        self._sink = sink
+        self._gate = gate
+        self._breaker = breaker
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._halted = halted
+        self._log = get_logger("writer")
+        self._unknown_tries_left = 0
+        self._in_hand: list[Block] = []  # taken and neither settled nor given back, in order
+
+    async def run(self) -> None:
+        """Write until the buffer is shut and empty, or `halted` is set. Raises nothing expected."""
+        try:
+            while not self._halted.is_set():
+                if not self._gate.is_open:
+                    await self._probe()
+                    if self._outlet.shut and self._outlet.rows_waiting == 0:
+                        return
+                    continue
+                batch = await self._gatherer.gather()
+                if batch is None:
+                    return
+                await self._deliver(batch)
+        finally:
+            self._give_back()
+            await self._sink.close()
+
+    # Probing, while the gate is not open
+
+    async def _probe(self) -> None:
+        """Wait, then try the server; on hold, with one batch. One writer at a time."""
+        gate = self._gate
+        async with gate.probing:
+            if gate.is_open:
+                return
+            await gate.pause(self._halted)
+            if self._halted.is_set():
+                return
+            try:
+                await self._sink.open()
+            except WriteFailed as failure:
+                self._failed(failure)
+                return
+            if gate.hold_reason is None or self._outlet.rows_waiting == 0:
+                gate.opened()
+                return
+            batch = await self._gatherer.gather()
+            if batch is not None and await self._deliver(batch, probing=True):
+                gate.opened()
+
+    def _failed(self, failure: WriteFailed) -> None:
+        verdict = Verdict.WAIT if failure.verdict is Verdict.WAIT else Verdict.HOLD
+        self._metrics.retries[verdict.value] += 1
+        self._gate.failed(failure)
+
+    # Delivering one batch
+
+    async def _deliver(self, batch: Batch, *, probing: bool = False) -> bool:
+        """See a batch through, in pieces if need be. False: what is left went back (gate shut)."""
+        self._in_hand = list(batch.blocks)
+        if not self._gate.is_open and not probing:
+            self._give_back()  # another writer met trouble while this one gathered
+            return False
+        self._metrics.batch_gathered(batch.trigger, batch.rows)
+        self._unknown_tries_left = 0 if probing else self._settings.unknown_tries_max - 1
+        pieces = [batch.blocks]
+        while pieces and not self._halted.is_set():
+            piece = pieces.pop()
+            try:
+                await self._write(piece)
+            except WriteFailed as failure:
+                try:
+                    pieces += await self._pieces_after(failure, piece)
+                except WriteFailed as final:
+                    self._failed(final)
+                    break
+        done = not self._in_hand
+        self._give_back()
+        return done
+
+    async def _write(self, piece: list[Block]) -> None:
+        """Write one piece and settle it. Isolates row by row if it cannot be cut any more."""
+        sink = self._sink
+        rows = sum(block.rows for block in piece)
+        tuples = [block.tuples for block in piece]
+        began_s = monotonic_s()
+        if not piece[0].isolate:
+            idempotent = any(block.doubtful for block in piece)
+            stored = await sink.write(tuples, rows, idempotent=idempotent)
+            self._breaker.written(tuples, rows)
+            self._cap.grow()
+            self._settle(piece, stored, began_s)
+            return
+        bad: list[BadRow] = []
+
+        async def set_aside(refused: list[BadRow]) -> None:
+            self._breaker.judge(tuples, rows, refused)
+            await self._append(_refusal_letters(piece, refused))
+            bad[:] = refused
+
+        stored = await sink.write_isolating(tuples, rows, set_aside)
+        self._breaker.written(tuples, rows, [each.row for each in bad])
+        self._settle(piece, stored, began_s, bad)
+
+    async def _append(self, letters: Sequence[Letter]) -> None:
+        """Dead-letter, or hold: what can be neither stored nor set aside stays where it is."""
+        try:
+            await self._dead_letters.append(letters)
+        except DeadLettersFull as error:
+            raise WriteFailed(Verdict.HOLD, str(error), reason="dead_letters_full") from error
+        except DeadLettersBroken as error:
+            raise WriteFailed(Verdict.HOLD, str(error), reason="dead_letters_broken") from error
+
+    # After a failed write: what to try next, or WriteFailed again if nothing may be tried now
+
+    async def _pieces_after(self, failure: WriteFailed, piece: list[Block]) -> list[list[Block]]:
+        if failure.doubtful:
+            for block in piece:
+                block.doubtful = True
+        verdict = failure.verdict
+        if verdict is Verdict.UNKNOWN and self._unknown_tries_left > 0:
+            self._unknown_tries_left -= 1
+            verdict = Verdict.RETRY
+        if verdict is Verdict.ISOLATE and not piece[0].isolate:
+            self._metrics.retries[verdict.value] += 1
+            return self._cut(piece)
+        if verdict is Verdict.RETRY:
+            self._metrics.retries[verdict.value] += 1
+            return await self._retried(piece, failure)
+        raise failure
+
+    def _cut(self, piece: list[Block]) -> list[list[Block]]:
+        """Halve a piece that holds a bad row; a small one is written again row by row."""
+        rows = sum(block.rows for block in piece)
+        self._cap.shrink(rows)
+        if len(piece) > 1 and rows > self._cap.rows_min:
+            first, second = halves(piece)
+            return [second, first]
+        for block in piece:
+            block.isolate = True
+        return [piece]
+
+    async def _retried(self, piece: list[Block], failure: WriteFailed) -> list[list[Block]]:
+        """Back off; return what to try again. Blocks that failed too often are set aside."""
+        rows = sum(block.rows for block in piece)
+        self._log.warning(
+            "write_failed",
+            sqlstate=failure.sqlstate,
+            message=failure.message,
+            rows=rows,
+            attempt=piece[0].attempts + 1,
+        )
+        for block in piece:
+            block.attempts += 1
+            block.doubtful = True  # a time-out is not "not written": only the key makes it safe
+        self._cap.shrink(rows)
+        exhausted = [each for each in piece if each.attempts > self._settings.retries_max]
+        if exhausted:
+            await self._exhaust(exhausted, failure)
+            piece = [each for each in piece if each.attempts <= self._settings.retries_max]
+        if not piece:
+            return []
+        attempt = min(block.attempts for block in piece) - 1
+        pause_s = backoff_s(attempt, first_s=RETRY_S_MIN, cap_s=self._settings.retry_s_max)
+        await sleep_unless(self._halted, pause_s)
+        if len(piece) > 1 and rows > self._cap.rows_min:
+            first, second = halves(piece)
+            return [second, first]
+        return [piece]
+
+    async def _exhaust(self, blocks: list[Block], failure: WriteFailed) -> None:
+        """Set whole blocks aside for the auto-replay. Raises WriteFailed(HOLD) if that fails."""
+        letters = [
+            letter
+            for block in blocks
+            for letter in block_letters(block, EXHAUSTED, failure.sqlstate or "", failure.message)
+        ]
+        await self._append(letters)
+        self._metrics.readings_dead_lettered(EXHAUSTED, len(letters))
+        self._release(blocks)
+        for block in blocks:
+            if block.ack is not None:
+                block.ack.resolve(Outcome(set_aside=True))
+
+    # Ends
+
+    def _settle(
+        self, piece: list[Block], stored: Stored, began_s: float, bad: Sequence[BadRow] = ()
+    ) -> None:
+        """Everything of this piece is in the table or the dead-letter queue: count and tell."""
+        now_s = monotonic_s()
+        now_us = unix_us()
+        metrics = self._metrics
+        metrics.batch_stored(self._sink.method, now_s - began_s, stored.committed, stored.duplicate)
+        metrics.readings_dead_lettered(REFUSED, len(bad))
+        self._release(piece)
+        refusals = _refusals_by_block(piece, bad) if bad else {}
+        commit, lag = metrics.commit_s.observe, metrics.lag_s.observe
+        for index, block in enumerate(piece):
+            commit(now_s - block.received_s)
+            lag((now_us - block.newest_ts_us) / 1e6)
+            if block.ack is not None:
+                refused = refusals.get(index)
+                block.ack.resolve(Outcome(tuple(refused)) if refused else STORED)
+
+    def _release(self, blocks: list[Block]) -> None:
+        self._outlet.settle(blocks)
+        if len(blocks) == len(self._in_hand):
+            self._in_hand = []
+        else:
+            gone = {id(block) for block in blocks}
+            self._in_hand = [block for block in self._in_hand if id(block) not in gone]
+
+    def _give_back(self) -> None:
+        blocks, self._in_hand = self._in_hand, []
+        if blocks:
+            self._outlet.give_back(blocks)
+
+
+def _refusals_by_block(piece: list[Block], bad: Sequence[BadRow]) -> dict[int, list[Refusal]]:
+    ends = list(accumulate(block.rows for block in piece))
+    found: dict[int, list[Refusal]] = {}
+    for each in bad:
+        index = bisect_right(ends, each.row)
+        row = each.row - (ends[index - 1] if index else 0)
+        found.setdefault(index, []).append(Refusal(row, each.sqlstate, each.message))
+    return found
+
+
+def _refusal_letters(piece: list[Block], bad: Sequence[BadRow]) -> list[Letter]:
+    letters: list[Letter] = []
+    for index, refusals in _refusals_by_block(piece, bad).items():
+        block = piece[index]
+        readings = list(decode_rows(block.tuples))
+        letters += [
+            Letter(
+                REFUSED,
+                refusal.sqlstate,
+                refusal.message,
+                block.received_us,
+                readings[refusal.row],
+                item=block.items[refusal.row] if block.items else refusal.row,
+                attempts=block.attempts + 1,
+            )
+            for refusal in refusals
+        ]
+    return letters
+
+
+def block_letters(block: Block, reason: str, code: str, message: str) -> list[Letter]:
+    """Return one dead letter for each reading of a block that is set aside as a whole."""
+    return [
+        Letter(
+            reason,
+            code,
+            message,
+            block.received_us,
+            reading,
+            item=block.items[row] if block.items else row,
+            attempts=block.attempts,
+        )
+        for row, reading in enumerate(decode_rows(block.tuples))
+    ]
