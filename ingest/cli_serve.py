@@ -1,0 +1,23 @@
+"""`ingest serve`: the service, on uvloop, until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+
+from ingest.config import Loaded
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+    """Add nothing: every setting is a flag already."""
+
+
+def run(_args: argparse.Namespace, loaded: Loaded) -> int:
+    """Serve; return 0 once all is safe, 3 if readings were lost."""
+    import asyncio  # noqa: PLC0415
+
+    import uvloop  # noqa: PLC0415
+
+    from ingest.app import serve  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(loaded.settings))
