@@ -260,7 +260,7 @@ class Service:
             self._stopping.set()
 
     def _release_hold(self, dead_letter: bool) -> None:
-        """`ingest hold release`: try now; with `dead_letter`, set aside what the breaker stopped."""
+        """Try now; with `dead_letter`, what the breaker stopped may be set aside."""
         self.breaker.release(dead_letter_rows=self.buffer.stats().rows if dead_letter else 0)
         self.gate.nudge()
 

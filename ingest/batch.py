@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
 
 class BatchCap:
-    """How many rows a batch may have now, between `rows_min` and `rows_max`; all writers share it."""
+    """How many rows a batch may have now, `rows_min` to `rows_max`; all writers share it."""
 
     def __init__(self, rows_min: int, rows_max: int) -> None:
         self.rows_min = rows_min

@@ -240,7 +240,8 @@ class _Room:
         """Hand the block over; cannot fail."""
         buffer, self._buffer = self._buffer, None
         assert buffer is not None, "a reservation is used once"
-        assert block.rows <= self._rows and len(block.tuples) <= self._size_bytes, "too large"
+        assert block.rows <= self._rows, "more rows than reserved"
+        assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
         buffer._put(block, self._rows, self._size_bytes)
 
     def release(self) -> None:
