@@ -1,0 +1,153 @@
+"""The state folder: who uses it (a lock), where its parts lie, how other commands find a service.
+
+`service.json` is for the owner only: it holds the token of the running service. It is believed
+only while the lock is held, so a killed service leaves no false trace.
+All calls are small file work and block for a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from ingest.errors import StartError
+
+
+class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running service tells the other commands of this machine; `started_us` is Unix time.
+
+    `listen` and `admin_listen` are the addresses really bound; `token` opens the admin actions.
+    """
+
+    pid: int
+    version: str
+    listen: str
+    admin_listen: str
+    database_url: str
+    token: str
+    started_us: int
+
+
+class StateFolder:
+    """A state folder that can be written to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_fd: int | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> StateFolder:
+        """Create the folder if it is missing. Raises StartError if it cannot be written to."""
+        path = path.expanduser().absolute()
+        try:
+            # As root, the database's unprivileged user must be able to pass: 0755, whatever umask.
+            for missing in reversed([each for each in (path, *path.parents) if not each.exists()]):
+                missing.mkdir(exist_ok=True)
+                missing.chmod(0o755)
+            folder = cls(path)
+            folder.dead_letters.mkdir(mode=0o700, exist_ok=True)
+            os.close(os.open(folder._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StartError(
+                f"cannot write to the state folder {path}: {error.strerror} ({error.filename}); "
+                "choose another with --state-dir or INGEST_STATE_DIR"
+            ) from error
+        return folder
+
+    @property
+    def dead_letters(self) -> Path:
+        """The folder of the dead-letter files (0700)."""
+        return self.path / "dead-letters"
+
+    @property
+    def postgres(self) -> Path:
+        """The folder of the embedded database."""
+        return self.path / "postgres"
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def _service_path(self) -> Path:
+        return self.path / "service.json"
+
+    def lock(self) -> None:
+        """Take the folder for this process. Raises StartError that names who has it."""
+        assert self._lock_fd is None, "locked once, until unlocked"
+        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
+            os.close(fd)
+            raise StartError(
+                f"a service (pid {holder or 'unknown'}) already uses the state folder {self.path}: "
+                "stop it, or choose another folder with --state-dir"
+            ) from error
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._lock_fd = fd
+
+    def unlock(self) -> None:
+        """Give the folder free."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def publish(self, info: ServiceInfo) -> None:
+        """Tell other commands of this user where the service is. Needs the lock."""
+        assert self._lock_fd is not None, "only who holds the lock is the service"
+        new = self.path / "service.json.new"
+        new.unlink(missing_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.encode(info))
+        new.replace(self._service_path)
+
+    def withdraw(self) -> None:
+        """Take back what was published."""
+        self._service_path.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """Return the free space of the folder's file system for us. Raises OSError."""
+        return shutil.disk_usage(self.path).free
+
+
+def running_service(path: Path) -> ServiceInfo | None:
+    """Return what the service running on this state folder published; None if there is none.
+
+    Raises StartError if a service runs there whose notes we may not read.
+    """
+    folder = StateFolder(path.expanduser().absolute())
+    try:
+        if not _is_locked(folder._lock_path):
+            return None
+        text = folder._service_path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise StartError(
+            f"may not read {error.filename}: use the user the service runs as, or another "
+            "--state-dir"
+        ) from error
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.json.decode(text, type=ServiceInfo)
+    return None
+
+
+def _is_locked(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # shared: two commands that look at the same time do not see each other
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
