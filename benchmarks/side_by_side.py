@@ -73,8 +73,11 @@ def wrk(script: str, port: int, seconds: float, first_us: int) -> dict[str, floa
     """Drive one port; return requests a second, refused answers, and wrk's own CPU share."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     out = subprocess.run(
-        ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency", "-s", str(HERE / script)]
-        + [f"http://127.0.0.1:{port}/v1/readings", "--", str(first_us)],
+        [
+            *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency"),
+            *("-s", str(HERE / script), f"http://127.0.0.1:{port}/v1/readings"),
+            *("--", str(first_us)),
+        ],
         check=True,
         capture_output=True,
         text=True,
@@ -84,7 +87,9 @@ def wrk(script: str, port: int, seconds: float, first_us: int) -> dict[str, floa
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
     total = re.search(r"(\d+) requests in", out)
     p99 = re.search(r"99%\s+([\d.]+)(us|ms|s)", out)
-    assert rate and total and p99, out
+    assert rate is not None, out
+    assert total is not None, out
+    assert p99 is not None, out
     scale = {"us": 1e-3, "ms": 1.0, "s": 1e3}[p99[2]]
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
