@@ -1,0 +1,243 @@
+"""`ingest doctor`: look at the machine, the state folder, the ports and the database.
+
+Every finding is `ok`, `warn` (it runs, but) or `FAIL` (it will not run, or not keep its promises),
+with what to do about it. Changes nothing but the state folder, which it makes where it is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingest import __version__
+from ingest.cli_doctor_database import FAIL, OK, WARN, Check, database_checks
+from ingest.config import Loaded, Settings, split_address, state_dir
+from ingest.config_values import shown
+from ingest.errors import StartError
+
+if TYPE_CHECKING:
+    from ingest.statefolder import ServiceInfo
+
+LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
+FILES_BESIDE_CONNECTIONS = 100  # database, dead letters, logs, libraries
+_VOLATILE = {"tmpfs", "ramfs"}
+_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+    """Add the form of the output."""
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Print the findings; return 1 if one of them is FAIL, else 0."""
+    import asyncio  # noqa: PLC0415
+
+    settings = loaded.settings
+    checks = [*machine_checks(settings), *folder_checks(settings)]
+    if not any(each.name == "state folder" and each.state == FAIL for each in checks):
+        service = _service(settings)
+        checks += [*port_checks(settings, service), dead_letters_check(settings)]
+    else:
+        service = None
+    checks += asyncio.run(_database(settings, service))
+    if args.json:
+        print(json.dumps([each._asdict() for each in checks], indent=2))
+    else:
+        width = max(len(each.name) for each in checks)
+        for each in checks:
+            print(f"{each.state:<4}  {each.name:<{width}}  {each.detail}")
+    return 1 if any(each.state == FAIL for each in checks) else 0
+
+
+def machine_checks(settings: Settings) -> Iterator[Check]:
+    """Look at Python, the libraries and the limits of the process."""
+    python = f"Python {platform.python_version()}, iot-ingest {__version__}"
+    yield Check("python", OK, f"{python}, {platform.system()} {platform.machine()}")
+    yield _libraries()
+    yield _c_parsers()
+    yield _open_files(settings)
+
+
+def _libraries() -> Check:
+    versions, missing = list[str](), list[str]()
+    for name in LIBRARIES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check("libraries", FAIL, f"missing: {', '.join(missing)}; install the project anew")
+    return Check("libraries", OK, ", ".join(versions))
+
+
+def _c_parsers() -> Check:
+    slow = [
+        name
+        for name in ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
+        if not _loads(name)
+    ]
+    if slow:
+        return Check(
+            "fast parts", WARN, f"not compiled here: {', '.join(slow)}; posts take several times"
+        )
+    return Check("fast parts", OK, "compiled HTTP parser, event loop and JSON decoder")
+
+
+def _loads(name: str) -> bool:
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _open_files(settings: Settings) -> Check:
+    import resource  # noqa: PLC0415
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    needed = settings.connections_max + FILES_BESIDE_CONNECTIONS
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        return Check(
+            "open files",
+            WARN,
+            f"the hard limit is {hard:,}, connections_max wants {needed:,}; raise it (ulimit -Hn, "
+            "LimitNOFILE) or lower connections_max",
+        )
+    return Check("open files", OK, "no limit" if hard < 0 else f"hard limit {hard:,}")
+
+
+def folder_checks(settings: Settings) -> Iterator[Check]:
+    """Look at the state folder: usable, on which file system, how much room."""
+    from ingest.statefolder import StateFolder  # noqa: PLC0415
+
+    path = state_dir(settings)
+    try:
+        StateFolder.open(path)
+    except StartError as error:
+        yield Check("state folder", FAIL, str(error))
+        return
+    yield Check("state folder", OK, str(path))
+    kind = filesystem_of(path)
+    if kind in _VOLATILE:
+        yield Check("file system", WARN, f"{kind} forgets all at a restart; choose --state-dir")
+    elif kind in _REMOTE:
+        yield Check("file system", WARN, f"{kind}: locks and fsync may not hold; use a local disk")
+    else:
+        yield Check("file system", OK, kind or "unknown")
+    yield _room(path, settings)
+
+
+def filesystem_of(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """Return the type of the file system that holds `path`, or an empty string."""
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, kind = "", ""
+    for line in lines:
+        _, mounted, found, *_ = line.split(" ")
+        folder = mounted.replace("\\040", " ")
+        if path.resolve().is_relative_to(folder) and len(folder) >= len(best):
+            best, kind = folder, found
+    return kind
+
+
+def _room(path: Path, settings: Settings) -> Check:
+    free = shutil.disk_usage(path).free
+    said = f"{free / 2**30:,.1f} GiB free"
+    least, wanted = settings.disk_free_bytes_min, settings.dlq_bytes_max
+    if free < least:
+        return Check(
+            "free space",
+            FAIL,
+            f"{said}, less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
+            "posts are refused; make room",
+        )
+    if free < wanted:
+        return Check(
+            "free space",
+            WARN,
+            f"{said}, less than dlq_bytes_max ({shown('dlq_bytes_max', wanted)})",
+        )
+    return Check("free space", OK, said)
+
+
+def _service(settings: Settings) -> ServiceInfo | None:
+    from ingest.statefolder import running_service  # noqa: PLC0415
+
+    return running_service(state_dir(settings))
+
+
+def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Check]:
+    """Look whether a service runs here, else whether its two ports are free."""
+    if service is not None:
+        yield Check(
+            "service",
+            OK,
+            f"runs: pid {service.pid}, version {service.version}, http://{service.listen}, "
+            f"admin http://{service.admin_listen}",
+        )
+        return
+    for name in ("listen", "admin_listen"):
+        address = getattr(settings, name)
+        reason = _bind_fault(*split_address(address))
+        if reason is None:
+            yield Check(name, OK, f"{address} is free")
+        else:
+            flag = "--" + name.replace("_", "-")
+            yield Check(name, FAIL, f"{address}: {reason}; choose another with {flag} HOST:PORT")
+
+
+def _bind_fault(host: str, port: int) -> str | None:
+    import socket  # noqa: PLC0415
+
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def dead_letters_check(settings: Settings) -> Check:
+    """Count the dead letters that wait for somebody."""
+    from ingest.dead_letter_files import segments  # noqa: PLC0415
+    from ingest.dead_letter_reader import Damage, undone_lines  # noqa: PLC0415
+    from ingest.statefolder import StateFolder  # noqa: PLC0415
+
+    folder = StateFolder.open(state_dir(settings)).dead_letters
+    damage = Damage()
+    live = sum(1 for each in segments(folder) for _ in undone_lines(each, damage=damage))
+    if damage:
+        return Check(
+            "dead letters",
+            WARN,
+            f"{live:,} live; skipped {damage.torn} torn and {damage.altered} altered lines, "
+            f"{len(damage.unreadable)} files; `ingest dlq stats` tells more",
+        )
+    if live:
+        return Check("dead letters", WARN, f"{live:,} live; see `ingest dlq list`")
+    return Check("dead letters", OK, "none")
+
+
+async def _database(settings: Settings, service: ServiceInfo | None) -> list[Check]:
+    from ingest.cli_database import connection, database, told_plainly  # noqa: PLC0415
+
+    try:
+        async with database(settings) as url, connection(settings, url) as opened:
+            with told_plainly(url):
+                found = await database_checks(opened, settings, service_runs=service is not None)
+    except StartError as error:
+        return [Check("database", FAIL, f"{error}; start it, or mend INGEST_DATABASE_URL")]
+    kind = "configured" if settings.database_url else "embedded"
+    return [Check("database", OK, f"answers ({kind})"), *found]
