@@ -8,7 +8,6 @@ Promises: an expected failure is one sentence on stderr and exit 2, never a trac
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -19,7 +18,7 @@ from typing import NoReturn
 from ingest import __version__
 from ingest.config import Loaded, Settings, load
 from ingest.config_text import groups, help_text, metavar
-from ingest.config_values import flag_name
+from ingest.config_values import flag_name, nearest
 from ingest.errors import IngestError
 
 WORDS: dict[str, str] = {
@@ -151,7 +150,7 @@ def _run(words: list[str]) -> int:
     parser = build_parser(word)
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        raise IngestError(f"there is no argument {unknown[0]}{_nearest_flag(unknown[0])}")
+        raise IngestError(f"there is no argument {unknown[0]}{_meant(unknown[0])}")
     args.psql_arguments = theirs
     loaded = load_settings(args, os.environ)
     code: int = importlib.import_module(f"ingest.cli_{args.word}").run(args, loaded)
@@ -159,10 +158,9 @@ def _run(words: list[str]) -> int:
     return code
 
 
-def _nearest_flag(given: str) -> str:
-    known = [flag_name(name) for name in Settings.__dataclass_fields__]
-    near = difflib.get_close_matches(given.partition("=")[0], known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+def _meant(given: str) -> str:
+    name = given.partition("=")[0].removeprefix("--").replace("-", "_")
+    return nearest(name, Settings.__dataclass_fields__, flag_name) if given.startswith("--") else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,3 +176,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read us has gone; the interpreter's last flush must not complain about it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_PIPE
+    except OSError as error:
+        print(f"ingest: {error}", file=sys.stderr)
+        return _EXIT_WRONG

@@ -11,8 +11,8 @@ from typing import Any
 
 from ingest.config import Loaded, Settings, secret_names, state_dir
 from ingest.config_text import bounds_text, env_example, groups, toml_example
-from ingest.config_values import mask_url, shown
-from ingest.errors import StartError
+from ingest.config_values import mask_url, nearest, shown
+from ingest.errors import ConfigError, StartError
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
         "--print",
         metavar="NAME",
         dest="only",
-        choices=[each.name for each in fields(Settings)],
         help="one value alone; database_url: the configured one, else the running service's",
     )
     how.add_argument("--toml", action="store_true", help="an example TOML file")
@@ -43,6 +42,9 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 def _one_value(name: str, settings: Settings) -> str:
+    known = [each.name for each in fields(Settings)]
+    if name not in known:
+        raise ConfigError(f"there is no setting {name!r}{nearest(name, known)}")
     value = getattr(settings, name)
     if name == "state_dir":
         return str(state_dir(settings))

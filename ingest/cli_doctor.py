@@ -212,18 +212,18 @@ def _bind_fault(host: str, port: int) -> str | None:
 def dead_letters_check(settings: Settings) -> Check:
     """Count the dead letters that wait for somebody."""
     from ingest.dead_letter_files import segments  # noqa: PLC0415
-    from ingest.dead_letter_reader import Damage, undone_lines  # noqa: PLC0415
+    from ingest.dead_letter_reader import Tally, undone_lines  # noqa: PLC0415
     from ingest.statefolder import StateFolder  # noqa: PLC0415
 
     folder = StateFolder.open(state_dir(settings)).dead_letters
-    damage = Damage()
-    live = sum(1 for each in segments(folder) for _ in undone_lines(each, damage=damage))
-    if damage:
+    tally = Tally()
+    live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
+    if tally.damaged:
         return Check(
             "dead letters",
             WARN,
-            f"{live:,} live; skipped {damage.torn} torn and {damage.altered} altered lines, "
-            f"{len(damage.unreadable)} files; `ingest dlq stats` tells more",
+            f"{live:,} live; skipped {tally.torn} torn and {tally.altered} altered lines, "
+            f"{len(tally.unreadable)} files; `ingest dlq stats` tells more",
         )
     if live:
         return Check("dead letters", WARN, f"{live:,} live; see `ingest dlq list`")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -25,6 +25,7 @@ from ingest.config_values import (
     checked,
     env_name,
     flag_name,
+    nearest,
     setting,
     shown,
 )
@@ -175,14 +176,16 @@ def load(
     if toml_path is not None:
         for name, value in _read_toml(toml_path).items():
             if name not in known:
-                raise ConfigError(f"{toml_path}: there is no setting {name!r}{_nearest(name)}")
+                raise ConfigError(
+                    f"{toml_path}: there is no setting {name!r}{nearest(name, known)}"
+                )
             raw[name] = (value, str(toml_path))
     for variable, text in environ.items():
         if not variable.startswith(ENV_PREFIX) or not text or _NOT_OURS.fullmatch(variable):
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name not in known or variable != env_name(name):
-            near = _nearest(name, env_name)
+            near = nearest(name, known, env_name)
             raise ConfigError(f"the environment has {variable}, which is no setting{near}")
         raw[name] = (text, variable)
     for name, value in (flags or {}).items():
@@ -214,13 +217,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # syntax, encoding, a number of 5,000 digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
-
-
-def _nearest(name: str, spell: Callable[[str], str] = str) -> str:
-    import difflib  # noqa: PLC0415  only on the way to an error message
-
-    near = difflib.get_close_matches(name, [each.name for each in fields(Settings)], 1)
-    return f"; did you mean {spell(near[0])}?" if near else ""
 
 
 def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:

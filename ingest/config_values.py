@@ -6,6 +6,7 @@ Holds nothing about particular settings (config does), and knows the unit of a s
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import Field, field
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -106,6 +107,14 @@ def env_name(name: str) -> str:
 def flag_name(name: str) -> str:
     """Return the flag that sets `name`."""
     return "--" + name.replace("_", "-")
+
+
+def nearest(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    """Return `; did you mean ..?` for a misspelt setting, or nothing; `spell` writes the name."""
+    import difflib  # noqa: PLC0415  only on the way to an error message
+
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {spell(near[0])}?" if near else ""
 
 
 _UNITS = (
