@@ -243,6 +243,12 @@ class Service:
                     return samples
                 await asyncio.sleep(0.05)
 
+    async def wait_sample(self, name: str, value: float, within_s: float = 30) -> None:
+        """Wait until a sample of /metrics has this value."""
+        async with asyncio.timeout(within_s):
+            while (await self.metrics()).get(name) != value:
+                await asyncio.sleep(0.05)
+
     async def query(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         """Run SQL in the service's database, as the service's role."""
         connection = await asyncpg.connect(self.info.database_url)

@@ -1,0 +1,115 @@
+"""A PostgreSQL that a test kills, freezes and changes while the service writes to it.
+
+It listens on a TCP port of the loopback and is durable, like an operator's own. The role `fleet`
+owns the database `fleet` and must give a password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import asyncpg
+
+from ingest import postgres_data
+from ingest.postgres_binaries import clean_environment, command
+
+PASSWORD = "first"
+START_S_MAX = 30.0
+
+
+class Database:
+    """One server. `async with Database(folder, port) as database:`."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._folder = folder
+        self._port = port
+        self._home: postgres_data.Home | None = None
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL for the service: role `fleet`, with its first password."""
+        return f"postgresql://fleet:{PASSWORD}@127.0.0.1:{self._port}/fleet"
+
+    async def __aenter__(self) -> Self:
+        self._home = postgres_data.prepare(self._folder)
+        await postgres_data.make_data(self._home)
+        rules = "host all fleet 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
+        (self._home.data / "pg_hba.conf").write_text(rules)
+        await self.start()
+        await self.run(f"create role fleet login password '{PASSWORD}'", database="postgres")
+        await self.run("create database fleet owner fleet", database="postgres")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.thaw()
+        await self.kill()
+
+    async def start(self) -> None:
+        """Start it and wait until it answers."""
+        assert self._home is not None, "enter it first"
+        arguments = ["-D", str(self._home.data), "-h", "127.0.0.1", "-p", str(self._port)]
+        arguments += ["-k", str(self._home.sockets), "-c", "shared_buffers=64MB"]
+        arguments += ["-c", "max_connections=30", "-c", "max_wal_size=1GB"]
+        with self._home.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *command(self._home.user, self._home.binaries / "postgres", *arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=clean_environment(),
+            )
+        async with asyncio.timeout(START_S_MAX):
+            while True:
+                with contextlib.suppress(OSError, asyncpg.CannotConnectNowError):
+                    await self.run("select 1", database="postgres")
+                    return
+                await asyncio.sleep(0.05)
+
+    async def kill(self) -> None:
+        """Stop it at once, as by `pg_ctl stop -m immediate`: the next start is a recovery."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGQUIT)
+            await self._process.wait()
+
+    async def freeze(self) -> None:
+        """Stop every process of the server where it stands."""
+        await self._signal_all(signal.SIGSTOP)
+
+    async def thaw(self) -> None:
+        """Let every process of the server go on."""
+        await self._signal_all(signal.SIGCONT)
+
+    async def _signal_all(self, number: int) -> None:
+        if self._process is None or self._process.returncode is not None:
+            return
+        parent = self._process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        for pid in (*map(int, children), parent):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    async def run(self, sql: str, *, database: str = "fleet") -> list[asyncpg.Record]:
+        """Run SQL as the superuser; several statements are one transaction and return nothing."""
+        line = await asyncpg.connect(
+            f"postgresql://postgres@127.0.0.1:{self._port}/{database}", timeout=5
+        )
+        try:
+            if ";" in sql:
+                await line.execute(sql)
+                return []
+            rows: list[Any] = await line.fetch(sql)
+            return rows
+        finally:
+            await line.close()

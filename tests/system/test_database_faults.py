@@ -1,0 +1,199 @@
+"""The database goes away, freezes, or is changed under load: nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.database import Database
+from tests.system.fleet import TABLE_SQL, Fleet, check_table
+from tests.system.service import Service
+
+QUICK: dict[str, Any] = {
+    "wait_s_max": 0.5,
+    "hold_probe_s": 0.3,
+    "schema_check_s": 0.3,
+    "put_wait_s_max": 0.2,
+}
+
+
+async def _check_end(service: Service, database: Database, fleet: Fleet) -> dict[str, float]:
+    """All is quiet: the law holds, nothing was dropped or dead-lettered, the table is right."""
+    samples = await service.wait_quiet(within_s=60)
+    assert samples["ingest_ledger_imbalance_rows"] == 0
+    assert samples["ingest_readings_dropped_total"] == 0
+    assert samples["ingest_dlq_readings"] == 0
+    check_table(fleet, await database.run(TABLE_SQL))
+    return samples
+
+
+async def _kill_often(
+    folder: Path, port: int, *, times: int, down_s: float, buffer_rows_max: int
+) -> None:
+    async with (
+        Database(folder / "db", port) as database,
+        Service(
+            folder / "state",
+            database_url=database.url,
+            buffer_rows_max=buffer_rows_max,
+            **QUICK,
+        ) as service,
+    ):
+        await service.wait_state("accepting")
+        async with Fleet(service.url, connections=4, rows=20) as fleet:
+            for _ in range(times):
+                await asyncio.sleep(1)
+                await database.kill()
+                await asyncio.sleep(down_s)
+                await database.start()
+                await service.wait_state("accepting", "slowed", within_s=30)
+            await asyncio.sleep(1)
+        assert fleet.statuses() <= {"202", "503"}, fleet.answers
+        assert fleet.acknowledged
+        await _check_end(service, database, fleet)
+
+
+async def test_database_killed_under_load_loses_nothing(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """A server that dies twice costs no reading, and none is dead-lettered for it."""
+    await _kill_often(open_tmp_path, free_port, times=2, down_s=2, buffer_rows_max=6_000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_database_killed_five_times_for_twenty_seconds_loses_nothing(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """The whole fault: five outages of 20 s, the buffer full in each."""
+    await _kill_often(open_tmp_path, free_port, times=5, down_s=20, buffer_rows_max=10_000)
+
+
+async def _freeze(folder: Path, port: int, *, frozen_s: float, **settings: float) -> None:
+    async with (
+        Database(folder / "db", port) as database,
+        Service(folder / "state", database_url=database.url, **{**QUICK, **settings}) as service,
+    ):
+        await service.wait_state("accepting")
+        async with Fleet(service.url, connections=4, rows=20) as fleet:
+            await asyncio.sleep(1)
+            await database.freeze()
+            await asyncio.sleep(frozen_s)
+            await database.thaw()
+            await asyncio.sleep(2)
+        assert fleet.statuses() <= {"202", "503"}, fleet.answers
+        await _check_end(service, database, fleet)
+
+
+async def test_frozen_database_commits_late_and_doubles_nothing(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """A write that we gave up and that was committed after all is a duplicate, not a second row."""
+    await _freeze(
+        open_tmp_path,
+        free_port,
+        frozen_s=4,
+        lock_s_max=0.4,
+        statement_s_max=0.6,
+        command_s_max=1,
+        connect_s_max=1,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_database_frozen_for_thirty_seconds_doubles_nothing(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """The whole fault, with the deadlines of production."""
+    await _freeze(open_tmp_path, free_port, frozen_s=30)
+
+
+HOLDS = {
+    "column renamed": (
+        "alter table readings rename column value to reading",
+        "alter table readings rename column reading to value",
+        "schema",
+    ),
+    "column not null": (
+        "alter table readings add column site text not null default 'x';"
+        "alter table readings alter column site drop default",
+        "alter table readings drop column site",
+        "schema",
+    ),
+    "value to bigint": (
+        "alter table readings rename to readings_was;"
+        "create table readings (like readings_was including all);"
+        "alter table readings alter column value type bigint",
+        "drop table readings; alter table readings_was rename to readings",
+        "schema",
+    ),
+    "password changed": (
+        "alter role fleet password 'second'; "
+        "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'",
+        "alter role fleet password 'first'",
+        "authentication",
+    ),
+}
+
+
+async def _hold(folder: Path, port: int, fault: str, held_s: float) -> None:
+    breaks, mends, reason = HOLDS[fault]
+    async with (
+        Database(folder / "db", port) as database,
+        Service(folder / "state", database_url=database.url, **QUICK) as service,
+    ):
+        await service.wait_state("accepting")
+        async with Fleet(service.url, connections=2, rows=10) as fleet:
+            await asyncio.sleep(0.5)
+            await database.run(breaks)
+            document = await service.wait_state("on_hold", within_s=10)
+            assert document["reason"].startswith(reason), document
+            await asyncio.sleep(held_s)
+            assert (await service.metrics())[f'ingest_hold{{reason="{reason}"}}'] == 1
+            await database.run(mends)
+            await service.wait_state("accepting", within_s=20)
+            await asyncio.sleep(0.5)
+        assert fleet.statuses() <= {"202", "503"}, fleet.answers
+        held_lines = [line for line in service.lines if '"on_hold"' in line]
+        assert len(held_lines) == 1, held_lines
+        await _check_end(service, database, fleet)
+
+
+@pytest.mark.parametrize("fault", HOLDS)
+async def test_operators_fault_holds_and_goes_on_by_itself(
+    open_tmp_path: Path, free_port: int, fault: str
+) -> None:
+    """On hold: said once, with the reason, nothing dead-lettered, no wrong value stored."""
+    await _hold(open_tmp_path, free_port, fault, held_s=1)
+
+
+async def test_value_altered_to_bigint_and_back_stores_no_wrong_value(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """Binary COPY would store float bits as a whole number: never, even in the change's moment."""
+    async with (
+        Database(open_tmp_path / "db", free_port) as database,
+        Service(open_tmp_path / "state", database_url=database.url, **QUICK) as service,
+    ):
+        await service.wait_state("accepting")
+        async with Fleet(service.url, connections=4, rows=10) as fleet:
+            await asyncio.sleep(0.5)
+            await database.run(
+                "lock table readings; create table kept as select * from readings; delete from readings;"
+                "alter table readings alter column value type bigint"
+            )
+            await service.wait_state("on_hold", within_s=10)
+            await asyncio.sleep(0.5)
+            assert await database.run("select 1 from readings") == []
+            await database.run(
+                "alter table readings alter column value type double precision;"
+                "insert into readings select * from kept"
+            )
+            await service.wait_state("accepting", within_s=20)
+            await asyncio.sleep(0.5)
+        assert fleet.statuses() <= {"202", "503"}, fleet.answers
+        await _check_end(service, database, fleet)

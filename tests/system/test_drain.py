@@ -1,0 +1,126 @@
+"""SIGTERM: what was acknowledged is in the table, or in a dead letter that comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+from tests.system.database import Database
+from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
+from tests.system.service import Service, wait_gone
+
+
+async def test_sigterm_under_load_loses_nothing(open_tmp_path: Path) -> None:
+    """Exit 0, lost=0, and after a restart the table agrees with every answer."""
+    service = Service(open_tmp_path / "state")
+    async with service:
+        await service.wait_state("accepting")
+        async with Fleet(service.url, connections=8, rows=10, pause_s=0) as fleet:
+            await asyncio.sleep(1.5)
+            code, output = await service.stop()
+        assert code == 0, output
+        assert "lost=0" in output.splitlines()[-1], output
+        assert fleet.acknowledged
+        await service.start()
+        await service.wait_quiet()
+        check_table(fleet, await service.query(TABLE_SQL))
+
+
+async def test_sigterm_answers_draining_until_it_ends(open_tmp_path: Path, free_port: int) -> None:
+    """The data port stays open and says draining; /readyz says 503."""
+    async with (
+        Database(open_tmp_path / "db", free_port) as database,
+        Service(
+            open_tmp_path / "state",
+            database_url=database.url,
+            lock_s_max=0.2,
+            statement_s_max=0.4,
+            command_s_max=0.6,
+            drain_s_max=2,
+        ) as service,
+    ):
+        await service.wait_state("accepting")
+        await database.kill()
+        assert (await service.post(reading(FIRST_US))).status == 202
+        ending = asyncio.create_task(service.stop())
+        await service.wait_state("draining", within_s=5)
+        assert (await service.readyz()).status == 503
+        refused = await service.post(reading(FIRST_US + 1))
+        assert (refused.status, refused.document["code"]) == (503, "draining")
+        assert refused.headers["Connection"] == "close"
+        assert int(refused.headers["Retry-After"]) >= 1
+        code, output = await ending
+        assert code == 0, output
+
+
+async def test_drain_without_database_sets_aside_what_comes_back_at_the_next_start(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """What memory held at the deadline is `drained` in the file, and stored after the restart."""
+    settings: dict[str, Any] = {"lock_s_max": 0.2, "statement_s_max": 0.4, "command_s_max": 0.6}
+    async with Database(open_tmp_path / "db", free_port) as database:
+        service = Service(
+            open_tmp_path / "state",
+            database_url=database.url,
+            dlq_replay_pause_s=0.2,
+            wait_s_max=0.5,
+            drain_s_max=1.5,
+            **settings,
+        )
+        async with service:
+            await service.wait_state("accepting")
+            await database.kill()
+            async with Fleet(service.url, connections=2, rows=10) as fleet:
+                await asyncio.sleep(1)
+            samples = await service.metrics()
+            held = int(samples["ingest_readings_held"])
+            assert held == len(fleet.acknowledged)
+            code, output = await service.stop()
+            assert code == 0, output
+            assert f"dead_lettered={held} held=0 lost=0" in output.splitlines()[-1]
+            await database.start()
+            await service.start()
+            await service.wait_state("accepting")
+            await service.wait_sample("ingest_dlq_readings", 0)
+            samples = await service.wait_quiet()
+            assert samples["ingest_readings_replayed_total"] == held
+            assert samples["ingest_ledger_imbalance_rows"] == 0
+            check_table(fleet, await database.run(TABLE_SQL))
+
+
+async def test_second_signal_hastens_and_loses_nothing(open_tmp_path: Path, free_port: int) -> None:
+    """A second SIGTERM ends the drain at once; the rest is in the dead letters."""
+    async with (
+        Database(open_tmp_path / "db", free_port) as database,
+        Service(open_tmp_path / "state", database_url=database.url) as service,
+    ):
+        await service.wait_state("accepting")
+        await database.kill()
+        await service.post([reading(FIRST_US + n) for n in range(50)])
+        first = asyncio.create_task(service.stop())
+        await service.wait_state("draining", within_s=5)
+        code, output = await service.stop(signal.SIGTERM)
+        await first
+        assert code == 0, output
+        assert "dead_lettered=50 held=0 lost=0" in output.splitlines()[-1]
+
+
+async def test_killed_service_leaves_no_database_and_starts_again(open_tmp_path: Path) -> None:
+    """SIGKILL: the embedded server ends too, and what was committed is there at the next start."""
+    service = Service(open_tmp_path / "state")
+    async with service:
+        await service.wait_state("accepting")
+        answer = await service.post([reading(FIRST_US + n) for n in range(10)], ack="committed")
+        assert answer.status == 200
+        (row,) = await service.query("select pg_backend_pid() as pid")
+        postmaster = int(
+            (service.state_dir / "postgres/data/postmaster.pid").read_text().split()[0]
+        )
+        await service.kill()
+        await wait_gone(postmaster)
+        assert row["pid"] != postmaster
+        await service.start()
+        await service.wait_state("accepting")
+        assert len(await service.query(TABLE_SQL)) == 10
