@@ -7,7 +7,6 @@ All calls are small file work and block for a moment.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
@@ -93,6 +92,7 @@ class StateFolder:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._lock_fd = fd
+        self.withdraw()  # what a killed service had published
 
     def unlock(self) -> None:
         """Give the folder free."""
@@ -126,25 +126,31 @@ def running_service(path: Path) -> ServiceInfo | None:
     """
     folder = StateFolder(path.expanduser().absolute())
     try:
-        if not _is_locked(folder._lock_path):
-            return None
-        text = folder._service_path.read_bytes()
-    except FileNotFoundError:
+        info = msgspec.json.decode(folder._service_path.read_bytes(), type=ServiceInfo)
+        # The lock last and seldom: who asks for it holds it for a moment.
+        return info if _is_alive(info.pid) and _is_locked(folder._lock_path) else None
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
     except PermissionError as error:
         raise StartError(
             f"may not read {error.filename}: use the user the service runs as, or another "
             "--state-dir"
         ) from error
-    with contextlib.suppress(msgspec.DecodeError):
-        return msgspec.json.decode(text, type=ServiceInfo)
-    return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _is_locked(path: Path) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # shared: two commands that look at the same time do not see each other
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
