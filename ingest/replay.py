@@ -1,0 +1,177 @@
+"""Sends dead letters that only time could mend back through the buffer, by itself.
+
+Takes `retries_exhausted` and `drained` letters of every segment, dead processes' too, one block at
+a time, slower than live readings and only while there is room and a database. A line is marked done
+once its block is decided, so a kill in between means that it is sent twice: the key absorbs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingest.block import Block, encode_reading
+from ingest.clock import monotonic_s, sleep_unless, unix_us
+from ingest.config import Settings
+from ingest.dead_letter_files import segments, try_replay_lock
+from ingest.dead_letter_reader import LiveLetter, Where, first_letters
+from ingest.errors import BufferFull, DeadLettersBroken, Stopping
+from ingest.logs import get_logger
+from ingest.metrics import Metrics
+from ingest.ports import DRAINED, EXHAUSTED, Ack, BufferStats, Inlet, Outcome
+from ingest.retry import backoff_s
+
+if TYPE_CHECKING:
+    from ingest.dead_letter import DeadLetterFolder
+
+REPLAYED = Where(reasons=(EXHAUSTED, DRAINED))
+BLOCK_ROWS_MAX = 500  # small beside a live batch, so that live readings wait little behind it
+FAILURES_MAX = 3  # blocks in a row that fail: the database is at fault, not they
+PAUSE_S_MAX = 300.0  # between tries of what fails again and again
+TIDY_S = 600.0
+
+
+class Replayer:
+    """The replay of one service. `run` ends soon after `stopping` is set, never by cancellation."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        folder: DeadLetterFolder,
+        inlet: Inlet,
+        outlet_stats: Callable[[], BufferStats],
+        metrics: Metrics,
+        database_up: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._inlet = inlet
+        self._outlet_stats = outlet_stats
+        self._metrics = metrics
+        self._database_up = database_up
+        self._log = get_logger()
+        self._rows_max = min(BLOCK_ROWS_MAX, settings.post_rows_max, settings.dlq_replay_rows_per_s)
+        # Lines are only added at the end and marks are never taken back, so what was seen to be
+        # done is not read again. What fails is passed over until all the others have been tried.
+        self._done_to: dict[Path, int] = {}
+        self._next: dict[Path, int] = {}
+        self._tidied_s = float("-inf")
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Look for letters every `dlq_replay_pause_s`, less often while they keep failing."""
+        failures = 0
+        pause_s = 0.0
+        while not await sleep_unless(stopping, pause_s):
+            try:
+                went_well = await self._look(stopping)
+                await self._tidy()
+            except (BufferFull, Stopping):
+                went_well = True  # no room just now: live readings come first
+            except (DeadLettersBroken, OSError) as error:
+                went_well = False
+                self._log.warning("replay_failed", why=str(error))
+            pause_s = self._settings.dlq_replay_pause_s
+            failures = 0 if went_well else failures + 1
+            if failures:
+                pause_s += backoff_s(failures, first_s=pause_s, cap_s=PAUSE_S_MAX)
+
+    async def _tidy(self) -> None:
+        if monotonic_s() - self._tidied_s < TIDY_S:
+            return
+        self._tidied_s = monotonic_s()
+        if removed := await self._folder.tidy():
+            self._log.info("dead_letters_tidied", files=[path.name for path in removed])
+
+    async def _look(self, stopping: asyncio.Event) -> bool:
+        """Replay what there is to replay; return False if some of it failed again."""
+        lock = try_replay_lock(self._folder.folder) if self._has_room() else None
+        if lock is None:
+            return True  # live readings come first, and so does a replay by hand
+        with lock:
+            found = segments(self._folder.folder)
+            self._done_to = {path: self._done_to.get(path, 0) for path in found}
+            failed = failed_in_a_row = 0
+            for segment in found:
+                more = True
+                while more and not stopping.is_set():
+                    more, well = await self._replay_some(segment, stopping)
+                    failed += not well
+                    failed_in_a_row = 0 if well else failed_in_a_row + 1
+                    if failed_in_a_row >= FAILURES_MAX or not self._has_room():
+                        return not failed
+            self._next.clear()
+        return not failed
+
+    async def _replay_some(self, segment: Path, stopping: asyncio.Event) -> tuple[bool, bool]:
+        """Replay the next block of a segment; return whether there may be more, and all is well."""
+        done_to = self._done_to[segment]
+        start = max(done_to, self._next.get(segment, 0))
+        if _size(segment) <= start:
+            return False, True
+        began_s = monotonic_s()
+        letters, end = await asyncio.to_thread(
+            first_letters, segment, start=start, where=REPLAYED, count_max=self._rows_max
+        )
+        well = True
+        if letters and not stopping.is_set():
+            outcome = await self._send(letters, stopping)
+            if outcome is None:
+                return False, True
+            well = not outcome.set_aside
+            if well:
+                await self._folder.mark_done(letters, "replayed")
+            self._log.info("replayed", rows=len(letters), set_aside_again=outcome.set_aside)
+        self._next[segment] = end
+        if well and start == done_to:
+            self._done_to[segment] = end
+        spare_s = len(letters) / self._settings.dlq_replay_rows_per_s
+        await sleep_unless(stopping, began_s + spare_s - monotonic_s())
+        return len(letters) == self._rows_max, well
+
+    async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
+        """Put one block and wait for its outcome; None if the service stops before.
+
+        Rows that the database refuses now are dead-lettered by the writer under that reason.
+        """
+        readings = [each.letter.reading for each in letters if each.letter.reading is not None]
+        assert len(readings) == len(letters), "what time can mend was a reading already"
+        tuples = b"".join(map(encode_reading, readings))
+        room = await self._inlet.reserve(len(readings), len(tuples))
+        ack = Ack()
+        block = Block(
+            tuples,
+            len(readings),
+            received_s=monotonic_s(),
+            received_us=unix_us(),
+            newest_ts_us=max(each.ts_us for each in readings),
+            ack=ack,
+            replayed=True,
+        )
+        room.put(block)
+        self._metrics.replayed += block.rows
+        stop = asyncio.create_task(stopping.wait())
+        waiting = asyncio.create_task(ack.wait())
+        try:
+            await asyncio.wait([stop, waiting], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            waiting.cancel()
+        return await ack.wait() if ack.resolved else None
+
+    def _has_room(self) -> bool:
+        stats = self._outlet_stats()
+        return (
+            self._database_up()
+            and stats.rows * 2 < stats.rows_max
+            and stats.size_bytes * 2 < stats.bytes_max
+        )
+
+
+def _size(segment: Path) -> int:
+    try:
+        return segment.stat().st_size
+    except FileNotFoundError:  # tidied away since it was listed
+        return 0
