@@ -54,10 +54,10 @@ class Gatherer:
         """Wait for a batch. None once the outlet is shut and empty. Safe to cancel."""
         async with self._turn:
             outlet = self._outlet
-            await outlet.wait_rows(1)
             if outlet.rows_waiting >= self._cap.rows_min:
                 trigger = "backlog"  # it was waiting for a writer, not the other way round
             else:
+                await outlet.wait_rows(1)
                 trigger = await self._linger()
             if outlet.shut:
                 trigger = "drain"
@@ -70,15 +70,16 @@ class Gatherer:
         first_s = self._outlet.first_received_s()
         if first_s is None:
             return "drain"
-        left_s = first_s + self._linger_s - monotonic_s()
-        if left_s > 0:
+        if self._outlet.rows_waiting < self._cap.rows_min:
+            left_s = first_s + self._linger_s - monotonic_s()
+            if left_s <= 0:
+                return "time"
             try:
                 async with asyncio.timeout(left_s):
                     await self._outlet.wait_rows(self._cap.rows_min)
             except TimeoutError:
                 return "time"
-            return "count"
-        return "time"
+        return "count"
 
 
 def halves(blocks: list[Block]) -> tuple[list[Block], list[Block]]:

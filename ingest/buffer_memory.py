@@ -35,7 +35,9 @@ class MemoryBuffer:
         self._bytes_queueing = 0  # of the posts in _queue
         self._queue: deque[_Post] = deque()
         self._takers: list[tuple[int, asyncio.Future[None]]] = []
-        self._taken_oldest: dict[int, float] = {}
+        self._taken: dict[int, float] = {}  # id of a block: when it was received
+        self._taken_oldest_s: float | None = None
+        self._taken_changed = False  # _taken_oldest_s is out of date
         self._shut = False
 
     # The inlet
@@ -82,13 +84,12 @@ class MemoryBuffer:
 
     def _leave(self, post: _Post) -> None:
         """Take back what a post that no longer waits had: its place, or room just granted."""
-        if post.granted.done() and not post.granted.cancelled():
-            if post.granted.exception() is None:
-                self._unbook(post.rows, post.size_bytes)
-            return
-        self._queue.remove(post)
-        self._bytes_queueing -= post.size_bytes
-        self._admit()  # it may have been the one that was too large for the room there is
+        if post in self._queue:
+            self._queue.remove(post)
+            self._bytes_queueing -= post.size_bytes
+            self._admit()  # it may have been the one that was too large for the room there is
+        elif not post.granted.cancelled() and post.granted.exception() is None:
+            self._unbook(post.rows, post.size_bytes)
 
     def _unbook(self, rows: int, size_bytes: int) -> None:
         self._rows_reserved -= rows
@@ -99,12 +100,14 @@ class MemoryBuffer:
         """Grant room to the posts at the head of the queue; nobody overtakes."""
         while self._queue:
             post = self._queue[0]
-            if not self._fits(post.rows, post.size_bytes):
+            gone = post.granted.done()  # cancelled, and its task has not run since
+            if not gone and not self._fits(post.rows, post.size_bytes):
                 return
             self._queue.popleft()
             self._bytes_queueing -= post.size_bytes
-            self._book(post.rows, post.size_bytes)
-            post.granted.set_result(None)
+            if not gone:
+                self._book(post.rows, post.size_bytes)
+                post.granted.set_result(None)
 
     def _put(self, block: Block, rows: int, size_bytes: int) -> None:
         self._rows_reserved -= rows
@@ -167,9 +170,9 @@ class MemoryBuffer:
             block = blocks.popleft()
             rows += block.rows
             taken.append(block)
+            self._taken[id(block)] = block.received_s
         self._rows_waiting -= rows
-        if taken:
-            self._taken_oldest[id(taken[0])] = taken[0].received_s
+        self._taken_changed = True
         return taken
 
     def settle(self, blocks: Sequence[Block]) -> None:
@@ -177,15 +180,22 @@ class MemoryBuffer:
         for block in blocks:
             self._rows_held -= block.rows
             self._bytes -= len(block.tuples)
-            self._taken_oldest.pop(id(block), None)
+            del self._taken[id(block)]
+        self._taken_changed = True
         self._admit()
 
     def give_back(self, blocks: Sequence[Block]) -> None:
-        """Put blocks back to the front, in their order."""
-        for block in reversed(blocks):
-            self._blocks.appendleft(block)
+        """Put blocks back to the front, in their order; behind older ones of another writer."""
+        front: list[Block] = []
+        waiting = self._blocks
+        for block in blocks:
+            while waiting and waiting[0].received_s < block.received_s:
+                front.append(waiting.popleft())
+            front.append(block)
             self._rows_waiting += block.rows
-            self._taken_oldest.pop(id(block), None)
+            del self._taken[id(block)]
+        waiting.extendleft(reversed(front))
+        self._taken_changed = True
         self._wake_takers()
 
     def shut_inlet(self) -> None:
@@ -200,7 +210,10 @@ class MemoryBuffer:
 
     def stats(self) -> BufferStats:
         """Return what is held now; the oldest may be with a writer."""
-        oldest_s = min(self._taken_oldest.values(), default=None)
+        if self._taken_changed:  # once per write: a refused post asks, and there may be many
+            self._taken_oldest_s = min(self._taken.values(), default=None)
+            self._taken_changed = False
+        oldest_s = self._taken_oldest_s
         if self._blocks and (oldest_s is None or self._blocks[0].received_s < oldest_s):
             oldest_s = self._blocks[0].received_s
         return BufferStats(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.clock import unix_us
+from ingest.clock import monotonic_s, unix_us
 from ingest.logs import get_logger
 from ingest.retry import backoff_s
 from ingest.verdict import Verdict, WriteFailed
@@ -32,6 +32,7 @@ class Gate:
         self.reason = ""  # of a closed set, for metrics
         self.message = ""  # what the server said, for people
         self.since_us = unix_us()
+        self._since_s = monotonic_s()
 
     @property
     def is_open(self) -> bool:
@@ -50,14 +51,15 @@ class Gate:
 
     async def wait_hold(self) -> str:
         """Wait until writing is on hold; return the reason."""
-        await self._held.wait()
+        while self.hold_reason is None:  # it may have gone on before we were woken
+            await self._held.wait()
         return self.reason
 
     def opened(self) -> None:
         """A probe succeeded."""
         if self.state != OPEN:
-            down_s = (unix_us() - self.since_us) / 1e6
-            self._log.info("database_back", was=self.state, after_s=round(down_s, 3))
+            after_s = round(monotonic_s() - self._since_s, 3)
+            self._log.info("database_back", was=self.state, after_s=after_s)
             self._change(OPEN, "", "")
         self._tries = 0
 
@@ -82,6 +84,7 @@ class Gate:
     def _change(self, state: str, reason: str, message: str) -> None:
         if state != self.state:
             self.since_us = unix_us()
+            self._since_s = monotonic_s()
             self._tries = 0
         self.state, self.reason, self.message = state, reason, message
         if state == HOLD:
