@@ -143,13 +143,16 @@ def shown(name: str, value: Any) -> str:
         for size, letters in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
             if value % size == 0:
                 return f"{value // size:,.0f} {letters}"
-    number = f"{value:,.0f}" if value == int(value) else f"{value:g}"
+    number = f"{value:,.0f}" if value == int(value) else repr(value)
     return f"{number} {word}".rstrip()
 
 
 def mask_url(url: str) -> str:
     """Return a database URL without its password, wherever it stands."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
     user, at, hosts = parts.netloc.rpartition("@")
     name, colon, _ = user.partition(":")
     query = [
