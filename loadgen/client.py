@@ -134,7 +134,7 @@ class Client:
                 self.url, data=body, params=self._parameters, allow_redirects=False
             ) as response:
                 text = await response.read()
-        except aiohttp.InvalidURL as error:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise GaveUp(f"{self.url} is not a URL that can be posted to") from error
         except TimeoutError:
             return None, f"no answer from {self.url} in time", None
