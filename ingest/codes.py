@@ -23,6 +23,7 @@ PROBLEMS: dict[str, Problem] = {
     "unknown_parameter": Problem(400, "Unknown query parameter", "remove the parameter"),
     "bad_parameter": Problem(400, "Bad value of a query parameter", "use a listed value"),
     "ack_unavailable": Problem(400, "This acknowledgement is not available", "ask for less"),
+    "unauthorized": Problem(401, "Token missing or wrong", "send the token"),
     "not_found": Problem(404, "No such page", "post to /v1/readings"),
     "method_not_allowed": Problem(405, "Method not allowed", "use POST"),
     "body_timeout": Problem(408, "The body did not arrive in time", "send it again, faster"),

@@ -1,0 +1,256 @@
+"""A listening port that hostile or forgetful clients cannot exhaust.
+
+Promises: at most `connections_max` connections; one that has not sent a whole head in time, idles
+too long or does not read its answers is closed; where room is needed the oldest half-open one goes
+first, then the one idle for longest. No timer per request: one sweep a second.
+Does not: know any route. Malformed requests become a problem answer without a log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import resource
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from aiohttp import http_parser, web
+from aiohttp.http_exceptions import LineTooLong
+
+from ingest.clock import monotonic_s
+from ingest.errors import StartError
+from ingest.logs import Occasionally, get_logger
+from ingest.problems import Answer
+
+BACKLOG = 2048
+LINGER_S = 5.0  # a refused body is read and dropped for so long, or the client never sees why
+READ_BYTES = 64 * 1024  # of a body, unread by the handler, before the socket is paused
+SPARE_FILES = 128  # descriptors kept for database, dead letters and the admin port
+SWEEP_S_MAX = 1.0
+
+Handle = Callable[[web.BaseRequest], Awaitable[Answer]]
+
+
+def raise_open_files_limit() -> int:
+    """Raise the soft limit of open files to the hard one; return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's protocol, with three things more: it reports half a head, it ends a body that
+    breaks off in the middle, and it answers malformed requests in our form.
+    """
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Connections, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            owner,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # None is how aiohttp switches it off
+            auto_decompress=False,
+            keepalive_timeout=2 * owner.keepalive_s_max,  # a backstop: ours comes first
+            lingering_time=LINGER_S,
+            read_bufsize=READ_BYTES,
+        )
+        self._owner = owner
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; note whether the connection now holds half a head."""
+        super().data_received(data)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            self._owner.head_begun(self)
+        elif self._messages and not isinstance(
+            self._messages[-1][0], http_parser.RawRequestMessage
+        ):
+            self._break_off_bodies()
+
+    def _break_off_bodies(self) -> None:
+        """The parser gave up (a bad chunk): who waits for the body must not wait for ever."""
+        broken = web.RequestPayloadError("the body breaks off")
+        request = self._current_request
+        if request is not None and not request.content.is_eof():
+            request.content.set_exception(broken)
+        for _, payload in self._messages:
+            if not payload.is_eof():
+                payload.set_exception(broken)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what never reached the handler; the parser's text repeats input, so it is cut."""
+        if status >= 500:
+            code = "internal"
+            self.log_exception("Error handling request", exc_info=exc)
+        elif isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
+            code = "headers_too_large"
+        else:
+            code = "bad_request"
+        return cast(web.StreamResponse, self._owner.malformed(code))
+
+
+class Connections(web.Server):
+    """The connections of one port. `malformed` renders (and counts) a problem by its code."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        malformed: Callable[[str], Answer],
+        *,
+        connections_max: int,
+        header_s_max: float,
+        keepalive_s_max: float,
+    ) -> None:
+        assert http_parser.HttpRequestParser is not http_parser.HttpRequestParserPy, (
+            "aiohttp without its C parser is slow and has had request smuggling holes of its own"
+        )
+        super().__init__(cast(Any, self._serve))
+        self._handle = handle
+        self.malformed = malformed
+        self.header_s_max = header_s_max
+        self.keepalive_s_max = keepalive_s_max
+        self._open: set[web.RequestHandler] = set()
+        # Since when; in that order. A connection with a request in work is in neither.
+        self._half_open: OrderedDict[web.RequestHandler, float] = OrderedDict()
+        self._idle: OrderedDict[web.RequestHandler, float] = OrderedDict()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._log = get_logger("connections")
+        self._occasionally = Occasionally(10.0)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._connections_max = min(connections_max, max(files - SPARE_FILES, 16))
+        if self._connections_max < connections_max:
+            self._log.warning("fewer_connections", open_files_max=files, wanted=connections_max)
+
+    def __call__(self) -> web.RequestHandler:
+        """Make the protocol of one connection (the event loop calls this)."""
+        return Connection(self, self._loop)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __bool__(self) -> bool:
+        return True  # an empty port is still one
+
+    # What aiohttp's protocol tells
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a new connection in; where there is no room, close the least useful one."""
+        super().connection_made(handler, transport)
+        if len(self._open) >= self._connections_max:
+            kept_back = self._occasionally.due("full")
+            if kept_back is not None:
+                self._log.warning(
+                    "connections_full", most=self._connections_max, similar_suppressed=kept_back
+                )
+            waiting = self._half_open or self._idle
+            if not waiting:
+                transport.abort()
+                return
+            self._drop(next(iter(waiting)))
+        self._open.add(handler)
+        self._half_open[handler] = monotonic_s()
+
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
+        """Forget a connection."""
+        self._forget(handler)
+        super().connection_lost(handler, exc)
+
+    def head_begun(self, handler: web.RequestHandler) -> None:
+        """Bytes came that do not complete a head: its deadline runs from the first of them."""
+        if self._idle.pop(handler, None) is not None:
+            self._half_open[handler] = monotonic_s()
+
+    async def _serve(self, request: web.BaseRequest) -> Answer:
+        handler = request.protocol
+        self._half_open.pop(handler, None)
+        self._idle.pop(handler, None)
+        try:
+            return await self._handle(request)
+        finally:
+            if handler in self._open:  # from here on: to read the answer, to send the next head
+                self._idle[handler] = monotonic_s()
+
+    # Closing what is late
+
+    def _forget(self, handler: web.RequestHandler) -> None:
+        self._open.discard(handler)
+        self._half_open.pop(handler, None)
+        self._idle.pop(handler, None)
+
+    def _drop(self, handler: web.RequestHandler) -> None:
+        self._forget(handler)
+        transport = handler.transport
+        if transport is not None and transport.get_write_buffer_size():
+            transport.abort()  # a polite close would wait for a client that does not read
+        handler.force_close()
+
+    async def _sweep(self) -> None:
+        period_s = min(SWEEP_S_MAX, self.header_s_max / 4, self.keepalive_s_max / 4)
+        while True:
+            await asyncio.sleep(period_s)
+            now_s = monotonic_s()
+            for waiting, most_s in (
+                (self._half_open, self.header_s_max),
+                (self._idle, self.keepalive_s_max),
+            ):
+                while waiting:
+                    handler, since_s = next(iter(waiting.items()))
+                    if now_s - since_s < most_s:
+                        break
+                    self._drop(handler)
+
+    # Opening and closing the port
+
+    async def listen(self, host: str, port: int, flag: str) -> str:
+        """Bind and serve; return the real HOST:PORT. Raises StartError that names `flag`."""
+        try:
+            self._server = await self._loop.create_server(self, host, port, backlog=BACKLOG)
+        except (OSError, OverflowError) as error:
+            raise StartError(
+                f"cannot listen on {host}:{port} ({_why(error)}); choose another address "
+                f"with {flag} HOST:PORT"
+            ) from error
+        bound = self._server.sockets[0].getsockname()
+        self._sweeper = asyncio.create_task(self._sweep())
+        if not _is_loopback(bound[0]):
+            self._log.warning("open_to_the_network", address=bound[0], tokens="none yet")
+        name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        return f"{name}:{bound[1]}"
+
+    async def close(self, timeout_s: float = 1.0) -> None:
+        """Stop listening, let requests in work end within `timeout_s`, close all. Repeatable."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self.pre_shutdown()
+        await self.shutdown(timeout_s)
+        for handler in list(self._open):
+            self._drop(handler)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await server.wait_closed()
+        except TimeoutError:
+            self._log.warning("connections_left_open", count=len(self._open))
+
+
+def _why(error: OSError | OverflowError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback

@@ -1,0 +1,349 @@
+"""The door: POST /v1/readings, and the probes, on the data port.
+
+Order: let in or not; receive; inflate; decode; reserve room; dead-letter the invalid items; put
+(which cannot fail); answer. So a refusal leaves nothing behind, and a 2xx means that every reading
+is kept. Every reading that is decoded leaves the door once: accepted, dead-lettered or rejected.
+Does not: know the database, or what kind of buffer stands behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache
+
+from aiohttp import web
+
+from ingest import replies
+from ingest.body import Bodies
+from ingest.clock import monotonic_s, unix_us
+from ingest.config import Settings, ts_min_us
+from ingest.connections import Connections
+from ingest.decode import Decoded, ItemError, Rules, decode
+from ingest.errors import (
+    BufferFull,
+    ConfigError,
+    DeadLettersBroken,
+    DeadLettersFull,
+    Refused,
+    Stopping,
+)
+from ingest.inflate import Inflater
+from ingest.logs import Occasionally, get_logger
+from ingest.metrics import Metrics
+from ingest.ports import INVALID, Ack, Admission, Database, DeadLetters, Inlet, Letter, Outcome
+from ingest.problems import JSON, TEXT, Answer, problem
+from ingest.query import Query, check_media_type, is_gzip, parse_query
+
+READINGS, OTHER = "/v1/readings", "other"
+COMMITTED = "committed"
+ADMISSION_DETAILS = {
+    "starting": "the service has not seen its database and table yet",
+    "draining": "the service is stopping; another one may take over",
+    "disk_low": "the disk that keeps dead letters is nearly full",
+}
+
+
+class Endpoint:
+    """The data port.
+
+    `levels` are the acknowledgements that the buffer gives without the database, best first;
+    `committed` is available besides. Raises ConfigError if `ack_default` is none of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        inlet: Inlet,
+        dead_letters: DeadLetters,
+        metrics: Metrics,
+        admission: Admission,
+        database: Database,
+        levels: tuple[str, ...],
+        health: Callable[[], tuple[int, bytes]],
+    ) -> None:
+        self._settings = settings
+        self._inlet = inlet
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._admission = admission
+        self._database = database
+        self._levels = (*levels, COMMITTED)
+        default = settings.ack_default
+        self._ack_default = levels[0] if default == "best" else default
+        if self._ack_default not in self._levels:
+            raise ConfigError(
+                f"setting ack_default: {default} is not available; this service gives "
+                f"{', '.join(self._levels)}"
+            )
+        self._health = health
+        self._rules = Rules(
+            settings.post_rows_max, ts_min_us(settings), int(settings.ts_ahead_s_max * 1e6)
+        )
+        self._query = lru_cache(maxsize=256)(self._parse_query)
+        self._bodies = Bodies(settings)
+        self._inflater = Inflater(settings.inflated_bytes_max, settings.door_bytes_max)
+        self._connections: Connections | None = None
+        self._posts_inside = 0
+        self._tails: set[asyncio.Task[None]] = set()
+        self._left = asyncio.Event()  # set whenever a post or a tail has left
+        self._log = get_logger("endpoint")
+        self._occasionally = Occasionally(10.0)
+
+    async def start(self, host: str, port: int) -> str:
+        """Listen; return the real HOST:PORT. Raises StartError that names --listen."""
+        self._connections = Connections(
+            self._answer,
+            self._malformed,
+            connections_max=self._settings.connections_max,
+            header_s_max=self._settings.header_s_max,
+            keepalive_s_max=self._settings.keepalive_s_max,
+        )
+        return await self._connections.listen(host, port, "--listen")
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait until no post is inside, at most `timeout_s`. Let nobody in first (Admission)."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._posts_inside or self._tails:
+                    self._left.clear()
+                    await self._left.wait()
+        except TimeoutError:
+            self._log.warning("posts_left_inside", count=self._posts_inside + len(self._tails))
+
+    async def close(self) -> None:
+        """Close the port; what is being dead-lettered is finished first. Repeatable."""
+        if self._connections is not None:
+            await self._connections.close()
+        if self._tails:
+            await asyncio.wait(self._tails)
+        self._inflater.close()
+
+    # From request to answer
+
+    async def _answer(self, request: web.BaseRequest) -> Answer:
+        """Answer any request; whatever happens inside, it is an answer and a balanced ledger."""
+        received_s = monotonic_s()
+        path, _, query = request.raw_path.partition("?")
+        if path != READINGS:
+            path = request.path  # percent-encoded, or a whole URL
+        try:
+            if path == READINGS:
+                answer = await self._readings(request, query, received_s)
+            else:
+                path, answer = self._probe(request, path)
+        except Refused as refused:
+            answer = self._refuse(request, path, refused)
+        except ConnectionError:
+            raise  # the client is gone: nobody to answer, nothing kept, nothing to log
+        except Exception:
+            kept_back = self._occasionally.due("internal")
+            if kept_back is not None:
+                self._log.error("request_failed", exc_info=True, similar_suppressed=kept_back)
+            answer = problem(Refused("internal", "the service met a fault of its own"), close=True)
+        self._metrics.request_answered(path, answer.status, monotonic_s() - received_s)
+        return answer
+
+    def _refuse(self, request: web.BaseRequest, path: str, refused: Refused) -> Answer:
+        headers = b""
+        if refused.code == "method_not_allowed":
+            headers = b"Allow: POST\r\n" if path == READINGS else b"Allow: GET, HEAD\r\n"
+        # A body that is still on its way is not waited for.
+        close = refused.code == "draining" or not request.content.is_eof()
+        return problem(refused, headers=headers, close=close)
+
+    def _malformed(self, code: str) -> Answer:
+        """Answer what aiohttp could not parse."""
+        answer = problem(Refused(code, "the request is not well-formed HTTP"), close=True)
+        self._metrics.request_answered(OTHER, answer.status, 0.0)
+        return answer
+
+    def _probe(self, request: web.BaseRequest, path: str) -> tuple[str, Answer]:
+        if path not in {"/livez", "/readyz"}:
+            answer = problem(Refused("not_found", f"post readings to {READINGS}"))
+            answer.keep_alive = request.content.is_eof()
+            return OTHER, answer
+        if request.method not in {"GET", "HEAD"}:
+            raise Refused("method_not_allowed", f"{path} is read with GET")
+        if path == "/livez":
+            return path, Answer(200, b"ok\n", TEXT)
+        status, state = self._health()
+        return path, Answer(status, state, JSON)
+
+    async def _readings(self, request: web.BaseRequest, query: str, received_s: float) -> Answer:
+        if request.method != "POST":
+            raise Refused("method_not_allowed", "readings are posted")
+        refusal = self._admission.refusal()
+        if refusal is not None:
+            raise Refused(refusal, ADMISSION_DETAILS[refusal])
+        self._posts_inside += 1
+        try:
+            return await self._post(request, self._query(query), received_s)
+        finally:
+            self._posts_inside -= 1
+            self._left.set()
+
+    def _parse_query(self, text: str) -> Query:
+        query = parse_query(text)
+        if query.ack is None:
+            return query._replace(ack=self._ack_default)
+        if query.ack not in self._levels:
+            raise Refused(
+                "ack_unavailable",
+                f"this service cannot give ack={query.ack}; it gives {', '.join(self._levels)}",
+                available=self._levels,
+            )
+        return query
+
+    async def _post(self, request: web.BaseRequest, query: Query, received_s: float) -> Answer:
+        headers = request.headers
+        media_type = headers.get("Content-Type")
+        if media_type != "application/json":
+            check_media_type(media_type)
+        gzipped = is_gzip(headers.get("Content-Encoding"))
+        if request.content.is_eof():
+            body = request.content.read_nowait()
+            self._bodies.check(len(body))
+        else:
+            body = await self._bodies.receive(request)
+        if gzipped:
+            body = await self._inflater.inflate(body)
+        decoded = decode(
+            body,
+            precision=query.precision,
+            ignore_unknown=query.ignore_unknown,
+            received_us=unix_us(),
+            received_s=received_s,
+            rules=self._rules,
+        )
+        del body  # while the post waits for room only the block is held
+        if not decoded.errors:
+            await self._take_in(decoded, query)
+        else:
+            # Once invalid items are being dead-lettered the rest must follow, come what may.
+            tail = asyncio.create_task(self._take_in(decoded, query))
+            self._tails.add(tail)
+            tail.add_done_callback(self._tail_done)
+            await asyncio.shield(tail)
+        block, errors = decoded
+        assert block is not None, "a post without a valid reading has been refused"
+        if block.ack is not None:
+            outcome = await self._outcome(block.ack)
+            return replies.committed(block, errors, outcome)
+        return replies.accepted(query.ack or "", block.rows, errors)
+
+    def _tail_done(self, tail: asyncio.Task[None]) -> None:
+        self._tails.discard(tail)
+        self._left.set()
+        if not tail.cancelled():
+            tail.exception()  # seen, even if the handler was cancelled and nobody awaits it
+
+    # From the door into the buffer
+
+    async def _take_in(self, decoded: Decoded, query: Query) -> None:
+        """Count the readings in, keep them or raise Refused, count them out."""
+        metrics = self._metrics
+        block, errors = decoded
+        rows = block.rows if block is not None else 0
+        posted = rows + len(errors)
+        metrics.received += posted
+        metrics.at_door += posted
+        code = "internal"
+        try:
+            await self._keep(decoded, query)
+            code = ""
+        except Refused as refused:
+            code = refused.code
+            raise
+        except BufferFull as full:
+            code = "buffer_full"
+            raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
+        except (Stopping, asyncio.CancelledError) as stopped:
+            code = "draining"
+            if isinstance(stopped, Stopping):
+                raise Refused(code, ADMISSION_DETAILS[code]) from stopped
+            raise
+        finally:
+            metrics.at_door -= posted
+            if code:
+                metrics.readings_rejected(code, posted)
+            else:
+                metrics.accepted += rows
+                if errors:
+                    metrics.readings_dead_lettered(INVALID, len(errors))
+
+    async def _keep(self, decoded: Decoded, query: Query) -> None:
+        """Reserve, dead-letter, put. Nothing is kept if this raises."""
+        block, errors = decoded
+        if block is None:
+            raise Refused("all_invalid", "no reading of the post is valid", **replies.named(errors))
+        if errors and query.strict:
+            raise Refused(
+                "invalid_items",
+                f"{len(errors)} readings are invalid, and strict=true was asked",
+                **replies.named(errors),
+            )
+        if query.ack == COMMITTED:
+            if self._database.hold_reason is not None:
+                raise Refused("database_on_hold", "nothing of the post is kept")
+            block.ack = Ack()
+        room = await self._inlet.reserve(block.rows, len(block.tuples))
+        try:
+            if errors:
+                await self._set_aside(errors, query, block.received_us)
+            room.put(block)
+        finally:
+            room.release()  # does nothing after put
+
+    async def _set_aside(self, errors: list[ItemError], query: Query, received_us: int) -> None:
+        letters = [
+            Letter(
+                reason=INVALID,
+                code=error.code,
+                message=error.message,
+                received_us=received_us,
+                original=error.original,
+                precision=query.precision,
+                field=error.field,
+                item=error.item,
+            )
+            for error in errors
+        ]
+        try:
+            await self._dead_letters.append(letters, from_door=True)
+        except DeadLettersFull:
+            raise Refused(
+                "dead_letters_full",
+                "invalid items cannot be kept any more; post the others without them",
+                items=sorted({error.item for error in errors}),
+                **replies.named(errors),
+            ) from None
+        except DeadLettersBroken:
+            raise Refused("disk_low", "invalid items could not be written to the disk") from None
+
+    async def _outcome(self, ack: Ack) -> Outcome:
+        """Wait until the block is decided. Raises Refused: it may be stored all the same."""
+        decided = asyncio.create_task(ack.wait())
+        held = asyncio.create_task(self._database.wait_hold())
+        try:
+            await asyncio.wait(
+                (decided, held),
+                timeout=self._settings.ack_wait_s_max,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if decided.done():
+                outcome = decided.result()
+                if not outcome.set_aside:
+                    return outcome
+                why = "it is set aside and will be tried again later"
+            elif held.done():
+                raise Refused(
+                    "database_on_hold", "the post is kept and may still be stored once it goes on"
+                )
+            else:
+                why = f"not decided within {self._settings.ack_wait_s_max:g} s"
+        finally:
+            decided.cancel()
+            held.cancel()
+        raise Refused("outcome_unknown", f"{why}; sending it again is safe")
