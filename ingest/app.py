@@ -14,7 +14,9 @@ from collections.abc import Callable, Coroutine
 from os import getpid
 from typing import Any
 
-from ingest import __version__, logs
+import asyncpg
+
+from ingest import __version__, logs, schema, sink_connection
 from ingest.admin import Admin
 from ingest.batch import BatchCap, Gatherer
 from ingest.breaker import Breaker
@@ -24,7 +26,7 @@ from ingest.config import Settings, split_address, state_dir
 from ingest.connections import raise_open_files_limit
 from ingest.dead_letter import DeadLetterFolder
 from ingest.endpoint import Endpoint
-from ingest.errors import DeadLettersBroken, DeadLettersFull
+from ingest.errors import DeadLettersBroken, DeadLettersFull, StartError
 from ingest.gate import Gate
 from ingest.health import Health
 from ingest.metrics import Gauges, Metrics
@@ -33,7 +35,7 @@ from ingest.postgres_embedded import EmbeddedPostgres
 from ingest.replay import Replayer
 from ingest.sink_postgres import SinkPostgres
 from ingest.statefolder import ServiceInfo, StateFolder
-from ingest.verdict import WriteFailed
+from ingest.verdict import SCHEMA, WriteFailed
 from ingest.writer import Writer, block_letters
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
@@ -174,31 +176,51 @@ class Service:
             for number in range(settings.writers)
         ]
         first_try = asyncio.Event()
-        self._spawn(self._open_database(first_try))
+        self._spawn(self._open_database(url, first_try))
         await first_try.wait()
         self._say_hello(listen, admin_listen)
 
-    async def _open_database(self, first_try: asyncio.Event) -> None:
+    async def _open_database(self, url: str, first_try: asyncio.Event) -> None:
         """Try until the schema has been checked (`starting` until then), then let writers loose."""
         sink = self._sinks[0]
-        apply = self._settings.schema_apply
+        may_apply = self._settings.schema_apply
         while not self._halted.is_set():
             try:
-                await sink.prepare(apply_schema=apply)
+                await sink.open()
             except WriteFailed as failure:
-                if failure.reason != "schema":
-                    self.gate.failed(failure)
+                if failure.reason == SCHEMA and may_apply:
+                    may_apply = False
+                    await self._make_table(url)
+                    continue
+                self.gate.failed(failure)
+                if failure.reason != SCHEMA:
                     first_try.set()
                     await self.gate.pause(self._halted)
                     continue
-                self.health.started()
-                self.gate.failed(failure)
             else:
-                self.health.started()
                 self.gate.opened()
+            self.health.started()
             break
         first_try.set()
         self._start_writers()
+
+    async def _make_table(self, url: str) -> None:
+        """Create a missing table. Why it cannot is logged; the check that follows holds."""
+        settings = self._settings
+        try:
+            connection = await sink_connection.connect(
+                url,
+                name="iot-ingest schema",
+                connect_s_max=settings.connect_s_max,
+                statement_s_max=settings.statement_s_max,
+                lock_s_max=settings.lock_s_max,
+            )
+            try:
+                await schema.apply(connection)
+            finally:
+                await sink_connection.close_politely(connection)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, StartError) as error:
+            self._log.warning("schema_not_applied", why=str(error))
 
     def _start_writers(self) -> None:
         settings = self._settings
