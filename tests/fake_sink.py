@@ -45,6 +45,7 @@ class FakeSink:
         self.closed = False
         self._planned: dict[int, tuple[WriteFailed, bool]] = {}
         self._writing = False
+        self._under_way: asyncio.Timeout | None = None
 
     @property
     def method(self) -> str:
@@ -92,6 +93,11 @@ class FakeSink:
         good = [reading for row, reading in enumerate(readings) if row not in rows_bad]
         return self._store(good, planned)
 
+    def abort(self) -> None:
+        """Fail the write under way, which has stored nothing but does not say so."""
+        if self._under_way is not None:
+            self._under_way.reschedule(asyncio.get_running_loop().time())
+
     async def close(self) -> None:
         """Close."""
         self.is_open = False
@@ -106,11 +112,15 @@ class FakeSink:
         planned = self._planned.pop(len(self.writes), None)
         self._writing = True
         try:
-            await self.gate.wait()
-            if self.pause_s:
+            async with asyncio.timeout(None) as self._under_way:
+                await self.gate.wait()
                 await asyncio.sleep(self.pause_s)
+        except TimeoutError as error:
+            self.is_open = False
+            raise WriteFailed(Verdict.WAIT, "the line was cut", doubtful=True) from error
         finally:
             self._writing = False
+            self._under_way = None
         readings = list(decode_rows(b"".join(tuples)))
         assert len(readings) == rows, "rows says how many there are"
         if self.fail_always is not None:

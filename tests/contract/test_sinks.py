@@ -1,0 +1,255 @@
+"""What every sink promises, over the real one (both methods) and the one in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+
+from ingest.block import PG_EPOCH_US
+from ingest.config import Settings
+from ingest.ports import BadRow, Sink, Stored
+from ingest.reading import Reading
+from ingest.sink_postgres import SinkPostgres
+from ingest.verdict import Verdict, WriteFailed
+from tests.fake_sink import FakeSink
+from tests.rows import START_US, encode, readings
+
+REFUSED_VALUE = -666.0  # by a CHECK constraint
+
+
+class Subject(NamedTuple):
+    """A sink, and what is in its table."""
+
+    sink: Sink
+    table: Callable[[], Awaitable[list[Reading]]]
+
+
+def refuse(reading: Reading) -> tuple[str, str] | None:
+    """Refuse what the CHECK constraint refuses."""
+    return ("23514", "violates check") if reading.value == REFUSED_VALUE else None
+
+
+async def stored_readings(connection: asyncpg.Connection) -> list[Reading]:
+    """Read the table back, bit by bit."""
+    rows = await connection.fetch(
+        """select (extract(epoch from ts) * 1000000)::int8 as us, device_id, metric, value
+           from readings order by ts, device_id, metric, value"""
+    )
+    return [Reading(*row) for row in rows]
+
+
+@pytest.fixture(params=["copy", "insert", "fake"])
+async def subject(
+    request: pytest.FixtureRequest, readings_connection: asyncpg.Connection, readings_url: str
+) -> AsyncIterator[Subject]:
+    """Give each sink in turn, on an empty table that refuses one value."""
+    if request.param == "fake":
+        fake = FakeSink(refuse=refuse)
+
+        async def table() -> list[Reading]:
+            return sorted(fake.table)
+
+        yield Subject(fake, table)
+        return
+    await readings_connection.execute(
+        f"alter table readings add constraint sane check (value <> {REFUSED_VALUE})"
+    )
+    sink = SinkPostgres(readings_url, Settings(write_method=request.param))
+    yield Subject(sink, lambda: stored_readings(readings_connection))
+    await sink.close()
+
+
+class SetAsides:
+    """Collects what is set aside; fails if told to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[list[BadRow]] = []
+        self.error = error
+
+    async def __call__(self, bad: list[BadRow]) -> None:
+        """Be a ports.SetAside."""
+        self.calls.append(bad)
+        if self.error is not None:
+            raise self.error
+
+
+def with_refused(rows: list[Reading], *places: int) -> list[Reading]:
+    """Return the rows with the refused value at `places`."""
+    return [
+        row._replace(value=REFUSED_VALUE) if place in places else row
+        for place, row in enumerate(rows)
+    ]
+
+
+async def test_fresh_rows_written_are_all_in_the_table(subject: Subject) -> None:
+    """A write that returns has committed every row, in one or many blocks."""
+    rows = readings(100)
+    await subject.sink.open()
+    stored = await subject.sink.write(encode(rows, posts=7), 100, idempotent=False)
+    assert stored == Stored(committed=100, duplicate=0)
+    assert await subject.table() == sorted(rows)
+
+
+async def test_unopened_sink_opens_itself_at_the_first_write(subject: Subject) -> None:
+    """Open is not needed before write."""
+    assert await subject.sink.write(encode(readings(1)), 1, idempotent=False) == Stored(1, 0)
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_rows_written_twice_are_stored_once(subject: Subject, idempotent: bool) -> None:
+    """The same fact stored twice is stored once, and counted as a duplicate."""
+    rows = readings(20)
+    await subject.sink.write(encode(rows), 20, idempotent=idempotent)
+    again = await subject.sink.write(encode(rows), 20, idempotent=idempotent)
+    assert again == Stored(committed=0, duplicate=20)
+    assert await subject.table() == sorted(rows)
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_rows_partly_there_count_both_ways(subject: Subject, idempotent: bool) -> None:
+    """New rows of a batch are committed though others are there, also within one batch."""
+    await subject.sink.write(encode(readings(10)), 10, idempotent=False)
+    rows = [*readings(15, start=5), *readings(3, start=12)]
+    assert await subject.sink.write(encode(rows), 18, idempotent=idempotent) == Stored(10, 8)
+    assert await subject.table() == sorted(readings(20))
+
+
+async def test_facts_that_differ_in_value_only_are_both_kept(subject: Subject) -> None:
+    """Two values under one timestamp are two facts."""
+    rows = [Reading(START_US, "d", "m", 1.0), Reading(START_US, "d", "m", 1.0000000000000002)]
+    assert await subject.sink.write(encode(rows), 2, idempotent=True) == Stored(2, 0)
+    assert await subject.table() == rows
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_extreme_values_come_back_bit_exact(subject: Subject, idempotent: bool) -> None:
+    """Every float64, microsecond and name that the door lets through is what the table holds."""
+    rows = [
+        Reading(PG_EPOCH_US, "a", "m", 0.0),
+        Reading(PG_EPOCH_US + 1, "b", "m", 5e-324),
+        Reading(PG_EPOCH_US - 1, "c", "m", -2.2250738585072009e-308),
+        Reading(START_US + 999_999, "d", "m", 1.7976931348623157e308),
+        Reading(4_102_444_800_000_001, "e", "m", 0.1 + 0.2),
+        Reading(START_US, "\N{GREEK SMALL LETTER OMEGA}" * 128, "\U0001f321" * 64, -1.5),
+        Reading(START_US, "quote'\"\\ {}%$", "; drop table readings --", 9_007_199_254_740_993.0),
+    ]
+    await subject.sink.write(encode(rows), len(rows), idempotent=idempotent)
+    found = await subject.table()
+    assert found == sorted(rows)
+    assert [row.value.hex() for row in found] == [row.value.hex() for row in sorted(rows)]
+
+
+async def test_write_with_a_refused_row_stores_nothing_and_says_isolate(subject: Subject) -> None:
+    """A plain write is all or nothing, definitely so when the server blames a row."""
+    rows = with_refused(readings(10), 6)
+    with pytest.raises(WriteFailed) as failed:
+        await subject.sink.write(encode(rows), 10, idempotent=False)
+    assert failed.value.verdict is Verdict.ISOLATE
+    assert failed.value.sqlstate == "23514"
+    assert not failed.value.doubtful
+    assert await subject.table() == []
+
+
+@pytest.mark.parametrize(
+    "places", [(0,), (99,), (58,), (0, 1, 2), (3, 50, 51, 98), tuple(range(0, 100, 7))]
+)
+async def test_isolating_write_sets_aside_the_refused_rows_only(
+    subject: Subject, places: tuple[int, ...]
+) -> None:
+    """The refused rows, in order, and no other; the rest is committed in the same call."""
+    rows = with_refused(readings(100), *places)
+    set_aside = SetAsides()
+    stored = await subject.sink.write_isolating(encode(rows, posts=3), 100, set_aside)
+    assert stored == Stored(committed=100 - len(places), duplicate=0)
+    (bad,) = set_aside.calls
+    assert [each.row for each in bad] == list(places)
+    assert {each.sqlstate for each in bad} == {"23514"}
+    assert await subject.table() == sorted(row for row in rows if row.value != REFUSED_VALUE)
+
+
+async def test_isolating_write_of_refused_rows_only_commits_nothing(subject: Subject) -> None:
+    """A batch may be bad from end to end."""
+    set_aside = SetAsides()
+    rows = with_refused(readings(40), *range(40))
+    assert await subject.sink.write_isolating(encode(rows), 40, set_aside) == Stored(0, 0)
+    assert [each.row for each in set_aside.calls[0]] == list(range(40))
+    assert await subject.table() == []
+
+
+async def test_isolating_write_without_refused_rows_sets_nothing_aside(subject: Subject) -> None:
+    """There is no call with an empty list."""
+    set_aside = SetAsides()
+    assert await subject.sink.write_isolating(encode(readings(9)), 9, set_aside) == Stored(9, 0)
+    assert set_aside.calls == []
+
+
+async def test_isolating_write_with_duplicates_counts_all_three(subject: Subject) -> None:
+    """Rows that are there already are neither bad nor new."""
+    await subject.sink.write(encode(readings(30)), 30, idempotent=False)
+    rows = with_refused(readings(60), 45, 10)
+    set_aside = SetAsides()
+    stored = await subject.sink.write_isolating(encode(rows), 60, set_aside)
+    assert stored == Stored(committed=29, duplicate=29)
+    assert [each.row for each in set_aside.calls[0]] == [10, 45]
+    assert len(await subject.table()) == 59
+
+
+async def test_failing_set_aside_commits_nothing_and_passes_through(subject: Subject) -> None:
+    """A row that could not be kept elsewhere must not be missing from a committed batch."""
+    rows = with_refused(readings(10), 3)
+    with pytest.raises(OverflowError):
+        await subject.sink.write_isolating(encode(rows), 10, SetAsides(OverflowError("full")))
+    assert await subject.table() == []
+    assert await subject.sink.write(encode(readings(10)), 10, idempotent=True) == Stored(10, 0)
+
+
+async def test_set_aside_happens_before_the_commit(subject: Subject) -> None:
+    """Nothing is in the table while the bad rows are being kept."""
+    seen: list[Any] = []
+
+    async def look(_: list[BadRow]) -> None:
+        seen.append(await subject.table())
+
+    await subject.sink.write_isolating(encode(with_refused(readings(5), 2)), 5, look)
+    assert seen == [[]]
+    assert len(await subject.table()) == 4
+
+
+async def test_write_cancelled_half_way_leaves_the_sink_usable(subject: Subject) -> None:
+    """Cancellation passes through; what was sent may be stored once, never twice."""
+    rows = readings(2_000)
+    await subject.sink.open()
+    task = asyncio.create_task(subject.sink.write(encode(rows), 2_000, idempotent=False))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await subject.sink.write(encode(rows), 2_000, idempotent=True)
+    assert await subject.table() == sorted(rows)
+
+
+async def test_closed_sink_opens_again(subject: Subject) -> None:
+    """Close is polite, may be repeated, and is not the end."""
+    await subject.sink.open()
+    await subject.sink.close()
+    await subject.sink.close()
+    assert await subject.sink.write(encode(readings(3)), 3, idempotent=False) == Stored(3, 0)
+    assert subject.sink.method in ("copy", "insert")
+
+
+async def test_aborted_sink_without_a_call_opens_again(subject: Subject) -> None:
+    """Abort may come at any time."""
+    subject.sink.abort()
+    await subject.sink.open()
+    subject.sink.abort()
+    rows = readings(3)
+    try:
+        await subject.sink.write(encode(rows), 3, idempotent=False)
+    except WriteFailed as failed:
+        assert failed.verdict is Verdict.WAIT
+    await subject.sink.write(encode(rows), 3, idempotent=True)
+    assert await subject.table() == rows
