@@ -7,6 +7,7 @@ that window, writing goes on hold instead. Losing a constraint must not move a f
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -55,14 +56,16 @@ class Breaker:
             start = len(devices)
             bad_at += sorted(start + row for row in write.bad)
             devices += [reading.device_id for part in write.tuples for reading in decode_rows(part)]
-        for last in range(self._rows_max, len(bad_at)):
+        past_bad = len(bad_at) - len(bad)  # judged already
+        for last in range(max(past_bad, self._rows_max), len(bad_at)):
             first = last - self._rows_max
             if bad_at[last] - bad_at[first] >= self._window_rows:
                 continue
-            end = min(len(devices), max(bad_at[last] + 1, bad_at[first] + self._window_rows))
+            end = min(len(devices), bad_at[first] + self._window_rows)
             start = max(0, end - self._window_rows)
             seen = set(devices[start:end])
-            refused = {devices[at] for at in bad_at if start <= at < end}
+            within = slice(bisect_left(bad_at, start), bisect_left(bad_at, end))
+            refused = {devices[at] for at in bad_at[within]}
             if len(refused) * 5 > len(seen):
                 raise WriteFailed(
                     Verdict.HOLD,

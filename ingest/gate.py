@@ -63,6 +63,11 @@ class Gate:
             self._change(OPEN, "", "")
         self._tries = 0
 
+    def answered(self) -> None:
+        """A write failed, but for a reason of its own: a server that was away is there."""
+        if self.state == WAIT:
+            self.opened()
+
     def failed(self, failure: WriteFailed) -> None:
         """A write or a probe failed because of the server (WAIT) or of its operator (the rest)."""
         state = WAIT if failure.verdict is Verdict.WAIT else HOLD

@@ -91,7 +91,10 @@ class Writer:
     # Probing, while the gate is not open
 
     async def _probe(self) -> None:
-        """Wait, then try the server; on hold, with one batch. One writer at a time."""
+        """Wait, then try the server: one writer at a time, with one batch if any waits.
+
+        A connection alone proves little: a full disk lets us in and fails every write.
+        """
         gate = self._gate
         async with gate.probing:
             if gate.is_open:
@@ -104,7 +107,7 @@ class Writer:
             except WriteFailed as failure:
                 self._failed(failure)
                 return
-            if gate.hold_reason is None or self._outlet.rows_waiting == 0:
+            if self._outlet.rows_waiting == 0:
                 gate.opened()
                 return
             batch = await self._gatherer.gather()
@@ -125,9 +128,10 @@ class Writer:
             self._give_back()  # another writer met trouble while this one gathered
             return False
         self._metrics.batch_gathered(batch.trigger, batch.rows)
-        self._unknown_tries_left = 0 if probing else self._settings.unknown_tries_max - 1
+        on_hold = self._gate.hold_reason is not None
+        self._unknown_tries_left = 0 if on_hold else self._settings.unknown_tries_max - 1
         pieces = [batch.blocks]
-        while pieces and not self._halted.is_set():
+        while pieces and not self._halted.is_set() and (probing or self._gate.is_open):
             piece = pieces.pop()
             try:
                 await self._write(piece)
@@ -184,13 +188,12 @@ class Writer:
         if verdict is Verdict.UNKNOWN and self._unknown_tries_left > 0:
             self._unknown_tries_left -= 1
             verdict = Verdict.RETRY
-        if verdict is Verdict.ISOLATE and not piece[0].isolate:
-            self._metrics.retries[verdict.value] += 1
-            return self._cut(piece)
-        if verdict is Verdict.RETRY:
-            self._metrics.retries[verdict.value] += 1
-            return await self._retried(piece, failure)
-        raise failure
+        to_cut = verdict is Verdict.ISOLATE and not piece[0].isolate
+        if not to_cut and verdict is not Verdict.RETRY:
+            raise failure
+        self._metrics.retries[verdict.value] += 1
+        self._gate.answered()
+        return self._cut(piece) if to_cut else await self._retried(piece, failure)
 
     def _cut(self, piece: list[Block]) -> list[list[Block]]:
         """Halve a piece that holds a bad row; a small one is written again row by row."""
@@ -217,10 +220,11 @@ class Writer:
             block.attempts += 1
             block.doubtful = True  # a time-out is not "not written": only the key makes it safe
         self._cap.shrink(rows)
-        exhausted = [each for each in piece if each.attempts > self._settings.retries_max]
-        if exhausted:
-            await self._exhaust(exhausted, failure)
-            piece = [each for each in piece if each.attempts <= self._settings.retries_max]
+        if failure.verdict is Verdict.RETRY:  # what is unknown goes on hold, never aside
+            retries_max = self._settings.retries_max
+            if exhausted := [each for each in piece if each.attempts > retries_max]:
+                await self._exhaust(exhausted, failure)
+            piece = [each for each in piece if each.attempts <= retries_max]
         if not piece:
             return []
         attempt = min(block.attempts for block in piece) - 1
