@@ -145,7 +145,7 @@ def test_state_folder_is_systemds_roots_or_the_users(monkeypatch: pytest.MonkeyP
     """STATE_DIRECTORY first; root's under /var/lib; a user's absolute XDG one."""
     assert default_state_dir({"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}) == Path("/var/lib/a")
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    assert default_state_dir({"HOME": "/root"}) == Path("/var/lib/iot-ingest")
+    assert default_state_dir({"HOME": "/h"}) == Path("/var/lib/iot-ingest")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert default_state_dir({"HOME": "/h"}) == Path("/h/.local/state/iot-ingest")
     assert default_state_dir({"HOME": "/h", "XDG_STATE_HOME": "/s"}) == Path("/s/iot-ingest")
