@@ -36,7 +36,7 @@ class FakeSink:
         self.table: dict[Reading, None] = {} if table is None else table
         self.refuse = refuse
         self.fail_always: WriteFailed | None = None
-        self.pause_s = 0.0
+        self.pause_s = 0.001
         self.gate = asyncio.Event()
         self.gate.set()
         self.writes: list[tuple[str, int]] = []

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
 
+from ingest import schema
 from ingest.block import PG_EPOCH_US
 from ingest.config import Settings
 from ingest.ports import BadRow, Sink, Stored
 from ingest.reading import Reading
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import Verdict, WriteFailed
+from tests.conftest import Server
 from tests.fake_sink import FakeSink
 from tests.rows import START_US, encode, readings
 
@@ -42,10 +44,17 @@ async def stored_readings(connection: asyncpg.Connection) -> list[Reading]:
     return [Reading(*row) for row in rows]
 
 
+@pytest.fixture(scope="module")
+def shared_url(server: Server) -> Iterator[str]:
+    """Give one database with the table for all tests here; each empties the table."""
+    name = server.create("template0")
+    server.run(schema.apply, name)
+    yield server.url_of(name)
+    server.drop(name)
+
+
 @pytest.fixture(params=["copy", "insert", "fake"])
-async def subject(
-    request: pytest.FixtureRequest, readings_connection: asyncpg.Connection, readings_url: str
-) -> AsyncIterator[Subject]:
+async def subject(request: pytest.FixtureRequest, shared_url: str) -> AsyncIterator[Subject]:
     """Give each sink in turn, on an empty table that refuses one value."""
     if request.param == "fake":
         fake = FakeSink(refuse=refuse)
@@ -55,12 +64,16 @@ async def subject(
 
         yield Subject(fake, table)
         return
-    await readings_connection.execute(
-        f"alter table readings add constraint sane check (value <> {REFUSED_VALUE})"
+    connection = await asyncpg.connect(shared_url)
+    await connection.execute(
+        f"""truncate readings;
+        alter table readings drop constraint if exists sane,
+        add constraint sane check (value <> {REFUSED_VALUE})"""
     )
-    sink = SinkPostgres(readings_url, Settings(write_method=request.param))
-    yield Subject(sink, lambda: stored_readings(readings_connection))
+    sink = SinkPostgres(shared_url, Settings(write_method=request.param))
+    yield Subject(sink, lambda: stored_readings(connection))
     await sink.close()
+    await connection.close()
 
 
 class SetAsides:
@@ -247,9 +260,20 @@ async def test_aborted_sink_without_a_call_opens_again(subject: Subject) -> None
     await subject.sink.open()
     subject.sink.abort()
     rows = readings(3)
-    try:
-        await subject.sink.write(encode(rows), 3, idempotent=False)
-    except WriteFailed as failed:
-        assert failed.verdict is Verdict.WAIT
-    await subject.sink.write(encode(rows), 3, idempotent=True)
+    assert await subject.sink.write(encode(rows), 3, idempotent=False) == Stored(3, 0)
     assert await subject.table() == rows
+
+
+async def test_write_aborted_under_way_fails_with_wait(subject: Subject) -> None:
+    """The writer is told that it does not know, and sending again stores once."""
+    rows = readings(5_000)
+    await subject.sink.open()
+    task = asyncio.create_task(subject.sink.write(encode(rows), 5_000, idempotent=False))
+    await asyncio.sleep(0)
+    subject.sink.abort()
+    with pytest.raises(WriteFailed) as failed:
+        await task
+    assert failed.value.verdict is Verdict.WAIT
+    assert failed.value.doubtful
+    await subject.sink.write(encode(rows), 5_000, idempotent=True)
+    assert len(await subject.table()) == 5_000
