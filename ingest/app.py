@@ -72,6 +72,7 @@ class Service:
         self._log = logs.get_logger("service")
         self._token = secrets.token_urlsafe(24)
         self._stopping = asyncio.Event()  # drain
+        self._first_try = asyncio.Event()  # of the database, whatever came of it
         self._halted = asyncio.Event()  # drain no longer: what is left goes to the dead letters
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,6 +146,7 @@ class Service:
             self._halted.set()
         else:
             self._log.info("stopping", signal=number.name)
+            self._first_try.set()
             self._stopping.set()
 
     # Start
@@ -175,12 +177,11 @@ class Service:
             SinkPostgres(url, settings, name=f"iot-ingest writer {number}")
             for number in range(settings.writers)
         ]
-        first_try = asyncio.Event()
-        self._spawn(self._open_database(url, first_try))
-        await first_try.wait()
+        self._spawn(self._open_database(url))
+        await self._first_try.wait()
         self._say_hello(listen, admin_listen)
 
-    async def _open_database(self, url: str, first_try: asyncio.Event) -> None:
+    async def _open_database(self, url: str) -> None:
         """Try until the schema has been checked (`starting` until then), then let writers loose."""
         sink = self._sinks[0]
         may_apply = self._settings.schema_apply
@@ -194,27 +195,27 @@ class Service:
                     continue
                 self.gate.failed(failure)
                 if failure.reason != SCHEMA:
-                    first_try.set()
+                    self._first_try.set()
                     await self.gate.pause(self._halted)
                     continue
             else:
                 self.gate.opened()
             self.health.started()
             break
-        first_try.set()
+        self._first_try.set()
         self._start_writers()
 
     async def _make_table(self, url: str) -> None:
         """Create a missing table. Why it cannot is logged; the check that follows holds."""
         settings = self._settings
         try:
-            connection = await sink_connection.connect(
-                url,
-                name="iot-ingest schema",
-                connect_s_max=settings.connect_s_max,
-                statement_s_max=settings.statement_s_max,
-                lock_s_max=settings.lock_s_max,
-            )
+            async with asyncio.timeout(settings.connect_s_max):
+                connection = await sink_connection.connect(
+                    url,
+                    name="iot-ingest schema",
+                    statement_s_max=settings.statement_s_max,
+                    lock_s_max=settings.lock_s_max,
+                )
             try:
                 await schema.apply(connection)
             finally:
@@ -277,8 +278,9 @@ class Service:
         try:
             await work
         except Exception:
-            self._log.critical("task_died", task=work.__qualname__, exc_info=True)
+            self._log.critical("task_died", task=getattr(work, "__qualname__", ""), exc_info=True)
             self._broken = True
+            self._first_try.set()
             self._stopping.set()
 
     def _release_hold(self, dead_letter: bool) -> None:
