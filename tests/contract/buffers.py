@@ -1,0 +1,72 @@
+"""The buffers under test, and the hands of the tests: a new buffer adds its factory here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ingest.block import Block
+from ingest.buffer_memory import MemoryBuffer
+from ingest.ports import Inlet, Outlet, Room
+from tests.blocks import make_block
+
+
+class Buffer(Inlet, Outlet, Protocol):
+    """Both ends of a buffer, and its shutting."""
+
+    def shut_inlet(self) -> None:
+        """Let nothing in any more."""
+
+
+MakeBuffer = Callable[[int, int, float], Buffer]  # rows_max, bytes_max, put_wait_s_max
+
+
+def memory(rows_max: int, bytes_max: int, put_wait_s_max: float) -> Buffer:
+    """Make the buffer that holds readings in memory."""
+    return MemoryBuffer(rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max)
+
+
+FACTORIES: list[MakeBuffer] = [memory]
+PLENTY = 1 << 20
+
+
+async def put(buffer: Inlet, block: Block) -> Block:
+    """Reserve room for a block and hand it over."""
+    (await buffer.reserve(block.rows, len(block.tuples))).put(block)
+    return block
+
+
+async def put_rows(buffer: Inlet, *rows: int) -> list[Block]:
+    """Put one block for each number of rows."""
+    return [await put(buffer, make_block(each)) for each in rows]
+
+
+async def spin() -> None:
+    """Let everything run that can run now."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def queue_up(buffer: Inlet, *rows: int) -> list[asyncio.Task[Room]]:
+    """Let posts ask for room, one after the other; each byte stands for a row."""
+    posts = []
+    for each in rows:
+        posts.append(asyncio.create_task(buffer.reserve(each, each)))
+        await spin()
+    return posts
+
+
+async def end(posts: Sequence[asyncio.Task[Room]]) -> None:
+    """Cancel the posts that still wait, and release the others."""
+    for post in posts:
+        post.cancel()
+    for result in await asyncio.gather(*posts, return_exceptions=True):
+        if not isinstance(result, BaseException):
+            result.release()
+
+
+def empty(buffer: Outlet) -> bool:
+    """Whether no room is taken by anybody."""
+    stats = buffer.stats()
+    return (stats.rows, stats.size_bytes, stats.rows_waiting, stats.posts_waiting) == (0, 0, 0, 0)

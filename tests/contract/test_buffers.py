@@ -1,0 +1,253 @@
+"""What every buffer promises to the door: room, in turn, within a time, and none of it lost."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from ingest.clock import monotonic_s
+from ingest.errors import BufferFull, Stopping
+from tests.blocks import make_block
+from tests.contract.buffers import (
+    FACTORIES,
+    PLENTY,
+    MakeBuffer,
+    empty,
+    end,
+    put,
+    put_rows,
+    queue_up,
+    spin,
+)
+
+pytestmark = pytest.mark.parametrize("make", FACTORIES)
+
+
+async def test_room_comes_free_only_when_settled(make: MakeBuffer) -> None:
+    """What a writer has in hand still counts, so that giving it back cannot overflow."""
+    buffer = make(4, PLENTY, 0)
+    await put_rows(buffer, 4)
+    taken = buffer.take(4)
+    with pytest.raises(BufferFull):
+        await buffer.reserve(1, 1)
+    buffer.give_back(taken)
+    assert buffer.stats().rows == 4
+    buffer.settle(buffer.take(4))
+    (await buffer.reserve(4, 4)).release()
+
+
+async def test_room_released_twice_or_after_put_counts_once(make: MakeBuffer) -> None:
+    """Release is safe in a `finally`: it undoes a reservation, never a put."""
+    buffer = make(10, PLENTY, 0)
+    room = await buffer.reserve(10, 10)
+    room.release()
+    room.release()
+    assert empty(buffer)
+    block = make_block(5)
+    room = await buffer.reserve(5, len(block.tuples))
+    room.put(block)
+    room.release()
+    assert buffer.stats().rows == 5
+
+
+async def test_put_of_less_than_reserved_frees_the_difference(make: MakeBuffer) -> None:
+    """A post whose invalid items fell out takes only what it needs; a waiting one gets the rest."""
+    buffer = make(10, PLENTY, 5)
+    room = await buffer.reserve(10, 1000)
+    (post,) = await queue_up(buffer, 4)
+    block = make_block(6)
+    room.put(block)
+    (await post).release()
+    stats = buffer.stats()
+    assert (stats.rows, stats.size_bytes) == (6, len(block.tuples))
+
+
+async def test_waiting_posts_are_served_in_order_and_nobody_overtakes(make: MakeBuffer) -> None:
+    """First come, first served: a small post waits behind a large one."""
+    buffer = make(10, PLENTY, 5)
+    room = await buffer.reserve(8, 8)
+    large, small, latecomer = await queue_up(buffer, 5, 1, 1)
+    assert not any(each.done() for each in (large, small, latecomer))
+    assert buffer.stats().posts_waiting == 3
+    room.release()
+    await spin()
+    assert all(each.done() for each in (large, small, latecomer))
+    await end([large, small, latecomer])
+    assert empty(buffer)
+
+
+async def test_waiting_post_gets_room_when_a_writer_settles(make: MakeBuffer) -> None:
+    """Waiting is the point: a full buffer slows posts down before it refuses them."""
+    buffer = make(4, PLENTY, 5)
+    await put_rows(buffer, 4)
+    (post,) = await queue_up(buffer, 2)
+    buffer.settle(buffer.take(4))
+    (await post).release()
+    assert empty(buffer)
+
+
+async def test_wait_for_room_is_bounded(make: MakeBuffer) -> None:
+    """A post waits `put_wait_s_max`, not less and not much more, and leaves nothing behind."""
+    buffer = make(4, PLENTY, 0.05)
+    room = await buffer.reserve(4, 4)
+    began_s = monotonic_s()
+    with pytest.raises(BufferFull):
+        await buffer.reserve(1, 1)
+    assert 0.045 <= monotonic_s() - began_s < 0.5
+    room.release()
+    assert empty(buffer)
+
+
+async def test_post_that_gives_up_lets_a_smaller_one_in(make: MakeBuffer) -> None:
+    """A large post at the head blocks the others no longer than its own wait."""
+    buffer = make(10, PLENTY, 0.05)
+    room = await buffer.reserve(8, 8)
+    large = asyncio.create_task(buffer.reserve(5, 5))
+    await asyncio.sleep(0.03)
+    (small,) = await queue_up(buffer, 2)
+    with pytest.raises(BufferFull):
+        await large
+    (await small).release()
+    room.release()
+    assert empty(buffer)
+
+
+async def test_bytes_over_the_bound_are_refused_at_once(make: MakeBuffer) -> None:
+    """Waiting bodies are memory too: beyond `bytes_max` with them a post does not wait."""
+    buffer = make(10, 100, 60)
+    room = await buffer.reserve(10, 60)
+    posts = await queue_up(buffer, 30)
+    assert buffer.stats().size_bytes == 90
+    async with asyncio.timeout(1):
+        with pytest.raises(BufferFull):
+            await buffer.reserve(1, 11)
+    posts += await queue_up(buffer, 10)
+    assert buffer.stats().size_bytes == 100
+    room.release()
+    await end(posts)
+    assert empty(buffer)
+
+
+@pytest.mark.parametrize("rows_and_bytes", [(11, 1), (1, 101)])
+async def test_post_larger_than_the_buffer_is_refused(
+    make: MakeBuffer, rows_and_bytes: tuple[int, int]
+) -> None:
+    """What can never fit is refused within the wait, and harms nobody behind it."""
+    buffer = make(10, 100, 0.02)
+    with pytest.raises(BufferFull):
+        await buffer.reserve(*rows_and_bytes)
+    (await buffer.reserve(10, 100)).release()
+    assert empty(buffer)
+
+
+async def test_waiter_cancelled_before_its_grant_leaks_nothing(make: MakeBuffer) -> None:
+    """A client that hangs up while it waits leaves its place to the next."""
+    buffer = make(4, PLENTY, 5)
+    room = await buffer.reserve(4, 4)
+    gone, next_one = await queue_up(buffer, 4, 2)
+    gone.cancel()
+    await spin()
+    assert gone.cancelled()
+    room.release()
+    (await next_one).release()
+    assert empty(buffer)
+
+
+@pytest.mark.parametrize("first", ["cancel", "grant"])
+@pytest.mark.parametrize("by", ["release", "settle", "shut"])
+async def test_waiter_cancelled_in_the_tick_of_its_grant_leaks_nothing(
+    make: MakeBuffer, first: str, by: str
+) -> None:
+    """Whichever of the two comes first, room is neither lost nor given to the dead."""
+    buffer = make(4, PLENTY, 5)
+    block = make_block(4)
+    room = await buffer.reserve(4, len(block.tuples))
+    grant = buffer.shut_inlet if by == "shut" else room.release
+    if by == "settle":
+        room.put(block)
+        taken = buffer.take(4)
+        grant = partial(buffer.settle, taken)
+    gone, next_one = await queue_up(buffer, 4, 3)
+    for step in (gone.cancel, grant) if first == "cancel" else (grant, gone.cancel):
+        step()
+    await spin()
+    assert gone.cancelled()
+    if by == "shut":
+        with pytest.raises(Stopping):
+            await next_one
+        room.release()
+    else:
+        (await next_one).release()
+    assert empty(buffer)
+
+
+async def test_waiter_cancelled_after_its_grant_keeps_its_room(make: MakeBuffer) -> None:
+    """A reservation in hand is the caller's, to put or to release."""
+    buffer = make(4, PLENTY, 5)
+    room = await buffer.reserve(4, 4)
+    (post,) = await queue_up(buffer, 3)
+    room.release()
+    await spin()
+    assert not post.cancel()
+    assert buffer.stats().size_bytes == 3
+    post.result().release()
+    assert empty(buffer)
+
+
+async def test_wait_that_ends_in_the_tick_of_its_grant_leaks_nothing(make: MakeBuffer) -> None:
+    """A deadline that strikes together with the grant either has the room or has given it back."""
+    for settle_after_s in (0.018, 0.019, 0.02, 0.021, 0.022):
+        buffer = make(4, PLENTY, 0.02)
+        room = await buffer.reserve(4, 4)
+        posts = [asyncio.create_task(buffer.reserve(1, 1)) for _ in range(20)]
+        asyncio.get_running_loop().call_later(settle_after_s, room.release)
+        results = await asyncio.gather(*posts, return_exceptions=True)
+        await asyncio.sleep(0.005)  # the release may be last
+        rooms = [each for each in results if not isinstance(each, BaseException)]
+        assert all(isinstance(each, BufferFull) for each in results if each not in rooms)
+        assert buffer.stats().size_bytes == len(rooms)
+        for each in rooms:
+            each.release()
+        assert empty(buffer)
+
+
+async def test_shut_wakes_everybody(make: MakeBuffer) -> None:
+    """At stop nobody sleeps on: posts get Stopping, takers look at what is left."""
+    buffer = make(4, PLENTY, 60)
+    room = await buffer.reserve(4, 400)
+    posts = await queue_up(buffer, 1, 2)
+    takers = [asyncio.create_task(buffer.wait_rows(rows)) for rows in (1, 100)]
+    await spin()
+    assert not buffer.shut
+    buffer.shut_inlet()
+    buffer.shut_inlet()  # a second signal
+    async with asyncio.timeout(1):
+        await asyncio.gather(*takers)
+        for result in await asyncio.gather(*posts, return_exceptions=True):
+            assert isinstance(result, Stopping)
+        with pytest.raises(Stopping):
+            await buffer.reserve(1, 1)
+        await buffer.wait_rows(100)
+    assert buffer.shut
+    block = make_block(4)
+    room.put(block)  # a post that had its room before is kept all the same
+    assert buffer.take(10) == [block]
+
+
+async def test_refused_posts_are_told_to_come_back_later_as_the_outage_lasts(
+    make: MakeBuffer,
+) -> None:
+    """Retry-After grows with the age of what is held, from a second up to a bound."""
+    hints = []
+    for age_s in (0, 8, 20, 3600):
+        buffer = make(1, PLENTY, 0)
+        await put(buffer, make_block(1, age_s=age_s))
+        buffer.take(1)  # with a writer that tries and tries
+        with pytest.raises(BufferFull) as caught:
+            await buffer.reserve(1, 1)
+        hints.append(caught.value.retry_after_s)
+    assert hints == sorted(hints)
+    assert hints[0] >= 1
+    assert 1 < hints[1] < hints[2] < hints[3] <= 60

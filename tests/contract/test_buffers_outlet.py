@@ -1,0 +1,138 @@
+"""What every buffer promises to the writers: order, and that held means held."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.blocks import make_block
+from tests.contract.buffers import FACTORIES, PLENTY, MakeBuffer, empty, put, put_rows, spin
+
+pytestmark = pytest.mark.parametrize("make", FACTORIES)
+
+
+async def test_blocks_put_are_taken_in_order(make: MakeBuffer) -> None:
+    """First in, first out, whole blocks."""
+    buffer = make(100, PLENTY, 1)
+    blocks = await put_rows(buffer, 3, 1, 2)
+    assert buffer.take(100) == blocks
+    assert buffer.take(100) == []
+
+
+async def test_take_stops_before_the_block_that_would_exceed(make: MakeBuffer) -> None:
+    """At most `rows_max` rows, and a block behind that would fit does not overtake."""
+    buffer = make(100, PLENTY, 1)
+    first, second, third = await put_rows(buffer, 3, 5, 1)
+    assert buffer.take(4) == [first]
+    assert buffer.take(6) == [second, third]
+
+
+async def test_take_gives_a_first_block_however_large(make: MakeBuffer) -> None:
+    """At least one block if any waits: a block larger than the cap is not stuck."""
+    buffer = make(100, PLENTY, 1)
+    (block,) = await put_rows(buffer, 50)
+    assert buffer.take(1) == [block]
+
+
+async def test_stats_hold_taken_blocks_until_settled(make: MakeBuffer) -> None:
+    """Held is what is neither in the table nor set aside; reserved is not held yet."""
+    buffer = make(10, PLENTY, 1)
+    room = await buffer.reserve(4, 400)
+    stats = buffer.stats()
+    assert (stats.rows, stats.rows_waiting, stats.size_bytes) == (0, 0, 400)
+    block = make_block(4)
+    room.put(make_block(4))
+    taken = buffer.take(10)
+    stats = buffer.stats()
+    assert (stats.rows, stats.rows_waiting, stats.blocks_waiting) == (4, 0, 0)
+    assert stats.size_bytes == len(block.tuples)
+    buffer.settle(taken)
+    assert empty(buffer)
+
+
+async def test_given_back_blocks_come_first_again_in_order(make: MakeBuffer) -> None:
+    """A failed batch is taken again before younger blocks, in the order it had."""
+    buffer = make(100, PLENTY, 1)
+    old = await put_rows(buffer, 1, 2, 3)
+    taken = buffer.take(100)
+    young = await put_rows(buffer, 4)
+    buffer.give_back(taken)
+    assert buffer.rows_waiting == 10
+    assert buffer.take(100) == [*old, *young]
+
+
+@pytest.mark.parametrize("older_first", [True, False])
+async def test_two_writers_giving_back_keep_the_order(make: MakeBuffer, older_first: bool) -> None:
+    """Whoever fails first: the oldest block is the next to go, and none is starved."""
+    buffer = make(100, PLENTY, 1)
+    blocks = await put_rows(buffer, 1, 1, 1, 1, 1, 1)
+    older, younger = buffer.take(2), buffer.take(2)
+    for each in (older, younger) if older_first else (younger, older):
+        buffer.give_back(each)
+    assert buffer.first_received_s() == blocks[0].received_s
+    assert buffer.take(100) == blocks
+
+
+async def test_part_given_back_part_settled_adds_up(make: MakeBuffer) -> None:
+    """A batch may end in pieces: some in the table, some back in front."""
+    buffer = make(100, PLENTY, 1)
+    first, second, third = await put_rows(buffer, 1, 2, 3)
+    taken = buffer.take(100)
+    buffer.settle(taken[1:2])
+    buffer.give_back([taken[0], taken[2]])
+    stats = buffer.stats()
+    assert (stats.rows, stats.rows_waiting, stats.blocks_waiting) == (4, 4, 2)
+    assert stats.size_bytes == len(first.tuples) + len(third.tuples)
+    assert buffer.take(100) == [first, third]
+    assert second.rows == 2
+
+
+async def test_oldest_is_told_also_while_it_is_with_a_writer(make: MakeBuffer) -> None:
+    """The age that people watch is that of the oldest block not settled, wherever it is."""
+    buffer = make(100, PLENTY, 1)
+    assert buffer.stats().oldest_received_s is None
+    blocks = [await put(buffer, make_block(1, age_s=age_s)) for age_s in (40, 30, 20, 10)]
+    taken = buffer.take(3)
+    assert buffer.stats().oldest_received_s == blocks[0].received_s
+    buffer.settle(taken[:1])  # one piece of the batch is stored, the others are retried
+    assert buffer.stats().oldest_received_s == blocks[1].received_s
+    buffer.give_back(taken[1:])
+    assert buffer.stats().oldest_received_s == blocks[1].received_s
+    buffer.settle(buffer.take(2))
+    assert buffer.stats().oldest_received_s == blocks[3].received_s
+    buffer.settle(buffer.take(1))
+    assert buffer.stats().oldest_received_s is None
+
+
+async def test_taker_waits_for_as_many_rows_as_it_asked(make: MakeBuffer) -> None:
+    """`wait_rows` returns at the row that makes it enough, given-back ones counted."""
+    buffer = make(100, PLENTY, 1)
+    assert buffer.first_received_s() is None
+    taker = asyncio.create_task(buffer.wait_rows(5))
+    await put_rows(buffer, 2, 2)
+    await spin()
+    assert not taker.done()
+    taken = buffer.take(2)
+    await put_rows(buffer, 2)
+    await spin()
+    assert not taker.done()
+    buffer.give_back(taken)
+    async with asyncio.timeout(1):
+        await taker
+        await buffer.wait_rows(6)
+
+
+async def test_taker_cancelled_takes_nothing_with_it(make: MakeBuffer) -> None:
+    """Cancelling a wait for rows, even as they come, leaves them to the next taker."""
+    buffer = make(100, PLENTY, 1)
+    for cancel_first in (True, False):
+        taker = asyncio.create_task(buffer.wait_rows(1))
+        await spin()
+        if cancel_first:
+            taker.cancel()
+        await put_rows(buffer, 3)
+        taker.cancel()
+        await asyncio.gather(taker, return_exceptions=True)
+    await buffer.wait_rows(6)
+    assert sum(block.rows for block in buffer.take(100)) == 6
