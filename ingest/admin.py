@@ -16,18 +16,15 @@ import orjson
 from aiohttp import web
 
 from ingest.body import Bodies
-from ingest.clock import monotonic_s
 from ingest.config import Settings
-from ingest.connections import Connections
 from ingest.errors import Refused
-from ingest.logs import Occasionally, get_logger
+from ingest.logs import get_logger
 from ingest.metrics import Metrics
-from ingest.problems import JSON, TEXT, Answer, problem
+from ingest.problems import Answer
+from ingest.site import POST, READ, Page, Site, probes
 
 METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 HTML = b"text/html; charset=utf-8"
-PAGES = ("/", "/livez", "/readyz", "/metrics")
-RELEASE = "/hold/release"
 CONNECTIONS_MAX = 256
 NO_SCRIPT = b"Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'\r\n"
 
@@ -47,72 +44,36 @@ class Admin:
         self._health = health
         self._token = token.encode()
         self._release_hold = release_hold
-        self._bodies = Bodies(Settings())
-        self._connections: Connections | None = None
-        self._log = get_logger("admin")
-        self._occasionally = Occasionally(10.0)
-
-    async def start(self, host: str, port: int) -> str:
-        """Listen; return the real HOST:PORT. Raises StartError that names --admin-listen."""
         defaults = Settings()
-        self._connections = Connections(
-            self._answer,
-            self._malformed,
+        self._bodies = Bodies(defaults)
+        self._site = Site(
+            {
+                "/": Page(READ, self._front),
+                "/metrics": Page(READ, self._exposition),
+                **probes(health),
+                "/hold/release": Page(POST, self._release),
+            },
+            metrics,
+            flag="--admin-listen",
             connections_max=CONNECTIONS_MAX,
             header_s_max=defaults.header_s_max,
             keepalive_s_max=defaults.keepalive_s_max,
         )
-        return await self._connections.listen(host, port, "--admin-listen")
+        self._log = get_logger("admin")
+
+    async def start(self, host: str, port: int) -> str:
+        """Listen; return the real HOST:PORT. Raises StartError that names --admin-listen."""
+        return await self._site.start(host, port)
 
     async def close(self) -> None:
         """Close the port. Repeatable."""
-        if self._connections is not None:
-            await self._connections.close()
+        await self._site.close()
 
-    async def _answer(self, request: web.BaseRequest) -> Answer:
-        received_s = monotonic_s()
-        path = request.path
-        try:
-            if path == RELEASE:
-                answer = await self._release(request)
-            elif path in PAGES:
-                answer = self._page(request, path)
-            else:
-                raise Refused("not_found", f"there are {', '.join(PAGES)}")
-        except Refused as refused:
-            allow = b""
-            if refused.code == "method_not_allowed":
-                allow = b"Allow: POST\r\n" if path == RELEASE else b"Allow: GET, HEAD\r\n"
-            answer = problem(refused, headers=allow, close=not request.content.is_eof())
-        except ConnectionError:
-            raise
-        except Exception:
-            kept_back = self._occasionally.due("internal")
-            if kept_back is not None:
-                self._log.error("request_failed", exc_info=True, similar_suppressed=kept_back)
-            answer = problem(Refused("internal", "the service met a fault of its own"), close=True)
-        route = path if path == RELEASE or path in PAGES else "other"
-        self._metrics.request_answered(route, answer.status, monotonic_s() - received_s)
-        return answer
+    async def _exposition(self, _request: web.BaseRequest, _query: str, _at_s: float) -> Answer:
+        return Answer(200, self._metrics.exposition(), METRICS_TEXT)
 
-    def _malformed(self, code: str) -> Answer:
-        answer = problem(Refused(code, "the request is not well-formed HTTP"), close=True)
-        self._metrics.request_answered("other", answer.status, 0.0)
-        return answer
-
-    def _page(self, request: web.BaseRequest, path: str) -> Answer:
-        if request.method not in {"GET", "HEAD"}:
-            raise Refused("method_not_allowed", f"{path} is read with GET")
-        if path == "/livez":
-            return Answer(200, b"ok\n", TEXT)
-        if path == "/metrics":
-            return Answer(200, self._metrics.exposition(), METRICS_TEXT)
-        status, state = self._health()
-        if path == "/readyz":
-            return Answer(status, state, JSON)
-        return Answer(200, self._front(orjson.loads(state)), HTML, headers=NO_SCRIPT)
-
-    def _front(self, state: dict[str, str]) -> bytes:
+    async def _front(self, _request: web.BaseRequest, _query: str, _at_s: float) -> Answer:
+        state: dict[str, str] = orjson.loads(self._health()[1])
         m = self._metrics
         figures = {
             "received": m.received,
@@ -124,7 +85,7 @@ class Admin:
             "lost": m.dropped,
         }
         rows = "".join(f"<tr><td>{name}<td>{count:,}" for name, count in figures.items())
-        return (
+        page = (
             "<!doctype html><html lang=en><meta charset=utf-8><title>iot-ingest</title>"
             "<style>body{font:16px/1.5 system-ui;margin:3em}td{padding-right:2em}</style>"
             f"<h1>iot-ingest {escape(m.version)}</h1>"
@@ -132,11 +93,10 @@ class Admin:
             f"<br>{escape(state['reason'])}"
             f"<table>{rows}</table><p>Readings since the start of this process. "
             "<a href=/metrics>metrics</a> <a href=/readyz>readyz</a> <a href=/livez>livez</a>\n"
-        ).encode()
+        )
+        return Answer(200, page.encode(), HTML, headers=NO_SCRIPT)
 
-    async def _release(self, request: web.BaseRequest) -> Answer:
-        if request.method != "POST":
-            raise Refused("method_not_allowed", f"{RELEASE} is posted")
+    async def _release(self, request: web.BaseRequest, _query: str, _at_s: float) -> Answer:
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
         # Header bytes that are no UTF-8 arrive as surrogates: encode them back, do not fail.
         token = given.strip().encode("utf-8", "surrogateescape")

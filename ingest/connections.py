@@ -129,7 +129,7 @@ class Connections(web.Server):
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._connections_max = min(connections_max, max(files - SPARE_FILES, 16))
         if self._connections_max < connections_max:
-            self._log.warning("fewer_connections", open_files_max=files, wanted=connections_max)
+            self._log.info("fewer_connections", open_files_max=files, wanted=connections_max)
 
     def __call__(self) -> web.RequestHandler:
         """Make the protocol of one connection (the event loop calls this)."""

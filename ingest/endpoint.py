@@ -16,9 +16,8 @@ from aiohttp import web
 
 from ingest import replies
 from ingest.body import Bodies
-from ingest.clock import monotonic_s, unix_us
+from ingest.clock import unix_us
 from ingest.config import Settings, ts_min_us
-from ingest.connections import Connections
 from ingest.decode import Decoded, ItemError, Rules, decode
 from ingest.errors import (
     BufferFull,
@@ -29,13 +28,14 @@ from ingest.errors import (
     Stopping,
 )
 from ingest.inflate import Inflater
-from ingest.logs import Occasionally, get_logger
+from ingest.logs import get_logger
 from ingest.metrics import Metrics
 from ingest.ports import INVALID, Ack, Admission, Database, DeadLetters, Inlet, Letter, Outcome
-from ingest.problems import JSON, TEXT, Answer, problem
+from ingest.problems import Answer
 from ingest.query import Query, check_media_type, is_gzip, parse_query
+from ingest.site import POST, Page, Site, probes
 
-READINGS, OTHER = "/v1/readings", "other"
+READINGS = "/v1/readings"
 COMMITTED = "committed"
 ADMISSION_DETAILS = {
     "starting": "the service has not seen its database and table yet",
@@ -77,30 +77,28 @@ class Endpoint:
                 f"setting ack_default: {default} is not available; this service gives "
                 f"{', '.join(self._levels)}"
             )
-        self._health = health
         self._rules = Rules(
             settings.post_rows_max, ts_min_us(settings), int(settings.ts_ahead_s_max * 1e6)
         )
         self._query = lru_cache(maxsize=256)(self._parse_query)
         self._bodies = Bodies(settings)
         self._inflater = Inflater(settings.inflated_bytes_max, settings.door_bytes_max)
-        self._connections: Connections | None = None
+        self._site = Site(
+            {READINGS: Page(POST, self._readings), **probes(health)},
+            metrics,
+            flag="--listen",
+            connections_max=settings.connections_max,
+            header_s_max=settings.header_s_max,
+            keepalive_s_max=settings.keepalive_s_max,
+        )
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()  # set whenever a post or a tail has left
         self._log = get_logger("endpoint")
-        self._occasionally = Occasionally(10.0)
 
     async def start(self, host: str, port: int) -> str:
         """Listen; return the real HOST:PORT. Raises StartError that names --listen."""
-        self._connections = Connections(
-            self._answer,
-            self._malformed,
-            connections_max=self._settings.connections_max,
-            header_s_max=self._settings.header_s_max,
-            keepalive_s_max=self._settings.keepalive_s_max,
-        )
-        return await self._connections.listen(host, port, "--listen")
+        return await self._site.start(host, port)
 
     async def finish(self, timeout_s: float) -> None:
         """Wait until no post is inside, at most `timeout_s`. Let nobody in first (Admission)."""
@@ -114,66 +112,14 @@ class Endpoint:
 
     async def close(self) -> None:
         """Close the port; what is being dead-lettered is finished first. Repeatable."""
-        if self._connections is not None:
-            await self._connections.close()
+        await self._site.close()
         if self._tails:
             await asyncio.wait(self._tails)
         self._inflater.close()
 
     # From request to answer
 
-    async def _answer(self, request: web.BaseRequest) -> Answer:
-        """Answer any request; whatever happens inside, it is an answer and a balanced ledger."""
-        received_s = monotonic_s()
-        path, _, query = request.raw_path.partition("?")
-        if path != READINGS:
-            path = request.path  # percent-encoded, or a whole URL
-        try:
-            if path == READINGS:
-                answer = await self._readings(request, query, received_s)
-            else:
-                path, answer = self._probe(request, path)
-        except Refused as refused:
-            answer = self._refuse(request, path, refused)
-        except ConnectionError:
-            raise  # the client is gone: nobody to answer, nothing kept, nothing to log
-        except Exception:
-            kept_back = self._occasionally.due("internal")
-            if kept_back is not None:
-                self._log.error("request_failed", exc_info=True, similar_suppressed=kept_back)
-            answer = problem(Refused("internal", "the service met a fault of its own"), close=True)
-        self._metrics.request_answered(path, answer.status, monotonic_s() - received_s)
-        return answer
-
-    def _refuse(self, request: web.BaseRequest, path: str, refused: Refused) -> Answer:
-        headers = b""
-        if refused.code == "method_not_allowed":
-            headers = b"Allow: POST\r\n" if path == READINGS else b"Allow: GET, HEAD\r\n"
-        # A body that is still on its way is not waited for.
-        close = refused.code == "draining" or not request.content.is_eof()
-        return problem(refused, headers=headers, close=close)
-
-    def _malformed(self, code: str) -> Answer:
-        """Answer what aiohttp could not parse."""
-        answer = problem(Refused(code, "the request is not well-formed HTTP"), close=True)
-        self._metrics.request_answered(OTHER, answer.status, 0.0)
-        return answer
-
-    def _probe(self, request: web.BaseRequest, path: str) -> tuple[str, Answer]:
-        if path not in {"/livez", "/readyz"}:
-            answer = problem(Refused("not_found", f"post readings to {READINGS}"))
-            answer.keep_alive = request.content.is_eof()
-            return OTHER, answer
-        if request.method not in {"GET", "HEAD"}:
-            raise Refused("method_not_allowed", f"{path} is read with GET")
-        if path == "/livez":
-            return path, Answer(200, b"ok\n", TEXT)
-        status, state = self._health()
-        return path, Answer(status, state, JSON)
-
     async def _readings(self, request: web.BaseRequest, query: str, received_s: float) -> Answer:
-        if request.method != "POST":
-            raise Refused("method_not_allowed", "readings are posted")
         refusal = self._admission.refusal()
         if refusal is not None:
             raise Refused(refusal, ADMISSION_DETAILS[refusal])
