@@ -9,7 +9,7 @@ Everything here blocks, and raises OSError.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +37,19 @@ class Mark(NamedTuple):
     reason: str
 
 
-def append_marks(
-    segment: Path, marks: Sequence[Mark], how: str, calls: FileCalls = REAL_CALLS
-) -> None:
-    """Record that lines of `segment` are done; on the disk when this returns."""
+def mark_done(lines: Iterable[tuple[Path, Mark]], how: str, calls: FileCalls = REAL_CALLS) -> None:
+    """Record that lines of some segments are done; on the disk when this returns.
+
+    Whoever calls this holds the folder's replay lock.
+    """
+    by_segment: dict[Path, list[Mark]] = {}
+    for segment, mark in lines:
+        by_segment.setdefault(segment, []).append(mark)
+    for segment, marks in by_segment.items():
+        _append(segment, marks, how, calls)
+
+
+def _append(segment: Path, marks: Sequence[Mark], how: str, calls: FileCalls) -> None:
     path = cursor_path(segment)
     fresh = not path.exists()
     data = b"" if fresh or _ends_well(path) else b"\n"

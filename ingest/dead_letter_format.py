@@ -134,7 +134,7 @@ def line_of(fields: dict[str, Any]) -> Line:
             reason=_text(fields["reason"]),
             code=_text(fields["code"]),
             message=_text(fields["message"]),
-            received_us=_time_in(fields["received_at"]),
+            received_us=time_in(fields["received_at"]),
             reading=_reading_in(fields["reading"]),
             original=original_in(fields),
             precision=_text_or_none(fields["precision"]),
@@ -142,7 +142,7 @@ def line_of(fields: dict[str, Any]) -> Line:
             item=_whole_or_none(fields["item"]),
             attempts=_whole_or_none(fields["attempts"]) or 0,
         )
-        return Line(id_in(fields), _time_in(fields["failed_at"]), letter)
+        return Line(id_in(fields), time_in(fields["failed_at"]), letter)
     except KeyError as error:
         raise BadLine(f"the field {error} is missing") from error
     except (TypeError, ValueError, OverflowError) as error:
@@ -166,6 +166,16 @@ def original_in(fields: dict[str, Any]) -> bytes | None:
     return None
 
 
+def time_in(value: Any) -> int:
+    """Return a time of a line as Unix microseconds. Raises TypeError or ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    moment = datetime.fromisoformat(_text(value))
+    if moment.tzinfo is None:
+        raise ValueError(f"the time {value!r} has no offset")
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
 def seal(body: bytes) -> bytes:
     """Append the checksum to a JSON object, and a line feed."""
     return b'%b,"sum":"%08x"}\n' % (body[:-1], crc32(body[:-1]))
@@ -184,22 +194,13 @@ def _time_out(us: int) -> str | int:
         return us
 
 
-def _time_in(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    moment = datetime.fromisoformat(_text(value))
-    if moment.tzinfo is None:
-        raise ValueError(f"the time {value!r} has no offset")
-    return (moment - _EPOCH) // timedelta(microseconds=1)
-
-
 def _reading_in(value: Any) -> Reading | None:
     if value is None:
         return None
     number = value["value"]
     if not isinstance(number, float):
         raise TypeError("the reading's value is not a number")
-    return Reading(_time_in(value["ts"]), _text(value["device_id"]), _text(value["metric"]), number)
+    return Reading(time_in(value["ts"]), _text(value["device_id"]), _text(value["metric"]), number)
 
 
 def _text(value: Any) -> str:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from ingest.clock import monotonic_s, unix_us
-from ingest.dead_letter_cursor import append_marks, read_marks
+from ingest.dead_letter_cursor import mark_done, read_marks
 from ingest.dead_letter_files import (
     REAL_CALLS,
     AppendFile,
@@ -203,8 +202,7 @@ class Store:
     def mark(self, letters: Sequence[LiveLetter], how: str) -> None:
         """Record that lines are done. Raises DeadLettersBroken; then they stay live."""
         try:
-            for path, group in groupby(sorted(letters), key=lambda each: each.path):
-                append_marks(path, [each.mark for each in group], how, self._calls)
+            mark_done(((each.path, each.mark) for each in letters), how, self._calls)
         except OSError as error:
             raise DeadLettersBroken(
                 f"the cursor of the dead letters could not be written: {error.strerror or error}"
