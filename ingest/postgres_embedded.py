@@ -187,13 +187,11 @@ class EmbeddedPostgres:
 
     async def _end(self) -> None:
         try:
-            if self._process is not None:
+            if self._process is not None and self._home is not None:
                 await _terminate(self._process)
                 self._process = None
-            if self._home is not None:
                 shutil.rmtree(self._home.sockets, ignore_errors=True)
         finally:
-            self._home = None
             if self._lock_fd is not None:
                 os.close(self._lock_fd)
                 self._lock_fd = None
