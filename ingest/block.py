@@ -29,7 +29,9 @@ _HEAD = struct.Struct(">hiqi")
 _SIZE = struct.Struct(">i")
 _VALUE = struct.Struct(">id")
 
-Pack = Callable[[int, int, int, bytes, int, float], bytes]
+ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
+
+Pack = Callable[[bytes, int, bytes, float], bytes]
 
 
 class Block:
@@ -88,23 +90,24 @@ _packers: dict[int, Pack] = {}
 
 
 def packer(device_id: str, metric: str) -> tuple[Pack, bytes]:
-    """Return (pack, names) for a series; `pack(4, 8, ts_pg_us, names, 8, value)` is its row.
+    """Return (pack, names) for a series; `pack(ROW_HEAD, ts_pg_us, names, value)` is its row.
 
-    The two constants and the sizes are arguments of pack only because a struct cannot hold them.
+    `names` is all that stands between ts and value, sizes included. ROW_HEAD is an argument of
+    pack only because a struct cannot hold a constant.
     """
     device = device_id.encode()
     name = metric.encode()
-    names = _SIZE.pack(len(device)) + device + _SIZE.pack(len(name)) + name
+    names = b"".join((_SIZE.pack(len(device)), device, _SIZE.pack(len(name)), name, _SIZE.pack(8)))
     pack = _packers.get(len(names))
     if pack is None:
-        pack = _packers[len(names)] = struct.Struct(f">hiq{len(names)}sid").pack
+        pack = _packers[len(names)] = struct.Struct(f">6sq{len(names)}sd").pack
     return pack, names
 
 
 def encode_reading(reading: Reading) -> bytes:
     """Encode one reading as one row of binary COPY."""
     pack, names = packer(reading.device_id, reading.metric)
-    return pack(4, 8, reading.ts_us - PG_EPOCH_US, names, 8, reading.value)
+    return pack(ROW_HEAD, reading.ts_us - PG_EPOCH_US, names, reading.value)
 
 
 def row_offsets(tuples: bytes) -> list[int]:

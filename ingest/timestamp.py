@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from datetime import date
+from typing import cast
+
+import msgspec
 
 Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message for the client
 
 PRECISIONS = ("s", "ms", "us", "ns")
 TEXT_CHARACTERS_SHOWN = 40
+MINUTES_CACHED_MAX = 4_096
+ALIKE_MIN = 6  # texts from which on reading them together pays
 
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))?",
     re.ASCII,
 )
 _NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
+_INTEGERS = msgspec.json.Decoder(list[int])
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _US_PER_UNIT = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}
 
@@ -73,6 +80,107 @@ def number_us(number: int | float, precision: str | None) -> int | Fault:
     if parts == 1:
         return number * times
     return _divided(number * times, parts)
+
+
+def numbers_us(numbers: Sequence[int | float], precision: str | None) -> list[int] | None:
+    """Do as number_us does for each of them; None if one has a fault."""
+    if set(map(type, numbers)) == {int}:
+        least, most = min(numbers), max(numbers)
+        unit = precision or _unit(most)
+        times, parts = _US_PER_UNIT[unit]
+        if parts == 1 and (precision or (least >= 0 and _unit(least) == unit)):
+            return [number * times for number in cast("Sequence[int]", numbers)]
+    return _sound(number_us(number, precision) for number in numbers)
+
+
+def texts_us(texts: Sequence[str]) -> list[int] | None:
+    """Do as text_us does for each of them; None if one has a fault."""
+    times_us = _alike_us(texts) if len(texts) >= ALIKE_MIN else None
+    return times_us or _sound(map(_plain_us, texts))
+
+
+def _sound(times_us: Iterable[int | Fault]) -> list[int] | None:
+    sound: list[int] = []
+    for each in times_us:
+        if not isinstance(each, int):
+            return None
+        sound.append(each)
+    return sound
+
+
+class _Minutes(dict[str, int]):
+    """Unix microseconds at the start of minutes written like `2026-01-31T23:59:`, as UTC."""
+
+    def __missing__(self, minute: str) -> int:
+        start_us = text_us(f"{minute}00Z")
+        if not isinstance(start_us, int):
+            raise KeyError(minute)
+        if len(self) >= MINUTES_CACHED_MAX:
+            self.clear()
+        self[minute] = start_us
+        return start_us
+
+
+_minutes = _Minutes()
+
+
+def _plain_us(text: str) -> int | Fault:
+    """Do as text_us does; a third of its cost if the text ends in Z and its minute is known."""
+    rest = text[17:]
+    if rest[-1:] == "Z" and (len(rest) == 3 or (rest[2:3] == "." and 5 <= len(rest) <= 10)):
+        digits = rest[:2] + rest[3:-1]
+        if digits < "6" and digits.isdigit() and digits.isascii():
+            try:
+                return _minutes[text[:17]] + int(digits.ljust(8, "0"))
+            except KeyError:
+                pass
+    return text_us(text)
+
+
+def _alike_us(texts: Sequence[str]) -> list[int] | None:
+    """Read texts of one form: same length, same offset, at most six digits after the point.
+
+    None if they are not, or one of them has a fault. One device or gateway writes all of its times
+    in one form. Laid end to end, each column of theirs is one slice with a stride, so the digits of
+    all seconds are gathered and read as numbers without a step of Python for each text: a third of
+    what reading them one by one costs.
+    """
+    count, size = len(texts), len(texts[0])
+    offset = "Z" if texts[0][-1:] == "Z" else texts[0][-6:]
+    offset_us = 0 if offset == "Z" else text_us(f"1970-01-01T00:00:00{offset}")
+    digits = size - 20 - len(offset)  # of the fraction; -1 if there is no point
+    joined = "".join(texts)
+    if (
+        not isinstance(offset_us, int)
+        or not (digits == -1 or 1 <= digits <= 6)
+        or set(map(len, texts)) != {size}
+        or not joined.isascii()
+    ):
+        return None
+    columns = joined.encode()
+    numbers = bytearray(b",100000000" * count)  # a leading 1, for JSON has no leading zeros
+    for to, at in enumerate((17, 18, *range(20, 20 + digits)), 2):
+        numbers[to::10] = columns[at::size]
+    constant = list(enumerate(offset, size - len(offset)))
+    if digits > 0:
+        constant.append((19, "."))
+    if any(columns[at::size] != character.encode() * count for at, character in constant):
+        return None
+    written = numbers.translate(None, b",")
+    if len(written) != 9 * count or not written.isdigit():
+        return None
+    numbers[:1] = b"["
+    seconds_us = _INTEGERS.decode(numbers + b"]")
+    if max(seconds_us) >= 160_000_000:  # a leap second
+        return None
+    base_us = offset_us - 100_000_000
+    try:
+        return [
+            _minutes[text[:17]] + second_us + base_us
+            for text, second_us in zip(texts, seconds_us, strict=True)
+        ]
+    except KeyError:
+        return None
 
 
 def _unit(number: int | float) -> str:
