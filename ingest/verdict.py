@@ -171,7 +171,7 @@ def server_failed(error: ServerError, *, doubt: bool = False) -> WriteFailed:
     )
 
 
-_COPY_LINE = re.compile(r"\b(?:readings|ingest_staging)\b\D*(\d+)")
+_COPY_LINE = re.compile(r"\b(?:readings|ingest_staging)\b\D*(\d+)", re.ASCII)
 
 
 def copy_row(context: str | None) -> int | None:
