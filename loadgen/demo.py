@@ -255,7 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--devices is 1 to 10000, --rate more than 0")
     chosen.state_dir = chosen.state_dir.expanduser().absolute()
     try:
-        chosen.state_dir.mkdir(parents=True, exist_ok=True)
+        if not chosen.state_dir.exists():
+            chosen.state_dir.mkdir(parents=True)
+            chosen.state_dir.chmod(0o755)  # the database's user, if we are root, must pass
     except OSError as error:
         parser.error(f"cannot make {chosen.state_dir}: {error.strerror}; choose --state-dir")
     return asyncio.run(demo(chosen, service_flags))

@@ -246,7 +246,9 @@ class Service:
     async def wait_sample(self, name: str, value: float, within_s: float = 30) -> None:
         """Wait until a sample of /metrics has this value."""
         async with asyncio.timeout(within_s):
-            while (await self.metrics()).get(name) != value:
+            while True:
+                if (await self.metrics()).get(name) == value:
+                    return
                 await asyncio.sleep(0.05)
 
     async def query(self, sql: str, *arguments: object) -> list[asyncpg.Record]:

@@ -1,0 +1,176 @@
+"""The demo as a stranger runs it: it starts, posts, shows, stops, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+
+from ingest.statefolder import running_service
+from tests.system.service import REPOSITORY, environment, wait_gone
+
+PORTS = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+
+
+class Demo:
+    """A running demo and the lines it has printed."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+
+    async def wait_line(self, pattern: str, within_s: float = 40) -> str:
+        """Read on until a line matches."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(within_s):
+            async for raw in self.process.stdout:
+                self.lines.append(raw.decode().rstrip())
+                if re.search(pattern, self.lines[-1]):
+                    return self.lines[-1]
+        raise AssertionError(f"no {pattern!r} in:\n" + "\n".join(self.lines))
+
+    async def end(self, within_s: float = 40) -> int:
+        """Read to the end; return the exit code."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(within_s):
+            async for raw in self.process.stdout:
+                self.lines.append(raw.decode().rstrip())
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def _demo(state_dir: Path, *flags: str, **env: str) -> AsyncIterator[Demo]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "loadgen.demo", "--state-dir", str(state_dir), *flags),
+        cwd=REPOSITORY,
+        env=environment(env),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    demo = Demo(process)
+    try:
+        yield demo
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await demo.end()
+
+
+async def test_demo_until_ctrl_c_stores_what_was_accepted_in_its_own_folder(
+    open_tmp_path: Path,
+) -> None:
+    """Accepted = committed; the database and the folder of the shell are not touched."""
+    usual = open_tmp_path / "usual"
+    env = {"INGEST_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/production"}
+    folder = open_tmp_path / "the demo"
+    async with _demo(folder, *PORTS, "--rate", "600", INGEST_STATE_DIR=str(usual), **env) as demo:
+        await demo.wait_line("^200 devices post about 600 readings/s to http://")
+        look = await demo.wait_line("^look at the data: ")
+        assert f"--state-dir '{folder}'" in look
+        await demo.wait_line(r"posts/s \| [1-9][0-9,]* readings accepted \| [1-9][0-9,]* committed")
+        info = running_service(folder)
+        assert info is not None
+        connection = await asyncpg.connect(info.database_url)
+        metrics = await connection.fetch("select metric, count(*) from readings group by 1")
+        await connection.close()
+        demo.process.send_signal(signal.SIGINT)
+        code = await demo.end()
+    assert code == 0, demo.lines
+    assert {row["metric"] for row in metrics} == {
+        *("temperature", "humidity", "power", "voltage", "door_open", "battery")
+    }
+    (accepted,) = re.findall(r"fleet stopped: ([0-9,]+) readings accepted", "\n".join(demo.lines))
+    count = accepted.replace(",", "")
+    assert demo.lines[-1] == f"drained: committed={count} dead_lettered=0 held=0 lost=0"
+    assert not usual.exists()
+    await wait_gone(info.pid)
+
+
+async def test_demo_whose_service_dies_says_so_with_its_last_lines(open_tmp_path: Path) -> None:
+    """A dead service is not hidden behind a pretty line."""
+    async with _demo(open_tmp_path / "demo", *PORTS) as demo:
+        await demo.wait_line("^Ctrl-C stops")
+        info = running_service(open_tmp_path / "demo")
+        assert info is not None
+        os.kill(info.pid, signal.SIGKILL)
+        assert await demo.end() == 1
+    assert "the service ended with exit code -9; its last lines:" in demo.lines
+    assert any("/v1/readings" in line for line in demo.lines[-20:])
+
+
+async def test_demo_on_a_busy_port_ends_with_the_services_own_words(open_tmp_path: Path) -> None:
+    """The service knows what is in the way; the demo passes it on."""
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        flags = ("--listen", address, "--admin-listen", "127.0.0.1:0")
+        async with _demo(open_tmp_path / "demo", *flags) as demo:
+            assert await demo.end() == 1
+    said = "\n".join(demo.lines)
+    assert address in said
+    assert "--listen" in said
+    assert "Traceback" not in said
+
+
+async def test_demo_killed_takes_its_service_along(open_tmp_path: Path) -> None:
+    """No service is left that nobody watches."""
+    async with _demo(open_tmp_path / "demo", *PORTS) as demo:
+        await demo.wait_line("^Ctrl-C stops")
+        info = running_service(open_tmp_path / "demo")
+        assert info is not None
+        demo.process.kill()
+        await demo.process.wait()
+        await wait_gone(info.pid)
+
+
+async def test_demo_used_wrongly_exits_with_two(open_tmp_path: Path) -> None:
+    """A wrong flag is named before anything starts."""
+    async with _demo(open_tmp_path / "demo", "--rate", "0") as demo:
+        assert await demo.end() == 2
+    (open_tmp_path / "file").write_text("")
+    async with _demo(open_tmp_path / "file" / "below") as demo:
+        assert await demo.end() == 2
+    assert "choose --state-dir" in demo.lines[-1]
+
+
+async def test_demo_on_a_terminal_shows_one_live_line(open_tmp_path: Path) -> None:
+    """On a terminal the status is rewritten in place, several times a second."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "loadgen.demo", "--state-dir", str(open_tmp_path / "demo"), *PORTS),
+        cwd=REPOSITORY,
+        env=environment({"TERM": "xterm", "COLUMNS": "120"}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = bytearray()
+    try:
+        async with asyncio.timeout(40):
+            while seen.count(b"committed |") < 3:
+                seen += await asyncio.to_thread(os.read, ours, 65536)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(40):
+            while b"lost=0" not in seen:
+                seen += await asyncio.to_thread(os.read, ours, 65536)
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+    assert b"\x1b[2K" in seen, "lines are rewritten"
