@@ -142,7 +142,7 @@ def split_psql(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _run(words: list[str]) -> int:
-    word = next((each for each in words[:1] if each in WORDS), None)
+    word = _word_of(words)
     theirs: list[str] = []
     if word == "psql":
         ours, theirs = split_psql(words[1:])
@@ -156,6 +156,18 @@ def _run(words: list[str]) -> int:
     code: int = importlib.import_module(f"ingest.cli_{args.word}").run(args, loaded)
     sys.stdout.flush()
     return code
+
+
+def _word_of(words: list[str]) -> str | None:
+    """Return the word that begins a command line; None if that asks for help, or is empty."""
+    if not words or words[0] in {"-h", "--help", "--version"}:
+        return None
+    if words[0].startswith("-"):
+        raise IngestError(f"{words[0]} stands after a word, as in: ingest serve {words[0]} ..")
+    if words[0] not in WORDS:
+        near = nearest(words[0], WORDS)
+        raise IngestError(f"there is no word {words[0]!r}{near} (see ingest --help)")
+    return words[0]
 
 
 def _meant(given: str) -> str:

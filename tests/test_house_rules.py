@@ -36,7 +36,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dead_letter_store",
         "dead_letter",
     ),
-    ("connections query replies",),  # what the two listeners share
+    ("connections query replies",),
+    ("site",),  # what the two listeners share
     ("endpoint health admin writer replay replay_by_hand",),
     ("app cli_database cli_doctor_database",),
     (
