@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ingest.block import PG_EPOCH_US, ROW_HEAD, Block, Pack, encode_reading, packer
-from ingest.decode_item import ItemError, Post, Rules, read_item
+from ingest.decode_item import ItemError, Post, Rules, read_item, too_many
 from ingest.errors import Refused
 from ingest.reading import name_fault
 from ingest.timestamp import numbers_us, texts_us
@@ -21,7 +21,7 @@ from ingest.timestamp import numbers_us, texts_us
 __all__ = ["Decoded", "ItemError", "Rules", "decode"]
 
 SERIES_CACHED_MAX = 32_768
-CHUNK_ITEMS = 8
+CHUNK_ITEMS = 16
 LARGE_BODY_BYTES = 65_536
 COMMAS_PER_READING_MAX = 16  # a reading has 4; more than 65,536 in a post may be refused unread
 JSON_SPACE = b" \t\n\r"
@@ -128,15 +128,7 @@ def _refuse_crowd(body: bytes, rows_max: int) -> None:
         return
     commas = body.count(b",")
     if commas > COMMAS_PER_READING_MAX * max(rows_max, 4_096):
-        raise _too_many(rows_max, f"the body has {commas} commas, too many to be looked at")
-
-
-def _too_many(rows_max: int, found: str) -> Refused:
-    return Refused(
-        "too_many_readings",
-        f"{found}; a post may have {rows_max} readings",
-        readings_max=rows_max,
-    )
+        raise too_many(rows_max, f"the body has {commas} commas, too many to be looked at")
 
 
 def _fast(body: bytes, post: Post) -> _Rows | None:
@@ -149,7 +141,7 @@ def _fast(body: bytes, post: Post) -> _Rows | None:
     if not items:
         raise Refused("empty", "the array has no items")
     if len(items) > post.rules.post_rows_max:
-        raise _too_many(post.rules.post_rows_max, f"the post has {len(items)} items")
+        raise too_many(post.rules.post_rows_max, f"the post has {len(items)} items")
     stamps = [item.ts for item in items]
     kinds = list(map(type, stamps))
     if post.ignore_unknown:
@@ -197,12 +189,9 @@ def _open_doubtful(body: bytes, items: int, stamps: int) -> bool:
 def _times_us(stamps: list[Stamp], kinds: list[type], post: Post) -> list[int] | None:
     """Return all times, or None if one cannot be read or is outside of the window."""
     times_us: list[int] | None
-    if UnsetType in kinds:
-        present = [ts for ts in stamps if not isinstance(ts, UnsetType)]
-        if present:
-            return None
-        return [post.received_us] * len(stamps)
-    texts = kinds.count(str)
+    texts, absent = kinds.count(str), kinds.count(UnsetType)
+    if absent:
+        return [post.received_us] * absent if absent == len(stamps) else None
     if texts == len(stamps):
         times_us = texts_us(cast("list[str]", stamps))
     elif texts == 0:
@@ -238,13 +227,13 @@ def _spread(items: list[_Item], times_us: list[int], rows_max: int) -> _Rows:
         entries = {item.metric: item.value} if isinstance(values, UnsetType) else values
         if not entries:
             raise KeyError("values")
+        if len(rows) + len(entries) > rows_max:
+            raise too_many(rows_max, "the post has more")
         for metric, value in entries.items():
             pack, names = _series[device_id, metric]
             rows.append(pack(ROW_HEAD, ts_pg_us, names, value + 0.0))  # type: ignore[operator]
         row_times_us += [ts_us] * len(entries)
         owners += [place] * len(entries)
-        if len(rows) > rows_max:
-            raise _too_many(rows_max, "the post has more")
     return _Rows(rows, row_times_us, owners)
 
 
@@ -261,15 +250,15 @@ def _careful(body: bytes, post: Post, errors: list[ItemError]) -> _Rows:
             rows += fast.rows
             times_us += fast.times_us
             owners += [start + i for i in fast.items or range(len(fast.rows))]
-        else:
-            for item, original in enumerate(chunk, start):
-                readings, faults = read_item(original, item, post)
-                rows += [encode_reading(each) for each in readings]
-                times_us += [each.ts_us for each in readings]
-                owners += [item] * len(readings)
-                errors += faults
+            chunk = []
+        for item, original in enumerate(chunk, start):
+            readings, faults = read_item(original, item, post)
+            rows += [encode_reading(each) for each in readings]
+            times_us += [each.ts_us for each in readings]
+            owners += [item] * len(readings)
+            errors += faults
         if len(rows) + len(errors) > post.rules.post_rows_max:
-            raise _too_many(post.rules.post_rows_max, "the post has more")
+            raise too_many(post.rules.post_rows_max, "the post has more")
     return _Rows(rows, times_us, owners)
 
 
@@ -283,5 +272,5 @@ def _originals(body: bytes, rows_max: int) -> list[bytes]:
     if not raws:
         raise Refused("empty", "the array has no items")
     if len(raws) > rows_max:
-        raise _too_many(rows_max, f"the post has {len(raws)} items")
+        raise too_many(rows_max, f"the post has {len(raws)} items")
     return [bytes(raw) for raw in raws]

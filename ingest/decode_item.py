@@ -13,6 +13,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from ingest.clock import rfc3339
+from ingest.errors import Refused
 from ingest.reading import Reading, name_fault
 from ingest.timestamp import Fault, number_us, shown, text_us
 
@@ -76,7 +77,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_int=_int)
 def read_item(original: bytes, item: int, post: Post) -> tuple[list[Reading], list[ItemError]]:
     """Return the readings and the errors of one item; at least one of either.
 
-    Raises RecursionError if it is nested too deeply to be read.
+    Raises RecursionError if it is nested too deeply to be read, Refused `too_many_readings`.
     """
     errors: list[ItemError] = []
     try:
@@ -88,6 +89,8 @@ def read_item(original: bytes, item: int, post: Post) -> tuple[list[Reading], li
             return [reading], errors
         readings: list[Reading] = []
         entries = _entries(fields)
+        if len(entries) > post.rules.post_rows_max:
+            raise too_many(post.rules.post_rows_max, f"`values` has {len(entries)} entries")
         times = Counter(metric for metric, _ in entries)
         for metric, value in dict(entries).items():
             entry = _entry(metric, value, times[metric])
@@ -98,6 +101,15 @@ def read_item(original: bytes, item: int, post: Post) -> tuple[list[Reading], li
     except _Invalid as fault:
         return [], [ItemError(item, fault.field, fault.code, fault.message, original)]
     return readings, errors
+
+
+def too_many(rows_max: int, found: str) -> Refused:
+    """Return the refusal of a post that has more readings than it may."""
+    return Refused(
+        "too_many_readings",
+        f"{found}; a post may have {rows_max} readings",
+        readings_max=rows_max,
+    )
 
 
 def _fields(value: object, ignore_unknown: bool) -> dict[str, object]:

@@ -20,7 +20,7 @@ Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message for the clie
 PRECISIONS = ("s", "ms", "us", "ns")
 TEXT_CHARACTERS_SHOWN = 40
 MINUTES_CACHED_MAX = 4_096
-ALIKE_MIN = 6  # texts from which on reading them together pays
+ALIKE_MIN = 12  # texts from which on reading them together pays
 
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))?",
