@@ -117,7 +117,7 @@ async def difference(connection: Connection) -> str | None:
     """Say in one sentence how the table differs from the contract, or None if it does not."""
     rows = await connection.fetch(_COLUMNS, TABLE)
     if not rows:
-        return f"table {TABLE} is not in the search_path (`ingest schema apply` makes it)"
+        return f"there is no table {TABLE} that this role can see: run `ingest schema apply`"
     columns = {each["name"]: each for each in rows}
     for name in KEY:
         if name not in columns:
