@@ -1,0 +1,129 @@
+"""Gunzip of bodies: strict about the end, capped in size, off the loop when it is work."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.errors import Refused
+from ingest.inflate import LIGHT_INFLATED_BYTES, Inflater, gunzip, is_light
+
+MIB = 1024 * 1024
+BODY = b'{"device_id":"d1"}' * 50
+
+
+def refusal(body: bytes, cap: int = MIB) -> str:
+    """Return the code with which a body is refused."""
+    with pytest.raises(Refused) as caught:
+        gunzip(body, cap)
+    return caught.value.code
+
+
+@given(st.binary(max_size=5_000))
+def test_gunzip_whole_body_returns_it(body: bytes) -> None:
+    """What gzip packed comes out unchanged, whatever it is."""
+    assert gunzip(gzip.compress(body), MIB) == body
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 9, 30])
+def test_gunzip_cut_off_body_is_refused(cut: int) -> None:
+    """A body that lacks its end is never taken for a whole one."""
+    assert refusal(gzip.compress(BODY)[:-cut]) == "bad_encoding"
+
+
+def test_gunzip_every_cut_is_refused() -> None:
+    """There is no length at which a cut-off body passes."""
+    packed = gzip.compress(BODY)
+    for size in range(len(packed)):
+        assert refusal(packed[:size]) == "bad_encoding"
+
+
+def test_gunzip_wrong_checksum_is_refused() -> None:
+    """One altered bit of the checksum, or of the content, is found."""
+    packed = bytearray(gzip.compress(BODY))
+    packed[-6] ^= 1
+    assert refusal(bytes(packed)) == "bad_encoding"
+
+
+@pytest.mark.parametrize(
+    "tail", [b"x", b"\0", b"\0" * 8, gzip.compress(b""), gzip.compress(BODY), b"\xff" * 20]
+)
+def test_gunzip_bytes_after_the_end_are_refused(tail: bytes) -> None:
+    """Trailing bytes and second members are refused, zeros included."""
+    assert refusal(gzip.compress(BODY) + tail) == "bad_encoding"
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\x1f\x8b", b"\x78\x9c\x03\x00\x00\x00\x00\x01"])
+def test_gunzip_other_bytes_are_refused(body: bytes) -> None:
+    """Nothing, plain text, a stub, and zlib's own format are not gzip."""
+    assert refusal(body) == "bad_encoding"
+
+
+def test_gunzip_at_the_cap_passes_and_beyond_is_too_large() -> None:
+    """The cap is inclusive."""
+    assert len(gunzip(gzip.compress(b"x" * 1000), 1000)) == 1000
+    assert refusal(gzip.compress(b"x" * 1001), 1000) == "inflated_too_large"
+
+
+def test_gunzip_bomb_that_claims_little_stops_at_its_claim() -> None:
+    """A lie in the trailer saves no attacker anything: it ends where it said it would."""
+    bomb = bytearray(gzip.compress(bytes(64 * MIB)))
+    bomb[-4:] = (10).to_bytes(4, "little")
+    assert is_light(bytes(bomb[-60_000:]))
+    before_s = time.perf_counter()
+    assert refusal(bytes(bomb), 4 * MIB) == "bad_encoding"
+    assert time.perf_counter() - before_s < 0.05
+
+
+def test_is_light_depends_on_both_sizes() -> None:
+    """A body is light if it is small both packed and as it claims to come out."""
+    assert is_light(gzip.compress(BODY))
+    assert not is_light(gzip.compress(bytes(LIGHT_INFLATED_BYTES + 1)))
+    assert not is_light(bytes(70_000))
+
+
+async def test_inflater_heavy_body_leaves_the_loop_free() -> None:
+    """A 200 MiB bomb is refused while the loop goes on turning."""
+    bomb = await asyncio.to_thread(lambda: gzip.compress(bytes(200 * MIB), 1))
+    inflater = Inflater(4 * MIB, 64 * MIB)
+    longest_s = 0.0
+    done = False
+
+    async def turn() -> None:
+        nonlocal longest_s
+        last_s = time.perf_counter()
+        while not done:
+            await asyncio.sleep(0)
+            longest_s, last_s = (
+                max(longest_s, time.perf_counter() - last_s),
+                time.perf_counter(),
+            )
+
+    turning = asyncio.create_task(turn())
+    with pytest.raises(Refused) as caught:
+        await inflater.inflate(bomb)
+    done = True
+    await turning
+    inflater.close()
+    assert caught.value.code == "inflated_too_large"
+    assert longest_s < 0.1  # a few ms when the machine is quiet
+
+
+async def test_inflater_many_heavy_bodies_wait_within_bounds() -> None:
+    """At most two bodies are in work, and more bytes than allowed do not wait: they are refused."""
+    heavy = gzip.compress(bytes(LIGHT_INFLATED_BYTES + 1))
+    inflater = Inflater(4 * MIB, 10 * len(heavy))
+    results = await asyncio.gather(
+        *(inflater.inflate(heavy) for _ in range(15)), return_exceptions=True
+    )
+    refused = [each for each in results if isinstance(each, Refused)]
+    assert [each.code for each in refused] == ["buffer_full"] * 5
+    assert sum(thread.name.startswith("inflate") for thread in threading.enumerate()) <= 2
+    assert len(await inflater.inflate(heavy)) == LIGHT_INFLATED_BYTES + 1  # room again
+    inflater.close()
