@@ -1,0 +1,293 @@
+"""`./run` as a stranger meets it: a fresh copy, an empty home, and all that can be missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PLAIN_PATH = "/usr/bin:/bin"
+CHEAP = ("config", "--print", "listen")
+LISTEN = "127.0.0.1:8080\n"
+NOWHERE = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "UV_NO_CACHE": "1"}
+pytestmark = pytest.mark.timeout(180)
+
+
+class Checkout:
+    """A copy of the repository's files in a folder with a space and an umlaut in its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "a b" / "größe"
+        self.home = folder / "home"
+        self.home.mkdir(parents=True)
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            if (REPOSITORY / name).exists():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(REPOSITORY / name, self.folder / name)
+
+    @property
+    def venv(self) -> Path:
+        """Where the packages go."""
+        return self.folder / ".venv"
+
+    def start(
+        self,
+        *words: str,
+        cwd: Path = Path("/"),
+        user: int | None = None,
+        program: Path | None = None,
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> subprocess.Popen[str]:
+        """Start `./run words` with an environment of its own, from another folder."""
+        return subprocess.Popen(
+            [str(program or self.folder / "run"), *words],
+            env={"HOME": str(self.home), "PATH": PLAIN_PATH, **environ},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            user=user,
+            start_new_session=True,
+        )
+
+    def run(
+        self,
+        *words: str,
+        cwd: Path = Path("/"),
+        program: Path | None = None,
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[int, str, str]:
+        """Run `./run words` to its end; return exit code, stdout, stderr."""
+        child = self.start(*words, cwd=cwd, program=program, environ=environ)
+        out, err = child.communicate(timeout=150)
+        return child.returncode, out, err
+
+
+@pytest.fixture
+def fresh(open_tmp_path: Path) -> Checkout:
+    """Give a copy in which nothing has been set up."""
+    return Checkout(open_tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkout(open_tmp: Path) -> Checkout:
+    """Give a copy whose first start has set it up: by one command, saying so on stderr only."""
+    made = Checkout(open_tmp / "run-script")
+    began = time.monotonic()
+    code, out, err = made.run(*CHEAP)
+    assert (code, out) == (0, LISTEN), err
+    assert "Setting up" in err
+    assert "done in" in err
+    assert time.monotonic() - began < 60
+    return made
+
+
+def test_run_second_start_is_quiet_and_quick(checkout: Checkout) -> None:
+    """Once set up, nothing is said and hardly any time is lost, in a path with spaces."""
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        assert checkout.run(*CHEAP) == (0, LISTEN, "")
+        took.append(time.monotonic() - began)
+    bare = []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run(
+            [checkout.venv / "bin" / "python", "-P", "-m", "ingest", *CHEAP],
+            env={"PYTHONPATH": str(checkout.folder)},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        bare.append(time.monotonic() - began)
+    assert min(took) - min(bare) < 0.1
+
+
+def test_run_help_sets_nothing_up(fresh: Checkout) -> None:
+    """The words are told at once."""
+    code, out, err = fresh.run("--help")
+    assert (code, err) == (0, "")
+    assert "./run demo" in out
+    assert not fresh.venv.exists()
+
+
+def test_run_two_at_once_set_up_once(checkout: Checkout) -> None:
+    """Starts at the same time take turns; the second uses what the first made."""
+    (checkout.venv / "ok").unlink()
+    both = [checkout.start(*CHEAP) for _ in range(2)]
+    said = [child.communicate(timeout=150) for child in both]
+    assert [out for out, _ in said] == [LISTEN] * 2
+    assert sum(err.count("Setting up") for _, err in said) == 1
+
+
+def test_run_set_up_killed_half_way_is_done_again(checkout: Checkout) -> None:
+    """A set-up that was killed is not mistaken for a whole one."""
+    (checkout.venv / "ok").unlink()
+    killed = checkout.start(*CHEAP, environ={"UV_NO_CACHE": "1"})
+    assert killed.stderr is not None
+    assert "Setting up" in killed.stderr.readline()
+    os.killpg(killed.pid, signal.SIGKILL)  # all of it, as a closed terminal does
+    killed.communicate()
+    assert not (checkout.venv / "ok").exists()
+    code, out, err = checkout.run(*CHEAP)
+    assert (code, out) == (0, LISTEN), err
+
+
+def test_run_changed_lock_file_is_followed(checkout: Checkout) -> None:
+    """After a pull with other packages the next start brings them."""
+    lock = checkout.folder / "requirements.lock"
+    lock.write_text(lock.read_text() + "# changed\n")
+    code, out, err = checkout.run(*CHEAP)
+    assert (code, out) == (0, LISTEN), err
+    assert "Setting up" in err
+    assert checkout.run(*CHEAP) == (0, LISTEN, "")
+
+
+def test_run_hostile_environment_changes_nothing(checkout: Checkout, tmp_path: Path) -> None:
+    """Neither Python's variables nor modules in the current folder get in between."""
+    for name in ("ingest", "json", "asyncio", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    hostile = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nonexistent", "CDPATH": "/:/tmp"}
+    assert checkout.run(*CHEAP, cwd=tmp_path, environ=hostile) == (0, LISTEN, "")
+
+
+def test_run_through_a_link_finds_its_folder(checkout: Checkout, tmp_path: Path) -> None:
+    """A link to it in a folder of programs works."""
+    link = tmp_path / "iot"
+    link.symlink_to(checkout.folder / "run")
+    assert checkout.run(*CHEAP, program=link) == (0, LISTEN, "")
+
+
+def test_run_exit_code_and_arguments_pass_through(checkout: Checkout) -> None:
+    """What the service says and returns is what the caller gets; words keep their spaces."""
+    code, out, err = checkout.run("config", "--print", "no such  setting")
+    assert code not in (0, 127)
+    assert out == ""
+    assert "no such  setting" in err
+    assert "Traceback" not in err
+
+
+def test_run_signal_reaches_the_service(checkout: Checkout, open_tmp_path: Path) -> None:
+    """The process that was started is the service: SIGTERM drains it, and it says so."""
+    service = checkout.start(
+        *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
+        *("--state-dir", str(open_tmp_path / "state")),
+    )
+    state = open_tmp_path / "state" / "service.json"
+    end = time.monotonic() + 30
+    while not state.exists() and service.poll() is None and time.monotonic() < end:
+        signal.sigtimedwait([], 0.05)
+    service.send_signal(signal.SIGTERM)
+    out, err = service.communicate(timeout=60)
+    assert service.returncode == 0, err
+    assert "lost=0" in out + err
+
+
+def test_run_wrong_python_is_named(fresh: Checkout, tmp_path: Path) -> None:
+    """A Python that is too old is named with its version; nothing is made."""
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2\nexit 1\n')
+    old.chmod(0o755)
+    code, out, err = fresh.run(*CHEAP, environ={"PYTHON": str(old)})
+    assert (code, out) == (2, "")
+    assert "3.11 or later" in err
+    assert "Python 3.9.2" in err
+    code, _, err = fresh.run(*CHEAP, environ={"PYTHON": "no-such-python"})
+    assert code == 2
+    assert "no-such-python" in err
+    assert not fresh.venv.exists()
+
+
+def test_run_without_python_says_what_to_install(fresh: Checkout, tmp_path: Path) -> None:
+    """With a shell alone, the message says what is missing."""
+    for name in ("sh", "readlink", "dirname", "cksum", "cat"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+    code, out, err = fresh.run(*CHEAP, environ={"PATH": str(tmp_path)})
+    assert (code, out) == (2, "")
+    assert "needs Python 3.11" in err
+
+
+def test_run_old_python3_beside_a_new_one_takes_the_new(checkout: Checkout, tmp_path: Path) -> None:
+    """A `python3` that is too old is passed over if a newer one has a name of its own."""
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\necho Python 3.9.2\nexit 1\n")
+    old.chmod(0o755)
+    (tmp_path / "python3.11").symlink_to(sys.executable)
+    (checkout.venv / "ok").unlink()
+    code, out, err = checkout.run(*CHEAP, environ={"PATH": f"{tmp_path}:{PLAIN_PATH}"})
+    assert (code, out) == (0, LISTEN), err
+
+
+def test_run_without_network_shows_why(fresh: Checkout) -> None:
+    """Without a network the set-up says so, shows its last words and where the rest is."""
+    code, out, err = fresh.run(*CHEAP, environ=NOWHERE)
+    assert (code, out) == (1, "")
+    assert "is there a network?" in err
+    log = fresh.folder / ".venv.tools" / "set-up.log"
+    assert str(log) in err
+    assert log.read_text().splitlines()[-1] in err
+    assert not (fresh.venv / "ok").exists()
+
+
+def test_run_folder_not_writable_names_the_way_out(fresh: Checkout) -> None:
+    """Where the packages cannot be put, the message names the variable that moves them."""
+    code, _, err = fresh.run(*CHEAP, environ={"RUN_VENV": "/dev/null/venv"})
+    assert code == 2
+    assert "RUN_VENV" in err
+
+
+def test_run_venv_elsewhere_leaves_the_checkout_alone(checkout: Checkout, tmp_path: Path) -> None:
+    """With RUN_VENV nothing is written into the checkout, which may be read-only."""
+    before = sorted(checkout.folder.iterdir())
+    ok = (checkout.venv / "ok").stat().st_mtime_ns
+    code, out, err = checkout.run(*CHEAP, cwd=tmp_path, environ={"RUN_VENV": "my venv"})
+    assert (code, out) == (0, LISTEN), err
+    assert (tmp_path / "my venv" / "ok").exists()
+    assert sorted(checkout.folder.iterdir()) == before
+    assert (checkout.venv / "ok").stat().st_mtime_ns == ok
+
+
+def test_run_as_an_ordinary_user_works(fresh: Checkout) -> None:
+    """Who owns the checkout needs no further rights."""
+    user = 65534 if os.geteuid() == 0 else os.geteuid()
+    for root, _, names in os.walk(fresh.folder.parent.parent):
+        for name in (".", *names):
+            os.chown(Path(root, name), user, -1)
+    child = fresh.start(*CHEAP, user=user if os.geteuid() == 0 else None)
+    out, err = child.communicate(timeout=150)
+    assert (child.returncode, out) == (0, LISTEN), err
+
+
+@pytest.mark.slow
+def test_run_without_pip_uses_venv(fresh: Checkout, tmp_path: Path) -> None:
+    """A Python without pip sets itself up all the same; so does a machine on which uv fails."""
+    python = tmp_path / "python3"
+    real = shutil.which("python3", path=PLAIN_PATH)
+    python.write_text(f'#!/bin/sh\n[ "$2" != pip ] || exit 1\nexec {real} "$@"\n')
+    python.chmod(0o755)
+    code, out, err = fresh.run(*CHEAP, environ={"PATH": f"{tmp_path}:{PLAIN_PATH}"})
+    assert (code, out) == (0, LISTEN), err
+    assert "trying pip" in err
+
+
+@pytest.mark.slow
+def test_run_set_up_for_tests_also_serves(fresh: Checkout) -> None:
+    """The packages for the tests are brought in place, and the service runs with them too."""
+    code, _, err = fresh.run(*CHEAP)
+    assert code == 0, err
+    code, out, err = fresh.run("test", "--version")
+    assert code == 0, out + err
+    assert "pytest" in out + err
+    assert fresh.run(*CHEAP) == (0, LISTEN, "")
