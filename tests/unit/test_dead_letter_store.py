@@ -1,0 +1,466 @@
+"""Laws of one process's hold on a folder: on the disk or refused, never twice, within the cap."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from ingest.dead_letter_files import (
+    REAL_CALLS,
+    FileCalls,
+    cursor_path,
+    folder_bytes,
+    new_segment,
+    segments,
+    try_replay_lock,
+)
+from ingest.dead_letter_store import Request
+from ingest.errors import DeadLettersBroken, DeadLettersFull, StartError
+from ingest.ports import EXHAUSTED, REFUSED
+from tests.letters import drained, invalid, keep, make_store, mark, read
+
+T = TypeVar("T")
+
+
+class Faults:
+    """System calls that fail when told to: `fail[name]` lists which calls of it (from 1) fail."""
+
+    def __init__(self, **fail: set[int]) -> None:
+        self.fail = fail
+        self.seen: dict[str, int] = {}
+        self.code = errno.EIO
+        self.bytes_at_once = 1 << 30
+
+    def calls(self) -> FileCalls:
+        """Give the calls to hand to a store."""
+        return FileCalls(
+            write=lambda fd, data: self._do("write", os.write, fd, data[: self.bytes_at_once]),
+            fdatasync=lambda fd: self._do("fdatasync", os.fdatasync, fd),
+            fsync=lambda fd: self._do("fsync", os.fsync, fd),
+            ftruncate=lambda fd, size: self._do("ftruncate", os.ftruncate, fd, size),
+        )
+
+    def _do(self, name: str, call: Callable[..., T], *args: Any) -> T:
+        self.seen[name] = self.seen.get(name, 0) + 1
+        if self.seen[name] in self.fail.get(name, ()):
+            if name == "write":
+                os.write(args[0], args[1][:7])
+            raise OSError(self.code, os.strerror(self.code))
+        return call(*args)
+
+
+def test_folder_and_files_belong_to_their_owner_only(tmp_path: Path) -> None:
+    """What devices sent is nobody else's business, whatever the umask."""
+    old = os.umask(0)
+    try:
+        store = make_store(tmp_path / "dead-letters")
+        keep(store, drained(1))
+        mark(store)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "dead-letters").stat().st_mode) == 0o700
+    for path in (tmp_path / "dead-letters").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    store.close()
+
+
+def test_open_in_a_place_that_is_no_folder_is_a_start_error(tmp_path: Path) -> None:
+    """The service says what is in the way."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartError, match="file/dead"):
+        make_store(tmp_path / "file" / "dead")
+
+
+def test_append_twice_writes_one_line_per_fact_and_reason(tmp_path: Path) -> None:
+    """A letter that is live is not written again; another reason is another letter."""
+    store = make_store(tmp_path)
+    letters = drained(2)
+    keep(store, [*letters, letters[0]])
+    keep(store, letters)
+    keep(store, [letters[0]._replace(reason=EXHAUSTED), letters[0]._replace(reason=REFUSED)])
+    assert [each.reason for each in read(tmp_path)] == ["drained", "drained", EXHAUSTED, REFUSED]
+    assert store.held().live == 4
+    store.close()
+
+
+def test_append_after_done_writes_again(tmp_path: Path) -> None:
+    """Done by whatever hand, in whatever process: the fact is a new letter when it fails again."""
+    store, hand = make_store(tmp_path), make_store(tmp_path)
+    letters = drained(2)
+    keep(store, letters)
+    mark(hand)
+    keep(store, letters[:1])
+    assert read(tmp_path) == letters[:1]
+    assert store.held().live == 1
+    store.close()
+    hand.close()
+
+
+def test_append_after_restart_knows_what_is_live(tmp_path: Path) -> None:
+    """Letters of dead processes count, and are not written again."""
+    letters = drained(3)
+    store = make_store(tmp_path)
+    keep(store, letters)
+    mark(store, lambda live: live.letter == letters[0])
+    store.close()
+    again = make_store(tmp_path)
+    assert again.held().live == 2
+    keep(again, letters)
+    assert sorted(read(tmp_path)) == sorted(letters)
+    assert again.held().live == 3
+    again.close()
+
+
+def test_append_beyond_the_ids_kept_is_written_and_counted(tmp_path: Path) -> None:
+    """Memory is bounded: beyond it letters are kept twice rather than not at all."""
+    store = make_store(tmp_path, ids_max=3)
+    letters = drained(5)
+    keep(store, letters)
+    keep(store, letters)
+    assert len(read(tmp_path)) == 7
+    assert store.held().live == 7
+    mark(store)
+    assert store.held().live == 0
+    store.close()
+    again = make_store(tmp_path, ids_max=3)
+    assert again.held().live == 0
+    again.close()
+
+
+def test_cap_refuses_whole_requests_and_the_door_at_half(tmp_path: Path) -> None:
+    """The door may use half, the writers all; what does not fit is refused whole."""
+    store = make_store(tmp_path, bytes_max=20_000)
+    with pytest.raises(DeadLettersFull):
+        keep(store, drained(40), from_door=True)
+    assert read(tmp_path) == []
+    keep(store, drained(25), from_door=True)
+    with pytest.raises(DeadLettersFull, match="door"):
+        keep(store, drained(10), from_door=True)
+    keep(store, drained(25))
+    with pytest.raises(DeadLettersFull):
+        keep(store, drained(25))
+    assert len(read(tmp_path)) == 50
+    assert folder_bytes(tmp_path) <= 20_000
+    store.close()
+
+
+def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) -> None:
+    """Requests that share a write are judged one by one."""
+    store = make_store(tmp_path, bytes_max=10_000)
+    small, large, again = drained(2), drained(50), drained(1)
+    outcomes = store.append([Request(small, False), Request(large, False), Request(again, True)])
+    assert [type(each) for each in outcomes] == [type(None), DeadLettersFull, type(None)]
+    assert read(tmp_path) == [*small, *again]
+    store.close()
+
+
+def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
+    """Files kept only for looking at must not stop the service."""
+    store = make_store(tmp_path, bytes_max=60_000, segment_bytes=4_000, keep_days=7)
+    for _ in range(5):
+        keep(store, drained(20))
+    mark(store)
+    keep(store, drained(100))
+    assert len(read(tmp_path)) == 100
+    store.close()
+
+
+def test_letter_longer_than_readers_take_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody could read back is not promised."""
+    monkeypatch.setattr("ingest.dead_letter_store.LINE_BYTES_MAX", 1_000)
+    store = make_store(tmp_path)
+    with pytest.raises(DeadLettersFull, match="1000 bytes"):
+        keep(store, [invalid(b"x" * 1_000)])
+    store.close()
+
+
+def test_segment_is_rotated_and_removed_when_done_and_old(tmp_path: Path) -> None:
+    """A finished file goes with its cursor once every line is done, and not before."""
+    store = make_store(tmp_path, segment_bytes=4_000, keep_days=0)
+    keep(store, drained(20))
+    keep(store, drained(20, reason=EXHAUSTED))
+    keep(store, drained(1))
+    first, second, current = segments(tmp_path)
+    assert store.tidy() == []
+    mark(store, lambda live: live.path != second)
+    assert store.tidy() == [first]  # the current one is being written
+    assert not cursor_path(first).exists()
+    assert len(read(tmp_path)) == 20
+    store.close()
+    assert store.tidy() == [current]
+    assert store.held().live == 20
+
+
+def test_segment_done_but_young_is_kept(tmp_path: Path) -> None:
+    """`dlq_keep_days` counts from the last write or mark."""
+    store = make_store(tmp_path, keep_days=1)
+    keep(store, drained(1))
+    mark(store)
+    store.close()
+    assert store.tidy() == []
+    (segment,) = segments(tmp_path)
+    for path in (segment, cursor_path(segment)):
+        os.utime(path, (0, 0))
+    assert store.tidy() == [segment]
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_segment_with_an_altered_line_is_left_for_a_person(tmp_path: Path) -> None:
+    """Nothing is removed that somebody might still want to read."""
+    store = make_store(tmp_path, keep_days=0)
+    letters = drained(2)
+    keep(store, letters)
+    mark(store)
+    store.close()
+    (segment,) = segments(tmp_path)
+    data = segment.read_bytes()
+    segment.write_bytes(data[:20] + b"!" + data[21:])
+    assert store.tidy() == []
+
+
+def test_segments_removed_by_hand_are_forgotten(tmp_path: Path) -> None:
+    """A letter whose file somebody removed is written again when it comes again."""
+    store = make_store(tmp_path)
+    letters = drained(2)
+    keep(store, letters)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    keep(store, letters)
+    assert read(tmp_path) == letters
+    keep(store, drained(1))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    tmp_path.rmdir()
+    keep(store, letters[:1])
+    assert read(tmp_path) == letters[:1]
+    store.close()
+
+
+def test_short_writes_are_finished(tmp_path: Path) -> None:
+    """A write that took only a part is gone on with."""
+    faults = Faults()
+    faults.bytes_at_once = 11
+    store = make_store(tmp_path, calls=faults.calls())
+    letters = drained(3)
+    keep(store, letters)
+    assert read(tmp_path) == letters
+    assert faults.seen["write"] > 60
+    store.close()
+
+
+def test_write_that_takes_nothing_is_an_error_not_a_loop(tmp_path: Path) -> None:
+    """Zero bytes written is a failure."""
+    calls = REAL_CALLS._replace(write=lambda _fd, _data: 0)
+    store = make_store(tmp_path, calls=calls)
+    with pytest.raises(DeadLettersBroken):
+        keep(store, drained(1))
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["write", "fdatasync"])
+@pytest.mark.parametrize("ftruncate_fails", [False, True])
+def test_failure_of_one_call_is_made_good_in_a_new_file(
+    tmp_path: Path, name: str, ftruncate_fails: bool
+) -> None:
+    """After an error nothing more goes to that descriptor, and the letters are kept elsewhere."""
+    faults = Faults(**{name: {2}}, ftruncate={1} if ftruncate_fails else set())
+    store = make_store(tmp_path, calls=faults.calls())
+    first, second, third = drained(1), drained(2), drained(1)
+    for letters in (first, second, third):
+        keep(store, letters)
+    found = read(tmp_path)
+    assert sorted(set(found)) == sorted([*first, *second, *third])
+    assert len(segments(tmp_path)) == 2
+    if not ftruncate_fails:
+        assert found == [*first, *second, *third]
+    store.close()
+    again = make_store(tmp_path)
+    assert again.held().live == 4
+    again.close()
+
+
+@pytest.mark.parametrize("name", ["write", "fdatasync", "fsync"])
+def test_failure_twice_is_told_and_nothing_is_promised(tmp_path: Path, name: str) -> None:
+    """Both files fail: the caller hears it, no line is left, and the next append works."""
+    faults = Faults(**{name: {2, 3, 4} if name == "fsync" else {1, 2}})
+    store = make_store(tmp_path, calls=faults.calls())
+    letters = drained(2)
+    with pytest.raises(DeadLettersBroken):
+        keep(store, letters)
+    assert read(tmp_path) == []
+    assert store.held().live == 0
+    faults.fail.clear()
+    keep(store, letters)
+    assert read(tmp_path) == letters
+    store.close()
+
+
+def test_full_disk_keeps_the_file_and_tries_no_second_one(tmp_path: Path) -> None:
+    """Without space a new file helps nobody."""
+    faults = Faults(write={2})
+    faults.code = errno.ENOSPC
+    store = make_store(tmp_path, calls=faults.calls())
+    first, second = drained(1), drained(1)
+    keep(store, first)
+    with pytest.raises(DeadLettersBroken):
+        keep(store, second)
+    assert read(tmp_path) == first
+    keep(store, second)
+    assert read(tmp_path) == [*first, *second]
+    assert len(segments(tmp_path)) == 1
+    store.close()
+
+
+@pytest.mark.parametrize("nth", range(1, 12))
+@pytest.mark.parametrize("name", ["write", "fdatasync", "fsync", "ftruncate"])
+def test_failure_of_the_nth_call_never_loses_a_kept_letter(
+    tmp_path: Path, name: str, nth: int
+) -> None:
+    """Swept over every call: what append promised is there, what is there can be read."""
+    faults = Faults()
+    store = make_store(tmp_path, segment_bytes=700, calls=faults.calls())
+    faults.seen.clear()
+    faults.fail[name] = {nth, nth + 1, nth + 3}
+    if name == "ftruncate":
+        faults.fail["fdatasync"] = set(range(1, 12, 2))
+    kept = []
+    for _ in range(8):
+        letters = drained(2)
+        try:
+            keep(store, letters)
+        except DeadLettersBroken:
+            continue
+        kept += letters
+    store.close()
+    assert set(kept) <= set(read(tmp_path))
+
+
+def test_mark_that_cannot_be_written_leaves_letters_live(tmp_path: Path) -> None:
+    """A replay whose cursor failed is done again; that is harmless."""
+    faults = Faults()
+    store = make_store(tmp_path, calls=faults.calls())
+    letters = drained(2)
+    keep(store, letters)
+    faults.fail["fdatasync"] = {faults.seen["fdatasync"] + 1}
+    with pytest.raises(DeadLettersBroken, match="cursor"):
+        mark(store)
+    assert read(tmp_path) == letters
+    mark(store)
+    assert store.held().live == 0
+    store.close()
+
+
+def test_file_size_limit_loses_nothing_that_was_kept(tmp_path: Path) -> None:
+    """The kernel's own refusal (RLIMIT_FSIZE): a short write, then an error, then a new file."""
+    store = make_store(tmp_path)
+    kept = drained(5)
+    keep(store, kept)
+    (segment,) = segments(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (segment.stat().st_size + 100, hard))
+    try:
+        more = drained(3)
+        keep(store, more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read(tmp_path) == [*kept, *more]
+    assert len(segments(tmp_path)) == 2
+    store.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a file system of 64 KiB; where none can be mounted, nothing is left to try here."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    yield folder if done.returncode == 0 else tmp_path
+    if done.returncode == 0:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_for_real_keeps_what_was_kept_and_goes_on(small_disk: Path) -> None:
+    """ENOSPC of a real file system (where one can be mounted) leaves whole lines only."""
+    is_small = small_disk.name == "disk"
+    store = make_store(small_disk / "dead", bytes_max=1 << 30 if is_small else 60_000)
+    kept = []
+    for _ in range(100):
+        letters = drained(7)
+        try:
+            keep(store, letters)
+        except (DeadLettersBroken, DeadLettersFull):
+            break
+        kept += letters
+    assert 0 < len(kept) < 700
+    assert read(small_disk / "dead") == kept
+    assert all(path.read_bytes().endswith(b"\n") for path in segments(small_disk / "dead"))
+    if is_small:
+        with pytest.raises(DeadLettersBroken, match="No space"):
+            keep(store, drained(7))
+    store.close()
+
+
+def test_replay_lock_is_held_by_one(tmp_path: Path) -> None:
+    """One replayer per folder."""
+    first = try_replay_lock(tmp_path)
+    assert first is not None
+    assert try_replay_lock(tmp_path) is None
+    first.close()
+    second = try_replay_lock(tmp_path)
+    assert second is not None
+    second.close()
+
+
+def test_file_removed_under_the_writer_is_not_written_to(tmp_path: Path) -> None:
+    """Letters in a file without a name would be lost: the write fails instead."""
+    file = new_segment(tmp_path)
+    file.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        file.append(b"x")
+    assert file.suspect
+    file.close()
+
+
+def test_new_segment_tidied_away_before_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may remove an empty file before its writer has locked it."""
+    removed: list[Path] = []
+    flock = fcntl.flock
+
+    def remove_first(fd: int, operation: int) -> None:
+        if not removed:
+            removed.extend(segments(tmp_path))
+            removed[0].unlink()
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    file = new_segment(tmp_path)
+    assert segments(tmp_path) == [file.path] != removed
+    file.close()
+
+
+def test_folder_that_cannot_be_listed_is_told_and_goes_on(tmp_path: Path) -> None:
+    """A look that fails changes nothing of what is known."""
+    store = make_store(tmp_path / "dead")
+    keep(store, drained(1))
+    (tmp_path / "dead").rename(tmp_path / "moved")
+    (tmp_path / "dead").write_text("")
+    store.refresh()
+    assert store.held().live == 1
+    store.close()
