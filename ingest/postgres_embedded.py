@@ -191,6 +191,9 @@ class EmbeddedPostgres:
                 await _terminate(self._process)
                 self._process = None
                 shutil.rmtree(self._home.sockets, ignore_errors=True)
+            elif self._home is not None:  # not launched: what is in there is another's
+                with contextlib.suppress(OSError):
+                    self._home.sockets.rmdir()
         finally:
             if self._lock_fd is not None:
                 os.close(self._lock_fd)

@@ -242,6 +242,8 @@ async def test_parent_killed_while_clients_are_connected_ends_the_server(
     parent.communicate()
     await gone(pid)
     connection.terminate()
+    async with running(made) as (_, again):
+        assert await ask(again, "select 1") == 1
 
 
 async def test_both_killed_recovers(made: Path) -> None:
@@ -279,6 +281,8 @@ async def test_server_that_is_not_ours_is_named(
     parent.kill()
     parent.communicate()
     await gone(pid)
+    async with running(made) as (_, again):
+        assert await ask(again, "select 1") == 1
 
 
 async def test_data_of_another_major_version_is_refused(made: Path) -> None:
