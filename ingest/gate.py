@@ -63,9 +63,9 @@ class Gate:
             self._change(OPEN, "", "")
         self._tries = 0
 
-    def answered(self) -> None:
-        """A write failed, but for a reason of its own: a server that was away is there."""
-        if self.state == WAIT:
+    def answered(self, failure: WriteFailed) -> None:
+        """A probe's write failed: for a reason of its own, so a server that was away is there."""
+        if self.state == WAIT and failure.verdict not in (Verdict.WAIT, Verdict.HOLD):
             self.opened()
 
     def failed(self, failure: WriteFailed) -> None:

@@ -91,10 +91,7 @@ class Writer:
     # Probing, while the gate is not open
 
     async def _probe(self) -> None:
-        """Wait, then try the server: one writer at a time, with one batch if any waits.
-
-        A connection alone proves little: a full disk lets us in and fails every write.
-        """
+        """Wait, then try the server: one writer at a time, with one batch if any waits."""
         gate = self._gate
         async with gate.probing:
             if gate.is_open:
@@ -107,7 +104,7 @@ class Writer:
             except WriteFailed as failure:
                 self._failed(failure)
                 return
-            if self._outlet.rows_waiting == 0:
+            if self._outlet.rows_waiting == 0:  # else write: a full disk lets us in all the same
                 gate.opened()
                 return
             batch = await self._gatherer.gather()
@@ -136,6 +133,8 @@ class Writer:
             try:
                 await self._write(piece)
             except WriteFailed as failure:
+                if probing:
+                    self._gate.answered(failure)
                 try:
                     pieces += await self._pieces_after(failure, piece)
                 except WriteFailed as final:
@@ -192,7 +191,6 @@ class Writer:
         if not to_cut and verdict is not Verdict.RETRY:
             raise failure
         self._metrics.retries[verdict.value] += 1
-        self._gate.answered()
         return self._cut(piece) if to_cut else await self._retried(piece, failure)
 
     def _cut(self, piece: list[Block]) -> list[list[Block]]:

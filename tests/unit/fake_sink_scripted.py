@@ -30,6 +30,7 @@ class Script:
     doubtful: bool = False
     sqlstate: str | None = None
     forever: bool = False
+    writes_only: bool = False  # connecting always succeeds, and does not count
     hooks: dict[int, Callable[[], None]] = field(default_factory=dict)
     calls: int = 0
     fired: int = 0
@@ -79,7 +80,8 @@ class ScriptedSink:
             await self.inner.open()
             return Stored(0, 0)
 
-        await self._call(opened, ())
+        if not self.script.writes_only:
+            await self._call(opened, ())
 
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Store all rows or none."""
