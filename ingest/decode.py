@@ -269,8 +269,6 @@ def _originals(body: bytes, rows_max: int) -> list[bytes]:
         _RAW.decode(body)
         return [body.strip(JSON_SPACE)]
     raws = _RAWS.decode(body)
-    if not raws:
-        raise Refused("empty", "the array has no items")
     if len(raws) > rows_max:
         raise too_many(rows_max, f"the post has {len(raws)} items")
     return [bytes(raw) for raw in raws]
