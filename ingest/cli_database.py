@@ -51,7 +51,6 @@ async def database(settings: Settings) -> AsyncIterator[str]:
     folder = StateFolder.open(state_dir(settings))
     folder.lock()
     try:
-        folder.withdraw()  # of a killed service: with the lock held it would be believed again
         server = EmbeddedPostgres(folder.postgres)
         url = await server.start()
         try:

@@ -1,0 +1,158 @@
+"""Laws of `ingest doctor`: it finds what would lose readings or stop the service, and says so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from ingest.cli import main
+from ingest.cli_doctor_database import Check, database_checks
+from ingest.config import Settings
+from ingest.statefolder import StateFolder
+from tests.commands import Here, ingest, with_user
+
+
+async def test_doctor_on_a_fresh_machine_finds_nothing_wrong(open_tmp_path: Path) -> None:
+    """It starts the embedded database for itself, and that one is durable."""
+    state = ("--state-dir", open_tmp_path / "state")
+    done = await ingest("doctor", *state, "--listen", "127.0.0.1:0", "--admin-listen", "[::1]:0")
+    assert done.code == 0, done.stdout
+    assert done.stderr == ""
+    lines = {line[6:].split("  ")[0]: line[:4].strip() for line in done.stdout.splitlines()}
+    assert lines["fsync"] == lines["synchronous_commit"] == lines["full_page_writes"] == "ok"
+    assert "FAIL" not in lines.values()
+    assert not (open_tmp_path / "state" / "postgres" / "data" / "postmaster.pid").exists()
+
+
+async def test_doctor_on_a_database_without_fsync_fails_and_says_what_to_set(
+    here: Here, readings_url: str, tmp_path: Path
+) -> None:
+    """A reading is only safe on a server that keeps what it says, which this one does not."""
+    done = await here("doctor", "--database-url", readings_url, "--state-dir", tmp_path, "--json")
+    found = {each["name"]: each for each in json.loads(done.stdout)}
+    assert done.code == 1
+    assert found["fsync"]["state"] == "FAIL"
+    assert found["fsync"]["detail"].endswith("set fsync = on")
+    assert found["full_page_writes"]["state"] == "FAIL"
+    assert found["synchronous_commit"]["state"] == "ok"
+    assert found["table"]["state"] == found["privileges"]["state"] == "ok"
+
+
+async def test_doctor_names_the_port_in_use_and_its_flag(here: Here, tmp_path: Path) -> None:
+    """The address, who is to change it, and how."""
+    server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        done = await here(
+            *("doctor", "--state-dir", tmp_path, "--admin-listen", f"127.0.0.1:{port}", "--json"),
+            *("--database-url", "postgresql://127.0.0.1:1/x"),
+        )
+    found = {each["name"]: each for each in json.loads(done.stdout)}
+    assert found["admin_listen"]["state"] == "FAIL"
+    assert "Address already in use" in found["admin_listen"]["detail"]
+    assert "--admin-listen HOST:PORT" in found["admin_listen"]["detail"]
+    assert found["database"]["state"] == "FAIL"
+
+
+async def checks(url: str, settings: Settings | None = None) -> dict[str, Check]:
+    """Ask one database; return the findings by name."""
+    connection = await asyncpg.connect(url)
+    try:
+        found = await database_checks(connection, settings or Settings(), service_runs=False)
+    finally:
+        await connection.close()
+    return {each.name: each for each in found}
+
+
+async def test_doctor_tells_what_a_role_lacks(
+    here: Here, readings_url: str, readings_connection: asyncpg.Connection[Any], role: str
+) -> None:
+    """INSERT, SELECT, TEMP; and what the table's owner must run for them."""
+    await readings_connection.execute(
+        f"revoke temp on database {urlsplit(readings_url).path[1:]} from public"
+    )
+    found = (await checks(with_user(readings_url, role)))["privileges"]
+    assert found.state == "FAIL"
+    assert "lacks INSERT, SELECT, TEMP on the database" in found.detail
+    assert f"ingest schema apply --role {role}" in found.detail
+    done = await here("schema", "apply", "--role", role, "--database-url", readings_url)
+    assert done.code == 0
+    found = (await checks(with_user(readings_url, role)))["privileges"]
+    assert found == Check("privileges", "ok", "INSERT, SELECT and TEMP")
+    await readings_connection.execute(f"drop owned by {role}")
+
+
+async def test_doctor_tells_a_missing_table_apart_from_one_that_serve_would_make(
+    database_url: str, role: str
+) -> None:
+    """The owner's serve makes it; a role that may not needs somebody else."""
+    assert (await checks(database_url))["table"].state == "ok"
+    found = (await checks(database_url, Settings(schema_apply=False)))["table"]
+    assert found.state == "FAIL"
+    found = (await checks(with_user(database_url, role)))["table"]
+    assert found.state == "FAIL"
+    assert "may create tables" in found.detail
+
+
+async def test_doctor_judges_the_roles_own_settings(
+    readings_connection: asyncpg.Connection[Any], readings_url: str, role: str
+) -> None:
+    """What ALTER ROLE sets is in force for the service, whatever postgresql.conf says."""
+    for setting in ("synchronous_commit = off", "default_transaction_read_only = on"):
+        await readings_connection.execute(f"alter role {role} set {setting}")
+    await readings_connection.execute(f"alter role {role} connection limit 1")
+    found = await checks(with_user(readings_url, role))
+    assert found["synchronous_commit"].state == "FAIL"
+    assert found["writable"].state == "FAIL"
+    assert found["connections"].state == "FAIL"
+    assert found["connections"].detail.startswith("1 of ")
+    await readings_connection.execute(f"alter role {role} connection limit 3")
+    assert (await checks(with_user(readings_url, role)))["connections"].state == "warn"
+
+
+async def test_doctor_tells_a_column_that_differs(
+    readings_connection: asyncpg.Connection[Any], readings_url: str
+) -> None:
+    """The same check as the service's own."""
+    await readings_connection.execute("alter table readings alter value type bigint")
+    found = (await checks(readings_url))["table"]
+    assert found.state == "FAIL"
+    assert "value" in found.detail
+
+
+async def test_doctor_warns_of_clocks_that_differ_and_fails_on_an_old_server(
+    readings_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readings without ts get our time; a server too old is told by its version."""
+    found = await checks(readings_url)
+    assert (found["clock"].state, found["version"].state) == ("ok", "ok")
+    monkeypatch.setattr("ingest.cli_doctor_database.unix_us", lambda: 0)
+    monkeypatch.setattr("ingest.cli_doctor_database.VERSION_MIN", 99)
+    found = await checks(readings_url)
+    assert found["clock"].state == "warn"
+    assert found["version"].state == "FAIL"
+    assert "at least 99" in found["version"].detail
+
+
+def test_doctor_counts_dead_letters_and_full_disks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What waits for somebody, and what is about to go wrong, is a warning or a failure."""
+    folder = StateFolder.open(tmp_path / "state").dead_letters
+    (folder / "dlq-20260101T000000000000Z-1-00000000.jsonl").write_bytes(b"{}\n{}\n{")
+    words = ["doctor", "--state-dir", str(tmp_path / "state"), "--json"]
+    words += ["--database-url", "postgresql://127.0.0.1:1/x", "--connections-max", "1000000"]
+    assert main([*words, "--disk-free-bytes-min", str(2**44), "--dlq-bytes-max", str(2**44)]) == 1
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["dead letters"]["state"] == "warn"
+    assert found["dead letters"]["detail"].startswith("2 live; skipped 1 torn")
+    assert found["free space"]["state"] == "FAIL"
+    assert main([*words, "--disk-free-bytes-min", "0", "--dlq-bytes-max", str(2**44)]) == 1
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["free space"]["state"] == "warn"
