@@ -41,7 +41,7 @@ async def all_answered(path: Writing) -> None:
 
 async def has_lasted(path: Writing) -> None:
     """Wait until a lasting fault has struck many times, or could not, all being answered."""
-    await path.until(lambda: path.script.fired > 25 or path.resolved())
+    await path.until(lambda: path.script.fired > 8 or path.resolved())
 
 
 @every_fault
