@@ -1,0 +1,205 @@
+"""/readyz and admission: one state at a time, with reason and since, and no flapping."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from ingest.config import Settings
+from ingest.health import Health
+from ingest.ports import BufferStats
+from tests.fakes import FakeDatabase
+
+EMPTY = BufferStats(0, 1000, 0, 10**6, 0, 0, 0, None)
+
+
+class Rig:
+    """Health over values that a test sets, and a clock that it moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        self.stats = EMPTY
+        self.database = FakeDatabase()
+        self.free: int | OSError = 10**12
+        monkeypatch.setattr("ingest.health.monotonic_s", lambda: self.now_s)
+        self.health = Health(
+            settings=Settings(full_s_min=5, disk_free_bytes_min=1000),
+            buffer=lambda: self.stats,
+            gate=self.database,
+            free_bytes=self.free_bytes,
+        )
+
+    def free_bytes(self) -> int:
+        """Return what the disk says, or fail like one."""
+        if isinstance(self.free, OSError):
+            raise self.free
+        return self.free
+
+    def tick(self, seconds: int = 1, **stats: Any) -> str:
+        """Let seconds pass with these statistics; return the state."""
+        self.stats = self.stats._replace(**stats)
+        for _ in range(seconds):
+            self.now_s += 1
+            self.health.tick()
+        return self.state
+
+    @property
+    def document(self) -> dict[str, str]:
+        """The document of /readyz."""
+        document: dict[str, str] = json.loads(self.health.readyz()[1])
+        return document
+
+    @property
+    def state(self) -> str:
+        """The state that /readyz shows."""
+        return self.document["state"]
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of /readyz."""
+        return self.health.readyz()[0]
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A service that has started."""
+    rig = Rig(monkeypatch)
+    rig.health.started()
+    return rig
+
+
+def test_state_before_the_schema_check_is_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not ready, posts refused, the reason says what it waits for."""
+    rig = Rig(monkeypatch)
+    assert rig.health.starting
+    assert (rig.state, rig.status, rig.health.refusal()) == ("starting", 503, "starting")
+    rig.database.up = False
+    assert "database" in rig.document["reason"]
+    rig.health.started()
+    assert (rig.state, rig.status, rig.health.refusal()) == ("accepting", 200, None)
+    assert not rig.health.starting
+
+
+def test_database_away_with_room_is_accepting(rig: Rig) -> None:
+    """The buffer is for that: 200, and the reason says so."""
+    rig.database.up = False
+    assert (rig.state, rig.status) == ("accepting", 200)
+    assert "away" in rig.document["reason"]
+
+
+def test_hold_is_ready_with_its_reason(rig: Rig) -> None:
+    """On hold readings still come in."""
+    rig.database.hold("28P01")
+    assert (rig.state, rig.status, rig.health.refusal()) == ("on_hold", 200, None)
+    assert "28P01" in rig.document["reason"]
+
+
+def test_post_that_waits_is_slowed(rig: Rig) -> None:
+    """Somebody waits for room: slowed, and 200; over when nobody does."""
+    rig.stats = EMPTY._replace(posts_waiting=3)
+    assert (rig.state, rig.status) == ("slowed", 200)
+    rig.stats = EMPTY
+    assert rig.state == "accepting"
+
+
+def test_no_room_for_long_is_full(rig: Rig) -> None:
+    """Five seconds without any movement at the bound; not before."""
+    assert rig.tick(5, rows=1000, posts_waiting=1, oldest_received_s=1.0) == "slowed"
+    assert rig.tick(2) == "full"
+    assert rig.status == 503
+    assert rig.health.refusal() is None  # posts may still try: waiting is the point
+    assert "1000 readings of 1000" in rig.document["reason"]
+
+
+def test_full_by_bytes_is_full(rig: Rig) -> None:
+    """Either bound will do, also when the balancer has sent everybody away."""
+    assert rig.tick(7, size_bytes=990_000, oldest_received_s=1.0) == "full"
+    rig.database.hold("42P01")
+    assert "42P01" in rig.document["reason"]
+
+
+def test_overload_that_moves_is_never_full(rig: Rig) -> None:
+    """At the bound all the time, but blocks go out: slowed, not full."""
+    for second in range(30):
+        state = rig.tick(1, rows=1000, posts_waiting=5, oldest_received_s=float(second))
+        assert state == "slowed"
+
+
+def test_full_ends_with_room_or_lasting_movement(rig: Rig) -> None:
+    """A little room or one block written does not make it ready again; a fifth free does."""
+    rig.tick(8, rows=1000, posts_waiting=1, oldest_received_s=1.0)
+    assert rig.tick(1, rows=900, posts_waiting=0, oldest_received_s=2.0) == "full"
+    assert rig.tick(3) == "full"
+    assert rig.tick(1, rows=800) == "accepting"
+    rig.tick(8, rows=1000, posts_waiting=1)
+    assert rig.state == "full"
+    states = [rig.tick(1, oldest_received_s=float(second)) for second in range(10, 20)]
+    assert states[:4] == ["full"] * 4
+    assert states[-1] == "slowed"
+
+
+def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
+    """Below the bound nobody comes in; at the bound again is not enough."""
+    rig.free = 999
+    assert rig.tick() == "disk_low"
+    assert (rig.status, rig.health.refusal()) == (503, "disk_low")
+    rig.free = 1200
+    assert rig.tick() == "disk_low"
+    rig.free = 1250
+    assert rig.tick() == "accepting"
+    rig.free = OSError("gone")
+    assert rig.tick() == "disk_low"
+
+
+def test_disk_bound_zero_never_looks() -> None:
+    """0 switches it off."""
+    health = Health(
+        settings=Settings(disk_free_bytes_min=0),
+        buffer=lambda: EMPTY,
+        gate=FakeDatabase(),
+        free_bytes=lambda: 0,
+    )
+    health.started()
+    health.tick()
+    assert health.refusal() is None
+
+
+def test_draining_comes_before_everything(rig: Rig) -> None:
+    """A service that stops says so, whatever else is wrong."""
+    rig.free = 0
+    rig.tick(8, rows=1000, posts_waiting=1, oldest_received_s=1.0)
+    rig.database.hold("28P01")
+    assert rig.state == "disk_low"
+    rig.free = 10**12
+    assert rig.tick() == "full"
+    rig.health.draining()
+    assert (rig.state, rig.status, rig.health.refusal()) == ("draining", 503, "draining")
+
+
+def test_since_is_when_the_state_began(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 3339, and it does not move while the state stays."""
+    now_us = 1_750_000_000_000_000
+    monkeypatch.setattr("ingest.health.unix_us", lambda: now_us)
+    rig.database.hold("x")
+    first = rig.document["since"]
+    assert datetime.fromisoformat(first).timestamp() == 1_750_000_000
+    now_us += 60_000_000
+    assert rig.document["since"] == first
+    rig.database.hold_reason = None
+    assert rig.document["since"] != first
+
+
+async def test_run_ticks_until_stopped(rig: Rig) -> None:
+    """The task looks at once and then again, and ends with the event."""
+    rig.free = 0
+    stop = asyncio.Event()
+    running = asyncio.create_task(rig.health.run(stop))
+    await asyncio.sleep(0)
+    assert rig.state == "disk_low"
+    stop.set()
+    async with asyncio.timeout(1):
+        await running
