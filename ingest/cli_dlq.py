@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import re
 import shutil
 import sys
@@ -46,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
         each.add_argument("ids", nargs="*", metavar="ID", help="an id, or its beginning")
         each.add_argument("--json", action="store_true", help="the lines as they are kept")
         each.add_argument("--limit", type=int, metavar="N", help="the oldest N only")
-    word("stats", "how many, why, how old, how large")
+    stats = word("stats", "how many, why, how old, how large")
+    stats.add_argument("--json", action="store_true", help="for machines")
     add_replay_arguments(word("replay", "validate letters again and write them to the table"))
     discard = word("discard", "forget letters")
     discard.add_argument("ids", nargs="*", metavar="ID", help="an id, or its beginning")
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         if args.dlq_word in {"list", "show"}:
             return _list(args, folder)
         if args.dlq_word == "stats":
-            return _stats(folder)
+            return _stats(folder, as_json=args.json)
         if args.dlq_word == "replay":
             return asyncio.run(replay(args, loaded.settings, folder, where_of(args.where)))
         return asyncio.run(_discard(args, folder))
@@ -133,11 +135,12 @@ def _list(args: argparse.Namespace, folder: Path) -> int:
     return 0 if count or not args.ids else 1
 
 
-def _stats(folder: Path) -> int:
+def _stats(folder: Path, *, as_json: bool) -> int:
     tally = Tally()
     files = segments(folder)
     size_bytes = folder_bytes(folder) if folder.exists() else 0
-    print(show.counted(_once(live_letters(folder, tally=tally)), len(files), size_bytes, tally))
+    counted = show.count(_once(live_letters(folder, tally=tally)), len(files), size_bytes, tally)
+    print(json.dumps(counted) if as_json else show.figures(counted, tally))
     return 0
 
 

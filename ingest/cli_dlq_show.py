@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import orjson
 
@@ -90,22 +91,41 @@ def in_full(live: LiveLetter) -> str:
     )
 
 
-def counted(letters: Iterable[LiveLetter], files: int, size_bytes: int, tally: Tally) -> str:
-    """Return the figures of a folder; reads all of `letters` first."""
+def count(
+    letters: Iterable[LiveLetter], files: int, size_bytes: int, tally: Tally
+) -> dict[str, Any]:
+    """Return the figures of a folder; reads all of `letters`, which fill `tally`."""
     kinds: Counter[tuple[str, str]] = Counter()
     oldest_us: int | None = None
     for live in letters:
         kinds[live.letter.reason, live.letter.code] += 1
         oldest_us = min(live.failed_us, oldest_us or live.failed_us)
-    lines = [f"{'live letters':16} {kinds.total()}"]
+    return {
+        "live": kinds.total(),
+        "by": [
+            {"reason": reason, "code": code, "letters": letters_of_kind}
+            for (reason, code), letters_of_kind in kinds.most_common()
+        ],
+        "oldest": None if oldest_us is None else when(oldest_us),
+        "oldest_age_s": None if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6),
+        "files": files,
+        "bytes": size_bytes,
+        "altered": tally.altered,
+        "torn": tally.torn,
+        "unreadable": tally.unreadable,
+    }
+
+
+def figures(counted: dict[str, Any], tally: Tally) -> str:
+    """Return what count() found, for a person."""
+    lines = [f"{'live letters':16} {counted['live']}"]
     lines += [
-        f"  {count:>12}  {reason:19}  {code}".rstrip()
-        for (reason, code), count in kinds.most_common()
+        f"  {each['letters']:>12}  {each['reason']:19}  {each['code']}".rstrip()
+        for each in counted["by"]
     ]
-    if oldest_us is not None:
-        age_s = max(0, unix_us() - oldest_us) // 1_000_000
-        lines.append(f"{'oldest':16} {when(oldest_us)} ({age_s} s ago)")
-    lines.append(f"{'files':16} {files}, {size(size_bytes)}")
+    if counted["oldest"] is not None:
+        lines.append(f"{'oldest':16} {counted['oldest']} ({counted['oldest_age_s']:.0f} s ago)")
+    lines.append(f"{'files':16} {counted['files']}, {size(counted['bytes'])}")
     if damage := damaged(tally):
         lines.append(f"{'skipped':16} {damage}")
     return "\n".join(lines)

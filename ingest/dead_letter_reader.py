@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import orjson
 
 from ingest.dead_letter_cursor import Mark, read_marks
-from ingest.dead_letter_files import open_regular, segments
+from ingest.dead_letter_files import CURSOR_SUFFIX, open_regular, segments
 from ingest.dead_letter_format import (
     ID_AT,
     ID_CHARACTERS,
@@ -138,8 +138,12 @@ def undone_lines(
 ) -> Iterator[tuple[int, bytes]]:
     """Yield offset and bytes of the whole lines that no mark says are done, unchecked."""
     tally = tally if tally is not None else Tally()
+    done: dict[int, str] = {}
     try:
         done = {mark.offset: mark.id for mark in read_marks(segment)[0] if mark.offset >= start}
+    except OSError as error:  # then all are live: to send one twice is harmless
+        tally.unreadable.append(f"{segment.name}{CURSOR_SUFFIX}: {error.strerror}")
+    try:
         with open_regular(segment) as file:
             file.seek(start)
             for offset, line in _lines(file, start, tally):

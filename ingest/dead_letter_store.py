@@ -7,6 +7,7 @@ that nobody writes and whose every line is done.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Sequence
 from pathlib import Path
@@ -252,7 +253,9 @@ class Store:
 
     def _take_segment(self, segment: Path) -> None:
         """Remember a segment's live lines. Marks first: a mark read too early would be lost."""
-        self._marks_read[segment] = read_marks(segment)[1]
+        self._marks_read[segment] = 0
+        with contextlib.suppress(OSError):  # told below, by the tally
+            self._marks_read[segment] = read_marks(segment)[1]
         tally = Tally()
         for _, line in undone_lines(segment, tally=tally):
             if len(self._live) >= self._ids_max:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest.block import Block, encode_reading
-from ingest.clock import monotonic_s, sleep_unless, unix_us
+from ingest.clock import monotonic_s, sleep_unless
 from ingest.config import Settings
 from ingest.dead_letter_files import segments, try_replay_lock
 from ingest.dead_letter_reader import LiveLetter, Where, first_letters
@@ -145,8 +145,9 @@ class Replayer:
             tuples,
             len(readings),
             received_s=monotonic_s(),
-            received_us=unix_us(),
+            received_us=min(each.letter.received_us for each in letters),
             newest_ts_us=max(each.ts_us for each in readings),
+            items=[each.letter.item or 0 for each in letters],
             ack=ack,
             replayed=True,
         )

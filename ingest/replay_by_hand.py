@@ -89,19 +89,24 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
     """Return what a parsed line has to say, edited by hand perhaps. Raises BadLine."""
     try:
         id_, received_us = id_in(fields), time_in(fields["received_at"])
+        precision = _precision_in(fields)
         if fields.get("reading") is not None:
             return Item(id_, place, orjson.dumps(fields["reading"]), "us", received_us)
         original = original_in(fields)
-        precision = fields.get("precision")
     except KeyError as error:
         raise BadLine(f"the field {error} is missing") from error
     except (TypeError, ValueError) as error:
         raise BadLine(str(error)) from error
     if original is None:
         raise BadLine("there is neither a reading nor an original")
-    if precision not in {None, "s", "ms", "us", "ns"}:
-        raise BadLine(f"the precision {precision!r:.80} is not s, ms, us or ns")
     return Item(id_, place, original, precision, received_us)
+
+
+def _precision_in(fields: dict[str, Any]) -> str | None:
+    precision = fields.get("precision")
+    if precision is None or (isinstance(precision, str) and precision in {"s", "ms", "us", "ns"}):
+        return precision
+    raise ValueError(f"the precision {precision!r:.80} is not s, ms, us or ns")
 
 
 class HandReplay:

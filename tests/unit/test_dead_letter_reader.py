@@ -181,3 +181,17 @@ def test_reader_same_letter_in_two_segments_comes_twice(tmp_path: Path) -> None:
     assert read(tmp_path) == letters
     one.close()
     other.close()
+
+
+def test_reader_unreadable_cursor_leaves_all_letters_live(tmp_path: Path) -> None:
+    """Nobody knows what was done: to send a letter twice is harmless, to forget one is not."""
+    letters = drained(2)
+    segment = folder_of(tmp_path, letters)
+    cursor_path(segment).mkdir()
+    tally = Tally()
+    assert [live.letter for live in live_letters(tmp_path, tally=tally)] == letters
+    assert tally.unreadable == [f"{segment.name}.cursor: not a regular file"]
+    store = make_store(tmp_path, keep_days=0)
+    assert store.held().live == 2
+    assert store.tidy() == []
+    store.close()

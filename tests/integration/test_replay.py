@@ -1,0 +1,433 @@
+"""Laws of replay against a real PostgreSQL: by itself or by hand, once, whatever comes between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.batch import BatchCap, Gatherer
+from ingest.breaker import Breaker
+from ingest.buffer_memory import MemoryBuffer
+from ingest.clock import monotonic_s
+from ingest.config import Settings
+from ingest.dead_letter import DeadLetterFolder
+from ingest.dead_letter_files import segments, try_replay_lock
+from ingest.dead_letter_format import BadLine
+from ingest.dead_letter_reader import live_letters
+from ingest.decode import Rules
+from ingest.gate import Gate
+from ingest.metrics import Gauges, Metrics
+from ingest.ports import EXHAUSTED, INVALID, REFUSED, Letter
+from ingest.replay import Replayer
+from ingest.replay_by_hand import (
+    HandReplay,
+    Item,
+    ReplayStopped,
+    item_of_fields,
+    item_of_letter,
+)
+from ingest.sink_postgres import SinkPostgres
+from ingest.writer import Writer
+from tests.blocks import block_of, make_reading
+from tests.letters import START_US, drained, invalid, keep, make_store, read
+
+SETTINGS = Settings(
+    dlq_replay_pause_s=0.02, dlq_replay_rows_per_s=100_000, batch_linger_s=0.001, retry_s_max=0.01
+)
+RULES = Rules(post_rows_max=5_000, ts_min_us=0, ts_ahead_us_max=86_400_000_000)
+
+
+class Half:
+    """The second half of the service, real, over a folder of dead letters."""
+
+    def __init__(self, url: str, folder: Path, settings: Settings = SETTINGS) -> None:
+        self.settings = settings
+        self.metrics = Metrics("test")
+        self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
+        self.letters = DeadLetterFolder(
+            folder, bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=7
+        )
+        self.up = True
+        self.stopping = asyncio.Event()
+        self.halted = asyncio.Event()
+        cap = BatchCap(settings.batch_rows, settings.batch_rows_max)
+        self.writer = Writer(
+            settings=settings,
+            outlet=self.buffer,
+            gatherer=Gatherer(self.buffer, cap, linger_s=settings.batch_linger_s),
+            cap=cap,
+            sink=SinkPostgres(url, settings),
+            gate=Gate(wait_s_min=0.01, wait_s_max=0.05, hold_probe_s=0.05),
+            breaker=Breaker(window_rows=1_000, rows_max=200),
+            dead_letters=self.letters,
+            metrics=self.metrics,
+            halted=self.halted,
+        )
+        self.replayer = Replayer(
+            settings=settings,
+            folder=self.letters,
+            inlet=self.buffer,
+            outlet_stats=self.buffer.stats,
+            metrics=self.metrics,
+            database_up=lambda: self.up,
+        )
+        self.metrics.gauges = Gauges(
+            self.buffer.stats, self.letters.stats, lambda: self.up, lambda: None
+        )
+
+
+@asynccontextmanager
+async def running(path: Half, *, writing: bool = True) -> AsyncIterator[None]:
+    """Run writer and replayer; stop both by their flags, in bounded time."""
+    await path.letters.open()
+    tasks = [asyncio.create_task(path.replayer.run(path.stopping))]
+    if writing:
+        tasks.append(asyncio.create_task(path.writer.run()))
+    try:
+        yield
+    finally:
+        path.stopping.set()
+        async with asyncio.timeout(5):
+            await tasks[0]
+        path.buffer.shut_inlet()
+        path.halted.set()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*tasks)
+        await path.letters.close()
+
+
+async def until_live(folder: Path, count: int) -> None:
+    """Wait until so many letters are live."""
+    async with asyncio.timeout(15):
+        while len(read(folder)) != count:  # noqa: ASYNC110  other processes may mark them
+            await asyncio.sleep(0.02)
+
+
+async def rows(connection: asyncpg.Connection) -> int:
+    """Count the table's rows."""
+    count: int = await connection.fetchval("select count(*) from readings")
+    return count
+
+
+def write(folder: Path, letters: Sequence[Letter]) -> None:
+    """Leave letters behind as a process that is gone."""
+    store = make_store(folder)
+    keep(store, letters)
+    store.close()
+
+
+async def test_auto_replay_brings_in_what_dead_processes_left(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """Drained and exhausted letters of every file come in once; others stay; the law holds."""
+    write(tmp_path, drained(700))
+    write(tmp_path, [*drained(600, reason=EXHAUSTED), invalid(b"{}")])
+    path = Half(readings_url, tmp_path)
+    async with running(path):
+        await until_live(tmp_path, 1)
+        own = drained(5)
+        await path.letters.append(own)
+        await until_live(tmp_path, 1)
+        assert [each.reason for each in read(tmp_path)] == [INVALID]
+    assert await rows(readings_connection) == 1_305
+    metrics = path.metrics
+    assert (metrics.replayed, metrics.committed, metrics.imbalance) == (1_305, 1_305, 0)
+
+
+async def test_auto_replay_value_is_bit_exact(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """What comes back from a file is the reading that went into it."""
+    (letter,) = drained(1)
+    assert letter.reading is not None
+    reading = letter.reading._replace(device_id="d\u00e4 \u2028", value=0.1 + 0.2)
+    write(tmp_path, [letter._replace(reading=reading)])
+    async with running(Half(readings_url, tmp_path)):
+        await until_live(tmp_path, 0)
+    (row,) = await readings_connection.fetch("select *, extract(epoch from ts) as s from readings")
+    assert (row["device_id"], row["metric"], row["value"]) == tuple(reading[1:])
+    assert int(row["s"] * 1_000_000) == reading.ts_us
+
+
+async def test_auto_replay_row_refused_now_becomes_a_letter_of_that_reason(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """The old line is done, the fact is live once, under the reason that holds now."""
+    await readings_connection.execute("alter table readings add check (device_id <> 'bad')")
+    (bad,) = drained(1, device="bad")
+    write(tmp_path, [*drained(20), bad, *drained(20)])
+    path = Half(readings_url, tmp_path)
+    async with running(path):
+        await until_live(tmp_path, 1)
+        (letter,) = read(tmp_path)
+        assert (letter.reason, letter.code, letter.reading) == (REFUSED, "23514", bad.reading)
+        assert letter.received_us <= bad.received_us
+    assert await rows(readings_connection) == 40
+    assert path.metrics.imbalance == 0
+
+
+async def test_auto_replay_waits_for_database_room_and_hand(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """Live readings, a database that is away and somebody's own replay come first."""
+    write(tmp_path, drained(10))
+    path = Half(readings_url, tmp_path)
+    path.up = False
+    async with running(path):
+        await asyncio.sleep(0.15)
+        assert path.metrics.replayed == 0
+        lock = try_replay_lock(tmp_path)
+        assert lock is not None
+        path.up = True
+        await asyncio.sleep(0.15)
+        assert path.metrics.replayed == 0
+        lock.close()
+        await until_live(tmp_path, 0)
+    assert await rows(readings_connection) == 10
+
+
+async def test_auto_replay_leaves_half_of_the_buffer_to_live_readings(
+    tmp_path: Path, readings_url: str
+) -> None:
+    """While the buffer is half full nothing is replayed."""
+    write(tmp_path, drained(10))
+    path = Half(readings_url, tmp_path)
+    live = block_of(make_reading() for _ in range(5_000))
+    (await path.buffer.reserve(live.rows, len(live.tuples))).put(live)
+    async with running(path, writing=False):
+        await asyncio.sleep(0.15)
+        assert path.metrics.replayed == 0
+        path.buffer.settle(path.buffer.take(5_000))
+        async with asyncio.timeout(5):
+            await path.buffer.wait_rows(10)
+    assert path.metrics.replayed == 10
+    assert len(read(tmp_path)) == 10
+
+
+async def test_auto_replay_stops_at_once_and_marks_nothing_undecided(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """A stop while a block is on its way leaves its lines live; the next start brings them in."""
+    write(tmp_path, drained(10))
+    path = Half(readings_url, tmp_path)
+    async with running(path, writing=False):
+        async with asyncio.timeout(5):
+            await path.buffer.wait_rows(10)
+        began_s = monotonic_s()
+    assert monotonic_s() - began_s < 2
+    assert len(read(tmp_path)) == 10
+    async with running(Half(readings_url, tmp_path)):
+        await until_live(tmp_path, 0)
+    assert await rows(readings_connection) == 10
+
+
+async def test_auto_replay_what_fails_again_stays_and_holds_nobody_up(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """Set aside again, a block is passed over: what stands behind it comes in, and it later."""
+    await readings_connection.execute(
+        "create table gate (open boolean); insert into gate values (false);"
+        "create function closed() returns trigger language plpgsql as $$ begin "
+        "if new.device_id = 'stuck' and not (select open from gate) then "
+        "raise exception using errcode = '40001'; end if; return new; end $$;"
+        "create trigger closed before insert on readings for each row execute function closed()"
+    )
+    write(tmp_path, drained(3, device="stuck", reason=EXHAUSTED))
+    write(tmp_path, drained(3))
+    settings = Settings(
+        dlq_replay_pause_s=0.02, dlq_replay_rows_per_s=1_000, retries_max=0, batch_linger_s=0.001
+    )
+    path = Half(readings_url, tmp_path, settings)
+    async with running(path):
+        await until_live(tmp_path, 3)
+        assert {each.reason for each in read(tmp_path)} == {EXHAUSTED}
+        assert len(segments(tmp_path)) == 2  # still the old lines: no new ones were written
+        await readings_connection.execute("update gate set open = true")
+        await until_live(tmp_path, 0)
+    assert await rows(readings_connection) == 6
+    assert path.metrics.imbalance == 0
+
+
+async def test_auto_replay_keeps_its_speed(tmp_path: Path, readings_url: str) -> None:
+    """Not more than `dlq_replay_rows_per_s`."""
+    write(tmp_path, drained(60))
+    settings = Settings(dlq_replay_pause_s=0.01, dlq_replay_rows_per_s=20, batch_linger_s=0.001)
+    path = Half(readings_url, tmp_path, settings)
+    async with running(path):
+        await asyncio.sleep(0.5)
+        assert 0 < path.metrics.replayed <= 20
+
+
+async def test_auto_replay_goes_on_after_the_disk_failed(tmp_path: Path, readings_url: str) -> None:
+    """A cursor that cannot be written ends no task; once it can, the lines are done."""
+    write(tmp_path, drained(3))
+    path = Half(readings_url, tmp_path)
+    (segment,) = segments(tmp_path)
+    cursor = segment.with_name(segment.name + ".cursor")
+    cursor.mkdir()
+    async with running(path):
+        async with asyncio.timeout(5):
+            while path.metrics.replayed == 0:  # noqa: ASYNC110  a counter has no event
+                await asyncio.sleep(0.01)
+        cursor.rmdir()
+        await until_live(tmp_path, 0)
+
+
+# By hand
+
+
+async def by_hand(
+    items: Sequence[Item], url: str | None, *, rows_per_s: int | None = None
+) -> tuple[HandReplay, list[Item]]:
+    """Replay items into a database (None: a dry run); give the replay and what was done."""
+    done: list[Item] = []
+    sink = SinkPostgres(url, SETTINGS) if url is not None else None
+    replay = HandReplay(sink=sink, rules=RULES, done=done.extend, rows_per_s=rows_per_s)
+    try:
+        await replay.run(items)
+    finally:
+        if sink is not None:
+            await sink.close()
+    return replay, done
+
+
+def items_of(folder: Path, letters: Sequence[Letter]) -> list[Item]:
+    """Write letters, and give the items that are read back."""
+    write(folder, letters)
+    return [item_of_letter(live) for live in live_letters(folder)]
+
+
+async def test_hand_replay_twice_changes_nothing(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """New the first time, duplicates the second; batches are told one by one."""
+    items = items_of(tmp_path, drained(2_500))
+    first, done = await by_hand(items, readings_url)
+    assert (first.summary.new, first.summary.duplicate, len(done)) == (2_500, 0, 2_500)
+    second, _ = await by_hand(items, readings_url)
+    assert (second.summary.new, second.summary.duplicate) == (0, 2_500)
+    assert await rows(readings_connection) == 2_500
+
+
+async def test_hand_replay_validates_again(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """What is still invalid is told and stays; a time that was in the future may be past now."""
+    still = invalid(b'{"device_id":"d","metric":"m","ts":1,"value":"x"}')
+    past = invalid(
+        b'{"device_id":"d","metric":"m","ts":"2025-10-12T00:00:00Z","value":1}',
+        code="ts_in_future",
+        received_us=START_US,
+    )
+    replay, done = await by_hand(items_of(tmp_path, [still, past]), readings_url)
+    assert [item.original for item in done] == [past.original]
+    assert replay.summary.refused == {"wrong_type": 1}
+    assert "string" in replay.summary.refusals[0].message
+    assert await rows(readings_connection) == 1
+
+
+async def test_hand_replay_dry_run_writes_and_marks_nothing(tmp_path: Path) -> None:
+    """Only told what would be."""
+    letters = [*drained(3), invalid(b'"x"'), invalid(b"]"), invalid(b"")]
+    replay, _ = await by_hand(items_of(tmp_path, letters), None)
+    assert (replay.summary.letters, replay.summary.rows) == (3, 3)
+    assert set(replay.summary.refused) == {"not_an_object", "not_json", "empty"}
+
+
+async def test_hand_replay_row_that_the_database_refuses_keeps_no_other_out(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """A letter is done only if all of its readings are in."""
+    await readings_connection.execute("alter table readings add check (metric <> 'b')")
+    bad = invalid(b'{"device_id":"d","ts":1760000000,"values":{"a":1,"b":1000}}')
+    items = items_of(tmp_path, [*drained(1), bad, *drained(1)])
+    replay, done = await by_hand(items, readings_url)
+    assert len(done) == 2
+    assert replay.summary.refused == {"23514": 1}
+    assert (replay.summary.rows, replay.summary.new) == (3, 3)
+    assert await rows(readings_connection) == 3
+
+
+async def test_hand_replay_item_without_ts_keeps_its_time_of_receipt(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """The time was set once, at the door."""
+    letter = invalid(b'{"device_id":"d","metric":"m","value":"5"}')
+    write(tmp_path, [letter])
+    (segment,) = segments(tmp_path)
+    fields = json.loads(segment.read_text())
+    fields["original"] = fields["original"].replace('"5"', "5")
+    await by_hand([item_of_fields(fields, "line 1")], readings_url)
+    seconds = await readings_connection.fetchval("select extract(epoch from ts) from readings")
+    assert int(seconds * 1_000_000) == letter.received_us
+
+
+async def test_hand_replay_database_away_or_on_hold_stops_and_marks_nothing(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """The user is told why; letters stay live."""
+    items = items_of(tmp_path, drained(3))
+    with pytest.raises(ReplayStopped):
+        await by_hand(items, "postgresql://nobody@127.0.0.1:1/none")
+    await readings_connection.execute("alter table readings rename column value to val")
+    with pytest.raises(ReplayStopped):
+        await by_hand(items, readings_url)
+    await readings_connection.execute("alter table readings rename column val to value")
+    _, done = await by_hand(items, readings_url, rows_per_s=100)
+    assert len(done) == 3
+
+
+async def test_hand_replay_tries_again_what_failed_for_a_moment(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """A lock that somebody holds for a moment is waited for."""
+    settings = Settings(lock_s_max=0.05)
+    sink = SinkPostgres(readings_url, settings)
+    done: list[Item] = []
+    replay = HandReplay(sink=sink, rules=RULES, done=done.extend)
+    items = items_of(tmp_path, drained(3))
+    await sink.open()
+    async with readings_connection.transaction():
+        await readings_connection.execute("lock table readings in exclusive mode")
+        task = asyncio.create_task(replay.run(items))
+        await asyncio.sleep(0.1)
+    await task
+    await sink.close()
+    assert len(done) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"id": None}, "not text"),
+        ({"original": None}, "neither"),
+        ({"original": 5}, "not text"),
+        ({"precision": "h"}, "precision"),
+        ({"precision": ["s"]}, "precision"),
+        ({"received_at": "now"}, "now"),
+        ({"original": None, "original_base64": "!"}, "base64"),
+    ],
+)
+def test_item_of_an_edited_line_says_what_is_wrong(
+    change: dict[str, object], complaint: str
+) -> None:
+    """Hands make mistakes; each is told in words."""
+    fields = {
+        "v": 1,
+        "id": "0" * 32,
+        "received_at": "2025-01-01T00:00:00Z",
+        "original": "{}",
+        "precision": None,
+    }
+    assert item_of_fields(fields, "line 1").original == b"{}"
+    with pytest.raises(BadLine, match=complaint):
+        item_of_fields({**fields, **change}, "line 1")
+    del fields["received_at"]
+    with pytest.raises(BadLine, match="received_at"):
+        item_of_fields(fields, "line 1")
