@@ -38,6 +38,7 @@ class Database:
         return f"postgresql://fleet:{PASSWORD}@127.0.0.1:{self._port}/fleet"
 
     async def __aenter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._home = postgres_data.prepare(self._folder)
         await postgres_data.make_data(self._home)
         rules = "host all fleet 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
