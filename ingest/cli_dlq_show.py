@@ -54,10 +54,10 @@ def one_line(live: LiveLetter, width: int) -> str:
     else:
         what = (letter.original or b"")[:1_000].decode(errors="backslashreplace")
     device = escaped(device_of(letter) or "-")
-    line = (
+    line = escaped(
         f"{live.id[:ID_CHARACTERS]}  {when(live.failed_us):20}  {letter.reason:19}  "
         f"{letter.code:22}  {device if len(device) <= 16 else device[:14] + '..':16}  "
-        f"{escaped(what)}"
+        f"{what}"
     )
     return line if len(line) <= width else line[: width - 2] + ".."
 
@@ -120,7 +120,7 @@ def figures(counted: dict[str, Any], tally: Tally) -> str:
     """Return what count() found, for a person."""
     lines = [f"{'live letters':16} {counted['live']}"]
     lines += [
-        f"  {each['letters']:>12}  {each['reason']:19}  {each['code']}".rstrip()
+        escaped(f"  {each['letters']:>12}  {each['reason']:19}  {each['code']}".rstrip())
         for each in counted["by"]
     ]
     if counted["oldest"] is not None:
