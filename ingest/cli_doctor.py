@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ingest.statefolder import ServiceInfo
 
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
+COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
 FILES_BESIDE_CONNECTIONS = 100  # database, dead letters, logs, libraries
 _VOLATILE = {"tmpfs", "ramfs"}
 _REMOTE = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
@@ -78,11 +79,7 @@ def _libraries() -> Check:
 
 
 def _c_parsers() -> Check:
-    slow = [
-        name
-        for name in ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
-        if not _loads(name)
-    ]
+    slow = [name for name in COMPILED if not _loads(name)]
     if slow:
         return Check(
             "fast parts", WARN, f"not compiled here: {', '.join(slow)}; posts take several times"
@@ -142,7 +139,7 @@ def filesystem_of(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
         return ""
     best, kind = "", ""
     for line in lines:
-        _, mounted, found, *_ = line.split(" ")
+        _, mounted, found = [*line.split(" "), "", ""][:3]
         folder = mounted.replace("\\040", " ")
         if path.resolve().is_relative_to(folder) and len(folder) >= len(best):
             best, kind = folder, found

@@ -1,0 +1,213 @@
+"""Laws of the commands' parts that need no database: psql's command line, mounts, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingest import cli_doctor
+from ingest.cli_doctor import filesystem_of, machine_checks, port_checks
+from ingest.cli_hold import ask
+from ingest.cli_psql import command, find_psql
+from ingest.config import Settings
+from ingest.errors import StartError
+from ingest.statefolder import ServiceInfo, StateFolder
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "password"),
+    [
+        ("postgresql://me:p%40w@db/x", "postgresql://me@db/x", "p@w"),
+        (
+            "postgresql://me:pw@a:1,b:2/x?sslmode=require",
+            "postgresql://me@a:1,b:2/x?sslmode=require",
+            "pw",
+        ),
+        ("postgresql://me@db/x", "postgresql://me@db/x", None),
+        (
+            "postgresql://postgres@/postgres?host=/run/x",
+            "postgresql://postgres@/postgres?host=/run/x",
+            None,
+        ),
+    ],
+)
+def test_psql_gets_the_password_by_the_environment_only(
+    url: str, shown: str, password: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every user of a machine can read the arguments of every process."""
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    words, environment = command("/bin/psql", url, ["-c", "select 1"])
+    assert words == ["/bin/psql", "-d", shown, "-c", "select 1"]
+    assert environment.get("PGPASSWORD") == password
+
+
+def test_psql_is_found_beside_the_database_first_then_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same version as the server if possible; a client alone is enough; none is told."""
+    bundled, system = tmp_path / "bundled", tmp_path / "system"
+    for folder, names in ((bundled, ("postgres", "initdb", "psql")), (system, ("psql",))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("#!/bin/sh\n")
+            (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(system))
+    monkeypatch.setenv("INGEST_PG_BIN", str(bundled))
+    assert find_psql() == str(bundled / "psql")
+    (bundled / "psql").unlink()
+    assert find_psql() == str(system / "psql")
+    monkeypatch.setenv("INGEST_PG_BIN", str(tmp_path))
+    assert find_psql() == str(system / "psql")
+    (system / "psql").unlink()
+    with pytest.raises(StartError, match="no psql found"):
+        find_psql()
+
+
+def test_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
+    """The longest mount point above the folder, the later one of two; spaces are escaped there."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/a / ext4 rw 0 0\n"
+        "none /run tmpfs rw 0 0\n"
+        "srv:/x /mnt/my\\040disk nfs4 rw 0 0\n"
+        "none /var ramfs rw 0 0\n"
+        "/dev/b /var xfs rw 0 0\n"
+        "broken\n"
+    )
+    assert filesystem_of(Path("/home/x"), mounts) == "ext4"
+    assert filesystem_of(Path("/runner"), mounts) == "ext4"
+    assert filesystem_of(Path("/mnt/my disk/state"), mounts) == "nfs4"
+    assert filesystem_of(Path("/var"), mounts) == "xfs"
+    assert filesystem_of(Path("/var"), tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize(("kind", "state"), [("tmpfs", "warn"), ("nfs4", "warn"), ("ext4", "ok")])
+def test_state_folder_on_a_forgetful_or_remote_disk_is_a_warning(
+    kind: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead letter in memory is no dead letter; flock and fsync over a network are hopes."""
+    monkeypatch.setattr(cli_doctor, "filesystem_of", lambda _: kind)
+    found = {
+        each.name: each for each in cli_doctor.folder_checks(Settings(state_dir=str(tmp_path)))
+    }
+    assert found["file system"].state == state
+
+
+def test_machine_lacking_parts_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing library fails; pure Python instead of C, or few open files, warns."""
+    monkeypatch.setattr(cli_doctor, "LIBRARIES", ("asyncpg", "not-there"))
+    monkeypatch.setattr(cli_doctor, "COMPILED", ("msgspec._core", "aiohttp._not_there"))
+    found = {each.name: each for each in machine_checks(Settings(connections_max=2**40))}
+    assert found["libraries"].state == "FAIL"
+    assert "missing: not-there" in found["libraries"].detail
+    assert found["fast parts"].state == "warn"
+    assert "aiohttp._not_there" in found["fast parts"].detail
+    assert found["open files"].state in {"ok", "warn"}  # ok where there is no limit at all
+
+
+def test_address_that_cannot_be_bound_is_told() -> None:
+    """A host that is not of this machine fails as a port in use does."""
+    settings = Settings(listen="192.0.2.1:80", admin_listen="no-such-host.invalid:1")
+    assert [each.state for each in port_checks(settings, None)] == ["FAIL", "FAIL"]
+
+
+class _Admin(http.server.BaseHTTPRequestHandler):
+    answer: tuple[int, bytes] = (200, b"{}")
+    asked: list[tuple[str, str | None, bytes]] = []  # noqa: RUF012  shared with the test
+
+    def do_GET(self) -> None:
+        size = int(self.headers.get("Content-Length") or 0)
+        token = self.headers.get("Authorization")
+        self.asked.append((f"{self.command} {self.path}", token, self.rfile.read(size)))
+        status, body = self.answer
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Iterator[type[_Admin]]:
+    """Run an admin port that answers what the test wants, published as on all interfaces."""
+    handler = type("Admin", (_Admin,), {"asked": []})
+    server = http.server.HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    folder = StateFolder.open(tmp_path)
+    folder.lock()
+    folder.publish(
+        ServiceInfo(
+            pid=os.getpid(),
+            version="0",
+            listen="0.0.0.0:1",
+            admin_listen=f"0.0.0.0:{server.server_port}",
+            database_url="postgresql://x/y",
+            token="secret",
+            started_us=0,
+        )
+    )
+    yield handler
+    folder.unlock()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_request_to_the_service_carries_its_token_past_any_proxy(
+    admin: type[_Admin], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound to all interfaces it is asked on loopback, never through the environment's proxy."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    admin.answer = (200, b'{"ok": true}')
+    settings = Settings(state_dir=str(tmp_path))
+    assert ask(settings, "POST", "/hold/release", {"dead_letter": True}) == {"ok": True}
+    assert admin.asked == [("POST /hold/release", "Bearer secret", b'{"dead_letter": true}')]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (401, json.dumps({"detail": "wrong token"}).encode(), "refused: 401 wrong token"),
+        (500, b"", "refused: 500"),
+        (200, b"<html>", "200 with something that is not JSON"),
+        (200, b"[1]", "200 with something that is not JSON"),
+    ],
+)
+def test_answer_that_is_none_is_a_sentence(
+    admin: type[_Admin], tmp_path: Path, status: int, body: bytes, told: str
+) -> None:
+    """Another program on the port, a token that does not fit."""
+    admin.answer = (status, body)
+    with pytest.raises(StartError, match=told):
+        ask(Settings(state_dir=str(tmp_path)), "GET", "/readyz")
+
+
+def test_readiness_that_says_no_is_an_answer(admin: type[_Admin], tmp_path: Path) -> None:
+    """503 with a state is what `hold show` came for."""
+    admin.answer = (503, b'{"state": "draining"}')
+    assert ask(Settings(state_dir=str(tmp_path)), "GET", "/readyz") == {"state": "draining"}
+
+
+def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`ingest serve` adds the loop and nothing else."""
+    from ingest import app, cli_serve  # noqa: PLC0415
+    from ingest.config import load  # noqa: PLC0415
+
+    async def serve(_settings: Settings) -> int:
+        return 3 if "uvloop" in type(asyncio.get_running_loop()).__module__ else 1
+
+    monkeypatch.setattr(app, "serve", serve)
+    assert cli_serve.run(None, load(environ={})) == 3  # type: ignore[arg-type]
