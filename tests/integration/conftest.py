@@ -1,30 +1,32 @@
-"""Fixtures of the tests that start servers of their own."""
+"""Fixtures of the tests of the commands: a runner in this process, and a role without rights."""
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.embedded import running
+from tests.commands import Here
 
-
-@pytest.fixture(scope="module")
-def data_template(open_tmp: Path) -> Path:
-    """Make data once, for the tests to copy: making it costs more than all else that they do."""
-
-    async def make(folder: Path) -> Path:
-        async with running(folder):
-            return folder / "data"
-
-    with asyncio.Runner() as runner:
-        return runner.run(make(open_tmp / "template"))
+if TYPE_CHECKING:
+    from tests.conftest import Server
 
 
 @pytest.fixture
-def made(open_tmp_path: Path, data_template: Path) -> Path:
-    """Give a folder with fresh data, as a stopped server leaves it."""
-    subprocess.run(["cp", "-a", str(data_template), str(open_tmp_path / "data")], check=True)
-    return open_tmp_path
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Give a way to run commands in this process, without what the machine sets."""
+    for name in list(os.environ):
+        if name.startswith("INGEST_"):
+            monkeypatch.delenv(name)
+    return Here(capsys)
+
+
+@pytest.fixture
+def role(server: Server) -> Iterator[str]:
+    """Give a role that may log in and nothing else; it must own nothing at the end."""
+    name = "plain_role"
+    server.run(lambda connection: connection.execute(f"create role {name} login"))
+    yield name
+    server.run(lambda connection: connection.execute(f"drop role {name}"))
