@@ -88,7 +88,7 @@ class SinkPostgres:
                 )
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise WriteFailed(Verdict.WAIT, "it is read-only", sqlstate="25006") from error
-        except asyncpg.ClientConfigurationError as error:
+        except ValueError as error:  # the URL; the driver has its own class for some of it
             raise WriteFailed(Verdict.HOLD, str(error), reason=CONFIGURATION) from error
         except asyncpg.PostgresError as error:
             raise server_failed(error) from error

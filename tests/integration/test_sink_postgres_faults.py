@@ -1,0 +1,442 @@
+"""The sink when the server is away, frozen, cut off or shut: in time, and never twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+
+from ingest.clock import monotonic_s
+from ingest.config import Settings
+from ingest.ports import Stored
+from ingest.reading import Reading
+from ingest.sink_postgres import SinkPostgres
+from ingest.verdict import Verdict, WriteFailed
+from tests.line import Line
+from tests.rows import encode, readings
+
+QUICK: dict[str, Any] = {
+    "connect_s_max": 0.5,
+    "lock_s_max": 0.1,
+    "statement_s_max": 0.25,
+    "command_s_max": 0.5,
+}
+COUNT = "select count(*) from readings"
+LAZY = """create function lazy() returns trigger language plpgsql as $$ begin
+    perform pg_sleep(20); return null; end $$;
+create trigger lazy before insert on readings for each statement execute function lazy()"""
+
+
+@pytest.fixture
+async def sink(readings_url: str) -> AsyncIterator[SinkPostgres]:
+    """Give an open sink with short deadlines."""
+    sink = SinkPostgres(readings_url, Settings(**QUICK), name="under test")
+    await sink.open()
+    yield sink
+    await sink.close()
+
+
+@pytest.fixture
+async def line(readings_url: str) -> AsyncIterator[Line]:
+    """Give a TCP line to the server's socket."""
+    query = parse_qs(urlsplit(readings_url).query)
+    async with Line.to_unix(f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}") as line:
+        yield line
+
+
+def by_tcp(url: str, line: Line) -> str:
+    """Return the URL of the same database by the line."""
+    return f"postgresql://postgres@127.0.0.1:{line.port}{urlsplit(url).path}"
+
+
+async def failure(sink: SinkPostgres, rows: list[Reading], *, idempotent: bool = False) -> Any:
+    """Write rows that must fail, and return how."""
+    with pytest.raises(WriteFailed) as failed:
+        await sink.write(encode(rows), len(rows), idempotent=idempotent)
+    return failed.value
+
+
+async def open_failure(url: str) -> WriteFailed:
+    """Open a sink that must fail, and return how."""
+    with pytest.raises(WriteFailed) as failed:
+        await SinkPostgres(url, Settings(**QUICK)).open()
+    return failed.value
+
+
+async def backend_pid(operator: asyncpg.Connection) -> int:
+    """Return the process that serves the sink."""
+    return int(
+        await operator.fetchval(
+            "select pid from pg_stat_activity where application_name = 'under test'"
+        )
+    )
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process, and let it go on in the end."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def until(operator: asyncpg.Connection, query: str, expected: object) -> None:
+    """Wait until a query gives what is expected, some seconds at most."""
+    for _ in range(500):
+        if await operator.fetchval(query) == expected:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"never {expected}: {query}")
+
+
+async def test_nobody_listening_waits(free_port: int) -> None:
+    """A refused connection says nothing about the rows."""
+    failed = await open_failure(f"postgresql://postgres@127.0.0.1:{free_port}/x")
+    assert (failed.verdict, failed.reason) == (Verdict.WAIT, "unreachable")
+    assert not failed.doubtful
+
+
+async def test_missing_socket_folder_waits() -> None:
+    """The embedded server may not be up yet."""
+    failed = await open_failure("postgresql://postgres@/postgres?host=/nonexistent/folder")
+    assert failed.verdict is Verdict.WAIT
+
+
+async def test_unresolvable_host_waits() -> None:
+    """Names come back too."""
+    failed = await open_failure("postgresql://postgres@nowhere.invalid/x")
+    assert failed.verdict is Verdict.WAIT
+
+
+async def test_server_that_never_speaks_waits_within_the_deadline() -> None:
+    """A frozen server accepts connections, in its kernel, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began_s = monotonic_s()
+        failed = await open_failure(f"postgresql://p@127.0.0.1:{silent.getsockname()[1]}/x")
+    assert failed.verdict is Verdict.WAIT
+    assert monotonic_s() - began_s < 2
+
+
+async def test_abort_while_connecting_ends_the_wait() -> None:
+    """A drain does not wait for a server that never speaks."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sink = SinkPostgres(f"postgresql://p@127.0.0.1:{silent.getsockname()[1]}/x", Settings())
+        task = asyncio.create_task(sink.open())
+        await asyncio.sleep(0.05)
+        sink.abort()
+        began_s = monotonic_s()
+        with pytest.raises(WriteFailed):
+            await task
+    assert monotonic_s() - began_s < 1
+
+
+@pytest.mark.parametrize("url", ["postgresql://u@h:port/db", "mysql://u@h/db"])
+async def test_url_that_is_none_holds(url: str) -> None:
+    """Only the operator can mend it."""
+    failed = await open_failure(url)
+    assert (failed.verdict, failed.reason) == (Verdict.HOLD, "configuration")
+
+
+async def test_missing_database_holds(readings_url: str) -> None:
+    """3D000."""
+    failed = await open_failure(readings_url.replace("/test_", "/no_such_"))
+    assert (failed.verdict, failed.reason) == (Verdict.HOLD, "database_missing")
+    assert failed.sqlstate == "3D000"
+
+
+async def test_missing_role_holds(readings_url: str) -> None:
+    """28000."""
+    failed = await open_failure(readings_url.replace("postgres@", "nobody_knows_me@"))
+    assert (failed.verdict, failed.sqlstate) == (Verdict.HOLD, "28000")
+    assert failed.reason == "authentication"
+
+
+async def test_wrong_password_holds(
+    readings_connection: asyncpg.Connection, readings_url: str
+) -> None:
+    """28P01; the right one again goes on."""
+    operator = readings_connection
+    await operator.execute("create role guarded login password 'right'")
+    await operator.execute("grant all on readings to guarded")
+    rules = Path(await operator.fetchval("show hba_file"))
+    before = rules.read_text()
+    try:
+        rules.write_text(f"local all guarded scram-sha-256\n{before}")
+        await operator.execute("select pg_reload_conf()")
+        await asyncio.sleep(0.1)
+        failed = await open_failure(readings_url.replace("postgres@", "guarded:wrong@"))
+        assert (failed.verdict, failed.sqlstate) == (Verdict.HOLD, "28P01")
+        assert failed.reason == "authentication"
+        sink = SinkPostgres(readings_url.replace("postgres@", "guarded:right@"), Settings())
+        assert await sink.write(encode(readings(1)), 1, idempotent=False) == Stored(1, 0)
+        await sink.close()
+    finally:
+        rules.write_text(before)
+        await operator.execute("select pg_reload_conf()")
+        await operator.execute("drop owned by guarded; drop role guarded")
+
+
+ROLES = {
+    "53300": ("connection limit 0", Verdict.WAIT),
+    "25006": ("", Verdict.WAIT),
+    "42501": ("", Verdict.HOLD),
+}
+
+
+@pytest.mark.parametrize("sqlstate", sorted(ROLES))
+async def test_role_that_is_kept_out_gets_its_verdict(
+    readings_connection: asyncpg.Connection, readings_url: str, sqlstate: str
+) -> None:
+    """No connection left, read-only (a standby looks alike), no right to a temporary table."""
+    operator = readings_connection
+    options, verdict = ROLES[sqlstate]
+    await operator.execute(f"create role limited login {options}")
+    try:
+        if sqlstate == "25006":
+            await operator.execute("alter role limited set default_transaction_read_only = on")
+        if sqlstate == "42501":
+            name = await operator.fetchval("select current_database()")
+            await operator.execute(f"revoke temp on database {name} from public")
+        failed = await open_failure(readings_url.replace("postgres@", "limited@"))
+        assert (failed.verdict, failed.sqlstate) == (verdict, sqlstate)
+    finally:
+        await operator.execute("drop role limited")
+
+
+async def test_missing_key_holds_at_the_next_look(
+    readings_connection: asyncpg.Connection, readings_url: str
+) -> None:
+    """Nothing else would notice: without the key a retry stores twice."""
+    sink = SinkPostgres(readings_url, Settings(schema_check_s=0.1))
+    await sink.write(encode(readings(1)), 1, idempotent=False)
+    await readings_connection.execute("alter table readings drop constraint readings_pkey")
+    await asyncio.sleep(0.15)
+    failed = await failure(sink, readings(5))
+    assert (failed.verdict, failed.reason) == (Verdict.HOLD, "schema")
+    assert "unique key" in failed.message
+    await readings_connection.execute(
+        "alter table readings add unique (metric, value, device_id, ts)"
+    )
+    assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(4, 1)
+    await sink.close()
+
+
+async def test_locked_table_is_retried(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """55P03, from the server, before any deadline of ours."""
+    async with readings_connection.transaction():
+        await readings_connection.execute("lock table readings in access exclusive mode")
+        failed = await failure(sink, readings(5))
+    assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, "55P03")
+    assert not failed.doubtful
+    assert await sink.write(encode(readings(5)), 5, idempotent=True) == Stored(5, 0)
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_slow_statement_is_stopped_by_the_server(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection, idempotent: bool
+) -> None:
+    """57014, a definite answer: the order of deadlines sees to that."""
+    await readings_connection.execute(LAZY)
+    failed = await failure(sink, readings(5), idempotent=idempotent)
+    assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, "57014")
+    assert not failed.doubtful
+
+
+async def test_backend_terminated_in_a_copy_waits_in_doubt(
+    readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """57P01 or a closed line: the server shuts down; what became of the rows is not known."""
+    await readings_connection.execute(LAZY)
+    sink = SinkPostgres(readings_url, Settings(), name="under test")
+    await sink.open()
+    task = asyncio.create_task(failure(sink, readings(5)))
+    await asyncio.sleep(0.1)
+    pid = await backend_pid(readings_connection)
+    await readings_connection.execute("select pg_terminate_backend($1, 5000)", pid)
+    failed = await task
+    assert failed.verdict is Verdict.WAIT
+    assert failed.doubtful
+
+
+async def test_connection_lost_while_idle_is_replaced_unseen(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """A restart between two batches costs no failed batch."""
+    pid = await backend_pid(readings_connection)
+    await readings_connection.execute("select pg_terminate_backend($1, 5000)", pid)
+    await asyncio.sleep(0.05)
+    assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(5, 0)
+
+
+async def test_late_commit_of_a_frozen_backend_is_no_double(
+    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """A time-out is not "not written": the rows come late, and the retry finds them."""
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings(**QUICK), name="under test")
+    await sink.open()
+    rows = readings(500)
+    line.stall("to_client")  # the way back stays open, as over a real network
+    with frozen(await backend_pid(readings_connection)):
+        failed = await failure(sink, rows)
+        assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, None)
+        assert failed.doubtful
+        assert await readings_connection.fetchval(COUNT) == 0
+    await until(readings_connection, COUNT, 500)
+    line.resume()
+    assert await sink.write(encode(rows), 500, idempotent=True) == Stored(0, 500)
+    assert await readings_connection.fetchval(COUNT) == 500
+    await sink.close()
+
+
+@pytest.mark.parametrize("count", [10, 20_000])
+async def test_frozen_backend_is_left_in_time(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection, count: int
+) -> None:
+    """The deadline holds whether or not the batch fits into the socket, and the retry is single."""
+    rows = readings(count)
+    with frozen(await backend_pid(readings_connection)):
+        began_s = monotonic_s()
+        failed = await failure(sink, rows)
+        assert 0.4 < monotonic_s() - began_s < 1.5
+        assert (failed.verdict, failed.doubtful) == (Verdict.RETRY, True)
+    stored = await sink.write(encode(rows), count, idempotent=True)
+    assert stored.committed + stored.duplicate == count
+    assert await readings_connection.fetchval(COUNT) == count
+
+
+async def test_time_out_before_the_commit_leaves_no_doubt(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """On the idempotent path nothing can be stored until COMMIT is sent."""
+    with frozen(await backend_pid(readings_connection)):
+        failed = await failure(sink, readings(5), idempotent=True)
+    assert failed.verdict is Verdict.RETRY
+    assert not failed.doubtful
+
+
+async def test_cancellation_and_close_do_not_wait_for_a_frozen_backend(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """The driver's own way out asks the server first."""
+    with frozen(await backend_pid(readings_connection)):
+        task = asyncio.create_task(sink.write(encode(readings(5)), 5, idempotent=False))
+        await asyncio.sleep(0.05)
+        began_s = monotonic_s()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert monotonic_s() - began_s < 0.3
+    await sink.open()
+    pid = await readings_connection.fetchval(
+        """select pid from pg_stat_activity where application_name = 'under test'
+        and state = 'idle' order by backend_start desc limit 1"""
+    )
+    with frozen(pid):
+        began_s = monotonic_s()
+        await sink.close()
+        assert monotonic_s() - began_s < 1.5
+
+
+async def test_isolating_write_on_a_frozen_backend_ends_in_time(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """Each statement has its deadline; nothing is stored, definitely."""
+
+    async def set_aside(_: object) -> None:
+        raise AssertionError("no row was refused")
+
+    with frozen(await backend_pid(readings_connection)), pytest.raises(WriteFailed) as failed:
+        await sink.write_isolating(encode(readings(5)), 5, set_aside)
+    assert failed.value.verdict is Verdict.RETRY
+    assert not failed.value.doubtful
+
+
+async def test_abort_while_rows_are_set_aside_commits_nothing(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """The commit finds the line cut and says that it does not know."""
+    await readings_connection.execute("alter table readings add check (value <> 0)")
+
+    async def set_aside(_: object) -> None:
+        sink.abort()
+
+    with pytest.raises(WriteFailed) as failed:
+        await sink.write_isolating(encode(readings(5)), 5, set_aside)
+    assert failed.value.verdict is Verdict.WAIT
+    assert await readings_connection.fetchval(COUNT) == 0
+
+
+async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
+    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """Committed, and nobody was told."""
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings())
+    await sink.open()
+    line.lose_replies(until=b"COPY 100\0")
+    failed = await failure(sink, readings(100))
+    assert (failed.verdict, failed.doubtful) == (Verdict.WAIT, True)
+    assert await sink.write(encode(readings(100)), 100, idempotent=True) == Stored(0, 100)
+    await sink.close()
+
+
+async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
+    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """The same on the idempotent path, where only the COMMIT can leave a doubt."""
+    await readings_connection.execute(
+        """create function lazy() returns trigger language plpgsql as $$ begin
+            perform pg_sleep(0.3); return null; end $$;
+        create constraint trigger lazy after insert on readings deferrable initially deferred
+            for each row execute function lazy()"""
+    )
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings(), name="under test")
+    await sink.open()
+    task = asyncio.create_task(failure(sink, readings(1), idempotent=True))
+    under_way = "select query from pg_stat_activity where application_name = 'under test'"
+    await until(readings_connection, under_way, "commit")
+    line.lose_replies(until=b"COMMIT\0")
+    failed = await task
+    assert (failed.verdict, failed.doubtful) == (Verdict.WAIT, True)
+    assert await sink.write(encode(readings(1)), 1, idempotent=True) == Stored(0, 1)
+    await sink.close()
+
+
+async def test_tcp_connection_notices_a_dead_peer(line: Line, readings_url: str) -> None:
+    """Keepalive is on, in uvloop too, whose socket object cannot set it."""
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings())
+    await sink.open()
+    connection: Any = sink._connection
+    fileno = connection._transport.get_extra_info("socket").fileno()
+    with socket.socket(fileno=os.dup(fileno)) as same:
+        assert same.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert same.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+    await sink.close()
+
+
+async def test_cut_line_waits_and_comes_back(line: Line, readings_url: str) -> None:
+    """A reset in the middle of a batch; the next write finds a new way."""
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings())
+    await sink.open()
+    line.stall("to_client")
+    task = asyncio.create_task(failure(sink, readings(50)))
+    await asyncio.sleep(0.1)
+    await line.cut()
+    failed = await task
+    assert failed.verdict is Verdict.WAIT
+    assert failed.doubtful
+    line.resume()
+    assert await sink.write(encode(readings(50)), 50, idempotent=True) == Stored(0, 50)
+    await sink.close()
