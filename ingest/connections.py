@@ -135,11 +135,10 @@ class Connections(web.Server):
         """Make the protocol of one connection (the event loop calls this)."""
         return Connection(self, self._loop)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Connections open now."""
         return len(self._open)
-
-    def __bool__(self) -> bool:
-        return True  # an empty port is still one
 
     # What aiohttp's protocol tells
 
@@ -237,15 +236,13 @@ class Connections(web.Server):
         server.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        transports = [each.transport for each in self._open if each.transport is not None]
         self.pre_shutdown()
         await self.shutdown(timeout_s)
-        for handler in list(self._open):
-            self._drop(handler)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await server.wait_closed()
-        except TimeoutError:
-            self._log.warning("connections_left_open", count=len(self._open))
+        for transport in transports:
+            if transport.get_write_buffer_size():  # its client does not read
+                transport.abort()
+        await server.wait_closed()
 
 
 def _why(error: OSError | OverflowError) -> str:

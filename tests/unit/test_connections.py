@@ -65,7 +65,7 @@ async def test_half_open_crowd_does_not_hinder_a_client() -> None:
         crowd = await half_open(door.address, 3_000)
         connections = door.endpoint._site._connections
         assert connections is not None
-        await until(lambda: len(connections) <= 500 and not is_open(crowd[2_400]))
+        await until(lambda: connections.count <= 500 and not is_open(crowd[2_400]))
         crowd_is_in = True
         await working
         assert served > 10
@@ -193,8 +193,8 @@ async def test_client_that_does_not_read_is_let_go() -> None:
         client = await Client.connect(address)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
         await client.send(GET * 3)
-        await until(lambda: len(connections) == 1)
-        await until(lambda: len(connections) == 0, 3)
+        await until(lambda: connections.count == 1)
+        await until(lambda: connections.count == 0, 3)
         await client.close()
 
 
@@ -209,7 +209,7 @@ async def test_pipelining_without_end_is_bounded() -> None:
         assert connections.requests_count < 1_000
         sending.cancel()
         client.writer.transport.abort()
-        await until(lambda: len(connections) == 0)
+        await until(lambda: connections.count == 0)
 
 
 async def test_close_ends_idle_and_half_open_connections_quickly() -> None:
@@ -228,6 +228,20 @@ async def test_close_ends_idle_and_half_open_connections_quickly() -> None:
         assert await half.closed(1)
         with pytest.raises(OSError, match=r"refused|Connect call failed"):
             await door.connect()
+
+
+async def test_close_does_not_wait_for_a_client_that_does_not_read() -> None:
+    """An answer stuck on its way is given up at the end."""
+    async with listening(bytes(8_000_000), keepalive_s_max=30) as (connections, address):
+        client = await Client.connect(address)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+        await client.send(GET)
+        await until(lambda: connections.count == 1 and connections.requests_count == 1)
+        before_s = time.monotonic()
+        await connections.close(0.1)
+        assert time.monotonic() - before_s < 2
+        await until(lambda: connections.count == 0)
+        client.writer.transport.abort()
 
 
 def test_raise_open_files_limit_reaches_the_hard_one() -> None:
