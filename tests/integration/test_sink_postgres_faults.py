@@ -15,12 +15,14 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
+from ingest import schema
 from ingest.clock import monotonic_s
 from ingest.config import Settings
 from ingest.ports import Stored
 from ingest.reading import Reading
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import Verdict, WriteFailed
+from tests.conftest import Server
 from tests.line import Line
 from tests.rows import encode, readings
 
@@ -34,6 +36,30 @@ COUNT = "select count(*) from readings"
 LAZY = """create function lazy() returns trigger language plpgsql as $$ begin
     perform pg_sleep(20); return null; end $$;
 create trigger lazy before insert on readings for each statement execute function lazy()"""
+
+
+@pytest.fixture(scope="module")
+def shared_url(server: Server) -> Iterator[str]:
+    """Give one database for all tests here: making one takes a second on a busy machine."""
+    name = server.create("template0")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.fixture
+async def readings_connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Give the operator's connection to a fresh table."""
+    connection = await asyncpg.connect(shared_url)
+    await connection.execute("drop schema public cascade; create schema public")
+    await schema.apply(connection)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def readings_url(shared_url: str, readings_connection: asyncpg.Connection) -> str:
+    """Give the URL of the fresh table's database."""
+    return shared_url
 
 
 @pytest.fixture
@@ -150,7 +176,7 @@ async def test_url_that_is_none_holds(url: str) -> None:
 
 async def test_missing_database_holds(readings_url: str) -> None:
     """3D000."""
-    failed = await open_failure(readings_url.replace("/test_", "/no_such_"))
+    failed = await open_failure(readings_url.replace("@/test_", "@/no_such_"))
     assert (failed.verdict, failed.reason) == (Verdict.HOLD, "database_missing")
     assert failed.sqlstate == "3D000"
 
@@ -168,7 +194,9 @@ async def test_wrong_password_holds(
     """28P01; the right one again goes on."""
     operator = readings_connection
     await operator.execute("create role guarded login password 'right'")
-    await operator.execute("grant all on readings to guarded")
+    await operator.execute(
+        "grant usage on schema public to guarded; grant all on readings to guarded"
+    )
     rules = Path(await operator.fetchval("show hba_file"))
     before = rules.read_text()
     try:

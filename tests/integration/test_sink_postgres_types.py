@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
 
+from ingest import schema
 from ingest.block import encode_reading
 from ingest.clock import monotonic_s
 from ingest.config import Settings
@@ -15,6 +17,7 @@ from ingest.ports import BadRow
 from ingest.reading import Reading
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import Verdict, WriteFailed
+from tests.conftest import Server
 from tests.rows import START_US, encode, readings
 
 WAYS = ["copy", "staged", "isolating", "insert"]
@@ -24,6 +27,30 @@ OTHER_TYPES = {
     "device_id": ["varchar", "bytea", "name"],
     "metric": ["varchar(300)", "bytea"],
 }
+
+
+@pytest.fixture(scope="module")
+def shared_url(server: Server) -> Iterator[str]:
+    """Give one database for all tests here: making one takes a second on a busy machine."""
+    name = server.create("template0")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.fixture
+async def readings_connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Give the operator's connection to a fresh table."""
+    connection = await asyncpg.connect(shared_url)
+    await connection.execute("drop schema public cascade; create schema public")
+    await schema.apply(connection)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def readings_url(shared_url: str, readings_connection: asyncpg.Connection) -> str:
+    """Give the URL of the fresh table's database."""
+    return shared_url
 
 
 async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> None:

@@ -1,0 +1,208 @@
+"""Making the table, and seeing that it is still the one we write to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+
+from ingest import schema
+from ingest.errors import StartError
+from tests.conftest import Server
+
+
+@pytest.fixture(scope="module")
+def shared_url(server: Server) -> Iterator[str]:
+    """Give one database for all tests here; each begins without a table."""
+    name = server.create("template0")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.fixture
+async def connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Give a connection to a database without a table."""
+    connection = await asyncpg.connect(shared_url)
+    await connection.execute("drop schema public cascade; create schema public")
+    yield connection
+    await connection.close()
+
+
+async def test_table_applied_is_as_the_contract_says(connection: asyncpg.Connection) -> None:
+    """Columns, types, collations and key, in order."""
+    await schema.apply(connection)
+    assert await schema.difference(connection) is None
+    columns = await connection.fetch(
+        """select column_name, data_type, collation_name, is_nullable
+        from information_schema.columns where table_name = 'readings' order by ordinal_position"""
+    )
+    assert [tuple(each) for each in columns] == [
+        ("ts", "timestamp with time zone", None, "NO"),
+        ("device_id", "text", "C", "NO"),
+        ("metric", "text", "C", "NO"),
+        ("value", "double precision", None, "NO"),
+    ]
+    key = await connection.fetchval(
+        "select pg_get_constraintdef(oid) from pg_constraint where conname = 'readings_pkey'"
+    )
+    assert key == "PRIMARY KEY (ts, device_id, metric, value)"
+
+
+async def test_apply_again_changes_nothing(connection: asyncpg.Connection) -> None:
+    """It runs at every start; the rows and the operator's own index stay."""
+    await schema.apply(connection)
+    await connection.execute(
+        "insert into readings values (now(), 'd', 'm', 1); create index mine on readings (metric)"
+    )
+    before = await schema.show(connection)
+    await schema.apply(connection)
+    assert await schema.show(connection) == before
+    assert await connection.fetchval("select count(*) from readings") == 1
+
+
+async def test_apply_by_many_at_once_makes_one_table(
+    connection: asyncpg.Connection, shared_url: str
+) -> None:
+    """Several services that start together do not fail each other."""
+    others = [await asyncpg.connect(shared_url) for _ in range(4)]
+    await asyncio.gather(*(schema.apply(each, device_index=True) for each in others))
+    assert await schema.difference(connection) is None
+    for each in others:
+        await each.close()
+
+
+async def test_apply_needs_no_right_to_create_where_the_table_is(
+    connection: asyncpg.Connection,
+) -> None:
+    """The service's own role may start on a table that somebody else made."""
+    await connection.execute('create role "least ""role" login')
+    await schema.apply(connection, role='least "role')
+    await connection.execute('set role "least ""role"')
+    try:
+        await schema.apply(connection)
+        assert await schema.difference(connection) is None
+        await connection.execute("insert into readings values (now(), 'd', 'm', 1)")
+        await connection.execute("create temp table t (x int)")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("delete from readings")
+    finally:
+        await connection.execute("reset role")
+        await connection.execute('drop owned by "least ""role"; drop role "least ""role"')
+
+
+async def test_apply_for_a_missing_role_says_so_and_makes_nothing(
+    connection: asyncpg.Connection,
+) -> None:
+    """All or nothing, and what to do about it."""
+    with pytest.raises(StartError, match=r"no role 'nobody'.*CREATE ROLE"):
+        await schema.apply(connection, role="nobody")
+    assert await connection.fetchval("select to_regclass('readings')") is None
+
+
+async def test_apply_on_a_foreign_table_changes_nothing_and_says_why(
+    connection: asyncpg.Connection,
+) -> None:
+    """A table that happens to have the name is not ours to alter."""
+    await connection.execute("create table readings (id int)")
+    with pytest.raises(StartError, match=r"no column ts.*never changed"):
+        await schema.apply(connection, device_index=True)
+    assert await connection.fetchval("select to_regclass('readings_device_idx')") is None
+
+
+async def test_device_index_is_made_when_asked_for(connection: asyncpg.Connection) -> None:
+    """Off by default, since it costs a third of the throughput."""
+    await schema.apply(connection)
+    assert "readings_device_idx" not in await schema.show(connection)
+    await schema.apply(connection, device_index=True)
+    await schema.apply(connection, device_index=True)
+    assert "readings_device_idx" in await schema.show(connection)
+
+
+async def test_table_is_found_by_the_search_path(connection: asyncpg.Connection) -> None:
+    """Another schema than public is the operator's choice."""
+    await connection.execute('create schema "Fleet 1"; create role r login')
+    await connection.execute('set search_path to "Fleet 1"')
+    await schema.apply(connection, role="r")
+    assert await schema.difference(connection) is None
+    assert await connection.fetchval("select to_regclass('public.readings')") is None
+    assert await connection.fetchval("select has_table_privilege('r', 'readings', 'insert')")
+    assert await connection.fetchval("select has_schema_privilege('r', 'Fleet 1', 'usage')")
+    await connection.execute('drop schema "Fleet 1" cascade; drop owned by r; drop role r')
+
+
+DIFFERENCES = {
+    "drop table readings": "there is no table readings",
+    "alter table readings rename value to val": "has no column value",
+    "alter table readings alter value type bigint": "value of readings is bigint instead of float8",
+    "alter table readings alter value type numeric(9, 2)": "is numeric(9,2) instead of float8",
+    "alter table readings alter ts type timestamp": "is timestamp without time zone instead of",
+    "alter table readings alter metric type varchar(9)": "character varying(9) instead of text",
+    "alter table readings add site text not null": "column site of readings is NOT NULL",
+    "alter table readings drop constraint readings_pkey": "no unique key on exactly",
+    """alter table readings drop constraint readings_pkey;
+    alter table readings add primary key (ts, device_id, metric)""": "no unique key on exactly",
+    """alter table readings drop constraint readings_pkey;
+    create unique index on readings (ts, device_id, metric, value) where value > 0""": "no unique",
+    """alter table readings drop constraint readings_pkey;
+    alter table readings add unique (ts, device_id, metric, value) deferrable""": "no unique key",
+    """alter table readings drop constraint readings_pkey; alter table readings add id int;
+    create unique index on readings (ts, device_id, metric, value, id)""": "no unique key",
+    """alter table readings drop constraint readings_pkey;
+    create unique index on readings (ts, device_id, metric, abs(value))""": "no unique key",
+}
+
+
+@pytest.mark.parametrize("change", sorted(DIFFERENCES))
+async def test_difference_is_named_in_a_sentence(
+    connection: asyncpg.Connection, change: str
+) -> None:
+    """What the operator reads on /readyz."""
+    await schema.apply(connection)
+    await connection.execute(change)
+    found = await schema.difference(connection)
+    assert found is not None
+    assert DIFFERENCES[change] in found
+    assert found in await schema.show(connection)
+
+
+HARMLESS = [
+    "alter table readings add site text",
+    "alter table readings add site text not null default 'here'",
+    "alter table readings add id bigint generated always as identity",
+    "alter table readings add double float8 generated always as (value * 2) stored",
+    "create domain place as text default 'here'; alter table readings add site place not null",
+    "alter table readings add site text; alter table readings drop site",
+    """alter table readings add site text not null;
+    create function fill() returns trigger language plpgsql as $$ begin
+        new.site := 'here'; return new; end $$;
+    create trigger fill before insert on readings for each row execute function fill()""",
+    """alter table readings drop constraint readings_pkey;
+    create unique index on readings (device_id, metric, ts desc, value)""",
+    "create index on readings using brin (ts)",
+    """alter table readings rename to old; alter index readings_pkey rename to o;
+    create table readings (like old, primary key (ts, device_id, metric, value))
+    partition by list (metric)""",
+]
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+async def test_what_we_can_live_with_is_no_difference(
+    connection: asyncpg.Connection, change: str
+) -> None:
+    """The operator may add columns that fill themselves, indexes, partitions."""
+    await schema.apply(connection)
+    await connection.execute(change)
+    assert await schema.difference(connection) is None
+    assert "as the service expects it" in await schema.show(connection)
+
+
+async def test_key_is_recognised_by_its_columns(connection: asyncpg.Connection) -> None:
+    """The key's name is the operator's, a partition's has another; other unique indexes are not."""
+    await schema.apply(connection)
+    await connection.execute('create unique index "one Value" on readings (value)')
+    assert await schema.is_key(connection, "public", "readings_pkey")
+    assert not await schema.is_key(connection, "public", "one Value")
+    assert not await schema.is_key(connection, "public", "none")
+    assert not await schema.is_key(connection, "", "")
