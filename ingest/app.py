@@ -14,9 +14,7 @@ from collections.abc import Callable, Coroutine
 from os import getpid
 from typing import Any
 
-import asyncpg
-
-from ingest import __version__, logs, schema, sink_connection
+from ingest import __version__, logs
 from ingest.admin import Admin
 from ingest.batch import BatchCap, Gatherer
 from ingest.breaker import Breaker
@@ -26,13 +24,14 @@ from ingest.config import Settings, split_address, state_dir
 from ingest.connections import raise_open_files_limit
 from ingest.dead_letter import DeadLetterFolder
 from ingest.endpoint import Endpoint
-from ingest.errors import DeadLettersBroken, DeadLettersFull, StartError
+from ingest.errors import DeadLettersBroken, DeadLettersFull
 from ingest.gate import Gate
 from ingest.health import Health
 from ingest.metrics import Gauges, Metrics
 from ingest.ports import DRAINED, Outcome
 from ingest.postgres_embedded import EmbeddedPostgres
 from ingest.replay import Replayer
+from ingest.schema_apply import make_table
 from ingest.sink_postgres import SinkPostgres
 from ingest.statefolder import ServiceInfo, StateFolder
 from ingest.verdict import SCHEMA, WriteFailed
@@ -43,7 +42,7 @@ LEVELS = ("buffered",)  # what the memory buffer can give by itself
 HANDLERS_GRACE_S = 1.0
 
 
-async def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> int:
+async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
     """Run the service until SIGTERM or SIGINT; return the process's exit code.
 
     Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines
@@ -99,11 +98,15 @@ class Service:
             segment_bytes=settings.dlq_segment_bytes,
             keep_days=settings.dlq_keep_days,
         )
+        self._wire_door()
+
+    def _wire_door(self) -> None:
+        settings = self._settings
         self.health = Health(
             settings=settings,
             buffer=self.buffer.stats,
             gate=self.gate,
-            free_bytes=folder.free_bytes,
+            free_bytes=self._folder.free_bytes,
         )
         self.endpoint = Endpoint(
             settings=settings,
@@ -133,11 +136,18 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        starting = asyncio.create_task(self._start())
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await self._start()
-            await self._stopping.wait()
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting  # its error, if it has one
+                await stopping
             return await self._stop()
         finally:
+            starting.cancel()  # a signal came first: nothing has been accepted yet
+            stopping.cancel()
+            await asyncio.wait((starting, stopping))
             await self._end()
 
     def _on_signal(self, number: signal.Signals) -> None:
@@ -146,7 +156,6 @@ class Service:
             self._halted.set()
         else:
             self._log.info("stopping", signal=number.name)
-            self._first_try.set()
             self._stopping.set()
 
     # Start
@@ -191,7 +200,7 @@ class Service:
             except WriteFailed as failure:
                 if failure.reason == SCHEMA and may_apply:
                     may_apply = False
-                    await self._make_table(url)
+                    await make_table(url, self._settings)
                     continue
                 self.gate.failed(failure)
                 if failure.reason != SCHEMA:
@@ -204,24 +213,6 @@ class Service:
             break
         self._first_try.set()
         self._start_writers()
-
-    async def _make_table(self, url: str) -> None:
-        """Create a missing table. Why it cannot is logged; the check that follows holds."""
-        settings = self._settings
-        try:
-            async with asyncio.timeout(settings.connect_s_max):
-                connection = await sink_connection.connect(
-                    url,
-                    name="iot-ingest schema",
-                    statement_s_max=settings.statement_s_max,
-                    lock_s_max=settings.lock_s_max,
-                )
-            try:
-                await schema.apply(connection)
-            finally:
-                await sink_connection.close_politely(connection)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, StartError) as error:
-            self._log.warning("schema_not_applied", why=str(error))
 
     def _start_writers(self) -> None:
         settings = self._settings
@@ -280,7 +271,6 @@ class Service:
         except Exception:
             self._log.critical("task_died", task=getattr(work, "__qualname__", ""), exc_info=True)
             self._broken = True
-            self._first_try.set()
             self._stopping.set()
 
     def _release_hold(self, dead_letter: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from ingest.config import Loaded
 
@@ -20,4 +21,10 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app import serve  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(loaded.settings))
+        return runner.run(serve(loaded.settings, announce=_say))
+
+
+def _say(line: str) -> None:
+    """Print at once; whoever started us may have stopped listening, which ends nothing."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, flush=True)
