@@ -251,10 +251,11 @@ class _Room:
 
     def put(self, block: Block) -> None:
         """Hand the block over; cannot fail."""
-        buffer, self._buffer = self._buffer, None
+        buffer = self._buffer
         assert buffer is not None, "a reservation is used once"
         assert block.rows <= self._rows, "more rows than reserved"
         assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
+        self._buffer = None
         buffer._put(block, self._rows, self._size_bytes)
 
     def release(self) -> None:

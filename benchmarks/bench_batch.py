@@ -1,0 +1,83 @@
+"""What gathering costs a batch, and the breaker a write (compare runs, not machines).
+
+pytest benchmarks/bench_batch.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import uvloop
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from ingest.batch import BatchCap, Gatherer, halves
+from ingest.block import Block, encode_reading
+from ingest.breaker import Breaker
+from ingest.buffer_memory import MemoryBuffer
+from ingest.ports import BadRow
+from ingest.reading import Reading
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Give the loop that the service runs on."""
+    loop = uvloop.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def blocks_of(rows: int, count: int) -> list[Block]:
+    """Make blocks of so many rows each, their devices in turn."""
+    row = [encode_reading(Reading(0, f"device-{at}", "temperature", 21.5)) for at in range(50)]
+    return [
+        Block(row[at % 50] * rows, rows, received_s=0.0, received_us=0, newest_ts_us=0)
+        for at in range(count)
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+def test_gather_under_backlog(
+    benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, rows: int
+) -> None:
+    """Batches of 5,000 rows that wait already."""
+    buffer = MemoryBuffer(rows_max=5_000, bytes_max=1 << 30, put_wait_s_max=1)
+    gatherer = Gatherer(buffer, BatchCap(100, 5_000), linger_s=0.02)
+    blocks = blocks_of(rows, 5_000 // rows)
+
+    async def fill() -> None:
+        for block in blocks:
+            (await buffer.reserve(rows, len(block.tuples))).put(block)
+
+    async def gather() -> None:
+        batch = await gatherer.gather()
+        assert batch is not None
+        buffer.give_back(batch.blocks)
+
+    loop.run_until_complete(fill())
+    benchmark(lambda: loop.run_until_complete(gather()))
+    assert buffer.rows_waiting == 5_000
+
+
+def test_halves_of_single_readings(benchmark: BenchmarkFixture) -> None:
+    """The worst batch to cut: 5,000 blocks."""
+    first, second = benchmark(halves, blocks_of(1, 5_000))
+    assert len(first) == len(second)
+
+
+def test_breaker_remembers_a_clean_write(benchmark: BenchmarkFixture) -> None:
+    """What every good write pays for the breaker."""
+    breaker = Breaker(window_rows=1_000, rows_max=200)
+    tuples = [block.tuples for block in blocks_of(100, 50)]
+    benchmark(breaker.written, tuples, 5_000)
+
+
+def test_breaker_judges_a_bad_device(benchmark: BenchmarkFixture) -> None:
+    """What a batch of 5,000 rows costs that has one device's 300 bad rows."""
+    breaker = Breaker(window_rows=1_000, rows_max=200)
+    tuples = [block.tuples for block in blocks_of(100, 50)]
+    breaker.written(tuples, 5_000)
+    bad = [BadRow(5 * row, "23514", "check") for row in range(300)]
+    bad = [each for each in bad if each.row % 100 < 50]
+    benchmark(lambda: breaker.judge(tuples, 5_000, bad))
