@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import uvloop
 
 from ingest import schema
 from ingest.postgres_embedded import EmbeddedPostgres
+from tests.embedded import running
 
 REPOSITORY = Path(__file__).parent.parent
 SERVER_SETTINGS = {
@@ -116,6 +118,25 @@ def open_tmp_path(open_tmp: Path) -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def data_template(open_tmp: Path) -> Path:
+    """Make data once, for the tests to copy: making it costs more than all else that they do."""
+
+    async def make(folder: Path) -> Path:
+        async with running(folder):
+            return folder / "data"
+
+    with asyncio.Runner() as runner:
+        return runner.run(make(open_tmp / "template"))
+
+
+@pytest.fixture
+def made(open_tmp_path: Path, data_template: Path) -> Path:
+    """Give a folder with fresh data, as a stopped server leaves it."""
+    subprocess.run(["cp", "-a", str(data_template), str(open_tmp_path / "data")], check=True)
+    return open_tmp_path
 
 
 @pytest.fixture(scope="session")
