@@ -17,10 +17,16 @@ The path of a reading (`-->` hands over; names are files of this package):
                                                       v
                                               ack: the post's answer
 
+    the door      body, inflate, query, decode, decode_item, timestamp; replies, problems (answers);
+                  site (what both listeners share)
+    dead letters  dead_letter (append), dead_letter_* (files, format, reading them, cursor);
+                  replay (by itself), replay_by_hand (for `ingest dlq replay`)
     looking in    health (/livez, /readyz), admin (/metrics), metrics (every metric, and the law)
-    running it    app wires and starts the parts; cli_* are the words of `ingest`
-    the database  postgres_embedded (our own server), schema (the table, and the check of it)
-    ground        reading, block, ports, config, verdict, codes, errors, clock, statefolder, logs
+    running it    app wires and starts the parts; cli and cli_* are the words of `ingest`
+    the database  sink_connection, schema (the table, and the check of it), schema_apply (makes it);
+                  our own server: postgres_embedded, postgres_* (its programs, its data)
+    ground        reading, block, ports, config, config_* (values, texts), verdict, codes, errors,
+                  clock, statefolder, logs
 
 Imports go down only (tests/test_house_rules.py holds the layers).
 """

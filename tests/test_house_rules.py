@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "buffer_memory batch gate breaker inflate problems body",
         "decode_item dead_letter_files dead_letter_format postgres_binaries sink_connection",
-        "decode dead_letter_cursor postgres_data sink_postgres",
+        "decode dead_letter_cursor postgres_data sink_postgres schema_apply",
         "dead_letter_reader postgres_embedded",
         "dead_letter_store",
         "dead_letter",
@@ -59,7 +59,7 @@ FAMILIES = ("cli_dlq", "dead_letter", "decode", "postgres", "sink")
 # Libraries that only the named modules may know (as for a shell).
 DOORS: dict[str, str] = {
     "time": "clock",
-    "asyncpg": "sink_* schema cli_* postgres_embedded",
+    "asyncpg": "sink_* schema schema_apply cli_* postgres_embedded",
     "aiohttp": "endpoint connections site admin problems body query replies health app",
     "prometheus_client": "metrics",
 }
