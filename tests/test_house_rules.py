@@ -31,14 +31,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "buffer_memory batch gate breaker inflate problems body",
         "decode_item dead_letter_files dead_letter_format postgres_binaries sink_connection",
-        "decode dead_letter_cursor postgres_data sink_postgres schema_apply",
+        "decode dead_letter_cursor postgres_data sink_postgres",
         "dead_letter_reader postgres_embedded",
         "dead_letter_store",
         "dead_letter",
     ),
     ("connections query replies",),
     ("site",),  # what the two listeners share
-    ("endpoint health admin writer replay replay_by_hand",),
+    ("endpoint health admin writer replay replay_by_hand schema_apply",),
     ("app cli_database cli_doctor_database",),
     (
         "cli_config cli_docs cli_doctor cli_hold cli_psql cli_schema cli_serve cli_dlq_show",
