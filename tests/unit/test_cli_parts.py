@@ -206,7 +206,7 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
     from ingest import app, cli_serve  # noqa: PLC0415
     from ingest.config import load  # noqa: PLC0415
 
-    async def serve(_settings: Settings) -> int:
+    async def serve(_settings: Settings, **_: object) -> int:
         return 3 if "uvloop" in type(asyncio.get_running_loop()).__module__ else 1
 
     monkeypatch.setattr(app, "serve", serve)
