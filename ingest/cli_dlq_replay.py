@@ -25,7 +25,7 @@ from ingest.ports import Sink
 from ingest.replay_by_hand import HandReplay, Item, ReplayStopped, item_of_fields, item_of_letter
 
 LOCK_S_MAX = 15.0
-LOCK_PAUSE_S = 0.1
+LOCK_PAUSE_S = 0.005
 EXIT_SOME_LEFT = 1
 BAD_LINES_TOLD_MAX = 20
 
@@ -42,7 +42,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def hold_replay_lock(folder: Path) -> Lock:
-    """Wait for the replay lock, which the service's own replay holds only while it has work.
+    """Wait for the replay lock, which the service's own replay gives free between blocks.
 
     Raises IngestError if it does not come free.
     """

@@ -132,6 +132,20 @@ def sync_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
         os.close(fd)
 
 
+def sync_file(path: Path, calls: FileCalls = REAL_CALLS) -> None:
+    """Bring what another process wrote into a file to the disk."""
+    with open_regular(path) as file:
+        calls.fdatasync(file.fileno())
+
+
+def touched_us(segment: Path) -> int:
+    """Return when the segment was written or marked last, in Unix microseconds."""
+    touched_ns = segment.stat().st_mtime_ns
+    if cursor_path(segment).exists():
+        touched_ns = max(touched_ns, cursor_path(segment).stat().st_mtime_ns)
+    return touched_ns // 1000
+
+
 def segments(folder: Path) -> list[Path]:
     """Return the segments, oldest first; none if there is no folder."""
     try:

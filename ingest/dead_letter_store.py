@@ -24,7 +24,9 @@ from ingest.dead_letter_files import (
     folder_bytes,
     new_segment,
     segments,
+    sync_file,
     sync_folder,
+    touched_us,
 )
 from ingest.dead_letter_format import LINE_BYTES_MAX, BadLine, decode_line, encode_line, letter_id
 from ingest.dead_letter_reader import LiveLetter, Tally, undone_lines
@@ -252,7 +254,11 @@ class Store:
                 self._live_beyond = max(0, self._live_beyond - 1)
 
     def _take_segment(self, segment: Path) -> None:
-        """Remember a segment's live lines. Marks first: a mark read too early would be lost."""
+        """Remember a segment's live lines. Marks first: a mark read too early would be lost.
+
+        Its writer may have died before its fdatasync; what we remember must be on the disk.
+        """
+        sync_file(segment, self._calls)
         self._marks_read[segment] = 0
         with contextlib.suppress(OSError):  # told below, by the tally
             self._marks_read[segment] = read_marks(segment)[1]
@@ -281,7 +287,7 @@ class Store:
         removed: list[Path] = []
         for segment in segments(self.folder):
             try:
-                if whatever_age or unix_us() - _touched_us(segment) >= self._keep_us:
+                if whatever_age or unix_us() - touched_us(segment) >= self._keep_us:
                     removed += [segment] if self._remove_if_done(segment) else []
             except FileNotFoundError:
                 continue
@@ -320,11 +326,3 @@ def _is_finished(segment: Path) -> bool:
     if lock is not None:
         lock.close()
     return lock is not None
-
-
-def _touched_us(segment: Path) -> int:
-    """When the segment was written or marked last."""
-    touched_ns = segment.stat().st_mtime_ns
-    if cursor_path(segment).exists():
-        touched_ns = max(touched_ns, cursor_path(segment).stat().st_mtime_ns)
-    return touched_ns // 1000

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 REPLAYED = Where(reasons=(EXHAUSTED, DRAINED))
 BLOCK_ROWS_MAX = 500  # small beside a live batch, so that live readings wait little behind it
 FAILURES_MAX = 3  # blocks in a row that fail: the database is at fault, not they
+UNLOCKED_S_MIN = 0.02  # between blocks, so that a replay by hand finds the lock free
 PAUSE_S_MAX = 300.0  # between tries of what fails again and again
 TIDY_S = 600.0
 
@@ -87,39 +88,45 @@ class Replayer:
 
     async def _look(self, stopping: asyncio.Event) -> bool:
         """Replay what there is to replay; return False if some of it failed again."""
-        lock = try_replay_lock(self._folder.folder) if self._has_room() else None
-        if lock is None:
-            return True  # live readings come first, and so does a replay by hand
-        with lock:
-            found = segments(self._folder.folder)
-            self._done_to = {path: self._done_to.get(path, 0) for path in found}
-            failed = failed_in_a_row = 0
-            for segment in found:
-                more = True
-                while more and not stopping.is_set():
-                    more, well = await self._replay_some(segment, stopping)
-                    failed += not well
-                    failed_in_a_row = 0 if well else failed_in_a_row + 1
-                    if failed_in_a_row >= FAILURES_MAX or not self._has_room():
-                        return not failed
-            self._next.clear()
+        found = segments(self._folder.folder)
+        self._done_to = {path: self._done_to.get(path, 0) for path in found}
+        failed = failed_in_a_row = 0
+        for segment in found:
+            more = True
+            while more and not stopping.is_set():
+                began_s = monotonic_s()
+                lock = try_replay_lock(self._folder.folder) if self._has_room() else None
+                if lock is None:
+                    return not failed  # live readings come first, and so does a replay by hand
+                with lock:
+                    rows, well = await self._replay_some(segment, stopping)
+                more = rows == self._rows_max
+                failed += not well
+                failed_in_a_row = 0 if well else failed_in_a_row + 1
+                if failed_in_a_row >= FAILURES_MAX:
+                    return False
+                if rows:
+                    spare_s = began_s + rows / self._settings.dlq_replay_rows_per_s - monotonic_s()
+                    await sleep_unless(stopping, max(spare_s, UNLOCKED_S_MIN))
+        self._next.clear()
         return not failed
 
-    async def _replay_some(self, segment: Path, stopping: asyncio.Event) -> tuple[bool, bool]:
-        """Replay the next block of a segment; return whether there may be more, and all is well."""
+    async def _replay_some(self, segment: Path, stopping: asyncio.Event) -> tuple[int, bool]:
+        """Replay the next block of a segment; return its rows, and whether all is well."""
         done_to = self._done_to[segment]
         start = max(done_to, self._next.get(segment, 0))
         if _size(segment) <= start:
-            return False, True
-        began_s = monotonic_s()
+            return 0, True
         letters, end = await asyncio.to_thread(
             first_letters, segment, start=start, where=REPLAYED, count_max=self._rows_max
         )
+        if stopping.is_set():
+            return 0, True
         well = True
-        if letters and not stopping.is_set():
+        if letters:
             outcome = await self._send(letters, stopping)
             if outcome is None:
-                return False, True
+                return 0, True
             well = not outcome.set_aside
             if well:
                 await self._folder.mark_done(letters, "replayed")
@@ -127,9 +134,7 @@ class Replayer:
         self._next[segment] = end
         if well and start == done_to:
             self._done_to[segment] = end
-        spare_s = len(letters) / self._settings.dlq_replay_rows_per_s
-        await sleep_unless(stopping, began_s + spare_s - monotonic_s())
-        return len(letters) == self._rows_max, well
+        return len(letters), well
 
     async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
         """Put one block and wait for its outcome; None if the service stops before.

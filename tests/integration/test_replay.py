@@ -14,6 +14,7 @@ import pytest
 from ingest.batch import BatchCap, Gatherer
 from ingest.breaker import Breaker
 from ingest.buffer_memory import MemoryBuffer
+from ingest.cli_dlq_replay import hold_replay_lock
 from ingest.clock import monotonic_s
 from ingest.config import Settings
 from ingest.dead_letter import DeadLetterFolder
@@ -51,7 +52,7 @@ class Half:
         self.metrics = Metrics("test")
         self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
         self.letters = DeadLetterFolder(
-            folder, bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=7
+            folder, bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=0
         )
         self.up = True
         self.stopping = asyncio.Event()
@@ -262,6 +263,54 @@ async def test_auto_replay_keeps_its_speed(tmp_path: Path, readings_url: str) ->
     async with running(path):
         await asyncio.sleep(0.5)
         assert 0 < path.metrics.replayed <= 20
+
+
+async def test_auto_replay_lets_a_replay_by_hand_in_between(
+    tmp_path: Path, readings_url: str
+) -> None:
+    """However much there is to replay, a hand gets the lock soon."""
+    write(tmp_path, drained(4_000))
+    path = Half(readings_url, tmp_path)
+    async with running(path):
+        async with asyncio.timeout(5):
+            while path.metrics.replayed == 0:  # noqa: ASYNC110  a counter has no event
+                await asyncio.sleep(0.001)
+        lock = await hold_replay_lock(tmp_path)
+        replayed = path.metrics.replayed
+        await asyncio.sleep(0.1)
+        assert path.metrics.replayed == replayed < 4_000
+        lock.close()
+        await until_live(tmp_path, 0)
+
+
+async def test_auto_replay_clears_away_what_is_finished(
+    tmp_path: Path, readings_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files whose every line is done go, here at once (`dlq_keep_days` 0)."""
+    monkeypatch.setattr("ingest.replay.TIDY_S", 0.05)
+    write(tmp_path, drained(3))
+    write(tmp_path, [invalid(b"1")])
+    async with running(Half(readings_url, tmp_path)):
+        async with asyncio.timeout(5):
+            while len(segments(tmp_path)) == 2:  # noqa: ASYNC110  a folder has no event
+                await asyncio.sleep(0.01)
+    assert len(read(tmp_path)) == 1
+
+
+async def test_auto_replay_without_room_in_time_tries_again(
+    tmp_path: Path, readings_url: str
+) -> None:
+    """Posts that wait for room come first; a buffer that was shut ends nothing either."""
+    write(tmp_path, drained(500))
+    path = Half(readings_url, tmp_path)
+    large = await path.buffer.reserve(9_900, 1)  # reserved and not held: only reserve sees it
+    async with running(path, writing=False):
+        await asyncio.sleep(0.3)
+        assert path.metrics.replayed == 0
+        large.release()
+        async with asyncio.timeout(5):
+            await path.buffer.wait_rows(500)
+    assert path.metrics.replayed == 500
 
 
 async def test_auto_replay_goes_on_after_the_disk_failed(tmp_path: Path, readings_url: str) -> None:

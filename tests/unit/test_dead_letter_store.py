@@ -464,3 +464,21 @@ def test_folder_that_cannot_be_listed_is_told_and_goes_on(tmp_path: Path) -> Non
     store.refresh()
     assert store.held().live == 1
     store.close()
+
+
+def test_letters_of_a_killed_process_are_on_the_disk_before_they_count_as_kept(
+    tmp_path: Path,
+) -> None:
+    """It may have died before its own fdatasync: a letter deduplicated against it is promised."""
+    store = make_store(tmp_path)
+    letters = drained(1)
+    keep(store, letters)
+    store.close()
+    faults = Faults()
+    again = make_store(tmp_path, calls=faults.calls())
+    assert faults.seen["fdatasync"] == 1
+    again.close()
+    disturbed = make_store(tmp_path, calls=Faults(fdatasync={1}).calls())
+    keep(disturbed, letters)
+    assert read(tmp_path) == letters * 2
+    disturbed.close()
