@@ -1,10 +1,16 @@
 """What decoding and encoding a post costs, in microseconds: `python -m benchmarks.bench_decode`.
 
-Each figure is the best of several runs on one core; every reading has a time of its own.
+Each figure is the best of several runs, CPU time of one core; every reading has its own time.
+
+What was tried and lost, in us a reading, 0.74 as it is: reading times one by one 0.95, with
+`datetime.fromisoformat` 0.85 (and wrong beyond six digits), with one regular expression 2.4;
+six arguments for `pack` instead of four +0.02; a tuple kept for each reading +0.05; counting
+the names of fields instead of quotes +0.03.
 """
 
 from __future__ import annotations
 
+import time
 import timeit
 from collections.abc import Callable
 
@@ -84,6 +90,7 @@ def main() -> None:
             lambda body=body, name=name: _run(body, "ignored" in name),  # type: ignore[misc]
             number=number,
             repeat=REPEATS,
+            timer=time.process_time,
         )
         post_us = min(seconds) / number * 1e6
         print(f"{name:<24}{len(body):>8}{post_us:>10.1f}{post_us / readings:>12.3f}")
