@@ -232,16 +232,15 @@ class Service:
                 halted=self._halted,
             )
             self._writers.append(self._spawn(writer.run()))
-        if settings.dlq_auto_replay:
-            replayer = Replayer(
-                settings=settings,
-                folder=self.dead_letters,
-                inlet=self.buffer,
-                outlet_stats=self.buffer.stats,
-                metrics=self.metrics,
-                database_up=lambda: self.gate.is_open,
-            )
-            self._spawn(replayer.run(self._stopping))
+        replayer = Replayer(
+            settings=settings,
+            folder=self.dead_letters,
+            inlet=self.buffer,
+            outlet_stats=self.buffer.stats,
+            metrics=self.metrics,
+            database_up=lambda: self.gate.is_open,
+        )
+        self._spawn(replayer.run(self._stopping))
 
     def _say_hello(self, listen: str, admin_listen: str) -> None:
         example = '{"device_id":"d1","metric":"temperature","value":21.5}'

@@ -62,12 +62,15 @@ class Replayer:
         self._tidied_s = float("-inf")
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Look for letters every `dlq_replay_pause_s`, less often while they keep failing."""
+        """Look for letters every `dlq_replay_pause_s`, less often while they keep failing.
+
+        Without `dlq_auto_replay` it only tidies the folder.
+        """
         failures = 0
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):
             try:
-                went_well = await self._look(stopping)
+                went_well = not self._settings.dlq_auto_replay or await self._look(stopping)
                 await self._tidy()
             except (BufferFull, Stopping):
                 went_well = True  # no room just now: live readings come first
