@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import os
+import sys
 
 from ingest.config import Loaded
 
@@ -26,5 +27,7 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
 
 def _say(line: str) -> None:
     """Print at once; whoever started us may have stopped listening, which ends nothing."""
-    with contextlib.suppress(BrokenPipeError):
+    try:
         print(line, flush=True)
+    except BrokenPipeError:  # nor may the last flush turn a clean end into a failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

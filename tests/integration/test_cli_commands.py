@@ -206,6 +206,36 @@ async def test_commands_find_the_running_service(here: Here, open_tmp_path: Path
     assert done.code == 2
 
 
+async def test_serve_whose_reader_went_away_still_ends_well(
+    readings_url: str, tmp_path: Path
+) -> None:
+    """`ingest serve | head -1` goes on; its exit code tells of readings, not of pipes."""
+    read, write = os.pipe()
+    os.close(read)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ingest", "serve", "--database-url", readings_url),
+        *("--state-dir", str(tmp_path), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=write,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(write)
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(20):
+            async for line in process.stderr:
+                if b'"accepting"' in line:
+                    break
+            process.send_signal(signal.SIGTERM)
+            _, stderr = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (process.returncode, b"Traceback" in stderr) == (0, False)
+
+
 async def test_hold_is_shown_with_its_reason_and_released(
     here: Here, readings_url: str, tmp_path: Path
 ) -> None:
