@@ -43,6 +43,8 @@ def raise_open_files_limit() -> int:
 class Connection(web.RequestHandler):
     """aiohttp's protocol, with three things more: it reports half a head, it ends a body that
     breaks off in the middle, and it answers malformed requests in our form.
+
+    Looks at these inner names of aiohttp: _waiter, _messages, _current_request, _reading_paused.
     """
 
     __slots__ = ("_owner",)
@@ -69,6 +71,13 @@ class Connection(web.RequestHandler):
             self._messages[-1][0], http_parser.RawRequestMessage
         ):
             self._break_off_bodies()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on where reading was paused. aiohttp asks after every body, paused or not, and would
+        parse and wake the socket for nothing: measured, a tenth of a small post's time.
+        """
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def _break_off_bodies(self) -> None:
         """The parser gave up (a bad chunk): who waits for the body must not wait for ever."""

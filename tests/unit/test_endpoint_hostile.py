@@ -338,11 +338,12 @@ async def test_large_body_without_a_turn_is_503() -> None:
     """Waiting for a turn has its end too, and it is our lack, not the client's slowness."""
     half_mib = 524_288
     async with running_door(
-        body_bytes_max=half_mib, door_bytes_max=half_mib, body_s_max=0.3
+        body_bytes_max=half_mib, door_bytes_max=half_mib, body_s_max=0.5
     ) as door:
         bodies = door.endpoint._bodies
         holder = (await held_up(door, 1, half_mib))[0]
         await until(lambda: bodies._bytes_taken)
+        await asyncio.sleep(0.2)  # the holder's time is up that much before theirs
         second = (await held_up(door, 1, half_mib))[0]
         await until(lambda: len(bodies._line) == 1)
         third = (await held_up(door, 1, half_mib))[0]
