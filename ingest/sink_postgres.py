@@ -106,20 +106,19 @@ class SinkPostgres:
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Commit all rows, or none that we know of. Opens the connection if there is none."""
         await self._ready()
-        data = b"".join(tuples)
         if self.method == "insert":
             async with self._exchange(doubt=True) as connection:
-                committed = await _insert_arrays(connection, data)
+                committed = await _insert_arrays(connection, b"".join(tuples))
         elif idempotent or self._idempotent_left:
-            committed = await self._write_staged(data)
+            committed = await self._write_staged(tuples)
         else:
             try:
                 async with self._exchange(doubt=True) as connection:
-                    committed = await _copy(connection, data)
+                    committed = await _copy(connection, tuples)
             except WriteFailed as failed:
                 if failed.verdict is not Verdict.DUPLICATE:
                     raise
-                committed = await self._write_staged(data)
+                committed = await self._write_staged(tuples)
         self._remember_duplicates(rows - committed)
         return Stored(committed, rows - committed)
 
@@ -186,11 +185,11 @@ class SinkPostgres:
             raise WriteFailed(Verdict.HOLD, found, reason=SCHEMA)
         self._checked_s = clock.monotonic_s()
 
-    async def _write_staged(self, data: bytes) -> int:
+    async def _write_staged(self, tuples: Sequence[bytes]) -> int:
         """Store the rows that are not there yet, in one transaction; return how many."""
         async with self._exchange() as connection:
             await connection.execute("begin")
-            await _copy(connection, data, staging=True)
+            await _copy(connection, tuples, staging=True)
             committed = _count(await connection.execute(_INSERT_STAGED))
         async with self._exchange(doubt=True) as connection:
             await connection.execute("commit")
@@ -203,7 +202,7 @@ class SinkPostgres:
                 if self.method == "insert":
                     committed = await _insert_arrays(connection, data)
                 else:
-                    committed = await _copy(connection, data)
+                    committed = await _copy(connection, [data])
                 await connection.execute(_KEEP_RANGE)
                 return committed
         except WriteFailed as failed:
@@ -218,7 +217,7 @@ class SinkPostgres:
         try:
             async with self._exchange(undo=_UNDO_RANGE) as connection:
                 await connection.execute(_EMPTY_STAGING)
-                await _copy(connection, data, staging=True)
+                await _copy(connection, [data], staging=True)
                 committed = _count(await connection.execute(_INSERT_STAGED))
                 await connection.execute(_KEEP_RANGE)
                 return committed
@@ -303,13 +302,13 @@ class SinkPostgres:
             connection.terminate()
 
 
-async def _copy(connection: Connection, data: bytes, *, staging: bool = False) -> int:
+async def _copy(connection: Connection, tuples: Sequence[bytes], *, staging: bool = False) -> int:
     """COPY encoded rows in one message; return how many rows the server took."""
     tag = await connection.copy_to_table(
         STAGING if staging else TABLE,
         schema_name="pg_temp" if staging else None,
         # One message. Not bytes: the driver takes those for a path.
-        source=memoryview(b"".join((HEADER, data, TRAILER))),  # type: ignore[arg-type]
+        source=memoryview(b"".join((HEADER, *tuples, TRAILER))),  # type: ignore[arg-type]
         columns=KEY,
         format="binary",
         where=None if staging else TYPE_GUARD,
