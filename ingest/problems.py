@@ -38,7 +38,7 @@ class Answer:
     """One HTTP answer, in the shape that aiohttp's protocol expects of a response.
 
     aiohttp's own Response builds a dictionary of headers per answer and serialises it; this writes
-    ready bytes, which measured a third faster for a single reading.
+    ready bytes. Measured without sockets, a single reading: 17.4 us instead of 23.3.
     """
 
     __slots__ = ("_writer", "body", "content_type", "headers", "keep_alive", "status")
