@@ -6,6 +6,7 @@ The server is embedded and one per test process; its data is thrown away, so it 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+import structlog
 import uvloop
 
 from ingest import schema
@@ -59,6 +61,17 @@ def pytest_terminal_summary(
     if os.environ.get("INGEST_TEST_STRICT") == "1" and skips:
         names = ", ".join(sorted({each.nodeid for each in skips}))
         terminalreporter.write_line(f"FAILED: skipped, and INGEST_TEST_STRICT=1: {names}", red=True)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logs() -> Iterator[None]:
+    """Undo what a test configured: logs are of the process, and a level would hide lines."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 class Server:

@@ -42,11 +42,15 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def interpreter(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python on the repository's code; return how it ended."""
+    """Run Python on the repository's code; return how it ended.
+
+    Not measured for coverage, which would import more than the command does.
+    """
+    inherited = {name: text for name, text in os.environ.items() if "COVERAGE" not in name}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         check=False,
