@@ -65,8 +65,11 @@ where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
 order by a.attnum"""  # noqa: S608  built from constants of this file
 
 _IS_KEY = f"""
-select exists ({_UNIQUE_KEYS} and i.indexrelid = to_regclass(format('%I.%I', $1::text, $2::text)))
-"""
+with recursive named (id) as (select to_regclass(format('%I.%I', $1::text, $2::text))), up (id) as (
+    select indrelid from pg_index join named on indexrelid = id
+    union select inhparent from pg_inherits join up on inhrelid = id)
+select exists (select from up where id = to_regclass($3))
+   and exists ({_UNIQUE_KEYS} and i.indexrelid = (select id from named))"""  # noqa: S608  the same
 
 _INDEXES = """
 select pg_get_indexdef(indexrelid) from pg_index where indrelid = to_regclass($1) order by 1"""
@@ -135,8 +138,8 @@ async def difference(connection: Connection) -> str | None:
 
 
 async def is_key(connection: Connection, schema: str, index: str) -> bool:
-    """Whether `index` is unique on exactly our four columns: the table's key, or a partition's."""
-    return bool(await connection.fetchval(_IS_KEY, schema, index))
+    """Whether `index` is the table's unique key, or that of one of its partitions."""
+    return bool(await connection.fetchval(_IS_KEY, schema, index, TABLE))
 
 
 async def show(connection: Connection) -> str:

@@ -31,6 +31,16 @@ class Expired(Exception):
     """The deadline passed and the connection was cut; the server may go on all the same."""
 
 
+# What the driver raises where no server spoke. Of a server's own errors see asyncpg.PostgresError.
+DRIVER_ERRORS = (
+    OSError,  # sockets, TLS, names, time-outs
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    RuntimeError,  # uvloop, on a transport that is closed
+    Expired,
+)
+
+
 async def connect(
     database_url: str, *, name: str, statement_s_max: float, lock_s_max: float
 ) -> Connection:
@@ -109,7 +119,7 @@ async def close_politely(connection: Connection, limit_s: float = 1.0) -> None:
     try:
         with deadline(connection, limit_s):
             await connection.close(timeout=limit_s)
-    except (Expired, OSError, RuntimeError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (asyncpg.PostgresError, *DRIVER_ERRORS):
         pass
     finally:
         connection.terminate()

@@ -20,7 +20,7 @@ from ingest.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows, row_offsets
 from ingest.config import Settings
 from ingest.ports import BadRow, SetAside, Stored
 from ingest.schema import KEY, KEY_LIST, TABLE, TYPE_GUARD
-from ingest.sink_connection import STAGING, Expired
+from ingest.sink_connection import DRIVER_ERRORS, STAGING, Expired
 from ingest.verdict import CONFIGURATION, SCHEMA, Verdict, WriteFailed, server_failed
 
 # The guard in the INSERT is a WITH that is never run, only parsed: see schema.TYPE_GUARD.
@@ -28,7 +28,7 @@ _INSERT = f"""with guard as (select from {TABLE} where {TYPE_GUARD})
 insert into {TABLE} ({KEY_LIST})"""
 _ONCE = f"on conflict ({KEY_LIST}) do nothing"
 _INSERT_STAGED = f"""{_INSERT}
-select {KEY_LIST} from pg_temp.{STAGING} order by {KEY_LIST} {_ONCE}"""  # noqa: S608  constants, here and below
+select {KEY_LIST} from pg_temp.{STAGING} order by {KEY_LIST} {_ONCE}"""  # noqa: S608
 _INSERT_ARRAYS = f"""{_INSERT}
 select * from unnest($1::timestamptz[], $2::text[], $3::text[], $4::float8[]) as r ({KEY_LIST})
 order by ts, device_id collate "C", metric collate "C", value {_ONCE}"""  # noqa: S608
@@ -41,13 +41,6 @@ _UNDO_RANGE = "rollback to savepoint range"
 
 _DUPLICATE_RUN = 2  # so many writes in a row with duplicates: the next ones will have some too
 _DUPLICATE_STAY = 20  # and the idempotent path is kept until so many in a row had none
-_DRIVER_ERRORS = (
-    OSError,  # sockets, TLS, names, time-outs
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    RuntimeError,  # uvloop, on a transport that is closed
-    Expired,
-)
 
 
 class SinkPostgres:
@@ -63,7 +56,7 @@ class SinkPostgres:
         self._connection: Connection | None = None
         self._connecting: asyncio.Timeout | None = None
         self._checked_s = 0.0
-        self._keys: set[tuple[str | None, str | None]] = set()
+        self._keys: set[tuple[str, str]] = set()
         self._duplicate_run = 0
         self._idempotent_left = 0
 
@@ -92,7 +85,7 @@ class SinkPostgres:
             raise WriteFailed(Verdict.HOLD, str(error), reason=CONFIGURATION) from error
         except asyncpg.PostgresError as error:
             raise server_failed(error) from error
-        except _DRIVER_ERRORS as error:
+        except DRIVER_ERRORS as error:
             raise WriteFailed(Verdict.WAIT, _text(error)) from error
         finally:
             self._connecting = None
@@ -108,12 +101,12 @@ class SinkPostgres:
         await self._ready()
         if self.method == "insert":
             async with self._exchange(doubt=True) as connection:
-                committed = await _insert_arrays(connection, b"".join(tuples))
+                committed = await _insert_arrays(connection, tuples)
         elif idempotent or self._idempotent_left:
             committed = await self._write_staged(tuples)
         else:
             try:
-                async with self._exchange(doubt=True) as connection:
+                async with self._exchange(doubt=True, copying=True) as connection:
                     committed = await _copy(connection, tuples)
             except WriteFailed as failed:
                 if failed.verdict is not Verdict.DUPLICATE:
@@ -189,20 +182,20 @@ class SinkPostgres:
         """Store the rows that are not there yet, in one transaction; return how many."""
         async with self._exchange() as connection:
             await connection.execute("begin")
-            await _copy(connection, tuples, staging=True)
-            committed = _count(await connection.execute(_INSERT_STAGED))
+            committed = await _store_staged(connection, tuples)
         async with self._exchange(doubt=True) as connection:
             await connection.execute("commit")
         return committed
 
-    async def _try_range(self, data: bytes) -> int | WriteFailed:
+    async def _try_range(self, data: bytes, *, staged: bool = False) -> int | WriteFailed:
         """Store a range of an isolating write; return how many are new, or what is at fault."""
+        copying = self.method == "copy" and not staged
+        store = _copy if copying else _store_staged if staged else _insert_arrays
         try:
-            async with self._exchange(undo=_UNDO_RANGE) as connection:
-                if self.method == "insert":
-                    committed = await _insert_arrays(connection, data)
-                else:
-                    committed = await _copy(connection, [data])
+            async with self._exchange(copying=copying, undo=_UNDO_RANGE) as connection:
+                if staged:  # the transaction may have staged a range before
+                    await connection.execute(_EMPTY_STAGING)
+                committed = await store(connection, [data])
                 await connection.execute(_KEEP_RANGE)
                 return committed
         except WriteFailed as failed:
@@ -210,21 +203,7 @@ class SinkPostgres:
                 return failed
             if failed.verdict is not Verdict.DUPLICATE:
                 raise
-        return await self._try_range_staged(data)
-
-    async def _try_range_staged(self, data: bytes) -> int | WriteFailed:
-        """Do the same where some of the rows are there already."""
-        try:
-            async with self._exchange(undo=_UNDO_RANGE) as connection:
-                await connection.execute(_EMPTY_STAGING)
-                await _copy(connection, [data], staging=True)
-                committed = _count(await connection.execute(_INSERT_STAGED))
-                await connection.execute(_KEEP_RANGE)
-                return committed
-        except WriteFailed as failed:
-            if failed.verdict is Verdict.ISOLATE:
-                return failed
-            raise
+        return await self._try_range(data, staged=True)
 
     def _remember_duplicates(self, duplicate: int) -> None:
         """Stay on the idempotent path after a run of duplicates: a failed COPY costs a COPY."""
@@ -238,12 +217,18 @@ class SinkPostgres:
 
     @asynccontextmanager
     async def _exchange(
-        self, *, opening: bool = False, doubt: bool = False, undo: str = "rollback"
+        self,
+        *,
+        opening: bool = False,
+        doubt: bool = False,
+        copying: bool = False,
+        undo: str = "rollback",
     ) -> AsyncIterator[Connection]:
         """Talk to the server within a deadline; every failure leaves as WriteFailed.
 
-        `doubt` says that what is sent may commit. The connection is dropped unless the body
-        succeeds or the server blames a row: then `undo` has been done.
+        `doubt` says that what is sent may commit, `copying` that it is a plain COPY, to which our
+        key may object. The connection is dropped unless the body succeeds or the server blames a
+        row: then `undo` has been done.
         """
         connection = self._connection
         assert connection is not None, "an exchange needs an open connection"
@@ -257,7 +242,9 @@ class SinkPostgres:
                     yield connection
                     sound = True
                 except asyncpg.PostgresError as error:
-                    failed = await self._judge(connection, error, doubt=doubt, undo=undo)
+                    failed = server_failed(error, doubt=doubt)
+                    if failed.verdict in (Verdict.ISOLATE, Verdict.HOLD):
+                        await self._look_closer(connection, error, failed, copying, undo)
                     sound = failed.verdict in (Verdict.ISOLATE, Verdict.DUPLICATE)
                     raise failed from error
         except Expired as error:
@@ -265,35 +252,33 @@ class SinkPostgres:
             raise WriteFailed(verdict, _text(error), doubtful=doubt) from error
         except asyncpg.PostgresError as error:  # while judging another
             raise server_failed(error, doubt=doubt) from error
-        except _DRIVER_ERRORS as error:
+        except DRIVER_ERRORS as error:
             raise WriteFailed(Verdict.WAIT, _text(error), doubtful=doubt) from error
         finally:
             if not sound:
                 self._drop()
 
-    async def _judge(
-        self, connection: Connection, error: asyncpg.PostgresError, *, doubt: bool, undo: str
-    ) -> WriteFailed:
-        """Turn the server's error into a verdict, asking it more where the code is not enough."""
-        failed = server_failed(error, doubt=doubt)
-        if connection.is_closed() or failed.verdict not in (Verdict.ISOLATE, Verdict.HOLD):
-            return failed
+    async def _look_closer(
+        self,
+        connection: Connection,
+        error: asyncpg.PostgresError,
+        failed: WriteFailed,
+        copying: bool,
+        undo: str,
+    ) -> None:
+        """Ask what the error leaves open: whose key it was, what of the table differs."""
+        if connection.is_closed():
+            return
         if connection.is_in_transaction():
             await connection.execute(undo)
-        if error.sqlstate == "23505" and await self._is_our_key(connection, error):
-            failed.verdict = Verdict.DUPLICATE
+        # Despite ON CONFLICT our key may object to what a trigger inserts: that is the row's fault.
+        if failed.sqlstate == "23505" and copying:
+            key = (error.schema_name or "", error.constraint_name or "")
+            if key in self._keys or await schema.is_key(connection, *key):
+                self._keys.add(key)
+                failed.verdict = Verdict.DUPLICATE
         elif failed.reason == SCHEMA and (found := await schema.difference(connection)):
             failed.message = found
-        return failed
-
-    async def _is_our_key(self, connection: Connection, error: asyncpg.PostgresError) -> bool:
-        """Whether the violated constraint is our key: the table's own, or one of its partitions."""
-        key = (error.schema_name, error.constraint_name)
-        if key not in self._keys:
-            if not await schema.is_key(connection, key[0] or "", key[1] or ""):
-                return False
-            self._keys.add(key)
-        return True
 
     def _drop(self) -> None:
         """Cut the connection, whatever the server is doing with it."""
@@ -316,9 +301,15 @@ async def _copy(connection: Connection, tuples: Sequence[bytes], *, staging: boo
     return _count(tag)
 
 
-async def _insert_arrays(connection: Connection, data: bytes) -> int:
+async def _store_staged(connection: Connection, tuples: Sequence[bytes]) -> int:
+    """COPY encoded rows aside and INSERT those that are new; return how many. In a transaction."""
+    await _copy(connection, tuples, staging=True)
+    return _count(await connection.execute(_INSERT_STAGED))
+
+
+async def _insert_arrays(connection: Connection, tuples: Sequence[bytes]) -> int:
     """INSERT encoded rows as arrays, ON CONFLICT DO NOTHING; return how many are new."""
-    rows = list(decode_rows(data))
+    rows = list(decode_rows(b"".join(tuples)))
     tag = await connection.execute(
         _INSERT_ARRAYS,
         [(row.ts_us - PG_EPOCH_US,) for row in rows],

@@ -205,4 +205,8 @@ async def test_key_is_recognised_by_its_columns(connection: asyncpg.Connection) 
     assert await schema.is_key(connection, "public", "readings_pkey")
     assert not await schema.is_key(connection, "public", "one Value")
     assert not await schema.is_key(connection, "public", "none")
+    await connection.execute("create table audit (like readings including all)")
+    assert not await schema.is_key(connection, "public", "audit_pkey")
+    await connection.execute("alter table audit inherit readings")  # as a hypertable's chunk
+    assert await schema.is_key(connection, "public", "audit_pkey")
     assert not await schema.is_key(connection, "", "")

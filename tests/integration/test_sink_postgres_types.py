@@ -1,4 +1,4 @@
-"""A column whose type changes under load: no value is ever stored as another one."""
+"""A table that changes under load: no value is stored as another one, and none twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingest import schema
 from ingest.block import encode_reading
 from ingest.clock import monotonic_s
 from ingest.config import Settings
-from ingest.ports import BadRow
+from ingest.ports import BadRow, Stored
 from ingest.reading import Reading
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import Verdict, WriteFailed
@@ -147,6 +147,24 @@ async def test_type_altered_and_back_under_load_stores_no_wrong_value(
     assert min(stored.values()) > 0
     assert min(held.values()) > 0
     assert max(blamed.values()) == 0
+
+
+async def test_missing_key_holds_at_the_next_look(
+    readings_connection: asyncpg.Connection, readings_url: str
+) -> None:
+    """Nothing else would notice: without the key a retry stores twice."""
+    sink = SinkPostgres(readings_url, Settings(schema_check_s=0.1))
+    await sink.write(encode(readings(1)), 1, idempotent=False)
+    await readings_connection.execute("alter table readings drop constraint readings_pkey")
+    await asyncio.sleep(0.15)
+    with pytest.raises(WriteFailed, match="unique key") as failed:
+        await write(sink, "copy", readings(5))
+    assert (failed.value.verdict, failed.value.reason) == (Verdict.HOLD, "schema")
+    await readings_connection.execute(
+        "alter table readings add unique (metric, value, device_id, ts)"
+    )
+    assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(4, 1)
+    await sink.close()
 
 
 async def test_two_writers_with_the_same_rows_never_store_twice_nor_deadlock_for_good(
