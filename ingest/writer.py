@@ -105,7 +105,8 @@ class Writer:
                 self._failed(failure)
                 return
             if self._outlet.rows_waiting == 0:  # else write: a full disk lets us in all the same
-                gate.opened()
+                if self._outlet.stats().rows == 0:  # else another writer's batch will tell
+                    gate.opened()
                 return
             batch = await self._gatherer.gather()
             if batch is not None and await self._deliver(batch, probing=True):
