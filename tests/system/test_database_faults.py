@@ -183,7 +183,8 @@ async def test_value_altered_to_bigint_and_back_stores_no_wrong_value(
         async with Fleet(service.url, connections=4, rows=10) as fleet:
             await asyncio.sleep(0.5)
             await database.run(
-                "lock table readings; create table kept as select * from readings; delete from readings;"
+                "lock table readings; create table kept as select * from readings;"
+                "delete from readings;"
                 "alter table readings alter column value type bigint"
             )
             await service.wait_state("on_hold", within_s=10)
