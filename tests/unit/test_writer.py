@@ -26,6 +26,7 @@ async def test_posts_are_answered_once_stored() -> None:
     path = Writing()
     acks = [await path.post(rows) for rows in (1, 5, 30)]
     path.start(1)
+    await path.until(path.resolved)
     assert [await ack.wait() for ack in acks] == [Outcome()] * 3
     assert kinds(path) == [("copy", 36)]
     assert path.metrics.committed == 36
@@ -52,6 +53,7 @@ async def test_bad_rows_are_named_to_their_own_post_and_the_rest_is_stored() -> 
     path = Writing()
     acks = [await path.post(3), await path.post(5, bad=(0, 4)), await path.post(2, bad=(1,))]
     path.start(1)
+    await path.until(path.resolved)
     outcomes = [await ack.wait() for ack in acks]
     assert outcomes == [
         Outcome(),
@@ -87,7 +89,7 @@ async def test_large_batch_with_a_bad_row_is_cut_at_block_borders() -> None:
 
 async def test_timed_out_batch_is_halved_and_new_batches_start_small() -> None:
     """A batch that is too large for the server's time comes again in halves, idempotent."""
-    path = Writing(Script(1, Verdict.RETRY, doubtful=True), batch_rows=10, batch_rows_max=80)
+    path = Writing(Script(1, Verdict.RETRY), batch_rows=10, batch_rows_max=80)
     for _ in range(8):
         await path.post(10)
     path.start(1)
@@ -105,6 +107,7 @@ async def test_batch_that_always_fails_is_set_aside_after_its_retries(retries_ma
     path = Writing(script, retries_max=retries_max)
     ack = await path.post(10)
     path.start(1)
+    await path.until(path.resolved)
     assert await ack.wait() == Outcome(set_aside=True)
     assert script.calls == retries_max + 1
     assert path.metrics.dead_lettered[EXHAUSTED] == 10
@@ -166,7 +169,7 @@ async def test_unknown_code_is_tried_a_few_times_and_then_held(
     tries_max: int, retries_max: int
 ) -> None:
     """Nobody knows whose fault it is: five writes, then hold, and never set aside."""
-    script = Script(1, Verdict.UNKNOWN, sqlstate="ZZ123", forever=True)
+    script = Script(1, Verdict.UNKNOWN, sqlstate="ZZ123", forever=True, writes_only=True)
     path = Writing(script, unknown_tries_max=tries_max, retries_max=retries_max, hold_probe_s=60)
     await path.post(10)
     path.start(2)
@@ -175,6 +178,9 @@ async def test_unknown_code_is_tried_a_few_times_and_then_held(
     assert path.metrics.retries["retry"] == tries_max - 1
     assert path.metrics.retries["hold"] == 1
     assert path.metrics.held == 10
+    path.gate.nudge()
+    await path.until(lambda: path.metrics.retries["hold"] == 2)
+    assert script.calls == tries_max + 1, "on hold one try a probe"
     script.heal()
     path.gate.nudge()
     await path.until(path.resolved)
@@ -239,6 +245,20 @@ async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_s
     path.gate.failed(WriteFailed(Verdict.WAIT, "gone"))
     await path.until(lambda: path.buffer.rows_waiting == 10)
     assert script.calls == 1
+    path.gate.nudge()
+    await path.until(path.resolved)
+    await path.drain()
+    await path.check()
+
+
+async def test_answer_to_a_write_from_before_does_not_open_the_gate() -> None:
+    """Another writer found the server gone while this one's batch was failing: still gone."""
+    path = Writing(Script(1, Verdict.RETRY), wait_s_min=60, wait_s_max=60)
+    path.script.hooks[1] = lambda: path.gate.failed(WriteFailed(Verdict.WAIT, "gone"))
+    await path.post(10)
+    path.start(1)
+    await path.until(lambda: path.script.calls == 1 and path.buffer.rows_waiting == 10)
+    assert path.gate.state == "wait"
     path.gate.nudge()
     await path.until(path.resolved)
     await path.drain()

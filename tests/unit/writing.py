@@ -113,6 +113,8 @@ class Writing:
         """Wait until a condition holds, the law being checked all the while."""
         deadline_s = monotonic_s() + within_s
         while not condition():
+            for task in self.tasks:
+                assert not task.done() or task.exception() is None, task.exception()
             assert monotonic_s() < deadline_s, f"never came true; the gate is {self.gate.state}"
             assert self.metrics.imbalance == 0
             await asyncio.sleep(0.0005)
