@@ -28,6 +28,8 @@ LINGER_S = 5.0  # a refused body is read and dropped for so long, or the client 
 READ_BYTES = 64 * 1024  # of a body, unread by the handler, before the socket is paused
 SPARE_FILES = 128  # descriptors kept for database, dead letters and the admin port
 SWEEP_S_MAX = 1.0
+# Ten thousand at once would hold the loop for 0.1 s, and all of them may come back at once.
+DROPS_A_TURN, DROP_PAUSE_S = 20, 0.005
 
 Handle = Callable[[web.BaseRequest], Awaitable[Answer]]
 
@@ -207,17 +209,24 @@ class Connections(web.Server):
     async def _sweep(self) -> None:
         period_s = min(SWEEP_S_MAX, self.header_s_max / 4, self.keepalive_s_max / 4)
         while True:
-            await asyncio.sleep(period_s)
-            now_s = monotonic_s()
-            for waiting, most_s in (
-                (self._half_open, self.header_s_max),
-                (self._idle, self.keepalive_s_max),
-            ):
-                while waiting:
-                    handler, since_s = next(iter(waiting.items()))
-                    if now_s - since_s < most_s:
-                        break
-                    self._drop(handler)
+            more = self._drop_late() == DROPS_A_TURN
+            await asyncio.sleep(DROP_PAUSE_S if more else period_s)
+
+    def _drop_late(self) -> int:
+        """Close connections that are too late, at most DROPS_A_TURN; return how many."""
+        now_s = monotonic_s()
+        dropped = 0
+        for waiting, most_s in (
+            (self._half_open, self.header_s_max),
+            (self._idle, self.keepalive_s_max),
+        ):
+            while waiting and dropped < DROPS_A_TURN:
+                handler, since_s = next(iter(waiting.items()))
+                if now_s - since_s < most_s:
+                    break
+                self._drop(handler)
+                dropped += 1
+        return dropped
 
     # Opening and closing the port
 
