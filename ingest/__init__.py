@@ -19,8 +19,9 @@ The path of a reading (`-->` hands over; names are files of this package):
 
     the door      body, inflate, query, decode, decode_item, timestamp; replies, problems (answers);
                   site (what both listeners share)
-    dead letters  dead_letter (append), dead_letter_* (files, format, reading them, cursor);
-                  replay (by itself), replay_by_hand (for `ingest dlq replay`)
+    dead letters  set_aside (what becomes one), dead_letter (append), dead_letter_* (files,
+                  format, reading them, cursor); replay (by itself),
+                  replay_by_hand (for `ingest dlq replay`)
     looking in    health (/livez, /readyz), admin (/metrics), metrics (every metric, and the law)
     running it    app wires and starts the parts; cli and cli_* are the words of `ingest`
     the database  sink_connection, schema (the table, and the check of it), schema_apply (makes it);

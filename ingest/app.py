@@ -17,25 +17,24 @@ from typing import Any
 from ingest import __version__, logs
 from ingest.admin import Admin
 from ingest.batch import BatchCap, Gatherer
-from ingest.breaker import Breaker
+from ingest.breaker import BREAKER, Breaker
 from ingest.buffer_memory import MemoryBuffer
 from ingest.clock import monotonic_s, sleep_unless, unix_us
 from ingest.config import Settings, split_address, state_dir
 from ingest.connections import raise_open_files_limit
 from ingest.dead_letter import DeadLetterFolder
 from ingest.endpoint import Endpoint
-from ingest.errors import DeadLettersBroken, DeadLettersFull
 from ingest.gate import Gate
 from ingest.health import Health
 from ingest.metrics import Gauges, Metrics
-from ingest.ports import DRAINED, Outcome
 from ingest.postgres_embedded import EmbeddedPostgres
 from ingest.replay import Replayer
 from ingest.schema_apply import make_table
+from ingest.set_aside import set_aside_rest
 from ingest.sink_postgres import SinkPostgres
 from ingest.statefolder import ServiceInfo, StateFolder
 from ingest.verdict import SCHEMA, WriteFailed
-from ingest.writer import Writer, block_letters
+from ingest.writer import Writer
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 LEVELS = ("buffered",)  # what the memory buffer can give by itself
@@ -199,8 +198,10 @@ class Service:
                 await sink.open()
             except WriteFailed as failure:
                 if failure.reason == SCHEMA and may_apply:
-                    may_apply = False
-                    await make_table(url, self._settings)
+                    may_apply = not await make_table(url, self._settings)
+                    if may_apply:  # the server was not to be reached just now
+                        self._first_try.set()
+                        await self.gate.pause(self._halted)
                     continue
                 self.gate.failed(failure)
                 if failure.reason != SCHEMA:
@@ -274,7 +275,10 @@ class Service:
 
     def _release_hold(self, dead_letter: bool) -> None:
         """Try now; with `dead_letter`, what the breaker stopped may be set aside."""
-        self.breaker.release(dead_letter_rows=self.buffer.stats().rows if dead_letter else 0)
+        if self.gate.is_open:
+            return
+        if dead_letter and self.gate.hold_reason == BREAKER:
+            self.breaker.release(dead_letter_rows=self.buffer.stats().rows)
         self.gate.nudge()
 
     # Stop
@@ -290,11 +294,14 @@ class Service:
             await asyncio.wait(self._writers)
         halt.cancel()
         self._halted.set()
-        await self._set_aside_rest()
+        await set_aside_rest(self.buffer, self.dead_letters, self.metrics)
         await self.endpoint.close()
+        await set_aside_rest(
+            self.buffer, self.dead_letters, self.metrics
+        )  # of a post whose dead-letter fsync outlasted its handler
         await self.dead_letters.close()
         metrics = self.metrics
-        lost = max(0, metrics.imbalance)
+        lost = max(0, metrics.imbalance) + metrics.held
         self._announce(
             f"drained: committed={metrics.committed + metrics.duplicate} "
             f"dead_lettered={sum(metrics.dead_lettered.values())} "
@@ -311,26 +318,6 @@ class Service:
         self.buffer.shut_inlet()
         for sink in self._sinks:
             sink.abort()
-
-    async def _set_aside_rest(self) -> None:
-        """Dead-letter what memory still holds as `drained`; what that cannot take is dropped."""
-        while blocks := self.buffer.take(self._settings.batch_rows_max):
-            letters = [
-                letter
-                for block in blocks
-                for letter in block_letters(block, DRAINED, "", "the service stopped before it")
-            ]
-            try:
-                await self.dead_letters.append(letters)
-            except (DeadLettersFull, DeadLettersBroken) as error:
-                self.metrics.dropped += len(letters)
-                self._log.critical("readings_lost", rows=len(letters), why=str(error))
-            else:
-                self.metrics.readings_dead_lettered(DRAINED, len(letters))
-            self.buffer.settle(blocks)
-            for block in blocks:
-                if block.ack is not None and not block.ack.resolved:
-                    block.ack.resolve(Outcome(set_aside=True))
 
     async def _end(self) -> None:
         """Whatever happened: end all tasks, close what is open, leave no process behind."""

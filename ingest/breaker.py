@@ -16,6 +16,8 @@ from ingest.block import decode_rows
 from ingest.ports import BadRow
 from ingest.verdict import Verdict, WriteFailed
 
+BREAKER = "breaker"  # the reason of its hold
+
 
 class _Written(NamedTuple):
     """One past write, still encoded: it is decoded only if a decision needs its devices."""
@@ -72,7 +74,7 @@ class Breaker:
                     f"more than {self._rows_max} of {self._window_rows} rows refused, from "
                     f"{len(refused)} of {len(seen)} devices; the last: {bad[-1].message}",
                     sqlstate=bad[-1].sqlstate,
-                    reason="breaker",
+                    reason=BREAKER,
                 )
 
     def release(self, *, dead_letter_rows: int = 0) -> None:

@@ -32,7 +32,7 @@ from ingest.dead_letter_format import LINE_BYTES_MAX, BadLine, decode_line, enco
 from ingest.dead_letter_reader import LiveLetter, Tally, undone_lines
 from ingest.errors import DeadLettersBroken, DeadLettersFull, IngestError, StartError
 from ingest.logs import get_logger
-from ingest.ports import Letter
+from ingest.ports import DRAINED, Letter
 
 IDS_MAX = 200_000  # ids kept in memory, 170 bytes each; beyond it letters are not deduplicated
 _MAKE_ROOM_S_MIN = 5.0  # between looks for something to remove while the folder is full
@@ -109,7 +109,7 @@ class Store:
         for request in requests:
             its_lines, its_keys = self._lines_of(request.letters, fresh)
             its_size = sum(map(len, its_lines))
-            error = self._refusal(size + its_size, its_lines, request.from_door)
+            error = self._refusal(size + its_size, its_lines, request)
             outcomes.append(error)
             if error is None:
                 lines += its_lines
@@ -146,10 +146,11 @@ class Store:
                 lines.append(encode_line(letter, id_=id_, failed_us=failed_us))
         return lines, keys
 
-    def _refusal(self, size: int, lines: list[bytes], from_door: bool) -> DeadLettersFull | None:
+    def _refusal(self, size: int, lines: list[bytes], request: Request) -> DeadLettersFull | None:
+        from_door = request.from_door
         share = self._bytes_max // 2 if from_door else self._bytes_max
-        if not lines:
-            return None
+        if not lines or all(letter.reason == DRAINED for letter in request.letters):
+            return None  # at a drain's end there is no other place: only the disk is the bound
         if max(map(len, lines)) > LINE_BYTES_MAX:
             return DeadLettersFull(f"one dead letter has more than {LINE_BYTES_MAX} bytes")
         if self._size + size > share:

@@ -234,7 +234,11 @@ class Endpoint:
             if self._database.hold_reason is not None:
                 raise Refused("database_on_hold", "nothing of the post is kept")
             block.ack = Ack()
-        room = await self._inlet.reserve(block.rows, len(block.tuples))
+        # Each bad entry of `values` keeps its whole item: 4,999 times a large one is gigabytes.
+        original_bytes = sum(len(error.original) for error in errors)
+        if original_bytes > self._settings.inflated_bytes_max:
+            raise _letters_full(errors)
+        room = await self._inlet.reserve(block.rows, len(block.tuples) + original_bytes)
         try:
             if errors:
                 await self._set_aside(errors, query, block.received_us)
@@ -259,12 +263,7 @@ class Endpoint:
         try:
             await self._dead_letters.append(letters, from_door=True)
         except DeadLettersFull:
-            raise Refused(
-                "dead_letters_full",
-                "invalid items cannot be kept any more; post the others without them",
-                items=sorted({error.item for error in errors}),
-                **replies.named(errors),
-            ) from None
+            raise _letters_full(errors) from None
         except DeadLettersBroken:
             raise Refused("disk_low", "invalid items could not be written to the disk") from None
 
@@ -293,3 +292,12 @@ class Endpoint:
             decided.cancel()
             held.cancel()
         raise Refused("outcome_unknown", f"{why}; sending it again is safe")
+
+
+def _letters_full(errors: list[ItemError]) -> Refused:
+    return Refused(
+        "dead_letters_full",
+        "invalid items cannot be kept any more; post the others without them",
+        items=sorted({error.item for error in errors}),
+        **replies.named(errors),
+    )

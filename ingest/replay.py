@@ -8,6 +8,7 @@ once its block is decided, so a kill in between means that it is sent twice: the
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from ingest.errors import BufferFull, DeadLettersBroken, Stopping
 from ingest.logs import get_logger
 from ingest.metrics import Metrics
 from ingest.ports import DRAINED, EXHAUSTED, Ack, BufferStats, Inlet, Outcome
+from ingest.reading import name_fault
 from ingest.retry import backoff_s
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ FAILURES_MAX = 3  # blocks in a row that fail: the database is at fault, not the
 UNLOCKED_S_MIN = 0.02  # between blocks, so that a replay by hand finds the lock free
 PAUSE_S_MAX = 300.0  # between tries of what fails again and again
 TIDY_S = 600.0
+TS_US_MAX = 253_402_300_800_000_000  # the year 10000
 
 
 class Replayer:
@@ -125,6 +128,10 @@ class Replayer:
         )
         if stopping.is_set():
             return 0, True
+        found = len(letters)
+        letters = [each for each in letters if _is_whole(each)]
+        if len(letters) < found:
+            self._log.warning("dead_letters_not_readings", lines=found - len(letters))
         well = True
         if letters:
             outcome = await self._send(letters, stopping)
@@ -137,7 +144,7 @@ class Replayer:
         self._next[segment] = end
         if well and start == done_to:
             self._done_to[segment] = end
-        return len(letters), well
+        return found, well
 
     async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
         """Put one block and wait for its outcome; None if the service stops before.
@@ -145,7 +152,6 @@ class Replayer:
         Rows that the database refuses now are dead-lettered by the writer under that reason.
         """
         readings = [each.letter.reading for each in letters if each.letter.reading is not None]
-        assert len(readings) == len(letters), "what time can mend was a reading already"
         tuples = b"".join(map(encode_reading, readings))
         room = await self._inlet.reserve(len(readings), len(tuples))
         ack = Ack()
@@ -184,3 +190,15 @@ def _size(segment: Path) -> int:
         return segment.stat().st_size
     except FileNotFoundError:  # tidied away since it was listed
         return 0
+
+
+def _is_whole(live: LiveLetter) -> bool:
+    """Whether a letter holds a reading that a row can hold: a hand may have written the line."""
+    reading = live.letter.reading
+    return (
+        reading is not None
+        and abs(reading.ts_us) < TS_US_MAX
+        and math.isfinite(reading.value)
+        and name_fault(reading.device_id) is None
+        and name_fault(reading.metric) is None
+    )

@@ -7,7 +7,7 @@ Driver errors pass through: the caller knows whether it is a sink or a command.
 
 from __future__ import annotations
 
-from asyncpg import Connection
+from asyncpg import Connection, Record
 
 from ingest.errors import StartError
 
@@ -123,17 +123,24 @@ async def difference(connection: Connection) -> str | None:
         return f"there is no table {TABLE} that this role can see: run `ingest schema apply`"
     columns = {each["name"]: each for each in rows}
     for name in KEY:
-        if name not in columns:
-            return f"table {TABLE} has no column {name}"
-        type_oid, type_name = _TYPES[name]
-        if columns[name]["type_oid"] != type_oid:
-            found = columns[name]["type_name"]
-            return f"column {name} of {TABLE} is {found} instead of {type_name}"
+        if found := _column_difference(name, columns.get(name)):
+            return found
     for name, column in columns.items():
         if name not in _TYPES and column["must_fill"]:
             return f"column {name} of {TABLE} is NOT NULL without a default, and not one of ours"
     if not rows[0]["keyed"]:
         return f"table {TABLE} has no unique key on exactly ({KEY_LIST}): a retry would store twice"
+    return None
+
+
+def _column_difference(name: str, column: Record | None) -> str | None:
+    if column is None:
+        return f"table {TABLE} has no column {name}"
+    type_oid, type_name = _TYPES[name]
+    if column["type_oid"] != type_oid:
+        return f"column {name} of {TABLE} is {column['type_name']} instead of {type_name}"
+    if not column["not_null"]:
+        return f"column {name} of {TABLE} may be null: two nulls would be two readings"
     return None
 
 

@@ -13,10 +13,14 @@ from ingest import schema, sink_connection
 from ingest.config import Settings
 from ingest.errors import StartError
 from ingest.logs import get_logger
+from ingest.verdict import Verdict, verdict_for
 
 
-async def make_table(database_url: str, settings: Settings) -> None:
-    """Connect, create the table if it is missing, disconnect. Raises nothing of the driver's."""
+async def make_table(database_url: str, settings: Settings) -> bool:
+    """Connect, create the table if it is missing, disconnect. Raises nothing of the driver's.
+
+    Returns False if it is worth another try: the server was away, or a lock was not to be had.
+    """
     try:
         async with asyncio.timeout(settings.connect_s_max):
             connection = await sink_connection.connect(
@@ -31,3 +35,6 @@ async def make_table(database_url: str, settings: Settings) -> None:
             await sink_connection.close_politely(connection)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, StartError) as error:
         get_logger("schema").warning("table_not_made", why=str(error) or type(error).__name__)
+        verdict = verdict_for(getattr(error, "sqlstate", None))
+        return isinstance(error, StartError) or verdict not in (Verdict.WAIT, Verdict.RETRY)
+    return True

@@ -8,13 +8,11 @@ A writer is stopped by flags, never by cancellation: the buffer's shut and empty
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 
 from ingest.batch import Batch, BatchCap, Gatherer, halves
-from ingest.block import Block, decode_rows
-from ingest.breaker import Breaker
+from ingest.block import Block
+from ingest.breaker import BREAKER, Breaker
 from ingest.clock import monotonic_s, sleep_unless, unix_us
 from ingest.config import Settings
 from ingest.errors import DeadLettersBroken, DeadLettersFull
@@ -29,11 +27,11 @@ from ingest.ports import (
     Letter,
     Outcome,
     Outlet,
-    Refusal,
     Sink,
     Stored,
 )
 from ingest.retry import backoff_s
+from ingest.set_aside import block_letters, refusal_letters, refusals_by_block
 from ingest.verdict import Verdict, WriteFailed
 
 STORED = Outcome()
@@ -110,6 +108,8 @@ class Writer:
                 return
             batch = await self._gatherer.gather()
             if batch is not None and await self._deliver(batch, probing=True):
+                if gate.hold_reason == BREAKER:
+                    self._breaker.release()  # mended: what was refused before says nothing now
                 gate.opened()
 
     def _failed(self, failure: WriteFailed) -> None:
@@ -162,7 +162,7 @@ class Writer:
 
         async def set_aside(refused: list[BadRow]) -> None:
             self._breaker.judge(tuples, rows, refused)
-            await self._append(_refusal_letters(piece, refused))
+            await self._append(refusal_letters(piece, refused))
             bad[:] = refused
 
         stored = await sink.write_isolating(tuples, rows, set_aside)
@@ -260,7 +260,7 @@ class Writer:
         metrics.batch_stored(self._sink.method, now_s - began_s, stored.committed, stored.duplicate)
         metrics.readings_dead_lettered(REFUSED, len(bad))
         self._release(piece)
-        refusals = _refusals_by_block(piece, bad) if bad else {}
+        refusals = refusals_by_block(piece, bad) if bad else {}
         commit, lag = metrics.commit_s.observe, metrics.lag_s.observe
         for index, block in enumerate(piece):
             commit(now_s - block.received_s)
@@ -281,49 +281,3 @@ class Writer:
         blocks, self._in_hand = self._in_hand, []
         if blocks:
             self._outlet.give_back(blocks)
-
-
-def _refusals_by_block(piece: list[Block], bad: Sequence[BadRow]) -> dict[int, list[Refusal]]:
-    ends = list(accumulate(block.rows for block in piece))
-    found: dict[int, list[Refusal]] = {}
-    for each in bad:
-        index = bisect_right(ends, each.row)
-        row = each.row - (ends[index - 1] if index else 0)
-        found.setdefault(index, []).append(Refusal(row, each.sqlstate, each.message))
-    return found
-
-
-def _refusal_letters(piece: list[Block], bad: Sequence[BadRow]) -> list[Letter]:
-    letters: list[Letter] = []
-    for index, refusals in _refusals_by_block(piece, bad).items():
-        block = piece[index]
-        readings = list(decode_rows(block.tuples))
-        letters += [
-            Letter(
-                REFUSED,
-                refusal.sqlstate,
-                refusal.message,
-                block.received_us,
-                readings[refusal.row],
-                item=block.items[refusal.row] if block.items else refusal.row,
-                attempts=block.attempts + 1,
-            )
-            for refusal in refusals
-        ]
-    return letters
-
-
-def block_letters(block: Block, reason: str, code: str, message: str) -> list[Letter]:
-    """Return one dead letter for each reading of a block that is set aside as a whole."""
-    return [
-        Letter(
-            reason,
-            code,
-            message,
-            block.received_us,
-            reading,
-            item=block.items[row] if block.items else row,
-            attempts=block.attempts,
-        )
-        for row, reading in enumerate(decode_rows(block.tuples))
-    ]

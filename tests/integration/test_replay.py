@@ -25,6 +25,7 @@ from ingest.decode import Rules
 from ingest.gate import Gate
 from ingest.metrics import Gauges, Metrics
 from ingest.ports import EXHAUSTED, INVALID, REFUSED, Letter
+from ingest.reading import Reading
 from ingest.replay import Replayer
 from ingest.replay_by_hand import (
     HandReplay,
@@ -139,6 +140,22 @@ async def test_auto_replay_brings_in_what_dead_processes_left(
     assert await rows(readings_connection) == 1_305
     metrics = path.metrics
     assert (metrics.replayed, metrics.committed, metrics.imbalance) == (1_305, 1_305, 0)
+
+
+async def test_auto_replay_passes_over_what_no_row_can_hold(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """A sound line that a hand wrote (no reading, an impossible ts) stops nobody."""
+    odd = drained(2)
+    odd[0] = odd[0]._replace(reading=None, original=b"{}")
+    name = "d" * 300
+    odd[1] = odd[1]._replace(reading=Reading(1_700_000_000_000_000, name, "m", 1.0))
+    write(tmp_path, [*odd, *drained(20)])
+    path = Half(readings_url, tmp_path)
+    async with running(path):
+        await until_live(tmp_path, 2)
+    assert await rows(readings_connection) == 20
+    assert path.metrics.imbalance == 0
 
 
 async def test_auto_replay_value_is_bit_exact(

@@ -151,6 +151,9 @@ DIFFERENCES = {
     create unique index on readings (ts, device_id, metric, value, id)""": "no unique key",
     """alter table readings drop constraint readings_pkey;
     create unique index on readings (ts, device_id, metric, abs(value))""": "no unique key",
+    """alter table readings drop constraint readings_pkey;
+    alter table readings add unique (ts, device_id, metric, value);
+    alter table readings alter value drop not null""": "column value of readings may be null",
 }
 
 

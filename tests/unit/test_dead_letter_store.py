@@ -140,14 +140,14 @@ def test_cap_refuses_whole_requests_and_the_door_at_half(tmp_path: Path) -> None
     """The door may use half, the writers all; what does not fit is refused whole."""
     store = make_store(tmp_path, bytes_max=20_000)
     with pytest.raises(DeadLettersFull):
-        keep(store, drained(40), from_door=True)
+        keep(store, drained(40, reason=EXHAUSTED), from_door=True)
     assert read(tmp_path) == []
-    keep(store, drained(25), from_door=True)
+    keep(store, drained(25, reason=EXHAUSTED), from_door=True)
     with pytest.raises(DeadLettersFull, match="door"):
-        keep(store, drained(10), from_door=True)
-    keep(store, drained(25))
+        keep(store, drained(10, reason=EXHAUSTED), from_door=True)
+    keep(store, drained(25, reason=EXHAUSTED))
     with pytest.raises(DeadLettersFull):
-        keep(store, drained(25))
+        keep(store, drained(25, reason=EXHAUSTED))
     assert len(read(tmp_path)) == 50
     assert folder_bytes(tmp_path) <= 20_000
     store.close()
@@ -156,10 +156,25 @@ def test_cap_refuses_whole_requests_and_the_door_at_half(tmp_path: Path) -> None
 def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) -> None:
     """Requests that share a write are judged one by one."""
     store = make_store(tmp_path, bytes_max=10_000)
-    small, large, again = drained(2), drained(50), drained(1)
+    small, large, again = (
+        drained(2, reason=EXHAUSTED),
+        drained(50, reason=EXHAUSTED),
+        drained(1, reason=EXHAUSTED),
+    )
     outcomes = store.append([Request(small, False), Request(large, False), Request(again, True)])
     assert [type(each) for each in outcomes] == [type(None), DeadLettersFull, type(None)]
     assert read(tmp_path) == [*small, *again]
+    store.close()
+
+
+def test_cap_does_not_bind_the_end_of_a_drain(tmp_path: Path) -> None:
+    """What memory held when the service stops has no other place: it is kept beyond the cap."""
+    store = make_store(tmp_path, bytes_max=10_000)
+    keep(store, drained(100))
+    assert folder_bytes(tmp_path) > 10_000
+    assert len(read(tmp_path)) == 100
+    with pytest.raises(DeadLettersFull):
+        keep(store, drained(1, reason=EXHAUSTED))
     store.close()
 
 

@@ -105,6 +105,19 @@ async def test_committed_post_met_by_a_hold_is_told_that_it_is_kept() -> None:
         assert door.metrics.accepted == 1
 
 
+async def test_post_that_would_keep_its_item_thousands_of_times_is_refused() -> None:
+    """Each bad entry of `values` keeps the whole item: bounded before anything is written."""
+    entries = b",".join(b'"k%d":null' % n for n in range(4_000))
+    body = b'{"device_id":"d","ts":1700000000,"values":{"ok":1,%s}}' % entries
+    async with running_door() as door:
+        reply = await door.post(body)
+        assert (reply.status, reply.code) == (422, "dead_letters_full")
+        assert reply.document["items"] == [0]
+        assert not door.inlet.blocks
+        assert door.metrics.rejected["dead_letters_full"] == 4_001
+        assert door.metrics.at_door == 0
+
+
 async def test_dead_letters_full_names_every_invalid_item() -> None:
     """The one 4xx for a lack of ours: all indices, so that the client can post the rest."""
     async with running_door() as door:

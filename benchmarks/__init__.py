@@ -1,0 +1,1 @@
+"""Measurements: `./run bench`, and pytest-benchmark for the parts."""
