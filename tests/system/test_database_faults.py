@@ -171,13 +171,20 @@ async def test_operators_fault_holds_and_goes_on_by_itself(
     await _hold(open_tmp_path, free_port, fault, held_s=1)
 
 
-async def test_value_altered_to_bigint_and_back_stores_no_wrong_value(
-    open_tmp_path: Path, free_port: int
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", HOLDS)
+async def test_operators_fault_of_twenty_seconds_holds_and_goes_on_by_itself(
+    open_tmp_path: Path, free_port: int, fault: str
 ) -> None:
-    """Binary COPY would store float bits as a whole number: never, even in the change's moment."""
+    """The whole fault: posts are accepted, then refused for want of room, and none is lost."""
+    await _hold(open_tmp_path, free_port, fault, held_s=20)
+
+
+async def _alter_value_and_back(folder: Path, port: int, altered_s: float) -> None:
     async with (
-        Database(open_tmp_path / "db", free_port) as database,
-        Service(open_tmp_path / "state", database_url=database.url, **QUICK) as service,
+        Database(folder / "db", port) as database,
+        Service(folder / "state", database_url=database.url, **QUICK) as service,
     ):
         await service.wait_state("accepting")
         async with Fleet(service.url, connections=4, rows=10) as fleet:
@@ -188,7 +195,7 @@ async def test_value_altered_to_bigint_and_back_stores_no_wrong_value(
                 "alter table readings alter column value type bigint"
             )
             await service.wait_state("on_hold", within_s=10)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(altered_s)
             assert await database.run("select 1 from readings") == []
             await database.run(
                 "alter table readings alter column value type double precision;"
@@ -198,3 +205,19 @@ async def test_value_altered_to_bigint_and_back_stores_no_wrong_value(
             await asyncio.sleep(0.5)
         assert fleet.statuses() <= {"202", "503"}, fleet.answers
         await _check_end(service, database, fleet)
+
+
+async def test_value_altered_to_bigint_and_back_stores_no_wrong_value(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """Binary COPY would store float bits as a whole number: never, even in the change's moment."""
+    await _alter_value_and_back(open_tmp_path, free_port, altered_s=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_value_altered_to_bigint_for_twenty_seconds_stores_no_wrong_value(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """The whole fault."""
+    await _alter_value_and_back(open_tmp_path, free_port, altered_s=20)
