@@ -26,6 +26,7 @@ async def _check_end(service: Service, database: Database, fleet: Fleet) -> dict
     assert samples["ingest_ledger_imbalance_rows"] == 0
     assert samples["ingest_readings_dropped_total"] == 0
     assert samples["ingest_dlq_readings"] == 0
+    assert samples["process_resident_memory_bytes"] < 200e6
     check_table(fleet, await database.run(TABLE_SQL))
     return samples
 
