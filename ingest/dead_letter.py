@@ -45,7 +45,6 @@ class DeadLetterFolder:
         ids_max: int = IDS_MAX,
     ) -> None:
         self.folder = folder
-        self._bytes_max = bytes_max
         self._store = Store(
             folder,
             bytes_max=bytes_max,
@@ -65,10 +64,6 @@ class DeadLetterFolder:
     async def open(self) -> None:
         """Create or read the folder. Raises StartError if it cannot be used."""
         await self._in_thread(self._store.open)
-
-    def door_has_room(self, size_bytes: int) -> bool:
-        """Whether the door may still append about `size_bytes`: its share is half of the cap."""
-        return self._held.size_bytes + size_bytes <= self._bytes_max // 2
 
     async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
         """Return once all letters are on the disk; one that is live already is not written again.

@@ -199,9 +199,6 @@ REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED)
 class DeadLetters(Protocol):
     """The dead-letter queue as the path sees it."""
 
-    def door_has_room(self, size_bytes: int) -> bool:
-        """Whether the door may still append about `size_bytes` (its share is half of the cap)."""
-
     async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
         """Return once all letters are on disk (fdatasync). All or none is promised.
 

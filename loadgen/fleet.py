@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -20,16 +21,16 @@ Values = dict[str, float | bool]
 POWER_STEPS_W = (3.0, 60.0, 400.0, 1_200.0, 2_050.0)
 
 
-class Device:
+class Device(ABC):
     """One device. `measure` must be called with moments that only grow."""
 
     def __init__(self, name: str, seed: str) -> None:
         self.name = name
         self._random = random.Random(seed)
 
+    @abstractmethod
     def measure(self, at_s: float) -> Values:
         """Return what it measures at `at_s` (Unix seconds), by metric."""
-        raise NotImplementedError
 
 
 class Climate(Device):

@@ -70,10 +70,6 @@ class FakeDeadLetters:
         self.open = asyncio.Event()
         self.open.set()
 
-    def door_has_room(self, size_bytes: int) -> bool:
-        """Whether an append would go well."""
-        return self.error is None
-
     async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
         """Keep the letters once `open` is set, or raise `error`."""
         assert from_door

@@ -22,10 +22,6 @@ class FakeLetters:
         self.failing = 0
         self.lost_answer = False
 
-    def door_has_room(self, size_bytes: int) -> bool:
-        """Whether the door may append; yes."""
-        return size_bytes >= 0
-
     async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
         """Keep all letters or none."""
         assert not from_door, "writers are not the door"
