@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ingest.config_values import (
     ENV_PREFIX,
@@ -270,6 +271,16 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
 def _check_database_url(url: str) -> None:
     if url and not url.startswith(("postgresql://", "postgres://")):
         raise ValueError("does not begin with postgresql://")
+    try:
+        parts = urlsplit(url)
+        several = "," in parts.netloc  # hosts, each with a port of its own
+        unreadable = "%00" in url or "@" in parts.path or not (several or (parts.port or 0) >= 0)
+    except ValueError:
+        unreadable = True
+    if unreadable:
+        raise ValueError(
+            "cannot be read as a URL; in a password write / as %2F, @ as %40, [ as %5B"
+        )
 
 
 def _unix_us(text: str) -> int:

@@ -153,6 +153,8 @@ def mask_url(url: str) -> str:
         parts = urlsplit(url)
     except ValueError:
         return "***"
+    if "@" in parts.path:  # an unescaped / in the password: what follows is its tail
+        return "***"
     user, at, hosts = parts.netloc.rpartition("@")
     name, colon, _ = user.partition(":")
     query = [

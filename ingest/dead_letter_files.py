@@ -65,9 +65,9 @@ class AppendFile:
 
     def append(self, data: bytes) -> None:
         """Write all of `data` and bring it to the disk, or take back what was written of it."""
-        if os.fstat(self._fd).st_nlink == 0:
+        if not self._is_there():
             self.suspect = True
-            raise OSError(errno.ENOENT, "somebody removed the file", str(self.path))
+            raise OSError(errno.ENOENT, "somebody removed or moved the file", str(self.path))
         try:
             self._write_all(data)
         except OSError:
@@ -99,7 +99,14 @@ class AppendFile:
     def lock(self) -> bool:
         """Mark the file as being written, until it is closed; False if it was removed meanwhile."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
-        return os.fstat(self._fd).st_nlink > 0
+        return self._is_there()
+
+    def _is_there(self) -> bool:
+        """Whether the name still leads to what we write: a moved file would never be read again."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Close the descriptor; whatever was appended is on the disk already."""

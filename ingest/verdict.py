@@ -117,6 +117,10 @@ _REASONS: dict[str, str] = {
     "XX": "internal",
 }
 
+# The standard leaves classes that begin with I to Z to implementations and users; PostgreSQL's own
+# there are P0 and XX.
+_USERS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
+
 OUR_COLUMNS = frozenset({"ts", "device_id", "metric", "value"})
 
 
@@ -131,6 +135,8 @@ def verdict_for(sqlstate: str | None, *, column: str | None = None) -> Verdict:
     if sqlstate == "23502" and column not in OUR_COLUMNS:
         return Verdict.HOLD  # a NOT NULL column that we do not fill: a migration, not a reading
     verdict = _BY_CODE.get(sqlstate) or _BY_CLASS.get(sqlstate[:2])
+    if verdict is None and sqlstate[:1] in _USERS_OWN and sqlstate[:2] != "P0":
+        return Verdict.ISOLATE  # RAISE .. USING ERRCODE in an operator's trigger, like P0001
     return verdict if verdict is not None else Verdict.UNKNOWN
 
 

@@ -136,7 +136,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         (["hold", "show"], "no service runs on the state folder"),
         (["hold", "release"], "no service runs on the state folder"),
         (["hold"], "the following arguments are required: show | release"),
-        (["schema", "show", "--database-url", "postgresql://u:pw@[x"], "the database ***: "),
+        (["schema", "show", "--database-url", "postgresql://u:pw@[x"], "cannot be read as a URL"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_exit_two(

@@ -319,3 +319,26 @@ def test_settings_made_by_hand_can_be_checked_too() -> None:
     check_together(Settings())
     with pytest.raises(ConfigError, match=r"batch_rows \(9,000 rows, default\)"):
         check_together(Settings(batch_rows=9_000))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p@ss:w/rd@127.0.0.1/x",
+        "postgresql://u:[x@127.0.0.1/x",
+        "postgresql://u:p@127.0.0.1:99999/x",
+        "postgresql://u:p@127.0.0.1:notaport/x",
+        "postgresql://u:%00@127.0.0.1/x",
+    ],
+)
+def test_database_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
+    """Said at once and with the remedy, not as the driver's words later."""
+    with pytest.raises(ConfigError, match=r"database_url.*%2F") as caught:
+        load(environ={"INGEST_DATABASE_URL": url})
+    assert "ss:w" not in str(caught.value)
+
+
+def test_database_url_of_several_hosts_is_taken() -> None:
+    """A primary and its standbys, each with a port."""
+    url = "postgresql://u:p@one:5432,two:5433/x"
+    assert load(environ={"INGEST_DATABASE_URL": url}).settings.database_url == url

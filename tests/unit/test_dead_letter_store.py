@@ -497,3 +497,19 @@ def test_letters_of_a_killed_process_are_on_the_disk_before_they_count_as_kept(
     keep(disturbed, letters)
     assert read(tmp_path) == letters * 2
     disturbed.close()
+
+
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+def test_file_moved_under_the_writer_is_noticed(tmp_path: Path, place: str) -> None:
+    """What follows goes into a new file that readers find; the moved one keeps what it had."""
+    folder = tmp_path / "letters"
+    store = make_store(folder)
+    keep(store, drained(2))
+    (segment,) = segments(folder)
+    moved = tmp_path / "kept.txt" if place == "elsewhere" else folder / "kept.txt"
+    segment.rename(moved)
+    later = drained(3)
+    keep(store, later)
+    assert read(folder) == later
+    assert len(moved.read_text().splitlines()) == 2
+    store.close()

@@ -130,3 +130,9 @@ def test_long_message_is_cut() -> None:
 def test_blamed_row_is_read_in_any_language(context: str | None, row: int | None) -> None:
     """lc_messages is the operator's; the first number after the table's name is the line."""
     assert copy_row(context) == row
+
+
+@pytest.mark.parametrize("sqlstate", ["U0001", "IN001", "Z9999"])
+def test_code_of_the_operators_own_is_one_rows_fault(sqlstate: str) -> None:
+    """A trigger that raises it must not hold the whole fleet."""
+    assert verdict_for(sqlstate) is Verdict.ISOLATE
