@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,9 +174,10 @@ async def make_data(home: Home) -> None:
     """Make the data if there is none. Killed half-way, it leaves nothing that looks whole."""
     if home.data.exists():
         return
-    new = home.data.with_name("data.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(mode=0o700)
+    # A name of its own: the children of an initdb that was killed may write for a moment longer.
+    for left in home.data.parent.glob("data.new*"):
+        shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix="data.new.", dir=home.data.parent))
     if home.user.uid >= 0:
         os.chown(new, home.user.uid, home.user.gid)
     locale = ["--locale=C"]
