@@ -1,239 +1,28 @@
-"""The command line: `python -m loadgen csv ..`.
+"""The command line: `python -m loadgen csv | run ..`.
 
-Exit codes: 0 everything accepted, 1 something was not, 2 wrong use, 130 interrupted.
+Exit codes of all words: 0 all went as it should, 1 something did not, 2 wrong use, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import tzinfo
-from pathlib import Path
+from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from loadgen import cli_csv
 
-from loadgen.client import Answer, Client, GaveUp
-from loadgen.csv_file import Batch, CsvError, CsvFile, zone_named
-
-PLAIN_LINE_S = 5.0
-SHOW_S = 0.25
-ERRORS_SHOWN_MAX = 10
+WORDS = {"csv": cli_csv}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     chosen = _parser().parse_args(arguments)
-    return _csv(chosen)
+    code: int = WORDS[chosen.word].main(chosen)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loadgen", description="Clients of iot-ingest.")
     words = parser.add_subparsers(dest="word", required=True, metavar="WORD")
-    csv = words.add_parser(
-        "csv",
-        help="post a CSV of timestamp,value",
-        description="Post a CSV with the header `timestamp,value`. Lines that are no reading are "
-        "reported and left out. Posting a file again stores nothing twice.",
-        epilog="Exit code 0: everything was accepted; 1: something was not; 2: wrong use.",
-    )
-    csv.add_argument("file", type=Path, metavar="FILE")
-    csv.add_argument("--device", required=True, help="device_id of every reading")
-    csv.add_argument("--metric", required=True, help="metric of every reading")
-    csv.add_argument("--url", default="http://127.0.0.1:8080", help="default: %(default)s")
-    csv.add_argument(
-        "--batch", type=_count, default=500, metavar="N", help="readings a post (%(default)s)"
-    )
-    csv.add_argument(
-        "--ack",
-        choices=("buffered", "durable", "committed"),
-        help="wait until each post is so safe; default: what the service does by itself",
-    )
-    csv.add_argument(
-        "--timezone",
-        type=_zone,
-        default="UTC",
-        metavar="ZONE",
-        help="of timestamps without an offset: UTC (default), +02:00, Europe/Vienna",
-    )
-    csv.add_argument(
-        "--connections", type=_count, default=2, metavar="N", help="posts at once (%(default)s)"
-    )
-    csv.add_argument(
-        "--give-up-s",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help="keep trying one post for so long (%(default)g)",
-    )
+    for each in WORDS.values():
+        each.add_parser(words)
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _zone(text: str) -> tzinfo:
-    try:
-        return zone_named(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-@dataclass
-class _Tally:
-    """What became of the file so far."""
-
-    accepted: int = 0
-    dead_lettered: int = 0
-    refused: int = 0
-    end_bytes: int = 0
-    fatal: str = ""
-    trouble: list[tuple[int, str]] = field(default_factory=list)
-
-    def take(self, batch: Batch, answer: Answer) -> None:
-        """Count one answer, and name the lines that it names."""
-        for each in answer.errors:
-            if each.item < len(batch.lines):
-                self._note(batch.lines[each.item], f"{each.code}: {each.message}")
-        if answer.ok:
-            self.accepted += answer.accepted
-            self.dead_lettered += answer.dead_lettered
-        else:
-            self.refused += len(batch.lines)
-            why = f"{answer.status} {answer.code}: {answer.detail}"
-            if answer.status != 422:  # not about these items, so the next post fares no better
-                self.fatal = f"refused at line {batch.lines[0]}: {why}"
-            elif not answer.errors:
-                self._note(batch.lines[0], why)
-        self.end_bytes = max(self.end_bytes, batch.end_bytes)
-
-    def _note(self, line: int, what: str) -> None:
-        if len(self.trouble) < ERRORS_SHOWN_MAX:
-            self.trouble.append((line, what))
-
-
-def _csv(chosen: argparse.Namespace) -> int:
-    file = CsvFile(chosen.file, chosen.device, chosen.metric, chosen.timezone)
-    tally = _Tally()
-    client = Client(
-        chosen.url,
-        connections_max=chosen.connections,
-        give_up_s=chosen.give_up_s,
-        parameters={"ack": chosen.ack} if chosen.ack else None,
-    )
-    began_s = time.monotonic()
-    interrupted = False
-    try:
-        asyncio.run(_post_all(file, client, chosen.batch, chosen.connections, tally))
-    except KeyboardInterrupt:
-        interrupted = True
-    _summarise(file, client, tally, time.monotonic() - began_s)
-    if interrupted:
-        print("interrupted: posting the file again stores nothing twice", file=sys.stderr)
-        return 130
-    return 0 if tally.accepted == file.rows and not file.bad_rows and not tally.fatal else 1
-
-
-async def _post_all(
-    file: CsvFile, client: Client, batch_rows: int, connections: int, tally: _Tally
-) -> None:
-    batches = file.batches(batch_rows)
-    async with client:
-        with _progress(file, client, tally) as show:
-            shower = asyncio.create_task(_every(SHOW_S, show))
-            try:
-                async with asyncio.TaskGroup() as workers:
-                    for _ in range(connections):
-                        workers.create_task(_work(batches, client, tally))
-            finally:
-                shower.cancel()
-                show()
-
-
-async def _every(period_s: float, call: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(period_s)
-        call()
-
-
-async def _work(batches: Iterator[Batch], client: Client, tally: _Tally) -> None:
-    """Post batches one after another until there are none or one shows that none will do."""
-    while not tally.fatal:
-        try:
-            batch = next(batches, None)
-        except CsvError as error:
-            tally.fatal = str(error)
-            return
-        if batch is None:
-            return
-        try:
-            tally.take(batch, await client.post(batch.body))
-        except GaveUp as error:
-            tally.fatal = f"gave up at line {batch.lines[0]}: {error}"
-
-
-@contextmanager
-def _progress(file: CsvFile, client: Client, tally: _Tally) -> Iterator[Callable[[], None]]:
-    """Yield a call that shows how far it is: a bar on a terminal, else a line now and then."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        next_s = time.monotonic() + PLAIN_LINE_S
-
-        def print_line() -> None:
-            nonlocal next_s
-            if time.monotonic() >= next_s:
-                next_s = time.monotonic() + PLAIN_LINE_S
-                trouble = f"; trying again: {client.trouble}" if client.trouble else ""
-                print(f"{tally.accepted} of {file.rows} rows accepted{trouble}", file=sys.stderr)
-
-        yield print_line
-        return
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[accepted]} accepted"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[trouble]}", style="yellow", markup=False),
-        console=console,
-    ) as progress:
-        size_bytes = file.path.stat().st_size if file.path.is_file() else None
-        bar = progress.add_task(file.path.name, total=size_bytes, accepted=0, trouble="")
-
-        def move_bar() -> None:
-            progress.update(
-                bar,
-                completed=tally.end_bytes,
-                accepted=tally.accepted,
-                trouble=client.trouble[:60],
-            )
-
-        yield move_bar
-
-
-def _summarise(file: CsvFile, client: Client, tally: _Tally, took_s: float) -> None:
-    for line, why in file.bad:
-        print(f"{file.path}, line {line}: {why}", file=sys.stderr)
-    if file.bad_rows > len(file.bad):
-        print(f".. and {file.bad_rows - len(file.bad)} more lines left out", file=sys.stderr)
-    for line, why in tally.trouble:
-        print(f"{file.path}, line {line}: {why}", file=sys.stderr)
-    lost = tally.dead_lettered + tally.refused
-    if lost > len(tally.trouble):
-        print(f".. and {lost - len(tally.trouble)} more rows refused", file=sys.stderr)
-    if tally.fatal:
-        print(tally.fatal, file=sys.stderr)
-    print(
-        f"rows={file.rows} accepted={tally.accepted} dead_lettered={tally.dead_lettered} "
-        f"refused={tally.refused} left_out={file.bad_rows} retries={client.retries} "
-        f"seconds={took_s:.2f} rows_per_s={tally.accepted / max(took_s, 1e-9):.0f}"
-    )
