@@ -28,7 +28,7 @@ class Observer(Protocol):
         """Tell that a try begins: its first byte is not written yet."""
 
     def answered(
-        self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, final: bool
+        self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
         """Tell of a whole answer. Not `final`: the post will be tried again."""
 
@@ -39,6 +39,7 @@ class Observer(Protocol):
         written: bool,
         intended_s: float,
         now_s: float,
+        *,
         final: bool,
     ) -> None:
         """Tell that a try ended without an answer, or that the post was given up.
