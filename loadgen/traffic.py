@@ -111,22 +111,20 @@ class Traffic:
             return self._backlog(number, at_us)
         if number >= self._next_broken:
             self._next_broken = number + self._gap(recipe.broken)
-            self.made["broken"] += 1
             return self._broken(number, at_us)
         if number >= self._next_duplicate and self._repeatable:
             self._next_duplicate = number + self._gap(recipe.duplicates)
             self.made["duplicates"] += 1
             return self._random.choice(self._repeatable)._replace(number=number)
         body, readings, bad = self._live(at_us)
-        if bad == 0:
-            post = self._post(body, readings, GOOD, number)
-            if recipe.duplicates:
-                self._keep(post)
-            return post
+        post = self._post(body, readings, GOOD if bad == 0 else MIXED, number)
         if bad == readings:
-            return self._post(body, readings, INVALID, number)
-        self.bad_items[number] = bad
-        return self._post(body, readings, MIXED, number)
+            post = post._replace(kind=INVALID)
+        elif bad:
+            self.bad_items[number] = bad
+        elif recipe.duplicates:
+            self._keep(post)
+        return post
 
     def _gap(self, share: float) -> float:
         """Return how far it is to the next one of so many: a share without a pattern."""
@@ -224,6 +222,7 @@ class Traffic:
 
     def _broken(self, number: int, at_us: int) -> Post:
         """Return a post whose body is not what its head says."""
+        self.made["broken"] += 1
         body, readings, _ = self._live(at_us)
         body, is_gzip = spoil.body(body, self._random)
         head = self._gzip_head if is_gzip else self._plain_head
