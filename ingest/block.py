@@ -12,7 +12,8 @@ One row, big-endian, 34 bytes and the two names:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from ingest.reading import Reading
@@ -29,7 +30,7 @@ _HEAD = struct.Struct(">hiqi")
 _SIZE = struct.Struct(">i")
 _VALUE = struct.Struct(">id")
 
-ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
+_ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
 
 Pack = Callable[[bytes, int, bytes, float], bytes]
 
@@ -89,25 +90,45 @@ class Block:
 _packers: dict[int, Pack] = {}
 
 
-def packer(device_id: str, metric: str) -> tuple[Pack, bytes]:
-    """Return (pack, names) for a series; `pack(ROW_HEAD, ts_pg_us, names, value)` is its row.
-
-    `names` is all that stands between ts and value, sizes included. ROW_HEAD is an argument of
-    pack only because a struct cannot hold a constant.
-    """
+def names_between(device_id: str, metric: str) -> bytes:
+    """Return all that stands between ts and value in the rows of a series, sizes included."""
     device = device_id.encode()
     name = metric.encode()
-    names = b"".join((_SIZE.pack(len(device)), device, _SIZE.pack(len(name)), name, _SIZE.pack(8)))
-    pack = _packers.get(len(names))
+    return b"".join((_SIZE.pack(len(device)), device, _SIZE.pack(len(name)), name, _SIZE.pack(8)))
+
+
+def encode_row(ts_us: int, names: bytes, value: float) -> bytes:
+    """Encode one row as binary COPY; `names` is what `names_between` returns."""
+    return _packer(len(names))(_ROW_HEAD, ts_us - PG_EPOCH_US, names, value)
+
+
+def encode_rows(times_us: Sequence[int], names: Sequence[bytes], values: Sequence[float]) -> bytes:
+    """Encode rows as binary COPY, column by column: `times_us[i], names[i], values[i]` is row i.
+
+    `times_us` are Unix microseconds, `names` what `names_between` returns. Where all names have one
+    length, as those of one device or of a numbered fleet, no step of Python is made for a row.
+    """
+    sizes = set(map(len, names))
+    packs = [_packer(len(each)) for each in names] if len(sizes) > 1 else [_packer(sizes.pop())]
+    times_pg_us = [ts_us - PG_EPOCH_US for ts_us in times_us]
+    if len(packs) == 1:
+        return b"".join(map(packs[0], repeat(_ROW_HEAD), times_pg_us, names, values))
+    columns = zip(packs, times_pg_us, names, values, strict=True)
+    return b"".join([pack(_ROW_HEAD, ts, between, value) for pack, ts, between, value in columns])
+
+
+def _packer(names_bytes: int) -> Pack:
+    pack = _packers.get(names_bytes)
     if pack is None:
-        pack = _packers[len(names)] = struct.Struct(f">6sq{len(names)}sd").pack
-    return pack, names
+        # The head is an argument only because a struct cannot hold a constant.
+        pack = _packers[names_bytes] = struct.Struct(f">6sq{names_bytes}sd").pack
+    return pack
 
 
 def encode_reading(reading: Reading) -> bytes:
     """Encode one reading as one row of binary COPY."""
-    pack, names = packer(reading.device_id, reading.metric)
-    return pack(ROW_HEAD, reading.ts_us - PG_EPOCH_US, names, reading.value)
+    names = names_between(reading.device_id, reading.metric)
+    return encode_row(reading.ts_us, names, reading.value)
 
 
 def row_offsets(tuples: bytes) -> list[int]:

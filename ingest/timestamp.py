@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from datetime import date
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -82,30 +82,43 @@ def number_us(number: int | float, precision: str | None) -> int | Fault:
     return _divided(number * times, parts)
 
 
-def numbers_us(numbers: Sequence[int | float], precision: str | None) -> list[int] | None:
-    """Do as number_us does for each of them; None if one has a fault."""
-    if set(map(type, numbers)) == {int}:
-        least, most = min(numbers), max(numbers)
-        unit = precision or _unit(most)
-        times, parts = _US_PER_UNIT[unit]
-        if parts == 1 and (precision or (least >= 0 and _unit(least) == unit)):
-            return [number * times for number in cast("Sequence[int]", numbers)]
+class Times(NamedTuple):
+    """Several times, in Unix microseconds, and the extremes of them."""
+
+    us: Sequence[int]
+    oldest_us: int
+    newest_us: int
+
+
+def integers_us(numbers: Sequence[int], precision: str | None) -> Times | None:
+    """Do as number_us does for each of one or more integers; None if one has a fault."""
+    least, most = min(numbers), max(numbers)
+    unit = precision or _unit(most)
+    times, parts = _US_PER_UNIT[unit]
+    if parts == 1 and (precision or (least >= 0 and _unit(least) == unit)):
+        all_us = numbers if times == 1 else [number * times for number in numbers]
+        return Times(all_us, least * times, most * times)
+    return numbers_us(numbers, precision)
+
+
+def numbers_us(numbers: Sequence[int | float], precision: str | None) -> Times | None:
+    """Do as number_us does for each of one or more; None if one has a fault."""
     return _sound(number_us(number, precision) for number in numbers)
 
 
-def texts_us(texts: Sequence[str]) -> list[int] | None:
-    """Do as text_us does for each of them; None if one has a fault."""
+def texts_us(texts: Sequence[str]) -> Times | None:
+    """Do as text_us does for each of one or more; None if one has a fault."""
     times_us = _alike_us(texts) if len(texts) >= ALIKE_MIN else None
-    return times_us or _sound(map(_plain_us, texts))
+    return _sound(times_us or map(plain_us, texts))
 
 
-def _sound(times_us: Iterable[int | Fault]) -> list[int] | None:
-    sound: list[int] = []
-    for each in times_us:
-        if not isinstance(each, int):
-            return None
-        sound.append(each)
-    return sound
+def _sound(times_us: Iterable[int | Fault]) -> Times | None:
+    """Return the times, or None if there is a fault among them."""
+    all_us = list(times_us)
+    if set(map(type, all_us)) != {int}:
+        return None
+    sound = cast("list[int]", all_us)
+    return Times(sound, min(sound), max(sound))
 
 
 class _Minutes(dict[str, int]):
@@ -124,7 +137,7 @@ class _Minutes(dict[str, int]):
 _minutes = _Minutes()
 
 
-def _plain_us(text: str) -> int | Fault:
+def plain_us(text: str) -> int | Fault:
     """Do as text_us does; a third of its cost if the text ends in Z and its minute is known."""
     rest = text[17:]
     if rest[-1:] == "Z" and (len(rest) == 3 or (rest[2:3] == "." and 5 <= len(rest) <= 10)):

@@ -31,8 +31,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "buffer_memory batch gate breaker set_aside inflate problems body",
         "decode_item dead_letter_files dead_letter_format postgres_binaries sink_connection",
-        "decode dead_letter_cursor postgres_data sink_postgres",
-        "dead_letter_reader postgres_embedded",
+        "decode_fast dead_letter_cursor postgres_data sink_postgres",
+        "decode dead_letter_reader postgres_embedded",
         "dead_letter_store",
         "dead_letter",
     ),

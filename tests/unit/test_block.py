@@ -13,7 +13,8 @@ from ingest.block import (
     ROW_BYTES_MIN,
     decode_rows,
     encode_reading,
-    packer,
+    encode_rows,
+    names_between,
     row_offsets,
 )
 from ingest.reading import Reading
@@ -62,6 +63,16 @@ def test_row_has_the_layout_of_binary_copy() -> None:
     assert len(row) == ROW_BYTES_MIN + 5
 
 
-def test_packers_are_shared_by_series_with_names_of_one_size() -> None:
-    """Many series need few compiled structs."""
-    assert packer("aa", "b")[0] is packer("a", "bb")[0]
+def test_rows_encoded_together_are_those_encoded_alone() -> None:
+    """With names of one size and of many, in the order given."""
+    for devices in (["aa", "bb", "cc"], ["a", "bb", "ccc", "bb"]):
+        readings = [
+            Reading(PG_EPOCH_US + n, device, "m", n / 3) for n, device in enumerate(devices)
+        ]
+        together = encode_rows(
+            [each.ts_us for each in readings],
+            [names_between(each.device_id, each.metric) for each in readings],
+            [each.value for each in readings],
+        )
+        assert together == b"".join(map(encode_reading, readings))
+        assert list(decode_rows(together)) == readings

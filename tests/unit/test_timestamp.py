@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from ingest.timestamp import (
     ALIKE_MIN,
     MINUTES_CACHED_MAX,
     _minutes,
+    integers_us,
     number_us,
     numbers_us,
     text_us,
@@ -51,7 +53,8 @@ def test_text_of_any_valid_form_is_exact_to_the_microsecond(moment: tuple[str, i
 @given(st.lists(moments(7), min_size=1, max_size=3 * ALIKE_MIN))
 def test_texts_read_together_are_what_each_is_alone(some: list[tuple[str, int]]) -> None:
     """Reading many times at once changes none of them, however their forms are mixed."""
-    assert texts_us([text for text, _ in some]) == [us for _, us in some]
+    alone = [us for _, us in some]
+    assert texts_us([text for text, _ in some]) == (alone, min(alone), max(alone))
 
 
 @given(
@@ -66,15 +69,16 @@ def test_texts_of_one_form_with_one_character_changed_are_judged_as_alone(
     """The way that reads columns takes exactly what the way that reads one text takes."""
     size = 19 + (digits and digits + 1)
     texts = [f"{each.isoformat(timespec='microseconds')[:size]}{offset}" for each in times]
-    alone = [text_us(text) for text in texts]
-    assert texts_us(texts) == alone
+    assert (together := texts_us(texts))
+    assert together.us == [text_us(text) for text in texts]
     place = data.draw(st.integers(0, len(texts) - 1))
     at = data.draw(st.integers(0, len(texts[0]) - 1))
     insert = data.draw(st.sampled_from(["", ",", "6", "0", " ", "_", "-", ".", "e", "Z", ":", "٣"]))
     texts[place] = texts[place][:at] + insert + texts[place][at + data.draw(st.integers(0, 1)) :]
     alone = [text_us(text) for text in texts]
     sound = all(isinstance(each, int) for each in alone)
-    assert texts_us(texts) == (alone if sound else None)
+    again = texts_us(texts)
+    assert (again and again.us) == (alone if sound else None)
 
 
 @pytest.mark.parametrize(
@@ -193,14 +197,20 @@ def test_number_without_unit_goes_by_magnitude(number: int | float, expected_us:
     st.lists(
         st.one_of(st.integers(-(10**20), 10**20), st.integers(0, 10**16), st.floats(-1e18, 1e18)),
         min_size=1,
-    ),
+    )
+    | st.lists(st.integers(10**15, 2 * 10**15), min_size=1)
+    | st.lists(st.integers(-10, 10**10), min_size=1),
     st.sampled_from([None, "s", "ms", "us", "ns"]),
 )
 def test_numbers_read_together_are_what_each_is_alone(
     numbers: list[int | float], unit: str | None
 ) -> None:
     """Reading many numbers at once changes none of them, however they are mixed."""
-    assert numbers_us(numbers, unit) == [number_us(number, unit) for number in numbers]
+    alone = [number_us(number, unit) for number in numbers]
+    expected = (alone, min(alone), max(alone))
+    assert numbers_us(numbers, unit) == expected
+    if all(isinstance(number, int) for number in numbers):
+        assert integers_us(cast("list[int]", numbers), unit) == expected
 
 
 def test_infinite_number_is_a_fault_of_its_side() -> None:
