@@ -80,6 +80,7 @@ class Reconciliation:
         for post, items in zip(range(self._ledger.posts), self.plan.posts(), strict=False):
             final = self._ledger.final(post)
             flags = self._flags(final)
+            accepted = 0
             for item in items:
                 item.flags |= flags
                 if item.first >= next_first:
@@ -87,6 +88,9 @@ class Reconciliation:
                     next_first += item.count
                 if flags == _ACK and item.note is None:
                     item.note = final
+                accepted += item.count
+            if flags == _ACK and final is not None and not final.details:
+                self.counts["answered_accepted"] += accepted
             if final is None or final.details or final.odd or flags == _REFUSED:
                 self._judge(post, items, final)
             while len(open_items) > WINDOW:
@@ -117,6 +121,7 @@ class Reconciliation:
             if any(item.kind < 0 for item in items) and code != "dead_letters_full":
                 self._wrong(post, items[0], f"valid readings refused with {final.status} {code}")
             return
+        self.counts["answered_accepted"] += details.accepted
         total = sum(item.count for item in items)
         if details.accepted + details.dead_lettered != total:
             said = f"{details.accepted} accepted + {details.dead_lettered} dead-lettered"
@@ -240,7 +245,8 @@ class Reconciliation:
         self.counts["in_letters"] += bool(kept)
         say = self._say
         for other in others:
-            say("altered", item, place, f"value {value!r}", f"value {other!r}")
+            kind = "never_sent" if copies or kept else "altered"
+            say(kind, item, place, f"value {value!r}", f"value {other!r}")
         if copies > 1:
             say("twice", item, place, "is stored once", f"{copies} rows")
         if copies and kept:

@@ -1,0 +1,209 @@
+"""The end of a run of `loadgen verify`: waits for quiet, compares, and says what was found.
+
+Promises: what is green was looked at, reading by reading; a reading that is missing was missed
+twice. Raises CannotCheck where no comparison was possible. Does not: print, or write but a report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loadgen.ledger import Ledger, LedgerError
+from loadgen.letters import Folder, LettersError, read_letters
+from loadgen.proof import Plan
+from loadgen.quiet import Law, settle
+from loadgen.reconcile import FAULTS, Fault, Reconciliation
+from loadgen.table import TableError, check_table, stream_rows
+
+FIRST_FAULTS = 20
+AGAIN_S = 1.0
+LATE = frozenset({"lost", "in_both", "not_replayed"})  # what a later look may see otherwise
+
+
+class CannotCheck(Exception):
+    """Nothing was proven, neither good nor bad; the text says why."""
+
+
+class Where(NamedTuple):
+    """Where the proof lies. `admin_url` None: nobody can be asked whether all is written."""
+
+    database_url: str
+    dlq_dir: Path
+    admin_url: str | None = None
+
+
+@dataclass
+class Result:
+    """What a comparison found. `counts` are of readings; `first` holds the first faults a kind."""
+
+    plan: Plan
+    posts: int
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    tries: Counter[int] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    first: dict[str, list[Fault]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    law: Law | None = None
+    quiet: bool = False
+    took_s: float = 0.0
+
+    @property
+    def green(self) -> bool:
+        """Whether nothing is other than promised. It proves nothing without acknowledgements."""
+        return not self.faults.total()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object, without the faults themselves."""
+        return {
+            "green": self.green,
+            "plan": asdict(self.plan),
+            "posts": self.posts,
+            "readings": dict(self.counts),
+            "dead_letters": dict(self.reasons),
+            "tried_again": {str(status): count for status, count in self.tries.items()},
+            "faults": {kind: self.faults[kind] for kind in FAULTS},
+            "law": self.law._asdict() if self.law is not None else None,
+            "quiet": self.quiet,
+            "notes": self.notes,
+            "took_s": round(self.took_s, 3),
+        }
+
+
+class _Book:
+    """Where faults are written down: counted, the first ones kept, all of them in a report."""
+
+    def __init__(self, result: Result, report: Path | None) -> None:
+        self._result = result
+        self._file = report.open("w") if report is not None else None
+        if self._file is not None:
+            self._file.write('{"list": [')
+
+    def __call__(self, fault: Fault) -> None:
+        result = self._result
+        if self._file is not None:
+            self._file.write(",\n" if result.faults.total() else "\n")
+            self._file.write(json.dumps({**fault._asdict(), "invariant": FAULTS[fault.kind]}))
+        result.faults[fault.kind] += 1
+        first = result.first.setdefault(fault.kind, [])
+        if len(first) < FIRST_FAULTS:
+            first.append(fault)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.write(f'\n],\n"summary": {json.dumps(self._result.to_json())}\n}}\n')
+            self._file.close()
+
+
+async def conclude(
+    ledger_path: Path,
+    where: Where,
+    *,
+    settle_s: float = 60.0,
+    report: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Wait until the service is quiet, then compare ledger, table and dead letters.
+
+    A comparison that is not green is made once more: what was on its way has then arrived.
+    Raises CannotCheck, OSError for the report. Memory: a byte a post, 600 bytes a dead letter.
+    """
+    try:
+        ledger = await asyncio.to_thread(Ledger.read, ledger_path)
+        plan = Plan.from_json(ledger.header["plan"])
+    except (LedgerError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CannotCheck(f"the ledger cannot be read: {error}") from error
+    end_s = time.monotonic() + settle_s
+    looks = 0
+    while True:
+        say("waiting until the service is quiet")
+        try:
+            left_s = max(0.0, end_s - time.monotonic())
+            settled = await settle(where.admin_url, where.dlq_dir, plan.prefix, left_s)
+            say("comparing")
+            result = await _compare(ledger, plan, where, settled.law, report)
+        except (TableError, LettersError) as error:
+            if time.monotonic() >= end_s:
+                raise CannotCheck(str(error)) from error
+            await asyncio.sleep(AGAIN_S)
+            continue
+        result.quiet = settled.quiet
+        looks += 1
+        late = not set(result.faults).isdisjoint(LATE)
+        if not late or (looks > 1 and (settled.quiet or time.monotonic() >= end_s)):
+            return result
+        await asyncio.sleep(AGAIN_S)
+
+
+async def _compare(
+    ledger: Ledger, plan: Plan, where: Where, law: Law | None, report: Path | None
+) -> Result:
+    began_s = time.monotonic()
+    result = Result(plan, ledger.posts, law=law, tries=ledger.tries)
+    folder = await asyncio.to_thread(read_letters, where.dlq_dir, plan.prefix)
+    book = _Book(result, report)
+    try:
+        work = Reconciliation(ledger, folder, book, replays=law is not None)
+        result.reasons = Counter(work.reasons)
+        result.counts = work.counts
+        await stream_rows(where.database_url, plan.prefix, work.feed)
+        work.finish()
+        _check_law(ledger, result, book)
+        _note(ledger, folder, result)
+        result.took_s = time.monotonic() - began_s
+    finally:
+        book.close()
+    return result
+
+
+def _check_law(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -> None:
+    law = result.law
+    if law is None:
+        result.notes.append("I9 was not looked at: no admin port answered")
+        return
+    if law.held == 0 and not law.kept:
+        found = f"{law.left_over:g} by our sum, {law.claimed:g} by the service's own"
+        book(Fault("law_broken", None, "/metrics", "both sides are equal", found))
+    elif not law.kept:
+        result.notes.append(f"the law left {law.left_over:g} over while readings were held")
+    if law.dropped:
+        book(Fault("law_broken", None, "/metrics", "nothing dropped", f"{law.dropped:g} dropped"))
+    before = ledger.header.get("law")
+    if before is not None and before["life"] == law.life:
+        counted = law.accepted - before["accepted"]
+        answered = result.counts["answered_accepted"]
+        if counted < answered:
+            found = f"{counted:g} counted, {answered} answered as accepted"
+            book(Fault("law_broken", None, "/metrics", "counts what it accepts", found))
+    elif before is not None:
+        result.notes.append("the service was started anew during the run")
+
+
+def _note(ledger: Ledger, folder: Folder, result: Result) -> None:
+    """Say what a reader of the result should know, though nothing is wrong with it."""
+    for count, what in (
+        (not ledger.ended, "the ledger has no end: its generator was killed"),
+        (ledger.torn_bytes, "the ledger's last record is torn: its answers count as not known"),
+        (folder.torn, "the dead letters end in a torn line"),
+        (folder.altered, f"{folder.altered} altered lines among the dead letters of the run"),
+        (result.law is not None and result.law.held, "the service still holds readings"),
+        (folder.coming_back, f"{folder.coming_back} dead letters still wait for their replay"),
+    ):
+        if count:
+            result.notes.append(what)
+
+
+async def check_ahead(where: Where, prefix: str) -> None:
+    """See whether a comparison will be possible. Raises CannotCheck."""
+    try:
+        await check_table(where.database_url)
+        await asyncio.to_thread(read_letters, where.dlq_dir, prefix)
+    except (TableError, LettersError) as error:
+        raise CannotCheck(str(error)) from error
