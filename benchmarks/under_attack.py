@@ -11,14 +11,13 @@ import argparse
 import asyncio
 import gzip
 import multiprocessing
-import resource
-import sys
 import time
 
 import aiohttp
 import uvloop
 
-from benchmarks.side_by_side import Service
+from benchmarks.processes import raise_open_files_limit, scratch
+from benchmarks.service import Service
 
 RATE_PER_S = 1_000
 HALF_HEADS = 10_000
@@ -29,8 +28,7 @@ HALF_HEAD = b"POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Ty"
 
 def attack(kind: str, port: int, ready: object) -> None:
     """Attack until killed."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_open_files_limit()
     uvloop.run(half_heads(port, ready) if kind == "half heads" else bombs(port, ready))
 
 
@@ -104,31 +102,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    service = Service()
-    try:
+    with scratch() as folder, Service(folder / "state") as service:
         for number, kind in enumerate(("alone", "half heads", "bombs", "alone again")):
-            attacker = None
-            if not kind.startswith("alone"):
-                ready = context.Event()
-                attacker = context.Process(target=attack, args=(kind, service.port(), ready))
-                attacker.start()
-                ready.wait(60)
-            first_us = 1_700_000_000_000_000 + number * 1_000_000_000
-            try:
-                found = uvloop.run(post_steadily(service.port(), options.seconds, first_us))
-            finally:
-                if attacker is not None:
-                    attacker.kill()
-                    attacker.join()
+            found = measure(service, kind, options.seconds, number)
             p50, p99 = found[len(found) // 2], found[int(len(found) * 0.99)]
             print(
                 f"{kind:12} {len(found)} posts, p50 {p50:.1f} ms, p99 {p99:.1f} ms, "
-                f"max {found[-1]:.1f} ms, peak RSS {service.rss_mib():.0f} MiB",
+                f"max {found[-1]:.1f} ms, peak RSS {service.child.rss_peak_mib():.0f} MiB",
                 flush=True,
             )
+
+
+def measure(service: Service, kind: str, seconds: float, number: int) -> list[float]:
+    """Post steadily beside an attack; return the latencies in ms, sorted."""
+    context = multiprocessing.get_context("spawn")
+    attacker = None
+    if not kind.startswith("alone"):
+        ready = context.Event()
+        attacker = context.Process(target=attack, args=(kind, service.port, ready))
+        attacker.start()
+        ready.wait(60)
+    first_us = 1_700_000_000_000_000 + number * 1_000_000_000
+    try:
+        return uvloop.run(post_steadily(service.port, seconds, first_us))
     finally:
-        print(service.stop(), file=sys.stderr)
+        if attacker is not None:
+            attacker.kill()
+            attacker.join()
 
 
 if __name__ == "__main__":

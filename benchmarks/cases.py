@@ -1,0 +1,248 @@
+"""What is claimed, and which figures show it: the cases that `--only` names.
+
+A case names its contenders (measured in turn, in every run) and what is wanted of their medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from benchmarks.contenders import CONTENDERS, Contender, Figures
+from benchmarks.floors import COPY_BATCHES
+from benchmarks.stories import STORIES
+
+ALL: dict[str, Contender] = {each.name: each for each in (*CONTENDERS, *STORIES)}
+Runs = Mapping[str, list[Figures]]  # by contender
+
+
+class Wanted(NamedTuple):
+    """A bound on one number: `at_least` or, if that is False, at most `bound`.
+
+    `value` takes what `median` is for this case: contender and figure, to its median. It raises
+    KeyError where a contender was left out.
+    """
+
+    what: str
+    value: Callable[[Medians], float]
+    bound: float
+    at_least: bool = True
+    unit: str = ""
+
+
+class Case(NamedTuple):
+    """One claim.
+
+    `chart` is the figure by which the contenders are compared. Empty: they are stories with
+    figures of their own, of which the picture shows those of `bars` (label, contender, figure),
+    in `unit`.
+    """
+
+    name: str
+    title: str
+    contenders: tuple[str, ...]
+    wanted: tuple[Wanted, ...]
+    chart: str = ""
+    bars: tuple[tuple[str, str, str], ...] = ()
+    unit: str = ""
+
+
+class Medians:
+    """The medians of all runs."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+
+    def __call__(self, contender: str, figure: str) -> float:
+        """Return a median. Raises KeyError if it was not measured."""
+        found = [each[figure] for each in self._runs[contender]]
+        if not found:
+            raise KeyError(contender)
+        return statistics.median(found)
+
+
+class Verdict(NamedTuple):
+    """What became of a Wanted: its value, or None if something that it needs was left out."""
+
+    wanted: Wanted
+    value: float | None
+
+    @property
+    def met(self) -> bool:
+        """Whether the bound is kept."""
+        wanted, value = self
+        if value is None:
+            return False
+        return value >= wanted.bound if wanted.at_least else value <= wanted.bound
+
+
+def ratio(
+    mine: str, its: str, figure: str = "rows_per_s", its_figure: str = ""
+) -> Callable[[Medians], float]:
+    """Return one contender's figure over another one's."""
+    return lambda of: of(mine, figure) / of(its, its_figure or figure)
+
+
+def figure(contender: str, name: str) -> Callable[[Medians], float]:
+    """Return one figure as it is."""
+    return lambda of: of(contender, name)
+
+
+def of_copy(of: Medians) -> float:
+    """Return the committed rate over the better of the COPY floors."""
+    floor = max(of(f"copy_{rows}", "rows_per_s") for rows in COPY_BATCHES)
+    return of("hundreds", "rows_per_s") / floor
+
+
+CASES = (
+    Case(
+        "singles",
+        "Single readings, beside a bare aiohttp handler",
+        ("bare", "singles"),
+        (Wanted("of the bare handler's posts/s", ratio("singles", "bare", "posts_per_s"), 0.85),),
+        "posts_per_s",
+    ),
+    Case(
+        "hundreds",
+        "Posts of 100, beside COPY of ready bytes",
+        (*(f"copy_{rows}" for rows in COPY_BATCHES), "hundreds"),
+        (Wanted("of the better COPY's rows/s", of_copy, 0.75),),
+        "rows_per_s",
+    ),
+    Case(
+        "singles_inserts",
+        "Single readings, beside one INSERT per request",
+        ("singles_inserts", "singles_inserts_tuned", "singles"),
+        (Wanted("times one INSERT per request", ratio("singles", "singles_inserts"), 6),),
+        "rows_per_s",
+    ),
+    Case(
+        "hundreds_inserts",
+        "Posts of 100, beside one INSERT per reading",
+        ("hundreds_inserts", "hundreds"),
+        (Wanted("times one INSERT per reading", ratio("hundreds", "hundreds_inserts"), 40),),
+        "rows_per_s",
+    ),
+    Case(
+        "singles_peers",
+        "Single readings, beside InfluxDB and VictoriaMetrics",
+        ("singles_influx", "singles_victoria", "singles", "singles_committed"),
+        (Wanted("of InfluxDB's rows/s", ratio("singles", "singles_influx"), 1.0),),
+        "rows_per_s",
+    ),
+    Case(
+        "hundreds_peers",
+        "Posts of 100, beside InfluxDB and VictoriaMetrics",
+        ("hundreds_influx", "hundreds_victoria", "hundreds", "hundreds_committed"),
+        (Wanted("of InfluxDB's rows/s", ratio("hundreds", "hundreds_influx"), 0.8),),
+        "rows_per_s",
+    ),
+    Case(
+        "slowed",
+        "Database slowed to a quarter, then open loop at 2 and 4 times what it takes",
+        ("slowed", "slowed_singles"),
+        tuple(
+            wanted
+            for name, kind in (("slowed", "posts of 100"), ("slowed_singles", "single readings"))
+            for wanted in (
+                Wanted(
+                    f"{kind}: committed, of what it takes", figure(name, "least_of_takes"), 0.95
+                ),
+                Wanted(f"{kind}: readings lost", figure(name, "lost_rows"), 0, at_least=False),
+                Wanted(
+                    f"{kind}: RSS flooded over RSS full",
+                    figure(name, "rss_growth"),
+                    1.1,
+                    at_least=False,
+                ),
+            )
+        ),
+        bars=tuple(
+            (f"{kind}: {label}", name, f"{key}_rows_per_s")
+            for name, kind in (("slowed", "posts of 100"), ("slowed_singles", "singles"))
+            for key, label in (
+                ("takes", "what it takes"),
+                ("twice", "offered twice that"),
+                ("four_times", "offered four times that"),
+            )
+        ),
+        unit="rows/s committed",
+    ),
+    Case(
+        "half_peak",
+        "Latency of single readings at half their peak, open loop",
+        ("half_peak",),
+        tuple(
+            Wanted(
+                f"p99, ack={ack}",
+                figure("half_peak", f"{ack}_p99_ms"),
+                bound,
+                at_least=False,
+                unit="ms",
+            )
+            for ack, bound in (("buffered", 5), ("committed", 40))
+        ),
+        bars=tuple(
+            (f"ack={ack}, {label}", "half_peak", f"{ack}_{key}_ms")
+            for ack in ("buffered", "committed")
+            for key, label in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))
+        ),
+        unit="ms from the intended moment to the answer",
+    ),
+    Case(
+        "big_table",
+        "Posts of 100, with 20 M rows in the table",
+        ("small_table", "big_table"),
+        (Wanted("of the rows/s with 100 k rows", ratio("big_table", "small_table"), 0.8),),
+        "rows_per_s",
+    ),
+    Case(
+        "idle",
+        "Beside 5,000 idle keep-alive connections",
+        ("idle",),
+        (
+            Wanted(
+                "memory of one", figure("idle", "connection_kib"), 40, at_least=False, unit="KiB"
+            ),
+            Wanted("of the peak without them", figure("idle", "of_alone"), 0.95),
+        ),
+    ),
+    Case(
+        "start",
+        "Service start to the first committed reading, warm",
+        ("start",),
+        (
+            Wanted(
+                "start to commit",
+                figure("start", "start_to_committed_s"),
+                1.5,
+                at_least=False,
+                unit="s",
+            ),
+        ),
+    ),
+)
+NAMES = tuple(case.name for case in CASES)
+
+
+def chosen_cases(words: Iterable[str]) -> list[Case]:
+    """Return the cases of these names, in our order. Raises ValueError that names a wrong one."""
+    asked = list(words)
+    for word in asked:
+        if word not in NAMES:
+            raise ValueError(f"{word!r} is no case; there are {', '.join(NAMES)}")
+    return [case for case in CASES if case.name in asked]
+
+
+def judge(case: Case, runs: Runs) -> list[Verdict]:
+    """Say what became of each bound of a case."""
+    medians = Medians(runs)
+    verdicts = []
+    for wanted in case.wanted:
+        try:
+            value = wanted.value(medians)
+        except KeyError:
+            value = None
+        verdicts.append(Verdict(wanted, value))
+    return verdicts

@@ -1,0 +1,131 @@
+"""Keeps what was measured: one line a run in results.ndjson, and RESULTS.md made from it.
+
+RESULTS.md shows each case as the newest line has it that measured it. What stands between the
+markers `by hand` and `end` is the author's and stays. `python -m benchmarks.results` only writes
+RESULTS.md and its charts again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import document
+from benchmarks.cases import ALL, CASES, Case, Runs, judge
+from benchmarks.charts import Bar, bars, shown
+from benchmarks.contenders import Figures
+
+FOLDER = Path(__file__).resolve().parent
+LINES, DOCUMENT, CHARTS = "results.ndjson", "RESULTS.md", "charts"
+BY_HAND = re.compile(r"<!-- by hand -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+class Line(NamedTuple):
+    """One run of the benchmark, as it is written to results.ndjson.
+
+    `runs` holds the figures of each run by contender, `left_out` why a contender has none or too
+    few, `parts` the medians of pytest-benchmark in seconds by test.
+    """
+
+    at: str
+    commit: str
+    environment: dict[str, str]
+    runs_wanted: int
+    seconds: float
+    cases: list[str]
+    runs: dict[str, list[Figures]]
+    left_out: dict[str, str]
+    parts: dict[str, float]
+
+
+def record(line: Line, folder: Path) -> None:
+    """Append a line, and write RESULTS.md and its charts again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LINES).open("a") as file:
+        file.write(json.dumps(line._asdict()) + "\n")
+    write(folder)
+
+
+def read(folder: Path) -> list[Line]:
+    """Return all lines, oldest first."""
+    try:
+        text = (folder / LINES).read_text()
+    except FileNotFoundError:
+        return []
+    return [Line(**json.loads(each)) for each in text.splitlines()]
+
+
+def read_parts(path: Path) -> dict[str, float]:
+    """Return the medians, in seconds by test, of a file of pytest-benchmark."""
+    found: list[dict[str, Any]] = json.loads(path.read_text())["benchmarks"]
+    return {
+        f"{each['fullname'].partition('::')[0].rpartition('/')[2]}::{each['name']}": float(
+            each["stats"]["median"]
+        )
+        for each in found
+    }
+
+
+def write(folder: Path) -> None:
+    """Write RESULTS.md and its charts from results.ndjson, keeping what was written by hand."""
+    lines = read(folder)
+    path = folder / DOCUMENT
+    old = path.read_text() if path.exists() else ""
+    by_hand = BY_HAND.search(old)
+    newest = {name: line for line in lines for name in line.cases}
+    charts = folder / CHARTS
+    charts.mkdir(exist_ok=True)
+    drawn = set()
+    for case in CASES:
+        if case.name in newest and (picture := chart(case, newest[case.name].runs)):
+            (charts / f"{case.name}.svg").write_text(picture)
+            drawn.add(case.name)
+    path.write_text(document.whole(newest, lines, drawn, by_hand[1] if by_hand else None))
+
+
+def chart(case: Case, runs: Runs) -> str:
+    """Return the picture of a case as SVG; empty if it has none, or nothing was measured."""
+    if case.chart:
+        wanted = [(ALL[name].title, name, case.chart) for name in case.contenders]
+    else:
+        wanted = list(case.bars)
+    drawn = [
+        Bar(label, values, ours=label.startswith("iot-ingest") or not case.chart)
+        for label, name, figure in wanted
+        if (values := [each[figure] for each in runs.get(name, []) if figure in each])
+    ]
+    return bars(case.title, case.unit or document.title_of(case.chart), drawn) if drawn else ""
+
+
+def brief(figures: Figures) -> str:
+    """Return the figures of one run on one line."""
+    return ", ".join(f"{name}={shown(value)}" for name, value in figures.items())
+
+
+def plain(case: Case, runs: Runs) -> str:
+    """Return a case for a terminal: medians, spreads of what counts, and what is wanted."""
+    lines = [case.title]
+    for name in case.contenders:
+        measured = runs.get(name, [])
+        if not measured:
+            lines.append(f"  {ALL[name].title}: left out")
+            continue
+        told = {
+            figure: f"{document.title_of(figure)} {document.cell(measured, figure, spread=main)}"
+            for figure in measured[0]
+            for main in [figure == case.chart or not case.chart]
+        }
+        first = told.pop(case.chart, "")
+        lines.append(f"  {ALL[name].title}: {first}" if first else f"  {ALL[name].title}")
+        lines += textwrap.wrap(
+            ", ".join(told.values()), 96, initial_indent="    ", subsequent_indent="    "
+        )
+    lines += [f"  => {document.verdict_line(each)}" for each in judge(case, runs)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    write(FOLDER)

@@ -1,0 +1,318 @@
+"""Measurements that are more than one peak: overload, latency, a big table, idle devices, a start.
+
+Each is a contender as in contenders.py: one function, one run, its figures. They drive with
+loadgen's open loop where a rate must not yield, else with wrk.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import http.client
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import uvloop
+
+from benchmarks import floors, wrk
+from benchmarks.contenders import (
+    COMMITTED,
+    FIRST_US,
+    WARM_S,
+    WARM_US,
+    Contender,
+    Figures,
+    Plan,
+    check_table,
+    count_rows,
+    running_service,
+    service_peak,
+)
+from benchmarks.open_loop import Openly, drive_openly
+from benchmarks.processes import Broken, Child, accepts, free_port, raise_open_files_limit, scratch
+from benchmarks.service import Service
+
+PHASE_US = 1_000_000_000_000  # between the first timestamps of two phases
+ROW_BYTES = 55  # a reading of the wrk scripts as binary COPY
+MANY_CONNECTIONS = 5_000  # open loop: a post that waits for room must not keep others waiting
+SLOWED_TO = 0.25
+IDLE_CONNECTIONS = 5_000
+BIG_ROWS, SMALL_ROWS, QUICK_ROWS = 20_000_000, 100_000, 1_000_000
+
+
+# A database that cannot keep up
+
+
+@contextmanager
+def slowed_service(url: str, bytes_per_s: float) -> Iterator[Service]:
+    """Give a service with one writer on a slow line to the database of another one."""
+    query = parse_qs(urlsplit(url).query)
+    path = f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}"
+    with scratch() as folder, ExitStack() as ending:
+        port = free_port()
+        command = [sys.executable, "-m", "benchmarks.slow_line", str(port), path]
+        line = Child("slow_line", [*command, f"{bytes_per_s:.0f}"], folder)
+        ending.callback(line.stop)
+        line.wait_until(partial(accepts, port))
+        slow_url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        flags = ("--database-url", slow_url, "--writers", "1")
+        yield ending.enter_context(Service(folder / "state", *flags))
+
+
+class Flood(NamedTuple):
+    """What a service did while it was offered more than it can store."""
+
+    committed_per_s: float
+    seen: Openly
+    rss_mib: float
+
+
+def flood(service: Service, rate_per_s: float, seconds: float, phase: int, rows: int) -> Flood:
+    """Offer so many posts a second; return what was committed a second meanwhile."""
+    before, began_s = service.committed(), time.monotonic()
+    seen = drive_openly(
+        service.port,
+        rate_per_s,
+        seconds,
+        FIRST_US + phase * PHASE_US,
+        rows=rows,
+        connections=MANY_CONNECTIONS,
+    )
+    committed, took_s = service.committed() - before, time.monotonic() - began_s
+    return Flood(committed / took_s, seen, service.rss_mib())
+
+
+def measure_slowed(plan: Plan, script: str) -> Figures:
+    """Slow the database to a quarter; offer 2 and 4 times what it takes."""
+    rows = wrk.ROWS[script]
+    with running_service() as owner:
+        wrk.drive(script, owner.port, WARM_S, WARM_US)
+        owner.quiet()
+        peak = service_peak(owner, script, max(1, plan.seconds / 2), FIRST_US)
+        uvloop.run(floors.fresh_table(owner.database_url))
+        bytes_per_s = peak["rows_per_s"] * SLOWED_TO * ROW_BYTES
+        with slowed_service(owner.database_url, bytes_per_s) as service:
+            taken = wrk.drive("hundreds", service.port, 2, WARM_US).taken * 100  # fills the buffer
+            before, began_s = service.committed(), time.monotonic()
+            full = wrk.drive(script, service.port, plan.seconds, FIRST_US)
+            takes = (service.committed() - before) / (time.monotonic() - began_s)
+            rss_mib = service.rss_mib()
+            twice = flood(service, 2 * takes / rows, plan.seconds, 1, rows)
+            four_times = flood(service, 4 * takes / rows, plan.seconds, 2, rows)
+            samples = service.quiet()
+            there = count_rows(owner.database_url)
+        taken += full.taken * rows + twice.seen.taken_rows + four_times.seen.taken_rows
+        if there < taken or there != samples["ingest_readings_committed_total"]:
+            raise Broken(f"{taken} readings taken, {there} in the table")
+    return {
+        "unslowed_rows_per_s": peak["rows_per_s"],
+        "takes_rows_per_s": takes,
+        "twice_rows_per_s": twice.committed_per_s,
+        "four_times_rows_per_s": four_times.committed_per_s,
+        "least_of_takes": min(twice.committed_per_s, four_times.committed_per_s) / takes,
+        "twice_refused_posts": float(twice.seen.refused),
+        "four_times_refused_posts": float(four_times.seen.refused),
+        "unanswered_posts": float(twice.seen.lost + four_times.seen.lost),
+        "skipped_posts": float(twice.seen.skipped + four_times.seen.skipped),
+        "lost_rows": float(max(0, taken - there)),
+        "full_rss_mib": rss_mib,
+        "flooded_rss_mib": max(twice.rss_mib, four_times.rss_mib),
+        "rss_growth": max(twice.rss_mib, four_times.rss_mib) / rss_mib,
+        "driver_cores": four_times.seen.cpu_cores,
+    }
+
+
+# Latency
+
+
+def measure_half_peak(plan: Plan) -> Figures:
+    """Offer single readings at half their peak, with both acknowledgements."""
+    figures: Figures = {}
+    with running_service() as service:
+        wrk.drive("singles", service.port, WARM_S, WARM_US)
+        service.quiet()
+        peak = service_peak(service, "singles", max(1, plan.seconds / 2), FIRST_US)
+        rate = peak["posts_per_s"] / 2
+        figures["offered_posts_per_s"] = rate
+        for phase, ack in enumerate(("buffered", "committed"), start=1):
+            seen = drive_openly(
+                service.port,
+                rate,
+                plan.seconds,
+                FIRST_US + phase * PHASE_US,
+                target=f"{wrk.READINGS}?ack={ack}",
+                connections=1_000,  # `committed` waits some 20 ms: half a peak of these at once
+            )
+            service.quiet()
+            if seen.refused or seen.lost or seen.skipped:
+                raise Broken(f"at half the peak, ack={ack}: {seen}")
+            figures[f"{ack}_p50_ms"] = seen.p50_ms
+            figures[f"{ack}_p99_ms"] = seen.p99_ms
+            figures[f"{ack}_p999_ms"] = seen.p999_ms
+            figures[f"{ack}_max_ms"] = seen.max_ms
+            figures[f"{ack}_driver_lag_ms_max"] = seen.lag_ms_max
+            figures[f"{ack}_driver_cores"] = seen.cpu_cores
+        check_table(service)
+    return figures
+
+
+# A big table
+
+
+class Filled:
+    """Two services that stay for all runs, one with a big table; started when first asked for."""
+
+    def __init__(self) -> None:
+        self._ending = ExitStack()
+        self._there: dict[str, Service] = {}
+        self._rows = 0
+        self._phase = 0
+        atexit.register(self.close)
+
+    def open(self, rows: int) -> dict[str, Service]:
+        """Return the services by `big` and `small`; fill the big table if there is none yet."""
+        if self._rows != rows:
+            self.close()
+            self._there = {
+                name: self._ending.enter_context(running_service()) for name in ("small", "big")
+            }
+            fill(self._there["big"].database_url, rows)
+            self._rows = rows
+        return self._there
+
+    def next_us(self) -> int:
+        """Return the first timestamp of the next drive: later than all before."""
+        self._phase += 1
+        return FIRST_US + self._phase * PHASE_US
+
+    def close(self) -> None:
+        """Stop the services. Repeatable."""
+        self._rows = 0
+        self._there = {}
+        self._ending.close()
+
+
+def fill(url: str, rows: int) -> None:
+    """Make a fresh table with so many readings from before the benchmark's."""
+    uvloop.run(floors.fresh_table(url))
+    at_once = min(rows, 1_000_000)
+    for first in range(0, rows, at_once):
+        streams = floors.ready_batches(min(at_once, rows - first), 5_000, WARM_US - rows + first)
+        uvloop.run(floors.copy(url, streams))
+    uvloop.run(floors.settle(url))
+
+
+filled = Filled()
+
+
+def measure_table(plan: Plan, name: str) -> Figures:
+    """Measure posts of 100 into a table with many rows, or one with SMALL_ROWS."""
+    service = filled.open(QUICK_ROWS if plan.quick else BIG_ROWS)[name]
+    if name == "small":
+        fill(service.database_url, SMALL_ROWS)
+    rows_before = count_rows(service.database_url)
+    wrk.drive("hundreds", service.port, WARM_S, filled.next_us())
+    service.quiet()
+    figures = service_peak(service, "hundreds", plan.seconds, filled.next_us())
+    return {"table_rows_before": float(rows_before), **figures}
+
+
+# Devices that say nothing
+
+
+def measure_idle(plan: Plan) -> Figures:
+    """Measure the peak of single readings without and with many idle connections beside."""
+    raise_open_files_limit()
+    with running_service() as service, contextlib.ExitStack() as ending:
+        wrk.drive("singles", service.port, WARM_S, WARM_US)
+        service.quiet()
+        alone = service_peak(service, "singles", plan.seconds, FIRST_US)
+        before_mib = service.rss_mib()
+        for number in range(IDLE_CONNECTIONS):
+            device = socket.create_connection(("127.0.0.1", service.port), 10)
+            ending.callback(device.close)
+            post_one(device, FIRST_US + PHASE_US + number)
+        held_mib = service.rss_mib() - before_mib
+        beside = service_peak(service, "singles", plan.seconds, FIRST_US + 2 * PHASE_US)
+        check_table(service)
+    return {
+        "alone_posts_per_s": alone["posts_per_s"],
+        "beside_idle_posts_per_s": beside["posts_per_s"],
+        "of_alone": beside["posts_per_s"] / alone["posts_per_s"],
+        "connection_kib": held_mib * 1024 / IDLE_CONNECTIONS,
+    }
+
+
+def post_one(device: socket.socket, ts_us: int) -> None:
+    """Post one reading as a device that will be back. Raises Broken unless it is taken."""
+    body = json.dumps({"device_id": "idle", "metric": "m", "ts": ts_us, "value": 1.5})
+    device.sendall(
+        b"POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body.encode())
+    )
+    answer = device.recv(4_096)
+    if not answer.startswith(b"HTTP/1.1 202"):
+        raise Broken(f"an idle device got {answer[:100]!r}")
+
+
+# A start
+
+
+def measure_start(_plan: Plan) -> Figures:
+    """Measure from the start of the process to the first committed reading; the data is there."""
+    with scratch() as folder:
+        with Service(folder / "state"):
+            pass  # makes the data
+        port = free_port()
+        began_s = time.monotonic()
+        service = Service(folder / "state", port=port)
+        try:
+            first_s = first_committed_s(service, port, began_s)
+        finally:
+            service.child.stop()
+    return {"start_to_committed_s": first_s}
+
+
+def first_committed_s(service: Service, port: int, began_s: float) -> float:
+    """Post one reading until it is committed; return when, in seconds since `began_s`."""
+    body = b'{"device_id":"first","metric":"m","ts":1700000000000000,"value":1.5}'
+    status = 0
+
+    def is_committed() -> bool:
+        nonlocal status
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            line.request("POST", COMMITTED, body, {"Content-Type": "application/json"})
+            status = line.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            line.close()
+        return status == 200
+
+    service.child.wait_until(is_committed, poll_s=0.002)
+    return time.monotonic() - began_s
+
+
+STORIES = (
+    Contender(
+        "slowed", "posts of 100, database slowed", partial(measure_slowed, script="hundreds")
+    ),
+    Contender(
+        "slowed_singles",
+        "single readings, database slowed",
+        partial(measure_slowed, script="singles"),
+    ),
+    Contender("half_peak", "single readings at half their peak", measure_half_peak),
+    Contender("small_table", "100 k rows in the table", partial(measure_table, name="small")),
+    Contender("big_table", "20 M rows in the table", partial(measure_table, name="big")),
+    Contender("idle", "beside 5,000 idle connections", measure_idle),
+    Contender("start", "start of the service, warm", measure_start),
+)

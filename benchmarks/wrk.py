@@ -1,0 +1,92 @@
+"""wrk as the driver of peaks: closed loop, one thread, 64 connections, every timestamp new.
+
+The Lua scripts beside this file make the bodies; the same readings as JSON or as line protocol.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.processes import Broken, Missing, run_driver
+
+HERE = Path(__file__).resolve().parent
+CONNECTIONS = 64
+ROWS = {"singles": 1, "hundreds": 100}
+READINGS = "/v1/readings"
+_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
+_MISSING = "wrk is not on PATH: install it (Debian: apt-get install wrk)"
+
+
+class Peak(NamedTuple):
+    """What one run of wrk saw. `refused` counts answers that are not 2xx or 3xx, `broken` errors
+    of connections; latencies are those of a closed loop: not to be compared between servers.
+    """
+
+    posts: int
+    seconds: float
+    refused: int
+    broken: int
+    p50_ms: float
+    p99_ms: float
+    cpu_cores: float
+
+    @property
+    def taken(self) -> int:
+        """Posts with an answer of 2xx."""
+        return self.posts - self.refused
+
+
+def require_wrk() -> None:
+    """Raise Missing unless wrk can be run."""
+    if shutil.which("wrk") is None:
+        raise Missing(_MISSING)
+
+
+def drive(
+    script: str,
+    port: int,
+    seconds: float,
+    first_us: int,
+    *,
+    target: str = READINGS,
+    form: str = "json",
+) -> Peak:
+    """Drive one port of the loopback for so long. `script` is one of ROWS, `form` json or line.
+
+    Timestamps count up from `first_us`, one microsecond a reading. Raises Missing, Broken.
+    """
+    require_wrk()
+    said, cpu_s = run_driver(
+        [
+            *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"),
+            *("--timeout", "30s", "-s", HERE / f"{script}.lua", f"http://127.0.0.1:{port}{target}"),
+            *("--", str(first_us), form),
+        ]
+    )
+    return understand(said, cpu_s)
+
+
+def understand(said: str, cpu_s: float) -> Peak:
+    """Read what wrk printed. Raises Broken if it is not what wrk 4 prints."""
+    total = re.search(r"(\d+) requests in ([\d.]+)(ms|s|m)", said)
+    p50 = re.search(r"50%\s+([\d.]+)(us|ms|s|m)", said)
+    p99 = re.search(r"99%\s+([\d.]+)(us|ms|s|m)", said)
+    if total is None or p50 is None or p99 is None:
+        raise Broken(f"wrk printed what we do not know: {said}")
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+    errors = re.search(
+        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said
+    )
+    seconds = float(total[2]) * _MS[total[3]] / 1e3
+    return Peak(
+        posts=int(total[1]),
+        seconds=seconds,
+        refused=int(refused[1]) if refused else 0,
+        broken=sum(map(int, errors.groups())) if errors else 0,
+        p50_ms=float(p50[1]) * _MS[p50[2]],
+        p99_ms=float(p99[1]) * _MS[p99[2]],
+        cpu_cores=cpu_s / seconds,
+    )
