@@ -1,6 +1,8 @@
-"""What decoding and encoding a post costs, in microseconds: `python -m benchmarks.bench_decode`.
+"""What decoding and encoding a post costs, in CPU time (compare runs, not machines).
 
-Each figure is the best of several runs, CPU time of one core; every reading has its own time.
+pytest benchmarks/bench_decode.py
+
+Each round decodes posts of some 1,000 readings together, or one larger post; divide by `posts`.
 
 Measured alone and lost, in us. A time, 0.15 as it is: one regular expression about 2, slices and
 int() 0.36, tables of digits 0.22, `datetime.fromisoformat` less the epoch 0.27 (and it takes more
@@ -10,14 +12,15 @@ than RFC 3339). A row, 0.055 as it is: pack with six arguments instead of four 0
 from __future__ import annotations
 
 import time
-import timeit
 from collections.abc import Callable
 
-from ingest.decode import Rules, decode
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from ingest.decode import ItemError, Rules, decode
 
 RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
 NOW_S = 1_795_600_000
-REPEATS = 7
 
 
 def _array(count: int, item: Callable[[int], str]) -> bytes:
@@ -55,45 +58,42 @@ def _unknown(i: int) -> str:
     return _text(i)[:-1] + ',"unit":"C"}'
 
 
-POSTS: list[tuple[str, int, bytes]] = [
-    ("1 of 1, text", 1, _text(3).encode()),
-    ("1 of 1, ms", 1, _millis(3).encode()),
-    ("100, text", 100, _array(100, _text)),
-    ("100, text with offset", 100, _array(100, _offset)),
-    ("100, ms", 100, _array(100, _millis)),
-    ("5,000, text", 5_000, _array(5_000, _text)),
-    ("25 x 4 values", 100, _array(25, _values)),
-    ("100, one bad", 100, _array(100, _bad_at(70, _text))),
-    ("100, unknown ignored", 100, _array(100, _unknown)),
-    ("100, all bad", 100, _array(100, lambda i: _text(i).replace("metric", "metrik"))),
+# Name, body, readings, errors.
+POSTS: list[tuple[str, bytes, int, int]] = [
+    ("1-text", _text(3).encode(), 1, 0),
+    ("1-ms", _millis(3).encode(), 1, 0),
+    ("100-text", _array(100, _text), 100, 0),
+    ("100-text-with-offset", _array(100, _offset), 100, 0),
+    ("100-ms", _array(100, _millis), 100, 0),
+    ("1,000-ms", _array(1_000, _millis), 1_000, 0),
+    ("5,000-text", _array(5_000, _text), 5_000, 0),
+    ("25-of-4-values", _array(25, _values), 100, 0),
+    ("100-one-bad", _array(100, _bad_at(70, _text)), 99, 1),
+    ("100-unknown-ignored", _array(100, _unknown), 100, 0),
+    ("100-all-bad", _array(100, lambda i: _text(i).replace("metric", "metrik")), 0, 100),
 ]
 
 
-def _run(body: bytes, ignore_unknown: bool) -> None:
-    decode(
-        body,
-        precision=None,
-        ignore_unknown=ignore_unknown,
-        received_us=NOW_S * 1_000_000,
-        received_s=0.0,
-        rules=RULES,
-    )
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize(
+    ("body", "rows", "bad"), [pytest.param(*post, id=name) for name, *post in POSTS]
+)
+def test_decode_a_post(benchmark: BenchmarkFixture, body: bytes, rows: int, bad: int) -> None:
+    """From the body to a block of encoded rows, and its errors."""
+    times = max(1, 1_000 // (rows + bad))
 
+    def many() -> tuple[int, int]:
+        block, errors = None, list[ItemError]()
+        for _ in range(times):
+            block, errors = decode(
+                body,
+                precision=None,
+                ignore_unknown=b"unit" in body,
+                received_us=NOW_S * 1_000_000,
+                received_s=0.0,
+                rules=RULES,
+            )
+        return block.rows if block else 0, len(errors)
 
-def main() -> None:
-    """Print one line for each kind of post."""
-    print(f"{'post':<24}{'bytes':>8}{'us/post':>10}{'us/reading':>12}")
-    for name, readings, body in POSTS:
-        number = max(3, 20_000 // readings)
-        seconds = timeit.repeat(
-            lambda body=body, name=name: _run(body, "ignored" in name),  # type: ignore[misc]
-            number=number,
-            repeat=REPEATS,
-            timer=time.process_time,
-        )
-        post_us = min(seconds) / number * 1e6
-        print(f"{name:<24}{len(body):>8}{post_us:>10.1f}{post_us / readings:>12.3f}")
-
-
-if __name__ == "__main__":
-    main()
+    benchmark.extra_info["posts"] = times
+    assert benchmark(many) == (rows, bad)

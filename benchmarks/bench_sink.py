@@ -1,138 +1,158 @@
-"""The sink beside the driver's COPY of ready bytes: `python -m benchmarks.bench_sink`.
+"""Ways to write a batch, one line to a durable PostgreSQL, every fact new (compare the ways).
 
-Rows a second over 2 connections into a fresh keyed table, every fact new, alternating runs; then
-the idempotent path with no and with only duplicates, and the INSERT method. A throw-away embedded
-PostgreSQL with durable defaults, or the server of `--database-url` (its `readings` is dropped).
+pytest benchmarks/bench_sink.py
+
+`copy` is the driver alone with ready bytes, the floor; `sink` what the service does, `staged` the
+same for rows that may be there already, `all_there` for rows that are; `unnest` is the service's
+write_method=insert. `values`, `executemany` and `one_by_one` are what others do, with tuples that
+the driver encodes. Medians are of one batch: divide by its rows.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import shutil
-import statistics
-import tempfile
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-import asyncpg
-import uvloop
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.database import Database, running_database
 from ingest.block import HEADER, TRAILER, encode_reading
-from ingest.clock import monotonic_s
 from ingest.config import Settings
-from ingest.postgres_embedded import EmbeddedPostgres
 from ingest.reading import Reading
-from ingest.schema import KEY, TABLE, apply
+from ingest.schema import KEY, KEY_LIST, TABLE
 from ingest.sink_postgres import SinkPostgres
 
-CONNECTIONS = 2
-POST_ROWS = 100
 START_US = 1_760_000_000_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+INSERT = f"insert into {TABLE} ({KEY_LIST}) values"
+ONE = f"{INSERT} ($1, $2, $3, $4)"
+POST_ROWS = 100
+ROUNDS = {1: 200, 10: 100, 100: 50, 1_000: 20, 5_000: 8}
+ROUNDS_ONE_BY_ONE = {1: 200, 10: 50, 100: 10, 1_000: 3, 5_000: 2}
 
-Batches = list[Sequence[bytes]]
-Write = Callable[[Sequence[bytes], int], Awaitable[object]]
+_numbers = itertools.count()
+Batch = list[Reading]
+Write = Callable[[Any], Awaitable[object]]
+Kind = tuple[Callable[[Batch], Any], Write]  # what is made ready before the clock; the write
 
 
-def make_batches(rows: int, batch_rows: int) -> Batches:
-    """Encode `rows` facts of 200 devices as batches of posts of 100."""
-    posts = [
-        b"".join(
-            encode_reading(Reading(START_US + n * 50, f"sensor-{n % 200:04}", "temperature", n / 8))
-            for n in range(at, at + POST_ROWS)
-        )
-        for at in range(0, rows, POST_ROWS)
+def readings(rows: int) -> Batch:
+    """Give facts of 200 devices that no call gave before, at the table's right edge."""
+    return [
+        Reading(START_US + n * 50, f"sensor-{n % 200:04}", "temperature", n / 8)
+        for n in itertools.islice(_numbers, rows)
     ]
-    size = batch_rows // POST_ROWS
-    return [posts[at : at + size] for at in range(0, len(posts), size)]
 
 
-async def timed(writes: Sequence[Write], batches: Batches, batch_rows: int) -> float:
-    """Write all batches, each writer its share; return rows a second."""
-
-    async def share(number: int, write: Write) -> None:
-        for batch in batches[number :: len(writes)]:
-            await write(batch, batch_rows)
-
-    began_s = monotonic_s()
-    await asyncio.gather(*(share(number, write) for number, write in enumerate(writes)))
-    return len(batches) * batch_rows / (monotonic_s() - began_s)
+def posts(batch: Batch) -> list[bytes]:
+    """Encode a batch as the blocks of posts of 100."""
+    return [
+        b"".join(map(encode_reading, batch[at : at + POST_ROWS]))
+        for at in range(0, len(batch), POST_ROWS)
+    ]
 
 
-def copy_of_ready_bytes(connection: asyncpg.Connection) -> Write:
-    """Give the floor: the driver alone, one COPY a batch."""
-
-    async def write(batch: Sequence[bytes], _: int) -> None:
-        await connection.copy_to_table(
-            TABLE,
-            source=memoryview(b"".join((HEADER, *batch, TRAILER))),  # type: ignore[arg-type]
-            columns=KEY,
-            format="binary",
-        )
-
-    return write
+def tuples(batch: Batch) -> list[tuple[datetime, str, str, float]]:
+    """Give a batch as a driver wants it."""
+    return [
+        (EPOCH + timedelta(microseconds=ts_us), device, metric, value)
+        for ts_us, device, metric, value in batch
+    ]
 
 
-def by_sink(sink: SinkPostgres, *, idempotent: bool = False) -> Write:
-    """Give a sink's write."""
-    return lambda batch, rows: sink.write(batch, rows, idempotent=idempotent)
+def flat(batch: Batch) -> tuple[str, list[Any]]:
+    """Give one INSERT of all rows, and its arguments."""
+    places = ", ".join(
+        f"(${at}, ${at + 1}, ${at + 2}, ${at + 3})" for at in range(1, 4 * len(batch), 4)
+    )
+    return f"{INSERT} {places}", [value for row in tuples(batch) for value in row]
 
 
-async def compare(url: str, rows: int, batch_rows: int, runs: int) -> None:
-    """Print the medians of alternating runs."""
-    operator = await asyncpg.connect(url)
-    drivers = [await asyncpg.connect(url) for _ in range(CONNECTIONS)]
-    sinks = [SinkPostgres(url, Settings()) for _ in range(CONNECTIONS)]
-    inserting = [SinkPostgres(url, Settings(write_method="insert")) for _ in range(CONNECTIONS)]
-    batches = make_batches(rows, batch_rows)
-    kinds: dict[str, list[Write]] = {
-        "driver's COPY": [copy_of_ready_bytes(each) for each in drivers],
-        "sink": [by_sink(each) for each in sinks],
-        "sink, idempotent": [by_sink(each, idempotent=True) for each in sinks],
-        "sink, all there": [by_sink(each, idempotent=True) for each in sinks],
-        "sink, insert": [by_sink(each) for each in inserting],
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    """Give a server for all ways."""
+    with running_database() as database:
+        yield database
+
+
+@pytest.fixture
+def sinks(database: Database) -> Iterator[dict[str, SinkPostgres]]:
+    """Give the service's sink, by both of its methods, on an empty table."""
+    database.empty()
+    found = {
+        method: SinkPostgres(database.url, Settings(write_method=method))
+        for method in ("copy", "insert")
     }
-    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(runs):
-        for kind, writes in kinds.items():
-            if kind != "sink, all there":
-                await operator.execute(f"drop table if exists {TABLE}")
-                await apply(operator)
-                await operator.execute("checkpoint")
-                for each in (*sinks, *inserting):
-                    await each.close()
-                    await each.open()
-            rates[kind].append(await timed(writes, batches, batch_rows))
-    floor = statistics.median(rates["driver's COPY"])
-    for kind, each_run in rates.items():
-        median = statistics.median(each_run)
-        spread = f"{min(each_run):,.0f} to {max(each_run):,.0f}"
-        print(f"{batch_rows:>6} {kind:<18} {median:>10,.0f} rows/s  {median / floor:.2f}  {spread}")
-    for connection in (operator, *drivers):
-        await connection.close()
-    for each in (*sinks, *inserting):
-        await each.close()
+    for sink in found.values():
+        database.run(sink.open())
+    yield found
+    for sink in found.values():
+        database.run(sink.close())
 
 
-async def main() -> None:
-    """Read the flags and measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--database-url", default="")
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--runs", type=int, default=5)
-    flags = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-sink-", dir="/var/tmp"))
-    folder.chmod(0o755)
-    embedded = None if flags.database_url else EmbeddedPostgres(folder / "postgres")
-    try:
-        url = flags.database_url or (await embedded.start() if embedded else "")
-        for batch_rows in (100, 1_000, 5_000):
-            await compare(url, min(flags.rows, batch_rows * 400), batch_rows, flags.runs)
-    finally:
-        if embedded is not None:
-            await embedded.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+def ways(database: Database, sinks: dict[str, SinkPostgres], rows: int) -> dict[str, Kind]:
+    """Give each way to write a batch."""
+    line = database.line
+
+    async def copy(ready: bytes) -> None:
+        source = memoryview(ready)
+        await line.copy_to_table(TABLE, source=source, columns=KEY, format="binary")  # type: ignore[arg-type]
+
+    async def insert(ready: tuple[str, list[Any]]) -> None:
+        await line.execute(ready[0], *ready[1])
+
+    async def one_by_one(ready: list[tuple[Any, ...]]) -> None:
+        for row in ready:
+            await line.execute(ONE, *row)
+
+    def by_sink(method: str, idempotent: bool) -> Write:
+        return lambda ready: sinks[method].write(ready, rows, idempotent=idempotent)
+
+    return {
+        "copy": (lambda batch: b"".join((HEADER, *posts(batch), TRAILER)), copy),
+        "sink": (posts, by_sink("copy", False)),
+        "staged": (posts, by_sink("copy", True)),
+        "all_there": (posts, by_sink("copy", True)),
+        "unnest": (posts, by_sink("insert", False)),
+        "values": (flat, insert),
+        "executemany": (tuples, lambda ready: line.executemany(ONE, ready)),
+        "one_by_one": (tuples, one_by_one),
+    }
 
 
-if __name__ == "__main__":
-    uvloop.run(main())
+NAMES: Sequence[str] = (
+    *("copy", "sink", "staged", "all_there", "unnest", "values", "executemany", "one_by_one"),
+)
+
+
+@pytest.mark.parametrize("rows", ROUNDS)
+@pytest.mark.parametrize("way", NAMES)
+def test_write_a_batch(
+    benchmark: BenchmarkFixture,
+    database: Database,
+    sinks: dict[str, SinkPostgres],
+    way: str,
+    rows: int,
+) -> None:
+    """From rows that are ready in memory to their commit."""
+    ready, write = ways(database, sinks, rows)[way]
+    rounds = (ROUNDS_ONE_BY_ONE if way == "one_by_one" else ROUNDS)[rows]
+    same = readings(rows)
+    if way == "all_there":
+        database.run(sinks["copy"].write(posts(same), rows, idempotent=False))
+
+    def prepare() -> tuple[tuple[Any], dict[str, object]]:
+        return (ready(same if way == "all_there" else readings(rows)),), {}
+
+    def run(batch: Any) -> None:
+        database.run(_awaited(write, batch))
+
+    benchmark.pedantic(run, setup=prepare, rounds=rounds)  # type: ignore[no-untyped-call]
+    assert database.count() == rows * (1 if way == "all_there" else rounds)
+
+
+async def _awaited(write: Write, batch: Any) -> None:
+    await write(batch)

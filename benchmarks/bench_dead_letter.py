@@ -1,0 +1,83 @@
+"""What keeping a dead letter costs, fdatasync included (compare runs, not machines).
+
+pytest benchmarks/bench_dead_letter.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.processes import scratch
+from ingest.dead_letter import DeadLetterFolder
+from ingest.dead_letter_reader import live_letters
+from ingest.ports import INVALID, Letter
+
+ROUNDS = 100
+ITEM = '{"device_id":"sensor-0001","metric":"temperature","ts":%d,"value":"warm"}'
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Give the loop that the service runs on."""
+    loop = uvloop.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Give a folder on the disk."""
+    with scratch() as folder:
+        yield folder / "dead-letters"
+
+
+def fresh(count: int) -> list[Letter]:
+    """Give letters of the door that no call gave before: what is live is not written again."""
+    return [
+        Letter(
+            reason=INVALID,
+            code="wrong_type",
+            message="value must be a number",
+            received_us=1_760_000_000_000_000,
+            original=(ITEM % next(_numbers)).encode(),
+            field="value",
+            item=item,
+        )
+        for item in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("posts", "letters"), [(1, 1), (1, 100), (64, 1)], ids=["one", "post-of-100", "64-posts-of-one"]
+)
+def test_append_until_it_is_on_the_disk(
+    benchmark: BenchmarkFixture,
+    loop: asyncio.AbstractEventLoop,
+    folder: Path,
+    posts: int,
+    letters: int,
+) -> None:
+    """Posts that meet share a write and an fdatasync."""
+    queue = DeadLetterFolder(folder, bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=7)
+    loop.run_until_complete(queue.open())
+
+    async def append(group: list[list[Letter]]) -> None:
+        await asyncio.gather(*(queue.append(each, from_door=True) for each in group))
+
+    def run(group: list[list[Letter]]) -> None:
+        loop.run_until_complete(append(group))
+
+    def prepare() -> tuple[tuple[list[list[Letter]]], dict[str, object]]:
+        return ([fresh(letters) for _ in range(posts)],), {}
+
+    benchmark.pedantic(run, setup=prepare, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    loop.run_until_complete(queue.close())
+    assert sum(1 for _ in live_letters(folder)) == ROUNDS * posts * letters

@@ -1,0 +1,161 @@
+"""The path in process: bodies to committed rows, without HTTP (compare runs, not machines).
+
+pytest benchmarks/bench_path.py
+
+Decode, buffer, two writers and a durable PostgreSQL, wired as the service wires them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.database import Database, running_database
+from benchmarks.processes import scratch
+from ingest.batch import BatchCap, Gatherer
+from ingest.breaker import Breaker
+from ingest.buffer_memory import MemoryBuffer
+from ingest.clock import monotonic_s, unix_us
+from ingest.config import Settings, ts_min_us
+from ingest.dead_letter import DeadLetterFolder
+from ingest.decode import Rules, decode
+from ingest.gate import Gate
+from ingest.metrics import Metrics
+from ingest.ports import Ack
+from ingest.sink_postgres import SinkPostgres
+from ingest.writer import Writer
+
+START_US = 1_700_000_000_000_000
+ITEM = '{"device_id":"device-%03d","metric":"temperature","ts":%d,"value":21.5}'
+ROUNDS = 10
+_numbers = itertools.count()
+
+
+class Wired:
+    """Everything between the door's HTTP and the table. Made on the loop that it runs on."""
+
+    def __init__(self, url: str, dead_letters: DeadLetterFolder) -> None:
+        settings = self._settings = Settings()
+        self._dead_letters = dead_letters
+        self._metrics = Metrics("benchmark")
+        self._halted = asyncio.Event()
+        self._rules = Rules(
+            settings.post_rows_max, ts_min_us(settings), int(settings.ts_ahead_s_max * 1e6)
+        )
+        self._buffer = MemoryBuffer(
+            rows_max=settings.buffer_rows_max,
+            bytes_max=settings.buffer_bytes_max,
+            put_wait_s_max=60,
+        )
+        cap = BatchCap(settings.batch_rows, settings.batch_rows_max)
+        gatherer = Gatherer(self._buffer, cap, linger_s=settings.batch_linger_s)
+        gate = Gate(
+            wait_s_min=settings.wait_s_min,
+            wait_s_max=settings.wait_s_max,
+            hold_probe_s=settings.hold_probe_s,
+        )
+        breaker = Breaker(
+            window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
+        )
+        self._writers = [
+            asyncio.create_task(
+                Writer(
+                    settings=settings,
+                    outlet=self._buffer,
+                    gatherer=gatherer,
+                    cap=cap,
+                    sink=SinkPostgres(url, settings),
+                    gate=gate,
+                    breaker=breaker,
+                    dead_letters=dead_letters,
+                    metrics=self._metrics,
+                    halted=self._halted,
+                ).run()
+            )
+            for _ in range(settings.writers)
+        ]
+
+    async def post(self, body: bytes) -> None:
+        """Take a body in as the door does; return once all of it is committed."""
+        block, errors = decode(
+            body,
+            precision=None,
+            ignore_unknown=False,
+            received_us=unix_us(),
+            received_s=monotonic_s(),
+            rules=self._rules,
+        )
+        assert block is not None, errors
+        block.ack = Ack()
+        room = await self._buffer.reserve(block.rows, len(block.tuples))
+        room.put(block)
+        await block.ack.wait()
+
+    async def post_all(self, bodies: list[bytes]) -> None:
+        """Take bodies in that arrive at the same time."""
+        await asyncio.gather(*map(self.post, bodies))
+
+    async def close(self) -> None:
+        """Write what is left, and end."""
+        self._buffer.shut_inlet()
+        await asyncio.gather(*self._writers)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    """Give a server."""
+    with running_database() as database:
+        yield database
+
+
+@pytest.fixture
+def wired(database: Database) -> Iterator[Wired]:
+    """Give the path on an empty table."""
+    database.empty()
+    with scratch() as folder:
+        letters = DeadLetterFolder(
+            folder / "dead-letters", bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=7
+        )
+
+        async def start() -> Wired:
+            await letters.open()
+            return Wired(database.url, letters)
+
+        path = database.run(start())
+        yield path
+        database.run(path.close())
+        database.run(letters.close())
+
+
+def bodies_of(posts: int, rows: int) -> list[bytes]:
+    """Give bodies of readings that no call gave before."""
+    items = ((ITEM % (n % 200, START_US + n)) for n in _numbers)
+    if rows == 1:
+        return [next(items).encode() for _ in range(posts)]
+    return [f"[{','.join(itertools.islice(items, rows))}]".encode() for _ in range(posts)]
+
+
+@pytest.mark.parametrize(
+    ("posts", "rows"),
+    [(1, 1), (1, 100), (5_000, 1), (1_000, 100), (20, 5_000)],
+    ids=["1-of-1", "1-of-100", "5,000-of-1", "1,000-of-100", "20-of-5,000"],
+)
+def test_bodies_to_committed_rows(
+    benchmark: BenchmarkFixture, database: Database, wired: Wired, posts: int, rows: int
+) -> None:
+    """All posts arrive at once; until the last one is in the table."""
+
+    def prepare() -> tuple[tuple[list[bytes]], dict[str, object]]:
+        return (bodies_of(posts, rows),), {}
+
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        lambda bodies: database.run(wired.post_all(bodies)),
+        setup=prepare,
+        rounds=ROUNDS,
+        warmup_rounds=1,
+    )
+    assert database.count() == (ROUNDS + 1) * posts * rows
