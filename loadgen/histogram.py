@@ -22,7 +22,7 @@ class Bucket(NamedTuple):
 
     lower_s: float
     upper_s: float
-    count: int
+    durations: int
 
 
 class Histogram:
@@ -45,16 +45,17 @@ class Histogram:
         if not 0.0 <= value_s < math.inf:
             raise ValueError(f"{value_s} is not a duration in seconds")
         ns = int(value_s * 1e9)
-        if ns > _NS_MAX:
+        # Comparisons, since a call of min() or max() costs as much as all the rest.
+        if ns > _NS_MAX:  # noqa: PLR1730
             ns = _NS_MAX
         shift = ns.bit_length() - _BITS
         # `ns >> shift` is 64 to 127, so that the buckets of one doubling follow on the last one's.
         self._counts[(shift << (_BITS - 1)) + (ns >> shift) if shift > 0 else ns] += 1
         self.count += 1
         self.sum_s += value_s
-        if value_s > self._max_s:
+        if value_s > self._max_s:  # noqa: PLR1730
             self._max_s = value_s
-        if value_s < self._min_s:
+        if value_s < self._min_s:  # noqa: PLR1730
             self._min_s = value_s
 
     def merge(self, other: Histogram) -> None:
@@ -94,7 +95,7 @@ class Histogram:
             return self.min_s
         left = rank
         for bucket in self.buckets():
-            left -= bucket.count
+            left -= bucket.durations
             if left <= 0:
                 middle_s = (bucket.lower_s + bucket.upper_s) / 2
                 return min(max(middle_s, self._min_s), self._max_s)

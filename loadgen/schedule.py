@@ -81,7 +81,7 @@ class Shape:
         return 0.0
 
     def posts(self, within_s: float) -> float:
-        """Return how many posts the first `within_s` seconds hold."""
+        """Return how many posts the first `within_s` (a finite number) seconds hold."""
         total = 0.0
         for each in self.unroll():
             if within_s < each.for_s:
