@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from loadgen import cli_csv
+from loadgen import cli_csv, cli_run
 
-WORDS = {"csv": cli_csv}
+WORDS = {"run": cli_run, "csv": cli_csv}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

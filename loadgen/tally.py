@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Protocol
 
 from loadgen.histogram import Histogram
 from loadgen.post import Post
@@ -18,6 +19,16 @@ from loadgen.traffic import BROKEN, GOOD, INVALID, MIXED
 
 WHYS_MAX = 20
 _STATUS_DUE = {BROKEN: 400, INVALID: 422}
+
+
+class Started(Protocol):
+    """Who knows when the run began: the driver."""
+
+    started_s: float
+
+
+class _Never:
+    started_s = 0.0
 
 
 class Tally:
@@ -29,8 +40,8 @@ class Tally:
     """
 
     def __init__(self, bad_items: dict[int, int], measured_from_s: float = 0.0) -> None:
-        self.started_s = 0.0  # of time.monotonic; whoever runs the driver sets it
-        self.last_s = 0.0  # of the last answer
+        self.start: Started = _Never()  # the driver, handed in once it is made
+        self.last_s = 0.0  # of the last answer, of time.monotonic
         self.timeline = Timeline()
         self.latency = Histogram()
         self.right = 0  # posts, as all down to `undeserved`
@@ -63,11 +74,11 @@ class Tally:
     def sending(self, post: Post) -> None:
         """Nothing to count: the driver counts tries."""
 
-    def answered(  # noqa: PLR0917  the driver's interface
-        self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, final: bool
+    def answered(
+        self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
         """Count an answer."""
-        cell = self.timeline.at(now_s - self.started_s)
+        cell = self.timeline.at(now_s - self.start.started_s)
         cell.add_status(status)
         self.statuses[status] += 1
         self.last_s = now_s
@@ -81,22 +92,23 @@ class Tally:
         self.dead_lettered_readings += dead_lettered
         self._judge(post, status, dead_lettered)
         self._through(post, intended_s)
-        if intended_s - self.started_s >= self._measured_from_s:
+        if intended_s - self.start.started_s >= self._measured_from_s:
             took_s = max(0.0, now_s - intended_s)
             self.latency.add(took_s)
-            self.timeline.at(intended_s - self.started_s).add_duration(took_s)
+            self.timeline.at(intended_s - self.start.started_s).add_duration(took_s)
 
-    def lost(  # noqa: PLR0917  the driver's interface
+    def lost(
         self,
         post: Post,
         why: str,
         written: bool,
         intended_s: float,
         now_s: float,
+        *,
         final: bool,
     ) -> None:
         """Count a try without an answer."""
-        self.timeline.at(now_s - self.started_s).add_status(LOST)
+        self.timeline.at(now_s - self.start.started_s).add_status(LOST)
         self.statuses[LOST] += 1
         if why in self.whys or len(self.whys) < WHYS_MAX:
             self.whys[why] += 1
@@ -108,7 +120,7 @@ class Tally:
 
     def _through(self, post: Post, intended_s: float) -> None:
         self.offered_readings += post.readings
-        self.timeline.at(intended_s - self.started_s).offered += post.readings
+        self.timeline.at(intended_s - self.start.started_s).offered += post.readings
 
     def _judge(self, post: Post, status: int, dead_lettered: int) -> None:
         ok = 200 <= status < 300

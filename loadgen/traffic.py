@@ -77,6 +77,7 @@ class Traffic:
         self._sizes = [size for size, _ in recipe.mix]
         self._weights = list(accumulate(weight for _, weight in recipe.mix))
         self._posts = 0
+        self._posts_max = math.inf if recipe.posts_max is None else recipe.posts_max
         self._readings = 0
         self._last_us = 0
         self._repeatable: list[Post] = []
@@ -100,10 +101,21 @@ class Traffic:
         self._next_odd = {name: self._gap(share) - 1 for name, share in self._shares.items()}
         self._odd_from = min(self._next_odd.values(), default=math.inf)
 
+    def prepare(self, at_us: int) -> None:
+        """Measure all series once, which takes 3 us each, so that the first post is not late."""
+        if self._backlog_posts:
+            return  # each device's turn comes with its backlog
+        for number in range(len(self._fleet)):
+            self._first(number, at_us)
+
+    def end(self) -> None:
+        """Give no more posts."""
+        self._posts_max = 0
+
     def take(self) -> Post | None:
-        """Return the next post; None after `posts_max`."""
+        """Return the next post; None at the end. Call `prepare` before the first."""
         recipe, number = self._recipe, self._posts
-        if recipe.posts_max is not None and number >= recipe.posts_max:
+        if number >= self._posts_max:
             return None
         self._posts += 1
         at_us = max(self._now_us(), self._last_us + 1)
@@ -175,8 +187,6 @@ class Traffic:
 
     def _measure(self, at_us: int) -> None:
         """Let the devices whose turn it is measure anew."""
-        if not self._texts:
-            self._first(at_us)
         due = (at_us - self._measured_us) // self._measure_pause_us
         if due <= 0:
             return
@@ -188,11 +198,9 @@ class Traffic:
             fresh = self._measured(number, at_us)
             self._texts[first : first + len(fresh)] = fresh
 
-    def _first(self, at_us: int) -> None:
-        """Measure all series once, before the first live post."""
-        for number in range(len(self._fleet)):
-            self._first_series.append(len(self._texts))
-            self._texts += self._measured(number, at_us)
+    def _first(self, number: int, at_us: int) -> None:
+        self._first_series.append(len(self._texts))
+        self._texts += self._measured(number, at_us)
         self._measured_us = at_us
 
     def _measured(self, number: int, at_us: int) -> list[str]:
@@ -234,6 +242,7 @@ class Traffic:
         for minutes_ago in range(self._recipe.backlog_minutes, 0, -1):
             ts_us = at_us - minutes_ago * MINUTE_US
             items += [f"{text}{ts_us}" for text in self._measured(number, ts_us)]
+        self._first(number, at_us)
         self.made["backlog"] += 1
         self._last_us = at_us
         return self._post(f"[{'},'.join(items)}}}]".encode(), len(items), GOOD, number)

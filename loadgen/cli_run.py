@@ -1,0 +1,125 @@
+"""`loadgen run`: send the load of a simulated fleet, measure, report.
+
+Exit codes: 0 every post got the answer that was right for it, 1 some did not, 2 wrong use or no
+service there, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import resource
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+from loadgen import cli_run_watch, report_html, report_text
+from loadgen.cli_run_options import add_parser, plan_of, settings_of
+from loadgen.load import Load, Plan
+from loadgen.report_json import document, write_whole
+
+__all__ = ["add_parser", "main"]
+
+CONNECT_S_MAX = 5.0
+# What the process needs beside its connections.
+FILES_BESIDE = 64
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """Run the load, or the search; return the exit code."""
+    try:
+        plan = plan_of(chosen)
+        _raise_open_files(plan.connections)
+    except ValueError as error:
+        print(f"loadgen run: {error}", file=sys.stderr)
+        return 2
+    work = _find_max(plan, chosen) if chosen.find_max else _run(plan, chosen)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _raise_open_files(connections: int) -> None:
+    """Allow so many sockets. Raises ValueError if the system does not."""
+    needed = connections + FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ValueError(f"--connections {connections}: `ulimit -Hn` allows {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+async def _run(plan: Plan, chosen: argparse.Namespace) -> int:
+    if why := await _unreachable(plan):
+        print(f"loadgen run: {why}", file=sys.stderr)
+        return 2
+    load = Load(plan)
+    with cli_run_watch.shown(load):
+        interrupted = await until_signals(load.run(), load.stop)
+    report = document(load, settings_of(chosen, plan), interrupted=interrupted)
+    print(report_text.text(report))
+    if chosen.json:
+        write_whole(chosen.json, json.dumps(report, indent=1) + "\n")
+    if chosen.html:
+        write_whole(chosen.html, report_html.html(report))
+    if interrupted:
+        return 130
+    return 0 if report["all_right"] else 1
+
+
+async def _unreachable(plan: Plan) -> str:
+    """Return why there is nobody to post to, or nothing."""
+    target = plan.target
+    try:
+        async with asyncio.timeout(CONNECT_S_MAX):
+            _, writer = await asyncio.open_connection(target.host, target.port)
+    except (OSError, TimeoutError) as error:
+        why = str(error) or "no answer"
+        return f"cannot connect to {target.authority} ({why}): does the service run there? --url"
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return ""
+
+
+async def until_signals(work: Coroutine[Any, Any, None], stop: Callable[[], None]) -> bool:
+    """Run `work`; at SIGINT or SIGTERM call `stop`, at the second one cancel it.
+
+    Returns whether there was a signal.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    signals = 0
+
+    def on_signal() -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            print("stopping; again: at once", file=sys.stderr)
+            stop()
+        else:
+            task.cancel()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        await asyncio.wait([task])
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+    if not task.cancelled():
+        task.result()
+    return signals > 0
+
+
+async def _find_max(plan: Plan, chosen: argparse.Namespace) -> int:
+    raise NotImplementedError

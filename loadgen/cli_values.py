@@ -1,0 +1,171 @@
+"""The values that options of `run` take, as text: shares, mixes, shapes, files.
+
+Pure but for `file_to_write`. Each raises argparse.ArgumentTypeError with a sentence that says what
+would do; argparse puts the option's name before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from loadgen import schedule
+from loadgen.post import Target, target_of
+
+# The service's own bound is `post_rows_max`, 5,000 by default; its body's is 1 MiB.
+READINGS_A_POST_MAX = 100_000
+SHAPES = "constant, ramp:FROM..TO, steps:R1,R2,..[:S], burst:BASE,PEAK,EVERY_S,FOR_S, storm[:MIN]"
+BACKLOG_MINUTES, BACKLOG_MINUTES_MAX = 30, 1440
+
+Mix = tuple[tuple[int, float], ...]
+
+
+def url(text: str) -> Target:
+    """Read the URL of a service."""
+    try:
+        return target_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def count(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
+    """Return what reads a whole number within bounds."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not least <= number <= most:
+            at_most = "" if most == math.inf else f" and at most {most:,.0f}"
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least}{at_most}")
+        return number
+
+    return read
+
+
+def above_zero(text: str) -> float:
+    """Read a number above 0, such as a rate or seconds."""
+    number = _number(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return number
+
+
+def share(text: str) -> float:
+    """Read `1%` or `0.01`."""
+    number = _number(text[:-1]) / 100 if text.endswith("%") else _number(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share: 0 to 1, or 0% to 100%")
+    return number
+
+
+def mix(text: str) -> Mix:
+    """Read `100`, or `1x80,100x20`: sizes with weights."""
+    sizes = []
+    for part in text.split(","):
+        size, times, weight = part.partition("x")
+        readings = count(1, READINGS_A_POST_MAX)(size)
+        sizes.append((readings, above_zero(weight) if times else 1.0))
+    return tuple(sizes)
+
+
+class ShapeWanted(NamedTuple):
+    """A shape as it was asked for; `rates_given`: it says the rates itself."""
+
+    text: str
+    name: str
+    numbers: tuple[float, ...]
+
+    @property
+    def rates_given(self) -> bool:
+        """Whether it leaves no use for `--rate`."""
+        return self.name in {"ramp", "steps", "burst"}
+
+    @property
+    def backlog_minutes(self) -> int:
+        """What each device has to catch up with before all else."""
+        return int(self.numbers[0]) if self.name == "storm" else 0
+
+    def make(self, rate: float, duration_s: float | None) -> schedule.Shape:
+        """Return the shape. Raises ValueError for numbers that do not go together."""
+        if self.name == "ramp":
+            if duration_s is None:
+                raise ValueError("a ramp needs --duration-s: it rises over that time")
+            return schedule.ramp(self.numbers[0], self.numbers[1], duration_s)
+        if self.name == "steps":
+            *rates, each_s = self.numbers
+            if not each_s:
+                if duration_s is None:
+                    raise ValueError("say how long a step is: steps:100,200:10, or --duration-s")
+                each_s = duration_s / len(rates)
+            return schedule.steps(rates, each_s)
+        if self.name == "burst":
+            return schedule.burst(*self.numbers)
+        return schedule.constant(rate)
+
+    def duration_s(self) -> float | None:
+        """How long it lasts by itself; None: as long as one likes."""
+        if self.name == "steps" and self.numbers[-1]:
+            return (len(self.numbers) - 1) * self.numbers[-1]
+        return None
+
+
+def shape(text: str) -> ShapeWanted:
+    """Read one of SHAPES."""
+    name, _, rest = text.partition(":")
+    try:
+        numbers = _numbers_of(name, rest)
+        if numbers is not None:
+            wanted = ShapeWanted(text, name, numbers)
+            wanted.make(1.0, 1.0)
+            return wanted
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}; may be {SHAPES}") from error
+    raise argparse.ArgumentTypeError(f"{text!r} is no shape; may be {SHAPES}")
+
+
+def _numbers_of(name: str, rest: str) -> tuple[float, ...] | None:
+    if name == "constant" and not rest:
+        return ()
+    if name == "storm":
+        return (count(1, BACKLOG_MINUTES_MAX)(rest) if rest else BACKLOG_MINUTES,)
+    if name == "ramp":
+        first, _, last = rest.partition("..")
+        return (_number(first), _number(last))
+    if name == "steps":
+        rates, colon, each_s = rest.partition(":")
+        numbers = [_number(each) for each in rates.split(",")]
+        return (*numbers, above_zero(each_s) if colon else 0.0)
+    if name == "burst":
+        numbers = [_number(each) for each in rest.split(",")]
+        if len(numbers) != 4:
+            raise ValueError("a burst has four numbers")
+        return tuple(numbers)
+    return None
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return number
+
+
+def file_to_write(text: str) -> Path:
+    """Read the path of a file that can be written: better known before the run than after it."""
+    path = Path(text).absolute()
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to {path.parent}")
+    return path

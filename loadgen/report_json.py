@@ -1,0 +1,153 @@
+"""The report of a run as one document: what `--json` writes, and what the other reports show.
+
+The document is versioned: fields are only ever added within a `schema_version`. Times are in
+seconds (`_s`) or milliseconds (`_ms`), rates a second (`_per_s`), shares 0 to 1.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loadgen.histogram import Histogram
+from loadgen.load import Load
+
+SCHEMA, SCHEMA_VERSION = "iot-ingest/loadgen-run", 1
+# From here on the loop has no time left to be on time.
+BUSY_CPU_SHARE = 0.9
+# What a busy machine does to any process is not worth a sentence.
+LAG_S_SHOWN_MIN = 0.02
+
+Document = dict[str, Any]
+
+
+def document(load: Load, settings: Mapping[str, Any], *, interrupted: bool = False) -> Document:
+    """Return the report of a run that has ended."""
+    tally, driver, seconds = load.tally, load.driver, max(load.took_s, 1e-9)
+    scraper = load.scraper if load.scraper and load.scraper.seen else None
+    end_s = max(load.took_s, scraper.at_s if scraper else 0.0)
+    return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "started_at": datetime.fromtimestamp(load.started_us / 1e6, UTC).isoformat(),
+        "seed": load.plan.recipe.seed,
+        "settings": dict(settings),
+        "machine": {
+            "cpus": os.cpu_count(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+        },
+        "interrupted": interrupted,
+        "took_s": round(load.took_s, 3),
+        "posts": {
+            "offered": load.offered_posts,
+            "taken": driver.taken,
+            "right": tally.right,
+            "refused": tally.refused,
+            "not_whole": tally.not_whole,
+            "undeserved": tally.undeserved,
+            "lost": tally.given_up,
+            "lost_may_be_stored": tally.given_up_written,
+            "skipped": driver.skipped,
+            "unsent": driver.unsent,
+            "tries": driver.tries,
+            "retries": driver.retries,
+        },
+        "readings": {
+            "offered": tally.offered_readings + round(load.skipped_readings),
+            "accepted": tally.accepted_readings,
+            "dead_lettered": tally.dead_lettered_readings,
+            "committed": round(scraper.committed) if scraper else None,
+        },
+        "rates": {
+            "offered_posts_per_s": load.offered_posts / seconds,
+            "right_posts_per_s": tally.right / seconds,
+            "accepted_readings_per_s": tally.accepted_readings / seconds,
+            "committed_readings_per_s": scraper.committed / max(end_s, 1e-9) if scraper else None,
+        },
+        "latency_ms": latency_ms(tally.latency),
+        "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
+        "refusals": dict(tally.codes.most_common()),
+        "lost_why": dict(tally.whys.most_common()),
+        "mixed_in": dict(sorted(load.traffic.made.items())),
+        "generator": {
+            "cpu_share": load.cpu_share,
+            "lag_ms_max": driver.lag_s_max * 1e3,
+            "late_ms_max": driver.late_s_max * 1e3,
+            "was_bottleneck": load.cpu_share >= BUSY_CPU_SHARE,
+            "says": _says(load),
+        },
+        "service": {"held": scraper.held, "imbalance": scraper.imbalance} if scraper else None,
+        "timeline": {
+            "width_s": tally.timeline.width_s,
+            "points": [
+                {
+                    "at_s": round(point.at_s, 3),
+                    "span_s": round(point.span_s, 3),
+                    "offered_readings_per_s": point.offered,
+                    "accepted_readings_per_s": point.accepted,
+                    "committed_readings_per_s": point.committed if scraper else None,
+                    "p50_ms": _ms(point.p50_s),
+                    "p99_ms": _ms(point.p99_s),
+                    "answers_per_s": {str(status): n for status, n in point.answers.items()},
+                }
+                for point in tally.timeline.points(end_s)
+            ],
+        },
+        "all_right": all_right(load),
+    }
+
+
+def all_right(load: Load) -> bool:
+    """Whether every post that was due was sent and got the answer that was right for it."""
+    driver = load.driver
+    return not load.tally.wrong and not driver.skipped and load.tally.right > 0
+
+
+def latency_ms(latency: Histogram) -> Document:
+    """Return the quantiles of a histogram in milliseconds, null without any durations."""
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
+    numbers = {
+        "min": latency.min_s,
+        "mean": latency.mean_s,
+        **{name: latency.quantile(share) for name, share in shares.items()},
+        "max": latency.max_s,
+    }
+    return {
+        "count": latency.count,
+        **{name: _ms(value_s) if latency.count else None for name, value_s in numbers.items()},
+    }
+
+
+def _ms(value_s: float | None) -> float | None:
+    return None if value_s is None else round(value_s * 1e3, 4)
+
+
+def _says(load: Load) -> str:
+    """Return what a reader must know about the generator to believe the figures, or nothing."""
+    lag_s, cpu_share = load.driver.lag_s_max, load.cpu_share
+    if cpu_share >= BUSY_CPU_SHARE:
+        return (
+            f"The load generator itself was the bottleneck: it used {cpu_share:.0%} of a core. "
+            "The service may do better than these figures."
+        )
+    if lag_s > LAG_S_SHOWN_MIN:
+        return (
+            f"The load generator itself was late by up to {lag_s * 1e3:.0f} ms once; "
+            "the longest latencies may be its own."
+        )
+    return ""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that nobody ever sees half of it. Raises OSError."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_text(text)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

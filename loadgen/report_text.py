@@ -1,0 +1,86 @@
+"""The report of a run as lines for people, from the document of `report_json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from loadgen.report_json import Document
+
+QUANTILES = (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p99_9", "p99.9"), ("max", "max"))
+
+
+def text(document: Document) -> str:
+    """Return the summary."""
+    return "\n".join(_lines(document))
+
+
+def duration(ms: float | None) -> str:
+    """Return a duration with three digits, in the unit that suits it."""
+    if ms is None:
+        return "-"
+    if ms < 1:
+        return f"{ms * 1e3:.0f} us"
+    if ms < 1e3:
+        return f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
+    return f"{ms / 1e3:.2f} s"
+
+
+def _lines(document: Document) -> Iterator[str]:
+    posts, readings, rates = document["posts"], document["readings"], document["rates"]
+    latency, generator = document["latency_ms"], document["generator"]
+    if document["interrupted"]:
+        yield "interrupted: this is what happened until then"
+    yield (
+        f"posts       {posts['offered']:,} offered, {posts['right']:,} answered as they should "
+        f"({rates['right_posts_per_s']:,.0f}/s) in {document['took_s']:.1f} s"
+    )
+    committed = ""
+    if readings["committed"] is not None:
+        committed = f", {readings['committed']:,} committed by the service"
+    yield (
+        f"readings    {readings['offered']:,} offered, {readings['accepted']:,} accepted "
+        f"({rates['accepted_readings_per_s']:,.0f}/s), {readings['dead_lettered']:,} dead-lettered"
+        + committed
+    )
+    if document["mixed_in"]:
+        yield f"mixed in    {_counts(document['mixed_in'])}"
+    yield "latency     " + "  ".join(
+        f"{shown} {duration(latency[name])}" for name, shown in QUANTILES
+    )
+    statuses = {"no answer" if each == "0" else each: n for each, n in document["statuses"].items()}
+    yield f"answers     {_counts(statuses) or 'none'}; {posts['retries']:,} retries"
+    if document["refusals"]:
+        yield f"refusals    {_counts(document['refusals'])}"
+    if document["lost_why"]:
+        yield f"no answer   {_counts(document['lost_why'])}"
+    yield from _wrong(posts)
+    yield (
+        f"generator   {generator['cpu_share']:.0%} of a core, late by at most "
+        f"{duration(generator['lag_ms_max'])} through its own fault"
+    )
+    if generator["says"]:
+        yield generator["says"]
+    if not document["all_right"]:
+        yield "NOT ALL RIGHT: see above" if posts["offered"] else "NOT ALL RIGHT: nothing was sent"
+
+
+def _wrong(posts: Mapping[str, Any]) -> Iterator[str]:
+    what = {
+        "refused": "refused for good",
+        "not_whole": "accepted with good readings dead-lettered",
+        "undeserved": "answered otherwise than they were made for",
+        "lost": "given up without a final answer",
+        "skipped": "not sent: too many were open",
+        "unsent": "due, but not sent before the stop",
+    }
+    for name, shown in what.items():
+        if posts[name]:
+            stored = ""
+            if name == "lost" and posts["lost_may_be_stored"]:
+                stored = f" ({posts['lost_may_be_stored']:,} may be stored)"
+            yield f"wrong       {posts[name]:,} posts {shown}{stored}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in counts.items())
