@@ -8,8 +8,9 @@ takes the next post as soon as it is free.
 How exact: a post is sent within 0.3 ms after its intended time (Linux, Python 3.13; elsewhere 1.5
 ms), as long as a connection is free and the machine has a core for it. Wake-ups nearer than
 `GRAIN_S` become one, which is what makes 20,000 posts a second possible on one core.
-`lag_s_max` tells how late the driver itself has been. A driver whose thread uses a whole core is
-the bottleneck even if that is small: compare `time.thread_time` with the wall clock.
+`lagged` and `lag_s_max` tell how often and how late the driver itself has been. A driver whose
+thread uses a whole core is the bottleneck even if they are small: compare `time.thread_time` with
+the wall clock.
 
 Promises: the same bytes in every try; a post is in flight once at most; every post taken from the
 source ends in one call with `final=True`. Does not: know what is in a post.
@@ -32,6 +33,7 @@ from loadgen.wire import Answer, Wire
 __all__ = ["RETRY", "Driver", "Observer", "Post", "Retry", "Source"]
 
 GRAIN_S = 0.000_25
+LAG_S = 0.001  # what is less is no lag
 RECONNECT_PAUSE_S = 0.1
 WAITING_MAX = 10_000  # times a post of 100 readings: 100 MB
 WAITING_PER_CONNECTION_MAX = 4
@@ -74,6 +76,7 @@ class Driver:
         self.unsent = 0  # intended times that had come when `stop` was called, but had no post yet
         self.in_flight = 0
         self.lag_s_max = 0.0  # latest send though a connection was free: the driver's own fault
+        self.lagged = 0  # posts that the driver itself sent more than LAG_S late
         self.late_s_max = 0.0  # latest first try after its intended time, for whatever reason
         self.started_s = time.monotonic()  # what the schedule counts from; set by `run`
         self._source, self._observer = source, observer
@@ -216,11 +219,7 @@ class Driver:
                 if not pool.free:
                     pool.open(flight)
                     continue
-                wire = pool.free.popleft()
-                lag_s = now_s - max(flight.intended_s, wire.free_s)
-                if lag_s > self.lag_s_max and not flight.tries:
-                    self.lag_s_max = lag_s
-                self._send(wire, flight, now_s)
+                self._send(pool.free.popleft(), flight, now_s)
             self._end_if_over()
         except Exception as error:
             self._fail(error)
@@ -247,10 +246,19 @@ class Driver:
         self.in_flight += 1
         if self._closed_loop:
             return Flight(post, now_s, now_s)
-        if now_s - due_s > self.late_s_max:  # noqa: PLR1730  a call costs more
-            self.late_s_max = now_s - due_s
+        if now_s - due_s > LAG_S:
+            self._note_late(due_s, now_s)
         self._advance()
         return Flight(post, due_s, now_s)
+
+    def _note_late(self, due_s: float, now_s: float) -> None:
+        self.late_s_max = max(self.late_s_max, now_s - due_s)
+        free = self._pool.free
+        if free and free[0].open:  # and has been free for longer than the others
+            lag_s = now_s - max(due_s, free[0].free_s)
+            if lag_s > LAG_S:
+                self.lagged += 1
+                self.lag_s_max = max(self.lag_s_max, lag_s)
 
     def _advance(self) -> None:
         self._due_s = self.started_s + next(self._schedule, math.inf)

@@ -1,0 +1,103 @@
+"""The histogram's quantiles are those of the sorted list, to one part in a hundred."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.histogram import Histogram
+
+# Latencies of all sizes are equally likely, not only the long ones.
+durations = st.floats(math.log(1e-6), math.log(86_400)).map(math.exp)
+
+
+def filled(values: list[float]) -> Histogram:
+    """Return a histogram of these."""
+    histogram = Histogram()
+    for each in values:
+        histogram.add(each)
+    return histogram
+
+
+@given(st.lists(durations, min_size=1), st.floats(0, 1))
+def test_quantile_is_the_one_of_its_rank_within_a_hundredth(
+    values: list[float], share: float
+) -> None:
+    """Rank ceil(share * count), as in a sorted list."""
+    in_order = sorted(values)
+    exact_s = in_order[max(1, math.ceil(share * len(values))) - 1]
+    assert filled(values).quantile(share) == pytest.approx(exact_s, rel=0.01)
+
+
+@given(durations)
+def test_every_duration_falls_into_a_bucket_around_it_that_is_narrow(value_s: float) -> None:
+    """From a microsecond to a day no bucket is wider than 1/64 of what is in it."""
+    (bucket,) = filled([value_s]).buckets()
+    assert bucket.lower_s <= value_s * (1 + 1e-9)
+    assert value_s * (1 - 1e-9) < bucket.upper_s
+    assert bucket.upper_s - bucket.lower_s <= value_s / 63
+    assert bucket.durations == 1
+
+
+def test_buckets_lie_side_by_side() -> None:
+    """No gap and no overlap: each one begins where the one before ends."""
+    histogram = filled([1e-9 * ns for ns in range(1, 5_000)])
+    found = list(histogram.buckets())
+    assert sum(each.durations for each in found) == 4_999
+    for one, following in pairwise(found):
+        assert one.upper_s == pytest.approx(following.lower_s, rel=1e-12)
+
+
+@given(st.lists(durations), st.lists(durations))
+def test_merged_histogram_is_that_of_all_values(one: list[float], other: list[float]) -> None:
+    """Merging loses nothing, and leaves the other as it was."""
+    merged, second, whole = filled(one), filled(other), filled(one + other)
+    merged.merge(second)
+    assert list(merged.buckets()) == list(whole.buckets())
+    assert (merged.count, merged.min_s, merged.max_s) == (whole.count, whole.min_s, whole.max_s)
+    assert merged.mean_s == pytest.approx(whole.mean_s)
+    assert list(second.buckets()) == list(filled(other).buckets())
+
+
+@given(st.lists(durations, min_size=1))
+def test_count_extremes_and_mean_are_exact(values: list[float]) -> None:
+    """No rounding where none is needed; the extremes are quantiles too."""
+    histogram = filled(values)
+    assert histogram.count == len(values)
+    assert histogram.min_s == histogram.quantile(0) == min(values)
+    assert histogram.max_s == histogram.quantile(1) == max(values)
+    assert histogram.mean_s == pytest.approx(sum(values) / len(values))
+
+
+def test_empty_histogram_says_zero() -> None:
+    """A run without an answer can still be reported."""
+    histogram = Histogram()
+    assert (histogram.count, histogram.min_s, histogram.max_s, histogram.mean_s) == (0, 0, 0, 0)
+    assert histogram.quantile(0.5) == 0
+    assert list(histogram.buckets()) == []
+
+
+def test_very_short_and_very_long_ones_are_counted() -> None:
+    """Nothing is too short or too long to be counted; the longest stays exact."""
+    histogram = filled([0.0, 1e-12, 1e6])
+    assert histogram.count == 3
+    assert histogram.max_s == histogram.quantile(0.99) == 1e6
+    assert histogram.min_s == 0
+
+
+@pytest.mark.parametrize("value_s", [-1e-9, math.nan, math.inf])
+def test_what_is_no_duration_is_refused(value_s: float) -> None:
+    """A negative latency is a bug of the caller's, and must not become a good figure."""
+    with pytest.raises(ValueError, match="is not a duration"):
+        Histogram().add(value_s)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, 99])
+def test_quantile_of_no_share_is_refused(share: float) -> None:
+    """99 is not 0.99."""
+    with pytest.raises(ValueError, match="is not a share"):
+        Histogram().quantile(share)
