@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from loadgen.ledger import Ledger, LedgerError
 from loadgen.letters import Folder, LettersError, read_letters
 from loadgen.proof import Plan
-from loadgen.quiet import Law, settle
+from loadgen.quiet import Law, Settled, settle
 from loadgen.reconcile import FAULTS, Fault, Reconciliation
 from loadgen.table import TableError, check_table, stream_rows
 
@@ -128,13 +128,12 @@ async def conclude(
             left_s = max(0.0, end_s - time.monotonic())
             settled = await settle(where.admin_url, where.dlq_dir, plan.prefix, left_s)
             say("comparing")
-            result = await _compare(ledger, plan, where, settled.law, report)
+            result = await _compare(ledger, plan, where, settled, report)
         except (TableError, LettersError) as error:
             if time.monotonic() >= end_s:
                 raise CannotCheck(str(error)) from error
             await asyncio.sleep(AGAIN_S)
             continue
-        result.quiet = settled.quiet
         looks += 1
         late = not set(result.faults).isdisjoint(LATE)
         if not late or (looks > 1 and (settled.quiet or time.monotonic() >= end_s)):
@@ -143,10 +142,11 @@ async def conclude(
 
 
 async def _compare(
-    ledger: Ledger, plan: Plan, where: Where, law: Law | None, report: Path | None
+    ledger: Ledger, plan: Plan, where: Where, settled: Settled, report: Path | None
 ) -> Result:
     began_s = time.monotonic()
-    result = Result(plan, ledger.posts, law=law, tries=ledger.tries)
+    law = settled.law
+    result = Result(plan, ledger.posts, tries=ledger.tries, law=law, quiet=settled.quiet)
     folder = await asyncio.to_thread(read_letters, where.dlq_dir, plan.prefix)
     book = _Book(result, report)
     try:

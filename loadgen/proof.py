@@ -100,7 +100,7 @@ class Plan:
     run: str
     seed: int
     first_us: int
-    sizes: tuple[tuple[int, int], ...] = ((1, 1),)
+    sizes: tuple[tuple[int, float], ...] = ((1, 1.0),)
     duplicates: float = 0.0
     invalid: float = 0.0
     refused: float = 0.0
@@ -118,7 +118,7 @@ class Plan:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Plan:
         """Read what `to_json` gave. Raises TypeError, ValueError or KeyError."""
-        return cls(**{**fields, "sizes": tuple((int(n), int(w)) for n, w in fields["sizes"])})
+        return cls(**{**fields, "sizes": tuple((int(n), float(w)) for n, w in fields["sizes"])})
 
     def posts(self) -> Iterator[list[Item]]:
         """Yield the items of post 0, 1, 2 ..; an item that comes again is the same object."""

@@ -60,6 +60,7 @@ class Run:
         self.answers: Counter[int] = Counter()  # final ones by status; 0: none
         self.retried = 0
         self.trouble = ""
+        self.ended = False  # all of it went as it should, and the ledger says so
         self._names = Names(job.plan)
         self._head = head_of(job.target.path + job.query, job.target.authority)
         self._posts = job.plan.posts()
@@ -95,6 +96,7 @@ class Run:
             self._end_s = self._started_s + (job.duration_s or float("inf"))
             await self._driver.run()
             self._writer.end(self.taken)
+            self.ended = True
         finally:
             with suppress(OSError):  # it was raised already
                 self._writer.flush()
