@@ -1,4 +1,4 @@
-"""The command line: `python -m loadgen csv | run ..`.
+"""The command line: `python -m loadgen run | verify | csv ..`.
 
 Exit codes of all words: 0 all went as it should, 1 something did not, 2 wrong use, 130 interrupted.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from loadgen import cli_csv, cli_run
+from loadgen import cli_csv, cli_run, cli_verify
 
-WORDS = {"run": cli_run, "csv": cli_csv}
+WORDS = {"run": cli_run, "verify": cli_verify, "csv": cli_csv}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ import uvloop
 
 from loadgen import cli_run_watch, report_html, report_text
 from loadgen.cli_run_options import add_parser, plan_of, settings_of
+from loadgen.find_max import FindMax
 from loadgen.load import Load, Plan
 from loadgen.report_json import document, write_whole
 
@@ -122,4 +123,18 @@ async def until_signals(work: Coroutine[Any, Any, None], stop: Callable[[], None
 
 
 async def _find_max(plan: Plan, chosen: argparse.Namespace) -> int:
-    raise NotImplementedError
+    if why := await _unreachable(plan):
+        print(f"loadgen run: {why}", file=sys.stderr)
+        return 2
+    search = FindMax(plan, p99_ms=chosen.p99_ms, step_s=chosen.step_s, first_rate=chosen.rate)
+    print(report_text.STEP_HEAD, flush=True)
+    interrupted = await until_signals(
+        search.run(lambda step: print(report_text.step(step), flush=True)), search.stop
+    )
+    report = search.document(settings_of(chosen, plan), interrupted=interrupted)
+    print(report_text.found(report))
+    if chosen.json:
+        write_whole(chosen.json, json.dumps(report, indent=1) + "\n")
+    if interrupted:
+        return 130
+    return 0 if search.search.found else 1

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from loadgen.find_max import Step
 from loadgen.report_json import Document
 
 QUANTILES = (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p99_9", "p99.9"), ("max", "max"))
+
+
+STEP_HEAD = (
+    f"{'posts/s':>10} {'answered/s':>11} {'committed/s':>12} {'p50':>9} {'p99':>9} {'max':>9} "
+    f"{'generator':>9}  result"
+)
 
 
 def text(document: Document) -> str:
@@ -84,3 +91,31 @@ def _wrong(posts: Mapping[str, Any]) -> Iterator[str]:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+
+
+def step(step: Step) -> str:
+    """Return one rate of a search as a line under STEP_HEAD; committed are readings."""
+    p50, p99, longest = (duration(step.latency_ms[name]) for name in ("p50", "p99", "max"))
+    committed = "-" if step.committed_per_s is None else f"{step.committed_per_s:,.0f}"
+    result = step.why or ("passed again" if step.confirming else "passed")
+    return (
+        f"{step.rate:>10,.0f} {step.answered_per_s:>11,.0f} {committed:>12} {p50:>9} {p99:>9} "
+        f"{longest:>9} {step.cpu_share:>9.0%}  {result}"
+    )
+
+
+def found(document: Document) -> str:
+    """Return what a search came to."""
+    settings, rate = document["settings"], document["found_posts_per_s"]
+    bound = f"p99 under {settings['p99_ms']:g} ms, nothing refused, lost or unsent"
+    if document["interrupted"]:
+        said = "interrupted: the search did not come to its end"
+    elif rate is None:
+        said = f"no rate was found: {bound}"
+    else:
+        said = f"highest rate: {rate:,.0f} posts/s ({bound})"
+    if document["generator_was_limit"]:
+        said += (
+            "\nThe load generator itself was the limit: the service may take more than it can send."
+        )
+    return said
