@@ -16,7 +16,10 @@ from loadgen.retry import Flight
 from loadgen.wire import Head, Owner, Wire
 
 CONNECT_S_MAX = 10.0
-CONNECTS_AT_ONCE = 64  # more may overflow a listener's queue, and the next try is a second later
+# Some at a time, and slower than a uvloop server accepts (one a turn of its loop): what overflows
+# the listener's queue is tried again by the kernel a second later.
+CONNECTS_AT_ONCE = 32
+CONNECTS_PAUSE_S = 0.005
 WATCHES_S_MAX = 1.0
 
 
@@ -60,6 +63,8 @@ class Pool:
             self.free.extend(wires)
             if not wires:
                 return
+            if self.places:
+                await asyncio.sleep(CONNECTS_PAUSE_S)
 
     def open(self, flight: Flight) -> None:
         """Open one more for this flight. Only if there are `places`."""

@@ -112,8 +112,18 @@ class Peer:
         for writer in list(self._open):
             writer.close()
         await self._server.wait_closed()
-        while self._open:  # noqa: ASYNC110  each ends by itself
-            await asyncio.sleep(0.001)
+        await self.emptied()
+
+    async def emptied(self) -> None:
+        """Wait until no connection is open."""
+        async with asyncio.timeout(5):
+            while self._open:  # noqa: ASYNC110  each ends by itself
+                await asyncio.sleep(0.001)
+
+    def refuse(self) -> None:
+        """Listen no more; open connections stay."""
+        assert self._server is not None, "start it first"
+        self._server.close()
 
     @property
     def bodies(self) -> list[bytes]:
