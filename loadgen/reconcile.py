@@ -129,10 +129,12 @@ class Reconciliation:
         for index, code in details.codes.items():
             if index >= len(items):
                 self._wrong(post, items[0], f"item {index} named in a post of {len(items)}")
-            elif items[index].kind < 0 and code != REFUSED_CODE:
-                self._wrong(post, items[index], f"a valid reading called {code}")
-            items[min(index, len(items) - 1)].flags |= _NAMED
-            items[min(index, len(items) - 1)].note = code
+                continue
+            item = items[index]
+            if item.kind < 0 and code != REFUSED_CODE:
+                self._wrong(post, item, f"a valid reading called {code}")
+            item.flags |= _NAMED
+            item.note = code
         if details.truncated:  # the unnamed ones may be among the dead-lettered
             for item in items:
                 if item.kind >= 0 and not item.flags & _NAMED:
