@@ -24,6 +24,41 @@ class Alarm(Protocol):
         """Call back no more."""
 
 
+class Bell:
+    """Wakes by the earliest of the moments it was told, but not twice within `grain_s`.
+
+    At high rates that makes one wake-up of many. `next_s` is the moment that is set, or infinite.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        call: Callable[[], None],
+        grain_s: float,
+    ) -> None:
+        self.next_s = math.inf
+        self._call = call
+        self._grain_s = grain_s
+        self._rung_s = -math.inf
+        self._alarm = make_alarm(loop, self._ring)
+
+    def wake_by(self, at_s: float) -> None:
+        """Call back at this moment, if nothing earlier is set; it is set once."""
+        at_s = max(at_s, self._rung_s + self._grain_s)
+        if at_s < self.next_s:
+            self.next_s = at_s
+            self._alarm.set(at_s)
+
+    def close(self) -> None:
+        """Call back no more."""
+        self._alarm.close()
+
+    def _ring(self) -> None:
+        self.next_s = math.inf
+        self._rung_s = time.monotonic()
+        self._call()
+
+
 def make_alarm(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Alarm:
     """Return the best alarm that there is here."""
     if sys.platform == "linux" and sys.version_info >= (3, 13):

@@ -21,9 +21,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import repeat
 
-from loadgen.alarm import Alarm, make_alarm
+from loadgen.alarm import Bell
 from loadgen.pool import Pool
 from loadgen.ports import Observer, Source
 from loadgen.post import Post
@@ -81,16 +82,13 @@ class Driver:
         self.started_s = time.monotonic()  # what the schedule counts from; set by `run`
         self._source, self._observer = source, observer
         self._closed_loop = schedule is None
-        self._schedule: Iterator[float] = iter(()) if schedule is None else iter(schedule)
-        # The next intended time; -inf: always due (closed loop); inf: not begun, or no more.
-        self._due_s = math.inf
+        self._schedule = repeat(-math.inf) if schedule is None else iter(schedule)  # always due
+        self._due_s = math.inf  # the next intended time; infinite: not begun, or no more
         self._answer_s_max = answer_s_max
         self._unanswered_max = unanswered_max
         self._pool = Pool(host, port, self, connections)
         self._waiting = Waiting(retry, seed)
-        self._alarm: Alarm | None = None
-        self._alarm_s = math.inf
-        self._rung_s = -math.inf
+        self._bell: Bell | None = None
         self._over: asyncio.Future[None] | None = None
         self._begun = self._stopping = self._ended = False
 
@@ -113,7 +111,7 @@ class Driver:
         """
         loop = asyncio.get_running_loop()
         self._over = loop.create_future()
-        self._alarm = make_alarm(loop, self._ring)
+        self._bell = Bell(loop, self._pump, GRAIN_S)
         watch = loop.create_task(self._pool.watch(self._answer_s_max))
         try:
             await self._pool.fill()
@@ -125,7 +123,7 @@ class Driver:
                     self._abandon()
             finally:
                 self._ended = True
-                self._alarm.close()
+                self._bell.close()
                 watch.cancel()
                 await asyncio.gather(watch, self._pool.close(), return_exceptions=True)
 
@@ -150,9 +148,7 @@ class Driver:
     def _begin(self) -> None:
         self._begun = True
         self.started_s = time.monotonic()
-        if self._closed_loop and not self._stopping:
-            self._due_s = -math.inf
-        elif not self._stopping:
+        if not self._stopping:
             self._advance()
         self._pump()
 
@@ -188,21 +184,13 @@ class Driver:
 
     # Sending
 
-    def _ring(self) -> None:
-        self._alarm_s = math.inf
-        self._rung_s = time.monotonic()
-        self._pump()
-
     def _arm(self) -> None:
-        """Have the alarm ring when the next post is due."""
+        """Have the bell wake us when the next post is due."""
         due_s = self._waiting.next_s
         if self._due_s < due_s and not self._closed_loop:
             due_s = self._due_s
-        if due_s < self._alarm_s:
-            due_s = max(due_s, self._rung_s + GRAIN_S)
-            if due_s < self._alarm_s and self._alarm is not None:
-                self._alarm_s = due_s
-                self._alarm.set(due_s)
+        if self._bell is not None and due_s < self._bell.next_s:
+            self._bell.wake_by(due_s)
 
     def _pump(self) -> None:
         """Send what is due, as long as there are free connections."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import loadgen.driver
+import loadgen.alarm
 from loadgen.alarm import LoopAlarm, make_alarm
 from loadgen.driver import Driver, Post, Retry
 from loadgen.post import render, target_of
@@ -527,7 +527,7 @@ async def test_fault_of_source_or_observer_ends_the_run(
 def each_alarm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run with each kind of alarm."""
     if request.param == "loop":
-        monkeypatch.setattr(loadgen.driver, "make_alarm", LoopAlarm)
+        monkeypatch.setattr(loadgen.alarm, "make_alarm", LoopAlarm)
 
 
 def note_now(moments_s: list[float]) -> None:
