@@ -68,7 +68,12 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
             return asyncio.run(replay(args, loaded.settings, folder, where_of(args.where)))
         return asyncio.run(_discard(args, folder))
     except OSError as error:
-        raise IngestError(f"the dead letters in {folder}: {error.strerror or error}") from error
+        # Perhaps of a file of the folder, perhaps of what the output goes to.
+        where = f"{error.filename}: " if error.filename else ""
+        why = f"{where}{error.strerror or error}"
+        raise IngestError(
+            f"dlq {args.dlq_word}: {why} (the dead letters are in {folder})"
+        ) from error
 
 
 def where_of(texts: Sequence[str] | None) -> Where:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -265,3 +267,17 @@ def test_dlq_folder_that_cannot_be_read_is_told(dlq: Dlq, folder: Path) -> None:
     folder.write_text("")
     code, _, err = dlq("list")
     assert (code, err.count("\n")) == (2, 1)
+
+
+def test_dlq_output_that_cannot_be_written_is_not_blamed_on_a_file(folder: Path) -> None:
+    """A full disk behind `> file` is told as that; where the letters are is only mentioned."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ingest", "dlq", "stats", "--state-dir", str(folder.parent)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("ingest: dlq stats: No space left on device (")
