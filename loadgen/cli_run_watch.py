@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.load import Load
-from loadgen.report_text import duration
+from loadgen.report_json import duration
 
 PLAIN_LINE_S = 5.0
 # Drawing costs 2 ms, in which no post is sent: twice a second that is 0.4 % of the time, which the
@@ -72,7 +72,13 @@ class Watch:
         elif plan.recipe.posts_max:
             share = self._load.driver.taken / plan.recipe.posts_max
             until = f" s, {plan.recipe.posts_max:,} posts"
-        bar = ProgressBar(total=1.0, completed=min(share or 0.0, 1.0), width=BAR_COLUMNS)
+        bar = ProgressBar(
+            total=1.0,
+            completed=min(share or 0.0, 1.0),
+            width=BAR_COLUMNS,
+            complete_style="cyan",
+            finished_style="cyan",
+        )
         head.add_row(Text(plan.target.authority, style="bold"), bar, f"{elapsed_s:.0f}{until}")
         grid.add_row(head)
         grid.add_row(Text(" | ".join(self._rate_words()), no_wrap=True, overflow="ellipsis"))

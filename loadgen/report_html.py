@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from loadgen.report_json import Document
+from loadgen.report_json import Document, duration
 from loadgen.report_style import STYLE
 from loadgen.report_svg import Series, chart, linear_axis, log_axis, stacked
-from loadgen.report_text import QUANTILES, duration
+from loadgen.report_text import QUANTILES
 
 # Statuses that are drawn alike, in the order in which they are stacked.
 GROUPS = (("2xx", "a", "2"), ("4xx", "c", "4"), ("429 and 5xx", "d", "5"), ("no answer", "e", "0"))
@@ -218,7 +218,8 @@ def _settings(document: Document) -> str:
     generator = document["generator"]
     rows = [(name, "-" if value is None else str(value)) for name, value in _flat(document)]
     rows.append(("generator's CPU", f"{generator['cpu_share']:.0%} of a core"))
-    rows.append(("generator late by at most", duration(generator["lag_ms_max"])))
+    rows.append(("posts it was itself late with", f"{generator['lagged_posts']:,}"))
+    rows.append(("by at most", duration(generator["lag_ms_max"])))
     return f'<div class="columns">{_table(rows)}</div>'
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loadgen.find_max import Step
-from loadgen.report_json import Document
+from loadgen.report_json import Document, duration
 
 QUANTILES = (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p99_9", "p99.9"), ("max", "max"))
 
@@ -20,17 +20,6 @@ STEP_HEAD = (
 def text(document: Document) -> str:
     """Return the summary."""
     return "\n".join(_lines(document))
-
-
-def duration(ms: float | None) -> str:
-    """Return a duration with three digits, in the unit that suits it."""
-    if ms is None:
-        return "-"
-    if ms < 1:
-        return f"{ms * 1e3:.0f} us"
-    if ms < 1e3:
-        return f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
-    return f"{ms / 1e3:.2f} s"
 
 
 def _lines(document: Document) -> Iterator[str]:
@@ -62,9 +51,11 @@ def _lines(document: Document) -> Iterator[str]:
     if document["lost_why"]:
         yield f"no answer   {_counts(document['lost_why'])}"
     yield from _wrong(posts)
+    if posts["unsent"]:
+        yield f"not sent    {posts['unsent']:,} posts that were due when it was stopped"
     yield (
-        f"generator   {generator['cpu_share']:.0%} of a core, late by at most "
-        f"{duration(generator['lag_ms_max'])} through its own fault"
+        f"generator   {generator['cpu_share']:.0%} of a core, itself late with "
+        f"{generator['lagged_posts']:,} posts, by {duration(generator['lag_ms_max'])} at most"
     )
     if generator["says"]:
         yield generator["says"]
@@ -79,7 +70,6 @@ def _wrong(posts: Mapping[str, Any]) -> Iterator[str]:
         "undeserved": "answered otherwise than they were made for",
         "lost": "given up without a final answer",
         "skipped": "not sent: too many were open",
-        "unsent": "due, but not sent before the stop",
     }
     for name, shown in what.items():
         if posts[name]:

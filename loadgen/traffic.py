@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -30,6 +30,8 @@ MEASURED_ANEW_US = 1_000_000
 MEASURE_PAUSE_US_MIN = 50
 MEASURED_A_POST_MAX = 8
 REPEATABLE_POSTS = 64
+BACKLOG_BYTES_AHEAD = 64 * 1024**2
+NO_END = 2**63
 MINUTE_US = 60_000_000
 
 
@@ -77,7 +79,8 @@ class Traffic:
         self._sizes = [size for size, _ in recipe.mix]
         self._weights = list(accumulate(weight for _, weight in recipe.mix))
         self._posts = 0
-        self._posts_max = math.inf if recipe.posts_max is None else recipe.posts_max
+        self._posts_max = NO_END if recipe.posts_max is None else recipe.posts_max
+        self._ahead: deque[Post] = deque()
         self._readings = 0
         self._last_us = 0
         self._repeatable: list[Post] = []
@@ -102,11 +105,17 @@ class Traffic:
         self._odd_from = min(self._next_odd.values(), default=math.inf)
 
     def prepare(self, at_us: int) -> None:
-        """Measure all series once, which takes 3 us each, so that the first post is not late."""
-        if self._backlog_posts:
-            return  # each device's turn comes with its backlog
-        for number in range(len(self._fleet)):
-            self._first(number, at_us)
+        """Do ahead what would make the first posts late; takes 3 us a series and measurement."""
+        if not self._backlog_posts:
+            for number in range(len(self._fleet)):
+                self._first(number, at_us)
+            return
+        held_bytes = 0
+        for number in range(min(self._backlog_posts, self._posts_max)):
+            if held_bytes > BACKLOG_BYTES_AHEAD:
+                return  # the rest is made when its turn comes
+            self._ahead.append(self._backlog(number, at_us + number))
+            held_bytes += len(self._ahead[-1].request)
 
     def end(self) -> None:
         """Give no more posts."""
@@ -120,7 +129,7 @@ class Traffic:
         self._posts += 1
         at_us = max(self._now_us(), self._last_us + 1)
         if number < self._backlog_posts:
-            return self._backlog(number, at_us)
+            return self._ahead.popleft() if self._ahead else self._backlog(number, at_us)
         if number >= self._next_broken:
             self._next_broken = number + self._gap(recipe.broken)
             return self._broken(number, at_us)
