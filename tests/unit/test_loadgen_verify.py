@@ -1,0 +1,288 @@
+"""`loadgen verify` against small services: honest, cheating, and of bad manners."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from loadgen import conclude as conclude_module
+from loadgen.conclude import CannotCheck, Result, Where, conclude
+from loadgen.ledger import Details, Final, Ledger
+from loadgen.post import target_of
+from loadgen.proof import Plan
+from loadgen.reconcile import FAULTS
+from loadgen.verdict_text import text
+from loadgen.verify import Job, Run
+from tests.cheating_service import CHEATS, CheatingService
+
+READINGS = 22_000
+
+
+def _plan(**changes: Any) -> Plan:
+    return Plan(
+        **{
+            "run": "0badcafe",
+            "seed": 11,
+            "first_us": int(time.time() * 1_000_000) - 60_000_000,
+            "sizes": ((1, 1.0), (200, 3.0)),
+            "duplicates": 0.01,
+            "invalid": 0.005,
+            **changes,
+        }
+    )
+
+
+def _job(url: str, folder: Path, **changes: Any) -> Job:
+    return Job(
+        **{
+            "target": target_of(url),
+            "plan": _plan(),
+            "ledger": folder / "ledger",
+            "connections": 4,
+            "posts": READINGS // 150,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second look waits for what is on its way; here nothing is."""
+    monkeypatch.setattr(conclude_module, "AGAIN_S", 0.01)
+
+
+async def _verified(
+    database_url: str,
+    folder: Path,
+    cheat: str,
+    meanwhile: Callable[[CheatingService], Awaitable[None]] | None = None,
+) -> Result:
+    async with CheatingService(database_url, folder, cheat) as service:
+        run = Run(_job(service.url, folder, admin_url=service.url))
+        task = asyncio.create_task(run.go())
+        if meanwhile is not None:
+            await meanwhile(service)
+        await task
+        where = Where(database_url, folder, service.url)
+        return await conclude(folder / "ledger", where, settle_s=0.3, report=folder / "report")
+
+
+async def _kill_in_the_middle(service: CheatingService) -> None:
+    await service.busy.wait()
+    await service.kill()
+    await asyncio.sleep(0.05)
+    await service.start()
+
+
+async def test_honest_small_service_is_green(readings_url: str, tmp_path: Path) -> None:
+    """The service that the cheats are made of keeps its word, so that only a cheat is found."""
+    result = await _verified(readings_url, tmp_path, "", _kill_in_the_middle)
+    assert result.green, text(result)
+    assert result.counts["acknowledged"] > READINGS * 0.8
+    assert result.counts["in_letters"] > 50
+    assert result.quiet
+
+
+WHAT_IS_FOUND = {
+    "drops": "lost",
+    "acks early": "lost",
+    "writes twice": "twice",
+    "alters": "altered",
+    "stores refused": "kept_though_refused",
+    "dead-letters too": "in_both",
+    "loses letters": "lost",
+    "invents": "never_sent",
+    "hides invalid": "wrong_answer",
+    "cooks its books": "law_broken",
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, cheat: str) -> None:
+    """One reading in 10,000 turns the verdict red, under the right name, with a list."""
+    meanwhile = _kill_in_the_middle if cheat == "acks early" else None
+    result = await _verified(readings_url, tmp_path, cheat, meanwhile)
+    kind = WHAT_IS_FOUND[cheat]
+    assert set(result.faults) == {kind}, text(result)
+    few = cheat in {"drops", "writes twice", "alters", "dead-letters too", "invents"}
+    assert not few or result.faults[kind] in {1, 2, 3}
+    said = text(result)
+    assert "NOT as promised" in said
+    assert f"{FAULTS[kind]}" in said
+    assert f"{result.faults[kind]:,} BROKEN" in said
+    report = json.loads((tmp_path / "report").read_text())
+    assert len(report["list"]) == result.faults[kind] == report["summary"]["faults"][kind]
+    assert report["summary"]["green"] is False
+    assert report["list"][0]["invariant"] == FAULTS[kind]
+    assert len(result.first[kind]) == min(20, result.faults[kind])
+
+
+# What an answer means
+
+
+async def _scripted(
+    folder: Path, script: Callable[[int], web.StreamResponse | None], posts: int, **changes: Any
+) -> Ledger:
+    """Run against a server that answers the n-th try by `script` (None: cut); read the ledger."""
+    tries = 0
+
+    async def serve(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal tries
+        await request.read()
+        answer = script(tries)
+        tries += 1
+        if answer is None:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        return answer
+
+    runner = web.ServerRunner(web.Server(serve))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    plan = _plan(sizes=((1, 1.0),), duplicates=0, invalid=0)
+    job = _job(url, folder, connections=1, posts=posts, plan=plan, **changes)
+    try:
+        await Run(job).go()
+    finally:
+        await runner.cleanup()
+    return Ledger.read(folder / "ledger")
+
+
+def _taken(**fields: Any) -> web.Response:
+    document = {"accepted": 1, "dead_lettered": 0, "ack": "buffered", "errors": []}
+    return web.json_response({**document, **fields}, status=202)
+
+
+def _busy() -> web.Response:
+    return web.json_response({"code": "full"}, status=503, headers={"Retry-After": "0"})
+
+
+ANSWERS: dict[str, tuple[Callable[[int], web.StreamResponse | None], Final, Details | None]] = {
+    "accepted": (lambda _: _taken(), Final(202, "buffered"), None),
+    "accepted after 503": (
+        lambda tries: _taken() if tries else _busy(),
+        Final(202, "buffered", doubt=True),
+        None,
+    ),
+    "accepted after a cut": (
+        lambda tries: _taken() if tries else None,
+        Final(202, "buffered", doubt=True),
+        None,
+    ),
+    "refused": (
+        lambda _: web.json_response({"code": "empty"}, status=422),
+        Final(422, details=True),
+        Details(0, 0, False, {0xFFFF: "empty"}),
+    ),
+    "refused after a cut": (
+        lambda tries: web.json_response({"code": "empty"}, status=422) if tries else None,
+        Final(422, doubt=True, details=True),
+        Details(0, 0, False, {0xFFFF: "empty"}),
+    ),
+    "refused by a proxy": (
+        lambda _: web.Response(text="<h1>no</h1>", status=404),
+        Final(404, details=True),
+        Details(0, 0, False, {0xFFFF: "without_code"}),
+    ),
+    "200 of something else": (
+        lambda _: web.Response(text="<h1>hello</h1>"),
+        Final(200, odd=True),
+        None,
+    ),
+    "200 of another JSON": (lambda _: web.json_response([1]), Final(200, odd=True), None),
+    "counts that are wrong": (
+        lambda _: _taken(accepted=2),
+        Final(202, "buffered", details=True),
+        Details(2, 0, False, {}),
+    ),
+    "dead-lettered": (
+        lambda _: _taken(accepted=0, dead_lettered=1, errors=[{"index": 0, "code": "x"}]),
+        Final(202, "buffered", details=True),
+        Details(0, 1, False, {0: "x"}),
+    ),
+    "truncated": (
+        lambda _: _taken(accepted=0, dead_lettered=1, errors_truncated=True),
+        Final(202, "buffered", details=True),
+        Details(0, 1, True, {}),
+    ),
+    "never anything but 503": (lambda _: _busy(), Final(503, doubt=True), None),
+    "never an answer": (lambda _: None, Final(0, doubt=True), None),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+async def test_answer_is_on_record_as_what_it_is(tmp_path: Path, case: str) -> None:
+    """A promise, a refusal, or nothing that anybody could rely on."""
+    script, final, details = ANSWERS[case]
+    ledger = await _scripted(tmp_path, script, 1, give_up_s=0.5)
+    assert ledger.final(0) == final
+    if details is not None:
+        assert ledger.details(0) == details
+    assert (ledger.posts, ledger.ended) == (1, True)
+    if "after" in case:
+        assert ledger.tries.total() >= 1
+
+
+async def test_plain_answer_of_another_size_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """Answers that were read before are known by their bytes; the count must still fit."""
+    ledger = await _scripted(tmp_path, lambda tries: _taken(accepted=1 + (tries == 2)), 4)
+    finals = [ledger.final(post) for post in range(4)]
+    assert [bool(each and each.details) for each in finals] == [False, False, True, False]
+
+
+async def test_nobody_there_is_on_record_as_never_sent(tmp_path: Path, free_port: int) -> None:
+    """A refused connection promises nothing and leaves nothing."""
+    url = f"http://127.0.0.1:{free_port}"
+    plan = _plan(sizes=((1, 1.0),))
+    await Run(_job(url, tmp_path, posts=2, connections=1, give_up_s=0.1, plan=plan)).go()
+    ledger = Ledger.read(tmp_path / "ledger")
+    assert ledger.final(0) == Final(0)
+    assert (ledger.posts, ledger.ended) == (2, True)
+
+
+# Where there can be no proof
+
+
+async def test_without_a_database_there_is_no_verdict(tmp_path: Path, free_port: int) -> None:
+    """Nobody is told that all is well by a check that was not made."""
+    await _scripted(tmp_path, lambda _: _taken(), 3)
+    url = f"postgresql://nobody:secret@127.0.0.1:{free_port}/x"
+    with pytest.raises(CannotCheck, match="cannot connect") as caught:
+        await conclude(tmp_path / "ledger", Where(url, tmp_path), settle_s=0.1)
+    assert "secret" not in str(caught.value)
+
+
+async def test_without_a_folder_of_dead_letters_there_is_no_verdict(
+    tmp_path: Path, readings_url: str
+) -> None:
+    """An empty folder and one that cannot be read are not the same."""
+    await _scripted(tmp_path, lambda _: _taken(), 3)
+    with pytest.raises(CannotCheck, match="dead-letter folder"):
+        await conclude(tmp_path / "ledger", Where(readings_url, tmp_path / "no"), settle_s=0.1)
+
+
+async def test_without_a_table_there_is_no_verdict(tmp_path: Path, database_url: str) -> None:
+    """An empty database is not one that lost everything."""
+    await _scripted(tmp_path, lambda _: _taken(), 3)
+    with pytest.raises(CannotCheck, match="readings"):
+        await conclude(tmp_path / "ledger", Where(database_url, tmp_path), settle_s=0.1)
+
+
+async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str) -> None:
+    """Its answers cannot be believed any more."""
+    await _scripted(tmp_path, lambda _: _taken(), 3)
+    path = tmp_path / "ledger"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CannotCheck, match="altered"):
+        await conclude(path, Where(readings_url, tmp_path), settle_s=0.1)
