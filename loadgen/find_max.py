@@ -21,7 +21,7 @@ WARM_UP_S = 1.0
 FIRST_RATE = 100.0
 RATE_MIN, RATE_MAX = 1.0, 1e6
 CLOSE_ENOUGH = 1.05
-CONFIRMED_AFTER_MAX = 6
+RELAPSES_MAX = 6
 LOOK_S = 0.1
 # So far behind, a rate will not be met any more.
 BEHIND_S_MAX = 1.0
@@ -33,7 +33,7 @@ SCHEMA, SCHEMA_VERSION = "iot-ingest/loadgen-find-max", 1
 class Search:
     """Which rate to try next. `rate` None: it is over; `found` is the result, or None.
 
-    Pure. At most 20 doublings, 20 halvings, 5 halvings of the interval, 6 confirmations.
+    Pure. At most 20 doublings or halvings, 4 halvings of the interval, 12 confirmations.
     """
 
     def __init__(self, first_rate: float = FIRST_RATE) -> None:
@@ -42,7 +42,8 @@ class Search:
         self.confirming = False
         self._passed: float | None = None
         self._failed: float | None = None
-        self._confirmations = 0
+        self._times_passed = 0
+        self._relapses = 0
 
     def took(self, passed: bool) -> None:
         """Tell how the last rate went."""
@@ -68,17 +69,19 @@ class Search:
 
     def _confirm(self, rate: float) -> float:
         self.confirming = True
+        self._times_passed = 1
         return rate
 
     def _confirmed(self, rate: float, passed: bool) -> None:
         """Take the result, or go down a little: what passed once by luck is not it."""
-        self._confirmations += 1
         if passed:
-            self.found, self.rate = rate, None
-        elif self._confirmations < CONFIRMED_AFTER_MAX:
-            self.rate = rate / CLOSE_ENOUGH
-        else:
-            self.rate = None
+            self._times_passed += 1
+            if self._times_passed == 2:
+                self.found, self.rate = rate, None
+            return
+        self._times_passed = 0
+        self._relapses += 1
+        self.rate = rate / CLOSE_ENOUGH if self._relapses < RELAPSES_MAX else None
 
 
 class Step(NamedTuple):
