@@ -15,14 +15,15 @@ WORDS = {"run": cli_run, "verify": cli_verify, "csv": cli_csv}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    chosen = _parser().parse_args(arguments)
+    chosen = parser().parse_args(arguments)
     code: int = WORDS[chosen.word].main(chosen)
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loadgen", description="Clients of iot-ingest.")
-    words = parser.add_subparsers(dest="word", required=True, metavar="WORD")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all words."""
+    loadgen = argparse.ArgumentParser(prog="loadgen", description="Clients of iot-ingest.")
+    words = loadgen.add_subparsers(dest="word", required=True, metavar="WORD")
     for each in WORDS.values():
         each.add_parser(words)
-    return parser
+    return loadgen
