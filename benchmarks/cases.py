@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from benchmarks.contenders import CONTENDERS, Contender, Figures
 from benchmarks.floors import COPY_BATCHES
+from benchmarks.overload import OVERLOADS
 from benchmarks.stories import STORIES
 
-ALL: dict[str, Contender] = {each.name: each for each in (*CONTENDERS, *STORIES)}
+ALL: dict[str, Contender] = {each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES)}
 Runs = Mapping[str, list[Figures]]  # by contender
 
 
@@ -151,7 +152,7 @@ CASES = (
                 ),
                 Wanted(f"{kind}: readings lost", figure(name, "lost_rows"), 0, at_least=False),
                 Wanted(
-                    f"{kind}: RSS flooded over RSS full",
+                    f"{kind}: RSS after the floods over RSS after a first one",
                     figure(name, "rss_growth"),
                     1.1,
                     at_least=False,

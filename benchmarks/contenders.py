@@ -26,6 +26,7 @@ from ingest.schema import TABLE
 Figures = dict[str, float]
 WARM_US = 1_600_000_000_000_000
 FIRST_US = 1_700_000_000_000_000
+PHASE_US = 1_000_000_000_000  # between the first timestamps of two drives of one service
 WARM_S = 1.0
 COPY_ROWS_PER_S = 500_000  # about what a run of `seconds` should take
 

@@ -29,7 +29,8 @@ class Openly(NamedTuple):
 
     `taken_rows` are readings of posts with a 2xx, `refused` posts with another answer, `lost` posts
     without one, `skipped` posts that were due and not sent, since too many had no answer yet.
-    `lag_ms_max` is the driver's own fault. Latencies are of posts with a 2xx.
+    `lag_ms_max` is the driver's own fault. Latencies are of posts with a 2xx. `began_s` is the
+    moment of the first post by time.monotonic, which is the same for all processes (Linux).
     """
 
     posts: int
@@ -43,6 +44,7 @@ class Openly(NamedTuple):
     max_ms: float
     lag_ms_max: float
     statuses: dict[str, int]
+    began_s: float
     cpu_cores: float = 0.0
 
 
@@ -125,7 +127,8 @@ def drive_openly(
             *("--rate", f"{rate_per_s:.3f}", "--seconds", f"{seconds:g}", "--rows", str(rows)),
             *("--target", target, "--connections", str(connections)),
             *("--first-us", str(first_us)),
-        ]
+        ],
+        seconds,
     )
     found: dict[str, Any] = json.loads(said)
     return Openly(**found)._replace(cpu_cores=cpu_s / seconds)
@@ -157,6 +160,7 @@ async def _run(chosen: argparse.Namespace) -> Openly:
         p999_ms=quantile(0.999) * 1e3,
         max_ms=tally.latencies.max_s * 1e3,
         lag_ms_max=driver.lag_s_max * 1e3,
+        began_s=driver.started_s,
         statuses={str(status): count for status, count in sorted(tally.statuses.items())},
     )
 

@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -21,10 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 START_S_MAX = 60.0
 STOP_S_MAX = 60.0
+DRIVER_S_MAX = 60.0
 SAID_BYTES_MAX = 2_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ON_DISK = Path("/var/tmp")  # noqa: S108  folders below it have names of mkdtemp
@@ -200,15 +201,26 @@ def children_cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run_driver(command: Sequence[str | Path]) -> tuple[str, float]:
-    """Run a load driver to its end; return what it printed and its CPU seconds.
+def run_driver(command: Sequence[str | Path], seconds: float) -> tuple[str, float]:
+    """Run a load driver, which takes `seconds`; return what it printed and its CPU seconds.
 
-    Raises Broken if it fails. Nothing else of ours may end meanwhile: its CPU would count too.
+    Raises Broken if it fails, or takes DRIVER_S_MAX longer. Nothing else of ours may end meanwhile:
+    its CPU would count too.
     """
     before_s = children_cpu_s()
     words = [str(each) for each in command]
-    done: Any = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            check=False,
+            timeout=seconds + DRIVER_S_MAX,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Broken(f"{shlex.join(words)} did not end in time") from error
     if done.returncode != 0:
         said = (done.stdout + done.stderr)[-SAID_BYTES_MAX:].strip()
         raise Broken(f"{words[0]} ended with code {done.returncode}: {said}")
-    return str(done.stdout), children_cpu_s() - before_s
+    return done.stdout, children_cpu_s() - before_s

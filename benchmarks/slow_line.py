@@ -1,26 +1,56 @@
 """A slow line to a database: `python -m benchmarks.slow_line PORT SOCKET BYTES_PER_S`.
 
-Forwards a port of the loopback to a unix socket, at most so many bytes a second per connection and
-direction: what a database does that cannot keep up. Serves until killed.
+Forwards a port of the loopback to a unix socket; what goes to the server takes its time, as with a
+database that cannot keep up. Paced by the clock, not by pauses: what the line is late because the
+processor was busy it makes up for, so that its rate is the same under load. Serves until killed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import sys
+import time
 from collections.abc import Sequence
 
 import uvloop
 
-from tests.line import Line
+PIECES_PER_S = 50
+MAKES_UP_S = 0.25  # for no more than so much
+
+
+async def pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bytes_per_s: float
+) -> None:
+    """Forward one direction until its end, at most so many bytes a second (or infinite)."""
+    piece = 1 << 16 if math.isinf(bytes_per_s) else max(1, int(bytes_per_s / PIECES_PER_S))
+    due_s = time.monotonic()
+    with contextlib.suppress(OSError):
+        while data := await reader.read(piece):
+            writer.write(data)
+            await writer.drain()
+            now_s = time.monotonic()
+            due_s = max(due_s, now_s - MAKES_UP_S) + len(data) / bytes_per_s
+            if due_s > now_s:
+                await asyncio.sleep(due_s - now_s)
+        writer.write_eof()
 
 
 async def forward(port: int, socket: str, bytes_per_s: float) -> None:
     """Serve until killed."""
-    line = Line.to_unix(socket)
-    line.port = port
-    await line.start()
-    line.slow(bytes_per_s)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        its_reader, its_writer = await asyncio.open_unix_connection(socket)
+        try:
+            await asyncio.gather(
+                pump(reader, its_writer, bytes_per_s), pump(its_reader, writer, math.inf)
+            )
+        finally:
+            for each in (writer, its_writer):
+                each.close()
+
+    await asyncio.start_server(serve, "127.0.0.1", port)
     await asyncio.Event().wait()
 
 

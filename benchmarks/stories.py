@@ -1,4 +1,4 @@
-"""Measurements that are more than one peak: overload, latency, a big table, idle devices, a start.
+"""Measurements that are more than one peak: latency, a big table, idle devices, a start.
 
 Each is a contender as in contenders.py: one function, one run, its figures. They drive with
 loadgen's open loop where a rate must not yield, else with wrk.
@@ -11,13 +11,9 @@ import contextlib
 import http.client
 import json
 import socket
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
-from urllib.parse import parse_qs, urlsplit
 
 import uvloop
 
@@ -25,6 +21,7 @@ from benchmarks import floors, wrk
 from benchmarks.contenders import (
     COMMITTED,
     FIRST_US,
+    PHASE_US,
     WARM_S,
     WARM_US,
     Contender,
@@ -35,98 +32,12 @@ from benchmarks.contenders import (
     running_service,
     service_peak,
 )
-from benchmarks.open_loop import Openly, drive_openly
-from benchmarks.processes import Broken, Child, accepts, free_port, raise_open_files_limit, scratch
+from benchmarks.open_loop import drive_openly
+from benchmarks.processes import Broken, free_port, raise_open_files_limit, scratch
 from benchmarks.service import Service
 
-PHASE_US = 1_000_000_000_000  # between the first timestamps of two phases
-ROW_BYTES = 55  # a reading of the wrk scripts as binary COPY
-MANY_CONNECTIONS = 5_000  # open loop: a post that waits for room must not keep others waiting
-SLOWED_TO = 0.25
 IDLE_CONNECTIONS = 5_000
 BIG_ROWS, SMALL_ROWS, QUICK_ROWS = 20_000_000, 100_000, 1_000_000
-
-
-# A database that cannot keep up
-
-
-@contextmanager
-def slowed_service(url: str, bytes_per_s: float) -> Iterator[Service]:
-    """Give a service with one writer on a slow line to the database of another one."""
-    query = parse_qs(urlsplit(url).query)
-    path = f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}"
-    with scratch() as folder, ExitStack() as ending:
-        port = free_port()
-        command = [sys.executable, "-m", "benchmarks.slow_line", str(port), path]
-        line = Child("slow_line", [*command, f"{bytes_per_s:.0f}"], folder)
-        ending.callback(line.stop)
-        line.wait_until(partial(accepts, port))
-        slow_url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        flags = ("--database-url", slow_url, "--writers", "1")
-        yield ending.enter_context(Service(folder / "state", *flags))
-
-
-class Flood(NamedTuple):
-    """What a service did while it was offered more than it can store."""
-
-    committed_per_s: float
-    seen: Openly
-    rss_mib: float
-
-
-def flood(service: Service, rate_per_s: float, seconds: float, phase: int, rows: int) -> Flood:
-    """Offer so many posts a second; return what was committed a second meanwhile."""
-    before, began_s = service.committed(), time.monotonic()
-    seen = drive_openly(
-        service.port,
-        rate_per_s,
-        seconds,
-        FIRST_US + phase * PHASE_US,
-        rows=rows,
-        connections=MANY_CONNECTIONS,
-    )
-    committed, took_s = service.committed() - before, time.monotonic() - began_s
-    return Flood(committed / took_s, seen, service.rss_mib())
-
-
-def measure_slowed(plan: Plan, script: str) -> Figures:
-    """Slow the database to a quarter; offer 2 and 4 times what it takes."""
-    rows = wrk.ROWS[script]
-    with running_service() as owner:
-        wrk.drive(script, owner.port, WARM_S, WARM_US)
-        owner.quiet()
-        peak = service_peak(owner, script, max(1, plan.seconds / 2), FIRST_US)
-        uvloop.run(floors.fresh_table(owner.database_url))
-        bytes_per_s = peak["rows_per_s"] * SLOWED_TO * ROW_BYTES
-        with slowed_service(owner.database_url, bytes_per_s) as service:
-            taken = wrk.drive("hundreds", service.port, 2, WARM_US).taken * 100  # fills the buffer
-            before, began_s = service.committed(), time.monotonic()
-            full = wrk.drive(script, service.port, plan.seconds, FIRST_US)
-            takes = (service.committed() - before) / (time.monotonic() - began_s)
-            rss_mib = service.rss_mib()
-            twice = flood(service, 2 * takes / rows, plan.seconds, 1, rows)
-            four_times = flood(service, 4 * takes / rows, plan.seconds, 2, rows)
-            samples = service.quiet()
-            there = count_rows(owner.database_url)
-        taken += full.taken * rows + twice.seen.taken_rows + four_times.seen.taken_rows
-        if there < taken or there != samples["ingest_readings_committed_total"]:
-            raise Broken(f"{taken} readings taken, {there} in the table")
-    return {
-        "unslowed_rows_per_s": peak["rows_per_s"],
-        "takes_rows_per_s": takes,
-        "twice_rows_per_s": twice.committed_per_s,
-        "four_times_rows_per_s": four_times.committed_per_s,
-        "least_of_takes": min(twice.committed_per_s, four_times.committed_per_s) / takes,
-        "twice_refused_posts": float(twice.seen.refused),
-        "four_times_refused_posts": float(four_times.seen.refused),
-        "unanswered_posts": float(twice.seen.lost + four_times.seen.lost),
-        "skipped_posts": float(twice.seen.skipped + four_times.seen.skipped),
-        "lost_rows": float(max(0, taken - there)),
-        "full_rss_mib": rss_mib,
-        "flooded_rss_mib": max(twice.rss_mib, four_times.rss_mib),
-        "rss_growth": max(twice.rss_mib, four_times.rss_mib) / rss_mib,
-        "driver_cores": four_times.seen.cpu_cores,
-    }
 
 
 # Latency
@@ -302,14 +213,6 @@ def first_committed_s(service: Service, port: int, began_s: float) -> float:
 
 
 STORIES = (
-    Contender(
-        "slowed", "posts of 100, database slowed", partial(measure_slowed, script="hundreds")
-    ),
-    Contender(
-        "slowed_singles",
-        "single readings, database slowed",
-        partial(measure_slowed, script="singles"),
-    ),
     Contender("half_peak", "single readings at half their peak", measure_half_peak),
     Contender("small_table", "100 k rows in the table", partial(measure_table, name="small")),
     Contender("big_table", "20 M rows in the table", partial(measure_table, name="big")),

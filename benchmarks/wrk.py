@@ -64,7 +64,8 @@ def drive(
             *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"),
             *("--timeout", "30s", "-s", HERE / f"{script}.lua", f"http://127.0.0.1:{port}{target}"),
             *("--", str(first_us), form),
-        ]
+        ],
+        seconds,
     )
     return understand(said, cpu_s)
 

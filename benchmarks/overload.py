@@ -1,0 +1,185 @@
+"""A database that cannot keep up, and what the service does then.
+
+The line to the database is slowed to a quarter; then more is offered than it takes, open loop.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import pairwise
+from types import TracebackType
+from typing import NamedTuple, Self
+from urllib.parse import parse_qs, urlsplit
+
+import uvloop
+
+from benchmarks import floors, wrk
+from benchmarks.contenders import (
+    FIRST_US,
+    PHASE_US,
+    WARM_S,
+    WARM_US,
+    Contender,
+    Figures,
+    Plan,
+    count_rows,
+    running_service,
+    service_peak,
+)
+from benchmarks.open_loop import Openly, drive_openly
+from benchmarks.processes import Broken, Child, accepts, free_port, scratch
+from benchmarks.service import Service
+
+ROW_BYTES = 55  # a reading of the wrk scripts as binary COPY
+SLOWED_TO = 0.25
+BUFFER_S = 1.0  # what the buffer holds, so that all is written soon after
+MANY_CONNECTIONS = 5_000  # a post that waits for room must not keep others waiting
+FIRST_FLOOD_S = 3.0
+WATCHES_PER_S = 20
+
+
+@contextmanager
+def slowed_service(url: str, bytes_per_s: float, *flags: str) -> Iterator[Service]:
+    """Give a service on a slow line to the database of another one."""
+    query = parse_qs(urlsplit(url).query)
+    path = f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}"
+    with scratch() as folder, ExitStack() as ending:
+        port = free_port()
+        command = [sys.executable, "-m", "benchmarks.slow_line", str(port), path]
+        line = Child("slow_line", [*command, f"{bytes_per_s:.0f}"], folder)
+        ending.callback(line.stop)
+        line.wait_until(partial(accepts, port))
+        slow_url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        yield ending.enter_context(Service(folder / "state", "--database-url", slow_url, *flags))
+
+
+class Watch:
+    """Notes WATCHES_PER_S times a second what a service has committed, beside all else."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._seen: list[tuple[float, float]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(1 / WATCHES_PER_S):
+            self._seen.append((time.monotonic(), self._service.committed()))
+
+    def rate(self, from_s: float, to_s: float) -> float:
+        """Return rows committed a second, from the first commit in that time to the last one.
+
+        A slow line takes a large batch for some tenths of a second: whole steps are counted, not
+        what happens to fall between two moments. Raises Broken if there were fewer than two.
+        """
+        within = [each for each in self._seen if from_s <= each[0] <= to_s]
+        steps = [new for old, new in pairwise(within) if new[1] > old[1]]
+        if len(steps) < 2:
+            raise Broken(f"only {len(steps)} commits were seen in {to_s - from_s:.1f} s")
+        (first_s, first_rows), (last_s, last_rows) = steps[0], steps[-1]
+        return (last_rows - first_rows) / (last_s - first_s)
+
+
+class Flood(NamedTuple):
+    """What a service did while it was offered more than it can store."""
+
+    committed_per_s: float
+    seen: Openly
+    rss_mib: float
+
+
+def flood(service: Service, rate_per_s: float, seconds: float, phase: int, rows: int) -> Flood:
+    """Offer so many posts a second; return what was committed a second meanwhile."""
+    with Watch(service) as watch:
+        seen = drive_openly(
+            service.port,
+            rate_per_s,
+            seconds,
+            FIRST_US + phase * PHASE_US,
+            rows=rows,
+            connections=MANY_CONNECTIONS,
+        )
+    committed_per_s = watch.rate(seen.began_s, seen.began_s + seconds)
+    return Flood(committed_per_s, seen, service.rss_mib())
+
+
+def measure_slowed(plan: Plan, script: str) -> Figures:
+    """Slow the database to a quarter; offer 2 and 4 times what it takes.
+
+    What it takes is what it commits while a closed loop keeps its buffer full. Memory is compared
+    with that after a first flood, which has as many connections.
+    """
+    rows = wrk.ROWS[script]
+    with running_service() as owner:
+        wrk.drive(script, owner.port, WARM_S, WARM_US)
+        owner.quiet()
+        peak = service_peak(owner, script, max(1, plan.seconds / 2), FIRST_US)
+        uvloop.run(floors.fresh_table(owner.database_url))
+        bytes_per_s = peak["rows_per_s"] * SLOWED_TO * ROW_BYTES
+        buffer_s = BUFFER_S * peak["rows_per_s"] * SLOWED_TO
+        flags = ("--writers", "1", "--buffer-rows-max", str(max(10_000, int(buffer_s))))
+        with slowed_service(owner.database_url, bytes_per_s, *flags) as service:
+            taken = wrk.drive("hundreds", service.port, 2, WARM_US).taken * 100  # fills the buffer
+            with Watch(service) as watch:
+                began_s = time.monotonic()
+                full = wrk.drive(script, service.port, plan.seconds, FIRST_US)
+            takes = watch.rate(began_s, time.monotonic())
+            first, twice, four_times = (
+                flood(service, times * takes / rows, seconds, phase, rows)
+                for phase, (times, seconds) in enumerate(
+                    ((4, FIRST_FLOOD_S), (2, plan.seconds), (4, plan.seconds)), start=1
+                )
+            )
+            samples = service.quiet()
+            there = count_rows(owner.database_url)
+    floods = (first, twice, four_times)
+    taken += full.taken * rows + sum(each.seen.taken_rows for each in floods)
+    if there != samples["ingest_readings_committed_total"]:
+        raise Broken(f"the service says that it committed other rows than the {there} there are")
+    flooded_mib = max(twice.rss_mib, four_times.rss_mib)
+    return {
+        "unslowed_rows_per_s": peak["rows_per_s"],
+        "takes_rows_per_s": takes,
+        "twice_rows_per_s": twice.committed_per_s,
+        "four_times_rows_per_s": four_times.committed_per_s,
+        "least_of_takes": min(twice.committed_per_s, four_times.committed_per_s) / takes,
+        "lost_rows": float(max(0, taken - there)),
+        "twice_refused_posts": float(twice.seen.refused),
+        "four_times_refused_posts": float(four_times.seen.refused),
+        "unanswered_posts": float(sum(each.seen.lost for each in floods)),
+        "skipped_posts": float(sum(each.seen.skipped for each in floods)),
+        "first_flood_rss_mib": first.rss_mib,
+        "flooded_rss_mib": flooded_mib,
+        "rss_growth": flooded_mib / first.rss_mib,
+        "driver_cores": four_times.seen.cpu_cores,
+    }
+
+
+OVERLOADS = (
+    Contender(
+        "slowed", "posts of 100, database slowed", partial(measure_slowed, script="hundreds")
+    ),
+    Contender(
+        "slowed_singles",
+        "single readings, database slowed",
+        partial(measure_slowed, script="singles"),
+    ),
+)
