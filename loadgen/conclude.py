@@ -203,7 +203,7 @@ def _note(ledger: Ledger, folder: Folder, result: Result) -> None:
 async def check_ahead(where: Where, prefix: str) -> None:
     """See whether a comparison will be possible. Raises CannotCheck."""
     try:
-        await check_table(where.database_url)
         await asyncio.to_thread(read_letters, where.dlq_dir, prefix)
+        await check_table(where.database_url)
     except (TableError, LettersError) as error:
         raise CannotCheck(str(error)) from error

@@ -102,6 +102,10 @@ class Run:
                 self._writer.flush()
             self._writer.close()
 
+    def finish(self) -> None:
+        """Send nothing new; all that was begun gets its answer."""
+        self._stopped = True
+
     def stop(self) -> None:
         """Send nothing new; what is in flight finishes, what waits for a retry is given up."""
         self._stopped = True

@@ -1,0 +1,244 @@
+"""`loadgen verify` against the real service: green through faults, red where readings are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+
+from loadgen.conclude import Result, Where, conclude
+from loadgen.post import target_of
+from loadgen.proof import REFUSED_METRIC, Plan
+from loadgen.verdict_text import text
+from loadgen.verify import Job, Run
+from tests.system.database import Database
+from tests.system.service import REPOSITORY, Done, Service, environment, run_command
+from tests.system.test_database_faults import QUICK
+
+NUMBERS = re.compile(r" *\b[0-9a-f]{8}\b| *\d[\d,.]*")
+CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED_METRIC}')"
+
+
+async def _verify(*words: object, within_s: float = 60) -> Done:
+    return await run_command("loadgen", "verify", *words, within_s=within_s)
+
+
+@asynccontextmanager
+async def _started(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start `loadgen verify` as a process of its own; kill it if it is still there."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadgen", "verify", *map(str, words)),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _committed(service: Service, rows: int) -> None:
+    """Wait until so many readings are in the table."""
+    async with asyncio.timeout(30):
+        while (await service.metrics())["ingest_readings_committed_total"] < rows:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """Duplicates, invalid items, rows that a CHECK refuses, every ack: nothing is lost."""
+    state, report = open_tmp_path / "state", open_tmp_path / "report.json"
+    async with (
+        Database(open_tmp_path / "db", free_port) as database,
+        Service(state, database_url=database.url, **QUICK) as service,
+    ):
+        await service.wait_state("accepting")
+        await database.run(CHECK)
+        words = (
+            *("--state-dir", state, "--duration-s", 4, "--connections", 8, "--seed", 7),
+            *("--batch", "1x20,30,100", "--duplicates", "3%", "--invalid", "2%"),
+            *("--refused-by-check", "0.5%", "--ack", "committed", "--report", report),
+        )
+        async with _started(*words) as process:
+            await _committed(service, 1_000)
+            await database.kill()
+            await asyncio.sleep(0.5)
+            await database.start()
+            stdout, stderr = await process.communicate()
+        said = stdout.decode()
+        assert process.returncode == 0, said + stderr.decode()
+        assert "BROKEN" not in said
+        for name in ("I1", "I2", "I3", "I4", "I5", "I6", "I9"):
+            assert re.search(rf"^{name} +ok ", said, re.MULTILINE), said
+        summary = json.loads(report.read_text())["summary"]
+        assert summary["readings"]["acknowledged"] > 1_000
+        assert summary["dead_letters"]["refused_by_database"] > 0
+        assert summary["dead_letters"]["invalid"] > 0
+        assert summary["quiet"]
+        (rows,) = await database.run("select count(*) from readings")
+        assert rows["count"] == summary["readings"]["in_table"]
+
+
+# A service that is killed
+
+
+@asynccontextmanager
+async def _locked(url: str) -> AsyncIterator[None]:
+    """Keep everybody from writing to the table."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute("lock table readings in exclusive mode")
+            yield
+    finally:
+        await connection.close()
+
+
+async def _killed_while_it_holds(folder: Path, url: str, port: int, ack: str) -> Result:
+    """Kill the service while nothing can be written, start it again, and look for everything."""
+    state = folder / "state"
+    async with Service(state, database_url=url, listen=f"127.0.0.1:{port}") as service:
+        await service.wait_state("accepting")
+        plan = Plan("0badcafe", 1, int(time.time() * 1_000_000), ((20, 1.0),), 0.01, 0.01)
+        run = Run(
+            Job(
+                target=target_of(service.url),
+                plan=plan,
+                ledger=folder / "ledger",
+                query=f"?ack={ack}",
+                connections=4,
+                admin_url=service.admin_url,
+            )
+        )
+        traffic = asyncio.create_task(run.go())
+        await _committed(service, 2_000)
+        async with _locked(url):
+            before = run.answers.total()
+            if ack == "buffered":
+                while run.answers.total() < before + 50:  # noqa: ASYNC110  counted by callbacks
+                    await asyncio.sleep(0.01)
+            else:
+                await asyncio.sleep(0.2)
+            await service.kill()
+        await service.start()
+        await service.wait_state("accepting")
+        before = run.answers.total()
+        while run.answers.total() < before + 50:  # noqa: ASYNC110  counted by callbacks
+            await asyncio.sleep(0.01)
+        run.finish()
+        await traffic
+        where = Where(url, state / "dead-letters", service.admin_url)
+        return await conclude(folder / "ledger", where, settle_s=20)
+
+
+async def test_kill_of_a_service_that_acknowledged_too_early_is_red(
+    open_tmp_path: Path, readings_url: str, free_port: int
+) -> None:
+    """`buffered` is memory: what it held is lost, and the verdict says so and what was promised."""
+    result = await _killed_while_it_holds(open_tmp_path, readings_url, free_port, "buffered")
+    assert set(result.faults) == {"lost"}, text(result)
+    assert result.faults["lost"] >= 500
+    assert result.first["lost"][0].promised == "accepted: 202, ack buffered"
+    assert "the service was started anew during the run" in result.notes
+
+
+async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
+    open_tmp_path: Path, readings_url: str, free_port: int
+) -> None:
+    """The same kill costs nothing: unanswered posts are sent again, and stored once."""
+    result = await _killed_while_it_holds(open_tmp_path, readings_url, free_port, "committed")
+    assert result.green, text(result)
+    assert result.counts["acknowledged"] > 3_000
+    assert result.tries[0] > 0
+    assert result.law is not None
+    assert result.law.kept
+
+
+# A generator that is interrupted or killed
+
+
+async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
+    open_tmp_path: Path, readings_url: str
+) -> None:
+    """Ctrl-C ends with the verdict on what was sent; after SIGKILL the ledger gives it."""
+    state = open_tmp_path / "state"
+    async with Service(state, database_url=readings_url) as service:
+        await service.wait_state("accepting")
+        ledger = open_tmp_path / "ledger"
+        words = ("--state-dir", state, "--duration-s", 60, "--connections", 4)
+        async with _started(*words, "--ledger", ledger) as process:
+            await _committed(service, 500)
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = await process.communicate()
+        assert process.returncode == 130, stderr.decode()
+        assert "as promised" in stdout.decode()
+
+        killed = open_tmp_path / "killed"
+        committed = (await service.metrics())["ingest_readings_committed_total"]
+        async with _started(*words, "--ledger", killed) as process:
+            await _committed(service, int(committed) + 500)
+            process.kill()
+            await process.wait()
+        for path, note in ((ledger, ""), (killed, "its generator was killed")):
+            done = await _verify("--reconcile-only", "--ledger", path, "--state-dir", state)
+            assert done.code == 0, done.stdout + done.stderr
+            assert note in done.stdout
+
+        await service.query("delete from readings where ts = (select min(ts) from readings)")
+        done = await _verify("--reconcile-only", "--ledger", ledger, "--state-dir", state)
+        assert done.code == 1, "the first reading of the first run is gone"
+        assert "lost: 1\n  reading 0 " in done.stdout
+
+
+# What the README shows
+
+
+def _readme_section() -> str:
+    text_ = (REPOSITORY / "README.md").read_text()
+    return text_.split("## Proving that nothing was lost\n")[1].split("\n## ")[0]
+
+
+async def test_readme_commands_prove_what_the_readme_says(open_tmp_path: Path) -> None:
+    """With a service of `./run` on the same machine the bare command finds everything."""
+    commands = re.findall(r"^\./run loadgen verify(.*)$", _readme_section(), re.MULTILINE)
+    assert len(commands) >= 3
+    ledger = open_tmp_path / "ledger"
+    state = open_tmp_path / "state"
+    async with Service(state) as service:
+        await service.wait_state("accepting")
+        env = {"INGEST_STATE_DIR": str(state)}
+        said = ""
+        for command in commands:
+            words = command.replace("run.ledger", str(ledger)).split()
+            if "--duration-s" in words:
+                words[words.index("--duration-s") + 1] = "0.5"
+            elif "--reconcile-only" not in words:
+                words += ["--posts", "200"]
+            if "--refused-by-check" in words:
+                sql = re.search(r'`./run psql -c "(alter .*?)"`', _readme_section())
+                assert sql is not None
+                done = await run_command("ingest", "psql", "-c", sql[1], env=env)
+                assert done.code == 0, done.stderr
+            done = await run_command("loadgen", "verify", *words, env=env)
+            assert done.code == 0, done.stdout + done.stderr
+            said = done.stdout
+            assert "as promised" in said
+        # The first words of each line are those of the README; numbers differ.
+        shown = _readme_section().split("./run loadgen verify\n")[1].split("```")[0]
+        assert [re.sub(NUMBERS, "#", line) for line in shown.splitlines()] == [
+            re.sub(NUMBERS, "#", line) for line in said.splitlines()
+        ]

@@ -1,0 +1,180 @@
+"""The command line of `loadgen verify`: wrong use is 2, names the option, and sends nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from loadgen.cli import main
+from loadgen.conclude import CannotCheck, Where, check_ahead
+from loadgen.local_service import find, state_folder
+from loadgen.table import refuses
+from tests.embedded import running
+
+NOWHERE = "postgresql://nobody:secret@127.0.0.1:9/x"
+
+
+@pytest.fixture(autouse=True)
+def _no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for no service but the one that a test makes."""
+    monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("INGEST_DATABASE_URL", raising=False)
+
+
+def _publish(folder: Path, *, pid: int, listen: str = "0.0.0.0:8080") -> None:
+    folder.mkdir(exist_ok=True)
+    info = {
+        "pid": pid,
+        "listen": listen,
+        "admin_listen": "[::]:8081",
+        "database_url": NOWHERE,
+    }
+    (folder / "service.json").write_text(json.dumps(info))
+
+
+SOMEWHERE = ("--url", "http://127.0.0.1:9", "--dlq-dir", "/", "--database-url", NOWHERE)
+
+WRONG = {
+    "no service": ((), "--database-url"),
+    "no dead letters": (("--database-url", NOWHERE), "--dlq-dir"),
+    "no url": (("--database-url", NOWHERE, "--dlq-dir", "/"), "--url"),
+    "no database": (SOMEWHERE, "cannot connect to the database"),
+    "no such folder": ((*SOMEWHERE, "--dlq-dir", "/no/where"), "/no/where"),
+    "no such admin port": ((*SOMEWHERE, "--admin-url", "there"), "--admin-url"),
+    "too large posts": ((*SOMEWHERE, "--batch", "5000"), "--batch"),
+    "too odd": ((*SOMEWHERE, "--invalid", "95%"), "--invalid"),
+    "a ledger that exists": ((*SOMEWHERE, "--ledger", "/dev/null"), "--ledger"),
+    "nothing to compare": ((*SOMEWHERE, "--reconcile-only"), "--ledger"),
+    "nothing is sent": (
+        (*SOMEWHERE, "--reconcile-only", "--ledger", "/dev/null", "--rate", "3"),
+        "--rate",
+    ),
+    "no ledger": (
+        (*SOMEWHERE, "--reconcile-only", "--ledger", "/dev/null"),
+        "is not a ledger",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_said_with_the_option(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, one line, no secret, and never a verdict."""
+    words, told = WRONG[case]
+    assert main(["verify", *words]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("loadgen verify: ")
+    assert told in err
+    assert "secret" not in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--duplicates", "2"),
+        ("--refused-by-check", "x"),
+        ("--batch", "0"),
+        ("--posts", "0"),
+        ("--rate", "-1"),
+        ("--connections", "0"),
+        ("--settle-s", "0"),
+        ("--report", "/no/where/file"),
+        ("--url", "ftp://x"),
+        ("--ack", "never"),
+    ],
+)
+def test_wrong_value_is_said_with_the_option(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """argparse's own exit code is 2 as well."""
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", *words])
+    assert caught.value.code == 2
+    assert words[0] in capsys.readouterr().err
+
+
+def test_help_says_what_each_option_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Shares with a percent sign would break argparse."""
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", "--help"])
+    assert caught.value.code == 0
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "sent again in a later post (1%)" in said
+    assert "in various ways (0.5%)" in said
+    assert "check (metric <> 'refused')" in said
+
+
+# The service of this machine
+
+
+def test_service_of_this_machine_is_found_while_it_lives(tmp_path: Path) -> None:
+    """What a dead process left behind is not believed; addresses become ones to connect to."""
+    state = state_folder(None)
+    assert state == tmp_path / "state"
+    assert state_folder(Path("other")) == Path.cwd() / "other"
+    assert find(state) is None
+    _publish(state, pid=2**22 + 1)
+    assert find(state) is None
+    _publish(state, pid=os.getpid())
+    found = find(state)
+    assert found is not None
+    assert (found.url, found.admin_url) == ("http://127.0.0.1:8080", "http://[::1]:8081")
+    assert (found.database_url, found.dlq_dir) == (NOWHERE, state / "dead-letters")
+    (state / "service.json").write_text("{torn")
+    assert find(state) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"STATE_DIRECTORY": "/var/lib/a:/b"}, "/var/lib/a"),
+        ({"INGEST_STATE_DIR": "/x", "STATE_DIRECTORY": "/y"}, "/x"),
+    ],
+)
+def test_state_folder_is_the_one_that_the_service_uses(
+    environ: dict[str, str], folder: str
+) -> None:
+    """The same words, in the same order."""
+    assert state_folder(None, environ) == Path(folder)
+
+
+def test_service_of_this_machine_is_not_asked_about_another_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its database knows nothing of what another service was sent."""
+    _publish(tmp_path / "state", pid=os.getpid())
+    assert main(["verify", "--url", "http://10.0.0.1:8080"]) == 2
+    assert "--database-url" in capsys.readouterr().err
+
+
+# The database
+
+
+async def test_standby_is_no_place_to_look(made: Path, tmp_path: Path) -> None:
+    """It may lag behind: a reading that is missing there is not lost."""
+    (made / "data" / "standby.signal").touch()
+    async with running(made) as (_, url):
+        with pytest.raises(CannotCheck, match="standby"):
+            await check_ahead(Where(url, tmp_path), "verify-00000000-")
+
+
+async def test_refused_readings_need_a_constraint(
+    readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """Without one the run would prove less than it says; the try leaves nothing behind."""
+    assert await refuses(readings_url, 1_764_000_000_000_000, "d") is False
+    assert await readings_connection.fetchval("select count(*) from readings") == 0
+    await readings_connection.execute(
+        "alter table readings add constraint no_such check (metric <> 'refused')"
+    )
+    assert await refuses(readings_url, 1_764_000_000_000_000, "d") is True
+    await readings_connection.execute("create role reader login")
+    await readings_connection.execute("grant select on readings to reader")
+    reader_url = readings_url.replace("postgres@", "reader@", 1)
+    assert await refuses(reader_url, 1_764_000_000_000_000, "d") is None
+    await readings_connection.execute("drop owned by reader; drop role reader")
