@@ -9,6 +9,7 @@ Does not: remember single posts (see `verify`).
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from loadgen.timeline import LOST, Timeline
 from loadgen.traffic import BROKEN, GOOD, INVALID, MIXED
 
 WHYS_MAX = 20
+_CODE = re.compile(rb'"code"\s*:\s*"([^"]{1,40})')
 _STATUS_DUE = {BROKEN: 400, INVALID: 422}
 
 
@@ -143,8 +145,8 @@ class Tally:
 
     def _note_code(self, status: int, body: bytes) -> None:
         """Count a refusal by its code, which a problem document holds: found without parsing."""
-        _, found, rest = body.partition(b'"code":"')
-        code = rest.partition(b'"')[0].decode("ascii", "replace")[:40] if found else ""
+        found = _CODE.search(body)
+        code = found[1].decode("ascii", "replace") if found else ""
         name = f"{status} {code}".rstrip()
         if name in self.codes or len(self.codes) < WHYS_MAX:
             self.codes[name] += 1

@@ -1,0 +1,292 @@
+"""`loadgen run` beside the real service: its figures are those of the table, and it always reports.
+
+What the README shows is run here as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from loadgen import cli
+from loadgen.cli_run_options import plan_of
+from tests.system.service import REPOSITORY, Service, environment, run_command
+
+Script = Callable[[int], Awaitable[web.StreamResponse]]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+async def test_run_against_the_service_reports_what_the_table_holds(open_tmp_path: Path) -> None:
+    """Odd posts get the refusal they deserve, the others are in the table, all reports agree."""
+    files = (open_tmp_path / "run.json", open_tmp_path / "run.html")
+    async with Service(open_tmp_path / "state") as service:
+        metrics = f"{service.admin_url}/metrics"
+        done = await run_command(
+            *("loadgen", "run", "--url", service.url, "--metrics-url", metrics),
+            *("--rate", 600, "--arrivals", "poisson", "--posts", 1200, "--devices", 50),
+            *("--batch", "1x3,10x1", "--duplicates", "5%", "--late", "2%", "--future", "2%"),
+            *("--poison", "3%", "--broken", "2%", "--seed", 7),
+            *("--json", files[0], "--html", files[1]),
+        )
+        assert done.code == 0, done.stdout + done.stderr
+        report = _read(files[0])
+        posts, readings, mixed = report["posts"], report["readings"], report["mixed_in"]
+        samples = await service.wait_quiet()
+        (row,) = await service.query(
+            "select count(*), count(distinct device_id) devices, min(ts) < now() - '1 h'::interval"
+            " as late from readings"
+        )
+        # Storm: each of 30 devices posts 5 minutes of its two metrics, then one live reading each.
+        storm = await run_command(
+            *("loadgen", "run", "--url", service.url, "--shape", "storm:5", "--devices", 30),
+            *("--rate", 300, "--posts", 90, "--seed", 8, "--gzip", "--ack", "committed"),
+        )
+        closed = await run_command(
+            *("loadgen", "run", "--url", service.url, "--closed", "--batch", 100),
+            *("--posts", 50, "--connections", 3),
+        )
+        after = await service.query("select count(*) from readings")
+        assert await service.law() == 0
+    assert posts["right"] == posts["offered"] == 1200
+    assert posts["retries"] == 0
+    assert report["all_right"]
+    assert all(mixed[name] > 5 for name in ("duplicates", "late", "future", "poison", "broken"))
+    assert readings["accepted"] == samples["ingest_readings_accepted_total"]
+    assert (
+        readings["dead_lettered"]
+        == samples['ingest_readings_dead_lettered_total{reason="invalid"}']
+    )
+    assert 0 < readings["dead_lettered"] < mixed["future"] + mixed["poison"]
+    assert readings["committed"] == row["count"] == samples["ingest_readings_committed_total"]
+    assert row["count"] == readings["accepted"] - samples["ingest_readings_duplicate_total"]
+    assert (row["devices"], row["late"]) == (50, True)
+    assert report["statuses"].keys() == {"202", "400", "422"}
+    assert report["statuses"]["400"] == mixed["broken"]
+    assert report["seed"] == 7
+    assert report["generator"]["cpu_share"] > 0
+    points = report["timeline"]["points"]
+    committed = sum(each["committed_readings_per_s"] * each["span_s"] for each in points)
+    assert committed == pytest.approx(row["count"], rel=0.2)
+    assert f"{readings['accepted']:,} accepted" in done.stdout
+    assert f"{row['count']:,} committed by the service" in done.stdout
+    assert "<svg" in files[1].read_text()
+    assert (storm.code, closed.code) == (0, 0), storm.stdout + closed.stdout
+    assert "backlog: 30" in storm.stdout
+    assert after[0][0] == row["count"] + 30 * 10 + 60 + 5000
+
+
+class Scripted:
+    """A server that answers each request as a test says."""
+
+    def __init__(self, script: Script) -> None:
+        self.requests = 0
+        self._script = script
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer with the script."""
+        await request.read()
+        self.requests += 1
+        return await self._script(self.requests)
+
+
+@asynccontextmanager
+async def _scripted(script: Script) -> AsyncIterator[tuple[Scripted, str]]:
+    server = Scripted(script)
+    app = web.Application()
+    app.router.add_post("/v1/readings", server.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield server, f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def _accept(_: int) -> web.StreamResponse:
+    return web.json_response({"accepted": 1, "dead_lettered": 0, "errors": []}, status=202)
+
+
+async def _refuse_every_third(number: int) -> web.StreamResponse:
+    if number % 3:
+        return await _accept(number)
+    return web.json_response({"code": "buffer_full"}, status=503)
+
+
+async def _never(_: int) -> web.StreamResponse:
+    await asyncio.sleep(60)
+    raise AssertionError("nobody waits so long")
+
+
+@asynccontextmanager
+async def _started(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "loadgen", "run", *(str(each) for each in words)),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _until(ready: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not ready():  # noqa: ASYNC110  the process cannot set an event
+            await asyncio.sleep(0.02)
+
+
+async def test_refused_post_is_sent_again_and_only_a_final_refusal_is_a_failure() -> None:
+    """A 503 is tried again until it is taken (exit 0); with --no-retry it is refused (exit 1)."""
+    async with _scripted(_refuse_every_third) as (server, url):
+        words = ("loadgen", "run", "--url", url, "--rate", 300, "--posts", 60)
+        patient = await run_command(*words)
+        tries = server.requests
+        hasty = await run_command(*words, "--no-retry")
+    assert patient.code == 0, patient.stdout
+    assert f"{tries - 60} retries" in patient.stdout
+    assert "503 buffer_full: " in patient.stdout
+    assert tries > 60
+    assert hasty.code == 1
+    assert re.search(r"^wrong +\d+ posts refused for good$", hasty.stdout, re.MULTILINE)
+    assert "0 retries" in hasty.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_run_interrupted_still_reports_and_exits_130(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """Ctrl-C and kill end the sending, not the report; what was in flight is finished."""
+    path = tmp_path / "run.json"
+    async with (
+        _scripted(_accept) as (server, url),
+        _started("--url", url, "--rate", 200, "--duration-s", 300, "--json", path) as process,
+    ):
+        await _until(lambda: server.requests > 30)
+        process.send_signal(number)
+        async with asyncio.timeout(20):
+            stdout, _ = await process.communicate()
+    assert process.returncode == 130
+    assert stdout.startswith(b"interrupted: ")
+    report = _read(path)
+    assert report["interrupted"]
+    assert report["posts"]["right"] == report["posts"]["taken"] == server.requests
+
+
+async def test_second_interrupt_ends_at_once_and_says_what_was_open(tmp_path: Path) -> None:
+    """Who is in a hurry does not wait for answers that never come, but learns of them."""
+    path = tmp_path / "run.json"
+    async with (
+        _scripted(_never) as (server, url),
+        _started("--url", url, "--closed", "--connections", 5, "--json", path) as process,
+    ):
+        assert process.stderr is not None
+        await _until(lambda: server.requests == 5)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(20):
+            assert b"again: at once" in await process.stderr.readline()
+            assert process.returncode is None, "posts in flight are waited for"
+            process.send_signal(signal.SIGINT)
+            await process.wait()
+    assert process.returncode == 130
+    posts = _read(path)["posts"]
+    assert (posts["lost"], posts["lost_may_be_stored"], posts["taken"]) == (5, 5, 5)
+
+
+async def test_run_without_a_service_says_so_and_exits_two(free_port: int) -> None:
+    """Nobody there is not a measurement."""
+    done = await run_command("loadgen", "run", "--url", f"http://127.0.0.1:{free_port}")
+    assert done.code == 2
+    assert f"cannot connect to 127.0.0.1:{free_port}" in done.stderr
+    assert "--url" in done.stderr
+    assert done.stdout == ""
+
+
+async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None:
+    """Lines are rewritten in place, and gone when the summary comes."""
+    async with _scripted(_accept) as (_, url):
+        ours, theirs = pty.openpty()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "loadgen", "run", "--url", url, "--rate", "100", "--duration-s", "2"),
+            cwd=REPOSITORY,
+            env=environment({"TERM": "xterm", "COLUMNS": "120"}),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        seen = bytearray()
+        try:
+            async with asyncio.timeout(20):
+                while b" of a core" not in seen:
+                    seen += await asyncio.to_thread(os.read, ours, 65536)
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            os.close(ours)
+    live, _, summary = seen.decode().rpartition("\x1b[2K")
+    assert "posts/s: " in live
+    assert "in flight" in live
+    assert "p99 " in live
+    assert "200 offered, 200 answered as they should" in summary
+
+
+async def test_find_max_ends_with_a_table_and_a_result_as_json(tmp_path: Path) -> None:
+    """A bound that nobody can keep: the steps are shown, and exit code 1 says there is no rate."""
+    path = tmp_path / "found.json"
+    async with _scripted(_accept) as (_, url):
+        done = await run_command(
+            *("loadgen", "run", "--url", url, "--find-max", "--p99-ms", "0.000001"),
+            *("--rate", 1, "--step-s", 0.5, "--json", path),
+        )
+    assert done.code == 1
+    assert "answered/s" in done.stdout
+    assert "p99 above 1e-06 ms" in done.stdout
+    assert "no rate was found" in done.stdout
+    report = _read(path)
+    assert (report["schema"], report["found_posts_per_s"]) == ("iot-ingest/loadgen-find-max", None)
+    assert [each["passed"] for each in report["steps"]] == [False]
+
+
+async def test_readme_commands_of_loadgen_run_do_what_they_are_shown_for(tmp_path: Path) -> None:
+    """Every line of the README is understood; those of ten seconds and more are run for one."""
+    readme = (REPOSITORY / "README.md").read_text()
+    lines = re.findall(r"^\./run loadgen run ?(.*)$", readme, re.MULTILINE)
+    assert len(lines) >= 3
+    async with _scripted(_accept) as (_, url):
+        runs = []
+        for line in lines:
+            words = [word.replace("report.", f"{tmp_path}/report.") for word in shlex.split(line)]
+            plan_of(cli.parser().parse_args(["run", *words]))
+            if "--find-max" not in words and "--batch" not in words:
+                runs.append([*words, "--url", url, "--duration-s", "1"])
+        for words in runs:
+            done = await run_command("loadgen", "run", *words)
+            assert done.code == 0, f"{words}\n{done.stdout}{done.stderr}"
+    assert "<svg" in (tmp_path / "report.html").read_text()
