@@ -43,20 +43,7 @@ def document(load: Load, settings: Mapping[str, Any], *, interrupted: bool = Fal
         },
         "interrupted": interrupted,
         "took_s": round(load.took_s, 3),
-        "posts": {
-            "offered": load.offered_posts,
-            "taken": driver.taken,
-            "right": tally.right,
-            "refused": tally.refused,
-            "not_whole": tally.not_whole,
-            "undeserved": tally.undeserved,
-            "lost": tally.given_up,
-            "lost_may_be_stored": tally.given_up_written,
-            "skipped": driver.skipped,
-            "unsent": driver.unsent,
-            "tries": driver.tries,
-            "retries": driver.retries,
-        },
+        "posts": _posts(load),
         "readings": {
             "offered": tally.offered_readings + round(load.skipped_readings),
             "accepted": tally.accepted_readings,
@@ -83,23 +70,45 @@ def document(load: Load, settings: Mapping[str, Any], *, interrupted: bool = Fal
             "says": _says(load),
         },
         "service": {"held": scraper.held, "imbalance": scraper.imbalance} if scraper else None,
-        "timeline": {
-            "width_s": tally.timeline.width_s,
-            "points": [
-                {
-                    "at_s": round(point.at_s, 3),
-                    "span_s": round(point.span_s, 3),
-                    "offered_readings_per_s": point.offered,
-                    "accepted_readings_per_s": point.accepted,
-                    "committed_readings_per_s": point.committed if scraper else None,
-                    "p50_ms": _ms(point.p50_s),
-                    "p99_ms": _ms(point.p99_s),
-                    "answers_per_s": {str(status): n for status, n in point.answers.items()},
-                }
-                for point in tally.timeline.points(end_s)
-            ],
-        },
+        "timeline": _timeline(load, end_s, is_scraped=scraper is not None),
         "all_right": all_right(load),
+    }
+
+
+def _posts(load: Load) -> Document:
+    tally, driver = load.tally, load.driver
+    return {
+        "offered": load.offered_posts,
+        "taken": driver.taken,
+        "right": tally.right,
+        "refused": tally.refused,
+        "not_whole": tally.not_whole,
+        "undeserved": tally.undeserved,
+        "lost": tally.given_up,
+        "lost_may_be_stored": tally.given_up_written,
+        "skipped": driver.skipped,
+        "unsent": driver.unsent,
+        "tries": driver.tries,
+        "retries": driver.retries,
+    }
+
+
+def _timeline(load: Load, end_s: float, *, is_scraped: bool) -> Document:
+    return {
+        "width_s": load.tally.timeline.width_s,
+        "points": [
+            {
+                "at_s": round(point.at_s, 3),
+                "span_s": round(point.span_s, 3),
+                "offered_readings_per_s": point.offered,
+                "accepted_readings_per_s": point.accepted,
+                "committed_readings_per_s": point.committed if is_scraped else None,
+                "p50_ms": _ms(point.p50_s),
+                "p99_ms": _ms(point.p99_s),
+                "answers_per_s": {str(status): n for status, n in point.answers.items()},
+            }
+            for point in load.tally.timeline.points(end_s)
+        ],
     }
 
 
