@@ -132,8 +132,6 @@ class Driver:
 
         `run` returns once the last is through (at most `answer_s_max` later). Safe to call twice.
         """
-        if self._stopping:
-            return
         self._stopping = True
         now_s = time.monotonic()
         while not self._closed_loop and self._due_s <= now_s:
@@ -242,11 +240,9 @@ class Driver:
     def _note_late(self, due_s: float, now_s: float) -> None:
         self.late_s_max = max(self.late_s_max, now_s - due_s)
         free = self._pool.free
-        if free and free[0].open:  # and has been free for longer than the others
-            lag_s = now_s - max(due_s, free[0].free_s)
-            if lag_s > LAG_S:
-                self.lagged += 1
-                self.lag_s_max = max(self.lag_s_max, lag_s)
+        if free and free[0].open:  # it was free all the time: it takes what is due at once
+            self.lagged += 1
+            self.lag_s_max = max(self.lag_s_max, now_s - due_s)
 
     def _advance(self) -> None:
         self._due_s = self.started_s + next(self._schedule, math.inf)
@@ -279,7 +275,7 @@ class Driver:
                 flight.post, status, answer.body, flight.intended_s, now_s, final=again_s is None
             )
             if again_s is not None:
-                self._wait(flight, again_s)
+                self._waiting.push(flight, again_s)
             if not wire.open:
                 self._pool.forget(wire)
                 self._pump()
@@ -289,7 +285,6 @@ class Driver:
                 self._send(wire, following, now_s)
                 return
             wire.flight = None
-            wire.free_s = now_s
             self._pool.free.append(wire)
             self._arm()
             if self._due_s == math.inf:
@@ -342,8 +337,4 @@ class Driver:
         except Exception as error:
             self._fail(error)
         if again_s is not None:
-            self._wait(flight, again_s)
-
-    def _wait(self, flight: Flight, again_s: float) -> None:
-        self._waiting.push(flight, again_s)
-        self._arm()
+            self._waiting.push(flight, again_s)

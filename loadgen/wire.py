@@ -239,15 +239,15 @@ class Owner(Protocol):
 
 
 class Wire(asyncio.Protocol):
-    """One connection. `flight`, `sent_s` and `free_s` are its owner's to use."""
+    """One connection. `flight` and `sent_s` are its owner's to use."""
 
-    __slots__ = ("_answers", "_owner", "_transport", "busy", "flight", "free_s", "open", "sent_s")
+    __slots__ = ("_answers", "_owner", "_transport", "busy", "flight", "open", "sent_s")
 
     def __init__(self, owner: Owner, heads: dict[bytes, Head]) -> None:
         self.open = False
         self.busy = False
         self.flight: Flight | None = None
-        self.sent_s = self.free_s = 0.0
+        self.sent_s = 0.0
         self._owner = owner
         self._answers = Answers(heads)
         self._transport: asyncio.Transport | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from loadgen.alarm import LoopAlarm, make_alarm
 from loadgen.driver import Driver, Post, Retry
 from loadgen.post import render, target_of
 from loadgen.schedule import constant, moments, steps
+from loadgen.wire import Wire
 from tests.door import until
 from tests.line import Line as Proxy
 from tests.peer import Line, Peer, Script, hangs_up, is_silent, reply, resets, says
@@ -186,7 +189,45 @@ async def test_post_that_found_no_connection_counts_from_its_intended_time() -> 
     for told in notes.told:
         assert told.now_s - told.intended_s >= 0.4 - told.number / 100 - 0.001
     assert run.driver.late_s_max > 0.35
-    assert run.driver.lagged == 0 or run.driver.lag_s_max < 0.35  # it was the service's fault
+    assert run.driver.lag_s_max < 0.35  # this one was the service's fault
+
+
+async def test_driver_that_is_late_itself_says_so() -> None:
+    """A connection was free, and yet the post went out late: the generator is the bottleneck."""
+    async with Peer() as peer:
+        run = make(peer.port, 10, connections=8, schedule=[0.0, 0.02, 0.04, 0.06])
+        sending = run.notes.sending
+
+        def sends_slowly(post: Post) -> None:
+            sending(post)
+            if post.number == 0:
+                time.sleep(0.1)
+
+        run.notes.sending = sends_slowly  # type: ignore[method-assign]
+        notes = await ended(run)
+    assert len(notes.ends) == 4
+    assert run.driver.lagged >= 3
+    assert run.driver.lag_s_max >= 0.08
+    assert run.driver.late_s_max == run.driver.lag_s_max
+
+
+async def test_observer_hears_of_a_try_before_its_first_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A ledger must know of a reading that may be stored."""
+    order: list[str] = []
+
+    def send(wire: Wire, request: bytes) -> None:
+        order.append("byte")
+        written(wire, request)
+
+    written = Wire.send
+    monkeypatch.setattr(Wire, "send", send)
+    async with Peer() as peer:
+        run = make(peer.port, 3, connections=1)
+        monkeypatch.setattr(run.notes, "sending", lambda _: order.append("told"))
+        await run.driver.run()
+    assert order == ["told", "byte"] * 3
 
 
 async def test_schedule_without_end_stops_with_the_source() -> None:
@@ -316,6 +357,13 @@ async def test_service_that_is_not_there_leads_to_lost_posts_that_were_not_writt
     assert not any(each.written for each in notes.told)
     assert notes.sent == []
     assert len(notes.told) > 5
+
+
+async def test_refused_connections_are_tried_ever_more_rarely(free_port: int) -> None:
+    """From 1 ms on the pauses grow: a service that is down is not beaten."""
+    retry = Retry(give_up_s=0.5, pause_s_min=0.001, pause_s_max=10)
+    notes = await ended(make(free_port, 1, connections=1, schedule=[0.0], retry=retry))
+    assert 3 < len(notes.told) < 60  # about a dozen; without growth some 1,000
 
 
 async def test_refused_connection_after_a_written_try_still_counts_as_written() -> None:
@@ -487,20 +535,27 @@ async def test_cancelled_run_ends_every_post_and_every_connection(after_s: float
         await peer.emptied()
 
 
-async def test_cancelled_run_ends_posts_whose_connection_is_being_opened(free_port: int) -> None:
-    """A listener that takes no connection: its queue is full."""
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", free_port, backlog=1)
-    await server.start_serving()
-    async with Proxy("127.0.0.1", free_port) as proxy:
-        run = make(proxy.port, 5, connections=1)
-        proxy.refuse()
-        task = asyncio.create_task(run.driver.run())
-        await asyncio.sleep(0.01)
+async def test_cancelled_run_ends_a_post_whose_connection_is_being_opened(free_port: int) -> None:
+    """The service is there again, but its queue is full: the connection neither comes nor fails."""
+    run = make(free_port, 5, connections=1)
+    task = asyncio.create_task(run.driver.run())
+    await until(lambda: len(run.notes.told) > 0)
+    with contextlib.ExitStack() as sockets:
+        full = sockets.enter_context(socket.socket())
+        full.bind(("127.0.0.1", free_port))
+        full.listen(0)
+        for _ in range(2):
+            one = sockets.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", free_port))
+        await asyncio.sleep(0.3)  # far more than the pauses between tries
+        assert run.driver.in_flight == 1
+        assert run.notes.sent == []
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     check(run)
-    server.close()
+    assert "the driver was ended at once" in run.notes.ends.values()
 
 
 @pytest.mark.parametrize("fault", ["take", "sending", "answered", "lost"])
