@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -43,8 +44,9 @@ def test_same_plan_gives_the_same_bytes_also_from_json() -> None:
     again = Plan.from_json(json.loads(json.dumps(PLAN.to_json())))
     assert again == PLAN
     assert _posts(again, 300) == _posts(PLAN, 300)
-    other = Plan(**{**PLAN.to_json(), "sizes": PLAN.sizes, "seed": 4})
-    assert _posts(other, 300) != _posts(PLAN, 300)
+    assert _posts(replace(PLAN, seed=4), 300) != _posts(PLAN, 300)
+    with pytest.raises(ValueError, match="version"):
+        Plan.from_json({**PLAN.to_json(), "version": 0})
 
 
 def test_values_are_all_different_and_say_which_reading_they_are() -> None:
@@ -67,7 +69,7 @@ def test_values_are_of_all_kinds_that_a_float64_has() -> None:
     assert sum(value < 0 for value in values) > 1_000
     assert sum(abs(value) < 2.3e-308 for value in values) > 100
     assert sum(abs(value) > 1e100 for value in values) > 50
-    assert sum(value.is_integer() and 0 < value < 2**40 for value in values) > 100
+    assert sum(value.is_integer() and 2**52 <= abs(value) < 2**53 for value in values) > 100
     assert sum(len(repr(abs(value))) >= 18 for value in values) > 1_000
 
 
@@ -126,6 +128,20 @@ def test_service_decodes_each_post_to_the_readings_of_the_plan() -> None:
         rows = list(decode_rows(decoded.block.tuples)) if decoded.block is not None else []
         assert [(row[0], row[1], row[2], _bits(row[3])) for row in rows] == expected
         assert [(each.item, each.code, each.original.decode()) for each in decoded.errors] == errors
+
+
+def test_values_are_posted_digit_for_digit() -> None:
+    """Each text of a post is the value itself; whole ones are JSON integers."""
+    names = Names(PLAN)
+    kinds: set[type] = set()
+    for post, items in zip(range(200), PLAN.posts(), strict=False):
+        posted = json.loads(names.body(items, post))
+        for item, each in zip(items, posted if len(items) > 1 else [posted], strict=True):
+            if item.kind < 0:
+                values = list(each["values"].values()) if item.count > 1 else [each["value"]]
+                kinds |= set(map(type, values))
+                assert values == [names.value(item.first + n) for n in range(item.count)]
+    assert kinds == {int, float}
 
 
 def test_metrics_are_in_the_order_of_the_key() -> None:
