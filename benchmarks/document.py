@@ -71,6 +71,7 @@ def title_of(figure: str) -> str:
         ("_ms", " ms"),
         ("_mib", " MiB"),
         ("_kib", " KiB"),
+        ("_us", " us"),
         ("_s", " s"),
     ):
         if figure.endswith(name):

@@ -99,7 +99,7 @@ def measure(cases: Sequence[Case], plan: Plan, runs: int, measured: Measured) ->
                 continue
             began_s = time.monotonic()
             try:
-                figures = ALL[name].measure(plan)
+                figures = ALL[name].run(plan)
             except Missing as why:
                 measured.left_out[name] = str(why)
                 continue

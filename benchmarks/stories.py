@@ -18,6 +18,7 @@ from functools import partial
 import uvloop
 
 from benchmarks import floors, wrk
+from benchmarks.bench_client import compare
 from benchmarks.contenders import (
     COMMITTED,
     FIRST_US,
@@ -37,6 +38,7 @@ from benchmarks.processes import Broken, free_port, raise_open_files_limit, scra
 from benchmarks.service import Service
 
 IDLE_CONNECTIONS = 5_000
+CLIENT_REQUESTS = 40_000
 BIG_ROWS, SMALL_ROWS, QUICK_ROWS = 20_000_000, 100_000, 1_000_000
 
 
@@ -212,10 +214,21 @@ def first_committed_s(service: Service, port: int, began_s: float) -> float:
     return time.monotonic() - began_s
 
 
+# The driver
+
+
+def measure_client(plan: Plan) -> Figures:
+    """Measure what a request costs loadgen's own client, and aiohttp's."""
+    found = compare(1, CLIENT_REQUESTS // 4 if plan.quick else CLIENT_REQUESTS)
+    (mine,), (its,) = found["loadgen"], found["aiohttp"]
+    return {"loadgen_cpu_us": mine, "aiohttp_cpu_us": its, "cheaper": its / mine}
+
+
 STORIES = (
+    Contender("client", "CPU of the client, a single reading", measure_client, by_wrk=False),
     Contender("half_peak", "single readings at half their peak", measure_half_peak),
     Contender("small_table", "100 k rows in the table", partial(measure_table, name="small")),
     Contender("big_table", "20 M rows in the table", partial(measure_table, name="big")),
     Contender("idle", "beside 5,000 idle connections", measure_idle),
-    Contender("start", "start of the service, warm", measure_start),
+    Contender("start", "start of the service, warm", measure_start, by_wrk=False),
 )

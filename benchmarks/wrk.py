@@ -58,7 +58,6 @@ def drive(
 
     Timestamps count up from `first_us`, one microsecond a reading. Raises Missing, Broken.
     """
-    require_wrk()
     said, cpu_s = run_driver(
         [
             *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"),

@@ -1,0 +1,122 @@
+"""`./run bench` as a developer uses it: a measurement, a record, what is missing, Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cases import CASES
+from benchmarks.processes import descendants
+from tests.system.service import REPOSITORY, Done, environment, run_command, wait_gone
+
+
+async def bench(*words: object, path: str | None = None, within_s: float = 60) -> Done:
+    """Run it."""
+    extra = {} if path is None else {"PATH": path}
+    return await run_command("benchmarks", *words, env=extra, within_s=within_s)
+
+
+async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
+    """A real service is started; figures, verdict and machine are printed and written down."""
+    done = await bench("--only", "start", "--runs", 1, "--results", tmp_path)
+    assert done.code == 0, done.stderr
+    assert "run 1/1 start" in done.stderr
+    assert "=> start to commit:" in done.stdout
+    (line,) = (tmp_path / "results.ndjson").read_text().splitlines()
+    record = json.loads(line)
+    (figures,) = record["runs"]["start"]
+    assert 0.05 < figures["start_to_committed_s"] < 60
+    assert record["cases"] == ["start"]
+    assert record["environment"]["cores"]
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "## Service start to the first committed reading, warm" in text
+    assert str(REPOSITORY) not in line + text
+
+
+@pytest.mark.parametrize("word", ["--quick", "--no-record"])
+async def test_quick_and_no_record_write_nothing(tmp_path: Path, word: str) -> None:
+    """Figures of a run that only sees whether all works are not kept."""
+    done = await bench("--only", "singles", word, "--results", tmp_path, path="/nonexistent")
+    assert done.code == 0, done.stderr
+    assert "left out" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> None:
+    """Without wrk there is no peak: the case says so, in RESULTS.md too, and it is no error."""
+    done = await bench("--only", "singles", "--runs", 2, "--results", tmp_path, path="/nonexistent")
+    assert done.code == 0, done.stderr
+    assert "left out: singles: wrk is not on PATH" in done.stderr
+    assert "(wanted: at least 0.85) left out" in done.stdout
+    assert "iot-ingest: wrk is not on PATH" in (tmp_path / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--only", "sinlges"), "argument --only: 'sinlges' is no case; there are singles, "),
+        (("--runs", "0"), "argument --runs: must be at least 1"),
+        (("--seconds", "0.5"), "argument --seconds: must be 1 to 3,600"),
+    ],
+)
+async def test_wrong_option_is_named_before_anything_runs(words: tuple[str, ...], why: str) -> None:
+    """The parts take a minute: a misspelt option must not wait for them."""
+    done = await bench(*words, within_s=10)
+    assert done.code == 2
+    assert why in done.stderr
+
+
+async def test_help_names_every_case() -> None:
+    """What `--only` takes can be read."""
+    done = await bench("--help")
+    assert done.code == 0
+    assert all(case.name in done.stdout for case in CASES)
+
+
+async def test_interrupt_shows_what_there_is_and_leaves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C ends what was started, prints the runs until then, and records no half."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "benchmarks", "--only", "start", "--runs", "50", "--results", str(tmp_path)),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(40):
+            while b"run 1/50" not in await process.stderr.readline():
+                pass
+            while len(below := descendants(process.pid)) < 3:  # noqa: ASYNC110  another process
+                await asyncio.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 130
+    assert b"start to committed s" in out
+    for pid in below:
+        await wait_gone(pid)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_quick_run_measures_every_case() -> None:
+    """All contenders really run, all data arrives, and no case is left out where all is there.
+
+    Needs wrk, and Debian's packages or the cache that holds them.
+    """
+    done = await bench("--quick", within_s=580)
+    assert done.code == 0, done.stdout + done.stderr
+    assert "left out" not in done.stdout + done.stderr
+    for case in CASES:
+        assert case.title in done.stdout

@@ -1,0 +1,192 @@
+"""What `./run bench` writes: RESULTS.md, its charts and results.ndjson, and what they must say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as xml
+
+import pytest
+
+from benchmarks import results
+from benchmarks.cases import ALL, CASES, NAMES, Wanted, chosen_cases, judge
+from benchmarks.charts import Bar, bars, shown
+from benchmarks.document import anchor, seconds_shown, title_of
+from benchmarks.results import Line, record, write
+
+MACHINE = {"processor": "a <fast> one", "fsync": "123 us"}
+
+
+def singles(rates: list[tuple[float, float]], **more: Any) -> Line:
+    """Give a line of the case `singles`: (posts/s of the bare handler, of the service) by run."""
+    line = Line(
+        at="2026-11-25T15:00:00Z",
+        commit="abc1234",
+        environment=MACHINE,
+        runs_wanted=len(rates),
+        seconds=5,
+        cases=["singles"],
+        runs={
+            "bare": [{"posts_per_s": bare} for bare, _ in rates],
+            "singles": [{"posts_per_s": mine, "rows_per_s": mine} for _, mine in rates],
+        },
+        left_out={},
+        parts={},
+    )
+    return line._replace(**more)
+
+
+def row_of(text: str, words: str) -> str:
+    """Give the one line of the table at the top that holds these words."""
+    short = text.partition("## Conditions")[0]
+    (row,) = (line for line in short.splitlines() if words in line)
+    return row
+
+
+def test_medians_of_odd_runs_decide(tmp_path: Path) -> None:
+    """One run that was lucky, or unlucky, changes neither the verdict nor the figure."""
+    record(singles([(100, 90), (100, 10), (100, 95)]), tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| 0.90 | at least 0.85 | met |" in row_of(text, "bare handler's posts/s")
+    assert "| iot-ingest | 90.0 (10.0 to 95.0) | 90.0 |" in text
+
+
+def test_missed_bound_is_said(tmp_path: Path) -> None:
+    """What is not reached stands there as such."""
+    record(singles([(100, 80)]), tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| 0.80 | at least 0.85 | MISSED |" in row_of(text, "bare handler's posts/s")
+
+
+def test_left_out_contender_is_named_with_its_reason(tmp_path: Path) -> None:
+    """A case that could not be measured is there, and says why."""
+    line = singles([], runs={}, left_out={"bare": "there is no wrk", "singles": "no wrk here"})
+    record(line, tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| - | at least 0.85 | left out |" in row_of(text, "bare handler's posts/s")
+    assert "bare aiohttp handler: there is no wrk." in text
+    assert not (tmp_path / "charts" / "singles.svg").exists()
+
+
+def test_newest_line_of_each_case_is_shown(tmp_path: Path) -> None:
+    """A later run of one case replaces that case, and no other one; all lines are kept."""
+    record(singles([(100, 90)]), tmp_path)
+    start = singles([], cases=["start"], runs={"start": [{"start_to_committed_s": 1.25}]})
+    record(start._replace(commit="def5678"), tmp_path)
+    record(singles([(100, 99)], commit="fedcba9"), tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| 0.99 |" in row_of(text, "bare handler's posts/s")
+    assert "| 1.25 s | at most 1.5 s | met |" in row_of(text, "start to commit")
+    assert "commit def5678" in text
+    assert "commit fedcba9" in text
+    assert "abc1234" not in text
+    lines = (tmp_path / "results.ndjson").read_text().splitlines()
+    assert [json.loads(each)["commit"] for each in lines] == ["abc1234", "def5678", "fedcba9"]
+
+
+def test_what_is_written_by_hand_stays(tmp_path: Path) -> None:
+    """Only the text between the markers is the author's, and it is never touched."""
+    record(singles([(100, 90)]), tmp_path)
+    path = tmp_path / "RESULTS.md"
+    mine = "\nFewer wake-ups: 3 % | more.\n\n<b>not</b> \\1 worth it\n"
+    old = path.read_text()
+    (before, after) = old.split("<!-- by hand -->\n")
+    path.write_text(f"{before}stray\n<!-- by hand -->\n{mine}<!-- end -->\n")
+    assert after
+    write(tmp_path)
+    text = path.read_text()
+    assert text.endswith(f"<!-- by hand -->\n{mine}<!-- end -->\n")
+    assert "stray" not in text
+
+
+def test_document_of_the_same_figures_is_the_same(tmp_path: Path) -> None:
+    """Writing again changes nothing."""
+    record(singles([(100, 90), (110, 95)]), tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    write(tmp_path)
+    assert (tmp_path / "RESULTS.md").read_text() == text
+
+
+def test_links_of_the_document_lead_somewhere(tmp_path: Path) -> None:
+    """Each heading that the table names is there, and each picture is a file."""
+    record(singles([(100, 90)]), tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    headings = {anchor(line[3:]) for line in text.splitlines() if line.startswith("## ")}
+    assert "(#" + anchor(CASES[0].title) + ")" in text
+    assert anchor(CASES[0].title) in headings
+    assert "(charts/singles.svg)" in text
+    xml.fromstring((tmp_path / "charts" / "singles.svg").read_text())  # noqa: S314  ours
+
+
+def test_parts_are_read_from_pytest_benchmark(tmp_path: Path) -> None:
+    """A part is named by its file and test, its median in a unit that fits."""
+    found = tmp_path / "parts.json"
+    entry = {
+        "fullname": "benchmarks/bench_buffer.py::test_post[1]",
+        "name": "test_post[1]",
+        "stats": {"median": 0.00125},
+    }
+    found.write_text(json.dumps({"benchmarks": [entry]}))
+    record(singles([(100, 90)], parts=results.read_parts(found)), tmp_path)
+    assert "| `bench_buffer.py::test_post[1]` | 1.25 ms |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_every_case_can_be_judged_and_drawn() -> None:
+    """The names of figures in bounds and pictures are those that the contenders give."""
+    assert set(NAMES) == {case.name for case in CASES}
+    for case in CASES:
+        assert set(case.contenders) <= set(ALL)
+        for _, contender, _ in case.bars:
+            assert contender in case.contenders
+        assert case.wanted
+        assert [each.met for each in judge(case, {})] == [False] * len(case.wanted)
+
+
+@pytest.mark.parametrize(("value", "met"), [(4.9, True), (5.0, True), (5.1, False)])
+def test_upper_bound_includes_itself(value: float, met: bool) -> None:
+    """At most 5 is 5 too."""
+    case = chosen_cases(["start"])[0]._replace(
+        wanted=(Wanted("latency", lambda of: of("start", "x"), 5, at_least=False),)
+    )
+    assert judge(case, {"start": [{"x": value}]})[0].met is met
+
+
+def test_chosen_cases_keep_our_order_and_name_a_wrong_one() -> None:
+    """What is asked for is measured in one order; a misspelt case is not left out silently."""
+    assert [each.name for each in chosen_cases(["start", "singles"])] == ["singles", "start"]
+    with pytest.raises(ValueError, match="'single' is no case; there are singles, "):
+        chosen_cases(["single"])
+
+
+def test_chart_draws_each_median_to_scale() -> None:
+    """The longest bar is the largest median; texts are escaped."""
+    text = bars("A & B", "rows/s", [Bar("<x>", [50, 40, 60], False), Bar("y", [120], True)])
+    root = xml.fromstring(text)  # noqa: S314  ours
+    (small, large) = (
+        float(each.attrib["width"]) for each in root.iter("{http://www.w3.org/2000/svg}rect")
+    )
+    assert large / small == pytest.approx(120 / 50, rel=0.01)
+    assert "&lt;x&gt;" in text
+    assert "A &amp; B" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.894, "0.89"), (12.34, "12.3"), (999.94, "999.9"), (474_512.3, "474,512")],
+)
+def test_numbers_show_what_they_say(value: float, text: str) -> None:
+    """Three or four digits, thousands apart."""
+    assert shown(value) == text
+
+
+def test_durations_and_figures_have_their_unit() -> None:
+    """A reader sees the unit of each figure."""
+    assert [seconds_shown(each) for each in (1.5, 0.0021, 3.4e-6, 5e-8)] == [
+        "1.50 s",
+        "2.10 ms",
+        "3.40 us",
+        "50 ns",
+    ]
+    assert title_of("buffered_p99_ms") == "buffered p99 ms"
+    assert title_of("takes_rows_per_s") == "takes rows/s"
