@@ -56,7 +56,7 @@ async def refuses(database_url: str, plan_us: int, device: str) -> bool | None:
             )
         except asyncpg.InsufficientPrivilegeError:
             return None
-        except asyncpg.IntegrityConstraintViolationError:
+        except (asyncpg.CheckViolationError, asyncpg.RaiseError):
             return True
         finally:
             await transaction.rollback()

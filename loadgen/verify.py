@@ -23,6 +23,7 @@ from loadgen.reconcile import PROBLEM
 from loadgen.schedule import constant, moments
 
 PLAIN_BODIES_MAX = 4_096
+REFUSED_MAX = 100  # posts refused for good, and none accepted: this will not become better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Run:
         self._posts = job.plan.posts()
         self._doubtful: set[int] = set()
         self._plain: dict[bytes, tuple[int, str]] = {}
-        self._stopped = False
+        self._stopped = self._accepted = False
         self._started_s = self._end_s = 0.0
         self._writer: LedgerWriter | None = None
         self._driver: Driver | None = None
@@ -101,6 +102,16 @@ class Run:
             with suppress(OSError):  # it was raised already
                 self._writer.flush()
             self._writer.close()
+
+    @property
+    def skipped(self) -> int:
+        """Posts that an open loop left out because too many were without an answer."""
+        return 0 if self._driver is None else self._driver.skipped
+
+    @property
+    def took_s(self) -> float:
+        """Seconds since the first post could be sent."""
+        return time.monotonic() - self._started_s
 
     def finish(self) -> None:
         """Send nothing new; all that was begun gets its answer."""
@@ -149,6 +160,8 @@ class Run:
             self._writer.tried(post.number, status, at_ms)
             return
         self.answers[status] += 1
+        if 400 <= status < 500 and not self._accepted and self.answers[status] >= REFUSED_MAX:
+            self.finish()
         doubt = post.number in self._doubtful
         if doubt:
             self._doubtful.discard(post.number)
@@ -162,6 +175,7 @@ class Run:
                 self._plain[body] = details.accepted, last.ack
             if details.accepted == post.readings:
                 details = None
+        self._accepted |= bool(last.ack)
         self._writer.final(post.number, last, at_ms, details)
 
     def lost(

@@ -44,6 +44,10 @@ WRONG = {
     "no dead letters": (("--database-url", NOWHERE), "--dlq-dir"),
     "no url": (("--database-url", NOWHERE, "--dlq-dir", "/"), "--url"),
     "no database": (SOMEWHERE, "cannot connect to the database"),
+    "another service": (
+        ("--url", "http://10.0.0.1:8080"),
+        "another --url, so where its proof lies is not known: say --database-url",
+    ),
     "no such folder": ((*SOMEWHERE, "--dlq-dir", "/no/where"), "/no/where"),
     "no such admin port": ((*SOMEWHERE, "--admin-url", "there"), "--admin-url"),
     "too large posts": ((*SOMEWHERE, "--batch", "5000"), "--batch"),
