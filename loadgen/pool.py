@@ -125,9 +125,8 @@ class Pool:
 
     async def close(self) -> None:
         """Close all and open no more."""
-        self.drop_all("")
         tasks = list(self._opening)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.drop_all("")  # opened in the very moment
+        self.drop_all("")  # after the tasks, which may have opened one in the very moment
