@@ -72,21 +72,18 @@ def bodies(count: int) -> Iterator[bytes]:
 
 
 class Ready:
-    """Posts rendered ahead, and an observer that counts what was accepted."""
+    """Hands out posts with bodies made ahead, and counts what was accepted."""
 
     def __init__(self, port: int, count: int) -> None:
-        head = head_of("/v1/readings", f"127.0.0.1:{port}")
-        self._posts = iter(
-            [
-                Post(finish(head, body), 1, "live", number)
-                for number, body in enumerate(bodies(count))
-            ]
-        )
+        self._head = head_of("/v1/readings", f"127.0.0.1:{port}")
+        self._bodies = enumerate(list(bodies(count)))
         self.accepted = 0
 
     def take(self) -> Post | None:
         """Return the next."""
-        return next(self._posts, None)
+        for number, body in self._bodies:
+            return Post(finish(self._head, body), 1, "live", number)
+        return None
 
     def sending(self, post: Post) -> None:
         """Pass over it."""

@@ -47,7 +47,8 @@ class Driver:
     is the closed loop. `retry` None: never. `answer_s_max`: without an answer for so long a
     connection is dropped. `unanswered_max` bounds the posts in flight and waiting for a retry (by
     default 10,000, closed loop: 4 a connection): at the bound no post is taken, and in open loop
-    the intended times that come are passed over and counted in `skipped`.
+    the intended times that come are passed over and counted in `skipped`. So are those that found
+    no connection for `behind_s_max`, which bounds how long a run goes on after its schedule.
     Raises ValueError for a number that cannot be.
     """
 
@@ -63,17 +64,18 @@ class Driver:
         retry: Retry | None = RETRY,
         answer_s_max: float = 30.0,
         unanswered_max: int | None = None,
+        behind_s_max: float = math.inf,
         seed: int | None = None,
     ) -> None:
         if unanswered_max is None:
             closed_max = WAITING_PER_CONNECTION_MAX * connections
             unanswered_max = closed_max if schedule is None else max(WAITING_MAX, connections)
-        if not (1 <= connections <= unanswered_max and answer_s_max > 0):
+        if not (1 <= connections <= unanswered_max and min(answer_s_max, behind_s_max) > 0):
             raise ValueError("needs a connection, no more of them than posts, and time to answer")
         self.taken = 0  # posts taken from the source
         self.tries = 0  # requests written
         self.retries = 0  # tries after the first of their post, refused connections included
-        self.skipped = 0  # intended times passed over because `unanswered_max` posts were open
+        self.skipped = 0  # intended times passed over, see above
         self.unsent = 0  # intended times that had come when `stop` was called, but had no post yet
         self.in_flight = 0
         self.lag_s_max = 0.0  # latest send though a connection was free: the driver's own fault
@@ -86,6 +88,7 @@ class Driver:
         self._due_s = math.inf  # the next intended time; infinite: not begun, or no more
         self._answer_s_max = answer_s_max
         self._unanswered_max = unanswered_max
+        self._behind_s_max = math.inf if schedule is None else behind_s_max
         self._pool = Pool(host, port, self, connections)
         self._waiting = Waiting(retry, seed)
         self._bell: Bell | None = None
@@ -216,14 +219,13 @@ class Driver:
             self.retries += 1
             self.in_flight += 1
             return self._waiting.pop()
-        due_s = self._due_s
-        if due_s > now_s:
+        if self._due_s > now_s:
             return None
-        if self.in_flight + len(self._waiting) >= self._unanswered_max:
-            while not self._closed_loop and self._due_s <= now_s:
-                self.skipped += 1
-                self._advance()
-            return None
+        full = self.in_flight + len(self._waiting) >= self._unanswered_max
+        if full or now_s - self._due_s > self._behind_s_max:
+            self._skip(now_s if full else now_s - self._behind_s_max)
+            if full or self._due_s > now_s:
+                return None
         post = self._source.take()
         if post is None:
             self._due_s = math.inf
@@ -232,10 +234,16 @@ class Driver:
         self.in_flight += 1
         if self._closed_loop:
             return Flight(post, now_s, now_s)
+        due_s = self._due_s
         if now_s - due_s > LAG_S:
             self._note_late(due_s, now_s)
         self._advance()
         return Flight(post, due_s, now_s)
+
+    def _skip(self, until_s: float) -> None:
+        while not self._closed_loop and self._due_s <= until_s:
+            self.skipped += 1
+            self._advance()
 
     def _note_late(self, due_s: float, now_s: float) -> None:
         self.late_s_max = max(self.late_s_max, now_s - due_s)

@@ -274,8 +274,6 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came (called by the loop)."""
-        if not self.open:
-            return
         if not self.busy:
             self.drop("")  # a goodbye that nobody asked for, such as a 408
             return

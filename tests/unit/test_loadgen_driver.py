@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import loadgen.alarm
-from loadgen.alarm import LoopAlarm, make_alarm
+from loadgen.alarm import Bell, LoopAlarm, make_alarm
 from loadgen.driver import Driver, Post, Retry
 from loadgen.post import render, target_of
 from loadgen.schedule import constant, moments, steps
@@ -452,6 +453,29 @@ async def test_posts_beyond_the_bound_are_skipped_and_counted() -> None:
     assert len(peer.requests) == 10
 
 
+async def test_posts_that_found_no_connection_for_too_long_are_skipped_and_counted() -> None:
+    """The service stalls for 0.4 s; what was due more than 0.1 s before its answer is passed over.
+
+    Without a bound nothing is skipped: see the test of coordinated omission.
+    """
+
+    async def stalls(line: Line) -> bool:
+        await asyncio.sleep(0.4)
+        await line.say(reply())
+        return True
+
+    async with Peer(stalls) as peer:
+        schedule = moments(constant(1000), within_s=0.3)
+        run = make(peer.port, 10**6, connections=1, schedule=schedule, behind_s_max=0.15)
+        notes = await ended(run)
+    assert run.driver.taken + run.driver.skipped == 300
+    assert 240 <= run.driver.skipped < 300
+    (first, *others) = notes.told
+    assert first.number == 0
+    skipped_until_s = first.now_s - 0.15
+    assert all(each.intended_s > skipped_until_s for each in others)
+
+
 async def test_closed_loop_holds_no_more_posts_than_its_bound() -> None:
     """It waits for those that wait."""
     open_max = 0
@@ -485,6 +509,7 @@ async def test_closed_loop_without_a_service_does_not_spin(free_port: int) -> No
         {"connections": 0},
         {"connections": 11, "unanswered_max": 10},
         {"answer_s_max": 0},
+        {"behind_s_max": 0},
     ],
 )
 def test_numbers_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
@@ -618,6 +643,24 @@ async def test_alarm_rings_once_never_early_and_can_be_moved() -> None:
         alarm.close()
         await asyncio.sleep(0.03)
         assert len(rung) == 2
+
+
+async def test_bell_rings_by_the_earliest_moment_but_not_twice_within_its_grain() -> None:
+    """Many moments that lie together are one wake-up, and a later one does not move it."""
+    rung: list[float] = []
+    bell = Bell(asyncio.get_running_loop(), partial(note_now, rung), 0.05)
+    begun_s = time.monotonic()
+    for offset_s in (0.03, 0.02, 0.5):
+        bell.wake_by(begun_s + offset_s)
+    assert bell.next_s == begun_s + 0.02
+    await until(lambda: len(rung) == 1)
+    assert rung[0] >= begun_s + 0.02
+    assert bell.next_s == math.inf
+    for offset_s in (0.0, 0.01, 0.02):
+        bell.wake_by(rung[0] + offset_s)
+    await until(lambda: len(rung) == 2)
+    assert rung[1] - rung[0] >= 0.05
+    bell.close()
 
 
 async def test_real_service_takes_what_the_driver_sends(open_tmp_path: Path) -> None:

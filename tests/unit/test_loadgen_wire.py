@@ -30,6 +30,10 @@ GOOD = {
         Answer(503, b"", False, None),
     ),
     "nonsense to come back": (reply(503, b"", Retry_After="-1"), Answer(503, b"", False, None)),
+    "very long to come back": (
+        reply(503, b"", Retry_After="9" * 5000),
+        Answer(503, b"", False, None),
+    ),
     "the same length twice": (
         reply(202, b"ab", content_length="2"),
         Answer(202, b"ab", False, None),
