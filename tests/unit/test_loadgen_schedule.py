@@ -89,6 +89,7 @@ def test_shapes_have_the_rates_that_they_say() -> None:
     waves = burst(1, 9, every_s=10, for_s=2)
     assert [waves.rate(at_s) for at_s in (0, 7.9, 8, 9.9, 10, 18.5)] == [1, 1, 9, 9, 1, 9]
     assert Shape((Stretch(1, 4, 4),)).rate(2) == 0
+    assert Stretch(math.inf, 0, 0).posts == 0
 
 
 def test_pause_within_a_shape_sends_nothing() -> None:
@@ -99,10 +100,15 @@ def test_pause_within_a_shape_sends_nothing() -> None:
 
 
 def test_falling_ramp_to_nothing_ends() -> None:
-    """The root of the last post is not negative by a rounding."""
+    """To the last post, whose root must not become negative by a rounding."""
     found = list(moments(ramp(100, 0, 2)))
     assert len(found) == 100
     assert found[-1] < 2
+    for rate in range(1, 200):
+        for over_s in (0.1, 0.3, 0.7, 3, 7):
+            fall = Stretch(over_s, rate, 0)
+            last_s = fall.moment(math.nextafter(fall.posts, 0))
+            assert last_s == pytest.approx(over_s, rel=1e-6)
 
 
 @pytest.mark.parametrize(
