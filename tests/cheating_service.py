@@ -43,6 +43,7 @@ CHEATS = {
     "invents": "stores a reading that nobody sent",
     "hides invalid": "invalid items are not named in the answer",
     "cooks its books": "/metrics does not add up",
+    "counts too little": "accepts more than it counts as accepted",
 }
 
 
@@ -208,10 +209,11 @@ class CheatingService:
         held = len(self._waiting)
         went = self._committed + self._rejected + self._letters + held
         left = 3 if self._cheat == "cooks its books" else 0
+        accepted = self._received // 2 if self._cheat == "counts too little" else self._received
         return "\n".join(
             (
                 f"ingest_readings_received_total {self._received}",
-                f"ingest_readings_accepted_total {self._received}",
+                f"ingest_readings_accepted_total {accepted}",
                 f"ingest_readings_committed_total {self._committed}",
                 f"ingest_readings_duplicate_total {self._received - went - left}",
                 f'ingest_readings_rejected_total{{code="all_invalid"}} {self._rejected}',

@@ -154,6 +154,28 @@ async def test_full_disk_ends_the_run_and_leaves_a_ledger_that_reads(
     assert (ledger.torn_bytes, ledger.final(0), ledger.ended) == (7, None, False)
 
 
+async def test_nothing_is_written_behind_half_a_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has room again: what came then would make the ledger unreadable."""
+    writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
+    real = os.write
+
+    def half(fd: int, data: memoryview) -> int:
+        monkeypatch.undo()
+        real(fd, data[:5])
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("loadgen.ledger.os.write", half)
+    with pytest.raises(OSError, match="no space"):
+        writer.take(0)
+    with pytest.raises(OSError, match="no space"):
+        writer.end(1)
+    writer.close()
+    ledger = Ledger.read(tmp_path / "ledger")
+    assert (ledger.torn_bytes, ledger.posts) == (5, 0)
+
+
 async def test_ledger_that_exists_is_never_overwritten(tmp_path: Path) -> None:
     """It may be the only proof of an earlier run."""
     path = tmp_path / "ledger"

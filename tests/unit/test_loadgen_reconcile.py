@@ -86,6 +86,12 @@ def _change_device(world: World) -> None:
     world.rows[world.rows.index(row)] = (row[0], row[1] + "x", *row[2:])
 
 
+def _change_metric(world: World) -> None:
+    _, item = world.find(VALID)
+    (row,) = world.rows_of(item)
+    world.rows[world.rows.index(row)] = (*row[:2], "another", row[3])
+
+
 def _invent_before(world: World) -> None:
     world.rows.append((PLAN.first_us - 1, f"{PLAN.prefix}0001", "power", 1.0))
 
@@ -247,6 +253,7 @@ CHEATS: list[tuple[Callable[[World], None], dict[str, int]]] = [
     (_add_another_value, {"never_sent": 1}),
     (_shift_time, {"never_sent": 1, "lost": 1}),
     (_change_device, {"never_sent": 1, "lost": 1}),
+    (_change_metric, {"never_sent": 1, "lost": 1}),
     (_invent_before, {"never_sent": 1}),
     (_invent_after, {"never_sent": 1}),
     (_invent_letter, {"never_sent": 1}),

@@ -101,6 +101,7 @@ WHAT_IS_FOUND = {
     "invents": "never_sent",
     "hides invalid": "wrong_answer",
     "cooks its books": "law_broken",
+    "counts too little": "law_broken",
 }
 
 
@@ -128,7 +129,11 @@ async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, 
 
 
 async def _scripted(
-    folder: Path, script: Callable[[int], web.StreamResponse | None], posts: int, **changes: Any
+    folder: Path,
+    script: Callable[[int], web.StreamResponse | None],
+    posts: int,
+    sizes: tuple[tuple[int, float], ...] = ((1, 1.0),),
+    **changes: Any,
 ) -> Ledger:
     """Run against a server that answers the n-th try by `script` (None: cut); read the ledger."""
     tries = 0
@@ -148,7 +153,7 @@ async def _scripted(
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    plan = _plan(sizes=((1, 1.0),), duplicates=0, invalid=0)
+    plan = _plan(sizes=sizes, duplicates=0, invalid=0)
     job = _job(url, folder, connections=1, posts=posts, plan=plan, **changes)
     try:
         await Run(job).go()
@@ -232,11 +237,16 @@ async def test_answer_is_on_record_as_what_it_is(tmp_path: Path, case: str) -> N
         assert ledger.tries.total() >= 1
 
 
-async def test_plain_answer_of_another_size_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    """Answers that were read before are known by their bytes; the count must still fit."""
-    ledger = await _scripted(tmp_path, lambda tries: _taken(accepted=1 + (tries == 2)), 4)
-    finals = [ledger.final(post) for post in range(4)]
-    assert [bool(each and each.details) for each in finals] == [False, False, True, False]
+async def test_answer_that_was_seen_before_must_still_fit_the_post(tmp_path: Path) -> None:
+    """Answers are known by their bytes: "1 accepted" is not all of a post of two."""
+    ledger = await _scripted(tmp_path, lambda _: _taken(), 20, sizes=((1, 1.0), (2, 1.0)))
+    plan = Plan.from_json(ledger.header["plan"])
+    readings = [
+        sum(item.count for item in items) for _, items in zip(range(20), plan.posts(), strict=False)
+    ]
+    assert set(readings[1:]) == {1, 2}
+    finals = [ledger.final(post) for post in range(20)]
+    assert [bool(each and each.details) for each in finals] == [count == 2 for count in readings]
 
 
 async def test_nobody_there_is_on_record_as_never_sent(tmp_path: Path, free_port: int) -> None:
