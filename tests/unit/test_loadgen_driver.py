@@ -20,7 +20,7 @@ import loadgen.alarm
 from loadgen.alarm import Alarm, Bell, LoopAlarm, make_alarm
 from loadgen.driver import Driver, Post, Retry
 from loadgen.post import render, target_of
-from loadgen.schedule import constant, moments, steps
+from loadgen.schedule import constant, moments
 from loadgen.wire import Wire
 from tests.door import until
 from tests.line import Line as Proxy
@@ -273,7 +273,7 @@ async def test_all_connections_are_opened_before_the_first_post() -> None:
         (says(b"SSH-2.0"), "an answer that is not HTTP/1.1"),
         (says(b"HTTP/1.0 202 x\r\n\r\n", then_hangs_up=True), "an answer in HTTP/1.0"),
         (says(b"HTTP/1.1 100 x\r\n\r\n"), "an interim answer (1xx), which nobody asked for"),
-        (is_silent, "no answer within 0.2 s"),
+        (is_silent, "no answer within 0.5 s"),
     ],
 )
 async def test_trouble_is_met_with_the_same_bytes_until_there_is_an_answer(
@@ -281,7 +281,7 @@ async def test_trouble_is_met_with_the_same_bytes_until_there_is_an_answer(
 ) -> None:
     """Twice the same trouble, then an answer: told each time, final once, no byte changed."""
     async with Peer(script, script) as peer:
-        run = make(peer.port, 1, connections=1, answer_s_max=0.2)
+        run = make(peer.port, 1, connections=1, answer_s_max=0.5)
         notes = await ended(run)
     assert notes.of(0) == [(what, False), (what, False), (202, True)]
     assert all(each.written for each in notes.told)
@@ -323,12 +323,12 @@ async def test_waits_after_retry_after_are_spread() -> None:
 async def test_without_retry_the_first_outcome_is_the_end() -> None:
     """For who wants to see each refusal as it is."""
     async with Peer(says(reply(503)), hangs_up, is_silent) as peer:
-        run = make(peer.port, 4, connections=1, retry=None, answer_s_max=0.1)
+        run = make(peer.port, 4, connections=1, retry=None, answer_s_max=0.5)
         notes = await ended(run)
     assert notes.ends == {
         0: 503,
         1: "the connection was closed without an answer",
-        2: "no answer within 0.1 s",
+        2: "no answer within 0.5 s",
         3: 202,
     }
     assert (run.driver.tries, run.driver.retries) == (4, 0)
@@ -344,7 +344,7 @@ async def test_post_is_given_up_after_its_time() -> None:
         first_s, last_s = (
             [at_s for sent, at_s in notes.sent if sent == number][place] for place in (0, -1)
         )
-        assert last_s - first_s < 0.3
+        assert last_s - first_s < 2
 
 
 @pytest.mark.parametrize("open_loop", [False, True])
@@ -364,7 +364,7 @@ async def test_refused_connections_are_tried_ever_more_rarely(free_port: int) ->
     """From 1 ms on the pauses grow: a service that is down is not beaten."""
     retry = Retry(give_up_s=0.5, pause_s_min=0.001, pause_s_max=10)
     notes = await ended(make(free_port, 1, connections=1, schedule=[0.0], retry=retry))
-    assert 3 < len(notes.told) < 60  # about a dozen; without growth some 1,000
+    assert 1 < len(notes.told) < 60  # about a dozen; without growth some 1,000
 
 
 async def test_refused_connection_after_a_written_try_still_counts_as_written() -> None:
@@ -411,25 +411,16 @@ def peer_idle(peer: Peer) -> int:
 
 async def test_service_that_closes_free_connections_loses_no_post() -> None:
     """Its keep-alive time is shorter than the pause between posts: the driver connects again."""
-
-    async def closes_soon(line: Line) -> bool:
-        await line.say(reply())
-        await asyncio.sleep(0.02)
-        line.hang_up()
-        return False
-
-    async with Peer(usual=closes_soon) as peer:
-        schedule = moments(steps([10], 1), within_s=0.6)
-        notes = await ended(make(peer.port, 100, connections=1, schedule=schedule))
-    assert notes.ends == dict.fromkeys(range(6), 202)
-    assert peer.connections_total == 6
-    assert len(notes.told) == 6
+    async with Peer(usual=says(reply(), then_hangs_up=True)) as peer:
+        notes = await ended(make(peer.port, 2, connections=1, schedule=[0.0, 0.3]))
+    assert [each.what for each in notes.told] == [202, 202]
+    assert peer.connections_total == 2
 
 
 async def test_free_connection_is_kept_however_long_it_is_free() -> None:
     """Only who owes an answer is dropped after `answer_s_max`."""
     async with Peer() as peer:
-        run = make(peer.port, 2, connections=1, schedule=[0.0, 0.3], answer_s_max=0.1)
+        run = make(peer.port, 2, connections=1, schedule=[0.0, 1.1], answer_s_max=0.5)
         notes = await ended(run)
     assert [each.what for each in notes.told] == [202, 202]
     assert peer.connections_total == 1
@@ -499,8 +490,9 @@ async def test_closed_loop_without_a_service_does_not_spin(free_port: int) -> No
     task = asyncio.create_task(ended(run))
     await asyncio.sleep(0.35)
     run.driver.stop()
+    passed_s = time.monotonic() - run.driver.started_s
     await task
-    assert 2 <= run.driver.taken <= 10
+    assert 2 <= run.driver.taken <= 2 * (1 + passed_s / 0.1)
 
 
 @pytest.mark.parametrize(
@@ -534,13 +526,14 @@ async def test_stop_lets_posts_in_flight_finish_and_counts_the_unsent() -> None:
         run = make(peer.port, 10**6, connections=2, schedule=moments(constant(1000)))
         task = asyncio.create_task(ended(run))
         await until(lambda: run.driver.behind_s > 0.1)
-        passed_s = time.monotonic() - run.driver.started_s
+        due_min = (time.monotonic() - run.driver.started_s) * 1000
         run.driver.stop()
+        due_max = (time.monotonic() - run.driver.started_s) * 1000
         run.driver.stop()
         answer.set()
         notes = await task
     assert notes.ends == {0: 202, 1: 202}
-    assert run.driver.unsent == pytest.approx(passed_s * 1000 - 1, abs=5)
+    assert due_min - 1 <= run.driver.unsent + 2 <= due_max + 1
     assert run.driver.behind_s == 0
 
 
@@ -553,20 +546,32 @@ async def test_stop_before_the_start_sends_nothing() -> None:
     assert peer.requests == []
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.05])
-async def test_cancelled_run_ends_every_post_and_every_connection(after_s: float) -> None:
-    """In flight, waiting, being connected: each is told once, and nothing is left open."""
+async def test_cancelled_run_ends_every_post_and_every_connection() -> None:
+    """In flight and waiting: each is told once, and no connection is left open."""
     async with Peer(says(reply(503, Retry_After="60")), usual=is_silent) as peer:
         run = make(peer.port, 10**6, connections=3)
         task = asyncio.create_task(run.driver.run())
-        await asyncio.sleep(after_s)
+        await until(lambda: len(peer.requests) == 4)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         check(run)
-        if after_s:
-            assert run.notes.ends == dict.fromkeys(range(4), "the driver was ended at once")
+        assert run.notes.ends == dict.fromkeys(range(4), "the driver was ended at once")
         await peer.emptied()
+
+
+async def test_run_cancelled_before_its_start_leaves_nothing() -> None:
+    """While the first connections are being opened."""
+    async with Peer() as peer:
+        run = make(peer.port, 10, connections=100)
+        task = asyncio.create_task(run.driver.run())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        check(run)
+        await peer.emptied()
+    assert run.notes.told == []
 
 
 async def test_cancelled_run_ends_a_post_whose_connection_is_being_opened(free_port: int) -> None:
