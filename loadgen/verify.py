@@ -23,6 +23,7 @@ from loadgen.reconcile import PROBLEM
 from loadgen.schedule import constant, moments
 
 PLAIN_BODIES_MAX = 4_096
+NO_INDEX = PROBLEM - 1
 REFUSED_MAX = 100  # posts refused for good, and none accepted: this will not become better
 
 
@@ -220,11 +221,15 @@ class Run:
             return Final(status, doubt=doubt), Details(0, 0, False, {PROBLEM: code})
         accepted, dead_lettered = fields.get("accepted"), fields.get("dead_lettered", 0)
         ack = fields.get("ack")
-        if not (isinstance(accepted, int) and isinstance(dead_lettered, int) and ack in ACKS[1:]):
+        if not isinstance(accepted, int) or not isinstance(dead_lettered, int):
             return Final(status, doubt=doubt, odd=True), None
+        if accepted < 0 or dead_lettered < 0 or ack not in ACKS[1:]:
+            return Final(status, doubt=doubt, odd=True), None
+        errors = fields.get("errors")
         codes = {
-            each["index"]: str(each.get("code", ""))
-            for each in fields.get("errors") or ()
+            # An index that no post can have is kept as one: the comparison names it.
+            each["index"] if 0 <= each["index"] < NO_INDEX else NO_INDEX: str(each.get("code", ""))
+            for each in (errors if isinstance(errors, list) else ())
             if isinstance(each, dict) and isinstance(each.get("index"), int)
         }
         truncated = bool(fields.get("errors_truncated"))

@@ -204,6 +204,18 @@ ANSWERS: dict[str, tuple[Callable[[int], web.StreamResponse | None], Final, Deta
         None,
     ),
     "200 of another JSON": (lambda _: web.json_response([1]), Final(200, odd=True), None),
+    "an ack that there is not": (lambda _: _taken(ack="hoped"), Final(202, odd=True), None),
+    "a count below nothing": (lambda _: _taken(dead_lettered=-1), Final(202, odd=True), None),
+    "an index below nothing": (
+        lambda _: _taken(accepted=0, dead_lettered=1, errors=[{"index": -1, "code": "x"}]),
+        Final(202, "buffered", details=True),
+        Details(0, 1, False, {0xFFFE: "x"}),
+    ),
+    "errors that are no list": (
+        lambda _: _taken(accepted=0, dead_lettered=1, errors=7),
+        Final(202, "buffered", details=True),
+        Details(0, 1, False, {}),
+    ),
     "counts that are wrong": (
         lambda _: _taken(accepted=2),
         Final(202, "buffered", details=True),
