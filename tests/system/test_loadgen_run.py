@@ -88,6 +88,7 @@ async def test_run_against_the_service_reports_what_the_table_holds(open_tmp_pat
     assert "<svg" in files[1].read_text()
     assert (storm.code, closed.code) == (0, 0), storm.stdout + closed.stdout
     assert "backlog: 30" in storm.stdout
+    assert "answers     200: 90;" in storm.stdout
     assert after[0][0] == row["count"] + 30 * 10 + 60 + 5000
 
 

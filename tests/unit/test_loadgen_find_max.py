@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -82,11 +83,13 @@ class Tired:
     def __init__(self) -> None:
         self.url = ""
         self.posts = 0
+        self.posted = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.Response:
         """Count and answer."""
         await request.read()
         self.posts += 1
+        self.posted.set()
         if self.posts > 60:
             return web.json_response({"code": "buffer_full"}, status=503)
         return web.json_response({"accepted": 1, "dead_lettered": 0}, status=202)
@@ -154,11 +157,11 @@ async def test_find_max_stopped_in_a_step_leaves_that_step_out(
     """Half a step says nothing."""
     monkeypatch.setattr(find_max, "WARM_UP_S", 0.01)
     monkeypatch.setattr(find_max, "PAUSE_S", 0.0)
-    search = FindMax(_plan(tired.url), p99_ms=60_000, step_s=0.05, first_rate=100)
-
-    def told(_: Step) -> None:
+    search = FindMax(_plan(tired.url), p99_ms=60_000, step_s=30, first_rate=100)
+    running = asyncio.create_task(search.run(lambda _: None))
+    async with asyncio.timeout(20):
+        await tired.posted.wait()
         search.stop()
-
-    await search.run(told)
-    assert len(search.steps) == 1
+        await running
+    assert search.steps == []
     assert "interrupted" in found(search.document({}, interrupted=True))

@@ -131,6 +131,10 @@ def test_summary_of_a_good_run_has_no_word_of_trouble() -> None:
     assert "1 committed by the service" in said
     assert "wrong" not in said
     assert "NOT" not in said
+    load.driver.skipped = 3
+    said = text(document(load, _settings()))
+    assert "3 posts not sent: too many were open" in said
+    assert "NOT ALL RIGHT" in said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""A run sends what its plan says, at the moments it says, and reads the service's own counts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from loadgen import scrape
+from loadgen.load import Load, Plan
+from loadgen.post import target_of
+from loadgen.schedule import constant
+from loadgen.scrape import Scraper
+from loadgen.timeline import Timeline
+from loadgen.traffic import Recipe
+
+
+class Server:
+    """Accepts every post and keeps it; its counter of commits is what a test says."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.posts: list[tuple[str, bytes]] = []
+        self.posted = asyncio.Event()
+        self.exposition = ""
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Keep the query and the body."""
+        self.posts.append((request.query_string, await request.read()))
+        self.posted.set()
+        return web.json_response({"accepted": 1, "dead_lettered": 0}, status=202)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Answer what the test has put there; nothing is a fault."""
+        return web.Response(text=self.exposition, status=200 if self.exposition else 503)
+
+    def count(self, committed: int, held: int = 0) -> None:
+        """Expose these counts."""
+        self.exposition = (
+            "# HELP ingest_readings_committed_total x\n"
+            f"ingest_readings_committed_total {committed}.0\n"
+            f'ingest_readings_held {held}.0\ningest_hold{{reason="x"}} 1.0\n'
+        )
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """Run it on a free port."""
+    found = Server()
+    app = web.Application()
+    app.router.add_post("/v1/readings", found.post)
+    app.router.add_get("/metrics", found.metrics)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield found
+    await runner.cleanup()
+
+
+def _plan(server: Server, **others: Any) -> Plan:
+    recipe = Recipe(devices=5, seed=3, posts_max=others.pop("posts_max", None))
+    return Plan(target=target_of(server.url), recipe=recipe, connections=4, **others)
+
+
+async def test_open_loop_repeats_bodies_and_moments_but_for_the_start(server: Server) -> None:
+    """Timestamps are the moments of the schedule, exactly; the rest is the seed's."""
+    runs = []
+    for _ in range(2):
+        server.posts.clear()
+        load = Load(_plan(server, shape=constant(200), posts_max=30, ack="committed"))
+        await load.run()
+        assert {query for query, _ in server.posts} == {"ack=committed"}
+        bodies = sorted((body for _, body in server.posts), key=lambda each: json.loads(each)["ts"])
+        moments = [json.loads(body)["ts"] for body in bodies]
+        assert moments[0] == load.started_us
+        assert {b - a for a, b in itertools.pairwise(moments)} == {5000}
+        runs.append([re.sub(rb'"ts":\d+', b"", body) for body in bodies])
+    # What is measured depends on the moment it is measured at, by very little in a second.
+    assert [_but_value(each) for each in runs[0]] == [_but_value(each) for each in runs[1]]
+    assert len(runs[0]) == 30
+
+
+def _but_value(body: bytes) -> bytes:
+    return re.sub(rb'"value":[^,]+', b"", body)
+
+
+async def test_closed_loop_ends_after_its_duration_and_waits_for_answers(server: Server) -> None:
+    """The clock ends it; no post is left without an answer."""
+    load = Load(_plan(server, shape=None, duration_s=0.2))
+    await load.run()
+    assert load.took_s >= 0.2
+    assert load.tally.right == load.driver.taken == len(server.posts) > 0
+    assert all(query == "" for query, _ in server.posts)
+
+
+async def test_what_was_due_but_not_sent_was_offered(server: Server) -> None:
+    """A stop does not make the load smaller than it was meant."""
+    load = Load(_plan(server, shape=constant(1000), duration_s=60.0))
+    running = asyncio.create_task(load.run())
+    async with asyncio.timeout(20):
+        await server.posted.wait()
+    load.driver.skipped += 7
+    load.stop()
+    await running
+    posts = load.driver.taken + 7 + load.driver.unsent
+    assert load.offered_posts == posts
+    assert load.tally.offered_readings + load.skipped_readings == posts
+    points = load.tally.timeline.points(1000.0)
+    assert sum(each.offered * each.span_s for each in points) == pytest.approx(posts)
+
+
+async def test_scraper_counts_on_over_a_restart_of_the_service(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter that fell began at 0 again; what failed to answer is read later."""
+    monkeypatch.setattr(scrape, "SETTLE_POLL_S", 0.01)
+    elapsed_s = itertools.count(1)
+    timeline = Timeline()
+    scraper = Scraper(f"{server.url}/metrics", timeline, lambda: float(next(elapsed_s)))
+    server.count(1000)
+    await scraper.begin()
+    assert scraper.seen
+    for committed, total in ((1300, 300), (1300, 300), (50, 350), (60, 360)):
+        server.count(committed)
+        await scraper.settle(10)
+        assert scraper.committed == total
+    server.exposition = ""
+    settling = asyncio.create_task(scraper.settle(10))
+    await asyncio.sleep(0.05)
+    server.count(100, held=3)
+    await asyncio.sleep(0.05)
+    assert not settling.done(), "it waits until nothing is held"
+    server.count(110)
+    await settling
+    assert (scraper.committed, scraper.held) == (410, 0)
+    points = timeline.points(100.0)
+    assert sum(each.committed * each.span_s for each in points) == pytest.approx(410)
+
+
+async def test_scraper_of_nothing_is_no_error(server: Server) -> None:
+    """No metrics, or another program's: the report says that there are none."""
+    for exposition in ("", "go_goroutines 7\n"):
+        server.exposition = exposition
+        scraper = Scraper(f"{server.url}/metrics", Timeline(), lambda: 0.0)
+        await scraper.begin()
+        assert not scraper.seen
+    load = Load(_plan(server, shape=None, posts_max=3, metrics_url="http://127.0.0.1:9/metrics"))
+    await load.run()
+    assert load.tally.right == 3
+    assert load.scraper is not None
+    assert not load.scraper.seen
