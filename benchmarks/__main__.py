@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     side_by_side.check(words)  # a wrong option is told before minutes have passed
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "parts.json"
-        code = run_parts(found, quick="--quick" in words)
+        try:
+            code = run_parts(found, quick="--quick" in words)
+        except KeyboardInterrupt:
+            return 130
         if code or alone:
             return code
         return side_by_side.main([*words, "--parts", str(found)])

@@ -39,7 +39,7 @@ ROW_BYTES = 55  # a reading of the wrk scripts as binary COPY
 SLOWED_TO = 0.25
 BUFFER_S = 1.0  # what the buffer holds, so that all is written soon after
 MANY_CONNECTIONS = 5_000  # a post that waits for room must not keep others waiting
-FIRST_FLOOD_S = 3.0
+FIRST_FLOOD_S, FLOOD_S_MIN = 3.0, 3.0  # a batch of single readings takes most of a second
 WATCHES_PER_S = 20
 
 
@@ -128,6 +128,7 @@ def measure_slowed(plan: Plan, script: str) -> Figures:
     with that after a first flood, which has as many connections.
     """
     rows = wrk.ROWS[script]
+    seconds = max(plan.seconds, FLOOD_S_MIN)
     with running_service() as owner:
         wrk.drive(script, owner.port, WARM_S, WARM_US)
         owner.quiet()
@@ -140,12 +141,12 @@ def measure_slowed(plan: Plan, script: str) -> Figures:
             taken = wrk.drive("hundreds", service.port, 2, WARM_US).taken * 100  # fills the buffer
             with Watch(service) as watch:
                 began_s = time.monotonic()
-                full = wrk.drive(script, service.port, plan.seconds, FIRST_US)
+                full = wrk.drive(script, service.port, seconds, FIRST_US)
             takes = watch.rate(began_s, time.monotonic())
             first, twice, four_times = (
-                flood(service, times * takes / rows, seconds, phase, rows)
-                for phase, (times, seconds) in enumerate(
-                    ((4, FIRST_FLOOD_S), (2, plan.seconds), (4, plan.seconds)), start=1
+                flood(service, times * takes / rows, for_s, phase, rows)
+                for phase, (times, for_s) in enumerate(
+                    ((4, FIRST_FLOOD_S), (2, seconds), (4, seconds)), start=1
                 )
             )
             samples = service.quiet()

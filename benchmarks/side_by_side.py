@@ -9,6 +9,7 @@ and writes benchmarks/RESULTS.md.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ class Measured(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, record; return the exit code."""
     chosen = check(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
     measured = Measured({}, {}, {})
     began_s = time.monotonic()
     try:

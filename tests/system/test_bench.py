@@ -78,24 +78,32 @@ async def test_help_names_every_case() -> None:
     assert all(case.name in done.stdout for case in CASES)
 
 
-async def test_interrupt_shows_what_there_is_and_leaves_nothing(tmp_path: Path) -> None:
-    """Ctrl-C ends what was started, prints the runs until then, and records no half."""
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+async def test_interrupt_shows_what_there_is_and_leaves_nothing(
+    open_tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C or a kill ends what was started, prints the runs until then, records no half."""
+    results, scratch = open_tmp_path / "results", open_tmp_path / "scratch"
+    scratch.mkdir()
+    scratch.chmod(0o755)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "benchmarks", "--only", "start", "--runs", "50", "--results", str(tmp_path)),
+        *("-m", "benchmarks", "--only", "start", "--runs", "50", "--results", str(results)),
         cwd=REPOSITORY,
-        env=environment(),
+        env=environment({"TMPDIR": str(scratch)}),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
     try:
         async with asyncio.timeout(40):
-            while b"run 1/50" not in await process.stderr.readline():
-                pass
+            while b"run 1/50" not in (line := await process.stderr.readline()):
+                assert line, "it ended by itself"
             while len(below := descendants(process.pid)) < 3:  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.02)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, _ = await process.communicate()
     finally:
         if process.returncode is None:
@@ -105,7 +113,8 @@ async def test_interrupt_shows_what_there_is_and_leaves_nothing(tmp_path: Path) 
     assert b"start to committed s" in out
     for pid in below:
         await wait_gone(pid)
-    assert list(tmp_path.iterdir()) == []
+    assert list(scratch.iterdir()) == []
+    assert not results.exists()
 
 
 @pytest.mark.slow
