@@ -126,8 +126,17 @@ class Load:
 
     @property
     def offered_posts(self) -> int:
-        """How many posts have been due so far."""
+        """How many posts were due, whether sent or not; complete at the end of the run."""
         return self.driver.taken + self.driver.skipped + self.driver.unsent
+
+    def due_posts(self) -> float:
+        """Return how many posts should have been sent by now, by the plan."""
+        plan, elapsed_s = self.plan, self.elapsed_s
+        if plan.shape is None:
+            return self.driver.taken
+        within_s = elapsed_s if plan.duration_s is None else min(elapsed_s, plan.duration_s)
+        due = plan.backlog_posts + plan.shape.posts(within_s)
+        return due if plan.recipe.posts_max is None else min(due, plan.recipe.posts_max)
 
     def stop(self) -> None:
         """Take no more posts; those in flight are finished. Safe to call twice."""

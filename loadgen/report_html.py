@@ -108,8 +108,7 @@ def _card(number: str, what: str) -> str:
 
 
 def _remarks(document: Document) -> Iterator[str]:
-    if document["generator"]["says"]:
-        yield document["generator"]["says"]
+    yield from document["remarks"]
     if document["service"] is None:
         yield (
             "The service's /metrics was not read, so the charts have no rate of commits: "

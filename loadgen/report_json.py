@@ -19,6 +19,8 @@ from loadgen.load import Load
 SCHEMA, SCHEMA_VERSION = "iot-ingest/loadgen-run", 1
 # From here on the loop has no time left to be on time.
 BUSY_CPU_SHARE = 0.9
+# An ordinary last answer comes sooner.
+BEHIND_S_MIN = 1.0
 # From here on the generator's own delays reach the p99.
 LAGGED_SHARE_MIN = 0.005
 
@@ -51,7 +53,7 @@ def document(load: Load, settings: Mapping[str, Any], *, interrupted: bool = Fal
             "committed": round(scraper.committed) if scraper else None,
         },
         "rates": {
-            "offered_posts_per_s": load.offered_posts / seconds,
+            "offered_posts_per_s": _offered_per_s(load),
             "right_posts_per_s": tally.right / seconds,
             "accepted_readings_per_s": tally.accepted_readings / seconds,
             "committed_readings_per_s": scraper.committed / max(end_s, 1e-9) if scraper else None,
@@ -69,10 +71,17 @@ def document(load: Load, settings: Mapping[str, Any], *, interrupted: bool = Fal
             "was_bottleneck": load.cpu_share >= BUSY_CPU_SHARE,
             "says": _says(load),
         },
+        "remarks": [said for said in (_says(load), _behind(load)) if said],
         "service": {"held": scraper.held, "imbalance": scraper.imbalance} if scraper else None,
         "timeline": _timeline(load, end_s, is_scraped=scraper is not None),
         "all_right": all_right(load),
     }
+
+
+def _offered_per_s(load: Load) -> float:
+    """Return the rate over the time in which posts were due, which a slow service outlasts."""
+    due_s = load.tally.last_due_s
+    return (load.offered_posts - 1) / due_s if due_s > 0 else load.offered_posts / load.took_s
 
 
 def _posts(load: Load) -> Document:
@@ -152,6 +161,18 @@ def _says(load: Load) -> str:
             "it, and the longer latencies may be its own."
         )
     return ""
+
+
+def _behind(load: Load) -> str:
+    """Return that the answers did not keep up with the schedule, if so: an open loop goes on."""
+    after_s = load.took_s - load.tally.last_due_s
+    if load.plan.shape is None or after_s < BEHIND_S_MIN or not load.tally.latency.count:
+        return ""
+    return (
+        f"The answers did not keep up: {_offered_per_s(load):,.0f} posts a second were due, "
+        f"{load.tally.right / load.took_s:,.0f} were answered as they should; the last answer came "
+        f"{after_s:.1f} s after the last post was due."
+    )
 
 
 def duration(ms: float | None) -> str:

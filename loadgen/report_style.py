@@ -38,8 +38,8 @@ vertical-align:middle}
 i.a{color:var(--a)}i.b{color:var(--b)}i.c{color:var(--c)}i.d{color:var(--d)}i.e{color:var(--e)}
 i.f{color:var(--f)}
 svg{display:block;width:100%;height:auto;overflow:visible}
-svg text{fill:var(--soft);font-size:12px;font-family:inherit;paint-order:stroke;
-stroke:var(--card);stroke-width:3px;stroke-opacity:.7}
+svg text{fill:var(--ink);fill-opacity:.8;font-size:12px;font-family:inherit;paint-order:stroke;
+stroke:var(--card);stroke-width:3px;stroke-opacity:.8}
 .grid{stroke:var(--line);stroke-width:1}
 .line{fill:none;stroke-width:2.5;stroke-linejoin:round;stroke-linecap:round}
 .dashed{stroke-dasharray:1 6;stroke-width:3.5}

@@ -28,8 +28,9 @@ def _lines(document: Document) -> Iterator[str]:
     if document["interrupted"]:
         yield "interrupted: this is what happened until then"
     yield (
-        f"posts       {posts['offered']:,} offered, {posts['right']:,} answered as they should "
-        f"({rates['right_posts_per_s']:,.0f}/s) in {document['took_s']:.1f} s"
+        f"posts       {posts['offered']:,} offered ({rates['offered_posts_per_s']:,.0f}/s), "
+        f"{posts['right']:,} answered as they should ({rates['right_posts_per_s']:,.0f}/s) "
+        f"in {document['took_s']:.1f} s"
     )
     committed = ""
     if readings["committed"] is not None:
@@ -57,8 +58,7 @@ def _lines(document: Document) -> Iterator[str]:
         f"generator   {generator['cpu_share']:.0%} of a core, itself late with "
         f"{generator['lagged_posts']:,} posts, by {duration(generator['lag_ms_max'])} at most"
     )
-    if generator["says"]:
-        yield generator["says"]
+    yield from document["remarks"]
     if not document["all_right"]:
         yield "NOT ALL RIGHT: see above" if posts["offered"] else "NOT ALL RIGHT: nothing was sent"
 

@@ -255,7 +255,7 @@ async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None
     assert "posts/s: " in live
     assert "in flight" in live
     assert "p99 " in live
-    assert "200 offered, 200 answered as they should" in summary
+    assert "200 offered (100/s), 200 answered as they should" in summary
 
 
 async def test_find_max_ends_with_a_table_and_a_result_as_json(tmp_path: Path) -> None:

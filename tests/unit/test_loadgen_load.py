@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from aiohttp import web
 from loadgen import scrape
 from loadgen.load import Load, Plan
 from loadgen.post import target_of
+from loadgen.report_json import document
+from loadgen.report_text import text
 from loadgen.schedule import constant
 from loadgen.scrape import Scraper
 from loadgen.timeline import Timeline
@@ -114,6 +117,29 @@ async def test_what_was_due_but_not_sent_was_offered(server: Server) -> None:
     assert load.tally.offered_readings + load.skipped_readings == posts
     points = load.tally.timeline.points(1000.0)
     assert sum(each.offered * each.span_s for each in points) == pytest.approx(posts)
+
+
+async def test_rate_offered_is_that_of_the_plan_however_long_the_answers_take(
+    server: Server,
+) -> None:
+    """A slow service stretches the run, not the load."""
+    load = Load(_plan(server, shape=constant(400), duration_s=0.1))
+    await load.run()
+    load.took_s = 5.0
+    report = document(load, {})
+    assert report["rates"]["offered_posts_per_s"] == pytest.approx(400)
+    assert report["rates"]["right_posts_per_s"] == 8
+    assert "The answers did not keep up: 400 posts a second were due, 8 were" in text(report)
+    assert load.due_posts() == pytest.approx(40)
+    load.took_s = 0.05
+    assert load.due_posts() == pytest.approx(20)
+    storm = _plan(server, shape=constant(400))
+    storm = replace(storm, recipe=replace(storm.recipe, backlog_minutes=1, posts_max=30))
+    load = Load(storm)
+    load.took_s = 0.05
+    assert load.due_posts() == pytest.approx(25), "5 devices with a backlog"
+    load.took_s = 5.0
+    assert load.due_posts() == 30
 
 
 async def test_scraper_counts_on_over_a_restart_of_the_service(

@@ -103,7 +103,7 @@ def test_summary_names_everything_that_was_wrong() -> None:
     """Who reads only the last lines learns that something was lost, and why."""
     said = text(document(_busy_load(), _settings()))
     for part in (
-        "211 offered, 210 answered as they should (42/s) in 5.0 s",
+        "211 offered (42/s), 210 answered as they should (42/s) in 5.0 s",
         "211 offered, 200 accepted (40/s), 0 dead-lettered",
         "broken: 10",
         "p50 10.0 ms",
@@ -160,6 +160,7 @@ def test_report_admits_that_the_generator_was_the_limit(
     assert report["generator"]["was_bottleneck"] == bottleneck
     assert report["generator"]["says"].startswith(said)
     assert bool(report["generator"]["says"]) == bool(said)
+    assert len(report["remarks"]) == bool(said), "the answers kept up"
     assert said in text(report)
     assert said in html(report)
 
