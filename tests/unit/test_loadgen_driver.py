@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import random
 import socket
 import time
 from collections import Counter
@@ -65,11 +66,13 @@ class Notes:
 
     sent: list[tuple[int, float]] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
+    order: list[tuple[int, str]] = field(default_factory=list)
     on_told: Callable[[Told], None] = lambda _: None
 
     def sending(self, post: Post) -> None:
         """Note number and moment."""
         self.sent.append((post.number, time.monotonic()))
+        self.order.append((post.number, "sent"))
 
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
@@ -92,6 +95,7 @@ class Notes:
 
     def _note(self, told: Told) -> None:
         self.told.append(told)
+        self.order.append((told.number, "told"))
         self.on_told(told)
 
     def of(self, number: int) -> list[tuple[int | str, bool]]:
@@ -139,6 +143,13 @@ def check(run: Run) -> None:
     assert sorted(finals) == [each.number for each in source.taken]
     last = {each.number: each.final for each in notes.told}
     assert all(last.values()), "something was told after the end of a post"
+    on_its_way: set[int] = set()
+    for number, what in notes.order:
+        if what == "sent":
+            assert number not in on_its_way, "sent again before the outcome was known"
+            on_its_way.add(number)
+        else:
+            on_its_way.discard(number)
     assert driver.taken == len(source.taken)
     assert driver.tries == len(notes.sent)
     assert (driver.in_flight, driver.waiting) == (0, 0)
@@ -424,6 +435,44 @@ async def test_free_connection_is_kept_however_long_it_is_free() -> None:
         notes = await ended(run)
     assert [each.what for each in notes.told] == [202, 202]
     assert peer.connections_total == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("open_loop", [False, True])
+async def test_no_trouble_in_any_order_loses_track_of_a_post(seed: int, open_loop: bool) -> None:
+    """Each answer is drawn: good, refused, cut, reset, garbage, late; all posts end accepted."""
+    draw = random.Random(seed)
+
+    async def is_late(line: Line) -> bool:
+        await asyncio.sleep(draw.uniform(0, 0.02))
+        await line.say(reply())
+        return True
+
+    kinds: list[Script] = [
+        *[says(reply())] * 6,
+        *[is_late] * 2,
+        says(reply(Connection="close"), then_hangs_up=True),
+        says(reply(), then_hangs_up=True),
+        says(reply(503)),
+        says(reply(503, Retry_After="0", Connection="close"), then_hangs_up=True),
+        says(reply()[:30], then_hangs_up=True),
+        says(b"\x00" * 100),
+        says(reply() + b"more"),
+        hangs_up,
+        resets,
+    ]
+
+    async def does_any(line: Line) -> bool | None:
+        return await draw.choice(kinds)(line)
+
+    async with Peer(usual=does_any) as peer:
+        schedule = moments(constant(2000), arrivals="poisson", seed=seed) if open_loop else None
+        run = make(peer.port, 400, connections=8, schedule=schedule, seed=seed)
+        notes = await ended(run)
+    assert notes.ends == dict.fromkeys(range(400), 202)
+    assert {*peer.bodies} == {b"%d" % number for number in range(400)}
+    assert len(peer.requests) <= run.driver.tries
+    assert run.driver.retries > 40
 
 
 # Bounds
