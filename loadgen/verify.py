@@ -211,7 +211,7 @@ class Run:
         """Read what an answer says. A 503 or 429 at the end is no promise of either kind."""
         try:
             fields = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             fields = None
         fields = fields if isinstance(fields, dict) else {}
         if not 200 <= status < 300:

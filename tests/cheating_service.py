@@ -43,6 +43,7 @@ CHEATS = {
     "invents": "stores a reading that nobody sent",
     "hides invalid": "invalid items are not named in the answer",
     "cooks its books": "/metrics does not add up",
+    "admits a loss": "/metrics says that a reading was dropped",
     "counts too little": "accepts more than it counts as accepted",
 }
 
@@ -218,6 +219,7 @@ class CheatingService:
                 f"ingest_readings_duplicate_total {self._received - went - left}",
                 f'ingest_readings_rejected_total{{code="all_invalid"}} {self._rejected}',
                 f'ingest_readings_dead_lettered_total{{reason="invalid"}} {self._letters}',
+                f"ingest_readings_dropped_total {int(self._cheat == 'admits a loss')}",
                 f"ingest_readings_held {held}",
                 "ingest_ledger_imbalance_rows 0",
                 f"process_start_time_seconds {self._life}",

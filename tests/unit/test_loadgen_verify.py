@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from aiohttp import web
 
@@ -19,7 +20,7 @@ from loadgen.post import target_of
 from loadgen.proof import Plan
 from loadgen.reconcile import FAULTS
 from loadgen.verdict_text import text
-from loadgen.verify import Job, Run
+from loadgen.verify import REFUSED_MAX, Job, Run
 from tests.cheating_service import CHEATS, CheatingService
 
 READINGS = 22_000
@@ -102,6 +103,7 @@ WHAT_IS_FOUND = {
     "hides invalid": "wrong_answer",
     "cooks its books": "law_broken",
     "counts too little": "law_broken",
+    "admits a loss": "law_broken",
 }
 
 
@@ -123,6 +125,39 @@ async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, 
     assert report["summary"]["green"] is False
     assert report["list"][0]["invariant"] == FAULTS[kind]
     assert len(result.first[kind]) == min(20, result.faults[kind])
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_reading_counts_as_lost_only_when_it_was_missed_twice(
+    readings_url: str,
+    readings_connection: asyncpg.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    comes: bool,
+) -> None:
+    """What is on its way at the first look has arrived at the second; two looks are enough."""
+    looks = 0
+    real = conclude_module.stream_rows
+
+    async def streamed(*arguments: Any) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2 and comes:
+            await readings_connection.execute("insert into readings select * from away")
+        await real(*arguments)
+
+    monkeypatch.setattr(conclude_module, "stream_rows", streamed)
+    async with CheatingService(readings_url, tmp_path) as service:
+        await Run(_job(service.url, tmp_path, posts=20)).go()
+        await readings_connection.execute(
+            "create table away as select * from readings order by ts limit 1;"
+            "delete from readings where ts = (select ts from away)"
+        )
+        result = await conclude(
+            tmp_path / "ledger", Where(readings_url, tmp_path, service.url), settle_s=10
+        )
+    assert result.green == comes
+    assert looks == 2
 
 
 # What an answer means
@@ -203,6 +238,11 @@ ANSWERS: dict[str, tuple[Callable[[int], web.StreamResponse | None], Final, Deta
         Final(200, odd=True),
         None,
     ),
+    "200 of bottomless JSON": (
+        lambda _: web.Response(text="[" * 200_000),
+        Final(200, odd=True),
+        None,
+    ),
     "200 of another JSON": (lambda _: web.json_response([1]), Final(200, odd=True), None),
     "an ack that there is not": (lambda _: _taken(ack="hoped"), Final(202, odd=True), None),
     "a count below nothing": (lambda _: _taken(dead_lettered=-1), Final(202, odd=True), None),
@@ -259,6 +299,19 @@ async def test_answer_that_was_seen_before_must_still_fit_the_post(tmp_path: Pat
     assert set(readings[1:]) == {1, 2}
     finals = [ledger.final(post) for post in range(20)]
     assert [bool(each and each.details) for each in finals] == [count == 2 for count in readings]
+
+
+async def test_service_that_refuses_everything_is_not_asked_for_long(tmp_path: Path) -> None:
+    """A wrong --ack or --url shows at once; it is no reason to send for ten minutes."""
+
+    def refuse(_: int) -> web.StreamResponse:
+        return web.json_response({"code": "ack_unavailable"}, status=400)
+
+    ledger = await _scripted(tmp_path, refuse, 1_000)
+    assert ledger.posts == REFUSED_MAX
+    (tmp_path / "ledger").unlink()
+    ledger = await _scripted(tmp_path, lambda tries: refuse(tries) if tries else _taken(), 1_000)
+    assert ledger.posts == 1_000
 
 
 async def test_nobody_there_is_on_record_as_never_sent(tmp_path: Path, free_port: int) -> None:
