@@ -19,6 +19,7 @@ from loadgen.ledger import Details, Final, Ledger
 from loadgen.post import target_of
 from loadgen.proof import Plan
 from loadgen.reconcile import FAULTS
+from loadgen.table import stream_rows
 from loadgen.verdict_text import text
 from loadgen.verify import REFUSED_MAX, Job, Run
 from tests.cheating_service import CHEATS, CheatingService
@@ -137,7 +138,7 @@ async def test_reading_counts_as_lost_only_when_it_was_missed_twice(
 ) -> None:
     """What is on its way at the first look has arrived at the second; two looks are enough."""
     looks = 0
-    real = conclude_module.stream_rows
+    real = stream_rows
 
     async def streamed(*arguments: Any) -> None:
         nonlocal looks
