@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
 
 import pytest
 
-from benchmarks import results
+from benchmarks import results, side_by_side
 from benchmarks.cases import ALL, CASES, NAMES, Wanted, chosen_cases, judge
 from benchmarks.charts import Bar, bars, shown
+from benchmarks.contenders import Contender, Figures, Plan
 from benchmarks.document import anchor, seconds_shown, title_of
+from benchmarks.processes import Broken
 from benchmarks.results import Line, record, write
 
 MACHINE = {"processor": "a <fast> one", "fsync": "123 us"}
@@ -150,6 +153,32 @@ def test_upper_bound_includes_itself(value: float, met: bool) -> None:
         wanted=(Wanted("latency", lambda of: of("start", "x"), 5, at_least=False),)
     )
     assert judge(case, {"start": [{"x": value}]})[0].met is met
+
+
+def test_what_broke_is_recorded_as_such_and_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A contender that breaks is not tried again, the others go on, and the exit code is 1."""
+    tried = []
+
+    def broken(_plan: Plan) -> Figures:
+        tried.append("singles")
+        raise Broken("3 readings taken, 2 committed")
+
+    def measured(_plan: Plan) -> Figures:
+        return {"posts_per_s": 100.0}
+
+    for name, measure in (("singles", broken), ("bare", measured)):
+        contender = Contender(name, ALL[name].title, measure, by_wrk=False)
+        monkeypatch.setitem(ALL, name, contender)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own stays
+    assert side_by_side.main(["--only", "singles", "--runs", "3", "--results", str(tmp_path)]) == 1
+    assert tried == ["singles"]
+    (line,) = results.read(tmp_path)
+    assert len(line.runs["bare"]) == 3
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "iot-ingest: it broke: in run 1: 3 readings taken, 2 committed." in text
+    assert "| - | at least 0.85 | left out |" in row_of(text, "bare handler's posts/s")
 
 
 def test_chosen_cases_keep_our_order_and_name_a_wrong_one() -> None:

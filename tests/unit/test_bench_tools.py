@@ -209,7 +209,9 @@ def test_ready_batches_are_whole_streams_of_new_rows() -> None:
         assert stream.startswith(HEADER)
         assert stream.endswith(TRAILER)
         rows += list(decode_rows(stream[len(HEADER) : -len(TRAILER)]))
-    assert len(set(rows)) == len(rows) == 250
+    assert [each.ts_us for each in rows] == list(
+        range(1_700_000_000_000_000, 1_700_000_000_000_250)
+    )
 
 
 async def test_slow_line_forwards_all_bytes_both_ways(tmp_path: Path) -> None:
