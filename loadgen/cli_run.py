@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -67,14 +68,23 @@ async def _run(plan: Plan, chosen: argparse.Namespace) -> int:
     with cli_run_watch.shown(load):
         interrupted = await until_signals(load.run(), load.stop)
     report = document(load, settings_of(chosen, plan), interrupted=interrupted)
-    print(report_text.text(report))
-    if chosen.json:
-        write_whole(chosen.json, json.dumps(report, indent=1) + "\n")
-    if chosen.html:
-        write_whole(chosen.html, report_html.html(report))
+    print(report_text.text(report), flush=True)
+    written = _write(chosen.json, json.dumps(report, indent=1) + "\n")
+    written &= _write(chosen.html, report_html.html(report))
     if interrupted:
         return 130
-    return 0 if report["all_right"] else 1
+    return 0 if report["all_right"] and written else 1
+
+
+def _write(path: Path | None, text: str) -> bool:
+    """Write a report if it is wanted; return False if it could not be."""
+    try:
+        if path:
+            write_whole(path, text)
+    except OSError as error:
+        print(f"loadgen run: cannot write {path}: {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 async def _unreachable(plan: Plan) -> str:
@@ -132,9 +142,8 @@ async def _find_max(plan: Plan, chosen: argparse.Namespace) -> int:
         search.run(lambda step: print(report_text.step(step), flush=True)), search.stop
     )
     report = search.document(settings_of(chosen, plan), interrupted=interrupted)
-    print(report_text.found(report))
-    if chosen.json:
-        write_whole(chosen.json, json.dumps(report, indent=1) + "\n")
+    print(report_text.found(report), flush=True)
+    written = _write(chosen.json, json.dumps(report, indent=1) + "\n")
     if interrupted:
         return 130
-    return 0 if search.search.found else 1
+    return 0 if search.search.found and written else 1

@@ -12,6 +12,7 @@ from loadgen.traffic import Recipe
 
 DURATION_S = 10.0
 RATE_PER_S = 1000.0
+DEVICES_MAX = 100_000  # each remembers its own chances: 3 KiB
 CONNECTIONS, STORM_CONNECTIONS_MAX = 64, 1000
 DATA_PORT, ADMIN_PORT = 8080, 8081
 ODD = {
@@ -118,7 +119,7 @@ def _add_when(group: argparse._ArgumentGroup) -> None:
 def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--devices",
-        type=values.count(1, 1_000_000),
+        type=values.count(1, DEVICES_MAX),
         default=1000,
         metavar="N",
         help="rooms, meters and doors, with two metrics each (%(default)s)",

@@ -226,6 +226,24 @@ async def test_run_without_a_service_says_so_and_exits_two(free_port: int) -> No
     assert done.stdout == ""
 
 
+async def test_report_that_cannot_be_written_is_said_and_no_success(tmp_path: Path) -> None:
+    """The folder was there at the start and is gone at the end: the summary is not."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+
+    async def accept(number: int) -> web.StreamResponse:
+        if folder.exists():
+            folder.rmdir()
+        return await _accept(number)
+
+    async with _scripted(accept) as (_, url):
+        path = folder / "run.json"
+        done = await run_command("loadgen", "run", "--url", url, "--posts", 3, "--json", path)
+    assert done.code == 1
+    assert "3 answered as they should" in done.stdout
+    assert f"cannot write {path}: No such file" in done.stderr
+
+
 async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None:
     """Lines are rewritten in place, and gone when the summary comes."""
     async with _scripted(_accept) as (_, url):
