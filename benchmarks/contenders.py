@@ -39,12 +39,16 @@ class Plan(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """One thing that is measured: its name, what a reader calls it, one run of it."""
+    """One thing that is measured: its name, what a reader calls it, one run of it.
+
+    `stays`: it leaves servers running for its next run, so it is measured after all others.
+    """
 
     name: str
     title: str
     measure: Callable[[Plan], Figures]
     by_wrk: bool = True
+    stays: bool = False
 
     def run(self, plan: Plan) -> Figures:
         """Measure once. Raises Missing before anything is started, or Broken."""

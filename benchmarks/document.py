@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from benchmarks.cases import ALL, CASES, Case, Verdict, judge
 from benchmarks.charts import shown
 from benchmarks.contenders import Figures
+from benchmarks.overload import MANY_CONNECTIONS
+from benchmarks.wrk import CONNECTIONS
 
 if TYPE_CHECKING:
     from benchmarks.results import Line
@@ -22,9 +24,9 @@ TITLES = {
     "refused_posts": "refused posts",
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
-    "server_cores": "CPU of the server, cores",
-    "postgres_cores": "CPU of PostgreSQL, cores",
-    "driver_cores": "CPU of the driver, cores",
+    "server_cores": "server cores",
+    "postgres_cores": "PostgreSQL cores",
+    "driver_cores": "driver cores",
     "rss_peak_mib": "peak RSS MiB",
     "table_rows_before": "rows in the table before",
 }
@@ -33,14 +35,14 @@ HEAD = """# Results
 
 Written by `./run bench` from `results.ndjson`, which has the figures of every single run. Only the
 last section is written by hand. How to measure it yourself: `./run bench` (some 25 minutes, needs
-`wrk`; the peers come from Debian's packages by themselves), `./run bench --quick` to see that it
-works, `./run bench --only singles,hundreds --runs 3` for some of it.
+`wrk` and 8 GB of disk; the peers come from Debian's packages by themselves), `./run bench --quick`
+to see that it works, `./run bench --only singles,hundreds --runs 3` for some of it.
 """
 
 CONDITIONS = """## Conditions
 
-- Driver, service, PostgreSQL and peers share one machine, so the driver's CPU is a cost to all; it
-  is given with each figure. Peaks are closed loop, by wrk: one thread, {connections} connections.
+- Driver, service, PostgreSQL and peers share one machine, so the driver's CPU is a cost to all;
+  it is given with each figure ("cores": CPU seconds a second). Peaks are closed loop, by wrk: one thread, {connections} connections.
   Latencies are open loop, by loadgen's driver: posts come at random moments (Poisson), and their
   time counts from the moment at which they were due.
 - Contenders take turns: each run measures every one of them once, on fresh data, after a second of
@@ -54,6 +56,10 @@ CONDITIONS = """## Conditions
   `ack=committed` answers after the commit. InfluxDB 1.x answers after an fsync of its WAL
   (`wal-fsync-delay` 0, its default). VictoriaMetrics answers from memory and writes within 5 s
   (`inmemoryDataFlushInterval`, its default); a crash loses those. It keeps only milliseconds.
+- The slowed database: the service has one writer, on a line that takes a quarter of the bytes a
+  second that the same load reached just before, and a buffer that holds a second of that. What is
+  taken then is measured with a full buffer; offered are 2 and 4 times as much over {many:,}
+  connections. Committed rates are counted from the first commit seen to the last.
 - "One INSERT per request" is what people write first: aiohttp, `json.loads`, an asyncpg pool with
   its defaults, one INSERT and one transaction a reading, into the same table.
 """
@@ -88,7 +94,9 @@ def whole(
     sections = [
         HEAD,
         _in_short(cases, newest),
-        CONDITIONS.format(connections=64) + "\n" + _machines(cases, newest),
+        CONDITIONS.format(connections=CONNECTIONS, many=MANY_CONNECTIONS)
+        + "\n"
+        + _machines(cases, newest),
         *(_case(case, newest[case.name], case.name in drawn) for case in cases),
         *([_parts(with_parts[-1])] if with_parts else []),
         "## What helped, what lost, and why\n\n<!-- by hand -->\n"

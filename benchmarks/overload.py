@@ -104,10 +104,12 @@ class Flood(NamedTuple):
     committed_per_s: float
     seen: Openly
     rss_mib: float
+    cpu_cores: float
 
 
 def flood(service: Service, rate_per_s: float, seconds: float, phase: int, rows: int) -> Flood:
     """Offer so many posts a second; return what was committed a second meanwhile."""
+    cpu_s = service.child.cpu_s()
     with Watch(service) as watch:
         seen = drive_openly(
             service.port,
@@ -118,7 +120,8 @@ def flood(service: Service, rate_per_s: float, seconds: float, phase: int, rows:
             connections=MANY_CONNECTIONS,
         )
     committed_per_s = watch.rate(seen.began_s, seen.began_s + seconds)
-    return Flood(committed_per_s, seen, service.rss_mib())
+    cpu_cores = (service.child.cpu_s() - cpu_s) / (time.monotonic() - seen.began_s)
+    return Flood(committed_per_s, seen, service.rss_mib(), cpu_cores)
 
 
 def measure_slowed(plan: Plan, script: str) -> Figures:
@@ -140,9 +143,10 @@ def measure_slowed(plan: Plan, script: str) -> Figures:
         with slowed_service(owner.database_url, bytes_per_s, *flags) as service:
             taken = wrk.drive("hundreds", service.port, 2, WARM_US).taken * 100  # fills the buffer
             with Watch(service) as watch:
-                began_s = time.monotonic()
+                began_s, cpu_s = time.monotonic(), service.child.cpu_s()
                 full = wrk.drive(script, service.port, seconds, FIRST_US)
             takes = watch.rate(began_s, time.monotonic())
+            takes_cores = (service.child.cpu_s() - cpu_s) / (time.monotonic() - began_s)
             first, twice, four_times = (
                 flood(service, times * takes / rows, for_s, phase, rows)
                 for phase, (times, for_s) in enumerate(
@@ -170,6 +174,10 @@ def measure_slowed(plan: Plan, script: str) -> Figures:
         "first_flood_rss_mib": first.rss_mib,
         "flooded_rss_mib": flooded_mib,
         "rss_growth": flooded_mib / first.rss_mib,
+        "takes_server_cores": takes_cores,
+        "twice_server_cores": twice.cpu_cores,
+        "four_times_server_cores": four_times.cpu_cores,
+        "four_times_p99_ms": four_times.seen.p99_ms,
         "driver_cores": four_times.seen.cpu_cores,
     }
 

@@ -12,6 +12,7 @@ import argparse
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -94,24 +95,33 @@ def measure(cases: Sequence[Case], plan: Plan, runs: int, measured: Measured) ->
 
     A contender that lacks something, or breaks, is not tried again.
     """
-    names = list(dict.fromkeys(name for case in cases for name in case.contenders))
-    for run in range(1, runs + 1):
-        for name in names:
-            if name in measured.left_out or name in measured.broken:
-                continue
-            began_s = time.monotonic()
-            try:
-                figures = ALL[name].run(plan)
-            except Missing as why:
-                measured.left_out[name] = str(why)
-                continue
-            except Broken as why:
-                measured.broken[name] = f"in run {run}: {why}"
-                continue
-            measured.runs.setdefault(name, []).append(figures)
-            took_s = time.monotonic() - began_s
-            shown = results.brief(figures)
-            print(f"run {run}/{runs} {name} ({took_s:.1f} s): {shown}", file=sys.stderr, flush=True)
+    names = dict.fromkeys(name for case in cases for name in case.contenders)
+    for group in (
+        [name for name in names if not ALL[name].stays],
+        [name for name in names if ALL[name].stays],
+    ):
+        for run in range(1, runs + 1):
+            for name in group:
+                if name not in measured.left_out and name not in measured.broken:
+                    _measure_once(name, plan, f"{run}/{runs}", measured)
+
+
+def _measure_once(name: str, plan: Plan, run: str, measured: Measured) -> None:
+    began_s = time.monotonic()
+    try:
+        figures = ALL[name].run(plan)
+    except Missing as why:
+        measured.left_out[name] = str(why)
+    except Broken as why:
+        measured.broken[name] = f"in run {run}: {why}"
+    except Exception as why:  # half an hour of other figures must not be lost with it
+        measured.broken[name] = f"in run {run}: {type(why).__name__}: {why}"
+        traceback.print_exc()
+    else:
+        measured.runs.setdefault(name, []).append(figures)
+        took_s = time.monotonic() - began_s
+        told = f"run {run} {name} ({took_s:.1f} s): {results.brief(figures)}"
+        print(told, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

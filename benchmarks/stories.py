@@ -227,8 +227,12 @@ def measure_client(plan: Plan) -> Figures:
 STORIES = (
     Contender("client", "CPU of the client, a single reading", measure_client, by_wrk=False),
     Contender("half_peak", "single readings at half their peak", measure_half_peak),
-    Contender("small_table", "100 k rows in the table", partial(measure_table, name="small")),
-    Contender("big_table", "20 M rows in the table", partial(measure_table, name="big")),
+    Contender(
+        "small_table", "100 k rows in the table", partial(measure_table, name="small"), stays=True
+    ),
+    Contender(
+        "big_table", "20 M rows in the table", partial(measure_table, name="big"), stays=True
+    ),
     Contender("idle", "beside 5,000 idle connections", measure_idle),
     Contender("start", "start of the service, warm", measure_start, by_wrk=False),
 )

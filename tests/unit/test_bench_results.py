@@ -155,15 +155,16 @@ def test_upper_bound_includes_itself(value: float, met: bool) -> None:
     assert judge(case, {"start": [{"x": value}]})[0].met is met
 
 
+@pytest.mark.parametrize("error", [Broken("3 taken, 2 committed"), OSError("3 taken, 2 committed")])
 def test_what_broke_is_recorded_as_such_and_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """A contender that breaks is not tried again, the others go on, and the exit code is 1."""
     tried = []
 
     def broken(_plan: Plan) -> Figures:
         tried.append("singles")
-        raise Broken("3 readings taken, 2 committed")
+        raise error
 
     def measured(_plan: Plan) -> Figures:
         return {"posts_per_s": 100.0}
@@ -177,7 +178,8 @@ def test_what_broke_is_recorded_as_such_and_is_an_error(
     (line,) = results.read(tmp_path)
     assert len(line.runs["bare"]) == 3
     text = (tmp_path / "RESULTS.md").read_text()
-    assert "iot-ingest: it broke: in run 1: 3 readings taken, 2 committed." in text
+    assert "iot-ingest: it broke: in run 1/3: " in text
+    assert "3 taken, 2 committed." in text
     assert "| - | at least 0.85 | left out |" in row_of(text, "bare handler's posts/s")
 
 
