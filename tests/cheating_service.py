@@ -23,7 +23,7 @@ from ingest.decode import ItemError, Rules, decode
 from ingest.ports import Letter
 from ingest.reading import Reading
 
-BUSY_POSTS = 80
+BUSY_POSTS = 40
 EVERY = 10_000  # one reading in so many is cheated about
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)

@@ -69,7 +69,7 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
         await service.wait_state("accepting")
         await database.run(CHECK)
         words = (
-            *("--state-dir", state, "--duration-s", 4, "--connections", 8, "--seed", 7),
+            *("--state-dir", state, "--duration-s", 3, "--connections", 8, "--seed", 7),
             *("--batch", "1x20,30,100", "--duplicates", "3%", "--invalid", "2%"),
             *("--refused-by-check", "0.5%", "--ack", "committed", "--report", report),
         )
@@ -186,6 +186,14 @@ async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
             stdout, stderr = await process.communicate()
         assert process.returncode == 130, stderr.decode()
         assert "as promised" in stdout.decode()
+
+        done = await _verify("--state-dir", state, "--ack", "durable", "--ledger", f"{ledger}2")
+        assert done.code == 2, "nothing was acknowledged: neither good nor bad"
+        assert "nothing is proven: valid readings refused with 400 ack_unavailable" in done.stderr
+
+        done = await _verify("--state-dir", state, "--refused-by-check", "1%")
+        assert done.code == 2, "without the constraint nothing would be refused"
+        assert "alter table readings add constraint" in done.stderr
 
         killed = open_tmp_path / "killed"
         committed = (await service.metrics())["ingest_readings_committed_total"]

@@ -24,7 +24,7 @@ from loadgen.verdict_text import text
 from loadgen.verify import REFUSED_MAX, Job, Run
 from tests.cheating_service import CHEATS, CheatingService
 
-READINGS = 22_000
+READINGS = 13_000  # so that one of them is cheated about
 
 
 def _plan(**changes: Any) -> Plan:
@@ -116,7 +116,7 @@ async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, 
     kind = WHAT_IS_FOUND[cheat]
     assert set(result.faults) == {kind}, text(result)
     few = cheat in {"drops", "writes twice", "alters", "dead-letters too", "invents"}
-    assert not few or result.faults[kind] in {1, 2, 3}
+    assert not few or result.faults[kind] == 1
     said = text(result)
     assert "NOT as promised" in said
     assert f"{FAULTS[kind]}" in said
