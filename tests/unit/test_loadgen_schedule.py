@@ -104,11 +104,8 @@ def test_falling_ramp_to_nothing_ends() -> None:
     found = list(moments(ramp(100, 0, 2)))
     assert len(found) == 100
     assert found[-1] < 2
-    for rate in range(1, 200):
-        for over_s in (0.1, 0.3, 0.7, 3, 7):
-            fall = Stretch(over_s, rate, 0)
-            last_s = fall.moment(math.nextafter(fall.posts, 0))
-            assert last_s == pytest.approx(over_s, rel=1e-6)
+    fall = Stretch(29, 116.2351654099891, 0)  # found by trying: its root would be negative
+    assert fall.moment(math.nextafter(fall.posts, 0)) == pytest.approx(29)
 
 
 @pytest.mark.parametrize(
