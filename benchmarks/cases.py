@@ -249,7 +249,7 @@ def judge(case: Case, runs: Runs) -> list[Verdict]:
     for wanted in case.wanted:
         try:
             value = wanted.value(medians)
-        except KeyError:
+        except (KeyError, ZeroDivisionError):
             value = None
         verdicts.append(Verdict(wanted, value))
     return verdicts

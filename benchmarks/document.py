@@ -42,9 +42,9 @@ to see that it works, `./run bench --only singles,hundreds --runs 3` for some of
 CONDITIONS = """## Conditions
 
 - Driver, service, PostgreSQL and peers share one machine, so the driver's CPU is a cost to all;
-  it is given with each figure ("cores": CPU seconds a second). Peaks are closed loop, by wrk: one thread, {connections} connections.
-  Latencies are open loop, by loadgen's driver: posts come at random moments (Poisson), and their
-  time counts from the moment at which they were due.
+  it is given with each figure (cores: CPU seconds a second). Peaks are closed loop, by wrk: one
+  thread, {connections} connections. Latencies are open loop, by loadgen's driver: posts come at
+  random moments (Poisson), and their time counts from the moment at which they were due.
 - Contenders take turns: each run measures every one of them once, on fresh data, after a second of
   warming up. Figures are medians of all runs; in brackets the lowest and the highest.
 - The same readings everywhere (200 devices, one metric), as JSON or as line protocol; every
