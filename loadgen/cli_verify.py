@@ -37,6 +37,7 @@ __all__ = ["add_parser", "main"]
 PLAIN_LINE_S = 5.0
 SHOW_S = 0.25
 CONNECT_S_MAX = 5.0
+RATE_REACHED = 0.95
 
 
 def main(chosen: argparse.Namespace) -> int:
@@ -65,7 +66,7 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Where) -> 
         print(f"run {job.plan.run}: ledger {ledger}", file=sys.stderr)
         run = Run(job)
         interrupted = await _shown(until_signals(run.go(), run.stop), lambda: _progress(run))
-        print(f"{_progress(run)}, in {run.took_s:.1f} s", file=sys.stderr)
+        print(f"{_progress(run)}, in {run.took_s:.1f} s{_too_slow(run)}", file=sys.stderr)
         if interrupted and not run.ended:
             _say_again(ledger)
             return 130
@@ -132,6 +133,20 @@ def _progress(run: Run) -> str:
     if run.retried:
         said += f" (last: {run.trouble})"
     return said + (f", {run.skipped:,} left out: too many open" if run.skipped else "")
+
+
+def _too_slow(run: Run) -> str:
+    """Say that the rate was not reached: it would prove less than was asked for."""
+    job = run.job
+    if job.rate is None or job.duration_s is None or run.taken == job.posts:
+        return ""
+    due = job.rate * min(job.duration_s, run.took_s)
+    if run.taken >= RATE_REACHED * due:
+        return ""
+    return (
+        f"; only {run.taken / due:.0%} of --rate: the service is at its limit, or needs more "
+        "--connections"
+    )
 
 
 async def _shown(work: Awaitable[Any], line: Callable[[], str]) -> Any:

@@ -191,6 +191,12 @@ async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
         assert done.code == 2, "nothing was acknowledged: neither good nor bad"
         assert "nothing is proven: valid readings refused with 400 ack_unavailable" in done.stderr
 
+        done = await _verify(
+            *("--state-dir", state, "--ack", "committed", "--connections", 1),
+            *("--rate", 100_000, "--duration-s", 0.3),
+        )
+        assert done.code == 0, done.stderr
+        assert "% of --rate" in done.stderr, "one connection does not do 100,000 a second"
         done = await _verify("--state-dir", state, "--refused-by-check", "1%")
         assert done.code == 2, "without the constraint nothing would be refused"
         assert "alter table readings add constraint" in done.stderr
