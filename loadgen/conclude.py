@@ -192,6 +192,7 @@ def _note(ledger: Ledger, folder: Folder, result: Result) -> None:
         (not ledger.ended, "the ledger has no end: its generator was killed"),
         (ledger.torn_bytes, "the ledger's last record is torn: its answers count as not known"),
         (folder.torn, "the dead letters end in a torn line"),
+        (folder.again, f"{folder.again} dead letters stand there again, and count once"),
         (folder.altered, f"{folder.altered} altered lines among the dead letters of the run"),
         (result.law is not None and result.law.held, "the service still holds readings"),
         (folder.coming_back, f"{folder.coming_back} dead letters still wait for their replay"),

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -23,6 +24,13 @@ from tests.system.database import Database
 from tests.system.service import REPOSITORY, Done, Service, environment, run_command
 from tests.system.test_database_faults import QUICK
 
+HASTY: dict[str, Any] = {
+    "connect_s_max": 1,
+    "lock_s_max": 0.4,
+    "statement_s_max": 0.6,
+    "command_s_max": 1,
+    "drain_s_max": 1.2,
+}
 NUMBERS = re.compile(r" *\b[0-9a-f]{8}\b| *\d[\d,.]*")
 CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED_METRIC}')"
 
@@ -108,10 +116,14 @@ async def _locked(url: str) -> AsyncIterator[None]:
         await connection.close()
 
 
-async def _killed_while_it_holds(folder: Path, url: str, port: int, ack: str) -> Result:
-    """Kill the service while nothing can be written, start it again, and look for everything."""
+async def _ended_while_it_holds(
+    folder: Path, url: str, port: int, ack: str, *, kill: bool = True
+) -> Result:
+    """End the service while nothing can be written, start it again, and look for everything."""
     state = folder / "state"
-    async with Service(state, database_url=url, listen=f"127.0.0.1:{port}") as service:
+    async with Service(
+        state, database_url=url, listen=f"127.0.0.1:{port}", dlq_replay_pause_s=0.2, **HASTY
+    ) as service:
         await service.wait_state("accepting")
         plan = Plan("0badcafe", 1, int(time.time() * 1_000_000), ((20, 1.0),), 0.01, 0.01)
         run = Run(
@@ -133,7 +145,10 @@ async def _killed_while_it_holds(folder: Path, url: str, port: int, ack: str) ->
                     await asyncio.sleep(0.01)
             else:
                 await asyncio.sleep(0.2)
-            await service.kill()
+            if kill:
+                await service.kill()
+            else:
+                await service.stop()
         await service.start()
         await service.wait_state("accepting")
         before = run.answers.total()
@@ -149,7 +164,7 @@ async def test_kill_of_a_service_that_acknowledged_too_early_is_red(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
     """`buffered` is memory: what it held is lost, and the verdict says so and what was promised."""
-    result = await _killed_while_it_holds(open_tmp_path, readings_url, free_port, "buffered")
+    result = await _ended_while_it_holds(open_tmp_path, readings_url, free_port, "buffered")
     assert set(result.faults) == {"lost"}, text(result)
     assert result.faults["lost"] >= 500
     assert result.first["lost"][0].promised == "accepted: 202, ack buffered"
@@ -160,12 +175,28 @@ async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
     """The same kill costs nothing: unanswered posts are sent again, and stored once."""
-    result = await _killed_while_it_holds(open_tmp_path, readings_url, free_port, "committed")
+    result = await _ended_while_it_holds(open_tmp_path, readings_url, free_port, "committed")
     assert result.green, text(result)
     assert result.counts["acknowledged"] > 3_000
     assert result.tries[0] > 0
     assert result.law is not None
     assert result.law.kept
+
+
+async def test_drained_readings_are_waited_for_until_they_have_come_back(
+    open_tmp_path: Path, readings_url: str, free_port: int
+) -> None:
+    """An orderly stop keeps them as dead letters; the next start brings them into the table."""
+    result = await _ended_while_it_holds(
+        open_tmp_path, readings_url, free_port, "buffered", kill=False
+    )
+    assert result.green, text(result)
+    assert result.quiet
+    assert result.law is not None
+    dead_letters = open_tmp_path / "state/dead-letters"
+    drained = b"".join(path.read_bytes() for path in dead_letters.glob("*.jsonl"))
+    assert drained.count(b'"reason":"drained"') >= 500
+    assert set(result.reasons) == {"invalid"}
 
 
 # A generator that is interrupted or killed
