@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ingest.block import decode_rows
+from ingest.block import device_ids
 from ingest.ports import BadRow
 from ingest.verdict import Verdict, WriteFailed
 
@@ -25,6 +25,27 @@ class _Written(NamedTuple):
     tuples: Sequence[bytes]
     rows: int
     bad: frozenset[int]
+
+
+class _Moving:
+    """Counts the different devices in a window of `devices` that only moves on."""
+
+    def __init__(self, devices: Sequence[bytes]) -> None:
+        self._devices = devices
+        self._counts: dict[bytes, int] = {}
+        self._start = self._end = 0
+
+    def move(self, start: int, end: int) -> int:
+        """Return how many there are in devices[start:end]; neither may be less than before."""
+        counts = self._counts
+        for device in self._devices[self._end : end]:
+            counts[device] = counts.get(device, 0) + 1
+        for device in self._devices[self._start : start]:
+            counts[device] -= 1
+            if not counts[device]:
+                del counts[device]
+        self._start, self._end = start, end
+        return len(counts)
 
 
 class Breaker:
@@ -52,12 +73,14 @@ class Breaker:
         writes = [*self._past, _Written(tuples, rows, frozenset(each.row for each in bad))]
         if sum(len(write.bad) for write in writes) <= self._rows_max:
             return
-        devices: list[str] = []
+        devices: list[bytes] = []
         bad_at: list[int] = []
         for write in writes:
             start = len(devices)
             bad_at += sorted(start + row for row in write.bad)
-            devices += [reading.device_id for part in write.tuples for reading in decode_rows(part)]
+            for part in write.tuples:
+                devices += device_ids(part)
+        seen, refused = _Moving(devices), _Moving([devices[at] for at in bad_at])
         past_bad = len(bad_at) - len(bad)  # judged already
         for last in range(max(past_bad, self._rows_max), len(bad_at)):
             first = last - self._rows_max
@@ -65,14 +88,13 @@ class Breaker:
                 continue
             end = min(len(devices), bad_at[first] + self._window_rows)
             start = max(0, end - self._window_rows)
-            seen = set(devices[start:end])
-            within = slice(bisect_left(bad_at, start), bisect_left(bad_at, end))
-            refused = {devices[at] for at in bad_at[within]}
-            if len(refused) * 5 > len(seen):
+            seen_count = seen.move(start, end)
+            refused_count = refused.move(bisect_left(bad_at, start), bisect_left(bad_at, end))
+            if refused_count * 5 > seen_count:
                 raise WriteFailed(
                     Verdict.HOLD,
                     f"more than {self._rows_max} of {self._window_rows} rows refused, from "
-                    f"{len(refused)} of {len(seen)} devices; the last: {bad[-1].message}",
+                    f"{refused_count} of {seen_count} devices; the last: {bad[-1].message}",
                     sqlstate=bad[-1].sqlstate,
                     reason=BREAKER,
                 )
