@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from aiohttp import web
 
@@ -34,9 +34,11 @@ from ingest.ports import INVALID, Ack, Admission, Database, DeadLetters, Inlet, 
 from ingest.problems import Answer
 from ingest.query import Query, check_media_type, is_gzip, parse_query
 from ingest.site import POST, Page, Site, probes
+from ingest.turns import Turns
 
 READINGS = "/v1/readings"
 COMMITTED = "committed"
+ON_HOLD = "on_hold"  # why a post will not learn its outcome in time
 ADMISSION_DETAILS = {
     "starting": "the service has not seen its database and table yet",
     "draining": "the service is stopping; another one may take over",
@@ -91,6 +93,9 @@ class Endpoint:
             header_s_max=settings.header_s_max,
             keepalive_s_max=settings.keepalive_s_max,
         )
+        self._turns = Turns()
+        self._hold_watch: asyncio.Task[str] | None = None
+        self._undecided: set[asyncio.Future[str]] = set()  # posts that wait for their outcome
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()  # set whenever a post or a tail has left
@@ -116,6 +121,8 @@ class Endpoint:
         if self._tails:
             await asyncio.wait(self._tails)
         self._inflater.close()
+        if self._hold_watch is not None:
+            self._hold_watch.cancel()
 
     # From request to answer
 
@@ -155,6 +162,8 @@ class Endpoint:
             body = await self._bodies.receive(request)
         if gzipped:
             body = await self._inflater.inflate(body)
+        if not self._turns.take(len(body)):
+            await self._turns.wait(len(body))
         decoded = decode(
             body,
             precision=query.precision,
@@ -269,29 +278,44 @@ class Endpoint:
 
     async def _outcome(self, ack: Ack) -> Outcome:
         """Wait until the block is decided. Raises Refused: it may be stored all the same."""
-        decided = asyncio.create_task(ack.wait())
-        held = asyncio.create_task(self._database.wait_hold())
+        loop = asyncio.get_running_loop()
+        decided: asyncio.Future[str] = loop.create_future()
+        ack.when_resolved(partial(_decide, decided, ""))
+        wait_s = self._settings.ack_wait_s_max
+        timer = loop.call_later(wait_s, _decide, decided, f"not decided within {wait_s:g} s")
+        self._undecided.add(decided)
+        self._watch_hold()
         try:
-            await asyncio.wait(
-                (decided, held),
-                timeout=self._settings.ack_wait_s_max,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if decided.done():
-                outcome = decided.result()
-                if not outcome.set_aside:
-                    return outcome
-                why = "it is set aside and will be tried again later"
-            elif held.done():
-                raise Refused(
-                    "database_on_hold", "the post is kept and may still be stored once it goes on"
-                )
-            else:
-                why = f"not decided within {self._settings.ack_wait_s_max:g} s"
+            why = await decided
         finally:
-            decided.cancel()
-            held.cancel()
+            timer.cancel()
+            self._undecided.discard(decided)
+        if ack.resolved:
+            outcome = await ack.wait()
+            if not outcome.set_aside:
+                return outcome
+            why = "it is set aside and will be tried again later"
+        elif why == ON_HOLD:
+            raise Refused(
+                "database_on_hold", "the post is kept and may still be stored once it goes on"
+            )
         raise Refused("outcome_unknown", f"{why}; sending it again is safe")
+
+    def _watch_hold(self) -> None:
+        """Have one task that waits for a hold, whoever waits for an outcome."""
+        if self._hold_watch is None or self._hold_watch.done():
+            self._hold_watch = asyncio.create_task(self._database.wait_hold())
+            self._hold_watch.add_done_callback(self._hold_came)
+
+    def _hold_came(self, watch: asyncio.Task[str]) -> None:
+        if not watch.cancelled():
+            for decided in self._undecided:
+                _decide(decided, ON_HOLD)
+
+
+def _decide(decided: asyncio.Future[str], why_not: str) -> None:
+    if not decided.done():
+        decided.set_result(why_not)
 
 
 def _letters_full(errors: list[ItemError]) -> Refused:

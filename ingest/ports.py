@@ -49,6 +49,10 @@ class Ack:
         """Whether the outcome is known."""
         return self._future.done()
 
+    def when_resolved(self, call: Callable[[], None]) -> None:
+        """Have `call` called once the outcome is known, in a turn of the loop of its own."""
+        self._future.add_done_callback(lambda _: call())
+
     async def wait(self) -> Outcome:
         """Wait for the outcome. Cancelling the wait changes nothing for the block."""
         return await asyncio.shield(self._future)

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ports config verdict",),
     ("retry metrics schema logs statefolder config_text",),
     (
-        "buffer_memory batch gate breaker set_aside inflate problems body",
+        "buffer_memory batch gate breaker set_aside inflate problems body turns",
         "decode_item dead_letter_files dead_letter_format postgres_binaries sink_connection",
         "decode_fast dead_letter_cursor postgres_data sink_postgres",
         "decode dead_letter_reader postgres_embedded",

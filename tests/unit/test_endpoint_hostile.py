@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import statistics
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 
 from ingest.body import Bodies
 from ingest.config import Settings
+from ingest.turns import TURN_BYTES
 from tests.door import GOOD, JSON, Client, Door, head, post, running_door, until
+from tests.posts import array
 
 SIZE = {**JSON, "Content-Length": str(len(GOOD))}
 CHUNKED = {**JSON, "Transfer-Encoding": "chunked"}
@@ -420,3 +423,18 @@ async def test_gzip_bombs_leave_other_clients_alone() -> None:
             took_s.append(time.perf_counter() - before_s)
         await asyncio.gather(*throwing)
         assert statistics.median(took_s) < 0.1  # 1 ms on a quiet machine
+
+
+async def test_a_crowd_of_posts_leaves_the_loop_to_others_between() -> None:
+    """A writer needs several turns of the loop for a batch: no turn takes in the whole crowd."""
+    body = array(*[GOOD] * 150)
+    async with running_door() as door:
+        clients = [await door.connect() for _ in range(100)]
+        for client in clients:
+            client.writer.write(post(body))  # at once on its way: the door looks when we wait
+        kept = [0]
+        while len(door.inlet.blocks) < len(clients):
+            await asyncio.sleep(0)
+            kept.append(len(door.inlet.blocks))
+        most = max(after - before for before, after in pairwise(kept))
+        assert most <= -(-TURN_BYTES // len(body))

@@ -1,0 +1,57 @@
+"""Shares each turn of the event loop between the posts and everything else.
+
+A turn serves every socket that is ready, and a write to the database needs several turns: with
+thousands of posts at once, one turn took 0.4 s, and the committed rate fell to a third. So only so
+many posts are decoded in a turn; the others keep their order and have theirs in the turns to come.
+Promises: first come, first served. Costs 0.2 us a post while nobody has to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+POST_BYTES = 2 * 1024  # what a post costs besides its body, in bytes of body: some 10 us
+TURN_BYTES = 128 * 1024  # some 60 single readings or 12 posts of 100, about 1 ms
+
+
+class Turns:
+    """Belongs to one event loop. `if not turns.take(size): await turns.wait(size)`."""
+
+    def __init__(self) -> None:
+        self._bytes_left = TURN_BYTES
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._next_is_due = False
+
+    def take(self, body_bytes: int) -> bool:
+        """Take a post's share of this turn, if some is left; then nobody waits for it either."""
+        if self._bytes_left <= 0:
+            return False
+        self._spend(body_bytes)
+        return True
+
+    async def wait(self, body_bytes: int) -> None:
+        """Wait for a turn with room for the post. Safe to cancel."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append((body_bytes, turn))
+        self._schedule()
+        await turn
+
+    def _spend(self, body_bytes: int) -> None:
+        self._bytes_left -= body_bytes + POST_BYTES
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._next_is_due:
+            self._next_is_due = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        """Begin a turn; sockets have been looked at since the last one."""
+        self._next_is_due = False
+        self._bytes_left = TURN_BYTES
+        while self._line and self._bytes_left > 0:
+            body_bytes, turn = self._line.popleft()
+            if not turn.done():  # else its client is gone
+                turn.set_result(None)
+                self._spend(body_bytes)
