@@ -30,6 +30,7 @@ from ingest.metrics import Gauges, Metrics
 from ingest.postgres_embedded import EmbeddedPostgres
 from ingest.replay import Replayer
 from ingest.schema_apply import make_table
+from ingest.sd_notify import Notifier
 from ingest.set_aside import set_aside_rest
 from ingest.sink_postgres import SinkPostgres
 from ingest.statefolder import ServiceInfo, StateFolder
@@ -52,8 +53,10 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
     folder = StateFolder.open(state_dir(settings))
     folder.lock()
     try:
-        service = Service(settings, folder, announce)
-        return await service.run()
+        notifier = Notifier.from_environment()
+        service = Service(settings, folder, announce, notifier)
+        async with notifier.telling(service.health.in_words):
+            return await service.run()
     finally:
         folder.unlock()
 
@@ -62,11 +65,16 @@ class Service:
     """One running service: its parts, its tasks, its stop."""
 
     def __init__(
-        self, settings: Settings, folder: StateFolder, announce: Callable[[str], None]
+        self,
+        settings: Settings,
+        folder: StateFolder,
+        announce: Callable[[str], None],
+        notifier: Notifier,
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._announce = announce
+        self._notifier = notifier
         self._log = logs.get_logger("service")
         self._token = secrets.token_urlsafe(24)
         self._stopping = asyncio.Event()  # drain
@@ -164,6 +172,7 @@ class Service:
         await self.dead_letters.open()
         listen = await self.endpoint.start(*split_address(settings.listen))
         admin_listen = await self.admin.start(*split_address(settings.admin_listen))
+        self._notifier.ready()
         self._spawn(self.health.run(self._stopping))
         if settings.database_url:
             url = settings.database_url
@@ -287,6 +296,7 @@ class Service:
         """Drain; return the exit code. Bounded by `drain_s_max` and the dead letters' disk."""
         deadline_s = monotonic_s() + self._settings.drain_s_max
         self.health.draining()
+        self._notifier.stopping()
         halt = asyncio.create_task(self._halt_at(deadline_s))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
         self.buffer.shut_inlet()

@@ -111,6 +111,13 @@ class Health:
         }
         return 503 if self._state in UNREADY else 200, orjson.dumps(document)
 
+    def in_words(self) -> str:
+        """Return the state and its reason as one text, for a process manager."""
+        stats = self._buffer()
+        self._refresh(stats)
+        reason = self._reason(stats)
+        return f"{self._state}: {reason}" if reason else self._state
+
     def _look_at_disk(self) -> None:
         least = self._settings.disk_free_bytes_min
         if not least:

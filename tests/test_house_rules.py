@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("reading timestamp",),
     ("block config_values",),
     ("ports config verdict",),
-    ("retry metrics schema logs statefolder config_text",),
+    ("retry metrics schema logs statefolder config_text sd_notify",),
     (
         "buffer_memory batch gate breaker set_aside inflate problems body turns",
         "decode_item dead_letter_files dead_letter_format postgres_binaries sink_connection",
