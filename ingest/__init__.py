@@ -27,8 +27,8 @@ The path of a reading (`-->` hands over; names are files of this package):
                   cli and cli_* are the words of `ingest`
     the database  sink_connection, schema (the table, and the check of it), schema_apply (makes it);
                   our own server: postgres_embedded, postgres_* (its programs, its data)
-    ground        reading, block, ports, config, config_* (values, texts), verdict, codes, errors,
-                  clock, statefolder, logs
+    ground        reading, block, ports, config, config_* (values, sources, texts), verdict,
+                  codes, errors, clock, statefolder, logs
 
 Imports go down only (tests/test_house_rules.py holds the layers).
 """

@@ -8,7 +8,6 @@ The help, the tables of the README and the example file are printed from here.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -17,16 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from ingest.config_sources import gather
 from ingest.config_values import (
-    ENV_PREFIX,
     GIB,
     KIB,
     MIB,
     TIB,
     checked,
-    env_name,
-    flag_name,
-    nearest,
     setting,
     shown,
 )
@@ -46,6 +42,7 @@ class Settings:
     admin_listen: str = setting("127.0.0.1:8081", "admin port: probes, metrics, dashboard")
     state_dir: str = setting("", "embedded database, dead letters; empty: the usual place")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
+    database_url_file: str = setting("", "a file that holds database_url, as secrets are mounted")
     schema_apply: bool = setting(True, "create a missing table at start, if the role may")
     log_level: str = setting("info", "least level", one_of=("debug", "info", "warning", "error"))
 
@@ -173,24 +170,7 @@ def load(
     An empty variable of the environment counts as unset; an empty flag does not.
     """
     known = {each.name: each for each in fields(Settings)}
-    raw: dict[str, tuple[Any, str]] = {}
-    if toml_path is not None:
-        for name, value in _read_toml(toml_path).items():
-            if name not in known:
-                raise ConfigError(
-                    f"{toml_path}: there is no setting {name!r}{nearest(name, known)}"
-                )
-            raw[name] = (value, str(toml_path))
-    for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX) or not text or _NOT_OURS.fullmatch(variable):
-            continue
-        name = variable.removeprefix(ENV_PREFIX).lower()
-        if name not in known or variable != env_name(name):
-            near = nearest(name, known, env_name)
-            raise ConfigError(f"the environment has {variable}, which is no setting{near}")
-        raw[name] = (text, variable)
-    for name, value in (flags or {}).items():
-        raw[name] = (value, flag_name(name))
+    raw = gather(known, toml_path, environ, flags or {})
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, "default")
     for name, (value, origin) in raw.items():
@@ -200,24 +180,6 @@ def load(
     _check_texts(settings, origins)
     check_together(settings, origins)
     return Loaded(settings, origins)
-
-
-# What may stand in the environment beside the settings: our own few, and the variables that
-# Kubernetes injects into every pod where a service is called `ingest`.
-_NOT_OURS = re.compile(
-    r"INGEST_(CONFIG|PG_BIN|TEST_\w+|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)\w*)?)"
-)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    import tomllib  # noqa: PLC0415  2 ms of every start, for those who have no such file
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
-        raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
 def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:

@@ -24,8 +24,8 @@ FUNCTION_LINES_MAX = 60
 # earlier row and only within its family (`dead_letter` and `dead_letter_*`, `decode`, ..).
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors clock codes",),
-    ("reading timestamp",),
-    ("block config_values",),
+    ("reading timestamp config_values",),
+    ("block config_sources",),
     ("ports config verdict",),
     ("retry metrics schema logs statefolder config_text sd_notify",),
     (

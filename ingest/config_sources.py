@@ -1,0 +1,113 @@
+"""Where settings come from: a TOML file < the environment < flags; a secret's file for the URL.
+
+Holds `gather`, which says what was written where; config checks what the values are.
+Raises ConfigError that names the source, and never shows what a secret's file holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import Field
+from pathlib import Path
+from typing import Any
+
+from ingest.config_values import ENV_PREFIX, checked, env_name, flag_name, nearest
+from ingest.errors import ConfigError
+
+SECRET_BYTES_MAX = 16_384
+
+Found = dict[str, tuple[Any, str]]  # setting -> value as it was written, and where
+
+# What may stand in the environment beside the settings: our own few, and the variables that
+# Kubernetes injects into every pod where a service is called `ingest`.
+_NOT_OURS = re.compile(
+    r"INGEST_(CONFIG|PG_BIN|TEST_\w+|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)\w*)?)"
+)
+
+
+def gather(
+    known: Mapping[str, Field[Any]],
+    toml_path: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, str],
+) -> Found:
+    """Return what the sources say, the last one winning; `database_url_file` has been read."""
+    found: Found = {}
+    if toml_path is not None:
+        _merge(found, _of_toml(toml_path, known))
+    _merge(found, _of_environment(environ, known))
+    _merge(found, {name: (value, flag_name(name)) for name, value in flags.items()})
+    _read_url_file(found, known["database_url_file"])
+    return found
+
+
+def _of_toml(path: Path, known: Mapping[str, Field[Any]]) -> Found:
+    written = _read_toml(path)
+    for name in written:
+        if name not in known:
+            raise ConfigError(f"{path}: there is no setting {name!r}{nearest(name, known)}")
+    return {name: (value, str(path)) for name, value in written.items()}
+
+
+def _of_environment(environ: Mapping[str, str], known: Mapping[str, Field[Any]]) -> Found:
+    found: Found = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENV_PREFIX) or not text or _NOT_OURS.fullmatch(variable):
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name not in known or variable != env_name(name):
+            near = nearest(name, known, env_name)
+            raise ConfigError(f"the environment has {variable}, which is no setting{near}")
+        found[name] = (text, variable)
+    return found
+
+
+def _merge(found: Found, later: Found) -> None:
+    """Let a later origin win; a URL and a file that holds one are the same thing said twice."""
+    url, file = later.get("database_url"), later.get("database_url_file")
+    if url and url[0] and file and file[0]:
+        raise ConfigError(f"of database_url ({url[1]}) and database_url_file ({file[1]}) set one")
+    if url:
+        found.pop("database_url_file", None)
+    if file and file[0]:
+        found.pop("database_url", None)
+    found |= later
+
+
+def _read_url_file(found: Found, declared: Field[Any]) -> None:
+    value, origin = found.get("database_url_file", ("", ""))
+    if not value:
+        return
+    path = Path(checked(declared, value, origin)).expanduser()
+    try:
+        found["database_url"] = (_read_secret(path), str(path))
+    except ConfigError as error:
+        raise ConfigError(f"setting database_url_file ({origin}): {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says."""
+    import tomllib  # noqa: PLC0415  2 ms of every start, for those who have no such file
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _read_secret(path: Path) -> str:
+    """Return the one line of a secret's file, without its end and the blanks around it."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(SECRET_BYTES_MAX + 1)
+        text = raw.decode("utf-8-sig").strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError:
+        raise ConfigError(f"{path} is not UTF-8 text") from None  # its text would show the secret
+    if not text or len(raw) > SECRET_BYTES_MAX or len(text.splitlines()) > 1:
+        raise ConfigError(f"{path} must hold one line, and nothing else")
+    return text

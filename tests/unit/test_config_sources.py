@@ -1,0 +1,87 @@
+"""Laws of the file that holds the database's URL: where it counts, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.config import load
+from tests.unit.test_config import refusal, toml
+
+URL = "postgresql://ingest:geheim@db/telemetry"
+
+
+def secret(tmp_path: Path, raw: bytes) -> str:
+    """Write a secret's file; return its path."""
+    path = tmp_path / "database_url"
+    path.write_bytes(raw)
+    return str(path)
+
+
+@pytest.mark.parametrize("raw", [URL.encode(), f"\ufeff {URL} \r\n".encode(), f"{URL}\n".encode()])
+def test_database_url_is_read_from_its_file(tmp_path: Path, raw: bytes) -> None:
+    """A secret that is mounted as a file needs no shell to reach the service, from any origin."""
+    path = secret(tmp_path, raw)
+    origins: tuple[dict[str, Any], ...] = (
+        {"environ": {"INGEST_DATABASE_URL_FILE": path}},
+        {"flags": {"database_url_file": path}},
+        {"toml_path": toml(tmp_path, f"database_url_file = {path!r}\n")},
+    )
+    for sources in origins:
+        loaded = load(**{"environ": {}, **sources})
+        assert loaded.settings.database_url == URL
+        assert loaded.origins["database_url"] == path
+
+
+def test_url_and_its_file_are_one_setting_said_in_two_ways(tmp_path: Path) -> None:
+    """A later origin wins, whichever way it says it; one origin that says both contradicts itself.
+
+    So an administrator's `--database-url` works where the service's own URL is in a file.
+    """
+    path = secret(tmp_path, URL.encode())
+    other = "postgresql://admin@db/telemetry"
+    by_file = {"INGEST_DATABASE_URL_FILE": path}
+    for environ, flags, expected in (
+        (by_file, {"database_url": other}, other),
+        (by_file, {"database_url": ""}, ""),
+        ({"INGEST_DATABASE_URL": other}, {"database_url_file": path}, URL),
+        ({"INGEST_DATABASE_URL": other}, {"database_url_file": ""}, other),
+        (by_file, {"database_url_file": ""}, ""),
+    ):
+        assert load(environ=environ, flags=flags).settings.database_url == expected
+    told = refusal(environ={"INGEST_DATABASE_URL": URL, **by_file})
+    assert told.startswith("of database_url (INGEST_DATABASE_URL) and database_url_file (INGEST_")
+    assert "geheim" not in told
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (None, "cannot read .*: No such file"),
+        (b"", "must hold one line"),
+        (b" \n\n", "must hold one line"),
+        (b"postgresql://geheim\nmore\n", "must hold one line"),
+        (b"postgresql://geheim/" + b"x" * 20_000, "must hold one line"),
+        (b"postgresql://geheim\xff", "is not UTF-8 text"),
+    ],
+    ids=["absent", "empty", "blank", "two lines", "long", "bytes"],
+)
+def test_unusable_file_of_the_url_is_told_without_its_content(
+    tmp_path: Path, raw: bytes | None, words: str
+) -> None:
+    """The error names the setting, its origin and the file; what the file holds is a secret."""
+    path = str(tmp_path / "absent") if raw is None else secret(tmp_path, raw)
+    told = refusal(environ={"INGEST_DATABASE_URL_FILE": path})
+    assert re.match(rf"setting database_url_file \(INGEST_DATABASE_URL_FILE\): .*{words}", told)
+    assert path in told
+    assert "geheim" not in told
+
+
+def test_wrong_url_of_a_file_names_the_file(tmp_path: Path) -> None:
+    """The same checks hold, and a password is not shown."""
+    path = secret(tmp_path, b"mysql://geheim")
+    told = refusal(environ={"INGEST_DATABASE_URL_FILE": path})
+    assert told == f"setting database_url ({path}): does not begin with postgresql://"
