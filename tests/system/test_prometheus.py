@@ -1,0 +1,125 @@
+"""A real Prometheus on the real service: every panel shows something, and alerts fire in time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.cli_docs import metrics_table
+from tests.deployment import exported, panel_queries, queries, selected
+from tests.system.database import Database
+from tests.system.prometheus import Prometheus
+from tests.system.service import Service
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+QUICK: dict[str, Any] = {"wait_s_max": 0.5, "hold_probe_s": 0.3, "schema_check_s": 0.3}
+LOAD_S = 15
+FIRST_US = 1_760_000_000_000_000
+# Panels that show nothing while all is well, or until there is a journal.
+EMPTY_AT_PEACE = {"ingest_hold"}
+
+
+def _reading(number: int, **changed: Any) -> dict[str, Any]:
+    made = {"device_id": f"d{number % 50}", "metric": "m", "ts": FIRST_US + number, "value": 1.5}
+    return made | changed
+
+
+@asynccontextmanager
+async def load(service: Service) -> AsyncIterator[None]:
+    """Post all the time: new readings, some sent twice, a few with a fault, a few refused."""
+    numbers = itertools.count()
+    stopping = asyncio.Event()
+
+    async def post() -> None:
+        for turn in itertools.count():
+            if stopping.is_set():
+                return
+            post = [_reading(next(numbers)) for _ in range(50)]
+            await service.post(post)
+            if turn % 4 == 0:
+                await service.post(post, ack="committed")
+            if turn % 20 == 0:
+                await service.post([*post, _reading(0, value="x")])
+                await service.post([_reading(0, value="x")])
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(post())
+    try:
+        yield
+    finally:
+        stopping.set()
+        await task
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _waits_for_a_journal(expr: str) -> bool:
+    known = exported()
+    names = {each.name for each in selected(expr)}
+    return any(name.startswith("ingest_journal_") and name not in known for name in names)
+
+
+async def _empty_panels(prometheus: Prometheus) -> set[str]:
+    """Evaluate every panel's query; return the metrics of those that show nothing."""
+    return {
+        each.expr.partition("{")[0]
+        for each in panel_queries()
+        if not _waits_for_a_journal(each.expr) and not await prometheus.query(each.expr)
+    }
+
+
+async def _check_documented(service: Service) -> None:
+    text = (await service.request("GET", f"{service.admin_url}/metrics")).text
+    families = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ingest_")}
+    table = metrics_table()
+    missing = [each for each in families if f"| `{each}` |" not in table]
+    assert families
+    assert not missing
+
+
+async def test_panels_show_the_service_and_alerts_fire_when_it_breaks(open_tmp_path: Path) -> None:
+    """Under load nothing fires; a renamed column, a dead database, a dead service each do."""
+    async with (
+        Database(open_tmp_path / "db", _free_port()) as database,
+        Service(open_tmp_path / "s", database_url=database.url, **QUICK) as service,
+        Prometheus(
+            open_tmp_path / "p", _free_port(), service.admin_url.removeprefix("http://")
+        ) as prometheus,
+    ):
+        await service.wait_state("accepting")
+        async with load(service):
+            await prometheus.wait_target()
+            await asyncio.sleep(LOAD_S)
+            assert await _empty_panels(prometheus) <= EMPTY_AT_PEACE
+            for each in queries():
+                await prometheus.query(each.expr)  # evaluates without an error
+            assert await prometheus.firing() == {}
+            await _check_documented(service)
+
+            await database.run("alter table readings rename column value to was")
+            labels = await prometheus.wait_firing("IngestOnHold")
+            assert labels["reason"] == "schema"
+            assert await _empty_panels(prometheus) == set()
+            await database.run("alter table readings rename column was to value")
+            await prometheus.wait_silent("IngestOnHold")
+
+            await database.kill()
+            labels = await prometheus.wait_firing("IngestDatabaseDown")
+            assert labels["severity"] == "critical"
+            await database.start()
+            await prometheus.wait_silent("IngestDatabaseDown")
+        code, output = await service.stop()
+        assert code == 0, output
+        await prometheus.wait_firing("IngestDown")
