@@ -60,6 +60,12 @@ class Notifier:
         """Say that the service drains."""
         self._owe("STOPPING=1")
 
+    def close(self) -> None:
+        """Say nothing any more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     @asynccontextmanager
     async def telling(self, status: Callable[[], str]) -> AsyncIterator[None]:
         """While the block runs: STATUS= whenever `status()` changes, and the watchdog's food."""
@@ -72,7 +78,7 @@ class Notifier:
         finally:
             task.cancel()
             await asyncio.wait((task,))
-            self._socket.close()
+            self.close()
 
     async def _tell(self, status: Callable[[], str]) -> None:
         while True:

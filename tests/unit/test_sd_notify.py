@@ -34,6 +34,7 @@ async def test_ready_status_and_stopping_arrive_in_order(manager: Manager) -> No
         async with notifier.telling(lambda: words):
             notifier.ready()
             await manager.wait("STATUS", "starting")
+            await asyncio.sleep(0.1)  # several looks
             words = "accepting"
             await manager.wait("STATUS", "accepting")
             notifier.stopping()
@@ -53,6 +54,22 @@ async def test_watchdog_is_fed_at_half_its_period_and_not_by_a_loop_that_stands(
             time.sleep(0.5)  # noqa: ASYNC251  the loop stands still
             assert len(manager.values("WATCHDOG")) == fed
             await manager.wait_more("WATCHDOG", 2)
+
+
+def test_watchdog_is_fed_at_half_its_period_to_the_look(manager: Manager) -> None:
+    """Played by a clock of the test's own: looks every second, of a period of eight."""
+    notifier = Notifier.from_environment(
+        {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "8000000"}
+    )
+    fed: list[int] = []
+    with manager:
+        for now_s in range(20):
+            before = len(manager.values("WATCHDOG"))
+            notifier._look("accepting", float(now_s))
+            if len(manager.values("WATCHDOG")) > before:
+                fed.append(now_s)
+        notifier.close()
+    assert fed == [0, 4, 8, 12, 16]
 
 
 async def test_watchdog_is_not_fed_more_often_than_asked(manager: Manager) -> None:
