@@ -19,6 +19,7 @@ from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 from zlib import crc32
 
 MAGIC = b"ingest-ledger-1\n"
@@ -37,7 +38,7 @@ _RESERVE, _TRY, _FINAL, _COUNTS, _ITEM, _CODE, _END = range(1, 8)
 _DOUBT, _DETAILS, _ODD, _ACK_SHIFT = 1, 2, 4, 4
 _TRUNCATED = 1
 
-ACKS = ("", "buffered", "durable", "committed")
+ACKS = ("", "buffered", "durable", "committed")  # weakest first
 
 
 class LedgerError(Exception):
@@ -56,6 +57,11 @@ class Final(NamedTuple):
     doubt: bool = False
     odd: bool = False
     details: bool = False
+
+    def grants(self, asked: str) -> bool:
+        """Whether a 2xx gives no less than the ack asked for, and its status says so too."""
+        enough = ACKS.index(self.ack) >= ACKS.index(asked)
+        return enough and (self.status == 200) == (self.ack == "committed")
 
 
 class Details(NamedTuple):
@@ -221,6 +227,13 @@ class Ledger:
                 for record in RECORD.iter_unpack(records):
                     ledger._take(*record)
         return ledger
+
+    @property
+    def asked(self) -> str:
+        """The ack that the run asked for; empty: it left the choice to the service."""
+        query = urlsplit(str(self.header.get("url", ""))).query
+        asked = parse_qs(query).get("ack", [""])[0]
+        return asked if asked in ACKS else ""
 
     def final(self, post: int) -> Final | None:
         """Return what became of a post; None: it may have been sent, and no answer is known."""

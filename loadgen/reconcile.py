@@ -33,7 +33,7 @@ REFUSED_CODE = "refused_by_database"
 PROBLEM = 0xFFFF  # the index under which a ledger keeps the code of a 4xx
 
 _ACK, _MAYBE, _REFUSED, _NAMED = 1, 2, 4, 8
-_NEVER = 1 << 63
+_NEVER = 1 << 64  # later than PostgreSQL's infinity
 _BAD_DEVICE = re.compile(r"bad-(\d+)")
 
 
@@ -77,6 +77,7 @@ class Reconciliation:
         """Yield all items in order, once no later post can hold them: what is known is in them."""
         open_items: deque[Item] = deque()
         next_first = 0
+        asked = self._ledger.asked
         for post, items in zip(range(self._ledger.posts), self.plan.posts(), strict=False):
             final = self._ledger.final(post)
             flags = self._flags(final)
@@ -93,6 +94,9 @@ class Reconciliation:
                 self.counts["answered_accepted"] += accepted
             if final is None or final.details or final.odd or flags == _REFUSED:
                 self._judge(post, items, final)
+            if flags == _ACK and final is not None and not final.grants(asked):
+                said = f"answer {final.status} with ack {final.ack}"
+                self._wrong(post, items[0], f"{said}, asked for {asked or 'any'}")
             while len(open_items) > WINDOW:
                 yield open_items.popleft()
         yield from open_items
@@ -123,9 +127,11 @@ class Reconciliation:
             return
         self.counts["answered_accepted"] += details.accepted
         total = sum(item.count for item in items)
-        if details.accepted + details.dead_lettered != total:
+        named = [items[index].count for index in details.codes if index < len(items)]
+        fits = details.truncated or len(named) <= details.dead_lettered <= sum(named)
+        if details.accepted + details.dead_lettered != total or not fits:
             said = f"{details.accepted} accepted + {details.dead_lettered} dead-lettered"
-            self._wrong(post, items[0], f"{said} of {total} readings")
+            self._wrong(post, items[0], f"{said} of {total} readings, {len(named)} items named")
         for index, code in details.codes.items():
             if index >= len(items):
                 self._wrong(post, items[0], f"item {index} named in a post of {len(items)}")
@@ -229,7 +235,9 @@ class Reconciliation:
         for row in rows:
             self._stranger(row)
         if open_letters:
-            self._letters[-1 - item.first] = open_letters  # reported at the end
+            self._letters.setdefault(-1 - item.first, []).extend(
+                open_letters
+            )  # reported at the end
 
     def _compare(
         self, item: Item, place: int, value: float, rows: list[Row], letters: list[Letter]
@@ -251,6 +259,8 @@ class Reconciliation:
             say(kind, item, place, f"value {value!r}", f"value {other!r}")
         if copies > 1:
             say("twice", item, place, "is stored once", f"{copies} rows")
+        if len(kept) > 1:
+            say("twice", item, place, "has one live letter", f"{len(kept)} of them")
         if copies and kept:
             found = f"a row, and a live letter in {kept[0].place}"
             say("in_both", item, place, "is in the table or dead-lettered", found)
@@ -330,14 +340,9 @@ class Reconciliation:
         if item.kind >= 0:
             what = self._names.invalid_text(item)
         else:
-            what = self._shown(
-                (
-                    self.plan.first_us + item.first,
-                    self._names.device(item),
-                    self._names.metrics(item)[place],
-                    self._names.value(number),
-                )
-            )
+            names, ts_us = self._names, self.plan.first_us + item.first
+            metric, value = names.metrics(item)[place], names.value(number)
+            what = self._shown((ts_us, names.device(item), metric, value))
         self._fault(Fault(kind, number, what, promised, found))
 
     def _shown(self, row: Row) -> str:

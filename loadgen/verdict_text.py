@@ -53,7 +53,9 @@ def text(result: Result) -> str:
 
 def _line(name: str, what: str, result: Result) -> str:
     broken = sum(count for kind, count in result.faults.items() if FAULTS[kind] == name)
-    unseen = (name == "I9" and result.law is None) or (name == "I6" and result.law is None)
+    law = result.law  # while readings are held it may be off for a moment
+    unseen = name in {"I6", "I9"} and law is None
+    unseen |= name == "I9" and law is not None and law.held != 0 and not law.kept
     mark = f"{broken:,} BROKEN" if broken else "not seen" if unseen else "ok"
     return f"{name} {mark:>10}  {what}"
 

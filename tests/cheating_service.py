@@ -41,6 +41,7 @@ CHEATS = {
     "dead-letters too": "one reading in 10,000 is stored and dead-lettered",
     "loses letters": "invalid items are answered as dead-lettered, and are not",
     "invents": "stores a reading that nobody sent",
+    "promises less": "answers ack=committed with ack=buffered",
     "hides invalid": "invalid items are not named in the answer",
     "cooks its books": "/metrics does not add up",
     "admits a loss": "/metrics says that a reading was dropped",
@@ -138,18 +139,18 @@ class CheatingService:
         return self._answer(len(rows), decoded.errors)
 
     def _answer(self, accepted: int, errors: list[ItemError]) -> web.Response:
-        dead_lettered = len(errors)
+        dead_lettered, less = len(errors), self._cheat == "promises less"
         if self._cheat == "hides invalid" and errors:
             accepted, dead_lettered, errors = accepted + dead_lettered, 0, []
         document = {
             "accepted": accepted,
             "dead_lettered": dead_lettered,
-            "ack": "committed",
+            "ack": "buffered" if less else "committed",
             "errors": [
                 {"index": each.item, "code": each.code, "message": each.message} for each in errors
             ],
         }
-        return web.json_response(document)
+        return web.json_response(document, status=202 if less else 200)
 
     def _cheated_with(self, rows: list[Reading]) -> list[Reading]:
         """Return the rows to store instead of those received."""

@@ -31,6 +31,7 @@ class World:
 
     def __init__(self, posts: int = 600, plan: Plan = PLAN) -> None:
         self.plan = plan
+        self.query = ""
         self.names = Names(plan)
         self.posts: list[list[Item]] = []
         self.finals: dict[int, tuple[Final, Details | None]] = {}
@@ -100,7 +101,7 @@ class World:
         return faults
 
     async def _write(self, path: Path, posts: int | None) -> None:
-        writer = LedgerWriter(path, {"plan": self.plan.to_json()})
+        writer = LedgerWriter(path, {"plan": self.plan.to_json(), "url": f"http://x/{self.query}"})
         for post in range(len(self.posts)):
             writer.take(post)
         for post, (final, details) in self.finals.items():

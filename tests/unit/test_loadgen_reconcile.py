@@ -100,6 +100,18 @@ def _invent_after(world: World) -> None:
     world.rows.append((2**61, f"{PLAN.prefix}0001", "power", 1.0))
 
 
+def _move_to_infinity(world: World) -> None:
+    _, item = world.find(VALID)
+    (row,) = world.rows_of(item)
+    infinite_us = 2**63 - 1 + 946_684_800_000_000
+    world.rows[world.rows.index(row)] = (infinite_us, *row[1:])
+
+
+def _dead_letter_twice(world: World) -> None:
+    _, item = world.find(REFUSED)
+    world.letters.append(world.letter(item)._replace(id="another"))
+
+
 def _invent_letter(world: World) -> None:
     _, item = world.find(VALID)
     letter = world.letter(item)
@@ -203,6 +215,29 @@ def _name_an_item_that_is_not_there(world: World) -> None:
     world.finals[post] = (final, details._replace(codes={**details.codes, 77: "empty"}))
 
 
+def _name_nothing(world: World) -> None:
+    post, item = world.find(VALID, alone=True)
+    world.finals[post] = (ACKED, Details(item.count - 1, 1, False, {}))
+
+
+def _name_more_than_counted(world: World) -> None:
+    post, _ = world.find(0)
+    final, details = world.finals[post]
+    assert details is not None
+    count = sum(each.count for each in world.posts[post])
+    world.finals[post] = (final, details._replace(accepted=count, dead_lettered=0))
+
+
+def _say_committed_with_the_status_of_less(world: World) -> None:
+    post, _ = world.find(VALID, alone=True)
+    world.finals[post] = (Final(202, "committed"), None)
+
+
+def _say_buffered_with_the_status_of_more(world: World) -> None:
+    post, _ = world.find(VALID, alone=True)
+    world.finals[post] = (Final(200, "buffered"), None)
+
+
 def _refuse_valid(world: World) -> None:
     post, item = world.find(VALID, alone=True)
     world.finals[post] = (Final(413), Details(0, 0, False, {0xFFFF: "body_too_large"}))
@@ -256,7 +291,9 @@ CHEATS: list[tuple[Callable[[World], None], dict[str, int]]] = [
     (_change_metric, {"never_sent": 1, "lost": 1}),
     (_invent_before, {"never_sent": 1}),
     (_invent_after, {"never_sent": 1}),
+    (_move_to_infinity, {"never_sent": 1, "lost": 1}),
     (_invent_letter, {"never_sent": 1}),
+    (_dead_letter_twice, {"twice": 1}),
     (_store_and_dead_letter, {"in_both": 1}),
     (_store_what_was_refused, {"kept_though_refused": 1}),
     (_store_invalid, {"kept_though_refused": 1}),
@@ -272,6 +309,10 @@ CHEATS: list[tuple[Callable[[World], None], dict[str, int]]] = [
     (_name_with_wrong_code, {"wrong_answer": 1}),
     (_count_wrong, {"wrong_answer": 1}),
     (_name_an_item_that_is_not_there, {"wrong_answer": 1}),
+    (_name_nothing, {"wrong_answer": 1}),
+    (_name_more_than_counted, {"wrong_answer": 1}),
+    (_say_committed_with_the_status_of_less, {"wrong_answer": 1}),
+    (_say_buffered_with_the_status_of_more, {"wrong_answer": 1}),
     (_refuse_valid, {"wrong_answer": 1}),
     (_answer_something_else, {"wrong_answer": 1}),
     (_say_dead_lettered_but_store, {"kept_though_refused": 1}),
@@ -378,6 +419,44 @@ def test_repeat_that_was_acknowledged_binds_though_the_first_was_not(tmp_path: P
     (fault,) = world.judge(tmp_path)
     assert (fault.kind, fault.number) == ("lost", items[0].first)
     assert fault.promised == "accepted: 202, ack buffered"
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "is_enough"),
+    [
+        ("committed", Final(202, "buffered"), False),
+        ("durable", Final(202, "buffered"), False),
+        ("committed", Final(200, "committed"), True),
+        ("buffered", Final(200, "committed"), True),
+        ("", Final(202, "buffered"), True),
+    ],
+)
+def test_answer_with_a_weaker_ack_than_asked_for_is_a_fault(
+    tmp_path: Path, asked: str, given: Final, is_enough: bool
+) -> None:
+    """Who asked for `committed` and got 2xx believes that it is in the table."""
+    world = World()
+    world.query = f"?ack={asked}" if asked else ""
+    for post, (final, details) in world.finals.items():
+        if final == ACKED:
+            world.finals[post] = (given, details)
+    faults = world.judge(tmp_path)
+    accepted = sum(final == given for final, _ in world.finals.values())
+    assert len(faults) == (0 if is_enough else accepted)
+    assert {each.kind for each in faults} <= {"wrong_answer"}
+
+
+def test_letters_that_belong_to_nothing_are_all_told(tmp_path: Path) -> None:
+    """The first item's and those without a number do not hide each other."""
+    world = World()
+    item = world.posts[0][0]
+    first = world.letter(item)
+    assert first.row is not None
+    stray = first._replace(id="stray", row=(*first.row[:2], "unheard", 1.0))
+    nobody = first._replace(id="nobody", row=None, original="?")
+    world.letters += [nobody, stray]
+    faults = world.judge(tmp_path)
+    assert [each.kind for each in faults] == ["never_sent", "never_sent"]
 
 
 def test_drained_letters_are_kept_where_no_service_runs(tmp_path: Path) -> None:
