@@ -17,6 +17,7 @@ FIRST_WIDTH_S = 1.0
 LOST = 0  # stands for "no answer" among the statuses
 # A rest of a cell shorter than this says little about a rate.
 SPAN_SHARE_MIN = 0.2
+DURATION_S_MIN = 1e-9  # 0 has no exponent
 
 
 class Cell:
@@ -39,7 +40,7 @@ class Cell:
         """Count how long a post took."""
         # 32 steps a doubling: half a step is at most 1/64 of the value. Sparse, since cells are
         # merged while the load runs: dense ones took 11 ms for that, in which nothing was sent.
-        fraction, exponent = math.frexp(duration_s)
+        fraction, exponent = math.frexp(max(duration_s, DURATION_S_MIN))
         key = exponent * 32 + int(fraction * 64) - 32
         self.durations[key] = self.durations.get(key, 0) + 1
 

@@ -21,6 +21,13 @@ def test_cell_quantile_is_within_two_percent_of_the_sorted_one(
     assert cell.quantile_s(share) == pytest.approx(exact, rel=0.016)
 
 
+def test_duration_of_zero_is_a_short_one() -> None:
+    """A clock may not have moved meanwhile; on a chart that is not a quarter of a second."""
+    cell = Cell()
+    cell.add_duration(0.0)
+    assert cell.quantile_s(0.5) == pytest.approx(0.0, abs=1e-8)
+
+
 def test_cell_without_durations_has_no_quantile() -> None:
     """Nothing is not zero."""
     assert Cell().quantile_s(0.99) is None
