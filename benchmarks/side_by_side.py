@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "floors and peers. The figures go to benchmarks/RESULTS.md and benchmarks/results.ndjson.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # __main__ looks for whole words
     )
     parser.add_argument("--runs", type=_count, help="of each contender (5; quick: 1)")
     parser.add_argument("--seconds", type=_seconds, help="that one run drives (5; quick: 1)")

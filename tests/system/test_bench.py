@@ -60,6 +60,7 @@ async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> N
     ("words", "why"),
     [
         (("--only", "sinlges"), "argument --only: 'sinlges' is no case; there are singles, "),
+        (("--quic",), "unrecognized arguments: --quic"),
         (("--runs", "0"), "argument --runs: must be at least 1"),
         (("--seconds", "0.5"), "argument --seconds: must be 1 to 3,600"),
     ],
