@@ -92,6 +92,8 @@ class LedgerWriter:
 
     def take(self, post: int) -> None:
         """Put a post on record before it is sent. Posts are taken in the order of their numbers."""
+        if self.failed is not None:  # also a post of a range that could not be reserved
+            raise self.failed
         if post >= self._reserved:
             if post + RESERVED_POSTS >= POSTS_MAX:
                 raise OSError(f"a ledger holds at most {POSTS_MAX} posts")
