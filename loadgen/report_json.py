@@ -71,7 +71,7 @@ def document(load: Load, settings: Mapping[str, Any], *, interrupted: bool = Fal
             "was_bottleneck": load.cpu_share >= BUSY_CPU_SHARE,
             "says": _says(load),
         },
-        "remarks": [said for said in (_says(load), _behind(load)) if said],
+        "remarks": [said for said in (_says(load), _behind(load), _unmeasured(load)) if said],
         "service": {"held": scraper.held, "imbalance": scraper.imbalance} if scraper else None,
         "timeline": _timeline(load, end_s, is_scraped=scraper is not None),
         "all_right": all_right(load),
@@ -81,6 +81,8 @@ def document(load: Load, settings: Mapping[str, Any], *, interrupted: bool = Fal
 def _offered_per_s(load: Load) -> float:
     """Return the rate over the time in which posts were due, which a slow service outlasts."""
     due_s = load.tally.last_due_s
+    if load.driver.skipped or load.driver.unsent:  # those may have been due after the last one sent
+        due_s = max(due_s, min(load.took_s, load.plan.duration_s or load.took_s))
     return (load.offered_posts - 1) / due_s if due_s > 0 else load.offered_posts / load.took_s
 
 
@@ -173,6 +175,14 @@ def _behind(load: Load) -> str:
         f"{load.tally.right / load.took_s:,.0f} were answered as they should; the last answer came "
         f"{after_s:.1f} s after the last post was due."
     )
+
+
+def _unmeasured(load: Load) -> str:
+    """Return that the latencies are without the worst posts, if so."""
+    posts = load.tally.given_up + load.driver.skipped
+    if not posts:
+        return ""
+    return f"The latencies are of posts with an answer: {posts:,} that had none are not in them."
 
 
 def duration(ms: float | None) -> str:

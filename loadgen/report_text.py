@@ -66,7 +66,7 @@ def _lines(document: Document) -> Iterator[str]:
 def _wrong(posts: Mapping[str, Any]) -> Iterator[str]:
     what = {
         "refused": "refused for good",
-        "not_whole": "accepted with good readings dead-lettered",
+        "not_whole": "answered 2xx, but not with all readings accepted",
         "undeserved": "answered otherwise than they were made for",
         "lost": "given up without a final answer",
         "skipped": "not sent: too many were open",

@@ -50,7 +50,7 @@ class Tally:
         self.refused = 0  # a final answer that is not 2xx, though the post was good
         self.given_up = 0  # given up without a final answer
         self.given_up_written = 0  # of these: the service may have it all the same
-        self.not_whole = 0  # 2xx, but good readings were dead-lettered
+        self.not_whole = 0  # 2xx, but not all good readings were accepted
         self.undeserved = 0  # another answer than the post was made for
         self.offered_readings = 0  # of all posts that are through
         self.accepted_readings = 0
@@ -91,7 +91,7 @@ class Tally:
         cell.accepted += accepted
         self.accepted_readings += accepted
         self.dead_lettered_readings += dead_lettered
-        self._judge(post, status, dead_lettered)
+        self._judge(post, status, accepted, dead_lettered)
         self._through(post, intended_s)
         if intended_s - self.start.started_s >= self._measured_from_s:
             took_s = max(0.0, now_s - intended_s)
@@ -126,10 +126,11 @@ class Tally:
         self.offered_readings += post.readings
         self.timeline.at(due_s).offered += post.readings
 
-    def _judge(self, post: Post, status: int, dead_lettered: int) -> None:
+    def _judge(self, post: Post, status: int, accepted: int, dead_lettered: int) -> None:
         ok = 200 <= status < 300
+        whole = accepted + dead_lettered == post.readings
         if post.kind == GOOD:
-            if ok and not dead_lettered:
+            if ok and whole and not dead_lettered:
                 self.right += 1
             elif ok:
                 self.not_whole += 1
@@ -137,7 +138,8 @@ class Tally:
                 self.refused += 1
             return
         if post.kind == MIXED:
-            deserved = ok and dead_lettered == self._bad_items.pop(post.number, 0)
+            bad = self._bad_items.pop(post.number, 0)
+            deserved = ok and whole and dead_lettered == bad
         else:
             deserved = status == _STATUS_DUE[post.kind]
         if deserved:
