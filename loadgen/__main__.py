@@ -2,7 +2,11 @@
 
 import sys
 
-from loadgen.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from loadgen.cli import main  # takes a while, in which Ctrl-C may come
+
+        code = main()
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

@@ -83,7 +83,7 @@ def _add_where(run: argparse.ArgumentParser) -> None:
 def _add_when(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rate",
-        type=values.above_zero,
+        type=values.rate,
         metavar="R",
         help=f"posts a second, open loop ({RATE_PER_S:g})",
     )

@@ -19,6 +19,9 @@ from loadgen.post import Target, target_of
 # The service's own bound is `post_rows_max`, 5,000 by default; its body's is 1 MiB.
 READINGS_A_POST_MAX = 100_000
 SHAPES = "constant, ramp:FROM..TO, steps:R1,R2,..[:S], burst:BASE,PEAK,EVERY_S,FOR_S, storm[:MIN]"
+# Moments of a schedule that were missed are counted one by one, at some 3 million a second: with
+# a higher rate the driver would count for ever, and hear no signal.
+RATE_MAX = 1_000_000
 BACKLOG_MINUTES, BACKLOG_MINUTES_MAX = 30, 1440
 
 Mix = tuple[tuple[int, float], ...]
@@ -54,6 +57,25 @@ def above_zero(text: str) -> float:
     if number <= 0:
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return number
+
+
+def rate(text: str) -> float:
+    """Read a rate in posts a second."""
+    number = above_zero(text)
+    _check_rate(number)
+    return number
+
+
+def _check_rate(per_s: float) -> None:
+    if per_s > RATE_MAX:
+        raise argparse.ArgumentTypeError(f"{per_s:,.0f} posts a second: at most {RATE_MAX:,}")
+
+
+def path(text: str) -> Path:
+    """Read the path of a file or folder; an empty one would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return Path(text)
 
 
 def share(text: str) -> float:
@@ -122,7 +144,8 @@ def shape(text: str) -> ShapeWanted:
         numbers = _numbers_of(name, rest)
         if numbers is not None:
             wanted = ShapeWanted(text, name, numbers)
-            wanted.make(1.0, 1.0)
+            for stretch in wanted.make(1.0, 1.0).stretches:
+                _check_rate(max(stretch.from_per_s, stretch.to_per_s))
             return wanted
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}; may be {SHAPES}") from error

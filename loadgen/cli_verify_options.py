@@ -44,7 +44,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="URL",
         help="PostgreSQL, the primary; also INGEST_DATABASE_URL",
     )
-    where.add_argument("--dlq-dir", type=Path, metavar="DIR", help="the dead-letter folder")
+    where.add_argument("--dlq-dir", type=values.path, metavar="DIR", help="the dead-letter folder")
     where.add_argument(
         "--state-dir",
         type=Path,
@@ -54,7 +54,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     _add_traffic(verify.add_argument_group("what to send"))
     proof = verify.add_argument_group("the proof")
     proof.add_argument(
-        "--ledger", type=Path, metavar="FILE", help="write the ledger there, and keep it"
+        "--ledger", type=values.path, metavar="FILE", help="write the ledger there, and keep it"
     )
     proof.add_argument("--keep", action="store_true", help="keep the ledger though all is well")
     proof.add_argument(
@@ -90,7 +90,7 @@ def _add_traffic(traffic: argparse._ArgumentGroup) -> None:
     traffic.add_argument("--posts", type=values.count(), metavar="N", help="send so many posts")
     traffic.add_argument(
         "--rate",
-        type=values.above_zero,
+        type=values.rate,
         metavar="R",
         help="posts a second; without it each connection posts as soon as it has its answer",
     )

@@ -279,8 +279,9 @@ class Reconciliation:
 
     def _check_letter(self, item: Item, place: int, letter: Letter) -> None:
         if letter.reason in COMES_BACK:
-            if self._replays:
-                promised = "comes back by itself"
+            committed = isinstance(item.note, Final) and item.note.ack == "committed"
+            if self._replays or committed:
+                promised = "is in the table" if committed else "comes back by itself"
                 self._say("not_replayed", item, place, promised, f"still in {letter.place}")
         elif letter.reason != REFUSED_CODE:
             found = f"{letter.reason} {letter.code} in {letter.place}"

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import asyncpg
 import pytest
@@ -65,6 +69,21 @@ WRONG = {
 }
 
 
+def test_interrupt_while_the_parts_are_loaded_is_no_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A third of a second in which Ctrl-C is heard by nobody else."""
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "loadgen.cli", cast("ModuleType", Interrupted()))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("loadgen", run_name="__main__")
+    assert end.value.code == 130
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_use_is_said_with_the_option(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, one line, no secret, and never a verdict."""
@@ -85,6 +104,9 @@ def test_wrong_use_is_said_with_the_option(case: str, capsys: pytest.CaptureFixt
         ("--batch", "0"),
         ("--posts", "0"),
         ("--rate", "-1"),
+        ("--rate", "1000001"),
+        ("--dlq-dir", ""),
+        ("--ledger", ""),
         ("--connections", "0"),
         ("--settle-s", "0"),
         ("--report", "/no/where/file"),

@@ -466,6 +466,18 @@ def test_drained_letters_are_kept_where_no_service_runs(tmp_path: Path) -> None:
     assert world.judge(tmp_path, replays=False) == []
 
 
+def test_what_was_called_committed_must_be_in_the_table_also_where_no_service_runs(
+    tmp_path: Path,
+) -> None:
+    """The service said that it is in the table, and is gone: a letter is less than that."""
+    world = World()
+    post, item = world.find(VALID, alone=True)
+    world.rows.remove(world.rows_of(item)[0])
+    world.letters.append(world.letter(item, "drained"))
+    world.finals[post] = (Final(200, "committed"), None)
+    assert [each.kind for each in world.judge(tmp_path, replays=False)] == ["not_replayed"]
+
+
 def test_rows_of_posts_after_the_end_were_never_sent(tmp_path: Path) -> None:
     """Posts that were on record ahead, but that the end of the ledger says were not sent."""
     world = World()
