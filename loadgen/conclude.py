@@ -10,10 +10,11 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from loadgen.ledger import Ledger, LedgerError
 from loadgen.letters import Folder, LettersError, read_letters
@@ -78,19 +79,26 @@ class Result:
 
 
 class _Book:
-    """Where faults are written down: counted, the first ones kept, all of them in a report."""
+    """Where faults are written down: counted, the first ones kept, all of them in a report.
+
+    Raises CannotCheck if the report cannot be written: half a list would look like a whole one.
+    """
 
     def __init__(self, result: Result, report: Path | None) -> None:
         self._result = result
-        self._file = report.open("w") if report is not None else None
-        if self._file is not None:
-            self._file.write('{"list": [')
+        self._report = report
+        self._file: TextIO | None = None
+        if report is not None:
+            with self._told():
+                self._file = report.open("w")
+                self._file.write('{"list": [')
 
     def __call__(self, fault: Fault) -> None:
         result = self._result
         if self._file is not None:
-            self._file.write(",\n" if result.faults.total() else "\n")
-            self._file.write(json.dumps({**fault._asdict(), "invariant": FAULTS[fault.kind]}))
+            with self._told():
+                self._file.write(",\n" if result.faults.total() else "\n")
+                self._file.write(json.dumps({**fault._asdict(), "invariant": FAULTS[fault.kind]}))
         result.faults[fault.kind] += 1
         first = result.first.setdefault(fault.kind, [])
         if len(first) < FIRST_FAULTS:
@@ -98,8 +106,15 @@ class _Book:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.write(f'\n],\n"summary": {json.dumps(self._result.to_json())}\n}}\n')
-            self._file.close()
+            with self._told(), self._file as file:
+                file.write(f'\n],\n"summary": {json.dumps(self._result.to_json())}\n}}\n')
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CannotCheck(f"--report {self._report}: {error.strerror}") from error
 
 
 async def conclude(
@@ -113,7 +128,7 @@ async def conclude(
     """Wait until the service is quiet, then compare ledger, table and dead letters.
 
     A comparison that is not green is made once more: what was on its way has then arrived.
-    Raises CannotCheck, OSError for the report. Memory: a byte a post, 600 bytes a dead letter.
+    Raises CannotCheck, also for the report. Memory: a byte a post, 600 bytes a dead letter.
     """
     try:
         ledger = await asyncio.to_thread(Ledger.read, ledger_path)

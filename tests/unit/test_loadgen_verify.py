@@ -94,6 +94,15 @@ async def test_honest_small_service_is_green(readings_url: str, tmp_path: Path) 
     assert result.quiet
 
 
+async def test_report_that_cannot_be_written_is_named_and_no_verdict(
+    readings_url: str, tmp_path: Path
+) -> None:
+    """Half a list of faults would look like a whole one."""
+    (tmp_path / "report").symlink_to("/dev/full")
+    with pytest.raises(CannotCheck, match=r"^--report .*/report: No space left"):
+        await _verified(readings_url, tmp_path, "")
+
+
 WHAT_IS_FOUND = {
     "drops": "lost",
     "acks early": "lost",
