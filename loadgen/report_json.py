@@ -197,7 +197,14 @@ def duration(ms: float | None) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody ever sees half of it. Raises OSError."""
+    """Write a file so that nobody ever sees half of it. Raises OSError.
+
+    A device or a pipe is written to, and a link followed: never replaced by a file.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+        return
+    path = path.resolve()
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         new.write_text(text)

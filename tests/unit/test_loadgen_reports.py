@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -323,6 +324,21 @@ def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_whole(path, "\ud800")
     assert path.read_text() == "new"
     assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_pipe_or_device_is_written_to_and_a_link_followed(tmp_path: Path) -> None:
+    """`--json /dev/null` by root must leave the device what it is."""
+    pipe, link, behind = tmp_path / "pipe", tmp_path / "link", tmp_path / "behind"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    write_whole(pipe, "new")
+    assert pipe.is_fifo()
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    link.symlink_to(behind)
+    write_whole(link, "new")
+    assert link.is_symlink()
+    assert behind.read_text() == "new"
 
 
 def test_document_is_typed_as_it_is_used() -> None:
