@@ -17,7 +17,7 @@ The path of a reading (`-->` hands over; names are files of this package):
                                                       v
                                               ack: the post's answer
 
-    the door      body, inflate, turns, query, decode, decode_fast, decode_item, timestamp;
+    the door      intake (body, inflate, turns), query, decode, decode_fast, decode_item, timestamp;
                   replies, problems (answers); site (what both listeners share)
     dead letters  set_aside (what becomes one), dead_letter (append), dead_letter_* (files,
                   format, reading them, cursor); replay (by itself),

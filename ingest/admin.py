@@ -102,9 +102,8 @@ class Admin:
         token = given.strip().encode("utf-8", "surrogateescape")
         if kind.lower() != "bearer" or not hmac.compare_digest(token, self._token):
             raise Refused("unauthorized", "the token is in the state folder's service file")
-        content = request.content
-        body = content.read_nowait() if content.is_eof() else await self._bodies.receive(request)
-        dead_letter = _dead_letter_asked(body)
+        async with self._bodies.received(request) as body:
+            dead_letter = _dead_letter_asked(body)
         self._log.warning("hold_released", dead_letter=dead_letter)
         self._release_hold(dead_letter)
         return Answer(200, b'{"released":true}')

@@ -4,12 +4,15 @@ Promises: the first FREE_BYTES of a body are received at once; a larger one take
 `door_bytes_max`, first come, first served, and stays unread on its socket until then. A body has
 `body_s_max` to arrive, counted from its turn; one that gets no turn for so long is refused with 503
 (the lack is ours). So slow large bodies delay other large bodies, never small ones, nor memory.
+A body counts until whoever asked for it is done with it; what came whole counts from then on.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 from aiohttp.streams import StreamReader
@@ -40,8 +43,9 @@ class Bodies:
                 body_bytes_max=self._body_bytes_max,
             )
 
-    async def receive(self, request: web.BaseRequest) -> bytes:
-        """Return the whole body, when it has arrived.
+    @asynccontextmanager
+    async def received(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+        """Give the whole body, when it has arrived; it counts as held until the context is left.
 
         Raises Refused (`body_too_large`, `body_timeout`, `buffer_full`, `bad_request`) or
         ConnectionError if the client is gone.
@@ -50,22 +54,31 @@ class Bodies:
         self.check(declared or 0)
         content = request.content
         start = b""
-        if declared is None or declared <= FREE_BYTES:
+        if content.is_eof() or declared is None or declared <= FREE_BYTES:
             _send_continue(request)
             start = await self._read(content, FREE_BYTES)
-            if content.at_eof():
-                self.check(len(start))
-                return start
-        turn_bytes = declared or self._body_bytes_max
-        await self._take_turn(request, turn_bytes)
+            self.check(len(start))
+        held_bytes = len(start)
+        if content.at_eof():
+            self._hold(held_bytes)
+        else:
+            held_bytes = declared or self._body_bytes_max
+            await self._take_turn(request, held_bytes)
         try:
             if not start:
                 _send_continue(request)
-            body = start + await self._read(content, self._body_bytes_max - len(start))
+            if not content.at_eof():
+                start += await self._read(content, self._body_bytes_max - len(start))
+                self.check(len(start))
+            yield start
         finally:
-            self._end_turn(turn_bytes)
-        self.check(len(body))
-        return body
+            self._end_turn(held_bytes)
+
+    def _hold(self, size_bytes: int) -> None:
+        """Count a body that is in memory already. Raises Refused if that is too much of them."""
+        if self._bytes_taken + size_bytes > self._bytes_max:
+            raise Refused("buffer_full", "too many bodies at once", retry_after_s=2)
+        self._bytes_taken += size_bytes
 
     async def _read(self, content: StreamReader, stop_bytes: int) -> bytes:
         """Read to the end, or until more than `stop_bytes` are there."""

@@ -15,7 +15,6 @@ from functools import lru_cache, partial
 from aiohttp import web
 
 from ingest import replies
-from ingest.body import Bodies
 from ingest.clock import unix_us
 from ingest.config import Settings, ts_min_us
 from ingest.decode import Decoded, ItemError, Rules, decode
@@ -27,14 +26,13 @@ from ingest.errors import (
     Refused,
     Stopping,
 )
-from ingest.inflate import Inflater
+from ingest.intake import Intake
 from ingest.logs import get_logger
 from ingest.metrics import Metrics
 from ingest.ports import INVALID, Ack, Admission, Database, DeadLetters, Inlet, Letter, Outcome
 from ingest.problems import Answer
-from ingest.query import Query, check_media_type, is_gzip, parse_query
+from ingest.query import Query, check_media_type, parse_query
 from ingest.site import POST, Page, Site, probes
-from ingest.turns import Turns
 
 READINGS = "/v1/readings"
 COMMITTED = "committed"
@@ -83,8 +81,7 @@ class Endpoint:
             settings.post_rows_max, ts_min_us(settings), int(settings.ts_ahead_s_max * 1e6)
         )
         self._query = lru_cache(maxsize=256)(self._parse_query)
-        self._bodies = Bodies(settings)
-        self._inflater = Inflater(settings.inflated_bytes_max, settings.door_bytes_max)
+        self._intake = Intake(settings)
         self._site = Site(
             {READINGS: Page(POST, self._readings), **probes(health)},
             metrics,
@@ -93,7 +90,6 @@ class Endpoint:
             header_s_max=settings.header_s_max,
             keepalive_s_max=settings.keepalive_s_max,
         )
-        self._turns = Turns()
         self._hold_watch: asyncio.Task[str] | None = None
         self._undecided: set[asyncio.Future[str]] = set()  # posts that wait for their outcome
         self._posts_inside = 0
@@ -120,7 +116,7 @@ class Endpoint:
         await self._site.close()
         if self._tails:
             await asyncio.wait(self._tails)
-        self._inflater.close()
+        self._intake.close()
         if self._hold_watch is not None:
             self._hold_watch.cancel()
 
@@ -154,25 +150,14 @@ class Endpoint:
         media_type = headers.get("Content-Type")
         if media_type != "application/json":
             check_media_type(media_type)
-        gzipped = is_gzip(headers.get("Content-Encoding"))
-        if request.content.is_eof():
-            body = request.content.read_nowait()
-            self._bodies.check(len(body))
+        body = self._intake.at_once(request)
+        if body is not None:
+            decoded = self._decoded(body, query, received_s)
+            del body  # while the post waits for room only the block is held
         else:
-            body = await self._bodies.receive(request)
-        if gzipped:
-            body = await self._inflater.inflate(body)
-        if not self._turns.take(len(body)):
-            await self._turns.wait(len(body))
-        decoded = decode(
-            body,
-            precision=query.precision,
-            ignore_unknown=query.ignore_unknown,
-            received_us=unix_us(),
-            received_s=received_s,
-            rules=self._rules,
-        )
-        del body  # while the post waits for room only the block is held
+            async with self._intake.body(request) as body:
+                decoded = self._decoded(body, query, received_s)
+                del body
         if not decoded.errors:
             await self._take_in(decoded, query)
         else:
@@ -187,6 +172,16 @@ class Endpoint:
             outcome = await self._outcome(block.ack)
             return replies.committed(block, errors, outcome)
         return replies.accepted(query.ack or "", block.rows, errors)
+
+    def _decoded(self, body: bytes, query: Query, received_s: float) -> Decoded:
+        return decode(
+            body,
+            precision=query.precision,
+            ignore_unknown=query.ignore_unknown,
+            received_us=unix_us(),
+            received_s=received_s,
+            rules=self._rules,
+        )
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
@@ -308,9 +303,10 @@ class Endpoint:
             self._hold_watch.add_done_callback(self._hold_came)
 
     def _hold_came(self, watch: asyncio.Task[str]) -> None:
-        if not watch.cancelled():
-            for decided in self._undecided:
-                _decide(decided, ON_HOLD)
+        if watch.cancelled() or watch.exception() is not None:
+            return
+        for decided in self._undecided:
+            _decide(decided, ON_HOLD)
 
 
 def _decide(decided: asyncio.Future[str], why_not: str) -> None:

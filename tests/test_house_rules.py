@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dead_letter",
     ),
     ("connections query replies",),
-    ("site",),  # what the two listeners share
+    ("site intake",),  # site: what the two listeners share
     ("endpoint health admin writer replay replay_by_hand schema_apply",),
     ("app cli_database cli_doctor_database",),
     (
@@ -60,7 +60,7 @@ FAMILIES = ("cli_dlq", "dead_letter", "decode", "postgres", "sink")
 DOORS: dict[str, str] = {
     "time": "clock",
     "asyncpg": "sink_* schema schema_apply cli_* postgres_embedded",
-    "aiohttp": "endpoint connections site admin problems body query replies health app",
+    "aiohttp": "endpoint connections site admin problems body intake query replies health app",
     "prometheus_client": "metrics",
 }
 

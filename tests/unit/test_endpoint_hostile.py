@@ -322,9 +322,9 @@ async def test_large_bodies_take_turns_and_small_ones_pass() -> None:
     """Slow large bodies fill the door's bytes: further large ones wait, small posts do not."""
     async with running_door(body_bytes_max=65_536, door_bytes_max=131_072, body_s_max=1.0) as door:
         slow = await held_up(door, 2)
-        await until(lambda: door.endpoint._bodies._bytes_taken == 120_000)
+        await until(lambda: door.endpoint._intake._bodies._bytes_taken == 120_000)
         waiting = (await held_up(door, 1))[0]
-        await until(lambda: len(door.endpoint._bodies._line) == 1)
+        await until(lambda: len(door.endpoint._intake._bodies._line) == 1)
         await waiting.send(b" " * (60_000 - len(GOOD)))
         split = await door.connect()
         await split.send(head(headers=SIZE))
@@ -334,7 +334,7 @@ async def test_large_bodies_take_turns_and_small_ones_pass() -> None:
         assert not await waiting.closed(0.05)
         assert [(await each.reply()).status for each in slow] == [408, 408]
         assert (await waiting.reply()).status in {202, 503}  # its turn came in time, or just not
-        assert door.endpoint._bodies._bytes_taken == 0
+        assert door.endpoint._intake._bodies._bytes_taken == 0
 
 
 async def test_large_body_without_a_turn_is_503() -> None:
@@ -343,7 +343,7 @@ async def test_large_body_without_a_turn_is_503() -> None:
     async with running_door(
         body_bytes_max=half_mib, door_bytes_max=half_mib, body_s_max=0.5
     ) as door:
-        bodies = door.endpoint._bodies
+        bodies = door.endpoint._intake._bodies
         holder = (await held_up(door, 1, half_mib))[0]
         await until(lambda: bodies._bytes_taken)
         await asyncio.sleep(0.2)  # the holder's time is up that much before theirs
@@ -363,13 +363,13 @@ async def test_waiting_client_gone_leaves_the_line() -> None:
     """Whoever breaks off while waiting for a turn gives it on."""
     async with running_door(body_bytes_max=65_536, door_bytes_max=65_536, body_s_max=5) as door:
         holder = (await held_up(door, 1))[0]
-        await until(lambda: door.endpoint._bodies._bytes_taken)
+        await until(lambda: door.endpoint._intake._bodies._bytes_taken)
         waiting = (await held_up(door, 1))[0]
-        await until(lambda: len(door.endpoint._bodies._line))
+        await until(lambda: len(door.endpoint._intake._bodies._line))
         await waiting.close()
         await holder.send(b" " * (60_000 - len(GOOD)))
         assert (await holder.reply()).status == 202
-        await until(lambda: door.endpoint._bodies._bytes_taken == 0)
+        await until(lambda: door.endpoint._intake._bodies._bytes_taken == 0)
         assert (await door.post(GOOD + b" " * 50_000)).status == 202
 
 
