@@ -22,9 +22,9 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable
-from itertools import repeat
 
 from loadgen.alarm import Bell
+from loadgen.due import Due
 from loadgen.pool import Pool
 from loadgen.ports import Observer, Source
 from loadgen.post import Post
@@ -84,8 +84,7 @@ class Driver:
         self.started_s = time.monotonic()  # what the schedule counts from; set by `run`
         self._source, self._observer = source, observer
         self._closed_loop = schedule is None
-        self._schedule = repeat(-math.inf) if schedule is None else iter(schedule)  # always due
-        self._due_s = math.inf  # the next intended time; infinite: not begun, or no more
+        self._due = Due(schedule)
         self._answer_s_max = answer_s_max
         self._unanswered_max = unanswered_max
         self._behind_s_max = math.inf if schedule is None else behind_s_max
@@ -103,7 +102,8 @@ class Driver:
     @property
     def behind_s(self) -> float:
         """How long ago the next post should have been sent; 0 in time (and in closed loop)."""
-        return max(0.0, time.monotonic() - self._due_s) if math.isfinite(self._due_s) else 0.0
+        due_s = self._due.next_s
+        return max(0.0, time.monotonic() - due_s) if math.isfinite(due_s) else 0.0
 
     async def run(self) -> None:
         """Connect, then send until schedule or source end and every post has its final call.
@@ -133,16 +133,24 @@ class Driver:
     def stop(self) -> None:
         """Take no more posts; those in flight finish, those that wait for a retry are given up.
 
-        `run` returns once the last is through (at most `answer_s_max` later). Safe to call twice.
+        `run` returns once the last is through (at most `answer_s_max` later) and the unsent are
+        counted, which the event loop does meanwhile. Safe to call twice.
         """
-        self._stopping = True
-        now_s = time.monotonic()
-        while not self._closed_loop and self._due_s <= now_s:
-            self.unsent += 1
-            self._advance()
-        self._due_s = math.inf
+        if not self._stopping:
+            self._stopping = True
+            self._count_unsent(time.monotonic())
         self._give_up_waiting("stopped before another try")
         self._end_if_over()
+
+    def _count_unsent(self, until_s: float) -> None:
+        if self._ended:
+            return
+        self.unsent += self._due.pass_over(until_s)
+        if self._due.next_s <= until_s and not self._closed_loop:
+            asyncio.get_running_loop().call_soon(self._count_unsent, until_s)
+        else:
+            self._due.end()
+            self._end_if_over()
 
     # Beginning and ending
 
@@ -150,11 +158,11 @@ class Driver:
         self._begun = True
         self.started_s = time.monotonic()
         if not self._stopping:
-            self._advance()
+            self._due.begin(self.started_s)
         self._pump()
 
     def _end_if_over(self) -> None:
-        if self._due_s == math.inf and not self.in_flight and not self._waiting and self._begun:
+        if not (self._due.next_s < math.inf or self.in_flight or self._waiting) and self._begun:
             assert self._over is not None, "begun"
             if not self._over.done():
                 self._over.set_result(None)
@@ -168,7 +176,7 @@ class Driver:
     def _abandon(self) -> None:
         why = "the driver was ended at once"
         self._stopping = True
-        self._due_s = math.inf
+        self._due.end()
         self._give_up_waiting(why)
         for flight in self._pool.opening():
             self._lose(flight, why)
@@ -188,8 +196,8 @@ class Driver:
     def _arm(self) -> None:
         """Have the bell wake us when the next post is due."""
         due_s = self._waiting.next_s
-        if self._due_s < due_s and not self._closed_loop:
-            due_s = self._due_s
+        if not (self._closed_loop or self._stopping):
+            due_s = min(due_s, self._due.next_s)
         if self._bell is not None and due_s < self._bell.next_s:
             self._bell.wake_by(due_s)
 
@@ -219,31 +227,28 @@ class Driver:
             self.retries += 1
             self.in_flight += 1
             return self._waiting.pop()
-        if self._due_s > now_s:
+        due = self._due
+        if due.next_s > now_s or self._stopping:
             return None
         full = self.in_flight + len(self._waiting) >= self._unanswered_max
-        if full or now_s - self._due_s > self._behind_s_max:
-            self._skip(now_s if full else now_s - self._behind_s_max)
-            if full or self._due_s > now_s:
+        if full or now_s - due.next_s > self._behind_s_max:
+            until_s = now_s if full else now_s - self._behind_s_max
+            self.skipped += due.pass_over(until_s)
+            if full or due.next_s > now_s or due.next_s <= until_s:
                 return None
         post = self._source.take()
         if post is None:
-            self._due_s = math.inf
+            due.end()
             return None
         self.taken += 1
         self.in_flight += 1
         if self._closed_loop:
             return Flight(post, now_s, now_s)
-        due_s = self._due_s
+        due_s = due.next_s
         if now_s - due_s > LAG_S:
             self._note_late(due_s, now_s)
-        self._advance()
+        due.advance()
         return Flight(post, due_s, now_s)
-
-    def _skip(self, until_s: float) -> None:
-        while not self._closed_loop and self._due_s <= until_s:
-            self.skipped += 1
-            self._advance()
 
     def _note_late(self, due_s: float, now_s: float) -> None:
         self.late_s_max = max(self.late_s_max, now_s - due_s)
@@ -251,9 +256,6 @@ class Driver:
         if free and free[0].open:  # it was free all the time: it takes what is due at once
             self.lagged += 1
             self.lag_s_max = max(self.lag_s_max, now_s - due_s)
-
-    def _advance(self) -> None:
-        self._due_s = self.started_s + next(self._schedule, math.inf)
 
     def _send(self, wire: Wire, flight: Flight, now_s: float) -> None:
         self.tries += 1
@@ -295,7 +297,7 @@ class Driver:
             wire.flight = None
             self._pool.free.append(wire)
             self._arm()
-            if self._due_s == math.inf:
+            if self._due.next_s == math.inf:
                 self._end_if_over()
         except Exception as error:
             self._fail(error)

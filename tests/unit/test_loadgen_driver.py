@@ -9,7 +9,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import pytest
 import loadgen.alarm
 from loadgen.alarm import Alarm, Bell, LoopAlarm, make_alarm
 from loadgen.driver import Driver, Post, Retry
+from loadgen.due import SLICE_POSTS
 from loadgen.post import render, target_of
 from loadgen.schedule import constant, moments
 from loadgen.wire import Wire
@@ -599,6 +600,79 @@ async def test_stop_lets_posts_in_flight_finish_and_counts_the_unsent() -> None:
     assert notes.ends == {0: 202, 1: 202}
     assert due_min - 1 <= run.driver.unsent + 2 <= due_max + 1
     assert run.driver.behind_s == 0
+
+
+class Counted:
+    """A schedule of so many posts that are all due at the start; counts how many were gone over."""
+
+    def __init__(self, posts: int) -> None:
+        self.seen = 0
+        self._posts = posts
+
+    def __iter__(self) -> Iterator[float]:
+        """Yield them."""
+        for _ in range(self._posts):
+            self.seen += 1
+            yield 0.0
+
+
+async def test_stop_far_behind_gives_the_loop_turns_and_counts_every_post() -> None:
+    """A million posts a second: Ctrl-C must not stand still, nor forget what was due."""
+    answer = asyncio.Event()
+
+    async def answers_later(line: Line) -> bool:
+        await answer.wait()
+        await line.say(reply())
+        return True
+
+    schedule = Counted(20 * SLICE_POSTS)
+    async with Peer(usual=answers_later) as peer:
+        run = make(peer.port, 10**6, connections=2, schedule=schedule)
+        task = asyncio.create_task(ended(run))
+        await until(lambda: len(peer.requests) == 2)
+        run.driver.stop()
+        assert schedule.seen <= 2 * SLICE_POSTS
+        await asyncio.sleep(0)
+        run.driver.stop()
+        assert schedule.seen <= 4 * SLICE_POSTS
+        answer.set()
+        notes = await task
+    assert notes.ends == {0: 202, 1: 202}
+    assert run.driver.unsent == 20 * SLICE_POSTS - 2
+
+
+async def test_run_ended_at_once_counts_no_further() -> None:
+    """The second Ctrl-C does not wait for the counting of the first."""
+    schedule = Counted(1000 * SLICE_POSTS)
+    async with Peer(usual=is_silent) as peer:
+        run = make(peer.port, 10**6, connections=2, schedule=schedule)
+        task = asyncio.create_task(run.driver.run())
+        await until(lambda: len(peer.requests) == 2)
+        run.driver.stop()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        seen = schedule.seen
+        await asyncio.sleep(0.01)
+    assert schedule.seen == seen < 100 * SLICE_POSTS
+    check(run)
+
+
+async def test_posts_are_passed_over_in_slices() -> None:
+    """Too many are open: between two slices of what is passed over, the loop has its turn."""
+    most = 0
+    schedule = Counted(20 * SLICE_POSTS)
+    async with Peer(usual=says(reply(503, Retry_After="60"))) as peer:
+        run = make(peer.port, 10**6, connections=1, unanswered_max=3, schedule=schedule)
+        task = asyncio.create_task(ended(run))
+        before = 0
+        while run.driver.skipped + run.driver.taken < 20 * SLICE_POSTS:
+            await asyncio.sleep(0)
+            most, before = max(most, schedule.seen - before), schedule.seen
+        run.driver.stop()
+        await task
+    assert most <= 2 * SLICE_POSTS
+    assert run.driver.skipped == 20 * SLICE_POSTS - 3
 
 
 async def test_stop_before_the_start_sends_nothing() -> None:
