@@ -13,6 +13,7 @@ from loadgen.traffic import Recipe
 DURATION_S = 10.0
 RATE_PER_S = 1000.0
 DEVICES_MAX = 100_000  # each remembers its own chances: 3 KiB
+BEHIND_S = 30.0
 CONNECTIONS, STORM_CONNECTIONS_MAX = 64, 1000
 DATA_PORT, ADMIN_PORT = 8080, 8081
 ODD = {
@@ -77,6 +78,13 @@ def _add_where(run: argparse.ArgumentParser) -> None:
         default=30.0,
         metavar="S",
         help="an answer that takes longer counts as none (%(default)g)",
+    )
+    run.add_argument(
+        "--behind-s",
+        type=values.above_zero,
+        metavar="S",
+        help="open loop: a post that found no connection for so long after it was due is skipped, "
+        f"so that a run ends though the service cannot keep up ({BEHIND_S:g})",
     )
 
 
@@ -225,6 +233,7 @@ def plan_of(chosen: argparse.Namespace) -> Plan:
         ack=chosen.ack,
         retry=None if chosen.no_retry else Retry(give_up_s=chosen.give_up_s),
         answer_s_max=chosen.answer_s,
+        behind_s_max=chosen.behind_s or BEHIND_S,
         metrics_url=chosen.metrics_url or _usual_metrics_url(chosen),
     )
 
@@ -232,7 +241,7 @@ def plan_of(chosen: argparse.Namespace) -> Plan:
 def _check_together(chosen: argparse.Namespace) -> None:
     wanted: values.ShapeWanted = chosen.shape
     if chosen.closed:
-        for name in ("rate", "find_max"):
+        for name in ("rate", "find_max", "behind_s"):
             if getattr(chosen, name):
                 option = name.replace("_", "-")
                 raise ValueError(f"--closed goes without --{option}: the answers set the pace")
@@ -243,7 +252,7 @@ def _check_together(chosen: argparse.Namespace) -> None:
     if chosen.find_max:
         if wanted.name != "constant":
             raise ValueError("--find-max tries constant rates: leave out --shape")
-        for name in ("posts", "duration_s", "html", "no_retry"):
+        for name in ("posts", "duration_s", "html", "no_retry", "behind_s"):
             if getattr(chosen, name):
                 raise ValueError(f"--find-max goes without --{name.replace('_', '-')}")
     if chosen.metrics_url and not chosen.metrics_url.startswith(("http://", "https://")):
@@ -286,5 +295,6 @@ def settings_of(chosen: argparse.Namespace, plan: Plan) -> dict[str, Any]:
         "retry": plan.retry is not None,
         "give_up_s": plan.retry.give_up_s if plan.retry else None,
         "answer_s": plan.answer_s_max,
+        "behind_s": None if plan.shape is None else plan.behind_s_max,
         "metrics_url": plan.metrics_url,
     }

@@ -11,7 +11,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 
 from loadgen.driver import RETRY, Driver, Retry
 from loadgen.post import Target
@@ -29,6 +29,8 @@ class Plan:
 
     `shape` None is the closed loop. `duration_s` None: until `recipe.posts_max`. `retry` None:
     never. `measured_from_s`: posts due earlier are warm-up, their durations do not count.
+    `behind_s_max` (open loop): what could not be sent for so long is skipped, which bounds how long
+    a run goes on after its schedule.
     """
 
     target: Target
@@ -40,6 +42,7 @@ class Plan:
     ack: str | None = None
     retry: Retry | None = RETRY
     answer_s_max: float = 30.0
+    behind_s_max: float = 30.0
     metrics_url: str | None = None
     measured_from_s: float = 0.0
 
@@ -54,7 +57,8 @@ class Plan:
             return None
         within_s = float("inf") if self.duration_s is None else self.duration_s
         live = moments(self.shape, arrivals=self.arrivals, seed=self.recipe.seed, within_s=within_s)
-        return chain(repeat(0.0, self.backlog_posts), live)
+        # What is skipped counts among `posts_max`: a service that is too slow does not prolong it.
+        return islice(chain(repeat(0.0, self.backlog_posts), live), self.recipe.posts_max)
 
     def readings_a_post(self) -> float:
         """Return the mean of the mix."""
@@ -86,6 +90,7 @@ class Load:
             schedule=plan.moments(),
             retry=plan.retry,
             answer_s_max=plan.answer_s_max,
+            behind_s_max=plan.behind_s_max,
             seed=plan.recipe.seed,
         )
         self.scraper = (

@@ -69,7 +69,7 @@ def _wrong(posts: Mapping[str, Any]) -> Iterator[str]:
         "not_whole": "answered 2xx, but not with all readings accepted",
         "undeserved": "answered otherwise than they were made for",
         "lost": "given up without a final answer",
-        "skipped": "not sent: too many were open",
+        "skipped": "not sent: too many were open, or they were due for too long (--behind-s)",
     }
     for name, shown in what.items():
         if posts[name]:

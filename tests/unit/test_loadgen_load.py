@@ -31,12 +31,15 @@ class Server:
         self.url = ""
         self.posts: list[tuple[str, bytes]] = []
         self.posted = asyncio.Event()
+        self.let_go = asyncio.Event()  # answers wait for it
+        self.let_go.set()
         self.exposition = ""
 
     async def post(self, request: web.Request) -> web.Response:
         """Keep the query and the body."""
         self.posts.append((request.query_string, await request.read()))
         self.posted.set()
+        await self.let_go.wait()
         return web.json_response({"accepted": 1, "dead_lettered": 0}, status=202)
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -140,6 +143,27 @@ async def test_rate_offered_is_that_of_the_plan_however_long_the_answers_take(
     assert load.due_posts() == pytest.approx(25), "5 devices with a backlog"
     load.took_s = 5.0
     assert load.due_posts() == 30
+
+
+@pytest.mark.parametrize("ends", [{"duration_s": 0.1}, {"posts_max": 100}])
+async def test_run_against_a_service_that_stalls_ends_and_counts_what_it_did_not_send(
+    server: Server, ends: dict[str, Any]
+) -> None:
+    """What found no connection for too long is skipped: the run does not outlast its schedule."""
+    server.let_go.clear()
+    load = Load(_plan(server, shape=constant(1000), behind_s_max=0.05, **ends))
+    running = asyncio.create_task(load.run())
+    async with asyncio.timeout(20):
+        while load.driver.behind_s < 0.3:  # noqa: ASYNC110  the last is due after 0.1 s
+            await asyncio.sleep(0.01)
+        server.let_go.set()
+        await running
+    assert load.driver.taken == len(server.posts) == load.tally.right == 4
+    assert load.driver.skipped == 96
+    assert load.offered_posts == 100
+    said = text(document(load, {}))
+    assert "96 posts not sent: too many were open, or they were due for too long" in said
+    assert "NOT ALL RIGHT" in said
 
 
 async def test_scraper_counts_on_over_a_restart_of_the_service(

@@ -28,6 +28,7 @@ def test_run_without_options_is_an_open_loop_of_ten_seconds() -> None:
     assert (plan.duration_s, plan.connections, plan.recipe.posts_max) == (10.0, 64, None)
     assert plan.metrics_url == "http://127.0.0.1:8081/metrics"
     assert plan.retry is not None
+    assert (plan.behind_s_max, _plan("--behind-s", "5").behind_s_max) == (30.0, 5.0)
     times = plan.moments()
     assert times is not None
     assert len(list(times)) == 10_000
@@ -132,6 +133,8 @@ def test_value_that_cannot_be_is_an_error_that_names_its_option(
     [
         (["--closed", "--rate", "5"], "--closed goes without --rate"),
         (["--closed", "--find-max"], "--closed goes without --find-max"),
+        (["--closed", "--behind-s", "5"], "--closed goes without --behind-s"),
+        (["--find-max", "--behind-s", "5"], "--find-max goes without --behind-s"),
         (["--closed", "--shape", "ramp:1..2"], "--closed goes without --shape and --arrivals"),
         (["--closed", "--arrivals", "poisson"], "--closed goes without --shape and --arrivals"),
         (["--rate", "5", "--shape", "ramp:1..2"], "--shape ramp:1..2 says the rates"),
