@@ -54,11 +54,13 @@ class Bodies:
         self.check(declared or 0)
         content = request.content
         start = b""
-        if content.is_eof() or declared is None or declared <= FREE_BYTES:
+        if content.is_eof():
+            start = content.read_nowait()
+        elif declared is None or declared <= FREE_BYTES:
             _send_continue(request)
             start = await self._read(content, FREE_BYTES)
-            self.check(len(start))
         held_bytes = len(start)
+        self.check(held_bytes)
         if content.at_eof():
             self._hold(held_bytes)
         else:

@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 
 POST_BYTES = 2 * 1024  # what a post costs besides its body, in bytes of body: some 10 us
-TURN_BYTES = 128 * 1024  # some 60 single readings or 12 posts of 100, about 1 ms
+TURN_BYTES = 256 * 1024  # some 120 single readings or 24 posts of 100, about 2 ms
 
 
 class Turns:
