@@ -18,7 +18,7 @@ from functools import partial
 import uvloop
 
 from benchmarks import floors, wrk
-from benchmarks.bench_client import compare
+from benchmarks.client_cost import compare
 from benchmarks.contenders import (
     COMMITTED,
     FIRST_US,

@@ -1,6 +1,6 @@
 """What one request costs its sender: loadgen's own client beside aiohttp's, in CPU seconds.
 
-`python -m benchmarks.bench_client`. Each run is a process of its own that posts the same ready
+`python -m benchmarks.client_cost`. Each run is a process of its own that posts the same ready
 bodies, one reading each, over 64 connections to the same tiny server (another process, which
 answers a fixed 202 to whatever comes); closed loop, uvloop, runs alternate. What counts is the CPU
 time of the client's process between the first and the last request, user and system, so that it
@@ -177,7 +177,7 @@ def compare(runs: int, requests: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Run all and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_client", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.client_cost", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="of each client (%(default)s)")
     parser.add_argument("--requests", type=int, default=40_000, help="a run (%(default)s)")
     parser.add_argument("--json", type=Path, help="append one line of all figures to this file")

@@ -12,7 +12,7 @@ async def test_benchmark_of_the_client_prints_both_and_their_ratio(tmp_path: Pat
     """Two processes a run, all posts accepted, the ratio that of the two medians."""
     figures = tmp_path / "figures.ndjson"
     flags = ("--runs", 1, "--requests", 500, "--json", figures)
-    done = await run_command("benchmarks.bench_client", *flags)
+    done = await run_command("benchmarks.client_cost", *flags)
     assert done.code == 0, done.stderr
     cpu_us = json.loads(figures.read_text())["cpu_us_per_request"]
     loadgen_us, aiohttp_us = cpu_us["loadgen"][0], cpu_us["aiohttp"][0]
