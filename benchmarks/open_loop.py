@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from array import array
 from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvloop
@@ -82,6 +84,7 @@ class Tally:
         self.statuses: Counter[int] = Counter()
         self.lost_posts = 0
         self.taken_rows = 0
+        self.taken = array("I")  # the numbers of the posts with a 2xx
         self.latencies = Histogram()
 
     def sending(self, post: Post) -> None:
@@ -94,6 +97,7 @@ class Tally:
         self.statuses[status] += 1
         if status < 300:
             self.taken_rows += post.readings
+            self.taken.append(post.number)
             self.latencies.add(max(0.0, now_s - intended_s))
 
     def lost(
@@ -119,19 +123,31 @@ def drive_openly(
     rows: int = 1,
     target: str = "/v1/readings",
     connections: int = 64,
+    taken_to: Path | None = None,
 ) -> Openly:
-    """Send so many posts a second in a child process. Raises Broken if it fails."""
+    """Send so many posts a second in a child process. Raises Broken if it fails.
+
+    `taken_to` is a file for the posts with a 2xx: see `first_us_of_taken`.
+    """
     said, cpu_s = run_driver(
         [
             *(sys.executable, "-m", "benchmarks.open_loop", "--port", str(port)),
             *("--rate", f"{rate_per_s:.3f}", "--seconds", f"{seconds:g}", "--rows", str(rows)),
             *("--target", target, "--connections", str(connections)),
             *("--first-us", str(first_us)),
+            *(() if taken_to is None else ("--taken", str(taken_to))),
         ],
         seconds,
     )
     found: dict[str, Any] = json.loads(said)
     return Openly(**found)._replace(cpu_cores=cpu_s / seconds)
+
+
+def first_us_of_taken(path: Path, first_us: int, rows: int) -> list[int]:
+    """Return the first timestamp of each post with a 2xx; those of its rows follow it."""
+    numbers = array("I")
+    numbers.frombytes(path.read_bytes())
+    return [first_us + number * rows for number in numbers]
 
 
 async def _run(chosen: argparse.Namespace) -> Openly:
@@ -148,6 +164,8 @@ async def _run(chosen: argparse.Namespace) -> Openly:
         retry=None,
     )
     await driver.run()
+    if chosen.taken is not None:
+        chosen.taken.write_bytes(tally.taken.tobytes())
     quantile = tally.latencies.quantile
     return Openly(
         posts=driver.taken,
@@ -175,6 +193,7 @@ def main() -> None:
     parser.add_argument("--target", default="/v1/readings", help="path and query")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--first-us", type=int, default=1_700_000_000_000_000)
+    parser.add_argument("--taken", type=Path, help="write the numbers of posts with a 2xx there")
     chosen = parser.parse_args()
     raise_open_files_limit()
     print(json.dumps(uvloop.run(_run(chosen))._asdict()))

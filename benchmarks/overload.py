@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 import uvloop
 
 from benchmarks import floors, wrk
@@ -31,9 +32,10 @@ from benchmarks.contenders import (
     running_service,
     service_peak,
 )
-from benchmarks.open_loop import Openly, drive_openly
+from benchmarks.open_loop import Openly, drive_openly, first_us_of_taken
 from benchmarks.processes import Broken, Child, accepts, free_port, scratch
 from benchmarks.service import Service
+from ingest.schema import TABLE
 
 ROW_BYTES = 55  # a reading of the wrk scripts as binary COPY
 SLOWED_TO = 0.25
@@ -103,6 +105,7 @@ class Flood(NamedTuple):
 
     committed_per_s: float
     seen: Openly
+    taken_us: list[int]  # the first timestamp of each post with a 2xx
     rss_mib: float
     cpu_cores: float
 
@@ -110,18 +113,79 @@ class Flood(NamedTuple):
 def flood(service: Service, rate_per_s: float, seconds: float, phase: int, rows: int) -> Flood:
     """Offer so many posts a second; return what was committed a second meanwhile."""
     cpu_s = service.child.cpu_s()
+    first_us = FIRST_US + phase * PHASE_US
+    taken_to = service.folder / "taken"
     with Watch(service) as watch:
         seen = drive_openly(
             service.port,
             rate_per_s,
             seconds,
-            FIRST_US + phase * PHASE_US,
+            first_us,
             rows=rows,
             connections=MANY_CONNECTIONS,
+            taken_to=taken_to,
         )
     committed_per_s = watch.rate(seen.began_s, seen.began_s + seconds)
     cpu_cores = (service.child.cpu_s() - cpu_s) / (time.monotonic() - seen.began_s)
-    return Flood(committed_per_s, seen, service.rss_mib(), cpu_cores)
+    taken_us = first_us_of_taken(taken_to, first_us, rows)
+    return Flood(committed_per_s, seen, taken_us, service.rss_mib(), cpu_cores)
+
+
+def missing_rows(url: str, first_us: Sequence[int], rows: int) -> int:
+    """Return how many of the timestamps, `rows` from each of `first_us` on, are in no row.
+
+    Looked for one by one: a count would be made good by posts that were stored without an answer.
+    """
+
+    async def ask() -> int:
+        line = await asyncpg.connect(url)
+        try:
+            return int(
+                await line.fetchval(
+                    f"select count(*) from unnest($1::bigint[]) us, generate_series(0, $2 - 1) row "
+                    f"where not exists (select from {TABLE} where "
+                    "ts = timestamptz 'epoch' + (us + row) * interval '1 microsecond')",
+                    first_us,
+                    rows,
+                )
+            )
+        finally:
+            await line.close()
+
+    return uvloop.run(ask())
+
+
+def rows_between(url: str, first_us: int, end_us: int) -> int:
+    """Return how many rows there are from one timestamp up to another one."""
+
+    async def ask() -> int:
+        line = await asyncpg.connect(url)
+        try:
+            return int(
+                await line.fetchval(
+                    f"select count(*) from {TABLE} "
+                    "where ts >= timestamptz 'epoch' + $1::bigint * interval '1 microsecond' "
+                    "and ts < timestamptz 'epoch' + $2::bigint * interval '1 microsecond'",
+                    first_us,
+                    end_us,
+                )
+            )
+        finally:
+            await line.close()
+
+    return uvloop.run(ask())
+
+
+def lost_rows(url: str, closed: Mapping[int, int], floods: Sequence[Flood], rows: int) -> int:
+    """Return how many readings with a 2xx are not in the table.
+
+    `closed`: what wrk's drives were told is kept, in readings by their first timestamp. wrk cannot
+    say which, so what it left unanswered at its end could hide as much, in that drive only.
+    """
+    lost = sum(missing_rows(url, flood.taken_us, rows) for flood in floods)
+    for first_us, taken in closed.items():
+        lost += max(0, taken - rows_between(url, first_us, first_us + PHASE_US))
+    return lost
 
 
 def measure_slowed(plan: Plan, script: str) -> Figures:
@@ -141,7 +205,7 @@ def measure_slowed(plan: Plan, script: str) -> Figures:
         buffer_s = BUFFER_S * peak["rows_per_s"] * SLOWED_TO
         flags = ("--writers", "1", "--buffer-rows-max", str(max(10_000, int(buffer_s))))
         with slowed_service(owner.database_url, bytes_per_s, *flags) as service:
-            taken = wrk.drive("hundreds", service.port, 2, WARM_US).taken * 100  # fills the buffer
+            filling = wrk.drive("hundreds", service.port, 2, WARM_US)  # fills the buffer
             with Watch(service) as watch:
                 began_s, cpu_s = time.monotonic(), service.child.cpu_s()
                 full = wrk.drive(script, service.port, seconds, FIRST_US)
@@ -154,9 +218,10 @@ def measure_slowed(plan: Plan, script: str) -> Figures:
                 )
             )
             samples = service.quiet()
+            floods = (first, twice, four_times)
             there = count_rows(owner.database_url)
-    floods = (first, twice, four_times)
-    taken += full.taken * rows + sum(each.seen.taken_rows for each in floods)
+            closed = {WARM_US: filling.taken * 100, FIRST_US: full.taken * rows}
+            lost = lost_rows(owner.database_url, closed, floods, rows)
     if there != samples["ingest_readings_committed_total"]:
         raise Broken(f"the service says that it committed other rows than the {there} there are")
     flooded_mib = max(twice.rss_mib, four_times.rss_mib)
@@ -166,7 +231,7 @@ def measure_slowed(plan: Plan, script: str) -> Figures:
         "twice_rows_per_s": twice.committed_per_s,
         "four_times_rows_per_s": four_times.committed_per_s,
         "least_of_takes": min(twice.committed_per_s, four_times.committed_per_s) / takes,
-        "lost_rows": float(max(0, taken - there)),
+        "lost_rows": float(lost),
         "twice_refused_posts": float(twice.seen.refused),
         "four_times_refused_posts": float(four_times.seen.refused),
         "unanswered_posts": float(sum(each.seen.lost for each in floods)),

@@ -6,13 +6,18 @@ import asyncio
 import os
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 
+import asyncpg
 import pytest
+import uvloop
 
 from benchmarks import peers, wrk
-from benchmarks.floors import ready_batches
-from benchmarks.open_loop import Readings, Tally
+from benchmarks.contenders import PHASE_US
+from benchmarks.floors import copy, ready_batches
+from benchmarks.open_loop import Openly, Readings, Tally, first_us_of_taken
+from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import Broken, Child, Missing, free_port, run_driver
 from ingest.block import HEADER, TRAILER, decode_rows
 from ingest.config import Settings, ts_min_us
@@ -194,10 +199,46 @@ def test_tally_counts_only_what_was_taken() -> None:
     tally.answered(post, 202, b"", 10.0, 10.5, final=True)
     tally.answered(post, 503, b"", 10.0, 12.0, final=True)
     tally.lost(post, "gone", True, 10.0, 11.0, final=True)
-    assert (tally.taken_rows, tally.lost_posts) == (100, 1)
-    assert tally.statuses == {202: 1, 503: 1}
-    assert tally.latencies.count == 1
+    tally.answered(post._replace(number=7), 200, b"", 10.0, 10.5, final=True)
+    assert (tally.taken_rows, tally.lost_posts) == (200, 1)
+    assert list(tally.taken) == [0, 7]
+    assert tally.statuses == {200: 1, 202: 1, 503: 1}
+    assert tally.latencies.count == 2
     assert tally.latencies.max_s == 0.5
+
+
+def flood_of(taken_us: list[int]) -> Flood:
+    """Give a flood that took these posts."""
+    seen = Openly(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
+    return Flood(0.0, seen, taken_us, 0.0, 0.0)
+
+
+def test_reading_that_is_lost_is_not_made_good_by_another_one(
+    readings_url: str, tmp_path: Path
+) -> None:
+    """A post that was stored without an answer must not hide one that was promised and is gone."""
+    first_us = 1_700_000_000_000_000
+    taken = tmp_path / "taken"
+    taken.write_bytes(array("I", [0, 1, 3]).tobytes())
+    taken_us = first_us_of_taken(taken, first_us, 10)
+    assert taken_us == [first_us, first_us + 10, first_us + 30]
+    uvloop.run(copy(readings_url, ready_batches(40, 100, first_us)))  # post 2 without an answer
+    assert lost_rows(readings_url, {first_us: 40}, [flood_of(taken_us)], 10) == 0
+    gone = "delete from readings where ts = timestamptz 'epoch' + $1 * interval '1 microsecond'"
+    uvloop.run(execute(readings_url, gone, first_us + 39))
+    assert lost_rows(readings_url, {}, [flood_of(taken_us)], 10) == 1
+    assert lost_rows(readings_url, {first_us: 40}, [], 10) == 1
+    uvloop.run(copy(readings_url, ready_batches(10, 100, first_us + PHASE_US)))  # another drive's
+    assert lost_rows(readings_url, {first_us: 40}, [flood_of(taken_us)], 10) == 2
+
+
+async def execute(url: str, sql: str, *values: object) -> None:
+    """Run one statement."""
+    line = await asyncpg.connect(url)
+    try:
+        await line.execute(sql, *values)
+    finally:
+        await line.close()
 
 
 def test_ready_batches_are_whole_streams_of_new_rows() -> None:
