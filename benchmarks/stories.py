@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import socket
+import statistics
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -141,26 +142,69 @@ def measure_table(plan: Plan, name: str) -> Figures:
 
 
 def measure_idle(plan: Plan) -> Figures:
-    """Measure the peak of single readings without and with many idle connections beside."""
+    """Measure the peak of single readings without and with many idle connections beside.
+
+    Memory counts from a service that has not had a post. The two peaks take turns, beside, alone,
+    alone, beside, each into a fresh table.
+    """
     raise_open_files_limit()
+    seconds = max(1.0, plan.seconds / 2)
+    peaks: dict[str, list[float]] = {"beside": [], "alone": []}
     with running_service() as service, contextlib.ExitStack() as ending:
+        fresh_mib = service.rss_mib()
+        devices = idle_devices(service.port, WARM_US - 2 * IDLE_CONNECTIONS)
+        ending.callback(lambda: close_all(devices))
+        held_mib = service.rss_mib() - fresh_mib
         wrk.drive("singles", service.port, WARM_S, WARM_US)
         service.quiet()
-        alone = service_peak(service, "singles", plan.seconds, FIRST_US)
-        before_mib = service.rss_mib()
-        for number in range(IDLE_CONNECTIONS):
-            device = socket.create_connection(("127.0.0.1", service.port), 10)
-            ending.callback(device.close)
-            post_one(device, FIRST_US + PHASE_US + number)
-        held_mib = service.rss_mib() - before_mib
-        beside = service_peak(service, "singles", plan.seconds, FIRST_US + 2 * PHASE_US)
-        check_table(service)
+        for turn, kind in enumerate(("beside", "alone", "alone", "beside")):
+            if kind == "beside" and not devices:
+                devices += idle_devices(service.port, WARM_US - IDLE_CONNECTIONS)
+                service.quiet()
+            elif kind == "alone":
+                close_all(devices)
+            uvloop.run(floors.fresh_table(service.database_url))
+            before = service.committed()
+            figures = service_peak(service, "singles", seconds, FIRST_US + turn * PHASE_US)
+            peaks[kind].append(figures["posts_per_s"])
+            if (there := count_rows(service.database_url)) != service.committed() - before:
+                raise Broken(f"the table has {there} readings, the service says otherwise")
+            if closed := sum(not is_open(each) for each in devices):
+                raise Broken(f"{closed} of the idle connections were closed meanwhile")
+    alone, beside = statistics.mean(peaks["alone"]), statistics.mean(peaks["beside"])
     return {
-        "alone_posts_per_s": alone["posts_per_s"],
-        "beside_idle_posts_per_s": beside["posts_per_s"],
-        "of_alone": beside["posts_per_s"] / alone["posts_per_s"],
+        "alone_posts_per_s": alone,
+        "beside_idle_posts_per_s": beside,
+        "of_alone": beside / alone,
+        "fresh_rss_mib": fresh_mib,
         "connection_kib": held_mib * 1024 / IDLE_CONNECTIONS,
     }
+
+
+def idle_devices(port: int, first_us: int) -> list[socket.socket]:
+    """Open IDLE_CONNECTIONS connections that have posted one reading each."""
+    devices = []
+    for number in range(IDLE_CONNECTIONS):
+        devices.append(socket.create_connection(("127.0.0.1", port), 10))
+        post_one(devices[-1], first_us + number)
+    return devices
+
+
+def close_all(devices: list[socket.socket]) -> None:
+    """Close them, and have none."""
+    while devices:
+        devices.pop().close()
+
+
+def is_open(device: socket.socket) -> bool:
+    """Whether the other side has not closed an idle connection."""
+    device.setblocking(False)
+    try:
+        return bool(device.recv(1))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def post_one(device: socket.socket, ts_us: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from array import array
@@ -19,6 +20,7 @@ from benchmarks.floors import copy, ready_batches
 from benchmarks.open_loop import Openly, Readings, Tally, first_us_of_taken
 from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import Broken, Child, Missing, free_port, run_driver
+from benchmarks.stories import close_all, is_open
 from ingest.block import HEADER, TRAILER, decode_rows
 from ingest.config import Settings, ts_min_us
 from ingest.decode import Rules, decode
@@ -253,6 +255,19 @@ def test_ready_batches_are_whole_streams_of_new_rows() -> None:
     assert [each.ts_us for each in rows] == list(
         range(1_700_000_000_000_000, 1_700_000_000_000_250)
     )
+
+
+def test_idle_connection_that_the_other_side_closed_is_not_taken_for_one_that_is_held() -> None:
+    """Else the peak beside 5,000 connections would be one beside none."""
+    mine, its = socket.socketpair()
+    other, _held = socket.socketpair()
+    assert is_open(mine)
+    its.close()
+    assert not is_open(mine)
+    devices = [mine, other]
+    close_all(devices)
+    assert devices == []
+    assert other.fileno() == -1
 
 
 async def test_slow_line_forwards_all_bytes_both_ways(tmp_path: Path) -> None:
