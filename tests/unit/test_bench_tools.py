@@ -260,14 +260,15 @@ def test_ready_batches_are_whole_streams_of_new_rows() -> None:
 def test_idle_connection_that_the_other_side_closed_is_not_taken_for_one_that_is_held() -> None:
     """Else the peak beside 5,000 connections would be one beside none."""
     mine, its = socket.socketpair()
-    other, _held = socket.socketpair()
-    assert is_open(mine)
-    its.close()
-    assert not is_open(mine)
-    devices = [mine, other]
-    close_all(devices)
-    assert devices == []
-    assert other.fileno() == -1
+    other, held = socket.socketpair()
+    with held:
+        assert is_open(mine)
+        its.close()
+        assert not is_open(mine)
+        devices = [mine, other]
+        close_all(devices)
+        assert devices == []
+        assert other.fileno() == -1
 
 
 async def test_slow_line_forwards_all_bytes_both_ways(tmp_path: Path) -> None:
