@@ -1,6 +1,6 @@
 """`loadgen csv`: post a file of `timestamp,value`.
 
-Exit codes: 0 everything accepted, 1 something was not, 2 wrong use, 130 interrupted.
+Exit codes: 0 everything accepted, 1 something was not, 2 wrong use or no such CSV, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="post a CSV of timestamp,value",
         description="Post a CSV with the header `timestamp,value`. Lines that are no reading are "
         "reported and left out. Posting a file again stores nothing twice.",
-        epilog="Exit code 0: everything was accepted; 1: something was not; 2: wrong use.",
+        epilog="Exit code 0: everything was accepted; 1: something was not; 2: wrong use, or the "
+        "file cannot be read or has no such header.",
     )
     csv.add_argument("file", type=Path, metavar="FILE")
     csv.add_argument("--device", required=True, help="device_id of every reading")
@@ -129,6 +130,9 @@ def main(chosen: argparse.Namespace) -> int:
         asyncio.run(_post_all(file, client, chosen.batch, chosen.connections, tally))
     except KeyboardInterrupt:
         interrupted = True
+    if tally.fatal and not file.has_header:
+        print(f"loadgen csv: {tally.fatal}", file=sys.stderr)
+        return 2
     _summarise(file, client, tally, time.monotonic() - began_s)
     if interrupted:
         print("interrupted: posting the file again stores nothing twice", file=sys.stderr)

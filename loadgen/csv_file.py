@@ -45,7 +45,7 @@ class CsvFile:
     """A CSV whose header names `timestamp` and `value`; other columns are ignored.
 
     After `batches` is exhausted, `rows` is the number of readings found and `bad` lists the first
-    `bad_shown_max` of `bad_rows` lines that are none, as (line, why).
+    `bad_shown_max` of `bad_rows` lines that are none, as (line, why). `has_header`: it was found.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class CsvFile:
     metric: str
     zone: tzinfo
     bad_shown_max: int = 10
+    has_header: bool = False
     rows: int = 0
     bad_rows: int = 0
     bad: list[tuple[int, str]] = field(default_factory=list)
@@ -81,6 +82,7 @@ class CsvFile:
                 cells = next(csv.reader([raw.decode()], strict=True), [])
                 if columns is None:
                     columns = self._columns(cells, number)
+                    self.has_header = True
                     continue
                 ts, value = (cells[each].strip() for each in columns)
                 items.append(

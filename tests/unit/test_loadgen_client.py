@@ -267,9 +267,34 @@ async def test_csv_used_wrongly_exits_with_two(
     assert why in err
 
 
-async def test_csv_that_is_none_exits_with_one_and_a_sentence(tmp_path: Path) -> None:
-    """No traceback for a wrong file."""
-    code, _, err = await _csv(tmp_path / "absent.csv", "http://127.0.0.1:9")
-    assert code == 1
-    assert "cannot read" in err
-    assert "Traceback" not in err
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "cannot read {path}: No such file"),
+        ("folder", "cannot read {path}: Is a directory"),
+        ("", "{path} has no header"),
+        ("1,2\n3,4\n", "{path}, line 1: the header must name"),
+    ],
+)
+async def test_csv_that_is_none_is_wrong_use_and_a_sentence(
+    tmp_path: Path, content: str | None, why: str
+) -> None:
+    """No traceback for a wrong file, and no line of zeros that looks like a result."""
+    path = tmp_path / "file.csv"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_text(content)
+    code, out, err = await _csv(path, "http://127.0.0.1:9")
+    assert (code, out) == (2, "")
+    assert err.startswith("loadgen csv: " + why.format(path=path))
+    assert err.count("\n") == 1
+
+
+async def test_csv_of_a_header_only_is_an_empty_result(tmp_path: Path) -> None:
+    """Nothing to post is no fault."""
+    path = tmp_path / "file.csv"
+    path.write_text("timestamp,value\n")
+    code, out, err = await _csv(path, "http://127.0.0.1:9")
+    assert (code, err) == (0, "")
+    assert out.startswith("rows=0 accepted=0")
