@@ -9,12 +9,15 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from benchmarks.attack import ATTACKS
 from benchmarks.contenders import CONTENDERS, Contender, Figures
 from benchmarks.floors import COPY_BATCHES
 from benchmarks.overload import OVERLOADS
 from benchmarks.stories import STORIES
 
-ALL: dict[str, Contender] = {each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES)}
+ALL: dict[str, Contender] = {
+    each.name: each for each in (*CONTENDERS, *OVERLOADS, *ATTACKS, *STORIES)
+}
 Runs = Mapping[str, list[Figures]]  # by contender
 
 
@@ -214,6 +217,38 @@ CASES = (
             ),
             Wanted("of the peak without them", figure("idle", "of_alone"), 0.95),
         ),
+    ),
+    Case(
+        "attack",
+        "Beside 10,000 half heads, and beside gzip bombs of 200 MiB",
+        ("attack",),
+        (
+            *(
+                Wanted(
+                    f"p99 beside {shown}, of 25 ms or twice that alone",
+                    figure("attack", f"{kind}_of_allowed"),
+                    1.0,
+                    at_least=False,
+                )
+                for kind, shown in (("half_heads", "half heads"), ("bombs", "bombs"))
+            ),
+            Wanted(
+                "most RSS of the second round of attacks, of that of the first",
+                figure("attack", "rss_growth"),
+                1.1,
+                at_least=False,
+            ),
+        ),
+        bars=tuple(
+            (f"{shown}, {nth}", "attack", f"{kind}_{number}_p99_ms")
+            for number, nth in ((1, "first"), (2, "second"))
+            for kind, shown in (
+                ("alone", "alone"),
+                ("half_heads", "half heads"),
+                ("bombs", "bombs"),
+            )
+        ),
+        unit="p99, ms from the intended moment to the answer",
     ),
     Case(
         "client",

@@ -13,8 +13,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 import uvloop
+from aiohttp import web
 
 from benchmarks import peers, wrk
+from benchmarks.attack import most_mib
+from benchmarks.attackers import HALF_HEAD
 from benchmarks.contenders import PHASE_US
 from benchmarks.floors import copy, ready_batches
 from benchmarks.open_loop import Openly, Readings, Tally, first_us_of_taken
@@ -25,6 +28,7 @@ from ingest.block import HEADER, TRAILER, decode_rows
 from ingest.config import Settings, ts_min_us
 from ingest.decode import Rules, decode
 from loadgen.post import Post
+from tests.door import until
 from tests.system.service import REPOSITORY, wait_gone
 
 SAID = """Running 5s test @ http://127.0.0.1:41223/v1/readings
@@ -269,6 +273,80 @@ def test_idle_connection_that_the_other_side_closed_is_not_taken_for_one_that_is
         close_all(devices)
         assert devices == []
         assert other.fileno() == -1
+
+
+async def test_bombs_that_are_not_refused_for_their_size_end_the_attack() -> None:
+    """An attack that is none must not make the service look good."""
+    sizes = []
+
+    async def accept(request: web.Request) -> web.Response:
+        sizes.append(len(await request.read()))
+        return web.json_response({}, status=413 if len(sizes) < 9 else 202)
+
+    app = web.Application()
+    app.router.add_post("/v1/readings", accept)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    attacker = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", "from benchmarks import attackers; attackers.BOMB_BYTES = 9; attackers.main()"),
+        *("bombs", "--port", str(runner.addresses[0][1])),
+        cwd=REPOSITORY,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        out, err = await attacker.communicate()
+    await runner.cleanup()
+    assert attacker.returncode == 1
+    assert out == b"ready\n"
+    assert b"a bomb got 202" in err
+    assert set(sizes) == {9}
+
+
+async def test_half_heads_hold_their_connections_and_open_them_again() -> None:
+    """One that the service closes is there again, and none sends the end of its head."""
+    heads: list[bytes] = []
+
+    async def close_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.read(1_000))
+        if len(heads) > 3:
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(close_the_first, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    attacker = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", "from benchmarks import attackers; attackers.HALF_HEADS = 5; attackers.main()"),
+        *("half_heads", "--port", str(port)),
+        cwd=REPOSITORY,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert attacker.stdout is not None
+    async with asyncio.timeout(20):
+        assert await attacker.stdout.readline() == b"ready\n"
+        await until(lambda: len(heads) == 8)
+    attacker.kill()
+    await attacker.communicate()
+    server.close()
+    assert set(heads) == {HALF_HEAD}
+    assert b"\r\n\r\n" not in HALF_HEAD
+
+
+def test_attacks_of_two_rounds_are_compared_by_the_most_memory_of_each() -> None:
+    """Whichever attack, and whether during it or after."""
+    figures = {
+        f"{kind}_{number}_rss_{when}_mib": 50.0
+        for kind in ("half_heads", "bombs")
+        for number in (1, 2)
+        for when in ("during", "after")
+    }
+    figures["alone_1_rss_during_mib"] = 400.0
+    figures["half_heads_1_rss_during_mib"] = 100.0
+    figures["bombs_2_rss_after_mib"] = 120.0
+    assert (most_mib(figures, 1), most_mib(figures, 2)) == (100.0, 120.0)
 
 
 async def test_slow_line_forwards_all_bytes_both_ways(tmp_path: Path) -> None:
