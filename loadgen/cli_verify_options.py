@@ -7,7 +7,9 @@ import os
 import secrets
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from loadgen import cli_values as values
 from loadgen.conclude import Where
@@ -36,6 +38,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "readings of each kind are listed); 2: wrong use, or no proof was possible; "
         "130: interrupted, and as promised so far.",
     )
+    verify.set_defaults(sends=())
     where = verify.add_argument_group("where")
     where.add_argument("--url", type=values.url, metavar="URL", help="of the service")
     where.add_argument("--admin-url", metavar="URL", help="of its admin port (/metrics)")
@@ -80,40 +83,51 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
 
 
+class _Sends(argparse.Action):
+    """Stores an option of what is sent, and that it was given: its default does not tell."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.sends = (*namespace.sends, option_string)
+
+
 def _add_traffic(traffic: argparse._ArgumentGroup) -> None:
-    traffic.add_argument(
+    add = partial(traffic.add_argument, action=_Sends)
+    add(
         "--duration-s",
         type=values.above_zero,
         metavar="S",
         help=f"send for so long ({DURATION_S:g}, unless --posts is given)",
     )
-    traffic.add_argument("--posts", type=values.count(), metavar="N", help="send so many posts")
-    traffic.add_argument(
+    add("--posts", type=values.count(), metavar="N", help="send so many posts")
+    add(
         "--rate",
         type=values.rate,
         metavar="R",
         help="posts a second; without it each connection posts as soon as it has its answer",
     )
-    traffic.add_argument(
+    add(
         "--connections",
         type=values.count(1, 10_000),
         default=16,
         metavar="N",
         help="posts at once (%(default)s)",
     )
-    traffic.add_argument(
+    add(
         "--batch",
         type=values.mix,
         default="1x8,10,100",
         metavar="MIX",
         help="readings a post: 100, or a mix with weights (%(default)s)",
     )
-    traffic.add_argument(
-        "--ack", choices=("buffered", "durable", "committed"), help="default: the service's"
-    )
-    traffic.add_argument(
-        "--seed", type=values.count(0), default=1, metavar="N", help="of all choices (%(default)s)"
-    )
+    add("--ack", choices=("buffered", "durable", "committed"), help="default: the service's")
+    add("--seed", type=values.count(0), default=1, metavar="N", help="of all choices (%(default)s)")
     for name, default, what in (
         ("duplicates", "1%%", "of the readings are sent again in a later post"),
         ("invalid", "0.5%%", "of the readings are none, in various ways"),
@@ -124,19 +138,26 @@ def _add_traffic(traffic: argparse._ArgumentGroup) -> None:
             f"table: check (metric <> '{REFUSED_METRIC}')",
         ),
     ):
-        traffic.add_argument(
+        add(
             f"--{name}",
             type=values.share,
             default=default.replace("%%", "%"),
             metavar="SHARE",
             help=f"{what} ({default})",
         )
-    traffic.add_argument(
+    add(
         "--give-up-s",
         type=values.above_zero,
         default=300.0,
         metavar="S",
         help="keep trying one post for so long (%(default)g)",
+    )
+    add(
+        "--answer-s",
+        type=values.above_zero,
+        default=30.0,
+        metavar="S",
+        help="an answer that takes longer counts as none (%(default)g)",
     )
 
 
@@ -175,9 +196,11 @@ def check_reconcile_only(chosen: argparse.Namespace) -> None:
     """See whether there is a ledger, and nothing to send. Raises WrongUse."""
     if chosen.ledger is None:
         raise WrongUse("--reconcile-only needs --ledger FILE")
-    for name in ("duration_s", "posts", "rate"):
-        if getattr(chosen, name) is not None:
-            raise WrongUse(f"--reconcile-only sends nothing: leave out --{name.replace('_', '-')}")
+    for name, option in (("keep", "--keep"), ("ledger_fsync", "--ledger-fsync")):
+        if getattr(chosen, name):
+            raise WrongUse(f"--reconcile-only writes no ledger: leave out {option}")
+    if chosen.sends:
+        raise WrongUse(f"--reconcile-only sends nothing: leave out {chosen.sends[0]}")
 
 
 def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Where) -> Job:
@@ -219,6 +242,7 @@ def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Where)
         duration_s=duration_s,
         rate=chosen.rate,
         give_up_s=chosen.give_up_s,
+        answer_s_max=chosen.answer_s,
         fsync=chosen.ledger_fsync,
         admin_url=where.admin_url,
     )

@@ -14,7 +14,8 @@ from typing import cast
 import asyncpg
 import pytest
 
-from loadgen.cli import main
+from loadgen.cli import main, parser
+from loadgen.cli_verify_options import job_of, where_of
 from loadgen.conclude import CannotCheck, Where, check_ahead
 from loadgen.local_service import find, state_folder
 from loadgen.table import refuses
@@ -122,6 +123,44 @@ def test_wrong_value_is_said_with_the_option(
         main(["verify", *words])
     assert caught.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--duration-s", "10"),
+        ("--posts", "5"),
+        ("--rate", "3"),
+        ("--connections", "16"),
+        ("--batch", "1x8,10,100"),
+        ("--ack", "buffered"),
+        ("--seed", "1"),
+        ("--duplicates", "1%"),
+        ("--invalid", "0.5%"),
+        ("--refused-by-check", "0"),
+        ("--give-up-s", "300"),
+        ("--answer-s", "30"),
+        ("--keep",),
+        ("--ledger-fsync",),
+    ],
+)
+def test_reconcile_only_refuses_what_it_would_ignore(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if the value is the default: whoever says it believes that it is done."""
+    again = ("--reconcile-only", "--ledger", "/dev/null")
+    assert main(["verify", *SOMEWHERE, *again, *words]) == 2
+    assert f"leave out {words[0]}\n" in capsys.readouterr().err
+
+
+def test_options_of_what_is_sent_reach_the_job(tmp_path: Path) -> None:
+    """Each by its own name."""
+    words = ["--answer-s", "7", "--give-up-s", "9", "--connections", "3", "--seed", "4"]
+    words += ["--ledger", str(tmp_path / "ledger"), "--ack", "committed", "--posts", "5"]
+    chosen = parser().parse_args(["verify", *SOMEWHERE, *words])
+    job = job_of(chosen, None, where_of(chosen, None))
+    assert (job.answer_s_max, job.give_up_s, job.connections, job.posts) == (7, 9, 3, 5)
+    assert (job.plan.seed, job.query, job.duration_s) == (4, "?ack=committed", None)
 
 
 def test_help_says_what_each_option_does(capsys: pytest.CaptureFixture[str]) -> None:
