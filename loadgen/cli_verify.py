@@ -1,6 +1,7 @@
 """`loadgen verify`: send readings, then prove that each is where the service said it would be.
 
-Exit codes: 0 all as promised, 1 something is not, 2 wrong use or no proof was possible,
+Exit codes: 0 all as promised, 1 something is not, 2 wrong use or no proof (none was possible, or
+most outcomes are not known),
 130 interrupted (and what was sent until then is as promised).
 """
 
@@ -77,7 +78,7 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Where) -> 
             ledger, where, settle_s=chosen.settle_s, report=chosen.report, say=stage.append
         )
         result: Result = await _shown(work, lambda: stage[-1])
-        keep = not (result.green and result.counts["acknowledged"])
+        keep = not (result.green and result.is_proof)
         if not result.counts["acknowledged"] and set(result.faults) <= {"wrong_answer"}:
             refused = "".join(
                 f": {each.found}" for each in result.first.get("wrong_answer", ())[:1]
@@ -86,6 +87,8 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Where) -> 
         print(text(result))
         if not result.green:
             return 1
+        if not result.is_proof:
+            return 2
     finally:
         if keep and job is not None:
             _say_again(ledger)

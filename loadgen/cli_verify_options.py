@@ -35,7 +35,8 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "answer. At the end it looks for each reading in the table and among the dead letters. "
         "With a service of this machine it finds database and dead letters by itself.",
         epilog="Exit code 0: everything is as it was promised; 1: something is not (the first "
-        "readings of each kind are listed); 2: wrong use, or no proof was possible; "
+        "readings of each kind are listed); 2: wrong use, or no proof: none was "
+        "possible, or of more than half of the readings the outcome is not known; "
         "130: interrupted, and as promised so far.",
     )
     verify.set_defaults(sends=())

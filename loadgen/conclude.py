@@ -10,9 +10,10 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -24,6 +25,7 @@ from loadgen.reconcile import FAULTS, Fault, Reconciliation
 from loadgen.table import TableError, check_table, stream_rows
 
 FIRST_FAULTS = 20
+NO_ANSWER = frozenset({502, 503, 504})  # also a proxy's; another 5xx is a fault of the service
 AGAIN_S = 1.0
 LATE = frozenset({"lost", "in_both", "not_replayed"})  # what a later look may see otherwise
 
@@ -58,13 +60,22 @@ class Result:
 
     @property
     def green(self) -> bool:
-        """Whether nothing is other than promised. It proves nothing without acknowledgements."""
+        """Whether nothing is other than promised. It proves nothing unless `is_proof`."""
         return not self.faults.total()
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether at least half of the readings had an answer, and one was acknowledged."""
+        counts = self.counts
+        maybe = counts["perhaps_never_sent"]  # its outcome is no open question
+        few = (counts["unknown"] - maybe) * 2 <= counts["readings"] - maybe
+        return few and bool(counts["acknowledged"])
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without the faults themselves."""
         return {
             "green": self.green,
+            "is_proof": self.is_proof,
             "plan": asdict(self.plan),
             "posts": self.posts,
             "readings": dict(self.counts),
@@ -164,18 +175,42 @@ async def _compare(
     result = Result(plan, ledger.posts, tries=ledger.tries, law=law, quiet=settled.quiet)
     folder = await asyncio.to_thread(read_letters, where.dlq_dir, plan.prefix)
     book = _Book(result, report)
+    seen_rows = 0
+
+    def feed(rows: Sequence[Any]) -> None:
+        nonlocal seen_rows
+        seen_rows += len(rows)
+        work.feed(rows)
+
     try:
         work = Reconciliation(ledger, folder, book, replays=law is not None)
         result.reasons = Counter(work.reasons)
         result.counts = work.counts
-        await stream_rows(where.database_url, plan.prefix, work.feed)
+        await stream_rows(where.database_url, plan.prefix, feed)
         work.finish()
+        result.counts["perhaps_never_sent"] = _readings_after(ledger, plan)
         _check_law(ledger, result, book)
+        _check_ends(ledger, result, book)
+        if not seen_rows and result.counts["acknowledged"]:
+            result.notes.append(
+                f"the table has no row of {plan.prefix}%: is it the database of this service?"
+            )
         _note(ledger, folder, result)
         result.took_s = time.monotonic() - began_s
     finally:
         book.close()
     return result
+
+
+def _readings_after(ledger: Ledger, plan: Plan) -> int:
+    """Return the valid readings of posts that were put on record, but of which nothing is known.
+
+    Whoever was killed had not sent all of these.
+    """
+    if ledger.posts_known == ledger.posts:
+        return 0
+    posts = islice(plan.posts(), ledger.posts_known, ledger.posts)
+    return sum(item.count for items in posts for item in items if item.kind < 0)
 
 
 def _check_law(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -> None:
@@ -199,6 +234,18 @@ def _check_law(ledger: Ledger, result: Result, book: Callable[[Fault], None]) ->
             book(Fault("law_broken", None, "/metrics", "counts what it accepts", found))
     elif before is not None:
         result.notes.append("the service was started anew during the run")
+
+
+def _check_ends(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -> None:
+    """Name the posts that ended without a clear answer; a 5xx that none may give is a fault."""
+    for status, count in sorted(ledger.statuses().items()):
+        said = f"{count:,} posts ended with status {status}"
+        if status >= 500 and status not in NO_ANSWER:
+            book(Fault("wrong_answer", None, "/v1/readings", "2xx, 4xx or 503", said))
+        elif status in NO_ANSWER and count:
+            result.notes.append(said)
+        elif status == 0 and count:
+            result.notes.append(f"{count:,} posts were given up without an answer")
 
 
 def _note(ledger: Ledger, folder: Folder, result: Result) -> None:

@@ -12,6 +12,7 @@ for a machine that dies, too. A torn last frame is passed over, any other damage
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import struct
@@ -74,7 +75,10 @@ class Details(NamedTuple):
 
 
 class LedgerWriter:
-    """Writes a new ledger. Raises OSError (a full disk): then the run must end."""
+    """Writes a new ledger. Raises OSError (a full disk): then the run must end.
+
+    The file is locked until `close`, or our death: half a ledger is not to be judged.
+    """
 
     def __init__(self, path: Path, header: dict[str, Any], *, fsync: bool = False) -> None:
         self.path = path
@@ -87,6 +91,7 @@ class LedgerWriter:
         self.failed: OSError | None = None
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
         text = json.dumps(header).encode()
         self._write(MAGIC + _FRAME.pack(len(text), crc32(text)) + text)
 
@@ -207,6 +212,10 @@ class Ledger:
         """Read it. Raises LedgerError, OSError."""
         ledger = cls(path)
         with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LedgerError(f"{path}: a run is still writing it") from error
             if file.read(len(MAGIC)) != MAGIC:
                 raise LedgerError(f"{path} is not a ledger of loadgen verify")
             try:
@@ -240,6 +249,19 @@ class Ledger:
     def final(self, post: int) -> Final | None:
         """Return what became of a post; None: it may have been sent, and no answer is known."""
         return self._kinds[self._finals[post]]
+
+    @property
+    def posts_known(self) -> int:
+        """Posts up to the last with an answer; those after it may never have been sent."""
+        return self.posts if self.ended else len(self._finals.rstrip(b"\0"))
+
+    def statuses(self) -> Counter[int]:
+        """Return how many posts ended with each status; 0: given up without an answer."""
+        found: Counter[int] = Counter()
+        for place, final in enumerate(self._kinds):
+            if final is not None:
+                found[final.status] += self._finals.count(place)
+        return found
 
     def details(self, post: int) -> Details:
         """Return what a post's answer said, if its Final has details."""

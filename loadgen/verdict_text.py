@@ -43,6 +43,8 @@ def text(result: Result) -> str:
         lines += ["", f"{kind}: {count:,}" + (f", the first {len(first)}:" if count > 1 else "")]
         lines += [_fault(each) for each in first]
     verdict = "as promised" if result.green else "NOT as promised"
+    if result.green and not result.is_proof:
+        verdict = "NO PROOF: of more than half of the readings the outcome is not known"
     lines += [
         "",
         f"{verdict} (compared in {result.took_s:.1f} s)",

@@ -89,7 +89,7 @@ class World:
         """Write the ledger, compare, and return what was found."""
         path = folder / "ledger"
         path.unlink(missing_ok=True)
-        asyncio.run(self._write(path, posts))
+        asyncio.run(self.write(path, posts))
         faults: list[Fault] = []
         ledger = Ledger.read(path)
         work = Reconciliation(ledger, Folder(list(self.letters)), faults.append, replays=replays)
@@ -100,7 +100,8 @@ class World:
         self.counts = work.counts
         return faults
 
-    async def _write(self, path: Path, posts: int | None) -> None:
+    async def write(self, path: Path, posts: int | None = None) -> None:
+        """Write the ledger of the run; from number `posts` on nothing was sent."""
         writer = LedgerWriter(path, {"plan": self.plan.to_json(), "url": f"http://x/{self.query}"})
         for post in range(len(self.posts)):
             writer.take(post)

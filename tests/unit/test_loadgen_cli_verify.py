@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -17,9 +19,11 @@ import pytest
 from loadgen.cli import main, parser
 from loadgen.cli_verify_options import job_of, where_of
 from loadgen.conclude import CannotCheck, Where, check_ahead
+from loadgen.ledger import Final
 from loadgen.local_service import find, state_folder
 from loadgen.table import refuses
 from tests.embedded import running
+from tests.proofs import PLAN, World
 
 NOWHERE = "postgresql://nobody:secret@127.0.0.1:9/x"
 
@@ -172,6 +176,33 @@ def test_help_says_what_each_option_does(capsys: pytest.CaptureFixture[str]) -> 
     assert "sent again in a later post (1%)" in said
     assert "in various ways (0.5%)" in said
     assert "check (metric <> 'refused')" in said
+
+
+@pytest.mark.parametrize(("known", "code"), [(4, 2), (6, 0)])
+def test_verdict_without_most_of_the_answers_is_no_success(
+    readings_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], known: int, code: int
+) -> None:
+    """A script that looks at the exit code only must not take it for a proof."""
+    plan = replace(PLAN, invalid=0.0, refused=0.0, duplicates=0.0, sizes=((1, 1.0),))
+    world = World(10, plan=plan)
+    for post in range(known, 10):
+        world.finals[post] = (Final(503, doubt=True), None)
+
+    async def prepare() -> None:
+        await world.write(tmp_path / "ledger")
+        line = await asyncpg.connect(readings_url)
+        await line.executemany(
+            "insert into readings (ts, device_id, metric, value) values "
+            "(timestamptz 'epoch' + $1::bigint * interval '1 microsecond', $2, $3, $4)",
+            world.rows,
+        )
+        await line.close()
+
+    asyncio.run(prepare())
+    words = ("--ledger", str(tmp_path / "ledger"), "--database-url", readings_url)
+    again = ("verify", "--reconcile-only", *words, "--dlq-dir", str(tmp_path))
+    assert main([*again, "--settle-s", "0.1"]) == code
+    assert ("NO PROOF" in capsys.readouterr().out) == (code == 2)
 
 
 # The service of this machine

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -97,10 +100,43 @@ async def test_post_is_on_record_before_take_returns(tmp_path: Path) -> None:
     writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
     for post in (0, RESERVED_POSTS, 2 * RESERVED_POSTS):
         writer.take(post)
-        ledger = Ledger.read(tmp_path / "ledger")
+        shutil.copy(tmp_path / "ledger", tmp_path / "now")
+        ledger = Ledger.read(tmp_path / "now")
         assert ledger.posts > post
         assert ledger.final(post) is None
     writer.close()
+
+
+async def test_ledger_that_is_being_written_is_not_judged(tmp_path: Path) -> None:
+    """Answers are still to come; after the end, or death, of who writes it, it can be read."""
+    path = tmp_path / "ledger"
+    code = (
+        "import sys; from pathlib import Path; from loadgen.ledger import LedgerWriter\n"
+        "writer = LedgerWriter(Path(sys.argv[1]), {'plan': {}}); writer.take(0)\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    generator = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, path),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert generator.stdout is not None
+    assert await generator.stdout.readline() == b"\n"
+    with pytest.raises(LedgerError, match="ledger: a run is still writing it"):
+        Ledger.read(path)
+    generator.kill()
+    await generator.communicate()
+    assert Ledger.read(path).posts == RESERVED_POSTS
+
+
+async def test_posts_after_the_last_answer_are_told_apart(tmp_path: Path) -> None:
+    """Who was killed had put more on record than it sent; who has ended had not."""
+    await _write(tmp_path / "killed", end=False)
+    await _write(tmp_path / "ended")
+    killed, ended = (Ledger.read(tmp_path / name) for name in ("killed", "ended"))
+    assert (killed.posts_known, killed.posts) == (len(FINALS), 2 * RESERVED_POSTS)
+    assert ended.posts_known == ended.posts == ENOUGH
+    assert ended.statuses() == Counter(final.status for final, _ in FINALS.values())
 
 
 async def test_answers_of_one_turn_of_the_loop_are_one_write(

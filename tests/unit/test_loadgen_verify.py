@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from loadgen.table import stream_rows
 from loadgen.verdict_text import text
 from loadgen.verify import REFUSED_MAX, Job, Run
 from tests.cheating_service import CHEATS, CheatingService
+from tests.proofs import PLAN, World
 
 READINGS = 13_000  # so that one of them is cheated about
 
@@ -391,3 +393,69 @@ async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str
     path.write_bytes(data)
     with pytest.raises(CannotCheck, match="altered"):
         await conclude(path, Where(readings_url, tmp_path), settle_s=0.1)
+
+
+# Verdicts on what is hardly known
+
+
+HARDLY = replace(PLAN, invalid=0.0, refused=0.0)
+
+
+async def _judged(world: World, folder: Path, url: str) -> Result:
+    """Put the rows of a run into the table, and compare."""
+    line = await asyncpg.connect(url)
+    try:
+        await line.executemany(
+            "insert into readings (ts, device_id, metric, value) values "
+            "(timestamptz 'epoch' + $1::bigint * interval '1 microsecond', $2, $3, $4)",
+            world.rows,
+        )
+    finally:
+        await line.close()
+    await world.write(folder / "ledger")
+    return await conclude(folder / "ledger", Where(url, folder), settle_s=0.1)
+
+
+@pytest.mark.parametrize(("known", "proves"), [(40, False), (60, True)])
+async def test_run_of_which_most_is_not_known_is_no_proof(
+    readings_url: str, tmp_path: Path, known: int, proves: bool
+) -> None:
+    """Nothing is wrong with what got no answer, and nothing is shown by it."""
+    world = World(100, plan=replace(HARDLY, sizes=((1, 1.0),), duplicates=0.0))
+    for post in range(known, 100):
+        world.finals[post] = (Final(503, doubt=True), None)
+    result = await _judged(world, tmp_path, readings_url)
+    assert result.green
+    assert result.is_proof is proves
+    assert ("NO PROOF" in text(result)) is not proves
+    assert f"{100 - known} posts ended with status 503" in result.notes
+
+
+async def test_nothing_but_a_503_may_end_a_post_as_a_fault_of_the_server(
+    readings_url: str, tmp_path: Path
+) -> None:
+    """A 500 that stays is a fault though no reading is lost by it; a proxy's 502 is named."""
+    world = World(100, plan=HARDLY)
+    world.finals[3] = (Final(500, doubt=True), None)
+    world.finals[4] = (Final(502, doubt=True), None)
+    world.finals[5] = (Final(0, doubt=True), None)
+    result = await _judged(world, tmp_path, readings_url)
+    assert result.faults == {"wrong_answer": 1}
+    assert result.first["wrong_answer"][0].found == "1 posts ended with status 500"
+    assert "1 posts ended with status 502" in result.notes
+    assert "1 posts were given up without an answer" in result.notes
+
+
+async def test_table_of_another_service_is_suspected(readings_url: str, tmp_path: Path) -> None:
+    """All is lost, more likely because one looks in the wrong place."""
+    world = World(100, plan=HARDLY)
+    rows, world.rows = world.rows, []
+    result = await _judged(world, tmp_path, readings_url)
+    note = f"the table has no row of {HARDLY.prefix}%: is it the database of this service?"
+    assert result.faults["lost"] == len(rows)
+    assert f"note: {note}\n" in text(result)
+    world.rows = rows[:1]
+    (tmp_path / "ledger").unlink()
+    result = await _judged(world, tmp_path, readings_url)
+    assert result.faults["lost"] == len(rows) - 1
+    assert note not in result.notes
