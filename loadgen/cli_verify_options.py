@@ -55,7 +55,9 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="DIR",
         help="of a service on this machine: says all of the above; default: the usual place",
     )
-    _add_traffic(verify.add_argument_group("what to send"))
+    traffic = verify.add_argument_group("what to send")
+    _add_traffic(traffic)
+    _add_patience(traffic)
     proof = verify.add_argument_group("the proof")
     proof.add_argument(
         "--ledger", type=values.path, metavar="FILE", help="write the ledger there, and keep it"
@@ -146,6 +148,10 @@ def _add_traffic(traffic: argparse._ArgumentGroup) -> None:
             metavar="SHARE",
             help=f"{what} ({default})",
         )
+
+
+def _add_patience(traffic: argparse._ArgumentGroup) -> None:
+    add = partial(traffic.add_argument, action=_Sends)
     add(
         "--give-up-s",
         type=values.above_zero,

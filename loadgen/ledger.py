@@ -27,6 +27,8 @@ MAGIC = b"ingest-ledger-1\n"
 RESERVED_POSTS = 256  # posts put on record at a time: a write for each would cost 2 us a post
 POSTS_MAX = 1 << 32
 CODE_BYTES_MAX = 64
+CODES_MAX = 0xFFFF  # different ones; the service has some dozens
+OTHER_CODE = "(one code too many)"
 
 RECORD = struct.Struct("<BBHII")  # kind, flags, status or index, post, number
 _TEXT = struct.Struct("<BBH8s")
@@ -134,6 +136,9 @@ class LedgerWriter:
 
     def _code(self, code: str) -> int:
         number = self._codes.get(code)
+        if number is None and len(self._codes) >= CODES_MAX:
+            code = OTHER_CODE
+            number = self._codes.get(code)
         if number is None:
             number = self._codes[code] = len(self._codes)
             raw = code.encode(errors="replace")[:CODE_BYTES_MAX] or b"?"

@@ -90,11 +90,9 @@ class Scraper:
         try:
             async with session.get(self.url) as response:
                 text = await response.text() if response.status == 200 else ""
+            lines = (line.partition(" ") for line in text.splitlines())
+            wanted = {COMMITTED, HELD, IMBALANCE}
+            samples = {name: float(value) for name, _, value in lines if name in wanted}
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None
-        samples = {}
-        for line in text.splitlines():
-            name, _, value = line.partition(" ")
-            if name in {COMMITTED, HELD, IMBALANCE}:
-                samples[name] = float(value)
         return samples if COMMITTED in samples else None

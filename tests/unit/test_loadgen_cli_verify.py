@@ -89,6 +89,32 @@ def test_interrupt_while_the_parts_are_loaded_is_no_crash(
     assert end.value.code == 130
 
 
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [
+        (">&-", b"loadgen: the standard output is closed"),
+        ("<&-", b"loadgen run: cannot connect to 127.0.0.1:9"),
+        ("2>&-", b""),
+    ],
+)
+async def test_closed_standard_file_is_no_crash(closed: str, said: bytes) -> None:
+    """A daemon's child may have none; the loop's own files must not get their numbers."""
+    words = f"exec '{sys.executable}' -m loadgen run --url http://127.0.0.1:9 {closed}"
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", words),
+        cwd=Path(__file__).parents[2],
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        out, err = await process.communicate()
+    assert process.returncode == 2
+    assert out == b""
+    assert err.startswith(said)
+    assert err.count(b"\n") == bool(said)
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_use_is_said_with_the_option(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, one line, no secret, and never a verdict."""

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.ledger import RESERVED_POSTS, Details, Final, Ledger, LedgerError, LedgerWriter
+from loadgen.ledger import (
+    CODES_MAX,
+    OTHER_CODE,
+    RESERVED_POSTS,
+    Details,
+    Final,
+    Ledger,
+    LedgerError,
+    LedgerWriter,
+)
 
 ENOUGH = RESERVED_POSTS + 3
 LONG_CODE = "a_code_of_more_than_eight_bytes"
@@ -105,6 +114,38 @@ async def test_post_is_on_record_before_take_returns(tmp_path: Path) -> None:
         assert ledger.posts > post
         assert ledger.final(post) is None
     writer.close()
+
+
+async def test_codes_without_end_do_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that makes up a code each time: those beyond the bound are called alike."""
+    assert CODES_MAX <= 0xFFFF, "what a record has room for"
+    path = tmp_path / "ledger"
+    writer = LedgerWriter(path, {"plan": {}})
+    monkeypatch.setattr("loadgen.ledger.CODES_MAX", 3)
+    for post in range(6):
+        writer.take(post)
+        writer.final(post, Final(422), 0, Details(0, 1, False, {0: f"code_{post}"}))
+    await asyncio.sleep(0)
+    writer.end(6)
+    writer.close()
+    ledger = Ledger.read(path)
+    codes = [ledger.details(post).codes[0] for post in range(6)]
+    assert codes == ["code_0", "code_1", "code_2", *[OTHER_CODE] * 3]
+
+
+async def test_last_code_that_has_a_number_is_read_back(tmp_path: Path) -> None:
+    """All that a record has room for, one of them for those that have none."""
+    writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
+    writer.take(0)
+    names = {index: f"c{index}" for index in range(0x1_0002)}
+    for index, name in names.items():
+        writer.final(0, Final(422), 0, Details(0, 1, False, {index % 0x1_0000: name}))
+    await asyncio.sleep(0)
+    writer.close()
+    ledger = Ledger.read(tmp_path / "ledger")
+    assert ledger.details(0).codes == {1: OTHER_CODE}
 
 
 async def test_ledger_that_is_being_written_is_not_judged(tmp_path: Path) -> None:
