@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from benchmarks.attack import ORDINARY_PER_S
 from benchmarks.cases import ALL, CASES, Case, Verdict, judge
 from benchmarks.charts import shown
 from benchmarks.contenders import Figures
@@ -34,7 +35,7 @@ TITLES = {
 HEAD = """# Results
 
 Written by `./run bench` from `results.ndjson`, which has the figures of every single run. Only the
-last section is written by hand. How to measure it yourself: `./run bench` (some 25 minutes, needs
+last section is written by hand. How to measure it yourself: `./run bench` (some 30 minutes, needs
 `wrk` and 8 GB of disk; the peers come from Debian's packages by themselves), `./run bench --quick`
 to see that it works, `./run bench --only singles,hundreds --runs 3` for some of it.
 """
@@ -60,6 +61,12 @@ CONDITIONS = """## Conditions
   second that the same load reached just before, and a buffer that holds a second of that. What is
   taken then is measured with a full buffer; offered are 2 and 4 times as much over {many:,}
   connections. Committed rates are counted from the first commit seen to the last.
+  A reading with a 2xx is looked for by its timestamp. What wrk was told to be kept can only be
+  counted: it does not say which readings those were.
+- Idle connections: memory counts from a service that has had no post. The peaks beside and without
+  them take turns (beside, alone, alone, beside), each into a fresh table.
+- The attack: {ordinary:,} single readings a second, open loop, alone and beside each attack, on one
+  service; then all of that again. Attackers are processes of their own, on the same cores.
 - "One INSERT per request" is what people write first: aiohttp, `json.loads`, an asyncpg pool with
   its defaults, one INSERT and one transaction a reading, into the same table.
 """
@@ -94,7 +101,7 @@ def whole(
     sections = [
         HEAD,
         _in_short(cases, newest),
-        CONDITIONS.format(connections=CONNECTIONS, many=MANY_CONNECTIONS)
+        CONDITIONS.format(connections=CONNECTIONS, many=MANY_CONNECTIONS, ordinary=ORDINARY_PER_S)
         + "\n"
         + _machines(cases, newest),
         *(_case(case, newest[case.name], case.name in drawn) for case in cases),
