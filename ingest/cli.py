@@ -179,15 +179,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Help and --version end by SystemExit, as usual."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except IngestError as error:
-        print(f"ingest: {error}", file=sys.stderr)
-        return _EXIT_WRONG
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # whoever read us has gone; the interpreter's last flush must not complain about it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read us has gone
+        _drop_output()
         return _EXIT_PIPE
-    except OSError as error:
+    except (IngestError, OSError) as error:
         print(f"ingest: {error}", file=sys.stderr)
+        _drop_output()
         return _EXIT_WRONG
+
+
+def _drop_output() -> None:
+    """Let the interpreter's last flush not fail again, which would change the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

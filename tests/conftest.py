@@ -20,10 +20,15 @@ import asyncpg
 import pytest
 import structlog
 import uvloop
+from hypothesis import settings
 
 from ingest import schema
 from ingest.postgres_embedded import EmbeddedPostgres
 from tests.embedded import running
+
+# A busy machine is no fault of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).parent.parent
 SERVER_SETTINGS = {
