@@ -44,7 +44,7 @@ def test_gather_under_backlog(
 ) -> None:
     """Batches of 5,000 rows that wait already."""
     buffer = MemoryBuffer(rows_max=5_000, bytes_max=1 << 30, put_wait_s_max=1)
-    gatherer = Gatherer(buffer, BatchCap(100, 5_000), linger_s=0.02)
+    gatherer = Gatherer(buffer, BatchCap(100, 5_000, write_s_max=10), linger_s=0.02)
     blocks = blocks_of(rows, 5_000 // rows)
 
     async def fill() -> None:

@@ -51,7 +51,9 @@ class Wired:
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=60,
         )
-        cap = BatchCap(settings.batch_rows, settings.batch_rows_max)
+        cap = BatchCap(
+            settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
+        )
         gatherer = Gatherer(self._buffer, cap, linger_s=settings.batch_linger_s)
         gate = Gate(
             wait_s_min=settings.wait_s_min,

@@ -226,7 +226,9 @@ class Service:
 
     def _start_writers(self) -> None:
         settings = self._settings
-        cap = BatchCap(settings.batch_rows, settings.batch_rows_max)
+        cap = BatchCap(
+            settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
+        )
         gatherer = Gatherer(self.buffer, cap, linger_s=settings.batch_linger_s)
         for sink in self._sinks:
             writer = Writer(

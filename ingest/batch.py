@@ -24,16 +24,23 @@ class Batch(NamedTuple):
 
 
 class BatchCap:
-    """How many rows a batch may have now, `rows_min` to `rows_max`; all writers share it."""
+    """How many rows a batch may have now, `rows_min` to `rows_max`; all writers share it.
 
-    def __init__(self, rows_min: int, rows_max: int) -> None:
+    `write_s_max` is what a write may take. A batch that came near it is followed by smaller ones:
+    one that exceeds it costs all of that time, and a try of each of its posts.
+    """
+
+    def __init__(self, rows_min: int, rows_max: int, *, write_s_max: float) -> None:
         self.rows_min = rows_min
         self.rows_max = rows_max
         self.rows = rows_max
+        self._write_s_max = write_s_max
 
-    def grow(self) -> None:
-        """Allow twice as many, after a clean write."""
-        if self.rows < self.rows_max:
+    def written(self, rows: int, took_s: float) -> None:
+        """Allow twice as many after a quick clean write, half of `rows` after a slow one."""
+        if took_s > self._write_s_max / 2:
+            self.shrink(rows)
+        elif took_s < self._write_s_max / 8 and self.rows < self.rows_max:
             self.rows = min(self.rows * 2, self.rows_max)
 
     def shrink(self, rows: int) -> None:

@@ -94,7 +94,7 @@ class Settings:
         100, "a batch closes once so many wait", within=(1, 1_000_000), opens="Batches and writers"
     )
     batch_rows_max: int = setting(
-        5_000, "under backlog a batch grows to this", within=(1, 1_000_000)
+        20_000, "under backlog a batch grows to this", within=(1, 1_000_000)
     )
     batch_linger_s: float = setting(
         0.02, "a batch closes so long after its first reading", within=(0, 10)

@@ -155,7 +155,7 @@ class Writer:
             idempotent = any(block.doubtful for block in piece)
             stored = await sink.write(tuples, rows, idempotent=idempotent)
             self._breaker.written(tuples, rows)
-            self._cap.grow()
+            self._cap.written(rows, monotonic_s() - began_s)
             self._settle(piece, stored, began_s)
             return
         bad: list[BadRow] = []

@@ -58,7 +58,9 @@ class Half:
         self.up = True
         self.stopping = asyncio.Event()
         self.halted = asyncio.Event()
-        cap = BatchCap(settings.batch_rows, settings.batch_rows_max)
+        cap = BatchCap(
+            settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
+        )
         self.writer = Writer(
             settings=settings,
             outlet=self.buffer,

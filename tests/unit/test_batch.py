@@ -32,7 +32,7 @@ async def put(buffer: MemoryBuffer, *rows: int, age_s: float = 0.0) -> list[Bloc
 
 def gatherer_of(buffer: MemoryBuffer, *, linger_s: float = 0.05) -> Gatherer:
     """Make a gatherer with the defaults of the service, but for a longer linger."""
-    return Gatherer(buffer, BatchCap(ROWS_MIN, ROWS_MAX), linger_s=linger_s)
+    return Gatherer(buffer, BatchCap(ROWS_MIN, ROWS_MAX, write_s_max=10), linger_s=linger_s)
 
 
 async def gathered(gatherer: Gatherer) -> Batch:
@@ -100,7 +100,7 @@ async def test_block_larger_than_a_shrunk_cap_goes_alone_and_whole() -> None:
     """A block is never split, not even after trouble."""
     buffer = make_buffer()
     blocks = await put(buffer, 5, 900, 5)
-    cap = BatchCap(ROWS_MIN, ROWS_MAX)
+    cap = BatchCap(ROWS_MIN, ROWS_MAX, write_s_max=10)
     cap.shrink(10)
     gatherer = Gatherer(buffer, cap, linger_s=0.0)
     batches = [await gathered(gatherer) for _ in range(3)]
@@ -181,7 +181,7 @@ async def test_gather_cancelled_by_its_deadline_at_the_last_moment_loses_nothing
 
 def test_cap_halves_after_trouble_and_doubles_after_clean_writes() -> None:
     """Halving down to the least, growth from there, never beyond the most."""
-    cap = BatchCap(100, 5_000)
+    cap = BatchCap(100, 5_000, write_s_max=10)
     sizes = []
     for _ in range(8):
         cap.shrink(cap.rows)
@@ -189,14 +189,14 @@ def test_cap_halves_after_trouble_and_doubles_after_clean_writes() -> None:
     assert sizes == [2_500, 1_250, 625, 312, 156, 100, 100, 100]
     sizes = []
     for _ in range(7):
-        cap.grow()
+        cap.written(cap.rows, 0.1)
         sizes.append(cap.rows)
     assert sizes == [200, 400, 800, 1_600, 3_200, 5_000, 5_000]
 
 
 def test_cap_follows_the_size_that_met_trouble_and_never_rises_by_it() -> None:
     """Half of the batch that failed, not half of what would have been allowed."""
-    cap = BatchCap(100, 5_000)
+    cap = BatchCap(100, 5_000, write_s_max=10)
     cap.shrink(1_000)
     assert cap.rows == 500
     cap.shrink(5_000)  # another writer's, from before
@@ -216,3 +216,16 @@ def test_halves_are_both_there_in_order_and_as_even_as_blocks_allow(rows: list[i
     total = sum(rows)
     uneven = abs(total - 2 * sum(block.rows for block in first))
     assert uneven == min(abs(total - 2 * sum(rows[:cut])) for cut in range(1, len(rows)))
+
+
+def test_cap_grows_after_quick_writes_and_shrinks_before_the_deadline() -> None:
+    """A slow database gets batches that it can write in time, without one that fails each time."""
+    cap = BatchCap(100, 20_000, write_s_max=10)
+    cap.written(20_000, 6)
+    assert cap.rows == 10_000
+    cap.written(10_000, 3)  # neither near the deadline nor far from it
+    assert cap.rows == 10_000
+    cap.written(40, 9)  # few rows, but slow all the same
+    assert cap.rows == 100
+    cap.written(100, 1)
+    assert cap.rows == 200

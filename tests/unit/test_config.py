@@ -48,7 +48,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "post_rows_max": 5_000,
         "put_wait_s_max": 1.0,
         "batch_rows": 100,
-        "batch_rows_max": 5_000,
+        "batch_rows_max": 20_000,  # DESIGN.md 48
         "batch_linger_s": 0.02,
         "writers": 2,
         "write_method": "copy",
@@ -317,8 +317,8 @@ def test_one_address_for_both_listeners_is_refused_unless_the_port_is_free_choic
 def test_settings_made_by_hand_can_be_checked_too() -> None:
     """check_together works without origins, for settings that no file gave."""
     check_together(Settings())
-    with pytest.raises(ConfigError, match=r"batch_rows \(9,000 rows, default\)"):
-        check_together(Settings(batch_rows=9_000))
+    with pytest.raises(ConfigError, match=r"batch_rows \(29,000 rows, default\)"):
+        check_together(Settings(batch_rows=29_000))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,11 @@ class Writing:
         self.script = script or Script()
         self.settings = replace(Settings(), **{**QUICK, **settings})
         self.buffer = MemoryBuffer(rows_max=100_000, bytes_max=1 << 26, put_wait_s_max=1)
-        self.cap = BatchCap(self.settings.batch_rows, self.settings.batch_rows_max)
+        self.cap = BatchCap(
+            self.settings.batch_rows,
+            self.settings.batch_rows_max,
+            write_s_max=self.settings.statement_s_max,
+        )
         self.gate = Gate(
             wait_s_min=self.settings.wait_s_min,
             wait_s_max=self.settings.wait_s_max,
