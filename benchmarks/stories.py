@@ -63,6 +63,7 @@ def measure_half_peak(plan: Plan) -> Figures:
                 FIRST_US + phase * PHASE_US,
                 target=f"{wrk.READINGS}?ack={ack}",
                 connections=1_000,  # `committed` waits some 20 ms: half a peak of these at once
+                warm_s=WARM_S,
             )
             service.quiet()
             if seen.refused or seen.lost or seen.skipped:

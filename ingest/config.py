@@ -196,7 +196,8 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
                 relation = "be less than" if strict else "not exceed"
                 raise ConfigError(f"setting {told(lower)} must {relation} {told(upper)}")
 
-    ordered("post_rows_max", "batch_rows_max", "buffer_rows_max")
+    ordered("post_rows_max", "batch_rows_max")
+    ordered("post_rows_max", "buffer_rows_max")  # a batch takes what there is
     ordered("batch_rows", "batch_rows_max")
     ordered("body_bytes_max", "inflated_bytes_max")
     ordered("body_bytes_max", "door_bytes_max")

@@ -213,6 +213,16 @@ def test_tally_counts_only_what_was_taken() -> None:
     assert tally.latencies.max_s == 0.5
 
 
+def test_tally_of_a_warm_up_counts_answers_and_no_latencies() -> None:
+    """What was due before the measurement began is taken, not timed."""
+    tally = Tally(measured_from_s=10.0)
+    post = Post(b"", 1, "live", 0)
+    tally.answered(post, 202, b"", 9.9, 12.0, final=True)
+    tally.answered(post, 202, b"", 10.0, 10.25, final=True)
+    assert tally.taken_rows == 2
+    assert (tally.latencies.count, tally.latencies.max_s) == (1, 0.25)
+
+
 def flood_of(taken_us: list[int]) -> Flood:
     """Give a flood that took these posts."""
     seen = Openly(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)

@@ -267,7 +267,7 @@ def test_choice_is_read_in_any_case_and_kept_in_ours() -> None:
     ("lower", "low", "upper", "high"),
     [
         ("post_rows_max", "6000", "batch_rows_max", "5000"),
-        ("batch_rows_max", "5001", "buffer_rows_max", "5000"),
+        ("post_rows_max", "5001", "buffer_rows_max", "5000"),
         ("batch_rows", "6000", "batch_rows_max", "5000"),
         ("body_bytes_max", "8MiB", "inflated_bytes_max", "4MiB"),
         ("body_bytes_max", "1MiB", "door_bytes_max", "64KiB"),
