@@ -60,13 +60,11 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Do what was asked; return 0, or 1 if some of it could not be done."""
     folder = state_dir(loaded.settings) / "dead-letters"
     try:
-        if args.dlq_word in {"list", "show"}:
-            return _list(args, folder)
-        if args.dlq_word == "stats":
-            return _stats(folder, as_json=args.json)
-        if args.dlq_word == "replay":
-            return asyncio.run(replay(args, loaded.settings, folder, where_of(args.where)))
-        return asyncio.run(_discard(args, folder))
+        code = _run(args, loaded, folder)
+        sys.stdout.flush()  # so that a full disk is met here
+        return code
+    except BrokenPipeError:
+        raise  # whoever read the output has gone: not an error to tell
     except OSError as error:
         # Perhaps of a file of the folder, perhaps of what the output goes to.
         where = f"{error.filename}: " if error.filename else ""
@@ -74,6 +72,16 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         raise IngestError(
             f"dlq {args.dlq_word}: {why} (the dead letters are in {folder})"
         ) from error
+
+
+def _run(args: argparse.Namespace, loaded: Loaded, folder: Path) -> int:
+    if args.dlq_word in {"list", "show"}:
+        return _list(args, folder)
+    if args.dlq_word == "stats":
+        return _stats(folder, as_json=args.json)
+    if args.dlq_word == "replay":
+        return asyncio.run(replay(args, loaded.settings, folder, where_of(args.where)))
+    return asyncio.run(_discard(args, folder))
 
 
 def where_of(texts: Sequence[str] | None) -> Where:

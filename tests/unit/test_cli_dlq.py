@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -269,7 +270,10 @@ def test_dlq_folder_that_cannot_be_read_is_told(dlq: Dlq, folder: Path) -> None:
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_dlq_output_that_cannot_be_written_is_not_blamed_on_a_file(folder: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_dlq_output_that_cannot_be_written_is_not_blamed_on_a_file(
+    folder: Path, unbuffered: str
+) -> None:
     """A full disk behind `> file` is told as that; where the letters are is only mentioned."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -278,6 +282,18 @@ def test_dlq_output_that_cannot_be_written_is_not_blamed_on_a_file(folder: Path)
             stderr=subprocess.PIPE,
             text=True,
             check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
     assert done.returncode == 2
     assert done.stderr.startswith("ingest: dlq stats: No space left on device (")
+
+
+def test_dlq_list_into_a_pipe_that_closes_says_nothing(folder: Path) -> None:
+    """`ingest dlq list | head -1` is no error."""
+    keep(make_store(folder), [invalid(b"%d" % n) for n in range(3)])
+    command = [sys.executable, "-m", "ingest", "dlq", "list", "--state-dir", str(folder.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
