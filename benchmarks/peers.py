@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -81,14 +82,15 @@ class Peer(Protocol):
         """Return how many readings it says that it has stored since its start."""
 
 
-class _Started:
+class _Started(ABC):
     """What both have in common: a child, a port, and an end."""
 
     child: Child
     port: int
 
+    @abstractmethod
     def _health(self) -> str:
-        raise NotImplementedError
+        """Return a URL that answers once it serves."""
 
     def __enter__(self) -> Self:
         try:
