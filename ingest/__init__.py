@@ -5,7 +5,7 @@ The path of a reading (`-->` hands over; names are files of this package):
     device                                                               PostgreSQL
       | POST /v1/readings                                                     ^
       v                                                                       | commit
-    connections --> endpoint --> decode --> buffer_memory --> batch --> sink_postgres
+    connections --> endpoint --> decode --> buffer_* -------> batch --> sink_postgres
                     | ^   |  inflate  block      ^    |          \\      /    |
         202/200 <---' |   |                      |    |           writer     | verdict
         4xx/503 <-----'   |                      |    |             |        v
@@ -19,16 +19,22 @@ The path of a reading (`-->` hands over; names are files of this package):
 
     the door      intake (body, inflate, turns), query, decode, decode_fast, decode_item, timestamp;
                   replies, problems (answers); site (what both listeners share)
+    the buffer    buffer_memory; buffer_journal (memory, and a journal on the disk), its entries
+                  (buffer_journal_room), what comes back from there (buffer_journal_loader);
+                  journal (groups, one fsync each), journal_book (segments, ranges),
+                  journal_store (writes), journal_reader, journal_format (every byte)
     dead letters  set_aside (what becomes one), dead_letter (append), dead_letter_* (files,
                   format, reading them, cursor); replay (by itself),
                   replay_by_hand (for `ingest dlq replay`)
     looking in    health (/livez, /readyz), admin (/metrics), metrics (every metric, and the law)
-    running it    app wires and starts the parts, sd_notify tells systemd;
+    running it    app wires and starts the parts, app_buffer the buffer; sd_notify tells
+                  systemd;
                   cli and cli_* are the words of `ingest`
     the database  sink_connection, schema (the table, and the check of it), schema_apply (makes it);
                   our own server: postgres_embedded, postgres_* (its programs, its data)
     ground        reading, block, ports, config, config_* (values, sources, texts), verdict,
-                  codes, errors, clock, statefolder, logs
+                  codes, errors, clock, statefolder, logs, files (that do not lie),
+                  filesystem (of what kind)
 
 Imports go down only (tests/test_house_rules.py holds the layers).
 """

@@ -1,8 +1,9 @@
 """The composition root: the only file that knows all parts, and their order at start and stop.
 
-Start: state folder, dead letters, listeners (they answer `starting`), database, writers, replay.
-Stop: no new posts, posts in flight, the buffer, what is left into dead letters, data port,
-database, admin port. Nothing that holds readings is ever cancelled.
+Start: state folder, journal, dead letters, listeners (they answer `starting`), database, writers,
+replay. Stop: no new posts, posts in flight, the buffer, what is left (it stays in the journal, or
+goes to the dead letters), data port, journal, database, admin port. Nothing that holds readings is
+ever cancelled.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 
 from ingest import __version__, logs
 from ingest.admin import Admin
+from ingest.app_buffer import keep_rest, make_buffer, open_buffer
 from ingest.batch import BatchCap, Gatherer
 from ingest.breaker import BREAKER, Breaker
-from ingest.buffer_memory import MemoryBuffer
 from ingest.clock import monotonic_s, sleep_unless, unix_us
 from ingest.config import Settings, split_address, state_dir
 from ingest.connections import raise_open_files_limit
@@ -31,14 +32,12 @@ from ingest.postgres_embedded import EmbeddedPostgres
 from ingest.replay import Replayer
 from ingest.schema_apply import make_table
 from ingest.sd_notify import Notifier
-from ingest.set_aside import set_aside_rest
 from ingest.sink_postgres import SinkPostgres
 from ingest.statefolder import ServiceInfo, StateFolder
 from ingest.verdict import SCHEMA, WriteFailed
 from ingest.writer import Writer
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
-LEVELS = ("buffered",)  # what the memory buffer can give by itself
 HANDLERS_GRACE_S = 1.0
 
 
@@ -79,18 +78,14 @@ class Service:
         self._token = secrets.token_urlsafe(24)
         self._stopping = asyncio.Event()  # drain
         self._first_try = asyncio.Event()  # of the database, whatever came of it
-        self._halted = asyncio.Event()  # drain no longer: what is left goes to the dead letters
+        self._halted = asyncio.Event()  # drain no longer: what is left is kept as it is
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.Task[None]] = []
         self._sinks: list[SinkPostgres] = []
         self._embedded: EmbeddedPostgres | None = None
         self.metrics = Metrics(__version__)
-        self.buffer = MemoryBuffer(
-            rows_max=settings.buffer_rows_max,
-            bytes_max=settings.buffer_bytes_max,
-            put_wait_s_max=settings.put_wait_s_max,
-        )
+        self.buffer = make_buffer(settings, folder, self.metrics)
         self.gate = Gate(
             wait_s_min=settings.wait_s_min,
             wait_s_max=settings.wait_s_max,
@@ -114,6 +109,7 @@ class Service:
             buffer=self.buffer.stats,
             gate=self.gate,
             free_bytes=self._folder.free_bytes,
+            disk_broken=lambda: self.buffer.broken,
         )
         self.endpoint = Endpoint(
             settings=settings,
@@ -122,7 +118,7 @@ class Service:
             metrics=self.metrics,
             admission=self.health,
             database=self.gate,
-            levels=LEVELS,
+            levels=self.buffer.levels,
             health=self.health.readyz,
         )
         self.admin = Admin(
@@ -136,6 +132,7 @@ class Service:
             dead_letters=self.dead_letters.stats,
             database_up=lambda: self.gate.up and not self.health.starting,
             hold_reason=lambda: self.gate.hold_reason,
+            journal=self.buffer.journal_stats,
         )
 
     async def run(self) -> int:
@@ -169,6 +166,8 @@ class Service:
 
     async def _start(self) -> None:
         settings = self._settings
+        for work in open_buffer(self.buffer, settings, self._folder, self.metrics, self._announce):
+            self._spawn(work(self._stopping))
         await self.dead_letters.open()
         listen = await self.endpoint.start(*split_address(settings.listen))
         admin_listen = await self.admin.start(*split_address(settings.admin_listen))
@@ -306,14 +305,13 @@ class Service:
             await asyncio.wait(self._writers)
         halt.cancel()
         self._halted.set()
-        await set_aside_rest(self.buffer, self.dead_letters, self.metrics)
+        await keep_rest(self.buffer, self.dead_letters, self.metrics)
         await self.endpoint.close()
-        await set_aside_rest(
-            self.buffer, self.dead_letters, self.metrics
-        )  # of a post whose dead-letter fsync outlasted its handler
+        # Of a post whose dead-letter fsync outlasted its handler:
+        await keep_rest(self.buffer, self.dead_letters, self.metrics)
         await self.dead_letters.close()
         metrics = self.metrics
-        lost = max(0, metrics.imbalance) + metrics.held
+        lost = max(0, metrics.imbalance) + metrics.held - self.buffer.stats().rows_kept
         self._announce(
             f"drained: committed={metrics.committed + metrics.duplicate} "
             f"dead_lettered={sum(metrics.dead_lettered.values())} "
@@ -340,6 +338,7 @@ class Service:
             await asyncio.wait(self._tasks, timeout=5)
         await self.endpoint.close()
         await self.dead_letters.close()
+        await self.buffer.close()
         if self._embedded is not None:
             await self._embedded.stop()
         await self.admin.close()

@@ -45,6 +45,8 @@ class Block:
     `doubtful` is set once a write of it ended without a verdict: from then on only the
     idempotent path may write it; `isolate` once it is known to hold a row that the database refuses
     and cannot be cut any smaller. `attempts` counts failed writes; `replayed` marks dead letters.
+    `sequence` is the block's number in the journal, 0 if it is in none; `reloaded` marks one that
+    was read from there.
     """
 
     __slots__ = (
@@ -56,8 +58,10 @@ class Block:
         "newest_ts_us",
         "received_s",
         "received_us",
+        "reloaded",
         "replayed",
         "rows",
+        "sequence",
         "tuples",
     )
 
@@ -84,6 +88,8 @@ class Block:
         self.isolate = False
         self.attempts = 0
         self.replayed = replayed
+        self.sequence = 0
+        self.reloaded = False
 
 
 # One packer per length of names: struct compiles a format once, and there are few lengths.

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Generator, Sequence
 
 from ingest.block import Block
 from ingest.clock import monotonic_s
 from ingest.errors import BufferFull, Stopping
-from ingest.ports import BufferStats
+from ingest.ports import BufferStats, JournalStats, Room
 
 RETRY_AFTER_S_MIN, RETRY_AFTER_S_MAX = 1.0, 30.0
 
@@ -33,6 +33,7 @@ class MemoryBuffer:
         self._rows_reserved = 0  # promised to a post, not put yet
         self._bytes = 0  # held and reserved
         self._bytes_queueing = 0  # of the posts in _queue
+        self._awaited_queueing = 0  # of these, how many wait for an outcome too
         self._queue: deque[_Post] = deque()
         self._takers: list[tuple[int, asyncio.Future[None]]] = []
         self._taken: dict[int, float] = {}  # id of a block: when it was received
@@ -40,9 +41,26 @@ class MemoryBuffer:
         self._taken_changed = False  # _taken_oldest_s is out of date
         self._shut = False
 
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The acknowledgements that it can give without the database, best first."""
+        return ("buffered",)
+
+    @property
+    def broken(self) -> bool:
+        """Whether what it needs to keep readings has failed; memory does not."""
+        return False
+
+    def journal_stats(self) -> JournalStats:
+        """Return what a journal's folder holds: nothing, there is none."""
+        return JournalStats()
+
+    async def close(self) -> None:
+        """Let go of everything outside of memory: nothing."""
+
     # The inlet
 
-    async def reserve(self, rows: int, size_bytes: int) -> _Room:
+    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Room:
         """Wait for room for one block of `rows` readings and `size_bytes` bytes.
 
         Raises BufferFull after `put_wait_s_max`, or at once if the waiting posts' bytes are at the
@@ -50,18 +68,19 @@ class MemoryBuffer:
         """
         if self._shut:
             raise Stopping("the buffer is shut")
-        if not self._queue and self._fits(rows, size_bytes):
-            self._book(rows, size_bytes)
-            return _Room(self, rows, size_bytes)
-        queued_bytes = self._bytes + self._bytes_queueing + size_bytes
-        if queued_bytes > self._bytes_max or self._put_wait_s_max <= 0:
+        if not self._queue:
+            room = self._place(rows, size_bytes, awaited=awaited)
+            if room is not None:
+                return room
+        if self._put_wait_s_max <= 0 or not self._may_wait(size_bytes):
             raise BufferFull(self._retry_after_s())
-        post = _Post(rows, size_bytes)
+        post = _Post(rows, size_bytes, awaited)
         self._queue.append(post)
         self._bytes_queueing += size_bytes
+        self._awaited_queueing += awaited
         try:
             async with asyncio.timeout(self._put_wait_s_max):
-                await post.granted
+                return await post.granted
         except TimeoutError:
             self._leave(post)
             if self._shut:
@@ -70,7 +89,17 @@ class MemoryBuffer:
         except asyncio.CancelledError:
             self._leave(post)
             raise
-        return _Room(self, rows, size_bytes)
+
+    def _may_wait(self, size_bytes: int) -> bool:
+        """Whether there is room for one more body that waits: it is memory too."""
+        return self._bytes + self._bytes_queueing + size_bytes <= self._bytes_max
+
+    def _place(self, rows: int, size_bytes: int, *, awaited: bool) -> Room | None:
+        """Book room for a block and return it; None if there is none now."""
+        if not self._fits(rows, size_bytes):
+            return None
+        self._book(rows, size_bytes)
+        return MemoryRoom(self, rows, size_bytes)
 
     def _fits(self, rows: int, size_bytes: int) -> bool:
         return (
@@ -86,10 +115,14 @@ class MemoryBuffer:
         """Take back what a post that no longer waits had: its place, or room just granted."""
         if post in self._queue:
             self._queue.remove(post)
-            self._bytes_queueing -= post.size_bytes
+            self._left_queue(post)
             self._admit()  # it may have been the one that was too large for the room there is
         elif not post.granted.cancelled() and post.granted.exception() is None:
-            self._unbook(post.rows, post.size_bytes)
+            post.granted.result().release()
+
+    def _left_queue(self, post: _Post) -> None:
+        self._bytes_queueing -= post.size_bytes
+        self._awaited_queueing -= post.awaited
 
     def _unbook(self, rows: int, size_bytes: int) -> None:
         self._rows_reserved -= rows
@@ -100,16 +133,18 @@ class MemoryBuffer:
         """Grant room to the posts at the head of the queue; nobody overtakes."""
         while self._queue:
             post = self._queue[0]
+            room = None
             gone = post.granted.done()  # cancelled, and its task has not run since
-            if not gone and not self._fits(post.rows, post.size_bytes):
-                return
-            self._queue.popleft()
-            self._bytes_queueing -= post.size_bytes
             if not gone:
-                self._book(post.rows, post.size_bytes)
-                post.granted.set_result(None)
+                room = self._place(post.rows, post.size_bytes, awaited=post.awaited)
+                if room is None:
+                    return
+            self._left_queue(self._queue.popleft())
+            if room is not None:
+                post.granted.set_result(room)
 
     def _put(self, block: Block, rows: int, size_bytes: int) -> None:
+        """Let the writers have a block, in the place of its reservation."""
         self._rows_reserved -= rows
         self._bytes -= size_bytes - len(block.tuples)
         self._blocks.append(block)
@@ -163,9 +198,11 @@ class MemoryBuffer:
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+        return self._take_from(self._blocks, rows_max)
+
+    def _take_from(self, blocks: deque[Block], rows_max: int) -> list[Block]:
         taken: list[Block] = []
         rows = 0
-        blocks = self._blocks
         while blocks and (not taken or rows + blocks[0].rows <= rows_max):
             block = blocks.popleft()
             rows += block.rows
@@ -186,8 +223,10 @@ class MemoryBuffer:
 
     def give_back(self, blocks: Sequence[Block]) -> None:
         """Put blocks back to the front, in their order; behind older ones of another writer."""
+        self._give_back_to(self._blocks, blocks)
+
+    def _give_back_to(self, waiting: deque[Block], blocks: Sequence[Block]) -> None:
         front: list[Block] = []
-        waiting = self._blocks
         for block in blocks:
             while waiting and waiting[0].received_s < block.received_s:
                 front.append(waiting.popleft())
@@ -203,7 +242,7 @@ class MemoryBuffer:
         self._shut = True
         while self._queue:
             post = self._queue.popleft()
-            self._bytes_queueing -= post.size_bytes
+            self._left_queue(post)
             if not post.granted.done():
                 post.granted.set_exception(Stopping("the buffer is shut"))
         self._wake_takers()
@@ -231,15 +270,16 @@ class MemoryBuffer:
 class _Post:
     """A post that waits for room."""
 
-    __slots__ = ("granted", "rows", "size_bytes")
+    __slots__ = ("awaited", "granted", "rows", "size_bytes")
 
-    def __init__(self, rows: int, size_bytes: int) -> None:
+    def __init__(self, rows: int, size_bytes: int, awaited: bool) -> None:
         self.rows = rows
         self.size_bytes = size_bytes
-        self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.awaited = awaited
+        self.granted: asyncio.Future[Room] = asyncio.get_running_loop().create_future()
 
 
-class _Room:
+class MemoryRoom:
     """A reservation, used once: put, or release."""
 
     __slots__ = ("_buffer", "_rows", "_size_bytes")
@@ -249,17 +289,28 @@ class _Room:
         self._rows = rows
         self._size_bytes = size_bytes
 
-    def put(self, block: Block) -> None:
-        """Hand the block over; cannot fail."""
+    def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
+        """Hand the block over, at once: there is nothing to wait for."""
         buffer = self._buffer
         assert buffer is not None, "a reservation is used once"
         assert block.rows <= self._rows, "more rows than reserved"
         assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
         self._buffer = None
         buffer._put(block, self._rows, self._size_bytes)
+        return DONE
 
     def release(self) -> None:
         """Give the room back; does nothing after put or a second time."""
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             buffer._unbook(self._rows, self._size_bytes)
+
+
+class _Done:
+    """What may be awaited and is done already; costs no coroutine."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+DONE = _Done()

@@ -16,11 +16,12 @@ from ingest import cli_dlq_show as show
 from ingest.clock import sleep_unless
 from ingest.config import Settings, ts_min_us
 from ingest.dead_letter_cursor import mark_done
-from ingest.dead_letter_files import Lock, segments, try_replay_lock
+from ingest.dead_letter_files import segments, try_replay_lock
 from ingest.dead_letter_format import LINE_BYTES_MAX, BadLine, parse
 from ingest.dead_letter_reader import Tally, Where, live_letters
 from ingest.decode import Rules
 from ingest.errors import IngestError
+from ingest.files import Lock
 from ingest.ports import Sink
 from ingest.replay_by_hand import HandReplay, Item, ReplayStopped, item_of_fields, item_of_letter
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ingest.codes import ITEM_CODES, PROBLEMS
 from ingest.config_text import env_example, markdown_table
+from ingest.filesystem import REMOTE, VOLATILE
 from ingest.metrics import DeadLetterStats, Gauges, Metrics
 from ingest.ports import BufferStats
 
@@ -59,7 +60,22 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
+def file_systems_table() -> str:
+    """Return the table of file systems that cannot keep, or may not keep, what was fsynced."""
+    volatile, remote = (
+        ", ".join(f"`{each}`" for each in sorted(kinds)) for kinds in (VOLATILE, REMOTE)
+    )
+    return (
+        "| file system | the journal there |\n| --- | --- |\n"
+        f"| {volatile}, and an `overlay` on one of them | `serve` refuses to start, unless "
+        "`--journal-unsafe true`; `doctor` fails |\n"
+        f"| {remote} | a warning: locks and fsync may not hold |\n"
+        "| every other one | is believed |"
+    )
+
+
 TABLES = {
+    "file-systems": file_systems_table,
     "settings": markdown_table,
     "problems": problems_table,
     "item-codes": item_codes_table,

@@ -20,15 +20,15 @@ from ingest.cli_doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.config import Loaded, Settings, split_address, state_dir
 from ingest.config_values import shown
 from ingest.errors import StartError
+from ingest.filesystem import filesystem_of, is_remote, is_volatile
 
 if TYPE_CHECKING:
+    from ingest.journal_reader import SegmentFile
     from ingest.statefolder import ServiceInfo
 
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
 FILES_BESIDE_CONNECTIONS = 100  # database, dead letters, logs, libraries
-_VOLATILE = {"tmpfs", "ramfs"}
-_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
@@ -121,35 +121,63 @@ def folder_checks(settings: Settings) -> Iterator[Check]:
         yield Check("state folder", FAIL, str(error))
         return
     yield Check("state folder", OK, str(path))
-    kind = filesystem_of(path)
-    if kind in _VOLATILE:
-        yield Check("file system", WARN, f"{kind} forgets all at a restart; choose --state-dir")
-    elif kind in _REMOTE:
-        yield Check("file system", WARN, f"{kind}: locks and fsync may not hold; use a local disk")
-    else:
-        yield Check("file system", OK, kind or "unknown")
+    yield _file_system(path, settings)
     yield _room(path, settings)
+    yield _journal(path, settings)
 
 
-def filesystem_of(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """Return the type of the file system that holds `path`, or an empty string."""
+def _file_system(path: Path, settings: Settings) -> Check:
+    kind = filesystem_of(path)
+    if is_volatile(kind):
+        promised = settings.buffer == "journal" and not settings.journal_unsafe
+        advice = ", --buffer memory or --journal-unsafe true" if promised else ""
+        said = f"{kind} forgets all at a restart; choose another --state-dir{advice}"
+        return Check("file system", FAIL if promised else WARN, said)
+    if is_remote(kind):
+        return Check("file system", WARN, f"{kind}: locks and fsync may not hold; use a local disk")
+    return Check("file system", OK, kind or "unknown")
+
+
+def _size(file: SegmentFile) -> int:
     try:
-        lines = mounts.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    best, kind = "", ""
-    for line in lines:
-        _, mounted, found = [*line.split(" "), "", ""][:3]
-        folder = mounted.replace("\\040", " ")
-        if path.resolve().is_relative_to(folder) and len(folder) >= len(best):
-            best, kind = folder, found
-    return kind
+        return file.path.stat().st_size
+    except FileNotFoundError:  # all of it was stored meanwhile
+        return 0
+
+
+def _journal(path: Path, settings: Settings) -> Check:
+    from ingest.journal_reader import segment_files  # noqa: PLC0415
+    from ingest.statefolder import StateFolder  # noqa: PLC0415
+
+    folder = StateFolder(path).journal
+    files = segment_files(folder)
+    size = sum(map(_size, files))
+    said = f"{len(files)} files, {size / 2**20:,.1f} MiB"
+    damaged = sorted(each.name for each in folder.glob("journal-*.damaged"))
+    if damaged:
+        return Check(
+            "journal",
+            WARN,
+            f"{said}; set aside as damaged: {', '.join(damaged)}; look at them, then remove them",
+        )
+    if files and settings.buffer == "memory":
+        return Check(
+            "journal",
+            WARN,
+            f"{said} left behind, unread with buffer=memory: start once with --buffer journal",
+        )
+    if settings.buffer == "memory":
+        return Check("journal", OK, "none: buffer=memory")
+    return Check("journal", OK, said)
 
 
 def _room(path: Path, settings: Settings) -> Check:
     free = shutil.disk_usage(path).free
     said = f"{free / 2**30:,.1f} GiB free"
-    least, wanted = settings.disk_free_bytes_min, settings.dlq_bytes_max
+    least, wanted, names = settings.disk_free_bytes_min, settings.dlq_bytes_max, "dlq_bytes_max"
+    if settings.buffer == "journal":
+        wanted += settings.journal_bytes_max
+        names += " and journal_bytes_max"
     if free < least:
         return Check(
             "free space",
@@ -161,7 +189,7 @@ def _room(path: Path, settings: Settings) -> Check:
         return Check(
             "free space",
             WARN,
-            f"{said}, less than dlq_bytes_max ({shown('dlq_bytes_max', wanted)})",
+            f"{said}, less than {names} ({shown('dlq_bytes_max', wanted)})",
         )
     return Check("free space", OK, said)
 

@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from ingest.config_sources import gather
 from ingest.config_values import (
@@ -22,6 +21,7 @@ from ingest.config_values import (
     KIB,
     MIB,
     TIB,
+    check_database_url,
     checked,
     setting,
     shown,
@@ -40,7 +40,7 @@ class Settings:
         "127.0.0.1:8080", "data port, HOST:PORT; port 0 takes a free one", opens="Where things are"
     )
     admin_listen: str = setting("127.0.0.1:8081", "admin port: probes, metrics, dashboard")
-    state_dir: str = setting("", "embedded database, dead letters; empty: the usual place")
+    state_dir: str = setting("", "embedded database, journal, dead letters; empty: the usual place")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting("", "a file that holds database_url, as secrets are mounted")
     schema_apply: bool = setting(True, "create a missing table at start, if the role may")
@@ -79,15 +79,26 @@ class Settings:
     )
     ack_wait_s_max: float = setting(10.0, "?ack=committed waits at most", within=(0.01, 300))
 
-    buffer_rows_max: int = setting(
-        100_000, "readings held in memory", within=(1, 100_000_000), opens="The buffer"
+    buffer: str = setting(
+        "journal",
+        "journal: on the disk before a 202; memory: lost with the process",
+        one_of=("journal", "memory"),
+        opens="The buffer",
     )
+    buffer_rows_max: int = setting(100_000, "readings held in memory", within=(1, 100_000_000))
     buffer_bytes_max: int = setting(
         64 * MIB, "bytes held in memory, waiting posts included", within=(KIB, 64 * GIB)
     )
     put_wait_s_max: float = setting(
         1.0, "a post waits for room, since refusing costs as much", within=(0, 60)
     )
+    journal_bytes_max: int = setting(
+        8 * GIB, "the journal, which may hold far more than memory", within=(16 * KIB, 16 * TIB)
+    )
+    journal_segment_bytes: int = setting(
+        64 * MIB, "a file of the journal is finished at this size", within=(4 * KIB, 16 * GIB)
+    )
+    journal_unsafe: bool = setting(False, "call the journal durable though its file system is not")
     full_s_min: float = setting(5.0, "no room for so long: /readyz says full", within=(0, 3600))
 
     batch_rows: int = setting(
@@ -212,6 +223,12 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
         ordered("command_s_max", "drain_s_max", strict=True)
     ordered("wait_s_min", "wait_s_max")
     ordered("dlq_segment_bytes", "dlq_bytes_max")
+    if settings.journal_segment_bytes * 4 > settings.journal_bytes_max:
+        raise ConfigError(
+            f"setting {told('journal_segment_bytes')} must not exceed a quarter of "
+            f"{told('journal_bytes_max')}: whole files are removed"
+        )
+    ordered("inflated_bytes_max", "journal_bytes_max")
     ordered("breaker_rows_max", "breaker_window_rows")
     if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
         raise ConfigError(f"setting {told('listen')} must differ from {told('admin_listen')}")
@@ -223,27 +240,12 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("listen", split_address),
         ("admin_listen", split_address),
         ("ts_min", _unix_us),
-        ("database_url", _check_database_url),
+        ("database_url", check_database_url),
     ):
         try:
             check(getattr(settings, name))
         except ValueError as error:
             raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None
-
-
-def _check_database_url(url: str) -> None:
-    if url and not url.startswith(("postgresql://", "postgres://")):
-        raise ValueError("does not begin with postgresql://")
-    try:
-        parts = urlsplit(url)
-        several = "," in parts.netloc  # hosts, each with a port of its own
-        unreadable = "%00" in url or "@" in parts.path or not (several or (parts.port or 0) >= 0)
-    except ValueError:
-        unreadable = True
-    if unreadable:
-        raise ValueError(
-            "cannot be read as a URL; in a password write / as %2F, @ as %40, [ as %5B"
-        )
 
 
 def _unix_us(text: str) -> int:

@@ -163,3 +163,19 @@ def mask_url(url: str) -> str:
     ]
     netloc = f"{name}{':***' if colon else ''}{at}{hosts}"
     return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="/*:")))
+
+
+def check_database_url(url: str) -> None:
+    """Raise ValueError with a sentence if `url` cannot be one of PostgreSQL."""
+    if url and not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("does not begin with postgresql://")
+    try:
+        parts = urlsplit(url)
+        several = "," in parts.netloc  # hosts, each with a port of its own
+        unreadable = "%00" in url or "@" in parts.path or not (several or (parts.port or 0) >= 0)
+    except ValueError:
+        unreadable = True
+    if unreadable:
+        raise ValueError(
+            "cannot be read as a URL; in a password write / as %2F, @ as %40, [ as %5B"
+        )

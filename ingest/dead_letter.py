@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ingest.clock import monotonic_s, unix_us
-from ingest.dead_letter_files import REAL_CALLS, FileCalls
 from ingest.dead_letter_reader import LiveLetter
 from ingest.dead_letter_store import IDS_MAX, Held, Request, Store
 from ingest.errors import DeadLettersBroken, IngestError
+from ingest.files import REAL_CALLS, FileCalls
 from ingest.metrics import DeadLetterStats
 from ingest.ports import Letter
 

@@ -16,15 +16,9 @@ from typing import NamedTuple
 import orjson
 
 from ingest.clock import rfc3339, unix_us
-from ingest.dead_letter_files import (
-    REAL_CALLS,
-    AppendFile,
-    FileCalls,
-    cursor_path,
-    open_regular,
-    sync_folder,
-)
+from ingest.dead_letter_files import cursor_path
 from ingest.dead_letter_format import seal, unseal
+from ingest.files import REAL_CALLS, AppendFile, FileCalls, open_regular, sync_folder
 
 _MARKS_PER_RECORD = 500  # what a torn record costs
 

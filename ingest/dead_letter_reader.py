@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import orjson
 
 from ingest.dead_letter_cursor import Mark, read_marks
-from ingest.dead_letter_files import CURSOR_SUFFIX, open_regular, segments
+from ingest.dead_letter_files import CURSOR_SUFFIX, segments
 from ingest.dead_letter_format import (
     ID_AT,
     ID_CHARACTERS,
@@ -24,6 +24,7 @@ from ingest.dead_letter_format import (
     BadLine,
     decode_line,
 )
+from ingest.files import open_regular
 from ingest.ports import Letter
 
 

@@ -16,21 +16,17 @@ from typing import NamedTuple
 from ingest.clock import monotonic_s, unix_us
 from ingest.dead_letter_cursor import mark_done, read_marks
 from ingest.dead_letter_files import (
-    REAL_CALLS,
-    AppendFile,
-    FileCalls,
-    Lock,
     cursor_path,
     folder_bytes,
     new_segment,
     segments,
     sync_file,
-    sync_folder,
     touched_us,
 )
 from ingest.dead_letter_format import LINE_BYTES_MAX, BadLine, decode_line, encode_line, letter_id
 from ingest.dead_letter_reader import LiveLetter, Tally, undone_lines
 from ingest.errors import DeadLettersBroken, DeadLettersFull, IngestError, StartError
+from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, sync_folder
 from ingest.logs import get_logger
 from ingest.ports import DRAINED, Letter
 

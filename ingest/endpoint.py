@@ -1,8 +1,9 @@
 """The door: POST /v1/readings, and the probes, on the data port.
 
 Order: let in or not; receive; inflate; decode; reserve room; dead-letter the invalid items; put
-(which cannot fail); answer. So a refusal leaves nothing behind, and a 2xx means that every reading
-is kept. Every reading that is decoded leaves the door once: accepted, dead-lettered or rejected.
+(which fails only if a journal's disk does); answer. So a refusal leaves nothing behind (but perhaps
+letters of what was invalid anyhow), and a 2xx means that every reading is kept. Every reading that
+is decoded leaves the door once: accepted, dead-lettered or rejected.
 Does not: know the database, or what kind of buffer stands behind it.
 """
 
@@ -23,6 +24,7 @@ from ingest.errors import (
     ConfigError,
     DeadLettersBroken,
     DeadLettersFull,
+    JournalBroken,
     Refused,
     Stopping,
 )
@@ -35,12 +37,12 @@ from ingest.query import Query, check_media_type, parse_query
 from ingest.site import POST, Page, Site, probes
 
 READINGS = "/v1/readings"
-COMMITTED = "committed"
+BUFFERED, COMMITTED = "buffered", "committed"
 ON_HOLD = "on_hold"  # why a post will not learn its outcome in time
 ADMISSION_DETAILS = {
     "starting": "the service has not seen its database and table yet",
     "draining": "the service is stopping; another one may take over",
-    "disk_low": "the disk that keeps dead letters is nearly full",
+    "disk_low": "the disk that keeps the journal and the dead letters is full or broken",
 }
 
 
@@ -209,6 +211,9 @@ class Endpoint:
         except BufferFull as full:
             code = "buffer_full"
             raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
+        except JournalBroken as broken:
+            code = "disk_low"
+            raise Refused(code, "the journal could not be written to the disk") from broken
         except (Stopping, asyncio.CancelledError) as stopped:
             code = "draining"
             if isinstance(stopped, Stopping):
@@ -242,11 +247,13 @@ class Endpoint:
         original_bytes = sum(len(error.original) for error in errors)
         if original_bytes > self._settings.inflated_bytes_max:
             raise _letters_full(errors)
-        room = await self._inlet.reserve(block.rows, len(block.tuples) + original_bytes)
+        room = await self._inlet.reserve(
+            block.rows, len(block.tuples) + original_bytes, awaited=query.ack == COMMITTED
+        )
         try:
             if errors:
                 await self._set_aside(errors, query, block.received_us)
-            room.put(block)
+            await room.put(block, durable=query.ack != BUFFERED)
         finally:
             room.release()  # does nothing after put
 

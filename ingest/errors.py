@@ -52,5 +52,9 @@ class DeadLettersBroken(IngestError):
     """The dead-letter file could not be written (disk full, fsync failed); nothing is promised."""
 
 
+class JournalBroken(IngestError):
+    """The journal could not be written (disk full, fsync failed); nothing of the block is kept."""
+
+
 class Stopping(IngestError):
     """The service is shutting down and this wait will not be finished; nothing was changed."""

@@ -40,7 +40,8 @@ class DatabaseState(Protocol):
 class Health:
     """The state of the service; implements ports.Admission.
 
-    `free_bytes` returns the free space of the state folder (may raise OSError).
+    `free_bytes` returns the free space of the state folder (may raise OSError); `disk_broken` says
+    that the journal cannot be written.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Health:
         buffer: Callable[[], BufferStats],
         gate: DatabaseState,
         free_bytes: Callable[[], int],
+        disk_broken: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
         self._buffer = buffer
         self._gate = gate
         self._free_bytes = free_bytes
+        self._disk_broken = disk_broken
         self._starting = True
         self._draining = False
         self._disk_low = False
@@ -85,7 +88,7 @@ class Health:
             return "draining"
         if self._starting:
             return "starting"
-        return "disk_low" if self._disk_low else None
+        return "disk_low" if self._disk_low or self._disk_broken() else None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until `stop` is set."""
@@ -131,7 +134,7 @@ class Health:
     def _look_at_buffer(self, stats: BufferStats) -> None:
         """Full: no room, and nothing made room, for `full_s_min`. Ended by the contrary."""
         now_s = monotonic_s()
-        used = max(stats.rows / stats.rows_max, stats.size_bytes / stats.bytes_max)
+        used = stats.used
         # Under overload the buffer is always at its bound, but its oldest block changes.
         moved = stats.oldest_received_s != self._oldest_s
         self._oldest_s = stats.oldest_received_s
@@ -174,9 +177,13 @@ class Health:
             return "the service is stopping"
         if self._state == "starting":
             return database or "the table has not been checked yet"
+        if self._state == "disk_low" and self._disk_broken():
+            return "the journal cannot be written to the disk"
         if self._state == "disk_low":
             return f"less than {self._settings.disk_free_bytes_min} bytes of disk are free"
         if self._state in {"full", "slowed"}:
-            room = f"{stats.rows} readings of {stats.rows_max}, {stats.posts_waiting} posts wait"
+            most = f" of {stats.rows_max}" if stats.disk_used is None else ""
+            journal = "" if stats.disk_used is None else f", {stats.disk_used:.0%} of the journal"
+            room = f"{stats.rows} readings{most}{journal}, {stats.posts_waiting} posts wait"
             return f"{room}; {database}" if database else room
         return database

@@ -28,10 +28,11 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from ingest.clock import monotonic_s
-from ingest.ports import REASONS, BufferStats
+from ingest.ports import REASONS, BufferStats, JournalStats
 
 SECONDS_HTTP = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SECONDS_COMMIT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SECONDS_SYNC = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 SECONDS_LAG = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 21_600, 86_400, 604_800)
 ROWS_FLUSH = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000)
 
@@ -78,6 +79,7 @@ class Gauges(NamedTuple):
     dead_letters: Callable[[], DeadLetterStats]
     database_up: Callable[[], bool]
     hold_reason: Callable[[], str | None]
+    journal: Callable[[], JournalStats] = JournalStats  # an empty one, with a buffer in memory
 
 
 class Metrics:
@@ -104,6 +106,7 @@ class Metrics:
         self.flush_s: dict[str, Histogram] = {}
         self.commit_s = Histogram(SECONDS_COMMIT)
         self.lag_s = Histogram(SECONDS_LAG)
+        self.journal_sync_s = Histogram(SECONDS_SYNC)
         self.retries: defaultdict[str, int] = defaultdict(int)
         self.holds_seen: set[str] = set()
         self.gauges: Gauges | None = None
@@ -228,6 +231,11 @@ class _LedgerCollector(Collector):
         yield _histogram(
             "ingest_event_lag_seconds", "Age of a post's newest ts when it is committed.", m.lag_s
         )
+        yield _histogram(
+            "ingest_journal_sync_seconds",
+            "A group of posts written and brought to the disk.",
+            m.journal_sync_s,
+        )
 
     def _gauges(self) -> Iterator[Metric]:
         m = self._metrics
@@ -246,9 +254,9 @@ class _LedgerCollector(Collector):
         oldest_s = stats.oldest_received_s
         letters = m.gauges.dead_letters()
         for name, meaning, value in (
-            ("buffer_rows", "Readings in the buffer.", stats.rows),
-            ("buffer_rows_max", "Readings the buffer may hold.", stats.rows_max),
-            ("buffer_bytes", "Bytes in the buffer, waiting posts included.", stats.size_bytes),
+            ("buffer_rows", "Readings in the buffer, on the disk too.", stats.rows),
+            ("buffer_rows_max", "Readings that memory may hold.", stats.rows_max),
+            ("buffer_bytes", "Bytes in memory, waiting posts included.", stats.size_bytes),
             (
                 "buffer_oldest_age_seconds",
                 "Age of the oldest post in the buffer.",
@@ -260,6 +268,7 @@ class _LedgerCollector(Collector):
             ("dlq_oldest_age_seconds", "Age of the oldest live one.", letters.oldest_age_s),
         ):
             yield GaugeMetricFamily(f"ingest_{name}", meaning, value=float(value))
+        yield from _journal_families(m.gauges.journal())
         reason = m.gauges.hold_reason()
         if reason is not None:
             m.holds_seen.add(reason)
@@ -267,6 +276,17 @@ class _LedgerCollector(Collector):
         for each in sorted(m.holds_seen):
             hold.add_metric([each], float(each == reason))
         yield hold
+
+
+def _journal_families(stats: JournalStats) -> Iterator[Metric]:
+    for name, meaning, value in (
+        ("bytes", "Bytes of the journal.", stats.size_bytes),
+        ("segments", "Files of the journal.", stats.segments),
+    ):
+        yield GaugeMetricFamily(f"ingest_journal_{name}", meaning, value=float(value))
+    yield CounterMetricFamily(
+        "ingest_journal_damaged", "Files of the journal found damaged.", value=stats.damaged
+    )
 
 
 def _labelled(name: str, meaning: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:

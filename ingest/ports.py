@@ -61,8 +61,14 @@ class Ack:
 class Room(Protocol):
     """Room reserved in a buffer for one block."""
 
-    def put(self, block: Block) -> None:
-        """Hand the block over; cannot fail. The block must not be larger than the reservation."""
+    def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
+        """Hand the block over; await the result. The block must not be larger than the reservation.
+
+        A buffer in memory has taken it when this returns, and cannot fail. A journal has it on the
+        disk once the result has been awaited (with `durable` not set: in memory, and on its way);
+        raises JournalBroken then, and nothing of the block is kept. Not cancelled half-way: a
+        cancellation strikes the caller's next await.
+        """
 
     def release(self) -> None:
         """Give the room back; does nothing after put or a second time."""
@@ -71,16 +77,23 @@ class Room(Protocol):
 class Inlet(Protocol):
     """The buffer as the door sees it."""
 
-    async def reserve(self, rows: int, size_bytes: int) -> Room:
+    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Room:
         """Wait for room, first come first served, at most `put_wait_s_max`.
 
-        Raises BufferFull when no room came free in time, Stopping once the buffer is shut.
+        `awaited`: somebody waits for the block's outcome, so it is not set down for later.
+
+        Raises BufferFull when no room came free in time, Stopping once the buffer is shut,
+        JournalBroken while the disk takes nothing.
         Safe to cancel: nothing stays reserved.
         """
 
 
 class BufferStats(NamedTuple):
-    """What a buffer holds now. `rows` is all that is not settled, taken blocks included."""
+    """What a buffer holds now. `rows` is all that is not settled, taken blocks included.
+
+    `rows_max` and `bytes_max` bound what is in memory. `rows_kept` of the rows outlive the process.
+    `disk_used` is the share of the disk's bound in use where that decides who gets room, else None.
+    """
 
     rows: int
     rows_max: int
@@ -90,6 +103,23 @@ class BufferStats(NamedTuple):
     blocks_waiting: int
     posts_waiting: int
     oldest_received_s: float | None
+    rows_kept: int = 0
+    disk_used: float | None = None
+
+    @property
+    def used(self) -> float:
+        """The share of the bounds that is in use: at 1 a post must wait."""
+        if self.disk_used is not None:
+            return self.disk_used
+        return max(self.rows / self.rows_max, self.size_bytes / self.bytes_max)
+
+
+class JournalStats(NamedTuple):
+    """What the journal's folder holds: bytes and files now, damage met since the start."""
+
+    size_bytes: int = 0
+    segments: int = 0
+    damaged: int = 0
 
 
 class Outlet(Protocol):

@@ -153,7 +153,7 @@ class Replayer:
         """
         readings = [each.letter.reading for each in letters if each.letter.reading is not None]
         tuples = b"".join(map(encode_reading, readings))
-        room = await self._inlet.reserve(len(readings), len(tuples))
+        room = await self._inlet.reserve(len(readings), len(tuples), awaited=True)
         ack = Ack()
         block = Block(
             tuples,
@@ -165,7 +165,7 @@ class Replayer:
             ack=ack,
             replayed=True,
         )
-        room.put(block)
+        await room.put(block)
         self._metrics.replayed += block.rows
         stop = asyncio.create_task(stopping.wait())
         waiting = asyncio.create_task(ack.wait())

@@ -64,6 +64,11 @@ class StateFolder:
         return self.path / "dead-letters"
 
     @property
+    def journal(self) -> Path:
+        """The folder of the journal (0700)."""
+        return self.path / "journal"
+
+    @property
     def postgres(self) -> Path:
         """The folder of the embedded database."""
         return self.path / "postgres"

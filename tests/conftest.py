@@ -23,6 +23,7 @@ import uvloop
 from hypothesis import settings
 
 from ingest import schema
+from ingest.filesystem import filesystem_of, is_volatile
 from ingest.postgres_embedded import EmbeddedPostgres
 from tests.embedded import running
 
@@ -123,7 +124,8 @@ class Server:
 @pytest.fixture(scope="session")
 def open_tmp() -> Iterator[Path]:
     """Give a folder that an unprivileged database user may enter (pytest's own is private)."""
-    folder = Path(tempfile.mkdtemp(prefix="ingest-test-", dir="/tmp"))
+    on_disk = "/var/tmp" if is_volatile(filesystem_of(Path("/tmp"))) else "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="ingest-test-", dir=on_disk))
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

@@ -17,12 +17,15 @@ class FakeRoom:
         self._inlet = inlet
         self._used = False
 
-    def put(self, block: Block) -> None:
-        """Take the block."""
+    async def put(self, block: Block, *, durable: bool = True) -> None:
+        """Take the block, or raise the inlet's `put_error`."""
         assert not self._used
+        if self._inlet.put_error is not None:
+            raise self._inlet.put_error
         self._used = True
         self._inlet.reserved -= 1
         self._inlet.blocks.append(block)
+        self._inlet.durable.append(durable)
 
     def release(self) -> None:
         """Give the room back, if it is not used."""
@@ -38,11 +41,14 @@ class FakeInlet:
         self.blocks: list[Block] = []
         self.reserved = 0
         self.waiting = 0
+        self.durable: list[bool] = []
+        self.awaited: list[bool] = []
         self.error: Exception | None = None
+        self.put_error: Exception | None = None
         self.open = asyncio.Event()
         self.open.set()
 
-    async def reserve(self, rows: int, size_bytes: int) -> FakeRoom:
+    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> FakeRoom:
         """Give room once `open` is set, or raise `error`."""
         self.waiting += 1
         try:
@@ -52,6 +58,7 @@ class FakeInlet:
         if self.error is not None:
             raise self.error
         self.reserved += 1
+        self.awaited.append(awaited)
         return FakeRoom(self)
 
     @property

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ingest.clock import unix_us
-from ingest.dead_letter_files import REAL_CALLS, FileCalls
 from ingest.dead_letter_reader import LiveLetter, live_letters
 from ingest.dead_letter_store import Request, Store
+from ingest.files import REAL_CALLS, FileCalls
 from ingest.ports import DRAINED, INVALID, Letter
 from ingest.reading import Reading
 

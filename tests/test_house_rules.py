@@ -27,18 +27,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("reading timestamp config_values",),
     ("block config_sources",),
     ("ports config verdict",),
-    ("retry metrics schema logs statefolder config_text sd_notify",),
+    ("retry metrics schema logs statefolder config_text files filesystem sd_notify",),
     (
         "buffer_memory batch gate breaker set_aside inflate problems body turns",
-        "decode_item dead_letter_files dead_letter_format postgres_binaries sink_connection",
-        "decode_fast dead_letter_cursor postgres_data sink_postgres",
+        "decode_item dead_letter_files dead_letter_format journal_format postgres_binaries",
+        "sink_connection journal_reader",
+        "decode_fast dead_letter_cursor postgres_data sink_postgres journal_book journal_store",
         "decode dead_letter_reader postgres_embedded",
         "dead_letter_store",
-        "dead_letter",
+        "dead_letter journal",
     ),
-    ("connections query replies",),
+    ("connections query replies buffer_journal_room", "buffer_journal", "buffer_journal_loader"),
     ("site intake",),  # site: what the two listeners share
-    ("endpoint health admin writer replay replay_by_hand schema_apply",),
+    ("app_buffer endpoint health admin writer replay replay_by_hand schema_apply",),
     ("app cli_database cli_doctor_database",),
     (
         "cli_config cli_docs cli_doctor cli_hold cli_psql cli_schema cli_serve cli_dlq_show",
@@ -54,7 +55,7 @@ PLACES: dict[str, tuple[int, int]] = {
     for row, names in enumerate(rows)
     for name in names.split()
 }
-FAMILIES = ("cli_dlq", "dead_letter", "decode", "postgres", "sink")
+FAMILIES = ("buffer_journal", "cli_dlq", "dead_letter", "decode", "journal", "postgres", "sink")
 
 # Libraries that only the named modules may know (as for a shell).
 DOORS: dict[str, str] = {

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from ingest.block import Block
+from ingest.buffer_journal import JournalBuffer
 from ingest.buffer_memory import MemoryBuffer
+from ingest.journal import Journal
 from ingest.ports import Inlet, Outlet, Room
 from tests.blocks import make_block
 
@@ -18,22 +22,42 @@ class Buffer(Inlet, Outlet, Protocol):
     def shut_inlet(self) -> None:
         """Let nothing in any more."""
 
+    async def close(self) -> None:
+        """Let go of everything outside of memory."""
+
 
 MakeBuffer = Callable[[int, int, float], Buffer]  # rows_max, bytes_max, put_wait_s_max
 
 
-def memory(rows_max: int, bytes_max: int, put_wait_s_max: float) -> Buffer:
+def memory(_: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) -> MemoryBuffer:
     """Make the buffer that holds readings in memory."""
     return MemoryBuffer(rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max)
 
 
-FACTORIES: list[MakeBuffer] = [memory]
+def journal(folder: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) -> MemoryBuffer:
+    """Make the buffer on a journal, open; without spilling its bounds are those of memory."""
+    buffer = JournalBuffer(
+        Journal(
+            Path(tempfile.mkdtemp(dir=folder)), segment_bytes=1024, observe_sync_s=lambda _: None
+        ),
+        rows_max=rows_max,
+        bytes_max=bytes_max,
+        put_wait_s_max=put_wait_s_max,
+        journal_bytes_max=1 << 40,
+        spills=False,
+    )
+    buffer.open()
+    return buffer
+
+
+# Makes a buffer: a folder of the test's, rows_max, bytes_max, put_wait_s_max.
+FACTORIES: list[Callable[[Path, int, int, float], MemoryBuffer]] = [memory, journal]
 PLENTY = 1 << 20
 
 
 async def put(buffer: Inlet, block: Block) -> Block:
     """Reserve room for a block and hand it over."""
-    (await buffer.reserve(block.rows, len(block.tuples))).put(block)
+    await (await buffer.reserve(block.rows, len(block.tuples))).put(block)
     return block
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from ingest.block import Block
 from ingest.errors import BufferFull, Stopping
 from ingest.ports import Room
-from tests.contract.buffers import FACTORIES, Buffer, MakeBuffer, spin
+from tests.contract.buffers import FACTORIES, Buffer, MakeBuffer, memory, spin
 
 ROWS_MAX, BYTES_MAX = 10, 100
 
@@ -130,8 +132,11 @@ class BufferMachine(RuleBasedStateMachine):
         self.model.waiting.append(block)
         posts = self._everybody()
         self.model.admit()
-        post.task.result().put(block)
+        self.loop.run_until_complete(self._put(post, block))
         self._settled(*posts)
+
+    async def _put(self, post: Post, block: Block) -> None:
+        await post.task.result().put(block)
 
     @rule(data=st.data(), times=st.integers(1, 2))
     def release(self, data: st.DataObject, times: int) -> None:
@@ -238,18 +243,19 @@ class BufferMachine(RuleBasedStateMachine):
         for post in self.model.queue:
             post.task.cancel()
         self.loop.run_until_complete(spin())
+        self.loop.run_until_complete(self.buffer.close())
         self.loop.close()
 
 
-@pytest.mark.parametrize("make", FACTORIES)
-def test_buffer_agrees_with_the_model_after_any_steps(make: MakeBuffer) -> None:
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_buffer_agrees_with_the_model_after_any_steps(factory: Any, tmp_path: Path) -> None:
     """Bounds, order, and every counter, whatever posts, writers and the stop do when."""
-    attributes: dict[str, Any] = {"make": staticmethod(make)}
+    attributes: dict[str, Any] = {"make": staticmethod(partial(factory, tmp_path))}
     machine = type("Machine", (BufferMachine,), attributes)
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=150,
+            max_examples=150 if factory is memory else 40,  # a folder and a thread each
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

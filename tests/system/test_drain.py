@@ -67,6 +67,7 @@ async def test_drain_without_database_sets_aside_what_comes_back_at_the_next_sta
             dlq_replay_pause_s=0.2,
             wait_s_max=0.5,
             drain_s_max=1.5,
+            buffer="memory",
             **settings,
         )
         async with service:
@@ -94,7 +95,7 @@ async def test_second_signal_hastens_and_loses_nothing(open_tmp_path: Path, free
     """A second SIGTERM ends the drain at once; the rest is in the dead letters."""
     async with (
         Database(open_tmp_path / "db", free_port) as database,
-        Service(open_tmp_path / "state", database_url=database.url) as service,
+        Service(open_tmp_path / "state", database_url=database.url, buffer="memory") as service,
     ):
         await service.wait_state("accepting")
         await database.kill()

@@ -9,15 +9,18 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ingest import cli_doctor
-from ingest.cli_doctor import filesystem_of, machine_checks, port_checks
+from ingest import app_buffer, cli_doctor
+from ingest.cli_doctor import machine_checks, port_checks
+from ingest.cli_doctor_database import Check
 from ingest.cli_hold import ask
 from ingest.cli_psql import command, find_psql
 from ingest.config import Settings
 from ingest.errors import StartError
+from ingest.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.statefolder import ServiceInfo, StateFolder
 
 
@@ -88,16 +91,79 @@ def test_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
     assert filesystem_of(Path("/var"), tmp_path / "none") == ""
 
 
-@pytest.mark.parametrize(("kind", "state"), [("tmpfs", "warn"), ("nfs4", "warn"), ("ext4", "ok")])
-def test_state_folder_on_a_forgetful_or_remote_disk_is_a_warning(
-    kind: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_overlay_is_what_its_upper_folder_is_on(tmp_path: Path) -> None:
+    """A container's root on a disk is a disk, on tmpfs it forgets."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/a / ext4 rw 0 0\nnone /fast tmpfs rw 0 0\n"
+        "overlay /one overlay rw,lowerdir=/l,upperdir=/up/1,workdir=/w 0 0\n"
+        "overlay /two overlay rw,lowerdir=/l,upperdir=/fast/2,workdir=/w 0 0\n"
+        "overlay /three overlay ro,lowerdir=/l 0 0\n"
+        "overlay /loop overlay rw,upperdir=/loop/x 0 0\n"
+    )
+    kinds = [filesystem_of(Path("/") / each, mounts) for each in ("one", "two", "three", "loop")]
+    assert kinds == ["overlay on ext4", "overlay on tmpfs", "overlay", "overlay"]
+    assert [is_volatile(each) for each in kinds] == [False, True, False, False]
+    assert is_remote("overlay on nfs4")
+    assert not is_remote("ext4")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "state"),
+    [
+        ("tmpfs", {}, "FAIL"),
+        ("overlay on ramfs", {}, "FAIL"),
+        ("tmpfs", {"buffer": "memory"}, "warn"),
+        ("tmpfs", {"journal_unsafe": True}, "warn"),
+        ("nfs4", {}, "warn"),
+        ("ext4", {}, "ok"),
+        ("overlay on xfs", {}, "ok"),
+    ],
+)
+def test_state_folder_on_a_forgetful_or_remote_disk_is_told(
+    kind: str,
+    changed: dict[str, Any],
+    state: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A dead letter in memory is no dead letter; flock and fsync over a network are hopes."""
+    """A 202 in memory is not durable; flock and fsync over a network are hopes."""
     monkeypatch.setattr(cli_doctor, "filesystem_of", lambda _: kind)
-    found = {
-        each.name: each for each in cli_doctor.folder_checks(Settings(state_dir=str(tmp_path)))
-    }
+    settings = Settings(state_dir=str(tmp_path), **changed)
+    found = {each.name: each for each in cli_doctor.folder_checks(settings)}
     assert found["file system"].state == state
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "overlay on tmpfs"])
+def test_journal_on_a_forgetful_disk_does_not_start(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason, and three ways out; one of them is to say that it does not matter."""
+    monkeypatch.setattr(app_buffer, "filesystem_of", lambda _: kind)
+    with pytest.raises(StartError, match="--journal-unsafe true") as refused:
+        app_buffer.check_promise(tmp_path, unsafe=False)
+    assert kind in str(refused.value)
+    assert "--buffer memory" in str(refused.value)
+    app_buffer.check_promise(tmp_path, unsafe=True)
+
+
+def test_doctor_tells_of_damaged_segments_and_of_a_journal_left_behind(tmp_path: Path) -> None:
+    """Names the files, and what to do about them."""
+    journal = tmp_path / "journal"
+    journal.mkdir()
+
+    def found(**changed: Any) -> Check:
+        settings = Settings(state_dir=str(tmp_path), **changed)
+        return {each.name: each for each in cli_doctor.folder_checks(settings)}["journal"]
+
+    assert found().state == "ok"
+    assert found(buffer="memory").detail == "none: buffer=memory"
+    (journal / "journal-00000000000000000007-0000000a.log").write_bytes(bytes(2**20))
+    assert found() == Check("journal", "ok", "1 files, 1.0 MiB")
+    assert found(buffer="memory").state == "warn"
+    (journal / "journal-00000000000000000001-0000000b.damaged").write_bytes(b"x")
+    assert found().state == "warn"
+    assert "journal-00000000000000000001-0000000b.damaged" in found().detail
 
 
 def test_machine_lacking_parts_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:

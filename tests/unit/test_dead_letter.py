@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from ingest.dead_letter import DeadLetterFolder
-from ingest.dead_letter_files import REAL_CALLS, FileCalls, segments
+from ingest.dead_letter_files import segments
 from ingest.dead_letter_reader import Tally, live_letters
 from ingest.errors import DeadLettersBroken, DeadLettersFull
+from ingest.files import REAL_CALLS, FileCalls
 from tests.letters import drained, invalid, read
 
 

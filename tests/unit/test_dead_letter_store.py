@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 import pytest
 
 from ingest.dead_letter_files import (
-    REAL_CALLS,
-    FileCalls,
     cursor_path,
     folder_bytes,
     new_segment,
@@ -25,6 +23,7 @@ from ingest.dead_letter_files import (
 )
 from ingest.dead_letter_store import Request
 from ingest.errors import DeadLettersBroken, DeadLettersFull, StartError
+from ingest.files import REAL_CALLS, FileCalls
 from ingest.ports import EXHAUSTED, REFUSED
 from tests.letters import drained, invalid, keep, make_store, mark, read
 

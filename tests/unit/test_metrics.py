@@ -28,6 +28,8 @@ ingest_buffer_bytes ingest_buffer_oldest_age_seconds ingest_db_up ingest_hold{re
 ingest_dlq_bytes ingest_dlq_readings ingest_dlq_oldest_age_seconds ingest_build_info{version}
 ingest_http_request_duration_seconds{route} ingest_flush_rows
 ingest_flush_duration_seconds{method} ingest_commit_latency_seconds ingest_event_lag_seconds
+ingest_journal_bytes ingest_journal_segments ingest_journal_damaged_total
+ingest_journal_sync_seconds
 """
 HISTOGRAMS = {
     "ingest_http_request_duration_seconds",
@@ -35,6 +37,7 @@ HISTOGRAMS = {
     "ingest_flush_duration_seconds",
     "ingest_commit_latency_seconds",
     "ingest_event_lag_seconds",
+    "ingest_journal_sync_seconds",
 }
 
 
@@ -59,6 +62,7 @@ def busy() -> Metrics:
     metrics.retries["retry"] += 1
     metrics.commit_s.observe(0.03)
     metrics.lag_s.observe(1e9)
+    metrics.journal_sync_s.observe(0.0003)
     return metrics
 
 

@@ -1,0 +1,195 @@
+"""Reads back what is on the disk only: what an earlier life left, and what was spilled.
+
+`scan` looks through the segments of earlier lives, counts what is not done in them, and cuts off
+the torn tail of the last one; `load` brings blocks back as memory has room. Both work by small
+steps in a thread. Damage never stops them: what is whole is replayed, the file is set aside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from ingest.buffer_journal import JournalBuffer
+from ingest.clock import monotonic_s, sleep_unless, unix_us
+from ingest.journal_book import Range, Segment
+from ingest.journal_format import HEADER_BYTES
+from ingest.journal_reader import SegmentReader, SegmentScan
+from ingest.logs import get_logger
+from ingest.metrics import Metrics
+
+READ_BYTES_MAX = 1 << 18
+READ_AGAIN_S = 5.0
+READS_MAX = 3
+
+log = get_logger("journal")
+
+_T = TypeVar("_T")
+
+
+class Loader:
+    """The loader of one buffer. Both coroutines end soon after `stopping` is set."""
+
+    def __init__(self, buffer: JournalBuffer, metrics: Metrics) -> None:
+        self._buffer = buffer
+        self._book = buffer.book
+        self._metrics = metrics
+        self._reader: SegmentReader | None = None
+        self._last = 0  # sequence that was loaded
+        self._stepping = asyncio.Lock()
+
+    async def _step(self, work: Callable[[], _T]) -> _T:
+        """Do one small step in a thread, one at a time, and leave as much time to live posts."""
+        async with self._stepping:
+            began_s = monotonic_s()
+            done = await asyncio.to_thread(work)
+            await asyncio.sleep(monotonic_s() - began_s)
+            return done
+
+    # What earlier lives left
+
+    async def scan(self, stopping: asyncio.Event) -> None:
+        """Look through the segments that were there at the start."""
+        unread = [each for each in self._book.segments if each.unread]
+        # The last one first: its tail is to be cut off before it is no longer the last one.
+        newest: Range | None = None
+        for segment in [*unread[-1:], *unread[:-1]]:
+            is_last = segment is unread[-1]
+            found = await self._scan_segment(segment, stopping, is_last=is_last)
+            if stopping.is_set():
+                return
+            if is_last:
+                newest = found
+            elif found is not None:
+                self._recovered(found)
+        if newest is not None:
+            self._recovered(newest)
+
+    async def _scan_segment(
+        self, segment: Segment, stopping: asyncio.Event, *, is_last: bool
+    ) -> Range | None:
+        scan = SegmentScan(segment.file, segment.size)
+        try:
+            while await self._step(scan.step):
+                if stopping.is_set():
+                    return None
+            if scan.torn and is_last:
+                await asyncio.to_thread(os.truncate, segment.file.path, scan.end)
+                segment.size -= scan.tail_bytes
+                self._book.size_bytes -= scan.tail_bytes
+                log.warning("journal_tail_cut", file=segment.file.path.name, bytes=scan.tail_bytes)
+        except OSError as error:
+            self._damaged(segment, f"cannot be read: {error.strerror}")
+            return None  # it stays as it is, unread
+        finally:
+            scan.close()
+        return self._judged(segment, scan, is_last=is_last)
+
+    def _judged(self, segment: Segment, scan: SegmentScan, *, is_last: bool) -> Range | None:
+        """Say what is wrong with a segment; return what is to be loaded of it."""
+        if scan.fault.startswith("version"):
+            self._damaged(segment, f"has {scan.fault}, which this service cannot read")
+            return None  # unread: another service may
+        faults = [f"its header is {scan.fault}"] if scan.fault and segment.size else []
+        if scan.gaps:
+            faults.append(f"damaged in {scan.gaps} places")
+        if scan.tail_bytes and not (scan.torn and is_last):
+            faults.append(f"its last {scan.tail_bytes} bytes are no block")
+        if faults and segment.size >= HEADER_BYTES:
+            segment.damaged = True
+            self._damaged(segment, ", ".join(faults))
+        if not scan.blocks:
+            segment.unread = False
+            self._buffer.journal.let_go(segment)
+            return None
+        age_s = max(0.0, (unix_us() - scan.oldest_us) / 1e6)
+        found = Range(segment, HEADER_BYTES, scan.end, monotonic_s() - age_s)
+        found.blocks, found.rows, found.done = scan.blocks, scan.rows, scan.done
+        return found
+
+    def _damaged(self, segment: Segment, why: str) -> None:
+        self._buffer.journal.damaged += 1
+        log.error("journal_damaged", file=segment.file.path.name, why=why)
+
+    def _recovered(self, found: Range) -> None:
+        self._metrics.recovered += found.rows
+        self._book.add_recovered(found)
+        self._buffer.wanted.set()
+        log.info("journal_recovered", file=found.segment.file.path.name, rows=found.rows)
+
+    # Back into memory
+
+    async def load(self, stopping: asyncio.Event) -> None:
+        """Bring blocks back as there is room, until `stopping` is set or the buffer is shut."""
+        buffer = self._buffer
+        failures = 0
+        try:
+            while not (stopping.is_set() or buffer.shut):
+                buffer.wanted.clear()
+                room = buffer.load_room()
+                if buffer.loading is None and room is not None:
+                    buffer.loading = self._book.next_range()
+                    self._last = 0
+                if buffer.loading is None or room is None:
+                    await buffer.wanted.wait()
+                    continue
+                try:
+                    await self._load_some(buffer.loading, *room)
+                    failures = 0
+                except OSError as error:
+                    failures += 1
+                    log.error("journal_read_failed", error=str(error), again=failures < READS_MAX)
+                    self._close_reader()
+                    if failures < READS_MAX:
+                        await sleep_unless(stopping, READ_AGAIN_S)
+                    else:
+                        failures = 0
+                        self._give_up(buffer.loading)
+        finally:
+            self._close_reader()
+
+    async def _load_some(self, current: Range, rows_max: int, bytes_max: int) -> None:
+        if self._reader is None:
+            self._reader = SegmentReader(
+                current.segment.file, current.start, current.end, current.done
+            )
+        read = partial(self._reader.read, rows_max, min(bytes_max, READ_BYTES_MAX))
+        found = await self._step(read)
+        if self._buffer.shut:
+            return  # it stays on the disk
+        blocks = [block for block in found or () if block.sequence > self._last]
+        if blocks:
+            self._last = blocks[-1].sequence
+            current.rows -= sum(block.rows for block in blocks)
+            current.blocks -= len(blocks)
+            self._buffer.load(blocks)
+            current.oldest_s = blocks[-1].received_s
+        if found is None:
+            self._close_reader()
+            self._ended(current)
+
+    def _ended(self, current: Range) -> None:
+        self._buffer.loading = None
+        if current.blocks:  # they were there when they were written, or scanned
+            log.critical("readings_lost", rows=current.rows, file=current.segment.file.path.name)
+            self._metrics.dropped += current.rows
+            self._book.loaded(current.rows, current.blocks)
+            current.segment.undone -= current.blocks
+            current.segment.damaged = True
+            self._damaged(current.segment, "blocks are gone since the start")
+            if current.segment.may_go:
+                self._buffer.journal.let_go(current.segment)
+
+    def _give_up(self, current: Range) -> None:
+        """Leave a range where it is: the next start may be able to read it."""
+        self._damaged(current.segment, "cannot be read; what is in it waits for the next start")
+        current.segment.unread = True
+        self._buffer.loading = None
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None

@@ -1,0 +1,158 @@
+"""Files that must not lie: appended to by whole pieces, brought to the disk, locked.
+
+An AppendFile never keeps a part of what it was given, or says that it can no longer be trusted.
+The system calls that can fail are handed in, so that a test can make the n-th of them fail.
+Everything here blocks, and raises OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple
+
+
+class FileCalls(NamedTuple):
+    """The system calls whose failure must not lose a letter."""
+
+    write: Callable[[int, memoryview], int] = os.write
+    fdatasync: Callable[[int], None] = os.fdatasync
+    fsync: Callable[[int], None] = os.fsync
+    ftruncate: Callable[[int, int], None] = os.ftruncate
+
+
+REAL_CALLS = FileCalls()
+
+
+class AppendFile:
+    """A file that only grows, by whole pieces. Not for concurrent use.
+
+    `size` is the end of the last whole piece. After an error `suspect` says whether the file may
+    hold more than that, or not hold what it was told to: then it must not be used any more.
+    """
+
+    def __init__(self, path: Path, fd: int, size: int, calls: FileCalls) -> None:
+        self.path = path
+        self.size = size
+        self.suspect = False
+        self._fd = fd
+        self._calls = calls
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool, calls: FileCalls = REAL_CALLS) -> AppendFile:
+        """Open for appending. `create`: it must not exist yet, and belongs to its owner only."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT
+        fd = os.open(path, flags | (os.O_EXCL if create else 0), 0o600)
+        try:
+            return cls(path, fd, os.fstat(fd).st_size, calls)
+        except OSError:
+            os.close(fd)
+            raise
+
+    def append(self, data: bytes) -> None:
+        """Write all of `data` and bring it to the disk, or take back what was written of it."""
+        if not self._is_there():
+            self.suspect = True
+            raise OSError(errno.ENOENT, "somebody removed or moved the file", str(self.path))
+        try:
+            self._write_all(data)
+        except OSError:
+            self._take_back()
+            raise
+        try:
+            self._calls.fdatasync(self._fd)
+        except OSError:
+            # Never again on this descriptor: the kernel has marked the pages clean.
+            self._take_back()
+            self.suspect = True
+            raise
+        self.size += len(data)
+
+    def _write_all(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            count = self._calls.write(self._fd, left)
+            if count <= 0:
+                raise OSError(errno.EIO, "write took nothing")
+            left = left[count:]
+
+    def _take_back(self) -> None:
+        try:
+            self._calls.ftruncate(self._fd, self.size)
+        except OSError:
+            self.suspect = True
+
+    def lock(self) -> bool:
+        """Mark the file as being written, until it is closed; False if it was removed meanwhile."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        return self._is_there()
+
+    def _is_there(self) -> bool:
+        """Whether the name still leads to what we write: a moved file would never be read again."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Close the descriptor; whatever was appended is on the disk already."""
+        os.close(self._fd)
+
+
+def sync_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
+    """Bring created and removed names to the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        calls.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a pipe or a link of that name must not stop anybody."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(fd, "rb", buffering=256 * 1024)
+
+
+class Lock:
+    """An exclusive lock on a file, held until closed; the kernel frees it when a process dies."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @classmethod
+    def try_take(cls, path: Path, *, create: bool = False) -> Lock | None:
+        """Take the lock at once, or return None if somebody holds it."""
+        flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        return cls(fd)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

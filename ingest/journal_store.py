@@ -1,0 +1,172 @@
+"""The journal's folder as one process keeps it: append, rotate, note what is done, clear away.
+
+Belongs to one thread: every method blocks, and none may run beside another (journal.py sees to
+that). Segments of earlier lives are never appended to. What is said to be written is on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest.block import Block
+from ingest.errors import StartError
+from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, sync_folder
+from ingest.journal_format import (
+    DONE_BYTES,
+    HEADER_BYTES,
+    encode_done,
+    encode_head,
+    encode_header,
+    segment_name,
+)
+from ingest.journal_reader import SegmentFile, segment_files
+from ingest.logs import get_logger
+
+PROBE_FREE_BYTES_MIN = 1 << 20  # less, and a disk that was full is still full
+
+log = get_logger("journal")
+
+
+class Written(NamedTuple):
+    """Where a group lies now: its segment, and the offsets of its first frame and its end."""
+
+    file: SegmentFile
+    start: int
+    end: int
+
+
+class JournalStore:
+    """One process's hold on a journal folder. `segment_bytes` is where a segment is finished."""
+
+    def __init__(self, folder: Path, *, segment_bytes: int, calls: FileCalls = REAL_CALLS) -> None:
+        self.folder = folder
+        self._segment_bytes = segment_bytes
+        self._calls = calls
+        self._lock: Lock | None = None
+        self._current: tuple[SegmentFile, AppendFile] | None = None
+        self._noting_failed = False
+
+    def open(self) -> list[tuple[SegmentFile, int]]:
+        """Take the folder; return the segments that earlier lives left, with their sizes in bytes.
+
+        Raises StartError if the folder cannot be used or another service has it.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_folder(self.folder.parent, self._calls)
+            self._lock = Lock.try_take(self.folder / "lock", create=True)
+            if self._lock is None:
+                raise StartError(
+                    f"another service writes the journal {self.folder}: stop it, or choose another "
+                    "folder with --state-dir"
+                )
+            found = segment_files(self.folder)
+            # The notes of a segment that is gone must not meet another one.
+            for path in self.folder.glob("journal-*.done"):
+                if not path.with_suffix(".log").exists():
+                    path.unlink()
+            return [(each, each.path.stat().st_size) for each in found]
+        except OSError as error:
+            raise StartError(
+                f"the journal folder {self.folder} cannot be used: {error.strerror}; choose "
+                "another with --state-dir, or --buffer memory"
+            ) from error
+
+    def write(self, blocks: Sequence[Block]) -> Written:
+        """Append the blocks' frames and bring them to the disk, all or none. Raises OSError.
+
+        After an error the file is not written any more if it may hold what it should not, or not
+        hold what it should.
+        """
+        if self._current is not None and self._current[1].size >= self._segment_bytes:
+            self.finish()
+        file, out = self._current or self._create(blocks[0].sequence)
+        start = out.size
+        parts: list[bytes] = []
+        for block in blocks:
+            parts.append(encode_head(block, file.salt))
+            parts.append(block.tuples)
+        try:
+            out.append(b"".join(parts))
+        except OSError:
+            if out.suspect:
+                self.finish()
+            raise
+        return Written(file, start, out.size)
+
+    def _create(self, first: int) -> tuple[SegmentFile, AppendFile]:
+        salt = secrets.randbits(32)
+        file = SegmentFile(self.folder / segment_name(first, salt), first, salt)
+        out = AppendFile.open(file.path, create=True, calls=self._calls)
+        try:
+            out.append(encode_header(first, salt))
+            sync_folder(self.folder, self._calls)
+        except OSError:
+            out.close()
+            file.path.unlink(missing_ok=True)
+            raise
+        self._current = (file, out)
+        return self._current
+
+    def finish(self) -> None:
+        """Write the current segment no more; the next group begins another one."""
+        if self._current is not None:
+            file, out = self._current
+            self._current = None
+            out.close()
+            if out.size <= HEADER_BYTES:
+                file.path.unlink(missing_ok=True)  # nothing ever came of it
+
+    def probe(self, next_sequence: int) -> None:
+        """Try a new segment, to see whether the disk takes anything. Raises OSError if not."""
+        self.finish()
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # gone by somebody's hand?
+        free = os.statvfs(self.folder)
+        if free.f_bavail * free.f_frsize < PROBE_FREE_BYTES_MIN:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))
+        self._create(next_sequence)
+
+    def note(self, file: SegmentFile, ranges: Iterable[tuple[int, int]]) -> None:
+        """Note what is done; not brought to the disk. What is missing will be written twice."""
+        records = b"".join(encode_done(first, last) for first, last in ranges)
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(file.done_path, flags, 0o600)
+            try:
+                if torn := os.fstat(fd).st_size % DONE_BYTES:
+                    os.ftruncate(fd, os.fstat(fd).st_size - torn)
+                os.write(fd, records)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if not self._noting_failed:
+                log.warning("journal_note_failed", error=str(error))
+            self._noting_failed = True
+        else:
+            self._noting_failed = False
+
+    def remove(self, file: SegmentFile, *, damaged: bool) -> int:
+        """Remove a segment that is done, or set it aside as *.damaged; return the bytes freed."""
+        try:
+            size = file.path.stat().st_size
+            if damaged:
+                file.path.rename(file.path.with_suffix(".damaged"))
+            else:
+                file.path.unlink(missing_ok=True)
+            file.done_path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("journal_tidy_failed", file=file.path.name, error=str(error))
+            return 0
+        return size
+
+    def close(self) -> None:
+        """Close what is open, give the folder free."""
+        self.finish()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None

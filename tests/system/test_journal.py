@@ -1,0 +1,187 @@
+"""A 202 that survives kill -9: the real service, its journal, a database that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from pathlib import Path
+from typing import Any
+
+from ingest.journal_reader import segment_files
+from tests.system.database import Database
+from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
+from tests.system.service import Service, run_command
+
+QUICK: dict[str, Any] = {
+    "lock_s_max": 0.2,
+    "statement_s_max": 0.4,
+    "command_s_max": 0.6,
+    "wait_s_max": 0.2,
+}
+
+
+async def test_killed_service_recovers_exactly_what_it_had_acknowledged(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """Database down, kill -9, twice: recovered is acknowledged and not stored, and stored once."""
+    async with Database(open_tmp_path / "db", free_port) as database:
+        service = Service(
+            open_tmp_path / "state",
+            database_url=database.url,
+            buffer_rows_max=5_000,
+            journal_segment_bytes=100_000,
+            **QUICK,
+        )
+        async with service:
+            await service.wait_state("accepting")
+            async with Fleet(service.url, connections=4, rows=20, ack="durable") as fleet:
+                await asyncio.sleep(0.5)
+            stored = int((await service.wait_quiet())["ingest_readings_committed_total"])
+            assert stored == len(fleet.acknowledged)
+            await database.kill()
+            # More than memory may hold: a part of it is on the disk only.
+            async with Fleet(
+                service.url, connections=4, rows=200, pause_s=0, ack="durable"
+            ) as more:
+                more._next_us = FIRST_US + 10_000_000
+                while len(more.acknowledged) < 12_000:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert more.statuses() == {"202"}
+            samples = await service.metrics()
+            assert samples["ingest_readings_held"] == len(more.acknowledged)
+            assert samples["ingest_buffer_rows"] > samples["ingest_buffer_rows_max"]
+            assert samples["ingest_ledger_imbalance_rows"] == 0
+            for _ in range(2):
+                await service.kill()
+                await service.start()
+                await service.wait_sample("ingest_readings_recovered_total", len(more.acknowledged))
+                assert await service.law() == 0
+                assert (await service.metrics())["ingest_readings_held"] == len(more.acknowledged)
+            await database.start()
+            samples = await service.wait_quiet()
+            assert samples["ingest_readings_committed_total"] == len(more.acknowledged)
+            assert samples["ingest_readings_dropped_total"] == 0
+            assert samples["ingest_journal_damaged_total"] == 0
+            fleet.acknowledged |= more.acknowledged
+            check_table(fleet, await database.run(TABLE_SQL))
+            code, output = await service.stop()
+            assert code == 0, output
+            assert segment_files(open_tmp_path / "state" / "journal") == []
+
+
+async def test_service_killed_under_load_loses_and_doubles_nothing(open_tmp_path: Path) -> None:
+    """kill -9 while it writes, again and again: every 202 is in the table, once."""
+    service = Service(open_tmp_path / "state", journal_segment_bytes=50_000)
+    fleets: list[Fleet] = []
+    async with service:
+        for round_ in range(3):
+            await service.wait_state("accepting")
+            async with Fleet(
+                service.url, connections=6, rows=10, pause_s=0, ack="durable"
+            ) as fleet:
+                fleet._next_us = FIRST_US + round_ * 100_000_000
+                await asyncio.sleep(0.6)
+                await service.kill()
+            fleets.append(fleet)
+            await service.start()
+        samples = await service.wait_quiet()
+        assert samples["ingest_ledger_imbalance_rows"] == 0
+        everything = fleets[0]
+        for fleet in fleets[1:]:
+            everything.acknowledged |= fleet.acknowledged
+        assert len(everything.acknowledged) > 1000
+        check_table(everything, await service.query(TABLE_SQL))
+
+
+async def test_drain_without_database_leaves_all_to_the_journal(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """Nothing is dead-lettered: held=N lost=0, and the next start recovers N."""
+    async with Database(open_tmp_path / "db", free_port) as database:
+        service = Service(
+            open_tmp_path / "state", database_url=database.url, drain_s_max=1, **QUICK
+        )
+        async with service:
+            await service.wait_state("accepting")
+            await database.kill()
+            for number in range(2):
+                ack = ("durable", "buffered")[number]
+                first_us = FIRST_US + 1000 * number
+                answer = await service.post([reading(first_us + n) for n in range(50)], ack=ack)
+                assert answer.document["ack"] == ack
+            code, output = await service.stop()
+            assert code == 0, output
+            assert output.splitlines()[-1].endswith("dead_lettered=0 held=100 lost=0")
+            await service.start()
+            await service.wait_sample("ingest_readings_recovered_total", 100)
+            code, output = await service.stop()  # before it has seen the database
+            assert code == 0, output
+            assert output.splitlines()[-1].endswith("held=100 lost=0")
+            await database.start()
+            await service.start()
+            await service.wait_state("accepting")
+            await service.wait_sample("ingest_readings_committed_total", 100)
+            assert await service.law() == 0
+
+
+async def test_disk_that_takes_nothing_is_disk_low_until_it_does(open_tmp_path: Path) -> None:
+    """A limit of file sizes for the full disk: 503 `disk_low`, not ready, by itself ready again."""
+    service = Service(open_tmp_path / "state", journal_segment_bytes=4096)
+    async with service:
+        await service.wait_state("accepting")
+        kept = [(await service.post([reading(FIRST_US)])).status]
+        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+        refused = [await service.post([reading(FIRST_US + n) for n in range(1, 100)])]
+        refused.append(await service.post([reading(FIRST_US + 100)]))
+        assert [(each.status, each.document["code"]) for each in refused] == [(503, "disk_low")] * 2
+        assert all(int(each.headers["Retry-After"]) >= 1 for each in refused)
+        found = await service.readyz()
+        assert (found.status, found.document["state"]) == (503, "disk_low")
+        assert "journal" in found.document["reason"]
+        resource.prlimit(
+            service.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
+        await service.wait_state("accepting")
+        kept.append((await service.post([reading(FIRST_US + 101)])).status)
+        assert kept == [202, 202]
+        samples = await service.wait_quiet()
+        assert samples["ingest_ledger_imbalance_rows"] == 0
+        assert samples["ingest_readings_committed_total"] == 2
+        # The second was not let in, and not decoded.
+        assert samples['ingest_readings_rejected_total{code="disk_low"}'] == 99
+
+
+async def test_journal_left_behind_is_named_and_not_touched(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """`--buffer memory` after a crash: told at start and by the doctor, stored by the next one."""
+    state = open_tmp_path / "state"
+    async with Database(open_tmp_path / "db", free_port) as database:
+        service = Service(state, database_url=database.url, **QUICK)
+        async with service:
+            await service.wait_state("accepting")
+            await database.kill()
+            await service.post([reading(FIRST_US + n) for n in range(7)])
+            await service.kill()
+        before = [file.path.read_bytes() for file in segment_files(state / "journal")]
+        assert len(before) == 1
+        await database.start()
+        async with Service(state, database_url=database.url, buffer="memory", **QUICK) as other:
+            await other.wait_state("accepting")
+            assert "is NOT read with --buffer memory" in other.output
+            answer = await other.post([reading(FIRST_US + 50)])
+            assert answer.document["ack"] == "buffered"
+            refused = await other.post([reading(FIRST_US + 51)], ack="durable")
+            assert refused.document["code"] == "ack_unavailable"
+        assert [file.path.read_bytes() for file in segment_files(state / "journal")] == before
+        done = await run_command(
+            "ingest", "doctor", "--state-dir", state, "--buffer", "memory",
+            "--listen", "127.0.0.1:0", "--admin-listen", "[::1]:0",
+            "--database-url", database.url,
+        )  # fmt: skip
+        (line,) = [each for each in done.stdout.splitlines() if " journal " in each]
+        assert line.startswith("warn")
+        assert "start once with --buffer journal" in line
+        async with service:
+            await service.wait_state("accepting")
+            await service.wait_sample("ingest_readings_committed_total", 7)

@@ -1,0 +1,460 @@
+"""Spilling, reading back, and lives after lives: held is held, in memory or on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tracemalloc
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+
+from ingest import journal_format as format_
+from ingest.block import Block
+from ingest.buffer_journal import BACKLOG_TURN
+from ingest.errors import BufferFull
+from ingest.journal_reader import segment_files
+from ingest.ports import Ack
+from tests.blocks import make_block
+from tests.journals import FailingCalls, Life, on_disk
+
+
+async def put_many(life: Life, count: int, rows: int = 1) -> list[Block]:
+    """Post blocks, a few at a time."""
+    blocks: list[Block] = []
+    while len(blocks) < count:
+        some = [make_block(rows) for _ in range(min(50, count - len(blocks)))]
+        await asyncio.gather(*map(life.put, some))
+        blocks += some
+    return blocks
+
+
+def tuples_of(blocks: list[Block]) -> list[bytes]:
+    """Return what the blocks hold."""
+    return [block.tuples for block in blocks]
+
+
+async def killed(folder: Path, copy: Path) -> None:
+    """Copy a journal as a kill -9 would leave it: all files, but not the lock."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.name != "lock":
+            (copy / path.name).write_bytes(path.read_bytes())
+
+
+async def test_what_memory_cannot_hold_is_spilled_and_comes_back_in_order(tmp_path: Path) -> None:
+    """A long outage: all is accepted; then first what memory held, the rest in its order."""
+    async with Life(tmp_path, rows_max=100, segment_bytes=4000) as life:
+        blocks = await put_many(life, 1000)
+        stats = life.buffer.stats()
+        assert (stats.rows, stats.rows_waiting, stats.posts_waiting) == (1000, 100, 0)
+        assert life.metrics.imbalance == 0
+        assert stats.oldest_received_s == blocks[0].received_s
+        life.load()
+        found = await life.drain(rows_max=30)
+        assert tuples_of(found) == tuples_of(blocks)
+        await life.quiet()
+        assert life.buffer.stats().rows == 0
+        assert len(segment_files(tmp_path)) == 1
+
+
+async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
+    """Nothing is remembered block by block: a range grows while nothing else is written."""
+    calls = FailingCalls()
+    async with Life(tmp_path, rows_max=20, calls=calls) as life:
+        await put_many(life, 500)
+        assert len(life.journal.book.spilled) == 1
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(3000):
+                await life.put(make_block(1))
+            calls.names.clear()
+            grown = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert grown < 60_000, "20 bytes a block: somebody remembers each"
+        life.load()
+        assert len(await life.drain()) == 3500
+
+
+async def test_memory_never_holds_more_than_its_bounds(tmp_path: Path) -> None:
+    """A journal much larger than memory goes through a quarter of it."""
+    async with Life(
+        tmp_path, rows_max=80, bytes_max=6000, segment_bytes=5000, put_wait_s_max=5
+    ) as life:
+        blocks = await put_many(life, 600)
+        life.load()
+        most = 0
+        found: list[Block] = []
+        while life.buffer.stats().rows:
+            stats = life.buffer.stats()
+            most = max(most, stats.rows_waiting)
+            assert stats.size_bytes <= 6000
+            batch = await life.take(7)
+            life.settle(batch)
+            found += batch
+        assert most <= 80
+        assert tuples_of(found) == tuples_of(blocks)
+
+
+async def test_live_blocks_are_not_starved_by_the_backlog_nor_it_by_them(tmp_path: Path) -> None:
+    """Live first, one batch in four for the backlog; all for it while nothing live waits."""
+    async with Life(tmp_path, rows_max=400) as life:
+        await put_many(life, 700)
+        life.load()
+        life.settle(await life.take(400))
+        async with asyncio.timeout(5):
+            while life.buffer.stats().rows_waiting < 100:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        await put_many(life, 100)
+        turns = [await life.take(5) for _ in range(2 * BACKLOG_TURN)]
+        assert sum(batch[0].reloaded for batch in turns) == 2
+        for batch in turns:
+            life.settle(batch)
+        found = await life.drain()
+        assert len(found) + 5 * len(turns) == 400
+
+
+async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
+    """Hysteresis: ranges stay few, and a short crowd does not send posts to the disk for ever."""
+    async with Life(tmp_path, rows_max=100) as life:
+        await put_many(life, 101)
+        life.settle(life.buffer.take(30))
+        await put_many(life, 1)
+        assert life.buffer.stats().rows_waiting == 70
+        life.settle(life.buffer.take(20))
+        await put_many(life, 1)
+        assert life.buffer.stats().rows_waiting == 51
+        assert [each.rows for each in life.journal.book.spilled] == [2]
+        life.load()
+        await life.drain()
+
+
+async def test_room_reserved_before_the_spilling_splits_the_range(tmp_path: Path) -> None:
+    """A slow post has room in memory while others spill: nothing is read back twice."""
+    async with Life(tmp_path, rows_max=10) as life:
+        slow = make_block(5)
+        room = await life.buffer.reserve(5, len(slow.tuples))
+        others = await put_many(life, 9)
+        life.metrics.received += 5
+        await room.put(slow)
+        others += await put_many(life, 3)
+        assert len(life.journal.book.spilled) == 2
+        life.load()
+        found = await life.drain()
+        assert sorted(tuples_of(found)) == sorted(tuples_of([slow, *others]))
+
+
+async def test_post_that_waits_for_its_commit_is_not_spilled(tmp_path: Path) -> None:
+    """It waits for memory, as before; the others do not stand behind it."""
+    async with Life(tmp_path, rows_max=4, put_wait_s_max=5) as life:
+        await put_many(life, 6)
+        block = make_block(1, ack=Ack())
+        waiting = asyncio.create_task(life.put(block))
+        await asyncio.sleep(0.01)
+        await put_many(life, 1)
+        assert not waiting.done()
+        assert life.buffer.stats().posts_waiting == 0  # the service has room
+        life.settle(life.buffer.take(2))
+        await waiting
+        life.load()
+        assert block in await life.drain()
+    async with Life(tmp_path, rows_max=4) as life:
+        await put_many(life, 4)
+        with pytest.raises(BufferFull):
+            await life.buffer.reserve(1, 1, awaited=True)
+        await life.drain()
+
+
+async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None:
+    """Bounded in bytes: `buffer_full`, and room again once a segment has gone."""
+    async with Life(
+        tmp_path, rows_max=10, segment_bytes=1000, journal_bytes_max=5000, put_wait_s_max=0.02
+    ) as life:
+        kept = 0
+        with contextlib.suppress(BufferFull):
+            while True:
+                await life.put(make_block(1))
+                kept += 1
+        stats = life.buffer.stats()
+        assert stats.used > 0.9
+        assert life.buffer.journal_stats().size_bytes <= 5000
+        assert kept > 30
+        life.load()
+        posts = [asyncio.create_task(life.buffer.reserve(1, 60)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert life.buffer.stats().posts_waiting == 3
+        found = await life.drain()
+        for room in await asyncio.gather(*posts):
+            room.release()
+        assert len(found) == kept
+        assert life.buffer._on_way_bytes == 0
+        assert life.buffer._spill_bytes == 0
+
+
+async def test_killed_life_is_recovered_but_for_what_was_settled(tmp_path: Path) -> None:
+    """kill -9: recovered is what was acknowledged and not stored, exactly."""
+    async with Life(tmp_path / "a", rows_max=50, segment_bytes=2000) as life:
+        blocks = await put_many(life, 200)
+        taken = life.buffer.take(40)
+        life.settle(taken[:10] + taken[25:])
+        await life.quiet()
+        await killed(tmp_path / "a", tmp_path / "b")
+        async with Life(tmp_path / "b", rows_max=50) as after:
+            await after.scan()
+            assert after.metrics.recovered == 175
+            assert after.buffer.stats().rows == 175
+            assert after.metrics.imbalance == 0
+            fresh = await after.put(make_block(1))  # the door is open before the replay
+            after.load()
+            found = await after.drain()
+            assert fresh in found
+            found.remove(fresh)
+            assert tuples_of(found) == tuples_of(taken[10:25] + blocks[40:])
+        life.settle(taken[10:25])
+        life.load()
+        await life.drain()
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["lock"]
+
+
+async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_path: Path) -> None:
+    """A segment whose blocks nobody has counted is not one without blocks."""
+    async with Life(tmp_path / "a", segment_bytes=600) as life:
+        blocks = [await life.put(make_block(1)) for _ in range(60)]
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    async with Life(tmp_path / "b", segment_bytes=600) as after:
+        last = after.journal.book.segments[-1]
+        fresh = [await after.put(make_block(1))]  # before anything was read
+        assert await after.loader._scan_segment(last, after.stopping, is_last=True) is not None
+        fresh += [await after.put(make_block(1)) for _ in range(20)]
+        await after.quiet()
+        await after.scan()
+        assert after.metrics.recovered == 60
+        after.load()
+        found = tuples_of(await after.drain())
+        assert after.metrics.dropped == 0
+        assert sorted(found) == sorted(tuples_of(blocks + fresh))
+
+
+async def test_lives_that_end_early_add_up(tmp_path: Path) -> None:
+    """Life after life is killed while it replays; in the end each block comes back once."""
+    blocks: list[Block] = []
+    stored: list[bytes] = []
+    for number in range(5):
+        folder, copy = tmp_path / str(number), tmp_path / str(number + 1)
+        life = Life(folder, rows_max=30, segment_bytes=1500)
+        async with life:
+            await life.scan()
+            assert life.metrics.recovered == len(blocks) - len(stored)
+            life.load()
+            blocks += await put_many(life, 60)
+            for _ in range(4):
+                batch = await life.take(6)
+                life.settle(batch)
+                stored += tuples_of(batch)
+            await life.quiet()
+            await killed(folder, copy)
+    async with Life(tmp_path / "5") as last:
+        await last.scan()
+        last.load()
+        stored += tuples_of(await last.drain())
+    assert sorted(stored) == sorted(tuples_of(blocks))
+
+
+async def test_drain_leaves_everything_to_the_journal(tmp_path: Path) -> None:
+    """What is not written at the end stays there, also what only memory had; who waits is told."""
+    async with Life(tmp_path, rows_max=20) as life:
+        blocks = await put_many(life, 30)
+        life.load()
+        life.settle(life.buffer.take(12))
+        ack = Ack()
+        awaited = await life.put(make_block(2, ack=ack))
+        life.buffer.shut_inlet()
+        await life.buffer.keep_rest()
+        assert life.buffer.take(100) == []
+        assert ack.resolved
+        assert (await ack.wait()).set_aside
+        stats = life.buffer.stats()
+        assert stats.rows == stats.rows_kept == 20
+        assert life.metrics.imbalance == 0
+    async with Life(tmp_path) as after:
+        await after.scan()
+        assert after.metrics.recovered == 20
+        after.load()
+        found = await after.drain()
+        assert sorted(tuples_of(found)) == sorted(tuples_of([*blocks[12:], awaited]))
+
+
+async def test_torn_tail_is_cut_off_and_is_no_damage(tmp_path: Path) -> None:
+    """What a write left that did not come to its end was never acknowledged."""
+    for torn in (b"\xf7", b"\xf7JR\n" + b"\1" * 60, bytes(5000)):
+        folder, copy = tmp_path / f"a{len(torn)}", tmp_path / f"b{len(torn)}"
+        async with Life(folder) as life:
+            blocks = await put_many(life, 5)
+            await killed(folder, copy)
+            life.load()
+            await life.drain()
+        (file,) = segment_files(copy)
+        whole = file.path.read_bytes()
+        file.path.write_bytes(whole + torn)
+        async with Life(copy) as after:
+            await after.scan()
+            assert file.path.stat().st_size == len(whole)
+            assert after.buffer.journal_stats().damaged == 0
+            after.load()
+            assert tuples_of(await after.drain()) == tuples_of(blocks)
+
+
+@pytest.mark.parametrize("place", [0, 40, 100, 300, -1])
+async def test_damaged_segment_gives_what_is_whole_and_is_set_aside(
+    tmp_path: Path, place: int
+) -> None:
+    """A flipped byte costs one block, is counted, and the file is kept for a human to look at."""
+    async with Life(tmp_path / "a", segment_bytes=1000) as life:
+        blocks = await put_many(life, 60, rows=2)
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    file = segment_files(tmp_path / "b")[0]
+    damaged = bytearray(file.path.read_bytes())
+    damaged[place] ^= 0x10
+    file.path.write_bytes(damaged)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        assert after.buffer.journal_stats().damaged == 1
+        after.load()
+        found = tuples_of(await after.drain())
+        assert len(found) == (60 if place == 0 else 59)
+        assert set(found) < set(tuples_of(blocks)) or place == 0
+    left = sorted(path.suffix for path in (tmp_path / "b").iterdir() if path.name != "lock")
+    assert left == [".damaged"]
+
+
+async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
+    tmp_path: Path,
+) -> None:
+    """It may have been acknowledged: it is counted, and the file kept as it was found."""
+    async with Life(tmp_path / "a") as life:
+        blocks = await put_many(life, 5)
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    (file,) = segment_files(tmp_path / "b")
+    damaged = bytearray(file.path.read_bytes())
+    damaged[-1] ^= 1
+    file.path.write_bytes(damaged)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        assert after.buffer.journal_stats().damaged == 1
+        after.load()
+        assert tuples_of(await after.drain()) == tuples_of(blocks[:4])
+    assert file.path.with_suffix(".damaged").read_bytes() == damaged
+
+
+async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
+    """A kill may cut a note short; the next life's notes begin at a whole record again."""
+    async with Life(tmp_path / "a") as life:
+        blocks = await put_many(life, 9)
+        life.settle(life.buffer.take(3))
+        await life.quiet()
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.settle(life.buffer.take(9))
+    (file,) = segment_files(tmp_path / "b")
+    with file.done_path.open("ab") as notes:
+        notes.write(b"\0" * 7)
+    async with Life(tmp_path / "b") as second:
+        await second.scan()
+        second.load()
+        second.settle(await second.take(2))
+        await second.quiet()
+        await killed(tmp_path / "b", tmp_path / "c")
+        await second.drain()
+    async with Life(tmp_path / "c") as third:
+        await third.scan()
+        assert third.metrics.recovered == 4
+        third.load()
+        assert tuples_of(await third.drain()) == tuples_of(blocks[5:])
+
+
+async def test_segment_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    """A newer service wrote it: this one starts, says so, and touches nothing."""
+    async with Life(tmp_path / "a") as life:
+        await put_many(life, 2)
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    (file,) = segment_files(tmp_path / "b")
+    data = bytearray(file.path.read_bytes())
+    header = format_._HEADER.pack(b"IOTJRNL\n", 2, file.first, file.salt, 0)
+    data[: format_.HEADER_BYTES] = header + format_._CRC.pack(crc32(header))
+    file.path.write_bytes(data)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        assert after.metrics.recovered == 0
+        assert after.buffer.journal_stats().damaged == 1
+        await after.put(make_block(1))
+        after.load()
+        assert len(await after.drain()) == 1
+    assert file.path.read_bytes() == data
+
+
+async def test_segment_that_cannot_be_read_does_not_stop_the_start(tmp_path: Path) -> None:
+    """A folder of that name, a segment without a byte: counted or removed, and on it goes."""
+    tmp_path.joinpath("journal-00000000000000000001-00000001.log").mkdir()
+    tmp_path.joinpath("journal-00000000000000000009-00000001.log").write_bytes(b"")
+    async with Life(tmp_path) as life:
+        await life.scan()
+        assert life.buffer.journal_stats().damaged == 1
+        block = await life.put(make_block(1))
+        assert block.sequence > 9
+        await life.drain()
+    assert len(segment_files(tmp_path)) == 1
+
+
+async def test_blocks_that_vanish_between_scan_and_load_are_told_as_lost(tmp_path: Path) -> None:
+    """A file altered under our feet: the law stays the witness, nothing hangs."""
+    async with Life(tmp_path / "a") as life:
+        await put_many(life, 10)
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    after = Life(tmp_path / "b")
+    async with asyncio.timeout(5):
+        after.buffer.open()
+        await after.scan()
+        (file,) = segment_files(tmp_path / "b")
+        os.truncate(file.path, file.path.stat().st_size - 1)
+        after.load()
+        while after.buffer.stats().rows:
+            if after.buffer.rows_waiting:
+                after.settle(after.buffer.take(100))
+            await asyncio.sleep(0.001)
+        assert after.metrics.dropped == 1
+        assert after.metrics.imbalance == 1
+        await after.end()
+
+
+async def test_given_back_backlog_keeps_its_order_and_its_place(tmp_path: Path) -> None:
+    """A failed batch of the backlog goes back to the backlog, a live one to the live ones."""
+    async with Life(tmp_path, rows_max=40) as life:
+        await put_many(life, 60)
+        life.load()
+        live = await life.take(40)
+        life.settle(live)
+        async with asyncio.timeout(5):
+            while life.buffer.rows_waiting < 10:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        old = life.buffer.take(10)
+        assert all(block.reloaded for block in old)
+        life.buffer.give_back(old)
+        assert life.buffer.first_received_s() == old[0].received_s
+        again = life.buffer.take(10)
+        assert again == old
+        life.settle(again)
+        await life.drain()
+    assert on_disk(tmp_path) == []

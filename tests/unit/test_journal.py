@@ -1,0 +1,246 @@
+"""Group commit: what was awaited is on the disk, whatever write, fsync or ftruncate fails when."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import pytest
+
+from ingest.block import Block
+from ingest.errors import JournalBroken, StartError
+from ingest.journal_reader import segment_files
+from tests.blocks import make_block
+from tests.journals import NO_SPACE, FailingCalls, Life, on_disk
+
+
+async def put_all(life: Life, blocks: list[Block]) -> list[bool]:
+    """Post blocks at once; return which were kept."""
+    results = await asyncio.gather(*map(life.put, blocks), return_exceptions=True)
+    assert all(isinstance(each, Block | JournalBroken) for each in results), results
+    return [not isinstance(each, JournalBroken) for each in results]
+
+
+async def test_awaited_put_is_on_the_disk_before_the_writers_have_it(tmp_path: Path) -> None:
+    """Durable means: written and synced when put returns; the writer's copy comes after."""
+    calls = FailingCalls()
+    async with Life(tmp_path, calls=calls) as life:
+        block = await life.put(make_block(3))
+        assert on_disk(tmp_path) == [block.tuples]
+        assert calls.names[-1] == "fdatasync"
+        assert life.buffer.take(10) == [block]
+        life.settle([block])
+
+
+async def test_posts_that_meet_share_one_fsync(tmp_path: Path) -> None:
+    """A hundred posts of one moment are one group, in the order in which they came."""
+    calls = FailingCalls()
+    async with Life(tmp_path, calls=calls) as life:
+        await life.put(make_block(1))
+        before = calls.names.count("fdatasync")
+        blocks = [make_block(1) for _ in range(100)]
+        assert all(await put_all(life, blocks))
+        assert calls.names.count("fdatasync") == before + 1
+        assert on_disk(tmp_path)[1:] == [block.tuples for block in blocks]
+        assert (await life.drain())[1:] == blocks
+
+
+async def test_buffered_put_does_not_wait_and_is_on_the_disk_soon(tmp_path: Path) -> None:
+    """`ack=buffered`: the writers have it at once, the disk with the next group."""
+    async with Life(tmp_path) as life:
+        block = make_block(2)
+        room = await life.buffer.reserve(2, len(block.tuples))
+        life.metrics.received += 2
+        put = room.put(block, durable=False)
+        assert life.buffer.take(10) == [block]
+        life.settle([block])  # stored before the journal had it
+        await put
+        await life.quiet()
+        assert life.journal.book.segments[0].undone == 0
+    assert segment_files(tmp_path) == []
+
+
+async def test_block_with_an_ack_is_not_journaled(tmp_path: Path) -> None:
+    """Who waits for the commit was promised nothing before: no fsync for it, no replay of it."""
+    async with Life(tmp_path) as life:
+        block = make_block(2)
+        room = await life.buffer.reserve(2, len(block.tuples), awaited=True)
+        life.metrics.received += 2
+        await room.put(block)
+        assert on_disk(tmp_path) == []
+        life.settle(life.buffer.take(10))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_cancelled_put_is_counted_as_what_it_became(tmp_path: Path, kept: bool) -> None:
+    """A client that hangs up during the fsync: the group decides, then the cancellation strikes."""
+    calls = FailingCalls() if kept else FailingCalls(fdatasync=errno.EIO)
+    async with Life(tmp_path, calls=calls) as life:
+        block = make_block(2)
+        counted: list[str] = []
+
+        async def post() -> None:
+            room = await life.buffer.reserve(2, len(block.tuples))
+            try:
+                await room.put(block)
+                counted.append("kept")
+            except JournalBroken:
+                counted.append("refused")
+            await asyncio.sleep(0)
+            counted.append("never")
+
+        task = asyncio.create_task(post())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert counted == ["kept" if kept else "refused"]
+        life.metrics.received += 2 * kept
+        assert len(await life.drain()) == kept
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        {"write": errno.EIO},
+        {"write": NO_SPACE},
+        {"fdatasync": errno.EIO},
+        {"fsync": errno.EIO},
+        {"write": errno.EIO, "ftruncate": errno.EIO},
+        {"fdatasync": errno.EIO, "ftruncate": errno.EIO},
+    ],
+    ids=lambda each: "+".join(f"{name}-{number}" for name, number in each.items()),
+)
+async def test_nth_call_that_fails_loses_no_promise(
+    tmp_path: Path, failing: dict[str, int]
+) -> None:
+    """For every n: what was kept is read by the next life, once; what was refused costs nothing."""
+    for nth in range(1, 40):
+        folder = tmp_path / str(nth)
+        calls = FailingCalls(**failing)
+        calls.nth = nth
+        kept: list[bytes] = []
+        life = Life(folder, calls=calls, segment_bytes=600)
+        try:
+            life.buffer.open()
+        except StartError:
+            assert calls.names[-1] == "fsync"
+            continue
+        for _ in range(4):
+            blocks = [make_block(2) for _ in range(3)]
+            for block, well in zip(blocks, await put_all(life, blocks), strict=True):
+                kept += [block.tuples] if well else []
+            async with asyncio.timeout(5):
+                while life.buffer.broken:  # noqa: ASYNC110  the probe is on a timer
+                    await asyncio.sleep(0.002)
+        assert life.metrics.imbalance == 0
+        assert life.buffer.stats().rows == 2 * len(kept)
+        await life.end()
+        found = on_disk(folder)
+        assert [each for each in found if each in kept] == kept
+        async with Life(folder) as after:
+            await after.scan()
+            assert after.metrics.recovered == 2 * len(found)
+            assert after.journal.damaged <= ("ftruncate" in failing)
+            after.load()
+            assert [block.tuples for block in await after.drain()] == found
+
+
+async def test_failed_fsync_is_never_tried_again_on_its_file(tmp_path: Path) -> None:
+    """The kernel forgets what it could not write: another file, and the posts are refused."""
+    calls = FailingCalls()
+    async with Life(tmp_path, calls=calls) as life:
+        first = await life.put(make_block(1))
+        calls.failing = {"fdatasync": errno.EIO}
+        calls.left = 1
+        with pytest.raises(JournalBroken):
+            await life.put(make_block(1))
+        assert not life.buffer.broken
+        second = await life.put(make_block(1))
+        assert len(segment_files(tmp_path)) == 2
+        assert on_disk(tmp_path) == [first.tuples, second.tuples]
+        await life.drain()
+
+
+async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> None:
+    """Full: refused at once with `disk_low`, nothing torn, tried by itself, and then it goes on."""
+    calls = FailingCalls()
+    async with Life(tmp_path, calls=calls) as life:
+        kept = await life.put(make_block(1))
+        calls.failing = {"write": NO_SPACE}
+        assert not any(await put_all(life, [make_block(1) for _ in range(5)]))
+        assert life.buffer.broken
+        with pytest.raises(JournalBroken):
+            await life.buffer.reserve(1, 1)
+        awaited = await life.buffer.reserve(1, 1, awaited=True)  # needs no disk
+        awaited.release()
+        await asyncio.sleep(0.05)
+        assert life.buffer.broken
+        assert on_disk(tmp_path) == [kept.tuples]
+        calls.failing = {}
+        async with asyncio.timeout(5):
+            while life.buffer.broken:  # noqa: ASYNC110  the probe is on a timer
+                await asyncio.sleep(0.002)
+        again = await life.put(make_block(1))
+        assert on_disk(tmp_path) == [kept.tuples, again.tuples]
+        assert life.buffer.stats().size_bytes == len(kept.tuples) + len(again.tuples)
+        await life.drain()
+
+
+async def test_buffered_post_outlives_a_broken_disk_in_memory(tmp_path: Path) -> None:
+    """`buffered` promises memory only: a failing disk takes nothing back of it."""
+    calls = FailingCalls(write=NO_SPACE)
+    async with Life(tmp_path, calls=calls) as life:
+        block = await life.put(make_block(3), durable=False)
+        await life.quiet()
+        assert life.buffer.broken
+        assert await life.drain() == [block]
+
+
+async def test_segment_goes_when_all_of_it_is_settled(tmp_path: Path) -> None:
+    """Rotation at `segment_bytes`; out of order; the one being written goes at the end."""
+    async with Life(tmp_path, segment_bytes=400) as life:
+        blocks = [await life.put(make_block(2)) for _ in range(12)]
+        there = len(segment_files(tmp_path))
+        assert there > 2
+        assert life.buffer.journal_stats().segments == there
+        size = sum(file.path.stat().st_size for file in segment_files(tmp_path))
+        assert life.buffer.journal_stats().size_bytes == size
+        taken = life.buffer.take(100)
+        assert taken == blocks
+        life.settle(taken[1:])
+        await life.quiet()
+        assert len(segment_files(tmp_path)) == 2  # the first, pinned, and the last, being written
+        life.settle(taken[:1])
+        await life.quiet()
+        assert len(segment_files(tmp_path)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+async def test_second_service_on_a_folder_is_told(tmp_path: Path) -> None:
+    """Two writers of one journal would each remove what the other needs."""
+    async with Life(tmp_path):
+        other = Life(tmp_path)
+        with pytest.raises(StartError, match="another service writes the journal"):
+            other.buffer.open()
+    async with Life(tmp_path):
+        pass
+
+
+async def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """A file in the place of the folder: a sentence, not a traceback."""
+    (tmp_path / "journal").write_text("")
+    life = Life(tmp_path / "journal")
+    with pytest.raises(StartError, match="--buffer memory"):
+        life.buffer.open()
+
+
+async def test_notes_of_a_segment_that_is_gone_are_removed(tmp_path: Path) -> None:
+    """Else they could say of another segment's blocks that they are done."""
+    stale = tmp_path / "journal-00000000000000000001-00000000.done"
+    stale.write_bytes(b"x" * 40)
+    async with Life(tmp_path):
+        assert not stale.exists()
