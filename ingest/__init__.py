@@ -27,9 +27,8 @@ The path of a reading (`-->` hands over; names are files of this package):
                   format, reading them, cursor); replay (by itself),
                   replay_by_hand (for `ingest dlq replay`)
     looking in    health (/livez, /readyz), admin (/metrics), metrics (every metric, and the law)
-    running it    app wires and starts the parts, app_buffer the buffer; sd_notify tells
-                  systemd;
-                  cli and cli_* are the words of `ingest`
+    running it    app wires and starts the parts, app_buffer the buffer;
+                  sd_notify tells systemd; cli and cli_* are the words of `ingest`
     the database  sink_connection, schema (the table, and the check of it), schema_apply (makes it);
                   our own server: postgres_embedded, postgres_* (its programs, its data)
     ground        reading, block, ports, config, config_* (values, sources, texts), verdict,

@@ -124,8 +124,10 @@ class Server:
 @pytest.fixture(scope="session")
 def open_tmp() -> Iterator[Path]:
     """Give a folder that an unprivileged database user may enter (pytest's own is private)."""
-    on_disk = "/var/tmp" if is_volatile(filesystem_of(Path("/tmp"))) else "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="ingest-test-", dir=on_disk))
+    base = Path("/tmp")  # noqa: S108  the folder below it gets a name of mkdtemp
+    if is_volatile(filesystem_of(base)):  # no place for a journal
+        base = Path("/var/tmp")  # noqa: S108
+    folder = Path(tempfile.mkdtemp(prefix="ingest-test-", dir=base))
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

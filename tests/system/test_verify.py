@@ -117,12 +117,17 @@ async def _locked(url: str) -> AsyncIterator[None]:
 
 
 async def _ended_while_it_holds(
-    folder: Path, url: str, port: int, ack: str, *, kill: bool = True
+    folder: Path, url: str, port: int, ack: str, *, kill: bool = True, buffer: str = "memory"
 ) -> Result:
     """End the service while nothing can be written, start it again, and look for everything."""
     state = folder / "state"
     async with Service(
-        state, database_url=url, listen=f"127.0.0.1:{port}", dlq_replay_pause_s=0.2, **HASTY
+        state,
+        database_url=url,
+        listen=f"127.0.0.1:{port}",
+        dlq_replay_pause_s=0.2,
+        buffer=buffer,
+        **HASTY,
     ) as service:
         await service.wait_state("accepting")
         plan = Plan("0badcafe", 1, int(time.time() * 1_000_000), ((20, 1.0),), 0.01, 0.01)
@@ -140,7 +145,7 @@ async def _ended_while_it_holds(
         await _committed(service, 2_000)
         async with _locked(url):
             before = run.answers.total()
-            if ack == "buffered":
+            if ack != "committed":
                 while run.answers.total() < before + 50:  # noqa: ASYNC110  counted by callbacks
                     await asyncio.sleep(0.01)
             else:
@@ -169,6 +174,19 @@ async def test_kill_of_a_service_that_acknowledged_too_early_is_red(
     assert result.faults["lost"] >= 500
     assert result.first["lost"][0].promised == "accepted: 202, ack buffered"
     assert "the service was started anew during the run" in result.notes
+
+
+async def test_kill_of_a_service_with_a_journal_is_green(
+    open_tmp_path: Path, readings_url: str, free_port: int
+) -> None:
+    """The same kill costs nothing that was answered `durable`: the next start stores it."""
+    result = await _ended_while_it_holds(
+        open_tmp_path, readings_url, free_port, "durable", buffer="journal"
+    )
+    assert result.green, text(result)
+    assert result.counts["acknowledged"] > 3_000
+    assert result.law is not None
+    assert result.law.kept
 
 
 async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
@@ -207,7 +225,7 @@ async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
 ) -> None:
     """Ctrl-C ends with the verdict on what was sent; after SIGKILL the ledger gives it."""
     state = open_tmp_path / "state"
-    async with Service(state, database_url=readings_url) as service:
+    async with Service(state, database_url=readings_url, buffer="memory") as service:
         await service.wait_state("accepting")
         ledger = open_tmp_path / "ledger"
         words = ("--state-dir", state, "--duration-s", 60, "--connections", 4)
