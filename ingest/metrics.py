@@ -256,6 +256,7 @@ class _LedgerCollector(Collector):
         for name, meaning, value in (
             ("buffer_rows", "Readings in the buffer, on the disk too.", stats.rows),
             ("buffer_rows_max", "Readings that memory may hold.", stats.rows_max),
+            ("buffer_used_ratio", "Share of the buffer in use; at 1 posts wait.", stats.used),
             ("buffer_bytes", "Bytes in memory, waiting posts included.", stats.size_bytes),
             (
                 "buffer_oldest_age_seconds",

@@ -111,7 +111,7 @@ class BufferStats(NamedTuple):
         """The share of the bounds that is in use: at 1 a post must wait."""
         if self.disk_used is not None:
             return self.disk_used
-        return max(self.rows / self.rows_max, self.size_bytes / self.bytes_max)
+        return max(self.rows / max(1, self.rows_max), self.size_bytes / max(1, self.bytes_max))
 
 
 class JournalStats(NamedTuple):
