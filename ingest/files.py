@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
+from ingest.clock import monotonic_s
+
 
 class FileCalls(NamedTuple):
     """The system calls whose failure must not lose a letter."""
@@ -36,29 +38,46 @@ class AppendFile:
     hold more than that, or not hold what it was told to: then it must not be used any more.
     """
 
-    def __init__(self, path: Path, fd: int, size: int, calls: FileCalls) -> None:
+    def __init__(
+        self, path: Path, fd: int, size: int, calls: FileCalls, unseen_s_max: float
+    ) -> None:
         self.path = path
+        self._unseen_s_max = unseen_s_max
+        self._seen_s = float("-inf")
         self.size = size
         self.suspect = False
         self._fd = fd
         self._calls = calls
 
     @classmethod
-    def open(cls, path: Path, *, create: bool, calls: FileCalls = REAL_CALLS) -> AppendFile:
-        """Open for appending. `create`: it must not exist yet, and belongs to its owner only."""
+    def open(
+        cls,
+        path: Path,
+        *,
+        create: bool,
+        calls: FileCalls = REAL_CALLS,
+        unseen_s_max: float = 0.0,
+    ) -> AppendFile:
+        """Open for appending. `create`: it must not exist yet, and belongs to its owner only.
+
+        That it was not removed by somebody is looked at once in `unseen_s_max` seconds.
+        """
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT
         fd = os.open(path, flags | (os.O_EXCL if create else 0), 0o600)
         try:
-            return cls(path, fd, os.fstat(fd).st_size, calls)
+            return cls(path, fd, os.fstat(fd).st_size, calls, unseen_s_max)
         except OSError:
             os.close(fd)
             raise
 
     def append(self, data: bytes) -> None:
         """Write all of `data` and bring it to the disk, or take back what was written of it."""
-        if not self._is_there():
-            self.suspect = True
-            raise OSError(errno.ENOENT, "somebody removed or moved the file", str(self.path))
+        now_s = monotonic_s()
+        if now_s - self._seen_s >= self._unseen_s_max:
+            if not self._is_there():
+                self.suspect = True
+                raise OSError(errno.ENOENT, "somebody removed or moved the file", str(self.path))
+            self._seen_s = now_s
         try:
             self._write_all(data)
         except OSError:

@@ -28,6 +28,7 @@ from ingest.journal_store import JournalStore, Written
 from ingest.logs import get_logger
 
 PROBE_S = 2.0
+NOTE_S = 0.01  # between notes of what is done, while groups are written
 CLOSE_S_MAX = 5.0  # a disk may hang; the thread is a daemon
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -74,6 +75,7 @@ class Journal:
         self._gathering: list[Entry] = []
         self._settled: list[int] = []
         self._leaving: list[Segment] = []
+        self._noted_s = float("-inf")
         self._busy = False
         self._turn_due = False
         self._rested = asyncio.Event()
@@ -128,7 +130,8 @@ class Journal:
             return
         group, self._gathering = self._gathering, []
         notes: list[tuple[SegmentFile, list[tuple[int, int]]]] = []
-        if self._settled:
+        if self._settled and (not group or monotonic_s() - self._noted_s >= NOTE_S):
+            self._noted_s = monotonic_s()
             settled, self._settled = self._settled, []
             settled.sort()
             for segment, ranges in self.book.settled(settled).items():
@@ -168,6 +171,7 @@ class Journal:
     ) -> None:
         assert self._loop is not None, "open it first"
         tell = self._loop.call_soon_threadsafe
+        rests = not notes and not leaving  # then one call into the loop does for both
         if group:
             began_s = monotonic_s()
             try:
@@ -175,7 +179,9 @@ class Journal:
             except Exception as error:  # whatever it is, nobody must wait for ever
                 tell(self._failed, group, error, self._try_another(error, group))
             else:
-                tell(self._wrote, group, written, monotonic_s() - began_s)
+                tell(self._wrote, group, written, monotonic_s() - began_s, rests)
+                if rests:
+                    return
         gone: list[Segment] = []
         try:
             for file, ranges in notes:
@@ -202,7 +208,7 @@ class Journal:
 
     # In the loop again
 
-    def _wrote(self, group: list[Entry], written: Written, took_s: float) -> None:
+    def _wrote(self, group: list[Entry], written: Written, took_s: float, rests: bool) -> None:
         self._observe_sync_s(took_s)
         book = self.book
         before = book.segments[-1] if book.segments else None
@@ -215,6 +221,8 @@ class Journal:
         self._decide(group)
         if before is not None and before.may_go:
             self.let_go(before)
+        if rests:
+            self._rest([])
 
     def _failed(self, group: list[Entry], error: Exception, goes_on: bool) -> None:
         log.error("journal_write_failed", error=repr(error), posts=len(group), again=goes_on)

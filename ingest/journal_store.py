@@ -27,6 +27,7 @@ from ingest.journal_format import (
 from ingest.journal_reader import SegmentFile, segment_files
 from ingest.logs import get_logger
 
+UNSEEN_S_MAX = 1.0  # a look costs two waits for the interpreter, a quarter of a group's time
 PROBE_FREE_BYTES_MIN = 1 << 20  # less, and a disk that was full is still full
 
 log = get_logger("journal")
@@ -49,6 +50,7 @@ class JournalStore:
         self._calls = calls
         self._lock: Lock | None = None
         self._current: tuple[SegmentFile, AppendFile] | None = None
+        self._notes: tuple[SegmentFile, int] | None = None  # written last, and its descriptor
         self._noting_failed = False
 
     def open(self) -> list[tuple[SegmentFile, int]]:
@@ -102,7 +104,7 @@ class JournalStore:
     def _create(self, first: int) -> tuple[SegmentFile, AppendFile]:
         salt = secrets.randbits(32)
         file = SegmentFile(self.folder / segment_name(first, salt), first, salt)
-        out = AppendFile.open(file.path, create=True, calls=self._calls)
+        out = AppendFile.open(file.path, create=True, calls=self._calls, unseen_s_max=UNSEEN_S_MAX)
         try:
             out.append(encode_header(first, salt))
             sync_folder(self.folder, self._calls)
@@ -135,23 +137,27 @@ class JournalStore:
         """Note what is done; not brought to the disk. What is missing will be written twice."""
         records = b"".join(encode_done(first, last) for first, last in ranges)
         try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            fd = os.open(file.done_path, flags, 0o600)
-            try:
-                if torn := os.fstat(fd).st_size % DONE_BYTES:
-                    os.ftruncate(fd, os.fstat(fd).st_size - torn)
-                os.write(fd, records)
-            finally:
-                os.close(fd)
+            if self._notes is None or self._notes[0] != file:
+                self._close_notes()
+                self._notes = (file, _open_notes(file))
+            os.write(self._notes[1], records)
         except OSError as error:
+            self._close_notes()
             if not self._noting_failed:
                 log.warning("journal_note_failed", error=str(error))
             self._noting_failed = True
         else:
             self._noting_failed = False
 
+    def _close_notes(self) -> None:
+        notes, self._notes = self._notes, None
+        if notes is not None:
+            os.close(notes[1])
+
     def remove(self, file: SegmentFile, *, damaged: bool) -> int:
         """Remove a segment that is done, or set it aside as *.damaged; return the bytes freed."""
+        if self._notes is not None and self._notes[0] == file:
+            self._close_notes()
         try:
             size = file.path.stat().st_size
             if damaged:
@@ -167,6 +173,20 @@ class JournalStore:
     def close(self) -> None:
         """Close what is open, give the folder free."""
         self.finish()
+        self._close_notes()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _open_notes(file: SegmentFile) -> int:
+    """Open a segment's notes for appending, behind the last whole one."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(file.done_path, flags, 0o600)
+    try:
+        if torn := os.fstat(fd).st_size % DONE_BYTES:
+            os.ftruncate(fd, os.fstat(fd).st_size - torn)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
