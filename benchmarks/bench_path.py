@@ -2,7 +2,7 @@
 
 pytest benchmarks/bench_path.py
 
-Decode, buffer, two writers and a durable PostgreSQL, wired as the service wires them.
+Decode, the buffer in memory, two writers and a durable PostgreSQL, wired as the service wires them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Wired:
         assert block is not None, errors
         block.ack = Ack()
         room = await self._buffer.reserve(block.rows, len(block.tuples))
-        room.put(block)
+        await room.put(block)
         await block.ack.wait()
 
     async def post_all(self, bodies: list[bytes]) -> None:

@@ -240,7 +240,11 @@ COMMITTED = f"{wrk.READINGS}?ack=committed"
 
 CONTENDERS = (
     Contender("bare", "bare aiohttp handler", measure_bare),
-    Contender("singles", "iot-ingest", partial(measure_service, script="singles")),
+    Contender(
+        "singles",
+        "iot-ingest, ack=buffered",
+        partial(measure_service, script="singles"),
+    ),
     Contender(
         "singles_committed",
         "iot-ingest, ack=committed",
@@ -271,7 +275,11 @@ CONTENDERS = (
         )
         for rows in floors.COPY_BATCHES
     ),
-    Contender("hundreds", "iot-ingest", partial(measure_service, script="hundreds")),
+    Contender(
+        "hundreds",
+        "iot-ingest, ack=buffered",
+        partial(measure_service, script="hundreds"),
+    ),
     Contender(
         "hundreds_committed",
         "iot-ingest, ack=committed",

@@ -53,7 +53,8 @@ CONDITIONS = """## Conditions
   what was answered; a difference fails the run.
 - `rows/s` of iot-ingest are committed rows, from the first post until the last row is in the table.
 - Durability. PostgreSQL: `fsync`, `full_page_writes` and `synchronous_commit` on; a committed row
-  survives a power cut. iot-ingest answers `ack=buffered` by default: the reading is in its memory;
+  survives a power cut. iot-ingest runs with `--buffer memory`, not with its default, the journal:
+  `ack=buffered`, which is meant where no other is named, answers when the reading is in its memory;
   `ack=committed` answers after the commit. InfluxDB 1.x answers after an fsync of its WAL
   (`wal-fsync-delay` 0, its default). VictoriaMetrics answers from memory and writes within 5 s
   (`inmemoryDataFlushInterval`, its default); a crash loses those. It keeps only milliseconds.

@@ -1,9 +1,10 @@
 """The whole service beside its floors and its peers, alternating in one run: `./run bench`.
 
 Every run measures each contender of the chosen cases once, in turn, on fresh data, every timestamp
-new; the embedded PostgreSQL has its durable defaults. What a machine lacks (wrk, a package) is left
-out and named. Prints medians and spreads. A full run also adds a line to benchmarks/results.ndjson
-and writes benchmarks/RESULTS.md.
+new; the embedded PostgreSQL has its durable defaults, the service its buffer in memory and
+`ack=buffered` unless a case says `committed`. What a machine lacks (wrk, a package) is left out and
+named. Prints medians and spreads. A full run also adds a line to benchmarks/results.ndjson and
+writes benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations

@@ -208,8 +208,11 @@ def is_open(device: socket.socket) -> bool:
         return False
 
 
-def post_one(device: socket.socket, ts_us: int) -> None:
-    """Post one reading as a device that will be back. Raises Broken unless it is taken."""
+def post_one(device: socket.socket, ts_us: int) -> bytes:
+    """Post one reading as a device that will be back; return the answer.
+
+    Raises Broken unless it is a 202.
+    """
     body = json.dumps({"device_id": "idle", "metric": "m", "ts": ts_us, "value": 1.5})
     device.sendall(
         b"POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -218,6 +221,7 @@ def post_one(device: socket.socket, ts_us: int) -> None:
     answer = device.recv(4_096)
     if not answer.startswith(b"HTTP/1.1 202"):
         raise Broken(f"an idle device got {answer[:100]!r}")
+    return answer
 
 
 # A start

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.cases import CASES
-from benchmarks.processes import descendants
+from benchmarks.processes import descendants, scratch
+from benchmarks.service import Service
+from benchmarks.stories import post_one
 from tests.system.service import REPOSITORY, Done, environment, run_command, wait_gone
 
 
@@ -38,6 +41,15 @@ async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
     assert str(REPOSITORY) not in line + text
 
 
+def test_service_is_measured_with_the_buffer_that_the_record_names() -> None:
+    """Not with the default, which fsyncs: figures on record would be compared with others."""
+    with scratch() as folder, Service(folder) as service:
+        with socket.create_connection(("127.0.0.1", service.port), 10) as device:
+            assert b'"ack":"buffered"' in post_one(device, 1_700_000_000_000_000)
+        service.quiet()
+        assert not (folder / "journal").exists()
+
+
 @pytest.mark.parametrize("word", ["--quick", "--no-record"])
 async def test_quick_and_no_record_write_nothing(tmp_path: Path, word: str) -> None:
     """Figures of a run that only sees whether all works are not kept."""
@@ -53,7 +65,7 @@ async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> N
     assert done.code == 0, done.stderr
     assert "left out: singles: wrk is not on PATH" in done.stderr
     assert "(wanted: at least 0.85) left out" in done.stdout
-    assert "iot-ingest: wrk is not on PATH" in (tmp_path / "RESULTS.md").read_text()
+    assert "iot-ingest, ack=buffered: wrk is not on PATH" in (tmp_path / "RESULTS.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_medians_of_odd_runs_decide(tmp_path: Path) -> None:
     record(singles([(100, 90), (100, 10), (100, 95)]), tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| 0.90 | at least 0.85 | met |" in row_of(text, "bare handler's posts/s")
-    assert "| iot-ingest | 90.0 (10.0 to 95.0) | 90.0 |" in text
+    assert "| iot-ingest, ack=buffered | 90.0 (10.0 to 95.0) | 90.0 |" in text
 
 
 def test_service_that_answers_faster_than_it_commits_is_judged_by_what_it_commits(
@@ -189,7 +189,7 @@ def test_what_broke_is_recorded_as_such_and_is_an_error(
     (line,) = results.read(tmp_path)
     assert len(line.runs["bare"]) == 3
     text = (tmp_path / "RESULTS.md").read_text()
-    assert "iot-ingest: it broke: in run 1/3: " in text
+    assert "iot-ingest, ack=buffered: it broke: in run 1/3: " in text
     assert "3 taken, 2 committed." in text
     assert "| - | at least 0.85 | left out |" in row_of(text, "bare handler's posts/s")
 
