@@ -312,13 +312,15 @@ async def test_tcp_connection_notices_a_dead_peer(line: Line, readings_url: str)
     await sink.close()
 
 
-async def test_cut_line_waits_and_comes_back(line: Line, readings_url: str) -> None:
-    """A reset in the middle of a batch; the next write finds a new way."""
+async def test_cut_line_waits_and_comes_back(
+    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """A reset before the answer to a batch; the next write finds a new way."""
     sink = SinkPostgres(by_tcp(readings_url, line), Settings())
     await sink.open()
     line.stall("to_client")
     task = asyncio.create_task(failure(sink, readings(50)))
-    await asyncio.sleep(0.1)
+    await until(readings_connection, COUNT, 50)
     await line.cut()
     failed = await task
     assert failed.verdict is Verdict.WAIT
