@@ -26,9 +26,12 @@ The path of a reading (`-->` hands over; names are files of this package):
     dead letters  set_aside (what becomes one), dead_letter (append), dead_letter_* (files,
                   format, reading them, cursor); replay (by itself),
                   replay_by_hand (for `ingest dlq replay`)
-    looking in    health (/livez, /readyz), admin (/metrics), metrics (every metric, and the law)
-    running it    app wires and starts the parts, app_buffer the buffer;
-                  sd_notify tells systemd; cli and cli_* are the words of `ingest`
+    looking in    health (/livez, /readyz), admin (/metrics), metrics (every metric, and the law);
+                  dashboard (its addresses, its tick), dashboard_* (history, feed, devices, tail,
+                  letters, guard, query, page), lookup_postgres; page/ is what the browser gets
+    running it    app wires and starts the parts (app_buffer: the buffer; app_dashboard: the
+                  dashboard; app_hello: what it says first), sd_notify tells systemd;
+                  cli and cli_* are the words of `ingest`
     the database  sink_connection, schema (the table, and the check of it), schema_apply (makes it);
                   our own server: postgres_embedded, postgres_* (its programs, its data)
     ground        reading, block, ports, config, config_* (values, sources, texts), verdict,

@@ -16,8 +16,9 @@ from os import getpid
 from typing import Any
 
 from ingest import __version__, logs
-from ingest.admin import Admin
 from ingest.app_buffer import keep_rest, make_buffer, open_buffer
+from ingest.app_dashboard import Looking
+from ingest.app_hello import hello
 from ingest.batch import BatchCap, Gatherer
 from ingest.breaker import BREAKER, Breaker
 from ingest.clock import monotonic_s, sleep_unless, unix_us
@@ -75,7 +76,7 @@ class Service:
         self._announce = announce
         self._notifier = notifier
         self._log = logs.get_logger("service")
-        self._token = secrets.token_urlsafe(24)
+        self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._stopping = asyncio.Event()  # drain
         self._first_try = asyncio.Event()  # of the database, whatever came of it
         self._halted = asyncio.Event()  # drain no longer: what is left is kept as it is
@@ -111,6 +112,15 @@ class Service:
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
         )
+        self.looking = Looking(
+            settings,
+            metrics=self.metrics,
+            dead_letters=self.dead_letters,
+            readyz=self.health.readyz,
+            said=lambda: self.gate.message,
+            token=self._token,
+            release_hold=self._release_hold,
+        )
         self.endpoint = Endpoint(
             settings=settings,
             inlet=self.buffer,
@@ -120,12 +130,7 @@ class Service:
             database=self.gate,
             levels=self.buffer.levels,
             health=self.health.readyz,
-        )
-        self.admin = Admin(
-            metrics=self.metrics,
-            health=self.health.readyz,
-            token=self._token,
-            release_hold=self._release_hold,
+            witness=self.looking.dashboard.tail.witness,
         )
         self.metrics.gauges = Gauges(
             buffer=self.buffer.stats,
@@ -170,14 +175,16 @@ class Service:
             self._spawn(work(self._stopping))
         await self.dead_letters.open()
         listen = await self.endpoint.start(*split_address(settings.listen))
-        admin_listen = await self.admin.start(*split_address(settings.admin_listen))
+        admin_listen = await self.looking.start(listen, settings.admin_listen)
         self._notifier.ready()
         self._spawn(self.health.run(self._stopping))
+        self._spawn(self.looking.dashboard.run(self._halted))
         if settings.database_url:
             url = settings.database_url
         else:
             self._embedded = EmbeddedPostgres(self._folder.postgres)
             url = await self._embedded.start()
+        self.looking.database(url)
         self._folder.publish(
             ServiceInfo(
                 pid=getpid(),
@@ -195,7 +202,14 @@ class Service:
         ]
         self._spawn(self._open_database(url))
         await self._first_try.wait()
-        self._say_hello(listen, admin_listen)
+        for line in hello(
+            state_dir=self._folder.path,
+            listen=listen,
+            admin_listen=admin_listen,
+            embedded=self._embedded is not None,
+            waiting="" if self.gate.is_open else self.gate.message or "no answer yet",
+        ):
+            self._announce(line)
 
     async def _open_database(self, url: str) -> None:
         """Try until the schema has been checked (`starting` until then), then let writers loose."""
@@ -238,7 +252,7 @@ class Service:
                 sink=sink,
                 gate=self.gate,
                 breaker=self.breaker,
-                dead_letters=self.dead_letters,
+                dead_letters=self.looking.witnessed_letters,
                 metrics=self.metrics,
                 halted=self._halted,
             )
@@ -252,21 +266,6 @@ class Service:
             database_up=lambda: self.gate.is_open,
         )
         self._spawn(replayer.run(self._stopping))
-
-    def _say_hello(self, listen: str, admin_listen: str) -> None:
-        example = '{"device_id":"d1","metric":"temperature","value":21.5}'
-        self._announce(f"iot-ingest {__version__}, state in {self._folder.path}")
-        self._announce(
-            f"post readings: curl -H 'content-type: application/json' -d '{example}' "
-            f"http://{listen}/v1/readings"
-        )
-        self._announce(f"metrics:       http://{admin_listen}/metrics  (state: /readyz)")
-        if self._embedded is not None:
-            self._announce("database:      embedded; look with: ./run psql -c 'table readings'")
-        else:
-            self._announce("database:      the one of INGEST_DATABASE_URL")
-        if not self.gate.is_open:
-            self._announce(f"waiting for the database: {self.gate.message}")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._root(work))
@@ -341,5 +340,5 @@ class Service:
         await self.buffer.close()
         if self._embedded is not None:
             await self._embedded.stop()
-        await self.admin.close()
+        await self.looking.close()
         self._folder.withdraw()

@@ -17,13 +17,14 @@ from itertools import islice
 from pathlib import Path
 
 from ingest import cli_dlq_show as show
-from ingest.cli_dlq_replay import add_replay_arguments, hold_replay_lock, replay
+from ingest.cli_dlq_replay import add_replay_arguments, replay
 from ingest.config import Loaded, state_dir
 from ingest.dead_letter_cursor import mark_done
 from ingest.dead_letter_files import folder_bytes, segments
 from ingest.dead_letter_reader import LiveLetter, Tally, Where, live_letters
 from ingest.errors import IngestError
 from ingest.ports import REASONS
+from ingest.replay_by_hand import hold_replay_lock
 from ingest.timestamp import text_us
 
 IDS_COUNTED_MAX = 1_000_000  # beyond it an id that stands in two files is shown twice

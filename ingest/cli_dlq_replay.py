@@ -7,26 +7,28 @@ live lines of the ids that came in are marked at the end, however it ends.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ingest import cli_dlq_show as show
-from ingest.clock import sleep_unless
 from ingest.config import Settings, ts_min_us
 from ingest.dead_letter_cursor import mark_done
-from ingest.dead_letter_files import segments, try_replay_lock
+from ingest.dead_letter_files import segments
 from ingest.dead_letter_format import LINE_BYTES_MAX, BadLine, parse
 from ingest.dead_letter_reader import Tally, Where, live_letters
 from ingest.decode import Rules
 from ingest.errors import IngestError
-from ingest.files import Lock
 from ingest.ports import Sink
-from ingest.replay_by_hand import HandReplay, Item, ReplayStopped, item_of_fields, item_of_letter
+from ingest.replay_by_hand import (
+    HandReplay,
+    Item,
+    ReplayStopped,
+    hold_replay_lock,
+    item_of_fields,
+    item_of_letter,
+)
 
-LOCK_S_MAX = 15.0
-LOCK_PAUSE_S = 0.005
 EXIT_SOME_LEFT = 1
 BAD_LINES_TOLD_MAX = 20
 
@@ -40,19 +42,6 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore-unknown", action="store_true", help="accept fields that readings do not have"
     )
-
-
-async def hold_replay_lock(folder: Path) -> Lock:
-    """Wait for the replay lock, which the service's own replay gives free between blocks.
-
-    Raises IngestError if it does not come free.
-    """
-    never = asyncio.Event()
-    for _ in range(int(LOCK_S_MAX / LOCK_PAUSE_S)):
-        if (lock := try_replay_lock(folder)) is not None:
-            return lock
-        await sleep_unless(never, LOCK_PAUSE_S)
-    raise IngestError("another replay is at work in this folder; try again when it has finished")
 
 
 async def replay(args: argparse.Namespace, settings: Settings, folder: Path, where: Where) -> int:

@@ -24,6 +24,7 @@ PROBLEMS: dict[str, Problem] = {
     "bad_parameter": Problem(400, "Bad value of a query parameter", "use a listed value"),
     "ack_unavailable": Problem(400, "This acknowledgement is not available", "ask for less"),
     "unauthorized": Problem(401, "Token missing or wrong", "send the token"),
+    "forbidden": Problem(403, "Not from the service's own page", "load the page again"),
     "not_found": Problem(404, "No such page", "post to /v1/readings"),
     "method_not_allowed": Problem(405, "Method not allowed", "use POST"),
     "body_timeout": Problem(408, "The body did not arrive in time", "send it again, faster"),
@@ -32,6 +33,7 @@ PROBLEMS: dict[str, Problem] = {
     "too_many_readings": Problem(413, "Too many readings in one post", "split the post"),
     "unsupported_media_type": Problem(415, "Unsupported media type", "send application/json"),
     "unsupported_encoding": Problem(415, "Unsupported content encoding", "send gzip or nothing"),
+    "wrong_host": Problem(421, "Not a name of this port", "use localhost"),
     "empty": Problem(422, "No readings in the post", "send at least one"),
     "all_invalid": Problem(422, "Every item is invalid", "mend the items"),
     "invalid_items": Problem(422, "Some items are invalid, and strict was asked", "mend them"),
@@ -47,6 +49,8 @@ PROBLEMS: dict[str, Problem] = {
     "outcome_unknown": Problem(
         503, "Not known yet whether it was stored", "send it again: stored once all the same"
     ),
+    "busy": Problem(503, "Too many at once", "ask again after Retry-After"),
+    "database_away": Problem(503, "The database does not answer", "ask again later"),
     "database_on_hold": Problem(
         503, "The database refuses the table's readings as a whole", "send it again later"
     ),

@@ -22,6 +22,7 @@ from ingest.config_values import (
     MIB,
     TIB,
     check_database_url,
+    check_token,
     checked,
     setting,
     shown,
@@ -40,6 +41,9 @@ class Settings:
         "127.0.0.1:8080", "data port, HOST:PORT; port 0 takes a free one", opens="Where things are"
     )
     admin_listen: str = setting("127.0.0.1:8081", "admin port: probes, metrics, dashboard")
+    admin_token: str = setting(
+        "", "opens the admin port's page and actions; empty: a new one each start", secret=True
+    )
     state_dir: str = setting("", "embedded database, journal, dead letters; empty: the usual place")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting("", "a file that holds database_url, as secrets are mounted")
@@ -241,6 +245,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("admin_listen", split_address),
         ("ts_min", _unix_us),
         ("database_url", check_database_url),
+        ("admin_token", check_token),
     ):
         try:
             check(getattr(settings, name))

@@ -15,6 +15,7 @@ from ingest.errors import ConfigError
 
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 ENV_PREFIX = "INGEST_"
+TOKEN_CHARACTERS_MIN = 16
 
 
 def setting(
@@ -38,6 +39,13 @@ _SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|k|M|G)", re.IGNORECASE)
 _SIZES = {"kib": KIB, "mib": MIB, "gib": GIB, "k": KIB, "m": MIB, "g": GIB}
 _WORDS = {"true": True, "1": True, "yes": True, "on": True}
 _WORDS |= {"false": False, "0": False, "no": False, "off": False}
+
+
+def check_token(token: str) -> None:
+    """Check a secret that opens something. Raises ValueError, without the token."""
+    printable = token.isascii() and token.isprintable() and " " not in token
+    if token and not (len(token) >= TOKEN_CHARACTERS_MIN and printable):
+        raise ValueError(f"needs at least {TOKEN_CHARACTERS_MIN} printable ASCII characters")
 
 
 def checked(declared: Field[Any], value: Any, origin: str) -> Any:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw
 
-from ingest.block import Block, encode_reading
-from ingest.decode_fast import Rows, fast
+from ingest.block import Block
+from ingest.decode_fast import Rows, encode_known, fast
 from ingest.decode_item import ItemError, Post, Rules, read_item, too_many
 from ingest.errors import Refused
 
@@ -102,7 +102,7 @@ def _careful(body: bytes, post: Post, errors: list[ItemError]) -> Rows:
             chunk = []
         for item, original in enumerate(chunk, start):
             readings, faults = read_item(original, item, post)
-            tuples += [encode_reading(each) for each in readings]
+            tuples += [encode_known(each) for each in readings]
             newest_us = max(newest_us, *(each.ts_us for each in readings), 0)
             owners += [item] * len(readings)
             errors += faults

@@ -51,6 +51,7 @@ class Endpoint:
 
     `levels` are the acknowledgements that the buffer gives without the database, best first;
     `committed` is available besides. Raises ConfigError if `ack_default` is none of them.
+    `witness` is shown every decoded post, kept or not; it must be quick and must not fail.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Endpoint:
         database: Database,
         levels: tuple[str, ...],
         health: Callable[[], tuple[int, bytes]],
+        witness: Callable[[Decoded], None] | None = None,
     ) -> None:
         self._settings = settings
+        self._witness = witness
         self._inlet = inlet
         self._dead_letters = dead_letters
         self._metrics = metrics
@@ -160,6 +163,8 @@ class Endpoint:
             async with self._intake.body(request) as body:
                 decoded = self._decoded(body, query, received_s)
                 del body
+        if self._witness is not None:
+            self._witness(decoded)
         if not decoded.errors:
             await self._take_in(decoded, query)
         else:

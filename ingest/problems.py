@@ -42,6 +42,7 @@ class Answer:
     """
 
     __slots__ = ("_writer", "body", "content_type", "headers", "keep_alive", "status")
+    began_s: float | None = None  # where the answer began long before it ended
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 What comes in is told to `done` batch by batch, after its commit, so a replay that was cut off goes
 on where it was and one that is run twice changes nothing. What is still refused is told with its
-reason and stays where it is. Touches no file.
+reason and stays where it is. Touches no file but the folder's replay lock.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
-from ingest.clock import monotonic_s, unix_us
+from ingest.clock import monotonic_s, sleep_unless, unix_us
+from ingest.dead_letter_files import try_replay_lock
 from ingest.dead_letter_format import BadLine, id_in, original_in, reading_object, time_in
 from ingest.dead_letter_reader import LiveLetter
 from ingest.decode import Decoded, Rules, decode
 from ingest.errors import IngestError, Refused
+from ingest.files import Lock
 from ingest.ports import BadRow, Sink, Stored
 from ingest.retry import backoff_s
 from ingest.verdict import Verdict, WriteFailed
@@ -26,10 +29,25 @@ from ingest.verdict import Verdict, WriteFailed
 BATCH_ROWS = 1_000
 TRIES_MAX = 5
 REFUSALS_TOLD_MAX = 20
+LOCK_S_MAX = 15.0
+LOCK_PAUSE_S = 0.005
 
 
 class ReplayStopped(IngestError):
     """The database cannot take letters now; what was done before is done."""
+
+
+async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Lock:
+    """Wait for the replay lock, which the service's own replay gives free between blocks.
+
+    Raises IngestError if it does not come free in time (LOCK_S_MAX, if not said).
+    """
+    never = asyncio.Event()
+    for _ in range(int((wait_s_max or LOCK_S_MAX) / LOCK_PAUSE_S)):
+        if (lock := try_replay_lock(folder)) is not None:
+            return lock
+        await sleep_unless(never, LOCK_PAUSE_S)
+    raise IngestError("another replay is at work in this folder; try again when it has finished")
 
 
 class Item(NamedTuple):

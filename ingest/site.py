@@ -98,7 +98,8 @@ class Site:
                 self._log.error("request_failed", exc_info=True, similar_suppressed=kept_back)
             answer = problem(Refused("internal", "the service met a fault of its own"), close=True)
         route = path if page is not None else OTHER
-        self._metrics.request_answered(route, answer.status, monotonic_s() - received_s)
+        answered_s = answer.began_s or monotonic_s()
+        self._metrics.request_answered(route, answer.status, answered_s - received_s)
         return answer
 
     def _malformed(self, code: str) -> Answer:

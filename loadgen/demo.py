@@ -189,6 +189,7 @@ def _introduce(service: Service, chosen: argparse.Namespace) -> None:
     look = "select * from readings order by ts desc limit 10"
     print(
         f"{chosen.devices} devices post about {chosen.rate:g} readings/s to {service.url}\n"
+        f"dashboard: {service.metrics_url.removesuffix('metrics')}\n"
         f"metrics: {service.metrics_url}\n"
         f"look at the data: ./run psql --state-dir {shlex.quote(str(chosen.state_dir))} "
         f"-c '{look}'\n"

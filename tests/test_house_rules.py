@@ -37,10 +37,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dead_letter_store",
         "dead_letter journal",
     ),
-    ("connections query replies buffer_journal_room", "buffer_journal", "buffer_journal_loader"),
-    ("site intake",),  # site: what the two listeners share
+    ("connections query replies buffer_journal_room lookup_postgres",),
+    ("buffer_journal",),
+    ("site intake buffer_journal_loader",),  # site: what the two listeners share
+    ("dashboard_guard",),
     ("app_buffer endpoint health admin writer replay replay_by_hand schema_apply",),
-    ("app cli_database cli_doctor_database",),
+    (
+        "dashboard_history dashboard_devices dashboard_tail dashboard_page dashboard_query",
+        "dashboard_feed dashboard_letters",
+        "dashboard",
+    ),
+    ("app_dashboard app_hello", "app cli_database cli_doctor_database"),
     (
         "cli_config cli_docs cli_doctor cli_hold cli_psql cli_schema cli_serve cli_dlq_show",
         "cli_dlq_replay",
@@ -55,12 +62,22 @@ PLACES: dict[str, tuple[int, int]] = {
     for row, names in enumerate(rows)
     for name in names.split()
 }
-FAMILIES = ("buffer_journal", "cli_dlq", "dead_letter", "decode", "journal", "postgres", "sink")
+FAMILIES = (
+    "app",
+    "buffer_journal",
+    "cli_dlq",
+    "dashboard",
+    "dead_letter",
+    "decode",
+    "journal",
+    "postgres",
+    "sink",
+)
 
 # Libraries that only the named modules may know (as for a shell).
 DOORS: dict[str, str] = {
     "time": "clock",
-    "asyncpg": "sink_* schema schema_apply cli_* postgres_embedded",
+    "asyncpg": "sink_* lookup_postgres schema schema_apply cli_* postgres_embedded",
     "aiohttp": "endpoint connections site admin problems body intake query replies health app",
     "prometheus_client": "metrics",
 }

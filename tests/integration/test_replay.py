@@ -14,7 +14,6 @@ import pytest
 from ingest.batch import BatchCap, Gatherer
 from ingest.breaker import Breaker
 from ingest.buffer_memory import MemoryBuffer
-from ingest.cli_dlq_replay import hold_replay_lock
 from ingest.clock import monotonic_s
 from ingest.config import Settings
 from ingest.dead_letter import DeadLetterFolder
@@ -31,6 +30,7 @@ from ingest.replay_by_hand import (
     HandReplay,
     Item,
     ReplayStopped,
+    hold_replay_lock,
     item_of_fields,
     item_of_letter,
 )

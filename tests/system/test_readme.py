@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tests.system.service import REPOSITORY, Reply, Service, environment
 
 README = (REPOSITORY / "README.md").read_text()
+ADMIN = "http://127.0.0.1:8081"
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -43,6 +44,9 @@ async def _curl(service: Service, text: str) -> Reply:
         else:
             assert not word.startswith("-"), f"the test does not know curl's {word}"
             url = word
+    if not body:
+        assert url.startswith(ADMIN), "the default port is the one shown"
+        return await service.request("GET", url.replace(ADMIN, service.admin_url))
     assert url.startswith("http://127.0.0.1:8080/"), "the default port is the one shown"
     url = url.replace("http://127.0.0.1:8080", service.url)
     return await service.request("POST", url, body=body, headers=headers)
@@ -83,7 +87,12 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
         replies: list[Reply] = []
         outputs: dict[str, str] = {}
         for fence in FENCES:
-            if fence.text.startswith("curl"):
+            if fence.text.startswith(f"curl '{ADMIN}"):
+                looked = await _curl(service, fence.text)
+                assert looked.status == 200, looked.text
+                found = [each["value"] for each in looked.document["readings"]]
+                assert found == [21.7, 21.6, 21.5]
+            elif fence.text.startswith("curl"):
                 replies.append(await _curl(service, fence.text))
             elif fence.language == "json" and fence.text.startswith('{"accepted"'):
                 answers.append((json.loads(fence.text), replies[-1].document))

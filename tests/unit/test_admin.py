@@ -1,4 +1,4 @@
-"""The admin port: probes, metrics, the page for people, and hold/release with its token."""
+"""The admin port: probes, metrics, and hold/release with its token."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.admin import Admin
+from ingest.dashboard_guard import Guard
 from ingest.errors import StartError
 from ingest.metrics import Metrics
 from tests.door import Client, Reply, head
@@ -25,8 +26,9 @@ class Rig:
         self.admin = Admin(
             metrics=self.metrics,
             health=lambda: (200, self.state),
-            token=TOKEN,
+            guard=Guard(TOKEN),
             release_hold=self.released.append,
+            pages={},
         )
         self.address = ""
 
@@ -71,19 +73,6 @@ async def test_probes_are_there(rig: Rig) -> None:
     """Like on the data port."""
     assert (await rig.ask(head("GET", "/livez"))).body == b"ok\n"
     assert (await rig.ask(head("GET", "/readyz"))).body == rig.state
-
-
-async def test_front_page_shows_state_and_figures_escaped(rig: Rig) -> None:
-    """What comes from outside cannot become markup; nothing is loaded from anywhere."""
-    rig.metrics.received = 12_345
-    reply = await rig.ask(head("GET", "/"))
-    assert reply.headers["content-type"] == "text/html; charset=utf-8"
-    assert "default-src 'none'" in reply.headers["content-security-policy"]
-    page = reply.body.decode()
-    assert "<b>on_hold</b>" in page
-    assert "&lt;b&gt;28P01" in page
-    assert "12,345" in page
-    assert "href=/metrics" in page
 
 
 @pytest.mark.parametrize(

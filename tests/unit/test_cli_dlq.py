@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import cli_dlq_replay
+from ingest import replay_by_hand
 from ingest.cli import main
 from ingest.dead_letter_files import segments, try_replay_lock
 from ingest.ports import DRAINED, EXHAUSTED, Letter
@@ -181,7 +181,7 @@ def test_dlq_second_replayer_is_refused(
 ) -> None:
     """One replayer per folder, told after a while."""
     write(folder, drained(1))
-    monkeypatch.setattr(cli_dlq_replay, "LOCK_S_MAX", 0.3)
+    monkeypatch.setattr(replay_by_hand, "LOCK_S_MAX", 0.3)
     lock = try_replay_lock(folder)
     assert lock is not None
     code, _, err = dlq("replay", "--dry-run")

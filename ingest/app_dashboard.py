@@ -1,0 +1,87 @@
+"""The composition root's other half: the admin port and the dashboard on it, which only read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ingest.admin import Admin
+from ingest.config import Settings, split_address
+from ingest.dashboard import Dashboard, Sources
+from ingest.dashboard_guard import Guard
+from ingest.dashboard_letters import Letters
+from ingest.dashboard_tail import WitnessedLetters
+from ingest.dead_letter import DeadLetterFolder
+from ingest.lookup_postgres import Lookup
+from ingest.metrics import Metrics
+from ingest.sink_postgres import SinkPostgres
+
+
+class Looking:
+    """The admin port of one service, its dashboard, its guard, its own lines to the database.
+
+    `readyz` is Health's, `said` returns what the database said last; `journal_bytes` is the size of
+    the buffer's journal, if it keeps one. The database is known once `database_url` is set.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        metrics: Metrics,
+        dead_letters: DeadLetterFolder,
+        readyz: Callable[[], tuple[int, bytes]],
+        said: Callable[[], str],
+        token: str,
+        release_hold: Callable[[bool], None],
+        journal_bytes: Callable[[], int] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._database_url: str | None = None
+        self._lookup: Lookup | None = None
+        self.guard = Guard(token)
+        self._dead_letters = dead_letters
+        self.dashboard = Dashboard(
+            settings,
+            Sources(metrics, readyz, said, lambda: self._lookup, journal_bytes),
+            Letters(dead_letters, settings, self._sink),
+            self.guard,
+        )
+        self.admin = Admin(
+            metrics=metrics,
+            health=readyz,
+            guard=self.guard,
+            release_hold=release_hold,
+            pages=self.dashboard.pages,
+        )
+
+    def _sink(self) -> SinkPostgres | None:
+        if self._database_url is None:
+            return None
+        return SinkPostgres(self._database_url, self._settings, name="iot-ingest dashboard replay")
+
+    @property
+    def witnessed_letters(self) -> WitnessedLetters:
+        """The dead letters for the writers: the page counts whose readings are refused."""
+        return WitnessedLetters(self._dead_letters, self.dashboard.tail)
+
+    async def start(self, listen: str, admin_listen: str) -> str:
+        """Listen at `admin_listen`; return the real HOST:PORT. `listen` is that of the data port.
+
+        Raises StartError that names --admin-listen.
+        """
+        bound = await self.admin.start(*split_address(admin_listen))
+        self.dashboard.listen = listen
+        self.guard.bound(bound)
+        return bound
+
+    def database(self, url: str) -> None:
+        """Say where the database is."""
+        self._database_url = url
+        self._lookup = Lookup(url)
+
+    async def close(self) -> None:
+        """End the streams, the line to the database and the port. Repeatable."""
+        self.dashboard.close()
+        if self._lookup is not None:
+            await self._lookup.close()
+        await self.admin.close()

@@ -1,0 +1,112 @@
+"""The last readings of one device, from the table: so that an installer can confirm a sensor.
+
+Reads only, on a connection of its own, one question at a time and each within LOOKUP_S_MAX: the key
+begins with `ts`, so without an index per device a device that has been silent for long is found by
+looking through all that came since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncpg
+from asyncpg import Connection
+
+from ingest import sink_connection
+from ingest.clock import rfc3339
+from ingest.errors import Refused
+from ingest.schema import TABLE
+from ingest.sink_connection import DRIVER_ERRORS, Expired
+
+LOOKUP_S_MAX = 3.0
+WAITING_MAX = 8
+READINGS_MAX = 500
+_SQL = f"""select (extract(epoch from ts) * 1000000)::int8 as ts_us, metric, value from {TABLE}
+where device_id = $1 order by ts desc limit $2"""  # noqa: S608  a constant of ours
+_QUERY_CANCELED = "57014"
+
+
+class Lookup:
+    """Asks the database of `database_url`; connects when it is first needed."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._connection: Connection | None = None
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+
+    async def last_readings(self, device_id: str, count: int) -> list[dict[str, Any]]:
+        """Return at most `count` readings, newest `ts` first. Raises Refused.
+
+        `ts` is RFC 3339, or Unix microseconds where that cannot be written.
+        """
+        if self._waiting >= WAITING_MAX:
+            raise Refused("busy", "too many ask for readings at once", retry_after_s=2)
+        self._waiting += 1
+        try:
+            async with self._turn:
+                return await self._ask(device_id, min(count, READINGS_MAX))
+        finally:
+            self._waiting -= 1
+
+    async def _ask(self, device_id: str, count: int) -> list[dict[str, Any]]:
+        sound = False
+        try:
+            async with asyncio.timeout(LOOKUP_S_MAX):
+                connection = await self._open()
+            with sink_connection.deadline(connection, LOOKUP_S_MAX + 1):
+                rows = await connection.fetch(_SQL, device_id, count)
+            sound = True
+        except asyncpg.PostgresError as error:
+            if error.sqlstate == _QUERY_CANCELED:
+                sound = True
+                raise _too_slow() from error
+            raise Refused("database_away", "the database does not answer the question") from error
+        except (Expired, TimeoutError) as error:
+            raise _too_slow() from error
+        except (*DRIVER_ERRORS, ValueError) as error:
+            raise Refused("database_away", "the database cannot be reached") from error
+        finally:
+            if not sound:
+                self._drop()
+        return [
+            {"ts": _when(row["ts_us"]), "metric": row["metric"], "value": row["value"]}
+            for row in rows
+        ]
+
+    async def _open(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await sink_connection.connect(
+                self._database_url,
+                name="iot-ingest dashboard",
+                statement_s_max=LOOKUP_S_MAX,
+                lock_s_max=1.0,
+            )
+        return self._connection
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    async def close(self) -> None:
+        """Close politely, within a second."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await sink_connection.close_politely(connection)
+
+
+def _too_slow() -> Refused:
+    return Refused(
+        "database_away",
+        f"not found within {LOOKUP_S_MAX:g} s: for such questions the table needs the index of "
+        "`ingest schema apply --device-index`",
+    )
+
+
+def _when(ts_us: int) -> str | int:
+    try:
+        return rfc3339(ts_us)
+    except OverflowError:
+        return ts_us

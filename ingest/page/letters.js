@@ -1,0 +1,138 @@
+// Dead letters: the newest ones, one in full, replay and discard after a confirmation.
+
+import { act, ask, byId, confirmed, count, make, moment, say } from "./text.js";
+
+const PERIOD_MS = 3_000;
+
+export class Letters {
+  constructor() {
+    this.chosen = new Set();
+    this.shown = [];
+    this.live = null;
+    this.stale = true;
+    byId("letters-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.load();
+    });
+    byId("letters-all").addEventListener("change", (event) => {
+      this.chosen = new Set(event.target.checked ? this.shown.map((each) => each.id) : []);
+      for (const box of byId("letters").tBodies[0].querySelectorAll("input")) box.checked = event.target.checked;
+      this.buttons();
+    });
+    byId("replay").addEventListener("click", () => this.replay({ ids: [...this.chosen] }, count(this.chosen.size)));
+    byId("discard").addEventListener("click", () => this.discard());
+    byId("replay-all").addEventListener("click", () => this.replay({ where: this.where() }, "all"));
+    setInterval(() => this.stale && !this.chosen.size && !document.hidden && this.load(), PERIOD_MS);
+  }
+
+  /** Told every second how many letters are live: the list is loaded again when that changes. */
+  hear(live) {
+    if (live !== this.live) this.stale = true;
+    this.live = live;
+    this.buttons();
+  }
+
+  where() {
+    const form = new FormData(byId("letters-form"));
+    return Object.fromEntries([...form].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value));
+  }
+
+  async load() {
+    this.stale = false;
+    try {
+      const { letters, looked_at_all } = await ask(`/dead-letters?${new URLSearchParams({ ...this.where(), limit: 100 })}`);
+      this.show(letters, looked_at_all);
+    } catch (error) {
+      say(byId("letters-note"), `Not known: ${error.message}.`);
+    }
+  }
+
+  show(letters, all) {
+    this.shown = letters;
+    this.chosen.clear();
+    byId("letters-all").checked = false;
+    byId("letters").tBodies[0].replaceChildren(...letters.map((each) => this.row(each)));
+    byId("letters").hidden = !letters.length;
+    byId("letters-empty").hidden = letters.length > 0;
+    const filtered = Object.keys(this.where()).length > 0;
+    say(byId("letters-empty"), filtered
+      ? "No dead letter is like that." + (all ? "" : " Only the newest were looked at; `./run dlq list` looks at all.")
+      : "No dead letters: every reading that came is in the table, or on its way to it.");
+    if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)}; \`./run dlq list\` shows all.`);
+    this.buttons();
+  }
+
+  row(letter) {
+    const box = make("input", { type: "checkbox", "aria-label": `Choose the letter of ${letter.device ?? "no device"}`, change: (event) => {
+      if (event.target.checked) this.chosen.add(letter.id);
+      else this.chosen.delete(letter.id);
+      this.buttons();
+    } });
+    const full = make("button", { type: "button", class: "plain", click: () => this.open(letter.id) }, "in full");
+    const why = (letter.field ? `${letter.field}: ` : "") + letter.message;
+    return make("tr", {}, make("td", {}, box), make("td", {}, moment(letter.failed_at)), make("td", {}, letter.reason.replaceAll("_", " ")), make("td", {}, make("code", {}, letter.code)), make("td", {}, letter.device ?? "–"), make("td", { class: "wide", title: why }, why), make("td", {}, full));
+  }
+
+  buttons() {
+    const some = this.chosen.size > 0;
+    byId("replay").disabled = byId("discard").disabled = !some || this.busy;
+    byId("replay").textContent = some ? `Replay ${count(this.chosen.size)}` : "Replay";
+    byId("discard").textContent = some ? `Discard ${count(this.chosen.size)}` : "Discard";
+    byId("replay-all").disabled = !this.shown.length || Boolean(this.busy);
+  }
+
+  async open(id) {
+    try {
+      const letter = await ask(`/dead-letters?id=${id}`);
+      const facts = {
+        Reason: letter.reason, Code: letter.code, Field: letter.field, Message: letter.message, Device: letter.device,
+        Received: letter.received_at, Failed: letter.failed_at, Attempts: letter.attempts || null, Id: letter.id,
+      };
+      byId("letter-facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+      byId("letter-kind").textContent = letter.original != null ? "As it was posted" : "The reading";
+      byId("letter-original").textContent = letter.original ?? JSON.stringify(letter.reading, null, 2);
+      byId("letter").showModal();
+    } catch (error) {
+      this.tell(`Not known: ${error.message}.`);
+    }
+  }
+
+  async replay(what, many) {
+    const text = "They are validated again and written to the table; what comes in leaves the dead letters, what is refused again stays. Nothing is stored twice.";
+    if (!(await confirmed(`Replay ${many} dead letters?`, text, "Replay"))) return;
+    await this.doing("Replaying ..", async () => {
+      const done = await act("/dead-letters/replay", what);
+      const refused = Object.entries(done.refused).map(([code, times]) => `${count(times)} ${code}`);
+      return `${count(done.replayed)} of ${count(done.asked)} came in: ${count(done.new)} new rows, ${count(done.duplicate)} were there already` + (refused.length ? `; refused again: ${refused.join(", ")}` : "") + (done.stopped ? `; stopped: ${done.stopped}` : "") + ".";
+    });
+  }
+
+  async discard() {
+    const text = "Discarded letters are forgotten: the readings in them are not in the table and will not come back.";
+    if (!(await confirmed(`Discard ${count(this.chosen.size)} dead letters?`, text, "Discard", true))) return;
+    await this.doing("Discarding ..", async () => {
+      const done = await act("/dead-letters/discard", { ids: [...this.chosen] });
+      return `${count(done.discarded)} letters discarded.`;
+    });
+  }
+
+  async doing(begun, work) {
+    this.busy = true;
+    this.tell(begun);
+    this.buttons();
+    try {
+      this.tell(await work());
+    } catch (error) {
+      this.tell(`It did not work: ${error.message}.`);
+    }
+    this.busy = false;
+    await this.load();
+  }
+
+  tell(text) {
+    this.said = true;
+    say(byId("letters-note"), text.replaceAll("`", "'"));
+    clearTimeout(this.quiet);
+    this.quiet = setTimeout(() => (this.said = false), 15_000);
+  }
+}

@@ -1,0 +1,96 @@
+// What the service is doing, in words: the state of /readyz, why, since when, and what to do.
+
+import { act, byId, count, duration, moment, say, short } from "./text.js";
+
+const LEVELS = {
+  accepting: "ok", slowed: "warn", starting: "warn", draining: "warn",
+  on_hold: "bad", full: "bad", disk_low: "bad",
+};
+const WORDS = {
+  accepting: "Accepting", slowed: "Slowed", starting: "Starting", draining: "Stopping",
+  on_hold: "Writing is on hold", full: "Full", disk_low: "The disk is nearly full",
+};
+const HOLDS = {
+  schema: "The table is not as the service needs it. Mend the table; `./run schema show` says how it differs.",
+  breaker: "The database refuses more than one row in five. Mend the constraint, or give those rows up with `./run hold release --dead-letter`.",
+  dead_letters_full: "The dead letters have no room left. Replay or discard some below, or raise dlq_bytes_max.",
+  dead_letters_broken: "The dead letters cannot be written. Look at the disk of the state folder.",
+};
+
+export function level(state) {
+  return LEVELS[state] ?? "off";
+}
+
+/** Show the state. `news` is an event of the feed, `about` the start of the history. */
+export function showState(news, about, value) {
+  const { state, reason, since } = news.ready;
+  const away = reason.includes("database is away");
+  byId("state").dataset.level = away && state === "accepting" ? "warn" : level(state);
+  say(byId("state-word"), away && state === "accepting" ? "Accepting, without a database" : WORDS[state] ?? state);
+  say(byId("state-text"), sentence(news, about, value, away));
+  say(byId("state-todo"), todo(news, about, value, away));
+  announce(byId("state-word").textContent + ". " + byId("state-todo").textContent, state + away);
+  const age = Date.now() / 1000 - Date.parse(since) / 1000;
+  byId("state-since").textContent = `since ${moment(since)} (${duration(age)})`;
+  byId("try-now").hidden = !(state === "on_hold" || away);
+}
+
+const said = (news) => news.said.replaceAll("`", "'") || "no more is known";
+
+function sentence(news, about, value, away) {
+  const { state, reason } = news.ready;
+  const kept = `${count(value("held"))} of ${count(about.buffer_rows_max)} readings are kept`;
+  if (state === "on_hold") return `${reason.replace("the database refuses: ", "")}: ${said(news)}. ${kept}, nothing is lost.`;
+  if (away) return `The database does not answer: ${said(news)}. ${kept} and written once it is back.`;
+  if (state !== "accepting") return reason || WORDS[state];
+  if (value("received")) return value("committed") || value("duplicate") ? "Readings arrive and are stored." : "Readings arrive.";
+  return news.sum.received ? "No reading arrives at the moment; all that came are dealt with." : "Ready. No reading has come yet.";
+}
+
+function todo(news, about, value, away) {
+  const { state, reason } = news.ready;
+  if (news.sum.dropped) return `${count(news.sum.dropped)} readings were lost, which must never happen. Keep the log and report it.`;
+  if (state === "on_hold") {
+    const known = Object.keys(HOLDS).find((each) => reason.includes(each));
+    return `${HOLDS[known] ?? "Mend what the database says; `./run doctor` looks closer."} It tries again every ${short(about.hold_probe_s)} s and goes on by itself.`;
+  }
+  if (away) return "Start the database or mend the way to it. The service goes on by itself.";
+  if (state === "full") return "Posts are answered 503 until there is room. If the database is well, it is too slow for what comes: look at the flush time below.";
+  if (state === "slowed") return "Posts wait for room. If this lasts, the database is too slow for what comes.";
+  if (state === "disk_low") return "Free some space on the disk of the state folder: posts are answered 503 until then.";
+  if (state === "starting") return "Posts are answered 503 until the table has been checked.";
+  if (!news.sum.received) return `Post one: \`curl -H 'content-type: application/json' -d '{"device_id":"d1","metric":"temperature","value":21.5}' http://${about.listen}/v1/readings\``;
+  return "";
+}
+
+/** Tell a screen reader, once for each change: the counts in the text change every second. */
+function announce(text, change) {
+  if (byId("state-said").dataset.change === change) return;
+  byId("state-said").dataset.change = change;
+  byId("state-said").textContent = text;
+}
+
+/** Show whether the page hears from the service. */
+export function showLink(link, seconds) {
+  document.body.dataset.link = link;
+  byId("link").textContent = link === "live" ? "Live" : `Not connected for ${duration(seconds)}`;
+  if (link !== "lost") return;
+  byId("state").dataset.level = "off";
+  say(byId("state-word"), "Not connected");
+  say(byId("state-text"), "The page hears nothing from the service; what it shows is old.");
+  say(byId("state-todo"), "Does the service run? Look at its log, or start it with `./run`. The page tries again by itself.");
+  announce("Not connected.", "lost");
+  byId("state-since").textContent = "";
+  byId("try-now").hidden = true;
+}
+
+byId("try-now").addEventListener("click", async (event) => {
+  const button = event.target;
+  button.disabled = true;
+  try {
+    await act("/hold/release", { dead_letter: false });
+  } catch (error) {
+    say(byId("state-todo"), error.message);
+  }
+  setTimeout(() => (button.disabled = false), 2_000);
+});

@@ -1,0 +1,134 @@
+// Texts and elements: numbers with units, times, and a DOM made of text only.
+// Nothing here parses markup; what a device calls itself can only ever become a text node.
+
+export const byId = (id) => document.getElementById(id);
+
+/** Make an element. `has` are attributes (`class`, `title`, ..); children are nodes or texts. */
+export function make(name, has = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(has)) {
+    if (typeof value === "function") element.addEventListener(key, value);
+    else if (value !== false && value != null) element.setAttribute(key, value === true ? "" : value);
+  }
+  element.append(...children.map((each) => (each instanceof Node ? each : String(each ?? ""))));
+  return element;
+}
+
+/** Put a text into an element; what stands between backticks is shown as code. */
+export function say(element, text) {
+  if (element.dataset.said === text) return; // a screen reader need not hear it again
+  element.dataset.said = text;
+  element.replaceChildren(...text.split("`").map((part, at) => (at % 2 ? make("code", {}, part) : part)));
+}
+
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+
+/** A count in full: 12,345. */
+export const count = (value) => (value == null ? "–" : whole.format(value));
+
+/** A number in about three digits: 0.42, 7.3, 128, 12.4 k, 1.20 M. */
+export function short(value) {
+  if (value == null) return "–";
+  const size = Math.abs(value);
+  if (size < 10) return String(Math.round(value * 100) / 100);
+  if (size < 100) return String(Math.round(value * 10) / 10);
+  if (size < 10_000) return whole.format(value);
+  for (const [unit, least] of [["G", 1e9], ["M", 1e6], ["k", 1e3]]) {
+    if (size >= least) {
+      const scaled = value / least;
+      return `${scaled >= 100 ? Math.round(scaled) : Math.round(scaled * 10) / 10} ${unit}`;
+    }
+  }
+  return whole.format(value);
+}
+
+/** Milliseconds as a person says them. */
+export function ms(value) {
+  if (value == null) return "–";
+  return value < 1000 ? `${short(value)} ms` : `${short(value / 1000)} s`;
+}
+
+/** Seconds as a person says them: 4 s, 3 min 12 s, 2 h 5 min. */
+export function duration(seconds) {
+  if (seconds == null || Number.isNaN(seconds)) return "–";
+  const s = Math.max(0, seconds);
+  if (s < 10) return `${short(s)} s`;
+  if (s < 60) return `${Math.round(s)} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.round((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} d ${Math.round((s % 86400) / 3600)} h`;
+}
+
+/** Bytes as a person says them. */
+export function bytes(value) {
+  if (value == null) return "–";
+  let left = value;
+  for (const unit of ["B", "KiB", "MiB", "GiB"]) {
+    if (left < 1024 || unit === "GiB") return `${unit === "B" ? left : left.toFixed(1)} ${unit}`;
+    left /= 1024;
+  }
+  return "";
+}
+
+const two = (value) => String(value).padStart(2, "0");
+
+/** The time of day of a Unix second. */
+export function clock(second, withSeconds = true) {
+  const date = new Date(second * 1000);
+  const minutes = `${two(date.getHours())}:${two(date.getMinutes())}`;
+  return withSeconds ? `${minutes}:${two(date.getSeconds())}` : minutes;
+}
+
+/** Day and time of an RFC 3339 text; what cannot be read as one is shown as it is. */
+export function moment(text) {
+  const date = new Date(text);
+  if (typeof text !== "string" || Number.isNaN(date.getTime())) return String(text);
+  const today = date.toDateString() === new Date().toDateString();
+  const day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} `;
+  return (today ? "" : day) + clock(date.getTime() / 1000);
+}
+
+/** Ask the service for JSON. Throws an Error whose text is fit for a person. */
+export async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error("the service does not answer");
+  }
+  if (response.status === 401) {
+    location.reload(); // the log-in
+    throw new Error("log in again");
+  }
+  const document_ = await response.json().catch(() => null);
+  if (!response.ok) {
+    const told = document_?.detail || document_?.title || `status ${response.status}`;
+    throw new Error(told);
+  }
+  return document_;
+}
+
+/** Ask the service to do something: the token shows that it is this page that asks. */
+export const act = (path, body) =>
+  ask(path, {
+    method: "POST",
+    headers: {
+      "Content-Type": "application/json",
+      "X-CSRF-Token": document.querySelector("meta[name=csrf]").content,
+    },
+    body: JSON.stringify(body),
+  });
+
+/** Ask for a confirmation; resolves to true or false. */
+export function confirmed(title, text, yes, danger = false) {
+  const dialog = byId("ask");
+  byId("ask-title").textContent = title;
+  byId("ask-text").textContent = text;
+  byId("ask-yes").textContent = yes;
+  byId("ask-yes").className = danger ? "danger" : "";
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}

@@ -1,0 +1,350 @@
+"""The dashboard in a real browser, on a real service under load."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser
+
+from tests.system.browser import (
+    NEEDS_CHROMIUM,
+    Watched,
+    axe_source,
+    chromium,
+    violations,
+    watched,
+)
+from tests.system.fleet import Fleet
+from tests.system.service import Service
+
+# One browser for all of them: it takes longer to start than the service.
+pytestmark = [NEEDS_CHROMIUM, pytest.mark.asyncio(loop_scope="module")]
+
+WEIGHT_BYTES_MAX = 150_000
+HOSTILE = (
+    "<img src=x onerror=window.hacked=1>",
+    "\"'><svg/onload=window.hacked=1>",
+    "</td></table><script>window.hacked=1</script>",
+    "javascript:window.hacked=1//",
+    "{{csrf}}${window.hacked=1}",
+)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """Give the browser of this module."""
+    async with chromium() as browser:
+        yield browser
+
+
+@asynccontextmanager
+async def table(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Give a connection of the operator's."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def dashboard(
+    browser: Browser, folder: Path, database_url: str, **settings: object
+) -> AsyncIterator[tuple[Service, Watched]]:
+    """Run a service and look at it; at the end the page must have met no error."""
+    quick: Any = {"hold_probe_s": 0.3, "database_url": database_url, **settings}
+    async with Service(folder / "state", **quick) as service:
+        seen = await watched(browser, service.admin_url)
+        try:
+            yield service, seen
+            seen.check()
+        finally:
+            await seen.page.close()
+
+
+async def reading(seen: Watched, figure: str) -> float:
+    """Return the number of a figure."""
+    return float((await seen.text(f"#f-{figure} b")).replace(",", "").split("/")[0].split()[0])
+
+
+WEIGHT = """[...performance.getEntriesByType('resource'),
+    ...performance.getEntriesByType('navigation')]
+    .filter(each => !each.name.includes('/feed'))
+    .reduce((sum, each) => sum + each.transferSize, 0)"""
+PICTURE = "document.querySelector('#c-readings canvas').toDataURL()"
+
+
+async def test_page_shows_load_as_moving_curves_and_weighs_little(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """Figures, curves, tail and devices follow what the fleet posts; nothing else is loaded."""
+    async with dashboard(browser, tmp_path, readings_url) as (service, seen):
+        await seen.wait_text("#state-text", "No reading has come yet")
+        await seen.wait_text("#state-todo", f"{service.url}/v1/readings")
+        async with Fleet(service.url, connections=2, rows=10):
+            await seen.wait_text("#state-text", "Readings arrive and are stored")
+            committed = "document.querySelector('#f-committed b').textContent"
+            await seen.wait_true(f"parseFloat({committed}) > 0")
+            first = await seen.page.evaluate(PICTURE)
+            await seen.wait_true(f"{PICTURE} !== '{first}'")
+            await seen.wait_text("#tail tbody", "device-")
+            await seen.page.click("#tab-newest")
+            await seen.wait_text("#device-list", "device-7")
+        await seen.wait_text("#state-text", "No reading arrives at the moment")
+        await seen.wait_text("#f-law b", "holds")
+        weight = await seen.page.evaluate(WEIGHT)
+        assert 10_000 < weight < WEIGHT_BYTES_MAX
+
+
+async def test_hold_shows_within_three_seconds_and_goes_by_itself(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """A renamed column: the page says so in words, with what the database said and what to do."""
+    async with (
+        table(readings_url) as readings_connection,
+        dashboard(browser, tmp_path, readings_url) as (service, seen),
+    ):
+        async with Fleet(service.url, connections=2, rows=10):
+            await seen.wait_text("#state-word", "Accepting")
+            await readings_connection.execute("alter table readings rename value to val")
+            await seen.wait_text("#state-word", "Writing is on hold", within_s=3)
+            await seen.wait_text("#state-text", "has no column value")
+            await seen.wait_text("#state-todo", "./run schema show")
+            assert await seen.page.is_visible("#try-now")
+            assert await seen.page.get_attribute("#state", "data-level") == "bad"
+            await readings_connection.execute("alter table readings rename val to value")
+            await seen.page.click("#try-now")
+            await seen.wait_text("#state-word", "Accepting")
+            assert not await seen.page.is_visible("#try-now")
+        await service.wait_quiet()
+
+
+async def test_dead_letters_are_shown_in_full_replayed_and_discarded_after_a_question(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """Cancel changes nothing; replay brings the reading into the table; discard forgets."""
+    cold = "alter table readings add constraint cold check (value < 100)"
+    hot = {"device_id": "oven", "metric": "heat", "ts": 1750000000, "value": 200}
+    async with (
+        table(readings_url) as readings_connection,
+        dashboard(browser, tmp_path, readings_url) as (service, seen),
+    ):
+        page = seen.page
+        await readings_connection.execute(cold)
+        await service.post([hot, {"device_id": "odd", "metric": "m", "value": "warm"}])
+        await seen.wait_text("#letters tbody", "refused by database")
+        await seen.wait_text("#letters tbody", "wrong_type")
+        await page.fill("#letters-device", "odd")
+        await page.click("#letters-form button")
+        await seen.wait_true("document.querySelectorAll('#letters tbody tr').length === 1")
+        await page.click("#letters tbody button")
+        await seen.wait_text("#letter-original", '"value": "warm"')
+        await page.click("#letter button")
+        await page.fill("#letters-device", "oven")
+        await page.click("#letters-form button")
+        await seen.wait_true("document.querySelectorAll('#letters tbody tr').length === 1")
+        await readings_connection.execute("alter table readings drop constraint cold")
+
+        await page.check("#letters tbody input")
+        await page.click("#replay")
+        await page.click("#ask button[value=no]")
+        assert await service.query("select from readings") == []
+        await page.click("#replay")
+        await page.click("#ask-yes")
+        await seen.wait_text("#letters-note", "1 of 1 came in: 1 new rows")
+        rows = await service.query("select device_id, value from readings")
+        assert [tuple(row) for row in rows] == [("oven", 200.0)]
+
+        await page.fill("#letters-device", "")
+        await page.click("#letters-form button")
+        await seen.wait_true("document.querySelectorAll('#letters tbody tr').length === 1")
+        await page.check("#letters-all")
+        await page.click("#discard")
+        await page.click("#ask-yes")
+        await seen.wait_text("#letters-note", "1 letters discarded")
+        await seen.wait_text("#letters-empty", "No dead letters")
+        await service.wait_sample("ingest_dlq_readings", 0)
+
+
+async def test_hostile_names_are_text_wherever_they_are_shown(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """Tail, devices, last readings, dead letters and their originals show markup as it was sent."""
+    async with dashboard(browser, tmp_path, readings_url) as (service, seen):
+        page = seen.page
+        good = [{"device_id": name, "metric": name, "value": 1} for name in HOSTILE]
+        bad = [{"device_id": name, "metric": name, "value": name, name: 1} for name in HOSTILE]
+        await seen.wait_text("#tail-note", "No post in this second")
+        await service.post([*good, *bad])
+        for name in HOSTILE:
+            await seen.wait_text("#letters tbody", name)
+        await seen.wait_text("#tail tbody", HOSTILE[0])
+        for tab in ("newest", "rejected"):
+            await page.click(f"#tab-{tab}")
+            await seen.wait_text("#device-list", HOSTILE[1])
+        await page.locator("#device-list button").filter(has_text=HOSTILE[2]).click()
+        await seen.wait_text("#lookup tbody", HOSTILE[2])
+        await page.click("#letters tbody button >> nth=0")
+        await seen.wait_text("#letter-original", "window.hacked")
+        await page.click("#letter button")
+        await page.fill("#tail-device", HOSTILE[0])
+        await page.click("#tail-form button >> nth=0")
+        await seen.wait_text("#tail-empty", HOSTILE[0])
+        await seen.wait_text("#tail-note", "posts looked at")
+        await service.post(good)
+        await seen.wait_text("#tail tbody", HOSTILE[0])
+        assert HOSTILE[1] not in await seen.text("#tail tbody")
+        made = await page.evaluate("document.querySelectorAll('img, main script, td svg').length")
+        assert (made, await page.evaluate("typeof window.hacked")) == (0, "undefined")
+
+
+async def test_page_has_no_serious_accessibility_fault(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """By axe-core, in light and dark, on hold, with a dialog, on a phone; and the log-in."""
+    source = axe_source()
+    settings: Any = {"database_url": readings_url, "hold_probe_s": 0.3, "admin_listen": "[::]:0"}
+    async with (
+        table(readings_url) as readings_connection,
+        Service(tmp_path / "state", **settings) as service,
+        await browser.new_context(bypass_csp=True) as context,
+    ):
+        service.admin_url = service.admin_url.replace("[::]", "[::1]")
+        page = await context.new_page()
+        await page.goto(service.admin_url)
+        assert await violations(page, source) == []
+        await page.fill("#token", service.info.token)
+        await page.click("button")
+        await page.close()
+        seen = await watched(context, service.admin_url)
+        page = seen.page
+        await service.post([{"device_id": "d", "metric": "m", "value": each} for each in (1, "x")])
+        await seen.wait_text("#letters tbody", "wrong_type")
+        for scheme, width in (("light", 1280), ("dark", 1280), ("dark", 390)):
+            await page.set_viewport_size({"width": width, "height": 844})
+            await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+            assert await violations(page, source) == [], scheme
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        await readings_connection.execute("alter table readings rename value to val")
+        await service.post({"device_id": "d", "metric": "m", "value": 2})
+        await seen.wait_text("#state-word", "Writing is on hold")
+        await page.click("#letters tbody button")
+        await seen.wait_text("#letter-original", '"d"')
+        assert await violations(page, source) == []
+        await readings_connection.execute("alter table readings rename val to value")
+        seen.check()
+
+
+async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """Keys and pointer move it over all; it is said to a screen reader. Missing is not 0."""
+    times = "[...document.querySelectorAll('.chart time')].map(each => each.textContent)"
+    async with dashboard(browser, tmp_path, readings_url) as (service, seen):
+        await service.post({"device_id": "d", "metric": "m", "value": 2})
+        await seen.wait_text("#f-received small", "1 readings")
+        await seen.page.focus("#c-commit canvas")
+        for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
+            await seen.page.keyboard.press(key)
+        await seen.wait_true(f"new Set({times}).size === 1 && {times}[0] !== ''")
+        await seen.wait_text("#cursor-said", "Readings: received")
+        await seen.page.keyboard.press("Escape")
+        await seen.wait_true(f"{times}.join('') === ''")
+        await seen.page.hover("#c-buffer canvas", position={"x": 120, "y": 50})
+        await seen.wait_true(f"new Set({times}).size === 1 && {times}[0] !== ''")
+        inks = await seen.page.evaluate(GAP)
+        before, between, after = inks["columns"]
+        assert before > 0
+        assert after > 0
+        assert between == 0
+        assert inks["rows"] == [5, 5, None, None, 7, 7]
+        assert inks["kept"] == [3, 8, [2, 3, 4]]
+
+
+GAP = """import('/page/charts.js').then(async ({Board, Chart}) => {
+    const board = new Board(1800);
+    board.span = 100;
+    board.append(1000, {x: Array(40).fill(5)});
+    board.append(1060, {x: Array(41).fill(7)});
+    const chart = new Chart(board, {id: 'gap', title: 'T', unit: 'u', tell: String,
+        series: [{name: 'x', label: 'x', tone: 't1'}]});
+    document.querySelector('#curves').append(chart.element);
+    chart.draw();
+    const pen = chart.canvas.getContext('2d');
+    const ratio = devicePixelRatio;
+    const {width, height, data} = pen.getImageData(0, 0, chart.canvas.width, chart.canvas.height);
+    // Of a column of pixels those that are as strong as a curve: rules and shades are not.
+    const strong = second => {
+        let count = 0;
+        for (let y = 0; y < height; y++) {
+            const at = 4 * (y * width + Math.round(chart.x(second) * ratio));
+            count += data[at + 3] > 90 && data[at + 2] > data[at] + 60;
+        }
+        return count;
+    };
+    const columns = [strong(1020), strong(1050), strong(1080)];
+    const small = new Board(100);
+    small.append(1, {x: [5, 5]});
+    small.append(5, {x: [7, 7]});
+    const rows = [...small.columns.get('x')];
+    const ring = new Board(3);
+    ring.append(1, {x: [0, 1]});
+    ring.append(2, {x: [1, 2, 3, 4]});  // the first is known already
+    return {columns, rows, kept: [ring.first, ring.last + 3, ring.columns.get('x')]};
+})"""
+
+
+async def test_lost_service_is_said_and_found_again(
+    browser: Browser, tmp_path: Path, readings_url: str, free_port: int
+) -> None:
+    """What to do is said; once the service is back the page goes on, with the new one's token."""
+    address = f"127.0.0.1:{free_port}"
+    async with dashboard(browser, tmp_path, readings_url, admin_listen=address) as (service, seen):
+        seen.lost_allowed = True
+        await service.stop()
+        await seen.wait_text("#link", "Not connected for")
+        await seen.wait_text("#state-word", "Not connected")
+        await seen.wait_text("#state-todo", "start it with ./run")
+        await service.start()
+        await seen.wait_text("#link", "Live", within_s=20)
+        await seen.wait_text("#state-word", "Accepting")
+        await service.post({"device_id": "odd", "metric": "m", "value": "warm"}, strict="false")
+        await service.post([{"device_id": "odd", "metric": "m", "value": v} for v in (1, "warm")])
+        await seen.wait_text("#letters tbody", "wrong_type")
+        await seen.page.check("#letters-all")
+        await seen.page.click("#discard")
+        await seen.page.click("#ask-yes")
+        await seen.wait_text("#letters-note", "letters discarded")
+
+
+async def test_beyond_the_loopback_the_page_asks_for_the_token(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """A wrong one is told so, the right one opens page, feed and actions."""
+    token = "a-token-of-the-operator"
+    everywhere = {"admin_listen": "0.0.0.0:0", "admin_token": token}
+    settings: Any = {"database_url": readings_url, **everywhere}
+    async with Service(tmp_path / "state", **settings) as service:
+        page = await browser.new_page()
+        seen = Watched(page, service.admin_url)
+        seen.lost_allowed = True  # the browser reports the 401 of the log-in
+        await page.goto(f"{service.admin_url}/")
+        await page.fill("#token", "wrong")
+        await page.click("button")
+        await seen.wait_text("[role=alert]:visible", "not the token")
+        await page.fill("#token", token)
+        await page.click("button")
+        await seen.wait_text("#link", "Live")
+        await service.post([{"device_id": "odd", "metric": "m", "value": v} for v in (1, "warm")])
+        await seen.wait_text("#letters tbody", "wrong_type")
+        await page.check("#letters-all")
+        await page.click("#discard")
+        await page.click("#ask-yes")
+        await seen.wait_text("#letters-note", "letters discarded")
+        seen.check()
