@@ -258,6 +258,7 @@ async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
         await seen.wait_true(f"{times}.join('') === ''")
         await seen.page.hover("#c-buffer canvas", position={"x": 120, "y": 50})
         await seen.wait_true(f"new Set({times}).size === 1 && {times}[0] !== ''")
+        assert await seen.page.evaluate(GROWN) == 0
         inks = await seen.page.evaluate(GAP)
         before, between, after = inks["columns"]
         assert before > 0
@@ -266,6 +267,22 @@ async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
         assert inks["rows"] == [5, 5, None, None, 7, 7]
         assert inks["kept"] == [3, 8, [2, 3, 4]]
 
+
+# How much higher the charts are after many drawings, in cards that are stretched by a neighbour.
+GROWN = """(async () => {
+    document.querySelector('#c-flush .legend').style.height = '60px';
+    const charts = [...document.querySelectorAll('.chart canvas')];
+    const height = () => charts.reduce((sum, each) => sum + each.height, 0);
+    const drawn = async () => {
+        charts[0].dispatchEvent(new PointerEvent('pointermove'));
+        await new Promise(requestAnimationFrame);
+        await new Promise(requestAnimationFrame);
+    };
+    await drawn();
+    const before = height();
+    for (let time = 0; time < 20; time++) await drawn();
+    return height() - before;
+})()"""
 
 GAP = """import('/page/charts.js').then(async ({Board, Chart}) => {
     const board = new Board(1800);
