@@ -1,6 +1,6 @@
 """The pictures of the dashboard that the README shows, made from a real service and a real fleet.
 
-`INGEST_TEST_SCREENSHOTS=1 ./run test tests/system/test_dashboard_pictures.py` writes them into
+`INGEST_TEST_SCREENSHOTS=1 ./run test-long tests/system/test_dashboard_pictures.py` writes them into
 docs/ and takes five minutes, so that the curves have something to show. An ordinary run takes
 seconds, writes beside the other temporary files, and checks that pictures can be made.
 """
@@ -28,7 +28,7 @@ SHAPE = ("--shape", "burst:110,260,70,25")
 WIDE: ViewportSize = {"width": 1440, "height": 1230}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
-pytestmark = [NEEDS_CHROMIUM, pytest.mark.timeout(RUN_S + 60)]
+pytestmark = [NEEDS_CHROMIUM, pytest.mark.slow, pytest.mark.timeout(RUN_S + 60)]
 
 
 async def picture(page: Page, folder: Path, name: str, scheme: str) -> None:
