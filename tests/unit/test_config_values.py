@@ -111,6 +111,14 @@ def test_oldest_ts_without_offset_is_refused(text: str) -> None:
         ts_min_us(Settings(ts_min=text))
 
 
+@pytest.mark.parametrize("token", ["short", "with a space in it", "línea-de-admisión", "x" * 15])
+def test_weak_admin_token_is_refused_without_being_shown(token: str) -> None:
+    """It opens replay and discard, and is sent in a header."""
+    said = refusal(admin_token=token)
+    assert said.startswith("setting admin_token (--admin-token): needs at least 16")
+    assert token not in said
+
+
 def test_database_url_is_never_shown_in_an_error() -> None:
     """A password in a log outlives its rotation."""
     said = refusal(database_url="mysql://me:hunter2@db/x")
