@@ -55,6 +55,7 @@ class Admin:
             },
             metrics,
             flag="--admin-listen",
+            tokens="for page and actions, not for probes and /metrics",
             connections_max=CONNECTIONS_MAX,
             header_s_max=defaults.header_s_max,
             keepalive_s_max=defaults.keepalive_s_max,

@@ -19,8 +19,8 @@ from ingest.sink_postgres import SinkPostgres
 class Looking:
     """The admin port of one service, its dashboard, its guard, its own lines to the database.
 
-    `readyz` is Health's, `said` returns what the database said last; `journal_bytes` is the size of
-    the buffer's journal, if it keeps one. The database is known once `database_url` is set.
+    `readyz` is Health's, `said` returns what the database said last. Buffer and journal are asked
+    through the gauges of `metrics`. The database is known once `database` has been told.
     """
 
     def __init__(
@@ -33,7 +33,6 @@ class Looking:
         said: Callable[[], str],
         token: str,
         release_hold: Callable[[bool], None],
-        journal_bytes: Callable[[], int] | None = None,
     ) -> None:
         self._settings = settings
         self._database_url: str | None = None
@@ -42,7 +41,7 @@ class Looking:
         self._dead_letters = dead_letters
         self.dashboard = Dashboard(
             settings,
-            Sources(metrics, readyz, said, lambda: self._lookup, journal_bytes),
+            Sources(metrics, readyz, said, lambda: self._lookup),
             Letters(dead_letters, settings, self._sink),
             self.guard,
         )

@@ -230,8 +230,11 @@ class Connections(web.Server):
 
     # Opening and closing the port
 
-    async def listen(self, host: str, port: int, flag: str) -> str:
-        """Bind and serve; return the real HOST:PORT. Raises StartError that names `flag`."""
+    async def listen(self, host: str, port: int, flag: str, *, tokens: str = "none yet") -> str:
+        """Bind and serve; return the real HOST:PORT. Raises StartError that names `flag`.
+
+        `tokens` says beyond the loopback what is protected.
+        """
         try:
             self._server = await self._loop.create_server(self, host, port, backlog=BACKLOG)
         except (OSError, OverflowError) as error:
@@ -242,7 +245,7 @@ class Connections(web.Server):
         bound = self._server.sockets[0].getsockname()
         self._sweeper = asyncio.create_task(self._sweep())
         if not _is_loopback(bound[0]):
-            self._log.warning("open_to_the_network", address=bound[0], tokens="none yet")
+            self._log.warning("open_to_the_network", address=bound[0], tokens=tokens)
         name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         return f"{name}:{bound[1]}"
 

@@ -57,7 +57,6 @@ class Sources(NamedTuple):
     readyz: Callable[[], tuple[int, bytes]]
     hold_message: Callable[[], str]
     lookup: Callable[[], Lookup | None]
-    journal_bytes: Callable[[], int] | None = None
 
 
 class Dashboard:
@@ -75,9 +74,7 @@ class Dashboard:
         self.listen = ""  # of the data port, once it is known
         self.tail = Tail()
         self.devices = Devices()
-        self.history = History(
-            sources.metrics, state=self._state, journal_bytes=sources.journal_bytes
-        )
+        self.history = History(sources.metrics, state=self._state)
         self.feed = Feed()
         self._told = Told([], [], 0, [], False)
         self._log = get_logger("dashboard")
@@ -143,15 +140,16 @@ class Dashboard:
             "duplicate": m.duplicate,
             "rejected": sum(m.rejected.values()),
             "dead": m.dead_lettered,
-            "came_back": m.recovered + m.replayed,
+            "recovered": m.recovered,
+            "replayed": m.replayed,
             "dropped": m.dropped,
-            "devices": self.devices.count,
-            "devices_exact": self.devices.exact,
         }
         if m.gauges is not None:
             letters = m.gauges.dead_letters()
             figures["dlq"] = [letters.size_bytes, round(letters.oldest_age_s)]
             figures["db_up"] = m.gauges.database_up()
+            if self._settings.buffer == "journal":
+                figures["damaged"] = m.gauges.journal().damaged
         return orjson.dumps(
             {
                 "t": self.history.second,
@@ -188,7 +186,9 @@ class Dashboard:
             "seconds_kept": SECONDS_KEPT,
             "states": STATES,
             "order": COLUMNS,
+            "buffer": settings.buffer,
             "buffer_rows_max": settings.buffer_rows_max,
+            "journal_bytes_max": settings.journal_bytes_max,
             "batch_rows_max": settings.batch_rows_max,
             "dlq_bytes_max": settings.dlq_bytes_max,
             "hold_probe_s": settings.hold_probe_s,

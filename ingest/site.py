@@ -37,7 +37,7 @@ POST = ("POST",)
 
 
 class Site:
-    """A port with pages by path."""
+    """A port with pages by path. `tokens` says in a warning which of them need one."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Site:
         metrics: Metrics,
         *,
         flag: str,
+        tokens: str = "none yet",
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
@@ -52,6 +53,7 @@ class Site:
         self._pages = pages
         self._metrics = metrics
         self._flag = flag
+        self._tokens = tokens
         self._connections_max = connections_max
         self._header_s_max = header_s_max
         self._keepalive_s_max = keepalive_s_max
@@ -68,7 +70,7 @@ class Site:
             header_s_max=self._header_s_max,
             keepalive_s_max=self._keepalive_s_max,
         )
-        return await self._connections.listen(host, port, self._flag)
+        return await self._connections.listen(host, port, self._flag, tokens=self._tokens)
 
     async def close(self) -> None:
         """Close the port and all its connections. Repeatable, also before `start`."""

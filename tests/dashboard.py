@@ -13,7 +13,7 @@ from ingest.app_dashboard import Looking
 from ingest.config import Settings
 from ingest.dead_letter import DeadLetterFolder
 from ingest.metrics import Gauges, Metrics
-from ingest.ports import BufferStats
+from ingest.ports import BufferStats, JournalStats
 from tests.door import Client, Reply
 
 TOKEN = "s3cret-token-of-the-test"
@@ -26,6 +26,7 @@ class Rig:
     def __init__(self, folder: Path, database_url: str | None = None) -> None:
         self.metrics = Metrics("1.2.3")
         self.released: list[bool] = []
+        self.journal = JournalStats()
         self.dead_letters = DeadLetterFolder(
             folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1
         )
@@ -35,6 +36,7 @@ class Rig:
             dead_letters=self.dead_letters.stats,
             database_up=lambda: True,
             hold_reason=lambda: None,
+            journal=lambda: self.journal,
         )
         self.looking = Looking(
             Settings(),

@@ -37,9 +37,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dead_letter_store",
         "dead_letter journal",
     ),
-    ("connections query replies buffer_journal_room lookup_postgres",),
-    ("buffer_journal",),
-    ("site intake buffer_journal_loader",),  # site: what the two listeners share
+    (
+        "connections query replies lookup_postgres buffer_journal_room",
+        "buffer_journal",
+        "buffer_journal_loader",
+    ),
+    ("site intake",),  # site: what the two listeners share
     ("dashboard_guard",),
     ("app_buffer endpoint health admin writer replay replay_by_hand schema_apply",),
     (

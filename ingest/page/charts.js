@@ -5,7 +5,7 @@
 
 import { clock, make } from "./text.js";
 
-const LEFT = 46, RIGHT = 10, TOP = 8, BOTTOM = 20; // around the plot, in CSS pixels
+const LEFT = 50, RIGHT = 10, TOP = 8, BOTTOM = 20; // around the plot, in CSS pixels
 const TICKS_S = [15, 30, 60, 120, 300, 600, 900, 1800];
 
 /** Columns of numbers, one row a second; `first` is the Unix second of row 0. */
@@ -78,20 +78,22 @@ export class Board {
   }
 }
 
-/** A round number not below `value`, and the step of its axis. */
-export function scale(value) {
+/** A round number of units (powers of `base`) not below `value`, and the step of its axis. */
+export function scale(value, base = 1000) {
   if (!(value > 0)) return { top: 1, step: 0.5 };
-  const power = 10 ** Math.floor(Math.log10(value));
+  const unit = base ** Math.floor(Math.log(value) / Math.log(base) + 1e-9);
+  const power = unit * 10 ** Math.floor(Math.log10(value / unit) + 1e-9);
   for (const top of [1, 1.5, 2, 3, 4, 5, 6, 8, 10]) {
     if (top * power >= value * (1 - 1e-9)) return { top: top * power, step: (top * power) / (top === 1.5 || top === 3 || top === 6 ? 3 : 2) };
   }
   return { top: 10 * power, step: 5 * power };
 }
 
-/** One chart. `series` are {name, label, tone}; `tell` writes a value of the axis with its unit. */
+/** One chart. `series` are {name, label, tone}; `tell` writes a value of the axis with its unit,
+ *  which steps by `base`. */
 export class Chart {
-  constructor(board, { id, title, unit, series, tell, least = 0, bound = null, level = null }) {
-    Object.assign(this, { board, title, unit, series, tell, least, bound, level });
+  constructor(board, { id, title, unit, series, tell, least = 0, base = 1000, bound = null, level = null }) {
+    Object.assign(this, { board, title, unit, series, tell, least, base, bound, level });
     this.canvas = make("canvas", { tabindex: 0, role: "img", "aria-describedby": "curves-hint" });
     this.legend = make("ul", { class: "legend" });
     this.values = series.map(({ label, tone }) => {
@@ -160,7 +162,8 @@ export class Chart {
     let most = this.least;
     for (const values of shown) for (const value of values) if (value > most) most = value;
     const bound = this.bound?.() ?? 0;
-    const { top, step } = scale(bound && most > bound / 2 ? Math.max(bound, most) : most);
+    if (bound && most > bound / 2) most = Math.max(bound, most);
+    const { top, step } = scale(most, this.base);
     const y = (value) => TOP + this.plot.height * (1 - Math.min(value, top) / top);
     this.axes(pen, top, step, y);
     this.trouble(pen, from);

@@ -15,8 +15,12 @@ const CURVES = [
     { name: "duplicate", label: "duplicate", tone: "t5" }, { name: "rejected", label: "rejected", tone: "t4" }] },
   { id: "c-commit", title: "Commit latency", unit: "receipt to committed", tell: ms, series: [
     { name: "commit_p99_ms", label: "p99", tone: "t3" }, { name: "commit_p50_ms", label: "p50", tone: "t1" }] },
-  { id: "c-buffer", title: "Buffer", unit: "readings", tell: short, bound: () => about?.buffer_rows_max, series: [
+  { id: "c-buffer", title: "Buffer", unit: "readings", tell: short, only: "memory", bound: () => about.buffer_rows_max, series: [
     { name: "buffer_rows", label: "held", tone: "t1" }] },
+  { id: "c-buffer", title: "Buffer", unit: "readings", tell: short, only: "journal", series: [
+    { name: "buffer_rows", label: "held", tone: "t1" }, { name: "disk_rows", label: "on disk only", tone: "t6" }] },
+  { id: "c-journal", title: "Journal", unit: "size on disk", tell: bytes, base: 1024, only: "journal", bound: () => about.journal_bytes_max, series: [
+    { name: "journal_bytes", label: "size", tone: "t6" }] },
   { id: "c-oldest", title: "Oldest in the buffer", unit: "age", tell: duration, least: 0.1, series: [
     { name: "oldest_s", label: "age", tone: "t3" }] },
   { id: "c-rows", title: "Flush size", unit: "readings a batch, mean", tell: short, series: [
@@ -29,8 +33,6 @@ const CURVES = [
   { id: "c-retries", title: "Retries", unit: "failed writes per second", tell: rate, series: [
     { name: "retries", label: "failed", tone: "t4" }] },
 ];
-const JOURNAL = { id: "c-journal", title: "Journal", unit: "size on disk", tell: bytes, series: [
-  { name: "journal_bytes", label: "size", tone: "t6" }] };
 
 let about = null; // what the history says of the service
 let newest = {}; // the newest row, by column
@@ -55,7 +57,7 @@ function figure(id, title, text, note = "", tone = "") {
 function showFigures(news) {
   const { sum } = news;
   const dead = Object.values(sum.dead).reduce((a, b) => a + b, 0);
-  const fill = (100 * value("buffer_rows")) / about.buffer_rows_max;
+  const fill = value("buffer_used_pct");
   figure("received", "Received", `${short(value("received"))}/s`, `${count(sum.received)} readings`);
   figure("committed", "Committed", `${short(value("committed"))}/s`, `${count(sum.committed)} rows`);
   figure("duplicate", "Duplicate", `${short(value("duplicate"))}/s`, `${count(sum.duplicate)} readings`);
@@ -65,10 +67,15 @@ function showFigures(news) {
   figure("buffer", "Buffer", `${fill && fill < 10 ? fill.toFixed(1) : Math.round(fill)} %`, value("buffer_rows") ? `oldest ${duration(value("oldest_s"))}` : "empty", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   figure("retries", "Retries", `${short(value("retries"))}/s`, "failed writes", value("retries") ? "warn" : "");
   figure("dead", "Dead letters", count(value("dlq_readings")), value("dlq_readings") ? `oldest ${duration(sum.dlq?.[1])}` : `${count(dead)} since the start`, value("dlq_readings") ? "warn" : "");
-  if (value("journal_bytes") !== null) figure("journal", "Journal", bytes(value("journal_bytes")), "on disk");
-  figure("devices", "Devices", `${sum.devices_exact ? "" : "≈ "}${count(sum.devices)}`, "seen");
+  if (about.buffer === "journal") showJournal(sum);
+  if (sum.recovered || sum.replayed) figure("back", "Came back", count(sum.recovered + sum.replayed), `${short(sum.recovered)} recovered, ${short(sum.replayed)} replayed`);
   const law = value("imbalance");
   figure("law", "The law", law === 0 ? "holds" : `off by ${count(law)}`, sum.dropped ? `${count(sum.dropped)} lost` : "nothing lost", law || sum.dropped ? "bad" : "ok");
+}
+
+function showJournal({ damaged }) {
+  const there = value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
+  figure("journal", "Journal", bytes(value("journal_bytes")), damaged ? `${count(damaged)} damaged` : there, damaged ? "bad" : "");
 }
 
 function drawRibbon() {
@@ -110,7 +117,7 @@ function onHistory(history) {
   byId("foot").textContent = `This process runs since ${clock(Date.parse(history.started) / 1000)}; the page keeps ${duration(history.seconds_kept).replace(" 0 s", "")}.`;
   if (!board) {
     board = new Board(history.seconds_kept);
-    for (const curve of CURVES) addCurve(curve);
+    for (const curve of CURVES) if (!curve.only || curve.only === about.buffer) addCurve(curve);
     const few = history.columns.state.length < 300; // a young service: its first minutes in full
     document.querySelector(`[name=range][value="${few ? 300 : 900}"]`).checked = true;
     board.span = few ? 300 : 900;
@@ -133,7 +140,6 @@ function sayCursor() {
 function onNews(event) {
   newest = Object.fromEntries(about.order.map((name, at) => [name, event.v[at]]));
   board.append(event.t, Object.fromEntries(Object.entries(newest).map(([name, one]) => [name, [one]])));
-  if (newest.journal_bytes !== null && !byId("c-journal")) addCurve(JOURNAL);
   showState(event, about, value);
   showFigures(event);
   letters.hear(newest.dlq_readings);

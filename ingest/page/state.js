@@ -17,6 +17,8 @@ const HOLDS = {
   dead_letters_broken: "The dead letters cannot be written. Look at the disk of the state folder.",
 };
 
+const broken = (reason) => reason.includes("the journal cannot be written");
+
 export function level(state) {
   return LEVELS[state] ?? "off";
 }
@@ -26,25 +28,39 @@ export function showState(news, about, value) {
   const { state, reason, since } = news.ready;
   const away = reason.includes("database is away");
   byId("state").dataset.level = away && state === "accepting" ? "warn" : level(state);
-  say(byId("state-word"), away && state === "accepting" ? "Accepting, without a database" : WORDS[state] ?? state);
+  say(byId("state-word"), word(state, reason, away));
   say(byId("state-text"), sentence(news, about, value, away));
   say(byId("state-todo"), todo(news, about, value, away));
-  announce(byId("state-word").textContent + ". " + byId("state-todo").textContent, state + away);
+  announce(byId("state-word").textContent + ". " + byId("state-todo").textContent, state + away + broken(reason));
   const age = Date.now() / 1000 - Date.parse(since) / 1000;
   byId("state-since").textContent = `since ${moment(since)} (${duration(age)})`;
   byId("try-now").hidden = !(state === "on_hold" || away);
+}
+
+function word(state, reason, away) {
+  if (away && state === "accepting") return "Accepting, without a database";
+  return state === "disk_low" && broken(reason) ? "The journal cannot be written" : WORDS[state] ?? state;
+}
+
+/** How many readings wait, and where. */
+function kept(about, value) {
+  const held = count(value("held"));
+  if (about.buffer !== "journal") return `${held} of ${count(about.buffer_rows_max)} readings are kept`;
+  const onDisk = value("disk_rows") ? `, ${count(value("disk_rows"))} of them on the disk only` : "";
+  return `${held} readings are kept${onDisk} (${short(value("buffer_used_pct"))} % of the journal)`;
 }
 
 const said = (news) => news.said.replaceAll("`", "'") || "no more is known";
 
 function sentence(news, about, value, away) {
   const { state, reason } = news.ready;
-  const kept = `${count(value("held"))} of ${count(about.buffer_rows_max)} readings are kept`;
-  if (state === "on_hold") return `${reason.replace("the database refuses: ", "")}: ${said(news)}. ${kept}, nothing is lost.`;
-  if (away) return `The database does not answer: ${said(news)}. ${kept} and written once it is back.`;
+  if (state === "on_hold") return `${reason.replace("the database refuses: ", "")}: ${said(news)}. ${kept(about, value)}, nothing is lost.`;
+  if (away) return `The database does not answer: ${said(news)}. ${kept(about, value)} and written once it is back.`;
+  if (state === "disk_low") return `${reason[0].toUpperCase()}${reason.slice(1)}. ${kept(about, value)}.`;
   if (state !== "accepting") return reason || WORDS[state];
   if (value("received")) return value("committed") || value("duplicate") ? "Readings arrive and are stored." : "Readings arrive.";
-  return news.sum.received ? "No reading arrives at the moment; all that came are dealt with." : "Ready. No reading has come yet.";
+  if (value("held")) return `No reading arrives at the moment. ${kept(about, value)} and are being written.`;
+  return news.sum.received + news.sum.recovered ? "No reading arrives at the moment; all that came are dealt with." : "Ready. No reading has come yet.";
 }
 
 function todo(news, about, value, away) {
@@ -57,9 +73,10 @@ function todo(news, about, value, away) {
   if (away) return "Start the database or mend the way to it. The service goes on by itself.";
   if (state === "full") return "Posts are answered 503 until there is room. If the database is well, it is too slow for what comes: look at the flush time below.";
   if (state === "slowed") return "Posts wait for room. If this lasts, the database is too slow for what comes.";
+  if (state === "disk_low" && broken(reason)) return "Is the disk of the state folder full, read-only or failing? Posts are answered 503, what was acknowledged is kept; a new file is tried every 2 s. `./run doctor` looks closer.";
   if (state === "disk_low") return "Free some space on the disk of the state folder: posts are answered 503 until then.";
   if (state === "starting") return "Posts are answered 503 until the table has been checked.";
-  if (!news.sum.received) return `Post one: \`curl -H 'content-type: application/json' -d '{"device_id":"d1","metric":"temperature","value":21.5}' http://${about.listen}/v1/readings\``;
+  if (!news.sum.received && !value("held")) return `Post one: \`curl -H 'content-type: application/json' -d '{"device_id":"d1","metric":"temperature","value":21.5}' http://${about.listen}/v1/readings\``;
   return "";
 }
 

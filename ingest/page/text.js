@@ -64,10 +64,10 @@ export function bytes(value) {
   if (value == null) return "–";
   let left = value;
   for (const unit of ["B", "KiB", "MiB", "GiB"]) {
-    if (left < 1024 || unit === "GiB") return `${unit === "B" ? left : left.toFixed(1)} ${unit}`;
+    if (left < 1024) return `${short(left)} ${unit}`;
     left /= 1024;
   }
-  return "";
+  return `${short(left)} TiB`;
 }
 
 const two = (value) => String(value).padStart(2, "0");

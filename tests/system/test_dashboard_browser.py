@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -266,6 +267,10 @@ async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
         assert between == 0
         assert inks["rows"] == [5, 5, None, None, 7, 7]
         assert inks["kept"] == [3, 8, [2, 3, 4]]
+        assert await seen.page.evaluate(SCALES) == {
+            "tops": [0.8, 1000, 1500, 80 * 2**20, 2**10, 2**30],
+            "told": ["0 B", "80 MiB", "1.5 GiB", "2 TiB"],
+        }
 
 
 # How much higher the charts are after many drawings, in cards that are stretched by a neighbour.
@@ -315,6 +320,89 @@ GAP = """import('/page/charts.js').then(async ({Board, Chart}) => {
     ring.append(2, {x: [1, 2, 3, 4]});  // the first is known already
     return {columns, rows, kept: [ring.first, ring.last + 3, ring.columns.get('x')]};
 })"""
+
+
+SCALES = """(async () => {
+    const {scale} = await import('/page/charts.js');
+    const {bytes} = await import('/page/text.js');
+    const tops = [[0.75], [1000], [1001], [70 * 2 ** 20, 1024], [2 ** 10, 1024], [2 ** 30, 1024]];
+    return {
+        tops: tops.map((each) => scale(...each).top),
+        told: [0, 80 * 2 ** 20, 1.5 * 2 ** 30, 2 ** 41].map(bytes),
+    };
+})()"""
+
+
+async def test_journal_tells_what_is_only_there_and_what_came_back(
+    browser: Browser, tmp_path: Path, readings_url: str, free_port: int
+) -> None:
+    """More than memory holds, then a kill: the next life's page tells what it has recovered.
+
+    Of four posts two fit into memory, and as there is some room left one of them is read back.
+    """
+    address = f"127.0.0.1:{free_port}"
+    held = [{"device_id": "d", "metric": "m", "ts": 1.75e9 + n, "value": n} for n in range(2_000)]
+    async with (
+        table(readings_url) as readings_connection,
+        dashboard(browser, tmp_path, readings_url, admin_listen=address, buffer_rows_max=5_000) as (
+            service,
+            seen,
+        ),
+    ):
+        seen.lost_allowed = True
+        await seen.wait_text("#f-journal small", "of 8 GiB")
+        await readings_connection.execute("alter table readings rename value to val")
+        for number in range(4):
+            posted = [{**each, "metric": f"m{number}"} for each in held]
+            assert (await service.post(posted, ack="durable")).status == 202
+        await seen.wait_text(
+            "#state-text", "8,000 readings are kept, 2,000 of them on the disk only"
+        )
+        await seen.wait_text("#f-journal small", "2,000 only there")
+        await seen.wait_text("#c-buffer .legend", "on disk only 2,000")
+        await seen.wait_text("#c-journal .legend", " KiB")
+        await service.kill()
+        await seen.wait_text("#state-word", "Not connected")
+        await service.start()
+        await seen.wait_text("#f-back b", "8,000", within_s=20)
+        await seen.wait_text("#f-back small", "8,000 recovered, 0 replayed")
+        await seen.wait_text("#state-text", "8,000 readings are kept")
+        await readings_connection.execute("alter table readings rename val to value")
+        await seen.wait_text("#state-text", "all that came are dealt with")
+        await seen.wait_text("#f-law b", "holds")
+
+
+async def test_journal_that_cannot_be_written_is_said_and_goes_by_itself(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """Not "nearly full": the disk takes nothing (a limit of file sizes stands for that)."""
+    limits = resource.RLIM_INFINITY, resource.RLIM_INFINITY
+    async with dashboard(browser, tmp_path, readings_url) as (service, seen):
+        await service.wait_state("accepting")
+        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (16, limits[1]))
+        assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 503
+        await seen.wait_text("#state-word", "The journal cannot be written", within_s=3)
+        await seen.wait_text("#state-todo", "full, read-only or failing?")
+        assert await seen.page.get_attribute("#state", "data-level") == "bad"
+        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, limits)
+        await seen.wait_text("#state-word", "Accepting")
+
+
+async def test_memory_has_no_journal_to_show(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """Neither figure nor curve; the buffer is measured against its own bound."""
+    async with (
+        table(readings_url) as readings_connection,
+        dashboard(browser, tmp_path, readings_url, buffer="memory") as (service, seen),
+    ):
+        await readings_connection.execute("alter table readings rename value to val")
+        assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 202
+        await seen.wait_text("#state-text", "1 of 100,000 readings are kept")
+        assert await seen.page.locator("#c-buffer").count() == 1
+        assert await seen.page.locator("#f-journal, #c-journal").count() == 0
+        await readings_connection.execute("alter table readings rename val to value")
+        await seen.wait_text("#state-word", "Accepting")
 
 
 async def test_lost_service_is_said_and_found_again(

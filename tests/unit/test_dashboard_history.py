@@ -8,7 +8,7 @@ import pytest
 
 from ingest.dashboard_history import COLUMNS, SECONDS_KEPT, STATES, History, quantile_s
 from ingest.metrics import DeadLetterStats, Gauges, Histogram, Metrics
-from ingest.ports import BufferStats
+from ingest.ports import BufferStats, JournalStats
 
 T = 1_800_000_000
 
@@ -16,21 +16,19 @@ T = 1_800_000_000
 class Rig:
     """A history over metrics that a test moves."""
 
-    def __init__(self, *, journal: bool = False) -> None:
+    def __init__(self) -> None:
         self.metrics = Metrics("test")
         self.stats = BufferStats(7, 100, 0, 1000, 7, 1, 0, None)
+        self.journal = JournalStats()
         self.metrics.gauges = Gauges(
             buffer=lambda: self.stats,
             dead_letters=lambda: DeadLetterStats(10, 3, 1.0),
             database_up=lambda: True,
             hold_reason=lambda: None,
+            journal=lambda: self.journal,
         )
         self.state = "accepting"
-        self.history = History(
-            self.metrics,
-            state=lambda: self.state,
-            journal_bytes=(lambda: 512) if journal else None,
-        )
+        self.history = History(self.metrics, state=lambda: self.state)
 
     def newest(self) -> dict[str, float | int | None]:
         """Return the newest row by column."""
@@ -59,13 +57,14 @@ def test_first_row_is_a_gap_and_the_second_holds_what_came_in_between() -> None:
     assert row["posts"] == pytest.approx(0.5, abs=0.01)
     assert (row["buffer_rows"], row["dlq_readings"], row["held"]) == (7, 3, 7)
     assert row["state"] == STATES.index("accepting")
-    assert row["journal_bytes"] is None
+    assert row["buffer_used_pct"] == 7
+    assert row["journal_bytes"] is row["disk_rows"] is None
     assert row["commit_p99_ms"] is row["flush_rows"] is row["flush_ms"] is None
 
 
 def test_latency_and_flushes_are_of_that_second_alone() -> None:
     """What was observed before says nothing of now."""
-    rig = Rig(journal=True)
+    rig = Rig()
     for _ in range(1000):
         rig.metrics.commit_s.observe(20)
     rig.history.sample(T)
@@ -77,7 +76,19 @@ def test_latency_and_flushes_are_of_that_second_alone() -> None:
     rig.history.sample(T + 1)
     row = rig.newest()
     assert 1 <= (row["commit_p50_ms"] or 0) <= 2.5
-    assert (row["flush_rows"], row["flush_ms"], row["journal_bytes"]) == (75, 4, 512)
+    assert (row["flush_rows"], row["flush_ms"]) == (75, 4)
+
+
+def test_journal_says_what_is_only_there_and_decides_how_full_the_buffer_is() -> None:
+    """With a journal memory may be full and beyond, and there is room all the same."""
+    rig = Rig()
+    rig.stats = rig.stats._replace(rows=250, rows_kept=151, disk_used=0.125)
+    rig.journal = JournalStats(size_bytes=4096, segments=2)
+    rig.history.sample(T)
+    rig.history.sample(T + 1)
+    row = rig.newest()
+    assert (row["buffer_rows"], row["disk_rows"], row["journal_bytes"]) == (250, 151, 4096)
+    assert row["buffer_used_pct"] == 12.5
 
 
 def test_seconds_without_a_sample_are_gaps_and_none_is_taken_twice() -> None:

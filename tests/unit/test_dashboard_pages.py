@@ -37,6 +37,18 @@ async def open_rig(tmp_path: Path) -> AsyncIterator[Rig]:
         yield rig
 
 
+async def test_open_port_warns_of_what_needs_no_token(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Beyond the loopback: the page has a token, so the line must not say that there is none."""
+    for host, warned in (("0.0.0.0", 1), ("127.0.0.1", 0)):
+        async with running(tmp_path, host=host):
+            pass
+        out = capfd.readouterr().out
+        assert out.count("open_to_the_network") == warned
+        assert out.count("for page and actions, not for probes and /metrics") == warned
+
+
 # The page
 
 
@@ -255,6 +267,7 @@ async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> 
     first = history["first"] + len(history["columns"]["held"]) - 1
     assert first == 1001
     assert history["listen"] == "127.0.0.1:1"
+    assert (history["buffer"], history["journal_bytes_max"]) == ("journal", 8 * 2**30)
     async with rig.connected() as client:
         await client.send(rig.head("GET", "/feed"))
         answer = await client.reply()
@@ -264,9 +277,13 @@ async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> 
         assert len(event["v"]) == len(COLUMNS)
         assert event["ready"]["state"] == "accepting"
         assert event["sum"]["received"] == 5
-        rig.metrics.received = 6
+        assert event["sum"]["damaged"] == 0
+        rig.metrics.received, rig.metrics.recovered, rig.metrics.replayed = 6, 7, 8
+        rig.journal = rig.journal._replace(damaged=9)
         await rig.dashboard.tick()
-        assert (await rig.event(client))["sum"]["received"] == 6
+        figures = (await rig.event(client))["sum"]
+        told = [figures[each] for each in ("received", "recovered", "replayed", "damaged")]
+        assert told == [6, 7, 8, 9]
     await until(lambda: _gone(rig))
 
 
