@@ -388,6 +388,22 @@ async def test_journal_that_cannot_be_written_is_said_and_goes_by_itself(
         await seen.wait_text("#state-word", "Accepting")
 
 
+async def test_what_waits_for_the_table_is_not_called_dealt_with(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """A lock of the operator's, and no post since: the reading is still to be written."""
+    async with (
+        table(readings_url) as readings_connection,
+        dashboard(browser, tmp_path, readings_url) as (service, seen),
+    ):
+        await service.wait_state("accepting")
+        async with readings_connection.transaction():
+            await readings_connection.execute("lock table readings")
+            assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 202
+            await seen.wait_text("#state-text", "1 readings are kept (0 % of the journal) and are")
+        await seen.wait_text("#state-text", "all that came are dealt with")
+
+
 async def test_memory_has_no_journal_to_show(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
