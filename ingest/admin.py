@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
-from aiohttp import web
 
 from ingest.body import Bodies
 from ingest.config import Settings
@@ -20,6 +19,7 @@ from ingest.errors import Refused
 from ingest.logs import get_logger
 from ingest.metrics import Metrics
 from ingest.problems import Answer
+from ingest.request import Request
 from ingest.site import POST, READ, Page, Site, probes
 
 METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -70,10 +70,10 @@ class Admin:
         """Close the port. Repeatable."""
         await self._site.close()
 
-    async def _exposition(self, _request: web.BaseRequest, _query: str, _at_s: float) -> Answer:
+    async def _exposition(self, _request: Request, _query: str, _at_s: float) -> Answer:
         return Answer(200, self._metrics.exposition(), METRICS_TEXT)
 
-    async def _release(self, request: web.BaseRequest, _query: str, _at_s: float) -> Answer:
+    async def _release(self, request: Request, _query: str, _at_s: float) -> Answer:
         headers = request.headers
         if CSRF_HEADER in headers:
             self._guard.check_act(headers)

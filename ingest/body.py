@@ -19,6 +19,7 @@ from aiohttp.streams import StreamReader
 
 from ingest.config import Settings
 from ingest.errors import Refused
+from ingest.request import Request
 
 FREE_BYTES = 16 * 1024
 SOCKET_BYTES = 256 * 1024  # one read of a socket may bring so much before it can be paused
@@ -44,7 +45,7 @@ class Bodies:
             )
 
     @asynccontextmanager
-    async def received(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+    async def received(self, request: Request) -> AsyncIterator[bytes]:
         """Give the whole body, when it has arrived; it counts as held until the context is left.
 
         Raises Refused (`body_too_large`, `body_timeout`, `buffer_full`, `bad_request`) or
@@ -62,7 +63,8 @@ class Bodies:
         held_bytes = len(start)
         self.check(held_bytes)
         if content.at_eof():
-            self._hold(held_bytes)
+            if not self.hold(held_bytes):
+                raise Refused("buffer_full", "too many bodies at once", retry_after_s=2)
         else:
             held_bytes = declared or self._body_bytes_max
             await self._take_turn(request, held_bytes)
@@ -74,13 +76,19 @@ class Bodies:
                 self.check(len(start))
             yield start
         finally:
-            self._end_turn(held_bytes)
+            self.let_go(held_bytes)
 
-    def _hold(self, size_bytes: int) -> None:
-        """Count a body that is in memory already. Raises Refused if that is too much of them."""
+    def hold(self, size_bytes: int) -> bool:
+        """Count a body that is in memory already. False if that would be too much of them."""
         if self._bytes_taken + size_bytes > self._bytes_max:
-            raise Refused("buffer_full", "too many bodies at once", retry_after_s=2)
+            return False
         self._bytes_taken += size_bytes
+        return True
+
+    def let_go(self, size_bytes: int) -> None:
+        """Count a body no longer; the next of those that wait for that has its turn."""
+        self._bytes_taken -= size_bytes
+        self._grant()
 
     async def _read(self, content: StreamReader, stop_bytes: int) -> bytes:
         """Read to the end, or until more than `stop_bytes` are there."""
@@ -102,7 +110,7 @@ class Bodies:
             raise ConnectionResetError("the client is gone") from error
         return b"".join(parts)
 
-    async def _take_turn(self, request: web.BaseRequest, size_bytes: int) -> None:
+    async def _take_turn(self, request: Request, size_bytes: int) -> None:
         if not self._line and self._bytes_taken + size_bytes <= self._bytes_max:
             self._bytes_taken += size_bytes
             return
@@ -131,11 +139,7 @@ class Bodies:
             self._line.remove(place)
             self._grant()
         else:  # the turn came in the same moment
-            self._end_turn(place[0])
-
-    def _end_turn(self, size_bytes: int) -> None:
-        self._bytes_taken -= size_bytes
-        self._grant()
+            self.let_go(place[0])
 
     def _grant(self) -> None:
         while self._line and self._bytes_taken + self._line[0][0] <= self._bytes_max:
@@ -145,6 +149,6 @@ class Bodies:
                 turn.set_result(None)
 
 
-def _send_continue(request: web.BaseRequest) -> None:
+def _send_continue(request: Request) -> None:
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

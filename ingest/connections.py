@@ -12,26 +12,25 @@ import asyncio
 import ipaddress
 import resource
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from aiohttp import http_parser, web
-from aiohttp.http_exceptions import LineTooLong
 
 from ingest.clock import monotonic_s
+from ingest.connection import Connection, Door
 from ingest.errors import StartError
 from ingest.logs import Occasionally, get_logger
 from ingest.problems import Answer
+from ingest.request import Request
 
 BACKLOG = 2048
-LINGER_S = 5.0  # a refused body is read and dropped for so long, or the client never sees why
-READ_BYTES = 64 * 1024  # of a body, unread by the handler, before the socket is paused
 SPARE_FILES = 128  # descriptors kept for database, dead letters and the admin port
 SWEEP_S_MAX = 1.0
 # Ten thousand at once would hold the loop for 0.1 s, and all of them may come back at once.
 DROPS_A_TURN, DROP_PAUSE_S = 20, 0.005
 
-Handle = Callable[[web.BaseRequest], Awaitable[Answer]]
+Handle = Callable[[Request], Coroutine[Any, Any, Answer]]
 
 
 def raise_open_files_limit() -> int:
@@ -42,81 +41,18 @@ def raise_open_files_limit() -> int:
     return hard
 
 
-class Connection(web.RequestHandler):
-    """aiohttp's protocol, with three things more: it reports half a head, it ends a body that
-    breaks off in the middle, and it answers malformed requests in our form.
-
-    Looks at these inner names of aiohttp: _waiter, _messages, _current_request, _reading_paused.
-    """
-
-    __slots__ = ("_owner",)
-
-    def __init__(self, owner: Connections, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            owner,
-            loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # None is how aiohttp switches it off
-            auto_decompress=False,
-            keepalive_timeout=2 * owner.keepalive_s_max,  # a backstop: ours comes first
-            lingering_time=LINGER_S,
-            read_bufsize=READ_BYTES,
-        )
-        self._owner = owner
-
-    def data_received(self, data: bytes) -> None:
-        """Parse; note whether the connection now holds half a head."""
-        super().data_received(data)
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            self._owner.head_begun(self)
-        elif self._messages and not isinstance(
-            self._messages[-1][0], http_parser.RawRequestMessage
-        ):
-            self._break_off_bodies()
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Go on where reading was paused. aiohttp asks after every body, paused or not, and would
-        parse and wake the socket for nothing: 1.1 us of a small post's 18.5, measured.
-        """
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
-
-    def _break_off_bodies(self) -> None:
-        """The parser gave up (a bad chunk): who waits for the body must not wait for ever."""
-        broken = web.RequestPayloadError("the body breaks off")
-        request = self._current_request
-        if request is not None and not request.content.is_eof():
-            request.content.set_exception(broken)
-        for _, payload in self._messages:
-            if not payload.is_eof():
-                payload.set_exception(broken)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what never reached the handler; the parser's text repeats input, so it is cut."""
-        if status >= 500:
-            code = "internal"
-            self.log_exception("Error handling request", exc_info=exc)
-        elif isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
-            code = "headers_too_large"
-        else:
-            code = "bad_request"
-        return cast(web.StreamResponse, self._owner.malformed(code))
-
-
 class Connections(web.Server):
-    """The connections of one port. `malformed` renders (and counts) a problem by its code."""
+    """The connections of one port. `malformed` renders (and counts) a problem by its code.
+
+    With a `door`, requests that arrive whole are answered without aiohttp's detours.
+    """
 
     def __init__(
         self,
         handle: Handle,
         malformed: Callable[[str], Answer],
         *,
+        door: Door | None = None,
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
@@ -125,12 +61,14 @@ class Connections(web.Server):
             "aiohttp without its C parser is slow and has had request smuggling holes of its own"
         )
         super().__init__(cast(Any, self._serve))
-        self._handle = handle
+        self.answer = handle
+        self.door = door
         self.malformed = malformed
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
         self._open: set[web.RequestHandler] = set()
         # Since when; in that order. A connection with a request in work is in neither.
+        self._suspended: set[asyncio.Task[Answer]] = set()
         self._half_open: OrderedDict[web.RequestHandler, float] = OrderedDict()
         self._idle: OrderedDict[web.RequestHandler, float] = OrderedDict()
         self._server: asyncio.Server | None = None
@@ -144,7 +82,7 @@ class Connections(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         """Make the protocol of one connection (the event loop calls this)."""
-        return Connection(self, self._loop)
+        return Connection(self, self, self._loop)
 
     @property
     def count(self) -> int:
@@ -182,15 +120,28 @@ class Connections(web.Server):
         if self._idle.pop(handler, None) is not None:
             self._half_open[handler] = monotonic_s()
 
-    async def _serve(self, request: web.BaseRequest) -> Answer:
-        handler = request.protocol
+    def work_begun(self, handler: web.RequestHandler) -> None:
+        """Leave a connection alone: it is our turn."""
         self._half_open.pop(handler, None)
         self._idle.pop(handler, None)
+
+    def work_ended(self, handler: web.RequestHandler) -> None:
+        """It is the client's turn, to read the answer and to send the next head."""
+        if handler in self._open:
+            self._idle[handler] = monotonic_s()
+
+    def suspended(self, task: asyncio.Task[Answer]) -> None:
+        """Hold an answer that takes its time; `close` waits for it."""
+        self._suspended.add(task)
+        task.add_done_callback(self._suspended.discard)
+
+    async def _serve(self, request: web.BaseRequest) -> Answer:
+        handler = request.protocol
+        self.work_begun(handler)
         try:
-            return await self._handle(request)
+            return await self.answer(request)
         finally:
-            if handler in self._open:  # from here on: to read the answer, to send the next head
-                self._idle[handler] = monotonic_s()
+            self.work_ended(handler)
 
     # Closing what is late
 
@@ -259,6 +210,12 @@ class Connections(web.Server):
             self._sweeper.cancel()
         transports = [each.transport for each in self._open if each.transport is not None]
         self.pre_shutdown()
+        if self._suspended:
+            _, late = await asyncio.wait(self._suspended, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)  # they count themselves out
         await self.shutdown(timeout_s)
         for transport in transports:
             if transport.get_write_buffer_size():  # its client does not read

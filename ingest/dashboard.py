@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -33,10 +33,8 @@ from ingest.lookup_postgres import READINGS_MAX, Lookup
 from ingest.metrics import Metrics
 from ingest.problems import JSON, Answer
 from ingest.reading import Reading
+from ingest.request import Request, WholeRequest
 from ingest.site import POST, READ, Page
-
-if TYPE_CHECKING:
-    from aiohttp import web
 
 LATE_S = 0.05  # a tick is so long after the full second, so that it is not before it
 FOLLOWED_TOLD_MAX = 20
@@ -44,7 +42,7 @@ SILENT_S = 60.0
 WRONG_TOKEN_S = 0.3  # who guesses shall not guess fast
 GET = ("GET",)
 
-Look = Callable[["web.BaseRequest", str], Awaitable[Answer]]
+Look = Callable[[Request, str], Awaitable[Answer]]
 
 
 class Sources(NamedTuple):
@@ -162,20 +160,20 @@ class Dashboard:
 
     # Looking
 
-    def _guarded(self, look: Look) -> Callable[[web.BaseRequest, str, float], Awaitable[Answer]]:
-        async def answer(request: web.BaseRequest, query: str, _received_s: float) -> Answer:
+    def _guarded(self, look: Look) -> Callable[[Request, str, float], Awaitable[Answer]]:
+        async def answer(request: Request, query: str, _received_s: float) -> Answer:
             self._guard.check_look(request.headers)
             return await look(request, query)
 
         return answer
 
-    async def _front(self, request: web.BaseRequest, _query: str, _received_s: float) -> Answer:
+    async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
         if not self._guard.may_look(request.headers):
             return html(request.headers, self._log_in, status=401)
         text = self._page.replace(CSRF_PLACE, self._guard.csrf.encode())
         return html(request.headers, text)
 
-    async def _history(self, request: web.BaseRequest, query: str) -> Answer:
+    async def _history(self, request: Request, query: str) -> Answer:
         given = parameters(query, "since")
         first, columns = self.history.since(int(number(given, "since", 0, 0, 1e12)))
         settings = self._settings
@@ -197,11 +195,12 @@ class Dashboard:
         }
         return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
 
-    async def _feed(self, request: web.BaseRequest, query: str) -> Answer:
+    async def _feed(self, request: Request, query: str) -> Answer:
         given = parameters(query, "tail", "device_id")
         followed = device(given) if given.get("device_id") else None
         with self._watching(followed, tail=given.get("tail") == "true"):
             first = self._event() if self.history.second else b""
+            assert not isinstance(request, WholeRequest), "the admin port goes aiohttp's way"
             return await self.feed.stream(request, first, lambda: self._tail_event(given, followed))
 
     @contextlib.contextmanager
@@ -227,13 +226,13 @@ class Dashboard:
         document = {"posts": told.posts, "readings": [_line(each) for each in readings]}
         return b"event: tail\ndata: " + orjson.dumps(document) + b"\n\n"
 
-    async def _devices(self, request: web.BaseRequest, query: str) -> Answer:
+    async def _devices(self, request: Request, query: str) -> Answer:
         given = parameters(query, "silent_s")
         silent_s = number(given, "silent_s", SILENT_S, 1, 31_536_000)
         report = orjson.dumps(await self.devices.report(silent_s))
         return compressed(request.headers, report, JSON, NO_STORE)
 
-    async def _readings(self, _request: web.BaseRequest, query: str) -> Answer:
+    async def _readings(self, _request: Request, query: str) -> Answer:
         given = parameters(query, "device_id", "limit")
         device_id = device(given)
         count = int(number(given, "limit", 20, 1, READINGS_MAX))
@@ -247,7 +246,7 @@ class Dashboard:
         }
         return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
 
-    async def _dead_letters(self, request: web.BaseRequest, query: str) -> Answer:
+    async def _dead_letters(self, request: Request, query: str) -> Answer:
         given = parameters(query, "id", "reason", "code", "device", "limit")
         if id_ := given.get("id"):
             document = await self._letters.in_full(id_)
@@ -258,23 +257,23 @@ class Dashboard:
 
     # Acting
 
-    async def _replay(self, request: web.BaseRequest, _query: str, _received_s: float) -> Answer:
+    async def _replay(self, request: Request, _query: str, _received_s: float) -> Answer:
         asked = wanted(await self._body_of_action(request))
         return Answer(200, orjson.dumps(await self._letters.replay(asked.where, asked.ids)))
 
-    async def _discard(self, request: web.BaseRequest, _query: str, _received_s: float) -> Answer:
+    async def _discard(self, request: Request, _query: str, _received_s: float) -> Answer:
         asked = wanted(await self._body_of_action(request))
         return Answer(200, orjson.dumps(await self._letters.discard(asked.where, asked.ids)))
 
-    async def _body_of_action(self, request: web.BaseRequest) -> bytes:
+    async def _body_of_action(self, request: Request) -> bytes:
         self._guard.check_act(request.headers)
         return await self._body(request)
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
+    async def _body(self, request: Request) -> bytes:
         async with self._bodies.received(request) as body:
             return body
 
-    async def _logged_in(self, request: web.BaseRequest, _query: str, _at_s: float) -> Answer:
+    async def _logged_in(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._guard.check_host(request.headers)
         form = (await self._body(request)).decode("utf-8", "replace")
         token = parameters(form, "token").get("token", "").strip()
@@ -290,8 +289,8 @@ class Dashboard:
         self.feed.close()
 
 
-def _asset(asset: Asset) -> Callable[[web.BaseRequest, str, float], Awaitable[Answer]]:
-    async def answer(request: web.BaseRequest, _query: str, _received_s: float) -> Answer:
+def _asset(asset: Asset) -> Callable[[Request, str, float], Awaitable[Answer]]:
+    async def answer(request: Request, _query: str, _received_s: float) -> Answer:
         return asset.answer(request.headers)
 
     return answer

@@ -13,8 +13,6 @@ import asyncio
 from collections.abc import Callable
 from functools import lru_cache, partial
 
-from aiohttp import web
-
 from ingest import replies
 from ingest.clock import unix_us
 from ingest.config import Settings, ts_min_us
@@ -34,6 +32,7 @@ from ingest.metrics import Metrics
 from ingest.ports import INVALID, Ack, Admission, Database, DeadLetters, Inlet, Letter, Outcome
 from ingest.problems import Answer
 from ingest.query import Query, check_media_type, parse_query
+from ingest.request import Request, WholeRequest
 from ingest.site import POST, Page, Site, probes
 
 READINGS = "/v1/readings"
@@ -94,6 +93,7 @@ class Endpoint:
             connections_max=settings.connections_max,
             header_s_max=settings.header_s_max,
             keepalive_s_max=settings.keepalive_s_max,
+            door=self._intake,
         )
         self._hold_watch: asyncio.Task[str] | None = None
         self._undecided: set[asyncio.Future[str]] = set()  # posts that wait for their outcome
@@ -127,7 +127,7 @@ class Endpoint:
 
     # From request to answer
 
-    async def _readings(self, request: web.BaseRequest, query: str, received_s: float) -> Answer:
+    async def _readings(self, request: Request, query: str, received_s: float) -> Answer:
         refusal = self._admission.refusal()
         if refusal is not None:
             raise Refused(refusal, ADMISSION_DETAILS[refusal])
@@ -150,15 +150,13 @@ class Endpoint:
             )
         return query
 
-    async def _post(self, request: web.BaseRequest, query: Query, received_s: float) -> Answer:
+    async def _post(self, request: Request, query: Query, received_s: float) -> Answer:
         headers = request.headers
         media_type = headers.get("Content-Type")
         if media_type != "application/json":
             check_media_type(media_type)
-        body = self._intake.at_once(request)
-        if body is not None:
-            decoded = self._decoded(body, query, received_s)
-            del body  # while the post waits for room only the block is held
+        if isinstance(request, WholeRequest):
+            decoded = self._decoded(self._intake.whole_body(request), query, received_s)
         else:
             async with self._intake.body(request) as body:
                 decoded = self._decoded(body, query, received_s)

@@ -9,7 +9,7 @@ Does not: look into a body.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -18,6 +18,7 @@ from ingest.body import Bodies
 from ingest.config import Settings
 from ingest.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_light
 from ingest.query import is_gzip
+from ingest.request import WholeRequest
 from ingest.turns import Turns
 
 INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for the loop
@@ -33,16 +34,29 @@ class Intake:
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
         self._turns = Turns()
 
-    def at_once(self, request: web.BaseRequest) -> bytes | None:
-        """Return a plain body that is there and may be decoded now, or None: then use `body`.
+    def may_begin(self, body_bytes: int) -> bool:
+        """Take the share of this turn that a whole plain body needs, if some is left."""
+        return self._turns.take(body_bytes)
 
-        Raises Refused for an unknown encoding and for a body that is too large.
+    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+        """Have `begin` called in a later turn. False: too many bodies wait already.
+
+        What waits counts as held. `begin` says whether its post is still there.
         """
-        if is_gzip(request.headers.get("Content-Encoding")) or not request.content.is_eof():
-            return None
-        size_bytes = request.content.total_bytes
-        self._bodies.check(size_bytes)
-        return request.content.read_nowait() if self._turns.take(size_bytes) else None
+        if not self._bodies.hold(body_bytes):
+            return False
+
+        def turn_came() -> bool:
+            self._bodies.let_go(body_bytes)
+            return begin()
+
+        self._turns.line_up(body_bytes, turn_came)
+        return True
+
+    def whole_body(self, request: WholeRequest) -> bytes:
+        """Return the body of a request whose turn has come. Raises Refused if it is too large."""
+        self._bodies.check(request.content.total_bytes)
+        return request.content.read_nowait()
 
     @asynccontextmanager
     async def body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:

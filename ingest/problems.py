@@ -68,20 +68,22 @@ class Answer:
         connection = b""
         if not (self.keep_alive and request.keep_alive):
             self.keep_alive = False
-            connection = b"Connection: close\r\n"
         elif request.version.minor == 0:
             connection = b"Connection: keep-alive\r\n"
-        transport.write(
-            b"%b%b\r\nContent-Length: %d\r\nDate: %b\r\n%b%b\r\n%b"
-            % (
-                _STATUS_LINES[self.status],
-                self.content_type,
-                len(self.body),
-                _date(),
-                self.headers,
-                connection,
-                self.body if request.method != "HEAD" else b"",
-            )
+        transport.write(self.rendered(connection, with_body=request.method != "HEAD"))
+
+    def rendered(self, connection: bytes = b"", *, with_body: bool = True) -> bytes:
+        """Return head and body; `connection` is a whole header line, or nothing."""
+        if not (self.keep_alive or connection):
+            connection = b"Connection: close\r\n"
+        return b"%b%b\r\nContent-Length: %d\r\nDate: %b\r\n%b%b\r\n%b" % (
+            _STATUS_LINES[self.status],
+            self.content_type,
+            len(self.body),
+            _date(),
+            self.headers,
+            connection,
+            self.body if with_body else b"",
         )
 
     async def write_eof(self) -> None:

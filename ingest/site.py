@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from aiohttp import web
-
 from ingest.clock import monotonic_s
+from ingest.connection import Door
 from ingest.connections import Connections
 from ingest.errors import Refused
 from ingest.logs import Occasionally, get_logger
 from ingest.metrics import Metrics
 from ingest.problems import TEXT, Answer, problem
+from ingest.request import Request
 
 OTHER = "other"  # the label of all requests that no page takes
 
@@ -29,7 +29,7 @@ class Page(NamedTuple):
     """
 
     methods: tuple[str, ...]
-    answer: Callable[[web.BaseRequest, str, float], Awaitable[Answer]]
+    answer: Callable[[Request, str, float], Awaitable[Answer]]
 
 
 READ = ("GET", "HEAD")
@@ -49,8 +49,10 @@ class Site:
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
+        door: Door | None = None,
     ) -> None:
         self._pages = pages
+        self._door = door
         self._metrics = metrics
         self._flag = flag
         self._tokens = tokens
@@ -66,6 +68,7 @@ class Site:
         self._connections = Connections(
             self._answer,
             self._malformed,
+            door=self._door,
             connections_max=self._connections_max,
             header_s_max=self._header_s_max,
             keepalive_s_max=self._keepalive_s_max,
@@ -77,7 +80,7 @@ class Site:
         if self._connections is not None:
             await self._connections.close()
 
-    async def _answer(self, request: web.BaseRequest) -> Answer:
+    async def _answer(self, request: Request) -> Answer:
         received_s = monotonic_s()
         path, _, query = request.raw_path.partition("?")
         page = self._pages.get(path)
@@ -111,7 +114,7 @@ class Site:
         return answer
 
 
-def _refusal(request: web.BaseRequest, page: Page | None, refused: Refused) -> Answer:
+def _refusal(request: Request, page: Page | None, refused: Refused) -> Answer:
     headers = b""
     if refused.code == "method_not_allowed" and page is not None:
         headers = b"Allow: %b\r\n" % ", ".join(page.methods).encode()
@@ -125,10 +128,10 @@ def _refusal(request: web.BaseRequest, page: Page | None, refused: Refused) -> A
 def probes(health: Callable[[], tuple[int, bytes]]) -> dict[str, Page]:
     """Return the pages /livez and /readyz."""
 
-    async def livez(_request: web.BaseRequest, _query: str, _received_s: float) -> Answer:
+    async def livez(_request: Request, _query: str, _received_s: float) -> Answer:
         return Answer(200, b"ok\n", TEXT)
 
-    async def readyz(_request: web.BaseRequest, _query: str, _received_s: float) -> Answer:
+    async def readyz(_request: Request, _query: str, _received_s: float) -> Answer:
         return Answer(*health())
 
     return {"/livez": Page(READ, livez), "/readyz": Page(READ, readyz)}

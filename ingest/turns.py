@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 POST_BYTES = 2 * 1024  # what a post costs besides its body, in bytes of body: some 10 us
 TURN_BYTES = 256 * 1024  # some 120 single readings or 24 posts of 100, about 2 ms
@@ -20,7 +21,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._bytes_left = TURN_BYTES
-        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._line: deque[tuple[int, Callable[[], bool]]] = deque()
         self._next_is_due = False
 
     def take(self, body_bytes: int) -> bool:
@@ -30,11 +31,22 @@ class Turns:
         self._spend(body_bytes)
         return True
 
+    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> None:
+        """Have `begin` called in a turn with room for the post; False from it: not needed now."""
+        self._line.append((body_bytes, begin))
+        self._schedule()
+
     async def wait(self, body_bytes: int) -> None:
         """Wait for a turn with room for the post. Safe to cancel."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append((body_bytes, turn))
-        self._schedule()
+
+        def begin() -> bool:
+            if turn.done():  # its client is gone
+                return False
+            turn.set_result(None)
+            return True
+
+        self.line_up(body_bytes, begin)
         await turn
 
     def _spend(self, body_bytes: int) -> None:
@@ -50,8 +62,9 @@ class Turns:
         """Begin a turn; sockets have been looked at since the last one."""
         self._next_is_due = False
         self._bytes_left = TURN_BYTES
+        if self._line:
+            self._schedule()
         while self._line and self._bytes_left > 0:
-            body_bytes, turn = self._line.popleft()
-            if not turn.done():  # else its client is gone
-                turn.set_result(None)
+            body_bytes, begin = self._line.popleft()
+            if begin():
                 self._spend(body_bytes)

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ports config verdict",),
     ("retry metrics schema logs statefolder config_text files filesystem sd_notify",),
     (
-        "buffer_memory batch gate breaker set_aside inflate problems body turns",
+        "buffer_memory batch gate breaker set_aside inflate problems request turns",
         "decode_item dead_letter_files dead_letter_format journal_format postgres_binaries",
         "sink_connection journal_reader",
         "decode_fast dead_letter_cursor postgres_data sink_postgres journal_book journal_store",
@@ -38,10 +38,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dead_letter journal",
     ),
     (
-        "connections query replies lookup_postgres buffer_journal_room",
+        "connection body query replies lookup_postgres buffer_journal_room",
         "buffer_journal",
         "buffer_journal_loader",
     ),
+    ("connections",),
     ("site intake",),  # site: what the two listeners share
     ("dashboard_guard",),
     ("app_buffer endpoint health admin writer replay replay_by_hand schema_apply",),
@@ -81,7 +82,7 @@ FAMILIES = (
 DOORS: dict[str, str] = {
     "time": "clock",
     "asyncpg": "sink_* lookup_postgres schema schema_apply cli_* postgres_embedded",
-    "aiohttp": "endpoint connections site admin problems body intake query replies health app",
+    "aiohttp": "connection connections request problems body intake",
     "prometheus_client": "metrics",
 }
 

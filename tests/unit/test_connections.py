@@ -6,7 +6,7 @@ import asyncio
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from ingest.connections import Connections, raise_open_files_limit
 from ingest.errors import Refused
 from ingest.problems import TEXT, Answer, problem
+from ingest.request import WholeRequest
 from tests.door import Client, head, post, running_door, until
 
 GET = head("GET", "/livez")
@@ -168,16 +169,35 @@ async def test_slow_head_within_its_time_is_served() -> None:
         assert (await client.reply()).status == 200
 
 
-@asynccontextmanager
-async def listening(body: bytes, keepalive_s_max: float) -> AsyncIterator[tuple[Connections, str]]:
-    """Run a bare port that answers everything with `body`."""
+class Open:
+    """A door that lets all in."""
 
-    async def answer(_request: object) -> Answer:
+    def may_begin(self, body_bytes: int) -> bool:
+        """Come in."""
+        return True
+
+    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+        """Nobody has to."""
+        raise AssertionError
+
+
+BOTH_WAYS = pytest.mark.parametrize("short", [True, False], ids=["short", "aiohttp"])
+
+
+@asynccontextmanager
+async def listening(
+    body: bytes, keepalive_s_max: float, *, short: bool
+) -> AsyncIterator[tuple[Connections, str]]:
+    """Run a bare port that answers everything with `body`, the short way or aiohttp's."""
+
+    async def answer(request: object) -> Answer:
+        connections.requests_count += isinstance(request, WholeRequest)  # aiohttp counts its own
         return Answer(200, body, TEXT)
 
     connections = Connections(
         answer,
         lambda code: problem(Refused(code, "")),
+        door=Open() if short else None,
         connections_max=100,
         header_s_max=1,
         keepalive_s_max=keepalive_s_max,
@@ -187,9 +207,13 @@ async def listening(body: bytes, keepalive_s_max: float) -> AsyncIterator[tuple[
     await connections.close()
 
 
-async def test_client_that_does_not_read_is_let_go() -> None:
+@BOTH_WAYS
+async def test_client_that_does_not_read_is_let_go(short: bool) -> None:
     """Answers that nobody reads hold a connection no longer than idling does."""
-    async with listening(bytes(8_000_000), keepalive_s_max=0.3) as (connections, address):
+    async with listening(bytes(8_000_000), keepalive_s_max=0.3, short=short) as (
+        connections,
+        address,
+    ):
         client = await Client.connect(address)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
         await client.send(GET * 3)
@@ -198,9 +222,10 @@ async def test_client_that_does_not_read_is_let_go() -> None:
         await client.close()
 
 
-async def test_pipelining_without_end_is_bounded() -> None:
+@BOTH_WAYS
+async def test_pipelining_without_end_is_bounded(short: bool) -> None:
     """A client that only sends is stopped by its own unread answers, not by our memory."""
-    async with listening(bytes(100_000), keepalive_s_max=5) as (connections, address):
+    async with listening(bytes(100_000), keepalive_s_max=5, short=short) as (connections, address):
         client = await Client.connect(address)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
         sending = asyncio.create_task(client.send(GET * 200_000))
@@ -230,9 +255,13 @@ async def test_close_ends_idle_and_half_open_connections_quickly() -> None:
             await door.connect()
 
 
-async def test_close_does_not_wait_for_a_client_that_does_not_read() -> None:
+@BOTH_WAYS
+async def test_close_does_not_wait_for_a_client_that_does_not_read(short: bool) -> None:
     """An answer stuck on its way is given up at the end."""
-    async with listening(bytes(8_000_000), keepalive_s_max=30) as (connections, address):
+    async with listening(bytes(8_000_000), keepalive_s_max=30, short=short) as (
+        connections,
+        address,
+    ):
         client = await Client.connect(address)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
         await client.send(GET)

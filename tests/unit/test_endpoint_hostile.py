@@ -380,7 +380,7 @@ async def test_turn_given_to_somebody_who_leaves_is_given_on() -> None:
     await bodies._take_turn(request, 60_000)
     waiting = asyncio.create_task(bodies._take_turn(request, 60_000))
     await asyncio.sleep(0)
-    bodies._end_turn(60_000)
+    bodies.let_go(60_000)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

@@ -151,7 +151,7 @@ async def test_handler_cancelled_while_dead_lettering_keeps_the_whole_post() -> 
         (handler,) = [
             task
             for task in asyncio.all_tasks()
-            if getattr(task.get_coro(), "__qualname__", "").endswith("._handle_request")
+            if getattr(task.get_coro(), "__qualname__", "").endswith("Site._answer")
         ]
         handler.cancel()
         await asyncio.sleep(0.01)

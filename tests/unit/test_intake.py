@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from collections.abc import Callable
 
 from ingest.body import FREE_BYTES
 from ingest.inflate import LIGHT_INFLATED_BYTES
@@ -18,21 +19,27 @@ class Stopped(Turns):
 
     def __init__(self) -> None:
         super().__init__()
-        self.waiting = 0
-        self._open = asyncio.Event()
+        self._begins: list[Callable[[], bool]] = []
+        self._open = False
+
+    @property
+    def waiting(self) -> int:
+        """How many are in the line."""
+        return len(self._begins)
 
     def take(self, body_bytes: int) -> bool:
         """Nothing is left."""
-        return self._open.is_set()
+        return self._open
 
-    async def wait(self, body_bytes: int) -> None:
+    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> None:
         """Wait for `go`."""
-        self.waiting += 1
-        await self._open.wait()
+        self._begins.append(begin)
 
     def go(self) -> None:
         """Let all go on."""
-        self._open.set()
+        self._open = True
+        for begin in self._begins:
+            begin()
 
 
 async def test_bodies_that_wait_for_their_turn_count_and_what_is_too_much_is_503() -> None:

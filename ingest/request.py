@@ -1,0 +1,57 @@
+"""A request whose head and body are there: what the pages read of it, without aiohttp's request.
+
+aiohttp's own costs 4 us of a small post's 17, measured, for cookies, forms, ranges and streams that
+no post has.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp.streams import StreamReader
+from multidict import CIMultiDictProxy
+
+
+class WholeRequest:
+    """Has the names of aiohttp's BaseRequest, as far as the pages use them.
+
+    Its turn of the loop has been taken, and it wants its connection kept (HTTP/1.1).
+    """
+
+    transport = None  # nothing is left to be read from it
+
+    __slots__ = ("_message", "content", "headers", "method", "raw_path")
+
+    def __init__(self, message: RawRequestMessage, content: StreamReader) -> None:
+        self._message = message
+        self.content = content
+        self.headers: CIMultiDictProxy[str] = message.headers
+        self.method: str = message.method
+        self.raw_path: str = message.path
+
+    @property
+    def content_length(self) -> int:
+        """Bytes of the body."""
+        return self.content.total_bytes
+
+    @property
+    def path(self) -> str:
+        """The path, decoded."""
+        return self._message.url.path
+
+
+Request = web.BaseRequest | WholeRequest
+
+
+def is_whole(message: object, content: StreamReader) -> bool:
+    """Whether a parsed message needs nothing that only aiohttp's own request can do."""
+    return (
+        isinstance(message, RawRequestMessage)
+        and content.is_eof()
+        and content.exception() is None
+        and not message.should_close
+        and not message.upgrade
+        and message.version == HttpVersion11
+        and message.method != "HEAD"
+        and "Content-Encoding" not in message.headers
+    )
