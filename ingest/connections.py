@@ -20,11 +20,11 @@ from aiohttp import http_parser, web
 from ingest.clock import monotonic_s
 from ingest.connection import Connection, Door
 from ingest.errors import StartError
+from ingest.listener import Listener
 from ingest.logs import Occasionally, get_logger
 from ingest.problems import Answer
 from ingest.request import Request
 
-BACKLOG = 2048
 SPARE_FILES = 128  # descriptors kept for database, dead letters and the admin port
 SWEEP_S_MAX = 1.0
 # Ten thousand at once would hold the loop for 0.1 s, and all of them may come back at once.
@@ -71,7 +71,7 @@ class Connections(web.Server):
         self._suspended: set[asyncio.Task[Answer]] = set()
         self._half_open: OrderedDict[web.RequestHandler, float] = OrderedDict()
         self._idle: OrderedDict[web.RequestHandler, float] = OrderedDict()
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._log = get_logger("connections")
         self._occasionally = Occasionally(10.0)
@@ -80,7 +80,7 @@ class Connections(web.Server):
         if self._connections_max < connections_max:
             self._log.info("fewer_connections", open_files_max=files, wanted=connections_max)
 
-    def __call__(self) -> web.RequestHandler:
+    def __call__(self) -> Connection:
         """Make the protocol of one connection (the event loop calls this)."""
         return Connection(self, self, self._loop)
 
@@ -186,26 +186,25 @@ class Connections(web.Server):
 
         `tokens` says beyond the loopback what is protected.
         """
+        self._listener = Listener(self)
         try:
-            self._server = await self._loop.create_server(self, host, port, backlog=BACKLOG)
+            bound, real_port = await self._listener.open(host, port)
         except (OSError, OverflowError) as error:
             raise StartError(
                 f"cannot listen on {host}:{port} ({_why(error)}); choose another address "
                 f"with {flag} HOST:PORT"
             ) from error
-        bound = self._server.sockets[0].getsockname()
         self._sweeper = asyncio.create_task(self._sweep())
-        if not _is_loopback(bound[0]):
-            self._log.warning("open_to_the_network", address=bound[0], tokens=tokens)
-        name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        return f"{name}:{bound[1]}"
+        if not _is_loopback(bound):
+            self._log.warning("open_to_the_network", address=bound, tokens=tokens)
+        return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
 
     async def close(self, timeout_s: float = 1.0) -> None:
         """Stop listening, let requests in work end within `timeout_s`, close all. Repeatable."""
-        server, self._server = self._server, None
-        if server is None:
+        listener, self._listener = self._listener, None
+        if listener is None:
             return
-        server.close()
+        await listener.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         transports = [each.transport for each in self._open if each.transport is not None]
@@ -220,7 +219,6 @@ class Connections(web.Server):
         for transport in transports:
             if transport.get_write_buffer_size():  # its client does not read
                 transport.abort()
-        await server.wait_closed()
 
 
 def _why(error: OSError | OverflowError) -> str:

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ports config verdict",),
     ("retry metrics schema logs statefolder config_text files filesystem sd_notify",),
     (
-        "buffer_memory batch gate breaker set_aside inflate problems request turns",
+        "buffer_memory batch gate breaker set_aside inflate problems request turns listener",
         "decode_item dead_letter_files dead_letter_format journal_format postgres_binaries",
         "sink_connection journal_reader",
         "decode_fast dead_letter_cursor postgres_data sink_postgres journal_book journal_store",
