@@ -154,6 +154,12 @@ class Journal:
         self._leaving.append(segment)
         self._due()
 
+    def _let_go_again(self, segment: Segment) -> None:
+        """What the disk did not let us remove still takes room: try once more."""
+        segment.leaving = False
+        if self._thread is not None:
+            self.let_go(segment)
+
     # In the thread
 
     def _run(self) -> None:
@@ -190,7 +196,7 @@ class Journal:
                 if self._store.remove(each.file, damaged=each.damaged):
                     gone.append(each)
         finally:
-            tell(self._rest, gone)
+            tell(self._rest, leaving, gone)
 
     def _try_another(self, error: Exception, group: list[Entry]) -> bool:
         """After a failure that is not for lack of room: return whether a new file can be begun."""
@@ -222,7 +228,7 @@ class Journal:
         if before is not None and before.may_go:
             self.let_go(before)
         if rests:
-            self._rest([])
+            self._rest([], [])
 
     def _failed(self, group: list[Entry], error: Exception, goes_on: bool) -> None:
         log.error("journal_write_failed", error=repr(error), posts=len(group), again=goes_on)
@@ -244,10 +250,14 @@ class Journal:
             self._early.difference_update(early)
             self._settled += early
 
-    def _rest(self, gone: list[Segment]) -> None:
-        """A turn is over."""
-        for segment in gone:
-            self.book.forget(segment)
+    def _rest(self, leaving: list[Segment], gone: list[Segment]) -> None:
+        """A turn is over; of the segments `leaving`, those `gone` are."""
+        assert self._loop is not None, "open it first"
+        for segment in leaving:
+            if segment in gone:
+                self.book.forget(segment)
+            else:
+                self._loop.call_later(self._probe_s, self._let_go_again, segment)
         self._busy = False
         if gone:
             self.changed()

@@ -6,6 +6,7 @@ that). Segments of earlier lives are never appended to. What is said to be writt
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -52,6 +53,7 @@ class JournalStore:
         self._current: tuple[SegmentFile, AppendFile] | None = None
         self._notes: tuple[SegmentFile, int] | None = None  # written last, and its descriptor
         self._noting_failed = False
+        self._tidying_failed = False
 
     def open(self) -> list[tuple[SegmentFile, int]]:
         """Take the folder; return the segments that earlier lives left, with their sizes in bytes.
@@ -140,7 +142,8 @@ class JournalStore:
             if self._notes is None or self._notes[0] != file:
                 self._close_notes()
                 self._notes = (file, _open_notes(file))
-            os.write(self._notes[1], records)
+            if os.write(self._notes[1], records) < len(records):
+                raise OSError(errno.ENOSPC, "a note was cut short", str(file.done_path))
         except OSError as error:
             self._close_notes()
             if not self._noting_failed:
@@ -154,21 +157,28 @@ class JournalStore:
         if notes is not None:
             os.close(notes[1])
 
-    def remove(self, file: SegmentFile, *, damaged: bool) -> int:
-        """Remove a segment that is done, or set it aside as *.damaged; return the bytes freed."""
+    def remove(self, file: SegmentFile, *, damaged: bool) -> bool:
+        """Remove a segment that is done, or set it aside as *.damaged; return whether it is gone.
+
+        It is gone too if somebody else has removed it.
+        """
         if self._notes is not None and self._notes[0] == file:
             self._close_notes()
         try:
-            size = file.path.stat().st_size
-            if damaged:
-                file.path.rename(file.path.with_suffix(".damaged"))
-            else:
-                file.path.unlink(missing_ok=True)
-            file.done_path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if damaged:
+                    file.path.rename(file.path.with_suffix(".damaged"))
+                else:
+                    file.path.unlink()
         except OSError as error:
-            log.warning("journal_tidy_failed", file=file.path.name, error=str(error))
-            return 0
-        return size
+            if not self._tidying_failed:
+                log.warning("journal_tidy_failed", file=file.path.name, error=str(error))
+            self._tidying_failed = True
+            return False
+        self._tidying_failed = False
+        with contextlib.suppress(OSError):  # alone it says nothing; the next start removes it
+            file.done_path.unlink(missing_ok=True)
+        return True
 
     def close(self) -> None:
         """Close what is open, give the folder free."""

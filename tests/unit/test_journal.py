@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from ingest.block import Block
 from ingest.errors import JournalBroken, StartError
-from ingest.journal_reader import segment_files
+from ingest.journal_reader import read_done, segment_files
 from tests.blocks import make_block
 from tests.journals import NO_SPACE, FailingCalls, Life, on_disk
 
@@ -244,3 +245,70 @@ async def test_notes_of_a_segment_that_is_gone_are_removed(tmp_path: Path) -> No
     stale.write_bytes(b"x" * 40)
     async with Life(tmp_path):
         assert not stale.exists()
+
+
+async def test_segment_that_cannot_be_removed_goes_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes count meanwhile, and not for ever: else the journal would fill with nothing."""
+    unlink, refusing = Path.unlink, True
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if refusing and path.suffix == ".log":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    async with Life(tmp_path, segment_bytes=400) as life:
+        for _ in range(12):
+            await life.put(make_block(2))
+        there = len(segment_files(tmp_path))
+        await life.drain()
+        await life.quiet()
+        assert life.buffer.journal_stats().segments == there > 2
+        refusing = False
+        async with asyncio.timeout(5):
+            while life.buffer.journal_stats().segments > 1:  # noqa: ASYNC110  it is on a timer
+                await asyncio.sleep(0.002)
+        assert len(segment_files(tmp_path)) == 1
+
+
+async def test_segment_removed_by_a_hand_gives_its_room_back(tmp_path: Path) -> None:
+    """Somebody makes room on the disk: what is not there does not count, nor its block twice."""
+    async with Life(tmp_path, segment_bytes=400) as life:
+        for _ in range(12):
+            await life.put(make_block(2))
+        for file in segment_files(tmp_path)[:-1]:
+            file.path.unlink()
+        await life.drain()
+        await life.quiet()
+        stats = life.buffer.journal_stats()
+        (file,) = segment_files(tmp_path)
+        assert stats.segments == 1
+        assert stats.size_bytes == file.path.stat().st_size
+
+
+async def test_note_that_is_cut_short_spoils_no_other_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk takes half a note and says nothing: the next ones begin at a whole one again."""
+    write = os.write
+
+    def cut(fd: int, data: bytes) -> int:
+        return write(fd, data[:7])
+
+    async with Life(tmp_path) as life:
+        blocks = [await life.put(make_block(1)) for _ in range(6)]
+        life.buffer.take(6)
+        life.settle(blocks[:1])
+        await life.quiet()
+        monkeypatch.setattr(os, "write", cut)
+        life.settle(blocks[1:2])
+        await life.quiet()
+        monkeypatch.undo()
+        life.settle(blocks[3:5])
+        await life.quiet()
+        (file,) = segment_files(tmp_path)
+        done = read_done(file)
+        assert [each.sequence in done for each in blocks] == [True, False, False, True, True, False]
+        life.settle([blocks[2], blocks[5]])
