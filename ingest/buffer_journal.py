@@ -51,9 +51,11 @@ class JournalBuffer(MemoryBuffer):
         self.book = journal.book
         self._journal_bytes_max = journal_bytes_max
         self._spills = spills
+        self._awaited_queue = deque()  # they need memory; the others need not stand behind them
         self._spilling = False
         self._spill_bytes = 0  # of blocks on their way to the disk only
         self._on_way_bytes = 0  # of frames that have room on the disk and are not written yet
+        self._in_hand_bytes = 0  # of blocks on their way to the disk and in memory
         self._backlog: deque[Block] = deque()  # read back
         self._backlog_rows = self._backlog_bytes = 0  # read back and not settled
         self._turns = 0
@@ -71,7 +73,7 @@ class JournalBuffer(MemoryBuffer):
         await self.journal.close()
 
     def _journal_changed(self) -> None:
-        if self._queue:
+        if self._bytes_queueing:
             self._admit()
 
     # The inlet
@@ -81,11 +83,6 @@ class JournalBuffer(MemoryBuffer):
         if not awaited and not self._shut:
             if self.journal.broken is not None:
                 raise JournalBroken(str(self.journal.broken))
-            # Who waits for an outcome needs memory; the others need not stand behind them.
-            if self._awaited_queueing == len(self._queue):
-                room = self._place(rows, size_bytes, awaited=False)
-                if room is not None:
-                    return room
         return await super().reserve(rows, size_bytes, awaited=awaited)
 
     def _may_wait(self, size_bytes: int) -> bool:
@@ -110,16 +107,35 @@ class JournalBuffer(MemoryBuffer):
             self._spilling = True
             self._spill_bytes = on_way
         else:
+            # A disk that hangs: what is stored meanwhile has left memory's count, but not memory.
+            if self._in_hand_bytes and self._in_hand_bytes + size_bytes > self._bytes_max:
+                return None
+            self._in_hand_bytes += size_bytes
             self._book(rows, size_bytes)
         self._on_way_bytes += frame
         return JournalRoom(self, rows, size_bytes, spilled=spilled)
+
+    def left_way(self, size_bytes: int, *, spilled: bool) -> None:
+        """A block is on its way to the disk no longer."""
+        self._on_way_bytes -= HEAD_BYTES + size_bytes
+        if spilled:
+            self._spill_bytes -= size_bytes
+        else:
+            self._in_hand_bytes -= size_bytes
 
     def spilled(self, segment: Segment, start: int, block: Block) -> None:
         """A block is on the disk only."""
         self.book.on_disk(segment, start, block)
         self.wanted.set()
-        if self._queue:
-            self._admit()  # the way to the disk is free again
+        self._journal_changed()  # the way to the disk is free again
+
+    def _admit(self) -> None:
+        super()._admit()
+        self._admit_from(self._awaited_queue)
+
+    def _unbook(self, rows: int, size_bytes: int) -> None:
+        super()._unbook(rows, size_bytes)
+        self.wanted.set()
 
     def _memory_used(self) -> float:
         rows = self._rows_held + self._rows_reserved
@@ -179,7 +195,7 @@ class JournalBuffer(MemoryBuffer):
         return stats._replace(
             rows=stats.rows + book.rows,
             blocks_waiting=stats.blocks_waiting + len(self._backlog),
-            posts_waiting=stats.posts_waiting - (self._awaited_queueing if self._spills else 0),
+            posts_waiting=len(self._queue) + (0 if self._spills else len(self._awaited_queue)),
             oldest_received_s=min(oldest_s, default=None),
             rows_kept=book.rows + self._rows_left,
             disk_used=on_disk / self._journal_bytes_max if self._spills else None,

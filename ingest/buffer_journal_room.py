@@ -10,7 +10,6 @@ from ingest.block import Block
 from ingest.buffer_memory import DONE, MemoryRoom
 from ingest.errors import JournalBroken
 from ingest.journal_book import Segment
-from ingest.journal_format import HEAD_BYTES
 
 if TYPE_CHECKING:
     from ingest.buffer_journal import JournalBuffer
@@ -73,9 +72,8 @@ class JournalRoom(MemoryRoom):
 
     def _unbook(self) -> None:
         owner = self._owner
-        owner._on_way_bytes -= HEAD_BYTES + self._size_bytes
+        owner.left_way(self._size_bytes, spilled=self._spilled)
         if self._spilled:
-            owner._spill_bytes -= self._size_bytes
             owner.journal.changed()
         else:
             owner._unbook(self._rows, self._size_bytes)
@@ -83,11 +81,12 @@ class JournalRoom(MemoryRoom):
     def kept(self, segment: Segment, start: int) -> None:
         """The block is on the disk: now it may go to the writers, or stay there."""
         owner = self._owner
-        owner._on_way_bytes -= HEAD_BYTES + self._size_bytes
+        owner.left_way(self._size_bytes, spilled=self._spilled)
         if self._spilled:
-            owner._spill_bytes -= self._size_bytes
             owner.spilled(segment, start, self.block)
-        elif not self._early:
+        elif self._early:
+            owner._journal_changed()
+        else:
             owner._put(self.block, self._rows, self._size_bytes)
         self._decided = True
         done = self._done
@@ -97,7 +96,8 @@ class JournalRoom(MemoryRoom):
     def refused(self, error: JournalBroken) -> None:
         """Nothing is kept, unless in memory already: that is what `buffered` means."""
         if self._early:
-            self._owner._on_way_bytes -= HEAD_BYTES + self._size_bytes
+            self._owner.left_way(self._size_bytes, spilled=False)
+            self._owner._journal_changed()
         else:
             self._unbook()
         self._error = error

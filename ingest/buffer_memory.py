@@ -33,8 +33,8 @@ class MemoryBuffer:
         self._rows_reserved = 0  # promised to a post, not put yet
         self._bytes = 0  # held and reserved
         self._bytes_queueing = 0  # of the posts in _queue
-        self._awaited_queueing = 0  # of these, how many wait for an outcome too
         self._queue: deque[_Post] = deque()
+        self._awaited_queue = self._queue  # of those who wait for an outcome too: the same line
         self._takers: list[tuple[int, asyncio.Future[None]]] = []
         self._taken: dict[int, float] = {}  # id of a block: when it was received
         self._taken_oldest_s: float | None = None
@@ -68,16 +68,16 @@ class MemoryBuffer:
         """
         if self._shut:
             raise Stopping("the buffer is shut")
-        if not self._queue:
+        queue = self._awaited_queue if awaited else self._queue
+        if not queue:
             room = self._place(rows, size_bytes, awaited=awaited)
             if room is not None:
                 return room
         if self._put_wait_s_max <= 0 or not self._may_wait(size_bytes):
             raise BufferFull(self._retry_after_s())
         post = _Post(rows, size_bytes, awaited)
-        self._queue.append(post)
+        queue.append(post)
         self._bytes_queueing += size_bytes
-        self._awaited_queueing += awaited
         try:
             async with asyncio.timeout(self._put_wait_s_max):
                 return await post.granted
@@ -113,16 +113,13 @@ class MemoryBuffer:
 
     def _leave(self, post: _Post) -> None:
         """Take back what a post that no longer waits had: its place, or room just granted."""
-        if post in self._queue:
-            self._queue.remove(post)
-            self._left_queue(post)
+        queue = self._awaited_queue if post.awaited else self._queue
+        if post in queue:
+            queue.remove(post)
+            self._bytes_queueing -= post.size_bytes
             self._admit()  # it may have been the one that was too large for the room there is
         elif not post.granted.cancelled() and post.granted.exception() is None:
             post.granted.result().release()
-
-    def _left_queue(self, post: _Post) -> None:
-        self._bytes_queueing -= post.size_bytes
-        self._awaited_queueing -= post.awaited
 
     def _unbook(self, rows: int, size_bytes: int) -> None:
         self._rows_reserved -= rows
@@ -130,16 +127,21 @@ class MemoryBuffer:
         self._admit()
 
     def _admit(self) -> None:
+        """Grant room to who may have some now."""
+        self._admit_from(self._queue)
+
+    def _admit_from(self, queue: deque[_Post]) -> None:
         """Grant room to the posts at the head of the queue; nobody overtakes."""
-        while self._queue:
-            post = self._queue[0]
+        while queue:
+            post = queue[0]
             room = None
             gone = post.granted.done()  # cancelled, and its task has not run since
             if not gone:
                 room = self._place(post.rows, post.size_bytes, awaited=post.awaited)
                 if room is None:
                     return
-            self._left_queue(self._queue.popleft())
+            queue.popleft()
+            self._bytes_queueing -= post.size_bytes
             if room is not None:
                 post.granted.set_result(room)
 
@@ -152,7 +154,7 @@ class MemoryBuffer:
         self._rows_waiting += block.rows
         if self._takers:
             self._wake_takers()
-        if self._queue:  # the block may be smaller than its reservation
+        if self._bytes_queueing:  # the block may be smaller than its reservation
             self._admit()
 
     def _retry_after_s(self) -> float:
@@ -240,11 +242,12 @@ class MemoryBuffer:
     def shut_inlet(self) -> None:
         """Let nothing in any more: waiting posts get Stopping, takers get what is left."""
         self._shut = True
-        while self._queue:
-            post = self._queue.popleft()
-            self._left_queue(post)
+        for post in [*self._queue, *self._awaited_queue]:
             if not post.granted.done():
                 post.granted.set_exception(Stopping("the buffer is shut"))
+        self._queue.clear()
+        self._awaited_queue.clear()
+        self._bytes_queueing = 0
         self._wake_takers()
 
     def stats(self) -> BufferStats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import tracemalloc
 from pathlib import Path
 from zlib import crc32
@@ -458,3 +459,87 @@ async def test_given_back_backlog_keeps_its_order_and_its_place(tmp_path: Path) 
         life.settle(again)
         await life.drain()
     assert on_disk(tmp_path) == []
+
+
+class HangingDisk(FailingCalls):
+    """A disk whose fdatasync does not return until `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.go.set()
+
+    def fdatasync(self, fd: int) -> None:
+        """Wait for the disk."""
+        self.go.wait(10)
+        super().fdatasync(fd)
+
+
+async def test_disk_that_hangs_does_not_fill_memory_with_what_is_stored(tmp_path: Path) -> None:
+    """Buffered posts are stored while the journal hangs: what waits for it is memory all the same.
+
+    Its bytes are bounded, posts wait then, and go on once the disk does.
+    """
+    disk = HangingDisk()
+    async with Life(tmp_path, bytes_max=5000, put_wait_s_max=5, calls=disk) as life:
+        await life.put(make_block(1))
+        await life.drain()
+        disk.go.clear()
+        posts: list[asyncio.Task[Block]] = []
+        for _ in range(200):
+            posts.append(asyncio.create_task(life.put(make_block(1), durable=False)))
+            await asyncio.sleep(0)
+            life.settle(life.buffer.take(1000))
+        put = [post for post in posts if post.done() and post.exception() is None]
+        assert 1 < len(put) <= 5000 / len(make_block(1).tuples)
+        assert len(put) == life.metrics.committed - 1
+        waiting = [post for post in posts if not post.done()]
+        assert waiting
+        disk.go.set()
+        await asyncio.gather(*waiting)
+        life.load()
+        assert len(await life.drain()) == len(waiting)
+        await asyncio.gather(*posts, return_exceptions=True)
+
+
+async def test_durable_post_does_not_wait_behind_one_that_needs_memory(tmp_path: Path) -> None:
+    """Memory is full and stays so: when the way to the disk is free the durable post goes on."""
+    disk = HangingDisk()
+    block = make_block(1)
+    size = len(block.tuples)
+    async with Life(
+        tmp_path, rows_max=2, bytes_max=40 * size, put_wait_s_max=5, calls=disk
+    ) as life:
+        await put_many(life, 3)
+        disk.go.clear()
+        spilling = asyncio.create_task(life.put(make_block(12)))
+        await asyncio.sleep(0)
+        awaited = asyncio.create_task(life.put(make_block(1, ack=Ack())))
+        await asyncio.sleep(0)
+        durable = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0.01)
+        assert not durable.done()
+        disk.go.set()
+        async with asyncio.timeout(3):
+            await asyncio.gather(spilling, durable)
+        assert not awaited.done()
+        life.settle(life.buffer.take(2))
+        await awaited
+        life.load()
+        await life.drain()
+
+
+async def test_room_given_back_wakes_the_loader(tmp_path: Path) -> None:
+    """Memory was promised to a post that came to nothing: what is on the disk comes back."""
+    async with Life(tmp_path / "a") as life:
+        await put_many(life, 5)
+        await killed(tmp_path / "a", tmp_path / "b")
+        await life.drain()
+    async with Life(tmp_path / "b", rows_max=10) as after:
+        await after.scan()
+        room = await after.buffer.reserve(10, 400)
+        after.load()
+        await asyncio.sleep(0.01)
+        assert not after.buffer.rows_waiting
+        room.release()
+        assert len(await after.drain()) == 5
