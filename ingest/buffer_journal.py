@@ -60,6 +60,7 @@ class JournalBuffer(MemoryBuffer):
         self._backlog_rows = self._backlog_bytes = 0  # read back and not settled
         self._turns = 0
         self._rows_left = 0  # in memory at a drain's end, and in the journal
+        self._rows_gone = 0  # on the disk only, in files that are not there any more
         self.loading: Range | None = None  # what the loader reads now
         self.wanted = asyncio.Event()  # the loader should look again
         journal.changed = self._journal_changed
@@ -190,14 +191,15 @@ class JournalBuffer(MemoryBuffer):
             oldest_s.append(self._backlog[0].received_s)
         if self.loading is not None:
             oldest_s.append(self.loading.oldest_s)
-        oldest_s += [ranges[0].oldest_s for ranges in (book.recovered, book.spilled) if ranges]
+        waiting = (book.recovered, book.spilled, book.put_off)
+        oldest_s += [ranges[0].oldest_s for ranges in waiting if ranges]
         on_disk = book.size_bytes + self._on_way_bytes
         return stats._replace(
             rows=stats.rows + book.rows,
             blocks_waiting=stats.blocks_waiting + len(self._backlog),
             posts_waiting=len(self._queue) + (0 if self._spills else len(self._awaited_queue)),
             oldest_received_s=min(oldest_s, default=None),
-            rows_kept=book.rows + self._rows_left,
+            rows_kept=book.rows + self._rows_left - self._rows_gone,
             disk_used=on_disk / self._journal_bytes_max if self._spills else None,
         )
 
@@ -250,10 +252,18 @@ class JournalBuffer(MemoryBuffer):
     async def keep_rest(self) -> None:
         """Leave to the journal what waits, also what was not in it; tell who waits.
 
-        What could not be written goes on waiting, to be set aside by other means.
+        What could not be written goes on waiting, to be set aside by other means. What is in files
+        that somebody has removed is not in the journal: it is written again, or no longer kept.
         """
-        await self.journal.rest()
+        gone = await self.journal.missing()
+        book = self.book
+        ranges = [*book.recovered, *book.spilled, *book.put_off]
+        ranges += [self.loading] if self.loading is not None else []
+        self._rows_gone = sum(each.rows for each in ranges if each.segment in gone)
         blocks = [*self._take_from(self._backlog, 1 << 62), *self._take_from(self._blocks, 1 << 62)]
+        for block in blocks:
+            if block.sequence and book.segment_of(block.sequence) in gone:
+                block.sequence = 0
         last = [LastEntry(block) for block in blocks if not block.sequence]
         for each in last:
             self.journal.append(each)

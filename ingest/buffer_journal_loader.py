@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from ingest.buffer_journal import JournalBuffer
-from ingest.clock import monotonic_s, sleep_unless, unix_us
+from ingest.clock import monotonic_s, unix_us
 from ingest.journal_book import Range, Segment
 from ingest.journal_format import HEADER_BYTES
 from ingest.journal_reader import SegmentReader, SegmentScan
@@ -23,7 +23,7 @@ from ingest.metrics import Metrics
 
 READ_BYTES_MAX = 1 << 18
 READ_AGAIN_S = 5.0
-READS_MAX = 3
+READS_MAX = 3  # then it is told as damage; it is tried on
 
 log = get_logger("journal")
 
@@ -38,7 +38,6 @@ class Loader:
         self._book = buffer.book
         self._metrics = metrics
         self._reader: SegmentReader | None = None
-        self._last = 0  # sequence that was loaded
         self._stepping = asyncio.Lock()
 
     async def _step(self, work: Callable[[], _T]) -> _T:
@@ -125,29 +124,19 @@ class Loader:
     async def load(self, stopping: asyncio.Event) -> None:
         """Bring blocks back as there is room, until `stopping` is set or the buffer is shut."""
         buffer = self._buffer
-        failures = 0
         try:
             while not (stopping.is_set() or buffer.shut):
                 buffer.wanted.clear()
                 room = buffer.load_room()
                 if buffer.loading is None and room is not None:
                     buffer.loading = self._book.next_range()
-                    self._last = 0
                 if buffer.loading is None or room is None:
                     await buffer.wanted.wait()
                     continue
                 try:
                     await self._load_some(buffer.loading, *room)
-                    failures = 0
                 except OSError as error:
-                    failures += 1
-                    log.error("journal_read_failed", error=str(error), again=failures < READS_MAX)
-                    self._close_reader()
-                    if failures < READS_MAX:
-                        await sleep_unless(stopping, READ_AGAIN_S)
-                    else:
-                        failures = 0
-                        self._give_up(buffer.loading)
+                    self._put_off(buffer.loading, error)
         finally:
             self._close_reader()
 
@@ -158,11 +147,12 @@ class Loader:
             )
         read = partial(self._reader.read, rows_max, min(bytes_max, READ_BYTES_MAX))
         found = await self._step(read)
+        current.failures = 0
         if self._buffer.shut:
             return  # it stays on the disk
-        blocks = [block for block in found or () if block.sequence > self._last]
+        blocks = [block for block in found or () if block.sequence > current.last]
         if blocks:
-            self._last = blocks[-1].sequence
+            current.last = blocks[-1].sequence
             current.rows -= sum(block.rows for block in blocks)
             current.blocks -= len(blocks)
             self._buffer.load(blocks)
@@ -183,11 +173,23 @@ class Loader:
             if current.segment.may_go:
                 self._buffer.journal.let_go(current.segment)
 
-    def _give_up(self, current: Range) -> None:
-        """Leave a range where it is: the next start may be able to read it."""
-        self._damaged(current.segment, "cannot be read; what is in it waits for the next start")
-        current.segment.unread = True
+    def _put_off(self, current: Range, error: OSError) -> None:
+        """Leave a range where it is, and the others their turn; try it again, as long as we live."""
+        self._close_reader()
         self._buffer.loading = None
+        if not current.blocks:
+            return  # only its end was not seen
+        current.failures += 1
+        if current.failures <= READS_MAX:
+            log.error("journal_read_failed", error=str(error), tries=current.failures)
+        if current.failures == READS_MAX:
+            self._damaged(current.segment, "cannot be read; what is in it waits until it can")
+        self._book.later(current)
+        asyncio.get_running_loop().call_later(READ_AGAIN_S, self._again, current)
+
+    def _again(self, current: Range) -> None:
+        self._book.again(current)
+        self._buffer.wanted.set()
 
     def _close_reader(self) -> None:
         if self._reader is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -294,6 +295,23 @@ class Journal:
             self._loop.call_later(self._probe_s, self._probe)
 
     # The end
+
+    async def missing(self) -> set[Segment]:
+        """Return the segments that somebody has removed or moved; what is in them nobody finds.
+
+        What is appended afterwards goes to a file that is there.
+        """
+        await self.rest()
+        segments = list(self.book.segments)
+
+        def look() -> set[Segment]:
+            return {each for each in segments if not os.path.lexists(each.file.path)}
+
+        gone = await asyncio.to_thread(look)
+        if gone:
+            log.critical("journal_files_gone", files=len(gone))
+            self._jobs.put(partial(self._can_create, self._sequence))
+        return gone
 
     async def close(self) -> None:
         """Finish what was begun; remove the last segment if nothing of it is needed. Repeatable."""

@@ -44,10 +44,13 @@ class Segment:
 class Range:
     """Blocks on the disk only, from `start` to `end` of a segment; `done` are not among them.
 
-    `oldest_s` is the (monotonic) receipt of the first of them.
+    `oldest_s` is the (monotonic) receipt of the first of them, `last` the sequence that was loaded
+    last, `failures` how often in a row reading failed.
     """
 
-    __slots__ = ("blocks", "done", "end", "oldest_s", "rows", "segment", "start")
+    __slots__ = (
+        *("blocks", "done", "end", "failures", "last", "oldest_s", "rows", "segment", "start"),
+    )
 
     def __init__(self, segment: Segment, start: int, end: int, oldest_s: float) -> None:
         self.segment = segment
@@ -56,6 +59,8 @@ class Range:
         self.blocks = 0
         self.rows = 0
         self.oldest_s = oldest_s
+        self.last = 0
+        self.failures = 0
         self.done: Done | None = None
 
 
@@ -68,6 +73,7 @@ class Book:
         self.size_bytes = 0
         self.recovered: deque[Range] = deque()
         self.spilled: deque[Range] = deque()
+        self.put_off: list[Range] = []  # they could not be read just now
         self.rows = 0  # in all ranges
         self.blocks = 0
         self._growing: Range | None = None  # the last range, until it is taken
@@ -127,10 +133,23 @@ class Book:
             self._growing = None
         return first
 
+    def later(self, failed: Range) -> None:
+        """A range that was taken cannot be read now; it still counts."""
+        self.put_off.append(failed)
+
+    def again(self, failed: Range) -> None:
+        """Let it be taken once more, behind the others."""
+        self.put_off.remove(failed)
+        self.spilled.append(failed)
+
     def loaded(self, rows: int, blocks: int) -> None:
         """Blocks of a range are in memory now."""
         self.rows -= rows
         self.blocks -= blocks
+
+    def segment_of(self, sequence: int) -> Segment:
+        """Return the segment that holds the block of this sequence."""
+        return self.segments[bisect_right(self._firsts, sequence) - 1]
 
     def settled(self, sequences: Sequence[int]) -> Notes:
         """Blocks need nothing any more; return what to note. Sequences are in order."""

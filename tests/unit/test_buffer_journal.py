@@ -12,6 +12,7 @@ from zlib import crc32
 
 import pytest
 
+from ingest import buffer_journal_loader
 from ingest import journal_format as format_
 from ingest.block import Block
 from ingest.buffer_journal import BACKLOG_TURN
@@ -543,3 +544,54 @@ async def test_room_given_back_wakes_the_loader(tmp_path: Path) -> None:
         assert not after.buffer.rows_waiting
         room.release()
         assert len(await after.drain()) == 5
+
+
+async def test_what_cannot_be_read_back_comes_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor free, a folder moved for a while: the others go on, and it is tried again."""
+    monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
+    async with Life(tmp_path, rows_max=20, segment_bytes=1000) as life:
+        blocks = [await life.put(make_block(1)) for _ in range(100)]
+        files = [file.path for file in segment_files(tmp_path)]
+        hidden = files[len(files) // 2]
+        hidden.rename(tmp_path / "hidden")
+        life.load()
+        found: list[Block] = []
+        async with asyncio.timeout(5):
+            while not life.buffer.journal_stats().damaged or life.buffer.rows_waiting:
+                batch = life.buffer.take(7)
+                life.settle(batch)
+                found += batch
+                await asyncio.sleep(0.001)
+        assert 80 < len(found) < 100
+        assert life.buffer.stats().rows == 100 - len(found)
+        assert life.buffer.stats().oldest_received_s is not None
+        (tmp_path / "hidden").rename(hidden)
+        found += await life.drain()
+        assert sorted(tuples_of(found)) == sorted(tuples_of(blocks))
+        assert life.metrics.dropped == 0
+
+
+@pytest.mark.parametrize("whole_folder", [True, False])
+async def test_drain_does_not_call_kept_what_is_in_removed_files(
+    tmp_path: Path, whole_folder: bool
+) -> None:
+    """Memory's part is written again, what was on the disk only is not kept: lost, and told so."""
+    folder = tmp_path / "journal"
+    life = Life(folder, rows_max=20, segment_bytes=1 << 20)
+    life.buffer.open()
+    blocks = await put_many(life, 50)
+    if whole_folder:
+        folder.rename(tmp_path / "elsewhere")
+    else:
+        segment_files(folder)[0].path.unlink()
+    life.buffer.shut_inlet()
+    await life.buffer.keep_rest()
+    stats = life.buffer.stats()
+    assert (stats.rows, stats.rows_kept) == (50, 20)
+    await life.end()
+    async with Life(folder) as after:
+        await after.scan()
+        after.load()
+        assert tuples_of(await after.drain()) == tuples_of(blocks[:20])
