@@ -81,9 +81,8 @@ class JournalBuffer(MemoryBuffer):
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Room:
         """Wait for room for one block, in memory or on the disk."""
-        if not awaited and not self._shut:
-            if self.journal.broken is not None:
-                raise JournalBroken(str(self.journal.broken))
+        if not awaited and not self._shut and self.journal.broken is not None:
+            raise JournalBroken(str(self.journal.broken))
         return await super().reserve(rows, size_bytes, awaited=awaited)
 
     def _may_wait(self, size_bytes: int) -> bool:

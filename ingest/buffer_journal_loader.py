@@ -174,7 +174,7 @@ class Loader:
                 self._buffer.journal.let_go(current.segment)
 
     def _put_off(self, current: Range, error: OSError) -> None:
-        """Leave a range where it is, and the others their turn; try it again, as long as we live."""
+        """Leave a range where it is, give the others their turn, and try it again later."""
         self._close_reader()
         self._buffer.loading = None
         if not current.blocks:

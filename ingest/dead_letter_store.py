@@ -26,7 +26,7 @@ from ingest.dead_letter_files import (
 from ingest.dead_letter_format import LINE_BYTES_MAX, BadLine, decode_line, encode_line, letter_id
 from ingest.dead_letter_reader import LiveLetter, Tally, undone_lines
 from ingest.errors import DeadLettersBroken, DeadLettersFull, IngestError, StartError
-from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, sync_folder
+from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, make_folder, sync_folder
 from ingest.logs import get_logger
 from ingest.ports import DRAINED, Letter
 
@@ -83,8 +83,7 @@ class Store:
     def open(self) -> None:
         """Create or read the folder. Raises StartError if it cannot be used."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_folder(self.folder.parent, self._calls)
+            make_folder(self.folder, self._calls)
             self._look()
         except OSError as error:
             raise StartError(
@@ -170,7 +169,7 @@ class Store:
         for last in (False, True):
             try:
                 if self._segment is None:
-                    self.folder.mkdir(mode=0o700, exist_ok=True)  # gone by somebody's hand?
+                    make_folder(self.folder, self._calls)  # gone by somebody's hand?
                     self._segment = new_segment(self.folder, self._calls)
                     self._marks_read[self._segment.path] = 0
                 self._segment.append(data)

@@ -132,6 +132,17 @@ def sync_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
         os.close(fd)
 
 
+def make_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
+    """Make a folder of ours (0700) if it is missing; bring its name, and those above, to the disk.
+
+    The last name is brought there in any case: who made the folder may have died before.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()] or [folder]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(each.parent, calls)
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; a pipe or a link of that name must not stop anybody."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -302,15 +302,18 @@ class Journal:
         What is appended afterwards goes to a file that is there.
         """
         await self.rest()
-        segments = list(self.book.segments)
+        segments, sequence = list(self.book.segments), self._sequence
 
         def look() -> set[Segment]:
             return {each for each in segments if not os.path.lexists(each.file.path)}
 
+        def begin_another() -> None:
+            self._can_create(sequence)
+
         gone = await asyncio.to_thread(look)
         if gone:
             log.critical("journal_files_gone", files=len(gone))
-            self._jobs.put(partial(self._can_create, self._sequence))
+            self._jobs.put(begin_another)
         return gone
 
     async def close(self) -> None:

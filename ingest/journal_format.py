@@ -38,7 +38,8 @@ _HEADER = struct.Struct(">8sIQII")
 _CRC = struct.Struct(">I")
 _HEAD = struct.Struct(">IQIqqI")  # of a frame, what follows mark and CRC
 _DONE = struct.Struct(">QQ")
-_NAME = re.compile(r"journal-(\d{20})-([0-9a-f]{8})\.log")
+_NAME = re.compile(r"journal-([0-9]{20})-([0-9a-f]{8})\.log")
+FIRST_MAX = 1 << 63  # a name that says more is none of ours
 
 _pack_head, _pack_crc = _HEAD.pack, _CRC.pack  # for the hot path
 
@@ -55,7 +56,9 @@ def segment_name(first: int, salt: int) -> str:
 def parse_name(name: str) -> tuple[int, int] | None:
     """Return (first, salt) of a segment's name, or None if it is none."""
     match = _NAME.fullmatch(name)
-    return (int(match[1]), int(match[2], 16)) if match else None
+    if match is None or int(match[1]) >= FIRST_MAX:
+        return None
+    return int(match[1]), int(match[2], 16)
 
 
 def encode_header(first: int, salt: int) -> bytes:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ingest.block import Block
 from ingest.errors import StartError
-from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, sync_folder
+from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, make_folder, sync_folder
 from ingest.journal_format import (
     DONE_BYTES,
     HEADER_BYTES,
@@ -61,8 +61,7 @@ class JournalStore:
         Raises StartError if the folder cannot be used or another service has it.
         """
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_folder(self.folder.parent, self._calls)
+            make_folder(self.folder, self._calls)
             self._lock = Lock.try_take(self.folder / "lock", create=True)
             if self._lock is None:
                 raise StartError(
@@ -74,7 +73,7 @@ class JournalStore:
             for path in self.folder.glob("journal-*.done"):
                 if not path.with_suffix(".log").exists():
                     path.unlink()
-            return [(each, each.path.stat().st_size) for each in found]
+            return [(each, each.path.lstat().st_size) for each in found]
         except OSError as error:
             raise StartError(
                 f"the journal folder {self.folder} cannot be used: {error.strerror}; choose "
@@ -129,7 +128,7 @@ class JournalStore:
     def probe(self, next_sequence: int) -> None:
         """Try a new segment, to see whether the disk takes anything. Raises OSError if not."""
         self.finish()
-        self.folder.mkdir(mode=0o700, exist_ok=True)  # gone by somebody's hand?
+        make_folder(self.folder, self._calls)  # gone by somebody's hand?
         free = os.statvfs(self.folder)
         if free.f_bavail * free.f_frsize < PROBE_FREE_BYTES_MIN:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))

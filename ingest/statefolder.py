@@ -7,6 +7,7 @@ All calls are small file work and block for a moment.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ingest.errors import StartError
+from ingest.files import sync_folder
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +50,8 @@ class StateFolder:
             for missing in reversed([each for each in (path, *path.parents) if not each.exists()]):
                 missing.mkdir(exist_ok=True)
                 missing.chmod(0o755)
+                with contextlib.suppress(PermissionError):  # a parent that may not be listed
+                    sync_folder(missing.parent)  # what is kept in it must be found after a crash
             folder = cls(path)
             folder.dead_letters.mkdir(mode=0o700, exist_ok=True)
             os.close(os.open(folder._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from ingest import journal_store
 from ingest.block import Block
 from ingest.errors import JournalBroken, StartError
 from ingest.journal_reader import read_done, segment_files
@@ -312,3 +314,45 @@ async def test_note_that_is_cut_short_spoils_no_other_note(
         done = read_done(file)
         assert [each.sequence in done for each in blocks] == [True, False, False, True, True, False]
         life.settle([blocks[2], blocks[5]])
+
+
+async def test_folder_made_anew_is_brought_to_the_disk_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody removed it: a file that is fsynced in a folder without a name is lost in a crash."""
+    synced: list[Path] = []
+
+    class Calls(FailingCalls):
+        def fsync(self, fd: int) -> None:
+            synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
+            super().fsync(fd)
+
+    monkeypatch.setattr(journal_store, "UNSEEN_S_MAX", 0.0)  # is it there: looked at each time
+    folder = tmp_path / "journal"
+    async with Life(folder, calls=Calls()) as life:
+        await life.put(make_block(1))
+        await life.drain()
+        shutil.rmtree(folder)
+        synced.clear()
+        with pytest.raises(JournalBroken):
+            await life.put(make_block(1))
+        assert synced == [tmp_path, folder]
+        await life.put(make_block(1))
+        assert len(on_disk(folder)) == 1
+        await life.drain()
+
+
+@pytest.mark.parametrize("number", ["9" * 20, "18446744073709551615", "\u0663" * 20])
+async def test_name_with_a_number_that_is_none_does_not_stop_the_start(
+    tmp_path: Path, number: str
+) -> None:
+    """Somebody's file: left alone, and what has a name of ours is read."""
+    strange = tmp_path / f"journal-{number}-00000001.log"
+    strange.write_bytes(b"x" * 100)
+    (tmp_path / "journal-00000000000000000001-00000001.log").symlink_to(tmp_path / "nowhere")
+    async with Life(tmp_path) as life:
+        await life.scan()
+        await life.put(make_block(1))
+        await life.drain()
+        assert life.metrics.recovered == 0
+    assert strange.exists()

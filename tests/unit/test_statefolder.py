@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ingest import statefolder
 from ingest.errors import StartError
 from ingest.statefolder import ServiceInfo, StateFolder, running_service
 
@@ -82,6 +83,16 @@ def test_open_missing_makes_all_of_the_path_passable(tmp_path: Path) -> None:
     assert mode(folder.path) == 0o755
     assert mode(folder.dead_letters) == 0o700
     assert folder.postgres.parent == folder.path
+
+
+def test_open_missing_brings_every_name_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may not take the folder from under a journal that was fsynced in it."""
+    synced: list[Path] = []
+    monkeypatch.setattr(statefolder, "sync_folder", synced.append)
+    StateFolder.open(tmp_path / "a" / "b" / "state")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
 
 
 def test_open_existing_leaves_its_mode_alone(tmp_path: Path) -> None:
