@@ -26,8 +26,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors clock codes",),
     ("reading timestamp config_values",),
     ("block config_sources",),
-    ("ports config verdict",),
-    ("retry metrics schema logs statefolder config_text files filesystem sd_notify",),
+    ("ports config verdict files",),
+    ("retry metrics schema logs statefolder config_text filesystem sd_notify",),
     (
         "buffer_memory batch gate breaker set_aside inflate problems request turns listener",
         "decode_item dead_letter_files dead_letter_format journal_format postgres_binaries",
