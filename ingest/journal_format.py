@@ -102,6 +102,15 @@ def frame_end(head: bytes, start: int) -> int:
     return start + HEAD_BYTES + int(size)
 
 
+def is_whole(data: bytes, salt: int) -> bool:
+    """Whether `data` is all of a frame, whatever its length field says."""
+    if len(data) < HEAD_BYTES:
+        return False
+    crc: int = _CRC.unpack_from(data, len(MARK))[0]
+    head = _CRC.pack(len(data) - HEAD_BYTES) + data[len(MARK) + 2 * _CRC.size : HEAD_BYTES]
+    return crc32(data[HEAD_BYTES:], crc32(head, salt)) == crc
+
+
 class Frame(NamedTuple):
     """One frame as it was read: where it lies in the file, and what it holds."""
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ingest.block import Block
 from ingest.files import open_regular
 from ingest.journal_format import (
+    FRAME_BYTES_MAX,
     HEAD_BYTES,
     HEADER_BYTES,
     Done,
@@ -21,6 +22,7 @@ from ingest.journal_format import (
     FrameReader,
     frame_end,
     header_fault,
+    is_whole,
     parse_name,
 )
 
@@ -172,7 +174,12 @@ class SegmentScan:
     def _is_torn(self) -> bool:
         """Whether the tail is what a write leaves that did not come to its end."""
         head = os.pread(self._fd, HEAD_BYTES, self.end)
-        return head.count(0) == len(head) or frame_end(head, self.end) > self._size
+        if head.count(0) == len(head):
+            return True
+        if frame_end(head, self.end) <= self._size or self.tail_bytes > FRAME_BYTES_MAX:
+            return False
+        # A length that was altered, of a block that may have been acknowledged, is no torn tail.
+        return not is_whole(os.pread(self._fd, self.tail_bytes, self.end), self.file.salt)
 
     def close(self) -> None:
         """Close the file."""

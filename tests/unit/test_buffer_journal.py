@@ -337,8 +337,9 @@ async def test_damaged_segment_gives_what_is_whole_and_is_set_aside(
     assert left == [".damaged"]
 
 
+@pytest.mark.parametrize(("place", "bit"), [(-1, 1), (0, 1), (8, 1), (9, 0x80), (11, 0x40)])
 async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
-    tmp_path: Path,
+    tmp_path: Path, place: int, bit: int
 ) -> None:
     """It may have been acknowledged: it is counted, and the file kept as it was found."""
     async with Life(tmp_path / "a") as life:
@@ -348,7 +349,8 @@ async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
         await life.drain()
     (file,) = segment_files(tmp_path / "b")
     damaged = bytearray(file.path.read_bytes())
-    damaged[-1] ^= 1
+    last = damaged.rindex(format_.MARK)
+    damaged[last + place if place >= 0 else place] ^= bit
     file.path.write_bytes(damaged)
     async with Life(tmp_path / "b") as after:
         await after.scan()
