@@ -51,7 +51,8 @@ class JournalBuffer(MemoryBuffer):
         self.book = journal.book
         self._journal_bytes_max = journal_bytes_max
         self._spills = spills
-        self._awaited_queue = deque()  # they need memory; the others need not stand behind them
+        if spills:  # who waits for an outcome needs memory; the others need not stand behind them
+            self._awaited_queue = deque()
         self._spilling = False
         self._spill_bytes = 0  # of blocks on their way to the disk only
         self._on_way_bytes = 0  # of frames that have room on the disk and are not written yet
@@ -196,7 +197,7 @@ class JournalBuffer(MemoryBuffer):
         return stats._replace(
             rows=stats.rows + book.rows,
             blocks_waiting=stats.blocks_waiting + len(self._backlog),
-            posts_waiting=len(self._queue) + (0 if self._spills else len(self._awaited_queue)),
+            posts_waiting=len(self._queue),
             oldest_received_s=min(oldest_s, default=None),
             rows_kept=book.rows + self._rows_left - self._rows_gone,
             disk_used=on_disk / self._journal_bytes_max if self._spills else None,

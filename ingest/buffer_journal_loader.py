@@ -75,17 +75,27 @@ class Loader:
             while await self._step(scan.step):
                 if stopping.is_set():
                     return None
-            if scan.torn and is_last:
-                await asyncio.to_thread(os.truncate, segment.file.path, scan.end)
-                segment.size -= scan.tail_bytes
-                self._book.size_bytes -= scan.tail_bytes
-                log.warning("journal_tail_cut", file=segment.file.path.name, bytes=scan.tail_bytes)
         except OSError as error:
             self._damaged(segment, f"cannot be read: {error.strerror}")
-            return None  # it stays as it is, unread
+            found = _found(segment, scan)  # what comes before; the file stays, for the next start
+            found.stays = True
+            return found if found.blocks else None
         finally:
             scan.close()
+        if scan.torn and is_last:
+            await self._cut_tail(segment, scan)
         return self._judged(segment, scan, is_last=is_last)
+
+    async def _cut_tail(self, segment: Segment, scan: SegmentScan) -> None:
+        name = segment.file.path.name
+        try:
+            await asyncio.to_thread(os.truncate, segment.file.path, scan.end)
+        except OSError as error:  # no reason not to load what is whole
+            log.warning("journal_tail_not_cut", file=name, error=str(error))
+        else:
+            segment.size -= scan.tail_bytes
+            self._book.size_bytes -= scan.tail_bytes
+            log.warning("journal_tail_cut", file=name, bytes=scan.tail_bytes)
 
     def _judged(self, segment: Segment, scan: SegmentScan, *, is_last: bool) -> Range | None:
         """Say what is wrong with a segment; return what is to be loaded of it."""
@@ -104,10 +114,7 @@ class Loader:
             segment.unread = False
             self._buffer.journal.let_go(segment)
             return None
-        age_s = max(0.0, (unix_us() - scan.oldest_us) / 1e6)
-        found = Range(segment, HEADER_BYTES, scan.end, monotonic_s() - age_s)
-        found.blocks, found.rows, found.done = scan.blocks, scan.rows, scan.done
-        return found
+        return _found(segment, scan)
 
     def _damaged(self, segment: Segment, why: str) -> None:
         self._buffer.journal.damaged += 1
@@ -195,3 +202,11 @@ class Loader:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+
+
+def _found(segment: Segment, scan: SegmentScan) -> Range:
+    """Return what a scan has found that is to be loaded."""
+    age_s = max(0.0, (unix_us() - scan.oldest_us) / 1e6)
+    found = Range(segment, HEADER_BYTES, scan.end, monotonic_s() - age_s)
+    found.blocks, found.rows, found.done = scan.blocks, scan.rows, scan.done
+    return found

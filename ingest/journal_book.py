@@ -45,11 +45,13 @@ class Range:
     """Blocks on the disk only, from `start` to `end` of a segment; `done` are not among them.
 
     `oldest_s` is the (monotonic) receipt of the first of them, `last` the sequence that was loaded
-    last, `failures` how often in a row reading failed.
+    last, `failures` how often in a row reading failed. `stays`: the segment holds more than this,
+    which cannot be read now.
     """
 
     __slots__ = (
         *("blocks", "done", "end", "failures", "last", "oldest_s", "rows", "segment", "start"),
+        "stays",
     )
 
     def __init__(self, segment: Segment, start: int, end: int, oldest_s: float) -> None:
@@ -61,6 +63,7 @@ class Range:
         self.oldest_s = oldest_s
         self.last = 0
         self.failures = 0
+        self.stays = False
         self.done: Done | None = None
 
 
@@ -86,7 +89,7 @@ class Book:
 
     def add_recovered(self, found: Range) -> None:
         """Know what an earlier life left: from now on its segment goes when that is settled."""
-        found.segment.unread = False
+        found.segment.unread = found.stays
         found.segment.undone += found.blocks
         self.recovered.append(found)
         self.rows += found.rows

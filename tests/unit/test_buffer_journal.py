@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 import tracemalloc
@@ -597,3 +598,64 @@ async def test_drain_does_not_call_kept_what_is_in_removed_files(
         await after.scan()
         after.load()
         assert tuples_of(await after.drain()) == tuples_of(blocks[:20])
+
+
+async def test_bad_sector_costs_what_comes_behind_it_and_not_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read before it is stored, once; the file stays until somebody can read the rest."""
+    async with Life(tmp_path / "a", segment_bytes=1 << 24) as life:
+        blocks = [await life.put(make_block(4000)) for _ in range(8)]
+        await killed(tmp_path / "a", tmp_path / "b")
+        await life.drain(rows_max=100_000)
+    (file,) = segment_files(tmp_path / "b")
+    bad = file.path.stat().st_size // 2
+    pread = os.pread
+
+    def failing(fd: int, count: int, offset: int) -> bytes:
+        if offset <= bad < offset + count:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(fd, count, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    found: list[bytes] = []
+    for _ in range(2):
+        async with Life(tmp_path / "b") as after:
+            await after.scan()
+            assert after.buffer.journal_stats().damaged == 1
+            after.load()
+            found += tuples_of(await after.drain(rows_max=100_000))
+            await after.quiet()
+            assert file.path.exists()
+    assert 2 <= len(found) < 4
+    assert found == tuples_of(blocks)[: len(found)]
+    monkeypatch.undo()
+    async with Life(tmp_path / "b") as last:
+        await last.scan()
+        last.load()
+        found += tuples_of(await last.drain(rows_max=100_000))
+    assert found == tuples_of(blocks)
+    assert not file.path.exists()
+
+
+async def test_tail_that_cannot_be_cut_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that may be read only: what is whole in it is loaded."""
+    async with Life(tmp_path / "a") as life:
+        blocks = await put_many(life, 5)
+        await killed(tmp_path / "a", tmp_path / "b")
+        await life.drain()
+    (file,) = segment_files(tmp_path / "b")
+    with file.path.open("ab") as torn:
+        torn.write(b"\xf7JR")
+
+    def refuse(path: Path, length: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "truncate", refuse)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        after.load()
+        assert tuples_of(await after.drain()) == tuples_of(blocks)
+        assert after.buffer.journal_stats().damaged == 0
