@@ -659,3 +659,29 @@ async def test_tail_that_cannot_be_cut_stops_nothing(
         after.load()
         assert tuples_of(await after.drain()) == tuples_of(blocks)
         assert after.buffer.journal_stats().damaged == 0
+
+
+async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_be_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tail of a post with letters may come then: the file begun next begins behind it."""
+    looking, go, lexists = threading.Event(), threading.Event(), os.path.lexists
+
+    def slow(path: Path) -> bool:
+        looking.set()
+        go.wait(5)
+        return lexists(path)
+
+    async with Life(tmp_path, segment_bytes=200) as life:
+        blocks = [await life.put(make_block(2)) for _ in range(4)]
+        segment_files(tmp_path)[0].path.unlink()
+        monkeypatch.setattr(os.path, "lexists", slow)
+        ending = asyncio.create_task(life.buffer.keep_rest())
+        await asyncio.to_thread(looking.wait, 5)
+        blocks.append(await life.put(make_block(2)))
+        go.set()
+        await ending
+        for block in blocks:
+            path = life.journal.book.segment_of(block.sequence).file.path
+            assert block.tuples in path.read_bytes()
+        assert life.buffer.stats().rows_kept == 10
