@@ -26,6 +26,7 @@ from ingest.config import Settings, split_address, state_dir
 from ingest.connections import raise_open_files_limit
 from ingest.dead_letter import DeadLetterFolder
 from ingest.endpoint import Endpoint
+from ingest.errors import StartError
 from ingest.gate import Gate
 from ingest.health import Health
 from ingest.metrics import Gauges, Metrics
@@ -35,7 +36,7 @@ from ingest.schema_apply import make_table
 from ingest.sd_notify import Notifier
 from ingest.sink_postgres import SinkPostgres
 from ingest.statefolder import ServiceInfo, StateFolder
-from ingest.verdict import SCHEMA, WriteFailed
+from ingest.verdict import NOT_DURABLE, SCHEMA, WriteFailed
 from ingest.writer import Writer
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
@@ -79,6 +80,7 @@ class Service:
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._stopping = asyncio.Event()  # drain
         self._first_try = asyncio.Event()  # of the database, whatever came of it
+        self._refusal = ""  # of that try: why we must not start
         self._halted = asyncio.Event()  # drain no longer: what is left is kept as it is
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -142,9 +144,8 @@ class Service:
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -202,6 +203,8 @@ class Service:
         ]
         self._spawn(self._open_database(url))
         await self._first_try.wait()
+        if self._refusal:
+            raise StartError(self._refusal)
         for line in hello(
             state_dir=self._folder.path,
             listen=listen,
@@ -213,11 +216,10 @@ class Service:
 
     async def _open_database(self, url: str) -> None:
         """Try until the schema has been checked (`starting` until then), then let writers loose."""
-        sink = self._sinks[0]
         may_apply = self._settings.schema_apply
         while not self._halted.is_set():
             try:
-                await sink.open()
+                await self._sinks[0].open()
             except WriteFailed as failure:
                 if failure.reason == SCHEMA and may_apply:
                     may_apply = not await make_table(url, self._settings)
@@ -225,8 +227,12 @@ class Service:
                         self._first_try.set()
                         await self.gate.pause(self._halted)
                     continue
+                if failure.reason == NOT_DURABLE and not self._first_try.is_set():
+                    self._refusal = failure.message
+                    self._first_try.set()
+                    return
                 self.gate.failed(failure)
-                if failure.reason != SCHEMA:
+                if failure.reason not in (SCHEMA, NOT_DURABLE):
                     self._first_try.set()
                     await self.gate.pause(self._halted)
                     continue

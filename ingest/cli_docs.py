@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ingest import durability
 from ingest.codes import ITEM_CODES, PROBLEMS
 from ingest.config_text import env_example, markdown_table
 from ingest.filesystem import REMOTE, VOLATILE
@@ -75,6 +76,7 @@ def file_systems_table() -> str:
 
 
 TABLES = {
+    "database-kept": durability.table,
     "file-systems": file_systems_table,
     "settings": markdown_table,
     "problems": problems_table,

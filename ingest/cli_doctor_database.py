@@ -14,6 +14,8 @@ from ingest.config import Settings
 if TYPE_CHECKING:
     import asyncpg
 
+    from ingest.durability import Finding
+
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 VERSION_MIN = 13
 CLOCK_S_MAX = 1.0
@@ -23,9 +25,6 @@ select current_setting('server_version') as version,
        current_setting('server_version_num')::int / 10000 as major,
        pg_is_in_recovery() as standby,
        current_setting('default_transaction_read_only') = 'on' as read_only,
-       current_setting('fsync') as fsync,
-       current_setting('full_page_writes') as full_page_writes,
-       current_setting('synchronous_commit') as synchronous_commit,
        current_setting('max_connections')::int
            - current_setting('superuser_reserved_connections')::int as connections_max,
        (select count(*) from pg_stat_activity where backend_type = 'client backend'
@@ -40,12 +39,6 @@ select current_setting('server_version') as version,
        coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) as may_create,
        (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us"""
 
-_DURABLE = {
-    "fsync": "a crash of the machine can destroy the whole database",
-    "full_page_writes": "a crash of the machine can tear pages beyond repair",
-    "synchronous_commit": "a crash can take back the last committed readings",
-}
-
 
 class Check(NamedTuple):
     """One finding: what was looked at, `ok`, `warn` or `FAIL`, and a sentence."""
@@ -59,7 +52,7 @@ async def database_checks(
     connection: asyncpg.Connection[Any], settings: Settings, *, service_runs: bool
 ) -> list[Check]:
     """Ask the database and judge its answers."""
-    from ingest import schema  # noqa: PLC0415
+    from ingest import durability, schema  # noqa: PLC0415
 
     before_us = unix_us()
     row = await connection.fetchrow(_QUESTION)
@@ -69,7 +62,8 @@ async def database_checks(
     found["ahead_s"] = (found["now_us"] - (before_us + after_us) / 2) / 1e6
     found["doubt_s"] = (after_us - before_us) / 2e6
     found["difference"] = await schema.difference(connection)
-    checks = [_version(found), _writable(found), *_durable(found)]
+    kept = await durability.findings(connection)
+    checks = [_version(found), _writable(found), *_durable(kept, settings)]
     checks += [_table(found, settings), _privileges(found)]
     return [*checks, _clock(found), _connections(found, settings, service_runs=service_runs)]
 
@@ -91,12 +85,13 @@ def _writable(found: dict[str, Any]) -> Check:
     return Check("writable", OK, "a primary that takes writes")
 
 
-def _durable(found: dict[str, Any]) -> Iterator[Check]:
-    for name, risk in _DURABLE.items():
-        if found[name] == "off":
-            yield Check(name, FAIL, f"off: {risk}; set {name} = on")
-        else:
-            yield Check(name, OK, str(found[name]))
+def _durable(kept: list[Finding], settings: Settings) -> Iterator[Check]:
+    for name, value, risk, refuses, mend in kept:
+        said = f"{value}: {risk}; {mend}" if risk else value
+        if refuses and settings.database_unsafe:
+            said += " (database_unsafe: it is used all the same)"
+        refused = refuses and not settings.database_unsafe
+        yield Check(name, FAIL if refused else WARN if risk else OK, said)
 
 
 def _table(found: dict[str, Any], settings: Settings) -> Check:

@@ -47,6 +47,7 @@ class Settings:
     state_dir: str = setting("", "embedded database, journal, dead letters; empty: the usual place")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting("", "a file that holds database_url, as secrets are mounted")
+    database_unsafe: bool = setting(False, "call it durable though a crash may take readings back")
     schema_apply: bool = setting(True, "create a missing table at start, if the role may")
     log_level: str = setting("info", "least level", one_of=("debug", "info", "warning", "error"))
 

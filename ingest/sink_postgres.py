@@ -15,13 +15,13 @@ from contextlib import asynccontextmanager
 import asyncpg
 from asyncpg import Connection
 
-from ingest import clock, schema, sink_connection
+from ingest import clock, durability, schema, sink_connection
 from ingest.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows, row_offsets
 from ingest.config import Settings
 from ingest.ports import BadRow, SetAside, Stored
 from ingest.schema import KEY, KEY_LIST, TABLE, TYPE_GUARD
 from ingest.sink_connection import DRIVER_ERRORS, STAGING, Expired
-from ingest.verdict import CONFIGURATION, SCHEMA, Verdict, WriteFailed, server_failed
+from ingest.verdict import CONFIGURATION, NOT_DURABLE, SCHEMA, Verdict, WriteFailed, server_failed
 
 # The guard in the INSERT is a WITH that is never run, only parsed: see schema.TYPE_GUARD.
 _INSERT = f"""with guard as (select from {TABLE} where {TYPE_GUARD})
@@ -171,11 +171,15 @@ class SinkPostgres:
             await self._check_schema()
 
     async def _check_schema(self) -> None:
+        """Look whether the table is still ours, and whether a commit is kept."""
         async with self._exchange(opening=True) as connection:
-            found = await schema.difference(connection)
+            found, reason = await schema.difference(connection), SCHEMA
+            if found is None and not self._settings.database_unsafe:
+                found = durability.refusal(await durability.findings(connection))
+                reason = NOT_DURABLE
         if found is not None:
             self._drop()
-            raise WriteFailed(Verdict.HOLD, found, reason=SCHEMA)
+            raise WriteFailed(Verdict.HOLD, found, reason=reason)
         self._checked_s = clock.monotonic_s()
 
     async def _write_staged(self, tuples: Sequence[bytes]) -> int:

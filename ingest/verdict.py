@@ -102,6 +102,7 @@ _BY_CLASS: dict[str, Verdict] = {
 UNREACHABLE = "unreachable"
 SCHEMA = "schema"
 CONFIGURATION = "configuration"
+NOT_DURABLE = "not_durable"
 _REASONS: dict[str, str] = {
     "08P01": "protocol",
     "22P03": "protocol",

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,8 @@ def test_runbook_names_settings_commands_and_reasons_that_exist() -> None:
     named = {each for row in rows for each in re.findall(r"`(\w+)`", row)}
     sources = "".join(each.read_text() for each in (REPOSITORY / "ingest").glob("*.py"))
     written = set(re.findall(r'Verdict\.HOLD, .*reason="(\w+)"', sources))
-    reasons = {*verdict._REASONS.values(), verdict.CONFIGURATION, breaker.BREAKER, *written}
+    own = {verdict.CONFIGURATION, verdict.NOT_DURABLE, breaker.BREAKER}
+    reasons = {*verdict._REASONS.values(), *own, *written}
     assert named == reasons
 
 
@@ -554,3 +556,31 @@ def test_pod_is_what_the_image_and_the_service_need(tmp_path: Path) -> None:
         assert image_environment()[setting].endswith(f":{ports[name]}")
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+SUFFIXES = {"Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
+ROOM = 1.25  # a file system's own needs, and a drain may dead-letter beyond `dlq_bytes_max`
+
+
+def room_wanted(settings: Settings) -> float:
+    """Return how many bytes a state folder without an embedded database may come to take."""
+    kept = settings.journal_bytes_max + settings.dlq_bytes_max
+    return kept * ROOM + settings.disk_free_bytes_min
+
+
+def test_volume_holds_all_that_the_settings_let_it_hold() -> None:
+    """Smaller, and the disk is full before the journal is: `disk_low` instead of hours of outage.
+
+    Compared with the settings in force in the pod: those of the image, and its own.
+    """
+    spec = manifest("StatefulSet")["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    environ = {each["name"]: each["value"] for each in container["env"]}
+    environ.pop("INGEST_DATABASE_URL_FILE")  # there is no such file here
+    settings = load(environ={**image_environment(), **environ}).settings
+    (claim,) = spec["volumeClaimTemplates"]
+    told = claim["spec"]["resources"]["requests"]["storage"]
+    volume_bytes = int(told[:-2]) * SUFFIXES[told[-2:]]
+    assert claim["metadata"]["name"] == "state"
+    assert volume_bytes >= room_wanted(settings)
+    assert volume_bytes < room_wanted(replace(settings, journal_bytes_max=2**34))

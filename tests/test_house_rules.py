@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("block config_sources",),
     ("ports config verdict files",),
     ("retry metrics schema logs statefolder config_text filesystem sd_notify",),
+    ("durability",),
     (
         "buffer_memory batch gate breaker set_aside inflate problems request turns listener",
         "decode_item dead_letter_files dead_letter_format journal_format postgres_binaries",
@@ -81,7 +82,7 @@ FAMILIES = (
 # Libraries that only the named modules may know (as for a shell).
 DOORS: dict[str, str] = {
     "time": "clock",
-    "asyncpg": "sink_* lookup_postgres schema schema_apply cli_* postgres_embedded",
+    "asyncpg": "sink_* lookup_postgres schema schema_apply durability cli_* postgres_embedded",
     "aiohttp": "connection connections request problems body intake",
     "prometheus_client": "metrics",
 }

@@ -70,7 +70,7 @@ async def subject(request: pytest.FixtureRequest, shared_url: str) -> AsyncItera
         alter table readings drop constraint if exists sane,
         add constraint sane check (value <> {REFUSED_VALUE})"""
     )
-    sink = SinkPostgres(shared_url, Settings(write_method=request.param))
+    sink = SinkPostgres(shared_url, Settings(write_method=request.param, database_unsafe=True))
     yield Subject(sink, lambda: stored_readings(connection))
     await sink.close()
     await connection.close()

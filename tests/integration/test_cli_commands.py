@@ -214,6 +214,7 @@ async def test_serve_whose_reader_went_away_still_ends_well(
     os.close(read)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ingest", "serve", "--database-url", readings_url),
+        *("--database-unsafe", "true"),  # the tests' server does not fsync
         *("--state-dir", str(tmp_path), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
         cwd=REPOSITORY,
         env=environment(),
@@ -244,7 +245,11 @@ async def test_hold_is_shown_with_its_reason_and_released(
     connection = await asyncpg.connect(readings_url)
     try:
         async with Service(
-            tmp_path / "state", database_url=readings_url, hold_probe_s=600, schema_check_s=0.2
+            tmp_path / "state",
+            database_url=readings_url,
+            database_unsafe=True,
+            hold_probe_s=600,
+            schema_check_s=0.2,
         ) as service:
             await service.wait_state("accepting")
             await connection.execute("alter table readings rename metric to metrik")

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -40,7 +41,11 @@ from tests.blocks import block_of, make_reading
 from tests.letters import START_US, drained, invalid, keep, make_store, read
 
 SETTINGS = Settings(
-    dlq_replay_pause_s=0.02, dlq_replay_rows_per_s=100_000, batch_linger_s=0.001, retry_s_max=0.01
+    database_unsafe=True,  # the tests' server does not fsync
+    dlq_replay_pause_s=0.02,
+    dlq_replay_rows_per_s=100_000,
+    batch_linger_s=0.001,
+    retry_s_max=0.01,
 )
 RULES = Rules(post_rows_max=5_000, ts_min_us=0, ts_ahead_us_max=86_400_000_000)
 
@@ -260,9 +265,7 @@ async def test_auto_replay_what_fails_again_stays_and_holds_nobody_up(
     )
     write(tmp_path, drained(3, device="stuck", reason=EXHAUSTED))
     write(tmp_path, drained(3))
-    settings = Settings(
-        dlq_replay_pause_s=0.02, dlq_replay_rows_per_s=1_000, retries_max=0, batch_linger_s=0.001
-    )
+    settings = replace(SETTINGS, dlq_replay_rows_per_s=1_000, retries_max=0)
     path = Half(readings_url, tmp_path, settings)
     async with running(path):
         await until_live(tmp_path, 3)
@@ -277,7 +280,7 @@ async def test_auto_replay_what_fails_again_stays_and_holds_nobody_up(
 async def test_auto_replay_keeps_its_speed(tmp_path: Path, readings_url: str) -> None:
     """Not more than `dlq_replay_rows_per_s`."""
     write(tmp_path, drained(60))
-    settings = Settings(dlq_replay_pause_s=0.01, dlq_replay_rows_per_s=20, batch_linger_s=0.001)
+    settings = replace(SETTINGS, dlq_replay_pause_s=0.01, dlq_replay_rows_per_s=20)
     path = Half(readings_url, tmp_path, settings)
     async with running(path):
         await asyncio.sleep(0.5)
@@ -455,7 +458,7 @@ async def test_hand_replay_tries_again_what_failed_for_a_moment(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """A lock that somebody holds for a moment is waited for."""
-    settings = Settings(lock_s_max=0.05)
+    settings = Settings(lock_s_max=0.05, database_unsafe=True)
     sink = SinkPostgres(readings_url, settings)
     done: list[Item] = []
     replay = HandReplay(sink=sink, rules=RULES, done=done.extend)

@@ -66,7 +66,7 @@ async def bench(shared_url: str) -> AsyncIterator[Bench]:
     operator = await asyncpg.connect(shared_url)
     await operator.execute("drop schema public cascade; create schema public")
     await schema.apply(operator)
-    sink = SinkPostgres(shared_url, Settings())
+    sink = SinkPostgres(shared_url, Settings(database_unsafe=True))
     yield Bench(shared_url, operator, sink)
     await sink.close()
     await operator.close()
@@ -214,7 +214,7 @@ async def test_operators_fault_holds_with_its_reason(bench: Bench, sqlstate: str
         """drop role if exists writer; create role writer login;
         grant usage on schema public to writer; grant insert, select on readings to writer"""
     )
-    sink = SinkPostgres(bench.url.replace("postgres@", "writer@"), Settings())
+    sink = SinkPostgres(bench.url.replace("postgres@", "writer@"), Settings(database_unsafe=True))
     await sink.open()
     statement, reason = HOLDS[sqlstate]
     await bench.operator.execute(statement)

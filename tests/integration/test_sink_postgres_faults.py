@@ -26,6 +26,7 @@ from tests.line import Line
 from tests.rows import encode, readings
 
 QUICK: dict[str, Any] = {
+    "database_unsafe": True,  # the tests' server does not fsync
     "connect_s_max": 0.5,
     "lock_s_max": 0.1,
     "statement_s_max": 0.25,
@@ -146,7 +147,7 @@ async def test_backend_terminated_in_a_copy_waits_in_doubt(
 ) -> None:
     """57P01 or a closed line: the server shuts down; what became of the rows is not known."""
     await readings_connection.execute(LAZY)
-    sink = SinkPostgres(readings_url, Settings(), name="under test")
+    sink = SinkPostgres(readings_url, Settings(database_unsafe=True), name="under test")
     await sink.open()
     task = asyncio.create_task(failure(sink, readings(5)))
     await asyncio.sleep(0.1)
@@ -269,7 +270,7 @@ async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
     line: Line, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """Committed, and nobody was told."""
-    sink = SinkPostgres(by_tcp(readings_url, line), Settings())
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
     line.lose_replies(until=b"COPY 100\0")
     failed = await failure(sink, readings(100))
@@ -288,7 +289,9 @@ async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
         create constraint trigger lazy after insert on readings deferrable initially deferred
             for each row execute function lazy()"""
     )
-    sink = SinkPostgres(by_tcp(readings_url, line), Settings(), name="under test")
+    sink = SinkPostgres(
+        by_tcp(readings_url, line), Settings(database_unsafe=True), name="under test"
+    )
     await sink.open()
     task = asyncio.create_task(failure(sink, readings(1), idempotent=True))
     under_way = "select query from pg_stat_activity where application_name = 'under test'"
@@ -302,7 +305,7 @@ async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
 
 async def test_tcp_connection_notices_a_dead_peer(line: Line, readings_url: str) -> None:
     """Keepalive is on, in uvloop too, whose socket object cannot set it."""
-    sink = SinkPostgres(by_tcp(readings_url, line), Settings())
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
     connection: Any = sink._connection
     fileno = connection._transport.get_extra_info("socket").fileno()
@@ -316,7 +319,7 @@ async def test_cut_line_waits_and_comes_back(
     line: Line, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """A reset before the answer to a batch; the next write finds a new way."""
-    sink = SinkPostgres(by_tcp(readings_url, line), Settings())
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
     line.stall("to_client")
     task = asyncio.create_task(failure(sink, readings(50)))

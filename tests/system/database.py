@@ -24,9 +24,13 @@ START_S_MAX = 30.0
 
 
 class Database:
-    """One server. `async with Database(folder, port) as database:`."""
+    """One server. `async with Database(folder, port) as database:`.
 
-    def __init__(self, folder: Path, port: int) -> None:
+    `settings` are of postgresql.conf; those given to the constructor hold from the first start.
+    """
+
+    def __init__(self, folder: Path, port: int, **settings: str) -> None:
+        self.settings = settings
         self._folder = folder
         self._port = port
         self._home: postgres_data.Home | None = None
@@ -63,6 +67,8 @@ class Database:
         arguments = ["-D", str(self._home.data), "-h", "127.0.0.1", "-p", str(self._port)]
         arguments += ["-k", str(self._home.sockets), "-c", "shared_buffers=64MB"]
         arguments += ["-c", "max_connections=30", "-c", "max_wal_size=1GB"]
+        for name, value in self.settings.items():
+            arguments += ["-c", f"{name}={value}"]
         with self._home.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command(self._home.user, self._home.binaries / "postgres", *arguments),

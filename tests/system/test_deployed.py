@@ -54,6 +54,7 @@ async def test_unit_starts_the_service_with_its_credential(
                 "WATCHDOG_USEC": str(int(keys["WatchdogSec"]) * 1_000_000),
                 "STATE_DIRECTORY": str(state),
                 "INGEST_LISTEN": "127.0.0.1:0",
+                "INGEST_DATABASE_UNSAFE": "true",  # the tests' server does not fsync
                 "INGEST_ADMIN_LISTEN": "127.0.0.1:0",
             },
             stdout=asyncio.subprocess.PIPE,

@@ -21,7 +21,9 @@ async def test_service_reports_its_life_and_a_frozen_one_feeds_no_watchdog(
     """READY when the ports listen, the state in words, food while it moves, STOPPING at drain."""
     with Manager(f"@iot-ingest-{os.getpid()}-{open_tmp_path.name}") as manager:
         env = manager.environment(WATCHDOG_USEC=str(int(WATCHDOG_S * 1e6)))
-        async with Service(open_tmp_path / "s", env=env, database_url=readings_url) as service:
+        async with Service(
+            open_tmp_path / "s", env=env, database_url=readings_url, database_unsafe=True
+        ) as service:
             await manager.wait("READY", "1")
             await manager.wait("STATUS", "accepting")
             await manager.wait_more("WATCHDOG", 2)

@@ -124,6 +124,7 @@ async def _ended_while_it_holds(
     async with Service(
         state,
         database_url=url,
+        database_unsafe=True,
         listen=f"127.0.0.1:{port}",
         dlq_replay_pause_s=0.2,
         buffer=buffer,
@@ -225,7 +226,9 @@ async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
 ) -> None:
     """Ctrl-C ends with the verdict on what was sent; after SIGKILL the ledger gives it."""
     state = open_tmp_path / "state"
-    async with Service(state, database_url=readings_url, buffer="memory") as service:
+    async with Service(
+        state, database_url=readings_url, database_unsafe=True, buffer="memory"
+    ) as service:
         await service.wait_state("accepting")
         ledger = open_tmp_path / "ledger"
         words = ("--state-dir", state, "--duration-s", 60, "--connections", 4)

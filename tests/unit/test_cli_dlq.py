@@ -39,6 +39,8 @@ def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         flags = ["--state-dir", str(tmp_path)]
         if url:
             flags += ["--database-url", url]
+            if words[0] == "replay":
+                flags += ["--database-unsafe", "true"]  # the tests' server does not fsync
         code = main(["dlq", *map(str, words), *flags])
         out, err = capsys.readouterr()
         return code, out, err

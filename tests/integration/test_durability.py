@@ -1,0 +1,159 @@
+"""What a commit rests on, asked of a real PostgreSQL: by the sink, by doctor, for the README.
+
+The server that most tests share does not fsync: here each test starts one as it needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+
+from ingest import durability, schema
+from ingest.cli_doctor_database import database_checks
+from ingest.config import Settings
+from ingest.postgres_embedded import EmbeddedPostgres
+from ingest.sink_postgres import SinkPostgres
+from ingest.verdict import NOT_DURABLE, Verdict, WriteFailed
+from tests.rows import encode, readings
+
+
+class Kept(NamedTuple):
+    """A durable server with the table, and its administrator's line to it."""
+
+    url: str
+    line: asyncpg.Connection[Any]
+
+
+@pytest.fixture
+async def kept(made: Path) -> AsyncIterator[Kept]:
+    """Give a server of its own that is durable, with the table and a role that may write."""
+    server = EmbeddedPostgres(made, settings={"shared_buffers": "8MB"})
+    url = await server.start()
+    line = await asyncpg.connect(url)
+    try:
+        await line.execute("create role writer login")
+        await schema.apply(line, role="writer")
+        yield Kept(url, line)
+    finally:
+        await line.close()
+        await server.stop()
+
+
+async def failure(sink: SinkPostgres) -> WriteFailed:
+    """Open a sink that must fail, and return how."""
+    with pytest.raises(WriteFailed) as failed:
+        await sink.open()
+    return failed.value
+
+
+async def doctor(url: str, **settings: Any) -> dict[str, tuple[str, str]]:
+    """Return what doctor finds: state and sentence by name."""
+    connection = await asyncpg.connect(url)
+    try:
+        found = await database_checks(connection, Settings(**settings), service_runs=False)
+        return {each.name: (each.state, each.detail) for each in found}
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("sql", "undo", "name"),
+    [
+        (
+            "alter role writer set synchronous_commit = off",
+            "alter role writer reset synchronous_commit",
+            "synchronous_commit",
+        ),
+        (
+            "alter database postgres set synchronous_commit = off",
+            "alter database postgres reset synchronous_commit",
+            "synchronous_commit",
+        ),
+        ("alter table readings set unlogged", "alter table readings set logged", "table kept"),
+    ],
+    ids=["role", "database", "table"],
+)
+async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
+    kept: Kept, sql: str, undo: str, name: str
+) -> None:
+    """As the sink's own role and database see it; once mended the next connection writes."""
+    url = kept.url.replace("postgres@", "writer@")
+    sink = SinkPostgres(url, Settings())
+    await sink.open()
+    await sink.close()
+    await kept.line.execute(sql)
+    failed = await failure(sink)
+    assert (failed.verdict, failed.reason) == (Verdict.HOLD, NOT_DURABLE)
+    assert f"{name} is " in failed.message
+    assert failed.message.endswith("--database-unsafe true")
+    state, detail = (await doctor(url))[name]
+    assert state == "FAIL"
+    assert detail.partition(":")[0] in {"off", "unlogged"}
+    state, detail = (await doctor(url, database_unsafe=True))[name]
+    assert state == "warn"
+    unsafe = SinkPostgres(url, Settings(database_unsafe=True))
+    assert (await unsafe.write(encode(readings(3)), 3, idempotent=False)).committed == 3
+    await unsafe.close()
+    await kept.line.execute(undo)
+    assert (await sink.write(encode(readings(3)), 3, idempotent=True)).duplicate == 3
+    await sink.close()
+    assert (await doctor(url))[name][0] == "ok"
+
+
+async def test_open_connection_notices_a_change_within_the_period_of_checks(kept: Kept) -> None:
+    """Before anything is written after `schema_check_s`: no new connection is needed."""
+    sink = SinkPostgres(kept.url, Settings())
+    await sink.open()
+    await kept.line.execute("alter table readings set unlogged")
+    sink._checked_s = float("-inf")  # as after schema_check_s
+    with pytest.raises(WriteFailed, match="table kept is unlogged"):
+        await sink.write(encode(readings(1)), 1, idempotent=False)
+    assert await kept.line.fetchval("select count(*) from readings") == 0
+
+
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes"])
+async def test_server_started_without_it_is_refused(made: Path, name: str) -> None:
+    """These two are the server's own; each alone is enough, and is named alone."""
+    server = EmbeddedPostgres(made, settings={"shared_buffers": "8MB", name: "off"})
+    url = await server.start()
+    try:
+        connection = await asyncpg.connect(url)
+        found = await durability.findings(connection)
+        await connection.close()
+    finally:
+        await server.stop()
+    assert [each.name for each in found if each.refuses] == [name]
+    refused = durability.refusal(found)
+    assert refused is not None
+    assert f"{name} is off: " in refused
+    assert f"(set {name} = on)" in refused
+
+
+@pytest.mark.parametrize(
+    ("value", "standbys", "warns", "refuses"),
+    [
+        ("off", "", True, True),
+        ("off", "one", True, True),
+        ("local", "", False, False),
+        ("local", "one", True, False),
+        ("remote_write", "", False, False),
+        ("remote_write", "one", True, False),
+        ("on", "one", False, False),
+        ("remote_apply", "one", False, False),
+    ],
+)
+async def test_every_value_of_synchronous_commit_is_judged(
+    readings_url: str, value: str, standbys: str, warns: bool, refuses: bool
+) -> None:
+    """All but `off` wait for the primary's disk; less than a standby's is a warning beside one."""
+    connection = await asyncpg.connect(readings_url)
+    found = await connection.fetchrow(durability._QUESTION, schema.TABLE)
+    await connection.close()
+    assert found is not None
+    row = dict(found) | {"synchronous_commit": value, "standbys": standbys}
+    judged = {each.name: each for each in durability._judged(row)}["synchronous_commit"]
+    assert (bool(judged.risk), judged.refuses) == (warns, refuses)
