@@ -148,6 +148,30 @@ CASES = (
         (Wanted("of InfluxDB's rows/s", ratio("hundreds", "hundreds_influx"), 0.8),),
         "rows_per_s",
     ),
+    *(
+        Case(
+            f"{script}_durable",
+            f"{kind}: what a journal and an fsync before the answer cost",
+            (script, f"{script}_journal_buffered", f"{script}_journal_durable"),
+            (
+                Wanted(
+                    "durable, of ack=buffered on the same journal",
+                    ratio(f"{script}_journal_durable", f"{script}_journal_buffered"),
+                    bound,
+                ),
+                Wanted(
+                    "durable, of ack=buffered in memory",
+                    ratio(f"{script}_journal_durable", script),
+                    bound,
+                ),
+            ),
+            "rows_per_s",
+        )
+        for script, kind, bound in (
+            ("singles", "Single readings", 0.75),
+            ("hundreds", "Posts of 100", 0.9),
+        )
+    ),
     Case(
         "slowed",
         "Database slowed to a quarter, then open loop at 2 and 4 times what it takes",

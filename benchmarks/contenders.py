@@ -128,9 +128,11 @@ def check_table(service: Service) -> None:
         raise Broken(f"the service has committed {said:.0f} readings, the table has {there}")
 
 
-def measure_service(plan: Plan, script: str, target: str = wrk.READINGS) -> Figures:
+def measure_service(
+    plan: Plan, script: str, target: str = wrk.READINGS, flags: tuple[str, ...] = ()
+) -> Figures:
     """Measure a fresh service at its peak."""
-    with running_service() as service:
+    with running_service(*flags) as service:
         wrk.drive(script, service.port, WARM_S, WARM_US, target=target)
         service.quiet()
         figures = service_peak(service, script, plan.seconds, FIRST_US, target=target)
@@ -237,6 +239,7 @@ def measure_peer(plan: Plan, kind: Callable[[Path], peers.Peer], script: str) ->
 
 
 COMMITTED = f"{wrk.READINGS}?ack=committed"
+JOURNAL = ("--buffer", "journal")
 
 CONTENDERS = (
     Contender("bare", "bare aiohttp handler", measure_bare),
@@ -297,5 +300,19 @@ CONTENDERS = (
         "hundreds_victoria",
         "VictoriaMetrics",
         partial(measure_peer, kind=peers.Victoria, script="hundreds"),
+    ),
+    *(
+        Contender(
+            f"{script}_journal_{ack}",
+            f"iot-ingest, journal, ack={ack}",
+            partial(
+                measure_service,
+                script=script,
+                target=f"{wrk.READINGS}?ack={ack}",
+                flags=JOURNAL,
+            ),
+        )
+        for script in wrk.ROWS
+        for ack in ("buffered", "durable")
     ),
 )

@@ -53,9 +53,10 @@ CONDITIONS = """## Conditions
   what was answered; a difference fails the run.
 - `rows/s` of iot-ingest are committed rows, from the first post until the last row is in the table.
 - Durability. PostgreSQL: `fsync`, `full_page_writes` and `synchronous_commit` on; a committed row
-  survives a power cut. iot-ingest runs with `--buffer memory`, not with its default, the journal:
-  `ack=buffered`, which is meant where no other is named, answers when the reading is in its memory;
-  `ack=committed` answers after the commit. InfluxDB 1.x answers after an fsync of its WAL
+  survives a power cut. iot-ingest runs with `--buffer memory`, not with its default, the journal,
+  unless a journal is named: `ack=buffered`, which is meant where no other is named, answers when
+  the reading is in its memory; `ack=durable` when it is in the journal and fsynced; `ack=committed`
+  after the commit. InfluxDB 1.x answers after an fsync of its WAL
   (`wal-fsync-delay` 0, its default). VictoriaMetrics answers from memory and writes within 5 s
   (`inmemoryDataFlushInterval`, its default); a crash loses those. It keeps only milliseconds.
 - The slowed database: the service has one writer, on a line that takes a quarter of the bytes a

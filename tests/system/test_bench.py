@@ -142,3 +142,19 @@ async def test_quick_run_measures_every_case() -> None:
     assert "left out" not in done.stdout + done.stderr
     for case in CASES:
         assert case.title in done.stdout
+
+
+@pytest.mark.slow
+async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
+    """All rows of it are found in the table; whether the bounds are kept is this machine's."""
+    words = ("--gib", 0.02, "--seconds", 0.5, "--rate", 50, "--json")
+    done = await run_command("benchmarks.journal_replay", *words, within_s=60)
+    assert done.code in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    assert done.code == bool(found["faults"])
+    assert found["journal_bytes"] >= 0.02 * 2**30
+    assert found["backlog_rows"] > 300_000
+    assert 20 < found["rss_peak_mib"] < 400
+    assert [len(found[each]) for each in ("before", "after")] == [3, 3]
+    assert found["beside"]
+    assert all(each["failed"] == 0 and each["p99_ms"] > 0 for each in found["before"])
