@@ -57,12 +57,15 @@ def on_disk(folder: Path) -> list[bytes]:
 class FailingCalls:
     """The real calls, of which those in `failing` fail: every one, or the n-th only.
 
-    `failing` is set by the test: {"write": ENOSPC}; `nth` counts all calls from 1, 0: always.
+    `failing` is set by the test: {"write": ENOSPC}; `nth` counts all calls from 1, 0: always; with
+    `onwards` all later ones fail too. `fired` is how many failed.
     """
 
     def __init__(self, **failing: int) -> None:
         self.failing = failing
         self.nth = 0
+        self.onwards = False
+        self.fired = 0
         self.left = 1 << 30  # how often they still fail
         self.count = 0
         self.names: list[str] = []
@@ -70,8 +73,10 @@ class FailingCalls:
     def _call(self, name: str) -> None:
         self.count += 1
         self.names.append(name)
-        if name in self.failing and self.nth in (0, self.count) and self.left:
+        hit = self.nth in (0, self.count) or (self.onwards and self.count > self.nth)
+        if name in self.failing and hit and self.left:
             self.left -= 1
+            self.fired += 1
             raise OSError(self.failing[name], os.strerror(self.failing[name]))
 
     def write(self, fd: int, data: memoryview) -> int:
