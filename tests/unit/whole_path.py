@@ -19,9 +19,9 @@ from ingest.breaker import Breaker
 from ingest.clock import monotonic_s
 from ingest.config import Settings
 from ingest.dead_letter import DeadLetterFolder
-from ingest.errors import BufferFull, DeadLettersBroken, JournalBroken
+from ingest.errors import BufferFull, DeadLettersBroken, JournalBroken, Stopping
 from ingest.gate import Gate
-from ingest.ports import EXHAUSTED, INVALID, REFUSED, Ack, Letter
+from ingest.ports import DRAINED, EXHAUSTED, INVALID, REFUSED, Ack, Letter
 from ingest.reading import Reading
 from ingest.set_aside import set_aside_rest
 from ingest.writer import Writer
@@ -69,6 +69,7 @@ class Whole:
         )
         self.gate = Gate(wait_s_min=0.0005, wait_s_max=0.001, hold_probe_s=0.001)
         self.halted = asyncio.Event()
+        self.at_door = 0  # posts under way
         self.sinks: list[ScriptedSink] = []
         self.writers: list[asyncio.Task[None]] = []
 
@@ -105,7 +106,13 @@ class Whole:
         `kept`, or why nothing is promised: `full`, `letters`, `journal`. Of `rows` the table will
         refuse the first `bad`; `letters` further items are no readings.
         """
-        promises = self.promises
+        self.at_door += 1
+        try:
+            return await self._post(rows, ack, bad, letters)
+        finally:
+            self.at_door -= 1
+
+    async def _post(self, rows: int, ack: str, bad: int, letters: int) -> str:
         readings = [make_reading(value=BAD if row < bad else 1.0) for row in range(rows)]
         waits = Ack() if ack == COMMITTED else None
         block = block_of(readings, ack=waits)
@@ -115,12 +122,14 @@ class Whole:
             return "full"
         except JournalBroken:
             return "journal"
+        except Stopping:
+            return "stopping"
         if letters and not await self._door_letters(letters):
             room.release()
             return "letters"
-        promises.posted.update(readings)
+        self.promises.posted.update(readings)
         if waits is not None:
-            promises.acks.append((waits, readings))
+            self.promises.acks.append((waits, readings))
         self.metrics.received += rows
         self.metrics.at_door += rows
         try:
@@ -132,7 +141,7 @@ class Whole:
         finally:
             self.metrics.at_door -= rows
         if ack == DURABLE:
-            promises.kept.update(readings)
+            self.promises.kept.update(readings)
         return "kept"
 
     async def _door_letters(self, count: int) -> bool:
@@ -172,7 +181,7 @@ class Whole:
     async def finish(self) -> None:
         """Heal, wait until all is stored or set aside, and end in order."""
         self.heal()
-        await self.until(lambda: self.rows == 0)
+        await self.until(lambda: self.rows == 0 and not self.at_door)
         await self.quiet()
         await self.halt()
         assert self.promises.kept <= self.promises.table.keys() | self._lettered()
@@ -187,6 +196,7 @@ class Whole:
         if self.writers:
             async with asyncio.timeout(10):
                 await asyncio.gather(*self.writers)
+        await self.until(lambda: not self.at_door)  # as the service waits for its handlers
         if keeps_rest:
             await self.buffer.keep_rest()
             await set_aside_rest(self.buffer, self.dead_letters, self.metrics)
@@ -202,6 +212,9 @@ class Whole:
         The loop stands still meanwhile, so nothing is answered or settled; the files' threads may
         append what nobody was told of yet, and remove a segment of which all is settled.
         """
+        promises = self.promises
+        promises.acks = [each for each in promises.acks if each[0].resolved]
+        self.promises = Promises(promises.table, promises.posted)  # what comes now, nobody hears
         for name in ("journal", "dead-letters"):
             (to / name).mkdir(parents=True)
             for path in sorted((self.folder / name).glob("*")):
@@ -230,7 +243,8 @@ class Whole:
         assert len(refused) == len(set(refused))
         assert not set(refused) & promises.table.keys()
         assert all(each is not None and each.value == BAD for each in refused)
-        assert {each.reason for each in letters} <= {REFUSED, INVALID, EXHAUSTED}
+        # `drained`: at a stop the journal was broken still.
+        assert {each.reason for each in letters} <= {REFUSED, INVALID, EXHAUSTED, DRAINED}
         found = promises.table.keys() | set(refused) | set(aside)
         assert promises.kept <= found, f"{len(promises.kept - found)} readings are lost"
         assert found <= promises.posted

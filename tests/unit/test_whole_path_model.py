@@ -1,0 +1,223 @@
+"""Any sequence of posts, faults, kills and stops over the whole path below the door, by Hypothesis.
+
+The model is what was promised (`whole_path.Promises`): sets of readings and letters. Journal, dead
+letters and writers are the real ones on a real folder; the table and the system calls are scripted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from ingest.errors import StartError
+from ingest.verdict import Verdict
+from tests.unit.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
+from tests.unit.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Whole
+
+T = TypeVar("T")
+CALLS = ("write", "fdatasync", "fsync", "ftruncate")
+# What the table does, and whether the rows may be there all the same.
+TABLE_FAULTS = (
+    (Verdict.WAIT, BEFORE, False),
+    (Verdict.WAIT, AFTER, True),
+    (Verdict.WAIT, MIDDLE, True),
+    (Verdict.RETRY, BEFORE, False),
+    (Verdict.RETRY, AFTER, True),
+    (Verdict.HOLD, BEFORE, False),
+)
+posts = st.tuples(
+    st.sampled_from((DURABLE, DURABLE, BUFFERED, COMMITTED)),
+    st.integers(1, 40),  # readings
+    st.integers(0, 2),  # of these, refused by the table
+    st.integers(0, 2),  # beside them, invalid items
+)
+
+
+class PathMachine(RuleBasedStateMachine):
+    """Lives on one folder after the other; each step ends when the files have nothing to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = uvloop.new_event_loop()
+        self.base = Path(tempfile.mkdtemp(prefix="ingest-model-"))
+        self.promises = Promises()
+        self.lives = 0
+        self.waiting: list[asyncio.Task[str]] = []
+        self.whole = self._fresh()
+
+    def _fresh(self) -> Whole:
+        return self._run(self._made())
+
+    async def _made(self) -> Whole:
+        return Whole(
+            self.base / str(self.lives),
+            self.promises,
+            Script(),
+            rows_max=120,
+            bytes_max=20_000,
+            segment_bytes=3_000,
+            journal_bytes_max=200_000,
+        )
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    @initialize()
+    def begins(self) -> None:
+        """The first life."""
+        self._run(self.whole.open())
+
+    @rule(several=st.lists(posts, min_size=1, max_size=6))
+    def post(self, several: list[tuple[str, int, int, int]]) -> None:
+        """Some posts at once; each is told what came of it, but who waits for room in memory."""
+        for ack, rows, bad, letters in several:
+            work = self.whole.post(rows, ack=ack, bad=min(bad, rows), letters=letters)
+            self.waiting.append(self.loop.create_task(work))
+        self._settle()
+
+    @rule(fault=st.sampled_from(TABLE_FAULTS), at=st.integers(1, 6), forever=st.booleans())
+    def table_fails(self, fault: tuple[Verdict, str, bool], at: int, forever: bool) -> None:
+        """One of the next calls fails, or all from there on."""
+        script = self.whole.script
+        script.verdict, script.where, script.doubtful = fault
+        script.at, script.forever = script.calls + at, forever
+
+    @rule(
+        letters=st.booleans(),
+        names=st.sets(st.sampled_from(CALLS), min_size=1),
+        code=st.sampled_from((errno.EIO, errno.ENOSPC)),
+        left=st.sampled_from((1, 2, 1 << 30)),
+    )
+    def files_fail(self, letters: bool, names: set[str], code: int, left: int) -> None:
+        """The next calls of these names fail, of the journal or of the dead letters."""
+        calls = self.whole.letter_calls if letters else self.whole.journal_calls
+        calls.failing = dict.fromkeys(sorted(names), code)
+        calls.left = left
+
+    @rule()
+    def heal(self) -> None:
+        """All is mended."""
+        self.whole.heal()
+        self._settle()
+
+    @rule()
+    def kill(self) -> None:
+        """kill -9, and a next life."""
+        self.lives += 1
+        self._run(self.whole.kill(self.base / str(self.lives)))
+        self._next()
+
+    @rule()
+    def stop(self) -> None:
+        """An end as by SIGTERM with no time left: what is held goes where it is safe."""
+        self.whole.heal()
+        self._run(self.whole.halt())
+        (self.base / str(self.lives)).rename(self.base / str(self.lives + 1))
+        self.lives += 1
+        self._next()
+
+    def _next(self) -> None:
+        self._settle_waiting(ended=True)
+        shutil.rmtree(self.base / str(self.lives - 1), ignore_errors=True)
+        self.whole = self._fresh()
+        self._run(self.whole.open())
+
+    def _settle(self) -> None:
+        async def spin() -> None:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            await self.whole.life.quiet()
+
+        self._run(spin())
+        self._settle_waiting(ended=False)
+
+    def _settle_waiting(self, *, ended: bool) -> None:
+        """Look at what posts were told; at the end of a life nobody waits any more."""
+        if ended and self.waiting:
+            self._run(self._all_told())
+        for task in [each for each in self.waiting if each.done()]:
+            self.waiting.remove(task)
+            assert task.result() in {"kept", "full", "journal", "letters", "stopping"}
+
+    async def _all_told(self) -> None:
+        async with asyncio.timeout(10):
+            await asyncio.wait(self.waiting)
+
+    @invariant()
+    def law_holds(self) -> None:
+        """Whatever is under way; and nothing was dropped."""
+        metrics = self.whole.metrics
+        assert metrics.imbalance == 0
+        assert metrics.dropped == 0
+        assert self.whole.script.complaints == []
+        assert all(not each.done() for each in self.whole.writers)
+
+    def teardown(self) -> None:
+        """Mend all, let it come to rest, and hold the end against what was promised."""
+        try:
+            if self.whole.writers:
+                self._run(self.whole.finish())
+                self._settle_waiting(ended=True)
+                self._run(self.whole.check())
+                assert self.whole.rows == 0
+        finally:
+            self.loop.close()
+            shutil.rmtree(self.base, ignore_errors=True)
+
+
+def run(machine: type[PathMachine], *, examples: int) -> None:
+    """Run a machine."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_whole_path_keeps_its_promises_after_any_steps() -> None:
+    """No reading lost or doubled, and the law, whatever is posted, fails, dies and comes back."""
+    run(PathMachine, examples=40)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_whole_path_keeps_its_promises_after_many_more_steps() -> None:
+    """The same, for long."""
+    run(PathMachine, examples=1_000)
+
+
+def test_journal_that_cannot_be_had_is_no_life(tmp_path: Path) -> None:
+    """A second service on the folder is a StartError, which the machine would not hide."""
+
+    async def twice() -> None:
+        first, second = (Whole(tmp_path, Promises()) for _ in range(2))
+        await first.open()
+        try:
+            with pytest.raises(StartError):
+                await second.open()
+        finally:
+            await second.dead_letters.close()
+            await first.halt()
+
+    asyncio.run(twice())
