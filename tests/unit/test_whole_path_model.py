@@ -45,7 +45,7 @@ TABLE_FAULTS = (
 posts = st.tuples(
     st.sampled_from((DURABLE, DURABLE, BUFFERED, COMMITTED)),
     st.integers(1, 40),  # readings
-    st.integers(0, 2),  # of these, refused by the table
+    st.sampled_from((0, 0, 1, 2)),  # of these, refused by the table
     st.integers(0, 2),  # beside them, invalid items
 )
 
@@ -90,9 +90,9 @@ class PathMachine(RuleBasedStateMachine):
         for ack, rows, bad, letters in several:
             work = self.whole.post(rows, ack=ack, bad=min(bad, rows), letters=letters)
             self.waiting.append(self.loop.create_task(work))
-        self._settle()
+        self._settle(turns=100)
 
-    @rule(fault=st.sampled_from(TABLE_FAULTS), at=st.integers(1, 6), forever=st.booleans())
+    @rule(fault=st.sampled_from(TABLE_FAULTS), at=st.integers(1, 3), forever=st.booleans())
     def table_fails(self, fault: tuple[Verdict, str, bool], at: int, forever: bool) -> None:
         """One of the next calls fails, or all from there on."""
         script = self.whole.script
@@ -112,21 +112,30 @@ class PathMachine(RuleBasedStateMachine):
         calls.left = left
 
     @rule()
+    def work(self) -> None:
+        """Time passes: the writers come as far as they can."""
+        self._settle(turns=300)
+
+    @rule()
     def heal(self) -> None:
         """All is mended."""
         self.whole.heal()
         self._settle()
 
-    @rule()
-    def kill(self) -> None:
-        """kill -9, and a next life."""
+    @rule(seldom=st.integers(0, 3))
+    def kill(self, seldom: int) -> None:
+        """kill -9, and a next life (seldom, or faults would not meet posts)."""
+        if seldom:
+            return
         self.lives += 1
         self._run(self.whole.kill(self.base / str(self.lives)))
         self._next()
 
-    @rule()
-    def stop(self) -> None:
+    @rule(seldom=st.integers(0, 3))
+    def stop(self, seldom: int) -> None:
         """An end as by SIGTERM with no time left: what is held goes where it is safe."""
+        if seldom:
+            return
         self.whole.heal()
         self._run(self.whole.halt())
         (self.base / str(self.lives)).rename(self.base / str(self.lives + 1))
@@ -139,9 +148,9 @@ class PathMachine(RuleBasedStateMachine):
         self.whole = self._fresh()
         self._run(self.whole.open())
 
-    def _settle(self) -> None:
+    def _settle(self, turns: int = 20) -> None:
         async def spin() -> None:
-            for _ in range(20):
+            for _ in range(turns):
                 await asyncio.sleep(0)
             await self.whole.life.quiet()
 
@@ -182,12 +191,13 @@ class PathMachine(RuleBasedStateMachine):
             shutil.rmtree(self.base, ignore_errors=True)
 
 
-def run(machine: type[PathMachine], *, examples: int) -> None:
-    """Run a machine."""
+def run(machine: type[PathMachine], *, examples: int, same: bool = False) -> None:
+    """Run a machine; with `same` it is the same examples each time."""
     run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=examples,
+            derandomize=same,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -197,7 +207,7 @@ def run(machine: type[PathMachine], *, examples: int) -> None:
 
 def test_whole_path_keeps_its_promises_after_any_steps() -> None:
     """No reading lost or doubled, and the law, whatever is posted, fails, dies and comes back."""
-    run(PathMachine, examples=40)
+    run(PathMachine, examples=40, same=True)
 
 
 @pytest.mark.slow
