@@ -17,11 +17,11 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ingest.block import decode_rows
+from ingest.block import Block, decode_rows
 from ingest.dead_letter_format import BadLine, decode_line, encode_line, letter_id
 from ingest.errors import Refused
 from ingest.inflate import gunzip
-from ingest.journal_format import Done, FrameReader, encode_done, header_fault
+from ingest.journal_format import Done, FrameReader, encode_done, encode_head, header_fault
 from ingest.reading import name_fault
 from tests.blocks import make_block
 from tests.journals import SALT, segment_bytes
@@ -89,7 +89,18 @@ def fuzz_journal(data: bytes) -> str:
         return data[offset : offset + count]
 
     reader = FrameReader(read_at, SALT, 0, len(data), chunk_bytes=64)
-    covered = [(each.start, each.end) for each in reader]
+    covered = []
+    for frame in reader:
+        block = Block(
+            frame.tuples,
+            frame.rows,
+            received_s=0,
+            received_us=frame.received_us,
+            newest_ts_us=frame.newest_ts_us,
+        )
+        block.sequence = frame.sequence
+        assert encode_head(block, SALT) + block.tuples == data[frame.start : frame.end]
+        covered.append((frame.start, frame.end))
     frames = len(covered)
     sequences = [each.sequence for each in FrameReader(read_at, SALT, 0, len(data))]
     assert sequences == sorted(set(sequences))
