@@ -39,7 +39,7 @@ class Rig:
             journal=lambda: self.journal,
         )
         self.looking = Looking(
-            Settings(),
+            Settings(database_unsafe=True),  # the tests' server does not fsync
             metrics=self.metrics,
             dead_letters=self.dead_letters,
             readyz=lambda: (200, READY),

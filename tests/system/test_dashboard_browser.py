@@ -59,7 +59,8 @@ async def dashboard(
     browser: Browser, folder: Path, database_url: str, **settings: object
 ) -> AsyncIterator[tuple[Service, Watched]]:
     """Run a service and look at it; at the end the page must have met no error."""
-    quick: Any = {"hold_probe_s": 0.3, "database_url": database_url, **settings}
+    where = {"database_url": database_url, "database_unsafe": True}  # it does not fsync
+    quick: Any = {"hold_probe_s": 0.3, **where, **settings}
     async with Service(folder / "state", **quick) as service:
         seen = await watched(browser, service.admin_url)
         try:
@@ -210,7 +211,12 @@ async def test_page_has_no_serious_accessibility_fault(
 ) -> None:
     """By axe-core, in light and dark, on hold, with a dialog, on a phone; and the log-in."""
     source = axe_source()
-    settings: Any = {"database_url": readings_url, "hold_probe_s": 0.3, "admin_listen": "[::]:0"}
+    settings: Any = {
+        "database_url": readings_url,
+        "database_unsafe": True,
+        "hold_probe_s": 0.3,
+        "admin_listen": "[::]:0",
+    }
     async with (
         table(readings_url) as readings_connection,
         Service(tmp_path / "state", **settings) as service,
@@ -450,7 +456,7 @@ async def test_beyond_the_loopback_the_page_asks_for_the_token(
     """A wrong one is told so, the right one opens page, feed and actions."""
     token = "a-token-of-the-operator"
     everywhere = {"admin_listen": "0.0.0.0:0", "admin_token": token}
-    settings: Any = {"database_url": readings_url, **everywhere}
+    settings: Any = {"database_url": readings_url, "database_unsafe": True, **everywhere}
     async with Service(tmp_path / "state", **settings) as service:
         page = await browser.new_page()
         seen = Watched(page, service.admin_url)

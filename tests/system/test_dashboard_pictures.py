@@ -44,7 +44,9 @@ async def test_pictures_of_the_dashboard(
     """Light, dark, on a phone, on hold; none of them empty, and no error on the way."""
     folder = REPOSITORY / "docs" if FOR_DOCS else tmp_path
     folder.mkdir(exist_ok=True)
-    async with Service(tmp_path / "state", database_url=readings_url) as service:
+    async with Service(
+        tmp_path / "state", database_url=readings_url, database_unsafe=True
+    ) as service:
         fleet = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "loadgen", "run", "--url", service.url),
             *("--duration-s", str(RUN_S + 50), *FLEET, *ODD, *SHAPE),
