@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +16,7 @@ import pytest
 from ingest.cli import main
 from ingest.cli_doctor_database import Check, database_checks
 from ingest.config import Settings
+from ingest.filesystem import filesystem_of, is_volatile
 from ingest.statefolder import StateFolder
 from tests.commands import Here, ingest, with_user
 
@@ -156,3 +159,31 @@ def test_doctor_counts_dead_letters_and_full_disks(
     assert main([*words, "--disk-free-bytes-min", "0", "--dlq-bytes-max", str(2**44)]) == 1
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert found["free space"]["state"] == "warn"
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[Path]:
+    """Give a folder on a real file system in memory."""
+    base = Path("/dev/shm")  # noqa: S108  the folder below it gets a name of mkdtemp
+    if not is_volatile(filesystem_of(base)):
+        pytest.skip("there is no file system in memory at /dev/shm")
+    with tempfile.TemporaryDirectory(prefix="ingest-test-", dir=base) as folder:
+        yield Path(folder)
+
+
+async def test_journal_in_memory_fails_doctor_and_start_unless_it_does_not_matter(
+    here: Here, readings_url: str, memory_folder: Path
+) -> None:
+    """A real tmpfs: exit 1, and the ways out; with one of them nothing else is wrong."""
+    ports = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+    at = (*ports, "--state-dir", memory_folder / "state", "--database-url", readings_url)
+    at += ("--database-unsafe", "true", "--disk-free-bytes-min", "0")
+    done = await here("doctor", *at)
+    (line,) = [each for each in done.stdout.splitlines() if each[6:].startswith("file system")]
+    assert (done.code, line[:4]) == (1, "FAIL")
+    assert "--journal-unsafe true" in line
+    started = await ingest("serve", *at)
+    assert started.code == 2
+    assert "--journal-unsafe true" in started.stderr
+    for way in (("--journal-unsafe", "true"), ("--buffer", "memory")):
+        assert (await here("doctor", *at, *way)).code == 0
