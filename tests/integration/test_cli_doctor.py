@@ -176,8 +176,8 @@ async def test_journal_in_memory_fails_doctor_and_start_unless_it_does_not_matte
 ) -> None:
     """A real tmpfs: exit 1, and the ways out; with one of them nothing else is wrong."""
     ports = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
-    at = (*ports, "--state-dir", memory_folder / "state", "--database-url", readings_url)
-    at += ("--database-unsafe", "true", "--disk-free-bytes-min", "0")
+    where = ("--state-dir", memory_folder / "state", "--database-url", readings_url)
+    at = (*ports, *where, "--database-unsafe", "true", "--disk-free-bytes-min", "0")
     done = await here("doctor", *at)
     (line,) = [each for each in done.stdout.splitlines() if each[6:].startswith("file system")]
     assert (done.code, line[:4]) == (1, "FAIL")

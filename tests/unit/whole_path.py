@@ -238,14 +238,14 @@ class Whole:
         """Hold table, dead letters and answers against what was promised. After `finish`."""
         promises = self.promises
         letters = read(self.folder / "dead-letters")
-        refused = [each.reading for each in letters if each.reason == REFUSED]
-        aside = [each.reading for each in letters if each.reason not in (REFUSED, INVALID)]
-        assert len(refused) == len(set(refused))
-        assert not set(refused) & promises.table.keys()
+        # As sets: what could not be taken back stands there twice, and readers count an id once.
+        refused = {each.reading for each in letters if each.reason == REFUSED}
+        aside = {each.reading for each in letters if each.reason not in (REFUSED, INVALID)}
+        assert not refused & promises.table.keys()
         assert all(each is not None and each.value == BAD for each in refused)
         # `drained`: at a stop the journal was broken still.
         assert {each.reason for each in letters} <= {REFUSED, INVALID, EXHAUSTED, DRAINED}
-        found = promises.table.keys() | set(refused) | set(aside)
+        found = promises.table.keys() | refused | aside
         assert promises.kept <= found, f"{len(promises.kept - found)} readings are lost"
         assert found <= promises.posted
         assert not any(each.value == BAD for each in promises.table)
@@ -259,5 +259,5 @@ class Whole:
             if outcome.set_aside:
                 continue
             assert named == {each for each in readings if each.value == BAD}
-            assert named <= set(refused)
+            assert named <= refused
             assert promises.table.keys() >= set(readings) - named
