@@ -18,6 +18,8 @@ from ingest.config import Settings
 from ingest.postgres_embedded import EmbeddedPostgres
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import NOT_DURABLE, Verdict, WriteFailed
+from tests.commands import Here
+from tests.letters import drained, keep, make_store, read
 from tests.rows import encode, readings
 
 
@@ -157,3 +159,21 @@ async def test_every_value_of_synchronous_commit_is_judged(
     row = dict(found) | {"synchronous_commit": value, "standbys": standbys}
     judged = {each.name: each for each in durability._judged(row)}["synchronous_commit"]
     assert (bool(judged.risk), judged.refuses) == (warns, refuses)
+
+
+async def test_replay_by_hand_marks_nothing_done_that_a_crash_could_take_back(
+    here: Here, readings_url: str, tmp_path: Path
+) -> None:
+    """A dead letter that is done is gone: that rests on the commit too (this server's is none)."""
+    folder = tmp_path / "dead-letters"
+    store = make_store(folder)
+    keep(store, drained(2))
+    store.close()
+    words = ("dlq", "replay", "--state-dir", tmp_path, "--database-url", readings_url)
+    done = await here(*words)
+    assert done.code == 1
+    assert "fsync is off" in done.stdout + done.stderr
+    assert "--database-unsafe true" in done.stdout + done.stderr
+    assert len(read(folder)) == 2
+    assert (await here(*words, "--database-unsafe", "true")).code == 0
+    assert read(folder) == []
