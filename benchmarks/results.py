@@ -2,7 +2,7 @@
 
 RESULTS.md shows each case as the newest line has it that measured it. What stands between the
 markers `by hand` and `end` is the author's and stays. `python -m benchmarks.results` only writes
-RESULTS.md and its charts again.
+RESULTS.md, its charts and the figures of the README beside its folder again.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import document
+from benchmarks import document, readme_numbers
 from benchmarks.cases import ALL, CASES, Case, Runs, judge
 from benchmarks.charts import Bar, bars, shown
 from benchmarks.contenders import Figures
 
 FOLDER = Path(__file__).resolve().parent
 LINES, DOCUMENT, CHARTS = "results.ndjson", "RESULTS.md", "charts"
+README = FOLDER.parent / "README.md"
 BY_HAND = re.compile(r"<!-- by hand -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
@@ -75,7 +77,7 @@ def write(folder: Path) -> None:
     path = folder / DOCUMENT
     old = path.read_text() if path.exists() else ""
     by_hand = BY_HAND.search(old)
-    newest = {name: line for line in lines for name in line.cases}
+    newest = newest_of(lines)
     charts = folder / CHARTS
     charts.mkdir(exist_ok=True)
     drawn = set()
@@ -84,6 +86,13 @@ def write(folder: Path) -> None:
             (charts / f"{case.name}.svg").write_text(picture)
             drawn.add(case.name)
     path.write_text(document.whole(newest, lines, drawn, by_hand[1] if by_hand else None))
+    if folder.resolve() == FOLDER:
+        README.write_text(readme_numbers.refreshed(README.read_text(), newest))
+
+
+def newest_of(lines: Sequence[Line]) -> dict[str, Line]:
+    """Return for each case the newest line that measured it."""
+    return {name: line for line in lines for name in line.cases}
 
 
 def chart(case: Case, runs: Runs) -> str:

@@ -1,0 +1,145 @@
+"""The figures that README.md shows, taken from results.ndjson: nobody copies them by hand.
+
+Pure: takes figures, gives Markdown. They stand between `<!-- measured: sizing -->` and `<!-- end
+measured -->`; `python -m benchmarks.results` and every recorded run write them again, and a test
+compares. A figure that was not measured is left out with its row.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from benchmarks.cases import ALL, CASES
+from benchmarks.charts import shown
+from benchmarks.contenders import Figures
+
+if TYPE_CHECKING:
+    from benchmarks.results import Line
+
+RESULTS = "benchmarks/RESULTS.md"
+OURS = "iot-ingest, "
+POSTS = {"singles": "Single readings", "hundreds": "Posts of 100"}
+COLUMNS = (
+    "rows/s",
+    "p50 ms",
+    "p99 ms",
+    "its CPU, us a reading",
+    "PostgreSQL's",
+    "peak memory, MiB",
+)
+_REGION = re.compile(r"(<!-- measured: sizing -->\n).*?(<!-- end measured -->)", re.DOTALL)
+
+
+def refreshed(text: str, newest: Mapping[str, Line]) -> str:
+    """Return a Markdown text with its figures printed anew; `newest` is the line of each case."""
+    return _REGION.sub(lambda match: f"{match[1]}\n{sizing(newest)}\n{match[2]}", text)
+
+
+def sizing(newest: Mapping[str, Line]) -> str:
+    """Return the table of peaks, what else was measured, and the conditions of both."""
+    lines = _lines(newest)
+    parts = [_machine(lines), *filter(None, (_peaks(newest, posts) for posts in POSTS))]
+    if others := list(_others(newest)):
+        parts.append("\n".join(others) + "\n")
+    if not any("durable" in ALL[name].title for line in lines for name in line.runs if name in ALL):
+        parts.append(
+            "`ack=durable`, the default, is not among the recorded figures yet: what is called\n"
+            "`buffered` here ran with `--buffer memory`.\n"
+        )
+    return "\n".join(parts)
+
+
+def _lines(newest: Mapping[str, Line]) -> list[Line]:
+    """Return the lines that are shown, each once, in the order of the cases."""
+    found: list[Line] = []
+    for case in CASES:
+        if case.name in newest and newest[case.name] not in found:
+            found.append(newest[case.name])
+    return found
+
+
+def _machine(lines: Sequence[Line]) -> str:
+    """Say on what, when and how it was measured; each machine, if there were several."""
+    said = []
+    for line in lines:
+        of = line.environment
+        words = f"{of.get('processor', 'unknown processor')}, {of.get('cores', '?')} cores"
+        words += (
+            f", {of.get('memory', '?')}, {of.get('system', '?')}, Python {of.get('python', '?')}"
+        )
+        if words not in said:
+            said.append(words)
+    days = sorted({line.at[:10] for line in lines})
+    return (
+        f"Measured on {'; '.join(said)}\n"
+        f"({' and '.join(days)}). Driver, service and PostgreSQL share that machine; medians of\n"
+        f"several runs. Everything about it, and what was missed: [RESULTS.md]({RESULTS}).\n"
+    )
+
+
+def _median(runs: Sequence[Figures], figure: str) -> str:
+    values = [each[figure] for each in runs if figure in each]
+    return shown(statistics.median(values)) if values else ""
+
+
+def _peaks(newest: Mapping[str, Line], posts: str) -> str:
+    """Return the table of one kind of posts: ours first, then what it was compared with."""
+    measured: dict[str, Sequence[Figures]] = {}
+    for case in CASES:
+        if case.name in newest and case.name.startswith(posts) and case.chart:
+            for name in case.contenders:
+                runs = newest[case.name].runs.get(name)
+                # A bare handler and a bare COPY are floors for us, no choice of a reader.
+                if runs and (ALL[name].title.startswith(OURS) or case.name != posts):
+                    measured.setdefault(name, runs)
+    if not measured:
+        return ""
+    rows = [f"| {POSTS[posts]}, at the peak | " + " | ".join(COLUMNS) + " |"]
+    rows.append("| --- |" + " ---: |" * len(COLUMNS))
+    for name in sorted(measured, key=lambda each: not ALL[each].title.startswith(OURS)):
+        rows.append(f"| {_way(ALL[name].title)} | " + " | ".join(_cells(measured[name])) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _cells(runs: Sequence[Figures]) -> list[str]:
+    """Write one row; the CPU of a reading is that of a second over the readings of a second."""
+    cells = [_median(runs, each) for each in ("rows_per_s", "p50_ms", "p99_ms")]
+    for cores in ("server_cores", "postgres_cores"):
+        costs = [each[cores] / each["rows_per_s"] * 1e6 for each in runs if cores in each]
+        cells.append(shown(statistics.median(costs)) if costs else "")
+    return [*cells, _median(runs, "rss_peak_mib")]
+
+
+def _way(title: str) -> str:
+    return re.sub(r"(ack=\w+)", r"`\1`", title)
+
+
+def _others(newest: Mapping[str, Line]) -> Iterator[str]:
+    """Yield what else is asked before one buys a machine: how late, how much memory, how soon."""
+    stories = (
+        (
+            "half_peak",
+            "- At half the peak, posts of one at random moments ({offered_posts_per_s} a second): "
+            "`buffered`\n  p50 {buffered_p50_ms} ms, p99 {buffered_p99_ms} ms; `committed` "
+            "p50 {committed_p50_ms} ms, p99 {committed_p99_ms} ms.",
+        ),
+        ("idle", "- An idle connection takes {connection_kib} KiB."),
+        (
+            "slowed",
+            "- A slowed database that takes {takes_rows_per_s} rows/s gets {four_times_rows_per_s} "
+            "when four times as much\n  is offered; {lost_rows} acknowledged readings are lost, "
+            "the rest is told 503.",
+        ),
+        (
+            "start",
+            "- From start to the first reading in the table: {start_to_committed_s} s (warm).",
+        ),
+    )
+    for name, text in stories:
+        runs = newest[name].runs.get(name) if name in newest else None
+        wanted = re.findall(r"{(\w+)}", text)
+        if runs and all(each in runs[0] for each in wanted):
+            yield text.format_map({each: _median(runs, each) for each in wanted})
