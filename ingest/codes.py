@@ -1,6 +1,6 @@
 """Every code a client can meet, once: problems of a post, and errors of one item.
 
-The tables of the README are printed from here (`python -m ingest.cli_docs`), and a test compares.
+The tables of docs/ are printed from here (`python -m ingest.cli_docs`), and a test compares.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A setting `batch_rows` is `batch_rows` in the TOML file, INGEST_BATCH_ROWS in the environment and
 `--batch-rows` on the command line. A wrong value is a ConfigError that names it and its origin.
-The help, the tables of the README and the example file are printed from here.
+The help, the tables of the documents and the example file are printed from here.
 """
 
 from __future__ import annotations

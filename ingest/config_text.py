@@ -1,4 +1,4 @@
-"""The settings as text: bounds in words, the README's table, example files for the two formats.
+"""The settings as text: bounds in words, the documents' table, example files for the two formats.
 
 Everything is printed from the declarations in config; nothing is written twice.
 """
@@ -61,7 +61,7 @@ def help_text(declared: Field[Any]) -> str:
 
 
 def markdown_table() -> str:
-    """Return the table of all settings for the README."""
+    """Return the table of all settings for docs/settings.md."""
     lines = ["| setting | default | may be | for |", "| --- | --- | --- | --- |"]
     for title, members in groups():
         lines.append(f"| **{title}** | | | |")

@@ -1,6 +1,6 @@
 """`loadgen run` beside the real service: its figures are those of the table, and it always reports.
 
-What the README shows is run here as well.
+What docs/loadgen.md shows is run here as well.
 """
 
 from __future__ import annotations
@@ -296,12 +296,12 @@ async def test_find_max_ends_with_a_table_and_a_result_as_json(tmp_path: Path) -
 async def test_readme_commands_of_loadgen_run_do_what_they_are_shown_for(
     tmp_path: Path, open_tmp_path: Path
 ) -> None:
-    """Every line of the README is understood; those of ten seconds and more are run for one.
+    """Every line of docs/loadgen.md is understood; those of ten seconds and more are run for one.
 
     Beside the real service: it refuses what is poison, whatever the seed makes of that.
     """
-    readme = (REPOSITORY / "README.md").read_text()
-    lines = re.findall(r"^\./run loadgen run ?(.*)$", readme, re.MULTILINE)
+    document = (REPOSITORY / "docs" / "loadgen.md").read_text()
+    lines = re.findall(r"^\./run loadgen run ?(.*)$", document, re.MULTILINE)
     assert len(lines) >= 3
     async with Service(open_tmp_path / "state") as service:
         runs = []

@@ -1,4 +1,8 @@
-"""Every command that the README shows does what the README says, in its order."""
+"""Every command that README.md and docs/operating.md show does what they say, in their order.
+
+A block of shell is run by a shell, real curl included; only the ports are those of the test's own
+service. What is not run here stands in NOT_RUN_HERE or NEEDS_MORE, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +10,44 @@ import asyncio
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.system.service import REPOSITORY, Reply, Service, environment
+import pytest
 
-README = (REPOSITORY / "README.md").read_text()
-ADMIN = "http://127.0.0.1:8081"
-_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from tests.documents import DOCUMENTS, OPERATING, README, Fence, fences
+from tests.system.service import REPOSITORY, Service, environment
+
+# Blocks of shell that another test runs.
+NOT_RUN_HERE = {
+    "./run\n": "test_run_script.py starts it in a checkout of its own, set-up and all",
+    "./run demo\n": "test_demo.py runs it until Ctrl-C",
+}
+# The first line of blocks that are marked as text, since a test has not what they need.
+NEEDS_MORE = {
+    "export INGEST_DATABASE_URL=": "a server at db.example",
+    'psql "$ADMIN_URL" ': "an administrator's URL; test_cli_commands.py has one",
+    "cd deploy": "a container engine; test_deploy.py looks at what it would run",
+    "./run test  ": "it would run itself",
+    "./run loadgen csv": "a file of the reader's; test_loadgen_csv.py has some",
+    "./run loadgen run": "run by test_loadgen_run.py, shorter",
+    "./run loadgen verify": "run by test_verify.py, shorter",
+}
+NEEDS_CURL = pytest.mark.skipif(
+    shutil.which("curl") is None, reason="no curl: apt-get install -y --no-install-recommends curl"
+)
+# curl says the status after the body, and is told nothing by the files of whoever runs the test.
+CURLRC = 'silent\nshow-error\nnoproxy = "*"\nwrite-out = "\\n%{http_code}"\n'
 
 
-class Fence(NamedTuple):
-    """One fenced block: its language and its text."""
+class Answer(NamedTuple):
+    """What curl has printed."""
 
-    language: str
-    text: str
-
-
-FENCES = [Fence(*each) for each in _FENCE.findall(README)]
-
-
-async def _curl(service: Service, text: str) -> Reply:
-    """Do what a curl line of the README says; only the flags it uses are known."""
-    words = shlex.split(text)
-    assert words.pop(0) == "curl"
-    headers: dict[str, str] = {}
-    body, url = b"", ""
-    while words:
-        word = words.pop(0)
-        if word == "-H":
-            name, _, value = words.pop(0).partition(": ")
-            headers[name] = value
-        elif word == "-d":
-            body = words.pop(0).encode()
-        else:
-            assert not word.startswith("-"), f"the test does not know curl's {word}"
-            url = word
-    if not body:
-        assert url.startswith(ADMIN), "the default port is the one shown"
-        return await service.request("GET", url.replace(ADMIN, service.admin_url))
-    assert url.startswith("http://127.0.0.1:8080/"), "the default port is the one shown"
-    url = url.replace("http://127.0.0.1:8080", service.url)
-    return await service.request("POST", url, body=body, headers=headers)
+    document: Any
+    status: int
 
 
 async def _shell(script: str, folder: Path, env: Mapping[str, str]) -> str:
@@ -76,47 +74,91 @@ def _checkout(folder: Path) -> None:
     (folder / ".venv").symlink_to(sys.prefix)
 
 
+class Reader:
+    """Types what is shown, block by block, as somebody who reads from the top would."""
+
+    def __init__(self, service: Service, folder: Path, state: Path) -> None:
+        _checkout(folder)
+        (folder / ".curlrc").write_text(CURLRC)
+        self._service, self._folder = service, folder
+        self._env = {
+            "INGEST_STATE_DIR": str(state),
+            "PYTHONPATH": str(REPOSITORY),
+            "CURL_HOME": str(folder),
+        }
+        self._variables = ""  # those that earlier blocks have set
+        self.answers: list[Answer] = []
+        self.compared = 0
+        self.outputs: dict[str, str] = {}
+
+    async def read(self, fence: Fence) -> None:
+        """Do what one block says, or compare what it shows with what came."""
+        if fence.language == "json" and fence.text.startswith('{"accepted"'):
+            assert json.loads(fence.text) == self.answers[-1].document
+            self.compared += 1
+        elif fence.language == "json":
+            reply = await self._service.post(fence.text.encode(), ack="committed")
+            assert reply.status == 200, reply.text
+        elif fence.language == "sh" and fence.text not in NOT_RUN_HERE:
+            await self._type(fence.text)
+
+    async def _type(self, text: str) -> None:
+        script = text.replace("http://127.0.0.1:8080/", f"{self._service.url}/")
+        script = script.replace("http://127.0.0.1:8081/", f"{self._service.admin_url}/")
+        assert "127.0.0.1:80" not in script.replace(self._service.url, "").replace(
+            self._service.admin_url, ""
+        ), "the default ports are those shown"
+        await self._service.wait_quiet()  # who types is slower than a batch
+        output = await _shell(f"{self._variables}\n{script}", self._folder, self._env)
+        self._variables += "".join(re.findall(r"^PG=.*\n", text, re.MULTILINE))
+        self.outputs[text] = output
+        if "curl " in text:
+            body, _, status = output.rpartition("\n")
+            self.answers.append(Answer(json.loads(body), int(status)))
+
+
+@NEEDS_CURL
 async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Path) -> None:
     """A stranger who types what stands there gets what stands there."""
-    folder = open_tmp_path / "iot ingest"
-    _checkout(folder)
-    env = {"INGEST_STATE_DIR": str(open_tmp_path / "state"), "PYTHONPATH": str(REPOSITORY)}
-    answers: list[tuple[Any, Any]] = []
-    script = ""
-    async with Service(open_tmp_path / "state") as service:
-        replies: list[Reply] = []
-        outputs: dict[str, str] = {}
-        for fence in FENCES:
-            if fence.text.startswith(f"curl '{ADMIN}"):
-                looked = await _curl(service, fence.text)
-                assert looked.status == 200, looked.text
-                found = [each["value"] for each in looked.document["readings"]]
-                assert found == [21.7, 21.6, 21.5]
-            elif fence.text.startswith("curl"):
-                replies.append(await _curl(service, fence.text))
-            elif fence.language == "json" and fence.text.startswith('{"accepted"'):
-                answers.append((json.loads(fence.text), replies[-1].document))
-            elif fence.language == "json":
-                reply = await service.post(fence.text.encode(), ack="committed")
-                assert reply.status == 200, reply.text
-            elif fence.language == "sh" and fence.text != "./run\n":
-                # Each block runs with the variables of those before it.
-                output = await _shell(f"{script}\n{fence.text}", folder, env)
-                outputs[fence.text] = output
-                script += "".join(re.findall(r"^PG=.*\n", fence.text, re.MULTILINE))
-        assert [reply.status for reply in replies] == [202, 200]
-        for shown, real in answers:
-            assert shown == real
-        assert len(answers) == 2
-        said = "\n".join(outputs.values())
-        assert "boiler-7" in said
+    state = open_tmp_path / "state"
+    async with Service(state) as service:
+        reader = Reader(service, open_tmp_path / "iot ingest", state)
+        for fence in fences(README):
+            await reader.read(fence)
+        *posted, looked = reader.answers
+        assert [each.status for each in posted] == [202, 200, 202]
+        assert reader.compared == 3
+        assert looked.status == 200
+        assert [each["value"] for each in looked.document["readings"]] == [21.6, 21.5]
+        (rows,) = (said for text, said in reader.outputs.items() if text.startswith("./run psql"))
+        assert "boiler-7" in rows
+
+        for fence in fences(OPERATING):
+            await reader.read(fence)
+        looked = reader.answers[-1]
+        assert [each["value"] for each in looked.document["readings"]] == [21.7, 21.6, 21.5]
+        said = "\n".join(reader.outputs.values())
         assert "1 letters replayed: 1 readings, 1 new, 0 duplicates" in said
         assert "\n21.7\n" in said
         assert "state:  accepting" in said
-        values = await service.query("select value from readings where device_id = 'boiler-7'")
-        assert sorted(row["value"] for row in values) == [21.5, 21.6, 21.7]
+        values = await service.query("select device_id, value from readings order by 1, 2")
+        assert [tuple(row.values()) for row in values] == [
+            *(("boiler-7", value) for value in (21.5, 21.6, 21.7)),
+            *(("room-3", value) for value in (21.5, 40.0)),
+        ]
         samples = await service.wait_quiet()
         assert samples["ingest_ledger_imbalance_rows"] == 0
+
+
+async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> None:
+    """The shapes that docs/posting.md shows are those that the door takes."""
+    shown = [each.text for each in fences(DOCUMENTS["docs/posting.md"]) if each.language == "json"]
+    assert len(shown) == 2
+    async with Service(open_tmp_path / "state") as service:
+        for text in shown:
+            reply = await service.post(text.encode(), ack="committed")
+            assert reply.status == 200, reply.text
+        assert len(await service.query("select 1 from readings")) == 3
 
 
 async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
@@ -126,8 +168,8 @@ async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
     folder = open_tmp_path / "checkout"
     _checkout(folder)
     env = {"INGEST_STATE_DIR": str(open_tmp_path / "state"), "PYTHONPATH": str(REPOSITORY)}
-    (dump,) = (fence.text for fence in FENCES if "pg_dump" in fence.text)
-    (restore,) = (fence.text for fence in FENCES if "pg_restore" in fence.text)
+    (dump,) = (fence.text for fence in fences(OPERATING) if "pg_dump" in fence.text)
+    (restore,) = (fence.text for fence in fences(OPERATING) if "pg_restore" in fence.text)
     async with Service(open_tmp_path / "state") as service:
         item = {"device_id": "d 1\\t", "metric": "COPY public.readings"}
         posted = [{**item, "ts": 1_700_000_000 + n, "value": n / 3} for n in range(500)]
@@ -144,14 +186,16 @@ async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
 
 
 def test_readme_leaves_no_command_untested() -> None:
-    """What is not run by the tests is marked as text, and needs what a test has not."""
-    assert {fence.language for fence in FENCES} == {"sh", "json", "text"}
-    texts = [fence.text for fence in FENCES if fence.language == "text"]
-    assert all(
-        re.match(
-            r"export INGEST_DATABASE_URL|psql \"\$ADMIN_URL\"|\./run (loadgen|test)"
-            r"|cd deploy\n\./make-secrets\ndocker compose ",
-            text,
-        )
-        for text in texts
-    )
+    """Each block of every document is run here, or on a list that says why it is not."""
+    shown = {path: fences(text) for path, text in DOCUMENTS.items()}
+    run_here = {"README.md", "docs/operating.md"}
+    left = set(NOT_RUN_HERE), set(NEEDS_MORE)
+    for path, found in shown.items():
+        for fence in found:
+            assert fence.language in {"sh", "json", "text"}, f"{path}: ```{fence.language}"
+            assert fence.language != "sh" or path in run_here, f"{path} is not run by a test"
+            left[0].discard(fence.text)
+            if fence.language == "text":
+                (reason,) = (each for each in NEEDS_MORE if fence.text.startswith(each))
+                left[1].discard(reason)
+    assert left == (set(), set()), "a reason for what is no longer shown"

@@ -270,17 +270,17 @@ async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
         assert "lost: 1\n  reading 0 " in done.stdout
 
 
-# What the README shows
+# What docs/loadgen.md shows
 
 
-def _readme_section() -> str:
-    text_ = (REPOSITORY / "README.md").read_text()
+def _shown_section() -> str:
+    text_ = (REPOSITORY / "docs" / "loadgen.md").read_text()
     return text_.split("## Proving that nothing was lost\n")[1].split("\n## ")[0]
 
 
 async def test_readme_commands_prove_what_the_readme_says(open_tmp_path: Path) -> None:
     """With a service of `./run` on the same machine the bare command finds everything."""
-    commands = re.findall(r"^\./run loadgen verify(.*)$", _readme_section(), re.MULTILINE)
+    commands = re.findall(r"^\./run loadgen verify(.*)$", _shown_section(), re.MULTILINE)
     assert len(commands) >= 3
     ledger = open_tmp_path / "ledger"
     state = open_tmp_path / "state"
@@ -295,7 +295,7 @@ async def test_readme_commands_prove_what_the_readme_says(open_tmp_path: Path) -
             elif "--reconcile-only" not in words:
                 words += ["--posts", "200"]
             if "--refused-by-check" in words:
-                sql = re.search(r'`./run psql -c "(alter .*?)"`', _readme_section())
+                sql = re.search(r'`./run psql -c "(alter .*?)"`', _shown_section())
                 assert sql is not None
                 done = await run_command("ingest", "psql", "-c", sql[1], env=env)
                 assert done.code == 0, done.stderr
@@ -303,8 +303,8 @@ async def test_readme_commands_prove_what_the_readme_says(open_tmp_path: Path) -
             assert done.code == 0, done.stdout + done.stderr
             said = done.stdout
             assert "as promised" in said
-        # The first words of each line are those of the README; numbers differ.
-        shown = _readme_section().split("./run loadgen verify\n")[1].split("```")[0]
+        # The first words of each line are those of the document; numbers differ.
+        shown = _shown_section().split("./run loadgen verify\n")[1].split("```")[0]
         assert [re.sub(NUMBERS, "#", line) for line in shown.splitlines()] == [
             re.sub(NUMBERS, "#", line) for line in said.splitlines()
         ]
