@@ -181,11 +181,25 @@ def test_run_exit_code_and_arguments_pass_through(checkout: Checkout) -> None:
 
 def test_run_signal_reaches_the_service(checkout: Checkout, open_tmp_path: Path) -> None:
     """The process that was started is the service: SIGTERM drains it, and it says so."""
+    _drain(checkout, open_tmp_path / "state", "--listen", "127.0.0.1:0")
+
+
+def test_run_without_a_word_is_the_service(checkout: Checkout, open_tmp_path: Path) -> None:
+    """The first command of the README: nothing but `./run`."""
+    _drain(checkout, open_tmp_path / "state")
+
+
+def _drain(checkout: Checkout, folder: Path, *flags: str) -> None:
+    """Start `./run flags` on free ports, wait until it runs, and stop it."""
     service = checkout.start(
-        *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
-        *("--state-dir", str(open_tmp_path / "state")),
+        *flags,
+        environ={
+            "INGEST_LISTEN": "127.0.0.1:0",
+            "INGEST_ADMIN_LISTEN": "127.0.0.1:0",
+            "INGEST_STATE_DIR": str(folder),
+        },
     )
-    state = open_tmp_path / "state" / "service.json"
+    state = folder / "service.json"
     end = time.monotonic() + 30
     while not state.exists() and service.poll() is None and time.monotonic() < end:
         signal.sigtimedwait([], 0.05)
