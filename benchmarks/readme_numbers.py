@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from benchmarks.cases import ALL, CASES
 from benchmarks.charts import shown
 from benchmarks.contenders import Figures
+from benchmarks.wrk import CONNECTIONS
 
 if TYPE_CHECKING:
     from benchmarks.results import Line
@@ -76,7 +77,9 @@ def _machine(lines: Sequence[Line]) -> str:
     return (
         f"Measured on {'; '.join(said)}\n"
         f"({' and '.join(days)}). Driver, service and PostgreSQL share that machine; medians of\n"
-        f"several runs. Everything about it, and what was missed: [RESULTS.md]({RESULTS}).\n"
+        f"several runs. A peak is what {CONNECTIONS} connections get that post as fast as they are\n"
+        "answered: with `ack=committed` each waits for its batch, so that more of them get more.\n"
+        f"Everything about it, and which aims were missed: [RESULTS.md]({RESULTS}).\n"
     )
 
 
@@ -122,7 +125,7 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
     stories = (
         (
             "half_peak",
-            "- At half the peak, posts of one at random moments ({offered_posts_per_s} a second): "
+            "- Single readings at random moments, half the peak ({offered_posts_per_s} a second): "
             "`buffered`\n  p50 {buffered_p50_ms} ms, p99 {buffered_p99_ms} ms; `committed` "
             "p50 {committed_p50_ms} ms, p99 {committed_p99_ms} ms.",
         ),

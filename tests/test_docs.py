@@ -65,6 +65,13 @@ def test_readme_figures_are_those_of_the_results() -> None:
     assert compared >= 2
 
 
+def test_readme_table_of_statuses_has_every_status() -> None:
+    """A client meets no status that the front page does not know."""
+    section = README.split("### Statuses\n")[1].split("\n## ")[0]
+    named = {int(each) for each in re.findall(r"\b[2-5][0-9]{2}\b", section)}
+    assert named == {200, 202, *(each.status for each in codes.PROBLEMS.values())}
+
+
 def test_documents_name_every_word_of_the_command_line() -> None:
     """A word that nobody can read about is not there."""
     missing = [word for word in WORDS if f"ingest {word}" not in DOCUMENTS["docs/settings.md"]]
@@ -185,7 +192,7 @@ def test_links_of_documents_lead_somewhere(path: Path) -> None:
 )
 def test_dead_link_is_found(link: str) -> None:
     """The check can fail."""
-    live = "# A heading\n[a](#a-heading) [b](docs/operating.md#dead-letters) `[c](nowhere)`\n"
+    live = "# A heading\n[a](#a-heading) [b](docs/operating.md) `[c](nowhere)`\n"
     assert len(dead_links(REPOSITORY / "README.md", f"{live}{link}\n")) == 1
 
 
