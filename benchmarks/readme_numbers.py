@@ -78,7 +78,7 @@ def _machine(lines: Sequence[Line]) -> str:
         f"Measured on {'; '.join(said)}\n"
         f"({' and '.join(days)}). Driver, service and PostgreSQL share that machine; medians of\n"
         f"several runs. A peak is what {CONNECTIONS} connections get that post as fast as they\n"
-        "are answered: with `ack=committed` each waits for its batch, so that more of them get more.\n"
+        "are answered: with `ack=committed` each waits for its batch, so more of them get more.\n"
         f"Everything about it, and which aims were missed: [RESULTS.md]({RESULTS}).\n"
     )
 

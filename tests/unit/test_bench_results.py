@@ -10,7 +10,7 @@ from xml.etree import ElementTree as xml
 
 import pytest
 
-from benchmarks import results, side_by_side
+from benchmarks import readme_numbers, results, side_by_side
 from benchmarks.cases import ALL, CASES, NAMES, Wanted, chosen_cases, judge
 from benchmarks.charts import Bar, bars, shown
 from benchmarks.contenders import Contender, Figures, Plan
@@ -232,3 +232,33 @@ def test_durations_and_figures_have_their_unit() -> None:
     ]
     assert title_of("buffered_p99_ms") == "buffered p99 ms"
     assert title_of("takes_rows_per_s") == "takes rows/s"
+
+
+def test_figures_of_the_readme_are_medians_of_what_was_measured() -> None:
+    """Who reads the front page sees the service's rate, costs worked out, and no row of guesses."""
+    line = singles([(100, 90), (100, 10), (100, 95)])
+    line.runs["singles"] = [{**each, "server_cores": 0.9} for each in line.runs["singles"]]
+    told = readme_numbers.sizing({"singles": line})
+    assert "| iot-ingest, `ack=buffered` | 90.0 |  |  | 10,000 |  |  |" in told
+    assert "a <fast> one" in told
+    assert "bare" not in told
+    assert "Posts of 100" not in told
+    assert "idle" not in told
+    assert "`ack=durable`, the default, is not among the recorded figures yet" in told
+
+
+def test_figures_of_the_readme_stand_between_their_markers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recorded run writes them; text around them is the author's; elsewhere nothing is touched."""
+    readme, folder = tmp_path / "README.md", tmp_path / "benchmarks"
+    readme.write_text("a\n<!-- measured: sizing -->\nold\n<!-- end measured -->\nb\n")
+    monkeypatch.setattr(results, "README", readme)
+    record(singles([(100, 90)]), folder)
+    assert "old" in readme.read_text()
+    monkeypatch.setattr(results, "FOLDER", folder)
+    write(folder)
+    text = readme.read_text()
+    assert text.startswith("a\n<!-- measured: sizing -->\n\nMeasured on ")
+    assert text.endswith("\n<!-- end measured -->\nb\n")
+    assert "old" not in text
