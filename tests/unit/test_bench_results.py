@@ -250,7 +250,7 @@ def test_figures_of_the_readme_are_medians_of_what_was_measured() -> None:
 def test_figures_of_the_readme_stand_between_their_markers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recorded run writes them; text around them is the author's; elsewhere nothing is touched."""
+    """A recorded run writes them; text around them is the author's; elsewhere nothing changes."""
     readme, folder = tmp_path / "README.md", tmp_path / "benchmarks"
     readme.write_text("a\n<!-- measured: sizing -->\nold\n<!-- end measured -->\nb\n")
     monkeypatch.setattr(results, "README", readme)
