@@ -100,7 +100,10 @@ def _same(given: str, wanted: bytes) -> bool:
 
 def _same_origin(headers: Mapping[str, str]) -> bool:
     origin = headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("Host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("Host")
+    except ValueError:  # brackets that hold no IPv6 address
+        return False
 
 
 def _is_loopback_name(host: str) -> bool:

@@ -27,7 +27,11 @@ class Wanted(NamedTuple):
 def parameters(text: str, *known: str) -> dict[str, str]:
     """Parse a query string. Raises Refused for names that are not known or stand twice."""
     given: dict[str, str] = {}
-    for name, value in parse_qsl(text, keep_blank_values=True):
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError as error:  # replaced, it would be the name of another device
+        raise Refused("bad_parameter", "the query string is not UTF-8") from error
+    for name, value in pairs:
         if name not in known:
             raise Refused(
                 "unknown_parameter",
@@ -61,10 +65,13 @@ def device(given: dict[str, str], name: str = "device_id") -> str:
 
 def where(given: dict[str, Any]) -> Where:
     """Return which dead letters are wanted. Raises Refused `bad_parameter`."""
-    texts = {name: given.get(name) or None for name in ("reason", "code", "device")}
-    for name, value in texts.items():
+    texts: dict[str, str | None] = {}
+    for name in ("reason", "code", "device"):
+        value = given.get(name)
+        # Not even false or [] may stand for "any": a discard would take everything.
         if value is not None and not isinstance(value, str):
             raise Refused("bad_parameter", f"{name} is a text")
+        texts[name] = value or None
     reason = texts["reason"]
     if reason is not None and reason not in REASONS:
         raise Refused("bad_parameter", f"reason is one of {', '.join(REASONS)}")
