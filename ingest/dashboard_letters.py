@@ -1,8 +1,9 @@
 """Dead letters as the page sees them: the newest ones, one in full, replay and discard.
 
-Looks from the end of the files, LOOK_BYTES_MAX of them at most, in a thread: the newest letters are
-what somebody who opens the page asks about; `ingest dlq` sees all of them. What changes something
-holds the folder's replay lock, and marks lines through the service's own dead-letter thread.
+Looks from the end of the files, LOOK_BYTES_MAX of them at most, in one thread for all who ask: the
+newest letters are what somebody who opens the page asks about; `ingest dlq` sees all of them. What
+changes something holds the folder's replay lock, and marks lines through the service's own
+dead-letter thread.
 """
 
 from __future__ import annotations
@@ -68,16 +69,19 @@ class Letters:
         self._folder = folder
         self._settings = settings
         self._make_sink = make_sink
+        self._looking = asyncio.Lock()  # many threads at once would keep the loop from the GIL
 
     async def listed(self, where: Where, count: int) -> dict[str, Any]:
         """Return the newest live letters that are wanted, short. Raises Refused."""
         count = max(1, min(count, LISTED_MAX))
-        found, whole = await self._in_thread(lambda: newest(self._folder.folder, where, count))
+        async with self._looking:
+            found, whole = await self._in_thread(lambda: newest(self._folder.folder, where, count))
         return {"letters": [_told(each) for each in found], "looked_at_all": whole}
 
     async def in_full(self, id_: str) -> dict[str, Any]:
         """Return one live letter with all that is kept of it. Raises Refused `not_found`."""
-        found = await self._find(EVERYTHING, (id_,))
+        async with self._looking:
+            found = await self._find(EVERYTHING, (id_,))
         if not found:
             raise Refused("not_found", "there is no such live dead letter (any more)")
         return _told(found[0], characters_max=1_000_000)

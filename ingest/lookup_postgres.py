@@ -1,8 +1,8 @@
 """The last readings of one device, from the table: so that an installer can confirm a sensor.
 
-Reads only, on a connection of its own, one question at a time and each within LOOKUP_S_MAX: the key
-begins with `ts`, so without an index per device a device that has been silent for long is found by
-looking through all that came since.
+Reads only, on a connection of its own, one question at a time, each within LOOKUP_S_MAX of its turn
+and that within as much: the key begins with `ts`, so without an index per device a device that has
+been silent for long is found by looking through all that came since.
 """
 
 from __future__ import annotations
@@ -45,10 +45,21 @@ class Lookup:
             raise Refused("busy", "too many ask for readings at once", retry_after_s=2)
         self._waiting += 1
         try:
-            async with self._turn:
+            await self._take_turn()
+            try:
                 return await self._ask(device_id, min(count, READINGS_MAX))
+            finally:
+                self._turn.release()
         finally:
             self._waiting -= 1
+
+    async def _take_turn(self) -> None:
+        """Wait for those who asked before, who may all wait for a database that is away."""
+        try:
+            async with asyncio.timeout(LOOKUP_S_MAX):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise Refused("busy", "others wait for the database too", retry_after_s=2) from error
 
     async def _ask(self, device_id: str, count: int) -> list[dict[str, Any]]:
         sound = False

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import socket
 from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
 import pytest
 
-from ingest import dashboard_letters
+from ingest import dashboard_letters, lookup_postgres
 from ingest.dead_letter import DeadLetterFolder
 from ingest.dead_letter_files import try_replay_lock
+from ingest.dead_letter_reader import LiveLetter, Where
+from ingest.errors import Refused
+from ingest.lookup_postgres import Lookup
 from ingest.ports import Letter
 from ingest.reading import Reading
 from tests.dashboard import Rig, running
@@ -63,6 +68,28 @@ async def test_list_of_a_large_file_looks_at_its_end_only(
         newest = read(tmp_path)[-1].reading
         assert newest is not None
         assert found["letters"][0]["reading"]["value"] == newest.value
+
+
+async def test_many_who_look_look_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty threads that parse would keep the event loop from the interpreter."""
+    at_once: list[int] = []
+    running_now = itertools.count()
+    newest = dashboard_letters.newest
+
+    def watched(folder: Path, where: Where, count: int) -> tuple[list[LiveLetter], bool]:
+        began = next(running_now)
+        found = newest(folder, where, count)
+        at_once.append(next(running_now) - began)  # 1: nobody began in between
+        return found
+
+    monkeypatch.setattr(dashboard_letters, "newest", watched)
+    async with running(tmp_path) as rig:
+        await rig.dead_letters.append(drained(300))
+        replies = await asyncio.gather(*(rig.ask(LIST + "?device=nobody") for _ in range(20)))
+    assert {each.status for each in replies} == {200}
+    assert at_once == [1] * 20
 
 
 async def test_newest_are_of_the_newest_file(tmp_path: Path) -> None:
@@ -201,3 +228,20 @@ async def test_lookup_says_what_is_in_its_way_and_recovers(
         assert (await rig.ask(query)).status == 200
         await readings_connection.execute("alter table readings rename to away")
         assert (await rig.ask(query)).code == "database_away"
+
+
+async def test_lookup_does_not_wait_long_for_the_questions_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A database that does not answer costs each who asks one wait, not that of all before."""
+    monkeypatch.setattr(lookup_postgres, "LOOKUP_S_MAX", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        lookup = Lookup(f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none")
+        async with lookup._turn:
+            with pytest.raises(Refused) as refused:
+                await lookup.last_readings("d", 1)
+            assert refused.value.code == "busy"
+        with pytest.raises(Refused) as refused:
+            await lookup.last_readings("d", 1)
+        assert refused.value.code == "database_away"
+        assert not lookup._turn.locked()
