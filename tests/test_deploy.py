@@ -174,13 +174,11 @@ def test_runbook_names_settings_commands_and_reasons_that_exist() -> None:
 
 @pytest.mark.parametrize("query", queries(), ids=lambda each: each.where)
 def test_expression_asks_only_for_what_is_exported(query: Query) -> None:
-    """Names and labels; those of the journal may come later."""
+    """Names and labels."""
     known = exported() | OF_PROMETHEUS
     asked = selected(query.expr)
     assert asked
     for name, labels in asked:
-        if name.startswith("ingest_journal_") and name not in known:
-            continue
         assert name in known, f"{query.where} asks for {name}"
         assert labels <= known[name], f"{query.where}: {name} has no {labels - known[name]}"
         assert grouped_by(query.expr) <= known[name], f"{query.where}: {name}"
@@ -204,14 +202,13 @@ def test_every_metric_of_ours_is_on_the_dashboard() -> None:
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
     ours = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported()}
     unseen = {name for name in ours - families if name.startswith("ingest_")}
-    # Nothing to draw; what ingest_buffer_used_ratio and ingest_readings_held say better, now that
-    # rows may be on the disk too; and what the journal brings back at a start.
+    # Nothing to draw; and what ingest_buffer_used_ratio and ingest_readings_held say better, now that
+    # rows may be on the disk too.
     assert unseen <= {
         "ingest_build_info",
         "ingest_buffer_rows",
         "ingest_buffer_rows_max",
         "ingest_readings_accepted_total",
-        "ingest_readings_recovered_total",
     }
 
 

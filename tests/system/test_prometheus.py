@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ingest.cli_docs import metrics_table
-from tests.deployment import exported, panel_queries, queries, selected
+from tests.deployment import exported, panel_queries, queries
 from tests.system.database import Database
 from tests.system.prometheus import Prometheus
 from tests.system.service import Service
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 QUICK: dict[str, Any] = {"wait_s_max": 0.5, "hold_probe_s": 0.3, "schema_check_s": 0.3}
 LOAD_S = 15
 FIRST_US = 1_760_000_000_000_000
-# Panels that show nothing while all is well. (Those of the journal are not asked.)
+# Panels that show nothing while all is well.
 EMPTY_AT_PEACE = {"ingest_hold"}
 
 
@@ -65,16 +65,12 @@ def _free_port() -> int:
         return port
 
 
-def _is_of_the_journal(expr: str) -> bool:
-    return any(each.name.startswith("ingest_journal_") for each in selected(expr))
-
-
 async def _empty_panels(prometheus: Prometheus) -> set[str]:
     """Evaluate every panel's query; return the metrics of those that show nothing."""
     return {
         each.expr.partition("{")[0]
         for each in panel_queries()
-        if not _is_of_the_journal(each.expr) and not await prometheus.query(each.expr)
+        if not await prometheus.query(each.expr)
     }
 
 
