@@ -74,8 +74,8 @@ class Lookup:
                 sound = True
                 raise _too_slow() from error
             raise Refused("database_away", "the database does not answer the question") from error
-        except (Expired, TimeoutError) as error:
-            raise _too_slow() from error
+        except (Expired, TimeoutError) as error:  # it did not even say that it takes too long
+            raise Refused("database_away", "the database does not answer") from error
         except (*DRIVER_ERRORS, ValueError) as error:
             raise Refused("database_away", "the database cannot be reached") from error
         finally:

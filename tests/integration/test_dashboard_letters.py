@@ -244,4 +244,5 @@ async def test_lookup_does_not_wait_long_for_the_questions_of_others(
         with pytest.raises(Refused) as refused:
             await lookup.last_readings("d", 1)
         assert refused.value.code == "database_away"
+        assert "index" not in refused.value.detail  # which would not help
         assert not lookup._turn.locked()
