@@ -229,9 +229,12 @@ export class Chart {
       if (start === null) return;
       pen.beginPath();
       for (let row = start; row < end; row++) pen.lineTo(this.x(from + row), y(values[row]));
-      if (end - start === 1) pen.lineTo(this.x(from + start) + 1.5, y(values[start]));
       pen.stroke();
-      if (at === 0) {
+      if (end - start === 1) { // a line of one second is none: a dot
+        pen.beginPath();
+        pen.arc(this.x(from + start), y(values[start]), 2, 0, 7);
+        pen.fill();
+      } else if (at === 0) {
         pen.lineTo(this.x(from + end - 1), y(0));
         pen.lineTo(this.x(from + start), y(0));
         pen.globalAlpha = 0.1;

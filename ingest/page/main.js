@@ -63,7 +63,7 @@ function showFigures(news) {
   figure("duplicate", "Duplicate", `${short(value("duplicate"))}/s`, `${count(sum.duplicate)} readings`);
   figure("rejected", "Rejected", `${short(value("rejected"))}/s`, `${count(sum.rejected)} readings`, value("rejected") ? "warn" : "");
   figure("commit", "Commit latency", ms(value("commit_p99_ms")), `p99; p50 ${ms(value("commit_p50_ms"))}`);
-  figure("flush", "Flush", value("flush_rows") === null ? "–" : `${count(value("flush_rows"))} rows`, `mean; in ${ms(value("flush_ms"))}`);
+  figure("flush", "Mean flush", short(value("flush_rows")), `rows; in ${ms(value("flush_ms"))}`);
   figure("buffer", "Buffer", `${fill && fill < 10 ? fill.toFixed(1) : Math.round(fill)} %`, value("buffer_rows") ? `oldest ${duration(value("oldest_s"))}` : "empty", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   figure("retries", "Retries", `${short(value("retries"))}/s`, "failed writes", value("retries") ? "warn" : "");
   figure("dead", "Dead letters", count(value("dlq_readings")), value("dlq_readings") ? `oldest ${duration(sum.dlq?.[1])}` : `${count(dead)} since the start`, value("dlq_readings") ? "warn" : "");

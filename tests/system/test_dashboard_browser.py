@@ -271,6 +271,7 @@ async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
         assert before > 0
         assert after > 0
         assert between == 0
+        assert inks["dot"] >= 8  # one second between gaps is to be seen too
         assert inks["rows"] == [5, 5, None, None, 7, 7]
         assert inks["kept"] == [3, 8, [2, 3, 4]]
         assert await seen.page.evaluate(SCALES) == {
@@ -297,9 +298,11 @@ GROWN = """(async () => {
 
 GAP = """import('/page/charts.js').then(async ({Board, Chart}) => {
     const board = new Board(1800);
-    board.span = 100;
+    board.span = 130;
     board.append(1000, {x: Array(40).fill(5)});
     board.append(1060, {x: Array(41).fill(7)});
+    board.append(1115, {x: [6]});
+    board.append(1130, {x: [null]});
     const chart = new Chart(board, {id: 'gap', title: 'T', unit: 'u', tell: String,
         series: [{name: 'x', label: 'x', tone: 't1'}]});
     document.querySelector('#curves').append(chart.element);
@@ -317,6 +320,13 @@ GAP = """import('/page/charts.js').then(async ({Board, Chart}) => {
         return count;
     };
     const columns = [strong(1020), strong(1050), strong(1080)];
+    let dot = 0;
+    const [dotFrom, dotTo] = [1112, 1118].map(second => Math.round(chart.x(second) * ratio));
+    for (let y = 0; y < height; y++)
+        for (let x = dotFrom; x < dotTo; x++) {
+            const at = 4 * (y * width + x);
+            dot += data[at + 3] > 90 && data[at + 2] > data[at] + 60;
+        }
     const small = new Board(100);
     small.append(1, {x: [5, 5]});
     small.append(5, {x: [7, 7]});
@@ -324,7 +334,7 @@ GAP = """import('/page/charts.js').then(async ({Board, Chart}) => {
     const ring = new Board(3);
     ring.append(1, {x: [0, 1]});
     ring.append(2, {x: [1, 2, 3, 4]});  // the first is known already
-    return {columns, rows, kept: [ring.first, ring.last + 3, ring.columns.get('x')]};
+    return {columns, dot, rows, kept: [ring.first, ring.last + 3, ring.columns.get('x')]};
 })"""
 
 
