@@ -111,8 +111,9 @@ def segment_letters(
     """Yield the live letters of one segment from byte `start` on."""
     tally = tally if tally is not None else Tally()
     wanted = tuple(f'{reason}"'.encode() for reason in where.reasons or ())
+    code = b"" if where.code is None else _code_field(where.code)
     for offset, line in undone_lines(segment, start=start, tally=tally):
-        if wanted and not line.startswith(wanted, REASON_AT):
+        if (wanted and not line.startswith(wanted, REASON_AT)) or code not in line:
             continue  # not parsed at all: looking for a few among millions stays cheap
         try:
             id_, failed_us, letter = decode_line(line)
@@ -121,6 +122,11 @@ def segment_letters(
             continue
         if where.wants(id_, failed_us, letter):
             yield LiveLetter(segment, offset, offset + len(line), id_, failed_us, letter, line)
+
+
+def _code_field(code: str) -> bytes:
+    """Return what every line with this code holds; other lines may hold it too."""
+    return b'"code":' + orjson.dumps(code.encode("utf-8", "replace").decode())
 
 
 def first_letters(

@@ -202,8 +202,8 @@ def test_every_metric_of_ours_is_on_the_dashboard() -> None:
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
     ours = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported()}
     unseen = {name for name in ours - families if name.startswith("ingest_")}
-    # Nothing to draw; and what ingest_buffer_used_ratio and ingest_readings_held say better, since rows
-    # may be on the disk too.
+    # Nothing to draw; and what ingest_buffer_used_ratio and ingest_readings_held say better:
+    # rows may be on the disk too.
     assert unseen <= {
         "ingest_build_info",
         "ingest_buffer_rows",

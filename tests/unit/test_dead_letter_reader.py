@@ -149,6 +149,26 @@ def test_where_each_condition_selects(tmp_path: Path) -> None:
     assert found(Where(since_us=2**62)) == []
 
 
+@pytest.mark.parametrize("code", ["", 'qu"ote', "caf\xe9", "back\\slash", "line\n", "\udcff"])
+def test_any_code_can_be_looked_for(tmp_path: Path, code: str) -> None:
+    """Lines are chosen by their bytes before they are parsed; what looks alike is no code."""
+    wanted = invalid(b"1", code=code)
+    folder_of(tmp_path, [wanted, invalid(b'{"code":"","x":"other"}', code="other")])
+    codes = [live.letter.code for live in live_letters(tmp_path, where=Where(code=code))]
+    assert codes == ([code] if code.isprintable() or code == "line\n" else [])
+
+
+def test_what_another_code_says_is_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A discard by code looks through millions of letters in a second or two."""
+    folder_of(tmp_path, [invalid(b"%d" % number, code="many") for number in range(20)])
+    parsed: list[bytes] = []
+    monkeypatch.setattr(dead_letter_reader, "decode_line", parsed.append)
+    assert list(live_letters(tmp_path, where=Where(code="few"))) == []
+    assert parsed == []
+
+
 @pytest.mark.parametrize("original", [b"", b"{", b"[1]", b'{"device_id":5}', b"\xff"])
 def test_device_of_an_unreadable_item_is_unknown(original: bytes) -> None:
     """Whatever the bytes are, asking for the device does not fail."""
