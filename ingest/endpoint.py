@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 
 from ingest import replies
-from ingest.clock import unix_us
+from ingest.clock import monotonic_s, unix_us
 from ingest.config import Settings, ts_min_us
 from ingest.decode import Decoded, ItemError, Rules, decode
 from ingest.errors import (
@@ -96,7 +96,8 @@ class Endpoint:
             door=self._intake,
         )
         self._hold_watch: asyncio.Task[str] | None = None
-        self._undecided: set[asyncio.Future[str]] = set()  # posts that wait for their outcome
+        self._undecided: dict[asyncio.Future[str], float] = {}  # posts that wait, until when
+        self._time_watch: asyncio.TimerHandle | None = None
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()  # set whenever a post or a tail has left
@@ -124,6 +125,8 @@ class Endpoint:
         self._intake.close()
         if self._hold_watch is not None:
             self._hold_watch.cancel()
+        if self._time_watch is not None:
+            self._time_watch.cancel()
 
     # From request to answer
 
@@ -283,20 +286,19 @@ class Endpoint:
 
     async def _outcome(self, ack: Ack) -> Outcome:
         """Wait until the block is decided. Raises Refused: it may be stored all the same."""
-        loop = asyncio.get_running_loop()
-        decided: asyncio.Future[str] = loop.create_future()
-        ack.when_resolved(partial(_decide, decided, ""))
-        wait_s = self._settings.ack_wait_s_max
-        timer = loop.call_later(wait_s, _decide, decided, f"not decided within {wait_s:g} s")
-        self._undecided.add(decided)
-        self._watch_hold()
-        try:
-            why = await decided
-        finally:
-            timer.cancel()
-            self._undecided.discard(decided)
-        if ack.resolved:
-            outcome = await ack.wait()
+        why = ""
+        if ack.outcome is None:
+            decided: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            ack.when_resolved(partial(_decide, decided, ""))
+            until_s = self._undecided[decided] = monotonic_s() + self._settings.ack_wait_s_max
+            self._watch_time(until_s)
+            self._watch_hold()
+            try:
+                why = await decided
+            finally:
+                del self._undecided[decided]
+        outcome = ack.outcome
+        if outcome is not None:
             if not outcome.set_aside:
                 return outcome
             why = "it is set aside and will be tried again later"
@@ -305,6 +307,22 @@ class Endpoint:
                 "database_on_hold", "the post is kept and may still be stored once it goes on"
             )
         raise Refused("outcome_unknown", f"{why}; sending it again is safe")
+
+    def _watch_time(self, first_s: float) -> None:
+        """Have one timer, for the post that has waited longest: all may wait equally long."""
+        if self._time_watch is None:
+            self._time_watch = asyncio.get_running_loop().call_later(
+                first_s - monotonic_s(), self._time_came
+            )
+
+    def _time_came(self) -> None:
+        self._time_watch = None
+        now_s = monotonic_s()
+        for decided, until_s in self._undecided.items():
+            if until_s > now_s:
+                self._watch_time(until_s)
+                break
+            _decide(decided, f"not decided within {self._settings.ack_wait_s_max:g} s")
 
     def _watch_hold(self) -> None:
         """Have one task that waits for a hold, whoever waits for an outcome."""

@@ -34,28 +34,42 @@ class Outcome(NamedTuple):
 class Ack:
     """Travels with a block and is resolved once: after commit, or after the dead-letter fsync."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("_calls", "_outcome")
 
     def __init__(self) -> None:
-        self._future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._outcome: Outcome | None = None
+        self._calls: list[Callable[[], None]] = []
 
     def resolve(self, outcome: Outcome) -> None:
         """Tell whoever waits. A second call is our own mistake and fails loudly."""
-        assert not self._future.done(), "an ack is resolved once"
-        self._future.set_result(outcome)
+        assert self._outcome is None, "an ack is resolved once"
+        self._outcome = outcome
+        for call in self._calls:
+            call()
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What became of the block, once it is known."""
+        return self._outcome
 
     @property
     def resolved(self) -> bool:
         """Whether the outcome is known."""
-        return self._future.done()
+        return self._outcome is not None
 
     def when_resolved(self, call: Callable[[], None]) -> None:
-        """Have `call` called once the outcome is known, in a turn of the loop of its own."""
-        self._future.add_done_callback(lambda _: call())
+        """Have `call` called, by whoever resolves; it must only take note. Before that only."""
+        assert self._outcome is None, "it is known already"
+        self._calls.append(call)
 
     async def wait(self) -> Outcome:
         """Wait for the outcome. Cancelling the wait changes nothing for the block."""
-        return await asyncio.shield(self._future)
+        if self._outcome is None:
+            known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.when_resolved(lambda: None if known.done() else known.set_result(None))
+            await known
+        assert self._outcome is not None, "waited for"
+        return self._outcome
 
 
 class Room(Protocol):
