@@ -18,8 +18,8 @@ The path of a reading (`-->` hands over; names are files of this package):
                                               ack: the post's answer
 
     the door      listener, connection (one), request, intake (body, inflate, turns), query,
-                  decode, decode_fast, decode_item, timestamp; replies, problems (answers); site
-                  (what both ports share)
+                  decode, decode_fast, decode_item, timestamp; replies, problems (answers),
+                  outcomes (waits for one); site (what both ports share)
     the buffer    buffer_memory; buffer_journal (memory, and a journal on the disk), its entries
                   (buffer_journal_room), what comes back from there (buffer_journal_loader);
                   journal (groups, one fsync each), journal_book (segments, ranges),

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from ingest import replies
-from ingest.clock import monotonic_s, unix_us
+from ingest.clock import unix_us
 from ingest.config import Settings, ts_min_us
 from ingest.decode import Decoded, ItemError, Rules, decode
 from ingest.errors import (
@@ -29,7 +29,8 @@ from ingest.errors import (
 from ingest.intake import Intake
 from ingest.logs import get_logger
 from ingest.metrics import Metrics
-from ingest.ports import INVALID, Ack, Admission, Database, DeadLetters, Inlet, Letter, Outcome
+from ingest.outcomes import Outcomes
+from ingest.ports import INVALID, Ack, Admission, Database, DeadLetters, Inlet, Letter
 from ingest.problems import Answer
 from ingest.query import Query, check_media_type, parse_query
 from ingest.request import Request, WholeRequest
@@ -37,7 +38,6 @@ from ingest.site import POST, Page, Site, probes
 
 READINGS = "/v1/readings"
 BUFFERED, COMMITTED = "buffered", "committed"
-ON_HOLD = "on_hold"  # why a post will not learn its outcome in time
 ADMISSION_DETAILS = {
     "starting": "the service has not seen its database and table yet",
     "draining": "the service is stopping; another one may take over",
@@ -95,9 +95,7 @@ class Endpoint:
             keepalive_s_max=settings.keepalive_s_max,
             door=self._intake,
         )
-        self._hold_watch: asyncio.Task[str] | None = None
-        self._undecided: dict[asyncio.Future[str], float] = {}  # posts that wait, until when
-        self._time_watch: asyncio.TimerHandle | None = None
+        self._outcomes = Outcomes(database, settings.ack_wait_s_max)
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()  # set whenever a post or a tail has left
@@ -123,10 +121,7 @@ class Endpoint:
         if self._tails:
             await asyncio.wait(self._tails)
         self._intake.close()
-        if self._hold_watch is not None:
-            self._hold_watch.cancel()
-        if self._time_watch is not None:
-            self._time_watch.cancel()
+        self._outcomes.close()
 
     # From request to answer
 
@@ -177,7 +172,7 @@ class Endpoint:
         block, errors = decoded
         assert block is not None, "a post without a valid reading has been refused"
         if block.ack is not None:
-            outcome = await self._outcome(block.ack)
+            outcome = await self._outcomes.of(block.ack)
             return replies.committed(block, errors, outcome)
         return replies.accepted(query.ack or "", block.rows, errors)
 
@@ -283,63 +278,6 @@ class Endpoint:
             raise _letters_full(errors) from None
         except DeadLettersBroken:
             raise Refused("disk_low", "invalid items could not be written to the disk") from None
-
-    async def _outcome(self, ack: Ack) -> Outcome:
-        """Wait until the block is decided. Raises Refused: it may be stored all the same."""
-        why = ""
-        if ack.outcome is None:
-            decided: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-            ack.when_resolved(partial(_decide, decided, ""))
-            until_s = self._undecided[decided] = monotonic_s() + self._settings.ack_wait_s_max
-            self._watch_time(until_s)
-            self._watch_hold()
-            try:
-                why = await decided
-            finally:
-                del self._undecided[decided]
-        outcome = ack.outcome
-        if outcome is not None:
-            if not outcome.set_aside:
-                return outcome
-            why = "it is set aside and will be tried again later"
-        elif why == ON_HOLD:
-            raise Refused(
-                "database_on_hold", "the post is kept and may still be stored once it goes on"
-            )
-        raise Refused("outcome_unknown", f"{why}; sending it again is safe")
-
-    def _watch_time(self, first_s: float) -> None:
-        """Have one timer, for the post that has waited longest: all may wait equally long."""
-        if self._time_watch is None:
-            self._time_watch = asyncio.get_running_loop().call_later(
-                first_s - monotonic_s(), self._time_came
-            )
-
-    def _time_came(self) -> None:
-        self._time_watch = None
-        now_s = monotonic_s()
-        for decided, until_s in self._undecided.items():
-            if until_s > now_s:
-                self._watch_time(until_s)
-                break
-            _decide(decided, f"not decided within {self._settings.ack_wait_s_max:g} s")
-
-    def _watch_hold(self) -> None:
-        """Have one task that waits for a hold, whoever waits for an outcome."""
-        if self._hold_watch is None or self._hold_watch.done():
-            self._hold_watch = asyncio.create_task(self._database.wait_hold())
-            self._hold_watch.add_done_callback(self._hold_came)
-
-    def _hold_came(self, watch: asyncio.Task[str]) -> None:
-        if watch.cancelled() or watch.exception() is not None:
-            return
-        for decided in self._undecided:
-            _decide(decided, ON_HOLD)
-
-
-def _decide(decided: asyncio.Future[str], why_not: str) -> None:
-    if not decided.done():
-        decided.set_result(why_not)
 
 
 def _letters_full(errors: list[ItemError]) -> Refused:

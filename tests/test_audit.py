@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parent.parent
 MODULES = (
     *("body", "intake", "turns", "inflate", "endpoint", "buffer_memory", "buffer_journal"),
     *("buffer_journal_room", "buffer_journal_loader", "journal", "dead_letter", "writer"),
-    *("batch", "gate", "set_aside", "app_buffer", "ports"),
+    *("batch", "gate", "set_aside", "app_buffer", "ports", "outcomes"),
 )
 # Awaits of these come before the first reading, or are of no reading's way.
 ELSEWHERE = {

@@ -39,7 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dead_letter journal",
     ),
     (
-        "connection body query replies lookup_postgres buffer_journal_room",
+        "connection body query replies outcomes lookup_postgres buffer_journal_room",
         "buffer_journal",
         "buffer_journal_loader",
     ),
