@@ -8,7 +8,8 @@ compressed, HTTP/1.0, the last request of a connection, clients that do not read
 Promises: one request at a time, in order; half a head and a broken body are told to the owner.
 
 Looks at these inner names of aiohttp: _waiter, _messages, _parser, _current_request,
-_reading_paused, _buffer_paused, _payload_parser, _upgraded, _process_keepalive.
+_reading_paused, _buffer_paused, _payload_parser, _upgraded, _process_keepalive,
+_max_msg_queue_size, _pause_reading_for_buffer.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ class Connection(web.RequestHandler):
             read_bufsize=READ_BYTES,
         )
         self._owner = owner
+        # aiohttp's parser stops after so many requests, and one earlier once a body came in pieces;
+        # if the socket was not paused then too, nobody would ask it to go on.
+        self._max_msg_queue_size -= 1
         self._busy = False  # the first of _messages waits for its turn, or one is being answered
 
     def data_received(self, data: bytes) -> None:
@@ -98,6 +102,18 @@ class Connection(web.RequestHandler):
             if not isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
                 self._break_off_bodies()
             self._go_on()
+            if len(self._messages) > 1:
+                self._bound_what_waits()
+
+    def _bound_what_waits(self) -> None:
+        """Read no more while the bodies of requests in line on this connection are many bytes.
+
+        aiohttp counts them, up to 32 of 128 KiB each. Its task goes on reading as it takes them.
+        """
+        if not self._buffer_paused:
+            waiting_bytes = sum(content.total_bytes for _, content in self._messages)
+            if waiting_bytes > READ_BYTES:
+                self._pause_reading_for_buffer()
 
     # The short way
 

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
+from ingest.body import SOCKET_BYTES
+from ingest.connection import READ_BYTES
 from ingest.connections import Connections
 from ingest.errors import Refused
 from ingest.problems import JSON, TEXT, Answer, problem
@@ -103,6 +105,39 @@ async def test_pipelined_requests_of_both_ways_are_answered_in_order() -> None:
             assert got == [status for _, status in requests] * 20
             assert len(door.inlet.readings) == 20 * 6
             assert door.metrics.at_door == 0
+
+
+async def test_a_long_pipeline_behind_a_body_in_pieces_is_answered_whole() -> None:
+    """What the parser put aside meanwhile is not forgotten in there."""
+    async with running_door() as door:
+        client = await door.connect()
+        await client.send(post(GOOD)[:-20])
+        await until(lambda: door.endpoint._posts_inside)
+        await client.send(post(GOOD)[-20:])
+        assert (await client.reply()).status == 202
+        await client.send(post(GOOD) * 100)
+        assert [(await client.reply()).status for _ in range(100)] == [202] * 100
+
+
+async def test_what_waits_on_a_connection_is_bounded_in_bytes() -> None:
+    """Bodies behind one that has to wait stay in the kernel, and are all read in the end."""
+    body = array(*[GOOD] * 500)
+    async with running_door() as door:
+        door.inlet.open.clear()
+        client = await door.connect()
+        await client.send(post(GOOD))
+        await until(lambda: door.inlet.waiting)
+        client.writer.write(post(body) * 30)
+        connections = door.endpoint._site._connections
+        assert connections is not None
+        (connection,) = connections._open
+        await until(lambda: connection._buffer_paused)
+        await asyncio.sleep(0.05)
+        read_bytes = sum(content.total_bytes for _, content in connection._messages)
+        assert read_bytes < READ_BYTES + 2 * SOCKET_BYTES
+        door.inlet.open.set()
+        assert [(await client.reply()).status for _ in range(31)] == [202] * 31
+        assert len(door.inlet.readings) == 1 + 30 * 500
 
 
 async def test_what_follows_a_post_that_waits_waits_too() -> None:
