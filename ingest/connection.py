@@ -120,6 +120,8 @@ class Connection(web.RequestHandler):
     def _go_on(self) -> None:
         """Begin the next requests, or have aiohttp's task do so, which waits for that."""
         door = self._owner.door
+        if self.transport is None or self.transport.is_closing():
+            return  # aiohttp's task, woken now, would find the connection gone and fail
         while self._messages and not self._busy:
             waiter = self._waiter
             if waiter is None or waiter.done():

@@ -244,3 +244,21 @@ async def test_a_fault_in_the_handler_closes_only_its_connection() -> None:
         await client.send(head("GET", "/"))
         assert await client.closed()
         await until(lambda: connections.count == 0)
+
+
+async def test_a_connection_lost_as_its_answer_comes_is_no_fault() -> None:
+    """What was behind that answer is left alone; aiohttp's task ends in peace."""
+    gate = asyncio.Event()
+    async with port(lambda _: Answer(200, b"{}", JSON), gate) as (connections, client):
+        await client.send(head("GET", "/") + head("GET", "/", {"Connection": "close"}))
+        await until(lambda: connections._suspended)
+        (connection,) = connections._open
+        task = connection._task_handler
+        assert task is not None
+        assert connection.transport is not None
+        gate.set()
+        while not all(each.done() for each in connections._suspended):
+            await asyncio.sleep(0)
+        connection.transport.abort()
+        await asyncio.wait([task])
+        assert task.cancelled()
