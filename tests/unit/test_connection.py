@@ -15,7 +15,7 @@ from ingest.connections import Connections
 from ingest.errors import Refused
 from ingest.problems import JSON, TEXT, Answer, problem
 from ingest.request import Request, WholeRequest
-from tests.door import BAD, GOOD, Client, Door, head, post, running_door, until
+from tests.door import BAD, GOOD, Client, Door, Reply, head, post, running_door, until
 from tests.posts import array
 
 MIXED = array(GOOD, BAD, GOOD)
@@ -70,7 +70,7 @@ async def test_both_ways_answer_alike(name: str) -> None:
     last = whole.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
     async with running_door(body_bytes_max=4_096) as door:
         with ways(door) as seen:
-            replies = []
+            replies: list[Reply] = []
             for request in (whole, last):
                 client = await door.connect()
                 await waiting(door, len(replies) + 1)
