@@ -44,7 +44,7 @@ class Listener:
         failure: OSError | None = None
         for family, _, _, _, address in dict.fromkeys(found):
             try:
-                self._sockets.append(_bound(family, address))
+                self._sockets.append(_listening(family, address))
             except OSError as error:
                 failure = error
                 if error.errno not in ABSENT:
@@ -53,7 +53,6 @@ class Listener:
             await self.close()
             raise failure or OSError(f"{host} has no address")
         for listening in self._sockets:
-            listening.listen(BACKLOG)
             self._resume(listening)
         name, real_port, *_ = self._sockets[0].getsockname()
         return name, real_port
@@ -100,7 +99,7 @@ class Listener:
             await asyncio.wait(self._opening)
 
 
-def _bound(family: int, address: Any) -> socket.socket:
+def _listening(family: int, address: Any) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setblocking(False)
@@ -108,6 +107,7 @@ def _bound(family: int, address: Any) -> socket.socket:
         if family == socket.AF_INET6:  # IPv4 has a socket of its own
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)
     except (OSError, OverflowError):
         bound.close()
         raise
