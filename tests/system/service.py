@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -65,16 +65,23 @@ class Service:
 
     Settings are given as on the command line (`batch_rows=10` is `--batch-rows 10`); `env` adds to
     the environment. Leaving the block stops the service with SIGTERM, and kills it if need be.
+    `program` is what Python is to run: a start-up wrapper instead of the service's own module.
     """
 
     def __init__(
-        self, state_dir: Path, *, env: Mapping[str, str] | None = None, **settings: object
+        self,
+        state_dir: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "ingest"),
+        **settings: object,
     ) -> None:
         self.state_dir = state_dir
         self.url = ""
         self.admin_url = ""
         self.lines: list[str] = []
         self._env = environment(env)
+        self._program = tuple(program)
         self._settings = {
             "listen": "127.0.0.1:0",
             "admin_listen": "127.0.0.1:0",
@@ -141,7 +148,7 @@ class Service:
         self.lines = []
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "ingest", "serve", *flags),
+            *(*self._program, "serve", *flags),
             cwd=REPOSITORY,
             env=self._env,
             stdin=asyncio.subprocess.DEVNULL,

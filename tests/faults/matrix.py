@@ -1,0 +1,62 @@
+"""What a fault is, and the list of all: filled by the modules that hold them.
+
+A fault is a coroutine that does harm to a World and takes it back. Everything else (load, ledger,
+waiting for quiet, comparing, the end in order) is the same for all and stands in world.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from tests.faults.world import World
+
+Harm = Callable[["World"], Awaitable[None]]
+Kind = Literal["fault", "control", "mutant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One row of the table. `name` is that of the table (`F11`), or of a control or mutant.
+
+    `does` says in words what is done; `{n}` is how often. `times` and `quick_times` are how often
+    in the whole run and in the quick one (0: not in it). `settings` and `database` are of the
+    service and of PostgreSQL; `mutant` is what patched.py puts into the service. `asks` is the
+    ack that posts ask for. A control or a mutant must break one of `breaks`.
+    """
+
+    name: str
+    title: str
+    does: str
+    harm: Harm
+    kind: Kind = "fault"
+    times: int = 1
+    quick_times: int = 0
+    settings: Mapping[str, object] = field(default_factory=dict)
+    database: Mapping[str, str] = field(default_factory=dict)
+    mutant: str = ""
+    asks: str = "durable"
+    rate: float = 60.0
+    breaks: frozenset[str] = frozenset()
+    limit_s: float = 180.0
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(name: str, title: str, does: str, **more: object) -> Callable[[Harm], Harm]:
+    """Put the decorated harm into the list."""
+
+    def put(harm: Harm) -> Harm:
+        assert name not in FAULTS, f"{name} is there twice"
+        FAULTS[name] = Fault(name=name, title=title, does=does, harm=harm, **more)  # type: ignore[arg-type]
+        return harm
+
+    return put
+
+
+def place(name: str) -> tuple[int, int]:
+    """Return a key that sorts F2 before F10, and faults before controls before mutants."""
+    return "FCM".index(name[0]), int(name[1:])

@@ -1,0 +1,106 @@
+"""Runs faults, some at a time, and says what came of each. Does not: print, or write a report."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest.filesystem import filesystem_of, is_volatile
+from tests.faults.matrix import Fault
+from tests.faults.server import make_template
+from tests.faults.world import Found, World, free_port
+
+
+class Done(NamedTuple):
+    """One fault on one seed; `artefacts` is the folder that was kept, if it is not green."""
+
+    fault: Fault
+    seed: int
+    found: Found
+    took_s: float
+    artefacts: Path | None
+
+    @property
+    def green(self) -> bool:
+        """Whether all was as promised; of a control or a mutant: whether it was caught."""
+        if self.fault.kind == "fault":
+            return not self.found.broken
+        return bool(self.found.kinds & self.fault.breaks)
+
+
+def make_folder() -> Path:
+    """Make a folder that an unprivileged database user may enter, not on a volatile disk."""
+    base = Path("/tmp")  # noqa: S108  the folder below it gets a name of mkdtemp
+    if is_volatile(filesystem_of(base)):
+        base = Path("/var/tmp")  # noqa: S108
+    folder = Path(tempfile.mkdtemp(prefix="ingest-faults-", dir=base))
+    folder.chmod(0o755)
+    return folder
+
+
+async def run_one(fault: Fault, seed: int, folder: Path, template: Path, *, quick: bool) -> Done:
+    """Run one fault in a world of its own; whatever happens is in what it returns."""
+    began_s = time.monotonic()
+    own = folder / f"{fault.name}-{seed}"
+    world = World(fault, seed, own, template, quick=quick)
+    try:
+        async with asyncio.timeout(fault.limit_s), world:
+            try:
+                await fault.harm(world)
+                world.over()
+                await world.conclude(ends=fault.kind == "fault")
+            finally:
+                (own / "service.log").write_text(world.service.output)
+    except Exception as error:  # reported, and the others go on
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__} {error} ({Path(where.filename).name}:{where.lineno})"
+        world.expect(False, said)
+        if own.exists():
+            (own / "error.txt").write_text(traceback.format_exc())
+    done = Done(fault, seed, world.found, time.monotonic() - began_s, None)
+    if done.green:
+        await asyncio.to_thread(shutil.rmtree, own, True)
+        return done
+    return done._replace(artefacts=own)
+
+
+async def run_all(
+    faults: Sequence[Fault],
+    seeds: Sequence[int],
+    *,
+    quick: bool = False,
+    jobs: int = 2,
+    say: Callable[[Done], None] = lambda _: None,
+) -> list[Done]:
+    """Run all faults on all seeds, `jobs` at a time, those that take longest first."""
+    folder = make_folder()
+    try:
+        template = await make_template(folder / "template", free_port())
+        turn = asyncio.Semaphore(jobs)
+
+        async def one(fault: Fault, seed: int) -> Done:
+            async with turn:
+                done = await run_one(fault, seed, folder, template, quick=quick)
+                say(done)
+                return done
+
+        order = sorted(faults, key=lambda each: -each.times)
+        work = [one(each, seed) for each in order for seed in seeds]
+        return list(await asyncio.gather(*work))
+    finally:
+        await asyncio.to_thread(_clear, folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove all but what was kept of a fault that is not green."""
+    for each in folder.iterdir():
+        if not each.name.startswith(("F", "C", "M")):
+            shutil.rmtree(each, ignore_errors=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,145 @@
+"""A PostgreSQL for one fault: data copied from a template, killed in every way there is.
+
+Does not: decide when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import asyncpg
+
+from ingest import postgres_data, schema
+from loadgen.proof import REFUSED_METRIC
+from tests.system.database import PASSWORD, Database
+
+CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED_METRIC}')"
+STOP_S_MAX = 30.0
+BACK_S_MAX = 45.0
+
+
+class Server(Database):
+    """`async with Server(folder, port, template, settings) as server:`; durable by default."""
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        template: Path | None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder, port, **{"max_wal_size": "256MB", **(settings or {})})
+        self.port = port
+        self._template = template
+
+    async def __aenter__(self) -> Self:
+        if self._template is None:
+            return await super().__aenter__()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(
+            subprocess.run,
+            ["cp", "-a", str(self._template), str(self._folder / "data")],
+            check=True,
+        )
+        self._home = postgres_data.prepare(self._folder)
+        await self.start()
+        return self
+
+    def url_over(self, port: int) -> str:
+        """Return the URL for the service, over a line that listens on `port`."""
+        return f"postgresql://fleet:{PASSWORD}@127.0.0.1:{port}/fleet"
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        assert self._process is not None, "start it first"
+        return self._process.pid
+
+    def pids(self) -> list[int]:
+        """Return all processes of the server, the postmaster last."""
+        if self._process is None or self._process.returncode is not None:
+            return []
+        parent = self.pid
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+            return [*map(int, children), parent]
+        return [parent]
+
+    async def kill_all(self) -> None:
+        """SIGKILL every process at one moment: frozen first, so that none sees another die."""
+        pids = self.pids()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        await self._gone(pids)
+
+    async def kill_postmaster(self) -> None:
+        """SIGKILL the postmaster alone; its backends end by themselves."""
+        pids = self.pids()
+        os.kill(self.pid, signal.SIGKILL)
+        await self._gone(pids)
+
+    async def kill_backend(self, pid: int) -> None:
+        """SIGKILL one backend: the postmaster then crashes all others and recovers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Stop in order, as `pg_ctl stop -m fast`."""
+        assert self._process is not None, "start it first"
+        self._process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(STOP_S_MAX):
+            await self._process.wait()
+
+    async def _gone(self, pids: list[int]) -> None:
+        assert self._process is not None, "start it first"
+        async with asyncio.timeout(STOP_S_MAX):
+            await self._process.wait()
+            while any(Path(f"/proc/{pid}/exe").exists() for pid in pids):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def come_back(self) -> None:
+        """Start it again after whatever death; a start that fails is tried again."""
+        async with asyncio.timeout(BACK_S_MAX):
+            while True:
+                starting = asyncio.ensure_future(self.start())
+                while not starting.done():
+                    await asyncio.wait([starting], timeout=0.05)
+                    if self._process is not None and self._process.returncode is not None:
+                        break
+                if starting.done() and starting.exception() is None:
+                    return
+                starting.cancel()
+                await asyncio.wait([starting])
+                await self.kill()
+                await asyncio.sleep(0.1)
+
+    async def wait_answers(self) -> None:
+        """Wait until a server that recovers by itself takes connections."""
+        async with asyncio.timeout(BACK_S_MAX):
+            while True:
+                with contextlib.suppress(OSError, asyncpg.PostgresError):
+                    await self.run("select 1", database="postgres")
+                    return
+                await asyncio.sleep(0.05)
+
+
+async def make_template(folder: Path, port: int) -> Path:
+    """Make data that holds the role, the database, the table and the CHECK; return its folder."""
+    async with Server(folder, port, None) as server:
+        line = await asyncpg.connect(server.url)
+        try:
+            await schema.apply(line)
+            await line.execute(CHECK)
+        finally:
+            await line.close()
+        await server.stop()
+    return folder / "data"

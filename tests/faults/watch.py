@@ -1,0 +1,77 @@
+"""Looks at a service all the time while harm is done to it: memory, descriptors, books, files.
+
+What it finds is I8 (bounded) and I9 (the law at each quiet moment, in each life of the process).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loadgen.quiet import read_law
+
+if TYPE_CHECKING:
+    from tests.faults.world import World
+
+LOOK_S = 0.3
+RSS_MB_MAX = 300.0  # 64 MiB of buffer, 64 MiB of bodies, and Python
+FDS_MAX = 400
+DLQ_MB_MAX = 64.0
+
+
+class Watch:
+    """Looks until `stop`."""
+
+    def __init__(self, world: World) -> None:
+        self.rss_mb = 0.0
+        self.fds = 0
+        self.laws = 0  # quiet moments at which the law was looked at
+        self.broken: list[str] = []
+        self._world = world
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._look())
+
+    async def stop(self) -> None:
+        """Look no more. Repeatable."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is not None:
+                self.broken.append(f"the watch ended: {task.exception()!r}")
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            service = self._world.service
+            if not service.running:
+                continue
+            with contextlib.suppress(OSError, AssertionError, ValueError, IndexError):
+                self._sizes(service.pid)
+            law = await read_law(self._world.admin_url)
+            if law is None or law.held:
+                continue
+            self.laws += 1
+            if not law.kept:
+                self._say(f"I9: at a quiet moment the law left {law.left_over:g} over")
+            if law.dropped:
+                self._say("I9: the service says that it dropped readings")
+
+    def _sizes(self, pid: int) -> None:
+        status = Path(f"/proc/{pid}/status").read_text()
+        rss_kb = int(status.split("VmRSS:")[1].split()[0])
+        self.rss_mb = max(self.rss_mb, rss_kb / 1024)
+        self.fds = max(self.fds, len(list(Path(f"/proc/{pid}/fd").iterdir())))
+        if self.rss_mb > RSS_MB_MAX:
+            self._say(f"I8: {RSS_MB_MAX:g} MB of memory exceeded")
+        if self.fds > FDS_MAX and self._world.fault.name != "F34":
+            self._say(f"I8: {FDS_MAX} open files exceeded")
+        folder = self._world.state / "dead-letters"
+        size = sum(each.stat().st_size for each in folder.glob("*")) / 1e6
+        if size > DLQ_MB_MAX:
+            self._say(f"I8: {DLQ_MB_MAX:g} MB of dead letters exceeded")
+
+    def _say(self, said: str) -> None:
+        if said not in self.broken:
+            self.broken.append(said)

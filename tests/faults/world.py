@@ -1,0 +1,279 @@
+"""One service, one PostgreSQL, a line between them, and traffic whose every reading is on record.
+
+Promises: what a fault did to it is over and nothing is left behind when the block is left. The
+seed decides what is sent and every choice that a fault draws from `random`; the moments at which
+the operating system lets it happen are its own.
+Does not: judge a fault; `conclude` says what was found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import sys
+import time
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from loadgen.conclude import Result, Where, conclude
+from loadgen.post import target_of
+from loadgen.proof import Plan
+from loadgen.quiet import settle
+from loadgen.verify import Job, Run
+from tests.faults.matrix import Fault
+from tests.faults.server import Server
+from tests.faults.watch import Watch
+from tests.line import Line
+from tests.system.service import Service
+
+RECOVERY_S_MAX = 60.0
+AFTER_S = 0.4  # traffic goes on so long after the last fault
+PATCHED = str(Path(__file__).parent / "patched.py")
+
+# Deadlines of seconds instead of tens of them: what happens at them happens often.
+PROMPT: dict[str, object] = {
+    "connect_s_max": 2,
+    "lock_s_max": 0.5,
+    "statement_s_max": 2,
+    "command_s_max": 3,
+    "wait_s_max": 0.5,
+    "retry_s_max": 1,
+    "hold_probe_s": 0.3,
+    "schema_check_s": 0.5,
+    "put_wait_s_max": 0.3,
+    "dlq_replay_pause_s": 0.3,
+    "drain_s_max": 5,
+    "journal_segment_bytes": 64 * 1024,
+    "log_level": "warning",
+}
+
+
+@dataclass
+class Found:
+    """What one fault led to. `broken` is empty if all was as promised."""
+
+    acknowledged: int = 0
+    unknown: int = 0
+    lost: int = 0
+    doubled: int = 0
+    recovery_s: float = 0.0
+    count: int = 0
+    broken: list[str] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    rss_mb: float = 0.0
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class World:
+    """`async with World(fault, seed, folder, template, quick=False) as world:`, once."""
+
+    def __init__(
+        self, fault: Fault, seed: int, folder: Path, template: Path, *, quick: bool = False
+    ) -> None:
+        self.fault = fault
+        self.random = random.Random(f"{seed} {fault.name}")
+        self.folder = folder
+        self.state = folder / "state"
+        self.times = fault.quick_times if quick else fault.times
+        self.found = Found()
+        self.server = Server(folder / "db", free_port(), template, fault.database)
+        self.line = Line("127.0.0.1", self.server.port)
+        self.service: Service = None  # type: ignore[assignment]  # made when the line has its port
+        self.run: Run = None  # type: ignore[assignment]  # the same
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.admin_url = f"http://127.0.0.1:{free_port()}"
+        self.settings: dict[str, object] = {**PROMPT, **fault.settings}
+        self.env: dict[str, str] = {"FAULTS_MUTANT": fault.mutant} if fault.mutant else {}
+        self.ledger = folder / "ledger"
+        self._traffic: asyncio.Task[None] | None = None
+        self._watch: Watch | None = None
+        self._open = AsyncExitStack()
+        self._run_id = f"{self.random.getrandbits(32):08x}"
+        self._last_s = time.monotonic()
+
+    async def __aenter__(self) -> Self:
+        try:
+            self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.folder.chmod(0o755)
+            await self._open.enter_async_context(self.server)
+            await self._open.enter_async_context(self.line)
+            self.service = self.make_service()
+            await self._open.enter_async_context(self.service)
+            self._watch = Watch(self)
+            self._open.push_async_callback(self._watch.stop)
+            await self.service.wait_state("accepting", within_s=40)
+            self.begin()
+        except BaseException:
+            await self._open.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._traffic is not None and not self._traffic.done():
+            self.run.stop()
+            self._traffic.cancel()
+            await asyncio.wait([self._traffic])
+        with suppress(AssertionError, ProcessLookupError):
+            await self.server.thaw()
+        self.line.resume()
+        await self._open.aclose()
+
+    def make_service(self, *, patch: str = "", **settings: object) -> Service:
+        """Return the service of this world, not started; `patch` is one of patched.py."""
+        env = dict(self.env)
+        if patch:
+            env["FAULTS_MUTANT"] = patch
+        return Service(
+            self.state,
+            env=env,
+            program=(PATCHED,) if env.get("FAULTS_MUTANT") else ("-m", "ingest"),
+            listen=self.url.removeprefix("http://"),
+            admin_listen=self.admin_url.removeprefix("http://"),
+            database_url=self.server.url_over(self.line.port),
+            **{**self.settings, **settings},
+        )
+
+    def begin(self) -> None:
+        """Let the traffic begin."""
+        fault = self.fault
+        plan = Plan(
+            run=self._run_id,
+            seed=self.random.getrandbits(32),
+            first_us=int(time.time() * 1_000_000) - 3_600_000_000,
+            sizes=((1, 6.0), (10, 3.0), (60, 1.0)),
+            duplicates=0.05,
+            invalid=0.01,
+            refused=0.003,
+            devices=50,
+        )
+        job = Job(
+            target=target_of(self.url),
+            plan=plan,
+            ledger=self.ledger,
+            query=f"?ack={fault.asks}",
+            connections=12,
+            rate=fault.rate,
+            give_up_s=150.0,
+            answer_s_max=4.0,
+            pause_s_max=0.5,
+            admin_url=self.admin_url,
+        )
+        self.run = Run(job)
+        self._traffic = asyncio.create_task(self.run.go())
+
+    # What a fault needs
+
+    async def sleep(self, least_s: float, most_s: float | None = None) -> None:
+        """Let a time pass, drawn by the seed between both."""
+        await asyncio.sleep(self.random.uniform(least_s, most_s or least_s))
+
+    async def answered(self, count: int, within_s: float = 30.0) -> None:
+        """Wait until so many further posts have their answer."""
+        wanted = self.run.answers.total() + count
+        async with asyncio.timeout(within_s):
+            while self.run.answers.total() < wanted:  # noqa: ASYNC110  counted by callbacks
+                await asyncio.sleep(0.01)
+                self._look_after()
+
+    def _look_after(self) -> None:
+        if self._traffic is not None and self._traffic.done():
+            self._traffic.result()  # raises what ended it
+            raise AssertionError("the traffic has ended")
+
+    def expect(self, holds: object, said: str) -> None:
+        """Note something that is not as promised."""
+        if not holds and said not in self.found.broken:
+            self.found.broken.append(said)
+
+    def count(self) -> None:
+        """Count one harm done."""
+        self.found.count += 1
+
+    def over(self) -> None:
+        """The last fault is over: recovery counts from now. Called for a fault that does not."""
+        self._last_s = time.monotonic()
+
+    async def restart(self) -> None:
+        """Start the killed service again, as a supervisor would."""
+        await self.service.start()
+
+    # The end
+
+    async def conclude(self, *, ends: bool = True) -> Found:
+        """Finish the traffic, wait for quiet, compare; `ends`: the service must end in order."""
+        found, last_s = self.found, self._last_s
+        await asyncio.sleep(AFTER_S)
+        before = self.run.answers.total()
+        with suppress(TimeoutError):
+            await self.answered(3, within_s=RECOVERY_S_MAX)
+        self.expect(self.run.answers.total() > before, "I7: no answer after the fault")
+        self.run.finish()
+        assert self._traffic is not None, "begun"
+        await asyncio.wait([self._traffic], timeout=RECOVERY_S_MAX)
+        if not self._traffic.done():
+            self.run.stop()
+        await self._traffic
+        where = Where(self.server.url, self.state / "dead-letters", self.admin_url)
+        left_s = max(1.0, RECOVERY_S_MAX - (time.monotonic() - last_s))
+        settled = await settle(self.admin_url, where.dlq_dir, f"verify-{self._run_id}-", left_s)
+        found.recovery_s = time.monotonic() - last_s
+        self.expect(settled.quiet, f"I7: not quiet {RECOVERY_S_MAX:g} s after the last fault")
+        result = await conclude(self.ledger, where, settle_s=15.0 if settled.quiet else 5.0)
+        self._take(result)
+        if self._watch is not None:
+            await self._watch.stop()
+            found.rss_mb = self._watch.rss_mb
+            for said in self._watch.broken:
+                self.expect(False, said)
+        if ends:
+            code, output = await self.service.stop()
+            last = output.splitlines()[-1:]
+            orderly = code == 0 and "lost=0" in "".join(last)
+            self.expect(orderly, f"I7: did not end in order: exit {code}, {last}")
+        return found
+
+    def _take(self, result: Result) -> None:
+        found = self.found
+        counts, faults = result.counts, result.faults
+        found.acknowledged = counts["acknowledged"]
+        found.unknown = counts["unknown"]
+        found.lost = faults["lost"] + faults["not_replayed"]
+        found.doubled = faults["twice"] + faults["in_both"]
+        found.kinds |= set(faults)
+        for kind, each in result.first.items():
+            one = each[0]
+            self.expect(
+                False,
+                f"{kind} x {faults[kind]}: {one.reading} promised {one.promised}; found "
+                f"{one.found}",
+            )
+        self.expect(result.is_proof, "no proof: too few acknowledged readings")
+        if result.law is not None:
+            self.expect(not result.law.dropped, "I9: ingest_readings_dropped_total is not 0")
+
+
+def python() -> str:
+    """Return the interpreter that children run on."""
+    return sys.executable
+
+
+def line_of(samples: dict[str, float], name: str) -> Any:
+    """Return a sample or 0."""
+    return samples.get(name, 0.0)
