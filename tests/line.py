@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self
 
@@ -39,6 +40,8 @@ class Line:
         self._flowing: dict[Direction, asyncio.Event] = {}
         self._bytes_per_s: float | None = None
         self._loss: _Loss | None = None
+        self._cuts: dict[Direction, int] = {}
+        self._delay: Callable[[], float] | None = None
 
     @classmethod
     def to_unix(cls, path: str) -> Line:
@@ -112,16 +115,33 @@ class Line:
         """Forward at most so many bytes a second per connection and direction; None: no limit."""
         self._bytes_per_s = bytes_per_s
 
+    def delay(self, pause_s: Callable[[], float] | None) -> None:
+        """Hold each chunk for as long as `pause_s()` says, in order; None: not at all."""
+        self._delay = pause_s
+
+    def cut_after(self, direction: Direction, count: int) -> None:
+        """Forward `count` more bytes in a direction, not one more, then cut all connections."""
+        self._cuts[direction] = count
+
+    def keep_whole(self) -> None:
+        """Forget a `cut_after` that has not come yet."""
+        self._cuts.clear()
+
     def lose_replies(
-        self, bytes_max: int | None = None, *, until: bytes | None = None
+        self,
+        bytes_max: int | None = None,
+        *,
+        until: bytes | None = None,
+        after: tuple[bytes, ...] = (),
     ) -> asyncio.Event:
         """From now on swallow what the server sends, then cut all connections, once.
 
         Cuts after `bytes_max` bytes were swallowed, or once one connection's swallowed bytes hold
-        `until`; with neither, swallows until `cut` or `keep_replies` is called. Returns an event
-        that is set after the cut. Later connections are whole again.
+        `until`; with neither, swallows until `cut` or `keep_replies` is called. Swallows nothing
+        before a client has sent one of `after`, if there are some. Returns an event that is set
+        after the cut. Later connections are whole again.
         """
-        self._loss = _Loss(bytes_max, until)
+        self._loss = _Loss(bytes_max, until, after)
         return self._loss.over
 
     def keep_replies(self) -> None:
@@ -166,14 +186,26 @@ class Line:
                 with contextlib.suppress(OSError):
                     writer.write_eof()
                 return
+            if self._delay is not None:
+                await asyncio.sleep(self._delay())
             loss = self._loss
-            if direction == "to_client" and loss is not None:
+            if direction == "to_server" and loss is not None:
+                loss.sent(data)
+            if direction == "to_client" and loss is not None and loss.begun:
                 self.bytes_lost += len(data)
                 swallowed += data
                 if loss.swallow(len(data), swallowed):
                     self._loss = None
                     self._cut_soon(loss)
                 continue
+            left = self._cuts.get(direction)
+            if left is not None and left <= len(data):
+                del self._cuts[direction]
+                writer.write(data[:left])
+                self._cut_soon(_Loss(None, None, ()))
+                continue
+            if left is not None:
+                self._cuts[direction] = left - len(data)
             writer.write(data)
             await writer.drain()
             self.bytes_forwarded[direction] += len(data)
@@ -189,11 +221,19 @@ class Line:
 class _Loss:
     """What `lose_replies` was asked for, and how far it is."""
 
-    def __init__(self, bytes_max: int | None, until: bytes | None) -> None:
+    def __init__(
+        self, bytes_max: int | None, until: bytes | None, after: tuple[bytes, ...]
+    ) -> None:
         self.over = asyncio.Event()
+        self.begun = not after
+        self._after = after
         self.cutter: asyncio.Task[None] | None = None
         self._bytes_left = bytes_max
         self._until = until
+
+    def sent(self, data: bytes) -> None:
+        """See what a client sends: after some of it the loss begins."""
+        self.begun = self.begun or any(each in data for each in self._after)
 
     def swallow(self, size_bytes: int, swallowed: bytearray) -> bool:
         """Count what was swallowed; return whether that was enough."""
@@ -207,6 +247,6 @@ def _reset(writers: list[asyncio.StreamWriter]) -> None:
     for writer in writers:
         sock: socket.socket | None = writer.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: closed a moment ago
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
         writer.transport.abort()

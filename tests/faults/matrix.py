@@ -24,7 +24,8 @@ class Fault:
     `does` says in words what is done; `{n}` is how often. `times` and `quick_times` are how often
     in the whole run and in the quick one (0: not in it). `settings` and `database` are of the
     service and of PostgreSQL; `mutant` is what patched.py puts into the service. `asks` is the
-    ack that posts ask for. A control or a mutant must break one of `breaks`.
+    ack that posts ask for, `rate` is in posts a second, `invalid` the share of bad items. `front`:
+    clients come over a line of their own. `before` is done before the service starts. A control or a mutant must break one of `breaks`.
     """
 
     name: str
@@ -39,6 +40,9 @@ class Fault:
     mutant: str = ""
     asks: str = "durable"
     rate: float = 60.0
+    invalid: float = 0.01
+    front: bool = False
+    before: Harm | None = None
     breaks: frozenset[str] = frozenset()
     limit_s: float = 180.0
 

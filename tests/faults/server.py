@@ -57,6 +57,17 @@ class Server(Database):
         return f"postgresql://fleet:{PASSWORD}@127.0.0.1:{port}/fleet"
 
     @property
+    def url_of_superuser(self) -> str:
+        """Return the superuser's URL of the same database."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/fleet"
+
+    @property
+    def home(self) -> postgres_data.Home:
+        """Where its files are, and whose."""
+        assert self._home is not None, "enter it first"
+        return self._home
+
+    @property
     def pid(self) -> int:
         """The postmaster's process id."""
         assert self._process is not None, "start it first"

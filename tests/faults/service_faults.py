@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
+import shutil
 import signal
+import tempfile
+from pathlib import Path
 
+import aiohttp
+
+from ingest.filesystem import filesystem_of, is_volatile
+from tests.faults.machine import Cgroup
 from tests.faults.matrix import fault
 from tests.faults.world import World
+from tests.system.service import run_command
 
 
 async def kill_and_start(world: World) -> None:
@@ -42,3 +52,241 @@ async def killed(world: World) -> None:
             await asyncio.sleep(0)  # at once: in the middle of its recovery
         else:
             await world.answered(world.random.randrange(1, 30))
+
+
+@fault(
+    "F3",
+    "service frozen",
+    "SIGSTOP for 1 to 5 s, SIGCONT, {n} times: clients and database have given up meanwhile",
+    times=4,
+)
+async def frozen(world: World) -> None:
+    """Freeze it and let it go on."""
+    for _ in range(world.times):
+        await world.answered(20)
+        os.kill(world.service.pid, signal.SIGSTOP)
+        try:
+            await world.sleep(1, 5)
+        finally:
+            os.kill(world.service.pid, signal.SIGCONT)
+        world.count()
+
+
+@fault(
+    "F4",
+    "service stopped under load",
+    "SIGTERM {n} times under load: exit 0, `lost=0`, and what is not written stays in the journal",
+    times=6,
+    quick_times=1,
+)
+async def stopped(world: World) -> None:
+    """Stop it in order, start it again."""
+    for _ in range(world.times):
+        await world.answered(30)
+        code, output = await world.service.stop()
+        world.count()
+        last = output.splitlines()[-1]
+        world.expect(code == 0 and "lost=0" in last, f"F4: exit {code}: {last}")
+        world.expect(
+            "held=0 " in last, f"F4: the database is there, and not all is written: {last}"
+        )
+        await world.restart()
+
+
+@fault(
+    "F5",
+    "second signal during the drain",
+    "SIGTERM while the database does not answer, then SIGTERM or SIGINT, {n} times: ends soon, "
+    "exit 0, `lost=0`",
+    times=5,
+    settings={"drain_s_max": 60},
+)
+async def hastened(world: World) -> None:
+    """Hasten a drain that would take a minute."""
+    for _ in range(world.times):
+        await world.answered(30)
+        world.line.stall()
+        await world.sleep(0.1, 0.4)
+        first = asyncio.create_task(world.service.stop())
+        await world.sleep(0.2, 0.8)
+        if world.service.running:
+            number = world.random.choice((signal.SIGTERM, signal.SIGINT))
+            os.kill(world.service.pid, number)
+        code, output = await first
+        world.count()
+        last = output.splitlines()[-1]
+        world.expect(code == 0 and "lost=0" in last, f"F5: exit {code}: {last}")
+        await world.line.cut()
+        world.line.resume()
+        await world.restart()
+
+
+@fault(
+    "F29",
+    "no file descriptors left",
+    "RLIMIT_NOFILE of the running service set below what it uses while 60 clients connect, {n} "
+    "times for 1.5 s: the journal cannot begin a file, connections cannot be accepted",
+    times=3,
+    settings={"journal_segment_bytes": 8192},
+)
+async def without_descriptors(world: World) -> None:
+    """Take the descriptors away, give them back."""
+    for _ in range(world.times):
+        await world.answered(20)
+        pid = world.service.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used - 1, before[1]))
+        host, _, port = world.url.removeprefix("http://").partition(":")
+        idle = []
+        try:
+            for _ in range(60):
+                with contextlib.suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(1):
+                        idle.append((await asyncio.open_connection(host, int(port)))[1])
+            await world.sleep(1.5)
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+            for each in idle:
+                each.close()
+        world.count()
+        await world.service.wait_state("accepting", "slowed")
+    world.expect(world.service.running, "F29: the service ended")
+
+
+@fault(
+    "F30",
+    "out of memory",
+    "the service's cgroup may have 256 KiB more than it has, while the database does not answer "
+    "and posts of 5,000 readings come, {n} times: the kernel kills it; started again",
+    times=3,
+)
+async def out_of_memory(world: World) -> None:
+    """Let the kernel kill it for its memory."""
+    with Cgroup(f"faults-{os.getpid()}-{world.random.getrandbits(24):x}") as group:
+        for number in range(world.times):
+            group.adopt(world.service.pid)
+            await world.answered(20)
+            world.line.stall()
+            group.limit(256 << 10)
+            growing = asyncio.create_task(_grow(world, number))
+            try:
+                async with asyncio.timeout(20):
+                    code, _ = await world.service.ended()
+            finally:
+                growing.cancel()
+                await asyncio.wait([growing])
+            world.expect(code == -signal.SIGKILL, f"F30: ended with {code}, not killed")
+            world.count()
+            await world.line.cut()
+            world.line.resume()
+            await world.restart()
+
+
+async def _grow(world: World, number: int) -> None:
+    """Post large bodies, several at a time, until the service is gone."""
+    ts = int(world.wall_s() * 1e6)
+
+    async def post(part: int) -> None:
+        while world.service.running:
+            first = world.random.getrandbits(40)
+            items = [
+                {"device_id": "large", "metric": f"m{number}", "ts": ts + part, "value": first + n}
+                for n in range(5_000)
+            ]
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                await world.service.post(items)
+
+    async with asyncio.TaskGroup() as group:
+        for part in range(4):
+            group.create_task(post(part))
+
+
+@fault(
+    "F31",
+    "no processor",
+    "stopped for 95 of each 100 ms, for {n} s",
+    times=5,
+)
+async def starved(world: World) -> None:
+    """Give it a twentieth of a core."""
+    pid = world.service.pid
+    end_s = world.now_s() + world.times
+    while world.now_s() < end_s:
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(0.095)
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.sleep(0.005)
+    world.count()
+
+
+@fault(
+    "F32",
+    "clock jumps",
+    "the service's wall clock set 1 h and 3 h back, 1 h ahead, back again, {n} times; a reading "
+    "beyond the window is then refused with its reason, not lost",
+    times=2,
+    mutant="clock",
+)
+async def clock_jumps(world: World) -> None:
+    """Move the wall clock that the service sees, not the monotonic one."""
+    ahead_us = int((world.wall_s() + 22 * 3600) * 1e6)
+    for _ in range(world.times):
+        for offset_s in (-3600, 3600, -3 * 3600, 0):
+            world.clock(offset_s)
+            world.count()
+            await world.answered(15)
+            reading = {"device_id": "clock", "metric": "m", "ts": ahead_us, "value": 1 + offset_s}
+            answer = await world.service.post(reading)
+            wanted = 422 if offset_s == -3 * 3600 else 202
+            world.expect(answer.status == wanted, f"F32: {answer.status} at {offset_s} s")
+            if wanted == 422:
+                world.expect("ts_in_future" in answer.text, f"F32: {answer.text[:100]}")
+    async with asyncio.timeout(20):
+        clock_rows = "select 1 from readings where device_id = 'clock'"
+        while len(await world.server.run(clock_rows)) < 3:  # noqa: ASYNC110  in the database
+            await asyncio.sleep(0.1)
+
+
+@fault(
+    "F48",
+    "wrong configuration at the start",
+    "journal on tmpfs: refuses to start and says why; PostgreSQL with fsync=off, "
+    "synchronous_commit=off, full_page_writes=off: `ingest doctor` says so, exit 1",
+    times=1,
+)
+async def wrong_configuration(world: World) -> None:
+    """Ask for a promise that the machine cannot keep."""
+    volatile = next((each for each in ("/dev/shm", "/run") if _is_tmpfs(each)), None)  # noqa: S108
+    if volatile is None:
+        world.expect(False, "F48: this machine has no tmpfs to try")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="ingest-faults-", dir=volatile))
+    try:
+        url = world.server.url
+        words = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+        done = await run_command(
+            "ingest", "serve", *words, "--state-dir", folder, "--database-url", url
+        )
+        said = "would not be durable" in done.stderr
+        world.expect(done.code != 0 and said, f"F48: exit {done.code}: {done.stderr[-200:]}")
+        for name in ("fsync", "full_page_writes", "synchronous_commit"):
+            await world.server.run(f"alter system set {name} = off")
+            await world.server.run("select pg_reload_conf()")
+            try:
+                done = await run_command(
+                    *("ingest", "doctor", *words, "--database-url", url),
+                    *("--state-dir", world.folder / "doctor"),
+                )
+            finally:
+                await world.server.run(f"alter system reset {name}")
+                await world.server.run("select pg_reload_conf()")
+            told = done.code == 1 and name in done.stdout
+            world.expect(told, f"F48: {name}=off: exit {done.code}: {done.stdout[-300:]}")
+            world.count()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_tmpfs(folder: str) -> bool:
+    return is_volatile(filesystem_of(Path(folder))) and os.access(folder, os.W_OK)

@@ -11,19 +11,19 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-import sys
 import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from loadgen.conclude import Result, Where, conclude
 from loadgen.post import target_of
 from loadgen.proof import Plan
 from loadgen.quiet import settle
 from loadgen.verify import Job, Run
+from tests.faults.machine import SmallDisk
 from tests.faults.matrix import Fault
 from tests.faults.server import Server
 from tests.faults.watch import Watch
@@ -32,7 +32,7 @@ from tests.system.service import Service
 
 RECOVERY_S_MAX = 60.0
 AFTER_S = 0.4  # traffic goes on so long after the last fault
-PATCHED = str(Path(__file__).parent / "patched.py")
+PATCHED = "tests.faults.patched"
 
 # Deadlines of seconds instead of tens of them: what happens at them happens often.
 PROMPT: dict[str, object] = {
@@ -93,12 +93,15 @@ class World:
         self.service: Service = None  # type: ignore[assignment]  # made when the line has its port
         self.run: Run = None  # type: ignore[assignment]  # the same
         self.url = f"http://127.0.0.1:{free_port()}"
+        self.front = Line("127.0.0.1", int(self.url.rpartition(":")[2]))
         self.admin_url = f"http://127.0.0.1:{free_port()}"
         self.settings: dict[str, object] = {**PROMPT, **fault.settings}
-        self.env: dict[str, str] = {"FAULTS_MUTANT": fault.mutant} if fault.mutant else {}
+        self.env = {"FAULTS_FOLDER": str(folder), "FAULTS_MUTANT": fault.mutant}
         self.ledger = folder / "ledger"
         self._traffic: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
+        self.small: SmallDisk | None = None
+        self.undo = AsyncExitStack()  # what a fault has to take back when all else has ended
         self._open = AsyncExitStack()
         self._run_id = f"{self.random.getrandbits(32):08x}"
         self._last_s = time.monotonic()
@@ -107,8 +110,12 @@ class World:
         try:
             self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             self.folder.chmod(0o755)
+            await self._open.enter_async_context(self.undo)
             await self._open.enter_async_context(self.server)
             await self._open.enter_async_context(self.line)
+            await self._open.enter_async_context(self.front)
+            if self.fault.before is not None:
+                await self.fault.before(self)
             self.service = self.make_service()
             await self._open.enter_async_context(self.service)
             self._watch = Watch(self)
@@ -133,6 +140,7 @@ class World:
         with suppress(AssertionError, ProcessLookupError):
             await self.server.thaw()
         self.line.resume()
+        self.front.resume()
         await self._open.aclose()
 
     def make_service(self, *, patch: str = "", **settings: object) -> Service:
@@ -143,7 +151,7 @@ class World:
         return Service(
             self.state,
             env=env,
-            program=(PATCHED,) if env.get("FAULTS_MUTANT") else ("-m", "ingest"),
+            program=("-m", PATCHED) if env["FAULTS_MUTANT"] else ("-m", "ingest"),
             listen=self.url.removeprefix("http://"),
             admin_listen=self.admin_url.removeprefix("http://"),
             database_url=self.server.url_over(self.line.port),
@@ -159,12 +167,12 @@ class World:
             first_us=int(time.time() * 1_000_000) - 3_600_000_000,
             sizes=((1, 6.0), (10, 3.0), (60, 1.0)),
             duplicates=0.05,
-            invalid=0.01,
+            invalid=fault.invalid,
             refused=0.003,
             devices=50,
         )
         job = Job(
-            target=target_of(self.url),
+            target=target_of(f"http://127.0.0.1:{self.front.port}" if fault.front else self.url),
             plan=plan,
             ledger=self.ledger,
             query=f"?ack={fault.asks}",
@@ -213,6 +221,28 @@ class World:
     async def restart(self) -> None:
         """Start the killed service again, as a supervisor would."""
         await self.service.start()
+
+    def now_s(self) -> float:
+        """Return the monotonic time, in seconds."""
+        return time.monotonic()
+
+    def wall_s(self) -> float:
+        """Return the wall time, in seconds."""
+        return time.time()
+
+    def clock(self, offset_s: float) -> None:
+        """Move the wall clock of a service that was started with the patch `clock`."""
+        path = self.folder / "clock.new"
+        path.write_text(str(offset_s))
+        path.replace(self.folder / "clock")
+
+    async def expect_none_set_aside(self) -> None:
+        """Expect that the fault cost no dead letter: only bad items and refused rows are there."""
+        samples = await self.service.metrics()
+        for reason in ("retries_exhausted", "drained"):
+            name = f'ingest_readings_dead_lettered_total{{reason="{reason}"}}'
+            count = samples.get(name, 0)
+            self.expect(not count, f"{self.fault.name}: {count:g} dead letters {reason}")
 
     # The end
 
@@ -267,13 +297,3 @@ class World:
         self.expect(result.is_proof, "no proof: too few acknowledged readings")
         if result.law is not None:
             self.expect(not result.law.dropped, "I9: ingest_readings_dropped_total is not 0")
-
-
-def python() -> str:
-    """Return the interpreter that children run on."""
-    return sys.executable
-
-
-def line_of(samples: dict[str, float], name: str) -> Any:
-    """Return a sample or 0."""
-    return samples.get(name, 0.0)

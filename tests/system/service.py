@@ -287,7 +287,7 @@ class Service:
         """Wait until the process has ended; return (exit code, output)."""
         assert self._process is not None, "start it first"
         async with asyncio.timeout(within_s):
-            await asyncio.gather(*self._reading)
+            await asyncio.wait(self._reading)
             return await self._process.wait(), self.output
 
     async def kill(self) -> None:
@@ -296,7 +296,7 @@ class Service:
             if self._process.returncode is None:
                 self._process.kill()
             await self._process.wait()
-            await asyncio.gather(*self._reading)
+            await asyncio.gather(*self._reading, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
             self._session = None

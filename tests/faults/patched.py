@@ -1,0 +1,180 @@
+"""The service's own start with something put in before: `python -m tests.faults.patched serve ..`.
+
+FAULTS_MUTANT names what: a way to lose readings that the fault matrix must find (mutants), a disk
+that forgets (see forgetting.py), calls that fail, a clock that jumps. The service itself has no
+such switch: everything is put over it from here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(os.environ.get("FAULTS_FOLDER", "."))
+EVERY = 10_000
+
+
+def clock() -> None:
+    """Wall time moves with what stands in the file `clock`; monotonic time does not."""
+    path = FOLDER / "clock"
+    real_ns, real_s = time.time_ns, time.time
+
+    def offset_s() -> float:
+        return float(path.read_text()) if path.exists() else 0.0
+
+    time.time_ns = lambda: real_ns() + int(offset_s() * 1e9)
+    time.time = lambda: real_s() + offset_s()
+
+
+def failing() -> None:
+    """The n-th write or sync of our files fails (FAULTS_NTH, FAULTS_ERROR), some more after it."""
+    first, code = int(os.environ["FAULTS_NTH"]), int(os.environ["FAULTS_ERROR"])
+    last = first + int(os.environ["FAULTS_TIMES"])
+    ours = str(FOLDER / "state") + "/"
+    calls = count(1)
+
+    def made_to_fail(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(fd: int, *rest: Any) -> Any:
+            try:
+                path = os.readlink(f"/proc/self/fd/{fd}")
+            except OSError:
+                path = ""
+            if ("/journal" in path or "/dead-letters" in path) and path.startswith(ours):
+                if first <= next(calls) < last:
+                    if real is write and code == errno.ENOSPC:
+                        real(fd, memoryview(rest[0])[: len(rest[0]) // 2])  # as a full disk does
+                    raise OSError(code, os.strerror(code))
+            return real(fd, *rest)
+
+        return call
+
+    write = os.write
+    os.write = made_to_fail(os.write)
+    os.fdatasync = made_to_fail(os.fdatasync)
+    os.fsync = made_to_fail(os.fsync)
+
+
+def forgetting() -> None:
+    """Note what the disk was told to keep."""
+    from tests.faults.forgetting import record
+
+    record(FOLDER / "state", FOLDER / "disk")
+
+
+def no_journal_sync() -> None:
+    """The disk is never told to keep the journal, and it forgets."""
+    from tests.faults.forgetting import record
+
+    record(FOLDER / "state", FOLDER / "disk", unsynced="/journal/")
+
+
+def no_letter_sync() -> None:
+    """The disk is never told to keep dead letters, and it forgets."""
+    from tests.faults.forgetting import record
+
+    record(FOLDER / "state", FOLDER / "disk", unsynced="/dead-letters/")
+
+
+def acks_early() -> None:
+    """`committed` is answered before it is."""
+    from ingest.writer import STORED, Writer
+
+    real = Writer._write
+
+    async def write(self: Writer, piece: list[Any]) -> None:
+        for block in piece:
+            if block.ack is not None and not block.ack.resolved:
+                block.ack.resolve(STORED)
+                block.ack = None
+        await real(self, piece)
+
+    Writer._write = write  # type: ignore[method-assign]
+
+
+def drops_one() -> None:
+    """One reading in 10,000 is called stored, and is not."""
+    from ingest.block import row_offsets
+    from ingest.ports import Stored
+    from ingest.sink_postgres import SinkPostgres
+
+    real = SinkPostgres.write
+    seen = 0
+
+    async def write(self: Any, tuples: Any, rows: int, *, idempotent: bool) -> Stored:
+        nonlocal seen
+        seen += rows
+        if seen < EVERY or rows < 2:
+            return await real(self, tuples, rows, idempotent=idempotent)
+        seen -= EVERY
+        data = b"".join(tuples)
+        data = data[row_offsets(data)[1] :]
+        stored = await real(self, [data], rows - 1, idempotent=idempotent)
+        return Stored(stored.committed + 1, stored.duplicate)
+
+    SinkPostgres.write = write  # type: ignore[method-assign]
+
+
+def no_key() -> None:
+    """What may be there already is written again as if it were new, into a table without a key."""
+    from ingest import schema, sink_postgres
+
+    async def stored(self: Any, tuples: Any) -> int:
+        async with self._exchange(doubt=True) as connection:
+            return await sink_postgres._copy(connection, tuples)
+
+    async def no_difference(_: Any) -> None:
+        return None
+
+    sink_postgres.SinkPostgres._write_staged = stored  # type: ignore[method-assign]
+    schema.difference = no_difference
+
+
+def swallows() -> None:
+    """A write that failed is taken for one that did not."""
+    from ingest.ports import Stored
+    from ingest.sink_postgres import SinkPostgres
+    from ingest.verdict import WriteFailed
+
+    real = SinkPostgres.write
+
+    async def write(self: Any, tuples: Any, rows: int, *, idempotent: bool) -> Stored:
+        try:
+            return await real(self, tuples, rows, idempotent=idempotent)
+        except WriteFailed:
+            return Stored(rows, 0)
+
+    SinkPostgres.write = write  # type: ignore[method-assign]
+
+
+PATCHES: dict[str, Callable[[], None]] = {
+    each.__name__: each
+    for each in (
+        clock,
+        failing,
+        forgetting,
+        no_journal_sync,
+        no_letter_sync,
+        acks_early,
+        drops_one,
+        no_key,
+        swallows,
+    )
+}
+
+
+def main() -> int:
+    """Put it in, start the service."""
+    PATCHES[os.environ["FAULTS_MUTANT"]]()
+    from ingest.cli import main as serve
+
+    return serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
