@@ -17,13 +17,15 @@ from loadgen.post import Post
 class Retry(NamedTuple):
     """How to try again after 408, 429, 5xx, a lost connection, a time-out.
 
-    Until `give_up_s` after the first try. A Retry-After is kept, plus up to half of it; without
-    one the pause is anything up to `pause_s_min` doubled with each try, at most `pause_s_max`.
+    Until `give_up_s` after the first try. A Retry-After is kept, plus up to half of it (an
+    impatient client takes it for `patience_s` at most); without one the pause is anything up to
+    `pause_s_min` doubled with each try, at most `pause_s_max`.
     """
 
     give_up_s: float = 300.0
     pause_s_min: float = 0.2
     pause_s_max: float = 10.0
+    patience_s: float = math.inf
 
 
 RETRY = Retry()
@@ -64,7 +66,7 @@ class Waiting:
         if retry is None:
             return None
         if retry_after_s is not None:
-            pause_s = retry_after_s * self._random.uniform(1.0, 1.5)
+            pause_s = min(retry_after_s, retry.patience_s) * self._random.uniform(1.0, 1.5)
         else:
             ceiling_s = min(retry.pause_s_max, retry.pause_s_min * 2 ** min(flight.tries, 30))
             pause_s = self._random.uniform(0.0, ceiling_s)

@@ -20,7 +20,6 @@ from loadgen.post import Post, Target, finish, head_of
 from loadgen.proof import Names, Plan
 from loadgen.quiet import read_law
 from loadgen.reconcile import PROBLEM
-from loadgen.retry import RETRY
 from loadgen.schedule import constant, moments
 
 PLAIN_BODIES_MAX = 4_096
@@ -34,7 +33,7 @@ class Job:
 
     It ends after `posts` or `duration_s`, whichever comes first. `query` begins with `?` or is
     empty. `fsync`: the ledger outlives the machine, at the price of a disk write a group.
-    `pause_s_max`: the longest pause before another try, where the service asks for none.
+    `retry`: how lost and refused posts are tried again, if not as by default until `give_up_s`.
     """
 
     target: Target
@@ -48,7 +47,7 @@ class Job:
     give_up_s: float = 300.0
     answer_s_max: float = 30.0
     fsync: bool = False
-    pause_s_max: float = RETRY.pause_s_max
+    retry: Retry | None = None
     admin_url: str | None = None
 
 
@@ -94,7 +93,7 @@ class Run:
                 self,
                 connections=job.connections,
                 schedule=self._schedule(),
-                retry=Retry(job.give_up_s, pause_s_max=job.pause_s_max),
+                retry=job.retry or Retry(job.give_up_s),
                 answer_s_max=job.answer_s_max,
             )
             self._started_s = time.monotonic()

@@ -12,11 +12,25 @@ import sys
 
 import uvloop
 
-from tests.faults import database_faults, line_faults, service_faults
+from tests.faults import (
+    controls,
+    database_faults,
+    disk_faults,
+    door_faults,
+    line_faults,
+    service_faults,
+)
 from tests.faults.matrix import FAULTS, place
 from tests.faults.runner import Done, run_all
 
-__all__ = ["database_faults", "line_faults", "service_faults"]
+__all__ = [
+    "controls",
+    "database_faults",
+    "disk_faults",
+    "door_faults",
+    "line_faults",
+    "service_faults",
+]
 
 
 def say(done: Done) -> None:

@@ -41,9 +41,14 @@ async def restarted(world: World) -> None:
 @fault(
     "F7",
     "PostgreSQL away until all is full",
-    "stopped until memory (3,000 readings) and journal (1 MiB) are full and 3 s longer: 503 with "
+    "stopped until memory (5,000 readings) and journal (1 MiB) are full and 3 s longer: 503 with "
     "Retry-After, memory bounded, goes on by itself",
-    settings={"buffer_rows_max": 3_000, "journal_bytes_max": 1 << 20, "full_s_min": 1},
+    settings={
+        "buffer_rows_max": 5_000,
+        "journal_bytes_max": 1 << 20,
+        "inflated_bytes_max": 1 << 20,
+        "full_s_min": 1,
+    },
     rate=150.0,
 )
 async def away(world: World) -> None:
@@ -213,8 +218,6 @@ async def read_only(world: World) -> None:
         finally:
             await _reload(
                 world,
-                "set default_transaction_read_only = off; "
-                "alter role postgres set default_transaction_read_only = off",
                 "alter system reset default_transaction_read_only",
             )
         world.count()

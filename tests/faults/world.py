@@ -22,6 +22,7 @@ from loadgen.conclude import Result, Where, conclude
 from loadgen.post import target_of
 from loadgen.proof import Plan
 from loadgen.quiet import settle
+from loadgen.retry import Retry
 from loadgen.verify import Job, Run
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import Fault
@@ -32,7 +33,8 @@ from tests.system.service import Service
 
 RECOVERY_S_MAX = 60.0
 AFTER_S = 0.4  # traffic goes on so long after the last fault
-PATCHED = "tests.faults.patched"
+PLAIN = ("-m", "ingest")
+PATCHED = ("-m", "tests.faults.patched")
 
 # Deadlines of seconds instead of tens of them: what happens at them happens often.
 PROMPT: dict[str, object] = {
@@ -100,6 +102,7 @@ class World:
         self.ledger = folder / "ledger"
         self._traffic: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
+        self.forgotten_bytes = 0
         self.small: SmallDisk | None = None
         self.undo = AsyncExitStack()  # what a fault has to take back when all else has ended
         self._open = AsyncExitStack()
@@ -143,19 +146,24 @@ class World:
         self.front.resume()
         await self._open.aclose()
 
-    def make_service(self, *, patch: str = "", **settings: object) -> Service:
-        """Return the service of this world, not started; `patch` is one of patched.py."""
-        env = dict(self.env)
-        if patch:
-            env["FAULTS_MUTANT"] = patch
+    def make_service(self) -> Service:
+        """Return the service of this world, not started."""
+        mutant = self.env["FAULTS_MUTANT"]
         return Service(
             self.state,
-            env=env,
-            program=("-m", PATCHED) if env["FAULTS_MUTANT"] else ("-m", "ingest"),
+            env=self.env,
+            program=PATCHED if mutant else PLAIN,
             listen=self.url.removeprefix("http://"),
             admin_listen=self.admin_url.removeprefix("http://"),
             database_url=self.server.url_over(self.line.port),
-            **{**self.settings, **settings},
+            **self.settings,
+        )
+
+    def patch(self, name: str, **env: object) -> None:
+        """From its next start on the service has one of the patches of patched.py; "": none."""
+        words = {key: str(value) for key, value in env.items()}
+        self.service.change(
+            {**self.env, **words, "FAULTS_MUTANT": name}, PATCHED if name else PLAIN
         )
 
     def begin(self) -> None:
@@ -178,9 +186,8 @@ class World:
             query=f"?ack={fault.asks}",
             connections=12,
             rate=fault.rate,
-            give_up_s=150.0,
+            retry=Retry(150.0, pause_s_max=0.5, patience_s=1.0),
             answer_s_max=4.0,
-            pause_s_max=0.5,
             admin_url=self.admin_url,
         )
         self.run = Run(job)
@@ -264,6 +271,8 @@ class World:
         left_s = max(1.0, RECOVERY_S_MAX - (time.monotonic() - last_s))
         settled = await settle(self.admin_url, where.dlq_dir, f"verify-{self._run_id}-", left_s)
         found.recovery_s = time.monotonic() - last_s
+        late = f"I7: {found.recovery_s:.0f} s from the last fault to quiet"
+        self.expect(found.recovery_s < RECOVERY_S_MAX, late)
         self.expect(settled.quiet, f"I7: not quiet {RECOVERY_S_MAX:g} s after the last fault")
         result = await conclude(self.ledger, where, settle_s=15.0 if settled.quiet else 5.0)
         self._take(result)

@@ -114,6 +114,11 @@ class Service:
         finally:
             await self.kill()
 
+    def change(self, env: Mapping[str, str], program: Sequence[str]) -> None:
+        """From the next start on, take this environment and this program."""
+        self._env = environment(env)
+        self._program = tuple(program)
+
     @property
     def running(self) -> bool:
         """Whether the process is there."""

@@ -1,0 +1,164 @@
+"""Runs that must lose: promises that are not given, and services that break them.
+
+A check that cannot fail proves nothing. A control takes away what the promise rests on; a mutant
+is the service with a mistake in it (patched.py). Both are green when the loss is found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from tests.faults.disk_faults import power_lost
+from tests.faults.line_faults import reply_lost
+from tests.faults.matrix import fault
+from tests.faults.world import World
+
+LOST = frozenset({"lost"})
+
+
+async def _kill_while_stalled(world: World) -> None:
+    for _ in range(world.times):
+        await world.answered(20)
+        world.line.stall()
+        await world.sleep(0.3, 0.6)
+        os.kill(world.service.pid, signal.SIGKILL)
+        await world.service.ended()
+        world.count()
+        await world.line.cut()
+        world.line.resume()
+        await world.restart()
+        await world.service.wait_state("accepting", within_s=30)
+
+
+@fault(
+    "C1",
+    "memory instead of the journal",
+    "`--buffer memory`, `ack=buffered`, SIGKILL {n} times while the database does not answer",
+    kind="control",
+    times=3,
+    quick_times=1,
+    settings={"buffer": "memory", "buffer_rows_max": 5_000},
+    asks="buffered",
+    breaks=LOST,
+)
+async def memory(world: World) -> None:
+    """What memory held is gone; no more than it may hold (I10)."""
+    await _kill_while_stalled(world)
+
+
+@fault(
+    "C2",
+    "PostgreSQL with synchronous_commit=off",
+    "SIGKILL to all of PostgreSQL at once, {n} times (wal_writer_delay=10s, so that WAL stays in "
+    "the memory that dies with it)",
+    kind="control",
+    times=4,
+    database={"synchronous_commit": "off", "wal_writer_delay": "10s"},
+    breaks=LOST,
+)
+async def asynchronous(world: World) -> None:
+    """PostgreSQL reports commits that it has not written."""
+    for _ in range(world.times):
+        await world.answered(60)
+        await world.server.kill_all()
+        world.count()
+        await world.server.come_back()
+
+
+@fault(
+    "C3",
+    "journal without fdatasync",
+    "as F27, {n} times, the disk never told to keep the journal",
+    kind="control",
+    mutant="no_journal_sync",
+    times=4,
+    breaks=LOST,
+)
+async def journal_unsynced(world: World) -> None:
+    """The journal is in the page cache only."""
+    await power_lost(world)
+
+
+@fault(
+    "M1",
+    "acknowledges before the commit",
+    "`ack=committed` answered when the write begins; SIGKILL {n} times while it hangs",
+    kind="mutant",
+    mutant="acks_early",
+    asks="committed",
+    times=3,
+    breaks=LOST,
+)
+async def acks_early(world: World) -> None:
+    """Kill between the answer and the commit."""
+    await _kill_while_stalled(world)
+
+
+@fault(
+    "M2",
+    "drops one reading in 10,000",
+    "no fault at all, {n} s of load",
+    kind="mutant",
+    mutant="drops_one",
+    rate=300.0,
+    times=7,
+    breaks=LOST,
+)
+async def drops_one(world: World) -> None:
+    """The ledger finds one in ten thousand."""
+    await asyncio.sleep(world.times)
+
+
+@fault(
+    "M3",
+    "dead letters without fsync",
+    "as F27, {n} times, the disk never told to keep the dead letters",
+    kind="mutant",
+    mutant="no_letter_sync",
+    invalid=0.1,
+    times=4,
+    breaks=LOST,
+)
+async def letters_unsynced(world: World) -> None:
+    """Bad items that were answered as kept are not."""
+    await power_lost(world)
+
+
+async def _drop_key(world: World) -> None:
+    await world.server.run("alter table readings drop constraint readings_pkey")
+
+
+@fault(
+    "M4",
+    "tries again without the key",
+    "as F11, {n} times: what may be there is written again as if it were new, no key on the table",
+    kind="mutant",
+    mutant="no_key",
+    before=_drop_key,
+    times=5,
+    breaks=frozenset({"twice"}),
+)
+async def no_key(world: World) -> None:
+    """Readings are stored twice."""
+    await reply_lost(world)
+
+
+@fault(
+    "M5",
+    "takes a failed write for a good one",
+    "PostgreSQL stopped at once and started again, {n} times",
+    kind="mutant",
+    mutant="swallows",
+    times=3,
+    breaks=LOST,
+)
+async def swallows(world: World) -> None:
+    """What was on its way is gone."""
+    for _ in range(world.times):
+        await world.answered(20)
+        await world.server.kill()
+        await world.sleep(0.3)
+        await world.server.come_back()
+        world.count()

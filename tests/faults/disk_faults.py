@@ -1,0 +1,197 @@
+"""Faults of the disk under the journal and the dead letters: full, failing, damaged, without power.
+
+Power loss is that of our own files, by forgetting.py; PostgreSQL is another machine here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+
+from ingest.journal_format import segment_name
+from ingest.journal_reader import segment_files
+from tests.faults.forgetting import forget
+from tests.faults.machine import SmallDisk
+from tests.faults.matrix import fault
+from tests.faults.world import World
+
+NTH_MAX = 200
+
+
+async def _small_letters(world: World) -> None:
+    world.small = world.undo.enter_context(SmallDisk(world.state / "dead-letters", 64))
+
+
+@fault(
+    "F25",
+    "disks of dead letters and journal full",
+    "dead letters on a tmpfs of 64 KiB, a fifth of the items bad, until it is full and 2 s longer; "
+    "then the journal on one of 128 KiB with the database out of reach: 503, nothing torn, goes "
+    "on when there is room",
+    before=_small_letters,
+    invalid=0.2,
+)
+async def disks_full(world: World) -> None:
+    """Fill one, then the other."""
+    assert world.small is not None, "mounted before"
+    await world.service.wait_line("dead_letter_write_failed", within_s=60)
+    world.count()
+    await world.sleep(2)
+    world.small.grow(16 << 10)
+    await world.answered(20)
+    code, output = await world.service.stop()
+    world.expect(code == 0, f"F25: {output[-200:]}")
+    journal = world.undo.enter_context(SmallDisk(world.state / "journal", 128))
+    await world.restart()
+    await world.answered(5)
+    world.line.stall()
+    await world.service.wait_state("disk_low", within_s=60)
+    world.count()
+    await world.sleep(1)
+    journal.grow(64 << 10)
+    await world.line.cut()
+    world.line.resume()
+    await world.service.wait_state("accepting", "slowed", within_s=30)
+
+
+@fault(
+    "F26",
+    "n-th write or sync of our files fails",
+    "{n} lives of the service; in each the n-th write or fsync of journal or dead letters (n drawn "
+    "from 1 to 200, one from each twenty-fourth) fails with EIO or ENOSPC once, five times or for "
+    "ever, then it is killed and started again",
+    times=24,
+    quick_times=0,
+    invalid=0.1,
+    limit_s=300,
+)
+async def calls_fail(world: World) -> None:
+    """Let a call fail, kill, look."""
+    rng = world.random
+    step = NTH_MAX / world.times
+    for number in range(world.times):
+        world.patch(
+            "failing",
+            FAULTS_NTH=1 + int(number * step + rng.random() * step),
+            FAULTS_ERROR=rng.choice((errno.EIO, errno.ENOSPC)),
+            FAULTS_TIMES=rng.choice((1, 5, 1 << 40)),
+        )
+        os.kill(world.service.pid, signal.SIGKILL)
+        await world.service.ended()
+        try:
+            await world.restart()
+        except AssertionError:  # it says that its folder cannot be used, and ends: honest
+            world.expect("cannot be used" in world.service.output, "F26: ended at its start")
+            world.found.count += 1
+            continue
+        await world.sleep(0.8, 2.0)
+        world.expect(world.service.running, f"F26: life {number} ended by itself")
+        world.count()
+    world.patch("")
+    if world.service.running:
+        os.kill(world.service.pid, signal.SIGKILL)
+        await world.service.ended()
+    await world.restart()
+
+
+async def power_lost(world: World) -> None:
+    """Kill it at a drawn moment, and let the disk forget what it may."""
+    for _ in range(world.times):
+        await world.answered(world.random.randrange(1, 40), within_s=40)
+        stalled = world.random.random() < 0.7
+        if stalled:
+            world.line.stall()
+            await world.sleep(0.05, 0.8)
+        os.kill(world.service.pid, signal.SIGKILL)
+        await world.service.ended()
+        gone = forget(world.state, world.folder / "disk", world.random)
+        world.forgotten_bytes += gone
+        world.count()
+        if stalled:
+            await world.line.cut()
+            world.line.resume()
+        await world.restart()
+    world.found.notes.append(f"{world.forgotten_bytes:,} bytes forgotten")
+
+
+@fault(
+    "F27",
+    "power lost",
+    "SIGKILL at a drawn moment, {n} times, 70 % with the database out of reach; then journal and "
+    "dead letters are made what a disk may hold: what was not fsynced is gone, or torn by sectors, "
+    "and names whose folder was not fsynced are there or not",
+    mutant="forgetting",
+    invalid=0.05,
+    times=25,
+    quick_times=2,
+    limit_s=300,
+)
+async def power(world: World) -> None:
+    """The disk forgets."""
+    await power_lost(world)
+
+
+@fault(
+    "F28",
+    "files damaged while the service is down",
+    "{n} times: noise behind the journal's last frame, a segment under a wrong name, one of noise, "
+    "an empty one, noise in the notes of what is done, a copy of the dead letters with bits "
+    "flipped and its end cut: skipped and counted, never fatal, no wrong value",
+    times=5,
+    invalid=0.05,
+)
+async def damaged(world: World) -> None:
+    """Damage what can be damaged without taking the only copy of anything."""
+    for _ in range(world.times):
+        await world.answered(30)
+        world.line.stall()
+        await world.answered(5)
+        os.kill(world.service.pid, signal.SIGKILL)
+        await world.service.ended()
+        _damage_journal(world)
+        _damage_letters(world)
+        world.count()
+        await world.line.cut()
+        world.line.resume()
+        await world.restart()
+        await world.service.wait_state("accepting", "slowed", within_s=30)
+        async with asyncio.timeout(20):
+            while True:
+                samples = await world.service.metrics()
+                if samples["ingest_journal_damaged_total"] >= 1:
+                    break
+                await asyncio.sleep(0.05)
+
+
+def _damage_journal(world: World) -> None:
+    rng, folder = world.random, world.state / "journal"
+    found = segment_files(folder)
+    if not found:
+        return
+    last = found[-1]
+    with last.path.open("ab") as file:
+        file.write(rng.randbytes(rng.randrange(1, 3_000)))
+    shutil.copy(last.path, folder / segment_name(last.first + 1_000_000, last.salt ^ 1))
+    noise = folder / segment_name(last.first + 2_000_000, 7)
+    noise.write_bytes(rng.randbytes(rng.randrange(1, 5_000)))
+    (folder / segment_name(last.first + 3_000_000, 8)).write_bytes(b"")
+    for each in found:
+        with each.done_path.open("ab") as file:
+            file.write(rng.randbytes(rng.randrange(1, 200)))
+
+
+def _damage_letters(world: World) -> None:
+    rng, folder = world.random, world.state / "dead-letters"
+    for path in sorted(folder.glob("dlq-*.jsonl"))[-2:]:
+        data = bytearray(path.read_bytes())
+        if not data:
+            continue
+        for _ in range(20):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        head = path.name.rsplit("-", 1)[0]
+        _ = (folder / f"{head}-{rng.getrandbits(32):08x}.jsonl").write_bytes(
+            data[: rng.randrange(1, len(data) + 1)]
+        )

@@ -1,0 +1,234 @@
+"""Faults of the clients: slow, gone, lying about their bodies, repeating themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+from typing import Any
+
+from loadgen.letters import read_letters
+from tests.faults.matrix import fault
+from tests.faults.world import World
+
+HEAD = "POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def _item(world: World, device: str, number: int, value: float = 1.0) -> dict[str, Any]:
+    ts = world.run.job.plan.first_us - 1_000_000 + number
+    return {
+        "device_id": f"{device}-{world.run.job.plan.run}",
+        "metric": "m",
+        "ts": ts,
+        "value": value,
+    }
+
+
+async def _rows(world: World, device: str, count: int, within_s: float = 20.0) -> int:
+    """Wait until so many readings of a device are stored; return how many are."""
+    name = f"{device}-{world.run.job.plan.run}"
+    sql = f"select count(*) from readings where device_id = '{name}'"
+    found = -1
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while found < count:
+                found = (await world.server.run(sql))[0]["count"]
+                await asyncio.sleep(0.1)
+    await asyncio.sleep(0.3)  # and none more
+    return int((await world.server.run(sql))[0]["count"])
+
+
+async def _slow_client(world: World, data: bytes, *, drip: bool) -> bool:
+    """Send something and then a byte now and then, or nothing; return whether it was closed."""
+    host, _, port = world.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(data)
+        reading = asyncio.ensure_future(reader.read())
+        for _ in range(40):
+            await asyncio.wait([reading], timeout=0.2)
+            if reading.done():
+                break
+            if drip:
+                writer.write(b"x")
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait([reading])
+            return False
+        with contextlib.suppress(OSError):
+            reading.result()
+        return True
+    finally:
+        writer.transport.abort()
+
+
+@fault(
+    "F34",
+    "slow clients",
+    "{n} connections each: a head that never ends, a body of a byte now and then, half a body; 500 "
+    "idle ones: closed at the deadline (1 s), the others are served",
+    times=40,
+    settings={"header_s_max": 1, "body_s_max": 1},
+)
+async def slow_clients(world: World) -> None:
+    """Hold connections, send next to nothing."""
+    host, _, port = world.url.removeprefix("http://").partition(":")
+    idle = [(await asyncio.open_connection(host, int(port)))[1] for _ in range(500)]
+    half = f"{HEAD}Content-Length: 1000\r\n\r\n[".encode()
+    work = [
+        _slow_client(world, data, drip=drip)
+        for data, drip in (
+            (HEAD.encode() + b"X-Slow: ", True),
+            (half, True),
+            (half, False),
+        )
+        for _ in range(world.times)
+    ]
+    closed = await asyncio.gather(*work)
+    world.expect(all(closed), f"F34: {closed.count(False)} of {len(closed)} were not closed")
+    world.found.count = len(closed) + len(idle)
+    await world.answered(20)
+    for each in idle:
+        each.transport.abort()
+
+
+@fault(
+    "F35",
+    "clients gone before the answer",
+    "the line to the clients is reset when the service answers, or after a drawn number of a "
+    "post's bytes, {n} times; they send again",
+    times=40,
+    front=True,
+)
+async def clients_gone(world: World) -> None:
+    """Cut the clients off."""
+    for number in range(world.times):
+        if number % 2:
+            over = world.front.lose_replies(1)
+            async with asyncio.timeout(20):
+                await over.wait()
+        else:
+            before = world.front.connections_total
+            world.front.cut_after("to_server", world.random.randrange(1, 4_000))
+            async with asyncio.timeout(20):
+                while world.front.connections_total == before:  # noqa: ASYNC110  of the proxy
+                    await asyncio.sleep(0.01)
+        world.count()
+        await world.sleep(0.02, 0.15)
+    world.front.keep_whole()
+
+
+@fault(
+    "F36",
+    "gzip that is none",
+    "cut at {n} places, checksum altered, bytes behind the end, not gzip, a bomb, twice, unknown "
+    "encodings: 400, 413 or 415, never 200 or 500, nothing of it kept",
+    times=20,
+)
+async def bad_gzip(world: World) -> None:
+    """Send bodies that are not what their head says."""
+    body = gzip.compress(json.dumps([_item(world, "gzip", n) for n in range(50)]).encode())
+    cases: list[tuple[str, bytes, str, int]] = [
+        ("cut", body[: world.random.randrange(1, len(body))], "gzip", 400)
+        for _ in range(world.times)
+    ]
+    wrong = bytearray(body)
+    wrong[-6] ^= 1
+    cases += [
+        ("checksum", bytes(wrong), "gzip", 400),
+        ("trailing", body + b"x", "gzip", 400),
+        ("none", b"[]", "gzip", 400),
+        ("bomb", gzip.compress(b" " * (64 << 20)), "gzip", 413),
+        ("twice", gzip.compress(body), "gzip, gzip", 415),
+        ("unknown", body, "snappy", 415),
+        ("brotli", body, "br", 415),
+    ]
+    for name, data, encoding, wanted in cases:
+        answer = await world.service.post(data, headers={"Content-Encoding": encoding})
+        world.expect(answer.status == wanted, f"F36: {name}: {answer.status}, not {wanted}")
+        world.count()
+    rows = await _rows(world, "gzip", 0)
+    world.expect(rows == 0, f"F36: {rows} readings of broken bodies are stored")
+    answer = await world.service.post(body, headers={"Content-Encoding": "gzip"})
+    world.expect(answer.status == 202, f"F36: a good body: {answer.status}")
+    rows = await _rows(world, "gzip", 50)
+    world.expect(rows == 50, f"F36: {rows} of 50 readings of the good body are stored")
+
+
+@fault(
+    "F37",
+    "bad items anywhere in a post",
+    "{n} posts of 40 items, from 0 to all of them bad, at drawn places: exactly those are named "
+    "and dead-lettered, all others stored; all bad: 422, nothing kept",
+    times=25,
+)
+async def bad_items(world: World) -> None:
+    """Mix good and bad."""
+    rng = world.random
+    good = kept = number = 0
+    for post in range(world.times):
+        share = post / (world.times - 1)
+        items, bad = [], []
+        for index in range(40):
+            number += 1
+            item = _item(world, "mixed", number)
+            if rng.random() < share or share == 1:
+                item["value"] = rng.choice(["21.5", None, [], {"a": 1}])
+                bad.append(index)
+            items.append(item)
+        answer = await world.service.post(items)
+        if len(bad) == len(items):
+            world.expect(answer.status == 422, f"F37: all bad: {answer.status}")
+            continue
+        named = sorted(each["index"] for each in answer.document["errors"])
+        world.expect(answer.status == 202 and named == bad, f"F37: {named} named, {bad} are bad")
+        good += len(items) - len(bad)
+        kept += len(bad)
+        world.found.count += len(bad)
+    rows = await _rows(world, "mixed", good)
+    world.expect(rows == good, f"F37: {rows} of {good} good readings are stored")
+    letters = read_letters(world.state / "dead-letters", "mixed-").letters
+    world.expect(len(letters) == kept, f"F37: {len(letters)} of {kept} bad items are kept")
+
+
+@fault(
+    "F38",
+    "the same post again and again, at once",
+    "50 times in parallel, {n} posts of 20: each reading is stored once",
+    times=6,
+)
+async def storms(world: World) -> None:
+    """Send the same in parallel."""
+    for post in range(world.times):
+        items = [_item(world, "storm", post * 20 + n) for n in range(20)]
+        answers = await asyncio.gather(*(world.service.post(items) for _ in range(50)))
+        statuses = {each.status for each in answers}
+        world.expect(statuses == {202}, f"F38: {statuses}")
+        world.found.count += len(answers)
+    rows = await _rows(world, "storm", 20 * world.times)
+    world.expect(rows == 20 * world.times, f"F38: {rows} rows of {20 * world.times}")
+
+
+@fault(
+    "F39",
+    "same time, device and metric, another value",
+    "{n} pairs, in one post, in two, and while the database is away: both facts are kept (the "
+    "contract; an upstream may have meant to correct)",
+    times=30,
+)
+async def other_values(world: World) -> None:
+    """Say two things of one moment."""
+    await world.answered(5)
+    for number in range(world.times):
+        pair = [_item(world, "pair", number, value) for value in (1.5, 2.5)]
+        if number == world.times - 5:
+            await world.server.stop()
+        posts = [pair] if number % 2 else [[each] for each in pair]
+        for each in posts:
+            answer = await world.service.post(each)
+            world.expect(answer.status == 202, f"F39: {answer.status}")
+        world.count()
+    await world.server.come_back()
+    rows = await _rows(world, "pair", 2 * world.times)
+    world.expect(rows == 2 * world.times, f"F39: {rows} of {2 * world.times} facts")
