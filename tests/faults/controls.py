@@ -42,6 +42,7 @@ async def _kill_while_stalled(world: World) -> None:
     settings={"buffer": "memory", "buffer_rows_max": 5_000},
     asks="buffered",
     breaks=LOST,
+    lost_max=3 * 5_000,
 )
 async def memory(world: World) -> None:
     """What memory held is gone; no more than it may hold (I10)."""
@@ -102,8 +103,8 @@ async def acks_early(world: World) -> None:
     "no fault at all, {n} s of load",
     kind="mutant",
     mutant="drops_one",
-    rate=300.0,
-    times=7,
+    rate=400.0,
+    times=12,
     breaks=LOST,
 )
 async def drops_one(world: World) -> None:

@@ -105,34 +105,31 @@ async def terminated(world: World) -> None:
 @fault(
     "F10",
     "PostgreSQL killed",
-    "{n} times under load, drawn: SIGKILL to all of its processes at once, to the postmaster "
-    "alone, to one backend, or an immediate stop; started again",
-    times=36,
+    "{n} times under load, in a drawn order: SIGKILL to all of its processes at once, SIGKILL to "
+    "the postmaster alone, an immediate stop, SIGKILL to one backend (which makes it crash and "
+    "recover by itself), as often each; nothing is dead-lettered for it",
+    times=44,
     quick_times=2,
     limit_s=400,
 )
 async def killed(world: World) -> None:
     """Kill it in four ways."""
     server = world.server
-    for number in range(world.times):
+    ways = [server.kill_all, server.kill_postmaster, server.kill, None]
+    drawn = [ways[number % 4] for number in range(world.times)]
+    world.random.shuffle(drawn)
+    for kill in drawn:
         await world.answered(world.random.randrange(3, 20), within_s=60)
-        match (number + world.random.randrange(2)) % 4:
-            case 0:
-                await server.kill_all()
-            case 1:
-                await server.kill_postmaster()
-            case 2:
-                sql = "select pid from pg_stat_activity where usename = 'fleet'"
-                for row in (await server.run(sql))[:1]:
-                    await server.kill_backend(row["pid"])
-                await server.wait_answers()
-                world.count()
-                continue
-            case _:
-                await server.kill()
         world.count()
-        await world.sleep(0, 0.3)
-        await server.come_back()
+        if kill is not None:
+            await kill()
+            await world.sleep(0, 0.3)
+            await server.come_back()
+            continue
+        sql = "select pid from pg_stat_activity where usename = 'fleet'"
+        for row in (await server.run(sql))[:1]:
+            await server.kill_backend(row["pid"])
+        await server.wait_answers()
     await world.expect_none_set_aside()
 
 

@@ -108,13 +108,12 @@ async def power_lost(world: World) -> None:
         os.kill(world.service.pid, signal.SIGKILL)
         await world.service.ended()
         gone = forget(world.state, world.folder / "disk", world.random)
-        world.forgotten_bytes += gone
+        world.found.forgotten_bytes += gone
         world.count()
         if stalled:
             await world.line.cut()
             world.line.resume()
         await world.restart()
-    world.found.notes.append(f"{world.forgotten_bytes:,} bytes forgotten")
 
 
 @fault(

@@ -45,8 +45,8 @@ class _Recorder:
         self._fd = os.open(notes / "notes", flags, 0o600)
 
     def put_in(self) -> None:
-        os.fdatasync = self._sync("fdatasync")
-        os.fsync = self._sync("fsync")
+        os.fdatasync = self._sync("fdatasync")  # type: ignore[assignment]
+        os.fsync = self._sync("fsync")  # type: ignore[assignment]
         os.unlink = self._going("unlink")
         os.rename = self._going("rename")
         os.replace = self._going("replace")
@@ -162,7 +162,7 @@ def _forget_content(path: Path, synced: int, rng: random.Random, *, worst: bool)
 
 def _begin_anew(state: Path, notes: Path) -> None:
     """What is there after a power failure is durable."""
-    lines = []
+    lines: list[dict[str, object]] = []
     for name in FOLDERS:
         folder = state / name
         if not folder.is_dir():

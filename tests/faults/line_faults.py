@@ -6,8 +6,9 @@ import asyncio
 
 from tests.faults.matrix import fault
 from tests.faults.world import World
-from tests.line import DIRECTIONS
+from tests.line import DIRECTIONS, Direction
 
+STALLS: tuple[tuple[Direction, ...], ...] = ((), ("to_server",), ("to_client",))
 COPY_DONE, COMMIT = b"c\x00\x00\x00\x04", b"commit\x00"
 RANGES = ((1, 8), (8, 64), (64, 512), (512, 4096), (4096, 16384))  # bytes after which it is cut
 
@@ -79,7 +80,7 @@ async def black_hole(world: World) -> None:
     "F14",
     "slow database",
     "the line carries 20 kB/s for 6 s, less than what comes; every insert takes 0.3 s for 4 s",
-    settings={"command_s_max": 10, "statement_s_max": 8},
+    settings={"command_s_max": 10, "statement_s_max": 8, "drain_s_max": 20},
     rate=100.0,
 )
 async def slow(world: World) -> None:
@@ -107,7 +108,7 @@ async def slow(world: World) -> None:
     "latency and jitter",
     "50 to 400 ms for each chunk in each direction, for {n} s",
     times=6,
-    settings={"command_s_max": 10, "statement_s_max": 8, "connect_s_max": 8},
+    settings={"command_s_max": 10, "statement_s_max": 8, "drain_s_max": 20, "connect_s_max": 8},
 )
 async def jitter(world: World) -> None:
     """Put the database far away."""
@@ -135,7 +136,7 @@ async def swizzle(world: World) -> None:
         for line in chosen:
             match world.random.randrange(4):
                 case 0:
-                    line.stall(*world.random.choice([(), ("to_server",), ("to_client",)]))
+                    line.stall(*world.random.choice(STALLS))
                 case 1:
                     line.slow(2_000)
                 case 2:

@@ -19,13 +19,14 @@ Kind = Literal["fault", "control", "mutant"]
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One row of the table. `name` is that of the table (`F11`), or of a control or mutant.
+    """One row of the table. `name` is that of the plan (`F11`), or of a control or mutant.
 
     `does` says in words what is done; `{n}` is how often. `times` and `quick_times` are how often
     in the whole run and in the quick one (0: not in it). `settings` and `database` are of the
-    service and of PostgreSQL; `mutant` is what patched.py puts into the service. `asks` is the
-    ack that posts ask for, `rate` is in posts a second, `invalid` the share of bad items. `front`:
-    clients come over a line of their own. `before` is done before the service starts. A control or a mutant must break one of `breaks`.
+    service and of PostgreSQL; `mutant` is what patched.py puts into the service. `asks` is the ack
+    that posts ask for, `rate` is in posts a second, `invalid` the share of bad items. `front`:
+    clients come over a line of their own. `before` is done before the service starts. A control or
+    a mutant must break one of `breaks`, and lose `lost_max` readings at most.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Fault:
     front: bool = False
     before: Harm | None = None
     breaks: frozenset[str] = frozenset()
+    lost_max: int | None = None
     limit_s: float = 180.0
 
 

@@ -45,11 +45,11 @@ def failing() -> None:
                 path = os.readlink(f"/proc/self/fd/{fd}")
             except OSError:
                 path = ""
-            if ("/journal" in path or "/dead-letters" in path) and path.startswith(ours):
-                if first <= next(calls) < last:
-                    if real is write and code == errno.ENOSPC:
-                        real(fd, memoryview(rest[0])[: len(rest[0]) // 2])  # as a full disk does
-                    raise OSError(code, os.strerror(code))
+            is_ours = path.startswith(ours) and ("/journal" in path or "/dead-letters" in path)
+            if is_ours and first <= next(calls) < last:
+                if real is write and code == errno.ENOSPC:
+                    real(fd, memoryview(rest[0])[: len(rest[0]) // 2])  # as a full disk does
+                raise OSError(code, os.strerror(code))
             return real(fd, *rest)
 
         return call
@@ -111,10 +111,10 @@ def drops_one() -> None:
         seen += rows
         if seen < EVERY or rows < 2:
             return await real(self, tuples, rows, idempotent=idempotent)
-        seen -= EVERY
         data = b"".join(tuples)
         data = data[row_offsets(data)[1] :]
         stored = await real(self, [data], rows - 1, idempotent=idempotent)
+        seen -= EVERY
         return Stored(stored.committed + 1, stored.duplicate)
 
     SinkPostgres.write = write  # type: ignore[method-assign]
@@ -132,7 +132,7 @@ def no_key() -> None:
         return None
 
     sink_postgres.SinkPostgres._write_staged = stored  # type: ignore[method-assign]
-    schema.difference = no_difference
+    schema.difference = no_difference  # type: ignore[assignment]
 
 
 def swallows() -> None:

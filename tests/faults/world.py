@@ -68,6 +68,7 @@ class Found:
     kinds: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     rss_mb: float = 0.0
+    forgotten_bytes: int = 0
 
 
 def free_port() -> int:
@@ -102,7 +103,6 @@ class World:
         self.ledger = folder / "ledger"
         self._traffic: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
-        self.forgotten_bytes = 0
         self.small: SmallDisk | None = None
         self.undo = AsyncExitStack()  # what a fault has to take back when all else has ended
         self._open = AsyncExitStack()
@@ -203,7 +203,7 @@ class World:
         """Wait until so many further posts have their answer."""
         wanted = self.run.answers.total() + count
         async with asyncio.timeout(within_s):
-            while self.run.answers.total() < wanted:  # noqa: ASYNC110  counted by callbacks
+            while self.run.answers.total() < wanted:
                 await asyncio.sleep(0.01)
                 self._look_after()
 

