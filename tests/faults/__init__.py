@@ -9,5 +9,5 @@ pytest runs a quick part only; it stands on the same children (`Service`, `Datab
     *_faults.py    the faults, a family a file; controls.py, mutants.py: what must lose
     patched.py     the service's own start, with a mutant or the forgetting disk put in before
     forgetting.py  what a disk keeps of our files when the power goes
-    runner.py      runs them, two at a time; report.py writes down what came of it
+    runner.py      runs them, some at a time; report.py writes down what came of it
 """

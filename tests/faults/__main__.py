@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--quick", action="store_true", help="a few faults, once or twice each; no report"
     )
-    made.add_argument("--jobs", type=int, default=2, metavar="N", help="so many at a time [2]")
+    made.add_argument(
+        "--jobs", type=int, default=3, metavar="N", help="so many at a time; they wait mostly [3]"
+    )
     made.add_argument("--list", action="store_true", help="say what there is, run nothing")
     made.add_argument(
         "--write",

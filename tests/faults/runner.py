@@ -89,7 +89,7 @@ async def run_all(
     seeds: Sequence[int],
     *,
     quick: bool = False,
-    jobs: int = 2,
+    jobs: int = 3,
     say: Callable[[Done], None] = lambda _: None,
 ) -> list[Done]:
     """Run all faults on all seeds, `jobs` at a time, those that take longest first."""

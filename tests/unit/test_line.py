@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -179,3 +180,63 @@ async def test_line_whose_server_is_away_resets_the_client(tmp_path: Path) -> No
         with pytest.raises(ConnectionResetError):
             await reader.read()
         writer.close()
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+async def test_line_cut_after_some_bytes_delivers_these_and_no_more(line: Line, count: int) -> None:
+    """What was counted arrives, then everything is reset; the next connection is whole."""
+    reader, writer = await _open(line)
+    await _ask(reader, writer, b"x")
+    before = line.bytes_forwarded["to_server"]
+    line.cut_after("to_server", count)
+    writer.write(b"a" * 10)
+    with contextlib.suppress(ConnectionError):
+        await reader.read()
+    assert line.bytes_forwarded["to_server"] == before
+    writer.close()
+    reader, writer = await _open(line)
+    assert await _ask(reader, writer, b"whole") == b"whole"
+    writer.close()
+
+
+async def test_line_counts_bytes_over_several_writes_before_it_cuts(line: Line) -> None:
+    """A cut lies ahead by so many bytes, however they come; one taken back never comes."""
+    reader, writer = await _open(line)
+    line.cut_after("to_server", 8)
+    assert await _ask(reader, writer, b"12345") == b"12345"
+    line.keep_whole()
+    assert await _ask(reader, writer, b"67890") == b"67890"
+    line.cut_after("to_server", 8)
+    assert await _ask(reader, writer, b"12345") == b"12345"
+    writer.write(b"67890")
+    with contextlib.suppress(ConnectionError):
+        assert len(await reader.read()) <= 3
+    writer.close()
+
+
+async def test_line_loses_replies_only_after_what_the_client_sends(line: Line) -> None:
+    """Until the client has sent it, replies come through."""
+    reader, writer = await _open(line)
+    over = line.lose_replies(1, after=(b"COMMIT",))
+    assert await _ask(reader, writer, b"BEGIN") == b"BEGIN"
+    writer.write(b"COMMIT")
+    with contextlib.suppress(ConnectionError):
+        assert await reader.read() == b""
+    await over.wait()
+    assert line.bytes_lost == 6
+    writer.close()
+
+
+async def test_line_delays_each_chunk_in_both_directions(line: Line) -> None:
+    """The pauses are asked for, one a chunk, and nothing is lost."""
+    pauses: list[float] = []
+
+    def pause_s() -> float:
+        pauses.append(0.001)
+        return pauses[-1]
+
+    line.delay(pause_s)
+    reader, writer = await _open(line)
+    assert await _ask(reader, writer, b"slow") == b"slow"
+    assert len(pauses) >= 2
+    writer.close()

@@ -86,3 +86,11 @@ def test_end_gives_all_back_and_plans_no_more() -> None:
     assert [each.post.number for each in waiting.end()] == [1, 2]
     assert (len(waiting), waiting.next_s) == (0, math.inf)
     assert waiting.again_s(flight(), NOW_S, 1) is None
+
+
+def test_impatient_client_keeps_retry_after_as_far_as_its_patience_goes() -> None:
+    """It comes back earlier than asked for, still spread."""
+    found = pauses(Retry(patience_s=2.0), 1, 30)
+    assert 2 <= found[0] < 2.1
+    assert 2.9 < found[-1] <= 3
+    assert pauses(Retry(patience_s=2.0), 1, 1)[0] < 1.02
