@@ -8,6 +8,7 @@ from tests.faults import (
     disk_faults,
     door_faults,
     line_faults,
+    power_faults,
     service_faults,
 )
 from tests.faults.matrix import FAULTS
@@ -18,6 +19,7 @@ MODULES = (
     disk_faults,
     door_faults,
     line_faults,
+    power_faults,
     service_faults,
 )
 __all__ = ["FAULTS", "MODULES"]

@@ -34,6 +34,7 @@ async def restarted(world: World) -> None:
         await (world.server.kill() if number % 2 else world.server.stop())
         await world.sleep(0, 1)
         await world.server.come_back()
+        world.mended()
         world.count()
     await world.expect_none_set_aside()
 
@@ -64,6 +65,7 @@ async def away(world: World) -> None:
     await world.sleep(3)
     world.expect((await world.service.readyz()).status == 503, "F7: full, and ready all the same")
     await world.server.come_back()
+    world.mended()
     await world.expect_none_set_aside()
 
 
@@ -83,6 +85,7 @@ async def frozen(world: World) -> None:
             await world.sleep(4, 7)
         finally:
             await world.server.thaw()
+            world.mended()
         world.count()
         await world.service.wait_state("accepting", "slowed", within_s=40)
 
@@ -98,6 +101,7 @@ async def terminated(world: World) -> None:
     end = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'"
     for _ in range(world.times):
         world.found.count += len(await world.server.run(end))
+        world.mended()
         await world.sleep(0.02, 0.2)
     await world.expect_none_set_aside()
 
@@ -125,11 +129,13 @@ async def killed(world: World) -> None:
             await kill()
             await world.sleep(0, 0.3)
             await server.come_back()
+            world.mended()
             continue
         sql = "select pid from pg_stat_activity where usename = 'fleet'"
         for row in (await server.run(sql))[:1]:
             await server.kill_backend(row["pid"])
         await server.wait_answers()
+        world.mended()
     await world.expect_none_set_aside()
 
 
@@ -251,6 +257,7 @@ async def crowded(world: World) -> None:
     finally:
         for each in taken:
             each.terminate()
+        world.mended()
     await world.service.wait_state("accepting", "slowed", within_s=30)
     await world.expect_none_set_aside()
 
@@ -316,6 +323,7 @@ async def _fill_wal(world: World) -> None:
     filler.unlink()
     await server.kill()
     await server.come_back()
+    world.mended()
 
 
 async def _on_hold(world: World, reason: str, breaks: list[str], mends: list[str]) -> None:
@@ -328,6 +336,7 @@ async def _on_hold(world: World, reason: str, breaks: list[str], mends: list[str
     finally:
         for sql in mends:
             await world.server.run(sql)
+        world.mended()
     world.count()
     await world.service.wait_state("accepting", "slowed", within_s=30)
 

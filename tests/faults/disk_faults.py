@@ -54,6 +54,7 @@ async def disks_full(world: World) -> None:
     journal.grow(64 << 10)
     await world.line.cut()
     world.line.resume()
+    world.mended()
     await world.service.wait_state("accepting", "slowed", within_s=30)
 
 

@@ -230,5 +230,6 @@ async def other_values(world: World) -> None:
             world.expect(answer.status == 202, f"F39: {answer.status}")
         world.count()
     await world.server.come_back()
+    world.mended()
     rows = await _rows(world, "pair", 2 * world.times)
     world.expect(rows == 2 * world.times, f"F39: {rows} of {2 * world.times} facts")

@@ -15,11 +15,13 @@ import os
 import random
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 SECTOR_BYTES = 512
+SYNC_S = 0.004  # as long as a disk without a cache that outlives the power takes
 FOLDERS = ("journal", "dead-letters")
 
 
@@ -60,6 +62,7 @@ class _Recorder:
         def sync(fd: int) -> None:
             found = os.fstat(fd)  # what is written after this is not promised by it
             path = os.readlink(f"/proc/self/fd/{fd}")
+            time.sleep(SYNC_S)  # what is written and not yet synced is met by a kill
             if self._unsynced and self._unsynced in path + "/":
                 return
             if not path.startswith(str(self._state)):

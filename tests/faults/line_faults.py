@@ -71,6 +71,7 @@ async def black_hole(world: World) -> None:
         world.line.stall()
         await world.sleep(4, 7)
         world.line.resume()
+        world.mended()
         world.count()
         await world.service.wait_state("accepting", "slowed", within_s=45)
     await world.expect_none_set_aside()

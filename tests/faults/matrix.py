@@ -25,8 +25,9 @@ class Fault:
     in the whole run and in the quick one (0: not in it). `settings` and `database` are of the
     service and of PostgreSQL; `mutant` is what patched.py puts into the service. `asks` is the ack
     that posts ask for, `rate` is in posts a second, `invalid` the share of bad items. `front`:
-    clients come over a line of their own. `before` is done before the service starts. A control or
-    a mutant must break one of `breaks`, and lose `lost_max` readings at most.
+    clients come over a line of their own. `lazy_disk`: all files are on one that forgets. `before`
+    is done before the service starts. A control or a mutant must break one of `breaks`, and
+    lose `lost_max` readings at most.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Fault:
     rate: float = 60.0
     invalid: float = 0.01
     front: bool = False
+    lazy_disk: bool = False
     before: Harm | None = None
     breaks: frozenset[str] = frozenset()
     lost_max: int | None = None
@@ -65,4 +67,4 @@ def fault(name: str, title: str, does: str, **more: object) -> Callable[[Harm], 
 
 def place(name: str) -> tuple[int, int]:
     """Return a key that sorts F2 before F10, and faults before controls before mutants."""
-    return "FCM".index(name[0]), int(name[1:])
+    return "FPCM".index(name[0]), int(name[1:])

@@ -65,7 +65,6 @@ async def run_one(fault: Fault, seed: int, folder: Path, template: Path, *, quic
         async with asyncio.timeout(fault.limit_s), world:
             try:
                 await fault.harm(world)
-                world.over()
                 await world.conclude(ends=fault.kind == "fault")
             finally:
                 (own / "service.log").write_text(world.service.output)

@@ -42,12 +42,8 @@ class Server(Database):
     async def __aenter__(self) -> Self:
         if self._template is None:
             return await super().__aenter__()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        await asyncio.to_thread(
-            subprocess.run,
-            ["cp", "-a", str(self._template), str(self._folder / "data")],
-            check=True,
-        )
+        if not (self._folder / "data").exists():
+            await copy_data(self._template, self._folder)
         self._home = postgres_data.prepare(self._folder)
         await self.start()
         return self
@@ -141,6 +137,13 @@ class Server(Database):
                     await self.run("select 1", database="postgres")
                     return
                 await asyncio.sleep(0.05)
+
+
+async def copy_data(template: Path, folder: Path) -> None:
+    """Copy a template's data into the folder of a server, with its owner."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["cp", "-a", str(template), str(folder / "data")]
+    await asyncio.to_thread(subprocess.run, words, check=True)
 
 
 async def make_template(folder: Path, port: int) -> Path:

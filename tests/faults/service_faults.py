@@ -69,6 +69,7 @@ async def frozen(world: World) -> None:
             await world.sleep(1, 5)
         finally:
             os.kill(world.service.pid, signal.SIGCONT)
+        world.mended()
         world.count()
 
 
@@ -149,6 +150,7 @@ async def without_descriptors(world: World) -> None:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
             for each in idle:
                 each.close()
+        world.mended()
         world.count()
         await world.service.wait_state("accepting", "slowed")
     world.expect(world.service.running, "F29: the service ended")

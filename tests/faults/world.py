@@ -24,9 +24,10 @@ from loadgen.proof import Plan
 from loadgen.quiet import settle
 from loadgen.retry import Retry
 from loadgen.verify import Job, Run
+from tests.faults.lazy_disk import LazyDisk
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import Fault
-from tests.faults.server import Server
+from tests.faults.server import Server, copy_data
 from tests.faults.watch import Watch
 from tests.line import Line
 from tests.system.service import Service
@@ -88,10 +89,13 @@ class World:
         self.fault = fault
         self.random = random.Random(f"{seed} {fault.name}")
         self.folder = folder
-        self.state = folder / "state"
+        base = folder / "disk" if fault.lazy_disk else folder
+        self.disk = LazyDisk(folder / "backing", base) if fault.lazy_disk else None
+        self.state = base / "state"
+        self._template = template
         self.times = fault.quick_times if quick else fault.times
         self.found = Found()
-        self.server = Server(folder / "db", free_port(), template, fault.database)
+        self.server = Server(base / "db", free_port(), template, fault.database)
         self.line = Line("127.0.0.1", self.server.port)
         self.service: Service = None  # type: ignore[assignment]  # made when the line has its port
         self.run: Run = None  # type: ignore[assignment]  # the same
@@ -107,13 +111,16 @@ class World:
         self.undo = AsyncExitStack()  # what a fault has to take back when all else has ended
         self._open = AsyncExitStack()
         self._run_id = f"{self.random.getrandbits(32):08x}"
-        self._last_s = time.monotonic()
+        self.last_s: float | None = None
 
     async def __aenter__(self) -> Self:
         try:
             self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             self.folder.chmod(0o755)
             await self._open.enter_async_context(self.undo)
+            if self.disk is not None:
+                await copy_data(self._template, self.disk.backing / "db")
+                await self._open.enter_async_context(self.disk)
             await self._open.enter_async_context(self.server)
             await self._open.enter_async_context(self.line)
             await self._open.enter_async_context(self.front)
@@ -221,12 +228,13 @@ class World:
         """Count one harm done."""
         self.found.count += 1
 
-    def over(self) -> None:
-        """The last fault is over: recovery counts from now. Called for a fault that does not."""
-        self._last_s = time.monotonic()
+    def mended(self) -> None:
+        """The last fault is over: recovery counts from now. Its end counts if nothing else does."""
+        self.last_s = time.monotonic()
 
     async def restart(self) -> None:
-        """Start the killed service again, as a supervisor would."""
+        """Start the killed service again, as a supervisor would: recovery counts from here."""
+        self.mended()
         await self.service.start()
 
     def now_s(self) -> float:
@@ -255,7 +263,9 @@ class World:
 
     async def conclude(self, *, ends: bool = True) -> Found:
         """Finish the traffic, wait for quiet, compare; `ends`: the service must end in order."""
-        found, last_s = self.found, self._last_s
+        if self.last_s is None:
+            self.mended()
+        found, last_s = self.found, self.last_s or 0.0
         await asyncio.sleep(AFTER_S)
         before = self.run.answers.total()
         with suppress(TimeoutError):

@@ -1,0 +1,283 @@
+"""A file system that keeps in memory what it was not told to keep: `python -m .. BACKING MOUNT`.
+
+Over FUSE, for a whole machine without power: PostgreSQL's data and the service's files lie on it.
+What is written and not fsynced is in this process only; killing it is the power failure, and the
+folder BACKING is the disk. A stat of `/.tear-SEED` before that lets a drawn half of the unsynced
+pages reach the disk after all. Names are durable at once (forgetting.py is stricter about those,
+for the service's own folders). Needs the packages mfusepy and libfuse3, and /dev/fuse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.faults.machine import NotHere
+
+PAGE_BYTES = 4096
+MOUNT_S_MAX = 10.0
+_NEVER_CUT = 1 << 62
+
+
+class Lazy:
+    """One file: `fd` is what the disk has, `pages` what was written since the last fsync."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDWR)
+        self.size = os.fstat(self.fd).st_size
+        self.pages: dict[int, bytearray] = {}
+        self._cut = _NEVER_CUT  # what the disk has from here on was cut off
+
+    def _page(self, number: int) -> bytearray:
+        at = number * PAGE_BYTES
+        known = max(0, min(PAGE_BYTES, self._cut - at))
+        data = os.pread(self.fd, known, at) if known else b""
+        return bytearray(data.ljust(PAGE_BYTES, b"\0"))
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return what a reader sees."""
+        end = min(offset + size, self.size)
+        parts = []
+        while offset < end:
+            number, start = divmod(offset, PAGE_BYTES)
+            count = min(PAGE_BYTES - start, end - offset)
+            page = self.pages.get(number) or self._page(number)
+            parts.append(bytes(page[start : start + count]))
+            offset += count
+        return b"".join(parts)
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Take data into memory."""
+        at = 0
+        while at < len(data):
+            number, start = divmod(offset + at, PAGE_BYTES)
+            count = min(PAGE_BYTES - start, len(data) - at)
+            page = self.pages.get(number)
+            if page is None:
+                page = self.pages[number] = self._page(number)
+            page[start : start + count] = data[at : at + count]
+            at += count
+        self.size = max(self.size, offset + len(data))
+
+    def truncate(self, size: int) -> None:
+        """Cut, or grow by zeros, in memory."""
+        if size < self.size:
+            number, start = divmod(size, PAGE_BYTES)
+            if start:
+                page = self.pages.setdefault(number, self._page(number))
+                page[start:] = bytes(PAGE_BYTES - start)
+            first = number + bool(start)
+            self.pages = {each: page for each, page in self.pages.items() if each < first}
+            self._cut = min(self._cut, size)
+        self.size = size
+
+    def sync(self) -> None:
+        """Bring all of it to the disk."""
+        if self._cut < _NEVER_CUT:
+            os.ftruncate(self.fd, min(self._cut, self.size))
+            self._cut = _NEVER_CUT
+        for number, page in sorted(self.pages.items()):
+            at = number * PAGE_BYTES
+            os.pwrite(self.fd, page[: max(0, self.size - at)], at)
+        self.pages.clear()
+        os.ftruncate(self.fd, self.size)
+
+    def tear(self, rng: random.Random) -> None:
+        """Bring a drawn half of the pages to the disk."""
+        for number, page in sorted(self.pages.items()):
+            at = number * PAGE_BYTES
+            if rng.random() < 0.5:
+                os.pwrite(self.fd, page[: max(0, self.size - at)], at)
+
+
+def serve(backing: str, mount: str) -> None:
+    """Mount and serve until killed."""
+    mfusepy: Any = importlib.import_module("mfusepy")  # optional, and of a library of the system
+
+    class Disk(mfusepy.Operations):  # type: ignore[misc]
+        use_ns = True
+
+        def __init__(self) -> None:
+            self.files: dict[int, Lazy] = {}
+
+        def _lazy(self, path: str) -> Lazy:
+            inode = os.lstat(backing + path).st_ino
+            if inode not in self.files:
+                self.files[inode] = Lazy(backing + path)
+            return self.files[inode]
+
+        def getattr(self, path: str, fh: Any = None) -> dict[str, Any]:
+            if path.startswith("/.tear-"):
+                rng = random.Random(path)
+                for each in self.files.values():
+                    each.tear(rng)
+                raise mfusepy.FuseOSError(errno.ENOENT)
+            found = os.lstat(backing + path)
+            names = ("st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_size", "st_dev")
+            fields = {name: getattr(found, name) for name in names}
+            for name in ("st_atime", "st_mtime", "st_ctime"):
+                fields[name] = getattr(found, name + "_ns")
+            if found.st_ino in self.files:
+                fields["st_size"] = self.files[found.st_ino].size
+            return fields
+
+        def readdir(self, path: str, fh: int) -> list[str]:
+            return [".", "..", *os.listdir(backing + path)]
+
+        def open(self, path: str, flags: int) -> int:
+            self._lazy(path)
+            return 0
+
+        def create(self, path: str, mode: int, fi: Any = None) -> int:
+            os.close(os.open(backing + path, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
+            self._own(path)
+            os.chmod(backing + path, mode & 0o7777)
+            return self.open(path, 0)
+
+        def _own(self, path: str) -> None:
+            uid, gid, _ = mfusepy.fuse_get_context()
+            os.lchown(backing + path, uid, gid)
+
+        def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+            return self._lazy(path).read(size, offset)
+
+        def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+            self._lazy(path).write(data, offset)
+            return len(data)
+
+        def truncate(self, path: str, length: int, fh: Any = None) -> int:
+            self._lazy(path).truncate(length)
+            return 0
+
+        def fsync(self, path: str, datasync: int, fh: int) -> int:
+            self._lazy(path).sync()
+            return 0
+
+        def fsyncdir(self, path: str, datasync: int, fh: int) -> int:
+            return 0
+
+        def rename(self, old: str, new: str) -> int:
+            with contextlib.suppress(FileNotFoundError):
+                self._forget(os.lstat(backing + new))
+            os.rename(backing + old, backing + new)
+            return 0
+
+        def unlink(self, path: str) -> int:
+            self._forget(os.lstat(backing + path))
+            os.unlink(backing + path)
+            return 0
+
+        def _forget(self, found: os.stat_result) -> None:
+            if found.st_nlink == 1 and (lazy := self.files.pop(found.st_ino, None)):
+                os.close(lazy.fd)
+
+        def mkdir(self, path: str, mode: int) -> int:
+            os.mkdir(backing + path, mode)
+            self._own(path)
+            return 0
+
+        def rmdir(self, path: str) -> int:
+            os.rmdir(backing + path)
+            return 0
+
+        def link(self, target: str, source: str) -> int:
+            os.link(backing + source, backing + target)
+            return 0
+
+        def chmod(self, path: str, mode: int) -> int:
+            os.chmod(backing + path, mode)
+            return 0
+
+        def chown(self, path: str, uid: int, gid: int) -> int:
+            os.lchown(backing + path, uid, gid)
+            return 0
+
+        def utimens(self, path: str, times: Any = None) -> int:
+            return 0
+
+        def statfs(self, path: str) -> dict[str, int]:
+            found = os.statvfs(backing)
+            names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
+            return {name: getattr(found, name) for name in (*names, "f_namemax")}
+
+    mfusepy.FUSE(
+        Disk(),
+        mount,
+        foreground=True,
+        nothreads=True,
+        allow_other=True,
+        default_permissions=True,
+        use_ino=True,
+        fsname="faults",
+    )
+
+
+class LazyDisk:
+    """`async with LazyDisk(backing, mount) as disk:`; `power_off` when nothing runs on it."""
+
+    def __init__(self, backing: Path, mount: Path) -> None:
+        self.backing, self.mount = backing, mount
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        self.mount.mkdir(parents=True, exist_ok=True)
+        self.mount.chmod(0o755)
+        await self._start()
+        return self
+
+    async def _start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.faults.lazy_disk", str(self.backing), str(self.mount)),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(MOUNT_S_MAX):
+                while not os.path.ismount(self.mount):
+                    if self._process.returncode is not None:
+                        break
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            pass
+        if not os.path.ismount(self.mount):
+            await self._end()
+            assert self._process.stderr is not None, "piped"
+            said = (await self._process.stderr.read()).decode().strip().splitlines()
+            raise NotHere(f"no FUSE: {said[-1] if said else 'it does not mount'}")
+
+    async def _end(self) -> None:
+        assert self._process is not None, "started"
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGKILL)
+        await self._process.wait()
+        words = ["umount", "-l", str(self.mount)]
+        await asyncio.to_thread(subprocess.run, words, check=False, capture_output=True)
+
+    async def power_off(self, seed: int | None) -> None:
+        """Forget what was not fsynced (`seed`: but a drawn half of its pages), and come back."""
+        if seed is not None:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(os.stat, self.mount / f".tear-{seed}")
+        await self._end()
+        await self._start()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._end()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2])
