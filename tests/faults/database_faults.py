@@ -73,8 +73,10 @@ async def away(world: World) -> None:
     "F8",
     "PostgreSQL frozen",
     "SIGSTOP to postmaster and backends for 4 to 7 s (the service gives up after 3), SIGCONT, {n} "
-    "times: what commits late is a duplicate, not a second row",
+    "times; `retries_max=0`, so that what was on its way is set aside and comes back by itself: what "
+    "commits late is a duplicate, not a second row",
     times=3,
+    settings={"retries_max": 0},
 )
 async def frozen(world: World) -> None:
     """Freeze all of it."""
@@ -88,6 +90,9 @@ async def frozen(world: World) -> None:
             world.mended()
         world.count()
         await world.service.wait_state("accepting", "slowed", within_s=40)
+    samples = await world.service.metrics()
+    name = 'ingest_readings_dead_lettered_total{reason="retries_exhausted"}'
+    world.expect(samples.get(name), "F8: nothing was ever set aside")
 
 
 @fault(

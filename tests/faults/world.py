@@ -45,6 +45,7 @@ PROMPT: dict[str, object] = {
     "command_s_max": 3,
     "wait_s_max": 0.5,
     "retry_s_max": 1,
+    "retries_max": 60,  # pauses are short, so there are more of them; F8 has none
     "hold_probe_s": 0.3,
     "schema_check_s": 0.5,
     "put_wait_s_max": 0.3,
