@@ -56,7 +56,7 @@ def open_buffer(
     Raises StartError. A journal that the settings do not ask for is not touched, and named.
     """
     if isinstance(buffer, JournalBuffer):
-        check_promise(folder.path, unsafe=settings.journal_unsafe)
+        check_promise(folder.journal, unsafe=settings.journal_unsafe)
         buffer.open()
         loader = Loader(buffer, metrics)
         return [loader.scan, loader.load]

@@ -116,12 +116,13 @@ def folder_checks(settings: Settings) -> Iterator[Check]:
 
     path = state_dir(settings)
     try:
-        StateFolder.open(path)
+        folder = StateFolder.open(path)
     except StartError as error:
         yield Check("state folder", FAIL, str(error))
         return
     yield Check("state folder", OK, str(path))
-    yield _file_system(path, settings)
+    # A journal may be a mount of its own.
+    yield _file_system(folder.journal if settings.buffer == "journal" else path, settings)
     yield _room(path, settings)
     yield _journal(path, settings)
 

@@ -73,8 +73,8 @@ async def away(world: World) -> None:
     "F8",
     "PostgreSQL frozen",
     "SIGSTOP to postmaster and backends for 4 to 7 s (the service gives up after 3), SIGCONT, {n} "
-    "times; `retries_max=0`, so that what was on its way is set aside and comes back by itself: what "
-    "commits late is a duplicate, not a second row",
+    "times; `retries_max=0`, so that what was on its way is set aside and comes back by itself: "
+    "what commits late is a duplicate, not a second row",
     times=3,
     settings={"retries_max": 0},
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 
 from ingest.filesystem import filesystem_of, is_volatile
-from tests.faults.machine import Cgroup
+from tests.faults.machine import Cgroup, SmallDisk
 from tests.faults.matrix import fault
 from tests.faults.world import World
 from tests.system.service import run_command
@@ -253,8 +253,9 @@ async def clock_jumps(world: World) -> None:
 @fault(
     "F48",
     "wrong configuration at the start",
-    "journal on tmpfs: refuses to start and says why; PostgreSQL with fsync=off, "
-    "synchronous_commit=off, full_page_writes=off: `ingest doctor` says so, exit 1",
+    "journal on tmpfs, with its state folder or as a mount of its own: refuses to start and says "
+    "why; PostgreSQL with fsync=off, synchronous_commit=off, full_page_writes=off: `ingest doctor` "
+    "says so, exit 1",
     times=1,
 )
 async def wrong_configuration(world: World) -> None:
@@ -267,11 +268,15 @@ async def wrong_configuration(world: World) -> None:
     try:
         url = world.server.url
         words = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
-        done = await run_command(
-            "ingest", "serve", *words, "--state-dir", folder, "--database-url", url
-        )
-        said = "would not be durable" in done.stderr
-        world.expect(done.code != 0 and said, f"F48: exit {done.code}: {done.stderr[-200:]}")
+        own = world.folder / "own"
+        world.undo.enter_context(SmallDisk(own / "journal", 1024))
+        for state in (folder, own):
+            done = await run_command(
+                "ingest", "serve", *words, "--state-dir", state, "--database-url", url
+            )
+            said = "would not be durable" in done.stderr
+            world.expect(done.code != 0 and said, f"F48: exit {done.code}: {done.stderr[-200:]}")
+            world.count()
         for name in ("fsync", "full_page_writes", "synchronous_commit"):
             await world.server.run(f"alter system set {name} = off")
             await world.server.run("select pg_reload_conf()")

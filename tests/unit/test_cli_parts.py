@@ -21,6 +21,7 @@ from ingest.cli_psql import command, find_psql
 from ingest.config import Settings
 from ingest.errors import StartError
 from ingest.filesystem import filesystem_of, is_remote, is_volatile
+from ingest.metrics import Metrics
 from ingest.statefolder import ServiceInfo, StateFolder
 
 
@@ -145,6 +146,29 @@ def test_journal_on_a_forgetful_disk_does_not_start(
     assert kind in str(refused.value)
     assert "--buffer memory" in str(refused.value)
     app_buffer.check_promise(tmp_path, unsafe=True)
+
+
+def test_journal_that_is_a_mount_of_its_own_is_what_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state folder on a disk does not help a journal in memory: not at the start, not before."""
+
+    def kind_of(path: Path) -> str:
+        return "tmpfs" if path.name == "journal" else "ext4"
+
+    monkeypatch.setattr(app_buffer, "filesystem_of", kind_of)
+    monkeypatch.setattr(cli_doctor, "filesystem_of", kind_of)
+    settings = Settings(state_dir=str(tmp_path))
+    folder, metrics = StateFolder.open(tmp_path), Metrics("test")
+    buffer = app_buffer.make_buffer(settings, folder, metrics)
+    with pytest.raises(StartError, match="would not be durable"):
+        app_buffer.open_buffer(buffer, settings, folder, metrics, lambda _: None)
+    assert not folder.journal.exists()
+    found = {each.name: each for each in cli_doctor.folder_checks(settings)}
+    assert found["file system"].state == "FAIL"
+    memory = Settings(state_dir=str(tmp_path), buffer="memory")
+    found = {each.name: each for each in cli_doctor.folder_checks(memory)}
+    assert found["file system"].state == "ok"
 
 
 def test_doctor_tells_of_damaged_segments_and_of_a_journal_left_behind(tmp_path: Path) -> None:
