@@ -28,7 +28,7 @@ Everything here can be repeated: `./run faults --seed 1`, `./run faults --only F
 seed decides what is sent and done; the moments at which the operating system lets it happen are
 its own.
 
-**The load** of each fault: 60 posts a second (some 100 to 400) of 1, 10 or 60 readings over 12
+**The load** of each fault: 60 posts a second (some 40 to 400) of 1, 10 or 60 readings over 12
 connections; 5 % of the items come twice, 1 % are bad (more where it says so), 0.3 % are refused by
 a CHECK constraint. Clients try again until they have an answer. Deadlines are seconds instead of
 tens of them, so that what happens at a deadline happens often ({prompt}).

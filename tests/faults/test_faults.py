@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults import forgetting, report
+from tests.faults.__main__ import parser
 from tests.faults.all_faults import FAULTS, MODULES
+from tests.faults.lazy_disk import Lazy
 from tests.faults.matrix import place
 from tests.faults.patched import PATCHES
 from tests.faults.runner import Done
@@ -114,6 +117,45 @@ async def test_list_and_unknown_names() -> None:
     assert (done.code, done.stderr) == (2, "./run faults: there is no F1; see --list\n")
 
 
+def test_the_word_of_the_run_script_leads_here(tmp_path: Path) -> None:
+    """`./run faults --list`, from any folder, in an environment that is set up."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    sums = [
+        subprocess.run(
+            ["cksum"],
+            input=(REPOSITORY / name).read_bytes(),
+            capture_output=True,
+            check=True,
+        )
+        .stdout.decode()
+        .strip()
+        for name in ("requirements.lock", "requirements-dev.lock")
+    ]
+    (tmp_path / "ok").write_text(f"{sums[0]} dev {sums[1]}\n{sys.executable}\n")
+    done = subprocess.run(
+        [REPOSITORY / "run", "faults", "--list"],
+        env=environment({"RUN_VENV": str(tmp_path)}),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(f"F2   {FAULTS['F2'].title}: ")
+
+
+def test_readme_shows_commands_that_are_understood() -> None:
+    """Each line is one that the command line takes; all that it names is there."""
+    section = (REPOSITORY / "README.md").read_text().split("### What it has been through")[1]
+    commands = re.findall(r"^\./run faults(.*?)  ", section.split("## Commands")[0], re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        chosen = parser().parse_args(command.split())
+        assert set(filter(None, chosen.only.split(","))) <= set(FAULTS)
+
+
 # The disk that forgets
 
 WRITER = """
@@ -198,3 +240,54 @@ def test_forgetting_loses_what_was_never_synced(tmp_path: Path) -> None:
         kept = state / "journal" / "kept"
         lost += not kept.exists() or not kept.read_bytes().startswith(b"k" * 5000)
     assert lost == 8
+
+
+# The file system that forgets (the FUSE part of it is P1)
+
+
+def test_lazy_file_is_a_file_to_its_reader(tmp_path: Path) -> None:
+    """Whatever is written, cut and synced: it reads as a real file does, and so does the disk."""
+    rng = random.Random(5)
+    path, twin = tmp_path / "lazy", tmp_path / "twin"
+    path.touch()
+    lazy = Lazy(str(path))
+    with twin.open("w+b") as real:
+        for _ in range(600):
+            size = twin.stat().st_size
+            match rng.randrange(8):
+                case 0:
+                    length = rng.randrange(size + 3_000)
+                    lazy.truncate(length)
+                    real.truncate(length)
+                case 1:
+                    lazy.sync()
+                    assert path.read_bytes() == twin.read_bytes()
+                case 2:
+                    lazy.tear(rng)  # changes nothing for who reads
+                case _:
+                    offset = rng.randrange(size + 5_000)
+                    data = rng.randbytes(rng.randrange(1, 9_000))
+                    lazy.write(data, offset)
+                    real.seek(offset)
+                    real.write(data)
+            real.flush()
+            start, count = rng.randrange(size + 10), rng.randrange(1, 20_000)
+            assert lazy.size == twin.stat().st_size
+            assert lazy.read(count, start) == twin.read_bytes()[start : start + count]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_lazy_file_keeps_what_was_synced_and_not_the_rest(tmp_path: Path, torn: bool) -> None:
+    """On the disk is what was synced; torn: and some whole pages of what was not."""
+    path = tmp_path / "lazy"
+    path.touch()
+    lazy = Lazy(str(path))
+    lazy.write(b"k" * 10_000, 0)
+    lazy.sync()
+    lazy.write(b"x" * 200_000, 10_000)
+    assert path.read_bytes() == b"k" * 10_000
+    if torn:
+        lazy.tear(random.Random(1))
+        found = path.read_bytes()
+        assert found[:10_000] == b"k" * 10_000
+        assert set(found[10_000:]) == {0, ord("x")}
