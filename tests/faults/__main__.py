@@ -64,6 +64,8 @@ def say(done: Done) -> None:
         f"{found.recovery_s:5.1f} s to quiet {done.took_s:6.1f} s  {done.fault.title}",
         flush=True,
     )
+    for note in found.notes:
+        print(f"     {note}", flush=True)
     if done.missing:
         print(f"     not tested: {done.missing}", flush=True)
     if not done.green:
