@@ -68,7 +68,7 @@ def say(done: Done) -> None:
         print(f"     {note}", flush=True)
     if done.missing:
         print(f"     not tested: {done.missing}", flush=True)
-    if not done.green:
+    if not done.green and not done.missing:
         for said in found.broken or ["not caught"]:
             print(f"     {said}")
         print(f"     kept: {done.artefacts}", flush=True)

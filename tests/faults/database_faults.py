@@ -8,7 +8,6 @@ import time
 
 import asyncpg
 
-from tests.faults.machine import SmallDisk
 from tests.faults.matrix import fault
 from tests.faults.world import World
 
@@ -265,70 +264,6 @@ async def crowded(world: World) -> None:
         world.mended()
     await world.service.wait_state("accepting", "slowed", within_s=30)
     await world.expect_none_set_aside()
-
-
-async def _full_tablespace(world: World) -> None:
-    """Put the table onto a file system of 4 MiB."""
-    folder = world.folder / "small"
-    home = world.server.home
-    disk = world.undo.enter_context(SmallDisk(folder, 4096, owner=(home.user.uid, home.user.gid)))
-    world.small = disk
-    await world.server.run(f"create tablespace small location '{folder}'")
-    await world.server.run("alter table readings set tablespace small")
-    await world.server.run("alter index readings_pkey set tablespace small")
-
-
-@fault(
-    "F20",
-    "PostgreSQL's disk full",
-    "the table's file system (tmpfs, 4 MiB) filled by readings until 53100, 3 s longer, then made "
-    "larger; then pg_wal's (tmpfs, 80 MiB) until PostgreSQL panics",
-    before=_full_tablespace,
-    rate=200.0,
-)
-async def disk_full(world: World) -> None:
-    """Let it run out of room, for rows and for WAL."""
-    assert world.small is not None, "mounted before"
-    full = asyncio.create_task(world.service.wait_line("53100", within_s=90))
-    await full
-    world.count()
-    await world.sleep(3)
-    world.small.grow(256 << 10)
-    await world.service.wait_state("accepting", "slowed", within_s=40)
-    await _fill_wal(world)
-    await world.expect_none_set_aside()
-
-
-async def _fill_wal(world: World) -> None:
-    """Move pg_wal to a small file system, fill that, and take the filler away again."""
-    server, home = world.server, world.server.home
-    await server.stop()
-    wal, small = home.data / "pg_wal", world.folder / "wal"
-    owner = (home.user.uid, home.user.gid)
-    disk = world.undo.enter_context(SmallDisk(small, 80 << 10, owner=owner))
-    process = await asyncio.create_subprocess_exec("cp", "-a", f"{wal}/.", str(disk.folder))
-    assert await process.wait() == 0, "copied"
-    wal.rename(home.data / "pg_wal.was")
-    wal.symlink_to(small)
-    await server.come_back()
-    filler = small / "filler"
-    with contextlib.suppress(OSError), filler.open("wb") as file:
-        while file.write(bytes(1 << 20)):
-            file.flush()
-    panicked = False
-    with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        for _ in range(40):
-            await server.run("select pg_switch_wal()", database="postgres")
-            await world.answered(2)
-    log = home.log.read_text(errors="replace")
-    panicked = "PANIC" in log or "No space left" in log
-    world.expect(panicked, "F20: pg_wal was never full")
-    world.count()
-    await world.sleep(1)
-    filler.unlink()
-    await server.kill()
-    await server.come_back()
-    world.mended()
 
 
 async def _on_hold(world: World, reason: str, breaks: list[str], mends: list[str]) -> None:

@@ -18,6 +18,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -100,118 +101,123 @@ class Lazy:
                 os.pwrite(self.fd, page[: max(0, self.size - at)], at)
 
 
+class _Operations:
+    """What the kernel asks for, by paths below MOUNT; errors are OSError."""
+
+    use_ns = True
+
+    def __init__(self, backing: str, context: Callable[[], tuple[int, int, int]]) -> None:
+        self.files: dict[int, Lazy] = {}
+        self._backing = backing
+        self._context = context  # (uid, gid, pid) of who asks
+
+    def _lazy(self, path: str) -> Lazy:
+        inode = os.lstat(self._backing + path).st_ino
+        if inode not in self.files:
+            self.files[inode] = Lazy(self._backing + path)
+        return self.files[inode]
+
+    def getattr(self, path: str, fh: Any = None) -> dict[str, Any]:
+        if path.startswith("/.tear-"):
+            rng = random.Random(path)
+            for each in self.files.values():
+                each.tear(rng)
+            raise FileNotFoundError(errno.ENOENT, path)
+        found = os.lstat(self._backing + path)
+        names = ("st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_size", "st_dev")
+        fields = {name: getattr(found, name) for name in names}
+        for name in ("st_atime", "st_mtime", "st_ctime"):
+            fields[name] = getattr(found, name + "_ns")
+        if found.st_ino in self.files:
+            fields["st_size"] = self.files[found.st_ino].size
+        return fields
+
+    def readdir(self, path: str, fh: int) -> list[str]:
+        return [".", "..", *os.listdir(self._backing + path)]
+
+    def open(self, path: str, flags: int) -> int:
+        self._lazy(path)
+        return 0
+
+    def create(self, path: str, mode: int, fi: Any = None) -> int:
+        os.close(os.open(self._backing + path, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
+        self._own(path)
+        os.chmod(self._backing + path, mode & 0o7777)
+        return self.open(path, 0)
+
+    def _own(self, path: str) -> None:
+        uid, gid, _ = self._context()
+        os.lchown(self._backing + path, uid, gid)
+
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        return self._lazy(path).read(size, offset)
+
+    def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        self._lazy(path).write(data, offset)
+        return len(data)
+
+    def truncate(self, path: str, length: int, fh: Any = None) -> int:
+        self._lazy(path).truncate(length)
+        return 0
+
+    def fsync(self, path: str, datasync: int, fh: int) -> int:
+        self._lazy(path).sync()
+        return 0
+
+    def fsyncdir(self, path: str, datasync: int, fh: int) -> int:
+        return 0
+
+    def rename(self, old: str, new: str) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            self._forget(os.lstat(self._backing + new))
+        os.rename(self._backing + old, self._backing + new)
+        return 0
+
+    def unlink(self, path: str) -> int:
+        self._forget(os.lstat(self._backing + path))
+        os.unlink(self._backing + path)
+        return 0
+
+    def _forget(self, found: os.stat_result) -> None:
+        if found.st_nlink == 1 and (lazy := self.files.pop(found.st_ino, None)):
+            os.close(lazy.fd)
+
+    def mkdir(self, path: str, mode: int) -> int:
+        os.mkdir(self._backing + path, mode)
+        self._own(path)
+        return 0
+
+    def rmdir(self, path: str) -> int:
+        os.rmdir(self._backing + path)
+        return 0
+
+    def link(self, target: str, source: str) -> int:
+        os.link(self._backing + source, self._backing + target)
+        return 0
+
+    def chmod(self, path: str, mode: int) -> int:
+        os.chmod(self._backing + path, mode)
+        return 0
+
+    def chown(self, path: str, uid: int, gid: int) -> int:
+        os.lchown(self._backing + path, uid, gid)
+        return 0
+
+    def utimens(self, path: str, times: Any = None) -> int:
+        return 0
+
+    def statfs(self, path: str) -> dict[str, int]:
+        found = os.statvfs(self._backing)
+        names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
+        return {name: getattr(found, name) for name in (*names, "f_namemax")}
+
+
 def serve(backing: str, mount: str) -> None:
     """Mount and serve until killed."""
     mfusepy: Any = importlib.import_module("mfusepy")  # optional, and of a library of the system
-
-    class Disk(mfusepy.Operations):  # type: ignore[misc]
-        use_ns = True
-
-        def __init__(self) -> None:
-            self.files: dict[int, Lazy] = {}
-
-        def _lazy(self, path: str) -> Lazy:
-            inode = os.lstat(backing + path).st_ino
-            if inode not in self.files:
-                self.files[inode] = Lazy(backing + path)
-            return self.files[inode]
-
-        def getattr(self, path: str, fh: Any = None) -> dict[str, Any]:
-            if path.startswith("/.tear-"):
-                rng = random.Random(path)
-                for each in self.files.values():
-                    each.tear(rng)
-                raise mfusepy.FuseOSError(errno.ENOENT)
-            found = os.lstat(backing + path)
-            names = ("st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_size", "st_dev")
-            fields = {name: getattr(found, name) for name in names}
-            for name in ("st_atime", "st_mtime", "st_ctime"):
-                fields[name] = getattr(found, name + "_ns")
-            if found.st_ino in self.files:
-                fields["st_size"] = self.files[found.st_ino].size
-            return fields
-
-        def readdir(self, path: str, fh: int) -> list[str]:
-            return [".", "..", *os.listdir(backing + path)]
-
-        def open(self, path: str, flags: int) -> int:
-            self._lazy(path)
-            return 0
-
-        def create(self, path: str, mode: int, fi: Any = None) -> int:
-            os.close(os.open(backing + path, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
-            self._own(path)
-            os.chmod(backing + path, mode & 0o7777)
-            return self.open(path, 0)
-
-        def _own(self, path: str) -> None:
-            uid, gid, _ = mfusepy.fuse_get_context()
-            os.lchown(backing + path, uid, gid)
-
-        def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            return self._lazy(path).read(size, offset)
-
-        def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-            self._lazy(path).write(data, offset)
-            return len(data)
-
-        def truncate(self, path: str, length: int, fh: Any = None) -> int:
-            self._lazy(path).truncate(length)
-            return 0
-
-        def fsync(self, path: str, datasync: int, fh: int) -> int:
-            self._lazy(path).sync()
-            return 0
-
-        def fsyncdir(self, path: str, datasync: int, fh: int) -> int:
-            return 0
-
-        def rename(self, old: str, new: str) -> int:
-            with contextlib.suppress(FileNotFoundError):
-                self._forget(os.lstat(backing + new))
-            os.rename(backing + old, backing + new)
-            return 0
-
-        def unlink(self, path: str) -> int:
-            self._forget(os.lstat(backing + path))
-            os.unlink(backing + path)
-            return 0
-
-        def _forget(self, found: os.stat_result) -> None:
-            if found.st_nlink == 1 and (lazy := self.files.pop(found.st_ino, None)):
-                os.close(lazy.fd)
-
-        def mkdir(self, path: str, mode: int) -> int:
-            os.mkdir(backing + path, mode)
-            self._own(path)
-            return 0
-
-        def rmdir(self, path: str) -> int:
-            os.rmdir(backing + path)
-            return 0
-
-        def link(self, target: str, source: str) -> int:
-            os.link(backing + source, backing + target)
-            return 0
-
-        def chmod(self, path: str, mode: int) -> int:
-            os.chmod(backing + path, mode)
-            return 0
-
-        def chown(self, path: str, uid: int, gid: int) -> int:
-            os.lchown(backing + path, uid, gid)
-            return 0
-
-        def utimens(self, path: str, times: Any = None) -> int:
-            return 0
-
-        def statfs(self, path: str) -> dict[str, int]:
-            found = os.statvfs(backing)
-            names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
-            return {name: getattr(found, name) for name in (*names, "f_namemax")}
-
+    made = type("Disk", (_Operations, mfusepy.Operations), {})
     mfusepy.FUSE(
-        Disk(),
+        made(backing, mfusepy.fuse_get_context),
         mount,
         foreground=True,
         nothreads=True,
