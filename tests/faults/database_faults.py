@@ -123,22 +123,16 @@ async def terminated(world: World) -> None:
 async def killed(world: World) -> None:
     """Kill it in four ways."""
     server = world.server
-    ways = [server.kill_all, server.kill_postmaster, server.kill, None]
+    ways = [server.kill_all, server.kill_postmaster, server.kill, server.kill_backend]
     drawn = [ways[number % 4] for number in range(world.times)]
     world.random.shuffle(drawn)
     for kill in drawn:
         await world.answered(world.random.randrange(3, 20), within_s=60)
+        await kill()
         world.count()
-        if kill is not None:
-            await kill()
+        if not server.pids():
             await world.sleep(0, 0.3)
             await server.come_back()
-            world.mended()
-            continue
-        sql = "select pid from pg_stat_activity where usename = 'fleet'"
-        for row in (await server.run(sql))[:1]:
-            await server.kill_backend(row["pid"])
-        await server.wait_answers()
         world.mended()
     await world.expect_none_set_aside()
 

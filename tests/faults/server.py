@@ -94,10 +94,20 @@ class Server(Database):
         os.kill(self.pid, signal.SIGKILL)
         await self._gone(pids)
 
-    async def kill_backend(self, pid: int) -> None:
-        """SIGKILL one backend: the postmaster then crashes all others and recovers."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    async def kill_backend(self) -> None:
+        """SIGKILL one backend of the service: the postmaster ends all others and recovers.
+
+        Returns when it takes connections again; without a backend there is nothing to kill.
+        """
+        sql = "select pid from pg_stat_activity where usename = 'fleet'"
+        rows = await self.ask(sql)
+        if rows:
+            pid = int(rows[0]["pid"])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            while Path(f"/proc/{pid}/exe").exists():  # noqa: ASYNC110  then it has been noticed
+                await asyncio.sleep(0.01)
+        await self.ask("select 1")
 
     async def stop(self) -> None:
         """Stop in order, as `pg_ctl stop -m fast`."""
@@ -129,13 +139,12 @@ class Server(Database):
                 await self.kill()
                 await asyncio.sleep(0.1)
 
-    async def wait_answers(self) -> None:
-        """Wait until a server that recovers by itself takes connections."""
+    async def ask(self, sql: str) -> list[asyncpg.Record]:
+        """Run SQL as the superuser, as soon as a server that recovers by itself lets us."""
         async with asyncio.timeout(BACK_S_MAX):
             while True:
-                with contextlib.suppress(OSError, asyncpg.PostgresError):
-                    await self.run("select 1", database="postgres")
-                    return
+                with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    return await self.run(sql)
                 await asyncio.sleep(0.05)
 
 
