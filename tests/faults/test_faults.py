@@ -146,10 +146,10 @@ def test_the_word_of_the_run_script_leads_here(tmp_path: Path) -> None:
     assert done.stdout.startswith(f"F2   {FAULTS['F2'].title}: ")
 
 
-def test_readme_shows_commands_that_are_understood() -> None:
+def test_the_page_shows_commands_that_are_understood() -> None:
     """Each line is one that the command line takes; all that it names is there."""
-    section = (REPOSITORY / "README.md").read_text().split("### What it has been through")[1]
-    commands = re.findall(r"^\./run faults(.*?)  ", section.split("## Commands")[0], re.MULTILINE)
+    section = (REPOSITORY / "docs/loadgen.md").read_text().split("## What it has been through")[1]
+    commands = re.findall(r"^\./run faults(.*?)  ", section, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
         chosen = parser().parse_args(command.split())
