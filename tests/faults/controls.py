@@ -53,10 +53,11 @@ async def memory(world: World) -> None:
     "C2",
     "PostgreSQL with synchronous_commit=off",
     "SIGKILL to all of PostgreSQL at once, {n} times (wal_writer_delay=10s, so that WAL stays in "
-    "the memory that dies with it)",
+    "the memory that dies with it; the service starts with --database-unsafe only)",
     kind="control",
     times=4,
     database={"synchronous_commit": "off", "wal_writer_delay": "10s"},
+    settings={"database_unsafe": True},
     breaks=LOST,
 )
 async def asynchronous(world: World) -> None:

@@ -71,8 +71,8 @@ NOT_TESTED = """## What is not tested here, and why
 - F25's and F20's disks are small tmpfs mounts, F30's limit is a cgroup: they need root, and P1 also
   /dev/fuse and libfuse3. Where they are missing the run says so, and does not call it tested.
 - F32's clock is moved inside the service's process (wall clock only, as a step of NTP does).
-- F48: the start does not ask PostgreSQL for fsync, full_page_writes and synchronous_commit; only
-  `ingest doctor` does. C2 shows what such a server loses.
+- F48 asks `ingest doctor`; that the start refuses such a server too is tested elsewhere. C2 shows
+  what it would lose.
 """
 
 
