@@ -16,11 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
 def run(_args: argparse.Namespace, loaded: Loaded) -> int:
     """Serve; return 0 once all is safe, 3 if readings were lost."""
     import asyncio  # noqa: PLC0415
+    import gc  # noqa: PLC0415
 
     import uvloop  # noqa: PLC0415
 
     from ingest.app import serve  # noqa: PLC0415
 
+    # What is imported stays: to look through it stops the loop for 16 to 53 ms now and then, which
+    # is the p99 of a post at half the peak. Without it 5 to 7 ms, measured.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(loaded.settings, announce=_say))
 

@@ -51,7 +51,6 @@ class Turns:
 
     def _spend(self, body_bytes: int) -> None:
         self._bytes_left -= body_bytes + POST_BYTES
-        self._schedule()
 
     def _schedule(self) -> None:
         if not self._next_is_due:
@@ -59,7 +58,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
-        """Begin a turn; sockets have been looked at since the last one."""
+        """Begin a turn, when somebody waits for it; sockets are looked at before the next one."""
         self._next_is_due = False
         self._bytes_left = TURN_BYTES
         if self._line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -268,3 +269,20 @@ def test_doctor_on_a_file_instead_of_a_folder_fails_and_says_so(
     assert "--state-dir" in found["state folder"]["detail"]
     assert found["database"]["state"] == "FAIL"
     assert found["python"]["state"] == "ok"
+
+
+def test_serve_freezes_what_is_imported_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each full collection looks through all of it, and stops the loop meanwhile."""
+    frozen = []
+
+    async def serve(*_args: object, **_flags: object) -> int:
+        frozen.append(gc.get_freeze_count())
+        return 0
+
+    monkeypatch.setattr("ingest.app.serve", serve)
+    before = gc.get_freeze_count()
+    try:
+        assert main(["serve", "--buffer", "memory"]) == 0
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > before + 10_000
