@@ -2,9 +2,11 @@
 
 aiohttp wakes a task for each request, makes a request and a writer, and goes back through all of
 it; with a thousand connections that is 40 us of a post's 55, most of it memory that has left the
-cache meanwhile. What arrives whole is answered here and now instead, or when its turn comes, with
-nothing kept meanwhile but the bytes. All else goes aiohttp's way: bodies still on their way or
-compressed, HTTP/1.0, the last request of a connection, clients that do not read their answers.
+cache meanwhile. What arrives whole waits in the door's line as bytes instead, and is answered in
+one step when its turn comes: after all sockets have been read, since a client that is answered
+between two reads asks again at once, and each look at the sockets finds less (33 us a post, or 28).
+All else goes aiohttp's way: bodies still on their way or compressed, HTTP/1.0, the last request of
+a connection, clients that do not read their answers.
 Promises: one request at a time, in order; half a head and a broken body are told to the owner.
 
 Looks at these inner names of aiohttp: _waiter, _messages, _parser, _current_request,
@@ -30,10 +32,7 @@ READ_BYTES = 64 * 1024  # of a body, unread by the handler, before the socket is
 
 
 class Door(Protocol):
-    """Who says when a whole request may be begun."""
-
-    def may_begin(self, body_bytes: int) -> bool:
-        """Take its share of this turn of the loop, if some is left."""
+    """Who says when a whole request is begun."""
 
     def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
         """Have `begin` called in a later turn. False: too much waits, it will not be."""
@@ -118,25 +117,23 @@ class Connection(web.RequestHandler):
     # The short way
 
     def _go_on(self) -> None:
-        """Begin the next requests, or have aiohttp's task do so, which waits for that."""
-        door = self._owner.door
+        """Have the next request begun in its turn, or wake aiohttp's task, which waits for one."""
+        if not self._messages or self._busy:
+            return
         if self.transport is None or self.transport.is_closing():
             return  # aiohttp's task, woken now, would find the connection gone and fail
-        while self._messages and not self._busy:
-            waiter = self._waiter
-            if waiter is None or waiter.done():
-                return
-            message, content = self._messages[0]
-            if door is None or not is_whole(message, content) or not self._is_free():
-                waiter.set_result(None)
-                return
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        message, content = self._messages[0]
+        door = self._owner.door
+        if door is not None and is_whole(message, content) and self._is_free():
             self._owner.work_begun(self)
             self._busy = True
-            if door.may_begin(content.total_bytes):
-                self._begin()
-            elif not door.line_up(content.total_bytes, self._turn_came):
-                self._busy = False
-                waiter.set_result(None)  # that way it is refused
+            if door.line_up(content.total_bytes, self._turn_came):
+                return
+            self._busy = False  # too much waits: that way it is refused
+        waiter.set_result(None)
 
     def _is_free(self) -> bool:
         """Whether the connection is as plain as its next request."""

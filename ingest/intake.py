@@ -34,10 +34,6 @@ class Intake:
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
         self._turns = Turns()
 
-    def may_begin(self, body_bytes: int) -> bool:
-        """Take the share of this turn that a whole plain body needs, if some is left."""
-        return self._turns.take(body_bytes)
-
     def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
         """Have `begin` called in a later turn. False: too many bodies wait already.
 
