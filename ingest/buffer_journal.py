@@ -25,6 +25,8 @@ from ingest.journal_format import HEAD_BYTES
 from ingest.ports import BufferStats, JournalStats, Outcome, Room
 
 BACKLOG_TURN = 4
+BACKLOG_ROWS_MAX = 1_000  # a batch, while live posts come: they wait for the loop meanwhile
+LIVE_S = 1.0  # after the last live post
 SPILL_ENDS = 0.5  # of memory in use: then blocks are kept in memory again, and ranges stay few
 
 
@@ -60,6 +62,7 @@ class JournalBuffer(MemoryBuffer):
         self._backlog: deque[Block] = deque()  # read back
         self._backlog_rows = self._backlog_bytes = 0  # read back and not settled
         self._turns = 0
+        self._live_s = float("-inf")  # when the last live post was received
         self._rows_left = 0  # in memory at a drain's end, and in the journal
         self._rows_gone = 0  # on the disk only, in files that are not there any more
         self.loading: Range | None = None  # what the loader reads now
@@ -124,8 +127,18 @@ class JournalBuffer(MemoryBuffer):
         else:
             self._in_hand_bytes -= size_bytes
 
+    @property
+    def is_live(self) -> bool:
+        """Whether posts have come lately, beside what is read back."""
+        return monotonic_s() - self._live_s < LIVE_S
+
+    def _put(self, block: Block, rows: int, size_bytes: int) -> None:
+        self._live_s = block.received_s
+        super()._put(block, rows, size_bytes)
+
     def spilled(self, segment: Segment, start: int, block: Block) -> None:
         """A block is on the disk only."""
+        self._live_s = block.received_s
         self.book.on_disk(segment, start, block)
         self.wanted.set()
         self._journal_changed()  # the way to the disk is free again
@@ -156,8 +169,11 @@ class JournalBuffer(MemoryBuffer):
         if not self._backlog:
             return self._take_from(self._blocks, rows_max)
         self._turns += 1
-        live = self._blocks and self._turns % BACKLOG_TURN
-        return self._take_from(self._blocks if live else self._backlog, rows_max)
+        if self._blocks and self._turns % BACKLOG_TURN:
+            return self._take_from(self._blocks, rows_max)
+        return self._take_from(
+            self._backlog, min(rows_max, BACKLOG_ROWS_MAX) if self.is_live else rows_max
+        )
 
     def settle(self, blocks: Sequence[Block]) -> None:
         """Forget blocks, in memory and on the disk; their room comes free."""

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from ingest.buffer_journal import JournalBuffer
-from ingest.clock import monotonic_s, unix_us
+from ingest.clock import monotonic_s, process_cpu_s, unix_us
 from ingest.journal_book import Range, Segment
 from ingest.journal_format import HEADER_BYTES
 from ingest.journal_reader import SegmentReader, SegmentScan
@@ -22,6 +22,11 @@ from ingest.logs import get_logger
 from ingest.metrics import Metrics
 
 READ_BYTES_MAX = 1 << 18
+LIVE_READ_BYTES_MAX = 1 << 15  # while live posts come
+# Then the loop is to be idle for half of the time: at full speed a replay of 97 M readings beside
+# live posts took 202 s, and their p99 was 182 ms instead of 1.7.
+BUSY_MAX = 0.2
+PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.01  # of some 600 single readings: 50,000 a second at least
 READ_AGAIN_S = 5.0
 READS_MAX = 3  # then it is told as damage; it is tried on
 
@@ -39,6 +44,10 @@ class Loader:
         self._metrics = metrics
         self._reader: SegmentReader | None = None
         self._stepping = asyncio.Lock()
+        self._pause_s = 0.0
+        self._looked_s = self._cpu_s = (
+            0.0  # when the loop's time was last looked at, and what it was
+        )
 
     async def _step(self, work: Callable[[], _T]) -> _T:
         """Do one small step in a thread, one at a time, and leave as much time to live posts."""
@@ -144,15 +153,30 @@ class Loader:
                     await self._load_some(buffer.loading, *room)
                 except OSError as error:
                     self._put_off(buffer.loading, error)
+                await self._give_way()
         finally:
             self._close_reader()
+
+    async def _give_way(self) -> None:
+        """While live posts come, pause for as long as keeps the loop from being busy with this."""
+        now_s, cpu_s = monotonic_s(), process_cpu_s()
+        if now_s > self._looked_s:
+            busy = (cpu_s - self._cpu_s) / (now_s - self._looked_s)
+            if busy > BUSY_MAX:
+                self._pause_s = min(max(self._pause_s, PAUSE_S_MIN) * 1.25, PAUSE_S_MAX)
+            else:
+                self._pause_s *= 0.8
+        self._looked_s, self._cpu_s = now_s, cpu_s
+        if self._buffer.is_live:
+            await asyncio.sleep(self._pause_s)
 
     async def _load_some(self, current: Range, rows_max: int, bytes_max: int) -> None:
         if self._reader is None:
             self._reader = SegmentReader(
                 current.segment.file, current.start, current.end, current.done
             )
-        read = partial(self._reader.read, rows_max, min(bytes_max, READ_BYTES_MAX))
+        most = LIVE_READ_BYTES_MAX if self._buffer.is_live else READ_BYTES_MAX
+        read = partial(self._reader.read, rows_max, min(bytes_max, most))
         found = await self._step(read)
         current.failures = 0
         if self._buffer.shut:

@@ -15,6 +15,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 monotonic_s = time.monotonic
 
 
+def process_cpu_s() -> float:
+    """CPU seconds of this process so far, of all its threads."""
+    return time.process_time()
+
+
 def unix_us() -> int:
     """Return the wall time as Unix microseconds."""
     return time.time_ns() // 1000

@@ -121,7 +121,7 @@ def test_the_word_of_the_run_script_leads_here(tmp_path: Path) -> None:
     """`./run faults --list`, from any folder, in an environment that is set up."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     sums = [
         subprocess.run(

@@ -16,7 +16,8 @@ import pytest
 from ingest import buffer_journal_loader
 from ingest import journal_format as format_
 from ingest.block import Block
-from ingest.buffer_journal import BACKLOG_TURN
+from ingest.buffer_journal import BACKLOG_ROWS_MAX, BACKLOG_TURN, LIVE_S, JournalBuffer
+from ingest.buffer_journal_loader import PAUSE_S_MAX
 from ingest.errors import BufferFull
 from ingest.journal_reader import segment_files
 from ingest.ports import Ack
@@ -685,3 +686,54 @@ async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_b
             path = life.journal.book.segment_of(block.sequence).file.path
             assert block.tuples in path.read_bytes()
         assert life.buffer.stats().rows_kept == 10
+
+
+async def test_batches_of_the_backlog_are_small_while_live_posts_come(tmp_path: Path) -> None:
+    """They hold the loop; nobody waits for it otherwise."""
+    async with Life(tmp_path, rows_max=8_000) as life:
+        await put_many(life, 10_000)
+        life.load()
+        life.settle(await life.take(8_000))
+        async with asyncio.timeout(5):
+            while life.buffer.stats().rows_waiting < 2_000:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        live = await life.take(5_000)
+        assert len(live) == BACKLOG_ROWS_MAX
+        life.settle(live)
+        life.buffer._live_s -= LIVE_S
+        rest = await life.take(5_000)
+        assert len(rest) == 2_000 - BACKLOG_ROWS_MAX
+        life.settle(rest)
+
+
+async def test_replay_gives_way_to_live_posts_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The busier the process, the longer the pauses, up to a bound; none without live posts."""
+    cpu_s, pauses = 0.0, []
+    busy = 1.0
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+
+    def process_cpu_s() -> float:
+        nonlocal cpu_s
+        cpu_s += busy
+        return cpu_s
+
+    async with Life(tmp_path) as life:
+        loader, clock = life.loader, iter(range(1, 1_000))
+        with monkeypatch.context() as patched:
+            patched.setattr("ingest.buffer_journal_loader.process_cpu_s", process_cpu_s)
+            patched.setattr("ingest.buffer_journal_loader.monotonic_s", lambda: float(next(clock)))
+            patched.setattr("ingest.buffer_journal_loader.asyncio.sleep", sleep)
+            await loader._give_way()
+            assert pauses == []
+            patched.setattr(JournalBuffer, "is_live", True)
+            for _ in range(50):
+                await loader._give_way()
+            assert pauses[0] < pauses[5] < pauses[-1] == PAUSE_S_MAX
+            busy = 0.0
+            for _ in range(50):
+                await loader._give_way()
+            assert pauses[-1] < 1e-4
