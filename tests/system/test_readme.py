@@ -35,6 +35,7 @@ NEEDS_MORE = {
     "./run loadgen csv": "a file of the reader's; test_loadgen_csv.py has some",
     "./run loadgen run": "run by test_loadgen_run.py, shorter",
     "./run loadgen verify": "run by test_verify.py, shorter",
+    "./run faults --seed": "run by tests/faults/test_faults.py, --quick; the whole by CI",
 }
 NEEDS_CURL = pytest.mark.skipif(
     shutil.which("curl") is None, reason="no curl: apt-get install -y --no-install-recommends curl"
