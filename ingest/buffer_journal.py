@@ -62,6 +62,7 @@ class JournalBuffer(MemoryBuffer):
         self._backlog: deque[Block] = deque()  # read back
         self._backlog_rows = self._backlog_bytes = 0  # read back and not settled
         self._turns = 0
+        self.untold_rows = 0  # kept, of posts that do not know yet: they count as at the door
         self._live_s = float("-inf")  # when the last live post was received
         self._rows_left = 0  # in memory at a drain's end, and in the journal
         self._rows_gone = 0  # on the disk only, in files that are not there any more
@@ -211,7 +212,7 @@ class JournalBuffer(MemoryBuffer):
         oldest_s += [ranges[0].oldest_s for ranges in waiting if ranges]
         on_disk = book.size_bytes + self._on_way_bytes
         return stats._replace(
-            rows=stats.rows + book.rows,
+            rows=stats.rows + book.rows - self.untold_rows,
             blocks_waiting=stats.blocks_waiting + len(self._backlog),
             posts_waiting=len(self._queue),
             oldest_received_s=min(oldest_s, default=None),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class JournalRoom(MemoryRoom):
     """A reservation, and then an entry of the journal: told what became of its block."""
 
-    __slots__ = ("_decided", "_done", "_early", "_error", "_owner", "_spilled", "block")
+    __slots__ = ("_decided", "_done", "_early", "_error", "_owner", "_spilled", "_untold", "block")
 
     def __init__(self, buffer: JournalBuffer, rows: int, size_bytes: int, *, spilled: bool) -> None:
         self._buffer = self._owner = buffer
@@ -27,6 +27,7 @@ class JournalRoom(MemoryRoom):
         self._spilled = spilled
         self._early = False  # handed to the writers before it is on the disk
         self._decided = False
+        self._untold = 0  # rows that are kept, and still count as at the door
         self._error: JournalBroken | None = None
         self._done: asyncio.Future[None] | None = None
         self.block: Block
@@ -58,6 +59,7 @@ class JournalRoom(MemoryRoom):
             except asyncio.CancelledError:
                 cancelled = True
                 self._done = asyncio.get_running_loop().create_future()
+        self._owner.untold_rows -= self._untold
         if cancelled and (task := asyncio.current_task()) is not None:
             task.uncancel()
             task.cancel()  # strikes at the next await: what is kept is counted first
@@ -90,8 +92,11 @@ class JournalRoom(MemoryRoom):
             owner._put(self.block, self._rows, self._size_bytes)
         self._decided = True
         done = self._done
-        if done is not None and not done.done():
-            done.set_result(None)
+        if done is not None:
+            self._untold = self.block.rows
+            owner.untold_rows += self._untold
+            if not done.done():
+                done.set_result(None)
 
     def refused(self, error: JournalBroken) -> None:
         """Nothing is kept, unless in memory already: that is what `buffered` means."""

@@ -18,7 +18,9 @@ from ingest import journal_format as format_
 from ingest.block import Block
 from ingest.buffer_journal import BACKLOG_ROWS_MAX, BACKLOG_TURN, LIVE_S, JournalBuffer
 from ingest.buffer_journal_loader import PAUSE_S_MAX
+from ingest.buffer_journal_room import JournalRoom
 from ingest.errors import BufferFull
+from ingest.journal_book import Segment
 from ingest.journal_reader import segment_files
 from ingest.ports import Ack
 from tests.blocks import make_block
@@ -737,3 +739,25 @@ async def test_replay_gives_way_to_live_posts_only(
             for _ in range(50):
                 await loader._give_way()
             assert pauses[-1] < 1e-4
+
+
+@pytest.mark.parametrize("rows_max", [10, 2], ids=["in memory", "spilled"])
+async def test_a_reading_is_never_at_the_door_and_in_the_buffer_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_max: int
+) -> None:
+    """Between the disk's word and the post's next step it counts once, or the law is off by it."""
+    seen = []
+    kept = JournalRoom.kept
+
+    def noting(room: JournalRoom, segment: Segment, start: int) -> None:
+        kept(room, segment, start)
+        seen.append(life.buffer.stats().rows)
+
+    monkeypatch.setattr(JournalRoom, "kept", noting)
+    async with Life(tmp_path, rows_max=rows_max) as life:
+        await life.put(make_block(3))
+        assert seen == [0]
+        assert life.buffer.stats().rows == 3
+        life.load()
+        await life.drain()
+        assert life.buffer.stats().rows == 0
