@@ -171,6 +171,20 @@ class Door:
         await self.endpoint.close()
 
 
+def answering() -> asyncio.Task[Any]:
+    """Return the task that answers the one request in work.
+
+    Without eager tasks (3.11) the first request of a connection may go aiohttp's way.
+    """
+    names = ("Site._answer", "._handle_request")
+    (task,) = [
+        each
+        for each in asyncio.all_tasks()
+        if getattr(each.get_coro(), "__qualname__", "").endswith(names)
+    ]
+    return task
+
+
 async def until(condition: Any, timeout_s: float = 5.0) -> None:
     """Wait until `condition()` holds."""
     async with asyncio.timeout(timeout_s):

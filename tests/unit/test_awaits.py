@@ -12,7 +12,7 @@ from ingest import inflate
 from ingest.errors import Refused
 from ingest.inflate import LIGHT_INFLATED_BYTES, Inflater
 from ingest.ports import Outcome
-from tests.door import GOOD, post, running_door, until
+from tests.door import GOOD, answering, post, running_door, until
 
 
 async def test_inflating_cancelled_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,11 +52,7 @@ async def test_committed_handler_cancelled_leaves_its_block_to_the_writers() -> 
         await client.send(post(GOOD, "?ack=committed"))
         (block,) = await door.blocks(1)
         assert block.ack is not None
-        (handler,) = [
-            task
-            for task in asyncio.all_tasks()
-            if getattr(task.get_coro(), "__qualname__", "").endswith("Site._answer")
-        ]
+        handler = answering()
         handler.cancel()
         await until(handler.done)
         assert door.metrics.accepted == 1

@@ -8,7 +8,7 @@ import pytest
 
 from ingest.errors import DeadLettersBroken, DeadLettersFull
 from ingest.ports import Outcome, Refusal
-from tests.door import BAD, GOOD, Door, Reply, post, running_door, until
+from tests.door import BAD, GOOD, Door, Reply, answering, post, running_door, until
 
 MIXED = b"[" + b",".join([GOOD, BAD, GOOD, GOOD]) + b"]"
 
@@ -148,11 +148,7 @@ async def test_handler_cancelled_while_dead_lettering_keeps_the_whole_post() -> 
         client = await door.connect()
         await client.send(post(MIXED))
         await until(lambda: door.dead_letters.waiting)
-        (handler,) = [
-            task
-            for task in asyncio.all_tasks()
-            if getattr(task.get_coro(), "__qualname__", "").endswith("Site._answer")
-        ]
+        handler = answering()
         handler.cancel()
         await asyncio.sleep(0.01)
         closing = asyncio.create_task(door.endpoint.close())
