@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -25,6 +24,7 @@ from hypothesis import settings
 from ingest import schema
 from ingest.filesystem import filesystem_of, is_volatile
 from ingest.postgres_embedded import EmbeddedPostgres
+from tests import tcp_ports
 from tests.embedded import running
 
 # A busy machine is no fault of the code.
@@ -209,11 +209,8 @@ async def readings_connection(readings_url: str) -> AsyncIterator[asyncpg.Connec
 
 @pytest.fixture
 def free_port() -> int:
-    """Give a TCP port of the loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Give a TCP port of the loopback that was free a moment ago, and that no client is given."""
+    return tcp_ports.free_port()
 
 
 @pytest.fixture(scope="session")

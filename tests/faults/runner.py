@@ -16,7 +16,8 @@ from ingest.filesystem import filesystem_of, is_volatile
 from tests.faults.machine import NotHere
 from tests.faults.matrix import Fault
 from tests.faults.server import make_template
-from tests.faults.world import Found, World, free_port
+from tests.faults.world import Found, World
+from tests.tcp_ports import free_port
 
 
 class Done(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from tests.faults.server import Server, copy_data
 from tests.faults.watch import Watch
 from tests.line import Line
 from tests.system.service import Service
+from tests.tcp_ports import free_port
 
 RECOVERY_S_MAX = 60.0
 SLOW_S = 10.0  # then it is told what took so long
@@ -72,14 +72,6 @@ class Found:
     notes: list[str] = field(default_factory=list)
     rss_mb: float = 0.0
     forgotten_bytes: int = 0
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class World:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pytest
 
 from tests.system.database import Database
 from tests.system.image import Image, build
+from tests.tcp_ports import free_port
 
 UID = 10001
 pytestmark = [
@@ -23,14 +23,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(os.geteuid() != 0, reason="becomes the image's user: run it as root"),
 ]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @contextmanager
@@ -92,7 +84,7 @@ async def test_image_is_built_and_serves(open_tmp_path: Path) -> None:
     assert (state.stat().st_uid, state.stat().st_mode & 0o777) == (UID, 0o700)
     assert _written_below(image.root / "opt", UID) == []
     assert not (image.root / "opt/venv/bin/pip").exists()
-    database_port, *ports = _free_ports(3)
+    database_port, *ports = (free_port() for _ in range(3))
     async with Database(open_tmp_path / "db", database_port) as database:
         secret = open_tmp_path / "database_url"
         secret.write_text(database.url + "\n")

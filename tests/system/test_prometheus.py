@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.deployment import exported, panel_queries, queries
 from tests.system.database import Database
 from tests.system.prometheus import Prometheus
 from tests.system.service import Service
+from tests.tcp_ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -59,12 +59,6 @@ async def load(service: Service) -> AsyncIterator[None]:
         await task
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def _empty_panels(prometheus: Prometheus) -> set[str]:
     """Evaluate every panel's query; return the metrics of those that show nothing."""
     return {
@@ -86,10 +80,10 @@ async def _check_exported(service: Service) -> None:
 async def test_panels_show_the_service_and_alerts_fire_when_it_breaks(open_tmp_path: Path) -> None:
     """Under load nothing fires; a renamed column, a dead database, a dead service each do."""
     async with (
-        Database(open_tmp_path / "db", _free_port()) as database,
+        Database(open_tmp_path / "db", free_port()) as database,
         Service(open_tmp_path / "s", database_url=database.url, **QUICK) as service,
         Prometheus(
-            open_tmp_path / "p", _free_port(), service.admin_url.removeprefix("http://")
+            open_tmp_path / "p", free_port(), service.admin_url.removeprefix("http://")
         ) as prometheus,
     ):
         await service.wait_state("accepting")

@@ -1,0 +1,38 @@
+"""Ports for the servers that tests start, and start again on the same port.
+
+Not the kernel's own choice of a free one: that lies in the range it gives to every client too, and
+a client may hold it at the moment when a server that was killed comes back.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+FIRST = 10_000
+_given: set[int] = set()
+
+
+def _candidates() -> list[int]:
+    """Return the ports that no client is given, shuffled: other test processes look too."""
+    told = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    first, last = map(int, told.split())
+    ports = [*range(FIRST, min(first, 65_536)), *range(max(FIRST, last + 1), 65_536)]
+    random.Random().shuffle(ports)
+    return ports
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback that was free a moment ago, each one once."""
+    for port in _candidates():
+        if port in _given:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given.add(port)
+        return port
+    raise OSError("no port is free outside of the range that clients are given")
