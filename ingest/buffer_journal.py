@@ -25,7 +25,7 @@ from ingest.journal_format import HEAD_BYTES
 from ingest.ports import BufferStats, JournalStats, Outcome, Room
 
 BACKLOG_TURN = 4
-BACKLOG_ROWS_MAX = 1_000  # a batch, while live posts come: they wait for the loop meanwhile
+BACKLOG_ROWS_MAX = 300  # a batch, while live posts come: they wait for the disk meanwhile
 LIVE_S = 1.0  # after the last live post
 SPILL_ENDS = 0.5  # of memory in use: then blocks are kept in memory again, and ranges stay few
 
