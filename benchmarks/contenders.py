@@ -238,19 +238,19 @@ def measure_peer(plan: Plan, kind: Callable[[Path], peers.Peer], script: str) ->
     return figures
 
 
-COMMITTED = f"{wrk.READINGS}?ack=committed"
 JOURNAL = ("--buffer", "journal")
+COMMITTED = f"{wrk.READINGS}?ack=committed"
 
 CONTENDERS = (
     Contender("bare", "bare aiohttp handler", measure_bare),
     Contender(
         "singles",
-        "iot-ingest, ack=buffered",
+        "iot-ingest, memory, ack=buffered",
         partial(measure_service, script="singles"),
     ),
     Contender(
         "singles_committed",
-        "iot-ingest, ack=committed",
+        "iot-ingest, memory, ack=committed",
         partial(measure_service, script="singles", target=COMMITTED),
     ),
     Contender(
@@ -280,12 +280,12 @@ CONTENDERS = (
     ),
     Contender(
         "hundreds",
-        "iot-ingest, ack=buffered",
+        "iot-ingest, memory, ack=buffered",
         partial(measure_service, script="hundreds"),
     ),
     Contender(
         "hundreds_committed",
-        "iot-ingest, ack=committed",
+        "iot-ingest, memory, ack=committed",
         partial(measure_service, script="hundreds", target=COMMITTED),
     ),
     Contender(

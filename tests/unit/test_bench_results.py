@@ -52,7 +52,7 @@ def test_medians_of_odd_runs_decide(tmp_path: Path) -> None:
     record(singles([(100, 90), (100, 10), (100, 95)]), tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| 0.90 | at least 0.85 | met |" in row_of(text, "bare handler's posts/s")
-    assert "| iot-ingest, ack=buffered | 90.0 (10.0 to 95.0) | 90.0 |" in text
+    assert "| iot-ingest, memory, ack=buffered | 90.0 (10.0 to 95.0) | 90.0 |" in text
 
 
 def test_service_that_answers_faster_than_it_commits_is_judged_by_what_it_commits(
@@ -189,7 +189,7 @@ def test_what_broke_is_recorded_as_such_and_is_an_error(
     (line,) = results.read(tmp_path)
     assert len(line.runs["bare"]) == 3
     text = (tmp_path / "RESULTS.md").read_text()
-    assert "iot-ingest, ack=buffered: it broke: in run 1/3: " in text
+    assert "iot-ingest, memory, ack=buffered: it broke: in run 1/3: " in text
     assert "3 taken, 2 committed." in text
     assert "| - | at least 0.85 | left out |" in row_of(text, "bare handler's posts/s")
 
@@ -239,12 +239,27 @@ def test_figures_of_the_readme_are_medians_of_what_was_measured() -> None:
     line = singles([(100, 90), (100, 10), (100, 95)])
     line.runs["singles"] = [{**each, "server_cores": 0.9} for each in line.runs["singles"]]
     told = readme_numbers.sizing({"singles": line})
-    assert "| iot-ingest, `ack=buffered` | 90.0 |  |  | 10,000 |  |  |" in told
+    assert "| iot-ingest, memory, `ack=buffered` | 90.0 |  |  | 10,000 |  |  |" in told
     assert "a <fast> one" in told
     assert "bare" not in told
     assert "Posts of 100" not in told
     assert "idle" not in told
     assert "`ack=durable`, the default, is not among the recorded figures yet" in told
+
+
+def test_rows_of_one_table_are_of_one_run() -> None:
+    """Whoever divides two figures that stand together gets a ratio that was measured."""
+    peers = ("singles_influx", "singles", "singles_journal_durable")
+    whole = singles(
+        [], cases=["singles_peers"], runs={each: [{"rows_per_s": 70}] for each in peers}
+    )
+    later = singles([(100, 90)], at="2100-01-01T00:00:00Z")
+    told = readme_numbers.sizing({"singles": later, "singles_peers": whole})
+    assert "| iot-ingest, memory, `ack=buffered` | 70.0 |" in told
+    rows = [each for each in told.splitlines() if "| 70.0 |" in each]
+    assert rows[0].startswith("| **iot-ingest, journal, `ack=durable`** (as delivered) |")
+    assert len(rows) == len(peers)
+    assert "90.0" not in told
 
 
 def test_figures_of_the_readme_stand_between_their_markers(
