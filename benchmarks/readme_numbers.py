@@ -92,17 +92,15 @@ def _median(runs: Sequence[Figures], figure: str) -> str:
 def _peaks(newest: Mapping[str, Line], posts: str) -> str:
     """Return the table of one kind of posts: ours first, then what it was compared with.
 
-    All of it was measured in one run, since figures of two runs have no ratio: the run that has the
-    most of it, and of those the last one.
+    All of it was measured in one run, since figures of two runs have no ratio: the run that shows
+    most of it in RESULTS.md, and of those the last one.
     """
-    cases = [each for each in CASES if each.name.startswith(posts) and each.chart]
-    tables = [
-        _measured(line, cases, posts)
-        for line in sorted(
-            (newest[each.name] for each in cases if each.name in newest), key=lambda each: each.at
-        )
-    ]
-    measured = max(reversed(tables), key=len, default={})
+    by_run: dict[str, list[Case]] = {}
+    for case in CASES:
+        if case.name in newest and case.name.startswith(posts) and case.chart:
+            by_run.setdefault(newest[case.name].at, []).append(case)
+    tables = [_measured(newest, by_run[at], posts) for at in sorted(by_run, reverse=True)]
+    measured = max(tables, key=len, default={})
     if not measured:
         return ""
     rows = [f"| {POSTS[posts]}, at the peak | " + " | ".join(COLUMNS) + " |"]
@@ -112,11 +110,13 @@ def _peaks(newest: Mapping[str, Line], posts: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _measured(line: Line, cases: Sequence[Case], posts: str) -> dict[str, Sequence[Figures]]:
+def _measured(
+    newest: Mapping[str, Line], cases: Sequence[Case], posts: str
+) -> dict[str, Sequence[Figures]]:
     measured: dict[str, Sequence[Figures]] = {}
     for case in cases:
         for name in case.contenders:
-            runs = line.runs.get(name)
+            runs = newest[case.name].runs.get(name)
             # A bare handler and a bare COPY are floors for us, no choice of a reader.
             if runs and (ALL[name].title.startswith(OURS) or case.name != posts):
                 measured.setdefault(name, runs)

@@ -25,7 +25,7 @@ from ingest.journal_format import HEAD_BYTES
 from ingest.ports import BufferStats, JournalStats, Outcome, Room
 
 BACKLOG_TURN = 4
-BACKLOG_ROWS_MAX = 300  # a batch, while live posts come: they wait for the disk meanwhile
+BACKLOG_ROWS_MAX = 300  # or one block: a batch while live posts come; they wait for the disk then
 LIVE_S = 1.0  # after the last live post
 SPILL_ENDS = 0.5  # of memory in use: then blocks are kept in memory again, and ranges stay few
 
@@ -63,7 +63,7 @@ class JournalBuffer(MemoryBuffer):
         self._backlog_rows = self._backlog_bytes = 0  # read back and not settled
         self._turns = 0
         self.untold_rows = 0  # kept, of posts that do not know yet: they count as at the door
-        self._live_s = float("-inf")  # when the last live post was received
+        self._live_s = float("-inf")  # when the last live post was put
         self._rows_left = 0  # in memory at a drain's end, and in the journal
         self._rows_gone = 0  # on the disk only, in files that are not there any more
         self.loading: Range | None = None  # what the loader reads now
@@ -130,16 +130,16 @@ class JournalBuffer(MemoryBuffer):
 
     @property
     def is_live(self) -> bool:
-        """Whether posts have come lately, beside what is read back."""
-        return monotonic_s() - self._live_s < LIVE_S
+        """Whether posts come beside what is read back, and are not waiting for just that."""
+        return not self._bytes_queueing and monotonic_s() - self._live_s < LIVE_S
 
     def _put(self, block: Block, rows: int, size_bytes: int) -> None:
-        self._live_s = block.received_s
+        self._live_s = monotonic_s()
         super()._put(block, rows, size_bytes)
 
     def spilled(self, segment: Segment, start: int, block: Block) -> None:
         """A block is on the disk only."""
-        self._live_s = block.received_s
+        self._live_s = monotonic_s()
         self.book.on_disk(segment, start, block)
         self.wanted.set()
         self._journal_changed()  # the way to the disk is free again
@@ -214,7 +214,6 @@ class JournalBuffer(MemoryBuffer):
         return stats._replace(
             rows=stats.rows + book.rows - self.untold_rows,
             blocks_waiting=stats.blocks_waiting + len(self._backlog),
-            posts_waiting=len(self._queue),
             oldest_received_s=min(oldest_s, default=None),
             rows_kept=book.rows + self._rows_left - self._rows_gone,
             disk_used=on_disk / self._journal_bytes_max if self._spills else None,

@@ -22,11 +22,11 @@ from ingest.logs import get_logger
 from ingest.metrics import Metrics
 
 READ_BYTES_MAX = 1 << 18
-# While live posts come: a group of them waits for the disk behind a commit of the database, so those
-# are to be small, and some apart. Of 1,000 rows each: p99 2.4 to 2.8 times normal; of 300: 2.2.
+# While live posts come: a group of them waits for the disk behind a commit of the database, so
+# those are to be small, and apart. Of 1,000 rows each: p99 2.4 to 2.8 times normal; of 300: 2.2.
 LIVE_READ_BYTES_MAX = 1 << 14
 BUSY_MAX = 0.2  # of a core; above it the pauses grow
-PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # of some 300 single readings: 50,000 a second at least
+PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # of some 300 short readings: 50,000 a second at least
 READ_AGAIN_S = 5.0
 READS_MAX = 3  # then it is told as damage; it is tried on
 
@@ -45,9 +45,7 @@ class Loader:
         self._reader: SegmentReader | None = None
         self._stepping = asyncio.Lock()
         self._pause_s = 0.0
-        self._looked_s = self._cpu_s = (
-            0.0  # when the loop's time was last looked at, and what it was
-        )
+        self._looked_s = self._cpu_s = 0.0  # when the process' CPU was last looked at, and it
 
     async def _step(self, work: Callable[[], _T]) -> _T:
         """Do one small step in a thread, one at a time, and leave as much time to live posts."""
@@ -158,7 +156,7 @@ class Loader:
             self._close_reader()
 
     async def _give_way(self) -> None:
-        """While live posts come, pause for as long as keeps the loop from being busy with this."""
+        """While live posts come, pause for as long as keeps the process from being busy."""
         now_s, cpu_s = monotonic_s(), process_cpu_s()
         if now_s > self._looked_s:
             busy = (cpu_s - self._cpu_s) / (now_s - self._looked_s)

@@ -267,6 +267,7 @@ class MemoryBuffer:
             blocks_waiting=len(self._blocks),
             posts_waiting=len(self._queue),
             oldest_received_s=oldest_s,
+            rows_taken=self._rows_held - self._rows_waiting,
         )
 
 

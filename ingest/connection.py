@@ -7,11 +7,12 @@ one step when its turn comes: after all sockets have been read, since a client t
 between two reads asks again at once, and each look at the sockets finds less (33 us a post, or 28).
 All else goes aiohttp's way: bodies still on their way or compressed, HTTP/1.0, the last request of
 a connection, clients that do not read their answers.
-Promises: one request at a time, in order; half a head and a broken body are told to the owner.
+Promises: one request at a time, in order; the owner is told of a broken body, and of half a head
+where nothing else is under way.
 
 Looks at these inner names of aiohttp: _waiter, _messages, _parser, _current_request,
 _reading_paused, _buffer_paused, _payload_parser, _upgraded, _process_keepalive,
-_max_msg_queue_size, _pause_reading_for_buffer.
+_keepalive_handle, _max_msg_queue_size, _pause_reading_for_buffer, _close, _loop.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Owner(Protocol):
         """A whole request is here."""
 
     def work_ended(self, handler: web.RequestHandler) -> None:
-        """Its answer is written."""
+        """It is answered, or nobody is there to read an answer."""
 
     async def answer(self, request: WholeRequest) -> Answer:
         """Answer it. Raises ConnectionError if its client is gone."""
@@ -105,12 +106,15 @@ class Connection(web.RequestHandler):
                 self._bound_what_waits()
 
     def _bound_what_waits(self) -> None:
-        """Read no more while the bodies of requests in line on this connection are many bytes.
+        """Read no more while the requests in line on this connection are many bytes.
 
-        aiohttp counts them, up to 32 of 128 KiB each. Its task goes on reading as it takes them.
+        aiohttp bounds their number: 32 bodies of 128 KiB, 32 heads of a megabyte. Its task goes on
+        reading as it takes them.
         """
         if not self._buffer_paused:
-            waiting_bytes = sum(content.total_bytes for _, content in self._messages)
+            waiting_bytes = sum(
+                content.total_bytes + _head_bytes(message) for message, content in self._messages
+            )
             if waiting_bytes > READ_BYTES:
                 self._pause_reading_for_buffer()
 
@@ -223,6 +227,12 @@ class Connection(web.RequestHandler):
         else:
             code = "bad_request"
         return cast(web.StreamResponse, self._owner.malformed(code))
+
+
+def _head_bytes(message: Any) -> int:
+    """Return some of the bytes of a request's head: those that a client may have many of."""
+    headers = getattr(message, "raw_headers", ())  # none: it is no request, but an error
+    return sum(len(name) + len(value) for name, value in headers)
 
 
 if sys.version_info >= (3, 12):

@@ -67,8 +67,8 @@ class Connections(web.Server):
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
         self._open: set[web.RequestHandler] = set()
-        # Since when; in that order. A connection with a request in work is in neither.
         self._suspended: set[asyncio.Task[Answer]] = set()
+        # Since when; in that order. A connection with a request in work is in neither.
         self._half_open: OrderedDict[web.RequestHandler, float] = OrderedDict()
         self._idle: OrderedDict[web.RequestHandler, float] = OrderedDict()
         self._listener: Listener | None = None

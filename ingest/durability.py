@@ -71,9 +71,9 @@ def _judged(found: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(name, value)
     if found["unlogged"]:
         mend = f"alter table {TABLE} set logged"
-        yield Finding("table kept", "unlogged", _UNLOGGED, True, mend)
+        yield Finding("table readings", "unlogged", _UNLOGGED, True, mend)
     else:
-        yield Finding("table kept", "logged")
+        yield Finding("table readings", "logged")
 
 
 def refusal(found: list[Finding]) -> str | None:

@@ -26,7 +26,7 @@ from ingest.journal_book import Book, Segment
 from ingest.journal_format import HEAD_BYTES, HEADER_BYTES
 from ingest.journal_reader import SegmentFile
 from ingest.journal_store import JournalStore, Written
-from ingest.logs import get_logger
+from ingest.logs import Occasionally, get_logger
 
 PROBE_S = 2.0
 NOTE_S = 0.01  # between notes of what is done, while groups are written
@@ -77,6 +77,7 @@ class Journal:
         self._settled: list[int] = []
         self._leaving: list[Segment] = []
         self._noted_s = float("-inf")
+        self._occasionally = Occasionally(60.0)
         self._busy = False
         self._turn_due = False
         self._rested = asyncio.Event()
@@ -211,8 +212,9 @@ class Journal:
     def _can_create(self, sequence: int) -> bool:
         try:
             self._store.probe(sequence)
-        except OSError as error:
-            log.warning("journal_disk", error=str(error))
+        except Exception as error:  # whatever it is, who waits for an answer is to get one
+            if self._occasionally.due("probe") is not None:
+                log.warning("journal_still_not_writable", error=str(error))
             return False
         return True
 

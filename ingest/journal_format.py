@@ -123,7 +123,7 @@ class Frame(NamedTuple):
     tuples: bytes
 
 
-ReadAt = Callable[[int, int], bytes]  # (count, offset); fewer bytes at the end, and only there
+ReadAt = Callable[[int, int], bytes]  # (count, offset); fewer bytes at the end, or before an error
 
 
 class FrameReader:
@@ -166,7 +166,11 @@ class FrameReader:
             return False
         if at + count > self._base + len(self._data):
             wanted = min(max(count, self._chunk_bytes), self._end - at)
-            self._base, self._data = at, self._read_at(wanted, at)
+            data = self._read_at(wanted, at)
+            # Before a bad sector the kernel gives what is good; asked for the next byte it fails.
+            while len(data) < count and (more := self._read_at(count - len(data), at + len(data))):
+                data += more
+            self._base, self._data = at, data
         return at + count <= self._base + len(self._data)
 
     def _frame(self, at: int) -> Frame | None:

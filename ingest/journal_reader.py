@@ -74,6 +74,7 @@ class SegmentReader:
         self._done = done
         self._reader = FrameReader(self._read_at, file.salt, start or HEADER_BYTES, end)
         self._frames: Iterator[Frame] = iter(self._reader)
+        self._failed: OSError | None = None
 
     def _read_at(self, count: int, offset: int) -> bytes:
         if self._fd < 0:
@@ -85,16 +86,24 @@ class SegmentReader:
         """Return next blocks, none if those looked at are all done; None at the end.
 
         They are at most `rows_max` rows and `bytes_max` bytes, and the block that exceeds these.
+        What comes before something unreadable is returned first.
         """
+        if self._failed is not None:
+            raise self._failed
         blocks: list[Block] = []
         rows = size = 0
-        for looked, frame in enumerate(self._frames, 1):
-            size += len(frame.tuples)
-            if self._done is None or frame.sequence not in self._done:
-                rows += frame.rows
-                blocks.append(_block(frame))
-            if rows >= rows_max or size >= bytes_max or looked >= STEP_FRAMES:
-                return blocks
+        try:
+            for looked, frame in enumerate(self._frames, 1):
+                size += len(frame.tuples)
+                if self._done is None or frame.sequence not in self._done:
+                    rows += frame.rows
+                    blocks.append(_block(frame))
+                if rows >= rows_max or size >= bytes_max or looked >= STEP_FRAMES:
+                    return blocks
+        except OSError as error:
+            if not blocks:
+                raise
+            self._failed = error
         return blocks or None
 
     def close(self) -> None:

@@ -105,7 +105,8 @@ class Inlet(Protocol):
 class BufferStats(NamedTuple):
     """What a buffer holds now. `rows` is all that is not settled, taken blocks included.
 
-    `rows_max` and `bytes_max` bound what is in memory. `rows_kept` of the rows outlive the process.
+    `rows_taken` of them are with a writer, `rows_kept` outlive the process. `rows_max` and
+    `bytes_max` bound what is in memory.
     `disk_used` is the share of the disk's bound in use where that decides who gets room, else None.
     """
 
@@ -117,6 +118,7 @@ class BufferStats(NamedTuple):
     blocks_waiting: int
     posts_waiting: int
     oldest_received_s: float | None
+    rows_taken: int = 0
     rows_kept: int = 0
     disk_used: float | None = None
 

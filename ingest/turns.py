@@ -25,7 +25,7 @@ class Turns:
         self._next_is_due = False
 
     def take(self, body_bytes: int) -> bool:
-        """Take a post's share of this turn, if some is left; then nobody waits for it either."""
+        """Take a post's share of this turn, if some is left: before those in the line."""
         if self._bytes_left <= 0:
             return False
         self._spend(body_bytes)

@@ -103,7 +103,7 @@ class Writer:
                 self._failed(failure)
                 return
             if self._outlet.rows_waiting == 0:  # else write: a full disk lets us in all the same
-                if self._outlet.stats().rows == 0:  # else another writer's batch will tell
+                if self._outlet.stats().rows_taken == 0:  # else another writer's batch will tell
                     gate.opened()
                 return
             batch = await self._gatherer.gather()

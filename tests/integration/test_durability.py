@@ -75,7 +75,7 @@ async def doctor(url: str, **settings: Any) -> dict[str, tuple[str, str]]:
             "alter database postgres reset synchronous_commit",
             "synchronous_commit",
         ),
-        ("alter table readings set unlogged", "alter table readings set logged", "table kept"),
+        ("alter table readings set unlogged", "alter table readings set logged", "table readings"),
     ],
     ids=["role", "database", "table"],
 )
@@ -112,7 +112,7 @@ async def test_open_connection_notices_a_change_within_the_period_of_checks(kept
     await sink.open()
     await kept.line.execute("alter table readings set unlogged")
     sink._checked_s = float("-inf")  # as after schema_check_s
-    with pytest.raises(WriteFailed, match="table kept is unlogged"):
+    with pytest.raises(WriteFailed, match="table readings is unlogged"):
         await sink.write(encode(readings(1)), 1, idempotent=False)
     assert await kept.line.fetchval("select count(*) from readings") == 0
 

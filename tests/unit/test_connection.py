@@ -150,6 +150,32 @@ async def test_what_waits_on_a_connection_is_bounded_in_bytes() -> None:
         assert len(door.inlet.readings) == 1 + 30 * 500
 
 
+@pytest.mark.parametrize("parts", [1, 30], ids=["one packet after another", "all at once"])
+async def test_heads_that_wait_on_a_connection_are_bounded_in_bytes(parts: int) -> None:
+    """Large heads without bodies, behind a post that has to wait, fill no memory either."""
+    large = head("GET", "/livez", {f"X-{number}": "x" * 4_000 for number in range(16)})
+    async with running_door() as door:
+        door.inlet.open.clear()
+        client = await door.connect()
+        await client.send(post(GOOD))
+        await until(lambda: door.inlet.waiting)
+
+        async def send() -> None:
+            for _ in range(30 // parts):
+                await client.send(large * parts)
+
+        sending = asyncio.create_task(send())
+        connections = door.endpoint._site._connections
+        assert connections is not None
+        (connection,) = connections._open
+        await until(lambda: connection._buffer_paused)
+        await asyncio.sleep(0.05)
+        assert len(connection._messages) * len(large) < READ_BYTES + 2 * SOCKET_BYTES
+        door.inlet.open.set()
+        assert [(await client.reply()).status for _ in range(31)] == [202] + [200] * 30
+        await sending
+
+
 async def test_what_follows_a_post_that_waits_waits_too() -> None:
     """One at a time: a request behind it is not answered before it."""
     async with running_door() as door:

@@ -214,6 +214,17 @@ async def test_hold_is_probed_with_one_batch_by_one_writer() -> None:
     await path.check()
 
 
+async def test_hold_ends_though_readings_lie_where_nobody_can_read_them() -> None:
+    """On a disk with a bad sector: no writer has them, so none of them will tell."""
+    path = Writing(hold_probe_s=0.005)
+    stats = path.buffer.stats
+    path.buffer.stats = lambda: stats()._replace(rows=50)  # type: ignore[method-assign]
+    path.gate.failed(WriteFailed(Verdict.HOLD, "no such table", sqlstate="42P01"))
+    path.start(2)
+    await path.until(lambda: path.gate.is_open)
+    await path.drain()
+
+
 async def test_server_that_lets_in_and_refuses_to_write_meets_slower_and_slower_probes() -> None:
     """A full disk: connecting proves nothing, so the pause grows and the gate stays shut."""
     script = Script(1, Verdict.WAIT, sqlstate="53100", forever=True, writes_only=True)
