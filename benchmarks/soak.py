@@ -27,7 +27,6 @@ from benchmarks.service import Service
 AS_DELIVERED = ("--buffer", "journal", "--ack-default", "durable")
 SHARES = ("--duplicates", "1%", "--invalid", "0.5%", "--refused-by-check", "0.1%")
 CHECK = "alter table readings add constraint no_such check (metric <> 'refused')"
-PEAK_S = 20.0
 BACK_S_MAX = 60.0  # the database, after its kill
 _RUN = re.compile(r"run \w+: ([\d,]+) posts, ([\d,]+) readings")
 
@@ -35,8 +34,8 @@ _RUN = re.compile(r"run \w+: ([\d,]+) posts, ([\d,]+) readings")
 class Proven(NamedTuple):
     """One run of verify: what it sent, what it said, and its exit code.
 
-    CPU in cores of service, database and verify; memory in MiB: `rss_mib` of the service after a
-    tenth of the time and at the end, and the most that each had.
+    CPU in cores of service, database (0: not known, it was killed) and verify. Memory in MiB:
+    `rss_mib` of the service after a tenth of the time and at the end, and the most that each had.
     """
 
     code: int
@@ -55,6 +54,7 @@ def prove(
 ) -> Proven:
     """Run verify for so long; kill the database after `kill_at_s`. Raises Broken without a run."""
     began_s, before = time.monotonic(), service.cpu()
+    kills = kill_at_s is not None
     verify = Child(
         "verify",
         [
@@ -92,7 +92,7 @@ def prove(
         took_s,
         (
             (after.service_s - before.service_s) / took_s,
-            (after.postgres_s - before.postgres_s) / took_s,
+            0.0 if kills else (after.postgres_s - before.postgres_s) / took_s,
             verify_s / took_s,
         ),
         (rss_early, service.rss_mib()),
@@ -128,18 +128,19 @@ async def _run_sql(url: str, sql: str) -> None:
     await line.close()
 
 
-def soak(folder: Path, *, seconds: float, share: float, batch: str, connections: int) -> int:
+def soak(folder: Path, chosen: argparse.Namespace) -> int:
     """Find the peak, prove at a share of it, print both; return verify's exit code."""
-    words = ("--batch", batch, "--connections", str(connections))
+    words = ("--batch", chosen.batch, "--connections", str(chosen.connections))
+    seconds: float = chosen.seconds
     with Service(folder / "state", *AS_DELIVERED) as service:
         asyncio.run(_run_sql(service.database_url, CHECK))
-        peak = prove(service, folder, *words, seconds=PEAK_S)
+        peak = prove(service, folder, *words, seconds=chosen.peak_seconds)
         if peak.code:
             print(peak.said)
             return peak.code
-        peak_per_s = peak.posts / PEAK_S
+        peak_per_s = peak.posts / chosen.peak_seconds
         print(f"peak of this traffic: {peak_per_s:,.0f} posts/s, {_told(peak)}", flush=True)
-        rate = f"{share * peak_per_s:.0f}"
+        rate = f"{chosen.share * peak_per_s:.0f}"
         found = prove(
             service, folder, *words, "--rate", rate, seconds=seconds, kill_at_s=seconds / 2
         )
@@ -150,8 +151,9 @@ def soak(folder: Path, *, seconds: float, share: float, batch: str, connections:
 
 def _told(found: Proven) -> str:
     service, postgres, verify = found.cores
+    database = f"PostgreSQL {postgres:.2f}, " if postgres else ""
     return (
-        f"{found.readings:,} readings; cores: service {service:.2f}, PostgreSQL {postgres:.2f}, "
+        f"{found.readings:,} readings; cores: service {service:.2f}, {database}"
         f"verify {verify:.2f}; RSS of the service {found.rss_mib[0]:.0f} MiB after a tenth, "
         f"{found.rss_mib[1]:.0f} at the end, most {found.rss_peak_mib[0]:.0f}; "
         f"of verify, most {found.rss_peak_mib[1]:.0f}"
@@ -162,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Soak; return verify's exit code, or 2 if something did not run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="of the proof (600)")
+    parser.add_argument("--peak-seconds", type=float, default=20.0, help="of the search (20)")
     parser.add_argument("--share", type=float, default=0.8, help="of the peak (0.8)")
     parser.add_argument("--batch", default="1x8,10,100", help="readings a post (1x8,10,100)")
     parser.add_argument("--connections", type=int, default=64, help="posts at once (64)")
@@ -169,13 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raise_open_files_limit()
     try:
         with scratch() as folder:
-            return soak(
-                folder,
-                seconds=chosen.seconds,
-                share=chosen.share,
-                batch=chosen.batch,
-                connections=chosen.connections,
-            )
+            return soak(folder, chosen)
     except Broken as error:
         print(f"it broke: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from ingest.buffer_journal import JournalBuffer
+from ingest.buffer_journal import BACKLOG_ROWS_MAX, JournalBuffer
 from ingest.clock import monotonic_s, process_cpu_s, unix_us
 from ingest.journal_book import Range, Segment
 from ingest.journal_format import HEADER_BYTES
@@ -24,9 +24,9 @@ from ingest.metrics import Metrics
 READ_BYTES_MAX = 1 << 18
 # While live posts come: a group of them waits for the disk behind a commit of the database, so
 # those are to be small, and apart. Of 1,000 rows each: p99 2.4 to 2.8 times normal; of 300: 2.2.
-LIVE_READ_BYTES_MAX = 1 << 14
+LIVE_READ_BYTES_MAX = 1 << 16
 BUSY_MAX = 0.2  # of a core; above it the pauses grow
-PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # of some 300 short readings: 50,000 a second at least
+PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # of 300 readings: some 50,000 a second at least
 READ_AGAIN_S = 5.0
 READS_MAX = 3  # then it is told as damage; it is tried on
 
@@ -173,8 +173,10 @@ class Loader:
             self._reader = SegmentReader(
                 current.segment.file, current.start, current.end, current.done
             )
-        most = LIVE_READ_BYTES_MAX if self._buffer.is_live else READ_BYTES_MAX
-        read = partial(self._reader.read, rows_max, min(bytes_max, most))
+        most_bytes = READ_BYTES_MAX
+        if self._buffer.is_live:
+            rows_max, most_bytes = min(rows_max, BACKLOG_ROWS_MAX), LIVE_READ_BYTES_MAX
+        read = partial(self._reader.read, rows_max, min(bytes_max, most_bytes))
         found = await self._step(read)
         current.failures = 0
         if self._buffer.shut:

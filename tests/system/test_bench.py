@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import sys
@@ -159,3 +160,18 @@ async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
     assert [len(found[each]) for each in ("before", "after")] == [3, 3]
     assert found["beside"]
     assert all(each["failed"] == 0 and each["p99_ms"] > 0 for each in found["before"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_soak_proves_beside_a_kill_of_the_database(tmp_path: Path) -> None:
+    """A short one: the verdict of verify is its own, the database was killed once and came back."""
+    done = await run_command(
+        *("benchmarks.soak", "--seconds", 8, "--peak-seconds", 3, "--share", 0.3),
+        within_s=150,
+    )
+    assert done.code == 0, done.stdout + done.stderr
+    assert re.search(r"^peak of this traffic: [\d,]+ posts/s, [\d,]+ readings", done.stdout)
+    assert re.search(r"database killed once, back after \d+\.\d s", done.stdout)
+    assert re.search(r"[1-9]\d* refused_by_database\)", done.stdout)
+    assert "as promised" in done.stdout

@@ -27,6 +27,7 @@ def test_bounds_that_are_kept_are_no_faults() -> None:
     assert found().faults == []
     assert "p99           2.95 times normal" in told(found())
     assert "worst phase 99.00" in told(found())
+    assert "over that: 1 of 3 phases" in told(found())
     assert "NOT KEPT" not in told(found())
 
 
