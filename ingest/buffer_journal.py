@@ -129,9 +129,13 @@ class JournalBuffer(MemoryBuffer):
             self._in_hand_bytes -= size_bytes
 
     @property
-    def is_live(self) -> bool:
-        """Whether posts come beside what is read back, and are not waiting for just that."""
-        return not self._bytes_queueing and monotonic_s() - self._live_s < LIVE_S
+    def gives_way(self) -> bool:
+        """Whether what is read back is to hold up no live post: memory takes them all, that is.
+
+        More than it takes is overload: then the rate counts, not who comes first.
+        """
+        overload = self._spilling or self._bytes_queueing
+        return not overload and monotonic_s() - self._live_s < LIVE_S
 
     def _put(self, block: Block, rows: int, size_bytes: int) -> None:
         self._live_s = monotonic_s()
@@ -173,7 +177,7 @@ class JournalBuffer(MemoryBuffer):
         if self._blocks and self._turns % BACKLOG_TURN:
             return self._take_from(self._blocks, rows_max)
         return self._take_from(
-            self._backlog, min(rows_max, BACKLOG_ROWS_MAX) if self.is_live else rows_max
+            self._backlog, min(rows_max, BACKLOG_ROWS_MAX) if self.gives_way else rows_max
         )
 
     def settle(self, blocks: Sequence[Block]) -> None:

@@ -165,7 +165,7 @@ class Loader:
             else:
                 self._pause_s *= 0.8
         self._looked_s, self._cpu_s = now_s, cpu_s
-        if self._buffer.is_live:
+        if self._buffer.gives_way:
             await asyncio.sleep(self._pause_s)
 
     async def _load_some(self, current: Range, rows_max: int, bytes_max: int) -> None:
@@ -174,7 +174,7 @@ class Loader:
                 current.segment.file, current.start, current.end, current.done
             )
         most_bytes = READ_BYTES_MAX
-        if self._buffer.is_live:
+        if self._buffer.gives_way:
             rows_max, most_bytes = min(rows_max, BACKLOG_ROWS_MAX), LIVE_READ_BYTES_MAX
         read = partial(self._reader.read, rows_max, min(bytes_max, most_bytes))
         found = await self._step(read)

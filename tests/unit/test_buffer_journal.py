@@ -740,12 +740,17 @@ async def test_batches_of_the_backlog_are_small_while_live_posts_come(tmp_path: 
         async with asyncio.timeout(5):
             while life.buffer.stats().rows_waiting < 2_000:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        live = await life.take(5_000)
-        assert len(live) == BACKLOG_ROWS_MAX
-        life.settle(live)
+        overload = await life.take(1_000)
+        assert len(overload) == 1_000  # memory was full when the last post came
+        life.settle(overload)
+        await life.put(make_block(1))
+        for expected in (1, BACKLOG_ROWS_MAX):
+            live = await life.take(5_000)
+            assert len(live) == expected
+            life.settle(live)
         life.buffer._live_s -= LIVE_S
         rest = await life.take(5_000)
-        assert len(rest) == 2_000 - BACKLOG_ROWS_MAX
+        assert len(rest) == 1_000 - BACKLOG_ROWS_MAX
         life.settle(rest)
 
 
@@ -753,16 +758,16 @@ async def test_replay_does_not_give_way_to_posts_that_wait_for_it(tmp_path: Path
     """A full journal has room again once it has been read back: that is not to be slow then."""
     async with Life(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
         await life.put(make_block(1))
-        assert life.buffer.is_live
+        assert life.buffer.gives_way
         posts = [asyncio.create_task(life.put(make_block(1))) for _ in range(9)]
         async with asyncio.timeout(5):
             while not life.buffer.stats().posts_waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        assert not life.buffer.is_live
+        assert not life.buffer.gives_way
         for each in posts:
             each.cancel()
         await asyncio.gather(*posts, return_exceptions=True)
-        assert life.buffer.is_live
+        assert life.buffer.gives_way
         await life.drain()
 
 
@@ -789,7 +794,7 @@ async def test_replay_gives_way_to_live_posts_only(
             patched.setattr("ingest.buffer_journal_loader.asyncio.sleep", sleep)
             await loader._give_way()
             assert pauses == []
-            patched.setattr(JournalBuffer, "is_live", True)
+            patched.setattr(JournalBuffer, "gives_way", True)
             for _ in range(50):
                 await loader._give_way()
             assert pauses[0] < pauses[5] < pauses[-1] == PAUSE_S_MAX
