@@ -69,7 +69,7 @@ class Settings:
     )
     connections_max: int = setting(
         20_000,
-        "open connections; beyond it the oldest half-open or idle one is closed",
+        "open connections; beyond it the oldest idle or half-open one is closed",
         within=(1, 1_000_000),
     )
     header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
