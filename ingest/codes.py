@@ -17,8 +17,8 @@ class Problem(NamedTuple):
 
 
 PROBLEMS: dict[str, Problem] = {
-    "bad_request": Problem(400, "Not valid HTTP", "mend the request"),
-    "not_json": Problem(400, "The body is not JSON", "mend the body"),
+    "bad_request": Problem(400, "Not valid HTTP", "fix the request"),
+    "not_json": Problem(400, "The body is not JSON", "fix the body"),
     "bad_encoding": Problem(400, "The body is not what its encoding says", "send it whole"),
     "unknown_parameter": Problem(400, "Unknown query parameter", "remove the parameter"),
     "bad_parameter": Problem(400, "Bad value of a query parameter", "use a listed value"),
@@ -35,13 +35,13 @@ PROBLEMS: dict[str, Problem] = {
     "unsupported_encoding": Problem(415, "Unsupported content encoding", "send gzip or nothing"),
     "wrong_host": Problem(421, "Not a name of this port", "use localhost"),
     "empty": Problem(422, "No readings in the post", "send at least one"),
-    "all_invalid": Problem(422, "Every item is invalid", "mend the items"),
-    "invalid_items": Problem(422, "Some items are invalid, and strict was asked", "mend them"),
+    "all_invalid": Problem(422, "Every item is invalid", "fix the items"),
+    "invalid_items": Problem(422, "Some items are invalid, and strict was asked", "fix them"),
     "dead_letters_full": Problem(
         422, "Some items are invalid, and there is no room to keep them", "post the rest"
     ),
     "headers_too_large": Problem(431, "The request's head is too large", "send fewer headers"),
-    "internal": Problem(500, "A fault of the service", "send it again, and tell us"),
+    "internal": Problem(500, "A fault of the service", "send it again"),
     "buffer_full": Problem(503, "No room at the moment", "send it again after Retry-After"),
     "starting": Problem(503, "The service is starting", "send it again after Retry-After"),
     "draining": Problem(503, "The service is stopping", "send it again after Retry-After"),

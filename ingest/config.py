@@ -49,16 +49,18 @@ class Settings:
     database_url_file: str = setting("", "a file that holds database_url, as secrets are mounted")
     database_unsafe: bool = setting(False, "call it durable though a crash may take readings back")
     schema_apply: bool = setting(True, "create a missing table at start, if the role may")
-    log_level: str = setting("info", "least level", one_of=("debug", "info", "warning", "error"))
+    log_level: str = setting(
+        "info", "least level that is logged", one_of=("debug", "info", "warning", "error")
+    )
 
     body_bytes_max: int = setting(
-        MIB, "a post as it was sent", within=(KIB, 64 * MIB), opens="The door"
+        MIB, "size of a post as it was sent", within=(KIB, 64 * MIB), opens="The door"
     )
     inflated_bytes_max: int = setting(
-        4 * MIB, "a post after gunzip: bombs end here", within=(KIB, 256 * MIB)
+        4 * MIB, "size of a post after gunzip: bombs end here", within=(KIB, 256 * MIB)
     )
     post_rows_max: int = setting(
-        5_000, "readings of one post, which one batch must take whole", within=(1, 100_000)
+        5_000, "readings in one post, which one batch must take whole", within=(1, 100_000)
     )
     door_bytes_max: int = setting(
         64 * MIB,
@@ -66,12 +68,14 @@ class Settings:
         within=(64 * KIB, 64 * GIB),
     )
     connections_max: int = setting(
-        20_000, "beyond it the oldest half-open one is closed", within=(1, 1_000_000)
+        20_000,
+        "open connections; beyond it the oldest idle or half-open one is closed",
+        within=(1, 1_000_000),
     )
-    header_s_max: float = setting(10.0, "for a request's head to arrive", within=(0.05, 600))
-    body_s_max: float = setting(10.0, "for a request's body to arrive", within=(0.05, 600))
+    header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
+    body_s_max: float = setting(10.0, "time for a request's body to arrive", within=(0.05, 600))
     keepalive_s_max: float = setting(
-        75.0, "an idle connection is kept; longer than a proxy's 60 s", within=(0.05, 3600)
+        75.0, "an idle connection is kept so long; more than a proxy's 60 s", within=(0.05, 3600)
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts accepted, RFC 3339")
     ts_ahead_s_max: float = setting(
@@ -82,7 +86,9 @@ class Settings:
         "the ack of a post that does not ask for one",
         one_of=("best", "buffered", "durable", "committed"),
     )
-    ack_wait_s_max: float = setting(10.0, "?ack=committed waits at most", within=(0.01, 300))
+    ack_wait_s_max: float = setting(
+        10.0, "how long a post with ?ack=committed may wait before 503", within=(0.01, 300)
+    )
 
     buffer: str = setting(
         "journal",
@@ -95,16 +101,20 @@ class Settings:
         64 * MIB, "bytes held in memory, waiting posts included", within=(KIB, 64 * GIB)
     )
     put_wait_s_max: float = setting(
-        1.0, "a post waits for room, since refusing costs as much", within=(0, 60)
+        1.0, "how long a post may wait for room before 503", within=(0, 60)
     )
     journal_bytes_max: int = setting(
-        8 * GIB, "the journal, which may hold far more than memory", within=(16 * KIB, 16 * TIB)
+        8 * GIB,
+        "size of the journal, which may be far more than memory",
+        within=(16 * KIB, 16 * TIB),
     )
     journal_segment_bytes: int = setting(
         64 * MIB, "a file of the journal is finished at this size", within=(4 * KIB, 16 * GIB)
     )
     journal_unsafe: bool = setting(False, "call the journal durable though its file system is not")
-    full_s_min: float = setting(5.0, "no room for so long: /readyz says full", within=(0, 3600))
+    full_s_min: float = setting(
+        5.0, "after so long without room /readyz says full", within=(0, 3600)
+    )
 
     batch_rows: int = setting(
         100, "a batch closes once so many wait", within=(1, 1_000_000), opens="Batches and writers"
@@ -119,7 +129,7 @@ class Settings:
     write_method: str = setting(
         "copy", "binary COPY or multi-row INSERT", one_of=("copy", "insert")
     )
-    connect_s_max: float = setting(5.0, "to connect and check the schema", within=(0.1, 60))
+    connect_s_max: float = setting(5.0, "time to connect and check the schema", within=(0.1, 60))
     lock_s_max: float = setting(3.0, "PostgreSQL's lock_timeout", within=(0.05, 600))
     statement_s_max: float = setting(
         10.0, "PostgreSQL's statement_timeout: the server answers first", within=(0.1, 600)
@@ -128,29 +138,35 @@ class Settings:
         15.0, "our own deadline of a write; then the connection is cut", within=(0.1, 600)
     )
     schema_check_s: float = setting(
-        10.0, "between checks of the column types, which COPY skips", within=(0.1, 3600)
+        10.0, "pause between checks of the column types, which COPY skips", within=(0.1, 3600)
     )
 
     retries_max: int = setting(
-        8, "of a failing batch; then it is set aside", within=(0, 1_000), opens="When things fail"
+        8,
+        "retries of a failing batch before it is set aside",
+        within=(0, 1_000),
+        opens="When things fail",
     )
     retry_s_max: float = setting(30.0, "longest pause between retries", within=(0.01, 3600))
     wait_s_min: float = setting(0.1, "first pause while the server is away", within=(0.001, 60))
     wait_s_max: float = setting(10.0, "longest pause while it is away", within=(0.001, 3600))
-    hold_probe_s: float = setting(5.0, "between tries while on hold", within=(0.01, 3600))
+    hold_probe_s: float = setting(5.0, "pause between tries while on hold", within=(0.01, 3600))
     unknown_tries_max: int = setting(
-        5, "of an unknown SQLSTATE; then writing is on hold", within=(1, 1_000)
+        5, "tries with an unknown SQLSTATE before writing is on hold", within=(1, 1_000)
     )
     breaker_window_rows: int = setting(
         1_000, "the last rows that the breaker looks at", within=(1, 1_000_000)
     )
     breaker_rows_max: int = setting(
-        200, "refused among them, from many devices: beyond it, hold", within=(1, 1_000_000)
+        200, "refused rows among them, from many devices: beyond it, hold", within=(1, 1_000_000)
     )
     drain_s_max: float = setting(20.0, "at stop: time to empty the buffer", within=(0, 600))
 
     dlq_bytes_max: int = setting(
-        GIB, "all files; the door may use half", within=(64 * KIB, 16 * TIB), opens="Dead letters"
+        GIB,
+        "size of all files; invalid items may use half",
+        within=(64 * KIB, 16 * TIB),
+        opens="Dead letters",
     )
     dlq_segment_bytes: int = setting(
         64 * MIB, "a file is finished at this size", within=(4 * KIB, 16 * GIB)
@@ -158,10 +174,10 @@ class Settings:
     dlq_keep_days: float = setting(7.0, "replayed files are kept so long", within=(0, 36_500))
     dlq_auto_replay: bool = setting(True, "retries_exhausted and drained come back by themselves")
     dlq_replay_rows_per_s: int = setting(
-        2_000, "replay is slower than live readings", within=(1, 10_000_000)
+        2_000, "rate of that replay, slower than live readings", within=(1, 10_000_000)
     )
     dlq_replay_pause_s: float = setting(
-        5.0, "between looks for something to replay", within=(0.01, 86_400)
+        5.0, "pause between looks for something to replay", within=(0.01, 86_400)
     )
     disk_free_bytes_min: int = setting(
         64 * MIB, "less room for the state folder: disk_low; 0: never", within=(0, 16 * TIB)

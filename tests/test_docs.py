@@ -19,6 +19,7 @@ from ingest import codes
 from ingest.cli import WORDS
 from ingest.cli_docs import TABLES, main, metrics_table, refreshed
 from ingest.config_text import env_example
+from loadgen.client import TRY_AGAIN
 from tests.documents import DOCUMENTS, README, REPOSITORY, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"
@@ -67,9 +68,22 @@ def test_readme_figures_are_those_of_the_results() -> None:
 
 def test_readme_table_of_statuses_has_every_status() -> None:
     """A client meets no status that the front page does not know."""
-    section = README.split("### Statuses\n")[1].split("\n## ")[0]
+    section = README.split("### Statuses\n")[1].split("\n##")[0]
     named = {int(each) for each in re.findall(r"\b[2-5][0-9]{2}\b", section)}
     assert named == {200, 202, *(each.status for each in codes.PROBLEMS.values())}
+
+
+def test_readme_client_repeats_what_the_client_of_loadgen_repeats() -> None:
+    """Who writes a client from the front page loses nothing that our own one keeps."""
+    section = README.split("### A client that loses nothing\n")[1].split("\n##")[0]
+    (again,) = re.findall(r"^- On (.*?) it sends \*\*the same bytes\*\*", section, re.M | re.S)
+    assert {int(each) for each in re.findall(r"\b4[0-9]{2}\b", again)} == {
+        each for each in TRY_AGAIN if each < 500
+    }
+    assert "any 5xx" in again
+    assert {each.status for each in codes.PROBLEMS.values() if each.status >= 500} <= TRY_AGAIN
+    others = {int(each) for each in re.findall(r"\b4[0-9]{2}\b", section)}
+    assert others - TRY_AGAIN == {413, codes.PROBLEMS["dead_letters_full"].status}
 
 
 def test_documents_name_every_word_of_the_command_line() -> None:
