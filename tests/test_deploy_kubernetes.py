@@ -360,8 +360,8 @@ def recorded(folder: Path, script: str, *programs: str) -> list[list[str]]:
             f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >>"{folder}/told"; echo >>"{folder}/told"\n'
         )
         path.chmod(0o755)
-    path = f"{shims}{os.pathsep}{os.environ['PATH']}"
-    code, said = run("env", f"PATH={path}", "sh", "-euc", script, cwd=folder)
+    found_first = f"PATH={shims}{os.pathsep}{os.environ['PATH']}"
+    code, said = run("env", found_first, "sh", "-euc", script, cwd=folder)
     assert (code, said) == (0, "")
     told = (folder / "told").read_text().split("\n\n")
     return [each.splitlines() for each in told if each]

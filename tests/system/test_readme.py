@@ -32,7 +32,7 @@ NEEDS_MORE = {
     'psql "$ADMIN_URL" ': "an administrator's URL; test_cli_commands.py has one",
     "cd deploy": "a container engine; test_deploy.py looks at what it would run",
     "docker compose --project-name": "the same",
-    "create extension": "TimescaleDB, which was not to be had",
+    "create extension": "TimescaleDB, which no test has; it was tried by hand",
     "export REGISTRY=": "a cluster; test_deploy_kubernetes.py runs it up to the cluster's door",
     "sed -i 's|https://runbook.example": "run by test_deploy.py on a copy",
     "./run test  ": "it would run itself",
