@@ -44,6 +44,7 @@ class Settings:
     admin_token: str = setting(
         "", "opens the admin port's page and actions; empty: a new one each start", secret=True
     )
+    admin_token_file: str = setting("", "a file that holds admin_token, as secrets are mounted")
     state_dir: str = setting("", "embedded database, journal, dead letters; empty: the usual place")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting("", "a file that holds database_url, as secrets are mounted")

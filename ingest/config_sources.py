@@ -1,4 +1,4 @@
-"""Where settings come from: a TOML file < the environment < flags; a secret's file for the URL.
+"""Where settings come from: a TOML file < the environment < flags; files for the two secrets.
 
 Holds `gather`, which says what was written where; config checks what the values are.
 Raises ConfigError that names the source, and never shows what a secret's file holds.
@@ -16,6 +16,7 @@ from ingest.config_values import ENV_PREFIX, checked, env_name, flag_name, neare
 from ingest.errors import ConfigError
 
 SECRET_BYTES_MAX = 16_384
+SECRET_FILES = {"database_url": "database_url_file", "admin_token": "admin_token_file"}
 
 Found = dict[str, tuple[Any, str]]  # setting -> value as it was written, and where
 
@@ -32,13 +33,14 @@ def gather(
     environ: Mapping[str, str],
     flags: Mapping[str, str],
 ) -> Found:
-    """Return what the sources say, the last one winning; `database_url_file` has been read."""
+    """Return what the sources say, the last one winning; the files of secrets have been read."""
     found: Found = {}
     if toml_path is not None:
         _merge(found, _of_toml(toml_path, known))
     _merge(found, _of_environment(environ, known))
     _merge(found, {name: (value, flag_name(name)) for name, value in flags.items()})
-    _read_url_file(found, known["database_url_file"])
+    for name, by_file in SECRET_FILES.items():
+        _read_secret_file(found, name, known[by_file])
     return found
 
 
@@ -64,26 +66,27 @@ def _of_environment(environ: Mapping[str, str], known: Mapping[str, Field[Any]])
 
 
 def _merge(found: Found, later: Found) -> None:
-    """Let a later origin win; a URL and a file that holds one are the same thing said twice."""
-    url, file = later.get("database_url"), later.get("database_url_file")
-    if url and url[0] and file and file[0]:
-        raise ConfigError(f"of database_url ({url[1]}) and database_url_file ({file[1]}) set one")
-    if url:
-        found.pop("database_url_file", None)
-    if file and file[0]:
-        found.pop("database_url", None)
+    """Let a later origin win; a secret and a file that holds it are the same thing said twice."""
+    for name, by_file in SECRET_FILES.items():
+        secret, file = later.get(name), later.get(by_file)
+        if secret and secret[0] and file and file[0]:
+            raise ConfigError(f"of {name} ({secret[1]}) and {by_file} ({file[1]}) set one")
+        if secret:
+            found.pop(by_file, None)
+        if file and file[0]:
+            found.pop(name, None)
     found |= later
 
 
-def _read_url_file(found: Found, declared: Field[Any]) -> None:
-    value, origin = found.get("database_url_file", ("", ""))
+def _read_secret_file(found: Found, name: str, declared: Field[Any]) -> None:
+    value, origin = found.get(declared.name, ("", ""))
     if not value:
         return
     path = Path(checked(declared, value, origin)).expanduser()
     try:
-        found["database_url"] = (_read_secret(path), str(path))
+        found[name] = (_read_secret(path), str(path))
     except ConfigError as error:
-        raise ConfigError(f"setting database_url_file ({origin}): {error}") from None
+        raise ConfigError(f"setting {declared.name} ({origin}): {error}") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Reads the files of deploy/ for tests: YAML, the dashboard's queries, PromQL, the Dockerfile.
 
+Also what they show in comments, and what a program says about them or about a spoilt copy.
+
 Holds no judgement: what must be true of them stands in the tests.
 """
 
@@ -7,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +26,10 @@ from ingest.ports import BufferStats
 
 REPOSITORY = Path(__file__).parent.parent
 DEPLOY = REPOSITORY / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "iot-ingest.json"
 TARGET_LABELS = frozenset({"job", "instance"})  # Prometheus adds these to all that it scrapes
+Manifest = dict[str, Any]  # a Kubernetes object, or a part of one
 # What Prometheus makes by itself: of a target, and of the alerts.
 OF_PROMETHEUS = {
     "up": TARGET_LABELS,
@@ -44,6 +50,24 @@ def packaged_program(name: str) -> str:
     return str(Path(sysconfig.get_path("scripts")) / name)
 
 
+def run(*words: str | Path, cwd: Path = DEPLOY) -> tuple[int, str]:
+    """Run a program to its end; return its exit code and all that it says."""
+    done = subprocess.run(
+        [str(each) for each in words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def copy_of(tmp_path: Path, name: str, old: str, new: str) -> Path:
+    """Spoil a copy of the whole folder; return the path of the spoilt file in it."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    path = tmp_path / "deploy" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
 def documents(path: Path) -> list[Any]:
     """Return the documents of a YAML file."""
     return [each for each in yaml.safe_load_all(path.read_text()) if each is not None]
@@ -53,6 +77,61 @@ def document(path: Path) -> Any:
     """Return the one document of a YAML file."""
     (only,) = documents(path)
     return only
+
+
+def manifests() -> list[Manifest]:
+    """Return all Kubernetes objects."""
+    return [each for path in sorted(KUBERNETES.glob("*.yaml")) for each in documents(path)]
+
+
+def manifest(kind: str, name: str = "iot-ingest") -> Manifest:
+    """Return one Kubernetes object."""
+    (found,) = (
+        each for each in manifests() if each["kind"] == kind and each["metadata"]["name"] == name
+    )
+    return found
+
+
+def service_pod() -> Manifest:
+    """Return the template of the service's pods."""
+    found: Manifest = manifest("StatefulSet")["spec"]["template"]
+    return found
+
+
+def schema_pod() -> Manifest:
+    """Return the template of the pod that makes the table."""
+    found: Manifest = manifest("Job", "iot-ingest-schema")["spec"]["template"]
+    return found
+
+
+def secrets_of(pod: Manifest) -> list[str]:
+    """Return the names of the secrets that a pod mounts."""
+    volumes = pod["spec"]["volumes"]
+    return [each["secret"]["secretName"] for each in volumes if "secret" in each]
+
+
+def environment_of(pod: Manifest) -> dict[str, str]:
+    """Return the variables that a pod's container sets beside the image's."""
+    (container,) = pod["spec"]["containers"]
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+def shown_in_head(path: Path) -> list[list[str]]:
+    """Return the commands that a file's comments show, indented by three blanks, as words."""
+    lines = [each[4:] for each in path.read_text().splitlines() if each.startswith("#   ")]
+    commands = "\n".join(lines).replace("\\\n", " ").splitlines()
+    return [shlex.split(each, comments=True) for each in commands]
+
+
+def uncommented(path: Path, first: str) -> str:
+    """Return a YAML text in which the comment from the line `first` on is real."""
+    lines = path.read_text().splitlines()
+    start = next(n for n, line in enumerate(lines) if line.strip() == f"# {first}")
+    for number in range(start, len(lines)):
+        if not lines[number].lstrip().startswith("# "):
+            break
+        lines[number] = lines[number].replace("# ", "", 1)
+    return "\n".join(lines) + "\n"
 
 
 def alerts() -> list[dict[str, Any]]:

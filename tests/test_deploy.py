@@ -1,7 +1,8 @@
 """Laws of the files under deploy/: each is what its reader takes, and they agree with each other.
 
-Held against the tools that read such files (promtool, hadolint, systemd-analyze, the schemas of
-Compose and Kubernetes), and against the service itself: its settings, metrics, ports.
+Held against the tools that read such files (promtool, hadolint, systemd-analyze, the schema of
+Compose), and against the service itself: its settings, metrics, ports. For Kubernetes see
+test_deploy_kubernetes.py.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ import shlex
 import shutil
 import subprocess
 from collections import Counter
-from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 from compose_spec import PyCompose
 
@@ -25,6 +24,7 @@ from ingest import breaker, verdict
 from ingest.cli import WORDS, build_parser, main
 from ingest.config import Settings, load
 from ingest.metrics import Metrics
+from ingest.postgres_embedded import SETTINGS as EMBEDDED
 from loadgen.cli import parser as loadgen_parser
 from tests.deployment import (
     DASHBOARD,
@@ -33,6 +33,7 @@ from tests.deployment import (
     REPOSITORY,
     Query,
     alerts,
+    copy_of,
     dockerfile,
     document,
     documents,
@@ -43,32 +44,18 @@ from tests.deployment import (
     panels,
     program,
     queries,
+    run,
     selected,
+    shown_in_head,
+    uncommented,
 )
+from tests.documents import OPERATING, fences
 
 YAML_FILES = sorted(each for kind in ("*.yml", "*.yaml") for each in DEPLOY.rglob(kind))
-KUBERNETES = DEPLOY / "kubernetes"
 UNIT = DEPLOY / "iot-ingest.service"
 DRAIN_S = Settings().drain_s_max
+RUNBOOK_BASE = "https://runbook.example/"
 _ANCHOR = re.compile(r"^## (\w+)$", re.MULTILINE)
-
-
-def run(*words: str | Path, cwd: Path = DEPLOY) -> tuple[int, str]:
-    """Run a program to its end; return its exit code and all that it says."""
-    done = subprocess.run(
-        [str(each) for each in words], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def copy_of(tmp_path: Path, name: str, old: str, new: str) -> Path:
-    """Spoil a copy of the whole folder; return the path of the spoilt file in it."""
-    shutil.copytree(DEPLOY, tmp_path / "deploy")
-    path = tmp_path / "deploy" / name
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    return path
 
 
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda each: str(each.relative_to(DEPLOY)))
@@ -88,6 +75,36 @@ def test_prometheus_takes_its_configuration_and_the_alerts() -> None:
     code, said = run(program("promtool", "prometheus"), "check", "config", "prometheus.yml")
     assert code == 0, said
     assert f"{len(alerts())} rules found" in said
+
+
+def test_prometheus_takes_the_alertmanager_that_its_comment_shows(tmp_path: Path) -> None:
+    """It names none by itself, as the documents say; whoever takes the # away has one."""
+    assert "alerting" not in document(DEPLOY / "prometheus.yml")
+    assert "**As it stands nobody is paged**" in OPERATING
+    text = uncommented(DEPLOY / "prometheus.yml", "alerting:")
+    placed = copy_of(tmp_path, "prometheus.yml", "", "")
+    placed.write_text(text)
+    code, said = run(program("promtool", "prometheus"), "check", "config", placed)
+    assert code == 0, said
+    (named,) = document(placed)["alerting"]["alertmanagers"]
+    assert named["static_configs"][0]["targets"]
+
+
+def test_one_command_leads_every_alert_to_the_readers_own_runbook(tmp_path: Path) -> None:
+    """The command of docs/operating.md, on a copy: all links changed, nothing else."""
+    (command,) = (each.text for each in fences(OPERATING) if RUNBOOK_BASE[:-1] in each.text)
+    path = copy_of(tmp_path, "alerts.yml", RUNBOOK_BASE, RUNBOOK_BASE)
+    before = {each: each.read_text() for each in path.parent.rglob("*.y*ml")}
+    code, said = run("sh", "-euc", command, cwd=tmp_path)
+    assert (code, said) == (0, "")
+    new = command.split("|")[2]
+    for each, text in before.items():
+        assert each.read_text() == text.replace(RUNBOOK_BASE[:-1], new)
+    changed = {each.name for each, text in before.items() if each.read_text() != text}
+    assert changed == {"alerts.yml", "alerts_test.yml", "prometheusrule.yaml"}
+    promtool = program("promtool", "prometheus")
+    code, said = run(promtool, "test", "rules", "alerts_test.yml", cwd=path.parent)
+    assert code == 0, said
 
 
 def test_metrics_are_named_as_prometheus_wants_them() -> None:
@@ -138,7 +155,7 @@ def test_every_alert_has_a_section_of_the_runbook_and_a_severity() -> None:
     assert list(sections) == [rule["alert"] for rule in alerts()]
     for rule in alerts():
         name = rule["alert"]
-        assert rule["annotations"]["runbook_url"] == f"RUNBOOK.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"] == f"{RUNBOOK_BASE}RUNBOOK.md#{name.lower()}"
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
         assert rule["labels"]["severity"] in {"critical", "warning"}
         marks = [sections[name].find(f"**{each}.**") for each in ("Meaning", "Check", "Act")]
@@ -322,10 +339,15 @@ def services() -> dict[str, Any]:
 
 
 def test_compose_services_are_bounded_and_closed(services: dict[str, Any]) -> None:
-    """Limits, no new privileges, a bounded log, a pinned image, ports on the loopback only."""
+    """Limits, no new privileges, a bounded log, a pinned image, ports on the loopback only.
+
+    A limit of more than one CPU is an error on a machine that has one.
+    """
     for name, service in services.items():
         limits = service["deploy"]["resources"]["limits"]
-        assert limits.keys() >= {"cpus", "memory", "pids"}, name
+        assert limits.keys() >= {"memory", "pids"}, name
+        assert ("cpus" in limits) == (name not in {"ingest", "timescaledb"}), name
+        assert float(limits.get("cpus", 1)) <= 1, name
         assert "no-new-privileges:true" in service["security_opt"], name
         assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
         assert re.fullmatch(r"[\w./-]+:v?\d[\w.-]+", service["image"]), name
@@ -372,6 +394,44 @@ def test_compose_settings_are_settings(services: dict[str, Any], tmp_path: Path)
     assert shared & set(services["prometheus"]["networks"])
     assert shared & set(services["timescaledb"]["networks"])
     assert not set(services["fleet"]["networks"]) & set(services["timescaledb"]["networks"])
+
+
+def test_simulated_fleet_is_shown_only_beside_a_table_of_its_own() -> None:
+    """Under the project's usual name it would write into the table of the real devices."""
+    shown = shown_in_head(DEPLOY / "compose.yaml")
+    texts = [each.text for each in fences(OPERATING) if "docker compose" in each.text]
+    shown += [shlex.split(line, comments=True) for text in texts for line in text.splitlines()]
+    demos = [each for each in shown if "demo" in each]
+    assert len(demos) == 4
+    usual = document(DEPLOY / "compose.yaml")["name"]
+    for words in demos:
+        own = words[words.index("--project-name") + 1]
+        assert own not in {usual, "--profile"}, words
+    assert [each for each in shown if each and each not in demos], "and the usual way"
+
+
+def test_head_of_the_dockerfile_keeps_what_a_container_holds() -> None:
+    """A named volume on the image's folder, time for a drain, local ports, room for WAL."""
+    build, start = shown_in_head(DEPLOY / "Dockerfile")
+    assert start[-1] == build[build.index("-t") + 1]
+    options = list(pairwise(start))
+    given = {name: value for name, value in options if name.startswith("--")}
+    last = {each.word: each.text for each in dockerfile()[-1]}
+    volume, _, folder = given["--volume"].partition(":")
+    assert re.fullmatch(r"[\w-]+", volume), "a name: a path would be a folder of the host"
+    assert folder == last["VOLUME"]
+    assert int(given["--stop-timeout"]) > DRAIN_S + 10
+    published = [value for name, value in options if name == "--publish"]
+    assert published == [f"127.0.0.1:{each}:{each}" for each in last["EXPOSE"].split()]
+    name, _, value = given["--env"].partition("=")
+    assert leaves_room_for_the_database(load(environ={name: value}).settings)
+
+
+def leaves_room_for_the_database(settings: Settings) -> bool:
+    """Whether a disk that the service calls full still lets the embedded database come back."""
+    wal = EMBEDDED["max_wal_size"]
+    assert wal.endswith("GB")
+    return settings.disk_free_bytes_min >= 2 * int(wal.removesuffix("GB")) * 1024**3
 
 
 def test_secrets_are_made_once_and_are_those_of_compose(tmp_path: Path) -> None:
@@ -429,6 +489,28 @@ def test_unit_may_do_little(tmp_path: Path) -> None:
     assert run(analyze, *words, spoilt)[0] != 0
 
 
+def test_head_of_the_unit_has_its_steps_in_an_order_that_works() -> None:
+    """The program and the files are there before the unit is started; each step is a real one."""
+    *steps, room = shown_in_head(UNIT)
+    said = [" ".join(each) for each in steps]
+    assert said[-1].startswith("systemctl enable --now")
+    unit = UNIT.read_text()
+    program_path = re.findall(r"^ExecStart=(\S+)", unit, re.MULTILINE)[0]
+    home = program_path.removesuffix("/.venv/bin/python")
+    assert said[0] == f"cd {home}"
+    assert "./run --version" in said[1]
+    user = re.findall(r"^User=(\S+)", unit, re.MULTILINE)[0]
+    files = re.findall(r"^(?:EnvironmentFile=-|LoadCredential=\w+:)(\S+)", unit, re.MULTILINE)
+    for needed in (f"/{UNIT.name} ", *(f" {each}" for each in files)):
+        assert any(needed in f" {each} " for each in said[:-1]), needed
+    assert any(each.startswith("useradd") and each.endswith(user) for each in said[:-1])
+    for words in steps:
+        if words[0] == "cp":
+            assert (REPOSITORY / words[1]).is_file(), words
+    name, _, value = room[0].partition("=")
+    assert leaves_room_for_the_database(load(environ={name: value}).settings)
+
+
 def test_unit_is_watched_and_stopped_as_the_service_needs() -> None:
     """sd_notify, a watchdog, more time to stop than a drain takes, the URL as a credential."""
     lines = [line.partition("=") for line in UNIT.read_text().splitlines() if "=" in line]
@@ -447,137 +529,3 @@ def test_unit_is_watched_and_stopped_as_the_service_needs() -> None:
     ours = {name: value for name, value in environ.items() if name.startswith("INGEST_")}
     load(environ=ours)
     assert int(keys["LimitNOFILE"]) > 2 * load(environ={}).settings.connections_max
-
-
-# Kubernetes
-
-
-def manifests() -> list[dict[str, Any]]:
-    """Return all Kubernetes objects."""
-    return [each for path in sorted(KUBERNETES.glob("*.yaml")) for each in documents(path)]
-
-
-def manifest(kind: str, name: str = "iot-ingest") -> dict[str, Any]:
-    """Return one Kubernetes object."""
-    (found,) = (
-        each for each in manifests() if each["kind"] == kind and each["metadata"]["name"] == name
-    )
-    return found
-
-
-FOREIGN_KINDS = {"Kustomization", "ServiceMonitor"}  # no schema of Kubernetes' own
-
-
-@pytest.mark.parametrize(
-    "one",
-    [each for each in manifests() if each["kind"] not in FOREIGN_KINDS],
-    ids=lambda each: f"{each['kind']} {each['metadata']['name']}",
-)
-def test_manifest_fits_the_schema_of_kubernetes(one: dict[str, Any]) -> None:
-    """Strictly: fields that Kubernetes does not know are errors."""
-    kubernetes_validate.validate(one, "1.34", strict=True)
-    spoilt = json.loads(json.dumps(one))
-    spoilt["metadata"]["labells"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(spoilt, "1.34", strict=True)
-
-
-def test_kustomization_lists_every_file_but_the_example() -> None:
-    """`kubectl apply -k` makes all of it, and no secret of an example."""
-    listed = set(document(KUBERNETES / "kustomization.yaml")["resources"])
-    there = {each.name for each in KUBERNETES.glob("*.yaml")}
-    assert listed == there - {"kustomization.yaml", "secret.example.yaml"}
-    assert {
-        each["metadata"].get("namespace", "iot-ingest")
-        for each in manifests()
-        if "metadata" in each
-    } == {"iot-ingest"}
-
-
-def test_kubernetes_objects_find_each_other() -> None:
-    """Labels, ports, secret, volume: each name that one object uses, another one has."""
-    state = manifest("StatefulSet")
-    pod = state["spec"]["template"]
-    labels = pod["metadata"]["labels"]
-    (container,) = pod["spec"]["containers"]
-    ports = {each["name"] for each in container["ports"]}
-    for kind, name in (("Service", "iot-ingest"), ("Service", "iot-ingest-instances")):
-        service = manifest(kind, name)
-        assert service["spec"]["selector"].items() <= labels.items()
-        assert {each["targetPort"] for each in service["spec"]["ports"]} <= ports
-    assert state["spec"]["serviceName"] == "iot-ingest-instances"
-    for selector in (
-        state["spec"]["selector"],
-        manifest("PodDisruptionBudget")["spec"]["selector"],
-        manifest("NetworkPolicy")["spec"]["podSelector"],
-    ):
-        assert selector["matchLabels"].items() <= labels.items()
-    for rule in manifest("NetworkPolicy")["spec"]["ingress"]:
-        assert {each["port"] for each in rule["ports"]} <= ports
-    monitor = manifest("ServiceMonitor")["spec"]
-    watched = manifest("Service", "iot-ingest-instances")
-    assert monitor["selector"]["matchLabels"].items() <= watched["metadata"]["labels"].items()
-    assert watched["metadata"]["labels"][monitor["jobLabel"]] == "iot-ingest"
-    assert monitor["endpoints"][0]["port"] in {each["name"] for each in watched["spec"]["ports"]}
-    volumes = {each["name"] for each in pod["spec"]["volumes"]}
-    volumes |= {each["metadata"]["name"] for each in state["spec"]["volumeClaimTemplates"]}
-    assert {each["name"] for each in container["volumeMounts"]} == volumes
-    secret = manifest("Secret", "iot-ingest-database")
-    (used,) = (each["secret"] for each in pod["spec"]["volumes"] if "secret" in each)
-    assert used["secretName"] == secret["metadata"]["name"]
-
-
-def test_pod_is_what_the_image_and_the_service_need(tmp_path: Path) -> None:
-    """User, folder, settings; more time to end than a drain takes; no restart for a database."""
-    pod = manifest("StatefulSet")["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    user = pod["securityContext"]
-    uid, gid = {each.word: each.text for each in dockerfile()[-1]}["USER"].split(":")
-    assert (user["runAsUser"], user["runAsGroup"], user["fsGroup"]) == (
-        int(uid),
-        int(gid),
-        int(gid),
-    )
-    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
-    assert mounts["state"] == image_environment()["INGEST_STATE_DIR"]
-    environ = {each["name"]: each["value"] for each in container["env"]}
-    url_file = Path(environ["INGEST_DATABASE_URL_FILE"])
-    assert str(url_file.parent) == mounts["database"]
-    secret = manifest("Secret", "iot-ingest-database")["stringData"]
-    (tmp_path / "url").write_text(secret[url_file.name])
-    load(environ={**environ, "INGEST_DATABASE_URL_FILE": str(tmp_path / "url")})
-    pause_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] > pause_s + DRAIN_S + 10
-    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
-    for name, setting in (("data", "INGEST_LISTEN"), ("admin", "INGEST_ADMIN_LISTEN")):
-        assert image_environment()[setting].endswith(f":{ports[name]}")
-    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
-
-
-SUFFIXES = {"Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
-ROOM = 1.25  # a file system's own needs, and a drain may dead-letter beyond `dlq_bytes_max`
-
-
-def room_wanted(settings: Settings) -> float:
-    """Return how many bytes a state folder without an embedded database may come to take."""
-    kept = settings.journal_bytes_max + settings.dlq_bytes_max
-    return kept * ROOM + settings.disk_free_bytes_min
-
-
-def test_volume_holds_all_that_the_settings_let_it_hold() -> None:
-    """Smaller, and the disk is full before the journal is: `disk_low` instead of hours of outage.
-
-    Compared with the settings in force in the pod: those of the image, and its own.
-    """
-    spec = manifest("StatefulSet")["spec"]
-    (container,) = spec["template"]["spec"]["containers"]
-    environ = {each["name"]: each["value"] for each in container["env"]}
-    environ.pop("INGEST_DATABASE_URL_FILE")  # there is no such file here
-    settings = load(environ={**image_environment(), **environ}).settings
-    (claim,) = spec["volumeClaimTemplates"]
-    told = claim["spec"]["resources"]["requests"]["storage"]
-    volume_bytes = int(told[:-2]) * SUFFIXES[told[-2:]]
-    assert claim["metadata"]["name"] == "state"
-    assert volume_bytes >= room_wanted(settings)
-    assert volume_bytes < room_wanted(replace(settings, journal_bytes_max=2**34))

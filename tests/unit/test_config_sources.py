@@ -1,4 +1,4 @@
-"""Laws of the file that holds the database's URL: where it counts, and what a wrong one is told."""
+"""Laws of the files that hold secrets: where they count, and what a wrong one is told."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ingest.config import load
 from tests.unit.test_config import refusal, toml
 
 URL = "postgresql://ingest:geheim@db/telemetry"
+TOKEN = "geheim-as-the-dashboard-asks"
 
 
 def secret(tmp_path: Path, raw: bytes) -> str:
@@ -85,3 +86,34 @@ def test_wrong_url_of_a_file_names_the_file(tmp_path: Path) -> None:
     path = secret(tmp_path, b"mysql://geheim")
     told = refusal(environ={"INGEST_DATABASE_URL_FILE": path})
     assert told == f"setting database_url ({path}): does not begin with postgresql://"
+
+
+def test_token_of_the_admin_port_is_read_from_its_file_as_the_url_is(tmp_path: Path) -> None:
+    """Two secrets beside each other, each in its own setting; a later origin wins here too."""
+    url, token = tmp_path / "database_url", tmp_path / "admin_token"
+    url.write_text(f"{URL}\n")
+    token.write_text(f"{TOKEN}\n")
+    by_files = {"INGEST_DATABASE_URL_FILE": str(url), "INGEST_ADMIN_TOKEN_FILE": str(token)}
+    settings, origins = load(environ=by_files)
+    assert (settings.database_url, settings.admin_token) == (URL, TOKEN)
+    assert (origins["database_url"], origins["admin_token"]) == (str(url), str(token))
+    other = TOKEN[::-1]
+    assert load(environ=by_files, flags={"admin_token": other}).settings.admin_token == other
+    by_value = {"INGEST_ADMIN_TOKEN": other}
+    flags = {"admin_token_file": str(token)}
+    assert load(environ=by_value, flags=flags).settings.admin_token == TOKEN
+    told = refusal(environ={**by_value, **by_files})
+    assert told == (
+        "of admin_token (INGEST_ADMIN_TOKEN) and admin_token_file (INGEST_ADMIN_TOKEN_FILE) set one"
+    )
+
+
+def test_weak_or_missing_token_of_a_file_is_told_without_being_shown(tmp_path: Path) -> None:
+    """The bounds of the setting hold for what the file says."""
+    path = tmp_path / "admin_token"
+    told = refusal(environ={"INGEST_ADMIN_TOKEN_FILE": str(path)})
+    assert told.startswith("setting admin_token_file (INGEST_ADMIN_TOKEN_FILE): cannot read")
+    path.write_text("geheim\n")
+    told = refusal(environ={"INGEST_ADMIN_TOKEN_FILE": str(path)})
+    assert told.startswith(f"setting admin_token ({path}): needs at least 16")
+    assert "geheim" not in told
