@@ -27,6 +27,7 @@ from benchmarks.service import Service
 AS_DELIVERED = ("--buffer", "journal", "--ack-default", "durable")
 SHARES = ("--duplicates", "1%", "--invalid", "0.5%", "--refused-by-check", "0.1%")
 CHECK = "alter table readings add constraint no_such check (metric <> 'refused')"
+SAID_BYTES_MAX = 1 << 20
 BACK_S_MAX = 60.0  # the database, after its kill
 _RUN = re.compile(r"run \w+: ([\d,]+) posts, ([\d,]+) readings")
 
@@ -80,9 +81,12 @@ def prove(
     finally:
         code = verify.stop()
     took_s, after = time.monotonic() - began_s, service.cpu()
-    said = verify.said()
+    said = verify.said(SAID_BYTES_MAX)
     if (found := _RUN.search(said)) is None:
         raise Broken(f"verify did not run: {said}")
+    if kills and not back_s:
+        raise Broken(f"the database was not killed before the end: {said}")
+    said = said[found.start() :]
     posts, readings = (int(each.replace(",", "")) for each in found.groups())
     return Proven(
         code,

@@ -63,7 +63,7 @@ class JournalBuffer(MemoryBuffer):
         self._backlog_rows = self._backlog_bytes = 0  # read back and not settled
         self._turns = 0
         self.untold_rows = 0  # kept, of posts that do not know yet: they count as at the door
-        self._live_s = float("-inf")  # when the last live post was put
+        self._live_s = float("-inf")  # when the last live post, or replayed letter, was put
         self._rows_left = 0  # in memory at a drain's end, and in the journal
         self._rows_gone = 0  # on the disk only, in files that are not there any more
         self.loading: Range | None = None  # what the loader reads now
@@ -134,7 +134,8 @@ class JournalBuffer(MemoryBuffer):
 
         More than it takes is overload: then the rate counts, not who comes first.
         """
-        overload = self._spilling or self._bytes_queueing
+        spills = self._spilling and self._memory_used() > SPILL_ENDS
+        overload = spills or self._bytes_queueing
         return not overload and monotonic_s() - self._live_s < LIVE_S
 
     def _put(self, block: Block, rows: int, size_bytes: int) -> None:

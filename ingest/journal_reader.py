@@ -65,14 +65,16 @@ def read_done(file: SegmentFile) -> Done:
 class SegmentReader:
     """Reads the frames of one segment that are not done, from `start` to `end` (offsets).
 
-    Without `start` it begins behind the header. For one thread at a time.
+    Without `start` it begins behind the header. `at` is where the last frame ends that was looked
+    at. For one thread at a time.
     """
 
     def __init__(self, file: SegmentFile, start: int, end: int, done: Done | None = None) -> None:
         self.file = file
+        self.at = start or HEADER_BYTES
         self._fd = -1
         self._done = done
-        self._reader = FrameReader(self._read_at, file.salt, start or HEADER_BYTES, end)
+        self._reader = FrameReader(self._read_at, file.salt, self.at, end)
         self._frames: Iterator[Frame] = iter(self._reader)
         self._failed: OSError | None = None
 
@@ -95,6 +97,7 @@ class SegmentReader:
         try:
             for looked, frame in enumerate(self._frames, 1):
                 size += len(frame.tuples)
+                self.at = frame.end
                 if self._done is None or frame.sequence not in self._done:
                     rows += frame.rows
                     blocks.append(_block(frame))

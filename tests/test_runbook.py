@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -39,7 +40,7 @@ def machine(tmp_path: Path) -> Path:
     (tmp_path / "etc" / "database_url").write_text(f"{URL}\n")
     for name, text in (
         ("runuser", '[ "$1 $2 $3" = "-u iot-ingest --" ] && shift 3 && exec "$@"'),
-        ("run", f'PYTHONPATH={REPOSITORY} exec {sys.executable} -m ingest "$@"'),
+        ("run", f'PYTHONPATH={quote(str(REPOSITORY))} exec {quote(sys.executable)} -m ingest "$@"'),
     ):
         path = tmp_path / name
         path.write_text(f"#!/bin/sh\n{text}\n")

@@ -17,7 +17,7 @@ import pytest
 from ingest import buffer_journal_loader
 from ingest import journal_format as format_
 from ingest.block import Block
-from ingest.buffer_journal import BACKLOG_ROWS_MAX, BACKLOG_TURN, LIVE_S, JournalBuffer
+from ingest.buffer_journal import BACKLOG_ROWS_MAX, BACKLOG_TURN, JournalBuffer
 from ingest.buffer_journal_loader import PAUSE_S_MAX
 from ingest.buffer_journal_room import JournalRoom
 from ingest.errors import BufferFull
@@ -674,7 +674,11 @@ async def test_sector_that_turns_bad_after_the_start_is_read_again_later(
                 taken = await after.take(4000)
                 after.settle(taken)
                 found += taken
+        async with asyncio.timeout(5):
+            while after.buffer.journal_stats().damaged == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
+        assert after.buffer.journal_stats().damaged == 1
         assert after.buffer.stats().rows == 4000 * (8 - before)
         monkeypatch.undo()
         found += await after.drain(rows_max=100_000)
@@ -731,31 +735,39 @@ async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_b
         assert life.buffer.stats().rows_kept == 10
 
 
-async def test_batches_of_the_backlog_are_small_while_live_posts_come(tmp_path: Path) -> None:
+async def test_batches_of_the_backlog_are_small_while_live_posts_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Live posts wait for the disk behind them; otherwise nobody does."""
+    monkeypatch.setattr("ingest.buffer_journal.LIVE_S", 1_000.0)
     async with Life(tmp_path, rows_max=8_000) as life:
         await put_many(life, 10_000)
         life.load()
-        life.settle(await life.take(8_000))
+        first = await life.take(8_000)
+        life.settle(first[:3_000])
         async with asyncio.timeout(5):
             while life.buffer.stats().rows_waiting < 2_000:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         overload = await life.take(1_000)
-        assert len(overload) == 1_000  # memory was full when the last post came
+        assert len(overload) == 1_000  # memory was full, and is not half empty since
+        life.settle(first[3_000:])
         life.settle(overload)
         await life.put(make_block(1))
         for expected in (1, BACKLOG_ROWS_MAX):
             live = await life.take(5_000)
             assert len(live) == expected
             life.settle(live)
-        life.buffer._live_s -= LIVE_S
+        life.buffer._live_s -= 1_000
         rest = await life.take(5_000)
         assert len(rest) == 1_000 - BACKLOG_ROWS_MAX
         life.settle(rest)
 
 
-async def test_replay_does_not_give_way_to_posts_that_wait_for_it(tmp_path: Path) -> None:
+async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full journal has room again once it has been read back: that is not to be slow then."""
+    monkeypatch.setattr("ingest.buffer_journal.LIVE_S", 1_000.0)
     async with Life(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
         await life.put(make_block(1))
         assert life.buffer.gives_way

@@ -18,15 +18,15 @@ def test_lie_outside_of_what_clients_are_given_and_differ() -> None:
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     assert first <= clients_port <= last
     assert len(set(ports)) == len(ports)
-    assert not [port for port in ports if first <= port <= last or port < tcp_ports.FIRST]
+    if tcp_ports._candidates():
+        assert not [port for port in ports if first <= port <= last or port < tcp_ports.FIRST]
 
 
 def test_one_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is given; without a next one it is said."""
+    """The next one is given; without a next one, what the kernel chooses."""
     taken, free = tcp_ports.free_port(), tcp_ports.free_port()
     monkeypatch.setattr(tcp_ports, "_candidates", lambda: [taken, free])
     monkeypatch.setattr(tcp_ports, "_given", set())
     with socket.create_server(("127.0.0.1", taken)):
         assert tcp_ports.free_port() == free
-        with pytest.raises(OSError, match="no port"):
-            tcp_ports.free_port()
+        assert tcp_ports.free_port() not in (taken, free)
