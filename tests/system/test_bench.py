@@ -155,7 +155,7 @@ async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
     found = json.loads(done.stdout)
     assert done.code == bool(found["faults"])
     assert found["journal_bytes"] >= 0.02 * 2**30
-    assert found["backlog_rows"] > 300_000
+    assert found["backlog_rows"] > 200_000
     assert 20 < found["rss_peak_mib"] < 400
     assert [len(found[each]) for each in ("before", "after")] == [3, 3]
     assert found["beside"]
