@@ -23,7 +23,7 @@ from ingest.metrics import Metrics
 
 READ_BYTES_MAX = 1 << 18
 # While live posts come: a group of them waits for the disk behind a commit of the database, so
-# those are to be small, and apart. Of 1,000 rows: p99 over 5 s 2.4 to 2.8 times normal; of 300: 2.2.
+# those are to be small, and apart. Of 1,000 rows: p99 of 5 s 2.4 to 2.8 times normal; of 300: 2.2.
 LIVE_READ_BYTES_MAX = 1 << 16
 BUSY_MAX = 0.2  # of a core; above it the pauses grow
 PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # of 300 readings: the loader brings 50,000 a second
