@@ -620,18 +620,24 @@ def _reads_to_a_bad_page(bad: int) -> Callable[[int, int, int], bytes]:
     return read
 
 
+async def _left_with_a_bad_page(folder: Path) -> tuple[list[Block], int, int]:
+    """Leave a journal in `folder`/b; return its 8 blocks, how many lie before a page, that page."""
+    async with Life(folder / "a", segment_bytes=1 << 24) as life:
+        blocks = [await life.put(make_block(4000)) for _ in range(8)]
+        await killed(folder / "a", folder / "b")
+        await life.drain(rows_max=100_000)
+    (file,) = segment_files(folder / "b")
+    bad = file.path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES
+    return blocks, (bad - HEADER_BYTES) // (HEAD_BYTES + len(blocks[0].tuples)), bad
+
+
 async def test_bad_sector_costs_what_comes_behind_it_and_not_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes before it is stored, once; the file stays until somebody can read the rest."""
-    async with Life(tmp_path / "a", segment_bytes=1 << 24) as life:
-        blocks = [await life.put(make_block(4000)) for _ in range(8)]
-        await killed(tmp_path / "a", tmp_path / "b")
-        await life.drain(rows_max=100_000)
-    (file,) = segment_files(tmp_path / "b")
-    bad = file.path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES
+    blocks, whole, bad = await _left_with_a_bad_page(tmp_path)
     monkeypatch.setattr(os, "pread", _reads_to_a_bad_page(bad))
-    whole = (bad - HEADER_BYTES) // (HEAD_BYTES + len(blocks[0].tuples))
+    (file,) = segment_files(tmp_path / "b")
     found: list[bytes] = []
     for _ in range(2):
         async with Life(tmp_path / "b") as after:
@@ -657,20 +663,14 @@ async def test_sector_that_turns_bad_after_the_start_is_read_again_later(
 ) -> None:
     """Nothing is called lost: what lies before it is stored, the rest once it can be read."""
     monkeypatch.setattr("ingest.buffer_journal_loader.READ_AGAIN_S", 0.05)
-    async with Life(tmp_path / "a", segment_bytes=1 << 24) as life:
-        blocks = [await life.put(make_block(4000)) for _ in range(8)]
-        await killed(tmp_path / "a", tmp_path / "b")
-        await life.drain(rows_max=100_000)
-    (file,) = segment_files(tmp_path / "b")
-    bad = file.path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES
+    blocks, whole, bad = await _left_with_a_bad_page(tmp_path)
     async with Life(tmp_path / "b") as after:
         await after.scan()
         monkeypatch.setattr(os, "pread", _reads_to_a_bad_page(bad))
         after.load()
-        before = (bad - HEADER_BYTES) // (HEAD_BYTES + len(blocks[0].tuples))
         found: list[Block] = []
         async with asyncio.timeout(10):
-            while len(found) < before:
+            while len(found) < whole:
                 taken = await after.take(4000)
                 after.settle(taken)
                 found += taken
@@ -679,7 +679,7 @@ async def test_sector_that_turns_bad_after_the_start_is_read_again_later(
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
         assert after.buffer.journal_stats().damaged == 1
-        assert after.buffer.stats().rows == 4000 * (8 - before)
+        assert after.buffer.stats().rows == 4000 * (8 - whole)
         monkeypatch.undo()
         found += await after.drain(rows_max=100_000)
         assert tuples_of(found) == tuples_of(blocks)
