@@ -16,7 +16,15 @@ from typing import NamedTuple
 
 from ingest.block import Block
 from ingest.errors import StartError
-from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, make_folder, sync_folder
+from ingest.files import (
+    REAL_CALLS,
+    AppendFile,
+    FileCalls,
+    Lock,
+    make_folder,
+    sync_folder,
+    unlink_aside,
+)
 from ingest.journal_format import (
     DONE_BYTES,
     HEADER_BYTES,
@@ -168,7 +176,7 @@ class JournalStore:
                 if damaged:
                     file.path.rename(file.path.with_suffix(".damaged"))
                 else:
-                    file.path.unlink()
+                    unlink_aside(file.path)  # a group may wait for this thread
         except OSError as error:
             if not self._tidying_failed:
                 log.warning("journal_tidy_failed", file=file.path.name, error=str(error))
