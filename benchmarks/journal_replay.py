@@ -33,6 +33,7 @@ from ingest.journal_store import JournalStore
 GIB, MIB = 1024**3, 1024**2
 RSS_MIB_MAX = 400.0
 P99_TIMES_MAX = 3.0
+OVER_SHARE_MAX = 0.1  # of the phases may be over that: a disk that others use too stalls at times
 DISK_TIMES = 5  # of the journal: the table, its key and the server's log beside it
 ROWS = 100  # of a post
 GROUP_POSTS = 200  # brought to the disk together
@@ -161,6 +162,8 @@ class Found(NamedTuple):
             faults.append(f"RSS {self.rss_peak_mib:.0f} MiB is over {RSS_MIB_MAX:.0f} MiB")
         if self.p99_times > P99_TIMES_MAX:
             faults.append(f"p99 is {self.p99_times:.1f} times normal, over {P99_TIMES_MAX:g}")
+        elif self.phases_over > OVER_SHARE_MAX * len(self.beside):
+            faults.append(f"{self.phases_over} of {len(self.beside)} phases had a p99 over that")
         failed = sum(each.failed for each in (*self.before, *self.beside, *self.after))
         if failed:
             faults.append(f"{failed} live posts were refused, lost or skipped")

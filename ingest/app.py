@@ -140,6 +140,7 @@ class Service:
             database_up=lambda: self.gate.up and not self.health.starting,
             hold_reason=lambda: self.gate.hold_reason,
             journal=self.buffer.journal_stats,
+            state=self.health.state,
         )
 
     async def run(self) -> int:
@@ -180,9 +181,7 @@ class Service:
         self._notifier.ready()
         self._spawn(self.health.run(self._stopping))
         self._spawn(self.looking.dashboard.run(self._halted))
-        if settings.database_url:
-            url = settings.database_url
-        else:
+        if not (url := settings.database_url):
             self._embedded = EmbeddedPostgres(self._folder.postgres)
             url = await self._embedded.start()
         self.looking.database(url)

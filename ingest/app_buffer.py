@@ -6,7 +6,7 @@ Does not: hold a reading itself, or know the door and the writers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def open_buffer(
     Raises StartError. A journal that the settings do not ask for is not touched, and named.
     """
     if isinstance(buffer, JournalBuffer):
-        check_promise(folder.journal, unsafe=settings.journal_unsafe)
+        parts = folder.durable_parts(embedded=not settings.database_url)
+        check_promise(parts, unsafe=settings.journal_unsafe)
         buffer.open()
         loader = Loader(buffer, metrics)
         return [loader.scan, loader.load]
@@ -70,22 +71,23 @@ def open_buffer(
     return []
 
 
-def check_promise(folder: Path, *, unsafe: bool) -> None:
-    """Check that a journal in `folder` outlives a crash of the machine, as `durable` promises.
+def check_promise(folders: Sequence[Path], *, unsafe: bool) -> None:
+    """Check that what is kept in `folders` outlives a crash of the machine, as `durable` promises.
 
     Raises StartError if it does not, unless `unsafe`; warns where it may not.
     """
-    kind = filesystem_of(folder)
-    if is_volatile(kind) and not unsafe:
-        raise StartError(
-            f"the journal would be on {kind} ({folder}), which forgets all at a restart: a 202 "
-            "would not be durable; choose another --state-dir, or --buffer memory, or say that it "
-            "does not matter: --journal-unsafe true"
-        )
-    if is_volatile(kind) or is_remote(kind):
-        get_logger("journal").warning(
-            "journal_file_system", kind=kind, why="what is fsynced there may be lost"
-        )
+    for folder in folders:
+        kind = filesystem_of(folder)
+        if is_volatile(kind) and not unsafe:
+            raise StartError(
+                f"{folder} would be on {kind}, which forgets all at a restart: a 202 would not be "
+                "durable; choose another --state-dir, or --buffer memory, or say that it does not "
+                "matter: --journal-unsafe true"
+            )
+        if is_volatile(kind) or is_remote(kind):
+            get_logger("journal").warning(
+                "file_system", folder=folder, kind=kind, why="what is fsynced there may be lost"
+            )
 
 
 async def keep_rest(buffer: MemoryBuffer, dead_letters: DeadLetters, metrics: Metrics) -> None:

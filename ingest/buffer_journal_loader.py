@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from ingest.buffer_journal import BACKLOG_ROWS_MAX, JournalBuffer
-from ingest.clock import monotonic_s, process_cpu_s, unix_us
+from ingest.clock import monotonic_s, process_cpu_s, sleep_unless, unix_us
 from ingest.journal_book import Range, Segment
 from ingest.journal_format import HEADER_BYTES
 from ingest.journal_reader import SegmentReader, SegmentScan
@@ -61,28 +61,48 @@ class Loader:
         """Look through the segments that were there at the start."""
         unread = [each for each in self._book.segments if each.unread]
         # The last one first: its tail is to be cut off before it is no longer the last one.
-        newest: Range | None = None
-        for segment in [*unread[-1:], *unread[:-1]]:
-            is_last = segment is unread[-1]
-            found = await self._scan_segment(segment, stopping, is_last=is_last)
-            if stopping.is_set():
+        left, last = [*unread[-1:], *unread[:-1]], unread[-1:]
+        for tries in range(1, READS_MAX + 1):
+            left = await self._scan_all(left, last, stopping, gives_up=tries == READS_MAX)
+            if not left or await sleep_unless(stopping, READ_AGAIN_S):
                 return
+
+    async def _scan_all(
+        self, segments: list[Segment], last: list[Segment], stopping: asyncio.Event, gives_up: bool
+    ) -> list[Segment]:
+        """Look through segments; return those that could not be read, to be tried again."""
+        newest: Range | None = None
+        again: list[Segment] = []
+        for segment in segments:
+            is_last = segment in last
+            try:
+                found = await self._scan_segment(segment, stopping, is_last, gives_up)
+            except OSError as error:
+                log.error("journal_read_failed", file=segment.file.path.name, error=str(error))
+                again.append(segment)
+                continue
+            if stopping.is_set():
+                return []
             if is_last:
                 newest = found
             elif found is not None:
                 self._recovered(found)
         if newest is not None:
             self._recovered(newest)
+        return again
 
     async def _scan_segment(
-        self, segment: Segment, stopping: asyncio.Event, *, is_last: bool
+        self, segment: Segment, stopping: asyncio.Event, is_last: bool, gives_up: bool
     ) -> Range | None:
+        """Look through one segment. Raises OSError if it cannot be read, unless it `gives_up`."""
         scan = SegmentScan(segment.file, segment.size)
         try:
             while await self._step(scan.step):
                 if stopping.is_set():
                     return None
         except OSError as error:
+            if not gives_up:
+                raise
             self._damaged(segment, f"cannot be read: {error.strerror}")
             found = _found(segment, scan)  # what comes before; the file stays, for the next start
             found.stays = True
@@ -226,8 +246,12 @@ class Loader:
     def _close_reader(self) -> None:
         """Close it in a thread: if the segment is gone already, it takes the kernel 17 ms."""
         reader, self._reader = self._reader, None
-        if reader is not None:
+        if reader is None:
+            return
+        try:
             asyncio.get_running_loop().run_in_executor(None, reader.close)
+        except RuntimeError:  # no thread to be had
+            reader.close()
 
 
 def _found(segment: Segment, scan: SegmentScan) -> Range:

@@ -67,7 +67,7 @@ def file_systems_table() -> str:
         ", ".join(f"`{each}`" for each in sorted(kinds)) for kinds in (VOLATILE, REMOTE)
     )
     return (
-        "| file system | the journal there |\n| --- | --- |\n"
+        "| file system | `durable` there |\n| --- | --- |\n"
         f"| {volatile}, and an `overlay` on one of them | `serve` refuses to start, unless "
         "`--journal-unsafe true`; `doctor` fails |\n"
         f"| {remote} | a warning: locks and fsync may not hold |\n"

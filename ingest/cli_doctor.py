@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
 from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
@@ -24,7 +23,7 @@ from ingest.filesystem import filesystem_of, is_remote, is_volatile
 
 if TYPE_CHECKING:
     from ingest.journal_reader import SegmentFile
-    from ingest.statefolder import ServiceInfo
+    from ingest.statefolder import ServiceInfo, StateFolder
 
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
@@ -121,22 +120,26 @@ def folder_checks(settings: Settings) -> Iterator[Check]:
         yield Check("state folder", FAIL, str(error))
         return
     yield Check("state folder", OK, str(path))
-    # A journal may be a mount of its own.
-    yield _file_system(folder.journal if settings.buffer == "journal" else path, settings)
-    yield _room(path, settings)
+    yield _file_system(folder, settings)
+    yield _room(folder.free_bytes(), settings)
     yield _journal(path, settings)
 
 
-def _file_system(path: Path, settings: Settings) -> Check:
-    kind = filesystem_of(path)
-    if is_volatile(kind):
-        promised = settings.buffer == "journal" and not settings.journal_unsafe
-        advice = ", --buffer memory or --journal-unsafe true" if promised else ""
-        said = f"{kind} forgets all at a restart; choose another --state-dir{advice}"
-        return Check("file system", FAIL if promised else WARN, said)
-    if is_remote(kind):
-        return Check("file system", WARN, f"{kind}: locks and fsync may not hold; use a local disk")
-    return Check("file system", OK, kind or "unknown")
+def _file_system(folder: StateFolder, settings: Settings) -> Check:
+    with_journal = settings.buffer == "journal"
+    parts = folder.durable_parts(embedded=not settings.database_url)
+    kinds = {part: filesystem_of(part) for part in parts if part != folder.journal or with_journal}
+    for part, kind in kinds.items():
+        if is_volatile(kind):
+            promised = with_journal and not settings.journal_unsafe
+            advice = ", --buffer memory or --journal-unsafe true" if promised else ""
+            said = f"{kind} ({part.name}) forgets all at a restart; choose another --state-dir"
+            return Check("file system", FAIL if promised else WARN, said + advice)
+    for part, kind in kinds.items():
+        if is_remote(kind):
+            said = f"{kind} ({part.name}): locks and fsync may not hold; use a local disk"
+            return Check("file system", WARN, said)
+    return Check("file system", OK, ", ".join(sorted(set(kinds.values()))) or "unknown")
 
 
 def _size(file: SegmentFile) -> int:
@@ -172,8 +175,7 @@ def _journal(path: Path, settings: Settings) -> Check:
     return Check("journal", OK, said)
 
 
-def _room(path: Path, settings: Settings) -> Check:
-    free = shutil.disk_usage(path).free
+def _room(free: int, settings: Settings) -> Check:
     said = f"{free / 2**30:,.1f} GiB free"
     least, wanted, names = settings.disk_free_bytes_min, settings.dlq_bytes_max, "dlq_bytes_max"
     if settings.buffer == "journal":

@@ -76,12 +76,15 @@ def _judged(found: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("table readings", "logged")
 
 
-def refusal(found: list[Finding]) -> str | None:
-    """Say in one sentence why the database must not be called durable, or None if it may."""
+def fault(found: list[Finding]) -> str | None:
+    """Say why the database must not be called durable, or None if it may."""
     wrong = [each for each in found if each.refuses]
-    if not wrong:
-        return None
     said = "; ".join(f"{each.name} is {each.value}: {each.risk} ({each.mend})" for each in wrong)
+    return said or None
+
+
+def refusal(said: str) -> str:
+    """Return what a service that refuses the database for this `fault` says."""
     return (
         f"the database does not keep what it has committed: {said}; mend it, or say that it does "
         f"not matter: {OVERRIDE}"

@@ -146,7 +146,14 @@ def unlink_aside(path: Path) -> None:
         path.unlink()
     finally:
         if fd >= 0:
-            Thread(target=os.close, args=(fd,), name="unlinked", daemon=True).start()
+            _close_aside(fd)
+
+
+def _close_aside(fd: int) -> None:
+    try:
+        Thread(target=os.close, args=(fd,), name="unlinked", daemon=True).start()
+    except RuntimeError:  # no thread to be had: then the caller waits
+        os.close(fd)
 
 
 def make_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:

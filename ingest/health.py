@@ -103,6 +103,11 @@ class Health:
         self._look_at_buffer(self._buffer())
         self._refresh(self._buffer())
 
+    def state(self) -> str:
+        """Return the state now, one of STATES."""
+        self._refresh(self._buffer())
+        return self._state
+
     def readyz(self) -> tuple[int, bytes]:
         """Return the HTTP status and the JSON document of /readyz."""
         stats = self._buffer()

@@ -80,7 +80,8 @@ class JournalStore:
             # The notes of a segment that is gone must not meet another one.
             for path in self.folder.glob("journal-*.done"):
                 if not path.with_suffix(".log").exists():
-                    path.unlink()
+                    with contextlib.suppress(OSError):  # nor will it: a name has its own salt
+                        path.unlink()
             return [(each, each.path.lstat().st_size) for each in found]
         except OSError as error:
             raise StartError(

@@ -28,13 +28,15 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from ingest.clock import monotonic_s
-from ingest.ports import REASONS, BufferStats, JournalStats
+from ingest.ports import REASONS, STATES, BufferStats, JournalStats
 
 SECONDS_HTTP = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SECONDS_COMMIT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SECONDS_SYNC = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 SECONDS_LAG = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 21_600, 86_400, 604_800)
 ROWS_FLUSH = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000)
+
+_STATE = "1 for what /readyz says, 0 for the other states."
 
 TRIGGERS = ("count", "time", "backlog", "drain")
 
@@ -80,6 +82,7 @@ class Gauges(NamedTuple):
     database_up: Callable[[], bool]
     hold_reason: Callable[[], str | None]
     journal: Callable[[], JournalStats] = JournalStats  # an empty one, with a buffer in memory
+    state: Callable[[], str] = lambda: "starting"  # one of STATES
 
 
 class Metrics:
@@ -277,6 +280,10 @@ class _LedgerCollector(Collector):
         for each in sorted(m.holds_seen):
             hold.add_metric([each], float(each == reason))
         yield hold
+        state, now = GaugeMetricFamily("ingest_state", _STATE, labels=["state"]), m.gauges.state()
+        for each in STATES:
+            state.add_metric([each], float(each == now))
+        yield state
 
 
 def _journal_families(stats: JournalStats) -> Iterator[Metric]:

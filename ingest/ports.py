@@ -245,6 +245,9 @@ EXHAUSTED = "retries_exhausted"
 DRAINED = "drained"
 REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED)
 
+# What /readyz says of the service; health.py has their meaning.
+STATES = ("accepting", "slowed", "on_hold", "full", "disk_low", "starting", "draining")
+
 
 class DeadLetters(Protocol):
     """The dead-letter queue as the path sees it."""

@@ -18,6 +18,7 @@ from asyncpg import Connection
 from ingest import clock, durability, schema, sink_connection
 from ingest.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows, row_offsets
 from ingest.config import Settings
+from ingest.logs import Occasionally, get_logger
 from ingest.ports import BadRow, SetAside, Stored
 from ingest.schema import KEY, KEY_LIST, TABLE, TYPE_GUARD
 from ingest.sink_connection import DRIVER_ERRORS, STAGING, Expired
@@ -39,8 +40,13 @@ _BEGIN_ISOLATING = "begin; set constraints all immediate; savepoint range"
 _KEEP_RANGE = "release savepoint range; savepoint range"
 _UNDO_RANGE = "rollback to savepoint range"
 
+UNSAFE_TOLD_S = 3600.0  # between warnings that the database forgets and is used all the same
+
 _DUPLICATE_RUN = 2  # so many writes in a row with duplicates: the next ones will have some too
 _DUPLICATE_STAY = 20  # and the idempotent path is kept until so many in a row had none
+
+log = get_logger("database")
+_occasionally = Occasionally(UNSAFE_TOLD_S)  # for all lines together
 
 
 class SinkPostgres:
@@ -174,9 +180,11 @@ class SinkPostgres:
         """Look whether the table is still ours, and whether a commit is kept."""
         async with self._exchange(opening=True) as connection:
             found, reason = await schema.difference(connection), SCHEMA
-            if found is None and not self._settings.database_unsafe:
-                found = durability.refusal(await durability.findings(connection))
-                reason = NOT_DURABLE
+            if found is None and (fault := durability.fault(await durability.findings(connection))):
+                if not self._settings.database_unsafe:
+                    found, reason = durability.refusal(fault), NOT_DURABLE
+                elif _occasionally.due("unsafe") is not None:
+                    log.warning("database_not_durable", why=fault)
         if found is not None:
             self._drop()
             raise WriteFailed(Verdict.HOLD, found, reason=reason)

@@ -123,9 +123,18 @@ class StateFolder:
         """Take back what was published."""
         self._service_path.unlink(missing_ok=True)
 
+    def durable_parts(self, *, embedded: bool) -> tuple[Path, ...]:
+        """Return the folders on which a durable 202 rests: each may be a mount of its own.
+
+        `embedded`: so does the database.
+        """
+        parts = (self.journal, self.dead_letters)
+        return (*parts, self.postgres) if embedded else parts
+
     def free_bytes(self) -> int:
-        """Return the free space of the folder's file system for us. Raises OSError."""
-        return shutil.disk_usage(self.path).free
+        """Return the free space for us, where there is least of it. Raises OSError."""
+        parts = [each for each in (self.journal, self.dead_letters) if each.exists()]
+        return min(shutil.disk_usage(each).free for each in (self.path, *parts))
 
 
 def running_service(path: Path) -> ServiceInfo | None:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
+import structlog
 
-from ingest import durability, schema
+from ingest import durability, schema, sink_postgres
 from ingest.cli_doctor_database import database_checks
 from ingest.config import Settings
+from ingest.logs import Occasionally
 from ingest.postgres_embedded import EmbeddedPostgres
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import NOT_DURABLE, Verdict, WriteFailed
@@ -80,7 +82,7 @@ async def doctor(url: str, **settings: Any) -> dict[str, tuple[str, str]]:
     ids=["role", "database", "table"],
 )
 async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
-    kept: Kept, sql: str, undo: str, name: str
+    kept: Kept, sql: str, undo: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the sink's own role and database see it; once mended the next connection writes."""
     url = kept.url.replace("postgres@", "writer@")
@@ -97,9 +99,14 @@ async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
     assert detail.partition(":")[0] in {"off", "unlogged"}
     state, detail = (await doctor(url, database_unsafe=True))[name]
     assert state == "warn"
-    unsafe = SinkPostgres(url, Settings(database_unsafe=True))
-    assert (await unsafe.write(encode(readings(3)), 3, idempotent=False)).committed == 3
-    await unsafe.close()
+    monkeypatch.setattr(sink_postgres, "_occasionally", Occasionally(3600.0))
+    with structlog.testing.capture_logs() as lines:
+        unsafe = SinkPostgres(url, Settings(database_unsafe=True))
+        assert (await unsafe.write(encode(readings(3)), 3, idempotent=False)).committed == 3
+        await unsafe.close()
+    (warning,) = [each for each in lines if each["event"] == "database_not_durable"]
+    assert warning["log_level"] == "warning"
+    assert warning["why"].startswith(f"{name} is ")
     await kept.line.execute(undo)
     assert (await sink.write(encode(readings(3)), 3, idempotent=True)).duplicate == 3
     await sink.close()
@@ -129,10 +136,10 @@ async def test_server_started_without_it_is_refused(made: Path, name: str) -> No
     finally:
         await server.stop()
     assert [each.name for each in found if each.refuses] == [name]
-    refused = durability.refusal(found)
-    assert refused is not None
-    assert f"{name} is off: " in refused
-    assert f"(set {name} = on)" in refused
+    fault = durability.fault(found)
+    assert fault is not None
+    assert fault.startswith(f"{name} is off: ")
+    assert fault.endswith(f"(set {name} = on)")
 
 
 @pytest.mark.parametrize(

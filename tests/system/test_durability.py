@@ -53,7 +53,9 @@ async def test_database_that_comes_later_and_forgets_is_put_on_hold(
             document = await service.wait_state("on_hold")
             assert document["reason"] == "the database refuses: not_durable"
             assert "fsync is off" in await service.wait_line("on_hold")
-            assert (await service.metrics())['ingest_hold{reason="not_durable"}'] == 1
+            metrics = await service.metrics()
+            assert metrics['ingest_hold{reason="not_durable"}'] == 1
+            assert metrics['ingest_state{state="on_hold"}'] == 1
             assert (await service.post(reading(FIRST_US))).status == 202
             refused = await service.post(reading(FIRST_US + 1), ack="committed")
             assert (refused.status, refused.document["code"]) == (503, "database_on_hold")

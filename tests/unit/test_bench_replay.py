@@ -15,19 +15,21 @@ FINE = Phase(p50_ms=1, p99_ms=2, max_ms=3, failed=0, left_rows=0)
 
 
 def found(
-    *, rss: float = 399, beside_ms: float = 5.9, failed: int = 0, after: Phase = FINE
+    *, rss: float = 399, beside_ms: float = 5.9, over: int = 1, failed: int = 0, after: Phase = FINE
 ) -> Found:
     """Give what a run found that kept all bounds, but for what is said."""
-    beside = [FINE._replace(p99_ms=each, failed=failed) for each in (beside_ms, 1.0, 99.0)]
+    p99s_ms = [beside_ms] * (11 - over) + [99.0] * over
+    beside = [FINE._replace(p99_ms=each) for each in p99s_ms]
+    beside[0] = beside[0]._replace(failed=failed)
     return Found(2**30, 1_000, 10, rss, [FINE] * 3, beside, [after])
 
 
 def test_bounds_that_are_kept_are_no_faults() -> None:
-    """The median phase counts: one bad one is told, and no fault."""
+    """The median phase counts, and how many are bad: one in ten is told, and no fault."""
     assert found().faults == []
     assert "p99           2.95 times normal" in told(found())
     assert "worst phase 99.00" in told(found())
-    assert "over that: 1 of 3 phases" in told(found())
+    assert "over that: 1 of 11 phases" in told(found())
     assert "NOT KEPT" not in told(found())
 
 
@@ -36,7 +38,8 @@ def test_bounds_that_are_kept_are_no_faults() -> None:
     [
         ({"rss": 401}, "RSS 401 MiB"),
         ({"beside_ms": 6.1}, "p99 is 3.0 times normal"),
-        ({"failed": 1}, "3 live posts"),
+        ({"over": 2}, "2 of 11 phases"),
+        ({"failed": 3}, "3 live posts"),
         ({"after": FINE._replace(failed=2)}, "2 live posts"),
     ],
 )

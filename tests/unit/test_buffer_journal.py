@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 from zlib import crc32
 
 import pytest
@@ -21,6 +22,7 @@ from ingest.buffer_journal import BACKLOG_ROWS_MAX, BACKLOG_TURN, JournalBuffer
 from ingest.buffer_journal_loader import PAUSE_S_MAX
 from ingest.buffer_journal_room import JournalRoom
 from ingest.errors import BufferFull
+from ingest.files import open_regular
 from ingest.journal_book import Segment
 from ingest.journal_format import HEAD_BYTES, HEADER_BYTES
 from ingest.journal_reader import segment_files
@@ -238,7 +240,8 @@ async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_pa
     async with Life(tmp_path / "b", segment_bytes=600) as after:
         last = after.journal.book.segments[-1]
         fresh = [await after.put(make_block(1))]  # before anything was read
-        assert await after.loader._scan_segment(last, after.stopping, is_last=True) is not None
+        scanned = after.loader._scan_segment(last, after.stopping, is_last=True, gives_up=True)
+        assert await scanned is not None
         fresh += [await after.put(make_block(1)) for _ in range(20)]
         await after.quiet()
         await after.scan()
@@ -413,8 +416,11 @@ async def test_segment_of_another_version_is_left_alone(tmp_path: Path) -> None:
     assert file.path.read_bytes() == data
 
 
-async def test_segment_that_cannot_be_read_does_not_stop_the_start(tmp_path: Path) -> None:
+async def test_segment_that_cannot_be_read_does_not_stop_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder of that name, a segment without a byte: counted or removed, and on it goes."""
+    monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
     tmp_path.joinpath("journal-00000000000000000001-00000001.log").mkdir()
     tmp_path.joinpath("journal-00000000000000000009-00000001.log").write_bytes(b"")
     async with Life(tmp_path) as life:
@@ -554,6 +560,36 @@ async def test_room_given_back_wakes_the_loader(tmp_path: Path) -> None:
         assert len(await after.drain()) == 5
 
 
+@pytest.mark.parametrize("at", [0, 2, -1], ids=["the first", "between", "the last"])
+async def test_scan_that_fails_for_a_moment_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """No descriptor free at the start: the others come first, and it is no damage."""
+    monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
+    async with Life(tmp_path / "a", segment_bytes=1000) as life:
+        blocks = [await life.put(make_block(1)) for _ in range(100)]
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    failing = [segment_files(tmp_path / "b")[at].path] * (buffer_journal_loader.READS_MAX - 1)
+    real = open_regular
+
+    def out_of_descriptors(path: Path) -> BinaryIO:
+        if path in failing:
+            failing.remove(path)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path)
+
+    monkeypatch.setattr("ingest.journal_reader.open_regular", out_of_descriptors)
+    async with Life(tmp_path / "b", segment_bytes=1000) as after:
+        await after.scan()
+        assert not failing
+        assert after.metrics.recovered == 100
+        assert after.buffer.journal_stats().damaged == 0
+        after.load()
+        assert sorted(tuples_of(await after.drain())) == sorted(tuples_of(blocks))
+
+
 async def test_what_cannot_be_read_back_comes_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -637,6 +673,7 @@ async def test_bad_sector_costs_what_comes_behind_it_and_not_the_file(
     """What comes before it is stored, once; the file stays until somebody can read the rest."""
     blocks, whole, bad = await _left_with_a_bad_page(tmp_path)
     monkeypatch.setattr(os, "pread", _reads_to_a_bad_page(bad))
+    monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
     (file,) = segment_files(tmp_path / "b")
     found: list[bytes] = []
     for _ in range(2):

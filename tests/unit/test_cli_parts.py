@@ -142,33 +142,39 @@ def test_journal_on_a_forgetful_disk_does_not_start(
     """The reason, and three ways out; one of them is to say that it does not matter."""
     monkeypatch.setattr(app_buffer, "filesystem_of", lambda _: kind)
     with pytest.raises(StartError, match="--journal-unsafe true") as refused:
-        app_buffer.check_promise(tmp_path, unsafe=False)
+        app_buffer.check_promise([tmp_path], unsafe=False)
     assert kind in str(refused.value)
     assert "--buffer memory" in str(refused.value)
-    app_buffer.check_promise(tmp_path, unsafe=True)
+    app_buffer.check_promise([tmp_path], unsafe=True)
 
 
-def test_journal_that_is_a_mount_of_its_own_is_what_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", ["journal", "dead-letters", "postgres"])
+def test_part_that_is_a_mount_of_its_own_is_what_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """A state folder on a disk does not help a journal in memory: not at the start, not before."""
+    """A reading leaves the journal for the table or the dead letters: all three must be kept."""
 
     def kind_of(path: Path) -> str:
-        return "tmpfs" if path.name == "journal" else "ext4"
+        return "tmpfs" if path.name == part else "ext4"
 
     monkeypatch.setattr(app_buffer, "filesystem_of", kind_of)
     monkeypatch.setattr(cli_doctor, "filesystem_of", kind_of)
     settings = Settings(state_dir=str(tmp_path))
     folder, metrics = StateFolder.open(tmp_path), Metrics("test")
     buffer = app_buffer.make_buffer(settings, folder, metrics)
-    with pytest.raises(StartError, match="would not be durable"):
+    with pytest.raises(StartError, match=f"{part} would be on tmpfs.*would not be durable"):
         app_buffer.open_buffer(buffer, settings, folder, metrics, lambda _: None)
     assert not folder.journal.exists()
-    found = {each.name: each for each in cli_doctor.folder_checks(settings)}
-    assert found["file system"].state == "FAIL"
-    memory = Settings(state_dir=str(tmp_path), buffer="memory")
-    found = {each.name: each for each in cli_doctor.folder_checks(memory)}
-    assert found["file system"].state == "ok"
+
+    def state(**changed: Any) -> str:
+        settings = Settings(state_dir=str(tmp_path), **changed)
+        found = {each.name: each for each in cli_doctor.folder_checks(settings)}
+        return found["file system"].state
+
+    assert state() == "FAIL"
+    assert state(buffer="memory") == ("ok" if part == "journal" else "warn")
+    elsewhere = state(database_url="postgresql://there/db")
+    assert elsewhere == ("ok" if part == "postgres" else "FAIL")
 
 
 def test_doctor_tells_of_damaged_segments_and_of_a_journal_left_behind(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -60,6 +61,22 @@ def test_unlink_aside_refused_leaves_the_file_and_nothing_open(
         unlink_aside(path)
     assert path.exists()
     _await_closed(path)
+
+
+def test_unlink_aside_without_a_thread_left_waits_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of tasks is reached: slower, but nothing stays open."""
+    path = tmp_path / "segment"
+    path.write_bytes(b"x")
+
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", refuse)
+    unlink_aside(path)
+    assert not path.exists()
+    assert not any(each.startswith(str(path)) for each in _open_files())
 
 
 def test_unlink_aside_without_a_descriptor_left_removes_all_the_same(

@@ -11,7 +11,7 @@ import pytest
 
 from ingest.config import Settings
 from ingest.health import Health
-from ingest.ports import BufferStats
+from ingest.ports import STATES, BufferStats
 from tests.fakes import FakeDatabase
 
 EMPTY = BufferStats(0, 1000, 0, 10**6, 0, 0, 0, None)
@@ -55,8 +55,11 @@ class Rig:
 
     @property
     def state(self) -> str:
-        """The state that /readyz shows."""
-        return self.document["state"]
+        """The state that /readyz shows, and the metric."""
+        state = self.document["state"]
+        assert self.health.state() == state
+        assert state in STATES
+        return state
 
     @property
     def status(self) -> int:

@@ -245,8 +245,13 @@ async def test_notes_of_a_segment_that_is_gone_are_removed(tmp_path: Path) -> No
     """Else they could say of another segment's blocks that they are done."""
     stale = tmp_path / "journal-00000000000000000001-00000000.done"
     stale.write_bytes(b"x" * 40)
-    async with Life(tmp_path):
+    strange = tmp_path / "journal-00000000000000000002-00000000.done"
+    strange.mkdir()  # cannot be removed, and a start never fails for what lies there
+    async with Life(tmp_path) as life:
         assert not stale.exists()
+        assert strange.exists()
+        await life.put(make_block(1))
+        await life.drain()
 
 
 async def test_segment_that_cannot_be_removed_goes_once_it_can(

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.clock import monotonic_s
 from ingest.metrics import SECONDS_COMMIT, DeadLetterStats, Gauges, Histogram, Metrics
-from ingest.ports import REASONS, BufferStats
+from ingest.ports import REASONS, STATES, BufferStats
 
 NAMES = """
 ingest_http_requests_total{route,code}
@@ -29,7 +29,7 @@ ingest_dlq_bytes ingest_dlq_readings ingest_dlq_oldest_age_seconds ingest_build_
 ingest_http_request_duration_seconds{route} ingest_flush_rows
 ingest_flush_duration_seconds{method} ingest_commit_latency_seconds ingest_event_lag_seconds
 ingest_buffer_used_ratio ingest_journal_bytes ingest_journal_segments ingest_journal_damaged_total
-ingest_journal_sync_seconds
+ingest_journal_sync_seconds ingest_state{state}
 """
 HISTOGRAMS = {
     "ingest_http_request_duration_seconds",
@@ -50,6 +50,7 @@ def busy() -> Metrics:
         dead_letters=lambda: DeadLetterStats(1_000, 4, 60.0),
         database_up=lambda: True,
         hold_reason=lambda: "schema",
+        state=lambda: "on_hold",
     )
     metrics.received, metrics.accepted = 100, 96
     metrics.at_door = 2
@@ -145,6 +146,12 @@ def test_values_are_those_counted() -> None:
     assert 3 <= value_of(metrics, "ingest_buffer_oldest_age_seconds") < 60
     assert value_of(metrics, "ingest_db_up") == 1
     assert value_of(metrics, "ingest_dlq_readings") == 4
+
+
+def test_state_is_one_of_all_those_that_readyz_may_say() -> None:
+    """Each state has a series from the first scrape on, so that an alert can resolve."""
+    told = {has["state"]: value for name, has, value in samples(busy()) if name == "ingest_state"}
+    assert told == {each: float(each == "on_hold") for each in STATES}
 
 
 def test_hold_that_is_over_goes_to_zero_instead_of_vanishing() -> None:

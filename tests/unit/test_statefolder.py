@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -227,3 +228,20 @@ def test_free_bytes_is_what_the_system_says(tmp_path: Path) -> None:
     expected = os.statvfs(tmp_path)
     free = StateFolder.open(tmp_path).free_bytes()
     assert free == pytest.approx(expected.f_bavail * expected.f_frsize, rel=0.2)
+
+
+@pytest.mark.parametrize("part", ["journal", "dead-letters"])
+def test_free_bytes_is_that_of_the_fullest_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Each may be a mount of its own, and none may run full unseen."""
+    folder = StateFolder.open(tmp_path)
+    folder.journal.mkdir()
+
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(
+        "ingest.statefolder.shutil.disk_usage", lambda path: Usage(7 if path.name == part else 9)
+    )
+    assert folder.free_bytes() == 7
