@@ -22,8 +22,9 @@ The path of a reading (`-->` hands over; names are files of this package):
                   outcomes (waits for one); site (what both ports share)
     the buffer    buffer_memory; buffer_journal (memory, and a journal on the disk), its entries
                   (buffer_journal_room), what comes back from there (buffer_journal_loader);
-                  journal (groups, one fsync each), journal_book (segments, ranges),
-                  journal_store (writes), journal_reader, journal_format (every byte)
+                  journal (groups, one fsync each), journal_thread (what blocks), journal_book
+                  (segments, ranges), journal_store (writes), journal_reader, journal_format
+                  (every byte)
     dead letters  set_aside (what becomes one), dead_letter (append), dead_letter_* (files,
                   format, reading them, cursor); replay (by itself),
                   replay_by_hand (for `ingest dlq replay`)

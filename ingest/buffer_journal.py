@@ -231,8 +231,8 @@ class JournalBuffer(MemoryBuffer):
 
     @property
     def broken(self) -> bool:
-        """Whether the disk takes nothing now."""
-        return self.journal.broken is not None
+        """Whether the disk takes nothing now, or does not say whether it does."""
+        return self.journal.broken is not None or self.journal.hangs
 
     def journal_stats(self) -> JournalStats:
         """Return what the folder holds."""

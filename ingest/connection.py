@@ -29,6 +29,8 @@ from ingest.problems import Answer
 from ingest.request import WholeRequest, is_whole
 
 LINGER_S = 5.0  # a refused body is read and dropped for so long, or the client never sees why
+HEADERS_MAX = 64  # of a request, each of up to 8 KiB
+HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head that has not come to its end, between two requests
 READ_BYTES = 64 * 1024  # of a body, unread by the handler, before the socket is paused
 
 
@@ -67,7 +69,7 @@ class Owner(Protocol):
 class Connection(web.RequestHandler):
     """The protocol of one connection."""
 
-    __slots__ = ("_busy", "_owner")
+    __slots__ = ("_busy", "_half_bytes", "_owner")
 
     def __init__(self, owner: Owner, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -78,11 +80,13 @@ class Connection(web.RequestHandler):
             keepalive_timeout=2 * owner.keepalive_s_max,  # never used, see _process_keepalive
             lingering_time=LINGER_S,
             read_bufsize=READ_BYTES,
+            max_headers=HEADERS_MAX,
         )
         self._owner = owner
         # aiohttp's parser stops after so many requests, and one earlier once a body came in pieces;
         # if the socket was not paused then too, nobody would ask it to go on.
         self._max_msg_queue_size -= 1
+        self._half_bytes = 0  # of a head that has begun
         self._busy = False  # the first of _messages waits for its turn, or one is being answered
 
     def data_received(self, data: bytes) -> None:
@@ -97,13 +101,23 @@ class Connection(web.RequestHandler):
             finally:
                 self._waiter = waiter
             if not (self._messages or self._busy):
-                self._owner.head_begun(self)
+                self._half_head(len(data))
         if self._messages:
+            self._half_bytes = 0
             if not isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
                 self._break_off_bodies()
             self._go_on()
             if len(self._messages) > 1:
                 self._bound_what_waits()
+
+    def _half_head(self, more_bytes: int) -> None:
+        """Bytes of a head came, and not its end: there must not be too many of them."""
+        self._half_bytes += more_bytes
+        if self._half_bytes <= HALF_HEAD_BYTES_MAX:
+            self._owner.head_begun(self)
+        elif self.transport is not None and not self.transport.is_closing():
+            self.transport.write(self._owner.malformed("headers_too_large").rendered())
+            self.force_close()
 
     def _bound_what_waits(self) -> None:
         """Read no more while the requests in line on this connection are many bytes.
@@ -219,7 +233,9 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what never reached the handler; the parser's text repeats input, so it is cut."""
-        if status >= 500:
+        if isinstance(exc, ConnectionError):
+            code = "bad_request"  # the client left before its body was here; nobody reads this
+        elif status >= 500:
             code = "internal"
             self.log_exception("Error handling request", exc_info=exc)
         elif isinstance(exc, LineTooLong) or "Too many headers" in str(exc):

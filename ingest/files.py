@@ -78,7 +78,9 @@ class AppendFile:
         if now_s - self._seen_s >= self._unseen_s_max:
             if not self._is_there():
                 self.suspect = True
-                raise OSError(errno.ENOENT, "somebody removed or moved the file", str(self.path))
+                raise OSError(
+                    errno.ENOENT, "somebody removed, moved or cut off the file", str(self.path)
+                )
             self._seen_s = now_s
         try:
             self._write_all(data)
@@ -114,9 +116,13 @@ class AppendFile:
         return self._is_there()
 
     def _is_there(self) -> bool:
-        """Whether the name still leads to what we write: a moved file would never be read again."""
+        """Whether the name still leads to all that we wrote.
+
+        A moved file would never be read again, nor what follows where somebody has cut it off.
+        """
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+            ours = os.fstat(self._fd)
+            return os.path.samestat(os.stat(self.path), ours) and ours.st_size >= self.size
         except FileNotFoundError:
             return False
 

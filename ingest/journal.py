@@ -9,43 +9,28 @@ at once, and tries the disk every PROBE_S.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
-from typing import Protocol
 
 from ingest.block import Block
-from ingest.clock import monotonic_s
+from ingest.clock import monotonic_s, unix_us
 from ingest.errors import JournalBroken
 from ingest.files import REAL_CALLS, FileCalls
 from ingest.journal_book import Book, Segment
 from ingest.journal_format import HEAD_BYTES, HEADER_BYTES
-from ingest.journal_reader import SegmentFile
+from ingest.journal_reader import is_believed
 from ingest.journal_store import JournalStore, Written
-from ingest.logs import Occasionally, get_logger
+from ingest.journal_thread import Entry, JournalThread, Notes
+from ingest.logs import get_logger
 
 PROBE_S = 2.0
 NOTE_S = 0.01  # between notes of what is done, while groups are written
-CLOSE_S_MAX = 5.0  # a disk may hang; the thread is a daemon
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+HANGS_S = 10.0  # a group or a removal that takes longer: posts are better refused
+IDLE_S = 2.0  # then the last segment goes too if nothing of it is needed, so that its room is free
+IDLE_SHARE_MIN = 1 / 64  # of segment_bytes; what is smaller may stay
 
 log = get_logger("journal")
-
-
-class Entry(Protocol):
-    """What is appended: a block, and who is told what became of it."""
-
-    block: Block
-
-    def kept(self, segment: Segment, start: int) -> None:
-        """Its frame is on the disk, and begins at `start`."""
-
-    def refused(self, error: JournalBroken) -> None:
-        """Nothing of it is kept in the journal."""
 
 
 class Journal:
@@ -68,8 +53,8 @@ class Journal:
         self._observe_sync_s = observe_sync_s
         self._probe_s = probe_s
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: Thread | None = None
+        self._thread = JournalThread(self._store, self)
+        self._is_open = False
         self._sequence = 1  # the next one
         self._decided = 0  # all up to this sequence have been told what became of them
         self._early: set[int] = set()  # settled before they were decided
@@ -77,8 +62,10 @@ class Journal:
         self._settled: list[int] = []
         self._leaving: list[Segment] = []
         self._noted_s = float("-inf")
-        self._occasionally = Occasionally(60.0)
+        self._segment_bytes = segment_bytes
+        self._idle: asyncio.TimerHandle | None = None
         self._busy = False
+        self._busy_since_s = 0.0
         self._turn_due = False
         self._rested = asyncio.Event()
 
@@ -86,14 +73,20 @@ class Journal:
         """Take the folder and begin; what earlier lives left is in `book`. Raises StartError."""
         self._loop = asyncio.get_running_loop()
         for file, size in self._store.open():
+            if not is_believed(file):
+                self.damaged += 1
+                log.error("journal_damaged", file=file.path.name, why="neither name nor header fit")
+                continue
             segment = Segment(file, size, sealed=True)
             segment.unread = True
             self.book.add(segment)
             # More frames than bytes allow there are not: no sequence is given twice.
             self._sequence = max(self._sequence, file.first + size // HEAD_BYTES + 1)
+        # Nor one that an earlier life gave, whose file somebody has taken away and may put back.
+        self._sequence = max(self._sequence, unix_us())
         self._decided = self._sequence - 1
-        self._thread = Thread(target=self._run, name="journal", daemon=True)
-        self._thread.start()
+        self._thread.start(self._loop)
+        self._is_open = True
 
     # Appending
 
@@ -130,24 +123,54 @@ class Journal:
         self._turn_due = False
         if self._busy:
             return
-        group, self._gathering = self._gathering, []
-        notes: list[tuple[SegmentFile, list[tuple[int, int]]]] = []
-        if self._settled and (not group or monotonic_s() - self._noted_s >= NOTE_S):
+        notes: Notes = []
+        due = not self._gathering or monotonic_s() - self._noted_s >= NOTE_S
+        if self._settled and due:
             self._noted_s = monotonic_s()
             settled, self._settled = self._settled, []
             settled.sort()
             for segment, ranges in self.book.settled(settled).items():
                 if segment.may_go:
                     self.let_go(segment)
-                else:
-                    notes.append((segment.file, ranges))
+                    continue
+                notes.append((segment.file, ranges))
+                if not segment.undone:
+                    self._idle_soon()
+        group, self._gathering = self._gathering, []
         leaving, self._leaving = self._leaving, []
         if not group and not notes and not leaving:
             self._rested.set()
             return
-        self._busy = True
+        self._busy, self._busy_since_s = True, monotonic_s()
         self._rested.clear()
-        self._jobs.put(partial(self._work, group, notes, leaving))
+        self._thread.work(group, notes, leaving)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the disk has not answered for HANGS_S."""
+        return self._busy and monotonic_s() - self._busy_since_s > HANGS_S
+
+    def _idle_soon(self) -> None:
+        if self._idle is None and self._loop is not None:
+            self._idle = self._loop.call_later(IDLE_S, self._is_idle)
+
+    def _is_idle(self) -> None:
+        """Nothing of the last segment is needed: no next group may come that would let it go."""
+        self._idle = None
+        last = self.book.segments[-1] if self.book.segments else None
+        if not self._is_open or last is None or last.sealed or last.undone:
+            return
+        if self._busy or self._turn_due or self._gathering:
+            self._idle_soon()
+        elif last.size >= IDLE_SHARE_MIN * self._segment_bytes:
+            self._end_segment(last)
+
+    def _end_segment(self, last: Segment) -> None:
+        """Write the last segment no more. No group may be on its way to it."""
+        self._thread.finish()
+        last.sealed = True
+        if last.may_go:
+            self.let_go(last)
 
     def let_go(self, segment: Segment) -> None:
         """Remove a segment that `may_go`, in the next turn."""
@@ -159,68 +182,13 @@ class Journal:
     def _let_go_again(self, segment: Segment) -> None:
         """What the disk did not let us remove still takes room: try once more."""
         segment.leaving = False
-        if self._thread is not None:
+        if self._is_open:
             self.let_go(segment)
-
-    # In the thread
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except Exception:  # a bug: the next job must be done all the same
-                log.critical("journal_job_failed", exc_info=True)
-
-    def _work(
-        self,
-        group: list[Entry],
-        notes: list[tuple[SegmentFile, list[tuple[int, int]]]],
-        leaving: list[Segment],
-    ) -> None:
-        assert self._loop is not None, "open it first"
-        tell = self._loop.call_soon_threadsafe
-        rests = not notes and not leaving  # then one call into the loop does for both
-        if group:
-            began_s = monotonic_s()
-            try:
-                written = self._store.write([entry.block for entry in group])
-            except Exception as error:  # whatever it is, nobody must wait for ever
-                tell(self._failed, group, error, self._try_another(error, group))
-            else:
-                tell(self._wrote, group, written, monotonic_s() - began_s, rests)
-                if rests:
-                    return
-        gone: list[Segment] = []
-        try:
-            for file, ranges in notes:
-                self._store.note(file, ranges)
-            for each in leaving:
-                if self._store.remove(each.file, damaged=each.damaged):
-                    gone.append(each)
-        finally:
-            tell(self._rest, leaving, gone)
-
-    def _try_another(self, error: Exception, group: list[Entry]) -> bool:
-        """After a failure that is not for lack of room: return whether a new file can be begun."""
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            return False
-        return self._can_create(group[-1].block.sequence + 1)
-
-    def _begin(self, sequence: int) -> None:
-        self._can_create(sequence)
-
-    def _can_create(self, sequence: int) -> bool:
-        try:
-            self._store.probe(sequence)
-        except Exception as error:  # whatever it is, who waits for an answer is to get one
-            if self._occasionally.due("probe") is not None:
-                log.warning("journal_still_not_writable", error=str(error))
-            return False
-        return True
 
     # In the loop again
 
-    def _wrote(self, group: list[Entry], written: Written, took_s: float, rests: bool) -> None:
+    def wrote(self, group: list[Entry], written: Written, took_s: float, rests: bool) -> None:
+        """A group is on the disk: its entries are told, in their order."""
         self._observe_sync_s(took_s)
         book = self.book
         before = book.segments[-1] if book.segments else None
@@ -231,12 +199,15 @@ class Journal:
             start, at = at, at + HEAD_BYTES + len(entry.block.tuples)
             entry.kept(segment, start)
         self._decide(group)
+        if written.is_last:
+            segment.sealed = True
         if before is not None and before.may_go:
             self.let_go(before)
         if rests:
-            self._rest([], [])
+            self.job_over([], [])
 
-    def _failed(self, group: list[Entry], error: Exception, goes_on: bool) -> None:
+    def failed(self, group: list[Entry], error: Exception, goes_on: bool) -> None:
+        """Nothing of a group is; unless it `goes_on`, nor will be of what comes."""
         log.error("journal_write_failed", error=repr(error), posts=len(group), again=goes_on)
         broken = JournalBroken(f"the journal could not be written: {error}")
         if not goes_on:
@@ -256,7 +227,7 @@ class Journal:
             self._early.difference_update(early)
             self._settled += early
 
-    def _rest(self, leaving: list[Segment], gone: list[Segment]) -> None:
+    def job_over(self, leaving: list[Segment], gone: list[Segment]) -> None:
         """A turn is over; of the segments `leaving`, those `gone` are."""
         assert self._loop is not None, "open it first"
         for segment in leaving:
@@ -277,18 +248,14 @@ class Journal:
         if self.broken is None:
             self._loop.call_later(self._probe_s, self._probe)
         self.broken = broken
+        last = self.book.segments[-1] if self.book.segments else None
+        if last is not None and not last.sealed:  # the disk may be full of it
+            self._end_segment(last)
         self.changed()
 
     def _probe(self) -> None:
-        assert self._loop is not None, "open it first"
-        if self._thread is not None:
-            tell = self._loop.call_soon_threadsafe
-            sequence = self._sequence
-
-            def probe() -> None:
-                tell(self._probed, self._can_create(sequence))
-
-            self._jobs.put(probe)
+        if self._is_open:
+            self._thread.begin(self._sequence, self._probed)
 
     def _probed(self, well: bool) -> None:
         assert self._loop is not None, "open it first"
@@ -296,7 +263,7 @@ class Journal:
             self.broken = None
             log.info("journal_writes_again")
             self.changed()
-        elif self._thread is not None:
+        elif self._is_open:
             self._loop.call_later(self._probe_s, self._probe)
 
     # The end
@@ -316,25 +283,22 @@ class Journal:
         if gone:
             log.critical("journal_files_gone", files=len(gone))
             await self.rest()  # posts that came meanwhile: no file begins behind its first block
-            self._jobs.put(partial(self._begin, self._sequence))
+            self._thread.begin(self._sequence)
         return gone
 
     async def close(self) -> None:
         """Finish what was begun; remove the last segment if nothing of it is needed. Repeatable."""
-        thread, self._thread = self._thread, None
-        if thread is None:
+        is_open, self._is_open = self._is_open, False
+        if not is_open:
             return
+        if self._idle is not None:
+            self._idle.cancel()
         await self.rest()
         last = self.book.segments[-1] if self.book.segments else None
-        self._jobs.put(self._store.finish)
         if last is not None and not last.sealed:
-            last.sealed = True
-            if last.may_go:
-                self.let_go(last)
-                await self.rest()
-        self._jobs.put(self._store.close)
-        self._jobs.put(None)
-        thread.join(CLOSE_S_MAX)
+            self._end_segment(last)
+            await self.rest()
+        self._thread.stop()
 
     async def rest(self) -> None:
         """Wait until there is nothing to do: all that was appended is decided."""

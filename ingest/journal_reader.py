@@ -28,6 +28,7 @@ from ingest.journal_format import (
 
 STEP_FRAMES = 300  # of a step: less than a millisecond
 STEP_BYTES = 1 << 18
+_FIRST_SURE = 1 << 61
 
 
 class SegmentFile(NamedTuple):
@@ -51,6 +52,20 @@ def segment_files(folder: Path) -> list[SegmentFile]:
         return []
     parsed = ((name, parse_name(name)) for name in names)
     return [SegmentFile(folder / name, *found) for name, found in parsed if found is not None]
+
+
+def is_believed(file: SegmentFile) -> bool:
+    """Whether a name may say which sequences come next: a great number needs a header for it.
+
+    Sequences begin at the time in microseconds, and no process gives 2^61 of them.
+    """
+    if file.first < _FIRST_SURE:
+        return True
+    try:
+        with open_regular(file.path) as opened:
+            return not header_fault(opened.read(HEADER_BYTES), file.first, file.salt)
+    except OSError:
+        return False
 
 
 def read_done(file: SegmentFile) -> Done:

@@ -48,6 +48,7 @@ class Written(NamedTuple):
     file: SegmentFile
     start: int
     end: int
+    is_last: bool  # of its segment, which is full
 
 
 class JournalStore:
@@ -95,8 +96,6 @@ class JournalStore:
         After an error the file is not written any more if it may hold what it should not, or not
         hold what it should.
         """
-        if self._current is not None and self._current[1].size >= self._segment_bytes:
-            self.finish()
         file, out = self._current or self._create(blocks[0].sequence)
         start = out.size
         parts: list[bytes] = []
@@ -109,7 +108,10 @@ class JournalStore:
             if out.suspect:
                 self.finish()
             raise
-        return Written(file, start, out.size)
+        is_full = out.size >= self._segment_bytes
+        if is_full:
+            self.finish()
+        return Written(file, start, out.size, is_full)
 
     def _create(self, first: int) -> tuple[SegmentFile, AppendFile]:
         salt = secrets.randbits(32)

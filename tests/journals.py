@@ -210,4 +210,12 @@ class Life:
         assert self.metrics.imbalance == 0
 
 
+async def killed(folder: Path, copy: Path) -> None:
+    """Copy a journal as a kill -9 would leave it: all files, but not the lock."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.name != "lock":
+            (copy / path.name).write_bytes(path.read_bytes())
+
+
 NO_SPACE = errno.ENOSPC

@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "sink_connection journal_reader",
         "decode_fast dead_letter_cursor postgres_data sink_postgres journal_book journal_store",
         "decode dead_letter_reader postgres_embedded",
-        "dead_letter_store",
+        "dead_letter_store journal_thread",
         "dead_letter journal",
     ),
     (

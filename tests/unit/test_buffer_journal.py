@@ -28,7 +28,7 @@ from ingest.journal_format import HEAD_BYTES, HEADER_BYTES
 from ingest.journal_reader import segment_files
 from ingest.ports import Ack
 from tests.blocks import make_block
-from tests.journals import FailingCalls, Life, on_disk
+from tests.journals import FailingCalls, Life, killed, on_disk
 
 
 async def put_many(life: Life, count: int, rows: int = 1) -> list[Block]:
@@ -46,14 +46,6 @@ def tuples_of(blocks: list[Block]) -> list[bytes]:
     return [block.tuples for block in blocks]
 
 
-async def killed(folder: Path, copy: Path) -> None:
-    """Copy a journal as a kill -9 would leave it: all files, but not the lock."""
-    copy.mkdir()
-    for path in folder.iterdir():
-        if path.name != "lock":
-            (copy / path.name).write_bytes(path.read_bytes())
-
-
 async def test_what_memory_cannot_hold_is_spilled_and_comes_back_in_order(tmp_path: Path) -> None:
     """A long outage: all is accepted; then first what memory held, the rest in its order."""
     async with Life(tmp_path, rows_max=100, segment_bytes=4000) as life:
@@ -67,7 +59,7 @@ async def test_what_memory_cannot_hold_is_spilled_and_comes_back_in_order(tmp_pa
         assert tuples_of(found) == tuples_of(blocks)
         await life.quiet()
         assert life.buffer.stats().rows == 0
-        assert len(segment_files(tmp_path)) == 1
+        assert len(segment_files(tmp_path)) <= 1  # none, if the last one was full
 
 
 async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:

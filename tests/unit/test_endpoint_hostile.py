@@ -90,6 +90,47 @@ async def test_large_head_is_431(request_bytes: bytes) -> None:
         assert b"xxxx" not in reply.body
 
 
+@pytest.mark.parametrize("used_before", [False, True])
+async def test_head_without_an_end_is_431_before_it_is_large(used_before: bool) -> None:
+    """Each line is short enough: a thousand such connections must not fill the memory."""
+    async with running_door() as door:
+        client = await door.connect()
+        if used_before:
+            await client.send(head(method="GET", target="/livez"))
+            assert (await client.reply()).status == 200
+        await client.send(b"POST /v1/readings HTTP/1.1\r\nHost: x\r\n")
+        for number in range(10):
+            await client.send(b"X-%d: %b\r\n" % (number, b"x" * 4_000))
+            await asyncio.sleep(0.01)
+        reply = await client.reply(2)
+        assert (reply.status, reply.code) == (431, "headers_too_large")
+        assert await client.closed(2)
+
+
+async def test_head_that_comes_in_many_pieces_is_taken() -> None:
+    """What is bounded is the head of one request, not what a connection sends in its life."""
+    async with running_door() as door:
+        client = await door.connect()
+        for _ in range(3):
+            whole = head(headers={**SIZE, **{f"X-{n}": "x" * 1_000 for n in range(20)}}) + GOOD
+            for at in range(0, len(whole), 1_500):
+                await client.send(whole[at : at + 1_500])
+                await asyncio.sleep(0.002)
+            assert (await client.reply()).status == 202
+
+
+async def test_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_ours() -> None:
+    """A radio that drops: nobody is woken for it."""
+    async with running_door() as door:
+        client = await door.connect()
+        await client.send(head(headers={**JSON, "Content-Length": "50"}) + b"[")
+        await asyncio.sleep(0.05)
+        await client.close()
+        await until(lambda: sum(door.metrics.requests.values()) == 1)
+        ((_, status),) = door.metrics.requests
+        assert status == 400
+
+
 async def test_bad_chunk_after_the_head_is_400_at_once() -> None:
     """A body that breaks off is not waited for until its deadline."""
     async with running_door(body_s_max=30) as door:

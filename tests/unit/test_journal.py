@@ -7,15 +7,17 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from ingest import journal_store
+from ingest import journal, journal_store
 from ingest.block import Block
 from ingest.errors import JournalBroken, StartError
 from ingest.journal_reader import read_done, segment_files
+from ingest.ports import JournalStats
 from tests.blocks import make_block
-from tests.journals import NO_SPACE, FailingCalls, Life, on_disk
+from tests.journals import NO_SPACE, FailingCalls, Life, killed, on_disk
 
 
 async def put_all(life: Life, blocks: list[Block]) -> list[bool]:
@@ -206,7 +208,7 @@ async def test_buffered_post_outlives_a_broken_disk_in_memory(tmp_path: Path) ->
 async def test_segment_goes_when_all_of_it_is_settled(tmp_path: Path) -> None:
     """Rotation at `segment_bytes`; out of order; the one being written goes at the end."""
     async with Life(tmp_path, segment_bytes=400) as life:
-        blocks = [await life.put(make_block(2)) for _ in range(12)]
+        blocks = [await life.put(make_block(2)) for _ in range(13)]
         there = len(segment_files(tmp_path))
         assert there > 2
         assert life.buffer.journal_stats().segments == there
@@ -267,7 +269,7 @@ async def test_segment_that_cannot_be_removed_goes_once_it_can(
 
     monkeypatch.setattr(Path, "unlink", refuse)
     async with Life(tmp_path, segment_bytes=400) as life:
-        for _ in range(12):
+        for _ in range(13):
             await life.put(make_block(2))
         there = len(segment_files(tmp_path))
         await life.drain()
@@ -283,7 +285,7 @@ async def test_segment_that_cannot_be_removed_goes_once_it_can(
 async def test_segment_removed_by_a_hand_gives_its_room_back(tmp_path: Path) -> None:
     """Somebody makes room on the disk: what is not there does not count, nor its block twice."""
     async with Life(tmp_path, segment_bytes=400) as life:
-        for _ in range(12):
+        for _ in range(13):
             await life.put(make_block(2))
         for file in segment_files(tmp_path)[:-1]:
             file.path.unlink()
@@ -361,3 +363,163 @@ async def test_name_with_a_number_that_is_none_does_not_stop_the_start(
         await life.drain()
         assert life.metrics.recovered == 0
     assert strange.exists()
+
+
+async def test_last_segment_goes_too_once_nothing_of_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a further post: while the disk is low there is none, and this file fills it."""
+    monkeypatch.setattr(journal, "IDLE_S", 0.02)
+    async with Life(tmp_path, segment_bytes=1 << 16) as life:
+        for size in (2, 20):  # the first is too small to be worth a new file
+            await life.put(make_block(size))
+            assert len(await life.drain()) == 1
+            await asyncio.sleep(0.1)
+            await life.quiet()
+            assert len(segment_files(tmp_path)) == (size == 2)
+        assert life.buffer.journal_stats() == JournalStats(0, 0, 0)
+        waiting = await life.put(make_block(20))
+        await asyncio.sleep(0.1)
+        assert on_disk(tmp_path) == [waiting.tuples]
+        await life.drain()
+
+
+async def test_posts_go_on_while_idle_segments_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a segment ends for being idle, no group is on its way to it."""
+    monkeypatch.setattr(journal, "IDLE_S", 0.0)
+    async with Life(tmp_path, segment_bytes=1000) as life:
+        life.load()
+        for number in range(300):
+            await life.put(make_block(1))
+            if number % 3:
+                await life.drain()
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+            there = {each.path for each in segment_files(tmp_path)}
+            assert {each.file.path for each in life.journal.book.segments if each.undone} <= there
+        await life.drain()
+
+
+async def test_full_segment_goes_without_another_group(tmp_path: Path) -> None:
+    """A journal of which nothing is needed has room for the greatest post, whatever came last."""
+    async with Life(tmp_path, segment_bytes=400, journal_bytes_max=4000) as life:
+        await life.put(make_block(40))
+        await life.drain()
+        await life.quiet()
+        assert segment_files(tmp_path) == []
+        assert life.buffer.journal_stats().size_bytes == 0
+
+
+async def test_full_disk_gets_the_room_of_what_is_stored_back(tmp_path: Path) -> None:
+    """The file that fills it goes once it is done, though no group can follow it."""
+    calls = FailingCalls()
+    async with Life(tmp_path, calls=calls) as life:
+        for _ in range(20):
+            await life.put(make_block(5))
+        calls.failing = {"write": NO_SPACE}
+        with pytest.raises(JournalBroken):
+            await life.put(make_block(1))
+        assert len(await life.drain()) == 20
+        await life.quiet()
+        assert segment_files(tmp_path) == []
+        calls.failing = {}
+        async with asyncio.timeout(5):
+            while life.buffer.broken:  # noqa: ASYNC110  it is on a timer
+                await asyncio.sleep(0.002)
+        await life.put(make_block(1))
+        await life.drain()
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100])
+async def test_great_name_of_somebody_costs_no_reading_of_ours(
+    tmp_path: Path, content: bytes
+) -> None:
+    """Its number is believed only with a header: else our next names would be none of ours."""
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    strange = folder / "journal-09223372036854775807-00000001.log"
+    strange.write_bytes(content)
+    life = Life(folder)
+    life.buffer.open()
+    await life.scan()
+    blocks = [await life.put(make_block(2)) for _ in range(3)]
+    assert life.buffer.journal_stats().damaged == 1
+    await killed(folder, tmp_path / "copy")
+    await life.drain()
+    await life.end()
+    async with Life(tmp_path / "copy") as after:
+        await after.scan()
+        assert after.metrics.recovered == 6
+        after.load()
+        assert [each.tuples for each in await after.drain()] == [each.tuples for each in blocks]
+    assert (tmp_path / "copy" / strange.name).read_bytes() == content
+
+
+async def test_segment_put_back_beside_those_of_later_lives_is_read(tmp_path: Path) -> None:
+    """Somebody took a copy of the folder; since then all was stored, and more came."""
+    async with Life(tmp_path / "a") as first:
+        old = [await first.put(make_block(1)) for _ in range(30)]
+        await killed(tmp_path / "a", tmp_path / "copy")
+        await first.drain()
+    async with Life(tmp_path / "a") as second:
+        new = [await second.put(make_block(1)) for _ in range(20)]
+        await killed(tmp_path / "a", tmp_path / "b")
+        await second.drain()
+    for file in segment_files(tmp_path / "copy"):
+        file.path.rename(tmp_path / "b" / file.path.name)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        assert after.metrics.recovered == 50
+        after.load()
+        live = [await after.put(make_block(1)) for _ in range(10)]
+        found = await after.drain()
+        await after.quiet()
+    assert sorted(each.tuples for each in found) == sorted(
+        each.tuples for each in (*old, *new, *live)
+    )
+    assert segment_files(tmp_path / "b") == []
+
+
+async def test_segment_cut_off_by_a_hand_takes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rotation of logs gone wrong: what comes after it is in a file that is whole."""
+    monkeypatch.setattr("ingest.journal_store.UNSEEN_S_MAX", 0.0)
+    life = Life(tmp_path)
+    life.buffer.open()
+    await life.put(make_block(1))
+    (cut,) = segment_files(tmp_path)
+    os.truncate(cut.path, 0)
+    with pytest.raises(JournalBroken):
+        await life.put(make_block(1))
+    after = await life.put(make_block(1))
+    assert after.tuples in on_disk(tmp_path)
+    await life.drain()
+    await life.end()
+
+
+async def test_disk_that_does_not_answer_is_told_as_broken_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Posts are better refused than left to wait; nothing of those that wait is lost."""
+    monkeypatch.setattr(journal, "HANGS_S", 0.05)
+    calls, frozen = FailingCalls(), Event()
+    sync = calls.fdatasync
+
+    def hang(fd: int) -> None:
+        frozen.wait(5)
+        sync(fd)
+
+    monkeypatch.setattr(calls, "fdatasync", hang)
+    async with Life(tmp_path, calls=calls) as life:
+        assert not life.buffer.broken
+        post = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0.2)
+        assert life.buffer.broken
+        frozen.set()
+        await post
+        await life.quiet()
+        assert not life.buffer.broken
+        await life.drain()
