@@ -116,8 +116,10 @@ class Connection(web.RequestHandler):
         if self._half_bytes <= HALF_HEAD_BYTES_MAX:
             self._owner.head_begun(self)
         elif self.transport is not None and not self.transport.is_closing():
-            self.transport.write(self._owner.malformed("headers_too_large").rendered())
-            self.force_close()
+            transport = self.transport
+            transport.write(self._owner.malformed("headers_too_large").rendered())
+            self.force_close()  # once that is sent; of a client that does not read it, never
+            self._loop.call_later(LINGER_S, transport.abort)
 
     def _bound_what_waits(self) -> None:
         """Read no more while the requests in line on this connection are many bytes.

@@ -135,7 +135,7 @@ class Journal:
                     continue
                 notes.append((segment.file, ranges))
                 if not segment.undone:
-                    self._idle_soon()
+                    self._idle_soon(segment.size)
         group, self._gathering = self._gathering, []
         leaving, self._leaving = self._leaving, []
         if not group and not notes and not leaving:
@@ -150,18 +150,21 @@ class Journal:
         """Whether the disk has not answered for HANGS_S."""
         return self._busy and monotonic_s() - self._busy_since_s > HANGS_S
 
-    def _idle_soon(self) -> None:
+    def _idle_soon(self, size_bytes: int) -> None:
         if self._idle is None and self._loop is not None:
-            self._idle = self._loop.call_later(IDLE_S, self._is_idle)
+            self._idle = self._loop.call_later(IDLE_S, self._is_idle, size_bytes)
 
-    def _is_idle(self) -> None:
-        """Nothing of the last segment is needed: no next group may come that would let it go."""
+    def _is_idle(self, size_bytes: int) -> None:
+        """If nothing of the last segment is needed: no group may come that would let it go.
+
+        It must not have grown since it had `size_bytes`.
+        """
         self._idle = None
         last = self.book.segments[-1] if self.book.segments else None
         if not self._is_open or last is None or last.sealed or last.undone:
             return
-        if self._busy or self._turn_due or self._gathering:
-            self._idle_soon()
+        if self._busy or self._turn_due or self._gathering or last.size != size_bytes:
+            self._idle_soon(last.size)
         elif last.size >= IDLE_SHARE_MIN * self._segment_bytes:
             self._end_segment(last)
 
@@ -280,6 +283,7 @@ class Journal:
             return {each for each in segments if not os.path.lexists(each.file.path)}
 
         gone = await asyncio.to_thread(look)
+        gone = {each for each in gone if not each.leaving and each in self.book.segments}
         if gone:
             log.critical("journal_files_gone", files=len(gone))
             await self.rest()  # posts that came meanwhile: no file begins behind its first block

@@ -132,7 +132,8 @@ class JournalStore:
         if self._current is not None:
             file, out = self._current
             self._current = None
-            out.close()
+            with contextlib.suppress(OSError):  # all that was appended is on the disk already
+                out.close()
             if out.size <= HEADER_BYTES:
                 file.path.unlink(missing_ok=True)  # nothing ever came of it
 

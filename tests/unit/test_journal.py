@@ -384,6 +384,21 @@ async def test_last_segment_goes_too_once_nothing_of_it_is_needed(
         await life.drain()
 
 
+async def test_segment_that_grows_is_not_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Posts that are stored before the next one comes: a new file every 2 s would cost fsyncs."""
+    monkeypatch.setattr(journal, "IDLE_S", 0.1)
+    async with Life(tmp_path, segment_bytes=1 << 16) as life:
+        for _ in range(30):
+            await life.put(make_block(20))
+            await life.drain()
+            await asyncio.sleep(0.01)
+        await life.quiet()
+        assert len(segment_files(tmp_path)) == 1
+        assert life.journal.book.segments[0].size > 30_000
+
+
 async def test_posts_go_on_while_idle_segments_come_and_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
