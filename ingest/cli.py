@@ -12,13 +12,12 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from ingest import __version__
 from ingest.config import Loaded, Settings, load
 from ingest.config_text import groups, help_text, metavar
-from ingest.config_values import flag_name, nearest
+from ingest.config_values import flag_name, full_path, nearest
 from ingest.errors import IngestError
 
 WORDS: dict[str, str] = {
@@ -114,7 +113,7 @@ def load_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Loade
         for name, value in vars(args).items()
         if name.startswith(_DEST)
     }
-    toml_path = Path(named).expanduser() if named else None
+    toml_path = full_path(named) if named else None
     return load(toml_path=toml_path, environ=environ, flags=flags)
 
 

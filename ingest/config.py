@@ -24,6 +24,7 @@ from ingest.config_values import (
     check_database_url,
     check_token,
     checked,
+    full_path,
     setting,
     shown,
 )
@@ -308,14 +309,14 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
         return Path("/var/lib/iot-ingest")
     base = Path(environ.get("XDG_STATE_HOME", ""))
     if not base.is_absolute():  # XDG: a relative one is to be ignored
-        base = Path(environ.get("HOME") or "~").expanduser() / ".local/state"
+        base = full_path(environ.get("HOME") or "~") / ".local/state"
     return base / "iot-ingest"
 
 
 def state_dir(settings: Settings) -> Path:
     """Return the state folder in force, absolute."""
     if settings.state_dir:
-        return Path(settings.state_dir).expanduser().absolute()
+        return full_path(settings.state_dir)
     return default_state_dir()
 
 

@@ -6,13 +6,14 @@ Raises ConfigError that names the source, and never shows what a secret's file h
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
-from ingest.config_values import ENV_PREFIX, checked, env_name, flag_name, nearest
+from ingest.config_values import ENV_PREFIX, checked, env_name, flag_name, full_path, nearest
 from ingest.errors import ConfigError
 
 SECRET_BYTES_MAX = 16_384
@@ -82,8 +83,8 @@ def _read_secret_file(found: Found, name: str, declared: Field[Any]) -> None:
     value, origin = found.get(declared.name, ("", ""))
     if not value:
         return
-    path = Path(checked(declared, value, origin)).expanduser()
     try:
+        path = full_path(checked(declared, value, origin))
         found[name] = (_read_secret(path), str(path))
     except ConfigError as error:
         raise ConfigError(f"setting {declared.name} ({origin}): {error}") from None
@@ -104,7 +105,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _read_secret(path: Path) -> str:
     """Return the one line of a secret's file, without its end and the blanks around it."""
     try:
-        with path.open("rb") as file:
+        # To open a named pipe waits for somebody to write it, unless told not to; one that somebody
+        # has open, as a shell's <(..) does, is then waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            os.set_blocking(file.fileno(), True)
             raw = file.read(SECRET_BYTES_MAX + 1)
         text = raw.decode("utf-8-sig").strip()
     except OSError as error:

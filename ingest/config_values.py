@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import Field, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -60,6 +61,14 @@ def checked(declared: Field[Any], value: Any, origin: str) -> Any:
     except ValueError as error:
         shown = "***" if declared.metadata["secret"] else _quoted(value)
         raise ConfigError(f"setting {declared.name} ({origin}): {shown} {error}") from None
+
+
+def full_path(named: str) -> Path:
+    """Return the absolute path that a person's words name; `~` is a home. Raises ConfigError."""
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(f"{named}: no such user, or one without a home folder") from None
 
 
 def _quoted(value: Any) -> str:

