@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -44,6 +45,7 @@ class Loader:
         self._metrics = metrics
         self._reader: SegmentReader | None = None
         self._stepping = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
         self._pause_s = 0.0
         self._looked_s = self._cpu_s = 0.0  # when the process' CPU was last looked at, and it
 
@@ -51,7 +53,7 @@ class Loader:
         """Do one small step in a thread, one at a time, and leave as much time to live posts."""
         async with self._stepping:
             began_s = monotonic_s()
-            done = await asyncio.to_thread(work)
+            done = await asyncio.get_running_loop().run_in_executor(self._thread, work)
             await asyncio.sleep(monotonic_s() - began_s)
             return done
 
@@ -59,6 +61,7 @@ class Loader:
 
     async def scan(self, stopping: asyncio.Event) -> None:
         """Look through the segments that were there at the start."""
+        self._thread.submit(int)  # made now: a limit of threads that is met later ends nothing
         unread = [each for each in self._book.segments if each.unread]
         # The last one first: its tail is to be cut off before it is no longer the last one.
         left, last = [*unread[-1:], *unread[:-1]], unread[-1:]
@@ -116,7 +119,7 @@ class Loader:
     async def _cut_tail(self, segment: Segment, scan: SegmentScan) -> None:
         name = segment.file.path.name
         try:
-            await asyncio.to_thread(os.truncate, segment.file.path, scan.end)
+            await self._step(partial(os.truncate, segment.file.path, scan.end))
         except OSError as error:  # no reason not to load what is whole
             log.warning("journal_tail_not_cut", file=name, error=str(error))
         else:
@@ -244,14 +247,10 @@ class Loader:
         self._buffer.wanted.set()
 
     def _close_reader(self) -> None:
-        """Close it in a thread: if the segment is gone already, it takes the kernel 17 ms."""
+        """Close it in the thread: if the segment is gone already, it takes the kernel 17 ms."""
         reader, self._reader = self._reader, None
-        if reader is None:
-            return
-        try:
-            asyncio.get_running_loop().run_in_executor(None, reader.close)
-        except RuntimeError:  # no thread to be had
-            reader.close()
+        if reader is not None:
+            self._thread.submit(reader.close)
 
 
 def _found(segment: Segment, scan: SegmentScan) -> Range:

@@ -62,6 +62,22 @@ async def test_what_memory_cannot_hold_is_spilled_and_comes_back_in_order(tmp_pa
         assert len(segment_files(tmp_path)) <= 1  # none, if the last one was full
 
 
+async def test_backlog_comes_back_where_no_more_threads_are_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of processes, met by whomever: it used to end the service, with a traceback."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with Life(tmp_path, rows_max=10, segment_bytes=4000) as life:
+        await life.scan()
+        monkeypatch.setattr(threading.Thread, "start", start)
+        blocks = await put_many(life, 200)
+        life.load()
+        assert tuples_of(await life.drain()) == tuples_of(blocks)
+
+
 async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
     """Nothing is remembered block by block: a range grows while nothing else is written."""
     calls = FailingCalls()
