@@ -36,6 +36,7 @@ from ingest.verdict import Verdict, WriteFailed
 
 STORED = Outcome()
 RETRY_S_MIN = 0.1
+IDLE_S = 2.0  # without a batch; then a line that is down is noticed, not at the next post
 
 
 class Writer:
@@ -78,13 +79,27 @@ class Writer:
                     if self._outlet.shut and self._outlet.rows_waiting == 0:
                         return
                     continue
-                batch = await self._gatherer.gather()
+                try:
+                    async with asyncio.timeout(IDLE_S):
+                        batch = await self._gatherer.gather()
+                except TimeoutError:
+                    await self._look()
+                    continue
                 if batch is None:
                     return
                 await self._deliver(batch)
         finally:
             self._give_back()
             await self._sink.close()
+
+    async def _look(self) -> None:
+        """See whether the server is there: a line that is open costs nothing to look at."""
+        if not self._gate.is_open:
+            return
+        try:
+            await self._sink.open()
+        except WriteFailed as failure:
+            self._failed(failure)
 
     # Probing, while the gate is not open
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.system.database import Database
-from tests.system.fleet import TABLE_SQL, Fleet, check_table
+from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
 from tests.system.service import Service
 
 QUICK: dict[str, Any] = {
@@ -62,6 +62,23 @@ async def test_database_killed_under_load_loses_nothing(
 ) -> None:
     """A server that dies twice costs no reading, and none is dead-lettered for it."""
     await _kill_often(open_tmp_path, free_port, times=2, down_s=2, buffer_rows_max=6_000)
+
+
+async def test_database_that_goes_and_comes_is_noticed_without_a_post(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """What a dashboard shows at night, when nobody posts, is what is."""
+    async with (
+        Database(open_tmp_path / "db", free_port) as database,
+        Service(open_tmp_path / "state", database_url=database.url, **QUICK) as service,
+    ):
+        await service.wait_sample("ingest_db_up", 1)
+        await database.kill()
+        await service.wait_sample("ingest_db_up", 0, within_s=10)
+        await database.start()
+        await service.wait_sample("ingest_db_up", 1, within_s=10)
+        assert [line.count("database_away") for line in service.lines].count(1) == 1
+        assert (await service.post([reading(FIRST_US)], ack="committed")).status == 200
 
 
 @pytest.mark.slow
