@@ -116,10 +116,8 @@ class Connection(web.RequestHandler):
         if self._half_bytes <= HALF_HEAD_BYTES_MAX:
             self._owner.head_begun(self)
         elif self.transport is not None and not self.transport.is_closing():
-            transport = self.transport
-            transport.write(self._owner.malformed("headers_too_large").rendered())
-            self.force_close()  # once that is sent; of a client that does not read it, never
-            self._loop.call_later(LINGER_S, transport.abort)
+            self.transport.write(self._owner.malformed("headers_too_large").rendered())
+            self.force_close()  # once that is sent, or the owner finds it late
 
     def _bound_what_waits(self) -> None:
         """Read no more while the requests in line on this connection are many bytes.
@@ -202,7 +200,7 @@ class Connection(web.RequestHandler):
             if transport is not None and not transport.is_closing():
                 transport.write(answer.rendered())
                 if not answer.keep_alive or self._close:
-                    self.force_close()  # once that is sent
+                    self.force_close()  # once that is sent, or the owner finds it late
 
     def _process_keepalive(self) -> None:
         """aiohttp's own limit knows nothing of the short way; the owner's sweep comes instead."""

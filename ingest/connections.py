@@ -66,7 +66,8 @@ class Connections(web.Server):
         self.malformed = malformed
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
-        self._open: set[web.RequestHandler] = set()
+        # Not the handler's own transport: a handler that has closed it has none any more.
+        self._open: dict[web.RequestHandler, asyncio.Transport] = {}
         self._suspended: set[asyncio.Task[Answer]] = set()
         # Since when; in that order. A connection with a request in work is in neither.
         self._half_open: OrderedDict[web.RequestHandler, float] = OrderedDict()
@@ -105,7 +106,7 @@ class Connections(web.Server):
                 transport.abort()
                 return
             self._drop(next(iter(waiting)))
-        self._open.add(handler)
+        self._open[handler] = transport
         self._half_open[handler] = monotonic_s()
 
     def connection_lost(
@@ -146,15 +147,15 @@ class Connections(web.Server):
     # Closing what is late
 
     def _forget(self, handler: web.RequestHandler) -> None:
-        self._open.discard(handler)
+        self._open.pop(handler, None)
         self._half_open.pop(handler, None)
         self._idle.pop(handler, None)
 
     def _drop(self, handler: web.RequestHandler) -> None:
+        transport = self._open.get(handler)
         self._forget(handler)
-        transport = handler.transport
         if transport is not None and transport.get_write_buffer_size():
-            transport.abort()  # a polite close would wait for a client that does not read
+            transport.abort()  # a polite close waits for a client that does not read, for ever
         handler.force_close()
 
     async def _sweep(self) -> None:
@@ -207,7 +208,7 @@ class Connections(web.Server):
         await listener.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        transports = [each.transport for each in self._open if each.transport is not None]
+        transports = list(self._open.values())
         self.pre_shutdown()
         if self._suspended:
             _, late = await asyncio.wait(self._suspended, timeout=timeout_s)

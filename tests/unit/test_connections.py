@@ -7,7 +7,7 @@ import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -183,13 +183,16 @@ BOTH_WAYS = pytest.mark.parametrize("short", [True, False], ids=["short", "aioht
 
 @asynccontextmanager
 async def listening(
-    body: bytes, keepalive_s_max: float, *, short: bool
+    body: bytes, keepalive_s_max: float, *, short: bool, close: bool = False
 ) -> AsyncIterator[tuple[Connections, str]]:
-    """Run a bare port that answers everything with `body`, the short way or aiohttp's."""
+    """Run a bare port that answers everything with `body`, the short way or aiohttp's.
+
+    With `close` it closes the connection then, as after a fault of its own.
+    """
 
     async def answer(request: object) -> Answer:
         connections.requests_count += isinstance(request, WholeRequest)  # aiohttp counts its own
-        return Answer(200, body, TEXT)
+        return Answer(200, body, TEXT, close=close)
 
     connections = Connections(
         answer,
@@ -216,6 +219,23 @@ async def test_client_that_does_not_read_is_let_go(short: bool) -> None:
         await client.send(GET * 3)
         await until(lambda: connections.count == 1)
         await until(lambda: connections.count == 0, 3)
+        await client.close()
+
+
+@BOTH_WAYS
+async def test_answer_that_closes_and_is_not_read_keeps_no_descriptor(short: bool) -> None:
+    """What is to be closed once all is sent is cut as late as the others are."""
+    answer = bytes(8_000_000)
+    async with listening(answer, 0.3, short=short, close=True) as (connections, address):
+        client = await Client.connect(address)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+        await client.send(GET)
+        await until(lambda: connections.count == 1)
+        await until(lambda: connections.count == 0, 3)
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(5):
+            with suppress(ConnectionError):
+                assert len(await client.reader.read()) < len(answer)
         await client.close()
 
 

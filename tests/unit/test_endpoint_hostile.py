@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
+import socket
 import statistics
 import time
 from itertools import pairwise
@@ -105,6 +107,35 @@ async def test_head_without_an_end_is_431_before_it_is_large(used_before: bool) 
         reply = await client.reply(2)
         assert (reply.status, reply.code) == (431, "headers_too_large")
         assert await client.closed(2)
+
+
+async def test_endless_head_of_a_client_that_does_not_read_leaves_no_connection() -> None:
+    """Its answer can never be sent, so a polite close would never end."""
+    loop = asyncio.get_running_loop()
+    async with running_door(header_s_max=0.5, keepalive_s_max=0.5) as door:
+        connections = door.endpoint._site._connections
+        assert connections is not None
+        host, _, port = door.address.rpartition(":")
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.setblocking(False)
+            await loop.sock_connect(client, (host, int(port)))
+            await until(lambda: connections.count == 1)
+            (handler,) = connections._open
+            transport = handler.transport
+            assert transport is not None
+            with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+            while not transport.get_write_buffer_size():  # one by one: none may wait for its turn
+                await loop.sock_sendall(client, head(method="GET", target="/no"))
+                await asyncio.sleep(0.002)
+            await loop.sock_sendall(client, b"GET / HTTP/1.1\r\n")
+            while not transport.is_closing():
+                await loop.sock_sendall(client, b"X: %b\r\n" % (b"x" * 4_000))
+                await asyncio.sleep(0.001)
+            assert transport.get_write_buffer_size()
+            await until(lambda: connections.count == 0)
+            await until(lambda: not transport.get_write_buffer_size())
 
 
 async def test_head_that_comes_in_many_pieces_is_taken() -> None:
