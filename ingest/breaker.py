@@ -99,8 +99,12 @@ class Breaker:
                     reason=BREAKER,
                 )
 
-    def release(self, *, dead_letter_rows: int = 0) -> None:
-        """Forget the past; let the next `dead_letter_rows` rows be isolated without a verdict."""
+    def forget(self) -> None:
+        """Forget the past: what was refused before says nothing about what comes."""
         self._past.clear()
         self._past_rows = 0
+
+    def release(self, *, dead_letter_rows: int) -> None:
+        """Forget the past; let the next `dead_letter_rows` rows be isolated without a verdict."""
+        self.forget()
         self._pass_rows = dead_letter_rows

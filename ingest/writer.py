@@ -124,7 +124,7 @@ class Writer:
             batch = await self._gatherer.gather()
             if batch is not None and await self._deliver(batch, probing=True):
                 if gate.hold_reason == BREAKER:
-                    self._breaker.release()  # mended: what was refused before says nothing now
+                    self._breaker.forget()  # mended, or released for so many rows: those count on
                 gate.opened()
 
     def _failed(self, failure: WriteFailed) -> None:

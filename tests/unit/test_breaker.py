@@ -122,12 +122,12 @@ def test_rows_judged_before_are_not_judged_again() -> None:
     assert judged(breaker, fleet(10), [0])
 
 
-def test_release_forgets_the_past() -> None:
-    """`ingest hold release`: tried again as if nothing had been; the same batch trips again."""
+def test_what_is_forgotten_counts_no_more_and_trips_again() -> None:
+    """A probe went well: judged as if nothing had been; the same batch trips again."""
     breaker = make_breaker()
     assert judged(breaker, fleet(200), range(200))
     assert not judged(breaker, fleet(1), [0])
-    breaker.release()
+    breaker.forget()
     assert judged(breaker, fleet(1), [0])
     assert not judged(breaker, fleet(1_000), range(500))
 

@@ -293,6 +293,23 @@ async def test_breaker_trips_before_anything_is_set_aside() -> None:
     await path.check()
 
 
+async def test_release_with_dead_letters_is_for_all_that_is_held_however_many_batches() -> None:
+    """The first batch is the probe; when it was over the release was, and the next one held."""
+    path = Writing(batch_rows=20, batch_rows_max=100)
+    for _ in range(30):
+        await path.post(100, bad=tuple(range(100)))
+    path.start(2)
+    await path.until(lambda: path.gate.hold_reason == "breaker")
+    path.breaker.release(dead_letter_rows=path.metrics.held)
+    holds = path.metrics.retries["hold"]
+    path.gate.nudge()
+    await path.until(path.resolved)
+    assert path.metrics.dead_lettered[REFUSED] == 3_000
+    assert path.metrics.retries["hold"] - holds < 3  # of probes that were under way
+    await path.drain()
+    await path.check()
+
+
 async def test_many_small_posts_of_refused_rows_set_aside_no_more_than_the_breaker_allows() -> None:
     """Pieces are judged one by one, so up to 200 rows may go before the breaker trips; no more."""
     path = Writing(batch_rows=20, batch_rows_max=1000)
