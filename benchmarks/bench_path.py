@@ -63,6 +63,7 @@ class Wired:
         breaker = Breaker(
             window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
         )
+        sinks = [SinkPostgres(url, settings) for _ in range(settings.writers)]
         self._writers = [
             asyncio.create_task(
                 Writer(
@@ -70,7 +71,8 @@ class Wired:
                     outlet=self._buffer,
                     gatherer=gatherer,
                     cap=cap,
-                    sink=SinkPostgres(url, settings),
+                    sink=sink,
+                    sinks=sinks,
                     gate=gate,
                     breaker=breaker,
                     dead_letters=dead_letters,
@@ -78,7 +80,7 @@ class Wired:
                     halted=self._halted,
                 ).run()
             )
-            for _ in range(settings.writers)
+            for sink in sinks
         ]
 
     async def post(self, body: bytes) -> None:

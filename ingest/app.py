@@ -255,6 +255,7 @@ class Service:
                 gatherer=gatherer,
                 cap=cap,
                 sink=sink,
+                sinks=self._sinks,
                 gate=self.gate,
                 breaker=self.breaker,
                 dead_letters=self.looking.witnessed_letters,
@@ -305,6 +306,7 @@ class Service:
         halt = asyncio.create_task(self._halt_at(deadline_s))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
         self.buffer.shut_inlet()
+        self.gate.nudge()  # a writer that waits for the server may have nothing to wait for
         if self._writers:
             await asyncio.wait(self._writers)
         halt.cancel()
@@ -318,8 +320,7 @@ class Service:
         lost = max(0, metrics.imbalance) + metrics.held - self.buffer.stats().rows_kept
         self._announce(
             f"drained: committed={metrics.committed + metrics.duplicate} "
-            f"dead_lettered={sum(metrics.dead_lettered.values())} "
-            f"held={metrics.held} lost={lost}"
+            f"dead_lettered={sum(metrics.dead_lettered.values())} held={metrics.held} lost={lost}"
         )
         if lost:
             return EXIT_LOST

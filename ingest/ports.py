@@ -197,6 +197,10 @@ class Sink(Protocol):
     def method(self) -> str:
         """`copy` or `insert`, for metrics."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a line and, as far as the driver has noticed, the server at its end."""
+
     async def open(self) -> None:
         """Connect and check the schema, within `connect_s_max`; at once if already open."""
 

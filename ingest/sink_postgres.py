@@ -71,9 +71,14 @@ class SinkPostgres:
         """`copy` or `insert`, for metrics."""
         return self._settings.write_method
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is there and nobody has closed it."""
+        return self._connection is not None and not self._connection.is_closed()
+
     async def open(self) -> None:
         """Connect and check the schema, within `connect_s_max`; at once if already open."""
-        if self._connection is not None and not self._connection.is_closed():
+        if self.is_open:
             return
         settings = self._settings
         self._drop()

@@ -36,7 +36,7 @@ from ingest.verdict import Verdict, WriteFailed
 
 STORED = Outcome()
 RETRY_S_MIN = 0.1
-IDLE_S = 2.0  # without a batch; then a line that is down is noticed, not at the next post
+IDLE_S = 2.0  # without a batch: then a server that is gone is noticed, not at the next post
 
 
 class Writer:
@@ -50,6 +50,7 @@ class Writer:
         gatherer: Gatherer,
         cap: BatchCap,
         sink: Sink,
+        sinks: Sequence[Sink],
         gate: Gate,
         breaker: Breaker,
         dead_letters: DeadLetters,
@@ -61,6 +62,7 @@ class Writer:
         self._gatherer = gatherer
         self._cap = cap
         self._sink = sink
+        self._sinks = sinks  # of all writers
         self._gate = gate
         self._breaker = breaker
         self._dead_letters = dead_letters
@@ -76,7 +78,7 @@ class Writer:
             while not self._halted.is_set():
                 if not self._gate.is_open:
                     await self._probe()
-                    if self._outlet.shut and self._outlet.rows_waiting == 0:
+                    if self._has_ended():
                         return
                     continue
                 try:
@@ -92,14 +94,27 @@ class Writer:
             self._give_back()
             await self._sink.close()
 
+    def _has_ended(self) -> bool:
+        return self._outlet.shut and self._outlet.rows_waiting == 0
+
     async def _look(self) -> None:
-        """See whether the server is there: a line that is open costs nothing to look at."""
-        if not self._gate.is_open:
-            return
-        try:
-            await self._sink.open()
-        except WriteFailed as failure:
-            self._failed(failure)
+        """Nobody posts, and no writer has a line any more: see whether the server is there.
+
+        While one has a line no other is opened: who needs none may not be let in.
+        """
+        gate = self._gate
+        async with gate.probing:
+            if self._halted.is_set() or not gate.is_open or self._any_line():
+                return
+            try:
+                await self._sink.open()
+            except WriteFailed as failure:
+                passes = failure.verdict not in (Verdict.WAIT, Verdict.HOLD)  # looked at again
+                if not (passes or self._any_line()):
+                    self._failed(failure)
+
+    def _any_line(self) -> bool:
+        return any(sink.is_open for sink in self._sinks)
 
     # Probing, while the gate is not open
 
@@ -107,10 +122,10 @@ class Writer:
         """Wait, then try the server: one writer at a time, with one batch if any waits."""
         gate = self._gate
         async with gate.probing:
-            if gate.is_open:
+            if gate.is_open or self._has_ended():
                 return
             await gate.pause(self._halted)
-            if self._halted.is_set():
+            if self._halted.is_set() or self._has_ended():
                 return
             try:
                 await self._sink.open()

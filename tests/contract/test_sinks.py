@@ -247,9 +247,12 @@ async def test_write_cancelled_half_way_leaves_the_sink_usable(subject: Subject)
 
 async def test_closed_sink_opens_again(subject: Subject) -> None:
     """Close is polite, may be repeated, and is not the end."""
+    assert not subject.sink.is_open
     await subject.sink.open()
+    assert subject.sink.is_open
     await subject.sink.close()
     await subject.sink.close()
+    assert not subject.sink.is_open
     assert await subject.sink.write(encode(readings(3)), 3, idempotent=False) == Stored(3, 0)
     assert subject.sink.method in ("copy", "insert")
 

@@ -66,12 +66,14 @@ class Half:
         cap = BatchCap(
             settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
         )
+        sink = SinkPostgres(url, settings)
         self.writer = Writer(
             settings=settings,
             outlet=self.buffer,
             gatherer=Gatherer(self.buffer, cap, linger_s=settings.batch_linger_s),
             cap=cap,
-            sink=SinkPostgres(url, settings),
+            sink=sink,
+            sinks=[sink],
             gate=Gate(wait_s_min=0.01, wait_s_max=0.05, hold_probe_s=0.05),
             breaker=Breaker(window_rows=1_000, rows_max=200),
             dead_letters=self.letters,

@@ -73,6 +73,11 @@ class ScriptedSink:
         """`copy`, for metrics."""
         return "copy"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the line is there."""
+        return self.inner.is_open
+
     async def open(self) -> None:
         """Connect, if the script lets us."""
 

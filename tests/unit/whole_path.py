@@ -92,6 +92,7 @@ class Whole:
                 gatherer=gatherer,
                 cap=cap,
                 sink=sink,
+                sinks=self.sinks,
                 gate=self.gate,
                 breaker=breaker,
                 dead_letters=self.dead_letters,

@@ -87,6 +87,7 @@ class Writing:
                 gatherer=self.gatherer,
                 cap=self.cap,
                 sink=sink,
+                sinks=self.sinks,
                 gate=self.gate,
                 breaker=self.breaker,
                 dead_letters=self.letters,
@@ -141,6 +142,7 @@ class Writing:
     async def drain(self) -> None:
         """Stop as SIGTERM does: nothing more comes in, the writers finish."""
         self.buffer.shut_inlet()
+        self.gate.nudge()
         await self._ended()
 
     async def halt(self) -> None:

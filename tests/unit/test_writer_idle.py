@@ -1,0 +1,80 @@
+"""What writers notice of the database while nobody posts, and what they leave alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ingest import writer
+from ingest.verdict import Verdict, WriteFailed
+from tests.unit.fake_sink_scripted import Script
+from tests.unit.writing import Writing
+
+
+@pytest.fixture(autouse=True)
+def _short_idling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "IDLE_S", 0.01)
+
+
+async def idle(script: Script) -> Writing:
+    """Return a path that has written once, so that one of its two writers has a line."""
+    path = Writing(script)
+    await path.post(5)
+    path.start(2)
+    await path.until(path.resolved)
+    return path
+
+
+def opened(path: Writing) -> int:
+    """Return how many lines are open."""
+    return sum(sink.is_open for sink in path.sinks)
+
+
+async def test_server_that_goes_and_comes_is_noticed_without_a_post() -> None:
+    """All lines are closed, and it cannot be reached; then it can."""
+    script = Script()
+    path = await idle(script)
+    for sink in path.sinks:
+        sink.inner.is_open = False
+    script.at, script.forever = script.calls + 1, True
+    await path.until(lambda: not path.gate.up)
+    script.heal()
+    await path.until(lambda: path.gate.is_open)
+    assert opened(path) == 1
+    await path.drain()
+
+
+async def test_line_that_is_not_needed_is_not_opened() -> None:
+    """A server that lets only one in would say no to the other, and all be told that it is away."""
+    script = Script()
+    path = await idle(script)
+    script.at, script.forever = script.calls + 1, True
+    await asyncio.sleep(0.2)
+    assert (script.fired, path.gate.state, opened(path)) == (0, "open", 1)
+    await path.drain()
+
+
+async def test_error_that_passes_puts_nothing_on_hold() -> None:
+    """A lock or a cancelled query, met by a batch, would be tried again quietly."""
+    script = Script()
+    path = await idle(script)
+    script.verdict, script.sqlstate = Verdict.RETRY, "55P03"
+    script.at, script.forever = script.calls + 1, True
+    for sink in path.sinks:
+        sink.inner.is_open = False
+    await path.until(lambda: script.fired > 3)
+    assert path.gate.is_open
+    script.heal()
+    await path.until(lambda: opened(path) == 1)
+    await path.drain()
+
+
+async def test_stop_waits_for_no_server_if_nothing_is_to_be_written() -> None:
+    """A pause between probes, or one after the other, would be most of a drain's time."""
+    path = Writing(Script(1, forever=True), wait_s_min=60, wait_s_max=60)
+    path.gate.failed(WriteFailed(Verdict.WAIT, "gone"))
+    path.start(2)
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(1):
+        await path.drain()
