@@ -239,7 +239,7 @@ CASES = (
     ),
     Case(
         "big_table",
-        "Posts of 100, with 20 M rows in the table",
+        "Posts of 100, with at least 20 M rows in the table",
         ("small_table", "big_table"),
         (Wanted("of the rows/s with 100 k rows", ratio("big_table", "small_table"), 0.8),),
         "rows_per_s",

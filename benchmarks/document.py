@@ -130,7 +130,10 @@ def _word(verdict: Verdict) -> str:
 def _value(verdict: Verdict) -> str:
     if verdict.value is None:
         return "-"
-    return f"{shown(verdict.value)} {verdict.wanted.unit}".strip()
+    value = shown(verdict.value)
+    if not verdict.met and value == shown(verdict.wanted.bound):
+        value = f"{verdict.value:.4g}"  # missed by so little that it would read as met
+    return f"{value} {verdict.wanted.unit}".strip()
 
 
 def _bound(verdict: Verdict) -> str:

@@ -71,6 +71,9 @@ def test_missed_bound_is_said(tmp_path: Path) -> None:
     record(singles([(100, 80)]), tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| 0.80 | at least 0.85 | MISSED |" in row_of(text, "bare handler's posts/s")
+    record(singles([(1_000, 849)]), tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| 0.849 | at least 0.85 | MISSED |" in row_of(text, "bare handler's posts/s")
 
 
 def test_left_out_contender_is_named_with_its_reason(tmp_path: Path) -> None:
