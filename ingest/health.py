@@ -163,9 +163,9 @@ class Health:
     def _refresh(self, stats: BufferStats) -> None:
         state = self.refusal() or self._open_state(stats)
         if state != self._state:
-            if state in UNREADY or self._state in UNREADY:
-                self._log.info("state", state=state, was=self._state, reason=self._reason(stats))
-            self._state, self._since_us = state, unix_us()
+            was, self._state, self._since_us = self._state, state, unix_us()
+            if state in UNREADY or was in UNREADY:  # after the change: the reason is the new one's
+                self._log.info("state", state=state, was=was, reason=self._reason(stats))
 
     def _open_state(self, stats: BufferStats) -> str:
         if self._full:

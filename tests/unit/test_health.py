@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+import structlog
 
 from ingest.config import Settings
 from ingest.health import Health
@@ -181,6 +182,37 @@ def test_draining_comes_before_everything(rig: Rig) -> None:
     assert rig.tick() == "full"
     rig.health.draining()
     assert (rig.state, rig.status, rig.health.refusal()) == ("draining", 503, "draining")
+
+
+def test_log_says_why_the_state_is_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator reads the log for the cause: each line has the reason of the state it names."""
+    rig = Rig(monkeypatch)
+    with structlog.testing.capture_logs() as lines:
+        rig.health.started()
+        rig.tick()
+        rig.free = 0
+        rig.tick()
+        rig.free = 10**12
+        rig.database.hold("28P01")
+        rig.tick()
+        rig.database.hold_reason = None
+        rig.tick(9, rows=1000, posts_waiting=2, oldest_received_s=1.0)
+        rig.health.draining()
+        rig.tick()
+    told = [(line["was"], line["state"], line["reason"]) for line in lines]
+    assert [(was, state) for was, state, _ in told] == [
+        ("starting", "accepting"),
+        ("accepting", "disk_low"),
+        ("disk_low", "on_hold"),
+        ("slowed", "full"),
+        ("full", "draining"),
+    ]
+    reasons = [reason for _, _, reason in told]
+    assert reasons[0] == ""
+    assert "of disk are free" in reasons[1]
+    assert reasons[2] == "the database refuses: 28P01"
+    assert reasons[3] == "1000 readings of 1000, 2 posts wait"
+    assert reasons[4] == "the service is stopping"
 
 
 def test_since_is_when_the_state_began(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
