@@ -23,6 +23,7 @@ FULL_ABOVE, ROOM_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full"}
+UNTAKEN = "posts are not taken until the table has been checked"
 
 
 class DatabaseState(Protocol):
@@ -181,7 +182,8 @@ class Health:
         if self._state == "draining":
             return "the service is stopping"
         if self._state == "starting":
-            return database or "the table has not been checked yet"
+            why = database if self._gate.up else "the database does not answer yet"
+            return f"{UNTAKEN}; {why}" if why else UNTAKEN
         if self._state == "disk_low" and self._disk_broken():
             return "the journal cannot be written to the disk"
         if self._state == "disk_low":

@@ -77,12 +77,18 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 
 def test_state_before_the_schema_check_is_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not ready, posts refused, the reason says what it waits for."""
+    """Not ready, posts refused, the reason says so and what it waits for; nothing is kept."""
     rig = Rig(monkeypatch)
     assert rig.health.starting
     assert (rig.state, rig.status, rig.health.refusal()) == ("starting", 503, "starting")
+    untaken = "posts are not taken until the table has been checked"
+    assert rig.document["reason"] == untaken
     rig.database.up = False
-    assert "database" in rig.document["reason"]
+    assert rig.document["reason"] == f"{untaken}; the database does not answer yet"
+    rig.database.up = True
+    rig.database.hold("28P01")
+    assert rig.document["reason"] == f"{untaken}; the database refuses: 28P01"
+    rig.database.hold_reason = None
     rig.health.started()
     assert (rig.state, rig.status, rig.health.refusal()) == ("accepting", 200, None)
     assert not rig.health.starting
