@@ -15,6 +15,7 @@ import orjson
 
 from ingest.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.config import Settings
+from ingest.config_values import shown
 from ingest.logs import get_logger
 from ingest.ports import BufferStats
 
@@ -187,7 +188,8 @@ class Health:
         if self._state == "disk_low" and self._disk_broken():
             return "the journal cannot be written to the disk"
         if self._state == "disk_low":
-            return f"less than {self._settings.disk_free_bytes_min} bytes of disk are free"
+            least = shown("disk_free_bytes_min", self._settings.disk_free_bytes_min)
+            return f"less than {least} of disk are free"
         if self._state in {"full", "slowed"}:
             most = f" of {stats.rows_max}" if stats.disk_used is None else ""
             journal = "" if stats.disk_used is None else f", {stats.disk_used:.0%} of the journal"

@@ -157,12 +157,26 @@ def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
     rig.free = 999
     assert rig.tick() == "disk_low"
     assert (rig.status, rig.health.refusal()) == (503, "disk_low")
+    assert rig.document["reason"] == "less than 1,000 bytes of disk are free"
     rig.free = 1200
     assert rig.tick() == "disk_low"
     rig.free = 1250
     assert rig.tick() == "accepting"
     rig.free = OSError("gone")
     assert rig.tick() == "disk_low"
+
+
+def test_disk_bound_is_told_as_people_say_it() -> None:
+    """Nobody reads 214748364800 as 200 GiB."""
+    health = Health(
+        settings=Settings(disk_free_bytes_min=200 * 1024**3),
+        buffer=lambda: EMPTY,
+        gate=FakeDatabase(),
+        free_bytes=lambda: 0,
+    )
+    health.started()
+    health.tick()
+    assert health.in_words() == "disk_low: less than 200 GiB of disk are free"
 
 
 def test_disk_bound_zero_never_looks() -> None:
