@@ -29,7 +29,8 @@ from ingest.problems import Answer
 from ingest.request import WholeRequest, is_whole
 
 LINGER_S = 5.0  # a refused body is read and dropped for so long, or the client never sees why
-HEADERS_MAX = 64  # of a request, each of up to 8 KiB
+HEADERS_MAX = 64  # of a request
+LINE_BYTES_MAX = 8 * 1024  # of its target, and of each header
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head that has not come to its end, between two requests
 READ_BYTES = 64 * 1024  # of a body, unread by the handler, before the socket is paused
 
@@ -81,6 +82,8 @@ class Connection(web.RequestHandler):
             lingering_time=LINGER_S,
             read_bufsize=READ_BYTES,
             max_headers=HEADERS_MAX,
+            max_line_size=LINE_BYTES_MAX,
+            max_field_size=LINE_BYTES_MAX,
         )
         self._owner = owner
         # aiohttp's parser stops after so many requests, and one earlier once a body came in pieces;

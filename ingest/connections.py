@@ -79,7 +79,13 @@ class Connections(web.Server):
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._connections_max = min(connections_max, max(files - SPARE_FILES, 16))
         if self._connections_max < connections_max:
-            self._log.info("fewer_connections", open_files_max=files, wanted=connections_max)
+            self._log.info(
+                "fewer_connections",
+                most=self._connections_max,
+                wanted=connections_max,
+                open_files_max=files,
+                open_files_needed=connections_max + SPARE_FILES,
+            )
 
     def __call__(self) -> Connection:
         """Make the protocol of one connection (the event loop calls this)."""

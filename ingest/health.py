@@ -15,6 +15,7 @@ import orjson
 
 from ingest.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.config import Settings
+from ingest.config_values import shown
 from ingest.logs import get_logger
 from ingest.ports import BufferStats
 
@@ -23,6 +24,7 @@ FULL_ABOVE, ROOM_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full"}
+UNTAKEN = "posts are not taken until the table has been checked"
 
 
 class DatabaseState(Protocol):
@@ -163,9 +165,9 @@ class Health:
     def _refresh(self, stats: BufferStats) -> None:
         state = self.refusal() or self._open_state(stats)
         if state != self._state:
-            if state in UNREADY or self._state in UNREADY:
-                self._log.info("state", state=state, was=self._state, reason=self._reason(stats))
-            self._state, self._since_us = state, unix_us()
+            was, self._state, self._since_us = self._state, state, unix_us()
+            if state in UNREADY or was in UNREADY:  # after the change: the reason is the new one's
+                self._log.info("state", state=state, was=was, reason=self._reason(stats))
 
     def _open_state(self, stats: BufferStats) -> str:
         if self._full:
@@ -181,11 +183,13 @@ class Health:
         if self._state == "draining":
             return "the service is stopping"
         if self._state == "starting":
-            return database or "the table has not been checked yet"
+            why = database if self._gate.up else "the database does not answer yet"
+            return f"{UNTAKEN}; {why}" if why else UNTAKEN
         if self._state == "disk_low" and self._disk_broken():
             return "the journal cannot be written to the disk"
         if self._state == "disk_low":
-            return f"less than {self._settings.disk_free_bytes_min} bytes of disk are free"
+            least = shown("disk_free_bytes_min", self._settings.disk_free_bytes_min)
+            return f"less than {least} of disk are free"
         if self._state in {"full", "slowed"}:
             most = f" of {stats.rows_max}" if stats.disk_used is None else ""
             journal = "" if stats.disk_used is None else f", {stats.disk_used:.0%} of the journal"

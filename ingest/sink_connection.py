@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 from asyncpg import Connection
@@ -62,6 +64,17 @@ async def connect(
     )
     _tune(connection)
     return connection
+
+
+def address(database_url: str) -> str:
+    """Return where a URL leads, `host:port` or a socket's folder; never who logs in."""
+    parts = urlsplit(database_url)
+    if "@" in parts.path + parts.query + parts.fragment:  # then the rest may be half a password
+        return "the database"
+    query = dict(parse_qsl(parts.query))
+    hosts = unquote(parts.netloc.rpartition("@")[2]) or query.get("host") or os.getenv("PGHOST")
+    port = query.get("port") or os.getenv("PGPORT") or "5432"
+    return hosts if hosts and re.search(r"^/|:\d+$", hosts) else f"{hosts or 'localhost'}:{port}"
 
 
 async def prepare_for_copy(connection: Connection) -> None:

@@ -97,7 +97,8 @@ class SinkPostgres:
         except asyncpg.PostgresError as error:
             raise server_failed(error) from error
         except DRIVER_ERRORS as error:
-            raise WriteFailed(Verdict.WAIT, _text(error)) from error
+            where = sink_connection.address(self._database_url)
+            raise WriteFailed(Verdict.WAIT, f"{where}: {_text(error)}") from error
         finally:
             self._connecting = None
         async with self._exchange(opening=True) as connection:
@@ -343,4 +344,5 @@ def _count(tag: str) -> int:
 
 
 def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    silent = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    return str(error) or silent

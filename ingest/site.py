@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from ingest.clock import monotonic_s
-from ingest.connection import Door
+from ingest.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX, Door
 from ingest.connections import Connections
 from ingest.errors import Refused
 from ingest.logs import Occasionally, get_logger
@@ -20,6 +20,16 @@ from ingest.problems import TEXT, Answer, problem
 from ingest.request import Request
 
 OTHER = "other"  # the label of all requests that no page takes
+
+# What is wrong with a request that no page has seen.
+_MALFORMED = {
+    "bad_request": "the request is not well-formed HTTP",
+    "headers_too_large": (
+        f"a request's head may have {HEADERS_MAX} headers, {LINE_BYTES_MAX // 1024} KiB in a line, "
+        f"and {HALF_HEAD_BYTES_MAX // 1024} KiB before its end has come"
+    ),
+    "internal": "the service met a fault of its own",
+}
 
 
 class Page(NamedTuple):
@@ -101,7 +111,7 @@ class Site:
             kept_back = self._occasionally.due(path)
             if kept_back is not None:
                 self._log.error("request_failed", exc_info=True, similar_suppressed=kept_back)
-            answer = problem(Refused("internal", "the service met a fault of its own"), close=True)
+            answer = problem(Refused("internal", _MALFORMED["internal"]), close=True)
         route = path if page is not None else OTHER
         answered_s = answer.began_s or monotonic_s()
         self._metrics.request_answered(route, answer.status, answered_s - received_s)
@@ -109,7 +119,7 @@ class Site:
 
     def _malformed(self, code: str) -> Answer:
         """Answer what aiohttp could not parse."""
-        answer = problem(Refused(code, "the request is not well-formed HTTP"), close=True)
+        answer = problem(Refused(code, _MALFORMED[code]), close=True)
         self._metrics.request_answered(OTHER, answer.status, 0.0)
         return answer
 

@@ -17,6 +17,7 @@ const HOLDS = {
   dead_letters_broken: "The dead letters cannot be written. Look at the disk of the state folder.",
 };
 
+const capital = (reason) => reason[0].toUpperCase() + reason.slice(1);
 const broken = (reason) => reason.includes("the journal cannot be written");
 
 export function level(state) {
@@ -26,7 +27,7 @@ export function level(state) {
 /** Show the state. `news` is an event of the feed, `about` the start of the history. */
 export function showState(news, about, value) {
   const { state, reason, since } = news.ready;
-  const away = reason.includes("database is away");
+  const away = /database (is away|does not answer)/.test(reason);
   byId("state").dataset.level = away && state === "accepting" ? "warn" : level(state);
   say(byId("state-word"), word(state, reason, away));
   say(byId("state-text"), sentence(news, about, value, away));
@@ -55,8 +56,9 @@ const said = (news) => news.said.replaceAll("`", "'") || "no more is known";
 function sentence(news, about, value, away) {
   const { state, reason } = news.ready;
   if (state === "on_hold") return `${reason.replace("the database refuses: ", "")}: ${said(news)}. ${kept(about, value)}, nothing is lost.`;
+  if (state === "starting") return `${capital(reason)}${news.said ? ": " + said(news) : ""}.${value("held") ? " " + kept(about, value) + "." : ""}`;
   if (away) return `The database does not answer: ${said(news)}. ${kept(about, value)} and written once it is back.`;
-  if (state === "disk_low") return `${reason[0].toUpperCase()}${reason.slice(1)}. ${kept(about, value)}.`;
+  if (state === "disk_low") return `${capital(reason)}. ${kept(about, value)}.`;
   if (state !== "accepting") return reason || WORDS[state];
   if (value("received")) return value("committed") || value("duplicate") ? "Readings arrive and are stored." : "Readings arrive.";
   if (value("held")) return `No reading arrives at the moment. ${kept(about, value)} and are being written.`;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ingest import schema
 from ingest.clock import monotonic_s
 from ingest.config import Settings
 from ingest.ports import BadRow, Stored
+from ingest.sink_connection import address
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import Verdict, WriteFailed
 from tests.rows import encode, readings
@@ -27,15 +29,50 @@ async def open_failure(url: str) -> WriteFailed:
 
 async def test_nobody_listening_waits(free_port: int) -> None:
     """A refused connection says nothing about the rows."""
-    failed = await open_failure(f"postgresql://postgres@127.0.0.1:{free_port}/x")
+    failed = await open_failure(f"postgresql://postgres:secret@127.0.0.1:{free_port}/x")
     assert (failed.verdict, failed.reason) == (Verdict.WAIT, "unreachable")
     assert not failed.doubtful
+    assert failed.message.startswith(f"127.0.0.1:{free_port}: ")
+    assert not {"postgres", "secret"} & set(re.findall("[a-z]+", failed.message))
 
 
 async def test_missing_socket_folder_waits() -> None:
     """The embedded server may not be up yet."""
     failed = await open_failure("postgresql://postgres@/postgres?host=/nonexistent/folder")
     assert failed.verdict is Verdict.WAIT
+    assert failed.message.startswith("/nonexistent/folder: ")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://u:p@h:1/db?user=u&password=p", "h:1"),
+        ("postgresql://u:p@h/db", "h:5432"),
+        ("postgresql://u:p@[::1]/db", "[::1]:5432"),
+        ("postgresql://u:p@h1:1,h2:2/db", "h1:1,h2:2"),
+        ("postgresql://u:p@%2Frun%2Fpg/db", "/run/pg"),
+        ("postgresql:///db?host=h&port=7&password=p", "h:7"),
+        ("postgresql:///db", "localhost:5432"),
+        ("postgresql://u:p@s@h/db", "h:5432"),
+        ("postgresql://u:12/p@h/db", "the database"),
+        ("postgresql://u:12?p@h/db", "the database"),
+        ("postgresql://u:12#p@h/db", "the database"),
+    ],
+)
+def test_address_tells_where_and_never_who(
+    url: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands before the @ stays there, also where a password was not escaped."""
+    for name in ("PGHOST", "PGPORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert address(url) == told
+
+
+def test_address_of_the_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver goes there when the URL names no other."""
+    monkeypatch.setenv("PGHOST", "elsewhere")
+    monkeypatch.setenv("PGPORT", "6")
+    assert address("postgresql://u@/db") == "elsewhere:6"
 
 
 async def test_unresolvable_host_waits() -> None:
@@ -50,6 +87,7 @@ async def test_server_that_never_speaks_waits_within_the_deadline() -> None:
         began_s = monotonic_s()
         failed = await open_failure(f"postgresql://p@127.0.0.1:{silent.getsockname()[1]}/x")
     assert failed.verdict is Verdict.WAIT
+    assert failed.message.endswith(": no answer in time")
     assert monotonic_s() - began_s < 2
 
 

@@ -404,6 +404,22 @@ async def test_journal_that_cannot_be_written_is_said_and_goes_by_itself(
         await seen.wait_text("#state-word", "Accepting")
 
 
+async def test_start_without_a_database_says_that_posts_are_not_taken(
+    browser: Browser, tmp_path: Path, free_port: int
+) -> None:
+    """Not that readings are kept: they get 503. With what is wrong, and what to do."""
+    async with dashboard(browser, tmp_path, f"postgresql://u@127.0.0.1:{free_port}/x") as (_, seen):
+        await seen.wait_text("#state-word", "Starting")
+        await seen.wait_text(
+            "#state-text",
+            "Posts are not taken until the table has been checked; the database does not answer "
+            "yet: ",
+        )
+        assert "kept" not in await seen.text("#state-text")
+        await seen.wait_text("#state-todo", "Start the database or mend the way to it")
+        assert await seen.page.is_visible("#try-now")
+
+
 async def test_what_waits_for_the_table_is_not_called_dealt_with(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:

@@ -51,7 +51,7 @@ async def test_service_that_waits_for_its_database_is_ready_and_says_why(
         env = manager.environment()
         async with Service(open_tmp_path / "s", env=env, database_url=url) as service:
             await manager.wait("READY", "1")
-            await manager.wait("STATUS", "starting: the database is away")
+            await manager.wait("STATUS", "starting: posts are not taken until")
             code, output = await service.stop()
         assert code == 0, output
         assert manager.values("WATCHDOG") == []

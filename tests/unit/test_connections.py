@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+import structlog
 
 from ingest.connections import Connections, raise_open_files_limit
 from ingest.errors import Refused
@@ -306,9 +307,13 @@ async def test_more_connections_than_open_files_are_not_promised() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
     try:
-        async with running_door(connections_max=20_000) as door:
-            connections = door.endpoint._site._connections
-            assert connections is not None
-            assert connections._connections_max == 400 - 128
+        with structlog.testing.capture_logs() as lines:
+            async with running_door(connections_max=20_000) as door:
+                connections = door.endpoint._site._connections
+                assert connections is not None
+                assert connections._connections_max == 400 - 128
+        told = next(line for line in lines if line["event"] == "fewer_connections")
+        assert (told["most"], told["wanted"]) == (400 - 128, 20_000)
+        assert (told["open_files_max"], told["open_files_needed"]) == (400, 20_000 + 128)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import os
 import socket
 import statistics
@@ -90,6 +91,37 @@ async def test_large_head_is_431(request_bytes: bytes) -> None:
         reply = await door.send(request_bytes)
         assert (reply.status, reply.code) == (431, "headers_too_large")
         assert b"xxxx" not in reply.body
+        for bound in ("64 headers", "8 KiB in a line", "32 KiB before its end"):
+            assert bound in reply.document["detail"]
+
+
+async def test_fault_before_any_page_does_not_blame_the_request() -> None:
+    """Aiohttp's own 500 is not the client's doing."""
+    async with running_door() as door:
+        site = door.endpoint._site
+        assert json.loads(site._malformed("internal").body)["detail"] == (
+            "the service met a fault of its own"
+        )
+        assert b"not well-formed" in site._malformed("bad_request").body
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"X": "x" * (8 * 1024 - 3)}, 200),
+        ({"X": "x" * (8 * 1024 + 1)}, 431),
+        ({f"X-{number}": "1" for number in range(63)}, 200),  # and Host
+        ({f"X-{number}": "1" for number in range(64)}, 431),
+    ],
+    ids=["8 KiB", "more", "64 headers", "65"],
+)
+async def test_head_may_be_as_large_as_the_refusal_says(
+    headers: dict[str, str], status: int
+) -> None:
+    """Whoever trims a head to the bounds that were named is let in."""
+    async with running_door() as door:
+        reply = await door.send(head("GET", "/livez", headers=headers))
+        assert reply.status == status
 
 
 @pytest.mark.parametrize("used_before", [False, True])
@@ -106,6 +138,7 @@ async def test_head_without_an_end_is_431_before_it_is_large(used_before: bool) 
             await asyncio.sleep(0.01)
         reply = await client.reply(2)
         assert (reply.status, reply.code) == (431, "headers_too_large")
+        assert "32 KiB before its end" in reply.document["detail"]
         assert await client.closed(2)
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+import structlog
 
 from ingest.config import Settings
 from ingest.health import Health
@@ -76,12 +77,18 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 
 def test_state_before_the_schema_check_is_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not ready, posts refused, the reason says what it waits for."""
+    """Not ready, posts refused, the reason says so and what it waits for; nothing is kept."""
     rig = Rig(monkeypatch)
     assert rig.health.starting
     assert (rig.state, rig.status, rig.health.refusal()) == ("starting", 503, "starting")
+    untaken = "posts are not taken until the table has been checked"
+    assert rig.document["reason"] == untaken
     rig.database.up = False
-    assert "database" in rig.document["reason"]
+    assert rig.document["reason"] == f"{untaken}; the database does not answer yet"
+    rig.database.up = True
+    rig.database.hold("28P01")
+    assert rig.document["reason"] == f"{untaken}; the database refuses: 28P01"
+    rig.database.hold_reason = None
     rig.health.started()
     assert (rig.state, rig.status, rig.health.refusal()) == ("accepting", 200, None)
     assert not rig.health.starting
@@ -150,12 +157,26 @@ def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
     rig.free = 999
     assert rig.tick() == "disk_low"
     assert (rig.status, rig.health.refusal()) == (503, "disk_low")
+    assert rig.document["reason"] == "less than 1,000 bytes of disk are free"
     rig.free = 1200
     assert rig.tick() == "disk_low"
     rig.free = 1250
     assert rig.tick() == "accepting"
     rig.free = OSError("gone")
     assert rig.tick() == "disk_low"
+
+
+def test_disk_bound_is_told_as_people_say_it() -> None:
+    """Nobody reads 214748364800 as 200 GiB."""
+    health = Health(
+        settings=Settings(disk_free_bytes_min=200 * 1024**3),
+        buffer=lambda: EMPTY,
+        gate=FakeDatabase(),
+        free_bytes=lambda: 0,
+    )
+    health.started()
+    health.tick()
+    assert health.in_words() == "disk_low: less than 200 GiB of disk are free"
 
 
 def test_disk_bound_zero_never_looks() -> None:
@@ -181,6 +202,37 @@ def test_draining_comes_before_everything(rig: Rig) -> None:
     assert rig.tick() == "full"
     rig.health.draining()
     assert (rig.state, rig.status, rig.health.refusal()) == ("draining", 503, "draining")
+
+
+def test_log_says_why_the_state_is_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator reads the log for the cause: each line has the reason of the state it names."""
+    rig = Rig(monkeypatch)
+    with structlog.testing.capture_logs() as lines:
+        rig.health.started()
+        rig.tick()
+        rig.free = 0
+        rig.tick()
+        rig.free = 10**12
+        rig.database.hold("28P01")
+        rig.tick()
+        rig.database.hold_reason = None
+        rig.tick(9, rows=1000, posts_waiting=2, oldest_received_s=1.0)
+        rig.health.draining()
+        rig.tick()
+    told = [(line["was"], line["state"], line["reason"]) for line in lines]
+    assert [(was, state) for was, state, _ in told] == [
+        ("starting", "accepting"),
+        ("accepting", "disk_low"),
+        ("disk_low", "on_hold"),
+        ("slowed", "full"),
+        ("full", "draining"),
+    ]
+    reasons = [reason for _, _, reason in told]
+    assert reasons[0] == ""
+    assert "of disk are free" in reasons[1]
+    assert reasons[2] == "the database refuses: 28P01"
+    assert reasons[3] == "1000 readings of 1000, 2 posts wait"
+    assert reasons[4] == "the service is stopping"
 
 
 def test_since_is_when_the_state_began(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
