@@ -34,21 +34,28 @@ def known_url(settings: Settings) -> str | None:
 
 
 @asynccontextmanager
-async def database(settings: Settings) -> AsyncIterator[str]:
+async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterator[str]:
     """Yield the database's URL; an embedded one that was started for this is stopped again.
 
-    Raises StartError if there is none, or if the state folder is in use.
+    Raises StartError if there is none (unless the caller `may_make` state folder and embedded
+    database), or if the state folder is in use.
     """
     if url := known_url(settings):
         yield url
         return
     from ingest import logs  # noqa: PLC0415
     from ingest.postgres_embedded import EmbeddedPostgres  # noqa: PLC0415
-    from ingest.statefolder import StateFolder  # noqa: PLC0415
+    from ingest.statefolder import StateFolder, existing  # noqa: PLC0415
 
     logs.configure("error")
 
-    folder = StateFolder.open(state_dir(settings))
+    path = state_dir(settings)
+    if not may_make and not (StateFolder(existing(path)).postgres / "data").exists():
+        raise StartError(
+            f"no database has been made in the state folder {path} yet: --state-dir chooses "
+            "another one, INGEST_DATABASE_URL a database of yours; `ingest serve` makes one"
+        )
+    folder = StateFolder.open(path)
     folder.lock()
     try:
         server = EmbeddedPostgres(folder.postgres)

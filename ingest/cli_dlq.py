@@ -25,6 +25,7 @@ from ingest.dead_letter_reader import LiveLetter, Tally, Where, live_letters
 from ingest.errors import IngestError
 from ingest.ports import REASONS
 from ingest.replay_by_hand import hold_replay_lock
+from ingest.statefolder import StateFolder, existing
 from ingest.timestamp import text_us
 
 IDS_COUNTED_MAX = 1_000_000  # beyond it an id that stands in two files is shown twice
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Do what was asked; return 0, or 1 if some of it could not be done."""
-    folder = state_dir(loaded.settings) / "dead-letters"
+    folder = StateFolder(existing(state_dir(loaded.settings))).dead_letters
     try:
         code = _run(args, loaded, folder)
         sys.stdout.flush()  # so that a full disk is met here

@@ -262,7 +262,10 @@ async def _database(settings: Settings, service: ServiceInfo | None) -> list[Che
     from ingest.cli_database import connection, database, told_plainly  # noqa: PLC0415
 
     try:
-        async with database(settings) as url, connection(settings, url) as opened:
+        async with (
+            database(settings, may_make=True) as url,
+            connection(settings, url) as opened,
+        ):
             with told_plainly(url):
                 found = await database_checks(opened, settings, service_runs=service is not None)
     except StartError as error:

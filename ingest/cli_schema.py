@@ -40,9 +40,13 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.cli_database import connection, database, told_plainly  # noqa: PLC0415
 
     settings = loaded.settings
-    async with database(settings) as url, connection(settings, url) as opened:
+    applies = args.schema_word == "apply"
+    async with (
+        database(settings, may_make=applies) as url,
+        connection(settings, url) as opened,
+    ):
         with told_plainly(url):
-            if args.schema_word == "apply":
+            if applies:
                 await schema.apply(opened, device_index=args.device_index, role=args.role)
                 print("the table is there and fits")
                 return 0

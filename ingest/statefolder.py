@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import msgspec
@@ -135,6 +136,26 @@ class StateFolder:
         """Return the free space for us, where there is least of it. Raises OSError."""
         parts = [each for each in (self.journal, self.dead_letters) if each.exists()]
         return min(shutil.disk_usage(each).free for each in (self.path, *parts))
+
+
+def existing(path: Path) -> Path:
+    """Return the path of a state folder that is there: who only looks or mends makes none.
+
+    Raises StartError that names it, as it may be mistyped.
+    """
+    path = path.expanduser().absolute()
+    try:
+        there = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        there = False
+    except OSError as error:
+        raise StartError(f"the state folder {path}: {error.strerror} (--state-dir)") from error
+    if not there:
+        raise StartError(
+            f"there is no state folder {path}: --state-dir chooses another one, and "
+            "`ingest serve` makes it at its first start"
+        )
+    return path
 
 
 def running_service(path: Path) -> ServiceInfo | None:

@@ -100,6 +100,7 @@ async def test_psql_starts_the_embedded_database_and_leaves_nothing_behind(
 ) -> None:
     """Data written by one command is there for the next; no server and no lock stay."""
     state = open_tmp_path / "state"
+    assert (await ingest("schema", "apply", "--state-dir", state)).code == 0
     words = ("psql", "--state-dir", state, "-Atq", "-c")
     assert (await ingest(*words, "create table t as select 42 as a")).code == 0
     done = await ingest(*words, "select a from t")
@@ -117,6 +118,7 @@ async def test_psql_that_is_told_to_end_stops_the_database_it_started(
 ) -> None:
     """Ctrl-C cancels psql's query; either signal ends all three processes in order."""
     state = open_tmp_path / "state"
+    assert (await ingest("schema", "apply", "--state-dir", state)).code == 0
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ingest", "psql", "--state-dir", str(state)),
         *("-c", "select pg_sleep(60)"),
@@ -165,6 +167,7 @@ async def test_second_command_on_a_folder_in_use_names_who_has_it(
 ) -> None:
     """Two embedded servers on one folder would be the end of the data."""
     folder = StateFolder.open(open_tmp_path / "state")
+    (folder.postgres / "data").mkdir(parents=True)
     folder.lock()
     try:
         done = await here("psql", "--state-dir", folder.path, "-c", "select 1")

@@ -134,8 +134,6 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         (["config", "--print", "batch_row"], "no setting 'batch_row'; did you mean batch_rows?"),
         (["config", "--toml", "--env"], "not allowed with argument"),
         (["config", "--print", "database_url"], "no service runs on the state folder"),
-        (["hold", "show"], "no service runs on the state folder"),
-        (["hold", "release"], "no service runs on the state folder"),
         (["hold"], "the following arguments are required: show | release"),
         (["schema", "show", "--database-url", "postgresql://u:pw@[x"], "cannot be read as a URL"),
     ],
@@ -147,6 +145,38 @@ def test_wrong_use_is_one_sentence_and_exit_two(
     told = failure(capsys, *words)
     assert said in told
     assert "pw" not in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["hold", "show"],
+        ["hold", "release"],
+        ["psql", "-c", "select 1"],
+        ["schema", "show"],
+        *(["dlq", *rest] for rest in (["list"], ["stats"], ["replay"], ["discard", "--all"])),
+        ["dlq", "replay", "--file", "/dev/null"],
+    ],
+)
+def test_state_folder_that_is_not_there_is_told_and_not_made(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped one is neither a folder without letters nor a place for a new database."""
+    told = failure(capsys, *words)
+    assert str(tmp_path / "state") in told
+    assert "--state-dir" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_state_folder_without_a_service_or_a_database_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be any folder: nothing is made in it."""
+    here = ("--state-dir", str(tmp_path))
+    assert "no service runs on the state folder" in failure(capsys, "hold", "show", *here)
+    assert "no service runs on the state folder" in failure(capsys, "hold", "release", *here)
+    assert "no database has been made in" in failure(capsys, "psql", *here, "-c", "select 1")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_state_folder_that_is_a_file_is_one_sentence(

@@ -16,8 +16,8 @@ import pytest
 from ingest import app_buffer, cli_doctor
 from ingest.cli_doctor import machine_checks, port_checks
 from ingest.cli_doctor_database import Check
-from ingest.cli_hold import ask
 from ingest.cli_psql import command, find_psql
+from ingest.cli_service import ask
 from ingest.config import Settings
 from ingest.errors import StartError
 from ingest.filesystem import filesystem_of, is_remote, is_volatile
