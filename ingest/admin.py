@@ -1,7 +1,7 @@
-"""The admin port: probes, metrics, the action `hold/release`, and the pages of the dashboard.
+"""The admin port: probes, metrics, `hold` and `hold/release`, and the pages of the dashboard.
 
 Promises: probes and /metrics need no token; `hold/release` needs that of the state folder, or to
-come from our own page.
+come from our own page; `hold`, which may quote a reading, is for who may look at the dashboard.
 Does not: take readings, or know what the dashboard's pages do.
 """
 
@@ -27,8 +27,9 @@ CONNECTIONS_MAX = 256
 
 
 class Admin:
-    """The admin port. `release_hold(dead_letter)` makes the writers try at once.
+    """The admin port. `release_hold(dead_letter)` makes the writers try at once, if they wait.
 
+    It returns whether they do. `said` returns what the database said last, while they wait.
     `pages` are further addresses, which see to it by themselves who may look.
     """
 
@@ -37,11 +38,13 @@ class Admin:
         *,
         metrics: Metrics,
         health: Callable[[], tuple[int, bytes]],
+        said: Callable[[], str],
         guard: Guard,
-        release_hold: Callable[[bool], None],
+        release_hold: Callable[[bool], bool],
         pages: Mapping[str, Page],
     ) -> None:
         self._metrics = metrics
+        self._said = said
         self._guard = guard
         self._release_hold = release_hold
         defaults = Settings()
@@ -51,6 +54,7 @@ class Admin:
                 **pages,
                 "/metrics": Page(READ, self._exposition),
                 **probes(health),
+                "/hold": Page(READ, self._hold),
                 "/hold/release": Page(POST, self._release),
             },
             metrics,
@@ -73,6 +77,10 @@ class Admin:
     async def _exposition(self, _request: Request, _query: str, _at_s: float) -> Answer:
         return Answer(200, self._metrics.exposition(), METRICS_TEXT)
 
+    async def _hold(self, request: Request, _query: str, _at_s: float) -> Answer:
+        self._guard.check_look(request.headers)
+        return Answer(200, orjson.dumps({"said": self._said()}))
+
     async def _release(self, request: Request, _query: str, _at_s: float) -> Answer:
         headers = request.headers
         if CSRF_HEADER in headers:
@@ -81,9 +89,10 @@ class Admin:
             raise Refused("unauthorized", "the token is in the state folder's service file")
         async with self._bodies.received(request) as body:
             dead_letter = _dead_letter_asked(body)
-        self._log.warning("hold_released", dead_letter=dead_letter)
-        self._release_hold(dead_letter)
-        return Answer(200, b'{"released":true}')
+        released = self._release_hold(dead_letter)
+        if released:
+            self._log.warning("hold_released", dead_letter=dead_letter)
+        return Answer(200, orjson.dumps({"released": released}))
 
 
 def _dead_letter_asked(body: bytes) -> bool:

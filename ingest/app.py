@@ -288,13 +288,13 @@ class Service:
             self._broken = True
             self._stopping.set()
 
-    def _release_hold(self, dead_letter: bool) -> None:
-        """Try now; with `dead_letter`, what the breaker stopped may be set aside."""
-        if self.gate.is_open:
-            return
+    def _release_hold(self, dead_letter: bool) -> bool:
+        """Try now, and with `dead_letter` set aside what the breaker stopped; False: none waits."""
         if dead_letter and self.gate.hold_reason == BREAKER:
             self.breaker.release(dead_letter_rows=self.buffer.stats().rows)
-        self.gate.nudge()
+        if not self.gate.is_open:
+            self.gate.nudge()
+        return not self.gate.is_open
 
     # Stop
 

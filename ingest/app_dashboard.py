@@ -32,7 +32,7 @@ class Looking:
         readyz: Callable[[], tuple[int, bytes]],
         said: Callable[[], str],
         token: str,
-        release_hold: Callable[[bool], None],
+        release_hold: Callable[[bool], bool],
     ) -> None:
         self._settings = settings
         self._database_url: str | None = None
@@ -48,6 +48,7 @@ class Looking:
         self.admin = Admin(
             metrics=metrics,
             health=readyz,
+            said=said,
             guard=self.guard,
             release_hold=release_hold,
             pages=self.dashboard.pages,

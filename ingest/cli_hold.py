@@ -11,7 +11,9 @@ from ingest.config import Loaded
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
     """Add the two words."""
     words = parser.add_subparsers(dest="hold_word", metavar="show | release", required=True)
-    words.add_parser("show", parents=[settings_flags], help="print the state and its reason")
+    words.add_parser(
+        "show", parents=[settings_flags], help="print the state, why, and what the database said"
+    )
     release = words.add_parser(
         "release", parents=[settings_flags], help="try to write again now, not at the next probe"
     )
@@ -29,7 +31,13 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         print(f"state:  {answer.get('state')}")
         print(f"reason: {answer.get('reason') or '-'}")
         print(f"since:  {answer.get('since')}")
+        if answer.get("reason") and (said := ask(loaded.settings, "GET", "/hold").get("said")):
+            # a message may quote a device's reading, which must not steer a terminal
+            print("said:   " + "".join(c if c.isprintable() else " " for c in str(said)))
         return 0
     answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
-    print("released: the service tries to write now (`ingest hold show` tells how it went)")
+    if answer.get("released"):
+        print("released: the service tries to write now (`ingest hold show` tells how it went)")
+    else:
+        print("nothing is on hold: there was nothing to release")
     return 0

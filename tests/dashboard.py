@@ -45,13 +45,17 @@ class Rig:
             readyz=lambda: (200, READY),
             said=lambda: "",
             token=TOKEN,
-            release_hold=self.released.append,
+            release_hold=self._release_hold,
         )
         if database_url is not None:
             self.looking.database(database_url)
         self.dashboard = self.looking.dashboard
         self.admin = self.looking.admin
         self.address = ""
+
+    def _release_hold(self, dead_letter: bool) -> bool:
+        self.released.append(dead_letter)
+        return True
 
     def head(self, method: str, target: str, headers: dict[str, str] | None = None) -> bytes:
         """Return the head of a request, with the Host of a browser on this machine."""

@@ -198,6 +198,9 @@ async def test_commands_find_the_running_service(here: Here, open_tmp_path: Path
         found = {each["name"]: each for each in json.loads(done.stdout)}
         assert done.code == 0, done.stdout
         assert str(service.pid) in found["service"]["detail"]
+        assert found["service"]["detail"].endswith(", accepting")
+        done = await here("hold", "release", "--dead-letter", *at)
+        assert (done.code, done.stdout.partition(":")[0]) == (0, "nothing is on hold")
         assert "listen" not in found
         assert found["table"] == {
             "name": "table",
@@ -261,8 +264,9 @@ async def test_hold_is_shown_with_its_reason_and_released(
             done = await here("hold", "show", *at)
             assert done.stdout.startswith("state:  on_hold\nreason: ")
             assert "reason: -" not in done.stdout
+            assert "metric" in done.stdout.splitlines()[3].removeprefix("said:   ")
             await connection.execute("alter table readings rename metrik to metric")
-            assert (await here("hold", "release", *at)).code == 0
+            assert (await here("hold", "release", *at)).stdout.startswith("released: ")
             await service.wait_state("accepting", within_s=5)
             await service.wait_sample("ingest_readings_committed_total", 1, within_s=5)
     finally:

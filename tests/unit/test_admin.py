@@ -23,14 +23,21 @@ class Rig:
         self.metrics = Metrics("1.2.3")
         self.released: list[bool] = []
         self.state = b'{"state":"on_hold","reason":"<b>28P01</b>","since":"2026-01-01T00:00:00Z"}'
+        self.guard = Guard(TOKEN)
         self.admin = Admin(
             metrics=self.metrics,
             health=lambda: (200, self.state),
-            guard=Guard(TOKEN),
-            release_hold=self.released.append,
+            guard=self.guard,
+            said=lambda: "no <b>column</b>",
+            release_hold=self._release_hold,
             pages={},
         )
         self.address = ""
+        self.waits = True
+
+    def _release_hold(self, dead_letter: bool) -> bool:
+        self.released.append(dead_letter)
+        return self.waits
 
     async def ask(self, data: bytes) -> Reply:
         """Send raw bytes; return the answer."""
@@ -119,6 +126,21 @@ async def test_release_with_a_wrong_body_is_refused(rig: Rig, body: bytes, code:
     reply = await rig.release(body, f"Bearer {TOKEN}")
     assert reply.code == code
     assert not rig.released
+
+
+async def test_release_says_when_there_was_nothing_to_release(rig: Rig) -> None:
+    """Whoever asked believes else that something was mended."""
+    rig.waits = False
+    reply = await rig.release(b'{"dead_letter":true}', f"Bearer {TOKEN}")
+    assert (reply.status, reply.document) == (200, {"released": False})
+
+
+async def test_hold_quotes_the_database_to_who_may_look(rig: Rig) -> None:
+    """Its message may name readings: on all interfaces it needs the token."""
+    rig.guard.bound("0.0.0.0:1")
+    assert (await rig.ask(head("GET", "/hold"))).status == 401
+    reply = await rig.ask(head("GET", "/hold", {"Authorization": f"Bearer {TOKEN}"}))
+    assert (reply.status, reply.document) == (200, {"said": "no <b>column</b>"})
 
 
 async def test_release_body_may_come_later(rig: Rig) -> None:
