@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from ingest import __version__
 from ingest.cli_doctor_database import FAIL, OK, WARN, Check, database_checks
+from ingest.cli_service import ask_service
 from ingest.config import Loaded, Settings, split_address, state_dir
 from ingest.config_values import shown
-from ingest.errors import StartError
+from ingest.errors import IngestError, StartError
 from ingest.filesystem import filesystem_of, is_remote, is_volatile
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
+READYZ_S_MAX = 3.0
 FILES_BESIDE_CONNECTIONS = 100  # database, dead letters, logs, libraries
 
 
@@ -113,10 +115,10 @@ def folder_checks(settings: Settings) -> Iterator[Check]:
     """Look at the state folder: usable, on which file system, how much room."""
     from ingest.statefolder import StateFolder  # noqa: PLC0415
 
-    path = state_dir(settings)
     try:
+        path = state_dir(settings)
         folder = StateFolder.open(path)
-    except StartError as error:
+    except IngestError as error:
         yield Check("state folder", FAIL, str(error))
         return
     yield Check("state folder", OK, str(path))
@@ -204,14 +206,9 @@ def _service(settings: Settings) -> ServiceInfo | None:
 
 
 def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Check]:
-    """Look whether a service runs here, else whether its two ports are free."""
+    """Look how the service is that runs here, else whether its two ports are free."""
     if service is not None:
-        yield Check(
-            "service",
-            OK,
-            f"runs: pid {service.pid}, version {service.version}, http://{service.listen}, "
-            f"admin http://{service.admin_listen}",
-        )
+        yield _running(service)
         return
     for name in ("listen", "admin_listen"):
         address = getattr(settings, name)
@@ -221,6 +218,24 @@ def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Che
         else:
             flag = "--" + name.replace("_", "-")
             yield Check(name, FAIL, f"{address}: {reason}; choose another with {flag} HOST:PORT")
+
+
+def _running(service: ServiceInfo) -> Check:
+    said = (
+        f"runs: pid {service.pid}, version {service.version}, http://{service.listen}, "
+        f"admin http://{service.admin_listen}"
+    )
+    try:
+        status, ready = ask_service(service, "GET", "/readyz", within_s=READYZ_S_MAX)
+    except StartError as error:
+        return Check("service", FAIL, f"{error}; look at its log")
+    state, reason = ready.get("state", "no state"), ready.get("reason")
+    why = f"{state}: {reason}" if reason else f"{state}"
+    if status != 200:
+        return Check("service", FAIL, f"{said}; it takes no posts: {why}")
+    if reason or state != "accepting":
+        return Check("service", WARN, f"{said}; {why}; see `ingest hold show`")
+    return Check("service", OK, f"{said}, {state}")
 
 
 def _bind_fault(host: str, port: int) -> str | None:
@@ -268,7 +283,7 @@ async def _database(settings: Settings, service: ServiceInfo | None) -> list[Che
         ):
             with told_plainly(url):
                 found = await database_checks(opened, settings, service_runs=service is not None)
-    except StartError as error:
+    except IngestError as error:
         return [Check("database", FAIL, f"{error}; start it, or mend INGEST_DATABASE_URL")]
     kind = "configured" if settings.database_url else "embedded"
     return [Check("database", OK, f"answers ({kind})"), *found]

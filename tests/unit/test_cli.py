@@ -301,6 +301,17 @@ def test_doctor_on_a_file_instead_of_a_folder_fails_and_says_so(
     assert found["python"]["state"] == "ok"
 
 
+def test_doctor_on_a_folder_that_names_nobody_makes_the_other_findings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The home of a user who is not there is a folder that cannot be used, like any other."""
+    assert main(["doctor", "--state-dir", "~no_such_user/x", "--json"]) == 1
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["state folder"]["state"] == found["database"]["state"] == "FAIL"
+    assert "~no_such_user/x" in found["state folder"]["detail"]
+    assert found["python"]["state"] == "ok"
+
+
 def test_serve_freezes_what_is_imported_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each full collection looks through all of it, and stops the loop meanwhile."""
     frozen = []

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ingest import app_buffer, cli_doctor
+from ingest.cli import main
 from ingest.cli_doctor import machine_checks, port_checks
 from ingest.cli_doctor_database import Check
 from ingest.cli_psql import command, find_psql
@@ -22,7 +24,7 @@ from ingest.config import Settings
 from ingest.errors import StartError
 from ingest.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.metrics import Metrics
-from ingest.statefolder import ServiceInfo, StateFolder
+from ingest.statefolder import ServiceInfo, StateFolder, running_service
 
 
 @pytest.mark.parametrize(
@@ -218,11 +220,13 @@ class _Admin(http.server.BaseHTTPRequestHandler):
     answer: tuple[int, bytes] = (200, b"{}")
     asked: list[tuple[str, str | None, bytes]] = []  # noqa: RUF012  shared with the test
 
+    by_path: dict[str, tuple[int, bytes]] = {}  # noqa: RUF012  else `answer`
+
     def do_GET(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
         token = self.headers.get("Authorization")
         self.asked.append((f"{self.command} {self.path}", token, self.rfile.read(size)))
-        status, body = self.answer
+        status, body = self.by_path.get(self.path, self.answer)
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
@@ -236,7 +240,7 @@ class _Admin(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def admin(tmp_path: Path) -> Iterator[type[_Admin]]:
     """Run an admin port that answers what the test wants, published as on all interfaces."""
-    handler = type("Admin", (_Admin,), {"asked": []})
+    handler = type("Admin", (_Admin,), {"asked": [], "by_path": {}})
     server = http.server.HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -293,6 +297,58 @@ def test_readiness_that_says_no_is_an_answer(admin: type[_Admin], tmp_path: Path
     """503 with a state is what `hold show` came for."""
     admin.answer = (503, b'{"state": "draining"}')
     assert ask(Settings(state_dir=str(tmp_path)), "GET", "/readyz") == {"state": "draining"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "level", "told"),
+    [
+        ((200, b'{"state":"accepting","reason":""}'), "ok", "accepting"),
+        ((200, b'{"state":"accepting","reason":"away"}'), "warn", "accepting: away"),
+        ((200, b'{"state":"on_hold","reason":"no: x"}'), "warn", "on_hold: no: x; see"),
+        ((503, b'{"state":"disk_low","reason":"less"}'), "FAIL", "no posts: disk_low: less"),
+        ((404, b'{"detail":"nothing here"}'), "FAIL", "refused: 404 nothing here"),
+    ],
+)
+def test_doctor_tells_how_the_running_service_is(
+    admin: type[_Admin], tmp_path: Path, answer: tuple[int, bytes], level: str, told: str
+) -> None:
+    """That it runs is not enough: it warns where it only keeps, and fails where it refuses."""
+    admin.answer = answer
+    (check,) = port_checks(Settings(), running_service(tmp_path))
+    assert (check.name, check.state) == ("service", level)
+    assert told in check.detail
+    assert admin.asked[0][0] == "GET /readyz"
+
+
+def test_doctor_tells_of_a_service_that_does_not_answer(
+    admin: type[_Admin], tmp_path: Path, free_port: int
+) -> None:
+    """Its process is there, its port is not."""
+    service = running_service(tmp_path)
+    assert service is not None
+    deaf = msgspec.structs.replace(service, admin_listen=f"127.0.0.1:{free_port}")
+    (check,) = port_checks(Settings(), deaf)
+    assert check.state == "FAIL"
+    assert f"does not answer at 127.0.0.1:{free_port}" in check.detail
+
+
+def test_hold_show_quotes_the_database_and_release_says_if_it_did(
+    admin: type[_Admin], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without what would steer a terminal; a hold that is not there is not released."""
+    admin.by_path = {
+        "/readyz": (200, b'{"state": "on_hold", "reason": "refuses", "since": "now"}'),
+        "/hold": (200, b'{"said": "no column \\u001b[2J here"}'),
+    }
+    words = ["hold", "show", "--state-dir", str(tmp_path)]
+    assert main(words) == 0
+    shown = "state:  on_hold\nreason: refuses\nsince:  now\nsaid:   no column  [2J here\n"
+    assert capsys.readouterr().out == shown
+    words[1] = "release"
+    for released, said in ((b"true", "released: "), (b"false", "nothing is on hold")):
+        admin.by_path["/hold/release"] = (200, b'{"released": %s}' % released)
+        assert main(words) == 0
+        assert capsys.readouterr().out.startswith(said)
 
 
 def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
