@@ -36,8 +36,8 @@ def setting(
     return field(default=default, metadata=extra)
 
 
-_SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|k|M|G)", re.IGNORECASE)
-_SIZES = {"kib": KIB, "mib": MIB, "gib": GIB, "k": KIB, "m": MIB, "g": GIB}
+_SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|TiB|k|M|G|T)", re.IGNORECASE)
+_SIZES = {"k": KIB, "m": MIB, "g": GIB, "t": TIB}
 _WORDS = {"true": True, "1": True, "yes": True, "on": True}
 _WORDS |= {"false": False, "0": False, "no": False, "off": False}
 
@@ -96,12 +96,15 @@ def _as_text(value: Any, choices: tuple[str, ...] | None) -> str:
 
 
 def _as_number(value: Any, kind: type, declared: Field[Any]) -> float:
+    is_size = "_bytes" in declared.name
     what = "is not a whole number" if kind is int else "is not a number"
+    if is_size:
+        what += " of bytes, KiB, MiB, GiB or TiB (as in 64MiB)"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(what)
-    sized = isinstance(value, str) and "_bytes" in declared.name and _SIZE.fullmatch(value.strip())
+    sized = isinstance(value, str) and is_size and _SIZE.fullmatch(value.strip())
     if sized:
-        value = int(sized[1]) * _SIZES[sized[2].lower()]
+        value = int(sized[1]) * _SIZES[sized[2][0].lower()]
     try:
         number: float = kind(value)
     except (ValueError, OverflowError):  # 1e400 and infinity overflow
