@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from ingest import __version__
+from ingest.config import default_state_dir
+from ingest.errors import ConfigError
 
 _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 
@@ -22,8 +25,19 @@ def hello(
     yield f"dashboard:     http://{admin_listen}/"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
     if embedded:
-        yield "database:      embedded; look with: ./run psql -c 'table readings'"
+        look = f"./run psql{_flag(state_dir)} -c 'table readings'"
+        yield f"database:      embedded; look with: {look}"
     else:
         yield "database:      the one of INGEST_DATABASE_URL"
     if waiting:
         yield f"waiting for the database: {waiting}"
+
+
+def _flag(state_dir: Path) -> str:
+    """Return what a command needs to find this folder: nothing, if it is the usual one."""
+    try:
+        if state_dir == default_state_dir():
+            return ""
+    except ConfigError:  # no home, so no usual folder
+        pass
+    return f" --state-dir {shlex.quote(str(state_dir))}"

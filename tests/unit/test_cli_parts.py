@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from ingest import app_buffer, cli_doctor
+from ingest.app_hello import hello
 from ingest.cli import main
 from ingest.cli_doctor import machine_checks, port_checks
 from ingest.cli_doctor_database import Check
@@ -363,3 +364,26 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
 
     monkeypatch.setattr(app, "serve", serve)
     assert cli_serve.run(None, load(environ={})) == 3  # type: ignore[arg-type]
+
+
+def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the shell wants it: without it `psql` would open another database."""
+    for name in ("STATE_DIRECTORY", "HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+
+    def hint(folder: str) -> str:
+        lines = hello(
+            state_dir=Path(folder), listen="a:1", admin_listen="a:2", embedded=True, waiting=""
+        )
+        (found,) = (each for each in lines if each.startswith("database:"))
+        return found.partition("look with: ")[2]
+
+    monkeypatch.setenv("XDG_STATE_HOME", "/s")
+    assert hint("/s/iot-ingest") == "./run psql -c 'table readings'"
+    assert hint("/my s") == "./run psql --state-dir '/my s' -c 'table readings'"
+    monkeypatch.setenv("XDG_STATE_HOME", "")
+    monkeypatch.setenv("HOME", "~no_such_user")
+    assert hint("/s") == "./run psql --state-dir /s -c 'table readings'"
