@@ -47,8 +47,8 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     ):
         with told_plainly(url):
             if applies:
-                await schema.apply(opened, device_index=args.device_index, role=args.role)
-                print("the table is there and fits")
+                done = await schema.apply(opened, device_index=args.device_index, role=args.role)
+                print("\n".join(done))
                 return 0
             print(await schema.show(opened))
             return 0 if await schema.difference(opened) is None else 1

@@ -37,9 +37,13 @@ _CREATE_TABLE = f"""create table {TABLE} (
     value      double precision not null,
     primary key ({KEY_LIST})
 )"""
+DEVICE_INDEX = f"{TABLE}_device_idx"
 _CREATE_DEVICE_INDEX = (
-    f"create index if not exists {TABLE}_device_idx on {TABLE} (device_id, metric, ts)"
+    f"create index if not exists {DEVICE_INDEX} on {TABLE} (device_id, metric, ts)"
 )
+_HAS_DEVICE_INDEX = """
+select exists (select from pg_class i join pg_class t on t.relnamespace = i.relnamespace
+               where t.oid = to_regclass($1) and i.relname = $2)"""
 
 # Unique indexes on exactly our four columns, of any name and order: what makes a retry safe.
 _UNIQUE_KEYS = """
@@ -77,25 +81,35 @@ select pg_get_indexdef(indexrelid) from pg_index where indrelid = to_regclass($1
 
 async def apply(
     connection: Connection, *, device_index: bool = False, role: str | None = None
-) -> None:
+) -> list[str]:
     """Create the table where it is missing, the index per device and the grants where asked for.
 
-    What is there is left alone, so it may run at every start, and in several processes at once.
-    Waits for locks as long as the connection's settings allow. Raises StartError, saying what to
-    do, if a table of that name is not ours or `role` does not exist.
+    Returns what was done, a sentence each. What is there is left alone, so it may run at every
+    start, and in several processes at once. Waits for locks as long as the connection's settings
+    allow. Raises StartError, saying what to do, if a table of that name is not ours or `role` does
+    not exist.
     """
+    done = list[str]()
     async with connection.transaction():
         await connection.execute("set local client_min_messages = warning")
         # Two services that start at once must not both create it.
         await connection.execute("select pg_advisory_xact_lock(hashtext('iot-ingest schema'))")
         if not await connection.fetchval("select to_regclass($1) is not null", TABLE):
             await connection.execute(_CREATE_TABLE)
+            done.append(f"made the table {TABLE}")
         elif found := await difference(connection):
             raise StartError(f"{found}; a table that exists is never changed by us: alter it")
+        else:
+            done.append(f"the table {TABLE} was there, and fits")
         if device_index:
+            there = await connection.fetchval(_HAS_DEVICE_INDEX, TABLE, DEVICE_INDEX)
             await connection.execute(_CREATE_DEVICE_INDEX)
+            index = f"the index {DEVICE_INDEX}"
+            done.append(f"{index} was there" if there else f"made {index}")
         if role is not None:
             await _grant(connection, role)
+            done.append(f"the role {role} may write and read the table")
+    return done
 
 
 async def _grant(connection: Connection, role: str) -> None:

@@ -23,11 +23,18 @@ async def test_schema_apply_makes_the_table_and_a_second_time_changes_nothing(
     here: Here,
     database_url: str,
 ) -> None:
-    """Idempotent, with the index per device only where it is asked for."""
-    for extra in ([], ["--device-index"], ["--device-index"]):
-        done = await here("schema", "apply", "--database-url", database_url, *extra)
-        assert (done.code, done.stderr) == (0, "")
+    """Idempotent, with the index per device only where it is asked for; it says what it did."""
     connection = await asyncpg.connect(database_url)
+    role = await connection.fetchval("select current_user")
+    there, index = "the table readings was there, and fits\n", "the index readings_device_idx"
+    for extra, said in (
+        ([], "made the table readings\n"),
+        (["--device-index"], f"{there}made {index}\n"),
+        (["--device-index"], f"{there}{index} was there\n"),
+        (["--role", role], f"{there}the role {role} may write and read the table\n"),
+    ):
+        done = await here("schema", "apply", "--database-url", database_url, *extra)
+        assert (done.code, done.stdout, done.stderr) == (0, said, "")
     try:
         found = await connection.fetch(
             "select indexname from pg_indexes where tablename = $1", "readings"
