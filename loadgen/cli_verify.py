@@ -27,7 +27,7 @@ from loadgen.cli_verify_options import (
     where_of,
 )
 from loadgen.conclude import CannotCheck, Result, Where, check_ahead, conclude
-from loadgen.local_service import find, state_folder
+from loadgen.local_service import NoHome, find, state_folder
 from loadgen.proof import REFUSED_METRIC
 from loadgen.table import TableError, refuses
 from loadgen.verdict_text import text
@@ -51,7 +51,7 @@ def main(chosen: argparse.Namespace) -> int:
             check_reconcile_only(chosen)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_verify(chosen, job, where))
-    except (WrongUse, CannotCheck, OSError) as error:
+    except (WrongUse, NoHome, CannotCheck, OSError) as error:
         print(f"loadgen verify: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -28,6 +28,7 @@ from rich.text import Text
 from loadgen.client import Client, GaveUp
 from loadgen.demo_service import Service, ServiceEnded
 from loadgen.fleet import Device, make_fleet, report
+from loadgen.local_service import NoHome, full_path
 
 READINGS_A_REPORT = 2.0
 MOMENTS_A_POST_MAX = 100  # what a device keeps while it is cut off
@@ -223,10 +224,10 @@ async def _post(chosen: argparse.Namespace, service: Service, stopping: asyncio.
 
 
 def usual_state_dir() -> Path:
-    """Return the demo's own state folder, beside the usual one of the service."""
+    """Return the demo's own state folder, beside the usual one of the service. Raises NoHome."""
     if os.geteuid() == 0:
         return Path("/var/lib/iot-ingest-demo")
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    base = os.environ.get("XDG_STATE_HOME") or full_path("~") / ".local/state"
     return Path(base) / "iot-ingest-demo"
 
 
@@ -243,7 +244,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=1, help="of the fleet (default: %(default)s)")
     parser.add_argument(
-        "--state-dir", type=Path, default=usual_state_dir(), help="default: %(default)s"
+        "--state-dir",
+        type=Path,
+        help="default: iot-ingest-demo, beside the usual one of the service",
     )
     return parser
 
@@ -254,11 +257,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen, service_flags = parser.parse_known_args(arguments)
     if chosen.devices < 1 or chosen.devices > 10_000 or not 0 < chosen.rate < 1e6:
         parser.error("--devices is 1 to 10000, --rate more than 0")
-    chosen.state_dir = chosen.state_dir.expanduser().absolute()
     try:
+        chosen.state_dir = full_path(chosen.state_dir or usual_state_dir())
         if not chosen.state_dir.exists():
             chosen.state_dir.mkdir(parents=True)
             chosen.state_dir.chmod(0o755)  # the database's user, if we are root, must pass
+    except NoHome as error:
+        parser.error(str(error))
     except OSError as error:
         parser.error(f"cannot make {chosen.state_dir}: {error.strerror}; choose --state-dir")
     return asyncio.run(demo(chosen, service_flags))

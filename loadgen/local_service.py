@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 
+class NoHome(Exception):
+    """A folder is named by a home that nobody has; the text says whose."""
+
+
 class LocalService(NamedTuple):
     """Where the parts of a running service are; `dlq_dir` is its dead-letter folder."""
 
@@ -21,18 +25,29 @@ class LocalService(NamedTuple):
     dlq_dir: Path
 
 
+def full_path(named: str | Path) -> Path:
+    """Return the absolute path that a person's words name; `~` is a home. Raises NoHome."""
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError:
+        raise NoHome(f"{named}: no such user, or one without a home; choose --state-dir") from None
+
+
 def state_folder(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the state folder that the service uses by the same words: flag, environment, usual."""
+    """Return the state folder that the service uses by the same words: flag, environment, usual.
+
+    Raises NoHome.
+    """
     named = chosen or environ.get("INGEST_STATE_DIR") or ""
     if str(named):
-        return Path(named).expanduser().absolute()
+        return full_path(named)
     if systemd := environ.get("STATE_DIRECTORY"):
         return Path(systemd.split(":", 1)[0])
     if os.geteuid() == 0:
         return Path("/var/lib/iot-ingest")
     base = Path(environ.get("XDG_STATE_HOME", ""))
     if not base.is_absolute():
-        base = Path(environ.get("HOME") or "~").expanduser() / ".local/state"
+        base = full_path(environ.get("HOME") or "~") / ".local/state"
     return base / "iot-ingest"
 
 

@@ -16,11 +16,12 @@ from typing import cast
 import asyncpg
 import pytest
 
+from loadgen import demo
 from loadgen.cli import main, parser
 from loadgen.cli_verify_options import job_of, where_of
 from loadgen.conclude import CannotCheck, Where, check_ahead
 from loadgen.ledger import Final
-from loadgen.local_service import find, state_folder
+from loadgen.local_service import NoHome, find, state_folder
 from loadgen.table import refuses
 from tests.embedded import running
 from tests.proofs import PLAN, World
@@ -263,6 +264,24 @@ def test_state_folder_is_the_one_that_the_service_uses(
 ) -> None:
     """The same words, in the same order."""
     assert state_folder(None, environ) == Path(folder)
+
+
+def test_home_that_nobody_has_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `verify` and by the demo, which shows its help all the same."""
+    assert main(["verify", "--state-dir", "~no_such_user/x"]) == 2
+    assert "~no_such_user/x: no such user" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", "~no_such_user")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    with pytest.raises(NoHome, match="--state-dir"):
+        state_folder(None, {"HOME": "~no_such_user"})
+    for words, code in ((["--help"], 0), ([], 2), (["--state-dir", "~no_such_user/x"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            demo.main(words)
+        assert ended.value.code == code
+        assert ("no such user" in capsys.readouterr().err) == bool(code)
 
 
 def test_service_of_this_machine_is_not_asked_about_another_one(
