@@ -38,8 +38,8 @@ The path of a reading (`-->` hands over; names are files of this package):
                   durability (whether a commit is kept);
                   our own server: postgres_embedded, postgres_* (its programs, its data)
     ground        reading, block, ports, config, config_* (values, sources, texts), verdict,
-                  codes, errors, clock, statefolder, logs, files (that do not lie),
-                  filesystem (of what kind)
+                  codes, errors, clock, counted, statefolder, logs, files (that do not
+                  lie), filesystem (of what kind)
 
 Imports go down only (tests/test_house_rules.py holds the layers).
 """

@@ -19,6 +19,7 @@ from pathlib import Path
 from ingest import cli_dlq_show as show
 from ingest.cli_dlq_replay import add_replay_arguments, replay
 from ingest.config import Loaded, state_dir
+from ingest.counted import counted
 from ingest.dead_letter_cursor import mark_done
 from ingest.dead_letter_files import folder_bytes, segments
 from ingest.dead_letter_reader import LiveLetter, Tally, Where, live_letters
@@ -165,7 +166,9 @@ async def _discard(args: argparse.Namespace, folder: Path) -> int:
     tally = Tally()
     if not args.yes:
         count = sum(1 for _ in _once(_selected(args, folder, tally)))
-        print(f"{count} letters would be discarded; nothing was done: repeat it with --yes")
+        print(
+            f"{counted(count, 'letter')} would be discarded; nothing was done: repeat it with --yes"
+        )
         return 1
     if not segments(folder):
         print("no dead letters", file=sys.stderr)
@@ -176,5 +179,5 @@ async def _discard(args: argparse.Namespace, folder: Path) -> int:
         while some := list(islice(wanted, MARKS_AT_ONCE)):
             mark_done(((each.path, each.mark) for each in some), "discarded")
             count += len(some)
-    print(f"{count} letters discarded")
+    print(f"{counted(count, 'letter')} discarded")
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from ingest.clock import rfc3339, unix_us
+from ingest.counted import counted
 from ingest.dead_letter_format import reading_object
 from ingest.dead_letter_reader import LiveLetter, Tally, device_of
 from ingest.replay_by_hand import Summary
@@ -145,9 +146,9 @@ def damaged(tally: Tally) -> str:
 def replayed(summary: Summary, *, dry_run: bool) -> str:
     """Return what a replay did, with the reasons of what is still refused."""
     verb = "would be replayed" if dry_run else "replayed"
-    line = f"{summary.letters} letters {verb}: {summary.rows} readings"
+    line = f"{counted(summary.letters, 'letter')} {verb}: {counted(summary.rows, 'reading')}"
     if not dry_run:
-        line += f", {summary.new} new, {summary.duplicate} duplicates"
+        line += f", {summary.new} new, {counted(summary.duplicate, 'duplicate')}"
     lines = [line, f"{sum(summary.refused.values())} still refused"]
     lines += [f"  {count:>12}  {code}" for code, count in sorted(summary.refused.items())]
     lines += [

@@ -19,6 +19,7 @@ from ingest.cli_doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli_service import ask_service
 from ingest.config import Loaded, Settings, split_address, state_dir
 from ingest.config_values import shown
+from ingest.counted import counted
 from ingest.errors import IngestError, StartError
 from ingest.filesystem import filesystem_of, is_remote, is_volatile
 
@@ -158,7 +159,7 @@ def _journal(path: Path, settings: Settings) -> Check:
     folder = StateFolder(path).journal
     files = segment_files(folder)
     size = sum(map(_size, files))
-    said = f"{len(files)} files, {size / 2**20:,.1f} MiB"
+    said = f"{counted(len(files), 'file')}, {size / 2**20:,.1f} MiB"
     damaged = sorted(each.name for each in folder.glob("journal-*.damaged"))
     if damaged:
         return Check(
@@ -266,7 +267,7 @@ def dead_letters_check(settings: Settings) -> Check:
             "dead letters",
             WARN,
             f"{live:,} live; skipped {tally.torn} torn and {tally.altered} altered lines, "
-            f"{len(tally.unreadable)} files; `ingest dlq stats` tells more",
+            f"{counted(len(tally.unreadable), 'file')}; `ingest dlq stats` tells more",
         )
     if live:
         return Check("dead letters", WARN, f"{live:,} live; see `ingest dlq list`")

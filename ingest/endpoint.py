@@ -16,6 +16,7 @@ from functools import lru_cache
 from ingest import replies
 from ingest.clock import unix_us
 from ingest.config import Settings, ts_min_us
+from ingest.counted import counted
 from ingest.decode import Decoded, ItemError, Rules, decode
 from ingest.errors import (
     BufferFull,
@@ -237,7 +238,7 @@ class Endpoint:
         if errors and query.strict:
             raise Refused(
                 "invalid_items",
-                f"{len(errors)} readings are invalid, and strict=true was asked",
+                f"{counted(len(errors), 'invalid reading')}, and strict=true was asked",
                 **replies.named(errors),
             )
         if query.ack == COMMITTED:

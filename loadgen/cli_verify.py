@@ -27,6 +27,7 @@ from loadgen.cli_verify_options import (
     where_of,
 )
 from loadgen.conclude import CannotCheck, Result, Where, check_ahead, conclude
+from loadgen.counted import counted
 from loadgen.local_service import NoHome, find, state_folder
 from loadgen.proof import REFUSED_METRIC
 from loadgen.table import TableError, refuses
@@ -130,7 +131,7 @@ def _say_again(ledger: Path) -> None:
 def _progress(run: Run) -> str:
     final = run.answers.total()
     said = (
-        f"{run.taken:,} posts, {run.readings:,} readings, {final:,} answered, "
+        f"{counted(run.taken, 'post')}, {counted(run.readings, 'reading')}, {final:,} answered, "
         f"{run.retried:,} tried again"
     )
     if run.retried:

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from loadgen.counted import counted
 from loadgen.ledger import Ledger, LedgerError
 from loadgen.letters import Folder, LettersError, read_letters
 from loadgen.proof import Plan
@@ -239,13 +240,13 @@ def _check_law(ledger: Ledger, result: Result, book: Callable[[Fault], None]) ->
 def _check_ends(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -> None:
     """Name the posts that ended without a clear answer; a 5xx that none may give is a fault."""
     for status, count in sorted(ledger.statuses().items()):
-        said = f"{count:,} posts ended with status {status}"
+        said = f"{counted(count, 'post')} ended with status {status}"
         if status >= 500 and status not in NO_ANSWER:
             book(Fault("wrong_answer", None, "/v1/readings", "2xx, 4xx or 503", said))
         elif status in NO_ANSWER and count:
             result.notes.append(said)
         elif status == 0 and count:
-            result.notes.append(f"{count:,} posts were given up without an answer")
+            result.notes.append(f"{counted(count, 'post')} given up without an answer")
 
 
 def _note(ledger: Ledger, folder: Folder, result: Result) -> None:
@@ -254,10 +255,13 @@ def _note(ledger: Ledger, folder: Folder, result: Result) -> None:
         (not ledger.ended, "the ledger has no end: its generator was killed"),
         (ledger.torn_bytes, "the ledger's last record is torn: its answers count as not known"),
         (folder.torn, "the dead letters end in a torn line"),
-        (folder.again, f"{folder.again} dead letters stand there again, and count once"),
-        (folder.altered, f"{folder.altered} altered lines among the dead letters of the run"),
+        (folder.again, f"{counted(folder.again, 'dead letter')} there again, counted once"),
+        (
+            folder.altered,
+            f"{counted(folder.altered, 'altered line')} among the dead letters of the run",
+        ),
         (result.law is not None and result.law.held, "the service still holds readings"),
-        (folder.coming_back, f"{folder.coming_back} dead letters still wait for their replay"),
+        (folder.coming_back, f"{counted(folder.coming_back, 'dead letter')} still to be replayed"),
     ):
         if count:
             result.notes.append(what)

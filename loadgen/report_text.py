@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from loadgen.counted import counted
 from loadgen.find_max import Step
 from loadgen.report_json import Document, duration
 
@@ -53,10 +54,11 @@ def _lines(document: Document) -> Iterator[str]:
         yield f"no answer   {_counts(document['lost_why'])}"
     yield from _wrong(posts)
     if posts["unsent"]:
-        yield f"not sent    {posts['unsent']:,} posts that were due when it was stopped"
+        yield f"not sent    {counted(posts['unsent'], 'post')} due when it was stopped"
     yield (
         f"generator   {generator['cpu_share']:.0%} of a core, itself late with "
-        f"{generator['lagged_posts']:,} posts, by {duration(generator['lag_ms_max'])} at most"
+        f"{counted(generator['lagged_posts'], 'post')}, "
+        f"by {duration(generator['lag_ms_max'])} at most"
     )
     yield from document["remarks"]
     if not document["all_right"]:
@@ -76,7 +78,7 @@ def _wrong(posts: Mapping[str, Any]) -> Iterator[str]:
             stored = ""
             if name == "lost" and posts["lost_may_be_stored"]:
                 stored = f" ({posts['lost_may_be_stored']:,} may be stored)"
-            yield f"wrong       {posts[name]:,} posts {shown}{stored}"
+            yield f"wrong       {counted(posts[name], 'post')} {shown}{stored}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

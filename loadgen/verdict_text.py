@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loadgen.conclude import Result
+from loadgen.counted import counted
 from loadgen.reconcile import FAULTS, Fault
 
 INVARIANTS = {
@@ -26,8 +27,8 @@ def text(result: Result) -> str:
         for status, count in sorted(result.tries.items())
     )
     lines = [
-        f"run {result.plan.run}: {result.posts:,} posts, {counts['readings']:,} readings, "
-        f"seed {result.plan.seed}",
+        f"run {result.plan.run}: {counted(result.posts, 'post')}, "
+        f"{counted(counts['readings'], 'reading')}, seed {result.plan.seed}",
         f"  acknowledged   {counts['acknowledged']:>12,}",
         f"  in the table   {counts['in_table']:>12,}",
         f"  dead-lettered  {counts['in_letters']:>12,}" + (f"  ({reasons})" if reasons else ""),

@@ -175,7 +175,7 @@ def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder
     (left,) = read(folder)
     assert left.reason == EXHAUSTED
     an_id = dlq("list")[1].splitlines()[1].split()[0]
-    assert dlq("discard", an_id, "--yes")[:2] == (0, "1 letters discarded\n")
+    assert dlq("discard", an_id, "--yes")[:2] == (0, "1 letter discarded\n")
 
 
 def test_dlq_second_replayer_is_refused(

@@ -192,7 +192,7 @@ def test_doctor_tells_of_damaged_segments_and_of_a_journal_left_behind(tmp_path:
     assert found().state == "ok"
     assert found(buffer="memory").detail == "none: buffer=memory"
     (journal / "journal-00000000000000000007-0000000a.log").write_bytes(bytes(2**20))
-    assert found() == Check("journal", "ok", "1 files, 1.0 MiB")
+    assert found() == Check("journal", "ok", "1 file, 1.0 MiB")
     assert found(buffer="memory").state == "warn"
     (journal / "journal-00000000000000000001-0000000b.damaged").write_bytes(b"x")
     assert found().state == "warn"

@@ -110,7 +110,7 @@ def test_summary_names_everything_that_was_wrong() -> None:
         "p50 10.0 ms",
         "max 2.00 s",
         "no answer: 1, 202: 200, 400: 10; 0 retries",
-        "1 posts given up without a final answer (1 may be stored)",
+        "1 post given up without a final answer (1 may be stored)",
         "400 not_json: 10",
         "25% of a core",
         "NOT ALL RIGHT",

@@ -441,9 +441,9 @@ async def test_nothing_but_a_503_may_end_a_post_as_a_fault_of_the_server(
     world.finals[5] = (Final(0, doubt=True), None)
     result = await _judged(world, tmp_path, readings_url)
     assert result.faults == {"wrong_answer": 1}
-    assert result.first["wrong_answer"][0].found == "1 posts ended with status 500"
-    assert "1 posts ended with status 502" in result.notes
-    assert "1 posts were given up without an answer" in result.notes
+    assert result.first["wrong_answer"][0].found == "1 post ended with status 500"
+    assert "1 post ended with status 502" in result.notes
+    assert "1 post given up without an answer" in result.notes
 
 
 async def test_table_of_another_service_is_suspected(readings_url: str, tmp_path: Path) -> None:
