@@ -305,7 +305,10 @@ STORIES = (
         "small_table", "100 k rows in the table", partial(measure_table, name="small"), stays=True
     ),
     Contender(
-        "big_table", "at least 20 M rows in the table", partial(measure_table, name="big"), stays=True
+        "big_table",
+        "at least 20 M rows in the table",
+        partial(measure_table, name="big"),
+        stays=True,
     ),
     Contender("idle", "beside 5,000 idle connections", measure_idle),
     Contender("start", "start of the service, warm", measure_start, by_wrk=False),
