@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -18,7 +17,7 @@ import asyncpg
 
 from ingest import postgres_data, schema
 from loadgen.proof import REFUSED_METRIC
-from tests.system.database import PASSWORD, Database
+from tests.system.database import PASSWORD, Database, copy_data
 
 CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED_METRIC}')"
 STOP_S_MAX = 30.0
@@ -146,13 +145,6 @@ class Server(Database):
                 with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                     return await self.run(sql)
                 await asyncio.sleep(0.05)
-
-
-async def copy_data(template: Path, folder: Path) -> None:
-    """Copy a template's data into the folder of a server, with its owner."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = ["cp", "-a", str(template), str(folder / "data")]
-    await asyncio.to_thread(subprocess.run, words, check=True)
 
 
 async def make_template(folder: Path, port: int) -> Path:

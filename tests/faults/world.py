@@ -26,9 +26,10 @@ from loadgen.verify import Job, Run
 from tests.faults.lazy_disk import LazyDisk
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import Fault
-from tests.faults.server import Server, copy_data
+from tests.faults.server import Server
 from tests.faults.watch import Watch
 from tests.line import Line
+from tests.system.database import copy_data
 from tests.system.service import Service
 from tests.tcp_ports import free_port
 

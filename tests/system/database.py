@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import asyncpg
 
@@ -27,7 +28,10 @@ class Database:
     """One server. `async with Database(folder, port) as database:`.
 
     `settings` are of postgresql.conf; those given to the constructor hold from the first start.
+    Where `template` is set, the first one leaves a copy of its fresh data there, for the others.
     """
+
+    template: ClassVar[Path | None] = None
 
     def __init__(self, folder: Path, port: int, **settings: str) -> None:
         self.settings = settings
@@ -44,7 +48,7 @@ class Database:
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._home = postgres_data.prepare(self._folder)
-        await postgres_data.make_data(self._home)
+        await _make_data(self._folder, self._home)
         rules = "host all fleet 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
         (self._home.data / "pg_hba.conf").write_text(rules)
         await self.start()
@@ -120,3 +124,20 @@ class Database:
             return rows
         finally:
             await line.close()
+
+
+async def copy_data(source: Path, folder: Path) -> None:
+    """Copy the data of a server that does not run into the folder of another, with its owner."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["cp", "-a", str(source), str(folder / "data")]
+    await asyncio.to_thread(subprocess.run, words, check=True)
+
+
+async def _make_data(folder: Path, home: postgres_data.Home) -> None:
+    template = Database.template
+    if template is not None and template.exists():
+        await copy_data(template, folder)
+        return
+    await postgres_data.make_data(home)
+    if template is not None:
+        await copy_data(home.data, template.parent)

@@ -11,7 +11,7 @@ from threading import Event
 
 import pytest
 
-from ingest import journal, journal_store
+from ingest import buffer_journal_loader, journal, journal_store
 from ingest.block import Block
 from ingest.errors import JournalBroken, StartError
 from ingest.journal_reader import read_done, segment_files
@@ -351,9 +351,10 @@ async def test_folder_made_anew_is_brought_to_the_disk_with_its_name(
 
 @pytest.mark.parametrize("number", ["9" * 20, "18446744073709551615", "\u0663" * 20])
 async def test_name_with_a_number_that_is_none_does_not_stop_the_start(
-    tmp_path: Path, number: str
+    tmp_path: Path, number: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody's file: left alone, and what has a name of ours is read."""
+    monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)  # the link leads nowhere
     strange = tmp_path / f"journal-{number}-00000001.log"
     strange.write_bytes(b"x" * 100)
     (tmp_path / "journal-00000000000000000001-00000001.log").symlink_to(tmp_path / "nowhere")
