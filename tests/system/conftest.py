@@ -12,7 +12,7 @@ from tests.system.database import Database
 
 @pytest.fixture(scope="session", autouse=True)
 def _data_is_made_once(open_tmp: Path) -> Iterator[None]:
-    """To make it takes six times as long as to copy it, and it is the same each time."""
+    """To make it takes several times as long as to copy it, and it is the same each time."""
     Database.template = open_tmp / "databases" / "data"
     yield
     Database.template = None
