@@ -291,7 +291,7 @@ class Service:
     def _release_hold(self, dead_letter: bool) -> bool:
         """Try now, and with `dead_letter` set aside what the breaker stopped; False: none waits."""
         if dead_letter and self.gate.hold_reason == BREAKER:
-            self.breaker.release(dead_letter_rows=self.buffer.stats().rows)
+            self.breaker.release(received_until_s=monotonic_s())
         if not self.gate.is_open:
             self.gate.nudge()
         return not self.gate.is_open

@@ -56,7 +56,7 @@ class Breaker:
         self._rows_max = rows_max
         self._past: deque[_Written] = deque()
         self._past_rows = 0
-        self._pass_rows = 0
+        self._pass_until_s = float("-inf")
 
     def written(self, tuples: Sequence[bytes], rows: int, bad: Iterable[int] = ()) -> None:
         """Remember a write that committed; `bad` are its isolated rows. O(1) a write."""
@@ -64,11 +64,15 @@ class Breaker:
         self._past_rows += rows
         while self._past_rows - self._past[0].rows >= self._window_rows:
             self._past_rows -= self._past.popleft().rows
-        self._pass_rows = max(0, self._pass_rows - rows)
 
-    def judge(self, tuples: Sequence[bytes], rows: int, bad: Sequence[BadRow]) -> None:
-        """Raise WriteFailed(HOLD, reason `breaker`) if these bad rows are too many to set aside."""
-        if self._pass_rows > 0:
+    def judge(
+        self, tuples: Sequence[bytes], rows: int, bad: Sequence[BadRow], *, received_s: float
+    ) -> None:
+        """Raise WriteFailed(HOLD, reason `breaker`) if these bad rows are too many to set aside.
+
+        `received_s` is the monotonic time at which the first of the rows was received.
+        """
+        if received_s <= self._pass_until_s:
             return
         writes = [*self._past, _Written(tuples, rows, frozenset(each.row for each in bad))]
         if sum(len(write.bad) for write in writes) <= self._rows_max:
@@ -104,7 +108,10 @@ class Breaker:
         self._past.clear()
         self._past_rows = 0
 
-    def release(self, *, dead_letter_rows: int) -> None:
-        """Forget the past; let the next `dead_letter_rows` rows be isolated without a verdict."""
+    def release(self, *, received_until_s: float) -> None:
+        """Forget the past; let what was received until then be isolated without a verdict.
+
+        Not so many rows: what comes meanwhile, and is written first, would use them up.
+        """
         self.forget()
-        self._pass_rows = dead_letter_rows
+        self._pass_until_s = received_until_s

@@ -139,7 +139,7 @@ class Writer:
             batch = await self._gatherer.gather()
             if batch is not None and await self._deliver(batch, probing=True):
                 if gate.hold_reason == BREAKER:
-                    self._breaker.forget()  # mended, or released for so many rows: those count on
+                    self._breaker.forget()  # mended, or released for what is held
                 gate.opened()
 
     def _failed(self, failure: WriteFailed) -> None:
@@ -191,7 +191,8 @@ class Writer:
         bad: list[BadRow] = []
 
         async def set_aside(refused: list[BadRow]) -> None:
-            self._breaker.judge(tuples, rows, refused)
+            received_s = min(block.received_s for block in piece)
+            self._breaker.judge(tuples, rows, refused, received_s=received_s)
             await self._append(refusal_letters(piece, refused))
             bad[:] = refused
 

@@ -35,12 +35,15 @@ def fleet(rows: int) -> list[str]:
     return [FLEET[row % len(FLEET)] for row in range(rows)]
 
 
-def judged(breaker: Breaker, devices: list[str], bad: Iterable[int]) -> bool:
+def judged(
+    breaker: Breaker, devices: list[str], bad: Iterable[int], *, received_s: float = 1.0
+) -> bool:
     """Whether a batch may be isolated; if so it is remembered as written."""
     rows = sorted(bad)
     tuples = encoded(devices)
     try:
-        breaker.judge(tuples, len(devices), [BadRow(row, "23514", "check") for row in rows])
+        refused = [BadRow(row, "23514", "check") for row in rows]
+        breaker.judge(tuples, len(devices), refused, received_s=received_s)
     except WriteFailed:
         return False
     breaker.written(tuples, len(devices), rows)
@@ -50,12 +53,11 @@ def judged(breaker: Breaker, devices: list[str], bad: Iterable[int]) -> bool:
 def test_breaker_says_hold_and_why() -> None:
     """The hold's reason is the breaker; the last refusal tells what the database said."""
     rows = fleet(300)
+    refused = [BadRow(row, "23514", "check") for row in range(300)]
     with pytest.raises(
         WriteFailed, match=r"more than 200 of 1000 rows .* 50 of 50 .*: check"
     ) as it:
-        make_breaker().judge(
-            encoded(rows), 300, [BadRow(row, "23514", "check") for row in range(300)]
-        )
+        make_breaker().judge(encoded(rows), 300, refused, received_s=0.0)
     assert it.value.verdict is Verdict.HOLD
     assert (it.value.reason, it.value.sqlstate, it.value.doubtful) == ("breaker", "23514", False)
 
@@ -117,8 +119,8 @@ def test_bad_stretch_of_a_large_batch_trips_even_if_the_whole_is_mostly_good() -
 def test_rows_judged_before_are_not_judged_again() -> None:
     """What an operator released is behind us: a single bad row later does not hold again."""
     breaker = make_breaker()
-    breaker.release(dead_letter_rows=5_000)
-    assert judged(breaker, fleet(5_000), range(500))
+    breaker.release(received_until_s=0.5)
+    assert judged(breaker, fleet(5_000), range(500), received_s=0.5)
     assert judged(breaker, fleet(10), [0])
 
 
@@ -132,16 +134,16 @@ def test_what_is_forgotten_counts_no_more_and_trips_again() -> None:
     assert not judged(breaker, fleet(1_000), range(500))
 
 
-def test_release_with_dead_letters_lets_just_so_many_rows_pass() -> None:
-    """`--dead-letter` is for what is held now, not for ever; rows count, bad or not."""
+def test_release_with_dead_letters_is_for_what_was_received_before() -> None:
+    """`--dead-letter` is for what is held now, however much is written meanwhile; not for ever."""
     breaker = make_breaker()
-    breaker.release(dead_letter_rows=600)
-    assert judged(breaker, fleet(300), range(300))
-    assert judged(breaker, fleet(300), range(300))
-    assert not judged(breaker, fleet(300), range(300))
-    breaker.release(dead_letter_rows=600)
-    breaker.written(encoded(fleet(600)), 600)
-    assert not judged(breaker, fleet(300), range(300))
+    breaker.release(received_until_s=2.0)
+    assert judged(breaker, fleet(300), range(300), received_s=1.0)
+    breaker.written(encoded(fleet(10_000)), 10_000)
+    assert judged(breaker, fleet(300), range(300), received_s=2.0)
+    breaker.forget()
+    assert judged(breaker, fleet(300), range(300), received_s=2.0)
+    assert not judged(breaker, fleet(300), range(300), received_s=2.1)
 
 
 def test_judging_the_worst_batch_does_not_stop_the_loop() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from ingest.clock import monotonic_s
 from ingest.errors import DeadLettersBroken, DeadLettersFull
 from ingest.ports import EXHAUSTED, REFUSED, Outcome, Refusal
 from ingest.verdict import Verdict, WriteFailed
@@ -285,7 +286,7 @@ async def test_breaker_trips_before_anything_is_set_aside() -> None:
     assert path.gate.hold_reason == "breaker"
     await path.until(lambda: path.metrics.retries["hold"] > 2)
     assert (path.letters.appends, path.table, path.metrics.held) == (0, {}, 1000)
-    path.breaker.release(dead_letter_rows=path.metrics.held)
+    path.breaker.release(received_until_s=monotonic_s())
     path.gate.nudge()
     await path.until(path.resolved)
     assert path.metrics.dead_lettered[REFUSED] == 500
@@ -294,15 +295,21 @@ async def test_breaker_trips_before_anything_is_set_aside() -> None:
 
 
 async def test_release_with_dead_letters_is_for_all_that_is_held_however_many_batches() -> None:
-    """The first batch is the probe; when it was over the release was, and the next one held."""
+    """The first batch is the probe; when it was over the release was, and the next one held.
+
+    Good posts that come meanwhile do not use it up.
+    """
     path = Writing(batch_rows=20, batch_rows_max=100)
     for _ in range(30):
         await path.post(100, bad=tuple(range(100)))
     path.start(2)
     await path.until(lambda: path.gate.hold_reason == "breaker")
-    path.breaker.release(dead_letter_rows=path.metrics.held)
+    path.breaker.release(received_until_s=monotonic_s())
     holds = path.metrics.retries["hold"]
     path.gate.nudge()
+    for _ in range(200):
+        await path.post(50)
+        await asyncio.sleep(0)
     await path.until(path.resolved)
     assert path.metrics.dead_lettered[REFUSED] == 3_000
     assert path.metrics.retries["hold"] - holds < 3  # of probes that were under way
