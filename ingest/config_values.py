@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import Field, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from ingest.errors import ConfigError
 
@@ -38,6 +38,7 @@ def setting(
 
 _SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|TiB|k|M|G|T)", re.IGNORECASE)
 _SIZES = {"k": KIB, "m": MIB, "g": GIB, "t": TIB}
+_SECRET = re.compile("pass|pwd", re.IGNORECASE)
 _WORDS = {"true": True, "1": True, "yes": True, "on": True}
 _WORDS |= {"false": False, "0": False, "no": False, "off": False}
 
@@ -173,16 +174,21 @@ def mask_url(url: str) -> str:
         parts = urlsplit(url)
     except ValueError:
         return "***"
-    if "@" in parts.path:  # an unescaped / in the password: what follows is its tail
+    if _is_torn(parts):
         return "***"
     user, at, hosts = parts.netloc.rpartition("@")
     name, colon, _ = user.partition(":")
     query = [
-        (key, "***" if "password" in key.lower() else value)
+        (key, "***" if _SECRET.search(key) else value)
         for key, value in parse_qsl(parts.query, keep_blank_values=True)
     ]
     netloc = f"{name}{':***' if colon else ''}{at}{hosts}"
     return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="/*:")))
+
+
+def _is_torn(parts: SplitResult) -> bool:
+    """Whether an unescaped / ? # or @ has cut a password: what follows may be its tail."""
+    return "@" in parts.path + parts.query + parts.fragment or parts.netloc.count("@") > 1
 
 
 def check_database_url(url: str) -> None:
@@ -192,10 +198,11 @@ def check_database_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         several = "," in parts.netloc  # hosts, each with a port of its own
-        unreadable = "%00" in url or "@" in parts.path or not (several or (parts.port or 0) >= 0)
+        unreadable = "%00" in url or _is_torn(parts) or not (several or (parts.port or 0) >= 0)
     except ValueError:
         unreadable = True
     if unreadable:
         raise ValueError(
-            "cannot be read as a URL; in a password write / as %2F, @ as %40, [ as %5B"
+            "cannot be read as a URL; in a password write / as %2F, ? as %3F, # as %23, @ as %40 "
+            "and [ as %5B"
         )

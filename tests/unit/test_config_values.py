@@ -129,12 +129,29 @@ def test_database_url_is_never_shown_in_an_error() -> None:
     assert secret_names() == {"admin_token", "database_url"}
 
 
+TORN = (
+    "postgresql://me:12/hunter2@db/x",
+    "postgresql://me:12?hunter2@db:1/x",
+    "postgresql://me:12#hunter2@db/x",
+    "postgresql://me:a,hunter2#y@db/x",
+    "postgresql://me:p@ss:hunter2@db:1/x",
+)
+
+
+@pytest.mark.parametrize("url", TORN)
+def test_url_that_its_password_tears_is_refused_and_not_quoted(url: str) -> None:
+    """The driver's own words for it would show the password's tail, in the log and on the page."""
+    said = refusal(database_url=url)
+    assert "cannot be read as a URL; in a password write / as %2F" in said
+    assert "hunter2" not in said
+
+
 @pytest.mark.parametrize(
     ("url", "masked"),
     [
         ("postgresql://me:pw@db:5432/x", "postgresql://me:***@db:5432/x"),
         (
-            "postgresql://me:p@w:x@a:1,b:2/x?sslmode=require",
+            "postgresql://me:p%40w@a:1,b:2/x?sslmode=require",
             "postgresql://me:***@a:1,b:2/x?sslmode=require",
         ),
         (
@@ -143,7 +160,9 @@ def test_database_url_is_never_shown_in_an_error() -> None:
         ),
         ("postgresql://db/x?sslpassword=pw", "postgresql://db/x?sslpassword=***"),
         ("postgresql://db/x", "postgresql://db/x"),
+        ("postgresql://db/x?PWD=pw", "postgresql://db/x?PWD=***"),
         ("postgresql://me:pw@[db", "***"),
+        *((url, "***") for url in TORN),
     ],
 )
 def test_masked_url_keeps_all_but_the_password(url: str, masked: str) -> None:
