@@ -174,7 +174,7 @@ def mask_url(url: str) -> str:
         parts = urlsplit(url)
     except ValueError:
         return "***"
-    if _is_torn(parts):
+    if is_torn(parts):
         return "***"
     user, at, hosts = parts.netloc.rpartition("@")
     name, colon, _ = user.partition(":")
@@ -186,8 +186,8 @@ def mask_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="/*:")))
 
 
-def _is_torn(parts: SplitResult) -> bool:
-    """Whether an unescaped / ? # or @ has cut a password: what follows may be its tail."""
+def is_torn(parts: SplitResult) -> bool:
+    """Return whether an unescaped / ? # or @ has cut a password: what follows may be its tail."""
     return "@" in parts.path + parts.query + parts.fragment or parts.netloc.count("@") > 1
 
 
@@ -198,7 +198,7 @@ def check_database_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         several = "," in parts.netloc  # hosts, each with a port of its own
-        unreadable = "%00" in url or _is_torn(parts) or not (several or (parts.port or 0) >= 0)
+        unreadable = "%00" in url or is_torn(parts) or not (several or (parts.port or 0) >= 0)
     except ValueError:
         unreadable = True
     if unreadable:

@@ -19,6 +19,8 @@ import asyncpg
 from asyncpg import Connection
 from asyncpg.connect_utils import SessionAttribute
 
+from ingest.config_values import is_torn
+
 # COPY fills it on the idempotent path: its types are ours, whatever became of the table's.
 STAGING = "ingest_staging"
 _CREATE_STAGING = f"""create temp table {STAGING} (
@@ -69,7 +71,7 @@ async def connect(
 def address(database_url: str) -> str:
     """Return where a URL leads, `host:port` or a socket's folder; never who logs in."""
     parts = urlsplit(database_url)
-    if "@" in parts.path + parts.query + parts.fragment:  # then the rest may be half a password
+    if is_torn(parts):
         return "the database"
     query = dict(parse_qsl(parts.query))
     hosts = unquote(parts.netloc.rpartition("@")[2]) or query.get("host") or os.getenv("PGHOST")

@@ -53,7 +53,7 @@ async def test_missing_socket_folder_waits() -> None:
         ("postgresql://u:p@%2Frun%2Fpg/db", "/run/pg"),
         ("postgresql:///db?host=h&port=7&password=p", "h:7"),
         ("postgresql:///db", "localhost:5432"),
-        ("postgresql://u:p@s@h/db", "h:5432"),
+        ("postgresql://u:p@s@h/db", "the database"),
         ("postgresql://u:12/p@h/db", "the database"),
         ("postgresql://u:12?p@h/db", "the database"),
         ("postgresql://u:12#p@h/db", "the database"),
