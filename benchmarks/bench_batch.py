@@ -88,4 +88,4 @@ def test_breaker_judges_a_noisy_device(benchmark: BenchmarkFixture) -> None:
     of_all = [BadRow(at, "23514", "check") for at in range(0, 5_000, 3)]
     with pytest.raises(WriteFailed):  # so it does decide: as many of all devices are too many
         breaker.judge(tuples, 5_000, of_all, received_s=0.0)
-    benchmark(breaker.judge, tuples, 5_000, bad)
+    benchmark(breaker.judge, tuples, 5_000, bad, received_s=0.0)

@@ -132,6 +132,15 @@ async def test_interrupt_shows_what_there_is_and_leaves_nothing(
     assert not results.exists()
 
 
+async def test_every_part_runs() -> None:
+    """Once each, unmeasured: a part calls the service's own functions, which may have changed."""
+    parts = sorted(REPOSITORY.glob("benchmarks/bench_*.py"))
+    options = ("-q", "--benchmark-disable", "-p", "no:cacheprovider")
+    done = await run_command("pytest", *options, *parts, within_s=50)
+    assert done.code == 0, done.stdout + done.stderr
+    assert re.search(r"^[1-9]\d+ passed in ", done.stdout, re.MULTILINE)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_quick_run_measures_every_case() -> None:
