@@ -98,6 +98,8 @@ _BY_CLASS: dict[str, Verdict] = {
     "XX": Verdict.HOLD,
 }
 
+TOO_MANY_CONNECTIONS = "53300"  # of the server, or of the role
+
 # Why we are on hold, in one word: a metric's label, so a closed set (but for unknown codes).
 UNREACHABLE = "unreachable"
 SCHEMA = "schema"

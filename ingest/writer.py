@@ -32,10 +32,11 @@ from ingest.ports import (
 )
 from ingest.retry import backoff_s
 from ingest.set_aside import block_letters, refusal_letters, refusals_by_block
-from ingest.verdict import Verdict, WriteFailed
+from ingest.verdict import TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 
 STORED = Outcome()
 RETRY_S_MIN = 0.1
+FULL_S = 2.0  # between the tries of a writer that is not let in while another writes
 IDLE_S = 2.0  # without a batch: then a server that is gone is noticed, not at the next post
 
 
@@ -70,6 +71,7 @@ class Writer:
         self._halted = halted
         self._log = get_logger("writer")
         self._unknown_tries_left = 0
+        self._is_left_out = False
         self._in_hand: list[Block] = []  # taken and neither settled nor given back, in order
 
     async def run(self) -> None:
@@ -78,6 +80,11 @@ class Writer:
             while not self._halted.is_set():
                 if not self._gate.is_open:
                     await self._probe()
+                    if self._has_ended():
+                        return
+                    continue
+                if self._is_left_out:
+                    await self._knock()
                     if self._has_ended():
                         return
                     continue
@@ -113,6 +120,17 @@ class Writer:
                 if not (passes or self._any_line()):
                     self._failed(failure)
 
+    async def _knock(self) -> None:
+        """The server is full, and another writer has a line: try again, without a batch."""
+        await sleep_unless(self._halted, FULL_S)
+        if self._halted.is_set() or self._has_ended():
+            return
+        self._is_left_out = False
+        try:
+            await self._sink.open()
+        except WriteFailed:
+            self._is_left_out = self._any_line()  # it will tell what is wrong; else our next batch
+
     def _any_line(self) -> bool:
         return any(sink.is_open for sink in self._sinks)
 
@@ -143,6 +161,12 @@ class Writer:
                 gate.opened()
 
     def _failed(self, failure: WriteFailed) -> None:
+        """Close the gate; not if the server is there, and full, and another writer has a line."""
+        if failure.sqlstate == TOO_MANY_CONNECTIONS and self._any_line():
+            if not self._is_left_out:
+                self._is_left_out = True
+                self._log.warning("writer_left_out", message=failure.message)
+            return
         verdict = Verdict.WAIT if failure.verdict is Verdict.WAIT else Verdict.HOLD
         self._metrics.retries[verdict.value] += 1
         self._gate.failed(failure)

@@ -19,6 +19,9 @@ QUICK: dict[str, Any] = {
     "put_wait_s_max": 0.2,
 }
 
+LINES_SQL = "select count(*) from pg_stat_activity where usename = 'fleet'"
+CUT_ALL_SQL = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'"
+
 
 async def _check_end(service: Service, database: Database, fleet: Fleet) -> dict[str, float]:
     """All is quiet: the law holds, nothing was dropped or dead-lettered, the table is right."""
@@ -79,6 +82,33 @@ async def test_database_that_goes_and_comes_is_noticed_without_a_post(
         await service.wait_sample("ingest_db_up", 1, within_s=10)
         assert [line.count("database_away") for line in service.lines].count(1) == 1
         assert (await service.post([reading(FIRST_US)], ack="committed")).status == 200
+
+
+async def test_role_with_one_connection_is_written_by_one_writer(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """The other is left out, which is told once: the database is not away, and nothing waits."""
+    async with (
+        Database(open_tmp_path / "db", free_port) as database,
+        Service(open_tmp_path / "state", database_url=database.url, writers=2, **QUICK) as service,
+    ):
+        await service.wait_state("accepting")
+        await database.run("alter role fleet connection limit 1", database="postgres")
+        await database.run(CUT_ALL_SQL, database="postgres")
+        await service.wait_state("accepting")
+        async with Fleet(service.url, connections=8, rows=20) as fleet:
+            left_out = await service.wait_line("writer_left_out")
+            assert "too many connections for role" in left_out
+            away = service.output.count("database_away")
+            await asyncio.sleep(3)
+            assert service.output.count("database_away") == away
+            assert service.output.count("writer_left_out") == 1
+            await database.run("alter role fleet connection limit 2", database="postgres")
+            async with asyncio.timeout(10):
+                while (await database.run(LINES_SQL, database="postgres"))[0][0] < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+        assert fleet.statuses() == {"202"}
+        await _check_end(service, database, fleet)
 
 
 @pytest.mark.slow

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from ingest import writer
+from ingest.ports import Stored
 from ingest.verdict import Verdict, WriteFailed
-from tests.unit.fake_sink_scripted import Script
+from tests.unit.fake_sink_scripted import Script, ScriptedSink
 from tests.unit.writing import Writing
 
 
 @pytest.fixture(autouse=True)
 def _short_idling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "IDLE_S", 0.01)
+    monkeypatch.setattr(writer, "FULL_S", 0.01)
 
 
 async def idle(script: Script) -> Writing:
@@ -68,6 +71,59 @@ async def test_error_that_passes_puts_nothing_on_hold() -> None:
     script.heal()
     await path.until(lambda: opened(path) == 1)
     await path.drain()
+
+
+class OneSeat:
+    """Lets a sink in only while the other one is out, like a role that may have one connection."""
+
+    def __init__(self, mine: ScriptedSink, other: ScriptedSink) -> None:
+        self._mine, self._other = mine, other
+        self._open, self._write = mine.open, mine.write
+        self.refused = 0
+
+    async def open(self) -> None:
+        """Connect."""
+        if not self._mine.is_open and self._other.is_open:
+            self.refused += 1
+            raise WriteFailed(Verdict.WAIT, "too many connections", sqlstate="53300")
+        await self._open()
+
+    async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
+        """Connect if need be, as the real one does, and store."""
+        await self.open()
+        return await self._write(tuples, rows, idempotent=idempotent)
+
+
+def seat(path: Writing) -> list[OneSeat]:
+    """Let both writers of a path share one seat."""
+    first, second = path.sinks
+    seats = [OneSeat(first, second), OneSeat(second, first)]
+    for sink, its in zip(path.sinks, seats, strict=True):
+        sink.open, sink.write = its.open, its.write  # type: ignore[method-assign]
+    return seats
+
+
+async def test_writer_that_is_not_let_in_leaves_the_gate_to_the_one_who_is() -> None:
+    """It takes no batch meanwhile, gets in when there is room, and does not hold up the stop."""
+    path = await idle(Script())
+    seats = seat(path)
+    states: set[str] = set()
+    for _ in range(200):
+        await path.post(5)
+        await asyncio.sleep(0)
+        states.add(path.gate.state)
+    await path.until(path.resolved)
+    await path.until(lambda: sum(each.refused for each in seats) > 3)
+    assert (states, opened(path)) == ({"open"}, 1)
+    for sink in path.sinks:
+        sink.inner.is_open = False
+    await path.until(lambda: opened(path) == 1)
+    assert path.gate.is_open
+    await path.post(5)
+    await path.until(path.resolved)
+    async with asyncio.timeout(1):
+        await path.drain()
+    await path.check()
 
 
 async def test_stop_waits_for_no_server_if_nothing_is_to_be_written() -> None:
