@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ingest import __version__
 from ingest.cli_doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli_service import ask_service
-from ingest.config import Loaded, Settings, split_address, state_dir
+from ingest.config import SPARE_FILES, Loaded, Settings, split_address, state_dir
 from ingest.config_values import shown
 from ingest.counted import counted
 from ingest.errors import IngestError, StartError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
 READYZ_S_MAX = 3.0
-FILES_BESIDE_CONNECTIONS = 100  # database, dead letters, logs, libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
@@ -101,7 +100,7 @@ def _open_files(settings: Settings) -> Check:
     import resource  # noqa: PLC0415
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    needed = settings.connections_max + FILES_BESIDE_CONNECTIONS
+    needed = settings.connections_max + SPARE_FILES
     if hard != resource.RLIM_INFINITY and hard < needed:
         return Check(
             "open files",

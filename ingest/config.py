@@ -32,6 +32,7 @@ from ingest.errors import ConfigError
 from ingest.reading import NAME_BYTES_MAX
 
 ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one encoded reading (block.py draws it)
+SPARE_FILES = 128  # descriptors beside connections_max: database, files, libraries, the admin port
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

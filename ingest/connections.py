@@ -18,6 +18,7 @@ from typing import Any, cast
 from aiohttp import http_parser, web
 
 from ingest.clock import monotonic_s
+from ingest.config import SPARE_FILES
 from ingest.connection import Connection, Door
 from ingest.errors import StartError
 from ingest.listener import Listener
@@ -25,7 +26,6 @@ from ingest.logs import Occasionally, get_logger
 from ingest.problems import Answer
 from ingest.request import Request
 
-SPARE_FILES = 128  # descriptors kept for database, dead letters and the admin port
 SWEEP_S_MAX = 1.0
 # Ten thousand at once would hold the loop for 0.1 s, and all of them may come back at once.
 DROPS_A_TURN, DROP_PAUSE_S = 20, 0.005
