@@ -12,12 +12,26 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 # From the body to the acknowledgement, and what holds readings meanwhile.
 MODULES = (
-    *("body", "intake", "turns", "inflate", "endpoint", "buffer_memory", "buffer_journal"),
+    *(
+        "connections",
+        "site",
+        "body",
+        "intake",
+        "turns",
+        "inflate",
+        "endpoint",
+        "buffer_memory",
+        "buffer_journal",
+    ),
     *("buffer_journal_room", "buffer_journal_loader", "journal", "dead_letter", "writer"),
     *("batch", "gate", "set_aside", "app_buffer", "ports", "outcomes"),
+    *("sink_postgres", "sink_connection"),
 )
 # Awaits of these come before the first reading, or are of no reading's way.
 ELSEWHERE = {
+    "connections.listen",
+    "connections._sweep",
+    "site.start",
     "endpoint.start",
     "dead_letter.open",
     "dead_letter.mark_done",
