@@ -128,12 +128,12 @@ def _clock(found: dict[str, Any]) -> Check:
 
 def _connections(found: dict[str, Any], settings: Settings, *, service_runs: bool) -> Check:
     free = found["connections_max"] - found["connections"]
-    limit = found["role_connections_max"]
+    limit, bound = found["role_connections_max"], "max_connections"
     if limit is not None and 0 <= limit < free:
-        free = limit
+        free, bound = limit, "the role's CONNECTION LIMIT"
     said = f"{free} of {found['connections_max']} are left for us, {settings.writers} writers"
     if free < settings.writers and not service_runs:
-        return Check("connections", FAIL, f"{said}; raise max_connections or lower writers")
+        return Check("connections", FAIL, f"{said}; raise {bound} or lower writers")
     if free < settings.writers + 2:
-        return Check("connections", WARN, f"{said}; raise max_connections, there is little room")
+        return Check("connections", WARN, f"{said}; raise {bound}, there is little room")
     return Check("connections", OK, said)

@@ -115,6 +115,7 @@ async def test_doctor_judges_the_roles_own_settings(
     assert found["writable"].state == "FAIL"
     assert found["connections"].state == "FAIL"
     assert found["connections"].detail.startswith("1 of ")
+    assert "raise the role's CONNECTION LIMIT or lower writers" in found["connections"].detail
     await readings_connection.execute(f"alter role {role} connection limit 3")
     assert (await checks(with_user(readings_url, role)))["connections"].state == "warn"
 
