@@ -253,11 +253,14 @@ class JournalBuffer(MemoryBuffer):
     def _rows_free(self) -> int:
         return self._rows_max - self._rows_held - self._rows_reserved
 
-    def load(self, blocks: Sequence[Block]) -> None:
-        """Take blocks that were read back. They may exceed the room by one block."""
+    def load(self, blocks: Sequence[Block], *, newest_s: float) -> None:
+        """Take blocks that were read back. They may exceed the room by one block.
+
+        They were received by `newest_s` (monotonic), whatever the clock on the wall did since.
+        """
         now_s, now_us = monotonic_s(), unix_us()
         for block in blocks:
-            block.received_s = now_s - max(0.0, (now_us - block.received_us) / 1e6)
+            block.received_s = min(newest_s, now_s - (now_us - block.received_us) / 1e6)
             rows, size = block.rows, len(block.tuples)
             self._rows_held += rows
             self._rows_waiting += rows

@@ -45,6 +45,7 @@ class Loader:
         self._metrics = metrics
         self._reader: SegmentReader | None = None
         self._stepping = asyncio.Lock()
+        self._began_s = monotonic_s()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
         self._pause_s = 0.0
         self._looked_s = self._cpu_s = 0.0  # when the process' CPU was last looked at, and it
@@ -151,6 +152,7 @@ class Loader:
         log.error("journal_damaged", file=segment.file.path.name, why=why)
 
     def _recovered(self, found: Range) -> None:
+        found.newest_s = self._began_s
         self._metrics.recovered += found.rows
         self._book.add_recovered(found)
         self._buffer.wanted.set()
@@ -210,7 +212,7 @@ class Loader:
             current.last = blocks[-1].sequence
             current.rows -= sum(block.rows for block in blocks)
             current.blocks -= len(blocks)
-            self._buffer.load(blocks)
+            self._buffer.load(blocks, newest_s=current.newest_s)
             current.oldest_s = blocks[-1].received_s
         if found is None:
             self._close_reader()

@@ -79,7 +79,7 @@ class AppendFile:
             if not self._is_there():
                 self.suspect = True
                 raise OSError(
-                    errno.ENOENT, "somebody removed, moved or cut off the file", str(self.path)
+                    errno.ENOENT, "somebody removed, moved or changed the file", str(self.path)
                 )
             self._seen_s = now_s
         try:
@@ -116,13 +116,14 @@ class AppendFile:
         return self._is_there()
 
     def _is_there(self) -> bool:
-        """Whether the name still leads to all that we wrote.
+        """Whether the name still leads to what we wrote, and to nothing else.
 
-        A moved file would never be read again, nor what follows where somebody has cut it off.
+        A moved file would never be read again, nor what follows where somebody has cut it off; and
+        behind bytes of somebody else nothing would be where we say that it is.
         """
         try:
             ours = os.fstat(self._fd)
-            return os.path.samestat(os.stat(self.path), ours) and ours.st_size >= self.size
+            return os.path.samestat(os.stat(self.path), ours) and ours.st_size == self.size
         except FileNotFoundError:
             return False
 
@@ -216,3 +217,48 @@ class Lock:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class FolderLock:
+    """One process's hold on a folder: a lock on its file `lock`, and one on the folder itself.
+
+    So whoever removes the file lets nobody in. Where a folder cannot be locked (on some network
+    file systems) the file must do.
+    """
+
+    def __init__(self, folder: Path, file: Lock, fd: int) -> None:
+        self._folder = folder
+        self._file = file
+        self._fd = fd
+
+    @classmethod
+    def try_take(cls, folder: Path) -> FolderLock | None:
+        """Take both at once, or return None if somebody holds one of them."""
+        file = Lock.try_take(folder / "lock", create=True)
+        if file is None:
+            return None
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            file.close()
+            raise
+        taken = cls(folder, file, fd)
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken.close()
+                return None
+        return taken
+
+    def holds(self) -> bool:
+        """Whether the folder's name still leads to the one that is locked."""
+        try:
+            return os.path.samestat(os.stat(self._folder), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Give both back."""
+        os.close(self._fd)
+        self._file.close()

@@ -44,14 +44,15 @@ class Segment:
 class Range:
     """Blocks on the disk only, from `start` to `end` of a segment; `done` are not among them.
 
-    `oldest_s` is the (monotonic) receipt of the first of them, `last` the sequence that was loaded
+    `oldest_s` is the (monotonic) receipt of the first of them, `newest_s` a time by which the last
+    one had been received, `last` the sequence that was loaded
     last, `failures` how often in a row reading failed. `stays`: the segment holds more than this,
     which cannot be read now.
     """
 
     __slots__ = (
-        *("blocks", "done", "end", "failures", "last", "oldest_s", "rows", "segment", "start"),
-        "stays",
+        *("blocks", "done", "end", "failures", "last", "newest_s", "oldest_s", "rows", "segment"),
+        *("start", "stays"),
     )
 
     def __init__(self, segment: Segment, start: int, end: int, oldest_s: float) -> None:
@@ -60,7 +61,7 @@ class Range:
         self.end = end
         self.blocks = 0
         self.rows = 0
-        self.oldest_s = oldest_s
+        self.oldest_s = self.newest_s = oldest_s
         self.last = 0
         self.failures = 0
         self.stays = False
@@ -120,6 +121,7 @@ class Book:
         if growing is None or growing.end != start or growing.segment is not segment:
             growing = self._growing = Range(segment, start, start, block.received_s)
             self.spilled.append(growing)
+        growing.newest_s = block.received_s
         growing.end = start + HEAD_BYTES + len(block.tuples)
         growing.blocks += 1
         growing.rows += rows

@@ -20,7 +20,7 @@ from ingest.files import (
     REAL_CALLS,
     AppendFile,
     FileCalls,
-    Lock,
+    FolderLock,
     make_folder,
     sync_folder,
     unlink_aside,
@@ -58,7 +58,7 @@ class JournalStore:
         self.folder = folder
         self._segment_bytes = segment_bytes
         self._calls = calls
-        self._lock: Lock | None = None
+        self._lock: FolderLock | None = None
         self._current: tuple[SegmentFile, AppendFile] | None = None
         self._notes: tuple[SegmentFile, int] | None = None  # written last, and its descriptor
         self._noting_failed = False
@@ -71,7 +71,7 @@ class JournalStore:
         """
         try:
             make_folder(self.folder, self._calls)
-            self._lock = Lock.try_take(self.folder / "lock", create=True)
+            self._lock = FolderLock.try_take(self.folder)
             if self._lock is None:
                 raise StartError(
                     f"another service writes the journal {self.folder}: stop it, or choose another "
@@ -114,6 +114,7 @@ class JournalStore:
         return Written(file, start, out.size, is_full)
 
     def _create(self, first: int) -> tuple[SegmentFile, AppendFile]:
+        self._hold()
         salt = secrets.randbits(32)
         file = SegmentFile(self.folder / segment_name(first, salt), first, salt)
         out = AppendFile.open(file.path, create=True, calls=self._calls, unseen_s_max=UNSEEN_S_MAX)
@@ -126,6 +127,19 @@ class JournalStore:
             raise
         self._current = (file, out)
         return self._current
+
+    def _hold(self) -> None:
+        """Have the folder that the name leads to now: somebody may have moved ours away.
+
+        Raises OSError if another service has it, which would remove what we put there.
+        """
+        if self._lock is not None and self._lock.holds():
+            return
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = FolderLock.try_take(self.folder)
+        if self._lock is None:
+            raise OSError(errno.EBUSY, "another service writes this journal", str(self.folder))
 
     def finish(self) -> None:
         """Write the current segment no more; the next group begins another one."""
