@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ingest.block import Block, encode_reading
 from ingest.clock import monotonic_s, sleep_unless
@@ -32,6 +32,7 @@ REPLAYED = Where(reasons=(EXHAUSTED, DRAINED))
 BLOCK_ROWS_MAX = 500  # small beside a live batch, so that live readings wait little behind it
 FAILURES_MAX = 3  # blocks in a row that fail: the database is at fault, not they
 UNLOCKED_S_MIN = 0.02  # between blocks, so that a replay by hand finds the lock free
+GATE_S = 1.0  # between looks at the gate while a block is under way
 PAUSE_S_MAX = 300.0  # between tries of what fails again and again
 TIDY_S = 600.0
 TS_US_MAX = 253_402_300_800_000_000  # the year 10000
@@ -91,6 +92,9 @@ class Replayer:
         self._tidied_s = monotonic_s()
         if removed := await self._folder.tidy():
             self._log.info("dead_letters_tidied", files=[path.name for path in removed])
+        # Where a write was taken back that had been seen already, others may lie by now.
+        for last in segments(self._folder.folder)[-1:]:
+            self._done_to.pop(last, None)
 
     async def _look(self, stopping: asyncio.Event) -> bool:
         """Replay what there is to replay; return False if some of it failed again."""
@@ -149,7 +153,9 @@ class Replayer:
     async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
         """Put one block and wait for its outcome; None if the service stops before.
 
-        Rows that the database refuses now are dead-lettered by the writer under that reason.
+        None too if the gate shuts: whoever is to end that may need the lock, to discard letters.
+        The block goes on by itself, and its letters are sent once more: the key absorbs them. Rows
+        that the database refuses now are dead-lettered by the writer under that reason.
         """
         readings = [each.letter.reading for each in letters if each.letter.reading is not None]
         tuples = b"".join(map(encode_reading, readings))
@@ -165,12 +171,18 @@ class Replayer:
             ack=ack,
             replayed=True,
         )
+        block.doubtful = True  # nobody knows what became of the write that was given up
         await room.put(block)
         self._metrics.replayed += block.rows
         stop = asyncio.create_task(stopping.wait())
         waiting = asyncio.create_task(ack.wait())
+        both = (stop, waiting)
         try:
-            await asyncio.wait([stop, waiting], return_when=asyncio.FIRST_COMPLETED)
+            ended: set[asyncio.Task[Any]] = set()
+            while not ended and self._database_up():
+                ended, _ = await asyncio.wait(
+                    both, timeout=GATE_S, return_when=asyncio.FIRST_COMPLETED
+                )
         finally:
             stop.cancel()
             waiting.cancel()
