@@ -8,6 +8,7 @@ second life, which finds what the first one left.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 from errno import EIO, ENOSPC, errorcode
 from pathlib import Path
@@ -40,13 +41,13 @@ async def post_all(whole: Whole) -> list[str]:
     return [*answers, await whole.post(6)]
 
 
-async def second_life(folder: Path, promises: Promises) -> None:
+async def second_life(folder: Path, promises: Promises, *, replays: bool = False) -> None:
     """Find what a first life left; in the end all that was promised is where it belongs."""
     whole = Whole(folder, promises)
     await whole.open()
     assert await whole.post(2) == "kept"
-    await whole.finish()
-    await whole.check()
+    await whole.finish(replays=replays)
+    await whole.check(replayed=replays)
 
 
 @once_and_for_ever
@@ -118,6 +119,53 @@ async def test_every_call_to_the_files_fails(
     pytest.fail("the sweep did not come to a clean run")
 
 
+@pytest.mark.parametrize(
+    ("layer", "code", "forever"),
+    [
+        *itertools.product(("journal_calls",), (EIO, ENOSPC), (False, True)),
+        (
+            "letter_calls",
+            EIO,
+            False,
+        ),  # beside a journal that fails for ever; more than that is loss
+    ],
+    ids=str,
+)
+async def test_every_call_of_a_stop_fails(
+    tmp_path: Path, layer: str, code: int, forever: bool
+) -> None:
+    """An ordinary stop keeps what was acknowledged from memory: in the journal, or as `drained`.
+
+    The table is away, and the journal breaks before it has what memory has.
+    """
+    for nth in range(1, CALLS_MAX):
+        promises = Promises()
+        whole = Whole(tmp_path, promises, Script(1, Verdict.WAIT, forever=True))
+        await whole.open()
+        assert await whole.post(5, bad=1) == "kept"
+        whole.journal_calls.failing = dict.fromkeys(NAMES, EIO)
+        posts = [whole.post(rows, ack=BUFFERED, bad=1) for rows in (7, 30)]
+        assert await asyncio.gather(*posts) == ["kept", "kept"]
+        await whole.quiet()
+        assert whole.buffer.broken
+        assert len(promises.buffered) == 37
+        if layer == "journal_calls":
+            whole.journal_calls.failing = {}
+            await whole.until(lambda: not whole.buffer.broken)  # noqa: B023
+        calls: FailingCalls = getattr(whole, layer)
+        calls.failing = dict.fromkeys(NAMES, code)
+        calls.count = calls.fired = 0
+        calls.nth, calls.onwards = nth, forever
+        await whole.halt()
+        struck = calls.fired
+        assert len(promises.kept) == 42
+        await second_life(tmp_path, promises, replays=True)
+        shutil.rmtree(tmp_path)
+        if not struck:
+            return
+    pytest.fail("the sweep did not come to a clean run")
+
+
 async def test_run_without_a_fault_keeps_all_and_needs_no_second_life(tmp_path: Path) -> None:
     """The control: every post is kept, and only what the table refuses is a dead letter."""
     promises = Promises()
@@ -127,7 +175,7 @@ async def test_run_without_a_fault_keeps_all_and_needs_no_second_life(tmp_path: 
     await whole.finish()
     await whole.check()
     assert len(promises.table) == 30 + 3 + 9 + 1 + 25 + 4 + 6 - 4
-    assert len(promises.kept) == 30 + 1 + 25 + 6
+    assert len(promises.kept) == 30 + 3 + 1 + 25 + 6  # that in memory too: the stop was in order
     assert whole.metrics.recovered == 0
     assert all(ack.resolved for ack, _ in promises.acks)
 
