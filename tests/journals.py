@@ -54,11 +54,14 @@ def on_disk(folder: Path) -> list[bytes]:
     return found
 
 
+SHORT_BYTES = 200  # of a write that is not halved any more
+
+
 class FailingCalls:
     """The real calls, of which those in `failing` fail: every one, or the n-th only.
 
-    `failing` is set by the test: {"write": ENOSPC}; `nth` counts all calls from 1, 0: always; with
-    `onwards` all later ones fail too. `fired` is how many failed.
+    `failing` is set by the test: {"write": ENOSPC}; `nth` counts the calls of these names from 1,
+    0: always; with `onwards` all later ones fail too. `fired` is how many failed.
     """
 
     def __init__(self, **failing: int) -> None:
@@ -71,18 +74,21 @@ class FailingCalls:
         self.names: list[str] = []
 
     def _call(self, name: str) -> None:
-        self.count += 1
         self.names.append(name)
+        if name not in self.failing:
+            return
+        self.count += 1
         hit = self.nth in (0, self.count) or (self.onwards and self.count > self.nth)
-        if name in self.failing and hit and self.left:
+        if hit and self.left:
             self.left -= 1
             self.fired += 1
             raise OSError(self.failing[name], os.strerror(self.failing[name]))
 
     def write(self, fd: int, data: memoryview) -> int:
-        """Write half of it, if it is long: short writes are no error."""
+        """Write half of it, or all but the last byte if it is short: short writes are no error."""
         self._call("write")
-        return os.write(fd, data[: max(1, len(data) // 2)])
+        size = len(data)
+        return os.write(fd, data[: size // 2 if size > SHORT_BYTES else max(1, size - 1)])
 
     def fdatasync(self, fd: int) -> None:
         """Sync, or fail."""

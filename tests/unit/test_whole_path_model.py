@@ -1,4 +1,4 @@
-"""Any sequence of posts, faults, kills and stops over the whole path below the door, by Hypothesis.
+"""Any sequence of posts, faults, replays, kills and stops over the whole path, by Hypothesis.
 
 The model is what was promised (`whole_path.Promises`): sets of readings and letters. Journal, dead
 letters and writers are the real ones on a real folder; the table and the system calls are scripted.
@@ -29,10 +29,12 @@ from hypothesis.stateful import (
 from ingest.errors import StartError
 from ingest.verdict import Verdict
 from tests.unit.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
+from tests.unit.replays import hurry
 from tests.unit.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Whole
 
 T = TypeVar("T")
 CALLS = ("write", "fdatasync", "fsync", "ftruncate")
+PAUSES_S = (0.0, 0.005)  # what is tried again, or read in a thread, needs time, not only turns
 # What the table does, and whether the rows may be there all the same.
 TABLE_FAULTS = (
     (Verdict.WAIT, BEFORE, False),
@@ -50,6 +52,12 @@ posts = st.tuples(
 )
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no step wait for the pauses of replays."""
+    hurry(monkeypatch)
+
+
 class PathMachine(RuleBasedStateMachine):
     """Lives on one folder after the other; each step ends when the files have nothing to do."""
 
@@ -59,6 +67,7 @@ class PathMachine(RuleBasedStateMachine):
         self.base = Path(tempfile.mkdtemp(prefix="ingest-model-"))
         self.promises = Promises()
         self.lives = 0
+        self.new = 0  # rows that former lives put into the table, by what they counted
         self.waiting: list[asyncio.Task[str]] = []
         self.whole = self._fresh()
 
@@ -79,18 +88,19 @@ class PathMachine(RuleBasedStateMachine):
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
-    @initialize()
-    def begins(self) -> None:
-        """The first life."""
+    @initialize(aside=st.sampled_from((0, 0, 1, 60)), refused=st.integers(0, 2))
+    def begins(self, aside: int, refused: int) -> None:
+        """The first life, perhaps beside the dead letters of a service that had no journal."""
+        self.promises.leave_aside(self.whole.folder, aside, bad=min(aside, refused))
         self._run(self.whole.open())
 
-    @rule(several=st.lists(posts, min_size=1, max_size=6))
-    def post(self, several: list[tuple[str, int, int, int]]) -> None:
+    @rule(several=st.lists(posts, min_size=1, max_size=6), pause_s=st.sampled_from(PAUSES_S))
+    def post(self, several: list[tuple[str, int, int, int]], pause_s: float) -> None:
         """Some posts at once; each is told what came of it, but who waits for room in memory."""
         for ack, rows, bad, letters in several:
             work = self.whole.post(rows, ack=ack, bad=min(bad, rows), letters=letters)
             self.waiting.append(self.loop.create_task(work))
-        self._settle(turns=100)
+        self._settle(turns=100, pause_s=pause_s)
 
     @rule(fault=st.sampled_from(TABLE_FAULTS), at=st.integers(1, 3), forever=st.booleans())
     def table_fails(self, fault: tuple[Verdict, str, bool], at: int, forever: bool) -> None:
@@ -114,7 +124,19 @@ class PathMachine(RuleBasedStateMachine):
     @rule()
     def work(self) -> None:
         """Time passes: the writers come as far as they can."""
-        self._settle(turns=300)
+        self._settle(turns=300, pause_s=PAUSES_S[-1])
+
+    @rule()
+    def replay(self) -> None:
+        """What was set aside for a time begins to come back, by itself, till the life ends."""
+        self._run(self.whole.replay())
+        self._settle(pause_s=PAUSES_S[-1])
+
+    @rule()
+    def replay_by_hand(self) -> None:
+        """Somebody sends all dead letters again, beside the service."""
+        self._run(self.whole.replay_by_hand())
+        self._settle()
 
     @rule()
     def heal(self) -> None:
@@ -131,25 +153,37 @@ class PathMachine(RuleBasedStateMachine):
         self._run(self.whole.kill(self.base / str(self.lives)))
         self._next()
 
-    @rule(seldom=st.integers(0, 3))
-    def stop(self, seldom: int) -> None:
-        """An end as by SIGTERM with no time left: what is held goes where it is safe."""
+    @rule(seldom=st.integers(0, 3), failing=st.sampled_from((None, "journal", "letters")))
+    def stop(self, seldom: int, failing: str | None) -> None:
+        """An end as by SIGTERM with no time left: what is held goes where it is safe.
+
+        One of journal and dead letters may fail still, if it did; the other one has to do then.
+        """
         if seldom:
             return
-        self.whole.heal()
-        self._run(self.whole.halt())
+        whole = self.whole
+        calls = {"journal": whole.journal_calls, "letters": whole.letter_calls}
+        still = dict(calls[failing].failing) if failing else {}
+        whole.heal()
+        if failing:
+            calls[failing].failing = still
+        if failing == "letters":  # the journal needs a moment to see that it writes again
+            self._run(whole.until(lambda: not whole.buffer.broken))
+        self._run(whole.halt())
         (self.base / str(self.lives)).rename(self.base / str(self.lives + 1))
         self.lives += 1
         self._next()
 
     def _next(self) -> None:
         self._settle_waiting(ended=True)
+        self.new += self.whole.new
         shutil.rmtree(self.base / str(self.lives - 1), ignore_errors=True)
         self.whole = self._fresh()
         self._run(self.whole.open())
 
-    def _settle(self, turns: int = 20) -> None:
+    def _settle(self, turns: int = 20, pause_s: float = 0.0) -> None:
         async def spin() -> None:
+            await asyncio.sleep(pause_s)
             for _ in range(turns):
                 await asyncio.sleep(0)
             await self.whole.life.quiet()
@@ -177,15 +211,25 @@ class PathMachine(RuleBasedStateMachine):
         assert metrics.dropped == 0
         assert self.whole.script.complaints == []
         assert all(not each.done() for each in self.whole.writers)
+        assert self.whole.replaying is None or not self.whole.replaying.done()
+
+    @invariant()
+    def nothing_is_counted_as_new_twice(self) -> None:
+        """However often a reading was sent, by whom: it is new to the table once."""
+        assert self.new + self.whole.new <= len(self.promises.table)
 
     def teardown(self) -> None:
-        """Mend all, let it come to rest, and hold the end against what was promised."""
+        """Mend all, let it come to rest, and hold the end against what was promised.
+
+        Then what was acknowledged is in the table, once, or it is not there, and a dead letter.
+        """
         try:
-            if self.whole.writers:
-                self._run(self.whole.finish())
+            if self.whole.writers and not self.whole.halted.is_set():
+                self._run(self.whole.finish(replays=True))
                 self._settle_waiting(ended=True)
-                self._run(self.whole.check())
+                self._run(self.whole.check(replayed=True))
                 assert self.whole.rows == 0
+                assert self.new + self.whole.new == len(self.promises.table)
         finally:
             self.loop.close()
             shutil.rmtree(self.base, ignore_errors=True)
@@ -206,7 +250,11 @@ def run(machine: type[PathMachine], *, examples: int, same: bool = False) -> Non
 
 
 def test_whole_path_keeps_its_promises_after_any_steps() -> None:
-    """No reading lost or doubled, and the law, whatever is posted, fails, dies and comes back."""
+    """No reading lost or doubled, and the law, whatever is posted, fails, dies and comes back.
+
+    Few of these stop while much is held, or replay what fails once more: the long run does, and the
+    sweeps of test_whole_path_faults.py and test_whole_path_replay.py.
+    """
     run(PathMachine, examples=40, same=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,23 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from ingest.batch import BatchCap, Gatherer
+from ingest.block import decode_rows
 from ingest.breaker import Breaker
-from ingest.clock import monotonic_s
+from ingest.clock import monotonic_s, unix_us
 from ingest.config import Settings
 from ingest.dead_letter import DeadLetterFolder
+from ingest.dead_letter_reader import live_letters
 from ingest.errors import BufferFull, DeadLettersBroken, JournalBroken, Stopping
 from ingest.gate import Gate
 from ingest.ports import DRAINED, EXHAUSTED, INVALID, REFUSED, Ack, Letter
 from ingest.reading import Reading
+from ingest.replay import REPLAYED, Replayer
 from ingest.set_aside import set_aside_rest
 from ingest.writer import Writer
 from tests.blocks import block_of, make_reading
-from tests.journals import FailingCalls, Life
-from tests.letters import invalid, read
+from tests.journals import FailingCalls, Life, on_disk
+from tests.letters import invalid, keep, make_store, read
 from tests.unit.fake_sink_scripted import Script, ScriptedSink
+from tests.unit.replays import replay_by_hand
 from tests.unit.writing import BAD, QUICK, refuse_bad
 
 DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
+BLOCKS: dict[str, Any] = {"batch_rows_max": 30, "post_rows_max": 40}
+REPLAYS: dict[str, Any] = {"dlq_replay_pause_s": 0.002, "dlq_replay_rows_per_s": 1_000_000}
 
 
 @dataclass
@@ -41,8 +48,19 @@ class Promises:
     table: dict[Reading, None] = field(default_factory=dict)
     posted: set[Reading] = field(default_factory=set)
     kept: set[Reading] = field(default_factory=set)  # told to be kept, whatever comes
+    buffered: set[Reading] = field(default_factory=set)  # the same, but for a kill; then in `kept`
     letters: list[Letter] = field(default_factory=list)  # of the door, told to be kept
     acks: list[tuple[Ack, list[Reading]]] = field(default_factory=list)
+
+    def leave_aside(self, folder: Path, rows: int, *, bad: int) -> None:
+        """Leave dead letters that come back by themselves, the first `bad` to be refused then."""
+        readings = [make_reading(value=BAD if row < bad else 1.0) for row in range(rows)]
+        reasons = itertools.cycle((DRAINED, EXHAUSTED))
+        store = make_store(folder / "dead-letters", segment_bytes=2_000)
+        keep(store, [Letter(next(reasons), "", "", unix_us(), each) for each in readings])
+        store.close()
+        self.posted.update(readings)
+        self.kept.update(readings)
 
 
 class Whole:
@@ -56,7 +74,7 @@ class Whole:
         self.script = script or Script()
         self.journal_calls = FailingCalls()
         self.letter_calls = FailingCalls()
-        self.settings = replace(Settings(), **{**QUICK, "batch_rows_max": 30})
+        self.settings = replace(Settings(), **{**QUICK, **BLOCKS, **REPLAYS})
         self.life = Life(folder / "journal", calls=self.journal_calls, **bounds)
         self.metrics = self.life.metrics
         self.buffer = self.life.buffer
@@ -64,7 +82,7 @@ class Whole:
             folder / "dead-letters",
             bytes_max=1 << 30,
             segment_bytes=2_000,
-            keep_days=7,
+            keep_days=0,
             calls=self.letter_calls.calls,
         )
         self.gate = Gate(wait_s_min=0.0005, wait_s_max=0.001, hold_probe_s=0.001)
@@ -72,6 +90,8 @@ class Whole:
         self.at_door = 0  # posts under way
         self.sinks: list[ScriptedSink] = []
         self.writers: list[asyncio.Task[None]] = []
+        self.replaying: asyncio.Task[None] | None = None
+        self.new_by_hand = 0  # rows that a replay by hand was told to be new
 
     async def open(self) -> None:
         """Open both folders, and let loader and writers loose. Raises StartError."""
@@ -143,6 +163,8 @@ class Whole:
             self.metrics.at_door -= rows
         if ack == DURABLE:
             self.promises.kept.update(readings)
+        elif ack == BUFFERED:
+            self.promises.buffered.update(readings)
         return "kept"
 
     async def _door_letters(self, count: int) -> bool:
@@ -159,14 +181,39 @@ class Whole:
         self.metrics.readings_dead_lettered(INVALID, count)
         return True
 
-    async def until(self, condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
+    async def replay(self) -> None:
+        """Let the service's own replay of dead letters loose, if it is not yet, until a halt."""
+        if self.replaying is not None:
+            return
+        replayer = Replayer(
+            settings=self.settings,
+            folder=self.dead_letters,
+            inlet=self.buffer,
+            outlet_stats=self.buffer.stats,
+            metrics=self.metrics,
+            database_up=lambda: self.gate.is_open,
+        )
+        self.replaying = asyncio.create_task(replayer.run(self.life.stopping))
+
+    async def replay_by_hand(self) -> None:
+        """Let somebody send all dead letters again, with a line to the same table."""
+        sink = ScriptedSink(self.script, self.promises.table, refuse=refuse_bad)
+        sink.inner.pause_s = 0
+        self.new_by_hand += (await replay_by_hand(self.folder / "dead-letters", sink)).new
+
+    async def until(self, condition: Callable[[], bool], *, every_s: float = 0.0005) -> None:
         """Wait until a condition holds; fail if a writer dies or it never does."""
-        deadline_s = monotonic_s() + within_s
+        deadline_s = monotonic_s() + 20
         while not condition():
-            for task in self.writers:
+            for task in [*self.writers, *([self.replaying] if self.replaying else [])]:
                 assert not task.done() or task.exception() is None, task.exception()
             assert monotonic_s() < deadline_s, f"never came true; {self.gate.message}"
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(every_s)
+
+    @property
+    def new(self) -> int:
+        """Rows that this life has put into the table, by what was counted."""
+        return self.metrics.committed + self.script.unsaid + self.new_by_hand
 
     @property
     def rows(self) -> int:
@@ -179,16 +226,31 @@ class Whole:
         self.journal_calls.failing = {}
         self.letter_calls.failing = {}
 
-    async def finish(self) -> None:
-        """Heal, wait until all is stored or set aside, and end in order."""
+    async def finish(self, *, replays: bool = False) -> None:
+        """Heal, wait until all is stored or set aside, and end in order.
+
+        With `replays` it ends once what comes back by itself has come back from the dead letters.
+        """
         self.heal()
+        if replays:
+            await self.replay()
         await self.until(lambda: self.rows == 0 and not self.at_door)
+        await self.until(lambda: not replays or self.has_come_back, every_s=0.005)
         await self.quiet()
         await self.halt()
         assert self.promises.kept <= self.promises.table.keys() | self._lettered()
 
+    @property
+    def has_come_back(self) -> bool:
+        """Whether nothing is held, and no dead letter is left that comes back by itself."""
+        letters = live_letters(self.folder / "dead-letters", where=REPLAYED)
+        return self.rows == 0 and not any(letters)
+
     async def halt(self, *, keeps_rest: bool = True) -> None:
-        """Stop as the end of `drain_s_max` does; what is left goes where it is safe."""
+        """Stop as the end of `drain_s_max` does; what is left goes where it is safe.
+
+        Then also what was acknowledged from memory is on the disk or in the table, whatever comes.
+        """
         self.halted.set()
         self.life.stopping.set()
         self.buffer.shut_inlet()
@@ -203,9 +265,25 @@ class Whole:
             await set_aside_rest(self.buffer, self.dead_letters, self.metrics)
             assert self.metrics.imbalance == 0
             assert self.metrics.dropped == 0
-        await self.life.end()
+            assert self.metrics.held == self.buffer.stats().rows_kept, "lost, says the exit code"
         await self.dead_letters.close()
+        if self.replaying is not None:
+            async with asyncio.timeout(5):
+                await self.replaying
+        await self.life.end()
         assert self.script.complaints == []
+        if keeps_rest:
+            self._keep_buffered()
+
+    def _keep_buffered(self) -> None:
+        promises = self.promises
+        promises.kept |= promises.buffered
+        promises.buffered.clear()
+        in_journal = {
+            reading for each in on_disk(self.folder / "journal") for reading in decode_rows(each)
+        }
+        lost = promises.kept - promises.table.keys() - self._lettered() - in_journal
+        assert not lost, f"the stop has lost {len(lost)} readings"
 
     async def kill(self, to: Path) -> None:
         """End as a kill -9 does, as far as files are concerned: they are copied to `to` now.
@@ -215,6 +293,7 @@ class Whole:
         """
         promises = self.promises
         promises.acks = [each for each in promises.acks if each[0].resolved]
+        promises.buffered.clear()
         self.promises = Promises(promises.table, promises.posted)  # what comes now, nobody hears
         for name in ("journal", "dead-letters"):
             (to / name).mkdir(parents=True)
@@ -235,14 +314,18 @@ class Whole:
         letters = read(self.folder / "dead-letters")
         return {each.reading for each in letters if each.reading is not None}
 
-    async def check(self) -> None:
-        """Hold table, dead letters and answers against what was promised. After `finish`."""
+    async def check(self, *, replayed: bool = False) -> None:
+        """Hold table, dead letters and answers against what was promised. After `finish`.
+
+        `replayed`: nothing that comes back by itself is a dead letter any more.
+        """
         promises = self.promises
         letters = read(self.folder / "dead-letters")
         # As sets: what could not be taken back stands there twice, and readers count an id once.
         refused = {each.reading for each in letters if each.reason == REFUSED}
         aside = {each.reading for each in letters if each.reason not in (REFUSED, INVALID)}
         assert not refused & promises.table.keys()
+        assert not (replayed and aside)
         assert all(each is not None and each.value == BAD for each in refused)
         # `drained`: at a stop the journal was broken still.
         assert {each.reason for each in letters} <= {REFUSED, INVALID, EXHAUSTED, DRAINED}
