@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from ingest.dead_letter import DeadLetterFolder
+from ingest.dead_letter_cursor import mark_done
+from ingest.dead_letter_files import folder_bytes
+from ingest.dead_letter_reader import live_letters
+from ingest.ports import INVALID
+from ingest.replay_by_hand import hold_replay_lock
 from ingest.verdict import Verdict
+from tests.letters import invalid, keep, make_store
 from tests.unit.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
 from tests.unit.replays import hurry
 from tests.unit.whole_path import BUFFERED, Promises, Whole
@@ -101,3 +108,29 @@ async def test_every_call_to_the_dead_letters_fails_while_they_come_back(
         if clean == CLEAN_RUNS:
             return
     pytest.fail("the sweep did not come to a clean run")
+
+
+async def test_hold_leaves_the_lock_to_whoever_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replayed row is refused and finds the dead letters full: the cure is to discard some."""
+    monkeypatch.setattr("ingest.replay.GATE_S", 0.01)
+    folder = tmp_path / "dead-letters"
+    whole = Whole(tmp_path, Promises())
+    whole.promises.leave_aside(tmp_path, 1, bad=1)
+    store = make_store(folder)
+    keep(store, [invalid(b"%0100d" % number) for number in range(20)])
+    store.close()
+    whole.dead_letters = DeadLetterFolder(
+        folder, bytes_max=folder_bytes(folder) + 50, segment_bytes=1 << 20, keep_days=7
+    )
+    await whole.open()
+    await whole.replay()
+    await whole.until(lambda: whole.gate.hold_reason == "dead_letters_full", every_s=0.005)
+    with await hold_replay_lock(folder, wait_s_max=2.0):
+        found = [each for each in live_letters(folder) if each.letter.reason == INVALID]
+        mark_done(((each.path, each.mark) for each in found), "discarded")
+    assert len(found) == 20
+    await whole.until(lambda: whole.gate.is_open, every_s=0.005)
+    await whole.finish(replays=True)
+    await whole.check(replayed=True)
