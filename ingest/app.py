@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import signal
 from collections.abc import Callable, Coroutine
 from os import getpid
 from typing import Any
 
-from ingest import __version__, logs
+from ingest import __version__, app_signals, logs
 from ingest.app_buffer import keep_rest, make_buffer, open_buffer
 from ingest.app_dashboard import Looking
 from ingest.app_hello import hello
@@ -145,8 +144,7 @@ class Service:
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        app_signals.obey(self._stopping, self._halted)
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -160,14 +158,6 @@ class Service:
             stopping.cancel()
             await asyncio.wait((starting, stopping))
             await self._end()
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        if self._stopping.is_set():
-            self._log.warning("hastened", signal=number.name)
-            self._halted.set()
-        else:
-            self._log.info("stopping", signal=number.name)
-            self._stopping.set()
 
     # Start
 
@@ -318,6 +308,7 @@ class Service:
         await self.dead_letters.close()
         metrics = self.metrics
         lost = max(0, metrics.imbalance) + metrics.held - self.buffer.stats().rows_kept
+        app_signals.ignore()  # before it is said: whoever reads it may send another
         self._announce(
             f"drained: committed={metrics.committed + metrics.duplicate} "
             f"dead_lettered={sum(metrics.dead_lettered.values())} held={metrics.held} lost={lost}"

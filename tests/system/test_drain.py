@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,22 @@ async def test_second_signal_hastens_and_loses_nothing(open_tmp_path: Path, free
         await first
         assert code == 0, output
         assert "dead_lettered=50 held=0 lost=0" in output.splitlines()[-1]
+
+
+async def test_signals_after_the_drain_change_nothing(open_tmp_path: Path) -> None:
+    """Who has read `drained:` sees exit 0, however impatient, until the process is gone."""
+    async with Service(open_tmp_path / "state", buffer="memory") as service:
+        await service.wait_state("accepting")
+        first = asyncio.create_task(service.stop())
+        await service.wait_line("drained:")
+        while service.running:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(service.pid, number)
+            await asyncio.sleep(0.001)
+        code, output = await first
+        assert code == 0, output
+        assert output.splitlines()[-1].endswith("lost=0"), output
 
 
 async def test_killed_service_leaves_no_database_and_starts_again(open_tmp_path: Path) -> None:
