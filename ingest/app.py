@@ -36,7 +36,7 @@ from ingest.sd_notify import Notifier
 from ingest.sink_postgres import SinkPostgres
 from ingest.statefolder import ServiceInfo, StateFolder
 from ingest.verdict import NOT_DURABLE, SCHEMA, WriteFailed
-from ingest.writer import Writer
+from ingest.writer import Writer, stop_connecting
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 HANDLERS_GRACE_S = 1.0
@@ -206,10 +206,12 @@ class Service:
     async def _open_database(self, url: str) -> None:
         """Try until the schema has been checked (`starting` until then), then let writers loose."""
         may_apply = self._settings.schema_apply
-        while not self._halted.is_set():
+        while not self._stopping.is_set():
             try:
                 await self._sinks[0].open()
             except WriteFailed as failure:
+                if self._stopping.is_set():
+                    return  # the stop cut it
                 if failure.reason == SCHEMA and may_apply:
                     may_apply = not await make_table(url, self._settings)
                     if may_apply:  # the server was not to be reached just now
@@ -229,6 +231,8 @@ class Service:
                 self.gate.opened()
             self.health.started()
             break
+        else:
+            return  # nothing has been accepted, so nothing is to be written
         self._first_try.set()
         self._start_writers()
 
@@ -298,9 +302,10 @@ class Service:
         self.buffer.shut_inlet()
         self.gate.nudge()  # a writer that waits for the server may have nothing to wait for
         if self._writers:
+            stop_connecting(self.buffer, self._sinks)
             await asyncio.wait(self._writers)
-        halt.cancel()
         self._halted.set()
+        await halt  # it cuts the line that a start still waits for
         await keep_rest(self.buffer, self.dead_letters, self.metrics)
         await self.endpoint.close()
         # Of a post whose dead-letter fsync outlasted its handler:
@@ -318,7 +323,7 @@ class Service:
         return EXIT_BROKEN if self._broken else EXIT_OK
 
     async def _halt_at(self, deadline_s: float) -> None:
-        """At the deadline, or when hastened, stop the writers where they are."""
+        """At the deadline, when hastened, or at the end, stop the writers where they are."""
         await sleep_unless(self._halted, deadline_s - monotonic_s())
         self._halted.set()
         self.buffer.shut_inlet()
