@@ -32,8 +32,8 @@ The path of a reading (`-->` hands over; names are files of this package):
                   dashboard (its addresses, its tick), dashboard_* (history, feed, devices, tail,
                   letters, guard, query, page), lookup_postgres; page/ is what the browser gets
     running it    app wires and starts the parts (app_buffer: the buffer; app_dashboard: the
-                  dashboard; app_hello: what it says first), sd_notify tells systemd;
-                  cli and cli_* are the words of `ingest`
+                  dashboard; app_hello: what it says first; app_signals: what ends it), sd_notify
+                  tells systemd; cli and cli_* are the words of `ingest`
     the database  sink_connection, schema (the table, and the check of it), schema_apply (makes it),
                   durability (whether a commit is kept);
                   our own server: postgres_embedded, postgres_* (its programs, its data)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import signal
 from collections.abc import Callable, Coroutine
 from os import getpid
 from typing import Any
 
-from ingest import __version__, logs
+from ingest import __version__, app_signals, logs
 from ingest.app_buffer import keep_rest, make_buffer, open_buffer
 from ingest.app_dashboard import Looking
 from ingest.app_hello import hello
@@ -37,7 +36,7 @@ from ingest.sd_notify import Notifier
 from ingest.sink_postgres import SinkPostgres
 from ingest.statefolder import ServiceInfo, StateFolder
 from ingest.verdict import NOT_DURABLE, SCHEMA, WriteFailed
-from ingest.writer import Writer
+from ingest.writer import Writer, stop_connecting
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 HANDLERS_GRACE_S = 1.0
@@ -145,8 +144,7 @@ class Service:
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        app_signals.obey(self._stopping, self._halted)
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -160,14 +158,6 @@ class Service:
             stopping.cancel()
             await asyncio.wait((starting, stopping))
             await self._end()
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        if self._stopping.is_set():
-            self._log.warning("hastened", signal=number.name)
-            self._halted.set()
-        else:
-            self._log.info("stopping", signal=number.name)
-            self._stopping.set()
 
     # Start
 
@@ -216,10 +206,12 @@ class Service:
     async def _open_database(self, url: str) -> None:
         """Try until the schema has been checked (`starting` until then), then let writers loose."""
         may_apply = self._settings.schema_apply
-        while not self._halted.is_set():
+        while not self._stopping.is_set():
             try:
                 await self._sinks[0].open()
             except WriteFailed as failure:
+                if self._stopping.is_set():
+                    return  # the stop cut it
                 if failure.reason == SCHEMA and may_apply:
                     may_apply = not await make_table(url, self._settings)
                     if may_apply:  # the server was not to be reached just now
@@ -239,6 +231,8 @@ class Service:
                 self.gate.opened()
             self.health.started()
             break
+        else:
+            return  # nothing has been accepted, so nothing is to be written
         self._first_try.set()
         self._start_writers()
 
@@ -308,9 +302,10 @@ class Service:
         self.buffer.shut_inlet()
         self.gate.nudge()  # a writer that waits for the server may have nothing to wait for
         if self._writers:
+            stop_connecting(self.buffer, self._sinks)
             await asyncio.wait(self._writers)
-        halt.cancel()
         self._halted.set()
+        await halt  # it cuts the line that a start still waits for
         await keep_rest(self.buffer, self.dead_letters, self.metrics)
         await self.endpoint.close()
         # Of a post whose dead-letter fsync outlasted its handler:
@@ -318,6 +313,7 @@ class Service:
         await self.dead_letters.close()
         metrics = self.metrics
         lost = max(0, metrics.imbalance) + metrics.held - self.buffer.stats().rows_kept
+        app_signals.ignore()  # before it is said: whoever reads it may send another
         self._announce(
             f"drained: committed={metrics.committed + metrics.duplicate} "
             f"dead_lettered={sum(metrics.dead_lettered.values())} held={metrics.held} lost={lost}"
@@ -327,7 +323,7 @@ class Service:
         return EXIT_BROKEN if self._broken else EXIT_OK
 
     async def _halt_at(self, deadline_s: float) -> None:
-        """At the deadline, or when hastened, stop the writers where they are."""
+        """At the deadline, when hastened, or at the end, stop the writers where they are."""
         await sleep_unless(self._halted, deadline_s - monotonic_s())
         self._halted.set()
         self.buffer.shut_inlet()

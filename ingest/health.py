@@ -174,7 +174,8 @@ class Health:
             return "full"
         if self._gate.hold_reason is not None:
             return "on_hold"
-        return "slowed" if stats.posts_waiting else "accepting"
+        # At its bound it refuses, whoever still waits: those sent away come back after Retry-After.
+        return "slowed" if stats.posts_waiting or stats.used >= 1 else "accepting"
 
     def _reason(self, stats: BufferStats) -> str:
         hold = self._gate.hold_reason

@@ -47,7 +47,8 @@ class Outcomes:
             raise Refused(
                 "database_on_hold", "the post is kept and may still be stored once it goes on"
             )
-        raise Refused("outcome_unknown", f"{why}; sending it again is safe")
+        # The others get the time of each receipt: sent again they are another row.
+        raise Refused("outcome_unknown", f"{why}; sending again is safe for readings with a `ts`")
 
     def _watch_time(self, first_s: float) -> None:
         """Have one timer, for the post that has waited longest: all may wait equally long."""

@@ -165,7 +165,7 @@ class SinkPostgres:
 
     def abort(self) -> None:
         """Cut the line now; a call under way fails with WriteFailed(WAIT)."""
-        if self._connecting is not None:
+        if self._connecting is not None and not self._connecting.expired():
             self._connecting.reschedule(asyncio.get_running_loop().time())
         if self._connection is not None:
             self._connection.terminate()

@@ -40,6 +40,14 @@ FULL_S = 2.0  # between the tries of a writer that is not let in while another w
 IDLE_S = 2.0  # without a batch: then a server that is gone is noticed, not at the next post
 
 
+def stop_connecting(outlet: Outlet, sinks: Sequence[Sink]) -> None:
+    """If nothing is to be written, wait for no server; who has a line closes it politely."""
+    if outlet.rows_waiting == 0 and outlet.stats().rows_taken == 0:
+        for sink in sinks:
+            if not sink.is_open:
+                sink.abort()
+
+
 class Writer:
     """One writer with a line to the database of its own. `run` ends when there is nothing left."""
 
@@ -111,13 +119,14 @@ class Writer:
         """
         gate = self._gate
         async with gate.probing:
-            if self._halted.is_set() or not gate.is_open or self._any_line():
+            over = self._halted.is_set() or self._has_ended()
+            if over or not gate.is_open or self._any_line():
                 return
             try:
                 await self._sink.open()
             except WriteFailed as failure:
                 passes = failure.verdict not in (Verdict.WAIT, Verdict.HOLD)  # looked at again
-                if not (passes or self._any_line()):
+                if not (passes or self._any_line() or self._has_ended()):
                     self._failed(failure)
 
     async def _knock(self) -> None:
@@ -148,7 +157,8 @@ class Writer:
             try:
                 await self._sink.open()
             except WriteFailed as failure:
-                self._failed(failure)
+                if not self._has_ended():
+                    self._failed(failure)
                 return
             if self._outlet.rows_waiting == 0:  # else write: a full disk lets us in all the same
                 if self._outlet.stats().rows_taken == 0:  # else another writer's batch will tell

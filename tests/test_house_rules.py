@@ -52,7 +52,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dashboard_feed dashboard_letters",
         "dashboard",
     ),
-    ("app_dashboard app_hello", "app cli_database cli_doctor_database cli_service"),
+    ("app_dashboard app_hello app_signals", "app cli_database cli_doctor_database cli_service"),
     (
         "cli_config cli_docs cli_doctor cli_hold cli_psql cli_schema cli_serve cli_dlq_show",
         "cli_dlq_replay",

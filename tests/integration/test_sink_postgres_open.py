@@ -101,6 +101,9 @@ async def test_abort_while_connecting_ends_the_wait() -> None:
         await asyncio.sleep(0.05)
         sink.abort()
         began_s = monotonic_s()
+        await asyncio.sleep(0)
+        assert not task.done()
+        sink.abort()  # while it ends: as when a drain's deadline and this one come together
         with pytest.raises(WriteFailed):
             await task
     assert monotonic_s() - began_s < 1

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
+from tests.door import until
+from tests.line import Line
 from tests.system.database import Database
 from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
 from tests.system.service import Service, wait_gone
@@ -106,6 +110,56 @@ async def test_second_signal_hastens_and_loses_nothing(open_tmp_path: Path, free
         await first
         assert code == 0, output
         assert "dead_lettered=50 held=0 lost=0" in output.splitlines()[-1]
+
+
+async def test_signals_after_the_drain_change_nothing(open_tmp_path: Path) -> None:
+    """Who has read `drained:` sees exit 0, however impatient, until the process is gone."""
+    async with Service(open_tmp_path / "state", buffer="memory") as service:
+        await service.wait_state("accepting")
+        first = asyncio.create_task(service.stop())
+        await service.wait_line("drained:")
+        while service.running:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(service.pid, number)
+            await asyncio.sleep(0.001)
+        code, output = await first
+        assert code == 0, output
+        assert output.splitlines()[-1].endswith("lost=0"), output
+
+
+async def test_stop_does_not_wait_for_a_server_that_says_nothing(
+    open_tmp_path: Path, free_port: int
+) -> None:
+    """Neither at the start, nor later when nothing is to be written."""
+    async with (
+        Database(open_tmp_path / "db", free_port) as database,
+        Line("127.0.0.1", free_port) as line,
+    ):
+        url = database.url.replace(f":{free_port}/", f":{line.port}/")
+        service = Service(open_tmp_path / "state", database_url=url, connect_s_max=20)
+        line.stall()
+        starting = asyncio.create_task(service.start())  # which says nothing before the first try
+        try:
+            await _stop_while_connecting(service, line)
+            await asyncio.gather(starting, return_exceptions=True)
+            line.resume()
+            await service.start()
+            await service.wait_state("accepting")
+            line.stall()
+            await line.cut()
+            await _stop_while_connecting(service, line)
+        finally:
+            await service.kill()
+
+
+async def _stop_while_connecting(service: Service, line: Line) -> None:
+    await until(lambda: line.connections_open, 20)  # an idle writer looks every 2 s
+    async with asyncio.timeout(5):
+        code, output = await service.stop()
+    assert code == 0, output
+    assert "lost=0" in output.splitlines()[-1], output
+    assert "database_away" not in output
 
 
 async def test_killed_service_leaves_no_database_and_starts_again(open_tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from ingest.errors import DeadLettersBroken, DeadLettersFull
 from ingest.ports import Outcome, Refusal
 from tests.door import BAD, GOOD, Door, Reply, answering, post, running_door, until
 
+AGAIN = "sending again is safe for readings with a `ts`"
 MIXED = b"[" + b",".join([GOOD, BAD, GOOD, GOOD]) + b"]"
 
 
@@ -68,6 +69,7 @@ async def test_committed_post_set_aside_is_unknown() -> None:
         reply = await committed(door, GOOD, Outcome(set_aside=True))
         assert (reply.status, reply.code) == (503, "outcome_unknown")
         assert int(reply.headers["retry-after"]) >= 1
+        assert reply.document["detail"].endswith(AGAIN)
 
 
 async def test_committed_post_undecided_is_unknown_and_counts_as_accepted() -> None:
@@ -75,6 +77,7 @@ async def test_committed_post_undecided_is_unknown_and_counts_as_accepted() -> N
     async with running_door(ack_wait_s_max=0.05) as door:
         reply = await door.post(GOOD, "?ack=committed")
         assert (reply.status, reply.code) == (503, "outcome_unknown")
+        assert reply.document["detail"] == f"not decided within 0.05 s; {AGAIN}"
         assert door.metrics.accepted == 1
         (block,) = door.inlet.blocks
         assert block.ack is not None

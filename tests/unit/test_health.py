@@ -139,6 +139,18 @@ def test_overload_that_moves_is_never_full(rig: Rig) -> None:
         assert state == "slowed"
 
 
+def test_journal_beyond_its_bound_is_slowed_while_it_empties(rig: Rig) -> None:
+    """`journal_bytes_max` was lowered: blocks go out, and every post is refused until it fits."""
+    rig.stats = EMPTY._replace(rows=340_550)
+    for second in range(15):
+        used = 4.7 - second / 4
+        assert rig.tick(1, disk_used=used, oldest_received_s=float(second)) == "slowed"
+        assert (rig.status, rig.health.refusal()) == (200, None)
+        assert rig.document["reason"] == f"340550 readings, {used:.0%} of the journal, 0 posts wait"
+    assert rig.tick(1, disk_used=0.96, oldest_received_s=15.0) == "accepting"
+    assert rig.document["reason"] == ""
+
+
 def test_full_ends_with_room_or_lasting_movement(rig: Rig) -> None:
     """A little room or one block written does not make it ready again; a fifth free does."""
     rig.tick(8, rows=1000, posts_waiting=1, oldest_received_s=1.0)

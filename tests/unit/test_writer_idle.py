@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+import structlog
 
 from ingest import writer
 from ingest.ports import Stored
 from ingest.verdict import Verdict, WriteFailed
-from tests.unit.fake_sink_scripted import Script, ScriptedSink
+from tests.unit.fake_sink_scripted import HANG, Script, ScriptedSink
 from tests.unit.writing import Writing
 
 
@@ -134,3 +135,44 @@ async def test_stop_waits_for_no_server_if_nothing_is_to_be_written() -> None:
     await asyncio.sleep(0.05)
     async with asyncio.timeout(1):
         await path.drain()
+
+
+@pytest.mark.parametrize("verdict", [None, Verdict.WAIT, Verdict.HOLD])
+async def test_stop_cuts_a_connect_that_nobody_answers(verdict: Verdict | None) -> None:
+    """Nothing is to be written. That it was cut is not told as a database that went away."""
+    path = Writing(Script(1, where=HANG, forever=True))
+    if verdict is not None:
+        path.gate.failed(WriteFailed(verdict, "as it was"))
+    before = (path.gate.state, path.gate.message)
+    path.start(2)
+    await path.until(lambda: path.script.fired == 1)
+    with structlog.testing.capture_logs() as lines:
+        async with asyncio.timeout(1):
+            await path.drain()
+    assert (path.gate.state, path.gate.message) == before
+    assert lines == []
+    assert path.script.fired == 1  # the other writer, which waited for its turn, does not begin
+
+
+async def test_stop_leaves_a_line_that_is_open_to_a_polite_end() -> None:
+    """A server logs each line that is cut."""
+    path = await idle(Script())
+    (line,) = [sink for sink in path.sinks if sink.is_open]
+    await path.drain()
+    assert not line.aborted.is_set()
+
+
+async def test_stop_cuts_no_connect_of_what_is_to_be_written() -> None:
+    """A drain goes on trying."""
+    path = Writing(Script(1, where=HANG, forever=True))
+    await path.post(5)
+    path.start(1)
+    await path.until(lambda: path.script.fired == 1)
+    draining = asyncio.create_task(path.drain())
+    await asyncio.sleep(0.05)
+    assert not path.sinks[0].aborted.is_set()
+    path.script.heal()
+    path.sinks[0].abort()
+    await draining
+    assert path.resolved()
+    await path.check()

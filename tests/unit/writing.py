@@ -17,7 +17,7 @@ from ingest.gate import Gate
 from ingest.metrics import DeadLetterStats, Gauges, Metrics
 from ingest.ports import EXHAUSTED, REFUSED, Ack
 from ingest.reading import Reading
-from ingest.writer import Writer
+from ingest.writer import Writer, stop_connecting
 from tests.blocks import block_of, make_reading
 from tests.unit.fake_letters import FakeLetters
 from tests.unit.fake_sink_scripted import Script, ScriptedSink
@@ -143,6 +143,7 @@ class Writing:
         """Stop as SIGTERM does: nothing more comes in, the writers finish."""
         self.buffer.shut_inlet()
         self.gate.nudge()
+        stop_connecting(self.buffer, self.sinks)
         await self._ended()
 
     async def halt(self) -> None:
