@@ -16,8 +16,10 @@ from typing import NamedTuple
 from ingest.clock import monotonic_s, unix_us
 from ingest.dead_letter_cursor import mark_done, read_marks
 from ingest.dead_letter_files import (
+    Seen,
     cursor_path,
-    folder_bytes,
+    is_segment,
+    look_at,
     new_segment,
     segments,
     sync_file,
@@ -78,6 +80,7 @@ class Store:
         self._live: dict[bytes, int] = {}
         self._live_beyond = 0  # live lines that found no room above
         self._marks_read: dict[Path, int] = {}  # known segments -> bytes of their cursor seen
+        self._seen: dict[Path, Seen] = {}  # segments as they were last
         self._room_looked_s = float("-inf")
 
     def open(self) -> None:
@@ -173,6 +176,7 @@ class Store:
                     self._segment = new_segment(self.folder, self._calls)
                     self._marks_read[self._segment.path] = 0
                 self._segment.append(data)
+                self._seen[self._segment.path] = Seen(self._segment.inode, self._segment.size)
                 self._size += len(data)
                 if self._segment.size >= self._segment_bytes:
                     self._finish_segment()
@@ -216,11 +220,14 @@ class Store:
             log.warning("dead_letters_unreadable", error=str(error))
 
     def _look(self) -> None:
-        there = segments(self.folder)
-        if not self._marks_read.keys() <= set(there):  # removed by another hand: count anew
-            self._marks_read.clear()
+        found = look_at(self.folder)
+        there = {path: seen for path, seen in found.items() if is_segment(path.name)}
+        gone = Seen(0, -1)
+        if not all(there.get(path, gone).holds(seen) for path, seen in self._seen.items()):
+            self._marks_read.clear()  # removed, cut off or replaced by another hand: count anew
             self._live.clear()
             self._live_beyond = 0
+        self._seen = there
         for segment in there:
             try:
                 if segment in self._marks_read:
@@ -232,7 +239,7 @@ class Store:
             except OSError as error:  # never a reason not to start
                 self._marks_read.setdefault(segment, 0)
                 log.warning("dead_letters_unreadable", file=segment.name, error=str(error))
-        self._size = folder_bytes(self.folder)
+        self._size = sum(seen.size for seen in found.values())
 
     def _is_ours(self, segment: Path) -> bool:
         return self._segment is not None and self._segment.path == segment
@@ -306,6 +313,7 @@ class Store:
         sync_folder(self.folder, self._calls)  # before the cursor goes: it must not outlive it
         cursor_path(segment).unlink(missing_ok=True)
         self._marks_read.pop(segment, None)
+        self._seen.pop(segment, None)
         return True
 
     def close(self) -> None:

@@ -261,6 +261,55 @@ def test_segments_removed_by_hand_are_forgotten(tmp_path: Path) -> None:
     store.close()
 
 
+def cut_off(path: Path) -> None:
+    """What copytruncate of logrotate does, and `: > file`."""
+    os.truncate(path, 0)
+
+
+def replace_by_less(path: Path) -> None:
+    """What `sed -i` does, here with the first line deleted."""
+    other = path.with_name("other")
+    other.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    other.rename(path)
+
+
+def replace_by_more(path: Path) -> None:
+    """Another file of that name, and not a smaller one."""
+    other = path.with_name("other")
+    other.write_bytes(b"#" * path.stat().st_size + b"\n")
+    other.rename(path)
+
+
+@pytest.mark.parametrize("change", [cut_off, replace_by_less, replace_by_more])
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_segment_cut_off_or_replaced_by_hand_is_counted_anew(
+    tmp_path: Path, change: Callable[[Path], None], *, is_finished: bool
+) -> None:
+    """A letter whose line is gone is written again when it comes again: the answer says so."""
+    store = make_store(tmp_path, segment_bytes=1 if is_finished else 1 << 26)
+    letters, others = drained(2), drained(1)
+    keep(store, letters)
+    if is_finished:
+        keep(store, others)
+    change(segments(tmp_path)[0])
+    keep(store, letters[:1])
+    assert letters[0] in read(tmp_path)
+    keep(store, [*letters, *others])
+    assert sorted(read(tmp_path)) == sorted([*letters, *others])
+    assert store.held().live == 3
+    store.close()
+
+
+def test_segment_cut_off_since_the_last_look_is_noticed_by_the_next(tmp_path: Path) -> None:
+    """The figures follow too, without an append."""
+    store = make_store(tmp_path)
+    keep(store, drained(3))
+    os.truncate(segments(tmp_path)[0], 0)
+    store.refresh()
+    assert store.held() == (0, 0, None)
+    store.close()
+
+
 def test_short_writes_are_finished(tmp_path: Path) -> None:
     """A write that took only a part is gone on with."""
     faults = Faults()
