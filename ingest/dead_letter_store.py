@@ -286,11 +286,16 @@ class Store:
             )
 
     def tidy(self, *, whatever_age: bool = False) -> list[Path]:
-        """Remove finished segments, older than `keep_days`, in which every line is done."""
+        """Remove finished segments, older than `keep_days`, in which every line is done.
+
+        With `whatever_age` the one being written is finished for that, if every line is done.
+        """
         removed: list[Path] = []
         for segment in segments(self.folder):
             try:
                 if whatever_age or unix_us() - touched_us(segment) >= self._keep_us:
+                    if whatever_age and self._is_ours(segment) and _is_done(segment):
+                        self._finish_segment()
                     removed += [segment] if self._remove_if_done(segment) else []
             except FileNotFoundError:
                 continue
@@ -323,6 +328,10 @@ class Store:
 
 def _key(id_: str, reason: str) -> bytes:
     return (id_ + reason[:3]).encode()  # three characters tell the reasons apart
+
+
+def _is_done(segment: Path) -> bool:
+    return next(undone_lines(segment), None) is None
 
 
 def _is_finished(segment: Path) -> bool:
