@@ -167,7 +167,7 @@ class Settings:
 
     dlq_bytes_max: int = setting(
         GIB,
-        "size of all files; invalid items may use half",
+        "size of all files; invalid items may use half, retries_exhausted three quarters",
         within=(64 * KIB, 16 * TIB),
         opens="Dead letters",
     )
