@@ -26,7 +26,7 @@ The path of a reading (`-->` hands over; names are files of this package):
                   (segments, ranges), journal_store (writes), journal_reader, journal_format
                   (every byte)
     dead letters  set_aside (what becomes one), dead_letter (append), dead_letter_* (files,
-                  format, reading them, cursor); replay (by itself),
+                  format, reading them, cursor, which are live); replay (by itself),
                   replay_by_hand (for `ingest dlq replay`)
     looking in    health (/livez, /readyz), admin (/metrics), metrics (every metric, and the law);
                   dashboard (its addresses, its tick), dashboard_* (history, feed, devices, tail,

@@ -167,12 +167,14 @@ class Settings:
 
     dlq_bytes_max: int = setting(
         GIB,
-        "size of all files; invalid items may use half",
+        "size of all files; invalid items may use half, retries_exhausted three quarters",
         within=(64 * KIB, 16 * TIB),
         opens="Dead letters",
     )
     dlq_segment_bytes: int = setting(
-        64 * MIB, "a file is finished at this size", within=(4 * KIB, 16 * GIB)
+        64 * MIB,
+        "a file is finished at this size; at most a quarter of dlq_bytes_max",
+        within=(4 * KIB, 16 * GIB),
     )
     dlq_keep_days: float = setting(7.0, "replayed files are kept so long", within=(0, 36_500))
     dlq_auto_replay: bool = setting(True, "retries_exhausted and drained come back by themselves")
@@ -246,12 +248,15 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
     if settings.drain_s_max:
         ordered("command_s_max", "drain_s_max", strict=True)
     ordered("wait_s_min", "wait_s_max")
-    ordered("dlq_segment_bytes", "dlq_bytes_max")
-    if settings.journal_segment_bytes * 4 > settings.journal_bytes_max:
-        raise ConfigError(
-            f"setting {told('journal_segment_bytes')} must not exceed a quarter of "
-            f"{told('journal_bytes_max')}: whole files are removed"
-        )
+    for segment, whole in (
+        ("dlq_segment_bytes", "dlq_bytes_max"),
+        ("journal_segment_bytes", "journal_bytes_max"),
+    ):
+        if getattr(settings, segment) * 4 > getattr(settings, whole):
+            raise ConfigError(
+                f"setting {told(segment)} must not exceed a quarter of {told(whole)}: "
+                "whole files are removed"
+            )
     ordered("inflated_bytes_max", "journal_bytes_max")
     ordered("breaker_rows_max", "breaker_window_rows")
     if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:

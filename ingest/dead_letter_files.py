@@ -10,6 +10,7 @@ import re
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from ingest.clock import unix_us
 from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, open_regular, sync_folder
@@ -17,6 +18,17 @@ from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, open_regular, 
 _SEGMENT_NAME = re.compile(r"dlq-[0-9TZ]+-\d+-[0-9a-f]+\.jsonl")
 _LOCK_NAME = "replay.lock"
 CURSOR_SUFFIX = ".cursor"
+
+
+class Seen(NamedTuple):
+    """A file as it was at some moment. A segment never shrinks, nor becomes another file."""
+
+    inode: int
+    size: int
+
+    def holds(self, earlier: Seen) -> bool:
+        """Whether all that was there earlier can still be there."""
+        return self.inode == earlier.inode and self.size >= earlier.size
 
 
 def new_segment(folder: Path, calls: FileCalls = REAL_CALLS) -> AppendFile:
@@ -56,19 +68,33 @@ def segments(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return [folder / name for name in sorted(names) if _SEGMENT_NAME.fullmatch(name)]
+    return [folder / name for name in sorted(names) if is_segment(name)]
+
+
+def is_segment(name: str) -> bool:
+    """Whether a file of that name holds letters."""
+    return _SEGMENT_NAME.fullmatch(name) is not None
+
+
+def look_at(folder: Path) -> dict[Path, Seen]:
+    """Return every file of the folder as it is now, oldest segment first; none without a folder."""
+    found: dict[Path, Seen] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    now = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # tidied away by another process since it was listed
+                found[folder / entry.name] = Seen(now.st_ino, now.st_size)
+    except FileNotFoundError:
+        return {}
+    return dict(sorted(found.items()))
 
 
 def folder_bytes(folder: Path) -> int:
     """Return the size of everything in the folder, in bytes."""
-    total = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                total += entry.stat(follow_symlinks=False).st_size
-            except FileNotFoundError:
-                continue  # tidied away by another process since it was listed
-    return total
+    return sum(seen.size for seen in look_at(folder).values())
 
 
 def cursor_path(segment: Path) -> Path:

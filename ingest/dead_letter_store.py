@@ -16,19 +16,29 @@ from typing import NamedTuple
 from ingest.clock import monotonic_s, unix_us
 from ingest.dead_letter_cursor import mark_done, read_marks
 from ingest.dead_letter_files import (
+    Seen,
     cursor_path,
-    folder_bytes,
+    is_segment,
+    look_at,
     new_segment,
     segments,
     sync_file,
     touched_us,
 )
-from ingest.dead_letter_format import LINE_BYTES_MAX, BadLine, decode_line, encode_line, letter_id
+from ingest.dead_letter_format import (
+    LINE_BYTES_MAX,
+    REASON_AT,
+    BadLine,
+    decode_line,
+    encode_line,
+    letter_id,
+)
+from ingest.dead_letter_live import Live, key_of
 from ingest.dead_letter_reader import LiveLetter, Tally, undone_lines
 from ingest.errors import DeadLettersBroken, DeadLettersFull, IngestError, StartError
 from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, make_folder, sync_folder
 from ingest.logs import get_logger
-from ingest.ports import DRAINED, Letter
+from ingest.ports import DRAINED, EXHAUSTED, Letter
 
 IDS_MAX = 200_000  # ids kept in memory, 170 bytes each; beyond it letters are not deduplicated
 _MAKE_ROOM_S_MIN = 5.0  # between looks for something to remove while the folder is full
@@ -70,14 +80,11 @@ class Store:
         self._segment_bytes = segment_bytes
         self._keep_us = int(keep_days * 86_400_000_000)
         self._calls = calls
-        self._ids_max = ids_max
         self._segment: AppendFile | None = None
         self._size = 0
-        # (id, reason) of live lines -> failed_us, oldest first. A key is here only if its line is
-        # on the disk and no mark of it had been read: what is here need not be written again.
-        self._live: dict[bytes, int] = {}
-        self._live_beyond = 0  # live lines that found no room above
+        self._live = Live(ids_max)
         self._marks_read: dict[Path, int] = {}  # known segments -> bytes of their cursor seen
+        self._seen: dict[Path, Seen] = {}  # segments as they were last
         self._room_looked_s = float("-inf")
 
     def open(self) -> None:
@@ -92,8 +99,7 @@ class Store:
 
     def held(self) -> Held:
         """Return what is known of the folder now; reads no file."""
-        oldest_us = next(iter(self._live.values()), None)
-        return Held(self._size, len(self._live) + self._live_beyond, oldest_us)
+        return Held(self._size, len(self._live), self._live.oldest_us)
 
     def append(self, requests: Sequence[Request]) -> list[IngestError | None]:
         """Append requests with one write and one fdatasync; return each one's error, or None."""
@@ -117,7 +123,7 @@ class Store:
         except DeadLettersBroken as broken:
             return [broken if error is None else error for error in outcomes]
         for key, failed_us in fresh.items():
-            self._remember(key, failed_us)
+            self._live.add(key, failed_us)
         return outcomes
 
     def _lines_of(
@@ -130,7 +136,7 @@ class Store:
         looked = False
         for letter in letters:
             id_ = letter_id(letter)
-            key = _key(id_, letter.reason)
+            key = key_of(id_, letter.reason)
             if key in keys or key in pending:
                 continue
             if key in self._live and not looked:
@@ -142,20 +148,28 @@ class Store:
         return lines, keys
 
     def _refusal(self, size: int, lines: list[bytes], request: Request) -> DeadLettersFull | None:
-        from_door = request.from_door
-        share = self._bytes_max // 2 if from_door else self._bytes_max
         if not lines or all(letter.reason == DRAINED for letter in request.letters):
             return None  # at a drain's end there is no other place: only the disk is the bound
         if max(map(len, lines)) > LINE_BYTES_MAX:
             return DeadLettersFull(f"one dead letter has more than {LINE_BYTES_MAX} bytes")
-        if self._size + size > share:
+        if self._size + size > self._share(request)[0]:
             self._make_room()
+        share, whose = self._share(request)
         if self._size + size > share:
-            return DeadLettersFull(
-                f"the dead letters hold {self._size} bytes of {share}"
-                + (" that the door may use" if from_door else "")
-            )
+            return DeadLettersFull(f"the dead letters hold {self._size} bytes of {share}{whose}")
         return None
+
+    def _share(self, request: Request) -> tuple[int, str]:
+        """Return how large the folder may become with these letters, and words for it.
+
+        What comes back by itself does so only while nothing holds the writers: so it leaves room
+        for refused rows, and refused rows may wait beside it for the room that it takes.
+        """
+        if request.from_door:
+            return self._bytes_max // 2, " that the door may use"
+        if all(letter.reason == EXHAUSTED for letter in request.letters):
+            return self._bytes_max * 3 // 4, " that retries_exhausted may use"
+        return self._bytes_max + self._live.returning_bytes, ""
 
     def _make_room(self) -> None:
         """Look again, and give up what is done before its time: a full queue stops the service."""
@@ -173,6 +187,7 @@ class Store:
                     self._segment = new_segment(self.folder, self._calls)
                     self._marks_read[self._segment.path] = 0
                 self._segment.append(data)
+                self._seen[self._segment.path] = Seen(self._segment.inode, self._segment.size)
                 self._size += len(data)
                 if self._segment.size >= self._segment_bytes:
                     self._finish_segment()
@@ -192,12 +207,6 @@ class Store:
             self._segment.close()
             self._segment = None
 
-    def _remember(self, key: bytes, failed_us: int) -> None:
-        if len(self._live) < self._ids_max:
-            self._live[key] = failed_us
-        else:
-            self._live_beyond += 1
-
     def mark(self, letters: Sequence[LiveLetter], how: str) -> None:
         """Record that lines are done. Raises DeadLettersBroken; then they stay live."""
         try:
@@ -216,11 +225,13 @@ class Store:
             log.warning("dead_letters_unreadable", error=str(error))
 
     def _look(self) -> None:
-        there = segments(self.folder)
-        if not self._marks_read.keys() <= set(there):  # removed by another hand: count anew
-            self._marks_read.clear()
+        found = look_at(self.folder)
+        there = {path: seen for path, seen in found.items() if is_segment(path.name)}
+        gone = Seen(0, -1)
+        if not all(there.get(path, gone).holds(seen) for path, seen in self._seen.items()):
+            self._marks_read.clear()  # removed, cut off or replaced by another hand: count anew
             self._live.clear()
-            self._live_beyond = 0
+        self._seen = there
         for segment in there:
             try:
                 if segment in self._marks_read:
@@ -232,7 +243,7 @@ class Store:
             except OSError as error:  # never a reason not to start
                 self._marks_read.setdefault(segment, 0)
                 log.warning("dead_letters_unreadable", file=segment.name, error=str(error))
-        self._size = folder_bytes(self.folder)
+        self._size = sum(seen.size for seen in found.values())
 
     def _is_ours(self, segment: Path) -> bool:
         return self._segment is not None and self._segment.path == segment
@@ -246,8 +257,7 @@ class Store:
             return
         marks, self._marks_read[segment] = read_marks(segment, self._marks_read[segment])
         for mark in marks:
-            if self._live.pop(_key(mark.id, mark.reason), None) is None:
-                self._live_beyond = max(0, self._live_beyond - 1)
+            self._live.remove(key_of(mark.id, mark.reason))
 
     def _take_segment(self, segment: Path) -> None:
         """Remember a segment's live lines. Marks first: a mark read too early would be lost.
@@ -260,15 +270,15 @@ class Store:
             self._marks_read[segment] = read_marks(segment)[1]
         tally = Tally()
         for _, line in undone_lines(segment, tally=tally):
-            if len(self._live) >= self._ids_max:
-                self._live_beyond += 1
+            if self._live.is_full:  # then there is no need to read it
+                self._live.count(line[REASON_AT:])
                 continue
             try:
                 id_, failed_us, letter = decode_line(line)
             except BadLine:
                 tally.altered += 1
                 continue
-            self._live.setdefault(_key(id_, letter.reason), failed_us)
+            self._live.add(key_of(id_, letter.reason), failed_us)
         if tally.damaged:
             log.warning(
                 "dead_letters_damaged",
@@ -279,11 +289,16 @@ class Store:
             )
 
     def tidy(self, *, whatever_age: bool = False) -> list[Path]:
-        """Remove finished segments, older than `keep_days`, in which every line is done."""
+        """Remove finished segments, older than `keep_days`, in which every line is done.
+
+        With `whatever_age` the one being written is finished for that, if every line is done.
+        """
         removed: list[Path] = []
         for segment in segments(self.folder):
             try:
                 if whatever_age or unix_us() - touched_us(segment) >= self._keep_us:
+                    if whatever_age and self._is_ours(segment) and _is_done(segment):
+                        self._finish_segment()
                     removed += [segment] if self._remove_if_done(segment) else []
             except FileNotFoundError:
                 continue
@@ -306,6 +321,7 @@ class Store:
         sync_folder(self.folder, self._calls)  # before the cursor goes: it must not outlive it
         cursor_path(segment).unlink(missing_ok=True)
         self._marks_read.pop(segment, None)
+        self._seen.pop(segment, None)
         return True
 
     def close(self) -> None:
@@ -313,8 +329,8 @@ class Store:
         self._finish_segment()
 
 
-def _key(id_: str, reason: str) -> bytes:
-    return (id_ + reason[:3]).encode()  # three characters tell the reasons apart
+def _is_done(segment: Path) -> bool:
+    return next(undone_lines(segment), None) is None
 
 
 def _is_finished(segment: Path) -> bool:

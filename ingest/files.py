@@ -41,12 +41,13 @@ class AppendFile:
     """
 
     def __init__(
-        self, path: Path, fd: int, size: int, calls: FileCalls, unseen_s_max: float
+        self, path: Path, fd: int, found: os.stat_result, calls: FileCalls, unseen_s_max: float
     ) -> None:
         self.path = path
+        self.inode = found.st_ino
         self._unseen_s_max = unseen_s_max
         self._seen_s = float("-inf")
-        self.size = size
+        self.size = found.st_size
         self.suspect = False
         self._fd = fd
         self._calls = calls
@@ -67,7 +68,7 @@ class AppendFile:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT
         fd = os.open(path, flags | (os.O_EXCL if create else 0), 0o600)
         try:
-            return cls(path, fd, os.fstat(fd).st_size, calls, unseen_s_max)
+            return cls(path, fd, os.fstat(fd), calls, unseen_s_max)
         except OSError:
             os.close(fd)
             raise

@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "buffer_memory batch gate breaker set_aside inflate problems request turns listener",
         "decode_item dead_letter_files dead_letter_format journal_format postgres_binaries",
-        "sink_connection journal_reader",
+        "dead_letter_live sink_connection journal_reader",
         "decode_fast dead_letter_cursor postgres_data sink_postgres journal_book journal_store",
         "decode dead_letter_reader postgres_embedded",
         "dead_letter_store journal_thread",

@@ -53,14 +53,17 @@ RULES = Rules(post_rows_max=5_000, ts_min_us=0, ts_ahead_us_max=86_400_000_000)
 class Half:
     """The second half of the service, real, over a folder of dead letters."""
 
-    def __init__(self, url: str, folder: Path, settings: Settings = SETTINGS) -> None:
+    def __init__(
+        self, url: str, folder: Path, settings: Settings = SETTINGS, *, dlq_bytes_max: int = 1 << 30
+    ) -> None:
         self.settings = settings
         self.metrics = Metrics("test")
         self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
         self.letters = DeadLetterFolder(
-            folder, bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=0
+            folder, bytes_max=dlq_bytes_max, segment_bytes=dlq_bytes_max // 16, keep_days=0
         )
         self.up = True
+        self.gate = Gate(wait_s_min=0.01, wait_s_max=0.05, hold_probe_s=0.05)
         self.stopping = asyncio.Event()
         self.halted = asyncio.Event()
         cap = BatchCap(
@@ -74,7 +77,7 @@ class Half:
             cap=cap,
             sink=sink,
             sinks=[sink],
-            gate=Gate(wait_s_min=0.01, wait_s_max=0.05, hold_probe_s=0.05),
+            gate=self.gate,
             breaker=Breaker(window_rows=1_000, rows_max=200),
             dead_letters=self.letters,
             metrics=self.metrics,
@@ -86,7 +89,7 @@ class Half:
             inlet=self.buffer,
             outlet_stats=self.buffer.stats,
             metrics=self.metrics,
-            database_up=lambda: self.up,
+            database_up=lambda: self.up and self.gate.is_open,
         )
         self.metrics.gauges = Gauges(
             self.buffer.stats, self.letters.stats, lambda: self.up, lambda: None
@@ -276,6 +279,60 @@ async def test_auto_replay_what_fails_again_stays_and_holds_nobody_up(
         await readings_connection.execute("update gate set open = true")
         await until_live(tmp_path, 0)
     assert await rows(readings_connection) == 6
+    assert path.metrics.imbalance == 0
+
+
+async def test_auto_replay_is_not_locked_out_by_the_hold_that_it_would_end(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """Letters that come back fill the queue; refused rows find room beside them all the same."""
+    await readings_connection.execute("alter table readings add check (device_id <> 'bad')")
+    write(tmp_path, drained(200, reason=EXHAUSTED))
+    full_bytes = sum(path.stat().st_size for path in tmp_path.iterdir())
+    path = Half(readings_url, tmp_path, dlq_bytes_max=full_bytes)
+    bad = [letter.reading for letter in drained(60, device="bad")]
+    block = block_of(reading for reading in bad if reading is not None)
+    (await path.buffer.reserve(block.rows, len(block.tuples))).put(block)
+    path.metrics.received += block.rows
+    path.up = False  # the replay must not come first by chance
+    async with running(path):
+        await until_live(tmp_path, 260)
+        path.up = True
+        await until_live(tmp_path, 60)
+        assert {each.reason for each in read(tmp_path)} == {REFUSED}
+        assert path.gate.hold_reason is None
+    assert await rows(readings_connection) == 200
+    assert path.metrics.imbalance == 0
+
+
+async def test_auto_replay_goes_on_after_a_hold_because_nothing_more_could_be_set_aside(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """The batch is kept; the probe writes it once the database lets it in, and all comes back."""
+    await readings_connection.execute(
+        "create table gate (open boolean); insert into gate values (false);"
+        "create function closed() returns trigger language plpgsql as $$ begin "
+        "if not (select open from gate) then "
+        "raise exception using errcode = '40001'; end if; return new; end $$;"
+        "create trigger closed before insert on readings for each row execute function closed()"
+    )
+    write(tmp_path, drained(200, reason=EXHAUSTED))
+    full_bytes = sum(path.stat().st_size for path in tmp_path.iterdir())
+    settings = replace(SETTINGS, retries_max=0)
+    path = Half(readings_url, tmp_path, settings, dlq_bytes_max=full_bytes)
+    block = block_of(make_reading() for _ in range(50))
+    (await path.buffer.reserve(block.rows, len(block.tuples))).put(block)
+    path.metrics.received += block.rows
+    async with running(path):
+        async with asyncio.timeout(15):
+            assert await path.gate.wait_hold() == "dead_letters_full"
+        await asyncio.sleep(0.2)  # probes fail
+        assert path.gate.hold_reason == "dead_letters_full"
+        assert len(read(tmp_path)) == 200
+        await readings_connection.execute("update gate set open = true")
+        await until_live(tmp_path, 0)
+        assert path.gate.hold_reason is None
+    assert await rows(readings_connection) == 250
     assert path.metrics.imbalance == 0
 
 

@@ -276,7 +276,6 @@ def test_choice_is_read_in_any_case_and_kept_in_ours() -> None:
         ("statement_s_max", "15", "command_s_max", "15"),
         ("command_s_max", "20", "drain_s_max", "20"),
         ("wait_s_min", "11", "wait_s_max", "10"),
-        ("dlq_segment_bytes", "2MiB", "dlq_bytes_max", "1MiB"),
         ("breaker_rows_max", "20", "breaker_window_rows", "10"),
     ],
 )
@@ -299,6 +298,20 @@ def test_post_with_the_longest_names_fits_the_buffer() -> None:
     assert "post_rows_max (5,000 rows, default)" in said
     assert "buffer_bytes_max (2 MiB, --buffer-bytes-max)" in said
     assert ROW_BYTES_MAX == ROW_BYTES_MIN + 2 * NAME_BYTES_MAX
+
+
+@pytest.mark.parametrize("queue", ["dlq", "journal"])
+def test_file_of_a_queue_is_a_quarter_of_it_at_most(queue: str) -> None:
+    """Whole files are removed; to lower the cap alone is told in a sentence that names both."""
+    segment, whole = f"{queue}_segment_bytes", f"{queue}_bytes_max"
+    said = refusal(environ={env_name(whole): "255MiB"})
+    assert said == (
+        f"setting {segment} (64 MiB, default) must not exceed a quarter of "
+        f"{whole} (255 MiB, {env_name(whole)}): whole files are removed"
+    )
+    flags = {whole: "64MiB", segment: "16MiB"}
+    fits = load(environ={}, flags=flags).settings
+    assert getattr(fits, whole) == 4 * getattr(fits, segment)
 
 
 def test_no_drain_at_all_is_allowed() -> None:

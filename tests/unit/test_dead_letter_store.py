@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import resource
 import stat
@@ -21,10 +22,13 @@ from ingest.dead_letter_files import (
     segments,
     try_replay_lock,
 )
-from ingest.dead_letter_store import Request
+from ingest.dead_letter_format import encode_line, letter_id
+from ingest.dead_letter_live import RETURNING_BYTES_MIN
+from ingest.dead_letter_store import Request, Store
 from ingest.errors import DeadLettersBroken, DeadLettersFull, StartError
 from ingest.files import REAL_CALLS, FileCalls
-from ingest.ports import EXHAUSTED, REFUSED
+from ingest.ports import DRAINED, EXHAUSTED, REFUSED, Letter
+from ingest.reading import Reading
 from tests.letters import drained, invalid, keep, make_store, mark, read
 
 T = TypeVar("T")
@@ -139,14 +143,14 @@ def test_cap_refuses_whole_requests_and_the_door_at_half(tmp_path: Path) -> None
     """The door may use half, the writers all; what does not fit is refused whole."""
     store = make_store(tmp_path, bytes_max=20_000)
     with pytest.raises(DeadLettersFull):
-        keep(store, drained(40, reason=EXHAUSTED), from_door=True)
+        keep(store, drained(40, reason=REFUSED), from_door=True)
     assert read(tmp_path) == []
-    keep(store, drained(25, reason=EXHAUSTED), from_door=True)
+    keep(store, drained(25, reason=REFUSED), from_door=True)
     with pytest.raises(DeadLettersFull, match="door"):
-        keep(store, drained(10, reason=EXHAUSTED), from_door=True)
-    keep(store, drained(25, reason=EXHAUSTED))
+        keep(store, drained(10, reason=REFUSED), from_door=True)
+    keep(store, drained(25, reason=REFUSED))
     with pytest.raises(DeadLettersFull):
-        keep(store, drained(25, reason=EXHAUSTED))
+        keep(store, drained(25, reason=REFUSED))
     assert len(read(tmp_path)) == 50
     assert folder_bytes(tmp_path) <= 20_000
     store.close()
@@ -156,14 +160,75 @@ def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) ->
     """Requests that share a write are judged one by one."""
     store = make_store(tmp_path, bytes_max=10_000)
     small, large, again = (
-        drained(2, reason=EXHAUSTED),
-        drained(50, reason=EXHAUSTED),
-        drained(1, reason=EXHAUSTED),
+        drained(2, reason=REFUSED),
+        drained(50, reason=REFUSED),
+        drained(1, reason=REFUSED),
     )
     outcomes = store.append([Request(small, False), Request(large, False), Request(again, True)])
     assert [type(each) for each in outcomes] == [type(None), DeadLettersFull, type(None)]
     assert read(tmp_path) == [*small, *again]
     store.close()
+
+
+def fill(store: Store, reason: str) -> int:
+    """Append letters one by one until the store refuses; return how many it took."""
+    for count in itertools.count():
+        try:
+            keep(store, drained(1, reason=reason))
+        except DeadLettersFull:
+            return count
+    raise AssertionError
+
+
+def test_cap_leaves_a_quarter_to_what_does_not_come_back_by_itself(tmp_path: Path) -> None:
+    """Letters that come back once nothing is on hold must not be what the hold is about."""
+    store = make_store(tmp_path, bytes_max=40_000)
+    fill(store, EXHAUSTED)
+    assert 29_000 < folder_bytes(tmp_path) <= 30_000
+    keep(store, drained(20, reason=REFUSED))
+    assert folder_bytes(tmp_path) <= 40_000
+    with pytest.raises(DeadLettersFull, match="of 30000 that retries_exhausted may use"):
+        keep(store, drained(1, reason=EXHAUSTED))
+    store.close()
+
+
+@pytest.mark.parametrize("reason", [EXHAUSTED, DRAINED])
+@pytest.mark.parametrize("ids_max", [1_000, 10])
+def test_cap_refused_rows_do_not_wait_for_what_waits_for_them(
+    tmp_path: Path, reason: str, ids_max: int
+) -> None:
+    """A queue full of what comes back takes refused rows beyond the cap, by no more than that.
+
+    Full from an earlier life, too. Once it has come back the cap holds again.
+    """
+    before = make_store(tmp_path)
+    keep(before, drained(100, reason=reason))
+    size = folder_bytes(tmp_path)
+    before.close()
+    store = make_store(tmp_path, bytes_max=size, ids_max=ids_max)
+    assert fill(store, REFUSED) > 50
+    assert size * 1.6 < folder_bytes(tmp_path) < size * 2
+    mark(store, lambda live: live.letter.reason == reason)
+    store.tidy(whatever_age=True)
+    assert fill(store, REFUSED) < 50
+    assert folder_bytes(tmp_path) <= size
+    store.close()
+
+
+def test_cap_full_of_refused_rows_takes_no_more(tmp_path: Path) -> None:
+    """They do not come back by themselves: an operator has to look."""
+    store = make_store(tmp_path, bytes_max=20_000)
+    fill(store, REFUSED)
+    assert 19_500 < folder_bytes(tmp_path) <= 20_000
+    store.close()
+
+
+@pytest.mark.parametrize("reason", [EXHAUSTED, DRAINED])
+def test_line_that_comes_back_is_never_shorter_than_what_is_counted_for_it(reason: str) -> None:
+    """So the folder exceeds its cap by no more than will come back."""
+    letter = Letter(reason, "", "", 0, reading=Reading(0, "d", "m", 0.0))
+    line = encode_line(letter, id_=letter_id(letter), failed_us=0)
+    assert RETURNING_BYTES_MIN <= len(line) < RETURNING_BYTES_MIN * 1.2
 
 
 def test_cap_does_not_bind_the_end_of_a_drain(tmp_path: Path) -> None:
@@ -185,6 +250,33 @@ def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
     mark(store)
     keep(store, drained(100))
     assert len(read(tmp_path)) == 100
+    store.close()
+
+
+def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Path) -> None:
+    """After `discard --all` there is room at once, not after a restart."""
+    store, hand = make_store(tmp_path, bytes_max=20_000), make_store(tmp_path)
+    keep(store, drained(25, reason=REFUSED), from_door=True)
+    (first,) = segments(tmp_path)
+    mark(hand)
+    letters = drained(20, reason=REFUSED)
+    keep(store, letters, from_door=True)
+    assert read(tmp_path) == letters
+    assert first not in segments(tmp_path)
+    assert store.held().size_bytes == folder_bytes(tmp_path) < 10_000
+    store.close()
+    hand.close()
+
+
+def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Path) -> None:
+    """A look for room while the queue is full must not make a file each time."""
+    store = make_store(tmp_path, bytes_max=20_000)
+    keep(store, drained(25, reason=REFUSED), from_door=True)
+    mark(store, lambda live: live.offset > 0)
+    with pytest.raises(DeadLettersFull):
+        keep(store, drained(20, reason=REFUSED), from_door=True)
+    keep(store, drained(1, reason=REFUSED))
+    assert len(segments(tmp_path)) == 1
     store.close()
 
 
@@ -258,6 +350,55 @@ def test_segments_removed_by_hand_are_forgotten(tmp_path: Path) -> None:
     tmp_path.rmdir()
     keep(store, letters[:1])
     assert read(tmp_path) == letters[:1]
+    store.close()
+
+
+def cut_off(path: Path) -> None:
+    """What copytruncate of logrotate does, and `: > file`."""
+    os.truncate(path, 0)
+
+
+def replace_by_less(path: Path) -> None:
+    """What `sed -i` does, here with the first line deleted."""
+    other = path.with_name("other")
+    other.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    other.rename(path)
+
+
+def replace_by_more(path: Path) -> None:
+    """Another file of that name, and not a smaller one."""
+    other = path.with_name("other")
+    other.write_bytes(b"#" * path.stat().st_size + b"\n")
+    other.rename(path)
+
+
+@pytest.mark.parametrize("change", [cut_off, replace_by_less, replace_by_more])
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_segment_cut_off_or_replaced_by_hand_is_counted_anew(
+    tmp_path: Path, change: Callable[[Path], None], *, is_finished: bool
+) -> None:
+    """A letter whose line is gone is written again when it comes again: the answer says so."""
+    store = make_store(tmp_path, segment_bytes=1 if is_finished else 1 << 26)
+    letters, others = drained(2), drained(1)
+    keep(store, letters)
+    if is_finished:
+        keep(store, others)
+    change(segments(tmp_path)[0])
+    keep(store, letters[:1])
+    assert letters[0] in read(tmp_path)
+    keep(store, [*letters, *others])
+    assert sorted(read(tmp_path)) == sorted([*letters, *others])
+    assert store.held().live == 3
+    store.close()
+
+
+def test_segment_cut_off_since_the_last_look_is_noticed_by_the_next(tmp_path: Path) -> None:
+    """The figures follow too, without an append."""
+    store = make_store(tmp_path)
+    keep(store, drained(3))
+    os.truncate(segments(tmp_path)[0], 0)
+    store.refresh()
+    assert store.held() == (0, 0, None)
     store.close()
 
 
