@@ -47,7 +47,9 @@ PROBLEMS: dict[str, Problem] = {
     "draining": Problem(503, "The service is stopping", "send it again after Retry-After"),
     "disk_low": Problem(503, "The service's disk is nearly full", "send it again later"),
     "outcome_unknown": Problem(
-        503, "Not known yet whether it was stored", "send it again: stored once all the same"
+        503,
+        "Not known yet whether it was stored",
+        "send it again: with `ts`, stored once all the same",
     ),
     "busy": Problem(503, "Too many at once", "ask again after Retry-After"),
     "database_away": Problem(503, "The database does not answer", "ask again later"),

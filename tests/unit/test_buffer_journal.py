@@ -190,7 +190,7 @@ async def test_post_that_waits_for_its_commit_is_not_spilled(tmp_path: Path) -> 
 async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None:
     """Bounded in bytes: `buffer_full`, and room again once a segment has gone."""
     async with Life(
-        tmp_path, rows_max=10, segment_bytes=1000, journal_bytes_max=5000, put_wait_s_max=0.02
+        tmp_path, rows_max=10, segment_bytes=1000, journal_bytes_max=5000, put_wait_s_max=0.4
     ) as life:
         kept = 0
         with contextlib.suppress(BufferFull):

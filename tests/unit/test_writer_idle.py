@@ -77,17 +77,18 @@ async def test_error_that_passes_puts_nothing_on_hold() -> None:
 class OneSeat:
     """Lets a sink in only while the other one is out, like a role that may have one connection."""
 
-    def __init__(self, mine: ScriptedSink, other: ScriptedSink) -> None:
-        self._mine, self._other = mine, other
+    def __init__(self, mine: ScriptedSink, other: ScriptedSink, door: asyncio.Lock) -> None:
+        self._mine, self._other, self._door = mine, other, door
         self._open, self._write = mine.open, mine.write
         self.refused = 0
 
     async def open(self) -> None:
         """Connect."""
-        if not self._mine.is_open and self._other.is_open:
-            self.refused += 1
-            raise WriteFailed(Verdict.WAIT, "too many connections", sqlstate="53300")
-        await self._open()
+        async with self._door:
+            if not self._mine.is_open and self._other.is_open:
+                self.refused += 1
+                raise WriteFailed(Verdict.WAIT, "too many connections", sqlstate="53300")
+            await self._open()
 
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Connect if need be, as the real one does, and store."""
@@ -98,7 +99,8 @@ class OneSeat:
 def seat(path: Writing) -> list[OneSeat]:
     """Let both writers of a path share one seat."""
     first, second = path.sinks
-    seats = [OneSeat(first, second), OneSeat(second, first)]
+    door = asyncio.Lock()  # no two of them find it free at once
+    seats = [OneSeat(first, second, door), OneSeat(second, first, door)]
     for sink, its in zip(path.sinks, seats, strict=True):
         sink.open, sink.write = its.open, its.write  # type: ignore[method-assign]
     return seats
