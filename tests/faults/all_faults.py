@@ -10,6 +10,7 @@ from tests.faults import (
     line_faults,
     power_faults,
     service_faults,
+    starved_faults,
 )
 from tests.faults.matrix import FAULTS
 
@@ -21,5 +22,6 @@ MODULES = (
     line_faults,
     power_faults,
     service_faults,
+    starved_faults,
 )
 __all__ = ["FAULTS", "MODULES"]
