@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from ingest.filesystem import filesystem_of, is_volatile
+from loadgen.counted import counted
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import fault
 from tests.faults.world import World
@@ -96,7 +97,7 @@ async def stopped(world: World) -> None:
         world.expect(took == kept, f"F4: took in {took} readings, answered {kept} with a 2xx")
         await world.restart()
     world.found.figures.append(
-        f"{traffic.cut_off} posts met a connection that was being closed: not taken in, sent again"
+        f"{counted(traffic.cut_off, 'post')} met a closing connection: not taken in, sent again"
     )
 
 
