@@ -107,6 +107,7 @@ async def journal_unsynced(world: World) -> None:
     asks="committed",
     times=3,
     breaks=LOST,
+    follows=frozenset({"wrong_answer"}),  # what a constraint refuses was answered as committed
 )
 async def acks_early(world: World) -> None:
     """Kill between the answer and the commit."""

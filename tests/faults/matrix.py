@@ -28,8 +28,9 @@ class Fault:
     that posts ask for, `rate` is in posts a second, `invalid` the share of bad items, `duplicates`
     that of items that come twice. `front`: clients come over a line of their own. `lazy_disk`: all
     files are on one that forgets. `before` is done before the service starts. `files_max`: open
-    files of the service. A control or a mutant must break one of `breaks` and nothing else, and
-    lose `lost_each_max` readings at most each time that harm was done.
+    files of the service. A control or a mutant must break one of `breaks`, may break what follows
+    from that (`follows`), and nothing else; it may lose `lost_each_max` readings at most each time
+    that harm was done.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Fault:
     files_max: int = FILES_MAX
     before: Harm | None = None
     breaks: frozenset[str] = frozenset()
+    follows: frozenset[str] = frozenset()
     lost_each_max: int | None = None
     limit_s: float = 180.0
 

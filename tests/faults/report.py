@@ -60,7 +60,8 @@ life of the process, and at the end |
 readings that were acknowledged and are nowhere; "doubled" those that are there twice or in both
 places. Recovery is from the end of the last fault (where something was killed: from the moment it
 is started again) to quiet: all is answered, nothing is held. PostgreSQL's own recovery is part of
-the fault. A control or a mutant must break what it is to break, and nothing else of this table.
+the fault. A control or a mutant must break what it is to break, and nothing else of this table
+but what follows from it (M1 also calls committed what a constraint then refuses).
 """
 
 NOT_TESTED = """## What is not tested here, and why

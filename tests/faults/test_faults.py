@@ -99,6 +99,7 @@ def test_the_report_is_red_where_a_run_is() -> None:
         (_done("M4", kinds={"lost"}), False),
         (_done("M4", kinds={"twice"}), True),
         (_done("M4", kinds={"twice", "lost"}, broken=["lost x 3"]), False),
+        (_done("M1", kinds={"wrong_answer"}), False),
         (_done("C2", kinds={"lost"}, broken=["I9: the law"]), False),
     ],
 )
@@ -127,6 +128,7 @@ def test_a_control_is_let_break_only_what_it_is_to_break(tmp_path: Path) -> None
     assert (found.lost, found.doubled, found.kinds) == (5, 2, {"lost", "twice"})
     (said,) = found.broken
     assert said.startswith("twice x 2: ")
+    assert not _noted(World(FAULTS["M1"], 1, tmp_path, tmp_path), lost=5, wrong_answer=1).broken
     (said,) = _noted(World(FAULTS["F2"], 1, tmp_path, tmp_path), lost=5).broken
     assert said.startswith("lost x 5: ")
 

@@ -320,7 +320,7 @@ class World:
         for kind, each in result.first.items():
             one = each[0]
             self.expect(
-                kind in self.fault.breaks,
+                kind in self.fault.breaks | self.fault.follows,
                 f"{kind} x {faults[kind]}: {one.reading} promised {one.promised}; found "
                 f"{one.found}",
             )
