@@ -6,7 +6,8 @@ pytest runs a quick part only; it stands on the same children (`Service`, `Datab
 
     matrix.py      what a fault, a control and a mutant are; the list of all of them
     world.py       one service, one database, one line between them, traffic with a ledger
-    *_faults.py    the faults, a family a file; controls.py, mutants.py: what must lose
+    own.py         what a fault posts beside that traffic, on record too
+    *_faults.py    the faults, a family a file; controls.py: controls and mutants, which must lose
     patched.py     the service's own start, with a mutant or the forgetting disk put in before
     forgetting.py  what a disk keeps of our files when the power goes
     runner.py      runs them, some at a time; report.py writes down what came of it

@@ -19,7 +19,6 @@ from tests.faults.all_faults import FAULTS
 from tests.faults.matrix import place
 from tests.faults.runner import Done, run_all
 
-REPOSITORY = Path(__file__).parent.parent.parent
 SEED = 1
 
 
@@ -47,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--write",
         type=Path,
-        default=REPOSITORY / "FAULTS.md",
+        default=report.REPOSITORY / "FAULTS.md",
         metavar="FILE",
         help="where the report goes [FAULTS.md beside ./run]",
     )
@@ -64,12 +63,12 @@ def say(done: Done) -> None:
         f"{found.recovery_s:5.1f} s to quiet {done.took_s:6.1f} s  {done.fault.title}",
         flush=True,
     )
-    for note in found.notes:
+    for note in (*found.notes, *found.figures):
         print(f"     {note}", flush=True)
     if done.missing:
         print(f"     not tested: {done.missing}", flush=True)
     if not done.green and not done.missing:
-        for said in found.broken or ["not caught"]:
+        for said in done.broken:
             print(f"     {said}")
         print(f"     kept: {done.artefacts}", flush=True)
 
@@ -90,7 +89,7 @@ def main(words: list[str] | None = None) -> int:
     if chosen.quick:
         names = [name for name in names if FAULTS[name].quick_times]
     faults = [FAULTS[name] for name in names]
-    began_s = time.monotonic()
+    began_s, of = time.monotonic(), report.commit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         done = runner.run(
             run_all(faults, chosen.seed or [SEED], quick=chosen.quick, jobs=chosen.jobs, say=say)
@@ -98,7 +97,7 @@ def main(words: list[str] | None = None) -> int:
     red = [each for each in done if not each.green]
     took_s = time.monotonic() - began_s
     if not chosen.only and not chosen.quick:
-        chosen.write.write_text(report.text(done, took_s))
+        chosen.write.write_text(report.text(done, took_s, of))
         print(f"written: {chosen.write}")
     if red:
         named = ", ".join(f"{each.fault.name} (seed {each.seed})" for each in red)

@@ -8,8 +8,10 @@ from tests.faults import (
     disk_faults,
     door_faults,
     line_faults,
+    operator_faults,
     power_faults,
     service_faults,
+    starved_faults,
 )
 from tests.faults.matrix import FAULTS
 
@@ -19,7 +21,9 @@ MODULES = (
     disk_faults,
     door_faults,
     line_faults,
+    operator_faults,
     power_faults,
     service_faults,
+    starved_faults,
 )
 __all__ = ["FAULTS", "MODULES"]

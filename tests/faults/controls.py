@@ -16,13 +16,26 @@ from tests.faults.matrix import fault
 from tests.faults.world import World
 
 LOST = frozenset({"lost"})
+MEMORY_ROWS_MAX = 200
 
 
-async def _kill_while_stalled(world: World) -> None:
+async def _until_full(world: World) -> None:
+    """Wait until memory is full, and then as long again: more comes than it may hold."""
+    began_s = world.now_s()
+    async with asyncio.timeout(20):
+        while True:
+            held = (await world.service.metrics())["ingest_readings_held"]
+            if held >= MEMORY_ROWS_MAX * 0.9:
+                break
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(max(0.3, world.now_s() - began_s))
+
+
+async def _kill_while_stalled(world: World, *, full: bool = False) -> None:
     for _ in range(world.times):
         await world.answered(20)
         world.line.stall()
-        await world.sleep(0.3, 0.6)
+        await (_until_full(world) if full else world.sleep(0.3, 0.6))
         os.kill(world.service.pid, signal.SIGKILL)
         await world.service.ended()
         world.count()
@@ -35,18 +48,20 @@ async def _kill_while_stalled(world: World) -> None:
 @fault(
     "C1",
     "memory instead of the journal",
-    "`--buffer memory`, `ack=buffered`, SIGKILL {n} times while the database does not answer",
+    "`--buffer memory` of 200 readings, `ack=buffered`, SIGKILL {n} times while the database does "
+    "not answer and memory is full",
     kind="control",
     times=3,
     quick_times=1,
-    settings={"buffer": "memory", "buffer_rows_max": 5_000},
+    settings={"buffer": "memory", "buffer_rows_max": MEMORY_ROWS_MAX, "post_rows_max": 100},
     asks="buffered",
+    rate=120.0,
     breaks=LOST,
-    lost_max=3 * 5_000,
+    lost_each_max=MEMORY_ROWS_MAX,
 )
 async def memory(world: World) -> None:
     """What memory held is gone; no more than it may hold (I10)."""
-    await _kill_while_stalled(world)
+    await _kill_while_stalled(world, full=True)
 
 
 @fault(
@@ -92,6 +107,7 @@ async def journal_unsynced(world: World) -> None:
     asks="committed",
     times=3,
     breaks=LOST,
+    follows=frozenset({"wrong_answer"}),  # what a constraint refuses was answered as committed
 )
 async def acks_early(world: World) -> None:
     """Kill between the answer and the commit."""

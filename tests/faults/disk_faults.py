@@ -11,11 +11,15 @@ import errno
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import asyncpg
 
-from ingest.journal_format import segment_name
+from ingest.journal_format import HEADER_BYTES, FrameReader, header_fault, segment_name
 from ingest.journal_reader import segment_files
+from loadgen.letters import read_letters
 from tests.faults.forgetting import forget
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import fault
@@ -72,14 +76,13 @@ async def _fill_wal(world: World) -> None:
     with contextlib.suppress(OSError), filler.open("wb") as file:
         while file.write(bytes(1 << 20)):
             file.flush()
-    panicked = False
+    told = home.log.stat().st_size  # before it the log tells of the other full disk
     with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         for _ in range(40):
             await server.run("select pg_switch_wal()", database="postgres")
             await world.answered(2)
-    log = home.log.read_text(errors="replace")
-    panicked = "PANIC" in log or "No space left" in log
-    world.expect(panicked, "F20: pg_wal was never full")
+    log = home.log.read_bytes()[told:]
+    world.expect(b"PANIC:" in log, "F20: pg_wal was never full")
     world.count()
     await world.sleep(1)
     filler.unlink()
@@ -96,8 +99,8 @@ async def _small_letters(world: World) -> None:
     "F25",
     "disks of dead letters and journal full",
     "dead letters on a tmpfs of 64 KiB, a fifth of the items bad, until it is full and 2 s longer; "
-    "then the journal on one of 128 KiB with the database out of reach: 503, nothing torn, goes "
-    "on when there is room",
+    "then the journal on one of 128 KiB with the database out of reach: 503 `disk_low`, no half "
+    "letter or frame in the files while they are full, goes on when there is room",
     before=_small_letters,
     settings={"journal_unsafe": True, "disk_free_bytes_min": 0},  # small disks, in memory
     invalid=0.2,
@@ -108,6 +111,12 @@ async def disks_full(world: World) -> None:
     await world.service.wait_line("dead_letter_write_failed", within_s=60)
     world.count()
     await world.sleep(2)
+    await _expect_disk_low(world, {"device_id": "large", "note": "x" * 8_192})  # for a new page
+    with _standing_still(world):
+        letters = read_letters(world.state / "dead-letters", "")
+    world.expect(letters.letters, "F25: no letter on the full disk")
+    torn = letters.torn + letters.altered
+    world.expect(not torn, f"F25: {torn} letters on the full disk are not whole")
     world.small.grow(16 << 10)
     await world.answered(20)
     code, output = await world.service.stop()
@@ -119,6 +128,11 @@ async def disks_full(world: World) -> None:
     await world.service.wait_state("disk_low", within_s=60)
     world.count()
     await world.sleep(1)
+    await _expect_disk_low(world, {"device_id": "small", "metric": "m", "value": 1})
+    with _standing_still(world):
+        frames, damage = _look_at_journal(world.state / "journal")
+    world.expect(frames, "F25: no frame on the full disk")
+    world.expect(not damage, f"F25: the journal on the full disk is damaged: {damage}")
     journal.grow(64 << 10)
     await world.line.cut()
     world.line.resume()
@@ -126,12 +140,41 @@ async def disks_full(world: World) -> None:
     await world.service.wait_state("accepting", "slowed", within_s=30)
 
 
+async def _expect_disk_low(world: World, item: dict[str, object]) -> None:
+    answer = await world.service.post([item, {"device_id": "d", "metric": "m", "value": 1}])
+    told = answer.status == 503 and answer.document["code"] == "disk_low"
+    world.expect(told, f"F25: {answer.status} where the disk is full: {answer.text[:200]}")
+
+
+@contextlib.contextmanager
+def _standing_still(world: World) -> Iterator[None]:
+    os.kill(world.service.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(world.service.pid, signal.SIGCONT)
+
+
+def _look_at_journal(folder: Path) -> tuple[int, list[str]]:
+    """Return how many frames there are, and what is there that is none."""
+    frames, damage = 0, []
+    for file in segment_files(folder):
+        with file.path.open("rb") as opened:
+            fd, size = opened.fileno(), file.path.stat().st_size
+            wrong = header_fault(opened.read(HEADER_BYTES), file.first, file.salt)
+            reader = FrameReader(partial(os.pread, fd), file.salt, HEADER_BYTES, size)
+            frames += sum(1 for _ in reader)
+        if wrong or reader.gaps or reader.tail is not None:
+            damage.append(f"{file.path.name}: {wrong or reader.gaps or reader.tail}")
+    return frames, damage
+
+
 @fault(
     "F26",
     "n-th write or sync of our files fails",
     "{n} lives of the service; in each the n-th write or fsync of journal or dead letters (n drawn "
     "from 1 to 200, one from each twenty-fourth) fails with EIO or ENOSPC once, five times or for "
-    "ever, then it is killed and started again",
+    "ever; 0.8 to 2 s later it is killed and started again; each time the call came and failed",
     times=24,
     quick_times=0,
     invalid=0.1,
@@ -139,7 +182,7 @@ async def disks_full(world: World) -> None:
 )
 async def calls_fail(world: World) -> None:
     """Let a call fail, kill, look."""
-    rng = world.random
+    rng, failed = world.random, world.folder / "failed"
     step = NTH_MAX / world.times
     for number in range(world.times):
         world.patch(
@@ -150,12 +193,19 @@ async def calls_fail(world: World) -> None:
         )
         os.kill(world.service.pid, signal.SIGKILL)
         await world.service.ended()
+        failed.unlink(missing_ok=True)
         try:
             await world.restart()
         except AssertionError:  # it says that its folder cannot be used, and ends: honest
             world.expect("cannot be used" in world.service.output, "F26: ended at its start")
+            world.expect(failed.exists(), f"F26: life {number} had nothing to fail")
             world.found.count += 1
             continue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                while not failed.exists():  # noqa: ASYNC110  of the service
+                    await asyncio.sleep(0.02)
+        world.expect(failed.exists(), f"F26: no call failed in life {number}")
         await world.sleep(0.8, 2.0)
         world.expect(world.service.running, f"F26: life {number} ended by itself")
         world.count()

@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import gzip
 import json
+from pathlib import Path
 from typing import Any
 
 from loadgen.letters import read_letters
-from tests.faults.matrix import fault
+from tests.faults.machine import allow_files
+from tests.faults.matrix import FILES_MAX, fault
 from tests.faults.world import World
 
+IDLE, IDLE_S = 2_000, 0.5  # connections, and how long it takes until all are there
+CLOSED_S_MAX = 10.0  # the deadline is 1 s, and a body's 408 is given 5 s to be read
 HEAD = "POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
@@ -39,26 +43,49 @@ async def _rows(world: World, device: str, count: int, within_s: float = 20.0) -
     return int((await world.server.run(sql))[0]["count"])
 
 
-async def _slow_client(world: World, data: bytes, *, drip: bool) -> bool:
-    """Send something and then a byte now and then, or nothing; return whether it was closed."""
+async def _slow_client(world: World, data: bytes, *, drip: bool) -> bytes | None:
+    """Send something and then a byte now and then, or nothing.
+
+    Returns what came until the service closed the connection; None if it never did.
+    """
     host, _, port = world.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(data)
-        reading = asyncio.ensure_future(reader.read())
-        for _ in range(40):
+        came = bytearray()
+        reading = asyncio.create_task(_read_into(came, reader))
+        for _ in range(int(CLOSED_S_MAX / 0.2)):
             await asyncio.wait([reading], timeout=0.2)
             if reading.done():
                 break
             if drip:
                 writer.write(b"x")
-        if not reading.done():
-            reading.cancel()
-            await asyncio.wait([reading])
-            return False
-        with contextlib.suppress(OSError):
-            reading.result()
-        return True
+        if reading.done():
+            return bytes(came)
+        reading.cancel()
+        await asyncio.wait([reading])
+        return None
+    finally:
+        writer.transport.abort()
+
+
+async def _read_into(came: bytearray, reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(ConnectionError):  # closed, while a byte was on its way
+        while data := await reader.read(4_096):
+            came += data
+
+
+async def _idle_client(world: World, number: int) -> float:
+    """Connect, send nothing; return how long it took until it was closed."""
+    host, _, port = world.url.removeprefix("http://").partition(":")
+    await asyncio.sleep(number * IDLE_S / IDLE)  # in one turn they would hold up our own clients
+    began_s = world.now_s()
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(CLOSED_S_MAX):
+                await reader.read()
+        return world.now_s() - began_s
     finally:
         writer.transport.abort()
 
@@ -66,15 +93,21 @@ async def _slow_client(world: World, data: bytes, *, drip: bool) -> bool:
 @fault(
     "F34",
     "slow clients",
-    "{n} connections each: a head that never ends, a body of a byte now and then, half a body; 500 "
-    "idle ones: closed at the deadline (1 s), the others are served",
+    "{n} connections each: a head that never ends, a body of a byte now and then, half a body; "
+    "2,000 idle ones; the deadline is 1 s: bodies are answered 408, all are closed, idle ones not "
+    "before it, and the service's files come free; the others are served",
     times=40,
     settings={"header_s_max": 1, "body_s_max": 1},
+    rate=100.0,
+    files_max=IDLE + 3 * 40 + FILES_MAX,
 )
 async def slow_clients(world: World) -> None:
     """Hold connections, send next to nothing."""
-    host, _, port = world.url.removeprefix("http://").partition(":")
-    idle = [(await asyncio.open_connection(host, int(port)))[1] for _ in range(500)]
+    allow_files(2 * IDLE)
+    world.run.p99_ms()
+    await world.answered(200)
+    normal_ms = world.run.p99_ms()
+    idle = [asyncio.create_task(_idle_client(world, number)) for number in range(IDLE)]
     half = f"{HEAD}Content-Length: 1000\r\n\r\n[".encode()
     work = [
         _slow_client(world, data, drip=drip)
@@ -85,12 +118,24 @@ async def slow_clients(world: World) -> None:
         )
         for _ in range(world.times)
     ]
-    closed = await asyncio.gather(*work)
-    world.expect(all(closed), f"F34: {closed.count(False)} of {len(closed)} were not closed")
-    world.found.count = len(closed) + len(idle)
+    answers = await asyncio.gather(*work)
+    left = answers.count(None)
+    world.expect(not left, f"F34: {left} of {len(answers)} slow connections were not closed")
+    late_bodies = sum((each or b"").startswith(b"HTTP/1.1 408 ") for each in answers)
+    world.expect(late_bodies == 2 * world.times, f"F34: {late_bodies} late bodies answered 408")
+    took_s = sorted(await asyncio.gather(*idle))
+    late = sum(each >= CLOSED_S_MAX for each in took_s)
+    world.expect(not late, f"F34: {late} of {IDLE} idle connections were not closed")
+    world.expect(took_s[0] >= 1, f"F34: an idle connection was closed after {took_s[0]:.2f} s")
+    slow_ms = world.run.p99_ms()
+    world.found.count = len(answers) + len(idle)
     await world.answered(20)
-    for each in idle:
-        each.transport.abort()
+    files = len(list(Path(f"/proc/{world.service.pid}/fd").iterdir()))
+    world.expect(files < FILES_MAX, f"F34: {files} files are open when all are closed")
+    world.found.figures.append(
+        f"the others' p99 {normal_ms:.0f} ms before, {slow_ms:.0f} ms beside them; idle "
+        f"connections were closed after {took_s[0]:.1f} to {took_s[-1]:.1f} s"
+    )
 
 
 @fault(
@@ -177,7 +222,7 @@ async def bad_items(world: World) -> None:
                 item["value"] = rng.choice(["21.5", None, [], {"a": 1}])
                 bad.append(index)
             items.append(item)
-        answer = await world.service.post(items)
+        answer = await world.post(*items)
         if len(bad) == len(items):
             world.expect(answer.status == 422, f"F37: all bad: {answer.status}")
             continue
@@ -202,7 +247,7 @@ async def storms(world: World) -> None:
     """Send the same in parallel."""
     for post in range(world.times):
         items = [_item(world, "storm", post * 20 + n) for n in range(20)]
-        answers = await asyncio.gather(*(world.service.post(items) for _ in range(50)))
+        answers = await asyncio.gather(*(world.post(*items) for _ in range(50)))
         statuses = {each.status for each in answers}
         world.expect(statuses == {202}, f"F38: {statuses}")
         world.found.count += len(answers)
@@ -226,7 +271,7 @@ async def other_values(world: World) -> None:
             await world.server.stop()
         posts = [pair] if number % 2 else [[each] for each in pair]
         for each in posts:
-            answer = await world.service.post(each)
+            answer = await world.post(*each)
             world.expect(answer.status == 202, f"F39: {answer.status}")
         world.count()
     await world.server.come_back()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.faults.database_faults import QUICK_INSERTS, slow_inserts
 from tests.faults.matrix import fault
 from tests.faults.world import World
 from tests.line import DIRECTIONS, Direction
@@ -86,21 +87,22 @@ async def black_hole(world: World) -> None:
 )
 async def slow(world: World) -> None:
     """Make it slower than the load."""
-    await world.answered(20)
+    world.run.p99_ms()
+    await world.answered(200)
+    normal_ms = world.run.p99_ms()
     world.line.slow(20_000)
     await world.sleep(6)
     world.line.slow(None)
     world.count()
-    await world.server.run(
-        "create function slow() returns trigger language plpgsql as "
-        "'begin perform pg_sleep(0.3); return null; end'"
-    )
-    await world.server.run(
-        "create trigger slow after insert on readings for each statement execute function slow()"
-    )
+    on_line_ms = world.run.p99_ms()
+    await slow_inserts(world.server)
     await world.sleep(4)
-    await world.server.run("drop trigger slow on readings")
+    await world.server.run(QUICK_INSERTS)
     world.count()
+    world.found.figures.append(
+        f"answers' p99 {normal_ms:.0f} ms before, {on_line_ms:.0f} ms on the slow line, "
+        f"{world.run.p99_ms():.0f} ms with slow inserts"
+    )
     await world.expect_none_set_aside()
 
 

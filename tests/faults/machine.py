@@ -1,5 +1,7 @@
 """What only root may do to this machine: small file systems, memory limits. All of it taken back.
 
+Beside it one thing that any process may do, up to a limit: open many files.
+
 Raises NotHere where the machine does not let us; the fault is then not tested, and said to be so.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -19,6 +22,14 @@ _V2 = Path("/sys/fs/cgroup")
 
 class NotHere(Exception):
     """This machine cannot do it."""
+
+
+def allow_files(count: int) -> None:
+    """Let this process, and those that it starts, open so many files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count:
+        raise NotHere(f"may open {hard:,} files, needs {count:,}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
 
 
 class SmallDisk:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Harm = Callable[["World"], Awaitable[None]]
 Kind = Literal["fault", "control", "mutant"]
+FILES_MAX = 400  # open files of the service (I8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,12 @@ class Fault:
     `does` says in words what is done; `{n}` is how often. `times` and `quick_times` are how often
     in the whole run and in the quick one (0: not in it). `settings` and `database` are of the
     service and of PostgreSQL; `mutant` is what patched.py puts into the service. `asks` is the ack
-    that posts ask for, `rate` is in posts a second, `invalid` the share of bad items. `front`:
-    clients come over a line of their own. `lazy_disk`: all files are on one that forgets. `before`
-    is done before the service starts. A control or a mutant must break one of `breaks`, and
-    lose `lost_max` readings at most.
+    that posts ask for, `rate` is in posts a second, `invalid` the share of bad items, `duplicates`
+    that of items that come twice. `front`: clients come over a line of their own. `lazy_disk`: all
+    files are on one that forgets. `before` is done before the service starts. `files_max`: open
+    files of the service. A control or a mutant must break one of `breaks`, may break what follows
+    from that (`follows`), and nothing else; it may lose `lost_each_max` readings at most each time
+    that harm was done.
     """
 
     name: str
@@ -43,11 +46,14 @@ class Fault:
     asks: str = "durable"
     rate: float = 60.0
     invalid: float = 0.01
+    duplicates: float = 0.05
     front: bool = False
     lazy_disk: bool = False
+    files_max: int = FILES_MAX
     before: Harm | None = None
     breaks: frozenset[str] = frozenset()
-    lost_max: int | None = None
+    follows: frozenset[str] = frozenset()
+    lost_each_max: int | None = None
     limit_s: float = 180.0
 
 

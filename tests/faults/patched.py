@@ -33,7 +33,10 @@ def clock() -> None:
 
 
 def failing() -> None:
-    """The n-th write or sync of our files fails (FAULTS_NTH, FAULTS_ERROR), some more after it."""
+    """The n-th write or sync of our files fails (FAULTS_NTH, FAULTS_ERROR), some more after it.
+
+    The file `failed` says that it came to that.
+    """
     first, code = int(os.environ["FAULTS_NTH"]), int(os.environ["FAULTS_ERROR"])
     last = first + int(os.environ["FAULTS_TIMES"])
     ours = str(FOLDER / "state") + "/"
@@ -49,6 +52,7 @@ def failing() -> None:
             if is_ours and first <= next(calls) < last:
                 if real is write and code == errno.ENOSPC:
                     real(fd, memoryview(rest[0])[: len(rest[0]) // 2])  # as a full disk does
+                (FOLDER / "failed").touch()
                 raise OSError(code, os.strerror(code))
             return real(fd, *rest)
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.faults import forgetting, report
+from loadgen.conclude import Result
+from loadgen.proof import Plan
+from loadgen.reconcile import Fault as Reading
+from tests.faults import report, runner
 from tests.faults.__main__ import parser
 from tests.faults.all_faults import FAULTS, MODULES
-from tests.faults.lazy_disk import Lazy
 from tests.faults.matrix import place
+from tests.faults.own import Own
 from tests.faults.patched import PATCHES
 from tests.faults.runner import Done
-from tests.faults.world import Found
-from tests.system.service import REPOSITORY, environment, run_command
+from tests.faults.world import Found, World
+from tests.system.service import REPOSITORY, Reply, environment, run_command
 
 # Of the plan's table: what concerns one machine without workers, partitions or a broker.
 WANTED = [f"F{number}" for number in (*range(2, 23), *range(25, 33), *range(34, 40), 48, 50)]
@@ -57,8 +60,14 @@ def _done(name: str, **found: object) -> Done:
     return Done(FAULTS[name], 1, Found(**found), 1.0, None)  # type: ignore[arg-type]
 
 
+MOST = FAULTS["C1"].lost_each_max or 0
+
+
 def _all_green() -> list[Done]:
-    return [_done(name, acknowledged=10, kinds=set(each.breaks)) for name, each in FAULTS.items()]
+    return [
+        _done(name, acknowledged=10, kinds=set(each.breaks), count=1)
+        for name, each in FAULTS.items()
+    ]
 
 
 def test_the_report_is_red_where_a_run_is() -> None:
@@ -84,15 +93,123 @@ def test_the_report_is_red_where_a_run_is() -> None:
         (_done("F2"), True),
         (_done("F2", broken=["I7: not quiet"]), False),
         (_done("C1"), False),
-        (_done("C1", kinds={"lost"}, lost=15_000), True),
-        (_done("C1", kinds={"lost"}, lost=15_001), False),
+        (_done("C1", kinds={"lost"}, lost=3 * MOST, count=3), True),
+        (_done("C1", kinds={"lost"}, lost=3 * MOST + 1, count=3), False),
+        (_done("C1", kinds={"lost"}, lost=2 * MOST, count=1), False),
         (_done("M4", kinds={"lost"}), False),
-        (_done("M4", kinds={"twice"}, broken=["twice x 3"]), True),
+        (_done("M4", kinds={"twice"}), True),
+        (_done("M4", kinds={"twice", "lost"}, broken=["lost x 3"]), False),
+        (_done("M1", kinds={"wrong_answer"}), False),
+        (_done("C2", kinds={"lost"}, broken=["I9: the law"]), False),
     ],
 )
-def test_a_fault_must_break_nothing_and_a_mutant_something(done: Done, green: bool) -> None:
-    """A control that loses nothing is red; so is one that loses more than it may."""
+def test_a_fault_must_break_nothing_and_a_mutant_one_thing(done: Done, green: bool) -> None:
+    """A control that loses nothing is red; so is one that loses more than it may, or breaks more.
+
+    What is red says why.
+    """
     assert done.green is green
+    assert (done.broken == []) is green
+
+
+def _noted(world: World, **faults: int) -> Found:
+    one = Reading("x", None, "a reading", "kept", "nothing")
+    result = Result(Plan("a", 1, 0), 1, counts=Counter(readings=10, acknowledged=10))
+    for kind, count in faults.items():
+        result.faults[kind] = count
+        result.first[kind] = [one._replace(kind=kind)]
+    world._take(result)
+    return world.found
+
+
+def test_a_control_is_let_break_only_what_it_is_to_break(tmp_path: Path) -> None:
+    """The loss of C2 is what it is for; that it doubles something is not, and is said."""
+    found = _noted(World(FAULTS["C2"], 1, tmp_path, tmp_path), lost=5, twice=2)
+    assert (found.lost, found.doubled, found.kinds) == (5, 2, {"lost", "twice"})
+    (said,) = found.broken
+    assert said.startswith("twice x 2: ")
+    assert not _noted(World(FAULTS["M1"], 1, tmp_path, tmp_path), lost=5, wrong_answer=1).broken
+    (said,) = _noted(World(FAULTS["F2"], 1, tmp_path, tmp_path), lost=5).broken
+    assert said.startswith("lost x 5: ")
+
+
+class _Table:
+    """A database that answers any question with these rows."""
+
+    def __init__(self, *rows: tuple[int, str, str, float]) -> None:
+        self._rows = rows
+
+    async def ask(self, _: str) -> list[tuple[int, str, str, float]]:
+        return list(self._rows)
+
+
+class _Door:
+    """A service that answers any post in one way."""
+
+    def __init__(self, status: int, *bad: int) -> None:
+        self._reply = Reply(status, {}, "", {"errors": [{"index": at} for at in bad]})
+
+    async def post(self, _: object) -> Reply:
+        return self._reply
+
+
+async def test_what_a_fault_posts_itself_is_accounted_for() -> None:
+    """Accepted items must be in the table, once; refused ones, and those of a 503, need not."""
+    items = [{"device_id": "d", "metric": "m", "ts": ts, "value": 1} for ts in range(4)]
+    own = Own()
+    await own.post(_Door(503), [{**items[0], "ts": 77}])  # type: ignore[arg-type]
+    await own.post(_Door(202, 1), items)  # type: ignore[arg-type]
+    rows = [(ts, "d", "m", 1.0) for ts in (0, 2, 2)]
+    missing, twice = await own.look(_Table(*rows))  # type: ignore[arg-type]
+    assert (missing, twice) == ({(3, "d", "m", 1.0)}, {(2, "d", "m", 1.0)})
+
+
+def test_what_is_left_of_a_red_fault_is_kept(tmp_path: Path) -> None:
+    """Of whatever family it is; the template, which all of them were made from, is not."""
+    names = {f"{name}-1" for name in FAULTS}
+    for name in (*names, runner.TEMPLATE):
+        (tmp_path / name).mkdir()
+    runner._clear(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == names
+    for name in names:
+        (tmp_path / name).rmdir()
+    runner._clear(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_the_report_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was run can be found again; what is not committed, or has no history, is said to be."""
+
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        done = subprocess.run(
+            ["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    monkeypatch.setattr(report, "REPOSITORY", tmp_path)
+    assert report.commit() == "commit unknown"
+    git("init", "-q")
+    assert report.commit() == "commit unknown"
+    (tmp_path / "code").write_text("a")
+    git("add", "code")
+    git("commit", "-q", "-m", "a")
+    name = git("rev-parse", "--short", "HEAD")
+    assert report.commit() == f"commit {name}"
+    (tmp_path / "FAULTS.md").write_text("what the run itself writes")
+    assert report.commit() == f"commit {name}"
+    (tmp_path / "code").write_text("b")
+    said = f"commit {name} with changes not committed"
+    assert report.commit() == said
+    assert f"{said}, seeds 1," in report.text(_all_green(), 1.0, said)
+
+
+def test_figures_are_told_and_not_judged() -> None:
+    """A p99 stands in the report, and makes nothing red."""
+    done = _done("F34", figures=["p99 999 ms"])
+    assert done.green
+    others = [each for each in _all_green() if each.fault.name != "F34"]
+    assert "\n- F34, seed 1: p99 999 ms.\n" in report.text([*others, done], 1.0)
 
 
 def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,140 +271,3 @@ def test_the_page_shows_commands_that_are_understood() -> None:
     for command in commands:
         chosen = parser().parse_args(command.split())
         assert set(filter(None, chosen.only.split(","))) <= set(FAULTS)
-
-
-# The disk that forgets
-
-WRITER = """
-import os, sys
-from pathlib import Path
-from tests.faults.forgetting import record
-state = Path(sys.argv[1])
-(state / "journal").mkdir(parents=True)
-record(state, state.parent / "disk", unsynced=sys.argv[2])
-from ingest.files import AppendFile, sync_folder
-folder = state / "journal"
-kept = AppendFile.open(folder / "kept", create=True)
-kept.append(b"k" * 5000)
-gone = AppendFile.open(folder / "gone", create=True)
-sync_folder(folder)
-kept.append(b"K" * 5000)
-os.write(kept._fd, b"x" * 3000)
-os.write(gone._fd, b"y" * 3000)
-nameless = AppendFile.open(folder / "nameless", create=True)
-nameless.append(b"n" * 100)
-removed = AppendFile.open(folder / "removed", create=True)
-removed.append(b"r" * 700)
-sync_folder(folder) if len(sys.argv) > 3 else None
-(folder / "removed").unlink()
-"""
-
-
-def _written(tmp_path: Path, *words: str) -> tuple[Path, Path]:
-    state = tmp_path / "state"
-    subprocess.run(
-        [sys.executable, "-c", WRITER, str(state), *words],
-        check=True,
-        cwd=REPOSITORY,
-        env=environment(),
-    )
-    return state, tmp_path / "disk"
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_forgetting_keeps_what_was_synced_and_nothing_else_for_sure(
-    tmp_path: Path, seed: int
-) -> None:
-    """Synced bytes of named files stay; the rest may go, is torn by sectors, and never grows."""
-    state, notes = _written(tmp_path, "")
-    forgetting.forget(state, notes, random.Random(seed))
-    kept = (state / "journal" / "kept").read_bytes()
-    assert kept[:10_000] == b"k" * 5000 + b"K" * 5000
-    assert set(kept[10_000:]) <= {0, ord("x")}
-    assert len(kept) <= 13_000
-    gone = (state / "journal" / "gone").read_bytes()
-    assert len(gone) <= 3_000
-    assert set(gone) <= {0, ord("y")}
-    assert not (state / "journal" / "removed").exists(), "its name was never on the disk"
-
-
-def test_forgetting_takes_each_thing_that_it_may(tmp_path: Path) -> None:
-    """Over some seeds: an unsynced name is there and is not, bytes go, a removed file is back."""
-    seen = set()
-    for seed in range(12):
-        state, notes = _written(tmp_path / str(seed), "", "removed is named")
-        forgetting.forget(state, notes, random.Random(seed))
-        folder = state / "journal"
-        seen.add(("removed", (folder / "removed").exists()))
-        seen.add(("unsynced", (folder / "gone").stat().st_size > 0))
-        if (folder / "removed").exists():
-            assert (folder / "removed").read_bytes() == b"r" * 700
-        assert (folder / "nameless").read_bytes() == b"n" * 100
-        other, notes = _written(tmp_path / f"other {seed}", "")
-        forgetting.forget(other, notes, random.Random(seed))
-        seen.add(("nameless", (other / "journal" / "nameless").exists()))
-    assert seen == {
-        (name, there) for name in ("removed", "unsynced", "nameless") for there in (True, False)
-    }
-
-
-def test_forgetting_loses_what_was_never_synced(tmp_path: Path) -> None:
-    """The mutant without fsync: of all that it wrote nothing is sure."""
-    lost = 0
-    for seed in range(8):
-        state, notes = _written(tmp_path / str(seed), "/journal/")
-        forgetting.forget(state, notes, random.Random(seed))
-        kept = state / "journal" / "kept"
-        lost += not kept.exists() or not kept.read_bytes().startswith(b"k" * 5000)
-    assert lost == 8
-
-
-# The file system that forgets (the FUSE part of it is P1)
-
-
-def test_lazy_file_is_a_file_to_its_reader(tmp_path: Path) -> None:
-    """Whatever is written, cut and synced: it reads as a real file does, and so does the disk."""
-    rng = random.Random(5)
-    path, twin = tmp_path / "lazy", tmp_path / "twin"
-    path.touch()
-    lazy = Lazy(str(path))
-    with twin.open("w+b") as real:
-        for _ in range(600):
-            size = twin.stat().st_size
-            match rng.randrange(8):
-                case 0:
-                    length = rng.randrange(size + 3_000)
-                    lazy.truncate(length)
-                    real.truncate(length)
-                case 1:
-                    lazy.sync()
-                    assert path.read_bytes() == twin.read_bytes()
-                case 2:
-                    lazy.tear(rng)  # changes nothing for who reads
-                case _:
-                    offset = rng.randrange(size + 5_000)
-                    data = rng.randbytes(rng.randrange(1, 9_000))
-                    lazy.write(data, offset)
-                    real.seek(offset)
-                    real.write(data)
-            real.flush()
-            start, count = rng.randrange(size + 10), rng.randrange(1, 20_000)
-            assert lazy.size == twin.stat().st_size
-            assert lazy.read(count, start) == twin.read_bytes()[start : start + count]
-
-
-@pytest.mark.parametrize("torn", [False, True])
-def test_lazy_file_keeps_what_was_synced_and_not_the_rest(tmp_path: Path, torn: bool) -> None:
-    """On the disk is what was synced; torn: and some whole pages of what was not."""
-    path = tmp_path / "lazy"
-    path.touch()
-    lazy = Lazy(str(path))
-    lazy.write(b"k" * 10_000, 0)
-    lazy.sync()
-    lazy.write(b"x" * 200_000, 10_000)
-    assert path.read_bytes() == b"k" * 10_000
-    if torn:
-        lazy.tear(random.Random(1))
-        found = path.read_bytes()
-        assert found[:10_000] == b"k" * 10_000
-        assert set(found[10_000:]) == {0, ord("x")}

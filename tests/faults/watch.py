@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.3
 RSS_MB_MAX = 300.0  # 64 MiB of buffer, 64 MiB of bodies, and Python
-FDS_MAX = 400
 DLQ_MB_MAX = 64.0
 
 
@@ -65,8 +64,9 @@ class Watch:
         self.fds = max(self.fds, len(list(Path(f"/proc/{pid}/fd").iterdir())))
         if self.rss_mb > RSS_MB_MAX:
             self._say(f"I8: {RSS_MB_MAX:g} MB of memory exceeded")
-        if self.fds > FDS_MAX and self._world.fault.name != "F34":
-            self._say(f"I8: {FDS_MAX} open files exceeded")
+        files_max = self._world.fault.files_max
+        if self.fds > files_max:
+            self._say(f"I8: {files_max} open files exceeded: {self.fds}")
         folder = self._world.state / "dead-letters"
         size = sum(each.stat().st_size for each in folder.glob("*")) / 1e6
         if size > DLQ_MB_MAX:

@@ -22,15 +22,17 @@ from loadgen.post import target_of
 from loadgen.proof import Plan
 from loadgen.quiet import settle
 from loadgen.retry import Retry
-from loadgen.verify import Job, Run
+from loadgen.verify import Job
 from tests.faults.lazy_disk import LazyDisk
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import Fault
+from tests.faults.own import Item, Own
 from tests.faults.server import Server
+from tests.faults.traffic import Traffic
 from tests.faults.watch import Watch
 from tests.line import Line
 from tests.system.database import copy_data
-from tests.system.service import Service
+from tests.system.service import Reply, Service
 from tests.tcp_ports import free_port
 
 RECOVERY_S_MAX = 60.0
@@ -60,7 +62,11 @@ PROMPT: dict[str, object] = {
 
 @dataclass
 class Found:
-    """What one fault led to. `broken` is empty if all was as promised."""
+    """What one fault led to. `broken` is empty if all was as promised.
+
+    `kinds` are the ways in which readings were not; those that a control or a mutant must break
+    are not in `broken`. `figures` are told, and not judged.
+    """
 
     acknowledged: int = 0
     unknown: int = 0
@@ -71,6 +77,7 @@ class Found:
     broken: list[str] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
     rss_mb: float = 0.0
     forgotten_bytes: int = 0
 
@@ -93,7 +100,8 @@ class World:
         self.server = Server(base / "db", free_port(), template, fault.database)
         self.line = Line("127.0.0.1", self.server.port)
         self.service: Service = None  # type: ignore[assignment]  # made when the line has its port
-        self.run: Run = None  # type: ignore[assignment]  # the same
+        self.run: Traffic = None  # type: ignore[assignment]  # the same
+        self.own = Own()
         self.url = f"http://127.0.0.1:{free_port()}"
         self.front = Line("127.0.0.1", int(self.url.rpartition(":")[2]))
         self.admin_url = f"http://127.0.0.1:{free_port()}"
@@ -176,7 +184,7 @@ class World:
             seed=self.random.getrandbits(32),
             first_us=int(time.time() * 1_000_000) - 3_600_000_000,
             sizes=((1, 6.0), (10, 3.0), (60, 1.0)),
-            duplicates=0.05,
+            duplicates=fault.duplicates,
             invalid=fault.invalid,
             refused=0.003,
             devices=50,
@@ -192,7 +200,7 @@ class World:
             answer_s_max=4.0,
             admin_url=self.admin_url,
         )
-        self.run = Run(job)
+        self.run = Traffic(job)
         self._traffic = asyncio.create_task(self.run.go())
 
     # What a fault needs
@@ -218,6 +226,10 @@ class World:
         """Note something that is not as promised."""
         if not holds and said not in self.found.broken:
             self.found.broken.append(said)
+
+    async def post(self, *items: Item) -> Reply:
+        """Post a fault's own items, with `ts` in microseconds: what is accepted is on record."""
+        return await self.own.post(self.service, items)
 
     def count(self) -> None:
         """Count one harm done."""
@@ -256,8 +268,8 @@ class World:
 
     # The end
 
-    async def conclude(self, *, ends: bool = True) -> Found:
-        """Finish the traffic, wait for quiet, compare; `ends`: the service must end in order."""
+    async def conclude(self) -> Found:
+        """Finish the traffic, wait for quiet, compare; the service must then end in order."""
         if self.last_s is None:
             self.mended()
         found, last_s = self.found, self.last_s or 0.0
@@ -285,16 +297,16 @@ class World:
         self.expect(settled.quiet, f"I7: not quiet {RECOVERY_S_MAX:g} s after the last fault")
         result = await conclude(self.ledger, where, settle_s=15.0 if settled.quiet else 5.0)
         self._take(result)
+        await self._take_own()
         if self._watch is not None:
             await self._watch.stop()
             found.rss_mb = self._watch.rss_mb
             for said in self._watch.broken:
                 self.expect(False, said)
-        if ends:
-            code, output = await self.service.stop()
-            last = output.splitlines()[-1:]
-            orderly = code == 0 and "lost=0" in "".join(last)
-            self.expect(orderly, f"I7: did not end in order: exit {code}, {last}")
+        code, output = await self.service.stop()
+        last = output.splitlines()[-1:]
+        orderly = code == 0 and "lost=0" in "".join(last)
+        self.expect(orderly, f"I7: did not end in order: exit {code}, {last}")
         return found
 
     def _take(self, result: Result) -> None:
@@ -308,10 +320,20 @@ class World:
         for kind, each in result.first.items():
             one = each[0]
             self.expect(
-                False,
+                kind in self.fault.breaks | self.fault.follows,
                 f"{kind} x {faults[kind]}: {one.reading} promised {one.promised}; found "
                 f"{one.found}",
             )
         self.expect(result.is_proof, "no proof: too few acknowledged readings")
         if result.law is not None:
             self.expect(not result.law.dropped, "I9: ingest_readings_dropped_total is not 0")
+
+    async def _take_own(self) -> None:
+        """Account for what the fault itself has posted."""
+        missing, twice = await self.own.look(self.server)
+        found = self.found
+        found.acknowledged += len(self.own.accepted)
+        for what, rows in (("lost", missing), ("twice", twice)):
+            self.expect(not rows, f"{what} x {len(rows)} of the fault's own: {sorted(rows)[:1]}")
+        found.lost += len(missing)
+        found.doubled += len(twice)

@@ -1,0 +1,105 @@
+"""Faults of PostgreSQL that its operator makes: read-only, another schema, no privilege."""
+
+from __future__ import annotations
+
+from tests.faults.matrix import fault
+from tests.faults.world import World
+
+HOLD_S = 3.0
+
+
+async def _reload(world: World, *sql: str) -> None:
+    for each in (*sql, "select pg_reload_conf()"):
+        await world.server.run(each)
+
+
+@fault(
+    "F18",
+    "read-only, as after a failover",
+    "default_transaction_read_only=on for 3 s, {n} times: waits, nothing dead-lettered",
+    times=2,
+)
+async def read_only(world: World) -> None:
+    """Let nobody write."""
+    for _ in range(world.times):
+        await world.answered(20)
+        await _reload(world, "alter system set default_transaction_read_only = on")
+        try:
+            await world.sleep(HOLD_S)
+        finally:
+            await _reload(
+                world,
+                "alter system reset default_transaction_read_only",
+            )
+        world.count()
+    await world.expect_none_set_aside()
+
+
+async def _on_hold(world: World, reason: str, breaks: list[str], mends: list[str]) -> None:
+    for sql in breaks:
+        await world.server.run(sql)
+    try:
+        document = await world.service.wait_state("on_hold", within_s=20)
+        world.expect(reason in document["reason"], f"{world.fault.name}: {document['reason']}")
+        await world.sleep(HOLD_S)
+    finally:
+        for sql in mends:
+            await world.server.run(sql)
+        world.mended()
+    world.count()
+    await world.service.wait_state("accepting", "slowed", within_s=30)
+
+
+@fault(
+    "F21",
+    "schema changed under it",
+    "column renamed for 3 s; value altered to numeric type for 3 s; {n} rounds: on hold with the "
+    "reason, nothing dead-lettered, no wrong value",
+    times=2,
+)
+async def schema_changed(world: World) -> None:
+    """Change the table, change it back."""
+    rename = "alter table readings rename column {} to {}"
+    swap = [
+        "alter table readings rename to readings_was; "
+        "create table readings (like readings_was including all); "
+        "alter table readings alter column value type bigint; "
+        "alter table readings owner to fleet",
+    ]
+    back = ["drop table readings; alter table readings_was rename to readings"]
+    for _ in range(world.times):
+        await world.answered(20)
+        await _on_hold(
+            world, "schema", [rename.format("value", "v2")], [rename.format("v2", "value")]
+        )
+        await world.answered(20)
+        await _on_hold(world, "schema", swap, back)
+    await world.expect_none_set_aside()
+
+
+@fault(
+    "F22",
+    "privilege and password changed",
+    "INSERT revoked for 3 s; password changed and connections ended for 3 s; {n} rounds: on hold, "
+    "goes on by itself, nothing dead-lettered",
+    times=2,
+)
+async def locked_out(world: World) -> None:
+    """Lock the service out, let it in again."""
+    end = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'"
+    for _ in range(world.times):
+        await world.answered(20)
+        await _on_hold(
+            world,
+            "permission",
+            ["revoke insert on readings from fleet"],
+            ["grant insert on readings to fleet"],
+        )
+        await world.answered(20)
+        await _on_hold(
+            world,
+            "authentication",
+            ["alter role fleet password 'second'", end],
+            ["alter role fleet password 'first'"],
+        )
+    await world.expect_none_set_aside()

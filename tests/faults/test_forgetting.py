@@ -1,0 +1,150 @@
+"""The disks that forget: what was synced stays, and nothing else is sure to."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults import forgetting
+from tests.faults.lazy_disk import Lazy
+from tests.system.service import REPOSITORY, environment
+
+# Our own files
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from tests.faults.forgetting import record
+state = Path(sys.argv[1])
+(state / "journal").mkdir(parents=True)
+record(state, state.parent / "disk", unsynced=sys.argv[2])
+from ingest.files import AppendFile, sync_folder
+folder = state / "journal"
+kept = AppendFile.open(folder / "kept", create=True)
+kept.append(b"k" * 5000)
+gone = AppendFile.open(folder / "gone", create=True)
+sync_folder(folder)
+kept.append(b"K" * 5000)
+os.write(kept._fd, b"x" * 3000)
+os.write(gone._fd, b"y" * 3000)
+nameless = AppendFile.open(folder / "nameless", create=True)
+nameless.append(b"n" * 100)
+removed = AppendFile.open(folder / "removed", create=True)
+removed.append(b"r" * 700)
+sync_folder(folder) if len(sys.argv) > 3 else None
+(folder / "removed").unlink()
+"""
+
+
+def _written(tmp_path: Path, *words: str) -> tuple[Path, Path]:
+    state = tmp_path / "state"
+    subprocess.run(
+        [sys.executable, "-c", WRITER, str(state), *words],
+        check=True,
+        cwd=REPOSITORY,
+        env=environment(),
+    )
+    return state, tmp_path / "disk"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_forgetting_keeps_what_was_synced_and_nothing_else_for_sure(
+    tmp_path: Path, seed: int
+) -> None:
+    """Synced bytes of named files stay; the rest may go, is torn by sectors, and never grows."""
+    state, notes = _written(tmp_path, "")
+    forgetting.forget(state, notes, random.Random(seed))
+    kept = (state / "journal" / "kept").read_bytes()
+    assert kept[:10_000] == b"k" * 5000 + b"K" * 5000
+    assert set(kept[10_000:]) <= {0, ord("x")}
+    assert len(kept) <= 13_000
+    gone = (state / "journal" / "gone").read_bytes()
+    assert len(gone) <= 3_000
+    assert set(gone) <= {0, ord("y")}
+    assert not (state / "journal" / "removed").exists(), "its name was never on the disk"
+
+
+def test_forgetting_takes_each_thing_that_it_may(tmp_path: Path) -> None:
+    """Over some seeds: an unsynced name is there and is not, bytes go, a removed file is back."""
+    seen = set()
+    for seed in range(12):
+        state, notes = _written(tmp_path / str(seed), "", "removed is named")
+        forgetting.forget(state, notes, random.Random(seed))
+        folder = state / "journal"
+        seen.add(("removed", (folder / "removed").exists()))
+        seen.add(("unsynced", (folder / "gone").stat().st_size > 0))
+        if (folder / "removed").exists():
+            assert (folder / "removed").read_bytes() == b"r" * 700
+        assert (folder / "nameless").read_bytes() == b"n" * 100
+        other, notes = _written(tmp_path / f"other {seed}", "")
+        forgetting.forget(other, notes, random.Random(seed))
+        seen.add(("nameless", (other / "journal" / "nameless").exists()))
+    assert seen == {
+        (name, there) for name in ("removed", "unsynced", "nameless") for there in (True, False)
+    }
+
+
+def test_forgetting_loses_what_was_never_synced(tmp_path: Path) -> None:
+    """The mutant without fsync: of all that it wrote nothing is sure."""
+    lost = 0
+    for seed in range(8):
+        state, notes = _written(tmp_path / str(seed), "/journal/")
+        forgetting.forget(state, notes, random.Random(seed))
+        kept = state / "journal" / "kept"
+        lost += not kept.exists() or not kept.read_bytes().startswith(b"k" * 5000)
+    assert lost == 8
+
+
+# The file system that forgets (the FUSE part of it is P1)
+
+
+def test_lazy_file_is_a_file_to_its_reader(tmp_path: Path) -> None:
+    """Whatever is written, cut and synced: it reads as a real file does, and so does the disk."""
+    rng = random.Random(5)
+    path, twin = tmp_path / "lazy", tmp_path / "twin"
+    path.touch()
+    lazy = Lazy(str(path))
+    with twin.open("w+b") as real:
+        for _ in range(600):
+            size = twin.stat().st_size
+            match rng.randrange(8):
+                case 0:
+                    length = rng.randrange(size + 3_000)
+                    lazy.truncate(length)
+                    real.truncate(length)
+                case 1:
+                    lazy.sync()
+                    assert path.read_bytes() == twin.read_bytes()
+                case 2:
+                    lazy.tear(rng)  # changes nothing for who reads
+                case _:
+                    offset = rng.randrange(size + 5_000)
+                    data = rng.randbytes(rng.randrange(1, 9_000))
+                    lazy.write(data, offset)
+                    real.seek(offset)
+                    real.write(data)
+            real.flush()
+            start, count = rng.randrange(size + 10), rng.randrange(1, 20_000)
+            assert lazy.size == twin.stat().st_size
+            assert lazy.read(count, start) == twin.read_bytes()[start : start + count]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_lazy_file_keeps_what_was_synced_and_not_the_rest(tmp_path: Path, torn: bool) -> None:
+    """On the disk is what was synced; torn: and some whole pages of what was not."""
+    path = tmp_path / "lazy"
+    path.touch()
+    lazy = Lazy(str(path))
+    lazy.write(b"k" * 10_000, 0)
+    lazy.sync()
+    lazy.write(b"x" * 200_000, 10_000)
+    assert path.read_bytes() == b"k" * 10_000
+    if torn:
+        lazy.tear(random.Random(1))
+        found = path.read_bytes()
+        assert found[:10_000] == b"k" * 10_000
+        assert set(found[10_000:]) == {0, ord("x")}

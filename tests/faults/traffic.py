@@ -1,0 +1,60 @@
+"""The traffic of a World: that of `loadgen verify`, and how long its answers took.
+
+Does not: judge; that a figure is reported, and not judged, is for FAULTS.md to say.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from loadgen.post import Post
+from loadgen.verify import Job, Run
+
+
+class Traffic(Run):
+    """A Run that also knows what answers took, and counts two things.
+
+    `kept` are the readings of posts that a 2xx answered; `cut_off` the tries that were sent and
+    got no answer at all (a refused connection is none, a 503 is an answer).
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.kept = self.cut_off = 0
+        self._sent: set[int] = set()  # posts in flight
+        self._took_s: list[float] = []
+
+    def p99_ms(self) -> float:
+        """Return the p99 of what answers took since the last call, from the intended moment on."""
+        took, self._took_s = sorted(self._took_s), []
+        return took[ceil(len(took) * 0.99) - 1] * 1_000 if took else 0.0
+
+    def sending(self, post: Post) -> None:
+        """Note that a try begins."""
+        self._sent.add(post.number)
+        super().sending(post)
+
+    def answered(
+        self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
+    ) -> None:
+        """Note an answer, and what it took if it is the last one."""
+        self._sent.discard(post.number)
+        self.kept += post.readings if 200 <= status < 300 else 0
+        if final:
+            self._took_s.append(now_s - intended_s)
+        super().answered(post, status, body, intended_s, now_s, final=final)
+
+    def lost(
+        self,
+        post: Post,
+        why: str,
+        written: bool,
+        intended_s: float,
+        now_s: float,
+        *,
+        final: bool,
+    ) -> None:
+        """Note a try without an answer."""
+        self.cut_off += post.number in self._sent
+        self._sent.discard(post.number)
+        super().lost(post, why, written, intended_s, now_s, final=final)
