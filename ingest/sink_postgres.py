@@ -307,6 +307,8 @@ class SinkPostgres:
 
 async def _copy(connection: Connection, tuples: Sequence[bytes], *, staging: bool = False) -> int:
     """COPY encoded rows in one message; return how many rows the server took."""
+    if connection.is_closed():  # the driver does not look, and fails as no driver's error does
+        raise asyncpg.InterfaceError("the line was cut before the rows were sent")
     tag = await connection.copy_to_table(
         STAGING if staging else TABLE,
         schema_name="pg_temp" if staging else None,

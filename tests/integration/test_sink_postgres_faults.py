@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
-from ingest import schema
+from ingest import durability, schema
 from ingest.clock import monotonic_s
 from ingest.config import Settings
 from ingest.ports import Stored
@@ -166,6 +166,27 @@ async def test_connection_lost_while_idle_is_replaced_unseen(
     await readings_connection.execute("select pg_terminate_backend($1, 5000)", pid)
     await asyncio.sleep(0.05)
     assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(5, 0)
+
+
+async def test_line_cut_as_its_last_reply_came_waits(
+    sink: SinkPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stood still finds reply and deadline at once; the deadline is served first."""
+    real = durability.findings
+
+    async def cut_after(connection: asyncpg.Connection) -> Any:
+        found = await real(connection)
+        connection.terminate()
+        return found
+
+    monkeypatch.setattr(durability, "findings", cut_after)
+    monkeypatch.setattr(sink, "_checked_s", float("-inf"))  # the look at the table is due
+    rows = encode(readings(5))
+    with pytest.raises(WriteFailed) as failed:
+        await sink.write(rows, 5, idempotent=False)
+    assert failed.value.verdict is Verdict.WAIT
+    monkeypatch.undo()
+    assert await sink.write(rows, 5, idempotent=False) == Stored(5, 0)
 
 
 async def test_late_commit_of_a_frozen_backend_is_no_double(
