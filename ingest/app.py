@@ -35,7 +35,7 @@ from ingest.schema_apply import make_table
 from ingest.sd_notify import Notifier
 from ingest.sink_postgres import SinkPostgres
 from ingest.statefolder import ServiceInfo, StateFolder
-from ingest.verdict import NOT_DURABLE, SCHEMA, WriteFailed
+from ingest.verdict import LETTERS_FULL, NOT_DURABLE, SCHEMA, WriteFailed
 from ingest.writer import Writer, stop_connecting
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
@@ -101,6 +101,7 @@ class Service:
             bytes_max=settings.dlq_bytes_max,
             segment_bytes=settings.dlq_segment_bytes,
             keep_days=settings.dlq_keep_days,
+            auto_replay=settings.dlq_auto_replay,
         )
         self._wire_door()
 
@@ -264,6 +265,7 @@ class Service:
             outlet_stats=self.buffer.stats,
             metrics=self.metrics,
             database_up=lambda: self.gate.is_open,
+            letters_full=lambda: self.gate.hold_reason == LETTERS_FULL,
         )
         self._spawn(replayer.run(self._stopping))
 

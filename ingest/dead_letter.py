@@ -32,6 +32,7 @@ class DeadLetterFolder:
 
     `bytes_max` is the cap of the whole folder, `segment_bytes` where a file is finished;
     finished files whose every line is done are kept `keep_days`, or less if room is needed.
+    `auto_replay`: a Replayer brings some back, so these may not fill it.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class DeadLetterFolder:
         bytes_max: int,
         segment_bytes: int,
         keep_days: float,
+        auto_replay: bool = True,
         calls: FileCalls = REAL_CALLS,
         ids_max: int = IDS_MAX,
     ) -> None:
@@ -50,6 +52,7 @@ class DeadLetterFolder:
             bytes_max=bytes_max,
             segment_bytes=segment_bytes,
             keep_days=keep_days,
+            auto_replay=auto_replay,
             calls=calls,
             ids_max=ids_max,
         )

@@ -65,7 +65,9 @@ class Live:
     def remove(self, key: bytes) -> None:
         """A line of that key is done."""
         if self._failed_us.pop(key, None) is None:
-            self._beyond = max(0, self._beyond - 1)
+            if not self._beyond:
+                return
+            self._beyond -= 1
         if key[-REASON_CHARACTERS:] in RETURNING:
             self._returning = max(0, self._returning - 1)
 

@@ -72,6 +72,7 @@ class Store:
         bytes_max: int,
         segment_bytes: int,
         keep_days: float,
+        auto_replay: bool = True,
         calls: FileCalls = REAL_CALLS,
         ids_max: int = IDS_MAX,
     ) -> None:
@@ -79,6 +80,7 @@ class Store:
         self._bytes_max = bytes_max
         self._segment_bytes = segment_bytes
         self._keep_us = int(keep_days * 86_400_000_000)
+        self._auto_replay = auto_replay
         self._calls = calls
         self._segment: AppendFile | None = None
         self._size = 0
@@ -167,6 +169,8 @@ class Store:
         """
         if request.from_door:
             return self._bytes_max // 2, " that the door may use"
+        if not self._auto_replay:
+            return self._bytes_max, ""
         if all(letter.reason == EXHAUSTED for letter in request.letters):
             return self._bytes_max * 3 // 4, " that retries_exhausted may use"
         return self._bytes_max + self._live.returning_bytes, ""

@@ -121,7 +121,7 @@ class Book:
         if growing is None or growing.end != start or growing.segment is not segment:
             growing = self._growing = Range(segment, start, start, block.received_s)
             self.spilled.append(growing)
-        growing.newest_s = block.received_s
+        growing.newest_s = max(growing.newest_s, block.received_s)
         growing.end = start + HEAD_BYTES + len(block.tuples)
         growing.blocks += 1
         growing.rows += rows

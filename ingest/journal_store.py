@@ -135,8 +135,9 @@ class JournalStore:
         """
         if self._lock is not None and self._lock.holds():
             return
-        if self._lock is not None:
-            self._lock.close()
+        lost, self._lock = self._lock, None  # closed once: its descriptors may soon be another's
+        if lost is not None:
+            lost.close()
         self._lock = FolderLock.try_take(self.folder)
         if self._lock is None:
             raise OSError(errno.EBUSY, "another service writes this journal", str(self.folder))

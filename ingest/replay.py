@@ -32,7 +32,7 @@ REPLAYED = Where(reasons=(EXHAUSTED, DRAINED))
 BLOCK_ROWS_MAX = 500  # small beside a live batch, so that live readings wait little behind it
 FAILURES_MAX = 3  # blocks in a row that fail: the database is at fault, not they
 UNLOCKED_S_MIN = 0.02  # between blocks, so that a replay by hand finds the lock free
-GATE_S = 1.0  # between looks at the gate while a block is under way
+LOOK_S = 1.0  # between looks whether the dead letters are full while a block is under way
 PAUSE_S_MAX = 300.0  # between tries of what fails again and again
 TIDY_S = 600.0
 TS_US_MAX = 253_402_300_800_000_000  # the year 10000
@@ -50,6 +50,7 @@ class Replayer:
         outlet_stats: Callable[[], BufferStats],
         metrics: Metrics,
         database_up: Callable[[], bool],
+        letters_full: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._folder = folder
@@ -57,6 +58,8 @@ class Replayer:
         self._outlet_stats = outlet_stats
         self._metrics = metrics
         self._database_up = database_up
+        self._letters_full = letters_full
+        self._given_up: Ack | None = None  # of a block that is still under way
         self._log = get_logger()
         self._rows_max = min(BLOCK_ROWS_MAX, settings.post_rows_max, settings.dlq_replay_rows_per_s)
         # Lines are only added at the end and marks are never taken back, so what was seen to be
@@ -153,9 +156,10 @@ class Replayer:
     async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
         """Put one block and wait for its outcome; None if the service stops before.
 
-        None too if the gate shuts: whoever is to end that may need the lock, to discard letters.
-        The block goes on by itself, and its letters are sent once more: the key absorbs them. Rows
-        that the database refuses now are dead-lettered by the writer under that reason.
+        None too if the writers hold since the dead letters are full: whoever is to end that needs
+        the lock, to discard some. The block goes on by itself, and once it is decided its letters
+        are sent once more: the key absorbs them. Rows that the database refuses now are
+        dead-lettered by the writer under that reason.
         """
         readings = [each.letter.reading for each in letters if each.letter.reading is not None]
         tuples = b"".join(map(encode_reading, readings))
@@ -179,19 +183,23 @@ class Replayer:
         both = (stop, waiting)
         try:
             ended: set[asyncio.Task[Any]] = set()
-            while not ended and self._database_up():
+            while not ended and not self._letters_full():
                 ended, _ = await asyncio.wait(
-                    both, timeout=GATE_S, return_when=asyncio.FIRST_COMPLETED
+                    both, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
                 )
         finally:
             stop.cancel()
             waiting.cancel()
-        return await ack.wait() if ack.resolved else None
+        if ack.resolved:
+            return await ack.wait()
+        self._given_up = ack
+        return None
 
     def _has_room(self) -> bool:
         stats = self._outlet_stats()
         return (
             self._database_up()
+            and (self._given_up is None or self._given_up.resolved)
             and stats.rows * 2 < stats.rows_max
             and stats.size_bytes * 2 < stats.bytes_max
         )

@@ -105,6 +105,7 @@ UNREACHABLE = "unreachable"
 SCHEMA = "schema"
 CONFIGURATION = "configuration"
 NOT_DURABLE = "not_durable"
+LETTERS_FULL = "dead_letters_full"
 _REASONS: dict[str, str] = {
     "08P01": "protocol",
     "22P03": "protocol",

@@ -32,7 +32,7 @@ from ingest.ports import (
 )
 from ingest.retry import backoff_s
 from ingest.set_aside import block_letters, refusal_letters, refusals_by_block
-from ingest.verdict import TOO_MANY_CONNECTIONS, Verdict, WriteFailed
+from ingest.verdict import LETTERS_FULL, TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 
 STORED = Outcome()
 RETRY_S_MIN = 0.1
@@ -160,6 +160,7 @@ class Writer:
                 if not self._has_ended():
                     self._failed(failure)
                 return
+            self._is_left_out = False
             if self._outlet.rows_waiting == 0:  # else write: a full disk lets us in all the same
                 if self._outlet.stats().rows_taken == 0:  # else another writer's batch will tell
                     gate.opened()
@@ -239,7 +240,7 @@ class Writer:
         try:
             await self._dead_letters.append(letters)
         except DeadLettersFull as error:
-            raise WriteFailed(Verdict.HOLD, str(error), reason="dead_letters_full") from error
+            raise WriteFailed(Verdict.HOLD, str(error), reason=LETTERS_FULL) from error
         except DeadLettersBroken as error:
             raise WriteFailed(Verdict.HOLD, str(error), reason="dead_letters_broken") from error
 

@@ -42,6 +42,7 @@ def make_store(
     bytes_max: int = 1 << 30,
     segment_bytes: int = 1 << 26,
     keep_days: float = 7,
+    auto_replay: bool = True,
     calls: FileCalls = REAL_CALLS,
     ids_max: int = 1_000,
 ) -> Store:
@@ -51,6 +52,7 @@ def make_store(
         bytes_max=bytes_max,
         segment_bytes=segment_bytes,
         keep_days=keep_days,
+        auto_replay=auto_replay,
         calls=calls,
         ids_max=ids_max,
     )

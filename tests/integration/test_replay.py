@@ -36,6 +36,7 @@ from ingest.replay_by_hand import (
     item_of_letter,
 )
 from ingest.sink_postgres import SinkPostgres
+from ingest.verdict import LETTERS_FULL
 from ingest.writer import Writer
 from tests.blocks import block_of, make_reading
 from tests.letters import START_US, drained, invalid, keep, make_store, read
@@ -90,6 +91,7 @@ class Half:
             outlet_stats=self.buffer.stats,
             metrics=self.metrics,
             database_up=lambda: self.up and self.gate.is_open,
+            letters_full=lambda: self.gate.hold_reason == LETTERS_FULL,
         )
         self.metrics.gauges = Gauges(
             self.buffer.stats, self.letters.stats, lambda: self.up, lambda: None

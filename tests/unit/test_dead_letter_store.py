@@ -215,6 +215,15 @@ def test_cap_refused_rows_do_not_wait_for_what_waits_for_them(
     store.close()
 
 
+def test_cap_is_one_for_all_where_nothing_comes_back_by_itself(tmp_path: Path) -> None:
+    """Without `dlq_auto_replay` no letter makes room for another."""
+    store = make_store(tmp_path, bytes_max=20_000, auto_replay=False)
+    fill(store, EXHAUSTED)
+    assert 19_500 < folder_bytes(tmp_path) <= 20_000
+    assert fill(store, REFUSED) == 0
+    store.close()
+
+
 def test_cap_full_of_refused_rows_takes_no_more(tmp_path: Path) -> None:
     """They do not come back by themselves: an operator has to look."""
     store = make_store(tmp_path, bytes_max=20_000)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,28 @@ async def test_folder_moved_away_is_taken_anew_with_its_lock(tmp_path: Path) -> 
         await other.scan()
         other.load()
         assert [each.tuples for each in await other.drain()] == [before.tuples]
+    await life.drain()
+    await life.end()
+
+
+async def test_folder_gone_before_anything_was_written_closes_nobodys_descriptors(
+    tmp_path: Path,
+) -> None:
+    """What was closed once may be a client's by now; and the folder is made and held again."""
+    folder = tmp_path / "journal"
+    life = Life(folder)
+    life.buffer.open()
+    shutil.rmtree(folder)
+    with pytest.raises(JournalBroken):
+        await life.put(make_block(1))
+    others = [os.memfd_create(f"other-{number}") for number in range(8)]
+    kept = await put_until_kept(life)
+    for number, fd in enumerate(others):
+        assert os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:other-{number}")
+    assert on_disk(folder) == [kept]
+    assert FolderLock.try_take(folder) is None
+    for fd in others:
+        os.close(fd)
     await life.drain()
     await life.end()
 

@@ -6,6 +6,7 @@ the same life. What is still refused is a dead letter of that reason, and nothin
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from errno import EIO, ENOSPC, errorcode
@@ -19,7 +20,7 @@ from ingest.dead_letter_files import folder_bytes
 from ingest.dead_letter_reader import live_letters
 from ingest.ports import INVALID
 from ingest.replay_by_hand import hold_replay_lock
-from ingest.verdict import Verdict
+from ingest.verdict import LETTERS_FULL, Verdict, WriteFailed
 from tests.letters import invalid, keep, make_store
 from tests.unit.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
 from tests.unit.replays import hurry
@@ -114,7 +115,7 @@ async def test_hold_leaves_the_lock_to_whoever_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replayed row is refused and finds the dead letters full: the cure is to discard some."""
-    monkeypatch.setattr("ingest.replay.GATE_S", 0.01)
+    monkeypatch.setattr("ingest.replay.LOOK_S", 0.01)
     folder = tmp_path / "dead-letters"
     whole = Whole(tmp_path, Promises())
     whole.promises.leave_aside(tmp_path, 1, bad=1)
@@ -134,3 +135,24 @@ async def test_hold_leaves_the_lock_to_whoever_makes_room(
     await whole.until(lambda: whole.gate.is_open, every_s=0.005)
     await whole.finish(replays=True)
     await whole.check(replayed=True)
+
+
+async def test_letters_given_up_are_not_sent_again_beside_their_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies would pile up in the buffer as often as the hold comes and goes."""
+    monkeypatch.setattr("ingest.replay.LOOK_S", 0.001)
+    whole = Whole(tmp_path, Promises())
+    whole.promises.leave_aside(tmp_path, ASIDE, bad=0)
+    whole.halted.set()  # no writer: what is sent stays under way
+    await whole.open()
+    await whole.replay()
+    await whole.until(lambda: whole.metrics.replayed > 0, every_s=0.002)
+    sent = whole.metrics.replayed
+    for _ in range(10):
+        whole.gate.failed(WriteFailed(Verdict.HOLD, "they are full", reason=LETTERS_FULL))
+        await asyncio.sleep(0.01)
+        whole.gate.opened()
+        await asyncio.sleep(0.01)
+    assert whole.metrics.replayed == sent
+    await whole.halt()

@@ -28,6 +28,7 @@ from ingest.ports import DRAINED, EXHAUSTED, INVALID, REFUSED, Ack, Letter
 from ingest.reading import Reading
 from ingest.replay import REPLAYED, Replayer
 from ingest.set_aside import set_aside_rest
+from ingest.verdict import LETTERS_FULL
 from ingest.writer import Writer
 from tests.blocks import block_of, make_reading
 from tests.journals import FailingCalls, Life, on_disk
@@ -192,6 +193,7 @@ class Whole:
             outlet_stats=self.buffer.stats,
             metrics=self.metrics,
             database_up=lambda: self.gate.is_open,
+            letters_full=lambda: self.gate.hold_reason == LETTERS_FULL,
         )
         self.replaying = asyncio.create_task(replayer.run(self.life.stopping))
 
