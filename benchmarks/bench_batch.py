@@ -13,11 +13,12 @@ import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ingest.batch import BatchCap, Gatherer, halves
-from ingest.block import Block, encode_reading
+from ingest.block import Block
 from ingest.breaker import Breaker
 from ingest.buffer_memory import MemoryBuffer
 from ingest.ports import BadRow
 from ingest.reading import Reading
+from ingest.rows import encode_reading
 from ingest.verdict import WriteFailed
 
 

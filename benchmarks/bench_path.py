@@ -16,6 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.database import Database, running_database
 from benchmarks.processes import scratch
+from ingest.ack import Ack
 from ingest.batch import BatchCap, Gatherer
 from ingest.breaker import Breaker
 from ingest.buffer_memory import MemoryBuffer
@@ -24,8 +25,7 @@ from ingest.config import Settings, ts_min_us
 from ingest.dead_letter import DeadLetterFolder
 from ingest.decode import Rules, decode
 from ingest.gate import Gate
-from ingest.metrics import Metrics
-from ingest.ports import Ack
+from ingest.ledger import Metrics
 from ingest.sink_postgres import SinkPostgres
 from ingest.writer import Writer
 
@@ -41,7 +41,7 @@ class Wired:
     def __init__(self, url: str, dead_letters: DeadLetterFolder) -> None:
         settings = self._settings = Settings()
         self._dead_letters = dead_letters
-        self._metrics = Metrics("benchmark")
+        self._metrics = Metrics()
         self._halted = asyncio.Event()
         self._rules = Rules(
             settings.post_rows_max, ts_min_us(settings), int(settings.ts_ahead_s_max * 1e6)

@@ -19,9 +19,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.database import Database, running_database
-from ingest.block import HEADER, TRAILER, encode_reading
 from ingest.config import Settings
 from ingest.reading import Reading
+from ingest.rows import HEADER, TRAILER, encode_reading
 from ingest.schema import KEY, KEY_LIST, TABLE
 from ingest.sink_postgres import SinkPostgres
 

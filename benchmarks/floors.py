@@ -21,8 +21,8 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from ingest.block import HEADER, TRAILER, encode_reading
 from ingest.reading import Reading
+from ingest.rows import HEADER, TRAILER, encode_reading
 from ingest.schema import KEY, TABLE, apply
 
 COPY_CONNECTIONS = 2

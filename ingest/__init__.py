@@ -28,7 +28,8 @@ The path of a reading (`-->` hands over; names are files of this package):
     dead letters  set_aside (what becomes one), dead_letter (append), dead_letter_* (files,
                   format, reading them, cursor, which are live); replay (by itself),
                   replay_by_hand (for `ingest dlq replay`)
-    looking in    health (/livez, /readyz), admin (/metrics), metrics (every metric, and the law);
+    looking in    health (/livez, /readyz), admin (/metrics), ledger (the counts, and the law),
+                  exposition (every metric);
                   dashboard (its addresses, its tick), dashboard_* (history, feed, devices, tail,
                   letters, guard, query, page), lookup_postgres; page/ is what the browser gets
     running it    app wires and starts the parts (app_buffer: the buffer; app_dashboard: the
@@ -36,9 +37,10 @@ The path of a reading (`-->` hands over; names are files of this package):
                   tells systemd; cli and cli_* are the words of `ingest`
     the database  sink_connection, schema (the table, and the check of it), schema_apply (makes it),
                   durability (whether a commit is kept);
-                  our own server: postgres_embedded, postgres_* (its programs, its data)
-    ground        reading, block, ports, config, config_* (values, sources, texts), verdict,
-                  codes, errors, clock, counted, statefolder, logs, files (that do not
+                  sqlstate (what its errors mean); our own server: postgres_embedded, postgres_*
+                  (its programs, its data)
+    ground        reading, rows, block, ack, letter, ports, config, config_* (values, sources,
+                  texts), verdict, codes, errors, clock, counted, statefolder, logs, files (that do not
                   lie), filesystem (of what kind)
 
 Imports go down only (tests/test_house_rules.py holds the layers).

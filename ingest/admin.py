@@ -16,8 +16,9 @@ from ingest.body import Bodies
 from ingest.config import Settings
 from ingest.dashboard_guard import CSRF_HEADER, Guard
 from ingest.errors import Refused
+from ingest.exposition import Exposition
+from ingest.ledger import Metrics
 from ingest.logs import get_logger
-from ingest.metrics import Metrics
 from ingest.problems import Answer
 from ingest.request import Request
 from ingest.site import POST, READ, Page, Site, probes
@@ -37,13 +38,14 @@ class Admin:
         self,
         *,
         metrics: Metrics,
+        exposition: Exposition,
         health: Callable[[], tuple[int, bytes]],
         said: Callable[[], str],
         guard: Guard,
         release_hold: Callable[[bool], bool],
         pages: Mapping[str, Page],
     ) -> None:
-        self._metrics = metrics
+        self._shown = exposition
         self._said = said
         self._guard = guard
         self._release_hold = release_hold
@@ -75,7 +77,7 @@ class Admin:
         await self._site.close()
 
     async def _exposition(self, _request: Request, _query: str, _at_s: float) -> Answer:
-        return Answer(200, self._metrics.exposition(), METRICS_TEXT)
+        return Answer(200, self._shown.text(), METRICS_TEXT)
 
     async def _hold(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._guard.check_look(request.headers)

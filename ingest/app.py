@@ -28,7 +28,7 @@ from ingest.endpoint import Endpoint
 from ingest.errors import StartError
 from ingest.gate import Gate
 from ingest.health import Health
-from ingest.metrics import Gauges, Metrics
+from ingest.ledger import Gauges, Metrics
 from ingest.postgres_embedded import EmbeddedPostgres
 from ingest.replay import Replayer
 from ingest.schema_apply import make_table
@@ -86,7 +86,7 @@ class Service:
         self._writers: list[asyncio.Task[None]] = []
         self._sinks: list[SinkPostgres] = []
         self._embedded: EmbeddedPostgres | None = None
-        self.metrics = Metrics(__version__)
+        self.metrics = Metrics()
         self.buffer = make_buffer(settings, folder, self.metrics)
         self.gate = Gate(
             wait_s_min=settings.wait_s_min,

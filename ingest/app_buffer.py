@@ -18,8 +18,8 @@ from ingest.errors import StartError
 from ingest.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.journal import Journal
 from ingest.journal_reader import segment_files
+from ingest.ledger import Metrics
 from ingest.logs import get_logger
-from ingest.metrics import Metrics
 from ingest.ports import DeadLetters
 from ingest.set_aside import set_aside_rest
 from ingest.statefolder import StateFolder

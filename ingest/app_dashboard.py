@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ingest import __version__
 from ingest.admin import Admin
 from ingest.config import Settings, split_address
 from ingest.dashboard import Dashboard, Sources
@@ -11,8 +12,9 @@ from ingest.dashboard_guard import Guard
 from ingest.dashboard_letters import Letters
 from ingest.dashboard_tail import WitnessedLetters
 from ingest.dead_letter import DeadLetterFolder
+from ingest.exposition import Exposition
+from ingest.ledger import Metrics
 from ingest.lookup_postgres import Lookup
-from ingest.metrics import Metrics
 from ingest.sink_postgres import SinkPostgres
 
 
@@ -41,12 +43,13 @@ class Looking:
         self._dead_letters = dead_letters
         self.dashboard = Dashboard(
             settings,
-            Sources(metrics, readyz, said, lambda: self._lookup),
+            Sources(__version__, metrics, readyz, said, lambda: self._lookup),
             Letters(dead_letters, settings, self._sink),
             self.guard,
         )
         self.admin = Admin(
             metrics=metrics,
+            exposition=Exposition(metrics, __version__),
             health=readyz,
             said=said,
             guard=self.guard,

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ingest.block import device_ids
 from ingest.ports import BadRow
+from ingest.rows import device_ids
 from ingest.verdict import Verdict, WriteFailed
 
 BREAKER = "breaker"  # the reason of its hold

@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from ingest.ack import Outcome
 from ingest.block import Block
 from ingest.buffer_journal_room import JournalRoom, LastEntry
 from ingest.buffer_memory import MemoryBuffer
@@ -22,7 +23,7 @@ from ingest.errors import JournalBroken
 from ingest.journal import Journal
 from ingest.journal_book import Range, Segment
 from ingest.journal_format import HEAD_BYTES
-from ingest.ports import BufferStats, JournalStats, Outcome, Room
+from ingest.ports import BufferStats, JournalStats, Room
 
 BACKLOG_TURN = 4
 BACKLOG_ROWS_MAX = 300  # or one block: a batch while live posts come; they wait for the disk then

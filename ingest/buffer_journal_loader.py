@@ -19,8 +19,8 @@ from ingest.clock import monotonic_s, process_cpu_s, sleep_unless, unix_us
 from ingest.journal_book import Range, Segment
 from ingest.journal_format import HEADER_BYTES
 from ingest.journal_reader import SegmentReader, SegmentScan
+from ingest.ledger import Metrics
 from ingest.logs import get_logger
-from ingest.metrics import Metrics
 
 READ_BYTES_MAX = 1 << 18
 # While live posts come: a group of them waits for the disk behind a commit of the database, so

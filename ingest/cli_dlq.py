@@ -24,7 +24,7 @@ from ingest.dead_letter_cursor import mark_done
 from ingest.dead_letter_files import folder_bytes, segments
 from ingest.dead_letter_reader import LiveLetter, Tally, Where, live_letters
 from ingest.errors import IngestError
-from ingest.ports import REASONS
+from ingest.letter import REASONS
 from ingest.replay_by_hand import hold_replay_lock
 from ingest.statefolder import StateFolder, existing
 from ingest.timestamp import text_us

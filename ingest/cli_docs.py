@@ -16,8 +16,9 @@ from pathlib import Path
 from ingest import durability
 from ingest.codes import ITEM_CODES, PROBLEMS
 from ingest.config_text import env_example, markdown_table
+from ingest.exposition import Exposition
 from ingest.filesystem import REMOTE, VOLATILE
-from ingest.metrics import DeadLetterStats, Gauges, Metrics
+from ingest.ledger import DeadLetterStats, Gauges, Metrics
 from ingest.ports import BufferStats
 
 _REGION = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -42,7 +43,7 @@ def item_codes_table() -> str:
 def metrics_table() -> str:
     """Return the table of our metrics, from the collector itself."""
     empty = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
-    metrics = Metrics("0")
+    metrics = Metrics()
     metrics.gauges = Gauges(
         buffer=lambda: empty,
         dead_letters=DeadLetterStats,
@@ -50,7 +51,7 @@ def metrics_table() -> str:
         hold_reason=lambda: None,
     )
     lines = ["| metric | type | labels | meaning |", "| --- | --- | --- | --- |"]
-    for family in metrics.registry.collect():
+    for family in Exposition(metrics, "").registry.collect():
         if not family.name.startswith("ingest_"):
             continue
         suffix = "_total" if family.type == "counter" else ""

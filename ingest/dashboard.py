@@ -28,9 +28,9 @@ from ingest.dashboard_page import CSRF_PLACE, NO_STORE, Asset, assets, compresse
 from ingest.dashboard_query import device, number, parameters, wanted, where
 from ingest.dashboard_tail import Tail, Told
 from ingest.errors import Refused
+from ingest.ledger import Metrics
 from ingest.logs import Occasionally, get_logger
 from ingest.lookup_postgres import READINGS_MAX, Lookup
-from ingest.metrics import Metrics
 from ingest.problems import JSON, Answer
 from ingest.reading import Reading
 from ingest.request import Request, WholeRequest
@@ -51,6 +51,7 @@ class Sources(NamedTuple):
     `hold_message` is what the database said; `lookup` is None until there is a database.
     """
 
+    version: str
     metrics: Metrics
     readyz: Callable[[], tuple[int, bytes]]
     hold_message: Callable[[], str]
@@ -178,7 +179,7 @@ class Dashboard:
         first, columns = self.history.since(int(number(given, "since", 0, 0, 1e12)))
         settings = self._settings
         document = {
-            "version": self._sources.metrics.version,
+            "version": self._sources.version,
             "started": rfc3339(self._started_us - self._started_us % 1_000_000),
             "listen": self.listen,
             "seconds_kept": SECONDS_KEPT,

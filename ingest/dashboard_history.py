@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ingest.clock import monotonic_s, unix_us
-from ingest.metrics import Histogram, Metrics
-from ingest.ports import REASONS
+from ingest.ledger import Histogram, Metrics
+from ingest.letter import REASONS
 
 SECONDS_KEPT = 1_800
 STATES = (  # of /readyz, as numbers in the column `state`

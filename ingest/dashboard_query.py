@@ -10,7 +10,7 @@ import orjson
 from ingest.dead_letter_format import ID_CHARACTERS
 from ingest.dead_letter_reader import Where
 from ingest.errors import Refused
-from ingest.ports import REASONS
+from ingest.letter import REASONS
 from ingest.problems import shown
 from ingest.reading import name_fault
 

@@ -8,17 +8,16 @@ what does not fit is left out, never waited for.
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import orjson
-
-from ingest.block import decode_rows
+from ingest.dead_letter_reader import device_in
 from ingest.decode import Decoded, ItemError
-from ingest.ports import REFUSED, DeadLetters, Letter
-from ingest.reading import NAME_BYTES_MAX, Reading
+from ingest.letter import REFUSED, Letter
+from ingest.ports import DeadLetters
+from ingest.reading import Reading
+from ingest.rows import DEVICE_COLUMN, device_needle, first_readings
 
 POSTS_PER_PERIOD = 3  # sampled; the periods are those between two calls of `take`
 HEAD_BYTES = 1_200  # of a post: two rows at least, whatever their names
@@ -26,8 +25,6 @@ ROWS_PER_POST = 3
 FOLLOWED_MAX = 8  # devices at once, over all pages
 FOUND_MAX = 25  # readings of followed devices per period
 ERRORS_MAX, ERROR_BYTES_MAX = 500, 4_096  # per period, and of each
-DEVICE_COLUMN = 14  # where the size of device_id stands in a row (block.py draws it)
-_SIZE = struct.Struct(">i")
 
 
 class Told(NamedTuple):
@@ -87,7 +84,7 @@ class Tail:
         if device_id not in self._followed and len(self._followed) >= FOLLOWED_MAX:
             return False
         self._followed[device_id] = self._followed.get(device_id, 0) + 1
-        self._needles = [_needle(each) for each in self._followed]
+        self._needles = [device_needle(each) for each in self._followed]
         return True
 
     def unfollow(self, device_id: str) -> None:
@@ -95,7 +92,7 @@ class Tail:
         self._followed[device_id] -= 1
         if not self._followed[device_id]:
             del self._followed[device_id]
-        self._needles = [_needle(each) for each in self._followed]
+        self._needles = [device_needle(each) for each in self._followed]
 
     def take(self) -> Told:
         """Return what was kept since the last call, decoded, and begin the next period."""
@@ -107,13 +104,13 @@ class Tail:
         posts, self._posts = self._posts, 0
         self._left = POSTS_PER_PERIOD if self.watched else 0
         refused, self._refused = self._refused, []
-        devices = [device for error in errors if (device := device_in(error.original))]
+        devices = [device[:128] for error in errors if (device := device_in(error.original))]
         return Told(
-            [reading for head in heads for reading in first_readings(head)],
+            [reading for head in heads for reading in first_readings(head, ROWS_PER_POST)],
             [
                 reading
                 for head in found
-                for reading in first_readings(head)
+                for reading in first_readings(head, ROWS_PER_POST)
                 if reading.device_id in self._followed
             ],
             posts,
@@ -133,43 +130,3 @@ class WitnessedLetters:
         """Append; see ports.DeadLetters."""
         await self._letters.append(letters, from_door=from_door)
         self._tail.refused(letters)
-
-
-def first_readings(head: bytes) -> list[Reading]:
-    """Decode the first whole rows of the beginning of a block, at most ROWS_PER_POST.
-
-    Returns less, or nothing, for bytes that only look like rows.
-    """
-    end = 0
-    try:
-        for _ in range(ROWS_PER_POST):
-            after = end
-            for skipped, rest in ((DEVICE_COLUMN, 4), (0, 16)):  # device_id, then metric
-                (size,) = _SIZE.unpack_from(head, after + skipped)
-                if not 0 < size <= NAME_BYTES_MAX:
-                    raise struct.error
-                after += skipped + size + rest
-            if after > len(head):
-                break
-            end = after
-    except struct.error:
-        pass  # it ends within a size
-    try:
-        return list(decode_rows(head[:end]))
-    except UnicodeDecodeError:
-        return []
-
-
-def device_in(original: bytes) -> str | None:
-    """Return the device that an item names, if it names one."""
-    try:
-        item = orjson.loads(original)
-    except ValueError:
-        return None
-    device = item.get("device_id") if isinstance(item, dict) else None
-    return device[:128] if isinstance(device, str) and device else None
-
-
-def _needle(device_id: str) -> bytes:
-    name = device_id.encode()
-    return _SIZE.pack(len(name)) + name

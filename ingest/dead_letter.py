@@ -19,8 +19,8 @@ from ingest.dead_letter_reader import LiveLetter
 from ingest.dead_letter_store import IDS_MAX, Held, Request, Store
 from ingest.errors import DeadLettersBroken, IngestError
 from ingest.files import REAL_CALLS, FileCalls
-from ingest.metrics import DeadLetterStats
-from ingest.ports import Letter
+from ingest.ledger import DeadLetterStats
+from ingest.letter import Letter
 
 _STATS_S_MAX = 1.0  # how old the figures may be before a scrape asks for new ones
 

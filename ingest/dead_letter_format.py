@@ -19,7 +19,7 @@ from zlib import crc32
 import orjson
 
 from ingest.clock import rfc3339
-from ingest.ports import Letter
+from ingest.letter import Letter
 from ingest.reading import Reading
 
 VERSION = 1

@@ -6,7 +6,7 @@ is known need not be written again. Those beyond the bound are counted. Touches 
 
 from __future__ import annotations
 
-from ingest.ports import DRAINED, EXHAUSTED
+from ingest.letter import DRAINED, EXHAUSTED
 
 REASON_CHARACTERS = 3  # so many tell the reasons apart
 # What replay.py brings back; no line of these is shorter (a test holds this).

@@ -25,7 +25,7 @@ from ingest.dead_letter_format import (
     decode_line,
 )
 from ingest.files import open_regular
-from ingest.ports import Letter
+from ingest.letter import Letter
 
 
 class LiveLetter(NamedTuple):
@@ -89,8 +89,13 @@ def device_of(letter: Letter) -> str | None:
     """Return the device that a letter speaks of, as far as its bytes tell."""
     if letter.reading is not None:
         return letter.reading.device_id
+    return device_in(letter.original or b"")
+
+
+def device_in(original: bytes) -> str | None:
+    """Return the device that the bytes of an item name, if they name one."""
     try:
-        item = orjson.loads(letter.original or b"")
+        item = orjson.loads(original)
     except ValueError:
         return None
     device = item.get("device_id") if isinstance(item, dict) else None

@@ -37,8 +37,8 @@ from ingest.dead_letter_live import Live, key_of
 from ingest.dead_letter_reader import LiveLetter, Tally, undone_lines
 from ingest.errors import DeadLettersBroken, DeadLettersFull, IngestError, StartError
 from ingest.files import REAL_CALLS, AppendFile, FileCalls, Lock, make_folder, sync_folder
+from ingest.letter import DRAINED, EXHAUSTED, Letter
 from ingest.logs import get_logger
-from ingest.ports import DRAINED, EXHAUSTED, Letter
 
 IDS_MAX = 200_000  # ids kept in memory, 170 bytes each; beyond it letters are not deduplicated
 _MAKE_ROOM_S_MIN = 5.0  # between looks for something to remove while the folder is full

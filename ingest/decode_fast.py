@@ -13,10 +13,10 @@ from typing import NamedTuple, cast
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ingest.block import encode_row, encode_rows, names_between
 from ingest.decode_item import Post, too_many
 from ingest.errors import Refused
 from ingest.reading import Reading, name_fault
+from ingest.rows import encode_row, encode_rows, names_between
 from ingest.timestamp import Times, integers_us, number_us, numbers_us, plain_us, texts_us
 
 SERIES_CACHED_MAX = 32_768

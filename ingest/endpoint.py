@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from ingest import replies
+from ingest.ack import Ack
 from ingest.clock import unix_us
 from ingest.config import Settings, ts_min_us
 from ingest.counted import counted
@@ -28,10 +29,11 @@ from ingest.errors import (
     Stopping,
 )
 from ingest.intake import Intake
+from ingest.ledger import Metrics
+from ingest.letter import INVALID, Letter
 from ingest.logs import get_logger
-from ingest.metrics import Metrics
 from ingest.outcomes import Outcomes
-from ingest.ports import INVALID, Ack, Admission, Database, DeadLetters, Inlet, Letter
+from ingest.ports import Admission, Database, DeadLetters, Inlet
 from ingest.problems import Answer
 from ingest.query import Query, check_media_type, parse_query
 from ingest.request import Request, WholeRequest

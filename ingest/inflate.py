@@ -12,6 +12,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 from ingest.errors import Refused
+from ingest.problems import shown
 
 LIGHT_PACKED_BYTES = 64 * 1024
 LIGHT_INFLATED_BYTES = 256 * 1024
@@ -85,3 +86,16 @@ class Inflater:
     def close(self) -> None:
         """Let the threads go; blocks for the bodies in work only (milliseconds)."""
         self._threads.shutdown(cancel_futures=True)
+
+
+def is_gzip(header: str | None) -> bool:
+    """Whether the body is gzipped; raise Refused("unsupported_encoding") for other encodings."""
+    encoding = (header or "identity").strip().lower()
+    if encoding in {"gzip", "x-gzip"}:
+        return True
+    if encoding != "identity":
+        raise Refused(
+            "unsupported_encoding",
+            f"the header Content-Encoding may be gzip or absent, not {shown(encoding)}",
+        )
+    return False

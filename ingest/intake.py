@@ -16,8 +16,7 @@ from aiohttp import web
 
 from ingest.body import Bodies
 from ingest.config import Settings
-from ingest.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_light
-from ingest.query import is_gzip
+from ingest.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_gzip, is_light
 from ingest.request import WholeRequest
 from ingest.turns import Turns
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from ingest.ack import Ack, Outcome
 from ingest.clock import monotonic_s
 from ingest.errors import Refused
-from ingest.ports import Ack, Database, Outcome
+from ingest.ports import Database
 
 ON_HOLD = "on_hold"  # why a post will not learn its outcome in time
 

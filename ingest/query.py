@@ -1,4 +1,4 @@
-"""What a post asks for, besides its readings: query parameters, media type, content encoding.
+"""What a post asks for, besides its readings: query parameters, media type.
 
 Promises: nothing is guessed; what is not known is refused, by name and with what would be right.
 """
@@ -74,19 +74,6 @@ def check_media_type(header: str | None) -> None:
 def _is_harmless(parameter: str) -> bool:
     name, _, value = parameter.partition("=")
     return name.strip().lower() != "charset" or value.strip(' "').lower() in _CHARSETS
-
-
-def is_gzip(header: str | None) -> bool:
-    """Whether the body is gzipped; raise Refused("unsupported_encoding") for other encodings."""
-    encoding = (header or "identity").strip().lower()
-    if encoding in {"gzip", "x-gzip"}:
-        return True
-    if encoding != "identity":
-        raise Refused(
-            "unsupported_encoding",
-            f"the header Content-Encoding may be gzip or absent, not {shown(encoding)}",
-        )
-    return False
 
 
 def _printable(text: str) -> str:

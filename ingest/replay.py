@@ -13,17 +13,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ingest.block import Block, encode_reading
+from ingest.ack import Ack, Outcome
+from ingest.block import Block
 from ingest.clock import monotonic_s, sleep_unless
 from ingest.config import Settings
 from ingest.dead_letter_files import segments, try_replay_lock
 from ingest.dead_letter_reader import LiveLetter, Where, first_letters
 from ingest.errors import BufferFull, DeadLettersBroken, Stopping
+from ingest.ledger import Metrics
+from ingest.letter import DRAINED, EXHAUSTED
 from ingest.logs import get_logger
-from ingest.metrics import Metrics
-from ingest.ports import DRAINED, EXHAUSTED, Ack, BufferStats, Inlet, Outcome
+from ingest.ports import BufferStats, Inlet
 from ingest.reading import name_fault
 from ingest.retry import backoff_s
+from ingest.rows import encode_reading
 
 if TYPE_CHECKING:
     from ingest.dead_letter import DeadLetterFolder

@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 
+from ingest.ack import Outcome
 from ingest.block import Block
 from ingest.codes import ITEM_CODES
 from ingest.decode_item import ItemError
-from ingest.ports import Outcome
 from ingest.problems import Answer
 
 ERRORS_MAX = 100

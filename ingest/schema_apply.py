@@ -13,7 +13,8 @@ from ingest import schema, sink_connection
 from ingest.config import Settings
 from ingest.errors import StartError
 from ingest.logs import get_logger
-from ingest.verdict import Verdict, verdict_for
+from ingest.sqlstate import verdict_for
+from ingest.verdict import Verdict
 
 
 async def make_table(database_url: str, settings: Settings) -> bool:

@@ -9,11 +9,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from ingest.block import Block, decode_rows
+from ingest.ack import Outcome, Refusal
+from ingest.block import Block
 from ingest.errors import DeadLettersBroken, DeadLettersFull
+from ingest.ledger import Metrics
+from ingest.letter import DRAINED, REFUSED, Letter
 from ingest.logs import get_logger
-from ingest.metrics import Metrics
-from ingest.ports import DRAINED, REFUSED, BadRow, DeadLetters, Letter, Outcome, Outlet, Refusal
+from ingest.ports import BadRow, DeadLetters, Outlet
+from ingest.rows import decode_rows
 
 REST_ROWS = 1_000  # at a drain's end, a group: if one fails, not all do
 

@@ -16,17 +16,17 @@ import asyncpg
 from asyncpg import Connection
 
 from ingest import clock, durability, schema, sink_connection
-from ingest.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows, row_offsets
 from ingest.config import Settings
 from ingest.logs import Occasionally, get_logger
 from ingest.ports import BadRow, SetAside, Stored
+from ingest.rows import HEADER, PG_EPOCH_US, TRAILER, decode_rows, row_offsets
 from ingest.schema import KEY, KEY_LIST, TABLE, TYPE_GUARD
 from ingest.sink_connection import DRIVER_ERRORS, STAGING, Expired
-from ingest.verdict import CONFIGURATION, NOT_DURABLE, SCHEMA, Verdict, WriteFailed, server_failed
+from ingest.sqlstate import server_failed
+from ingest.verdict import CONFIGURATION, NOT_DURABLE, SCHEMA, Verdict, WriteFailed
 
 # The guard in the INSERT is a WITH that is never run, only parsed: see schema.TYPE_GUARD.
-_INSERT = f"""with guard as (select from {TABLE} where {TYPE_GUARD})
-insert into {TABLE} ({KEY_LIST})"""
+_INSERT = f"with guard as (select from {TABLE} where {TYPE_GUARD}) insert into {TABLE} ({KEY_LIST})"
 _ONCE = f"on conflict ({KEY_LIST}) do nothing"
 _INSERT_STAGED = f"""{_INSERT}
 select {KEY_LIST} from pg_temp.{STAGING} order by {KEY_LIST} {_ONCE}"""  # noqa: S608

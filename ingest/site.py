@@ -14,8 +14,8 @@ from ingest.clock import monotonic_s
 from ingest.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX, Door
 from ingest.connections import Connections
 from ingest.errors import Refused
+from ingest.ledger import Metrics
 from ingest.logs import Occasionally, get_logger
-from ingest.metrics import Metrics
 from ingest.problems import TEXT, Answer, problem
 from ingest.request import Request
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from ingest.ack import Outcome
 from ingest.batch import Batch, BatchCap, Gatherer, halves
 from ingest.block import Block
 from ingest.breaker import BREAKER, Breaker
@@ -17,19 +18,10 @@ from ingest.clock import monotonic_s, sleep_unless, unix_us
 from ingest.config import Settings
 from ingest.errors import DeadLettersBroken, DeadLettersFull
 from ingest.gate import Gate
+from ingest.ledger import Metrics
+from ingest.letter import EXHAUSTED, REFUSED, Letter
 from ingest.logs import get_logger
-from ingest.metrics import Metrics
-from ingest.ports import (
-    EXHAUSTED,
-    REFUSED,
-    BadRow,
-    DeadLetters,
-    Letter,
-    Outcome,
-    Outlet,
-    Sink,
-    Stored,
-)
+from ingest.ports import BadRow, DeadLetters, Outlet, Sink, Stored
 from ingest.retry import backoff_s
 from ingest.set_aside import block_letters, refusal_letters, refusals_by_block
 from ingest.verdict import LETTERS_FULL, TOO_MANY_CONNECTIONS, Verdict, WriteFailed
@@ -173,7 +165,7 @@ class Writer:
 
     def _failed(self, failure: WriteFailed) -> None:
         """Close the gate; not if the server is there, and full, and another writer has a line."""
-        if failure.sqlstate == TOO_MANY_CONNECTIONS and self._any_line():
+        if failure.reason == TOO_MANY_CONNECTIONS and self._any_line():
             if not self._is_left_out:
                 self._is_left_out = True
                 self._log.warning("writer_left_out", message=failure.message)

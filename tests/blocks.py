@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from ingest.block import Block, encode_reading
+from ingest.ack import Ack
+from ingest.block import Block
 from ingest.clock import monotonic_s, unix_us
-from ingest.ports import Ack
 from ingest.reading import Reading
+from ingest.rows import encode_reading
 
 _numbers = itertools.count(1)
 

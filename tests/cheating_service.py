@@ -16,12 +16,12 @@ from typing import Self
 import asyncpg
 from aiohttp import web
 
-from ingest.block import decode_rows
 from ingest.clock import unix_us
 from ingest.dead_letter_format import encode_line, letter_id
 from ingest.decode import ItemError, Rules, decode
-from ingest.ports import Letter
+from ingest.letter import Letter
 from ingest.reading import Reading
+from ingest.rows import decode_rows
 
 BUSY_POSTS = 40
 EVERY = 10_000  # one reading in so many is cheated about

@@ -12,7 +12,7 @@ from typing import Any
 from ingest.app_dashboard import Looking
 from ingest.config import Settings
 from ingest.dead_letter import DeadLetterFolder
-from ingest.metrics import Gauges, Metrics
+from ingest.ledger import Gauges, Metrics
 from ingest.ports import BufferStats, JournalStats
 from tests.door import Client, Reply
 
@@ -24,7 +24,7 @@ class Rig:
     """The running port. `ask` is one request on a connection of its own."""
 
     def __init__(self, folder: Path, database_url: str | None = None) -> None:
-        self.metrics = Metrics("1.2.3")
+        self.metrics = Metrics()
         self.released: list[bool] = []
         self.journal = JournalStats()
         self.dead_letters = DeadLetterFolder(

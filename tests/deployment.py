@@ -21,7 +21,8 @@ import promql_parser
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from ingest.metrics import DeadLetterStats, Gauges, Metrics
+from ingest.exposition import Exposition
+from ingest.ledger import DeadLetterStats, Gauges, Metrics
 from ingest.ports import BufferStats
 
 REPOSITORY = Path(__file__).parent.parent
@@ -218,14 +219,14 @@ def exported() -> dict[str, frozenset[str]]:
 
     From the collector itself, once each kind of event has happened.
     """
-    metrics = Metrics("0")
+    metrics = Metrics()
     stats = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
     metrics.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: "schema")
     metrics.request_answered("/v1/readings", 202, 0.1)
     metrics.readings_rejected("empty", 1)
     metrics.batch_stored("copy", 0.1, 1, 0)
     found: dict[str, frozenset[str]] = {}
-    for family in metrics.registry.collect():
+    for family in Exposition(metrics, "0").registry.collect():
         for sample in family.samples:
             labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
             found[sample.name] = labels | TARGET_LABELS

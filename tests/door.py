@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from ingest.block import Block
 from ingest.config import Settings
 from ingest.endpoint import Endpoint
-from ingest.metrics import DeadLetterStats, Gauges, Metrics
+from ingest.ledger import DeadLetterStats, Gauges, Metrics
 from ingest.ports import BufferStats
 from tests.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters, FakeInlet
 
@@ -116,7 +116,7 @@ class Door:
         self.dead_letters = FakeDeadLetters()
         self.admission = FakeAdmission()
         self.database = FakeDatabase()
-        self.metrics = Metrics("test")
+        self.metrics = Metrics()
         self.metrics.gauges = Gauges(
             buffer=self.stats,
             dead_letters=DeadLetterStats,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ingest.block import decode_rows
 from ingest.ports import BadRow, SetAside, Stored
 from ingest.reading import Reading
+from ingest.rows import decode_rows
 from ingest.verdict import Verdict, WriteFailed
 
 Refuse = Callable[[Reading], tuple[str, str] | None]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ingest.block import Block, decode_rows
-from ingest.ports import Letter
+from ingest.block import Block
+from ingest.letter import Letter
 from ingest.reading import Reading
+from ingest.rows import decode_rows
 
 
 class FakeRoom:

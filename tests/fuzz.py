@@ -17,12 +17,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ingest.block import Block, decode_rows
+from ingest.block import Block
 from ingest.dead_letter_format import BadLine, decode_line, encode_line, letter_id
 from ingest.errors import Refused
 from ingest.inflate import gunzip
 from ingest.journal_format import Done, FrameReader, encode_done, encode_head, header_fault
 from ingest.reading import name_fault
+from ingest.rows import decode_rows
 from tests.blocks import make_block
 from tests.journals import SALT, segment_bytes
 from tests.letters import START_US, drained, invalid

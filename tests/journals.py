@@ -16,7 +16,7 @@ from ingest.files import FileCalls
 from ingest.journal import Journal
 from ingest.journal_format import HEADER_BYTES, FrameReader, encode_head, encode_header
 from ingest.journal_reader import segment_files
-from ingest.metrics import DeadLetterStats, Gauges, Metrics
+from ingest.ledger import DeadLetterStats, Gauges, Metrics
 from tests.blocks import make_block
 
 SALT = 0x5EED1234
@@ -126,7 +126,7 @@ class Life:
         **bounds: Any,
     ) -> None:
         self.folder = folder
-        self.metrics = Metrics("test")
+        self.metrics = Metrics()
         calls = calls or FailingCalls()
         self.journal = Journal(
             folder,

@@ -10,7 +10,7 @@ from ingest.clock import unix_us
 from ingest.dead_letter_reader import LiveLetter, live_letters
 from ingest.dead_letter_store import Request, Store
 from ingest.files import REAL_CALLS, FileCalls
-from ingest.ports import DRAINED, INVALID, Letter
+from ingest.letter import DRAINED, INVALID, Letter
 from ingest.reading import Reading
 
 _numbers = itertools.count(1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from ingest.block import decode_rows
 from ingest.decode import Decoded, Rules, decode
 from ingest.reading import Reading
+from ingest.rows import decode_rows
 
 RULES = Rules(post_rows_max=5_000, ts_min_us=946_684_800_000_000, ts_ahead_us_max=86_400_000_000)
 NOW_US = 1_795_600_000_000_001

@@ -24,7 +24,7 @@ MODULES = (
         "buffer_journal",
     ),
     *("buffer_journal_room", "buffer_journal_loader", "journal", "dead_letter", "writer"),
-    *("batch", "gate", "set_aside", "app_buffer", "ports", "outcomes"),
+    *("batch", "gate", "set_aside", "app_buffer", "ack", "outcomes"),
     *("sink_postgres", "sink_connection"),
 )
 # Awaits of these come before the first reading, or are of no reading's way.

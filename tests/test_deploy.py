@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 from compose_spec import PyCompose
 
-from ingest import breaker, verdict
+from ingest import breaker, sqlstate, verdict
 from ingest.cli import WORDS, build_parser, main
 from ingest.config import Settings, load
-from ingest.metrics import Metrics
+from ingest.exposition import Exposition
+from ingest.ledger import Metrics
 from ingest.postgres_embedded import SETTINGS as EMBEDDED
 from loadgen.cli import parser as loadgen_parser
 from tests.deployment import (
@@ -111,7 +112,7 @@ def test_metrics_are_named_as_prometheus_wants_them() -> None:
     """promtool's own rules of names and units, for all that we export by ourselves."""
     text = b"".join(
         line
-        for line in Metrics("0").exposition().splitlines(keepends=True)
+        for line in Exposition(Metrics(), "0").text().splitlines(keepends=True)
         if b"ingest_" in line.split(b"{")[0]
     )
     promtool = program("promtool", "prometheus")
@@ -182,7 +183,7 @@ def test_runbook_names_settings_commands_and_reasons_that_exist() -> None:
     sources = "".join(each.read_text() for each in (REPOSITORY / "ingest").glob("*.py"))
     written = set(re.findall(r'Verdict\.HOLD, .*reason="(\w+)"', sources))
     own = {verdict.CONFIGURATION, verdict.NOT_DURABLE, verdict.LETTERS_FULL, breaker.BREAKER}
-    reasons = {*verdict._REASONS.values(), *own, *written}
+    reasons = {*sqlstate.REASONS.values(), *own, *written} - {verdict.TOO_MANY_CONNECTIONS}
     assert named == reasons
 
 

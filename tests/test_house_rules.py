@@ -24,13 +24,16 @@ FUNCTION_LINES_MAX = 60
 # earlier row and only within its family (`dead_letter` and `dead_letter_*`, `decode`, ..).
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors clock codes counted",),
-    ("reading timestamp config_values",),
+    ("reading timestamp config_values ack",),
+    ("letter rows",),
     ("block config_sources",),
     ("ports config verdict files",),
-    ("retry metrics schema logs statefolder config_text filesystem sd_notify",),
+    ("sqlstate",),
+    ("ledger",),
+    ("retry exposition schema logs statefolder config_text filesystem sd_notify",),
     ("durability",),
     (
-        "buffer_memory batch gate breaker set_aside inflate problems request turns listener",
+        "buffer_memory batch gate breaker set_aside problems request turns listener",
         "decode_item dead_letter_files dead_letter_format journal_format postgres_binaries",
         "dead_letter_live sink_connection journal_reader",
         "decode_fast dead_letter_cursor postgres_data sink_postgres journal_book journal_store",
@@ -38,6 +41,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dead_letter_store journal_thread",
         "dead_letter journal",
     ),
+    ("inflate",),
     (
         "connection body query replies outcomes lookup_postgres buffer_journal_room",
         "buffer_journal",
@@ -84,7 +88,7 @@ DOORS: dict[str, str] = {
     "time": "clock",
     "asyncpg": "sink_* lookup_postgres schema schema_apply durability cli_* postgres_embedded",
     "aiohttp": "connection connections request problems body intake",
-    "prometheus_client": "metrics",
+    "prometheus_client": "exposition",
 }
 
 Found = Iterator[tuple[int, str]]  # line, and the rule that it breaks
@@ -228,7 +232,7 @@ def test_code_keeps_the_rule(rule: Rule, folders: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "name", "code"),
     [
-        (imports_go_down, "block", "from ingest.ports import Ack"),
+        (imports_go_down, "block", "from ingest.ports import Inlet"),
         (imports_go_down, "gate", "from ingest.breaker import Breaker"),
         (imports_go_down, "gate", "from ingest import breaker"),
         (imports_go_down, "dead_letter_files", "import ingest.dead_letter"),

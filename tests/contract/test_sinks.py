@@ -10,10 +10,10 @@ import asyncpg
 import pytest
 
 from ingest import schema
-from ingest.block import PG_EPOCH_US
 from ingest.config import Settings
 from ingest.ports import BadRow, Sink, Stored
 from ingest.reading import Reading
+from ingest.rows import PG_EPOCH_US
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import Verdict, WriteFailed
 from tests.conftest import Server

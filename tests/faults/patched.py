@@ -103,8 +103,8 @@ def acks_early() -> None:
 
 def drops_one() -> None:
     """One reading in 10,000 is called stored, and is not."""
-    from ingest.block import row_offsets
     from ingest.ports import Stored
+    from ingest.rows import row_offsets
     from ingest.sink_postgres import SinkPostgres
 
     real = SinkPostgres.write

@@ -16,8 +16,8 @@ from ingest.dead_letter import DeadLetterFolder
 from ingest.dead_letter_files import try_replay_lock
 from ingest.dead_letter_reader import LiveLetter, Where
 from ingest.errors import Refused
+from ingest.letter import Letter
 from ingest.lookup_postgres import Lookup
-from ingest.ports import Letter
 from ingest.reading import Reading
 from tests.dashboard import Rig, running
 from tests.letters import drained, invalid, read

@@ -23,8 +23,8 @@ from ingest.dead_letter_format import BadLine
 from ingest.dead_letter_reader import live_letters
 from ingest.decode import Rules
 from ingest.gate import Gate
-from ingest.metrics import Gauges, Metrics
-from ingest.ports import EXHAUSTED, INVALID, REFUSED, Letter
+from ingest.ledger import Gauges, Metrics
+from ingest.letter import EXHAUSTED, INVALID, REFUSED, Letter
 from ingest.reading import Reading
 from ingest.replay import Replayer
 from ingest.replay_by_hand import (
@@ -58,7 +58,7 @@ class Half:
         self, url: str, folder: Path, settings: Settings = SETTINGS, *, dlq_bytes_max: int = 1 << 30
     ) -> None:
         self.settings = settings
-        self.metrics = Metrics("test")
+        self.metrics = Metrics()
         self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
         self.letters = DeadLetterFolder(
             folder, bytes_max=dlq_bytes_max, segment_bytes=dlq_bytes_max // 16, keep_days=0

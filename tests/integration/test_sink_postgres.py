@@ -9,10 +9,10 @@ import asyncpg
 import pytest
 
 from ingest import schema
-from ingest.block import HEADER
 from ingest.config import Settings
 from ingest.ports import BadRow, Stored
 from ingest.reading import Reading
+from ingest.rows import HEADER
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import Verdict, WriteFailed
 from tests.conftest import Server

@@ -10,11 +10,11 @@ import asyncpg
 import pytest
 
 from ingest import schema
-from ingest.block import encode_reading
 from ingest.clock import monotonic_s
 from ingest.config import Settings
 from ingest.ports import BadRow, Stored
 from ingest.reading import Reading
+from ingest.rows import encode_reading
 from ingest.sink_postgres import SinkPostgres
 from ingest.verdict import Verdict, WriteFailed
 from tests.conftest import Server

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ingest.ports import Letter
+from ingest.letter import Letter
 
 
 class FakeLetters:

@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ingest.admin import Admin
 from ingest.dashboard_guard import Guard
 from ingest.errors import StartError
-from ingest.metrics import Metrics
+from ingest.exposition import Exposition
+from ingest.ledger import Metrics
 from tests.door import Client, Reply, head
 
 TOKEN = "s3cret-token"
@@ -20,12 +21,13 @@ class Rig:
     """A running admin port."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics("1.2.3")
+        self.metrics = Metrics()
         self.released: list[bool] = []
         self.state = b'{"state":"on_hold","reason":"<b>28P01</b>","since":"2026-01-01T00:00:00Z"}'
         self.guard = Guard(TOKEN)
         self.admin = Admin(
             metrics=self.metrics,
+            exposition=Exposition(self.metrics, "1.2.3"),
             health=lambda: (200, self.state),
             guard=self.guard,
             said=lambda: "no <b>column</b>",

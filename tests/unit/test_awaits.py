@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from ingest import inflate
+from ingest.ack import Outcome
 from ingest.errors import Refused
 from ingest.inflate import LIGHT_INFLATED_BYTES, Inflater
-from ingest.ports import Outcome
 from tests.door import GOOD, answering, post, running_door, until
 
 

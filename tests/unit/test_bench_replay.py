@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.journal_replay import BACKLOG_US, ROWS, Found, Phase, told, write_journal
-from ingest.block import decode_rows
 from ingest.journal_reader import SegmentScan, segment_files
+from ingest.rows import decode_rows
 from tests.journals import on_disk
 
 FINE = Phase(p50_ms=1, p99_ms=2, max_ms=3, failed=0, left_rows=0)

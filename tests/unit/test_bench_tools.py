@@ -24,9 +24,9 @@ from benchmarks.open_loop import Openly, Readings, Tally, first_us_of_taken
 from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import Broken, Child, Missing, free_port, run_driver
 from benchmarks.stories import close_all, is_open
-from ingest.block import HEADER, TRAILER, decode_rows
 from ingest.config import Settings, ts_min_us
 from ingest.decode import Rules, decode
+from ingest.rows import HEADER, TRAILER, decode_rows
 from loadgen.post import Post
 from tests.door import until
 from tests.system.service import REPOSITORY, wait_gone

@@ -8,7 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.block import (
+from ingest.reading import Reading
+from ingest.rows import (
     PG_EPOCH_US,
     ROW_BYTES_MIN,
     decode_rows,
@@ -18,7 +19,6 @@ from ingest.block import (
     names_between,
     row_offsets,
 )
-from ingest.reading import Reading
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=128)
 READINGS = st.builds(

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.block import encode_reading
 from ingest.breaker import Breaker
 from ingest.clock import monotonic_s
 from ingest.ports import BadRow
 from ingest.reading import Reading
+from ingest.rows import encode_reading
 from ingest.verdict import Verdict, WriteFailed
 
 WINDOW, ROWS_MAX = 1_000, 200

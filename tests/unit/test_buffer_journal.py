@@ -17,6 +17,7 @@ import pytest
 
 from ingest import buffer_journal_loader
 from ingest import journal_format as format_
+from ingest.ack import Ack
 from ingest.block import Block
 from ingest.buffer_journal import BACKLOG_ROWS_MAX, BACKLOG_TURN, JournalBuffer
 from ingest.buffer_journal_loader import PAUSE_S_MAX
@@ -26,7 +27,6 @@ from ingest.files import open_regular
 from ingest.journal_book import Segment
 from ingest.journal_format import HEAD_BYTES, HEADER_BYTES
 from ingest.journal_reader import segment_files
-from ingest.ports import Ack
 from tests.blocks import make_block
 from tests.journals import FailingCalls, Life, killed, on_disk
 

@@ -15,7 +15,7 @@ import pytest
 from ingest import replay_by_hand
 from ingest.cli import main
 from ingest.dead_letter_files import segments, try_replay_lock
-from ingest.ports import DRAINED, EXHAUSTED, Letter
+from ingest.letter import DRAINED, EXHAUSTED, Letter
 from tests.letters import drained, invalid, keep, make_store, read
 
 Dlq = Callable[..., tuple[int, str, str]]

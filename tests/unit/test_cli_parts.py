@@ -24,7 +24,7 @@ from ingest.cli_service import ask
 from ingest.config import Settings
 from ingest.errors import StartError
 from ingest.filesystem import filesystem_of, is_remote, is_volatile
-from ingest.metrics import Metrics
+from ingest.ledger import Metrics
 from ingest.statefolder import ServiceInfo, StateFolder, running_service
 
 
@@ -163,7 +163,7 @@ def test_part_that_is_a_mount_of_its_own_is_what_counts(
     monkeypatch.setattr(app_buffer, "filesystem_of", kind_of)
     monkeypatch.setattr(cli_doctor, "filesystem_of", kind_of)
     settings = Settings(state_dir=str(tmp_path))
-    folder, metrics = StateFolder.open(tmp_path), Metrics("test")
+    folder, metrics = StateFolder.open(tmp_path), Metrics()
     buffer = app_buffer.make_buffer(settings, folder, metrics)
     with pytest.raises(StartError, match=f"{part} would be on tmpfs.*would not be durable"):
         app_buffer.open_buffer(buffer, settings, folder, metrics, lambda _: None)

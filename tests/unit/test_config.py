@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from ingest.block import ROW_BYTES_MIN
 from ingest.config import (
     ROW_BYTES_MAX,
     Settings,
@@ -19,6 +18,7 @@ from ingest.config import (
 from ingest.config_values import MIB, checked, env_name, unit
 from ingest.errors import ConfigError
 from ingest.reading import NAME_BYTES_MAX
+from ingest.rows import ROW_BYTES_MIN
 
 KNOWN = {each.name: each for each in fields(Settings)}
 NUMBERS = [each for each in fields(Settings) if type(each.default) in {int, float}]

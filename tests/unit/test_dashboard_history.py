@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ingest.dashboard_history import COLUMNS, SECONDS_KEPT, STATES, History, quantile_s
-from ingest.metrics import DeadLetterStats, Gauges, Histogram, Metrics
+from ingest.ledger import DeadLetterStats, Gauges, Histogram, Metrics
 from ingest.ports import BufferStats, JournalStats
 
 T = 1_800_000_000
@@ -17,7 +17,7 @@ class Rig:
     """A history over metrics that a test moves."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics("test")
+        self.metrics = Metrics()
         self.stats = BufferStats(7, 100, 0, 1000, 7, 1, 0, None)
         self.journal = JournalStats()
         self.metrics.gauges = Gauges(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.block import Block, encode_reading
+from ingest.block import Block
 from ingest.dashboard_tail import (
     ERROR_BYTES_MAX,
     ERRORS_MAX,
@@ -18,12 +18,12 @@ from ingest.dashboard_tail import (
     ROWS_PER_POST,
     Tail,
     WitnessedLetters,
-    first_readings,
 )
 from ingest.decode import Decoded, ItemError
 from ingest.errors import DeadLettersBroken
-from ingest.ports import Letter
+from ingest.letter import Letter
 from ingest.reading import Reading
+from ingest.rows import encode_reading, first_readings
 from tests.fakes import FakeDeadLetters
 
 names = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=40)
@@ -149,14 +149,14 @@ def test_first_readings_of_a_cut_block_are_its_first_whole_ones(
     rows = [encode_reading(each) for each in found]
     head = b"".join(rows)[:cut]
     whole = sum(sum(map(len, rows[: n + 1])) <= cut for n in range(len(rows)))
-    assert first_readings(head) == found[: min(whole, ROWS_PER_POST)]
+    assert first_readings(head, ROWS_PER_POST) == found[: min(whole, ROWS_PER_POST)]
 
 
 @given(st.binary(max_size=200))
 def test_bytes_that_only_look_like_rows_do_no_harm(head: bytes) -> None:
     """Sizes out of bounds, negative ones, names that are no UTF-8: nothing is believed."""
     for data in (head, struct.pack(">hiqi", 4, 8, 0, 4) + head):
-        assert len(first_readings(data)) <= ROWS_PER_POST
+        assert len(first_readings(data, ROWS_PER_POST)) <= ROWS_PER_POST
 
 
 @pytest.mark.parametrize("size", [-18, -1, 0, 257, 2**31 - 1])
@@ -165,4 +165,4 @@ def test_size_that_no_name_has_ends_the_look(size: int) -> None:
     row = encode_reading(reading("d"))
     liar = bytearray(encode_reading(reading("d")))
     liar[14:18] = struct.pack(">i", size)
-    assert first_readings(row + bytes(liar) + row * 9) == [reading("d")]
+    assert first_readings(row + bytes(liar) + row * 9, 3) == [reading("d")]

@@ -20,7 +20,7 @@ from ingest.dead_letter_format import (
     seal,
     unseal,
 )
-from ingest.ports import REASONS, Letter
+from ingest.letter import REASONS, Letter
 from ingest.reading import Reading
 from tests.letters import START_US, invalid
 

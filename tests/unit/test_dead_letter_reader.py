@@ -11,7 +11,7 @@ from ingest import dead_letter_reader
 from ingest.dead_letter_cursor import mark_done, read_marks
 from ingest.dead_letter_files import cursor_path, segments
 from ingest.dead_letter_reader import Tally, Where, device_of, first_letters, live_letters
-from ingest.ports import DRAINED, EXHAUSTED, Letter
+from ingest.letter import DRAINED, EXHAUSTED, Letter
 from tests.letters import START_US, drained, invalid, keep, make_store, mark, read
 
 

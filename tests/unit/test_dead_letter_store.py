@@ -27,7 +27,7 @@ from ingest.dead_letter_live import RETURNING_BYTES_MIN
 from ingest.dead_letter_store import Request, Store
 from ingest.errors import DeadLettersBroken, DeadLettersFull, StartError
 from ingest.files import REAL_CALLS, FileCalls
-from ingest.ports import DRAINED, EXHAUSTED, REFUSED, Letter
+from ingest.letter import DRAINED, EXHAUSTED, REFUSED, Letter
 from ingest.reading import Reading
 from tests.letters import drained, invalid, keep, make_store, mark, read
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest.block import encode_reading
 from ingest.clock import rfc3339
 from ingest.codes import ITEM_CODES
 from ingest.decode import Decoded
 from ingest.decode_item import Post, read_item
 from ingest.errors import Refused
 from ingest.reading import Reading, name_fault
+from ingest.rows import encode_reading
 from tests.posts import GOOD, NOW_US, RULES, array, decoded, readings_of
 
 NAMES = st.text(min_size=1, max_size=20).filter(lambda name: name_fault(name) is None)

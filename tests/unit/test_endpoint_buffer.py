@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from ingest.buffer_memory import MemoryBuffer
 from ingest.config import Settings
 from ingest.endpoint import Endpoint
-from ingest.metrics import DeadLetterStats, Gauges, Metrics
+from ingest.ledger import DeadLetterStats, Gauges, Metrics
 from tests.door import BAD, GOOD, Client, post, until
 from tests.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters
 
@@ -20,7 +20,7 @@ class Rig:
 
     def __init__(self, put_wait_s_max: float) -> None:
         self.buffer = MemoryBuffer(rows_max=10, bytes_max=100_000, put_wait_s_max=put_wait_s_max)
-        self.metrics = Metrics("test")
+        self.metrics = Metrics()
         self.metrics.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=DeadLetterStats,

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from ingest.ack import Outcome, Refusal
 from ingest.errors import DeadLettersBroken, DeadLettersFull
-from ingest.ports import Outcome, Refusal
 from tests.door import BAD, GOOD, Door, Reply, answering, post, running_door, until
 
 AGAIN = "sending again is safe for readings with a `ts`"

@@ -9,7 +9,7 @@ import pytest
 from ingest.dead_letter_cursor import Mark, mark_done
 from ingest.dead_letter_format import encode_line, letter_id
 from ingest.dead_letter_reader import live_letters
-from ingest.ports import Letter
+from ingest.letter import Letter
 from ingest.reading import Reading
 from loadgen.letters import LettersError, read_letters
 

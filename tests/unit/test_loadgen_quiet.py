@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from ingest.dead_letter_format import encode_line, letter_id
-from ingest.ports import Letter
+from ingest.letter import Letter
 from ingest.reading import Reading
 from loadgen import quiet as module
 from loadgen.quiet import read_law, settle

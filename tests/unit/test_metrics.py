@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.clock import monotonic_s
-from ingest.metrics import SECONDS_COMMIT, DeadLetterStats, Gauges, Histogram, Metrics
-from ingest.ports import REASONS, STATES, BufferStats
+from ingest.exposition import Exposition
+from ingest.ledger import SECONDS_COMMIT, DeadLetterStats, Gauges, Histogram, Metrics
+from ingest.letter import REASONS
+from ingest.ports import STATES, BufferStats
 
 NAMES = """
 ingest_http_requests_total{route,code}
@@ -43,7 +45,7 @@ HISTOGRAMS = {
 
 def busy() -> Metrics:
     """Make metrics as they look after everything has happened once."""
-    metrics = Metrics("0.0")
+    metrics = Metrics()
     held = BufferStats(7, 100, 700, 10_000, 5, 2, 0, monotonic_s() - 3)
     metrics.gauges = Gauges(
         buffer=lambda: held,
@@ -67,9 +69,10 @@ def busy() -> Metrics:
     return metrics
 
 
-def samples(metrics: Metrics) -> Iterator[tuple[str, dict[str, str], float]]:
+def samples(source: Metrics | Exposition) -> Iterator[tuple[str, dict[str, str], float]]:
     """Yield name, labels and value of each sample, as a scraper reads them."""
-    for family in text_string_to_metric_families(metrics.exposition().decode()):
+    shown = source if isinstance(source, Exposition) else Exposition(source, "0.0")
+    for family in text_string_to_metric_families(shown.text().decode()):
         for sample in family.samples:
             yield sample.name, sample.labels, sample.value
 
@@ -98,7 +101,7 @@ def test_every_metric_of_the_contract_is_exported_with_its_labels() -> None:
 
 def test_closed_label_sets_are_there_from_the_first_scrape() -> None:
     """`rate()` needs a zero before the first event."""
-    fresh = list(samples(Metrics("0.0")))
+    fresh = list(samples(Metrics()))
     labels = {(name, value) for name, has, number in fresh for value in has.values() if number == 0}
     for reason in REASONS:
         assert ("ingest_readings_dead_lettered_total", reason) in labels
@@ -110,18 +113,18 @@ def test_closed_label_sets_are_there_from_the_first_scrape() -> None:
 
 def test_no_series_tells_when_it_was_created() -> None:
     """`_created` doubles the number of series and nobody reads it."""
-    for metrics in (Metrics("0.0"), busy()):
+    for metrics in (Metrics(), busy()):
         assert not [name for name, _, _ in samples(metrics) if name.endswith("_created")]
-        assert b"_created" not in metrics.exposition()
+        assert b"_created" not in Exposition(metrics, "0.0").text()
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
 def test_exposition_passes_promtool() -> None:
     """Prometheus' own linter has nothing to say, on the first scrape and later."""
-    for metrics in (Metrics("0.0"), busy()):
+    for metrics in (Metrics(), busy()):
         done = subprocess.run(
             ["promtool", "check", "metrics"],
-            input=metrics.exposition(),
+            input=Exposition(metrics, "0.0").text(),
             capture_output=True,
             timeout=30,
             check=False,
@@ -157,11 +160,12 @@ def test_state_is_one_of_all_those_that_readyz_may_say() -> None:
 def test_hold_that_is_over_goes_to_zero_instead_of_vanishing() -> None:
     """A series that disappears cannot resolve an alert for certain."""
     metrics = busy()
+    shown = Exposition(metrics, "0.0")
     assert metrics.gauges is not None
     for reason in ("schema", "breaker", None):
         metrics.gauges = metrics.gauges._replace(hold_reason=lambda reason=reason: reason)  # type: ignore[misc]
         told = {
-            has["reason"]: value for name, has, value in samples(metrics) if name == "ingest_hold"
+            has["reason"]: value for name, has, value in samples(shown) if name == "ingest_hold"
         }
         assert told == {each: float(each == reason) for each in told}
         assert "schema" in told
@@ -205,7 +209,7 @@ amounts = st.integers(0, 1_000)
 def test_imbalance_is_exactly_what_was_lost_or_counted_twice(rows: list[int], lost: int) -> None:
     """The law: positive if readings vanished, negative if some were counted twice."""
     committed, duplicate, rejected, aside, held, at_door, came_back = rows
-    metrics = Metrics("0.0")
+    metrics = Metrics()
     stats = BufferStats(held, 0, 0, 0, 0, 0, 0, None)
     metrics.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: None)
     metrics.at_door = at_door

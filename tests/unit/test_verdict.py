@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ingest.verdict import Verdict, WriteFailed, copy_row, reason_for, server_failed, verdict_for
+from ingest.sqlstate import copy_row, reason_for, server_failed, verdict_for
+from ingest.verdict import Verdict, WriteFailed
 
 WAIT, RETRY, ISOLATE, HOLD = Verdict.WAIT, Verdict.RETRY, Verdict.ISOLATE, Verdict.HOLD
 TABLE = {
@@ -74,13 +75,14 @@ def test_failure_without_a_server_is_waited_out() -> None:
         ("22P03", "protocol"),
         ("XX001", "internal"),
         ("58030", "internal"),
+        ("53300", "too_many_connections"),
         ("0A000", "sqlstate_0A000"),
     ],
 )
 def test_reason_is_one_word_of_a_closed_set(sqlstate: str, reason: str) -> None:
     """It becomes a metric's label."""
     assert reason_for(sqlstate) == reason
-    assert WriteFailed(HOLD, "why", sqlstate=sqlstate).reason == reason
+    assert server_failed(server_error(sqlstate)).reason == reason
 
 
 @pytest.mark.parametrize(

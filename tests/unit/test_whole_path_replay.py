@@ -18,7 +18,7 @@ from ingest.dead_letter import DeadLetterFolder
 from ingest.dead_letter_cursor import mark_done
 from ingest.dead_letter_files import folder_bytes
 from ingest.dead_letter_reader import live_letters
-from ingest.ports import INVALID
+from ingest.letter import INVALID
 from ingest.replay_by_hand import hold_replay_lock
 from ingest.verdict import LETTERS_FULL, Verdict, WriteFailed
 from tests.letters import invalid, keep, make_store

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from ingest.ack import Outcome, Refusal
 from ingest.clock import monotonic_s
 from ingest.errors import DeadLettersBroken, DeadLettersFull
-from ingest.ports import EXHAUSTED, REFUSED, Outcome, Refusal
+from ingest.letter import EXHAUSTED, REFUSED
 from ingest.verdict import Verdict, WriteFailed
 from tests.unit.fake_sink_scripted import AFTER, Script
 from tests.unit.writing import Writing

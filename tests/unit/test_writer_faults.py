@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.ports import EXHAUSTED, REFUSED
+from ingest.letter import EXHAUSTED, REFUSED
 from ingest.verdict import Verdict
 from tests.unit.fake_sink_scripted import AFTER, BEFORE, HANG, MIDDLE, Script
 from tests.unit.writing import Writing

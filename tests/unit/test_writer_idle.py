@@ -10,7 +10,7 @@ import structlog
 
 from ingest import writer
 from ingest.ports import Stored
-from ingest.verdict import Verdict, WriteFailed
+from ingest.verdict import TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 from tests.unit.fake_sink_scripted import HANG, Script, ScriptedSink
 from tests.unit.writing import Writing
 
@@ -87,7 +87,7 @@ class OneSeat:
         async with self._door:
             if not self._mine.is_open and self._other.is_open:
                 self.refused += 1
-                raise WriteFailed(Verdict.WAIT, "too many connections", sqlstate="53300")
+                raise WriteFailed(Verdict.WAIT, "too many connections", reason=TOO_MANY_CONNECTIONS)
             await self._open()
 
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:

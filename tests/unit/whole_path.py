@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ingest.ack import Ack
 from ingest.batch import BatchCap, Gatherer
-from ingest.block import decode_rows
 from ingest.breaker import Breaker
 from ingest.clock import monotonic_s, unix_us
 from ingest.config import Settings
@@ -24,9 +24,10 @@ from ingest.dead_letter import DeadLetterFolder
 from ingest.dead_letter_reader import live_letters
 from ingest.errors import BufferFull, DeadLettersBroken, JournalBroken, Stopping
 from ingest.gate import Gate
-from ingest.ports import DRAINED, EXHAUSTED, INVALID, REFUSED, Ack, Letter
+from ingest.letter import DRAINED, EXHAUSTED, INVALID, REFUSED, Letter
 from ingest.reading import Reading
 from ingest.replay import REPLAYED, Replayer
+from ingest.rows import decode_rows
 from ingest.set_aside import set_aside_rest
 from ingest.verdict import LETTERS_FULL
 from ingest.writer import Writer

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ingest.ack import Ack
 from ingest.batch import BatchCap, Gatherer
-from ingest.block import Block, decode_rows
+from ingest.block import Block
 from ingest.breaker import Breaker
 from ingest.buffer_memory import MemoryBuffer
 from ingest.clock import monotonic_s
 from ingest.config import Settings
 from ingest.gate import Gate
-from ingest.metrics import DeadLetterStats, Gauges, Metrics
-from ingest.ports import EXHAUSTED, REFUSED, Ack
+from ingest.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.letter import EXHAUSTED, REFUSED
 from ingest.reading import Reading
+from ingest.rows import decode_rows
 from ingest.writer import Writer, stop_connecting
 from tests.blocks import block_of, make_reading
 from tests.unit.fake_letters import FakeLetters
@@ -62,7 +64,7 @@ class Writing:
         )
         self.letters = FakeLetters()
         self.table: dict[Reading, None] = {}
-        self.metrics = Metrics("test")
+        self.metrics = Metrics()
         self.metrics.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=DeadLetterStats,
