@@ -40,8 +40,8 @@ The path of a reading (`-->` hands over; names are files of this package):
                   sqlstate (what its errors mean); our own server: postgres_embedded, postgres_*
                   (its programs, its data)
     ground        reading, rows, block, ack, letter, ports, config, config_* (values, sources,
-                  texts), verdict, codes, errors, clock, counted, statefolder, logs, files (that do not
-                  lie), filesystem (of what kind)
+                  texts), verdict, codes, errors, clock, counted, statefolder, logs,
+                  files (that do not lie), filesystem (of what kind)
 
 Imports go down only (tests/test_house_rules.py holds the layers).
 """
