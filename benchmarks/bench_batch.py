@@ -12,14 +12,14 @@ import pytest
 import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ingest.batch import BatchCap, Gatherer, halves
-from ingest.block import Block
-from ingest.breaker import Breaker
-from ingest.buffer_memory import MemoryBuffer
-from ingest.ports import BadRow
-from ingest.reading import Reading
-from ingest.rows import encode_reading
-from ingest.verdict import WriteFailed
+from ingest.buffers.memory import MemoryBuffer
+from ingest.model.block import Block
+from ingest.model.ports import BadRow
+from ingest.model.reading import Reading
+from ingest.model.rows import encode_reading
+from ingest.model.verdict import WriteFailed
+from ingest.writer.batch import BatchCap, Gatherer, halves
+from ingest.writer.breaker import Breaker
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ingest.block import Block
-from ingest.buffer_memory import MemoryBuffer
-from ingest.errors import BufferFull
-from ingest.reading import Reading
-from ingest.rows import encode_reading
+from ingest.buffers.memory import MemoryBuffer
+from ingest.model.block import Block
+from ingest.model.errors import BufferFull
+from ingest.model.reading import Reading
+from ingest.model.rows import encode_reading
 
 POSTS = 1_000
 ROW = encode_reading(Reading(0, "device-1", "temperature", 21.5))

@@ -15,9 +15,9 @@ import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.processes import scratch
-from ingest.dead_letter import DeadLetterFolder
-from ingest.dead_letter_reader import live_letters
-from ingest.letter import INVALID, Letter
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.reader import live_letters
+from ingest.model.letter import INVALID, Letter
 
 ROUNDS = 100
 ITEM = '{"device_id":"sensor-0001","metric":"temperature","ts":%d,"value":"warm"}'

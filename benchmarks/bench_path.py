@@ -16,18 +16,18 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.database import Database, running_database
 from benchmarks.processes import scratch
-from ingest.ack import Ack
-from ingest.batch import BatchCap, Gatherer
-from ingest.breaker import Breaker
-from ingest.buffer_memory import MemoryBuffer
-from ingest.clock import monotonic_s, unix_us
-from ingest.config import Settings, ts_min_us
-from ingest.dead_letter import DeadLetterFolder
-from ingest.decode import Rules, decode
-from ingest.gate import Gate
-from ingest.ledger import Metrics
-from ingest.sink_postgres import SinkPostgres
-from ingest.writer import Writer
+from ingest.buffers.memory import MemoryBuffer
+from ingest.config.settings import Settings, ts_min_us
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.formats.json_post import Rules, decode
+from ingest.model.ack import Ack
+from ingest.model.ledger import Metrics
+from ingest.sinks.postgres.sink import SinkPostgres
+from ingest.system.clock import monotonic_s, unix_us
+from ingest.writer.batch import BatchCap, Gatherer
+from ingest.writer.breaker import Breaker
+from ingest.writer.database_state import Gate
+from ingest.writer.writer import Writer
 
 START_US = 1_700_000_000_000_000
 ITEM = '{"device_id":"device-%03d","metric":"temperature","ts":%d,"value":21.5}'

@@ -19,11 +19,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.database import Database, running_database
-from ingest.config import Settings
-from ingest.reading import Reading
-from ingest.rows import HEADER, TRAILER, encode_reading
-from ingest.schema import KEY, KEY_LIST, TABLE
-from ingest.sink_postgres import SinkPostgres
+from ingest.config.settings import Settings
+from ingest.model.reading import Reading
+from ingest.model.rows import HEADER, TRAILER, encode_reading
+from ingest.sinks.postgres.schema import KEY, KEY_LIST, TABLE
+from ingest.sinks.postgres.sink import SinkPostgres
 
 START_US = 1_760_000_000_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

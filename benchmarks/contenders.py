@@ -21,7 +21,7 @@ import uvloop
 from benchmarks import floors, peers, wrk
 from benchmarks.processes import Broken, Child, accepts, free_port, scratch
 from benchmarks.service import Service
-from ingest.schema import TABLE
+from ingest.sinks.postgres.schema import TABLE
 
 Figures = dict[str, float]
 WARM_US = 1_600_000_000_000_000

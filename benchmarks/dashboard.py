@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.processes import REPOSITORY
-from ingest.dashboard_devices import Devices
-from ingest.dashboard_tail import Tail
-from ingest.decode import Decoded, Rules, decode
+from ingest.admin.dashboard.devices import Devices
+from ingest.admin.dashboard.tail import Tail
+from ingest.formats.json_post import Decoded, Rules, decode
 
 RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
 PAGES = 10

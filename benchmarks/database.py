@@ -11,8 +11,8 @@ import asyncpg
 import uvloop
 
 from benchmarks.processes import scratch
-from ingest.postgres_embedded import EmbeddedPostgres
-from ingest.schema import TABLE, apply
+from ingest.embedded.server import EmbeddedPostgres
+from ingest.sinks.postgres.schema import TABLE, apply
 
 _T = TypeVar("_T")
 

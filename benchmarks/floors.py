@@ -21,9 +21,9 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from ingest.reading import Reading
-from ingest.rows import HEADER, TRAILER, encode_reading
-from ingest.schema import KEY, TABLE, apply
+from ingest.model.reading import Reading
+from ingest.model.rows import HEADER, TRAILER, encode_reading
+from ingest.sinks.postgres.schema import KEY, TABLE, apply
 
 COPY_CONNECTIONS = 2
 COPY_BATCHES = (1_000, 5_000)

@@ -26,10 +26,10 @@ from benchmarks.machine import environment
 from benchmarks.open_loop import Openly, drive_openly
 from benchmarks.processes import Broken, raise_open_files_limit, scratch
 from benchmarks.service import Service
-from ingest.block import Block
-from ingest.clock import unix_us
-from ingest.journal_store import JournalStore
-from ingest.rows import encode_rows, names_between
+from ingest.buffers.journal.folder import JournalStore
+from ingest.model.block import Block
+from ingest.model.rows import encode_rows, names_between
+from ingest.system.clock import unix_us
 
 GIB, MIB = 1024**3, 1024**2
 RSS_MIB_MAX = 400.0

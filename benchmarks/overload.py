@@ -35,7 +35,7 @@ from benchmarks.contenders import (
 from benchmarks.open_loop import Openly, drive_openly, first_us_of_taken
 from benchmarks.processes import Broken, Child, accepts, free_port, scratch
 from benchmarks.service import Service
-from ingest.schema import TABLE
+from ingest.sinks.postgres.schema import TABLE
 
 ROW_BYTES = 55  # a reading of the wrk scripts as binary COPY
 SLOWED_TO = 0.25

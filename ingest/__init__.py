@@ -1,49 +1,39 @@
 """iot-ingest: sensor readings from HTTP into PostgreSQL, in batches, losing none.
 
-The path of a reading (`-->` hands over; names are files of this package):
+The path of a reading (`-->` hands over; each name is a folder of this package):
 
-    device                                                               PostgreSQL
-      | POST /v1/readings                                                     ^
-      v                                                                       | commit
-    connections --> endpoint --> decode --> buffer_* -------> batch --> sink_postgres
-                    | ^   |  inflate  block      ^    |          \\      /    |
-        202/200 <---' |   |                      |    |           writer     | verdict
-        4xx/503 <-----'   |                      |    |             |        v
-                          | invalid items        |    |             | gate (wait, hold), retry,
-                          v                      |    |             | breaker (isolate)
-                     dead_letter <---------------|----|-------------'
-                          |                      |    | the database refuses, retries_exhausted,
-                          `------> replay -------'    | drained
-                                                      v
-                                              ack: the post's answer
+    device                                                              PostgreSQL
+      | POST /v1/readings                                                    ^
+      v                                                                      | commit
+    http/ ---> receiver/ ---> buffers/ ---------> writer/ ---------> sinks/postgres/
+               | ^  | |        ^  memory           | ^ |                 |
+      answer <-' |  | '-> formats/ or journal/     | | '- database_state | verdict
+                 |  |     a block                  | |    breaker, retry |
+                 |  | invalid  ^                   | '-------------------'
+                 |  | items    |                   |
+                 |  v          | replay            | refused by the database,
+                 | dead_letters/ <-----------------' retries exhausted, drained
+                 |                                 |
+                 '-------- ack: what became of it -'
 
-    the door      listener, connection (one), request, intake (body, inflate, turns), query,
-                  decode, decode_fast, decode_item, timestamp; replies, problems (answers),
-                  outcomes (waits for one); site (what both ports share)
-    the buffer    buffer_memory; buffer_journal (memory, and a journal on the disk), its entries
-                  (buffer_journal_room), what comes back from there (buffer_journal_loader);
-                  journal (groups, one fsync each), journal_thread (what blocks), journal_book
-                  (segments, ranges), journal_store (writes), journal_reader, journal_format
-                  (every byte)
-    dead letters  set_aside (what becomes one), dead_letter (append), dead_letter_* (files,
-                  format, reading them, cursor, which are live); replay (by itself),
-                  replay_by_hand (for `ingest dlq replay`)
-    looking in    health (/livez, /readyz), admin (/metrics), ledger (the counts, and the law),
-                  exposition (every metric);
-                  dashboard (its addresses, its tick), dashboard_* (history, feed, devices, tail,
-                  letters, guard, query, page), lookup_postgres; page/ is what the browser gets
-    running it    app wires and starts the parts (app_buffer: the buffer; app_dashboard: the
-                  dashboard; app_hello: what it says first; app_signals: what ends it), sd_notify
-                  tells systemd; cli and cli_* are the words of `ingest`
-    the database  sink_connection, schema (the table, and the check of it), schema_apply (makes it),
-                  durability (whether a commit is kept);
-                  sqlstate (what its errors mean); our own server: postgres_embedded, postgres_*
-                  (its programs, its data)
-    ground        reading, rows, block, ack, letter, ports, config, config_* (values, sources,
-                  texts), verdict, codes, errors, clock, counted, statefolder, logs,
-                  files (that do not lie), filesystem (of what kind)
+The folders. Imports go down only, and folders of one row do not know each other:
 
-Imports go down only (tests/test_house_rules.py holds the layers).
+    cli/            the commands of `ingest`: main, and one file a command
+    app/            makes and connects the parts: service (start and stop), buffer, health, admin
+    admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
+    receiver/       endpoint (a post, from request to answer), query, replies, ack_waits
+    dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay
+    http/           listener, connections, requests, bodies, responses, routes
+    formats/        json_post (json_whole, json_item), timestamp
+    buffers/        memory; journal/ (its log, entries, loader, folder, reader, format)
+    writer/         writer, batch, database_state, breaker, set_aside
+    sinks/          postgres/: sink, connection, sqlstate, schema, durability, lookup
+    embedded/       our own PostgreSQL: server, data, programs
+    config/         settings, and where their values come from
+    system/         clock, logs, files, state_folder, signals, backoff
+    model/          reading, rows, block, ack, letter, verdict, errors, ledger, ports (contracts)
+
+tests/house/layout.py holds the rule.
 """
 
 __version__ = "0.1.0"

@@ -21,11 +21,11 @@ import structlog
 import uvloop
 from hypothesis import settings
 
-from ingest import schema
-from ingest.filesystem import filesystem_of, is_volatile
-from ingest.postgres_embedded import EmbeddedPostgres
-from tests import tcp_ports
-from tests.embedded import running
+from ingest.embedded.server import EmbeddedPostgres
+from ingest.sinks.postgres import schema
+from ingest.system.filesystem import filesystem_of, is_volatile
+from tests.support import tcp_ports
+from tests.support.embedded import running
 
 # A busy machine is no fault of the code.
 settings.register_profile("untimed", deadline=None)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ingest.block import Block
-from ingest.buffer_journal import JournalBuffer
-from ingest.buffer_memory import MemoryBuffer
-from ingest.journal import Journal
-from ingest.ports import Inlet, Outlet, Room
-from tests.blocks import make_block
+from ingest.buffers.journal.buffer import JournalBuffer
+from ingest.buffers.journal.log import Journal
+from ingest.buffers.memory import MemoryBuffer
+from ingest.model.block import Block
+from ingest.model.ports import Inlet, Outlet, Room
+from tests.support.blocks import make_block
 
 
 class Buffer(Inlet, Outlet, Protocol):

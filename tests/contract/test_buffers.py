@@ -7,9 +7,8 @@ from functools import partial
 
 import pytest
 
-from ingest.clock import monotonic_s
-from ingest.errors import BufferFull, Stopping
-from tests.blocks import make_block
+from ingest.model.errors import BufferFull, Stopping
+from ingest.system.clock import monotonic_s
 from tests.contract.buffers import (
     PLENTY,
     MakeBuffer,
@@ -20,6 +19,7 @@ from tests.contract.buffers import (
     queue_up,
     spin,
 )
+from tests.support.blocks import make_block
 
 
 async def test_room_comes_free_only_when_settled(make: MakeBuffer) -> None:

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from ingest.block import Block
-from ingest.errors import BufferFull, Stopping
-from ingest.ports import Room
+from ingest.model.block import Block
+from ingest.model.errors import BufferFull, Stopping
+from ingest.model.ports import Room
 from tests.contract.buffers import FACTORIES, Buffer, MakeBuffer, memory, spin
 
 ROWS_MAX, BYTES_MAX = 10, 100

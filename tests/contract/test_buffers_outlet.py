@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.blocks import make_block
 from tests.contract.buffers import PLENTY, MakeBuffer, empty, put, put_rows, spin
+from tests.support.blocks import make_block
 
 
 async def test_blocks_put_are_taken_in_order(make: MakeBuffer) -> None:

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from ingest import schema
-from ingest.config import Settings
-from ingest.ports import BadRow, Sink, Stored
-from ingest.reading import Reading
-from ingest.rows import PG_EPOCH_US
-from ingest.sink_postgres import SinkPostgres
-from ingest.verdict import Verdict, WriteFailed
+from ingest.config.settings import Settings
+from ingest.model.ports import BadRow, Sink, Stored
+from ingest.model.reading import Reading
+from ingest.model.rows import PG_EPOCH_US
+from ingest.model.verdict import Verdict, WriteFailed
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.sink import SinkPostgres
 from tests.conftest import Server
-from tests.fake_sink import FakeSink
-from tests.rows import START_US, encode, readings
+from tests.support.fake_sink import FakeSink
+from tests.support.rows import START_US, encode, readings
 
 REFUSED_VALUE = -666.0  # by a CHECK constraint
 

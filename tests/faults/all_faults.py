@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from tests.faults import connection_faults as line_faults
 from tests.faults import (
     controls,
     database_faults,
     disk_faults,
-    door_faults,
-    line_faults,
     operator_faults,
     power_faults,
     service_faults,
     starved_faults,
 )
+from tests.faults import receiver_faults as door_faults
 from tests.faults.matrix import FAULTS
 
 MODULES = (

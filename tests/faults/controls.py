@@ -10,8 +10,8 @@ import asyncio
 import os
 import signal
 
+from tests.faults.connection_faults import reply_lost
 from tests.faults.disk_faults import power_lost
-from tests.faults.line_faults import reply_lost
 from tests.faults.matrix import fault
 from tests.faults.world import World
 

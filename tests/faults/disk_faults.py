@@ -17,8 +17,8 @@ from pathlib import Path
 
 import asyncpg
 
-from ingest.journal_format import HEADER_BYTES, FrameReader, header_fault, segment_name
-from ingest.journal_reader import segment_files
+from ingest.buffers.journal.format import HEADER_BYTES, FrameReader, header_fault, segment_name
+from ingest.buffers.journal.reader import segment_files
 from loadgen.letters import read_letters
 from tests.faults.forgetting import forget
 from tests.faults.machine import SmallDisk

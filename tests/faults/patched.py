@@ -87,7 +87,7 @@ def no_letter_sync() -> None:
 
 def acks_early() -> None:
     """`committed` is answered before it is."""
-    from ingest.writer import STORED, Writer
+    from ingest.writer.writer import STORED, Writer
 
     real = Writer._write
 
@@ -103,9 +103,9 @@ def acks_early() -> None:
 
 def drops_one() -> None:
     """One reading in 10,000 is called stored, and is not."""
-    from ingest.ports import Stored
-    from ingest.rows import row_offsets
-    from ingest.sink_postgres import SinkPostgres
+    from ingest.model.ports import Stored
+    from ingest.model.rows import row_offsets
+    from ingest.sinks.postgres.sink import SinkPostgres
 
     real = SinkPostgres.write
     seen = 0
@@ -126,7 +126,8 @@ def drops_one() -> None:
 
 def no_key() -> None:
     """What may be there already is written again as if it were new, into a table without a key."""
-    from ingest import schema, sink_postgres
+    from ingest.sinks.postgres import schema
+    from ingest.sinks.postgres import sink as sink_postgres
 
     async def stored(self: Any, tuples: Any) -> int:
         async with self._exchange(doubt=True) as connection:
@@ -141,9 +142,9 @@ def no_key() -> None:
 
 def swallows() -> None:
     """A write that failed is taken for one that did not."""
-    from ingest.ports import Stored
-    from ingest.sink_postgres import SinkPostgres
-    from ingest.verdict import WriteFailed
+    from ingest.model.ports import Stored
+    from ingest.model.verdict import WriteFailed
+    from ingest.sinks.postgres.sink import SinkPostgres
 
     real = SinkPostgres.write
 
@@ -175,7 +176,7 @@ PATCHES: dict[str, Callable[[], None]] = {
 def main() -> int:
     """Put it in, start the service."""
     PATCHES[os.environ["FAULTS_MUTANT"]]()
-    from ingest.cli import main as serve
+    from ingest.cli.main import main as serve
 
     return serve()
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest.filesystem import filesystem_of, is_volatile
+from ingest.system.filesystem import filesystem_of, is_volatile
 from tests.faults.machine import NotHere
 from tests.faults.matrix import Fault
 from tests.faults.server import make_template
 from tests.faults.world import Found, World
-from tests.tcp_ports import free_port
+from tests.support.tcp_ports import free_port
 
 TEMPLATE = "template"
 

@@ -15,7 +15,8 @@ from typing import Self
 
 import asyncpg
 
-from ingest import postgres_data, schema
+from ingest.embedded import data as postgres_data
+from ingest.sinks.postgres import schema
 from loadgen.proof import REFUSED_METRIC
 from tests.system.database import PASSWORD, Database, copy_data
 

@@ -10,7 +10,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from ingest.filesystem import filesystem_of, is_volatile
+from ingest.system.filesystem import filesystem_of, is_volatile
 from loadgen.counted import counted
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import fault

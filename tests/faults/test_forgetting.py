@@ -22,7 +22,7 @@ from tests.faults.forgetting import record
 state = Path(sys.argv[1])
 (state / "journal").mkdir(parents=True)
 record(state, state.parent / "disk", unsynced=sys.argv[2])
-from ingest.files import AppendFile, sync_folder
+from ingest.system.files import AppendFile, sync_folder
 folder = state / "journal"
 kept = AppendFile.open(folder / "kept", create=True)
 kept.append(b"k" * 5000)

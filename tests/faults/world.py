@@ -30,10 +30,10 @@ from tests.faults.own import Item, Own
 from tests.faults.server import Server
 from tests.faults.traffic import Traffic
 from tests.faults.watch import Watch
-from tests.line import Line
+from tests.support.faulty_proxy import Line
+from tests.support.tcp_ports import free_port
 from tests.system.database import copy_data
 from tests.system.service import Reply, Service
-from tests.tcp_ports import free_port
 
 RECOVERY_S_MAX = 60.0
 SLOW_S = 10.0  # then it is told what took so long

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.commands import Here
+from tests.support.commands import Here
 
 if TYPE_CHECKING:
     from tests.conftest import Server

@@ -12,8 +12,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.statefolder import ServiceInfo, StateFolder, running_service
-from tests.commands import Here, ingest, with_user
+from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
+from tests.support.commands import Here, ingest, with_user
 from tests.system.service import REPOSITORY, Service, environment, is_alive
 
 # schema

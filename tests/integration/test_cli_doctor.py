@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from ingest.cli import main
-from ingest.cli_doctor_database import Check, database_checks
-from ingest.config import Settings
-from ingest.filesystem import filesystem_of, is_volatile
-from ingest.statefolder import StateFolder
-from tests.commands import Here, ingest, with_user
+from ingest.cli.doctor_database import Check, database_checks
+from ingest.cli.main import main
+from ingest.config.settings import Settings
+from ingest.system.filesystem import filesystem_of, is_volatile
+from ingest.system.state_folder import StateFolder
+from tests.support.commands import Here, ingest, with_user
 
 
 async def test_doctor_on_a_fresh_machine_finds_nothing_wrong(open_tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ async def test_doctor_warns_of_clocks_that_differ_and_fails_on_an_old_server(
     """Readings without ts get our time; a server too old is told by its version."""
     found = await checks(readings_url)
     assert (found["clock"].state, found["version"].state) == ("ok", "ok")
-    monkeypatch.setattr("ingest.cli_doctor_database.unix_us", lambda: 0)
-    monkeypatch.setattr("ingest.cli_doctor_database.VERSION_MIN", 99)
+    monkeypatch.setattr("ingest.cli.doctor_database.unix_us", lambda: 0)
+    monkeypatch.setattr("ingest.cli.doctor_database.VERSION_MIN", 99)
     found = await checks(readings_url)
     assert found["clock"].state == "warn"
     assert found["version"].state == "FAIL"

@@ -11,16 +11,17 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from ingest import dashboard_letters, lookup_postgres
-from ingest.dead_letter import DeadLetterFolder
-from ingest.dead_letter_files import try_replay_lock
-from ingest.dead_letter_reader import LiveLetter, Where
-from ingest.errors import Refused
-from ingest.letter import Letter
-from ingest.lookup_postgres import Lookup
-from ingest.reading import Reading
-from tests.dashboard import Rig, running
-from tests.letters import drained, invalid, read
+from ingest.admin.dashboard import letters as dashboard_letters
+from ingest.dead_letters.files import try_replay_lock
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.reader import LiveLetter, Where
+from ingest.model.errors import Refused
+from ingest.model.letter import Letter
+from ingest.model.reading import Reading
+from ingest.sinks.postgres import lookup as lookup_postgres
+from ingest.sinks.postgres.lookup import Lookup
+from tests.support.dashboard import Rig, running
+from tests.support.letters import drained, invalid, read
 
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
 LIST = "/dead-letters"

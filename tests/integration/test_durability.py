@@ -13,16 +13,17 @@ import asyncpg
 import pytest
 import structlog
 
-from ingest import durability, schema, sink_postgres
-from ingest.cli_doctor_database import database_checks
-from ingest.config import Settings
-from ingest.logs import Occasionally
-from ingest.postgres_embedded import EmbeddedPostgres
-from ingest.sink_postgres import SinkPostgres
-from ingest.verdict import NOT_DURABLE, Verdict, WriteFailed
-from tests.commands import Here
-from tests.letters import drained, keep, make_store, read
-from tests.rows import encode, readings
+from ingest.cli.doctor_database import database_checks
+from ingest.config.settings import Settings
+from ingest.embedded.server import EmbeddedPostgres
+from ingest.model.verdict import NOT_DURABLE, Verdict, WriteFailed
+from ingest.sinks.postgres import durability, schema
+from ingest.sinks.postgres import sink as sink_postgres
+from ingest.sinks.postgres.sink import SinkPostgres
+from ingest.system.logs import Occasionally
+from tests.support.commands import Here
+from tests.support.letters import drained, keep, make_store, read
+from tests.support.rows import encode, readings
 
 
 class Kept(NamedTuple):

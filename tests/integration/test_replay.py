@@ -12,22 +12,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.batch import BatchCap, Gatherer
-from ingest.breaker import Breaker
-from ingest.buffer_memory import MemoryBuffer
-from ingest.clock import monotonic_s
-from ingest.config import Settings
-from ingest.dead_letter import DeadLetterFolder
-from ingest.dead_letter_files import segments, try_replay_lock
-from ingest.dead_letter_format import BadLine
-from ingest.dead_letter_reader import live_letters
-from ingest.decode import Rules
-from ingest.gate import Gate
-from ingest.ledger import Gauges, Metrics
-from ingest.letter import EXHAUSTED, INVALID, REFUSED, Letter
-from ingest.reading import Reading
-from ingest.replay import Replayer
-from ingest.replay_by_hand import (
+from ingest.buffers.memory import MemoryBuffer
+from ingest.config.settings import Settings
+from ingest.dead_letters.auto_replay import Replayer
+from ingest.dead_letters.files import segments, try_replay_lock
+from ingest.dead_letters.format import BadLine
+from ingest.dead_letters.manual_replay import (
     HandReplay,
     Item,
     ReplayStopped,
@@ -35,11 +25,21 @@ from ingest.replay_by_hand import (
     item_of_fields,
     item_of_letter,
 )
-from ingest.sink_postgres import SinkPostgres
-from ingest.verdict import LETTERS_FULL
-from ingest.writer import Writer
-from tests.blocks import block_of, make_reading
-from tests.letters import START_US, drained, invalid, keep, make_store, read
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.reader import live_letters
+from ingest.formats.json_post import Rules
+from ingest.model.ledger import Gauges, Metrics
+from ingest.model.letter import EXHAUSTED, INVALID, REFUSED, Letter
+from ingest.model.reading import Reading
+from ingest.model.verdict import LETTERS_FULL
+from ingest.sinks.postgres.sink import SinkPostgres
+from ingest.system.clock import monotonic_s
+from ingest.writer.batch import BatchCap, Gatherer
+from ingest.writer.breaker import Breaker
+from ingest.writer.database_state import Gate
+from ingest.writer.writer import Writer
+from tests.support.blocks import block_of, make_reading
+from tests.support.letters import START_US, drained, invalid, keep, make_store, read
 
 SETTINGS = Settings(
     database_unsafe=True,  # the tests' server does not fsync
@@ -370,7 +370,7 @@ async def test_auto_replay_clears_away_what_is_finished(
     tmp_path: Path, readings_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files whose every line is done go, here at once (`dlq_keep_days` 0)."""
-    monkeypatch.setattr("ingest.replay.TIDY_S", 0.05)
+    monkeypatch.setattr("ingest.dead_letters.auto_replay.TIDY_S", 0.05)
     write(tmp_path, drained(3))
     write(tmp_path, [invalid(b"1")])
     async with running(Half(readings_url, tmp_path)):

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
-from ingest import schema
-from ingest.errors import StartError
+from ingest.model.errors import StartError
+from ingest.sinks.postgres import schema
 from tests.conftest import Server
 
 

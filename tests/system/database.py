@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Self
 
 import asyncpg
 
-from ingest import postgres_data
-from ingest.postgres_binaries import clean_environment, command
+from ingest.embedded import data as postgres_data
+from ingest.embedded.programs import clean_environment, command
 
 PASSWORD = "first"
 START_S_MAX = 30.0

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.deployment import REPOSITORY, Instruction, assignments, dockerfile
+from tests.support.deployment import REPOSITORY, Instruction, assignments, dockerfile
 
 MOVED = re.compile(r"(?<![\w.-])(/opt|/var/lib/iot-ingest)\b")
 RECORDED = ("groupadd", "useradd")

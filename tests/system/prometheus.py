@@ -14,7 +14,7 @@ from typing import Any, Self
 import aiohttp
 import yaml  # type: ignore[import-untyped]
 
-from tests.deployment import DEPLOY, concrete, document, program
+from tests.support.deployment import DEPLOY, concrete, document, program
 
 SCRAPE_S = 1
 RATE_INTERVAL = "10s"

@@ -22,7 +22,7 @@ import aiohttp
 import asyncpg
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest.statefolder import ServiceInfo, running_service
+from ingest.system.state_folder import ServiceInfo, running_service
 
 REPOSITORY = Path(__file__).parent.parent.parent
 START_S_MAX = 45.0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import asyncpg
 
-from ingest.statefolder import running_service
+from ingest.system.state_folder import running_service
 from tests.system.service import REPOSITORY, environment, wait_gone
 
 PORTS = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")

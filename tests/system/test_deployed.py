@@ -14,8 +14,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest.postgres_binaries import find_binaries
-from tests.deployment import DEPLOY, REPOSITORY, environment_of, schema_pod, service_pod
+from ingest.embedded.programs import find_binaries
+from tests.support.deployment import DEPLOY, REPOSITORY, environment_of, schema_pod, service_pod
 from tests.system.database import Database
 from tests.system.manager import Manager
 from tests.system.service import Service, environment, run_command

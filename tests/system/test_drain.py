@@ -9,8 +9,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.door import until
-from tests.line import Line
+from tests.support.faulty_proxy import Line
+from tests.support.receiver import until
 from tests.system.database import Database
 from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
 from tests.system.service import Service, wait_gone

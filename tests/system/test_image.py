@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tcp_ports import free_port
 from tests.system.database import Database
 from tests.system.image import Image, build
-from tests.tcp_ports import free_port
 
 UID = 10001
 pytestmark = [

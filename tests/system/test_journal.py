@@ -7,7 +7,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from ingest.journal_reader import segment_files
+from ingest.buffers.journal.reader import segment_files
 from tests.system.database import Database
 from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
 from tests.system.service import Service, run_command

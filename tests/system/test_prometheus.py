@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from ingest.cli_docs import metrics_table
-from tests.deployment import exported, panel_queries, queries
+from ingest.cli.docs import metrics_table
+from tests.support.deployment import exported, panel_queries, queries
+from tests.support.tcp_ports import free_port
 from tests.system.database import Database
 from tests.system.prometheus import Prometheus
 from tests.system.service import Service
-from tests.tcp_ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.documents import DOCUMENTS, OPERATING, README, Fence, fences
+from tests.support.documents import DOCUMENTS, OPERATING, README, Fence, fences
 from tests.system.service import REPOSITORY, Service, environment
 
 # Blocks of shell that another test runs.

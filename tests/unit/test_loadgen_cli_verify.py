@@ -23,8 +23,8 @@ from loadgen.conclude import CannotCheck, Where, check_ahead
 from loadgen.ledger import Final
 from loadgen.local_service import NoHome, find, state_folder
 from loadgen.table import refuses
-from tests.embedded import running
-from tests.proofs import PLAN, World
+from tests.support.embedded import running
+from tests.support.proofs import PLAN, World
 
 NOWHERE = "postgresql://nobody:secret@127.0.0.1:9/x"
 

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from loadgen import client as client_module
 from loadgen.client import Client, GaveUp
-from tests.line import Line
+from tests.support.faulty_proxy import Line
 
 Script = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
 

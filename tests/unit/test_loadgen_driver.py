@@ -24,9 +24,9 @@ from loadgen.due import SLICE_POSTS
 from loadgen.post import render, target_of
 from loadgen.schedule import constant, moments
 from loadgen.wire import Wire
-from tests.door import until
-from tests.line import Line as Proxy
-from tests.peer import Line, Peer, Script, hangs_up, is_silent, reply, resets, says
+from tests.support.faulty_proxy import Line as Proxy
+from tests.support.peer import Line, Peer, Script, hangs_up, is_silent, reply, resets, says
+from tests.support.receiver import until
 from tests.system.service import Service
 
 FAST = Retry(give_up_s=300, pause_s_min=0.001, pause_s_max=0.01)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ingest.dead_letter_cursor import Mark, mark_done
-from ingest.dead_letter_format import encode_line, letter_id
-from ingest.dead_letter_reader import live_letters
-from ingest.letter import Letter
-from ingest.reading import Reading
+from ingest.dead_letters.format import encode_line, letter_id
+from ingest.dead_letters.marks import Mark, mark_done
+from ingest.dead_letters.reader import live_letters
+from ingest.model.letter import Letter
+from ingest.model.reading import Reading
 from loadgen.letters import LettersError, read_letters
 
 PREFIX = "verify-1a2b3c4d-"

@@ -7,7 +7,7 @@ import gzip
 import pytest
 
 from loadgen.post import compress, finish, head_of, render, target_of
-from tests.door import GOOD, running_door
+from tests.support.receiver import GOOD, running_door
 
 
 def test_request_is_http_as_it_stands_in_the_book() -> None:

@@ -11,8 +11,8 @@ from itertools import islice
 
 import pytest
 
-from ingest.decode import Rules, decode
-from ingest.rows import decode_rows
+from ingest.formats.json_post import Rules, decode
+from ingest.model.rows import decode_rows
 from loadgen.proof import INVALID, METRICS, REFUSED, VALID, WINDOW, Item, Names, Plan
 
 FIRST_US = 1_764_000_000_000_000

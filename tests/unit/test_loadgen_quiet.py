@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from ingest.dead_letter_format import encode_line, letter_id
-from ingest.letter import Letter
-from ingest.reading import Reading
+from ingest.dead_letters.format import encode_line, letter_id
+from ingest.model.letter import Letter
+from ingest.model.reading import Reading
 from loadgen import quiet as module
 from loadgen.quiet import read_law, settle
 

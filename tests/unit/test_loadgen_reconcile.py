@@ -11,7 +11,7 @@ import pytest
 from loadgen.ledger import Details, Final
 from loadgen.proof import REFUSED, VALID
 from loadgen.reconcile import FAULTS
-from tests.proofs import ACKED, PLAN, World
+from tests.support.proofs import ACKED, PLAN, World
 
 
 def test_honest_world_is_green_and_counted(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from loadgen.reconcile import FAULTS
 from loadgen.table import stream_rows
 from loadgen.verdict_text import text
 from loadgen.verify import REFUSED_MAX, Job, Run
-from tests.cheating_service import CHEATS, CheatingService
-from tests.proofs import PLAN, World
+from tests.support.cheating_service import CHEATS, CheatingService
+from tests.support.proofs import PLAN, World
 
 READINGS = 13_000  # so that one of them is cheated about
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.wire import ANSWER_BYTES_MAX, HEAD_BYTES_MAX, Answer, Answers, BadAnswer, Head, Wire
-from tests.peer import Line, Peer, hangs_up, is_silent, reply, resets, says
+from tests.support.peer import Line, Peer, hangs_up, is_silent, reply, resets, says
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 

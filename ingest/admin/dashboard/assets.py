@@ -1,0 +1,85 @@
+"""The files of the page: read and compressed once, served with headers that forbid all else.
+
+Nothing is loaded from anywhere but this port, no script or style stands in the markup, and no text
+can become markup (Trusted Types): what a device calls itself stays text.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+
+from ingest.http.response import Answer
+
+FOLDER = Path(__file__).parent / "page"
+_TYPES = {
+    ".html": b"text/html; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".svg": b"image/svg+xml",
+}
+CSRF_PLACE = b"{{csrf}}"
+HEADERS = (
+    b"Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; "
+    b"img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
+    b"frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'\r\n"
+    b"X-Content-Type-Options: nosniff\r\n"
+    b"Referrer-Policy: no-referrer\r\n"
+    b"Cross-Origin-Resource-Policy: same-origin\r\n"
+)
+NO_STORE = b"Cache-Control: no-store\r\n"
+_REVALIDATE = b"Cache-Control: no-cache\r\n"
+
+
+class Asset:
+    """One file that is the same for everybody."""
+
+    def __init__(self, path: Path) -> None:
+        self._plain = path.read_bytes()
+        self._small = gzip.compress(self._plain, mtime=0)
+        self._kind = _TYPES[path.suffix]
+        self._tag = f'"{blake2b(self._plain, digest_size=12).hexdigest()}"'
+
+    def answer(self, headers: Mapping[str, str]) -> Answer:
+        """Answer a request for it: 304 to a browser that has it."""
+        lines = HEADERS + _REVALIDATE + f"ETag: {self._tag}\r\nVary: Accept-Encoding\r\n".encode()
+        if headers.get("If-None-Match") == self._tag:
+            return Answer(304, b"", self._kind, headers=lines)
+        return compressed(headers, self._plain, self._kind, lines, small=self._small)
+
+
+def assets() -> dict[str, Asset]:
+    """Return what the page is made of, by path of the URL; `/` itself and the log-in are not."""
+    return {
+        f"/page/{path.name}": Asset(path)
+        for path in sorted(FOLDER.iterdir())
+        if path.suffix in _TYPES and path.suffix != ".html"
+    }
+
+
+def page(name: str) -> bytes:
+    """Return a page as it is kept, CSRF_PLACE where the token goes."""
+    return (FOLDER / f"{name}.html").read_bytes()
+
+
+def html(headers: Mapping[str, str], text: bytes, *, status: int = 200) -> Answer:
+    """Answer with a page that no cache keeps."""
+    return compressed(headers, text, _TYPES[".html"], HEADERS + NO_STORE, status=status)
+
+
+def compressed(
+    headers: Mapping[str, str],
+    plain: bytes,
+    kind: bytes,
+    lines: bytes,
+    *,
+    small: bytes | None = None,
+    status: int = 200,
+) -> Answer:
+    """Answer with a body, gzipped if the client takes that. `small` is it, if it is at hand."""
+    if "gzip" not in headers.get("Accept-Encoding", ""):
+        return Answer(status, plain, kind, headers=lines)
+    body = small if small is not None else gzip.compress(plain, 1)
+    return Answer(status, body, kind, headers=lines + b"Content-Encoding: gzip\r\n")

@@ -1,0 +1,103 @@
+"""The feed: one event a second to every open page, as server-sent events.
+
+Each event is rendered once, however many pages are open. A page that does not read gets nothing
+more until it does, and is let go after SLOW_S_MAX: it comes back and asks for what it missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ingest.admin.dashboard.assets import HEADERS, NO_STORE
+from ingest.http.response import Answer
+from ingest.model.errors import Refused
+from ingest.system.clock import monotonic_s
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+CLIENTS_MAX = 64  # a quarter of the port's connections: probes and scrapes must get in
+UNREAD_BYTES_MAX = 64 * 1024
+SLOW_S_MAX = 20.0
+RETRY_MS = 1_000
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
+    b"X-Accel-Buffering: no\r\n" + HEADERS + NO_STORE + b"\r\nretry: %d\n\n" % RETRY_MS
+)
+
+
+class Sent(Answer):
+    """What stands for an answer that has been written already."""
+
+    def __init__(self, began_s: float) -> None:
+        super().__init__(200, b"", close=True)
+        self.began_s = began_s
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write nothing."""
+
+    async def write_eof(self) -> None:
+        """Write nothing."""
+
+
+class Feed:
+    """All open pages."""
+
+    def __init__(self) -> None:
+        self.clients = 0
+        self._next: asyncio.Future[bytes] | None = None
+        self._closed = False
+
+    def send(self, event: bytes) -> None:
+        """Send an event (its data, one line) to every page that is open."""
+        waiting, self._next = self._next, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(_data(event))
+
+    def close(self) -> None:
+        """End all streams."""
+        self._closed = True
+        waiting, self._next = self._next, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(b"")
+
+    async def stream(
+        self, request: web.BaseRequest, first: bytes, own: Callable[[], bytes]
+    ) -> Answer:
+        """Keep a page informed until it is gone or the feed is closed.
+
+        `first` is the event that it gets at once (if any), not to wait for the next second; `own`
+        returns events of this page alone, whole or none, after each of everybody's. Raises Refused.
+        """
+        if self.clients >= CLIENTS_MAX:
+            raise Refused("busy", f"{CLIENTS_MAX} pages are open already", retry_after_s=10)
+        began_s = monotonic_s()
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        transport.write(_HEAD + (_data(first) if first else b""))
+        self.clients += 1
+        try:
+            read_s = monotonic_s()
+            while not self._closed:
+                if self._next is None:
+                    self._next = asyncio.get_running_loop().create_future()
+                event = await asyncio.shield(self._next)
+                if transport.is_closing():
+                    break
+                if transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+                    if monotonic_s() - read_s > SLOW_S_MAX:
+                        transport.abort()
+                        break
+                    continue
+                read_s = monotonic_s()
+                transport.write(event + own())
+        finally:
+            self.clients -= 1
+        return Sent(began_s)
+
+
+def _data(event: bytes) -> bytes:
+    return b"data: " + event + b"\n\n"

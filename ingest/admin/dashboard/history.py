@@ -1,0 +1,200 @@
+"""The last half hour of the service, second by second: what the page's curves are drawn from.
+
+Reads the counters that `metrics` keeps for all: page and /metrics cannot disagree. Bounded:
+one number per column and second, 350 kB in all. A second that nobody measured is a gap, not a 0.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ingest.model.ledger import Histogram, Metrics
+from ingest.model.letter import REASONS
+from ingest.system.clock import monotonic_s, unix_us
+
+SECONDS_KEPT = 1_800
+STATES = (  # of /readyz, as numbers in the column `state`
+    "starting",
+    "accepting",
+    "slowed",
+    "on_hold",
+    "full",
+    "disk_low",
+    "draining",
+)
+# Each is a curve or a part of one. Rates are per second, over the second before.
+COLUMNS = (
+    "posts",  # requests to the data port answered, 1/s
+    "received",  # readings/s, as the four that follow
+    "committed",
+    "duplicate",
+    "rejected",
+    *(f"dead_{reason}" for reason in REASONS),
+    "commit_p50_ms",  # of the posts committed in this second
+    "commit_p99_ms",
+    "flush_rows",  # mean of the batches of this second
+    "flush_ms",
+    "flushes",  # 1/s
+    "buffer_used_pct",  # of the room that decides who waits: the journal's, else memory's
+    "buffer_rows",
+    "disk_rows",  # of them only in the journal; all gaps if the buffer keeps none
+    "oldest_s",  # age of the oldest post in the buffer
+    "retries",  # failed writes/s
+    "held",
+    "imbalance",
+    "dlq_readings",
+    "journal_bytes",  # gaps as in `disk_rows`
+    "state",  # index into STATES
+)
+DATA_ROUTE = "/v1/readings"
+
+
+class _Counts(NamedTuple):
+    """All counters at one moment."""
+
+    at_s: float
+    rates: tuple[float, ...]  # of the columns up to the dead letters, as totals
+    commits: list[int]
+    flush_rows: tuple[int, float]
+    flush_s: tuple[int, float]
+    retries: int
+
+
+class History:
+    """The ring. `state` returns a state of STATES; all the rest is asked of `metrics`."""
+
+    def __init__(self, metrics: Metrics, *, state: Callable[[], str]) -> None:
+        self._metrics = metrics
+        self._state = state
+        self._ring = {name: array("d", [math.nan]) * SECONDS_KEPT for name in COLUMNS}
+        self._second = 0  # Unix time of the newest row
+        self._begun = 0  # and of the first
+        self._before: _Counts | None = None
+
+    @property
+    def second(self) -> int:
+        """The Unix second of the newest row; 0 before the first."""
+        return self._second
+
+    def sample(self, second: int | None = None) -> bool:
+        """Add the row of `second` (now); False if it is there already. Takes some 50 us."""
+        second = unix_us() // 1_000_000 if second is None else second
+        if second <= self._second:
+            if second > self._second - 5:
+                return False
+            self._second = 0  # the wall clock was put back: begin anew
+        if not self._second:
+            self._begun = second
+        since = second - self._second if self._second else SECONDS_KEPT
+        for missed in range(min(since, SECONDS_KEPT)):
+            for column in self._ring.values():
+                column[(second - missed) % SECONDS_KEPT] = math.nan
+        now = self._counts()
+        if self._before is not None:
+            for name, value in zip(COLUMNS, self._row(self._before, now), strict=True):
+                self._ring[name][second % SECONDS_KEPT] = value
+        self._before, self._second = now, second
+        return True
+
+    def _counts(self) -> _Counts:
+        m = self._metrics
+        answered = sum(count for (route, _), count in m.requests.items() if route == DATA_ROUTE)
+        totals = (answered, m.received, m.committed, m.duplicate, sum(m.rejected.values()))
+        dead = tuple(m.dead_lettered[reason] for reason in REASONS)
+        flushes = list(m.flush_s.values())
+        return _Counts(
+            monotonic_s(),
+            (*totals, *dead),
+            list(m.commit_s.counts),
+            (sum(m.flush_rows.counts), m.flush_rows.total),
+            (sum(sum(each.counts) for each in flushes), sum(each.total for each in flushes)),
+            sum(m.retries.values()),
+        )
+
+    def _row(self, before: _Counts, now: _Counts) -> tuple[float, ...]:
+        took_s = max(now.at_s - before.at_s, 1e-3)
+        m = self._metrics
+        commits = [b - a for a, b in zip(before.commits, now.commits, strict=True)]
+        batches, rows = _difference(before.flush_rows, now.flush_rows)
+        flushes, flush_s = _difference(before.flush_s, now.flush_s)
+        used = rows_held = oldest_s = dlq = 0.0
+        disk_rows = journal_bytes = math.nan
+        if m.gauges is not None:
+            stats = m.gauges.buffer()
+            used, rows_held, dlq = stats.used, stats.rows, m.gauges.dead_letters().live
+            if stats.oldest_received_s is not None:
+                oldest_s = now.at_s - stats.oldest_received_s
+            if stats.disk_used is not None:
+                disk_rows, journal_bytes = stats.rows_kept, m.gauges.journal().size_bytes
+        return (
+            *((b - a) / took_s for a, b in zip(before.rates, now.rates, strict=True)),
+            1000 * quantile_s(m.commit_s, commits, 0.5),
+            1000 * quantile_s(m.commit_s, commits, 0.99),
+            rows / batches if batches else math.nan,
+            1000 * flush_s / flushes if flushes else math.nan,
+            flushes / took_s,
+            100 * used,
+            rows_held,
+            disk_rows,
+            max(0.0, oldest_s),
+            (now.retries - before.retries) / took_s,
+            m.held,
+            m.imbalance,
+            dlq,
+            journal_bytes,
+            _place_of(self._state()),
+        )
+
+    def newest(self) -> list[float | int | None]:
+        """Return the newest row, one number or None for each of COLUMNS."""
+        place = self._second % SECONDS_KEPT
+        return [_short(column[place]) for column in self._ring.values()]
+
+    def since(self, second: int) -> tuple[int, dict[str, list[float | int | None]]]:
+        """Return the Unix second of the first row later than `second`, and the columns from it on.
+
+        Never before the first row, and empty columns if there is nothing later.
+        """
+        first = max(second + 1, self._second - SECONDS_KEPT + 1, self._begun)
+        places = [each % SECONDS_KEPT for each in range(first, self._second + 1)]
+        return first, {
+            name: [_short(column[place]) for place in places] for name, column in self._ring.items()
+        }
+
+
+def _place_of(state: str) -> float:
+    return STATES.index(state) if state in STATES else math.nan
+
+
+def quantile_s(histogram: Histogram, counts: Sequence[int], share: float) -> float:
+    """Return a quantile of some counts of a histogram, linear within a bucket; NaN if none.
+
+    Beyond the last bound it is that bound, as Prometheus' histogram_quantile has it.
+    """
+    total = sum(counts)
+    if not total:
+        return math.nan
+    rank = share * total
+    below, lower = 0.0, 0.0
+    for bound, count in zip(histogram.bounds, counts, strict=False):
+        if count and below + count >= rank:
+            return lower + (bound - lower) * (rank - below) / count
+        below += count
+        lower = bound
+    return histogram.bounds[-1]
+
+
+def _difference(before: tuple[int, float], now: tuple[int, float]) -> tuple[int, float]:
+    return now[0] - before[0], now[1] - before[1]
+
+
+def _short(value: float) -> float | int | None:
+    """Return a number in few digits, as a feed that goes out every second should have it."""
+    if math.isnan(value):
+        return None
+    if value.is_integer() or abs(value) >= 1000:
+        return round(value)
+    return round(value, 2)

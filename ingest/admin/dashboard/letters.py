@@ -1,0 +1,264 @@
+"""Dead letters as the page sees them: the newest ones, one in full, replay and discard.
+
+Looks from the end of the files, LOOK_BYTES_MAX of them at most, in one thread for all who ask: the
+newest letters are what somebody who opens the page asks about; `ingest dlq` sees all of them. What
+changes something holds the folder's replay lock, and marks lines through the service's own
+dead-letter thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ingest.config.settings import Settings, ts_min_us
+from ingest.dead_letters.files import segments
+from ingest.dead_letters.format import ID_AT, ID_CHARACTERS, BadLine, decode_line, reading_object
+from ingest.dead_letters.manual_replay import (
+    HandReplay,
+    Item,
+    ReplayStopped,
+    hold_replay_lock,
+    item_of_letter,
+)
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.reader import (
+    EVERYTHING,
+    LiveLetter,
+    Where,
+    device_of,
+    segment_letters,
+    undone_lines,
+)
+from ingest.formats.json_post import Rules
+from ingest.model.errors import DeadLettersBroken, IngestError, Refused
+from ingest.model.ports import Sink
+from ingest.system.clock import rfc3339
+from ingest.system.files import open_regular
+
+LISTED_MAX = 200
+LOOK_BYTES_MAX = 4 * 1024**2  # some 10,000 letters, 0.1 s in a thread
+ACT_LETTERS_MAX = 5_000
+ACT_BYTES_MAX = 16 * 1024**2
+TURN_LETTERS = 100  # decoded and written between two turns of the loop, about a millisecond
+TEXT_CHARACTERS_MAX = 300  # of an original in the list
+LOCK_WAIT_S_MAX = 5.0
+
+
+class Letters:
+    """The dead letters of one service. `make_sink` gives a sink, or None: there is no database."""
+
+    def __init__(
+        self,
+        folder: DeadLetterFolder,
+        settings: Settings,
+        make_sink: Callable[[], Sink | None],
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._make_sink = make_sink
+        self._looking = asyncio.Lock()  # many threads at once would keep the loop from the GIL
+
+    async def listed(self, where: Where, count: int) -> dict[str, Any]:
+        """Return the newest live letters that are wanted, short. Raises Refused."""
+        count = max(1, min(count, LISTED_MAX))
+        async with self._looking:
+            found, whole = await self._in_thread(lambda: newest(self._folder.folder, where, count))
+        return {"letters": [_told(each) for each in found], "looked_at_all": whole}
+
+    async def in_full(self, id_: str) -> dict[str, Any]:
+        """Return one live letter with all that is kept of it. Raises Refused `not_found`."""
+        async with self._looking:
+            found = await self._find(EVERYTHING, (id_,))
+        if not found:
+            raise Refused("not_found", "there is no such live dead letter (any more)")
+        return _told(found[0], characters_max=1_000_000)
+
+    async def discard(self, where: Where, ids: Sequence[str] | None) -> dict[str, Any]:
+        """Mark letters as done without sending them anywhere. Raises Refused."""
+        letters = await self._locked(where, ids, lambda found: self._mark(found, "discarded"))
+        return {"discarded": len(letters)}
+
+    async def replay(self, where: Where, ids: Sequence[str] | None) -> dict[str, Any]:
+        """Validate letters again and write them to the table. Raises Refused.
+
+        At most ACT_LETTERS_MAX at once; what is refused again is told, and stays.
+        """
+        sink = self._make_sink()
+        if sink is None:
+            raise Refused("starting", "the service has not seen its database yet")
+        done: list[Item] = []
+        hand = HandReplay(sink=sink, rules=self._rules(), done=done.extend)
+        stopped = ""
+
+        async def send(letters: list[LiveLetter]) -> None:
+            nonlocal stopped
+            try:
+                for start in range(0, len(letters), TURN_LETTERS):
+                    await hand.run(map(item_of_letter, letters[start : start + TURN_LETTERS]))
+                    await asyncio.sleep(0)
+            except ReplayStopped as error:
+                stopped = str(error)
+            finally:
+                await self._mark([each.source for each in done if each.source], "replayed")
+
+        try:
+            letters = await self._locked(where, ids, send)
+        finally:
+            await sink.close()
+        summary = hand.summary
+        return {
+            "asked": len(letters),
+            "replayed": summary.letters,
+            "new": summary.new,
+            "duplicate": summary.duplicate,
+            "refused": summary.refused,
+            "refusals": [
+                {"id": each.id, "code": each.code, "message": each.message}
+                for each in summary.refusals
+            ],
+            "stopped": stopped,
+        }
+
+    def _rules(self) -> Rules:
+        settings = self._settings
+        ahead_us = int(settings.ts_ahead_s_max * 1e6)
+        return Rules(settings.post_rows_max, ts_min_us(settings), ahead_us)
+
+    async def _locked(
+        self, where: Where, ids: Sequence[str] | None, act: Callable[[list[LiveLetter]], Any]
+    ) -> list[LiveLetter]:
+        """Find letters and do something with them while nobody else may mark lines."""
+        try:
+            lock = await hold_replay_lock(self._folder.folder, LOCK_WAIT_S_MAX)
+        except IngestError as error:
+            raise Refused("busy", str(error), retry_after_s=5) from error
+        with lock:
+            letters = await self._find(where, ids)
+            await act(letters)
+        return letters
+
+    async def _find(self, where: Where, ids: Sequence[str] | None) -> list[LiveLetter]:
+        named = frozenset(map(str.encode, ids)) if ids is not None else None
+        found: list[LiveLetter] = await self._in_thread(
+            lambda: _wanted(self._folder.folder, where, named)
+        )
+        return found
+
+    async def _mark(self, letters: Sequence[LiveLetter], how: str) -> None:
+        if not letters:
+            return
+        try:
+            await self._folder.mark_done(letters, how)
+        except DeadLettersBroken as error:
+            raise Refused("disk_low", "the letters could not be marked as done") from error
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        try:
+            return await asyncio.to_thread(work)
+        except OSError as error:
+            raise Refused(
+                "disk_low", f"the dead letters cannot be read: {error.strerror}"
+            ) from error
+
+
+def newest(folder: Path, where: Where, count: int) -> tuple[list[LiveLetter], bool]:
+    """Return the newest `count` live letters, newest first; whether all files were looked at.
+
+    An id that stands in two files is told once.
+    """
+    found: dict[tuple[str, str], LiveLetter] = {}
+    left = LOOK_BYTES_MAX
+    for segment in reversed(segments(folder)):
+        if left <= 0 or len(found) >= count:
+            return _first(found, count), False
+        start, size = _line_start(segment, left)
+        left -= size
+        its = deque(segment_letters(segment, start=start, where=where), maxlen=2 * count)
+        for live in reversed(its):
+            found.setdefault((live.id, live.letter.reason), live)
+        if start:
+            return _first(found, count), False
+    return _first(found, count), len(found) <= count
+
+
+def _first(found: dict[tuple[str, str], LiveLetter], count: int) -> list[LiveLetter]:
+    return list(islice(found.values(), count))
+
+
+def _line_start(segment: Path, bytes_max: int) -> tuple[int, int]:
+    """Return where the first whole line of a file's last `bytes_max` bytes starts, and its size."""
+    try:
+        size = segment.stat().st_size
+        if size <= bytes_max:
+            return 0, size
+        with open_regular(segment) as file:
+            file.seek(size - bytes_max)
+            file.readline(bytes_max)
+            return file.tell(), bytes_max
+    except FileNotFoundError:
+        return 0, 0  # finished, and removed since it was listed
+
+
+def _wanted(folder: Path, where: Where, ids: frozenset[bytes] | None) -> list[LiveLetter]:
+    """Return live letters to act on, oldest first, every line of an id."""
+    found: list[LiveLetter] = []
+    size = 0
+    for segment in segments(folder):
+        named = segment_letters(segment, where=where) if ids is None else _named(segment, ids)
+        for live in named:
+            found.append(live)
+            size += len(live.line)
+            if len(found) >= ACT_LETTERS_MAX or size >= ACT_BYTES_MAX:
+                return found
+    return found
+
+
+def _named(segment: Path, ids: frozenset[bytes]) -> Iterator[LiveLetter]:
+    """Yield the live letters with these ids; the others are not parsed: 1 us a line."""
+    for offset, line in undone_lines(segment):
+        if line[ID_AT : ID_AT + ID_CHARACTERS] in ids:
+            with contextlib.suppress(BadLine):
+                id_, failed_us, letter = decode_line(line)
+                yield LiveLetter(segment, offset, offset + len(line), id_, failed_us, letter, line)
+
+
+def _told(live: LiveLetter, characters_max: int = TEXT_CHARACTERS_MAX) -> dict[str, Any]:
+    letter = live.letter
+    original = _text(letter.original)
+    return {
+        "id": live.id,
+        "reason": letter.reason,
+        "code": letter.code,
+        "message": letter.message[:characters_max],
+        "field": letter.field,
+        "attempts": letter.attempts,
+        "received_at": _when(letter.received_us),
+        "failed_at": _when(live.failed_us),
+        "device": device_of(letter),
+        "reading": reading_object(letter.reading) if letter.reading is not None else None,
+        "original": original[:characters_max] if original is not None else None,
+        "cut": original is not None and len(original) > characters_max,
+    }
+
+
+def _text(original: bytes | None) -> str | None:
+    if original is None:
+        return None
+    try:
+        return original.decode()
+    except UnicodeDecodeError:
+        return "base64:" + base64.b64encode(original).decode()
+
+
+def _when(us: int) -> str | int:
+    try:
+        return rfc3339(us)
+    except OverflowError:
+        return us

@@ -1,0 +1,309 @@
+"""The dashboard: its addresses on the admin port, and the tick that feeds it.
+
+    /                       the page (or the log-in)      /history, /feed    the curves, their news
+    /devices[/readings]     devices seen, last readings   /dead-letters[/..] list, replay, discard
+
+A reader: it asks metrics, buffer and files, and looks later at what the door has shown it. Nothing
+of the path waits for it. Who may see and act is the guard's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
+
+import orjson
+
+from ingest.admin.dashboard.assets import (
+    CSRF_PLACE,
+    NO_STORE,
+    Asset,
+    assets,
+    compressed,
+    html,
+    page,
+)
+from ingest.admin.dashboard.devices import Devices
+from ingest.admin.dashboard.feed import Feed
+from ingest.admin.dashboard.history import COLUMNS, SECONDS_KEPT, STATES, History
+from ingest.admin.dashboard.letters import LISTED_MAX, Letters
+from ingest.admin.dashboard.query import device, number, parameters, wanted, where
+from ingest.admin.dashboard.tail import Tail, Told
+from ingest.admin.guard import Guard
+from ingest.config.settings import Settings
+from ingest.http.bodies import Bodies
+from ingest.http.request import Request, WholeRequest
+from ingest.http.response import JSON, Answer
+from ingest.http.routes import POST, READ, Page
+from ingest.model.errors import Refused
+from ingest.model.ledger import Metrics
+from ingest.model.reading import Reading
+from ingest.sinks.postgres.lookup import READINGS_MAX, Lookup
+from ingest.system.clock import rfc3339, sleep_unless, unix_us
+from ingest.system.logs import Occasionally, get_logger
+
+LATE_S = 0.05  # a tick is so long after the full second, so that it is not before it
+FOLLOWED_TOLD_MAX = 20
+SILENT_S = 60.0
+WRONG_TOKEN_S = 0.3  # who guesses shall not guess fast
+GET = ("GET",)
+
+Look = Callable[[Request, str], Awaitable[Answer]]
+
+
+class Sources(NamedTuple):
+    """What the dashboard reads of the running service, all of it cheap and never waiting.
+
+    `hold_message` is what the database said; `lookup` is None until there is a database.
+    """
+
+    version: str
+    metrics: Metrics
+    readyz: Callable[[], tuple[int, bytes]]
+    hold_message: Callable[[], str]
+    lookup: Callable[[], Lookup | None]
+
+
+class Dashboard:
+    """The dashboard of one service. `run` ticks; `close` ends all streams, before the port."""
+
+    def __init__(
+        self, settings: Settings, sources: Sources, letters: Letters, guard: Guard
+    ) -> None:
+        self._settings = settings
+        self._sources = sources
+        self._letters = letters
+        self._guard = guard
+        self._bodies = Bodies(Settings())
+        self._started_us = unix_us()
+        self.listen = ""  # of the data port, once it is known
+        self.tail = Tail()
+        self.devices = Devices()
+        self.history = History(sources.metrics, state=self._state)
+        self.feed = Feed()
+        self._told = Told([], [], 0, [], False)
+        self._log = get_logger("dashboard")
+        self._occasionally = Occasionally(60.0)
+        self._page, self._log_in = page("index"), page("login")
+
+    def _state(self) -> str:
+        state: str = orjson.loads(self._sources.readyz()[1])["state"]
+        return state
+
+    @property
+    def pages(self) -> dict[str, Page]:
+        """The addresses, for a Site."""
+        looks: dict[str, Look] = {
+            "/history": self._history,
+            "/feed": self._feed,
+            "/devices": self._devices,
+            "/devices/readings": self._readings,
+            "/dead-letters": self._dead_letters,
+        }
+        return {
+            "/": Page(READ, self._front),
+            "/login": Page(POST, self._logged_in),
+            **{path: Page(READ, _asset(asset)) for path, asset in assets().items()},
+            **{path: Page(GET, self._guarded(look)) for path, look in looks.items()},
+            "/dead-letters/replay": Page(POST, self._replay),
+            "/dead-letters/discard": Page(POST, self._discard),
+        }
+
+    # The tick
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Tick at every full second until `stop` is set. A tick that fails is only a gap."""
+        while True:
+            now_s = unix_us() / 1e6
+            if await sleep_unless(stop, 1.0 - now_s % 1.0 + LATE_S):
+                return
+            try:
+                await self.tick()
+            except Exception:  # a fault of the page must not stop the service
+                kept_back = self._occasionally.due("tick")
+                if kept_back is not None:
+                    self._log.error("tick_failed", exc_info=True, similar_suppressed=kept_back)
+
+    async def tick(self) -> None:
+        """Measure, take in what the door has shown, tell the pages."""
+        if not self.history.sample():
+            return
+        self._told = self.tail.take()
+        self.devices.rejected(self._told.rejected)
+        if self._told.rejected_sampled:
+            self.devices.rejected_sampled = True
+        if self.devices.is_due():
+            await self.devices.look()
+        if self.feed.clients:
+            self.feed.send(self._event())
+
+    def _event(self) -> bytes:
+        m = self._sources.metrics
+        figures: dict[str, Any] = {
+            "received": m.received,
+            "committed": m.committed,
+            "duplicate": m.duplicate,
+            "rejected": sum(m.rejected.values()),
+            "dead": m.dead_lettered,
+            "recovered": m.recovered,
+            "replayed": m.replayed,
+            "dropped": m.dropped,
+        }
+        if m.gauges is not None:
+            letters = m.gauges.dead_letters()
+            figures["dlq"] = [letters.size_bytes, round(letters.oldest_age_s)]
+            figures["db_up"] = m.gauges.database_up()
+            if self._settings.buffer == "journal":
+                figures["damaged"] = m.gauges.journal().damaged
+        return orjson.dumps(
+            {
+                "t": self.history.second,
+                "v": self.history.newest(),
+                "ready": orjson.Fragment(self._sources.readyz()[1]),
+                "said": self._sources.hold_message()[:500],
+                "sum": figures,
+            }
+        )
+
+    # Looking
+
+    def _guarded(self, look: Look) -> Callable[[Request, str, float], Awaitable[Answer]]:
+        async def answer(request: Request, query: str, _received_s: float) -> Answer:
+            self._guard.check_look(request.headers)
+            return await look(request, query)
+
+        return answer
+
+    async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
+        if not self._guard.may_look(request.headers):
+            return html(request.headers, self._log_in, status=401)
+        text = self._page.replace(CSRF_PLACE, self._guard.csrf.encode())
+        return html(request.headers, text)
+
+    async def _history(self, request: Request, query: str) -> Answer:
+        given = parameters(query, "since")
+        first, columns = self.history.since(int(number(given, "since", 0, 0, 1e12)))
+        settings = self._settings
+        document = {
+            "version": self._sources.version,
+            "started": rfc3339(self._started_us - self._started_us % 1_000_000),
+            "listen": self.listen,
+            "seconds_kept": SECONDS_KEPT,
+            "states": STATES,
+            "order": COLUMNS,
+            "buffer": settings.buffer,
+            "buffer_rows_max": settings.buffer_rows_max,
+            "journal_bytes_max": settings.journal_bytes_max,
+            "batch_rows_max": settings.batch_rows_max,
+            "dlq_bytes_max": settings.dlq_bytes_max,
+            "hold_probe_s": settings.hold_probe_s,
+            "first": first,
+            "columns": columns,
+        }
+        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+
+    async def _feed(self, request: Request, query: str) -> Answer:
+        given = parameters(query, "tail", "device_id")
+        followed = device(given) if given.get("device_id") else None
+        with self._watching(followed, tail=given.get("tail") == "true"):
+            first = self._event() if self.history.second else b""
+            assert not isinstance(request, WholeRequest), "the admin port goes aiohttp's way"
+            return await self.feed.stream(request, first, lambda: self._tail_event(given, followed))
+
+    @contextlib.contextmanager
+    def _watching(self, followed: str | None, *, tail: bool) -> Iterator[None]:
+        if followed is not None and not self.tail.follow(followed):
+            raise Refused("busy", "too many devices are followed already", retry_after_s=5)
+        self.tail.watched += tail
+        try:
+            yield
+        finally:
+            self.tail.watched -= tail
+            if followed is not None:
+                self.tail.unfollow(followed)
+
+    def _tail_event(self, given: dict[str, str], followed: str | None) -> bytes:
+        if given.get("tail") != "true":
+            return b""
+        told = self._told
+        readings = told.sampled
+        if followed is not None:
+            readings = [each for each in told.followed if each.device_id == followed]
+            readings = readings[-FOLLOWED_TOLD_MAX:]
+        document = {"posts": told.posts, "readings": [_line(each) for each in readings]}
+        return b"event: tail\ndata: " + orjson.dumps(document) + b"\n\n"
+
+    async def _devices(self, request: Request, query: str) -> Answer:
+        given = parameters(query, "silent_s")
+        silent_s = number(given, "silent_s", SILENT_S, 1, 31_536_000)
+        report = orjson.dumps(await self.devices.report(silent_s))
+        return compressed(request.headers, report, JSON, NO_STORE)
+
+    async def _readings(self, _request: Request, query: str) -> Answer:
+        given = parameters(query, "device_id", "limit")
+        device_id = device(given)
+        count = int(number(given, "limit", 20, 1, READINGS_MAX))
+        lookup = self._sources.lookup()
+        if lookup is None:
+            raise Refused("starting", "the service has not seen its database yet")
+        document = {
+            "device_id": device_id,
+            "seen": self.devices.told(device_id),
+            "readings": await lookup.last_readings(device_id, count),
+        }
+        return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
+
+    async def _dead_letters(self, request: Request, query: str) -> Answer:
+        given = parameters(query, "id", "reason", "code", "device", "limit")
+        if id_ := given.get("id"):
+            document = await self._letters.in_full(id_)
+        else:
+            count = int(number(given, "limit", 50, 1, LISTED_MAX))
+            document = await self._letters.listed(where(given), count)
+        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+
+    # Acting
+
+    async def _replay(self, request: Request, _query: str, _received_s: float) -> Answer:
+        asked = wanted(await self._body_of_action(request))
+        return Answer(200, orjson.dumps(await self._letters.replay(asked.where, asked.ids)))
+
+    async def _discard(self, request: Request, _query: str, _received_s: float) -> Answer:
+        asked = wanted(await self._body_of_action(request))
+        return Answer(200, orjson.dumps(await self._letters.discard(asked.where, asked.ids)))
+
+    async def _body_of_action(self, request: Request) -> bytes:
+        self._guard.check_act(request.headers)
+        return await self._body(request)
+
+    async def _body(self, request: Request) -> bytes:
+        async with self._bodies.received(request) as body:
+            return body
+
+    async def _logged_in(self, request: Request, _query: str, _at_s: float) -> Answer:
+        self._guard.check_host(request.headers)
+        form = (await self._body(request)).decode("utf-8", "replace")
+        token = parameters(form, "token").get("token", "").strip()
+        if not self._guard.is_token(token):
+            await asyncio.sleep(WRONG_TOKEN_S)
+            text = self._log_in.replace(b"hidden data-wrong", b"data-wrong")
+            return html(request.headers, text, status=401)
+        lines = b"Location: /\r\n" + NO_STORE + self._guard.cookie_line()
+        return Answer(303, b"", JSON, headers=lines)
+
+    def close(self) -> None:
+        """End all streams."""
+        self.feed.close()
+
+
+def _asset(asset: Asset) -> Callable[[Request, str, float], Awaitable[Answer]]:
+    async def answer(request: Request, _query: str, _received_s: float) -> Answer:
+        return asset.answer(request.headers)
+
+    return answer
+
+
+def _line(reading: Reading) -> list[Any]:
+    return [reading.ts_us, reading.device_id, reading.metric, reading.value]

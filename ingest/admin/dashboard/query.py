@@ -1,0 +1,100 @@
+"""What a request to the page's addresses asks for: query parameters and bodies, checked."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+import orjson
+
+from ingest.dead_letters.format import ID_CHARACTERS
+from ingest.dead_letters.reader import Where
+from ingest.http.response import shown
+from ingest.model.errors import Refused
+from ingest.model.letter import REASONS
+from ingest.model.reading import name_fault
+
+IDS_MAX = 500
+
+
+class Wanted(NamedTuple):
+    """Which dead letters an action is about: those of `ids`, or (None) all that `where` wants."""
+
+    where: Where
+    ids: tuple[str, ...] | None
+
+
+def parameters(text: str, *known: str) -> dict[str, str]:
+    """Parse a query string. Raises Refused for names that are not known or stand twice."""
+    given: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError as error:  # replaced, it would be the name of another device
+        raise Refused("bad_parameter", "the query string is not UTF-8") from error
+    for name, value in pairs:
+        if name not in known:
+            raise Refused(
+                "unknown_parameter",
+                f"there is no query parameter {shown(name)}; known: {', '.join(known) or 'none'}",
+            )
+        if name in given:
+            raise Refused("bad_parameter", f"{name} is given twice")
+        given[name] = value
+    return given
+
+
+def number(given: dict[str, str], name: str, default: float, least: float, most: float) -> float:
+    """Return a number out of parameters. Raises Refused `bad_parameter`."""
+    text = given.get(name, "")
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise Refused("bad_parameter", f"{name} is a number from {least:g} to {most:g}")
+    return value
+
+
+def device(given: dict[str, str], name: str = "device_id") -> str:
+    """Return the device that is named. Raises Refused `bad_parameter`."""
+    device_id = given.get(name, "")
+    if fault := name_fault(device_id):
+        raise Refused("bad_parameter", f"{name} {fault[1]}")
+    return device_id
+
+
+def where(given: dict[str, Any]) -> Where:
+    """Return which dead letters are wanted. Raises Refused `bad_parameter`."""
+    texts: dict[str, str | None] = {}
+    for name in ("reason", "code", "device"):
+        value = given.get(name)
+        # Not even false or [] may stand for "any": a discard would take everything.
+        if value is not None and not isinstance(value, str):
+            raise Refused("bad_parameter", f"{name} is a text")
+        texts[name] = value or None
+    reason = texts["reason"]
+    if reason is not None and reason not in REASONS:
+        raise Refused("bad_parameter", f"reason is one of {', '.join(REASONS)}")
+    return Where((reason,) if reason else None, texts["code"], texts["device"])
+
+
+def wanted(body: bytes) -> Wanted:
+    """Read `{"ids": [..]}` or `{"where": {..}}`, one of them. Raises Refused."""
+    try:
+        asked: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused("not_json", "the body is not JSON") from error
+    if not isinstance(asked, dict) or len(asked) != 1 or not asked.keys() <= {"ids", "where"}:
+        raise Refused("bad_request", 'the body is {"ids": [..]} or {"where": {..}}')
+    if isinstance(conditions := asked.get("where"), dict):
+        if not conditions.keys() <= {"reason", "code", "device"}:
+            raise Refused("bad_request", "where takes reason, code and device")
+        return Wanted(where(conditions), None)
+    ids = asked.get("ids")
+    if not isinstance(ids, list) or not 0 < len(ids) <= IDS_MAX or not all(map(_is_id, ids)):
+        raise Refused("bad_request", f"ids is a list of 1 to {IDS_MAX} ids, in full")
+    return Wanted(Where(), tuple(ids))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == ID_CHARACTERS and value.isalnum()

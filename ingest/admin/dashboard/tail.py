@@ -1,0 +1,132 @@
+"""A live tail: some readings as they come in, and what the door found wrong with others.
+
+The door shows every decoded post to `Tail.witness`, which keeps a few of them a second (or, while
+somebody follows a device, looks for its name in the post's bytes) and returns: 0.1 us a post when
+nobody looks. Decoding happens later, once a second, and only for what was kept. Bounded everywhere;
+what does not fit is left out, never waited for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ingest.dead_letters.reader import device_in
+from ingest.formats.json_post import Decoded, ItemError
+from ingest.model.letter import REFUSED, Letter
+from ingest.model.ports import DeadLetters
+from ingest.model.reading import Reading
+from ingest.model.rows import DEVICE_COLUMN, device_needle, first_readings
+
+POSTS_PER_PERIOD = 3  # sampled; the periods are those between two calls of `take`
+HEAD_BYTES = 1_200  # of a post: two rows at least, whatever their names
+ROWS_PER_POST = 3
+FOLLOWED_MAX = 8  # devices at once, over all pages
+FOUND_MAX = 25  # readings of followed devices per period
+ERRORS_MAX, ERROR_BYTES_MAX = 500, 4_096  # per period, and of each
+
+
+class Told(NamedTuple):
+    """What one period brought. `followed` holds the readings of devices that are followed."""
+
+    sampled: list[Reading]
+    followed: list[Reading]
+    posts: int  # all posts with a valid reading, sampled or not
+    rejected: list[str]  # device of each rejected item, as far as it names one
+    rejected_sampled: bool  # there were more
+
+
+class Tail:
+    """The tail of one door. `watched` is how many pages look at it."""
+
+    def __init__(self) -> None:
+        self.watched = 0
+        self._followed: dict[str, int] = {}  # device -> pages that follow it
+        self._needles: list[bytes] = []
+        self._posts = 0
+        self._left = 0
+        self._heads: list[bytes] = []
+        self._found: deque[bytes] = deque(maxlen=FOUND_MAX)
+        self._errors: list[ItemError] = []
+        self._errors_left_out = False
+        self._refused: list[str] = []
+
+    def witness(self, decoded: Decoded) -> None:
+        """Look at a decoded post, quickly. Cannot fail."""
+        block, errors = decoded
+        self._posts += 1
+        if errors:
+            room = max(0, ERRORS_MAX - len(self._errors))
+            kept = [each for each in errors[:room] if len(each.original) <= ERROR_BYTES_MAX]
+            self._errors += kept
+            self._errors_left_out = self._errors_left_out or len(errors) > len(kept)
+        if block is None:
+            return
+        if self._left:
+            self._left -= 1
+            self._heads.append(block.tuples[:HEAD_BYTES])
+        for needle in self._needles:
+            at = block.tuples.find(needle)
+            if at >= DEVICE_COLUMN:
+                start = at - DEVICE_COLUMN
+                self._found.append(block.tuples[start : start + HEAD_BYTES])
+
+    def refused(self, letters: Sequence[Letter]) -> None:
+        """Note whose readings the database refused."""
+        room = max(0, ERRORS_MAX - len(self._refused))
+        refused = [each.reading for each in letters if each.reason == REFUSED and each.reading]
+        self._refused += [each.device_id for each in refused[:room]]
+        self._errors_left_out = self._errors_left_out or len(refused) > room
+
+    def follow(self, device_id: str) -> bool:
+        """Look for a device in every post from now on; False if too many are followed already."""
+        if device_id not in self._followed and len(self._followed) >= FOLLOWED_MAX:
+            return False
+        self._followed[device_id] = self._followed.get(device_id, 0) + 1
+        self._needles = [device_needle(each) for each in self._followed]
+        return True
+
+    def unfollow(self, device_id: str) -> None:
+        """Take back one `follow`."""
+        self._followed[device_id] -= 1
+        if not self._followed[device_id]:
+            del self._followed[device_id]
+        self._needles = [device_needle(each) for each in self._followed]
+
+    def take(self) -> Told:
+        """Return what was kept since the last call, decoded, and begin the next period."""
+        heads, self._heads = self._heads, []
+        found = list(self._found)
+        self._found.clear()
+        errors, self._errors = self._errors, []
+        more, self._errors_left_out = self._errors_left_out, False
+        posts, self._posts = self._posts, 0
+        self._left = POSTS_PER_PERIOD if self.watched else 0
+        refused, self._refused = self._refused, []
+        devices = [device[:128] for error in errors if (device := device_in(error.original))]
+        return Told(
+            [reading for head in heads for reading in first_readings(head, ROWS_PER_POST)],
+            [
+                reading
+                for head in found
+                for reading in first_readings(head, ROWS_PER_POST)
+                if reading.device_id in self._followed
+            ],
+            posts,
+            devices + refused,
+            more,
+        )
+
+
+class WitnessedLetters:
+    """A ports.DeadLetters that shows the tail what it has appended to another one."""
+
+    def __init__(self, letters: DeadLetters, tail: Tail) -> None:
+        self._letters = letters
+        self._tail = tail
+
+    async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
+        """Append; see ports.DeadLetters."""
+        await self._letters.append(letters, from_door=from_door)
+        self._tail.refused(letters)

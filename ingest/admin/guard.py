@@ -1,0 +1,117 @@
+"""Who may see the page and act: the Host header, the token, the cookie, the CSRF token.
+
+On the loopback everybody on this machine may look; a page of another site must not, so the Host
+has to be a name of the loopback (a name that an attacker points to 127.0.0.1 is none) and actions
+need the CSRF token of the page. Beyond the loopback all of it needs the token, as `Authorization:
+Bearer` or as the cookie that the log-in sets. Probes and /metrics do not come by here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from hashlib import blake2b
+from urllib.parse import urlsplit
+
+from ingest.model.errors import Refused
+
+CSRF_HEADER = "X-CSRF-Token"
+LOOPBACK_NAMES = frozenset({"localhost", "localhost."})
+
+
+class Guard:
+    """The guard of one admin port. Strict until `bound` says that it listens on the loopback."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+        self._cookie = self._derived(b"cookie")
+        self.csrf = self._derived(b"csrf")
+        self.cookie_name = "ingest-" + self._derived(b"name")[:8]  # a cookie knows no port
+        self._loopback = False
+
+    def _derived(self, use: bytes) -> str:
+        return blake2b(use, key=self._token[:64], digest_size=24).hexdigest()
+
+    def bound(self, address: str) -> None:
+        """Say where the port listens, HOST:PORT as bound."""
+        host = address.rpartition(":")[0].strip("[]").partition("%")[0]
+        self._loopback = ipaddress.ip_address(host).is_loopback
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether a token is needed to look."""
+        return not self._loopback
+
+    def check_host(self, headers: Mapping[str, str]) -> None:
+        """Refuse names that are not of the loopback, where that is where we listen."""
+        if self._loopback and not _is_loopback_name(headers.get("Host", "")):
+            raise Refused("wrong_host", "this port answers to localhost, 127.0.0.1 and [::1] only")
+
+    def knows(self, headers: Mapping[str, str]) -> bool:
+        """Whether the request carries the token, or the cookie of a log-in."""
+        kind, _, given = headers.get("Authorization", "").partition(" ")
+        if kind.lower() == "bearer" and self.is_token(given.strip()):
+            return True
+        for part in headers.get("Cookie", "").split(";"):
+            name, _, value = part.strip().partition("=")
+            if name == self.cookie_name and _same(value, self._cookie.encode()):
+                return True
+        return False
+
+    def is_token(self, given: str) -> bool:
+        """Whether this is the token, in constant time."""
+        return _same(given, self._token)
+
+    def may_look(self, headers: Mapping[str, str]) -> bool:
+        """Whether page and feed may be shown. Raises Refused `wrong_host`."""
+        self.check_host(headers)
+        return self._loopback or self.knows(headers)
+
+    def check_look(self, headers: Mapping[str, str]) -> None:
+        """Raise Refused unless page and feed may be shown."""
+        if not self.may_look(headers):
+            raise Refused("unauthorized", "beyond the loopback the page needs the admin token")
+
+    def check_act(self, headers: Mapping[str, str]) -> None:
+        """Raise Refused unless the request may change something: it comes from our own page."""
+        self.check_look(headers)
+        bearer = headers.get("Authorization", "")
+        if bearer and self.knows({"Authorization": bearer}):
+            return  # no browser sends that by itself
+        if headers.get("Sec-Fetch-Site", "same-origin") != "same-origin" or not _same_origin(
+            headers
+        ):
+            raise Refused("forbidden", "the request comes from another site")
+        if not _same(headers.get(CSRF_HEADER, ""), self.csrf.encode()):
+            raise Refused("forbidden", f"{CSRF_HEADER} is missing or old: load the page again")
+
+    def cookie_line(self) -> bytes:
+        """Return the header that logs a browser in, until it is closed."""
+        return (
+            f"Set-Cookie: {self.cookie_name}={self._cookie}; Path=/; HttpOnly; SameSite=Strict\r\n"
+        ).encode()
+
+
+def _same(given: str, wanted: bytes) -> bool:
+    # Header bytes that are no UTF-8 arrive as surrogates: encode them back, do not fail.
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted)
+
+
+def _same_origin(headers: Mapping[str, str]) -> bool:
+    origin = headers.get("Origin")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("Host")
+    except ValueError:  # brackets that hold no IPv6 address
+        return False
+
+
+def _is_loopback_name(host: str) -> bool:
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    name = name.lower()
+    if name in LOOPBACK_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False

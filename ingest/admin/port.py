@@ -1,0 +1,109 @@
+"""The admin port: probes, metrics, `hold` and `hold/release`, and the pages of the dashboard.
+
+Promises: probes and /metrics need no token; `hold/release` needs that of the state folder, or to
+come from our own page; `hold`, which may quote a reading, is for who may look at the dashboard.
+Does not: take readings, or know what the dashboard's pages do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from ingest.admin.exposition import Exposition
+from ingest.admin.guard import CSRF_HEADER, Guard
+from ingest.config.settings import Settings
+from ingest.http.bodies import Bodies
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from ingest.http.routes import POST, READ, Page, Site, probes
+from ingest.model.errors import Refused
+from ingest.model.ledger import Metrics
+from ingest.system.logs import get_logger
+
+METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+CONNECTIONS_MAX = 256
+
+
+class Admin:
+    """The admin port. `release_hold(dead_letter)` makes the writers try at once, if they wait.
+
+    It returns whether they do. `said` returns what the database said last, while they wait.
+    `pages` are further addresses, which see to it by themselves who may look.
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        exposition: Exposition,
+        health: Callable[[], tuple[int, bytes]],
+        said: Callable[[], str],
+        guard: Guard,
+        release_hold: Callable[[bool], bool],
+        pages: Mapping[str, Page],
+    ) -> None:
+        self._shown = exposition
+        self._said = said
+        self._guard = guard
+        self._release_hold = release_hold
+        defaults = Settings()
+        self._bodies = Bodies(defaults)
+        self._site = Site(
+            {
+                **pages,
+                "/metrics": Page(READ, self._exposition),
+                **probes(health),
+                "/hold": Page(READ, self._hold),
+                "/hold/release": Page(POST, self._release),
+            },
+            metrics,
+            flag="--admin-listen",
+            tokens="for page and actions, not for probes and /metrics",
+            connections_max=CONNECTIONS_MAX,
+            header_s_max=defaults.header_s_max,
+            keepalive_s_max=defaults.keepalive_s_max,
+        )
+        self._log = get_logger("admin")
+
+    async def start(self, host: str, port: int) -> str:
+        """Listen; return the real HOST:PORT. Raises StartError that names --admin-listen."""
+        return await self._site.start(host, port)
+
+    async def close(self) -> None:
+        """Close the port. Repeatable."""
+        await self._site.close()
+
+    async def _exposition(self, _request: Request, _query: str, _at_s: float) -> Answer:
+        return Answer(200, self._shown.text(), METRICS_TEXT)
+
+    async def _hold(self, request: Request, _query: str, _at_s: float) -> Answer:
+        self._guard.check_look(request.headers)
+        return Answer(200, orjson.dumps({"said": self._said()}))
+
+    async def _release(self, request: Request, _query: str, _at_s: float) -> Answer:
+        headers = request.headers
+        if CSRF_HEADER in headers:
+            self._guard.check_act(headers)
+        elif not self._guard.knows({"Authorization": headers.get("Authorization", "")}):
+            raise Refused("unauthorized", "the token is in the state folder's service file")
+        async with self._bodies.received(request) as body:
+            dead_letter = _dead_letter_asked(body)
+        released = self._release_hold(dead_letter)
+        if released:
+            self._log.warning("hold_released", dead_letter=dead_letter)
+        return Answer(200, orjson.dumps({"released": released}))
+
+
+def _dead_letter_asked(body: bytes) -> bool:
+    """Read `{"dead_letter": bool}`; an absent body or member means no. Raises Refused."""
+    try:
+        asked: Any = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise Refused("not_json", "the body is not JSON") from error
+    dead_letter = asked.get("dead_letter", False) if isinstance(asked, dict) else None
+    if not isinstance(dead_letter, bool):
+        raise Refused("bad_request", 'the body is {"dead_letter": true or false}')
+    return dead_letter

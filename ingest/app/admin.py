@@ -1,0 +1,90 @@
+"""The composition root's other half: the admin port and the dashboard on it, which only read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ingest import __version__
+from ingest.admin.dashboard.letters import Letters
+from ingest.admin.dashboard.pages import Dashboard, Sources
+from ingest.admin.dashboard.tail import WitnessedLetters
+from ingest.admin.exposition import Exposition
+from ingest.admin.guard import Guard
+from ingest.admin.port import Admin
+from ingest.config.settings import Settings, split_address
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.model.ledger import Metrics
+from ingest.sinks.postgres.lookup import Lookup
+from ingest.sinks.postgres.sink import SinkPostgres
+
+
+class Looking:
+    """The admin port of one service, its dashboard, its guard, its own lines to the database.
+
+    `readyz` is Health's, `said` returns what the database said last. Buffer and journal are asked
+    through the gauges of `metrics`. The database is known once `database` has been told.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        metrics: Metrics,
+        dead_letters: DeadLetterFolder,
+        readyz: Callable[[], tuple[int, bytes]],
+        said: Callable[[], str],
+        token: str,
+        release_hold: Callable[[bool], bool],
+    ) -> None:
+        self._settings = settings
+        self._database_url: str | None = None
+        self._lookup: Lookup | None = None
+        self.guard = Guard(token)
+        self._dead_letters = dead_letters
+        self.dashboard = Dashboard(
+            settings,
+            Sources(__version__, metrics, readyz, said, lambda: self._lookup),
+            Letters(dead_letters, settings, self._sink),
+            self.guard,
+        )
+        self.admin = Admin(
+            metrics=metrics,
+            exposition=Exposition(metrics, __version__),
+            health=readyz,
+            said=said,
+            guard=self.guard,
+            release_hold=release_hold,
+            pages=self.dashboard.pages,
+        )
+
+    def _sink(self) -> SinkPostgres | None:
+        if self._database_url is None:
+            return None
+        return SinkPostgres(self._database_url, self._settings, name="iot-ingest dashboard replay")
+
+    @property
+    def witnessed_letters(self) -> WitnessedLetters:
+        """The dead letters for the writers: the page counts whose readings are refused."""
+        return WitnessedLetters(self._dead_letters, self.dashboard.tail)
+
+    async def start(self, listen: str, admin_listen: str) -> str:
+        """Listen at `admin_listen`; return the real HOST:PORT. `listen` is that of the data port.
+
+        Raises StartError that names --admin-listen.
+        """
+        bound = await self.admin.start(*split_address(admin_listen))
+        self.dashboard.listen = listen
+        self.guard.bound(bound)
+        return bound
+
+    def database(self, url: str) -> None:
+        """Say where the database is."""
+        self._database_url = url
+        self._lookup = Lookup(url)
+
+    async def close(self) -> None:
+        """End the streams, the line to the database and the port. Repeatable."""
+        self.dashboard.close()
+        if self._lookup is not None:
+            await self._lookup.close()
+        await self.admin.close()

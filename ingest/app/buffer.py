@@ -1,0 +1,97 @@
+"""The buffer that the settings choose: made, opened, and emptied at a drain's end.
+
+Does not: hold a reading itself, or know the door and the writers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from ingest.buffers.journal.buffer import JournalBuffer
+from ingest.buffers.journal.loader import Loader
+from ingest.buffers.journal.log import Journal
+from ingest.buffers.journal.reader import segment_files
+from ingest.buffers.memory import MemoryBuffer
+from ingest.config.settings import Settings
+from ingest.model.errors import StartError
+from ingest.model.ledger import Metrics
+from ingest.model.ports import DeadLetters
+from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
+from ingest.system.logs import get_logger
+from ingest.system.state_folder import StateFolder
+from ingest.writer.set_aside import set_aside_rest
+
+Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
+
+
+def make_buffer(settings: Settings, folder: StateFolder, metrics: Metrics) -> MemoryBuffer:
+    """Return the buffer of `settings.buffer`; touches nothing yet."""
+    bounds: dict[str, Any] = {
+        "rows_max": settings.buffer_rows_max,
+        "bytes_max": settings.buffer_bytes_max,
+        "put_wait_s_max": settings.put_wait_s_max,
+    }
+    if settings.buffer == "memory":
+        return MemoryBuffer(**bounds)
+    journal = Journal(
+        folder.journal,
+        segment_bytes=settings.journal_segment_bytes,
+        observe_sync_s=metrics.journal_sync_s.observe,
+    )
+    return JournalBuffer(journal, journal_bytes_max=settings.journal_bytes_max, **bounds)
+
+
+def open_buffer(
+    buffer: MemoryBuffer,
+    settings: Settings,
+    folder: StateFolder,
+    metrics: Metrics,
+    announce: Callable[[str], None],
+) -> list[Work]:
+    """Open a journal; return what reads it, to be run while posts come in already.
+
+    Raises StartError. A journal that the settings do not ask for is not touched, and named.
+    """
+    if isinstance(buffer, JournalBuffer):
+        parts = folder.durable_parts(embedded=not settings.database_url)
+        check_promise(parts, unsafe=settings.journal_unsafe)
+        buffer.open()
+        loader = Loader(buffer, metrics)
+        return [loader.scan, loader.load]
+    left = segment_files(folder.journal)
+    if left:
+        get_logger("journal").warning("journal_left_behind", files=len(left), why="buffer=memory")
+        announce(
+            f"a journal of {len(left)} files lies in {folder.journal} and is NOT read with "
+            "--buffer memory: start with --buffer journal to store what it holds"
+        )
+    return []
+
+
+def check_promise(folders: Sequence[Path], *, unsafe: bool) -> None:
+    """Check that what is kept in `folders` outlives a crash of the machine, as `durable` promises.
+
+    Raises StartError if it does not, unless `unsafe`; warns where it may not.
+    """
+    for folder in folders:
+        kind = filesystem_of(folder)
+        if is_volatile(kind) and not unsafe:
+            raise StartError(
+                f"{folder} would be on {kind}, which forgets all at a restart: a 202 would not be "
+                "durable; choose another --state-dir, or --buffer memory, or say that it does not "
+                "matter: --journal-unsafe true"
+            )
+        if is_volatile(kind) or is_remote(kind):
+            get_logger("journal").warning(
+                "file_system", folder=folder, kind=kind, why="what is fsynced there may be lost"
+            )
+
+
+async def keep_rest(buffer: MemoryBuffer, dead_letters: DeadLetters, metrics: Metrics) -> None:
+    """See to what nobody will write any more: it stays in the journal, or is dead-lettered."""
+    if isinstance(buffer, JournalBuffer):
+        await buffer.keep_rest()
+    await set_aside_rest(buffer, dead_letters, metrics)

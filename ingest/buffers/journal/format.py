@@ -1,0 +1,238 @@
+"""The journal's files, byte by byte: written and read here only. All numbers are big-endian.
+
+A segment `journal-FIRST-SALT.log` (FIRST: the least sequence it may hold, 20 digits; SALT: 8 hex):
+
+    header, 32 bytes   magic "IOTJRNL\\n" | version u32 | first u64 | salt u32 | zero u32
+                       | crc32 u32
+    frame, 44 + n      mark f7 4a 52 0a | crc32 u32 | length u32 (= n) | sequence u64 | rows u32
+                       | received_us i64 | newest_ts_us i64 | zero u32 | tuples, n bytes
+
+The CRC of a frame is over all that follows it, begun with the salt. A salt is random and secret,
+so nobody can post readings that look like a frame: after damage the reader looks for the next mark
+with a right CRC and a greater sequence, and goes on from there. Sequences increase in a segment and
+over segments; there may be gaps (of what could not be written). `tuples` are block.py's rows.
+
+Beside it `journal-FIRST-SALT.done`: records of 20 bytes, `from u64 | to u64 | crc32 u32`: the
+blocks of these sequences, both included, need nothing any more. It is not fsynced: what is missing
+there is written to the table again, where the key absorbs it.
+
+A torn tail is where the last frame ends: what follows was never acknowledged.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+from zlib import crc32
+
+from ingest.model.block import Block
+
+MAGIC = b"IOTJRNL\n"
+VERSION = 1
+MARK = b"\xf7JR\n"
+FRAME_BYTES_MAX = 1 << 27  # more is damage: a post holds at most 100,000 rows of 546 bytes
+
+_HEADER = struct.Struct(">8sIQII")
+_CRC = struct.Struct(">I")
+_HEAD = struct.Struct(">IQIqqI")  # of a frame, what follows mark and CRC
+_DONE = struct.Struct(">QQ")
+_NAME = re.compile(r"journal-([0-9]{20})-([0-9a-f]{8})\.log")
+FIRST_MAX = 1 << 63  # a name that says more is none of ours
+
+_pack_head, _pack_crc = _HEAD.pack, _CRC.pack  # for the hot path
+
+HEADER_BYTES = _HEADER.size + _CRC.size
+HEAD_BYTES = len(MARK) + _CRC.size + _HEAD.size
+DONE_BYTES = _DONE.size + _CRC.size
+
+
+def segment_name(first: int, salt: int) -> str:
+    """Return the name of a segment's file."""
+    return f"journal-{first:020}-{salt:08x}.log"
+
+
+def parse_name(name: str) -> tuple[int, int] | None:
+    """Return (first, salt) of a segment's name, or None if it is none."""
+    match = _NAME.fullmatch(name)
+    if match is None or int(match[1]) >= FIRST_MAX:
+        return None
+    return int(match[1]), int(match[2], 16)
+
+
+def encode_header(first: int, salt: int) -> bytes:
+    """Return the header of a new segment."""
+    header = _HEADER.pack(MAGIC, VERSION, first, salt, 0)
+    return header + _CRC.pack(crc32(header))
+
+
+def header_fault(header: bytes, first: int, salt: int) -> str:
+    """Return what is wrong with a header, or an empty string."""
+    if header == encode_header(first, salt):
+        return ""
+    if len(header) < HEADER_BYTES:
+        return "cut off"
+    magic, version, *_ = _HEADER.unpack_from(header)
+    if magic == MAGIC and version != VERSION and _is_right(header):
+        return f"version {version}"
+    return "altered"
+
+
+def _is_right(header: bytes) -> bool:
+    return header[_HEADER.size : HEADER_BYTES] == _CRC.pack(crc32(header[: _HEADER.size]))
+
+
+def encode_head(block: Block, salt: int) -> bytes:
+    """Return all of a block's frame but its tuples."""
+    tuples = block.tuples
+    head = _pack_head(
+        len(tuples), block.sequence, block.rows, block.received_us, block.newest_ts_us, 0
+    )
+    return MARK + _pack_crc(crc32(tuples, crc32(head, salt))) + head
+
+
+def frame_end(head: bytes, start: int) -> int:
+    """Return where a frame that starts with `head` ends; if nothing can tell, `start`."""
+    if not head.startswith(MARK[: len(head)]):
+        return start
+    if len(head) < HEAD_BYTES:
+        return start + HEAD_BYTES
+    (size,) = _CRC.unpack_from(head, len(MARK) + _CRC.size)
+    return start + HEAD_BYTES + int(size)
+
+
+def is_whole(data: bytes, salt: int) -> bool:
+    """Whether `data` is all of a frame, whatever its length field says."""
+    if len(data) < HEAD_BYTES:
+        return False
+    crc: int = _CRC.unpack_from(data, len(MARK))[0]
+    head = _CRC.pack(len(data) - HEAD_BYTES) + data[len(MARK) + 2 * _CRC.size : HEAD_BYTES]
+    return crc32(data[HEAD_BYTES:], crc32(head, salt)) == crc
+
+
+class Frame(NamedTuple):
+    """One frame as it was read: where it lies in the file, and what it holds."""
+
+    start: int
+    end: int
+    sequence: int
+    rows: int
+    received_us: int
+    newest_ts_us: int
+    tuples: bytes
+
+
+ReadAt = Callable[[int, int], bytes]  # (count, offset); fewer bytes at the end, or before an error
+
+
+class FrameReader:
+    """Reads the frames of [start, end) in order, over damage. Iterate it once.
+
+    `gaps` are the damaged stretches between good frames, `tail` is where the last good frame ends
+    if anything follows it that is no frame, else None. Both are complete at the end.
+    """
+
+    def __init__(
+        self, read_at: ReadAt, salt: int, start: int, end: int, *, chunk_bytes: int = 1 << 18
+    ) -> None:
+        self.gaps: list[tuple[int, int]] = []
+        self.tail: int | None = None
+        self._read_at = read_at
+        self._salt = salt
+        self._end = end
+        self._chunk_bytes = chunk_bytes
+        self._base = start  # of _data in the file
+        self._data = b""
+        self._last = 0  # sequence
+
+    def __iter__(self) -> Iterator[Frame]:
+        at = lost_at = self._base
+        while self._has(at, HEAD_BYTES):
+            frame = self._frame(at)
+            if frame is None:
+                at = self._next_mark(at + 1)
+                continue
+            if lost_at != at:
+                self.gaps.append((lost_at, at))
+            self._last = frame.sequence
+            at = lost_at = frame.end
+            yield frame
+        self.tail = lost_at if lost_at < self._end else None
+
+    def _has(self, at: int, count: int) -> bool:
+        """Whether the file has `count` bytes from `at`; then they are in _data."""
+        if at + count > self._end:
+            return False
+        if at + count > self._base + len(self._data):
+            wanted = min(max(count, self._chunk_bytes), self._end - at)
+            data = self._read_at(wanted, at)
+            # Before a bad sector the kernel gives what is good; asked for the next byte it fails.
+            while len(data) < count and (more := self._read_at(count - len(data), at + len(data))):
+                data += more
+            self._base, self._data = at, data
+        return at + count <= self._base + len(self._data)
+
+    def _frame(self, at: int) -> Frame | None:
+        """Return the frame at `at`, or None if there is none; its head is in _data."""
+        start = at - self._base
+        if self._data[start : start + len(MARK)] != MARK:
+            return None
+        (crc,) = _CRC.unpack_from(self._data, start + len(MARK))
+        size, sequence, rows, received_us, newest_ts_us, _ = _HEAD.unpack_from(
+            self._data, start + len(MARK) + _CRC.size
+        )
+        if size > FRAME_BYTES_MAX or sequence <= self._last:
+            return None
+        if not self._has(at, HEAD_BYTES + size):
+            return None
+        start = at - self._base
+        tuples = self._data[start + HEAD_BYTES : start + HEAD_BYTES + size]
+        head = self._data[start + len(MARK) + _CRC.size : start + HEAD_BYTES]
+        if crc32(tuples, crc32(head, self._salt)) != crc:
+            return None
+        end = at + HEAD_BYTES + size
+        return Frame(at, end, sequence, rows, received_us, newest_ts_us, tuples)
+
+    def _next_mark(self, at: int) -> int:
+        """Return where the next mark at or after `at` is, or the end."""
+        while self._has(at, len(MARK)):
+            found = self._data.find(MARK, at - self._base)
+            if found >= 0:
+                return self._base + found
+            at = self._base + len(self._data) - len(MARK) + 1
+        return self._end
+
+
+def encode_done(first: int, last: int) -> bytes:
+    """Return the record that says: the blocks `first` to `last` are done."""
+    record = _DONE.pack(first, last)
+    return record + _CRC.pack(crc32(record))
+
+
+class Done:
+    """Sequences that are done: ranges without overlap, in order. `in` costs little in order."""
+
+    def __init__(self, records: bytes = b"") -> None:
+        found = sorted(
+            _DONE.unpack_from(records, at)
+            for at in range(0, len(records) - DONE_BYTES + 1, DONE_BYTES)
+            if records[at + _DONE.size : at + DONE_BYTES]
+            == _CRC.pack(crc32(records[at : at + _DONE.size]))
+        )
+        self._ranges: list[tuple[int, int]] = []
+        for first, last in found:
+            if self._ranges and first <= self._ranges[-1][1] + 1:
+                merged = max(last, self._ranges[-1][1])
+                self._ranges[-1] = (self._ranges[-1][0], merged)
+            else:
+                self._ranges.append((first, last))
+        self._at = 0
+
+    def __contains__(self, sequence: int) -> bool:
+        ranges = self._ranges
+        if self._at and sequence <= ranges[self._at - 1][1]:
+            self._at = 0
+        while self._at < len(ranges) and ranges[self._at][1] < sequence:
+            self._at += 1
+        return self._at < len(ranges) and ranges[self._at][0] <= sequence

@@ -1,0 +1,263 @@
+"""Reads back what is on the disk only: what an earlier life left, and what was spilled.
+
+`scan` looks through the segments of earlier lives, counts what is not done in them, and cuts off
+the torn tail of the last one; `load` brings blocks back as memory has room. Both work by small
+steps in a thread. Damage never stops them: what is whole is replayed, the file is set aside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from ingest.buffers.journal.buffer import BACKLOG_ROWS_MAX, JournalBuffer
+from ingest.buffers.journal.format import HEADER_BYTES
+from ingest.buffers.journal.index import Range, Segment
+from ingest.buffers.journal.reader import SegmentReader, SegmentScan
+from ingest.model.ledger import Metrics
+from ingest.system.clock import monotonic_s, process_cpu_s, sleep_unless, unix_us
+from ingest.system.logs import get_logger
+
+READ_BYTES_MAX = 1 << 18
+# While live posts come: a group of them waits for the disk behind a commit of the database, so
+# those are to be small, and apart. Of 1,000 rows: p99 of 5 s 2.4 to 2.8 times normal; of 300: 2.2.
+LIVE_READ_BYTES_MAX = 1 << 16
+BUSY_MAX = 0.2  # of a core; above it the pauses grow
+PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # of 300 readings: the loader brings 50,000 a second
+READ_AGAIN_S = 5.0
+READS_MAX = 3  # then it is told as damage; it is tried on
+
+log = get_logger("journal")
+
+_T = TypeVar("_T")
+
+
+class Loader:
+    """The loader of one buffer. Both coroutines end soon after `stopping` is set."""
+
+    def __init__(self, buffer: JournalBuffer, metrics: Metrics) -> None:
+        self._buffer = buffer
+        self._book = buffer.book
+        self._metrics = metrics
+        self._reader: SegmentReader | None = None
+        self._stepping = asyncio.Lock()
+        self._began_s = monotonic_s()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
+        self._pause_s = 0.0
+        self._looked_s = self._cpu_s = 0.0  # when the process' CPU was last looked at, and it
+
+    async def _step(self, work: Callable[[], _T]) -> _T:
+        """Do one small step in a thread, one at a time, and leave as much time to live posts."""
+        async with self._stepping:
+            began_s = monotonic_s()
+            done = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            await asyncio.sleep(monotonic_s() - began_s)
+            return done
+
+    # What earlier lives left
+
+    async def scan(self, stopping: asyncio.Event) -> None:
+        """Look through the segments that were there at the start."""
+        self._thread.submit(int)  # made now: a limit of threads that is met later ends nothing
+        unread = [each for each in self._book.segments if each.unread]
+        # The last one first: its tail is to be cut off before it is no longer the last one.
+        left, last = [*unread[-1:], *unread[:-1]], unread[-1:]
+        for tries in range(1, READS_MAX + 1):
+            left = await self._scan_all(left, last, stopping, gives_up=tries == READS_MAX)
+            if not left or await sleep_unless(stopping, READ_AGAIN_S):
+                return
+
+    async def _scan_all(
+        self, segments: list[Segment], last: list[Segment], stopping: asyncio.Event, gives_up: bool
+    ) -> list[Segment]:
+        """Look through segments; return those that could not be read, to be tried again."""
+        newest: Range | None = None
+        again: list[Segment] = []
+        for segment in segments:
+            is_last = segment in last
+            try:
+                found = await self._scan_segment(segment, stopping, is_last, gives_up)
+            except OSError as error:
+                log.error("journal_read_failed", file=segment.file.path.name, error=str(error))
+                again.append(segment)
+                continue
+            if stopping.is_set():
+                return []
+            if is_last:
+                newest = found
+            elif found is not None:
+                self._recovered(found)
+        if newest is not None:
+            self._recovered(newest)
+        return again
+
+    async def _scan_segment(
+        self, segment: Segment, stopping: asyncio.Event, is_last: bool, gives_up: bool
+    ) -> Range | None:
+        """Look through one segment. Raises OSError if it cannot be read, unless it `gives_up`."""
+        scan = SegmentScan(segment.file, segment.size)
+        try:
+            while await self._step(scan.step):
+                if stopping.is_set():
+                    return None
+        except OSError as error:
+            if not gives_up:
+                raise
+            self._damaged(segment, f"cannot be read: {error.strerror}")
+            found = _found(segment, scan)  # what comes before; the file stays, for the next start
+            found.stays = True
+            return found if found.blocks else None
+        finally:
+            scan.close()
+        if scan.torn and is_last:
+            await self._cut_tail(segment, scan)
+        return self._judged(segment, scan, is_last=is_last)
+
+    async def _cut_tail(self, segment: Segment, scan: SegmentScan) -> None:
+        name = segment.file.path.name
+        try:
+            await self._step(partial(os.truncate, segment.file.path, scan.end))
+        except OSError as error:  # no reason not to load what is whole
+            log.warning("journal_tail_not_cut", file=name, error=str(error))
+        else:
+            segment.size -= scan.tail_bytes
+            self._book.size_bytes -= scan.tail_bytes
+            log.warning("journal_tail_cut", file=name, bytes=scan.tail_bytes)
+
+    def _judged(self, segment: Segment, scan: SegmentScan, *, is_last: bool) -> Range | None:
+        """Say what is wrong with a segment; return what is to be loaded of it."""
+        if scan.fault.startswith("version"):
+            self._damaged(segment, f"has {scan.fault}, which this service cannot read")
+            return None  # unread: another service may
+        faults = [f"its header is {scan.fault}"] if scan.fault and segment.size else []
+        if scan.gaps:
+            faults.append(f"damaged in {scan.gaps} places")
+        if scan.tail_bytes and not (scan.torn and is_last):
+            faults.append(f"its last {scan.tail_bytes} bytes are no block")
+        if faults and segment.size >= HEADER_BYTES:
+            segment.damaged = True
+            self._damaged(segment, ", ".join(faults))
+        if not scan.blocks:
+            segment.unread = False
+            self._buffer.journal.let_go(segment)
+            return None
+        return _found(segment, scan)
+
+    def _damaged(self, segment: Segment, why: str) -> None:
+        self._buffer.journal.damaged += 1
+        log.error("journal_damaged", file=segment.file.path.name, why=why)
+
+    def _recovered(self, found: Range) -> None:
+        found.newest_s = self._began_s
+        self._metrics.recovered += found.rows
+        self._book.add_recovered(found)
+        self._buffer.wanted.set()
+        log.info("journal_recovered", file=found.segment.file.path.name, rows=found.rows)
+
+    # Back into memory
+
+    async def load(self, stopping: asyncio.Event) -> None:
+        """Bring blocks back as there is room, until `stopping` is set or the buffer is shut."""
+        buffer = self._buffer
+        try:
+            while not (stopping.is_set() or buffer.shut):
+                buffer.wanted.clear()
+                room = buffer.load_room()
+                if buffer.loading is None and room is not None:
+                    buffer.loading = self._book.next_range()
+                if buffer.loading is None or room is None:
+                    await buffer.wanted.wait()
+                    continue
+                try:
+                    await self._load_some(buffer.loading, *room)
+                except OSError as error:
+                    self._put_off(buffer.loading, error)
+                await self._give_way()
+        finally:
+            self._close_reader()
+
+    async def _give_way(self) -> None:
+        """While live posts come, pause for as long as keeps the process from being busy."""
+        now_s, cpu_s = monotonic_s(), process_cpu_s()
+        if now_s > self._looked_s:
+            busy = (cpu_s - self._cpu_s) / (now_s - self._looked_s)
+            if busy > BUSY_MAX:
+                self._pause_s = min(max(self._pause_s, PAUSE_S_MIN) * 1.25, PAUSE_S_MAX)
+            else:
+                self._pause_s *= 0.8
+        self._looked_s, self._cpu_s = now_s, cpu_s
+        if self._buffer.gives_way:
+            await asyncio.sleep(self._pause_s)
+
+    async def _load_some(self, current: Range, rows_max: int, bytes_max: int) -> None:
+        if self._reader is None:
+            self._reader = SegmentReader(
+                current.segment.file, current.start, current.end, current.done
+            )
+        most_bytes = READ_BYTES_MAX
+        if self._buffer.gives_way:
+            rows_max, most_bytes = min(rows_max, BACKLOG_ROWS_MAX), LIVE_READ_BYTES_MAX
+        read = partial(self._reader.read, rows_max, min(bytes_max, most_bytes))
+        found = await self._step(read)
+        current.start = self._reader.at  # if it is read once more: not all of it
+        if self._buffer.shut:
+            return  # it stays on the disk
+        blocks = [block for block in found or () if block.sequence > current.last]
+        if blocks:
+            current.failures = 0
+            current.last = blocks[-1].sequence
+            current.rows -= sum(block.rows for block in blocks)
+            current.blocks -= len(blocks)
+            self._buffer.load(blocks, newest_s=current.newest_s)
+            current.oldest_s = blocks[-1].received_s
+        if found is None:
+            self._close_reader()
+            self._ended(current)
+
+    def _ended(self, current: Range) -> None:
+        self._buffer.loading = None
+        if current.blocks:  # they were there when they were written, or scanned
+            log.critical("readings_lost", rows=current.rows, file=current.segment.file.path.name)
+            self._metrics.dropped += current.rows
+            self._book.loaded(current.rows, current.blocks)
+            current.segment.undone -= current.blocks
+            current.segment.damaged = True
+            self._damaged(current.segment, "blocks are gone since the start")
+            if current.segment.may_go:
+                self._buffer.journal.let_go(current.segment)
+
+    def _put_off(self, current: Range, error: OSError) -> None:
+        """Leave a range where it is, give the others their turn, and try it again later."""
+        self._close_reader()
+        self._buffer.loading = None
+        if not current.blocks:
+            return  # only its end was not seen
+        current.failures += 1
+        if current.failures <= READS_MAX:
+            log.error("journal_read_failed", error=str(error), tries=current.failures)
+        if current.failures == READS_MAX:
+            self._damaged(current.segment, "cannot be read; what is in it waits until it can")
+        self._book.later(current)
+        asyncio.get_running_loop().call_later(READ_AGAIN_S, self._again, current)
+
+    def _again(self, current: Range) -> None:
+        self._book.again(current)
+        self._buffer.wanted.set()
+
+    def _close_reader(self) -> None:
+        """Close it in the thread: if the segment is gone already, it takes the kernel 17 ms."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            self._thread.submit(reader.close)
+
+
+def _found(segment: Segment, scan: SegmentScan) -> Range:
+    """Return what a scan has found that is to be loaded."""
+    age_s = max(0.0, (unix_us() - scan.oldest_us) / 1e6)
+    found = Range(segment, HEADER_BYTES, scan.end, monotonic_s() - age_s)
+    found.blocks, found.rows, found.done = scan.blocks, scan.rows, scan.done
+    return found

@@ -1,0 +1,88 @@
+"""`ingest config`: the settings in force and their origins, one value for a script, example files.
+
+Passwords are masked, except where one value is asked for by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import Field, fields
+from typing import Any
+
+from ingest.config.settings import Loaded, Settings, secret_names, state_dir
+from ingest.config.text import bounds_text, env_example, groups, toml_example
+from ingest.config.values import mask_url, nearest, shown
+from ingest.model.errors import ConfigError, StartError
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+    """Add the ways to print."""
+    how = parser.add_argument_group("what to print").add_mutually_exclusive_group()
+    how.add_argument(
+        "--print",
+        metavar="NAME",
+        dest="only",
+        help="one value alone; database_url: the configured one, else the running service's",
+    )
+    how.add_argument("--toml", action="store_true", help="an example TOML file")
+    how.add_argument("--env", action="store_true", help="an example file of the environment")
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Print; return 0."""
+    if args.toml:
+        print(toml_example(), end="")
+    elif args.env:
+        print(env_example(), end="")
+    elif args.only:
+        print(_one_value(args.only, loaded.settings))
+    else:
+        print(table(loaded))
+    return 0
+
+
+def _one_value(name: str, settings: Settings) -> str:
+    known = [each.name for each in fields(Settings)]
+    if name not in known:
+        raise ConfigError(f"there is no setting {name!r}{nearest(name, known)}")
+    value = getattr(settings, name)
+    if name == "state_dir":
+        return str(state_dir(settings))
+    if name == "database_url" and not value:
+        from ingest.system.state_folder import running_service  # noqa: PLC0415
+
+        service = running_service(state_dir(settings))
+        if service is None:
+            raise StartError(
+                "no database_url is set and no service runs on the state folder "
+                f"{state_dir(settings)}; start one with `ingest serve`, or set INGEST_DATABASE_URL"
+            )
+        return service.database_url
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def table(loaded: Loaded) -> str:
+    """Return all settings as aligned text, in their groups."""
+    rows = {
+        each.name: (each.name, _value_text(each, loaded.settings), loaded.origins[each.name])
+        for each in fields(Settings)
+    }
+    widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
+
+    def line(declared: Field[Any]) -> str:
+        cells = zip(rows[declared.name], widths, strict=True)
+        padded = "  ".join(text.ljust(width) for text, width in cells)
+        return f"  {padded}  {bounds_text(declared)}".rstrip()
+
+    return "\n\n".join("\n".join([title, *map(line, members)]) for title, members in groups())
+
+
+def _value_text(declared: Field[Any], settings: Settings) -> str:
+    value = getattr(settings, declared.name)
+    if declared.name == "state_dir":
+        return str(state_dir(settings))
+    if declared.name == "database_url":
+        return mask_url(value) if value else "the embedded one"
+    if declared.name in secret_names():
+        return "***" if value else "empty"
+    return shown(declared.name, value) or "empty"

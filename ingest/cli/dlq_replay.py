@@ -1,0 +1,134 @@
+"""`ingest dlq replay`: which lines, through which database, and what came of it.
+
+Holds the folder's replay lock throughout. Lines are marked done batch by batch; with a copy, the
+live lines of the ids that came in are marked at the end, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ingest.cli import dlq_show as show
+from ingest.config.settings import Settings, ts_min_us
+from ingest.dead_letters.files import segments
+from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse
+from ingest.dead_letters.manual_replay import (
+    HandReplay,
+    Item,
+    ReplayStopped,
+    hold_replay_lock,
+    item_of_fields,
+    item_of_letter,
+)
+from ingest.dead_letters.marks import mark_done
+from ingest.dead_letters.reader import Tally, Where, live_letters
+from ingest.formats.json_post import Rules
+from ingest.model.errors import IngestError
+from ingest.model.ports import Sink
+
+EXIT_SOME_LEFT = 1
+BAD_LINES_TOLD_MAX = 20
+
+
+def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `replay`."""
+    parser.add_argument("--rate", type=int, metavar="N", help="at most N readings per second")
+    parser.add_argument("--dry-run", action="store_true", help="validate, write nothing")
+    parser.add_argument("--file", type=Path, metavar="COPY", help="the lines of a copy instead")
+    parser.add_argument("--edited", action="store_true", help="COPY was edited: no checksums")
+    parser.add_argument(
+        "--ignore-unknown", action="store_true", help="accept fields that readings do not have"
+    )
+
+
+async def replay(args: argparse.Namespace, settings: Settings, folder: Path, where: Where) -> int:
+    """Replay what was asked for and print what came of it; 1 if some of it was left."""
+    from ingest.cli.database import database  # noqa: PLC0415
+    from ingest.sinks.postgres.sink import SinkPostgres  # noqa: PLC0415
+
+    if args.edited and args.file is None:
+        raise IngestError("--edited goes with --file COPY")
+    if args.file is not None and args.where:
+        raise IngestError("--where selects among live letters; a --file is taken as it is")
+    if args.rate is not None and args.rate < 1:
+        raise IngestError("--rate must be at least 1")
+    if args.file is None and not segments(folder):
+        print("no dead letters", file=sys.stderr)
+        return 0
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with await hold_replay_lock(folder):
+        if args.dry_run:
+            return await _replay(args, settings, folder, where, None)
+        async with database(settings) as url:
+            sink = SinkPostgres(url, settings, name="iot-ingest dlq replay")
+            try:
+                return await _replay(args, settings, folder, where, sink)
+            finally:
+                await sink.close()
+
+
+async def _replay(
+    args: argparse.Namespace, settings: Settings, folder: Path, where: Where, sink: Sink | None
+) -> int:
+    tally = Tally()
+    bad_lines: list[str] = []
+    ids: set[str] = set()
+
+    def done(items: Sequence[Item]) -> None:
+        if sink is None:
+            return
+        lines = [each.source for each in items if each.source is not None]
+        mark_done(((line.path, line.mark) for line in lines), "replayed")
+        ids.update(each.id for each in items if each.source is None)
+
+    by_hand = HandReplay(
+        sink=sink,
+        rules=Rules(
+            post_rows_max=settings.post_rows_max,
+            ts_min_us=ts_min_us(settings),
+            ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
+        ),
+        done=done,
+        rows_per_s=args.rate,
+        ignore_unknown=args.ignore_unknown,
+    )
+    stopped: ReplayStopped | None = None
+    try:
+        if args.file is not None:
+            await by_hand.run(_copied(args.file, edited=args.edited, bad_lines=bad_lines))
+        else:
+            await by_hand.run(map(item_of_letter, live_letters(folder, where=where, tally=tally)))
+    except ReplayStopped as error:
+        stopped = error
+    finally:
+        if ids:
+            alive = (each for each in live_letters(folder) if each.id in ids)
+            mark_done(((each.path, each.mark) for each in alive), "edited")
+    print(show.replayed(by_hand.summary, dry_run=args.dry_run))
+    for line in bad_lines[:BAD_LINES_TOLD_MAX]:
+        print(f"left: {line}", file=sys.stderr)
+    if len(bad_lines) > BAD_LINES_TOLD_MAX:
+        print(f"left: {len(bad_lines)} lines in all", file=sys.stderr)
+    if tally.damaged:
+        print(f"skipped: {show.damaged(tally)}", file=sys.stderr)
+    if stopped is not None:
+        print(f"stopped: {stopped}; run it again to go on", file=sys.stderr)
+    left = stopped is not None or bad_lines or by_hand.summary.refused
+    return EXIT_SOME_LEFT if left else 0
+
+
+def _copied(path: Path, *, edited: bool, bad_lines: list[str]) -> Iterator[Item]:
+    """Yield what the lines of a copy say; tell `bad_lines` about those that say nothing."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(LINE_BYTES_MAX):
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                yield item_of_fields(parse(line, check_sum=not edited), f"line {number}")
+            except BadLine as error:
+                bad_lines.append(f"{path.name} line {number}: {error}")

@@ -1,0 +1,160 @@
+"""How dead letters look on a terminal: a line each, in full, or counted. Pure text, no reading.
+
+Whatever a device sent is shown with its control characters escaped: it must not steer a terminal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from ingest.dead_letters.format import reading_object
+from ingest.dead_letters.manual_replay import Summary
+from ingest.dead_letters.reader import LiveLetter, Tally, device_of
+from ingest.system.clock import rfc3339, unix_us
+from ingest.system.words import counted
+
+ID_CHARACTERS = 12  # enough to name a letter among millions
+COLUMNS = f"{'ID':12}  {'FAILED AT':20}  {'REASON':19}  {'CODE':22}  {'DEVICE':16}  WHAT"
+
+
+def escaped(text: str) -> str:
+    """Return text in which nothing but printable characters is left."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def when(us: int) -> str:
+    """Return Unix microseconds as RFC 3339, to the second; as they are if it cannot be written."""
+    try:
+        return rfc3339(us - us % 1_000_000)
+    except OverflowError:
+        return str(us)
+
+
+def size(size_bytes: float) -> str:
+    """Return a number of bytes for a person."""
+    for unit in ("B", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} GiB"
+
+
+def one_line(live: LiveLetter, width: int) -> str:
+    """Return a letter as one line of COLUMNS, cut to `width` characters."""
+    letter = live.letter
+    if letter.reading is not None:
+        what = f"{letter.reading.metric}={letter.reading.value!r} at {when(letter.reading.ts_us)}"
+    else:
+        what = (letter.original or b"")[:1_000].decode(errors="backslashreplace")
+    device = escaped(device_of(letter) or "-")
+    line = escaped(
+        f"{live.id[:ID_CHARACTERS]}  {when(live.failed_us):20}  {letter.reason:19}  "
+        f"{letter.code:22}  {device if len(device) <= 16 else device[:14] + '..':16}  "
+        f"{what}"
+    )
+    return line if len(line) <= width else line[: width - 2] + ".."
+
+
+def in_full(live: LiveLetter) -> str:
+    """Return everything that is known about a letter, a line a field."""
+    letter = live.letter
+    rows: list[tuple[str, object]] = [
+        ("id", live.id),
+        ("reason", letter.reason),
+        ("code", letter.code or "-"),
+        ("message", letter.message or "-"),
+        ("attempts", letter.attempts),
+        ("received at", when(letter.received_us)),
+        ("failed at", when(live.failed_us)),
+        ("item of post", letter.item),
+        ("field", letter.field),
+        ("precision", letter.precision),
+    ]
+    if letter.reading is not None:
+        rows.append(("reading", orjson.dumps(reading_object(letter.reading)).decode()))
+    if letter.original is not None:
+        try:
+            rows.append(("original", letter.original.decode()))
+        except UnicodeDecodeError:
+            shown = letter.original.decode(errors="backslashreplace")
+            rows.append(("original", f"{shown}  (not UTF-8)"))
+    rows.append(("file", f"{live.path}, byte {live.offset}"))
+    return "\n".join(
+        f"{name:13} {escaped(str(value))}" for name, value in rows if value is not None
+    )
+
+
+def count(
+    letters: Iterable[LiveLetter], files: int, size_bytes: int, tally: Tally
+) -> dict[str, Any]:
+    """Return the figures of a folder; reads all of `letters`, which fill `tally`."""
+    kinds: Counter[tuple[str, str]] = Counter()
+    oldest_us: int | None = None
+    for live in letters:
+        kinds[live.letter.reason, live.letter.code] += 1
+        oldest_us = min(live.failed_us, oldest_us or live.failed_us)
+    return {
+        "live": kinds.total(),
+        "by": [
+            {"reason": reason, "code": code, "letters": letters_of_kind}
+            for (reason, code), letters_of_kind in kinds.most_common()
+        ],
+        "oldest": None if oldest_us is None else when(oldest_us),
+        "oldest_age_s": None if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6),
+        "files": files,
+        "bytes": size_bytes,
+        "altered": tally.altered,
+        "torn": tally.torn,
+        "unreadable": tally.unreadable,
+    }
+
+
+def figures(counted: dict[str, Any], tally: Tally) -> str:
+    """Return what count() found, for a person."""
+    lines = [f"{'live letters':16} {counted['live']}"]
+    lines += [
+        escaped(f"  {each['letters']:>12}  {each['reason']:19}  {each['code']}".rstrip())
+        for each in counted["by"]
+    ]
+    if counted["oldest"] is not None:
+        lines.append(f"{'oldest':16} {counted['oldest']} ({counted['oldest_age_s']:.0f} s ago)")
+    lines.append(f"{'files':16} {counted['files']}, {size(counted['bytes'])}")
+    if damage := damaged(tally):
+        lines.append(f"{'skipped':16} {damage}")
+    return "\n".join(lines)
+
+
+def damaged(tally: Tally) -> str:
+    """Return what was skipped while reading; nothing if nothing was."""
+    parts = []
+    if tally.altered:
+        parts.append(f"{tally.altered} altered")
+    if tally.torn:
+        parts.append(f"{tally.torn} cut off (never acknowledged, or being written)")
+    parts += [f"unreadable: {each}" for each in tally.unreadable]
+    return "; ".join(parts)
+
+
+def replayed(summary: Summary, *, dry_run: bool) -> str:
+    """Return what a replay did, with the reasons of what is still refused."""
+    verb = "would be replayed" if dry_run else "replayed"
+    line = f"{counted(summary.letters, 'letter')} {verb}: {counted(summary.rows, 'reading')}"
+    if not dry_run:
+        line += f", {summary.new} new, {counted(summary.duplicate, 'duplicate')}"
+    lines = [line, f"{sum(summary.refused.values())} still refused"]
+    lines += [f"  {count:>12}  {code}" for code, count in sorted(summary.refused.items())]
+    lines += [
+        f"  {each.id[:ID_CHARACTERS]}  {each.place}  {each.code}: {escaped(each.message)}"
+        for each in summary.refusals
+    ]
+    if sum(summary.refused.values()) > len(summary.refusals):
+        lines.append("  (the first ones)")
+    return "\n".join(lines)

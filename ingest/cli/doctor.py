@@ -1,0 +1,289 @@
+"""`ingest doctor`: look at the machine, the state folder, the ports and the database.
+
+Every finding is `ok`, `warn` (it runs, but) or `FAIL` (it will not run, or not keep its promises),
+with what to do about it. Changes nothing but the state folder, which it makes where it is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingest import __version__
+from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
+from ingest.cli.service import ask_service
+from ingest.config.settings import SPARE_FILES, Loaded, Settings, split_address, state_dir
+from ingest.config.values import shown
+from ingest.model.errors import IngestError, StartError
+from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
+from ingest.system.words import counted
+
+if TYPE_CHECKING:
+    from ingest.buffers.journal.reader import SegmentFile
+    from ingest.system.state_folder import ServiceInfo, StateFolder
+
+LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
+COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
+READYZ_S_MAX = 3.0
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+    """Add the form of the output."""
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Print the findings; return 1 if one of them is FAIL, else 0."""
+    import asyncio  # noqa: PLC0415
+
+    settings = loaded.settings
+    checks = [*machine_checks(settings), *folder_checks(settings)]
+    if not any(each.name == "state folder" and each.state == FAIL for each in checks):
+        service = _service(settings)
+        checks += [*port_checks(settings, service), dead_letters_check(settings)]
+    else:
+        service = None
+    checks += asyncio.run(_database(settings, service))
+    if args.json:
+        print(json.dumps([each._asdict() for each in checks], indent=2))
+    else:
+        width = max(len(each.name) for each in checks)
+        for each in checks:
+            print(f"{each.state:<4}  {each.name:<{width}}  {each.detail}")
+    return 1 if any(each.state == FAIL for each in checks) else 0
+
+
+def machine_checks(settings: Settings) -> Iterator[Check]:
+    """Look at Python, the libraries and the limits of the process."""
+    python = f"Python {platform.python_version()}, iot-ingest {__version__}"
+    yield Check("python", OK, f"{python}, {platform.system()} {platform.machine()}")
+    yield _libraries()
+    yield _c_parsers()
+    yield _open_files(settings)
+
+
+def _libraries() -> Check:
+    versions, missing = list[str](), list[str]()
+    for name in LIBRARIES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check("libraries", FAIL, f"missing: {', '.join(missing)}; install the project anew")
+    return Check("libraries", OK, ", ".join(versions))
+
+
+def _c_parsers() -> Check:
+    slow = [name for name in COMPILED if not _loads(name)]
+    if slow:
+        return Check(
+            "fast parts", WARN, f"not compiled here: {', '.join(slow)}; posts take several times"
+        )
+    return Check("fast parts", OK, "compiled HTTP parser, event loop and JSON decoder")
+
+
+def _loads(name: str) -> bool:
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _open_files(settings: Settings) -> Check:
+    import resource  # noqa: PLC0415
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    needed = settings.connections_max + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        return Check(
+            "open files",
+            WARN,
+            f"the hard limit is {hard:,}, connections_max wants {needed:,}; raise it (ulimit -Hn, "
+            "LimitNOFILE) or lower connections_max",
+        )
+    return Check("open files", OK, "no limit" if hard < 0 else f"hard limit {hard:,}")
+
+
+def folder_checks(settings: Settings) -> Iterator[Check]:
+    """Look at the state folder: usable, on which file system, how much room."""
+    from ingest.system.state_folder import StateFolder  # noqa: PLC0415
+
+    try:
+        path = state_dir(settings)
+        folder = StateFolder.open(path)
+    except IngestError as error:
+        yield Check("state folder", FAIL, str(error))
+        return
+    yield Check("state folder", OK, str(path))
+    yield _file_system(folder, settings)
+    yield _room(folder.free_bytes(), settings)
+    yield _journal(path, settings)
+
+
+def _file_system(folder: StateFolder, settings: Settings) -> Check:
+    with_journal = settings.buffer == "journal"
+    parts = folder.durable_parts(embedded=not settings.database_url)
+    kinds = {part: filesystem_of(part) for part in parts if part != folder.journal or with_journal}
+    for part, kind in kinds.items():
+        if is_volatile(kind):
+            promised = with_journal and not settings.journal_unsafe
+            advice = ", --buffer memory or --journal-unsafe true" if promised else ""
+            said = f"{kind} ({part.name}) forgets all at a restart; choose another --state-dir"
+            return Check("file system", FAIL if promised else WARN, said + advice)
+    for part, kind in kinds.items():
+        if is_remote(kind):
+            said = f"{kind} ({part.name}): locks and fsync may not hold; use a local disk"
+            return Check("file system", WARN, said)
+    return Check("file system", OK, ", ".join(sorted(set(kinds.values()))) or "unknown")
+
+
+def _size(file: SegmentFile) -> int:
+    try:
+        return file.path.stat().st_size
+    except FileNotFoundError:  # all of it was stored meanwhile
+        return 0
+
+
+def _journal(path: Path, settings: Settings) -> Check:
+    from ingest.buffers.journal.reader import segment_files  # noqa: PLC0415
+    from ingest.system.state_folder import StateFolder  # noqa: PLC0415
+
+    folder = StateFolder(path).journal
+    files = segment_files(folder)
+    size = sum(map(_size, files))
+    said = f"{counted(len(files), 'file')}, {size / 2**20:,.1f} MiB"
+    damaged = sorted(each.name for each in folder.glob("journal-*.damaged"))
+    if damaged:
+        return Check(
+            "journal",
+            WARN,
+            f"{said}; set aside as damaged: {', '.join(damaged)}; look at them, then remove them",
+        )
+    if files and settings.buffer == "memory":
+        return Check(
+            "journal",
+            WARN,
+            f"{said} left behind, unread with buffer=memory: start once with --buffer journal",
+        )
+    if settings.buffer == "memory":
+        return Check("journal", OK, "none: buffer=memory")
+    return Check("journal", OK, said)
+
+
+def _room(free: int, settings: Settings) -> Check:
+    said = f"{free / 2**30:,.1f} GiB free"
+    least, wanted, names = settings.disk_free_bytes_min, settings.dlq_bytes_max, "dlq_bytes_max"
+    if settings.buffer == "journal":
+        wanted += settings.journal_bytes_max
+        names += " and journal_bytes_max"
+    if free < least:
+        return Check(
+            "free space",
+            FAIL,
+            f"{said}, less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
+            "posts are refused; make room",
+        )
+    if free < wanted:
+        return Check(
+            "free space",
+            WARN,
+            f"{said}, less than {names} ({shown('dlq_bytes_max', wanted)})",
+        )
+    return Check("free space", OK, said)
+
+
+def _service(settings: Settings) -> ServiceInfo | None:
+    from ingest.system.state_folder import running_service  # noqa: PLC0415
+
+    return running_service(state_dir(settings))
+
+
+def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Check]:
+    """Look how the service is that runs here, else whether its two ports are free."""
+    if service is not None:
+        yield _running(service)
+        return
+    for name in ("listen", "admin_listen"):
+        address = getattr(settings, name)
+        reason = _bind_fault(*split_address(address))
+        if reason is None:
+            yield Check(name, OK, f"{address} is free")
+        else:
+            flag = "--" + name.replace("_", "-")
+            yield Check(name, FAIL, f"{address}: {reason}; choose another with {flag} HOST:PORT")
+
+
+def _running(service: ServiceInfo) -> Check:
+    said = (
+        f"runs: pid {service.pid}, version {service.version}, http://{service.listen}, "
+        f"admin http://{service.admin_listen}"
+    )
+    try:
+        status, ready = ask_service(service, "GET", "/readyz", within_s=READYZ_S_MAX)
+    except StartError as error:
+        return Check("service", FAIL, f"{error}; look at its log")
+    state, reason = ready.get("state", "no state"), ready.get("reason")
+    why = f"{state}: {reason}" if reason else f"{state}"
+    if status != 200:
+        return Check("service", FAIL, f"{said}; it takes no posts: {why}")
+    if reason or state != "accepting":
+        return Check("service", WARN, f"{said}; {why}; see `ingest hold show`")
+    return Check("service", OK, f"{said}, {state}")
+
+
+def _bind_fault(host: str, port: int) -> str | None:
+    import socket  # noqa: PLC0415
+
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def dead_letters_check(settings: Settings) -> Check:
+    """Count the dead letters that wait for somebody."""
+    from ingest.dead_letters.files import segments  # noqa: PLC0415
+    from ingest.dead_letters.reader import Tally, undone_lines  # noqa: PLC0415
+    from ingest.system.state_folder import StateFolder  # noqa: PLC0415
+
+    folder = StateFolder.open(state_dir(settings)).dead_letters
+    tally = Tally()
+    live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
+    if tally.damaged:
+        return Check(
+            "dead letters",
+            WARN,
+            f"{live:,} live; skipped {tally.torn} torn and {tally.altered} altered lines, "
+            f"{counted(len(tally.unreadable), 'file')}; `ingest dlq stats` tells more",
+        )
+    if live:
+        return Check("dead letters", WARN, f"{live:,} live; see `ingest dlq list`")
+    return Check("dead letters", OK, "none")
+
+
+async def _database(settings: Settings, service: ServiceInfo | None) -> list[Check]:
+    from ingest.cli.database import connection, database, told_plainly  # noqa: PLC0415
+
+    try:
+        async with (
+            database(settings, may_make=True) as url,
+            connection(settings, url) as opened,
+        ):
+            with told_plainly(url):
+                found = await database_checks(opened, settings, service_runs=service is not None)
+    except IngestError as error:
+        return [Check("database", FAIL, f"{error}; start it, or mend INGEST_DATABASE_URL")]
+    kind = "configured" if settings.database_url else "embedded"
+    return [Check("database", OK, f"answers ({kind})"), *found]

@@ -1,0 +1,43 @@
+"""`ingest hold`: ask the running service whether writing is on hold, or tell it to go on."""
+
+from __future__ import annotations
+
+import argparse
+
+from ingest.cli.service import ask
+from ingest.config.settings import Loaded
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+    """Add the two words."""
+    words = parser.add_subparsers(dest="hold_word", metavar="show | release", required=True)
+    words.add_parser(
+        "show", parents=[settings_flags], help="print the state, why, and what the database said"
+    )
+    release = words.add_parser(
+        "release", parents=[settings_flags], help="try to write again now, not at the next probe"
+    )
+    release.add_argument(
+        "--dead-letter",
+        action="store_true",
+        help="and set the readings aside that the database refuses, however many they are",
+    )
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Show or release; return 0."""
+    if args.hold_word == "show":
+        answer = ask(loaded.settings, "GET", "/readyz")
+        print(f"state:  {answer.get('state')}")
+        print(f"reason: {answer.get('reason') or '-'}")
+        print(f"since:  {answer.get('since')}")
+        if answer.get("reason") and (said := ask(loaded.settings, "GET", "/hold").get("said")):
+            # a message may quote a device's reading, which must not steer a terminal
+            print("said:   " + "".join(c if c.isprintable() else " " for c in str(said)))
+        return 0
+    answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
+    if answer.get("released"):
+        print("released: the service tries to write now (`ingest hold show` tells how it went)")
+    else:
+        print("nothing is on hold: there was nothing to release")
+    return 0

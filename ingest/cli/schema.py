@@ -1,0 +1,54 @@
+"""`ingest schema`: make the table where it is missing, and show how it stands."""
+
+from __future__ import annotations
+
+import argparse
+
+from ingest.config.settings import Loaded
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+    """Add the two words."""
+    words = parser.add_subparsers(dest="schema_word", metavar="apply | show", required=True)
+    apply = words.add_parser(
+        "apply",
+        parents=[settings_flags],
+        help="make the table, its key, and what is asked for; changes nothing that is there",
+    )
+    apply.add_argument(
+        "--device-index",
+        action="store_true",
+        help="an index per device as well: quicker questions about one device, slower writing",
+    )
+    apply.add_argument(
+        "--role", metavar="NAME", help="let this role write and read the table, and no more"
+    )
+    words.add_parser(
+        "show", parents=[settings_flags], help="print the table, and how it differs from ours"
+    )
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Apply or show; return 0, or 1 if `show` found a table that we cannot write to."""
+    import asyncio  # noqa: PLC0415
+
+    return asyncio.run(_run(args, loaded))
+
+
+async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.cli.database import connection, database, told_plainly  # noqa: PLC0415
+    from ingest.sinks.postgres import schema  # noqa: PLC0415
+
+    settings = loaded.settings
+    applies = args.schema_word == "apply"
+    async with (
+        database(settings, may_make=applies) as url,
+        connection(settings, url) as opened,
+    ):
+        with told_plainly(url):
+            if applies:
+                done = await schema.apply(opened, device_index=args.device_index, role=args.role)
+                print("\n".join(done))
+                return 0
+            print(await schema.show(opened))
+            return 0 if await schema.difference(opened) is None else 1

@@ -1,0 +1,83 @@
+"""How a command asks the running service: one request to its admin port.
+
+Speaks HTTP by itself: the proxies of the environment are not for loopback. Blocks up to the time
+that the caller allows.
+"""
+
+from __future__ import annotations
+
+import json
+from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING, Any
+
+from ingest.config.settings import Settings, split_address, state_dir
+from ingest.model.errors import StartError
+
+if TYPE_CHECKING:
+    from ingest.system.state_folder import ServiceInfo
+
+ANSWER_S_MAX = 10.0
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  bound to all: asked on loopback
+
+
+def ask(settings: Settings, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    """Send one request to the service of the state folder; return its JSON answer.
+
+    Raises StartError if no service runs there, or it does not answer.
+    """
+    from ingest.system.state_folder import existing, running_service  # noqa: PLC0415
+
+    folder = existing(state_dir(settings))
+    service = running_service(folder)
+    if service is None:
+        raise StartError(f"no service runs on the state folder {folder} (--state-dir chooses it)")
+    return ask_service(service, method, path, body)[1]
+
+
+def ask_service(
+    service: ServiceInfo,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    within_s: float = ANSWER_S_MAX,
+) -> tuple[int, dict[str, Any]]:
+    """Send one request to this service; return the status and the JSON of its answer.
+
+    Raises StartError if it does not answer. `within_s` bounds each step, not their sum.
+    """
+    host, port = split_address(service.admin_listen)
+    line = HTTPConnection(_ANY.get(host, host), port, timeout=within_s)
+    try:
+        line.request(
+            method,
+            path,
+            body=None if body is None else json.dumps(body),
+            headers={
+                "Authorization": f"Bearer {service.token}",
+                "Content-Type": "application/json",
+            },
+        )
+        response = line.getresponse()
+        text = response.read()
+    except (OSError, HTTPException) as error:
+        raise StartError(
+            f"the service (pid {service.pid}) does not answer at {service.admin_listen}: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
+    finally:
+        line.close()
+    return response.status, _answer(response.status, text)
+
+
+def _answer(status: int, text: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(text) if text else {}
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise StartError(f"the service answered {status} with something that is not JSON")
+    refused = status >= 400 and "state" not in answer  # /readyz says 503 and yet answers
+    if refused:
+        raise StartError(f"the service refused: {status} {answer.get('detail') or ''}".rstrip())
+    return answer

@@ -1,0 +1,340 @@
+"""Every setting, declared once: default, unit, bounds, reason. Defaults < TOML < env < flags.
+
+A setting `batch_rows` is `batch_rows` in the TOML file, INGEST_BATCH_ROWS in the environment and
+`--batch-rows` on the command line. A wrong value is a ConfigError that names it and its origin.
+The help, the tables of the documents and the example file are printed from here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ingest.config.sources import gather
+from ingest.config.values import (
+    GIB,
+    KIB,
+    MIB,
+    TIB,
+    check_database_url,
+    check_token,
+    checked,
+    full_path,
+    setting,
+    shown,
+)
+from ingest.model.errors import ConfigError
+from ingest.model.reading import NAME_BYTES_MAX
+
+ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one encoded reading (block.py draws it)
+SPARE_FILES = 128  # descriptors beside connections_max: database, files, libraries, the admin port
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """All settings of the service; see each field's reason. Times in seconds, sizes in bytes."""
+
+    listen: str = setting(
+        "127.0.0.1:8080", "data port, HOST:PORT; port 0 takes a free one", opens="Where things are"
+    )
+    admin_listen: str = setting("127.0.0.1:8081", "admin port: probes, metrics, dashboard")
+    admin_token: str = setting(
+        "", "opens the admin port's page and actions; empty: a new one each start", secret=True
+    )
+    admin_token_file: str = setting("", "a file that holds admin_token, as secrets are mounted")
+    state_dir: str = setting("", "embedded database, journal, dead letters; empty: the usual place")
+    database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
+    database_url_file: str = setting("", "a file that holds database_url, as secrets are mounted")
+    database_unsafe: bool = setting(False, "call it durable though a crash may take readings back")
+    schema_apply: bool = setting(True, "create a missing table at start, if the role may")
+    log_level: str = setting(
+        "info", "least level that is logged", one_of=("debug", "info", "warning", "error")
+    )
+
+    body_bytes_max: int = setting(
+        MIB, "size of a post as it was sent", within=(KIB, 64 * MIB), opens="The door"
+    )
+    inflated_bytes_max: int = setting(
+        4 * MIB, "size of a post after gunzip: bombs end here", within=(KIB, 256 * MIB)
+    )
+    post_rows_max: int = setting(
+        5_000, "readings in one post, which one batch must take whole", within=(1, 100_000)
+    )
+    door_bytes_max: int = setting(
+        64 * MIB,
+        "bodies being received, all together; further ones wait unread",
+        within=(64 * KIB, 64 * GIB),
+    )
+    connections_max: int = setting(
+        20_000,
+        "open connections; beyond it the oldest idle or half-open one is closed",
+        within=(1, 1_000_000),
+    )
+    header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
+    body_s_max: float = setting(10.0, "time for a request's body to arrive", within=(0.05, 600))
+    keepalive_s_max: float = setting(
+        75.0, "an idle connection is kept so long; more than a proxy's 60 s", within=(0.05, 3600)
+    )
+    ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts accepted, RFC 3339")
+    ts_ahead_s_max: float = setting(
+        86_400.0, "newest ts accepted, counted from now", within=(0, 3.2e9)
+    )
+    ack_default: str = setting(
+        "best",
+        "the ack of a post that does not ask for one",
+        one_of=("best", "buffered", "durable", "committed"),
+    )
+    ack_wait_s_max: float = setting(
+        10.0, "how long a post with ?ack=committed may wait before 503", within=(0.01, 300)
+    )
+
+    buffer: str = setting(
+        "journal",
+        "journal: on the disk before a 202; memory: lost with the process",
+        one_of=("journal", "memory"),
+        opens="The buffer",
+    )
+    buffer_rows_max: int = setting(100_000, "readings held in memory", within=(1, 100_000_000))
+    buffer_bytes_max: int = setting(
+        64 * MIB, "bytes held in memory, waiting posts included", within=(KIB, 64 * GIB)
+    )
+    put_wait_s_max: float = setting(
+        1.0, "how long a post may wait for room before 503", within=(0, 60)
+    )
+    journal_bytes_max: int = setting(
+        8 * GIB,
+        "size of the journal, which may be far more than memory",
+        within=(16 * KIB, 16 * TIB),
+    )
+    journal_segment_bytes: int = setting(
+        64 * MIB, "a file of the journal is finished at this size", within=(4 * KIB, 16 * GIB)
+    )
+    journal_unsafe: bool = setting(False, "call the journal durable though its file system is not")
+    full_s_min: float = setting(
+        5.0, "after so long without room /readyz says full", within=(0, 3600)
+    )
+
+    batch_rows: int = setting(
+        100, "a batch closes once so many wait", within=(1, 1_000_000), opens="Batches and writers"
+    )
+    batch_rows_max: int = setting(
+        20_000, "under backlog a batch grows to this", within=(1, 1_000_000)
+    )
+    batch_linger_s: float = setting(
+        0.02, "a batch closes so long after its first reading", within=(0, 10)
+    )
+    writers: int = setting(2, "batches written at once, a connection each", within=(1, 64))
+    write_method: str = setting(
+        "copy", "binary COPY or multi-row INSERT", one_of=("copy", "insert")
+    )
+    connect_s_max: float = setting(5.0, "time to connect and check the schema", within=(0.1, 60))
+    lock_s_max: float = setting(3.0, "PostgreSQL's lock_timeout", within=(0.05, 600))
+    statement_s_max: float = setting(
+        10.0, "PostgreSQL's statement_timeout: the server answers first", within=(0.1, 600)
+    )
+    command_s_max: float = setting(
+        15.0, "our own deadline of a write; then the connection is cut", within=(0.1, 600)
+    )
+    schema_check_s: float = setting(
+        10.0, "pause between checks of the column types, which COPY skips", within=(0.1, 3600)
+    )
+
+    retries_max: int = setting(
+        8,
+        "retries of a failing batch before it is set aside",
+        within=(0, 1_000),
+        opens="When things fail",
+    )
+    retry_s_max: float = setting(30.0, "longest pause between retries", within=(0.01, 3600))
+    wait_s_min: float = setting(0.1, "first pause while the server is away", within=(0.001, 60))
+    wait_s_max: float = setting(10.0, "longest pause while it is away", within=(0.001, 3600))
+    hold_probe_s: float = setting(5.0, "pause between tries while on hold", within=(0.01, 3600))
+    unknown_tries_max: int = setting(
+        5, "tries with an unknown SQLSTATE before writing is on hold", within=(1, 1_000)
+    )
+    breaker_window_rows: int = setting(
+        1_000, "the last rows that the breaker looks at", within=(1, 1_000_000)
+    )
+    breaker_rows_max: int = setting(
+        200, "refused rows among them, from many devices: beyond it, hold", within=(1, 1_000_000)
+    )
+    drain_s_max: float = setting(20.0, "at stop: time to empty the buffer", within=(0, 600))
+
+    dlq_bytes_max: int = setting(
+        GIB,
+        "size of all files; invalid items may use half, retries_exhausted three quarters",
+        within=(64 * KIB, 16 * TIB),
+        opens="Dead letters",
+    )
+    dlq_segment_bytes: int = setting(
+        64 * MIB,
+        "a file is finished at this size; at most a quarter of dlq_bytes_max",
+        within=(4 * KIB, 16 * GIB),
+    )
+    dlq_keep_days: float = setting(7.0, "replayed files are kept so long", within=(0, 36_500))
+    dlq_auto_replay: bool = setting(True, "retries_exhausted and drained come back by themselves")
+    dlq_replay_rows_per_s: int = setting(
+        2_000, "rate of that replay, slower than live readings", within=(1, 10_000_000)
+    )
+    dlq_replay_pause_s: float = setting(
+        5.0, "pause between looks for something to replay", within=(0.01, 86_400)
+    )
+    disk_free_bytes_min: int = setting(
+        64 * MIB, "less room for the state folder: disk_low; 0: never", within=(0, 16 * TIB)
+    )
+
+
+class Loaded(NamedTuple):
+    """Settings and where each came from: `default`, a TOML path, an INGEST_ name, or a flag."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def load(
+    *,
+    toml_path: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Read all sources and check every bound. Raises ConfigError, naming setting and origin.
+
+    An empty variable of the environment counts as unset; an empty flag does not.
+    """
+    known = {each.name: each for each in fields(Settings)}
+    raw = gather(known, toml_path, environ, flags or {})
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(known, "default")
+    for name, (value, origin) in raw.items():
+        values[name] = checked(known[name], value, origin)
+        origins[name] = origin
+    settings = Settings(**values)
+    _check_texts(settings, origins)
+    check_together(settings, origins)
+    return Loaded(settings, origins)
+
+
+def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:
+    """Check the bounds that settings set each other. Raises ConfigError, naming both."""
+    at = origins or {}
+
+    def told(name: str) -> str:
+        return f"{name} ({shown(name, getattr(settings, name))}, {at.get(name, 'default')})"
+
+    def ordered(*names: str, strict: bool = False) -> None:
+        for lower, upper in pairwise(names):
+            low, high = getattr(settings, lower), getattr(settings, upper)
+            if low > high or (strict and low == high):
+                relation = "be less than" if strict else "not exceed"
+                raise ConfigError(f"setting {told(lower)} must {relation} {told(upper)}")
+
+    ordered("post_rows_max", "batch_rows_max")
+    ordered("post_rows_max", "buffer_rows_max")  # a batch takes what there is
+    ordered("batch_rows", "batch_rows_max")
+    ordered("body_bytes_max", "inflated_bytes_max")
+    ordered("body_bytes_max", "door_bytes_max")
+    ordered("inflated_bytes_max", "buffer_bytes_max")
+    if settings.post_rows_max * ROW_BYTES_MAX > settings.buffer_bytes_max:
+        raise ConfigError(
+            f"setting {told('post_rows_max')} does not fit into {told('buffer_bytes_max')}: "
+            f"a reading with long names takes {ROW_BYTES_MAX} bytes"
+        )
+    ordered("lock_s_max", "statement_s_max", "command_s_max", strict=True)
+    if settings.drain_s_max:
+        ordered("command_s_max", "drain_s_max", strict=True)
+    ordered("wait_s_min", "wait_s_max")
+    for segment, whole in (
+        ("dlq_segment_bytes", "dlq_bytes_max"),
+        ("journal_segment_bytes", "journal_bytes_max"),
+    ):
+        if getattr(settings, segment) * 4 > getattr(settings, whole):
+            raise ConfigError(
+                f"setting {told(segment)} must not exceed a quarter of {told(whole)}: "
+                "whole files are removed"
+            )
+    ordered("inflated_bytes_max", "journal_bytes_max")
+    ordered("breaker_rows_max", "breaker_window_rows")
+    if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
+        raise ConfigError(f"setting {told('listen')} must differ from {told('admin_listen')}")
+
+
+def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Check the texts that must have a form. Never shows a database URL: it has a password."""
+    for name, check in (
+        ("listen", split_address),
+        ("admin_listen", split_address),
+        ("ts_min", _unix_us),
+        ("database_url", check_database_url),
+        ("admin_token", check_token),
+    ):
+        try:
+            check(getattr(settings, name))
+        except ValueError as error:
+            raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None
+
+
+def _unix_us(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError(f"{text!r} is not RFC 3339 with an offset, such as 2000-01-01T00:00:00Z")
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def ts_min_us(settings: Settings) -> int:
+    """Return `ts_min` as Unix microseconds. Raises ConfigError if it is not RFC 3339."""
+    try:
+        return _unix_us(settings.ts_min)
+    except ValueError as error:
+        raise ConfigError(f"setting ts_min: {error}") from None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `HOST:PORT` or `[v6]:PORT`. Raises ValueError with a sentence about it."""
+    host, colon, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not bare or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
+        raise ValueError(f"{address!r} is not HOST:PORT (all interfaces: 0.0.0.0:PORT)")
+    if ":" in bare and bare == host:
+        raise ValueError(f"{address!r} needs brackets around its host: [{host}]:{port}")
+    return bare, int(port)
+
+
+def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the usual state folder: systemd's, root's under /var/lib, or the user's XDG one."""
+    if systemd := environ.get("STATE_DIRECTORY"):
+        return Path(systemd.split(":", 1)[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/iot-ingest")
+    base = Path(environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():  # XDG: a relative one is to be ignored
+        try:
+            base = full_path(environ.get("HOME") or "~") / ".local/state"
+        except ConfigError:
+            raise ConfigError("there is no home for a state folder: choose --state-dir") from None
+    return base / "iot-ingest"
+
+
+def state_dir(settings: Settings) -> Path:
+    """Return the state folder in force, absolute."""
+    if settings.state_dir:
+        try:
+            return full_path(settings.state_dir)
+        except ConfigError as error:
+            raise ConfigError(f"setting state_dir: {error}") from None
+    return default_state_dir()
+
+
+def secret_names() -> set[str]:
+    """Return the settings whose values are never printed."""
+    return {each.name for each in fields(Settings) if each.metadata["secret"]}
+
+
+assert all(each.default is not MISSING for each in fields(Settings)), "every setting has a default"

@@ -1,0 +1,105 @@
+"""The settings as text: bounds in words, the documents' table, example files for the two formats.
+
+Everything is printed from the declarations in config; nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import Field, fields
+from typing import Any
+
+from ingest.config.settings import Settings
+from ingest.config.values import env_name, shown, unit
+
+
+def groups() -> Iterator[tuple[str, list[Field[Any]]]]:
+    """Yield (title, settings) in the order of their declaration."""
+    title, members = "", list[Field[Any]]()
+    for each in fields(Settings):
+        if each.metadata["opens"]:
+            if members:
+                yield title, members
+            title, members = each.metadata["opens"], []
+        members.append(each)
+    yield title, members
+
+
+def default_text(declared: Field[Any]) -> str:
+    """Return a default for people: `64 MiB`, or `empty`."""
+    return shown(declared.name, declared.default) or "empty"
+
+
+def bounds_text(declared: Field[Any]) -> str:
+    """Return what a value may be: `1 KiB to 64 MiB`, `copy, insert`, `true, false`, or nothing."""
+    if declared.metadata["one_of"]:
+        return ", ".join(declared.metadata["one_of"])
+    if isinstance(declared.default, bool):
+        return "true, false"
+    if declared.metadata["within"] is None:
+        return ""
+    word = unit(declared.name)
+    least, most = (shown(declared.name, each) for each in declared.metadata["within"])
+    if word != "bytes" or least == "0 bytes":
+        least = least.removesuffix(word).strip()
+    return f"{least} to {most}"
+
+
+def metavar(declared: Field[Any]) -> str:
+    """Return the placeholder of a value in --help."""
+    if declared.metadata["one_of"] or isinstance(declared.default, bool):
+        return bounds_text(declared).replace(", ", "|")
+    words = {"bytes": "BYTES", "rows": "ROWS", "s": "SECONDS", "days": "DAYS", "rows/s": "ROWS"}
+    return words.get(unit(declared.name), "TEXT" if isinstance(declared.default, str) else "N")
+
+
+def help_text(declared: Field[Any]) -> str:
+    """Return one line for --help: the reason, the default, the bounds."""
+    limits = "" if declared.metadata["within"] is None else bounds_text(declared)
+    return f"{declared.metadata['why']} [{default_text(declared)}{'; ' + limits if limits else ''}]"
+
+
+def markdown_table() -> str:
+    """Return the table of all settings for docs/settings.md."""
+    lines = ["| setting | default | may be | for |", "| --- | --- | --- | --- |"]
+    for title, members in groups():
+        lines.append(f"| **{title}** | | | |")
+        lines += [
+            f"| `{each.name}` | {default_text(each)} | {bounds_text(each)} "
+            f"| {each.metadata['why']} |"
+            for each in members
+        ]
+    return "\n".join(lines)
+
+
+def env_example() -> str:
+    """Return a file of environment variables with every default, commented out."""
+    head = (
+        "# Settings of iot-ingest as environment variables; each line shows its default.\n"
+        "# Sizes may be written as 64MiB. Printed by `ingest config --env`.\n"
+    )
+    return head + _example(lambda each: f"#{env_name(each.name)}={_plain(each.default)}")
+
+
+def toml_example() -> str:
+    """Return a TOML file with every default, commented out."""
+    head = (
+        "# Settings of iot-ingest, for `--config FILE` or INGEST_CONFIG; each line shows its\n"
+        '# default. Sizes may be written as "64MiB". Printed by `ingest config --toml`.\n'
+    )
+    return head + _example(lambda each: f"#{each.name} = {json.dumps(each.default)}")
+
+
+def _example(line: Callable[[Field[Any]], str]) -> str:
+    text = ""
+    for title, members in groups():
+        text += f"\n# ---- {title}\n"
+        for each in members:
+            limits = bounds_text(each)
+            text += f"\n# {each.metadata['why']}{'; ' + limits if limits else ''}\n{line(each)}\n"
+    return text
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,208 @@
+"""What the value of one setting may be: how it is declared, read, checked and shown.
+
+Holds nothing about particular settings (config does), and knows the unit of a setting by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import Field, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+
+from ingest.model.errors import ConfigError
+
+KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
+ENV_PREFIX = "INGEST_"
+TOKEN_CHARACTERS_MIN = 16
+
+
+def setting(
+    default: Any,
+    why: str,
+    *,
+    within: tuple[float, float] | None = None,
+    one_of: tuple[str, ...] | None = None,
+    secret: bool = False,
+    opens: str | None = None,
+) -> Any:
+    """Declare one setting; the unit is in its name. Every number has a least and a most value.
+
+    `opens` is the title of the group of settings that begins with this one.
+    """
+    extra = {"why": why, "within": within, "one_of": one_of, "secret": secret, "opens": opens}
+    return field(default=default, metadata=extra)
+
+
+_SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|TiB|k|M|G|T)", re.IGNORECASE)
+_SIZES = {"k": KIB, "m": MIB, "g": GIB, "t": TIB}
+_SECRET = re.compile("pass|pwd", re.IGNORECASE)
+_WORDS = {"true": True, "1": True, "yes": True, "on": True}
+_WORDS |= {"false": False, "0": False, "no": False, "off": False}
+
+
+def check_token(token: str) -> None:
+    """Check a secret that opens something. Raises ValueError, without the token."""
+    printable = token.isascii() and token.isprintable() and " " not in token
+    if token and not (len(token) >= TOKEN_CHARACTERS_MIN and printable):
+        raise ValueError(f"needs at least {TOKEN_CHARACTERS_MIN} printable ASCII characters")
+
+
+def checked(declared: Field[Any], value: Any, origin: str) -> Any:
+    """Turn a source's value into the setting's type and check its own bounds."""
+    kind: Any = type(declared.default)
+    try:
+        if kind is bool:
+            return _as_bool(value)
+        if kind is str:
+            return _as_text(value, declared.metadata["one_of"])
+        return _as_number(value, kind, declared)
+    except ValueError as error:
+        shown = "***" if declared.metadata["secret"] else _quoted(value)
+        raise ConfigError(f"setting {declared.name} ({origin}): {shown} {error}") from None
+
+
+def full_path(named: str) -> Path:
+    """Return the absolute path that a person's words name; `~` is a home. Raises ConfigError."""
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(f"{named}: no such user, or one without a home folder") from None
+
+
+def _quoted(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # Python does not print a number of more than 4,300 digits
+        return "the value"
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, bool | int | str) and (word := str(value).strip().lower()) in _WORDS:
+        return _WORDS[word]
+    raise ValueError("is neither true nor false")
+
+
+def _as_text(value: Any, choices: tuple[str, ...] | None) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("is not text")
+    if choices is None:
+        return value
+    if (word := value.strip().lower()) not in choices:
+        raise ValueError(f"is none of {', '.join(choices)}")
+    return word
+
+
+def _as_number(value: Any, kind: type, declared: Field[Any]) -> float:
+    is_size = "_bytes" in declared.name
+    what = "is not a whole number" if kind is int else "is not a number"
+    if is_size:
+        what += " of bytes, KiB, MiB, GiB or TiB (as in 64MiB)"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(what)
+    sized = isinstance(value, str) and is_size and _SIZE.fullmatch(value.strip())
+    if sized:
+        value = int(sized[1]) * _SIZES[sized[2][0].lower()]
+    try:
+        number: float = kind(value)
+    except (ValueError, OverflowError):  # 1e400 and infinity overflow
+        raise ValueError(what) from None
+    if kind is int and isinstance(value, float) and number != value:
+        raise ValueError(what)
+    least, most = declared.metadata["within"]
+    if not least <= number:  # also true of NaN
+        raise ValueError(f"is too small: at least {shown(declared.name, least)}")
+    if number > most:
+        raise ValueError(f"is too large: at most {shown(declared.name, most)}")
+    return number
+
+
+def env_name(name: str) -> str:
+    """Return the variable of the environment that sets `name`."""
+    return ENV_PREFIX + name.upper()
+
+
+def flag_name(name: str) -> str:
+    """Return the flag that sets `name`."""
+    return "--" + name.replace("_", "-")
+
+
+def nearest(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    """Return `; did you mean ..?` for a misspelt setting, or nothing; `spell` writes the name."""
+    import difflib  # noqa: PLC0415  only on the way to an error message
+
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {spell(near[0])}?" if near else ""
+
+
+_UNITS = (
+    ("_rows_per_s", "rows/s"),
+    ("_bytes", "bytes"),
+    ("_rows", "rows"),
+    ("_days", "days"),
+    ("_s", "s"),
+)
+
+
+def unit(name: str) -> str:
+    """Return the unit that a setting's name carries: `s`, `bytes`, `rows`, .. or nothing."""
+    stem = name.removesuffix("_max").removesuffix("_min")
+    return next((word for ending, word in _UNITS if stem.endswith(ending)), "")
+
+
+def shown(name: str, value: Any) -> str:
+    """Write a value for people: `64 MiB`, `100,000 rows`, `0.02 s`, `true`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value
+    word = unit(name)
+    if word == "bytes" and value:
+        for size, letters in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+            if value % size == 0:
+                return f"{value // size:,.0f} {letters}"
+    number = f"{value:,.0f}" if value == int(value) else repr(value)
+    return f"{number} {word}".rstrip()
+
+
+def mask_url(url: str) -> str:
+    """Return a database URL without its password, wherever it stands."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
+    if is_torn(parts):
+        return "***"
+    user, at, hosts = parts.netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    query = [
+        (key, "***" if _SECRET.search(key) else value)
+        for key, value in parse_qsl(parts.query, keep_blank_values=True)
+    ]
+    netloc = f"{name}{':***' if colon else ''}{at}{hosts}"
+    return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, safe="/*:")))
+
+
+def is_torn(parts: SplitResult) -> bool:
+    """Return whether an unescaped / ? # or @ has cut a password: what follows may be its tail."""
+    return "@" in parts.path + parts.query + parts.fragment or parts.netloc.count("@") > 1
+
+
+def check_database_url(url: str) -> None:
+    """Raise ValueError with a sentence if `url` cannot be one of PostgreSQL."""
+    if url and not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("does not begin with postgresql://")
+    try:
+        parts = urlsplit(url)
+        several = "," in parts.netloc  # hosts, each with a port of its own
+        unreadable = "%00" in url or is_torn(parts) or not (several or (parts.port or 0) >= 0)
+    except ValueError:
+        unreadable = True
+    if unreadable:
+        raise ValueError(
+            "cannot be read as a URL; in a password write / as %2F, ? as %3F, # as %23, @ as %40 "
+            "and [ as %5B"
+        )

@@ -1,0 +1,227 @@
+"""Sends dead letters that only time could mend back through the buffer, by itself.
+
+Takes `retries_exhausted` and `drained` letters of every segment, dead processes' too, one block at
+a time, slower than live readings and only while there is room and a database. A line is marked done
+once its block is decided, so a kill in between means that it is sent twice: the key absorbs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ingest.config.settings import Settings
+from ingest.dead_letters.files import segments, try_replay_lock
+from ingest.dead_letters.reader import LiveLetter, Where, first_letters
+from ingest.model.ack import Ack, Outcome
+from ingest.model.block import Block
+from ingest.model.errors import BufferFull, DeadLettersBroken, Stopping
+from ingest.model.ledger import Metrics
+from ingest.model.letter import DRAINED, EXHAUSTED
+from ingest.model.ports import BufferStats, Inlet
+from ingest.model.reading import name_fault
+from ingest.model.rows import encode_reading
+from ingest.system.backoff import backoff_s
+from ingest.system.clock import monotonic_s, sleep_unless
+from ingest.system.logs import get_logger
+
+if TYPE_CHECKING:
+    from ingest.dead_letters.queue import DeadLetterFolder
+
+REPLAYED = Where(reasons=(EXHAUSTED, DRAINED))
+BLOCK_ROWS_MAX = 500  # small beside a live batch, so that live readings wait little behind it
+FAILURES_MAX = 3  # blocks in a row that fail: the database is at fault, not they
+UNLOCKED_S_MIN = 0.02  # between blocks, so that a replay by hand finds the lock free
+LOOK_S = 1.0  # between looks whether the dead letters are full while a block is under way
+PAUSE_S_MAX = 300.0  # between tries of what fails again and again
+TIDY_S = 600.0
+TS_US_MAX = 253_402_300_800_000_000  # the year 10000
+
+
+class Replayer:
+    """The replay of one service. `run` ends soon after `stopping` is set, never by cancellation."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        folder: DeadLetterFolder,
+        inlet: Inlet,
+        outlet_stats: Callable[[], BufferStats],
+        metrics: Metrics,
+        database_up: Callable[[], bool],
+        letters_full: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._inlet = inlet
+        self._outlet_stats = outlet_stats
+        self._metrics = metrics
+        self._database_up = database_up
+        self._letters_full = letters_full
+        self._given_up: Ack | None = None  # of a block that is still under way
+        self._log = get_logger()
+        self._rows_max = min(BLOCK_ROWS_MAX, settings.post_rows_max, settings.dlq_replay_rows_per_s)
+        # Lines are only added at the end and marks are never taken back, so what was seen to be
+        # done is not read again. What fails is passed over until all the others have been tried.
+        self._done_to: dict[Path, int] = {}
+        self._next: dict[Path, int] = {}
+        self._tidied_s = float("-inf")
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Look for letters every `dlq_replay_pause_s`, less often while they keep failing.
+
+        Without `dlq_auto_replay` it only tidies the folder.
+        """
+        failures = 0
+        pause_s = 0.0
+        while not await sleep_unless(stopping, pause_s):
+            try:
+                went_well = not self._settings.dlq_auto_replay or await self._look(stopping)
+                await self._tidy()
+            except (BufferFull, Stopping):
+                went_well = True  # no room just now: live readings come first
+            except (DeadLettersBroken, OSError) as error:
+                went_well = False
+                self._log.warning("replay_failed", why=str(error))
+            pause_s = self._settings.dlq_replay_pause_s
+            failures = 0 if went_well else failures + 1
+            if failures:
+                pause_s += backoff_s(failures, first_s=pause_s, cap_s=PAUSE_S_MAX)
+
+    async def _tidy(self) -> None:
+        if monotonic_s() - self._tidied_s < TIDY_S:
+            return
+        self._tidied_s = monotonic_s()
+        if removed := await self._folder.tidy():
+            self._log.info("dead_letters_tidied", files=[path.name for path in removed])
+        # Where a write was taken back that had been seen already, others may lie by now.
+        for last in segments(self._folder.folder)[-1:]:
+            self._done_to.pop(last, None)
+
+    async def _look(self, stopping: asyncio.Event) -> bool:
+        """Replay what there is to replay; return False if some of it failed again."""
+        found = segments(self._folder.folder)
+        self._done_to = {path: self._done_to.get(path, 0) for path in found}
+        failed = failed_in_a_row = 0
+        for segment in found:
+            more = True
+            while more and not stopping.is_set():
+                began_s = monotonic_s()
+                lock = try_replay_lock(self._folder.folder) if self._has_room() else None
+                if lock is None:
+                    return not failed  # live readings come first, and so does a replay by hand
+                with lock:
+                    rows, well = await self._replay_some(segment, stopping)
+                more = rows == self._rows_max
+                failed += not well
+                failed_in_a_row = 0 if well else failed_in_a_row + 1
+                if failed_in_a_row >= FAILURES_MAX:
+                    return False
+                if rows:
+                    spare_s = began_s + rows / self._settings.dlq_replay_rows_per_s - monotonic_s()
+                    await sleep_unless(stopping, max(spare_s, UNLOCKED_S_MIN))
+        self._next.clear()
+        return not failed
+
+    async def _replay_some(self, segment: Path, stopping: asyncio.Event) -> tuple[int, bool]:
+        """Replay the next block of a segment; return its rows, and whether all is well."""
+        done_to = self._done_to[segment]
+        start = max(done_to, self._next.get(segment, 0))
+        if _size(segment) <= start:
+            return 0, True
+        letters, end = await asyncio.to_thread(
+            first_letters, segment, start=start, where=REPLAYED, count_max=self._rows_max
+        )
+        if stopping.is_set():
+            return 0, True
+        found = len(letters)
+        letters = [each for each in letters if _is_whole(each)]
+        if len(letters) < found:
+            self._log.warning("dead_letters_not_readings", lines=found - len(letters))
+        well = True
+        if letters:
+            outcome = await self._send(letters, stopping)
+            if outcome is None:
+                return 0, True
+            well = not outcome.set_aside
+            if well:
+                await self._folder.mark_done(letters, "replayed")
+            self._log.info("replayed", rows=len(letters), set_aside_again=outcome.set_aside)
+        self._next[segment] = end
+        if well and start == done_to:
+            self._done_to[segment] = end
+        return found, well
+
+    async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
+        """Put one block and wait for its outcome; None if the service stops before.
+
+        None too if the writers hold since the dead letters are full: whoever is to end that needs
+        the lock, to discard some. The block goes on by itself, and once it is decided its letters
+        are sent once more: the key absorbs them. Rows that the database refuses now are
+        dead-lettered by the writer under that reason.
+        """
+        readings = [each.letter.reading for each in letters if each.letter.reading is not None]
+        tuples = b"".join(map(encode_reading, readings))
+        room = await self._inlet.reserve(len(readings), len(tuples), awaited=True)
+        ack = Ack()
+        block = Block(
+            tuples,
+            len(readings),
+            received_s=monotonic_s(),
+            received_us=min(each.letter.received_us for each in letters),
+            newest_ts_us=max(each.ts_us for each in readings),
+            items=[each.letter.item or 0 for each in letters],
+            ack=ack,
+            replayed=True,
+        )
+        block.doubtful = True  # nobody knows what became of the write that was given up
+        await room.put(block)
+        self._metrics.replayed += block.rows
+        stop = asyncio.create_task(stopping.wait())
+        waiting = asyncio.create_task(ack.wait())
+        both = (stop, waiting)
+        try:
+            ended: set[asyncio.Task[Any]] = set()
+            while not ended and not self._letters_full():
+                ended, _ = await asyncio.wait(
+                    both, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
+                )
+        finally:
+            stop.cancel()
+            waiting.cancel()
+        if ack.resolved:
+            return await ack.wait()
+        self._given_up = ack
+        return None
+
+    def _has_room(self) -> bool:
+        stats = self._outlet_stats()
+        return (
+            self._database_up()
+            and (self._given_up is None or self._given_up.resolved)
+            and stats.rows * 2 < stats.rows_max
+            and stats.size_bytes * 2 < stats.bytes_max
+        )
+
+
+def _size(segment: Path) -> int:
+    try:
+        return segment.stat().st_size
+    except FileNotFoundError:  # tidied away since it was listed
+        return 0
+
+
+def _is_whole(live: LiveLetter) -> bool:
+    """Whether a letter holds a reading that a row can hold: a hand may have written the line."""
+    reading = live.letter.reading
+    return (
+        reading is not None
+        and abs(reading.ts_us) < TS_US_MAX
+        and math.isfinite(reading.value)
+        and name_fault(reading.device_id) is None
+        and name_fault(reading.metric) is None
+    )

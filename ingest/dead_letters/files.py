@@ -1,0 +1,107 @@
+"""The files of a dead-letter folder: their names, their ages, the lock of who replays them.
+
+Everything here blocks, and raises OSError.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest.system.clock import unix_us
+from ingest.system.files import REAL_CALLS, AppendFile, FileCalls, Lock, open_regular, sync_folder
+
+_SEGMENT_NAME = re.compile(r"dlq-[0-9TZ]+-\d+-[0-9a-f]+\.jsonl")
+_LOCK_NAME = "replay.lock"
+CURSOR_SUFFIX = ".cursor"
+
+
+class Seen(NamedTuple):
+    """A file as it was at some moment. A segment never shrinks, nor becomes another file."""
+
+    inode: int
+    size: int
+
+    def holds(self, earlier: Seen) -> bool:
+        """Whether all that was there earlier can still be there."""
+        return self.inode == earlier.inode and self.size >= earlier.size
+
+
+def new_segment(folder: Path, calls: FileCalls = REAL_CALLS) -> AppendFile:
+    """Create a segment, locked, its name on the disk."""
+    while True:
+        now = datetime.fromtimestamp(unix_us() / 1e6, UTC)
+        name = f"dlq-{now:%Y%m%dT%H%M%S%fZ}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        file = AppendFile.open(folder / name, create=True, calls=calls)
+        try:
+            kept = file.lock()
+            sync_folder(folder, calls)
+        except OSError:
+            file.close()
+            raise
+        if kept:
+            return file
+        file.close()  # another process tidied it away before it was locked
+
+
+def sync_file(path: Path, calls: FileCalls = REAL_CALLS) -> None:
+    """Bring what another process wrote into a file to the disk."""
+    with open_regular(path) as file:
+        calls.fdatasync(file.fileno())
+
+
+def touched_us(segment: Path) -> int:
+    """Return when the segment was written or marked last, in Unix microseconds."""
+    touched_ns = segment.stat().st_mtime_ns
+    if cursor_path(segment).exists():
+        touched_ns = max(touched_ns, cursor_path(segment).stat().st_mtime_ns)
+    return touched_ns // 1000
+
+
+def segments(folder: Path) -> list[Path]:
+    """Return the segments, oldest first; none if there is no folder."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in sorted(names) if is_segment(name)]
+
+
+def is_segment(name: str) -> bool:
+    """Whether a file of that name holds letters."""
+    return _SEGMENT_NAME.fullmatch(name) is not None
+
+
+def look_at(folder: Path) -> dict[Path, Seen]:
+    """Return every file of the folder as it is now, oldest segment first; none without a folder."""
+    found: dict[Path, Seen] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    now = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # tidied away by another process since it was listed
+                found[folder / entry.name] = Seen(now.st_ino, now.st_size)
+    except FileNotFoundError:
+        return {}
+    return dict(sorted(found.items()))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of everything in the folder, in bytes."""
+    return sum(seen.size for seen in look_at(folder).values())
+
+
+def cursor_path(segment: Path) -> Path:
+    """Return the file beside a segment that says which of its lines are done."""
+    return segment.with_name(segment.name + CURSOR_SUFFIX)
+
+
+def try_replay_lock(folder: Path) -> Lock | None:
+    """Take the folder's replay lock: who holds it may mark lines as done. None: it is taken."""
+    return Lock.try_take(folder / _LOCK_NAME, create=True)

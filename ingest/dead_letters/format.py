@@ -1,0 +1,232 @@
+"""One dead letter as one line of JSON, and back: the line's shape, its id, its checksum. Pure.
+
+    {"v":1,"id":"<32 hex>","reason":..,"code":..,"message":..,"attempts":..,"received_at":..,
+     "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,"original":..,"sum":..}
+
+Values and original bytes come back exactly. `sum` is the CRC-32 of all bytes before it, so a line
+that was cut or changed is never taken for a letter. `v`, `id` and `reason` stand at fixed places.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import orjson
+
+from ingest.model.letter import Letter
+from ingest.model.reading import Reading
+from ingest.system.clock import rfc3339
+
+VERSION = 1
+LINE_BYTES_MAX = 64 * 1024 * 1024  # a reader takes no longer line into memory
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SUM_BYTES = len(b',"sum":"00000000"}\n')
+ID_AT = len(b'{"v":1,"id":"')
+ID_CHARACTERS = 32
+REASON_AT = ID_AT + ID_CHARACTERS + len(b'","reason":"')
+
+
+class BadLine(ValueError):
+    """A line that is no letter; the text says why, fit for a user to read."""
+
+
+class Line(NamedTuple):
+    """What one line holds; `failed_us` is when it was written, in Unix microseconds."""
+
+    id: str
+    failed_us: int
+    letter: Letter
+
+
+def letter_id(letter: Letter) -> str:
+    """Return the 128-bit hash of the fact, or of the bytes that could not become one.
+
+    An object without `ts` is a new fact each time it comes: its time of receipt is hashed too.
+    """
+    digest = blake2b(digest_size=ID_CHARACTERS // 2)
+    if letter.reading is not None:
+        ts_us, device_id, metric, value = letter.reading
+        device, name = _utf8(device_id), _utf8(metric)
+        digest.update(struct.pack(">sqdI", b"r", ts_us, value, len(device)) + device + name)
+        return digest.hexdigest()
+    precision, field = _utf8(letter.precision or ""), _utf8(letter.field or "")
+    digest.update(struct.pack(">sII", b"o", len(precision), len(field)) + precision + field)
+    original = letter.original or b""
+    if _is_object_without_ts(original):
+        digest.update(struct.pack(">q", letter.received_us))
+    digest.update(original)
+    return digest.hexdigest()
+
+
+def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
+    """Write a letter as one line, line feed included. Cannot fail on what a letter holds."""
+    fields: dict[str, Any] = {
+        "v": VERSION,
+        "id": id_,
+        "reason": letter.reason,
+        "code": letter.code,
+        "message": letter.message,
+        "attempts": letter.attempts,
+        "received_at": _time_out(letter.received_us),
+        "failed_at": _time_out(failed_us),
+        "item": letter.item,
+        "field": letter.field,
+        "precision": letter.precision,
+        "reading": None,
+    }
+    if letter.reading is not None:
+        fields["reading"] = reading_object(letter.reading)
+    if letter.original is not None:
+        try:
+            fields["original"] = letter.original.decode()
+        except UnicodeDecodeError:
+            fields["original_base64"] = base64.b64encode(letter.original).decode()
+    try:
+        return seal(orjson.dumps(fields))
+    except TypeError:  # half of a surrogate pair in some text: a queue of last resort takes it
+        for name in ("code", "message", "field", "precision"):
+            if fields[name] is not None:
+                fields[name] = _utf8(fields[name]).decode()
+        return seal(orjson.dumps(fields))
+
+
+def reading_object(reading: Reading) -> dict[str, Any]:
+    """Return a reading as the JSON object that a post would hold."""
+    ts = _time_out(reading.ts_us)
+    return {
+        "ts": ts,
+        "device_id": reading.device_id,
+        "metric": reading.metric,
+        "value": reading.value,
+    }
+
+
+def decode_line(line: bytes) -> Line:
+    """Read one whole line. Raises BadLine if it was altered or is of another version."""
+    return line_of(parse(line, check_sum=True))
+
+
+def parse(line: bytes, *, check_sum: bool) -> dict[str, Any]:
+    """Return a line's JSON object, its version checked. Raises BadLine."""
+    body = unseal(line) if check_sum else line
+    if body is None:
+        raise BadLine("the checksum does not match: the line was altered or cut")
+    try:
+        fields = orjson.loads(body)
+    except ValueError as error:
+        raise BadLine(f"not JSON: {error}") from error
+    if not isinstance(fields, dict) or "v" not in fields:
+        raise BadLine("not a dead letter")
+    if fields["v"] != VERSION:
+        raise BadLine(f"version {fields['v']!r} is not known here")
+    return fields
+
+
+def line_of(fields: dict[str, Any]) -> Line:
+    """Turn a parsed line into a letter. Raises BadLine if a field is missing or of a wrong kind."""
+    try:
+        letter = Letter(
+            reason=_text(fields["reason"]),
+            code=_text(fields["code"]),
+            message=_text(fields["message"]),
+            received_us=time_in(fields["received_at"]),
+            reading=_reading_in(fields["reading"]),
+            original=original_in(fields),
+            precision=_text_or_none(fields["precision"]),
+            field=_text_or_none(fields["field"]),
+            item=_whole_or_none(fields["item"]),
+            attempts=_whole_or_none(fields["attempts"]) or 0,
+        )
+        return Line(id_in(fields), time_in(fields["failed_at"]), letter)
+    except KeyError as error:
+        raise BadLine(f"the field {error} is missing") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadLine(str(error)) from error
+
+
+def id_in(fields: dict[str, Any]) -> str:
+    """Return the id that a parsed line holds. Raises KeyError, TypeError or ValueError."""
+    id_ = _text(fields["id"])
+    if len(id_) != ID_CHARACTERS or not id_.isalnum() or not id_.isascii():
+        raise ValueError(f"{id_!r:.80} is not an id")
+    return id_
+
+
+def original_in(fields: dict[str, Any]) -> bytes | None:
+    """Return the original bytes that a parsed line holds. Raises TypeError or ValueError."""
+    if fields.get("original") is not None:
+        return _text(fields["original"]).encode()
+    if fields.get("original_base64") is not None:
+        return base64.b64decode(_text(fields["original_base64"]), validate=True)
+    return None
+
+
+def time_in(value: Any) -> int:
+    """Return a time of a line as Unix microseconds. Raises TypeError or ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    moment = datetime.fromisoformat(_text(value))
+    if moment.tzinfo is None:
+        raise ValueError(f"the time {value!r} has no offset")
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def seal(body: bytes) -> bytes:
+    """Append the checksum to a JSON object, and a line feed."""
+    return b'%b,"sum":"%08x"}\n' % (body[:-1], crc32(body[:-1]))
+
+
+def unseal(line: bytes) -> bytes | None:
+    """Return the JSON object without its checksum, or None if that does not match."""
+    head = line[:-_SUM_BYTES]
+    return head + b"}" if line == seal(head + b"}") else None
+
+
+def _time_out(us: int) -> str | int:
+    try:
+        return rfc3339(us)
+    except OverflowError:  # a table may be told to take years that RFC 3339 cannot write
+        return us
+
+
+def _reading_in(value: Any) -> Reading | None:
+    if value is None:
+        return None
+    number = value["value"]
+    if not isinstance(number, float):
+        raise TypeError("the reading's value is not a number")
+    return Reading(time_in(value["ts"]), _text(value["device_id"]), _text(value["metric"]), number)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is not text")
+    return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _whole_or_none(value: Any) -> int | None:
+    if value is not None and not isinstance(value, int):
+        raise TypeError(f"{value!r:.80} is not a whole number")
+    return value
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode(errors="replace")
+
+
+def _is_object_without_ts(original: bytes) -> bool:
+    if not original.lstrip().startswith(b"{"):
+        return False
+    try:
+        return "ts" not in orjson.loads(original)
+    except ValueError:
+        return True  # nobody can say: rather two letters than one where there were two facts

@@ -1,0 +1,245 @@
+"""Sends dead letters to the table when somebody asks: validated again, through the same sink.
+
+What comes in is told to `done` batch by batch, after its commit, so a replay that was cut off goes
+on where it was and one that is run twice changes nothing. What is still refused is told with its
+reason and stays where it is. Touches no file but the folder's replay lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from ingest.dead_letters.files import try_replay_lock
+from ingest.dead_letters.format import BadLine, id_in, original_in, reading_object, time_in
+from ingest.dead_letters.reader import LiveLetter
+from ingest.formats.json_post import Decoded, Rules, decode
+from ingest.model.errors import IngestError, Refused
+from ingest.model.ports import BadRow, Sink, Stored
+from ingest.model.verdict import Verdict, WriteFailed
+from ingest.system.backoff import backoff_s
+from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+from ingest.system.files import Lock
+
+BATCH_ROWS = 1_000
+TRIES_MAX = 5
+REFUSALS_TOLD_MAX = 20
+LOCK_S_MAX = 15.0
+LOCK_PAUSE_S = 0.005
+
+
+class ReplayStopped(IngestError):
+    """The database cannot take letters now; what was done before is done."""
+
+
+async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Lock:
+    """Wait for the replay lock, which the service's own replay gives free between blocks.
+
+    Raises IngestError if it does not come free in time (LOCK_S_MAX, if not said).
+    """
+    never = asyncio.Event()
+    for _ in range(int((wait_s_max or LOCK_S_MAX) / LOCK_PAUSE_S)):
+        if (lock := try_replay_lock(folder)) is not None:
+            return lock
+        await sleep_unless(never, LOCK_PAUSE_S)
+    raise IngestError("another replay is at work in this folder; try again when it has finished")
+
+
+class Item(NamedTuple):
+    """What a letter has to say: JSON of one item as a post would hold it, and the post's terms.
+
+    `place` tells a user where it came from; `source` is its line in the folder, if it is one.
+    """
+
+    id: str
+    place: str
+    original: bytes
+    precision: str | None
+    received_us: int
+    source: LiveLetter | None = None
+
+
+class Refusal(NamedTuple):
+    """Why an item is still no reading of the table."""
+
+    id: str
+    place: str
+    code: str
+    message: str
+
+
+@dataclass
+class Summary:
+    """What a replay did. `letters` came in, as `new` and `duplicate` rows; the others stay."""
+
+    letters: int = 0
+    rows: int = 0
+    new: int = 0
+    duplicate: int = 0
+    refused: dict[str, int] = field(default_factory=dict)  # by code
+    refusals: list[Refusal] = field(default_factory=list)  # the first of them
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Count an item that is still refused."""
+        self.refused[refusal.code] = self.refused.get(refusal.code, 0) + 1
+        if len(self.refusals) < REFUSALS_TOLD_MAX:
+            self.refusals.append(refusal)
+
+
+def item_of_letter(live: LiveLetter) -> Item:
+    """Return what a live letter has to say."""
+    letter = live.letter
+    if letter.reading is not None:
+        original = orjson.dumps(reading_object(letter.reading))
+        return Item(live.id, live.path.name, original, "us", letter.received_us, live)
+    precision = letter.precision
+    return Item(
+        live.id, live.path.name, letter.original or b"", precision, letter.received_us, live
+    )
+
+
+def item_of_fields(fields: dict[str, Any], place: str) -> Item:
+    """Return what a parsed line has to say, edited by hand perhaps. Raises BadLine."""
+    try:
+        id_, received_us = id_in(fields), time_in(fields["received_at"])
+        precision = _precision_in(fields)
+        if fields.get("reading") is not None:
+            return Item(id_, place, orjson.dumps(fields["reading"]), "us", received_us)
+        original = original_in(fields)
+    except KeyError as error:
+        raise BadLine(f"the field {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise BadLine(str(error)) from error
+    if original is None:
+        raise BadLine("there is neither a reading nor an original")
+    return Item(id_, place, original, precision, received_us)
+
+
+def _precision_in(fields: dict[str, Any]) -> str | None:
+    precision = fields.get("precision")
+    if precision is None or (isinstance(precision, str) and precision in {"s", "ms", "us", "ns"}):
+        return precision
+    raise ValueError(f"the precision {precision!r:.80} is not s, ms, us or ns")
+
+
+class HandReplay:
+    """One replay. `sink` None is a dry run: everything but the writing.
+
+    `done` is told the items of each batch after its commit; `rows_per_s` bounds the speed.
+    """
+
+    def __init__(
+        self,
+        *,
+        sink: Sink | None,
+        rules: Rules,
+        done: Callable[[Sequence[Item]], None],
+        rows_per_s: int | None = None,
+        ignore_unknown: bool = False,
+    ) -> None:
+        self._sink = sink
+        self._rules = rules
+        self._done = done
+        self._rows_per_s = rows_per_s
+        self._ignore_unknown = ignore_unknown
+        self.summary = Summary()
+
+    async def run(self, items: Iterable[Item]) -> None:
+        """Replay all items; `summary` is right even if it ends early.
+
+        Raises ReplayStopped if the database cannot take them now.
+        """
+        batch_rows = min(BATCH_ROWS, self._rows_per_s or BATCH_ROWS)
+        batch: list[tuple[Item, bytes, int]] = []
+        rows = 0
+        for item in items:
+            decoded = self._decode(item)
+            if decoded is None or decoded.block is None:
+                continue
+            batch.append((item, decoded.block.tuples, decoded.block.rows))
+            rows += decoded.block.rows
+            if rows >= batch_rows:
+                await self._write(batch, rows)
+                batch, rows = [], 0
+        if batch:
+            await self._write(batch, rows)
+
+    def _decode(self, item: Item) -> Decoded | None:
+        """Validate as the door does, with today's window; None if any of it is refused."""
+        # The time of receipt stays what it was, since it stands in for a missing `ts`.
+        since_us = max(0, unix_us() - item.received_us)
+        rules = self._rules._replace(ts_ahead_us_max=self._rules.ts_ahead_us_max + since_us)
+        try:
+            decoded = decode(
+                b"[" + item.original + b"]",
+                precision=item.precision,
+                ignore_unknown=self._ignore_unknown,
+                received_us=item.received_us,
+                received_s=monotonic_s(),
+                rules=rules,
+            )
+        except Refused as refused:
+            self.summary.refuse(Refusal(item.id, item.place, refused.code, refused.detail))
+            return None
+        if not decoded.errors:
+            return decoded
+        fault = decoded.errors[0]
+        message = f"{fault.field}: {fault.message}" if fault.field else fault.message
+        self.summary.refuse(Refusal(item.id, item.place, fault.code, message))
+        return None
+
+    async def _write(self, batch: list[tuple[Item, bytes, int]], rows: int) -> None:
+        began_s = monotonic_s()
+        bad: list[BadRow] = []
+        stored = Stored(0, 0)
+        if self._sink is not None:
+            stored, bad = await _store(self._sink, [tuples for _, tuples, _ in batch], rows)
+        refused = {row.row: row for row in bad}
+        came_in: list[Item] = []
+        first = 0
+        for item, _, its_rows in batch:
+            faults = [refused[row] for row in range(first, first + its_rows) if row in refused]
+            first += its_rows
+            if faults:
+                code, message = faults[0].sqlstate, faults[0].message
+                self.summary.refuse(Refusal(item.id, item.place, code, message))
+            else:
+                came_in.append(item)
+        self._done(came_in)
+        self.summary.letters += len(came_in)
+        self.summary.rows += rows - len(bad)
+        self.summary.new += stored.committed
+        self.summary.duplicate += stored.duplicate
+        if self._rows_per_s and self._sink is not None:
+            await asyncio.sleep(max(0.0, began_s + rows / self._rows_per_s - monotonic_s()))
+
+
+async def _store(sink: Sink, tuples: list[bytes], rows: int) -> tuple[Stored, list[BadRow]]:
+    """Write one batch, finding the rows that the database refuses. Raises ReplayStopped."""
+    bad: list[BadRow] = []
+
+    async def set_aside(refused: list[BadRow]) -> None:
+        bad[:] = refused
+
+    isolate = False
+    tries = 0
+    while True:
+        try:
+            if isolate:
+                return await sink.write_isolating(tuples, rows, set_aside), bad
+            return await sink.write(tuples, rows, idempotent=True), bad
+        except WriteFailed as failed:
+            bad.clear()
+            tries += 1
+            if failed.verdict in {Verdict.ISOLATE, Verdict.DUPLICATE} and not isolate:
+                isolate = True
+                continue
+            if failed.verdict is not Verdict.RETRY or tries >= TRIES_MAX:
+                code = f" (SQLSTATE {failed.sqlstate})" if failed.sqlstate else ""
+                raise ReplayStopped(f"the database: {failed.message}{code}") from failed
+            await asyncio.sleep(backoff_s(tries, first_s=0.1, cap_s=5.0))

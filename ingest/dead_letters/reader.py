@@ -1,0 +1,186 @@
+"""Reading a dead-letter folder: its live letters, oldest first, one segment at a time in memory.
+
+Torn, altered and unreadable pieces are skipped and counted in a Tally, never fatal. Whatever is
+yielded has passed its checksum. Takes no lock and changes nothing. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import orjson
+
+from ingest.dead_letters.files import CURSOR_SUFFIX, segments
+from ingest.dead_letters.format import (
+    ID_AT,
+    ID_CHARACTERS,
+    LINE_BYTES_MAX,
+    REASON_AT,
+    BadLine,
+    decode_line,
+)
+from ingest.dead_letters.marks import Mark, read_marks
+from ingest.model.letter import Letter
+from ingest.system.files import open_regular
+
+
+class LiveLetter(NamedTuple):
+    """A letter that is not done: where it stands (bytes `offset` to `end` of `path`), and what."""
+
+    path: Path
+    offset: int
+    end: int
+    id: str
+    failed_us: int
+    letter: Letter
+    line: bytes
+
+    @property
+    def mark(self) -> Mark:
+        """What the cursor will say once it is done."""
+        return Mark(self.offset, self.id, self.letter.reason)
+
+
+@dataclass
+class Tally:
+    """What a reading met and skipped: torn last lines, altered lines, files not readable.
+
+    `end` is the byte up to which the segment read last holds whole lines.
+    """
+
+    torn: int = 0
+    altered: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    end: int = 0
+
+    @property
+    def damaged(self) -> bool:
+        """Whether anything was skipped."""
+        return bool(self.torn or self.altered or self.unreadable)
+
+
+class Where(NamedTuple):
+    """Which letters are wanted; None means any. `since_us` is the earliest failed_at."""
+
+    reasons: tuple[str, ...] | None = None
+    code: str | None = None
+    device: str | None = None
+    since_us: int | None = None
+
+    def wants(self, line_id: str, failed_us: int, letter: Letter) -> bool:
+        """Whether all conditions hold; an empty id never does."""
+        return (
+            bool(line_id)
+            and (self.reasons is None or letter.reason in self.reasons)
+            and (self.code is None or letter.code == self.code)
+            and (self.device is None or device_of(letter) == self.device)
+            and (self.since_us is None or failed_us >= self.since_us)
+        )
+
+
+EVERYTHING = Where()
+
+
+def device_of(letter: Letter) -> str | None:
+    """Return the device that a letter speaks of, as far as its bytes tell."""
+    if letter.reading is not None:
+        return letter.reading.device_id
+    return device_in(letter.original or b"")
+
+
+def device_in(original: bytes) -> str | None:
+    """Return the device that the bytes of an item name, if they name one."""
+    try:
+        item = orjson.loads(original)
+    except ValueError:
+        return None
+    device = item.get("device_id") if isinstance(item, dict) else None
+    return device if isinstance(device, str) else None
+
+
+def live_letters(
+    folder: Path, *, where: Where = EVERYTHING, tally: Tally | None = None
+) -> Iterator[LiveLetter]:
+    """Yield the live letters of all segments. An id may come more than once, in two segments."""
+    for segment in segments(folder):
+        yield from segment_letters(segment, where=where, tally=tally)
+
+
+def segment_letters(
+    segment: Path, *, start: int = 0, where: Where = EVERYTHING, tally: Tally | None = None
+) -> Iterator[LiveLetter]:
+    """Yield the live letters of one segment from byte `start` on."""
+    tally = tally if tally is not None else Tally()
+    wanted = tuple(f'{reason}"'.encode() for reason in where.reasons or ())
+    code = b"" if where.code is None else _code_field(where.code)
+    for offset, line in undone_lines(segment, start=start, tally=tally):
+        if (wanted and not line.startswith(wanted, REASON_AT)) or code not in line:
+            continue  # not parsed at all: looking for a few among millions stays cheap
+        try:
+            id_, failed_us, letter = decode_line(line)
+        except BadLine:
+            tally.altered += 1
+            continue
+        if where.wants(id_, failed_us, letter):
+            yield LiveLetter(segment, offset, offset + len(line), id_, failed_us, letter, line)
+
+
+def _code_field(code: str) -> bytes:
+    """Return what every line with this code holds; other lines may hold it too."""
+    return b'"code":' + orjson.dumps(code.encode("utf-8", "replace").decode())
+
+
+def first_letters(
+    segment: Path, *, start: int, where: Where, count_max: int
+) -> tuple[list[LiveLetter], int]:
+    """Return the first live letters from byte `start` on, and where to look for the next ones."""
+    tally = Tally()
+    letters = list(
+        islice(segment_letters(segment, start=start, where=where, tally=tally), count_max)
+    )
+    return letters, letters[-1].end if len(letters) == count_max else max(start, tally.end)
+
+
+def undone_lines(
+    segment: Path, *, start: int = 0, tally: Tally | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Yield offset and bytes of the whole lines that no mark says are done, unchecked."""
+    tally = tally if tally is not None else Tally()
+    done: dict[int, str] = {}
+    try:
+        done = {mark.offset: mark.id for mark in read_marks(segment)[0] if mark.offset >= start}
+    except OSError as error:  # then all are live: to send one twice is harmless
+        tally.unreadable.append(f"{segment.name}{CURSOR_SUFFIX}: {error.strerror}")
+    try:
+        with open_regular(segment) as file:
+            file.seek(start)
+            for offset, line in _lines(file, start, tally):
+                id_ = done.get(offset)
+                if id_ is None or line[ID_AT : ID_AT + ID_CHARACTERS] != id_.encode():
+                    yield offset, line
+    except FileNotFoundError:
+        return  # finished, and removed since it was listed
+    except OSError as error:
+        tally.unreadable.append(f"{segment.name}: {error.strerror}")
+
+
+def _lines(file: BinaryIO, offset: int, tally: Tally) -> Iterator[tuple[int, bytes]]:
+    while line := file.readline(LINE_BYTES_MAX):
+        if line.endswith(b"\n"):
+            tally.end = offset + len(line)
+            yield offset, line
+            offset = tally.end
+            continue
+        whole = offset + len(line)
+        while line and not line.endswith(b"\n"):  # no letter is that long: find its end
+            line = file.readline(LINE_BYTES_MAX)
+            whole += len(line)
+        if not line:
+            tally.torn += 1
+            return
+        tally.altered += 1
+        offset = tally.end = whole

@@ -1,0 +1,213 @@
+"""The folder of an embedded PostgreSQL: locked for us, checked, its data made, its past waited for.
+
+Promises: data of another version or owner is never touched, and making data is all or nothing.
+Every obstacle is a StartError that names the folder and what to do about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest.embedded.programs import (
+    DatabaseUser,
+    clean_environment,
+    command,
+    database_user,
+    find_binaries,
+    major_of,
+    may_enter,
+    place,
+)
+from ingest.model.errors import StartError
+from ingest.system import clock
+
+PREVIOUS_S_MAX = 20.0  # an earlier server on the same data that is shutting down
+UNMARKED_S_MAX = 2.0  # from its parent's death to its note in the pid file that it stops
+LOG_BYTES_MAX = 8 * 1024**2
+HAS_PROC = Path("/proc/self/cmdline").exists()
+
+
+class Home(NamedTuple):
+    """All that a server needs to be started; as root, `data` and `sockets` belong to `user`."""
+
+    data: Path
+    log: Path
+    sockets: Path
+    binaries: Path
+    user: DatabaseUser
+
+
+def lock(folder: Path) -> int:
+    """Lock the folder, create it if missing; return the file descriptor that holds the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder / "postgres.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise StartError(
+            f"another service already runs the database in {folder}: stop it, or choose another "
+            "folder with --state-dir"
+        ) from error
+    return fd
+
+
+def prepare(folder: Path) -> Home:
+    """Check what a locked folder holds and get everything but the data ready; blocks up to 1 s."""
+    data = folder / "data"
+    user = database_user(data)
+    if user.uid >= 0 and not may_enter(user, folder):
+        raise StartError(
+            f"{folder} is inside a folder that the user {user.name} may not enter, and PostgreSQL "
+            "does not run as root: choose another folder with --state-dir, for example "
+            "/var/lib/iot-ingest"
+        )
+    binaries = place(user, find_binaries(), folder)
+    if data.exists():
+        _check_data(data, binaries)
+    log = folder / "postgres.log"
+    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
+        log.replace(folder / "postgres.log.1")
+    return Home(data, log, _make_socket_folder(folder, user), binaries, user)
+
+
+def _check_data(data: Path, binaries: Path) -> None:
+    try:
+        have = (data / "PG_VERSION").read_text().strip()
+    except OSError as error:
+        raise StartError(
+            f"{data} exists but is not a PostgreSQL data folder: move it away, or choose another "
+            "folder with --state-dir"
+        ) from error
+    ours = major_of(binaries)
+    if have != str(ours):
+        raise StartError(
+            f"{data} was made by PostgreSQL {have}, but the programs in {binaries} are version "
+            f"{ours}: set INGEST_PG_BIN to the programs of version {have}, or dump the data with "
+            "them (pg_dump) and restore it into a new --state-dir"
+        )
+
+
+def _make_socket_folder(folder: Path, user: DatabaseUser) -> Path:
+    # The path of a socket has at most 104 bytes, so it cannot lie in the state folder.
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+    sockets = Path("/tmp") / f"iot-ingest-{user.owner_uid}-{name}"  # noqa: S108  checked below
+    try:
+        sockets.mkdir(mode=0o700)
+        if user.uid >= 0:
+            os.chown(sockets, user.uid, user.gid)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise StartError(f"cannot make {sockets} for sockets: {error.strerror}") from error
+    found = sockets.lstat()
+    private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o700
+    if not private or found.st_uid != user.owner_uid:
+        raise StartError(
+            f"{sockets}, where the socket of the database in {folder} belongs, is not a private "
+            "folder of ours: remove it"
+        )
+    return sockets
+
+
+async def await_previous(data: Path) -> None:
+    """Wait for a server whose service died a moment ago; clear away a pid file of nobody's.
+
+    Raises StartError if a server of this data goes on running.
+    """
+    started_s = clock.monotonic_s()
+    pid_file = data / "postmaster.pid"
+    while (lines := pid_file_lines(data)) and lines[0].isdecimal():
+        pid = int(lines[0])
+        if not _is_postgres_on(pid, data):
+            # PostgreSQL would refuse to start if the number belongs to another process by now.
+            # Should a child of the old server still live, its shared memory blocks the start.
+            pid_file.unlink(missing_ok=True)
+            return
+        patience_s = PREVIOUS_S_MAX if status_of(lines) == "stopping" else UNMARKED_S_MAX
+        if clock.monotonic_s() - started_s > patience_s:
+            raise StartError(
+                f"another PostgreSQL (pid {pid}) runs on {data}: stop it (kill -INT {pid}), or "
+                "choose another folder with --state-dir"
+            )
+        await asyncio.sleep(0.02)
+
+
+def pid_file_lines(data: Path) -> list[str]:
+    """Return the lines of the server's pid file; none if there is no such file."""
+    try:
+        return (data / "postmaster.pid").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def status_of(lines: list[str]) -> str:
+    """Return what the server says of itself in its pid file: starting, ready, stopping, ..."""
+    return lines[7].strip() if len(lines) > 7 else "starting"
+
+
+def _is_postgres_on(pid: int, data: Path) -> bool:
+    """Whether the process is a server of this data; where that cannot be seen, whether it lives."""
+    if HAS_PROC:
+        try:
+            return os.fsencode(data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+async def make_data(home: Home) -> None:
+    """Make the data if there is none. Killed half-way, it leaves nothing that looks whole."""
+    if home.data.exists():
+        return
+    # A name of its own: the children of an initdb that was killed may write for a moment longer.
+    for left in home.data.parent.glob("data.new*"):
+        shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix="data.new.", dir=home.data.parent))
+    if home.user.uid >= 0:
+        os.chown(new, home.user.uid, home.user.gid)
+    locale = ["--locale=C"]
+    if major_of(home.binaries) >= 17:  # brings UTF-8 rules of its own; C is everywhere
+        locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    options = ["--auth=trust", "--encoding=UTF8", "--data-checksums", "--no-instructions"]
+    process = await asyncio.create_subprocess_exec(
+        *command(home.user, home.binaries / "initdb", "-D", str(new), "-U", "postgres"),
+        *options,
+        *locale,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=clean_environment(),
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode != 0:
+        said = output.decode(errors="replace").strip()[-600:]
+        raise StartError(f"cannot make a database in {home.data.parent}: {said}")
+    new.rename(home.data)
+    _fsync_folder(home.data.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,228 @@
+"""A PostgreSQL of our own: started, watched, stopped; reached through a private socket.
+
+Promises: its data survives restarts and kills of either side; it ends when we end, even by
+SIGKILL (Linux); killed alone, it is started again. Durable by default (fsync on).
+Does not upgrade data between major versions, and does not listen on the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import structlog
+
+from ingest.embedded import data as postgres_data
+from ingest.embedded.data import Home
+from ingest.embedded.programs import clean_environment, command
+from ingest.model.errors import StartError
+from ingest.system import clock
+
+SETTINGS: dict[str, str] = {
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    # Pages that the kernel gathers for 30 s and then writes at once hold up whoever waits for the
+    # same disk (the journal: 50 to 190 ms): so they are written early. Keys come in order of time,
+    # so few pages are written twice for it. What is in shared_buffers has a page of zeros there.
+    "backend_flush_after": "256kB",
+    "shared_buffers": "64MB",
+    "wal_buffers": "4MB",
+    "max_wal_size": "1GB",
+    "wal_compression": "on",
+    "max_connections": "40",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "jit": "off",
+    # what the database refuses is reported by the service itself; here it would flood the log
+    "log_min_messages": "log",
+    "log_checkpoints": "off",
+}
+
+START_S_MAX = 120.0  # crash recovery may read max_wal_size again
+STOP_S_MAX, QUIT_S_MAX, KILL_S_MAX = 20.0, 5.0, 5.0
+RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
+STEADY_S = 60.0  # having run so long, the next restart starts with the short pause again
+_PORT = 5432  # only names the socket file
+_IN_USE = "pre-existing shared memory block"
+
+_log = structlog.get_logger("ingest.embedded.server")
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL on `folder`/data; `settings` add to or replace SETTINGS.
+
+    Start it from the main thread: it ends with the thread that started it.
+    """
+
+    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
+        self._folder = folder.resolve()
+        self._settings = {**SETTINGS, **(settings or {})}
+        self._lock_fd: int | None = None
+        self._home: Home | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+        self._supervision: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        if self._process is None or self._process.returncode is not None:
+            return None
+        return self._process.pid
+
+    async def start(self) -> str:
+        """Make the data if there is none, start the server, return its database URL.
+
+        Waits for an earlier server on the same data that is shutting down, and for the recovery
+        after a crash. Cancelled, it leaves nothing running. Raises StartError.
+        """
+        assert self._supervision is None, "started once, until stopped"
+        self._stopping.clear()
+        try:
+            async with contextlib.AsyncExitStack() as undo:
+                undo.push_async_callback(self._end)
+                self._lock_fd = postgres_data.lock(self._folder)
+                self._home = await asyncio.to_thread(postgres_data.prepare, self._folder)
+                await postgres_data.await_previous(self._home.data)
+                await postgres_data.make_data(self._home)
+                await self._launch(self._home)
+                undo.pop_all()
+        except OSError as error:
+            raise StartError(f"cannot start a database in {self._folder}: {error}") from error
+        self._supervision = asyncio.create_task(self._supervise(self._home), name="postgres")
+        query = f"host={quote(str(self._home.sockets))}&port={_PORT}"
+        return f"postgresql://postgres@/postgres?{query}"
+
+    async def stop(self) -> None:
+        """Shut the server down (fast: open transactions are rolled back); it leaves clean data."""
+        if self._supervision is not None:
+            self._stopping.set()
+            await asyncio.shield(self._supervision)
+            self._supervision = None
+
+    async def _launch(self, home: Home) -> None:
+        """Start the server and wait until it is ready, or we stop. Raises StartError."""
+        started_s = clock.monotonic_s()
+        while True:
+            process, said_from = await self._spawn(home)
+            self._process = process
+            while process.returncode is None:
+                lines = postgres_data.pid_file_lines(home.data)
+                ours = bool(lines) and lines[0] == str(process.pid)
+                if (ours and postgres_data.status_of(lines) == "ready") or self._stopping.is_set():
+                    return
+                if clock.monotonic_s() - started_s > START_S_MAX:
+                    await _terminate(process)
+                    raise StartError(f"PostgreSQL is not ready after {START_S_MAX:g} s: {home.log}")
+                await asyncio.sleep(0.01)
+            self._process = None
+            said = _tail(home.log, said_from)
+            patience_s = postgres_data.PREVIOUS_S_MAX
+            # the children of a killed server end by themselves, a moment after it
+            if _IN_USE not in said or clock.monotonic_s() - started_s > patience_s:
+                raise StartError(f"PostgreSQL did not start ({home.log}): {said}")
+            await asyncio.sleep(0.1)
+
+    async def _spawn(self, home: Home) -> tuple[asyncio.subprocess.Process, int]:
+        """Start the program; also return the length of the log before it."""
+        for left in home.sockets.iterdir():  # of a killed server: its number may be in use again
+            left.unlink()
+        arguments = ["-D", str(home.data), "-h", "", "-k", str(home.sockets), "-p", str(_PORT)]
+        for name, value in self._settings.items():
+            arguments += ["-c", f"{name}={value}"]
+        log_fd = os.open(home.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            said_from = os.fstat(log_fd).st_size
+            process = await asyncio.create_subprocess_exec(
+                *command(home.user, home.binaries / "postgres", *arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                env=clean_environment(),
+            )
+        finally:
+            os.close(log_fd)
+        return process, said_from
+
+    async def _supervise(self, home: Home) -> None:
+        """Keep a server running until told to stop, then stop it."""
+        try:
+            await self._keep_running(home)
+        finally:
+            await self._end()
+
+    async def _keep_running(self, home: Home) -> None:
+        pause_s = RESTART_S_MIN
+        since_s = clock.monotonic_s()
+        while True:
+            if self._process is not None:
+                code = await self._exited_or_stopping(self._process)
+                if self._stopping.is_set():
+                    return
+                if clock.monotonic_s() - since_s > STEADY_S:
+                    pause_s = RESTART_S_MIN
+                self._process = None
+                _log.warning("database_exited", code=code, restart_in_s=round(pause_s, 1))
+            if await clock.sleep_unless(self._stopping, pause_s):
+                return
+            pause_s = min(2 * pause_s, RESTART_S_MAX)
+            try:
+                await self._launch(home)
+            except (StartError, OSError) as error:
+                _log.error("database_not_restarted", reason=str(error))
+            else:
+                since_s = clock.monotonic_s()
+                _log.info("database_restarted", pid=self.pid)
+
+    async def _exited_or_stopping(self, process: asyncio.subprocess.Process) -> int | None:
+        exited = asyncio.create_task(process.wait())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((exited, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            exited.cancel()
+            stopping.cancel()
+        return process.returncode
+
+    async def _end(self) -> None:
+        try:
+            if self._process is not None and self._home is not None:
+                await _terminate(self._process)
+                self._process = None
+                shutil.rmtree(self._home.sockets, ignore_errors=True)
+            elif self._home is not None:  # not launched: what is in there is another's
+                with contextlib.suppress(OSError):
+                    self._home.sockets.rmdir()
+        finally:
+            if self._lock_fd is not None:
+                os.close(self._lock_fd)
+                self._lock_fd = None
+
+
+async def _terminate(process: asyncio.subprocess.Process) -> None:
+    """Ask for a fast shutdown, then an immediate one, then kill."""
+    for number, patience_s in (
+        (signal.SIGINT, STOP_S_MAX),
+        (signal.SIGQUIT, QUIT_S_MAX),
+        (signal.SIGKILL, KILL_S_MAX),
+    ):
+        if process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await process.wait()
+
+
+def _tail(path: Path, start: int) -> str:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read()[-600:].decode(errors="replace").strip()

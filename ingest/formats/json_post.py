@@ -1,0 +1,123 @@
+"""A JSON body into a block: its valid readings encoded, and the errors of the others.
+
+decode_fast.py takes most bodies as a whole. A body that it leaves is tried again in chunks, and
+what it leaves of those goes through decode_item.py, item by item.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from ingest.formats.json_item import ItemError, Post, Rules, read_item, too_many
+from ingest.formats.json_whole import Rows, encode_known, fast
+from ingest.model.block import Block
+from ingest.model.errors import Refused
+
+__all__ = ["Decoded", "ItemError", "Rules", "decode"]
+
+CHUNK_ITEMS = 16
+LARGE_BODY_BYTES = 65_536
+COMMAS_PER_READING_MAX = 16  # a reading has 4; more than 65,536 in a post may be refused unread
+JSON_SPACE = b" \t\n\r"
+
+
+class Decoded(NamedTuple):
+    """What a body held. `block` is None if no reading is valid.
+
+    Readings posted: `block.rows` and one for each error.
+    """
+
+    block: Block | None
+    errors: list[ItemError]
+
+
+_RAWS = msgspec.json.Decoder(list[Raw])
+_RAW = msgspec.json.Decoder(Raw)
+
+
+def decode(
+    body: bytes,
+    *,
+    precision: str | None,
+    ignore_unknown: bool,
+    received_us: int,
+    received_s: float,
+    rules: Rules,
+) -> Decoded:
+    """Turn a body into one block of its valid readings, and the errors of the others.
+
+    `precision` is the unit of numeric `ts` (s, ms, us, ns; None: by magnitude). Readings without
+    `ts` get `received_us`. Raises Refused: `not_json`, `empty`, `too_many_readings`.
+    """
+    post = Post(precision, ignore_unknown, received_us, rules)
+    _refuse_crowd(body, rules.post_rows_max)
+    errors: list[ItemError] = []
+    try:
+        rows = fast(body, post) or _careful(body, post, errors)
+    except RecursionError:
+        raise Refused("not_json", "the body is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise Refused("not_json", f"the body is not JSON: {fault}") from None
+    if rows.rows == 0:
+        return Decoded(None, errors)
+    block = Block(
+        rows.tuples,
+        rows.rows,
+        received_s=received_s,
+        received_us=received_us,
+        newest_ts_us=rows.newest_us,
+        items=rows.items,
+    )
+    return Decoded(block, errors)
+
+
+def _refuse_crowd(body: bytes, rows_max: int) -> None:
+    """Refuse a body of very many small parts before anything is made of them.
+
+    Every reading and every item but the first has a comma before it.
+    """
+    if len(body) <= LARGE_BODY_BYTES:
+        return
+    commas = body.count(b",")
+    if commas > COMMAS_PER_READING_MAX * max(rows_max, 4_096):
+        raise too_many(rows_max, f"the body has {commas} commas, too many to be looked at")
+
+
+def _careful(body: bytes, post: Post, errors: list[ItemError]) -> Rows:
+    """Encode what is good in a body, chunk by chunk, item by item; append errors for the rest."""
+    originals = _originals(body, post.rules.post_rows_max)
+    tuples: list[bytes] = []
+    newest_us = 0
+    owners: list[int] = []
+    for start in range(0, len(originals), CHUNK_ITEMS):
+        chunk = originals[start : start + CHUNK_ITEMS]
+        rows = fast(b"[%b]" % b",".join(chunk), post) if len(originals) > 1 else None
+        if rows is not None:
+            tuples.append(rows.tuples)
+            newest_us = max(newest_us, rows.newest_us)
+            owners += [start + i for i in rows.items or range(rows.rows)]
+            chunk = []
+        for item, original in enumerate(chunk, start):
+            readings, faults = read_item(original, item, post)
+            tuples += [encode_known(each) for each in readings]
+            newest_us = max(newest_us, *(each.ts_us for each in readings), 0)
+            owners += [item] * len(readings)
+            errors += faults
+        if len(owners) + len(errors) > post.rules.post_rows_max:
+            raise too_many(post.rules.post_rows_max, "the post has more")
+    return Rows(b"".join(tuples), len(owners), newest_us, owners)
+
+
+def _originals(body: bytes, rows_max: int) -> list[bytes]:
+    """Return the bytes of each item, all of them JSON and UTF-8 (or raise what says otherwise)."""
+    body.decode()  # msgspec does not look into the text that it skips
+    if body.lstrip(JSON_SPACE)[:1] != b"[":
+        _RAW.decode(body)
+        return [body.strip(JSON_SPACE)]
+    raws = _RAWS.decode(body)
+    if len(raws) > rows_max:
+        raise too_many(rows_max, f"the post has {len(raws)} items")
+    return [bytes(raw) for raw in raws]

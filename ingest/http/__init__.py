@@ -1,0 +1,4 @@
+"""HTTP: ports, connections, requests and answers.
+
+The only folder that knows aiohttp. Imports the ground; receiver, admin, app and cli may import it.
+"""

@@ -1,0 +1,154 @@
+"""Receive the body of one post: bounded in bytes and time, each alone and all together.
+
+Promises: the first FREE_BYTES of a body are received at once; a larger one takes a turn out of
+`door_bytes_max`, first come, first served, and stays unread on its socket until then. A body has
+`body_s_max` to arrive, counted from its turn; one that gets no turn for so long is refused with 503
+(the lack is ours). So slow large bodies delay other large bodies, never small ones, nor memory.
+A body counts until whoever asked for it is done with it; what came whole counts from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from aiohttp.streams import StreamReader
+
+from ingest.config.settings import Settings
+from ingest.http.request import Request
+from ingest.model.errors import Refused
+
+FREE_BYTES = 16 * 1024
+SOCKET_BYTES = 256 * 1024  # one read of a socket may bring so much before it can be paused
+
+
+class Bodies:
+    """All bodies that are being received at one door."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._body_bytes_max = settings.body_bytes_max
+        self._body_s_max = settings.body_s_max
+        self._bytes_max = settings.door_bytes_max
+        self._bytes_taken = 0
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    def check(self, size_bytes: int) -> None:
+        """Raise Refused("body_too_large") if it is."""
+        if size_bytes > self._body_bytes_max:
+            raise Refused(
+                "body_too_large",
+                f"a body may have at most {self._body_bytes_max} bytes",
+                body_bytes_max=self._body_bytes_max,
+            )
+
+    @asynccontextmanager
+    async def received(self, request: Request) -> AsyncIterator[bytes]:
+        """Give the whole body, when it has arrived; it counts as held until the context is left.
+
+        Raises Refused (`body_too_large`, `body_timeout`, `buffer_full`, `bad_request`) or
+        ConnectionError if the client is gone.
+        """
+        declared = request.content_length
+        self.check(declared or 0)
+        content = request.content
+        start = b""
+        if content.is_eof():
+            start = content.read_nowait()
+        elif declared is None or declared <= FREE_BYTES:
+            _send_continue(request)
+            start = await self._read(content, FREE_BYTES)
+        held_bytes = len(start)
+        self.check(held_bytes)
+        if content.at_eof():
+            if not self.hold(held_bytes):
+                raise Refused("buffer_full", "too many bodies at once", retry_after_s=2)
+        else:
+            held_bytes = declared or self._body_bytes_max
+            await self._take_turn(request, held_bytes)
+        try:
+            if not start:
+                _send_continue(request)
+            if not content.at_eof():
+                start += await self._read(content, self._body_bytes_max - len(start))
+                self.check(len(start))
+            yield start
+        finally:
+            self.let_go(held_bytes)
+
+    def hold(self, size_bytes: int) -> bool:
+        """Count a body that is in memory already. False if that would be too much of them."""
+        if self._bytes_taken + size_bytes > self._bytes_max:
+            return False
+        self._bytes_taken += size_bytes
+        return True
+
+    def let_go(self, size_bytes: int) -> None:
+        """Count a body no longer; the next of those that wait for that has its turn."""
+        self._bytes_taken -= size_bytes
+        self._grant()
+
+    async def _read(self, content: StreamReader, stop_bytes: int) -> bytes:
+        """Read to the end, or until more than `stop_bytes` are there."""
+        parts: list[bytes] = []
+        size_bytes = 0
+        try:
+            async with asyncio.timeout(self._body_s_max):
+                while size_bytes <= stop_bytes and not content.at_eof():
+                    part = await content.readany()
+                    size_bytes += len(part)
+                    parts.append(part)
+        except TimeoutError:
+            raise Refused(
+                "body_timeout", f"the body did not arrive within {self._body_s_max:g} s"
+            ) from None
+        except web.RequestPayloadError:
+            raise Refused("bad_request", "the body breaks off") from None
+        except RuntimeError as error:  # aiohttp's word for a transport that is closed already
+            raise ConnectionResetError("the client is gone") from error
+        return b"".join(parts)
+
+    async def _take_turn(self, request: Request, size_bytes: int) -> None:
+        if not self._line and self._bytes_taken + size_bytes <= self._bytes_max:
+            self._bytes_taken += size_bytes
+            return
+        if len(self._line) >= max(1, self._bytes_max // SOCKET_BYTES):
+            raise Refused("buffer_full", "too many large bodies at once", retry_after_s=2)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (size_bytes, turn)
+        self._line.append(place)
+        if request.transport is not None:
+            request.transport.pause_reading()
+        try:
+            async with asyncio.timeout(self._body_s_max):
+                await turn
+        except TimeoutError:
+            self._leave(place)
+            raise Refused("buffer_full", "too many large bodies at once", retry_after_s=2) from None
+        except asyncio.CancelledError:
+            self._leave(place)
+            raise
+        finally:
+            if request.transport is not None and not request.transport.is_closing():
+                request.transport.resume_reading()
+
+    def _leave(self, place: tuple[int, asyncio.Future[None]]) -> None:
+        if place in self._line:
+            self._line.remove(place)
+            self._grant()
+        else:  # the turn came in the same moment
+            self.let_go(place[0])
+
+    def _grant(self) -> None:
+        while self._line and self._bytes_taken + self._line[0][0] <= self._bytes_max:
+            size_bytes, turn = self._line.popleft()
+            self._bytes_taken += size_bytes
+            if not turn.done():
+                turn.set_result(None)
+
+
+def _send_continue(request: Request) -> None:
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -1,0 +1,236 @@
+"""A listening port that hostile or forgetful clients cannot exhaust.
+
+Promises: at most `connections_max` connections; one that has not sent a whole head in time, idles
+too long or does not read its answers is closed; where room is needed the oldest half-open one goes
+first, then the one idle for longest. No timer per request: one sweep a second.
+Does not: know any route. Malformed requests become a problem answer without a log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import resource
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+from aiohttp import http_parser, web
+
+from ingest.config.settings import SPARE_FILES
+from ingest.http.connection import Connection, Door
+from ingest.http.listener import Listener
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from ingest.model.errors import StartError
+from ingest.system.clock import monotonic_s
+from ingest.system.logs import Occasionally, get_logger
+
+SWEEP_S_MAX = 1.0
+# Ten thousand at once would hold the loop for 0.1 s, and all of them may come back at once.
+DROPS_A_TURN, DROP_PAUSE_S = 20, 0.005
+
+Handle = Callable[[Request], Coroutine[Any, Any, Answer]]
+
+
+def raise_open_files_limit() -> int:
+    """Raise the soft limit of open files to the hard one; return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+class Connections(web.Server):
+    """The connections of one port. `malformed` renders (and counts) a problem by its code.
+
+    With a `door`, requests that arrive whole are answered without aiohttp's detours.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        malformed: Callable[[str], Answer],
+        *,
+        door: Door | None = None,
+        connections_max: int,
+        header_s_max: float,
+        keepalive_s_max: float,
+    ) -> None:
+        assert http_parser.HttpRequestParser is not http_parser.HttpRequestParserPy, (
+            "aiohttp without its C parser is slow and has had request smuggling holes of its own"
+        )
+        super().__init__(cast(Any, self._serve))
+        self.answer = handle
+        self.door = door
+        self.malformed = malformed
+        self.header_s_max = header_s_max
+        self.keepalive_s_max = keepalive_s_max
+        # Not the handler's own transport: a handler that has closed it has none any more.
+        self._open: dict[web.RequestHandler, asyncio.Transport] = {}
+        self._suspended: set[asyncio.Task[Answer]] = set()
+        # Since when; in that order. A connection with a request in work is in neither.
+        self._half_open: OrderedDict[web.RequestHandler, float] = OrderedDict()
+        self._idle: OrderedDict[web.RequestHandler, float] = OrderedDict()
+        self._listener: Listener | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._log = get_logger("connections")
+        self._occasionally = Occasionally(10.0)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._connections_max = min(connections_max, max(files - SPARE_FILES, 16))
+        if self._connections_max < connections_max:
+            self._log.info(
+                "fewer_connections",
+                most=self._connections_max,
+                wanted=connections_max,
+                open_files_max=files,
+                open_files_needed=connections_max + SPARE_FILES,
+            )
+
+    def __call__(self) -> Connection:
+        """Make the protocol of one connection (the event loop calls this)."""
+        return Connection(self, self, self._loop)
+
+    @property
+    def count(self) -> int:
+        """Connections open now."""
+        return len(self._open)
+
+    # What aiohttp's protocol tells
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a new connection in; where there is no room, close the least useful one."""
+        super().connection_made(handler, transport)
+        if len(self._open) >= self._connections_max:
+            kept_back = self._occasionally.due("full")
+            if kept_back is not None:
+                self._log.warning(
+                    "connections_full", most=self._connections_max, similar_suppressed=kept_back
+                )
+            waiting = self._half_open or self._idle
+            if not waiting:
+                transport.abort()
+                return
+            self._drop(next(iter(waiting)))
+        self._open[handler] = transport
+        self._half_open[handler] = monotonic_s()
+
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
+        """Forget a connection."""
+        self._forget(handler)
+        super().connection_lost(handler, exc)
+
+    def head_begun(self, handler: web.RequestHandler) -> None:
+        """Bytes came that do not complete a head: its deadline runs from the first of them."""
+        if self._idle.pop(handler, None) is not None:
+            self._half_open[handler] = monotonic_s()
+
+    def work_begun(self, handler: web.RequestHandler) -> None:
+        """Leave a connection alone: it is our turn."""
+        self._half_open.pop(handler, None)
+        self._idle.pop(handler, None)
+
+    def work_ended(self, handler: web.RequestHandler) -> None:
+        """It is the client's turn, to read the answer and to send the next head."""
+        if handler in self._open:
+            self._idle[handler] = monotonic_s()
+
+    def suspended(self, task: asyncio.Task[Answer]) -> None:
+        """Hold an answer that takes its time; `close` waits for it."""
+        self._suspended.add(task)
+        task.add_done_callback(self._suspended.discard)
+
+    async def _serve(self, request: web.BaseRequest) -> Answer:
+        handler = request.protocol
+        self.work_begun(handler)
+        try:
+            return await self.answer(request)
+        finally:
+            self.work_ended(handler)
+
+    # Closing what is late
+
+    def _forget(self, handler: web.RequestHandler) -> None:
+        self._open.pop(handler, None)
+        self._half_open.pop(handler, None)
+        self._idle.pop(handler, None)
+
+    def _drop(self, handler: web.RequestHandler) -> None:
+        transport = self._open.get(handler)
+        self._forget(handler)
+        if transport is not None and transport.get_write_buffer_size():
+            transport.abort()  # a polite close waits for a client that does not read, for ever
+        handler.force_close()
+
+    async def _sweep(self) -> None:
+        period_s = min(SWEEP_S_MAX, self.header_s_max / 4, self.keepalive_s_max / 4)
+        while True:
+            more = self._drop_late() == DROPS_A_TURN
+            await asyncio.sleep(DROP_PAUSE_S if more else period_s)
+
+    def _drop_late(self) -> int:
+        """Close connections that are too late, at most DROPS_A_TURN; return how many."""
+        now_s = monotonic_s()
+        dropped = 0
+        for waiting, most_s in (
+            (self._half_open, self.header_s_max),
+            (self._idle, self.keepalive_s_max),
+        ):
+            while waiting and dropped < DROPS_A_TURN:
+                handler, since_s = next(iter(waiting.items()))
+                if now_s - since_s < most_s:
+                    break
+                self._drop(handler)
+                dropped += 1
+        return dropped
+
+    # Opening and closing the port
+
+    async def listen(self, host: str, port: int, flag: str, *, tokens: str = "none yet") -> str:
+        """Bind and serve; return the real HOST:PORT. Raises StartError that names `flag`.
+
+        `tokens` says beyond the loopback what is protected.
+        """
+        self._listener = Listener(self)
+        try:
+            bound, real_port = await self._listener.open(host, port)
+        except (OSError, OverflowError) as error:
+            raise StartError(
+                f"cannot listen on {host}:{port} ({_why(error)}); choose another address "
+                f"with {flag} HOST:PORT"
+            ) from error
+        self._sweeper = asyncio.create_task(self._sweep())
+        if not _is_loopback(bound):
+            self._log.warning("open_to_the_network", address=bound, tokens=tokens)
+        return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
+
+    async def close(self, timeout_s: float = 1.0) -> None:
+        """Stop listening, let requests in work end within `timeout_s`, close all. Repeatable."""
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        await listener.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        transports = list(self._open.values())
+        self.pre_shutdown()
+        if self._suspended:
+            _, late = await asyncio.wait(self._suspended, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)  # they count themselves out
+        await self.shutdown(timeout_s)
+        for transport in transports:
+            if transport.get_write_buffer_size():  # its client does not read
+                transport.abort()
+
+
+def _why(error: OSError | OverflowError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback

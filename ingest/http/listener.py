@@ -1,0 +1,114 @@
+"""A listening socket that takes many connections in a turn of the loop.
+
+uvloop's own server takes one: while posts fill each turn, a thousand devices that come back at once
+stand in line for seconds, and those beyond the backlog for the kernel's retries.
+Promises: at most ACCEPTS_A_TURN a turn, so that a storm does not stop those who are inside.
+Does not: limit how many connections there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from ingest.system.logs import Occasionally, get_logger
+
+BACKLOG = 2048
+ACCEPTS_A_TURN = 16  # some 0.1 ms each
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # `localhost` without IPv6
+PAUSE_S = 0.1  # after an accept that failed for want of files or memory
+
+
+class Listener:
+    """Listens on one address, on all sockets that it means (`localhost` may be two).
+
+    `protocol` makes the protocol of one connection.
+    """
+
+    def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._sockets: list[socket.socket] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._log = get_logger("listener")
+        self._occasionally = Occasionally(10.0)
+
+    async def open(self, host: str, port: int) -> tuple[str, int]:
+        """Bind and listen; return the first real address. Raises OSError or OverflowError."""
+        found = await self._loop.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        failure: OSError | None = None
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                self._sockets.append(_listening(family, address))
+            except OSError as error:
+                failure = error
+                if error.errno not in ABSENT:
+                    break
+        if not self._sockets or (failure is not None and failure.errno not in ABSENT):
+            await self.close()
+            raise failure or OSError(f"{host} has no address")
+        for listening in self._sockets:
+            self._resume(listening)
+        name, real_port, *_ = self._sockets[0].getsockname()
+        return name, real_port
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                accepted, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(listening, error)
+                return
+            accepted.setblocking(False)
+            opening = self._loop.create_task(self._open(accepted))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
+        """Who waits goes on waiting; asking at once again would take all of the CPU."""
+        kept_back = self._occasionally.due("accept")
+        if kept_back is not None:
+            self._log.error("accept_failed", error=str(error), similar_suppressed=kept_back)
+        self._loop.remove_reader(listening)
+        self._loop.call_later(PAUSE_S, self._resume, listening)
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    async def _open(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._protocol, accepted)
+        except OSError:  # it is gone already
+            accepted.close()
+
+    async def close(self) -> None:
+        """Listen no more: who waits in the line is reset, who was taken is there. Repeatable."""
+        while self._sockets:
+            listening = self._sockets.pop()
+            self._loop.remove_reader(listening)
+            listening.close()
+        if self._opening:
+            await asyncio.wait(self._opening)
+
+
+def _listening(family: int, address: Any) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # IPv4 has a socket of its own
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+        bound.listen(BACKLOG)
+    except (OSError, OverflowError):
+        bound.close()
+        raise
+    return bound

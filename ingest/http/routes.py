@@ -1,0 +1,147 @@
+"""One port and its routes: finds the page, answers what no page takes, counts every answer.
+
+Promises: every request gets an answer of ours, a refusal as a problem document, a fault of the
+service as 500 `internal` with one log line now and then; nothing of an exception is shown.
+Does not: know what the pages do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from ingest.http.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX, Door
+from ingest.http.connections import Connections
+from ingest.http.request import Request
+from ingest.http.response import TEXT, Answer, problem
+from ingest.model.errors import Refused
+from ingest.model.ledger import Metrics
+from ingest.system.clock import monotonic_s
+from ingest.system.logs import Occasionally, get_logger
+
+OTHER = "other"  # the label of all requests that no page takes
+
+# What is wrong with a request that no page has seen.
+_MALFORMED = {
+    "bad_request": "the request is not well-formed HTTP",
+    "headers_too_large": (
+        f"a request's head may have {HEADERS_MAX} headers, {LINE_BYTES_MAX // 1024} KiB in a line, "
+        f"and {HALF_HEAD_BYTES_MAX // 1024} KiB before its end has come"
+    ),
+    "internal": "the service met a fault of its own",
+}
+
+
+class Page(NamedTuple):
+    """A page: its methods, and `answer(request, query string, monotonic time of receipt)`.
+
+    `answer` may raise Refused, or ConnectionError where the client is gone.
+    """
+
+    methods: tuple[str, ...]
+    answer: Callable[[Request, str, float], Awaitable[Answer]]
+
+
+READ = ("GET", "HEAD")
+POST = ("POST",)
+
+
+class Site:
+    """A port with pages by path. `tokens` says in a warning which of them need one."""
+
+    def __init__(
+        self,
+        pages: Mapping[str, Page],
+        metrics: Metrics,
+        *,
+        flag: str,
+        tokens: str = "none yet",
+        connections_max: int,
+        header_s_max: float,
+        keepalive_s_max: float,
+        door: Door | None = None,
+    ) -> None:
+        self._pages = pages
+        self._door = door
+        self._metrics = metrics
+        self._flag = flag
+        self._tokens = tokens
+        self._connections_max = connections_max
+        self._header_s_max = header_s_max
+        self._keepalive_s_max = keepalive_s_max
+        self._connections: Connections | None = None
+        self._log = get_logger("site")
+        self._occasionally = Occasionally(10.0)
+
+    async def start(self, host: str, port: int) -> str:
+        """Listen; return the real HOST:PORT. Raises StartError that names the flag."""
+        self._connections = Connections(
+            self._answer,
+            self._malformed,
+            door=self._door,
+            connections_max=self._connections_max,
+            header_s_max=self._header_s_max,
+            keepalive_s_max=self._keepalive_s_max,
+        )
+        return await self._connections.listen(host, port, self._flag, tokens=self._tokens)
+
+    async def close(self) -> None:
+        """Close the port and all its connections. Repeatable, also before `start`."""
+        if self._connections is not None:
+            await self._connections.close()
+
+    async def _answer(self, request: Request) -> Answer:
+        received_s = monotonic_s()
+        path, _, query = request.raw_path.partition("?")
+        page = self._pages.get(path)
+        if page is None:
+            path = request.path  # perhaps percent-encoded, or a whole URL
+            page = self._pages.get(path)
+        try:
+            if page is None:
+                raise Refused("not_found", f"there are {', '.join(self._pages)}")
+            if request.method not in page.methods:
+                raise Refused("method_not_allowed", f"{path} takes {' and '.join(page.methods)}")
+            answer = await page.answer(request, query, received_s)
+        except Refused as refused:
+            answer = _refusal(request, page, refused)
+        except ConnectionError:
+            raise  # the client is gone: nobody to answer, nothing kept, nothing to log
+        except Exception:
+            kept_back = self._occasionally.due(path)
+            if kept_back is not None:
+                self._log.error("request_failed", exc_info=True, similar_suppressed=kept_back)
+            answer = problem(Refused("internal", _MALFORMED["internal"]), close=True)
+        route = path if page is not None else OTHER
+        answered_s = answer.began_s or monotonic_s()
+        self._metrics.request_answered(route, answer.status, answered_s - received_s)
+        return answer
+
+    def _malformed(self, code: str) -> Answer:
+        """Answer what aiohttp could not parse."""
+        answer = problem(Refused(code, _MALFORMED[code]), close=True)
+        self._metrics.request_answered(OTHER, answer.status, 0.0)
+        return answer
+
+
+def _refusal(request: Request, page: Page | None, refused: Refused) -> Answer:
+    headers = b""
+    if refused.code == "method_not_allowed" and page is not None:
+        headers = b"Allow: %b\r\n" % ", ".join(page.methods).encode()
+    elif refused.code == "unauthorized":
+        headers = b"WWW-Authenticate: Bearer\r\n"
+    # A body that is still on its way is not waited for.
+    close = refused.code == "draining" or not request.content.is_eof()
+    return problem(refused, headers=headers, close=close)
+
+
+def probes(health: Callable[[], tuple[int, bytes]]) -> dict[str, Page]:
+    """Return the pages /livez and /readyz."""
+
+    async def livez(_request: Request, _query: str, _received_s: float) -> Answer:
+        return Answer(200, b"ok\n", TEXT)
+
+    async def readyz(_request: Request, _query: str, _received_s: float) -> Answer:
+        return Answer(*health())
+
+    return {"/livez": Page(READ, livez), "/readyz": Page(READ, readyz)}

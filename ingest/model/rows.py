@@ -1,0 +1,151 @@
+"""Rows: readings encoded once, as bytes that PostgreSQL's binary COPY takes.
+
+The only place that knows their layout. Encoder and decoder stand together here and are inverse (a
+property test says so). Behind the door only these bytes move: a buffer holds them, a flush joins
+them between HEADER and TRAILER.
+
+One row, big-endian, 34 bytes and the two names:
+
+    int16 4 | int32 8, int64 microseconds since 2000-01-01 | int32 n, device_id | int32 n, metric
+            | int32 8, float64
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+
+from ingest.model.reading import NAME_BYTES_MAX, Reading
+
+HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # signature, no flags, no extension
+TRAILER = b"\xff\xff"
+PG_EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01, Unix from 1970-01-01
+ROW_BYTES_MIN = 34  # of a row, without its names
+DEVICE_COLUMN = 14  # where the size of device_id stands in a row
+
+_HEAD = struct.Struct(">hiqi")
+_SIZE = struct.Struct(">i")
+_VALUE = struct.Struct(">id")
+
+_ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
+
+Pack = Callable[[bytes, int, bytes, float], bytes]
+
+
+# One packer per length of names: struct compiles a format once, and there are few lengths.
+_packers: dict[int, Pack] = {}
+
+
+def names_between(device_id: str, metric: str) -> bytes:
+    """Return all that stands between ts and value in the rows of a series, sizes included."""
+    device = device_id.encode()
+    name = metric.encode()
+    return b"".join((_SIZE.pack(len(device)), device, _SIZE.pack(len(name)), name, _SIZE.pack(8)))
+
+
+def encode_row(ts_us: int, names: bytes, value: float) -> bytes:
+    """Encode one row as binary COPY; `names` is what `names_between` returns."""
+    return _packer(len(names))(_ROW_HEAD, ts_us - PG_EPOCH_US, names, value)
+
+
+def encode_rows(times_us: Sequence[int], names: Sequence[bytes], values: Sequence[float]) -> bytes:
+    """Encode rows as binary COPY, column by column: `times_us[i], names[i], values[i]` is row i.
+
+    `times_us` are Unix microseconds, `names` what `names_between` returns. Where all names have one
+    length, as those of one device or of a numbered fleet, no step of Python is made for a row.
+    """
+    sizes = set(map(len, names))
+    packs = [_packer(len(each)) for each in names] if len(sizes) > 1 else [_packer(sizes.pop())]
+    times_pg_us = [ts_us - PG_EPOCH_US for ts_us in times_us]
+    if len(packs) == 1:
+        return b"".join(map(packs[0], repeat(_ROW_HEAD), times_pg_us, names, values))
+    columns = zip(packs, times_pg_us, names, values, strict=True)
+    return b"".join([pack(_ROW_HEAD, ts, between, value) for pack, ts, between, value in columns])
+
+
+def _packer(names_bytes: int) -> Pack:
+    pack = _packers.get(names_bytes)
+    if pack is None:
+        # The head is an argument only because a struct cannot hold a constant.
+        pack = _packers[names_bytes] = struct.Struct(f">6sq{names_bytes}sd").pack
+    return pack
+
+
+def encode_reading(reading: Reading) -> bytes:
+    """Encode one reading as one row of binary COPY."""
+    names = names_between(reading.device_id, reading.metric)
+    return encode_row(reading.ts_us, names, reading.value)
+
+
+def row_offsets(tuples: bytes) -> list[int]:
+    """Return where each row starts, and where the last one ends: rows + 1 offsets."""
+    offsets = [0]
+    end = 0
+    size_of = _SIZE.unpack_from
+    while end < len(tuples):
+        end += 18 + size_of(tuples, end + 14)[0]  # head and device_id
+        end += 16 + size_of(tuples, end)[0]  # metric and value
+        offsets.append(end)
+    return offsets
+
+
+def device_ids(tuples: bytes) -> list[bytes]:
+    """Return the device_id of each row, in UTF-8: a quarter of what decoding the rows costs."""
+    found: list[bytes] = []
+    at = 0
+    size_of = _SIZE.unpack_from
+    while at < len(tuples):
+        start = at + 18
+        end = start + size_of(tuples, at + 14)[0]
+        found.append(tuples[start:end])
+        at = end + 16 + size_of(tuples, end)[0]
+    return found
+
+
+def first_readings(head: bytes, rows_max: int) -> list[Reading]:
+    """Decode the first whole rows of the beginning of a block, at most `rows_max`.
+
+    Returns less, or nothing, for bytes that only look like rows.
+    """
+    end = 0
+    try:
+        for _ in range(rows_max):
+            after = end
+            for skipped, rest in ((DEVICE_COLUMN, 4), (0, 16)):  # device_id, then metric
+                (size,) = _SIZE.unpack_from(head, after + skipped)
+                if not 0 < size <= NAME_BYTES_MAX:
+                    raise struct.error
+                after += skipped + size + rest
+            if after > len(head):
+                break
+            end = after
+    except struct.error:
+        pass  # it ends within a size
+    try:
+        return list(decode_rows(head[:end]))
+    except UnicodeDecodeError:
+        return []
+
+
+def device_needle(device_id: str) -> bytes:
+    """Return what stands in each row of a device, DEVICE_COLUMN bytes from the row's start."""
+    name = device_id.encode()
+    return _SIZE.pack(len(name)) + name
+
+
+def decode_rows(tuples: bytes) -> Iterator[Reading]:
+    """Yield the readings that `tuples` holds, in order. Off the hot path: some 2 us each."""
+    at = 0
+    while at < len(tuples):
+        _, _, ts_pg_us, size = _HEAD.unpack_from(tuples, at)
+        at += _HEAD.size
+        device_id = tuples[at : at + size].decode()
+        at += size
+        (size,) = _SIZE.unpack_from(tuples, at)
+        at += 4
+        metric = tuples[at : at + size].decode()
+        at += size
+        _, value = _VALUE.unpack_from(tuples, at)
+        at += _VALUE.size
+        yield Reading(ts_pg_us + PG_EPOCH_US, device_id, metric, value)

@@ -1,0 +1,292 @@
+"""The door: POST /v1/readings, and the probes, on the data port.
+
+Order: let in or not; receive; inflate; decode; reserve room; dead-letter the invalid items; put
+(which fails only if a journal's disk does); answer. So a refusal leaves nothing behind (but perhaps
+letters of what was invalid anyhow), and a 2xx means that every reading is kept. Every reading that
+is decoded leaves the door once: accepted, dead-lettered or rejected.
+Does not: know the database, or what kind of buffer stands behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache
+
+from ingest.config.settings import Settings, ts_min_us
+from ingest.formats.json_post import Decoded, ItemError, Rules, decode
+from ingest.http.plain_body import Intake
+from ingest.http.request import Request, WholeRequest
+from ingest.http.response import Answer
+from ingest.http.routes import POST, Page, Site, probes
+from ingest.model.ack import Ack
+from ingest.model.errors import (
+    BufferFull,
+    ConfigError,
+    DeadLettersBroken,
+    DeadLettersFull,
+    JournalBroken,
+    Refused,
+    Stopping,
+)
+from ingest.model.ledger import Metrics
+from ingest.model.letter import INVALID, Letter
+from ingest.model.ports import Admission, Database, DeadLetters, Inlet
+from ingest.receiver import replies
+from ingest.receiver.ack_waits import Outcomes
+from ingest.receiver.query import Query, check_media_type, parse_query
+from ingest.system.clock import unix_us
+from ingest.system.logs import get_logger
+from ingest.system.words import counted
+
+READINGS = "/v1/readings"
+BUFFERED, COMMITTED = "buffered", "committed"
+ADMISSION_DETAILS = {
+    "starting": "the service has not seen its database and table yet",
+    "draining": "the service is stopping; another one may take over",
+    "disk_low": "the disk that keeps the journal and the dead letters is full or broken",
+}
+
+
+class Endpoint:
+    """The data port.
+
+    `levels` are the acknowledgements that the buffer gives without the database, best first;
+    `committed` is available besides. Raises ConfigError if `ack_default` is none of them.
+    `witness` is shown every decoded post, kept or not; it must be quick and must not fail.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        inlet: Inlet,
+        dead_letters: DeadLetters,
+        metrics: Metrics,
+        admission: Admission,
+        database: Database,
+        levels: tuple[str, ...],
+        health: Callable[[], tuple[int, bytes]],
+        witness: Callable[[Decoded], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._witness = witness
+        self._inlet = inlet
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._admission = admission
+        self._database = database
+        self._levels = (*levels, COMMITTED)
+        default = settings.ack_default
+        self._ack_default = levels[0] if default == "best" else default
+        if self._ack_default not in self._levels:
+            raise ConfigError(
+                f"setting ack_default: {default} is not available; this service gives "
+                f"{', '.join(self._levels)}"
+            )
+        self._rules = Rules(
+            settings.post_rows_max, ts_min_us(settings), int(settings.ts_ahead_s_max * 1e6)
+        )
+        self._query = lru_cache(maxsize=256)(self._parse_query)
+        self._intake = Intake(settings)
+        self._site = Site(
+            {READINGS: Page(POST, self._readings), **probes(health)},
+            metrics,
+            flag="--listen",
+            connections_max=settings.connections_max,
+            header_s_max=settings.header_s_max,
+            keepalive_s_max=settings.keepalive_s_max,
+            door=self._intake,
+        )
+        self._outcomes = Outcomes(database, settings.ack_wait_s_max)
+        self._posts_inside = 0
+        self._tails: set[asyncio.Task[None]] = set()
+        self._left = asyncio.Event()  # set whenever a post or a tail has left
+        self._log = get_logger("endpoint")
+
+    async def start(self, host: str, port: int) -> str:
+        """Listen; return the real HOST:PORT. Raises StartError that names --listen."""
+        return await self._site.start(host, port)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait until no post is inside, at most `timeout_s`. Let nobody in first (Admission)."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._posts_inside or self._tails:
+                    self._left.clear()
+                    await self._left.wait()
+        except TimeoutError:
+            self._log.warning("posts_left_inside", count=self._posts_inside + len(self._tails))
+
+    async def close(self) -> None:
+        """Close the port; what is being dead-lettered is finished first. Repeatable."""
+        await self._site.close()
+        if self._tails:
+            await asyncio.wait(self._tails)
+        self._intake.close()
+        self._outcomes.close()
+
+    # From request to answer
+
+    async def _readings(self, request: Request, query: str, received_s: float) -> Answer:
+        refusal = self._admission.refusal()
+        if refusal is not None:
+            raise Refused(refusal, ADMISSION_DETAILS[refusal])
+        self._posts_inside += 1
+        try:
+            return await self._post(request, self._query(query), received_s)
+        finally:
+            self._posts_inside -= 1
+            self._left.set()
+
+    def _parse_query(self, text: str) -> Query:
+        query = parse_query(text)
+        if query.ack is None:
+            return query._replace(ack=self._ack_default)
+        if query.ack not in self._levels:
+            raise Refused(
+                "ack_unavailable",
+                f"this service cannot give ack={query.ack}; it gives {', '.join(self._levels)}",
+                available=self._levels,
+            )
+        return query
+
+    async def _post(self, request: Request, query: Query, received_s: float) -> Answer:
+        headers = request.headers
+        media_type = headers.get("Content-Type")
+        if media_type != "application/json":
+            check_media_type(media_type)
+        if isinstance(request, WholeRequest):
+            decoded = self._decoded(self._intake.whole_body(request), query, received_s)
+        else:
+            async with self._intake.body(request) as body:
+                decoded = self._decoded(body, query, received_s)
+                del body
+        if self._witness is not None:
+            self._witness(decoded)
+        if not decoded.errors:
+            await self._take_in(decoded, query)
+        else:
+            # Once invalid items are being dead-lettered the rest must follow, come what may.
+            tail = asyncio.create_task(self._take_in(decoded, query))
+            self._tails.add(tail)
+            tail.add_done_callback(self._tail_done)
+            await asyncio.shield(tail)
+        block, errors = decoded
+        assert block is not None, "a post without a valid reading has been refused"
+        if block.ack is not None:
+            outcome = await self._outcomes.of(block.ack)
+            return replies.committed(block, errors, outcome)
+        return replies.accepted(query.ack or "", block.rows, errors)
+
+    def _decoded(self, body: bytes, query: Query, received_s: float) -> Decoded:
+        return decode(
+            body,
+            precision=query.precision,
+            ignore_unknown=query.ignore_unknown,
+            received_us=unix_us(),
+            received_s=received_s,
+            rules=self._rules,
+        )
+
+    def _tail_done(self, tail: asyncio.Task[None]) -> None:
+        self._tails.discard(tail)
+        self._left.set()
+        if not tail.cancelled():
+            tail.exception()  # seen, even if the handler was cancelled and nobody awaits it
+
+    # From the door into the buffer
+
+    async def _take_in(self, decoded: Decoded, query: Query) -> None:
+        """Count the readings in, keep them or raise Refused, count them out."""
+        metrics = self._metrics
+        block, errors = decoded
+        rows = block.rows if block is not None else 0
+        posted = rows + len(errors)
+        metrics.received += posted
+        metrics.at_door += posted
+        code = "internal"
+        try:
+            await self._keep(decoded, query)
+            code = ""
+        except Refused as refused:
+            code = refused.code
+            raise
+        except BufferFull as full:
+            code = "buffer_full"
+            raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
+        except JournalBroken as broken:
+            code = "disk_low"
+            raise Refused(code, "the journal could not be written to the disk") from broken
+        except (Stopping, asyncio.CancelledError) as stopped:
+            code = "draining"
+            if isinstance(stopped, Stopping):
+                raise Refused(code, ADMISSION_DETAILS[code]) from stopped
+            raise
+        finally:
+            metrics.at_door -= posted
+            if code:
+                metrics.readings_rejected(code, posted)
+            else:
+                metrics.accepted += rows
+                if errors:
+                    metrics.readings_dead_lettered(INVALID, len(errors))
+
+    async def _keep(self, decoded: Decoded, query: Query) -> None:
+        """Reserve, dead-letter, put. Nothing is kept if this raises."""
+        block, errors = decoded
+        if block is None:
+            raise Refused("all_invalid", "no reading of the post is valid", **replies.named(errors))
+        if errors and query.strict:
+            raise Refused(
+                "invalid_items",
+                f"{counted(len(errors), 'invalid reading')}, and strict=true was asked",
+                **replies.named(errors),
+            )
+        if query.ack == COMMITTED:
+            if self._database.hold_reason is not None:
+                raise Refused("database_on_hold", "nothing of the post is kept")
+            block.ack = Ack()
+        # Each bad entry of `values` keeps its whole item: 4,999 times a large one is gigabytes.
+        original_bytes = sum(len(error.original) for error in errors)
+        if original_bytes > self._settings.inflated_bytes_max:
+            raise _letters_full(errors)
+        room = await self._inlet.reserve(
+            block.rows, len(block.tuples) + original_bytes, awaited=query.ack == COMMITTED
+        )
+        try:
+            if errors:
+                await self._set_aside(errors, query, block.received_us)
+            await room.put(block, durable=query.ack != BUFFERED)
+        finally:
+            room.release()  # does nothing after put
+
+    async def _set_aside(self, errors: list[ItemError], query: Query, received_us: int) -> None:
+        letters = [
+            Letter(
+                reason=INVALID,
+                code=error.code,
+                message=error.message,
+                received_us=received_us,
+                original=error.original,
+                precision=query.precision,
+                field=error.field,
+                item=error.item,
+            )
+            for error in errors
+        ]
+        try:
+            await self._dead_letters.append(letters, from_door=True)
+        except DeadLettersFull:
+            raise _letters_full(errors) from None
+        except DeadLettersBroken:
+            raise Refused("disk_low", "invalid items could not be written to the disk") from None
+
+
+def _letters_full(errors: list[ItemError]) -> Refused:
+    return Refused(
+        "dead_letters_full",
+        "invalid items cannot be kept any more; post the others without them",
+        items=sorted({error.item for error in errors}),
+        **replies.named(errors),
+    )

@@ -1,0 +1,105 @@
+"""Whether what PostgreSQL says it has committed outlives a crash of its machine.
+
+`ack=committed` rests on it, and so does every file of the journal that is removed once its readings
+are in the table. One round trip that reads settings as the asking connection has them: of the
+server, the database and the role. Changes nothing; driver errors pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from asyncpg import Connection
+
+from ingest.sinks.postgres.schema import TABLE
+
+OVERRIDE = "--database-unsafe true"
+
+_QUESTION = """
+select current_setting('fsync') as fsync,
+       current_setting('full_page_writes') as full_page_writes,
+       current_setting('synchronous_commit') as synchronous_commit,
+       current_setting('synchronous_standby_names') as standbys,
+       exists (select from pg_class where oid = to_regclass($1) and relpersistence = 'u')
+           as unlogged"""
+
+# What is `off`, and what a crash then does.
+_OFF = {
+    "fsync": "a crash of the machine can destroy the whole database",
+    "full_page_writes": "a crash of the machine can tear pages beyond repair",
+    "synchronous_commit": "a crash can take back the last committed readings",
+}
+_UNLOGGED = "a crash of the server empties it"
+# `on` waits for a standby's disk and `remote_apply` for more; these two wait for less. All four
+# wait for the primary's own disk, so a crash of it alone loses nothing.
+_STANDBY_BEHIND = {
+    "local": "readings that no standby has are lost by a failover",
+    "remote_write": "readings that are in a standby's memory only may be lost by a failover",
+}
+
+
+class Finding(NamedTuple):
+    """One thing the promise rests on: its name, its value, and what is wrong with it.
+
+    `risk` is empty where nothing is. `refuses`: the database must not be called durable; else it
+    is a risk to warn of. `mend` is what to do.
+    """
+
+    name: str
+    value: str
+    risk: str = ""
+    refuses: bool = False
+    mend: str = ""
+
+
+async def findings(connection: Connection) -> list[Finding]:
+    """Ask the server and judge its answers; one finding for each thing that was looked at."""
+    row = await connection.fetchrow(_QUESTION, TABLE)
+    assert row is not None, "the question always has one row"
+    return list(_judged(dict(row)))
+
+
+def _judged(found: dict[str, Any]) -> Iterator[Finding]:
+    for name, risk in _OFF.items():
+        value = str(found[name])
+        if value == "off":
+            yield Finding(name, value, risk, True, f"set {name} = on")
+        elif found["standbys"] and name == "synchronous_commit" and value in _STANDBY_BEHIND:
+            yield Finding(name, value, _STANDBY_BEHIND[value], mend=f"set {name} = on")
+        else:
+            yield Finding(name, value)
+    if found["unlogged"]:
+        mend = f"alter table {TABLE} set logged"
+        yield Finding("table readings", "unlogged", _UNLOGGED, True, mend)
+    else:
+        yield Finding("table readings", "logged")
+
+
+def fault(found: list[Finding]) -> str | None:
+    """Say why the database must not be called durable, or None if it may."""
+    wrong = [each for each in found if each.refuses]
+    said = "; ".join(f"{each.name} is {each.value}: {each.risk} ({each.mend})" for each in wrong)
+    return said or None
+
+
+def refusal(said: str) -> str:
+    """Return what a service that refuses the database for this `fault` says."""
+    return (
+        f"the database does not keep what it has committed: {said}; mend it, or say that it does "
+        f"not matter: {OVERRIDE}"
+    )
+
+
+def table() -> str:
+    """Return the table of what refuses and what only warns, for the README."""
+    lines = ["| PostgreSQL, as the service's role sees it | what happens |", "| --- | --- |"]
+    refuses = f"`serve` refuses to start, unless `{OVERRIDE}`; `doctor` fails"
+    lines += [f"| `{name} = off`: {risk} | {refuses} |" for name, risk in _OFF.items()]
+    lines.append(f"| table `{TABLE}` is unlogged: {_UNLOGGED} | {refuses} |")
+    lines += [
+        f"| `synchronous_commit = {value}` beside synchronous standbys: {risk} | `doctor` warns |"
+        for value, risk in _STANDBY_BEHIND.items()
+    ]
+    lines.append("| `on`, `remote_apply`; `local`, `remote_write` without standbys | is believed |")
+    return "\n".join(lines)

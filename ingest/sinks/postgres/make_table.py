@@ -1,0 +1,42 @@
+"""Make a missing table at start, where the setting `schema_apply` and the role allow it.
+
+Leaves alone what is there. Why it could not is logged; the schema check that follows decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+
+from ingest.config.settings import Settings
+from ingest.model.errors import StartError
+from ingest.model.verdict import Verdict
+from ingest.sinks.postgres import connection as sink_connection
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.sqlstate import verdict_for
+from ingest.system.logs import get_logger
+
+
+async def make_table(database_url: str, settings: Settings) -> bool:
+    """Connect, create the table if it is missing, disconnect. Raises nothing of the driver's.
+
+    Returns False if it is worth another try: the server was away, or a lock was not to be had.
+    """
+    try:
+        async with asyncio.timeout(settings.connect_s_max):
+            connection = await sink_connection.connect(
+                database_url,
+                name="iot-ingest schema",
+                statement_s_max=settings.statement_s_max,
+                lock_s_max=settings.lock_s_max,
+            )
+        try:
+            await schema.apply(connection)
+        finally:
+            await sink_connection.close_politely(connection)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, StartError) as error:
+        get_logger("schema").warning("table_not_made", why=str(error) or type(error).__name__)
+        verdict = verdict_for(getattr(error, "sqlstate", None))
+        return isinstance(error, StartError) or verdict not in (Verdict.WAIT, Verdict.RETRY)
+    return True

@@ -1,0 +1,148 @@
+"""The one table that turns an error of PostgreSQL into what to do next.
+
+Only the SQLSTATE and the constraint decide, never a message text (they are translated).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+from ingest.model.verdict import SCHEMA, TOO_MANY_CONNECTIONS, UNREACHABLE, Verdict, WriteFailed
+
+# Exact codes first, then classes (the first two characters). Sources: the contract, section 5,
+# then reliability 3.2, then PostgreSQL's Appendix A. A code that stands in neither is unknown on
+# purpose: unknown is never dead-lettered.
+_BY_CODE: dict[str, Verdict] = {
+    "08P01": Verdict.HOLD,  # binary COPY into a numeric column yields it: our shape, not the line
+    "21000": Verdict.ISOLATE,  # an operator's trigger got more than one row for this one
+    "22P03": Verdict.HOLD,  # bad binary format: every row would fail alike
+    "22P04": Verdict.HOLD,  # bad COPY file format: the same
+    "23502": Verdict.ISOLATE,
+    "23503": Verdict.ISOLATE,
+    "23505": Verdict.ISOLATE,
+    "23514": Verdict.ISOLATE,
+    "23P01": Verdict.ISOLATE,
+    "25006": Verdict.WAIT,  # a standby: the primary is elsewhere or not yet promoted
+    "25P02": Verdict.RETRY,  # the session's transaction is not what we think: on a new one
+    "25P03": Verdict.RETRY,  # idle_in_transaction_session_timeout
+    "25P04": Verdict.RETRY,  # transaction_timeout
+    "53400": Verdict.ISOLATE,  # TimescaleDB's limit on decompression; retrying never helps
+    "54000": Verdict.ISOLATE,  # an index row too large
+    "54001": Verdict.ISOLATE,  # an operator's trigger recursed on it
+    "54023": Verdict.ISOLATE,
+    "55000": Verdict.RETRY,
+    "55006": Verdict.RETRY,
+    "55P03": Verdict.RETRY,  # lock_timeout
+    "57014": Verdict.RETRY,  # statement_timeout, or a stray cancel
+    "57P01": Verdict.WAIT,
+    "57P02": Verdict.WAIT,
+    "57P03": Verdict.WAIT,
+    "57P04": Verdict.WAIT,  # the database was dropped: the next connect says 3D000, which holds
+    "57P05": Verdict.WAIT,
+    "P0001": Verdict.ISOLATE,  # RAISE in an operator's trigger
+    "P0004": Verdict.ISOLATE,  # ASSERT in one
+}
+_BY_CLASS: dict[str, Verdict] = {
+    "08": Verdict.WAIT,
+    "22": Verdict.ISOLATE,
+    "28": Verdict.HOLD,
+    "3D": Verdict.HOLD,
+    "3F": Verdict.HOLD,
+    "40": Verdict.RETRY,
+    "42": Verdict.HOLD,
+    "53": Verdict.WAIT,
+    "58": Verdict.HOLD,
+    "TS": Verdict.HOLD,  # TimescaleDB's own
+    "XX": Verdict.HOLD,
+}
+
+REASONS: dict[str, str] = {
+    "08P01": "protocol",
+    "22P03": "protocol",
+    "22P04": "protocol",
+    "23502": SCHEMA,
+    "28": "authentication",
+    "3D": "database_missing",
+    "3F": SCHEMA,
+    "42501": "permission",
+    "42": SCHEMA,
+    "53300": TOO_MANY_CONNECTIONS,
+    "58": "internal",
+    "TS": SCHEMA,
+    "XX": "internal",
+}
+
+# The standard leaves classes that begin with I to Z to implementations and users; PostgreSQL's own
+# there are P0 and XX.
+_USERS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
+
+OUR_COLUMNS = frozenset({"ts", "device_id", "metric", "value"})
+
+
+def verdict_for(sqlstate: str | None, *, column: str | None = None) -> Verdict:
+    """Return the verdict for a server's error; `column` is the error's own field.
+
+    None (socket error, closed connection) is WAIT. For 23505 it is ISOLATE, and DUPLICATE only
+    for whoever has found out that the violated constraint is our key.
+    """
+    if sqlstate is None:
+        return Verdict.WAIT
+    if sqlstate == "23502" and column not in OUR_COLUMNS:
+        return Verdict.HOLD  # a NOT NULL column that we do not fill: a migration, not a reading
+    verdict = _BY_CODE.get(sqlstate) or _BY_CLASS.get(sqlstate[:2])
+    if verdict is None and sqlstate[:1] in _USERS_OWN and sqlstate[:2] != "P0":
+        return Verdict.ISOLATE  # RAISE .. USING ERRCODE in an operator's trigger, like P0001
+    return verdict if verdict is not None else Verdict.UNKNOWN
+
+
+def reason_for(sqlstate: str | None) -> str:
+    """Return the one word for why a write failed; `sqlstate_XXXXX` where there is no better one."""
+    if sqlstate is None:
+        return UNREACHABLE
+    return REASONS.get(sqlstate) or REASONS.get(sqlstate[:2]) or f"sqlstate_{sqlstate}"
+
+
+class ServerError(Protocol):
+    """The fields of an error as the driver has them; None where nothing came."""
+
+    @property
+    def sqlstate(self) -> str:
+        """Five characters."""
+
+    message: str
+    severity_en: str | None
+    column_name: str | None
+    context: str | None
+
+
+_UNKNOWN_OUTCOME = frozenset({"08007", "40003"})
+_MESSAGE_CHARACTERS_MAX = 1_000
+
+
+def server_failed(error: ServerError, *, doubt: bool = False) -> WriteFailed:
+    """Judge a server's error; `doubt` says that the rows could have been committed by then."""
+    # ERROR means that the server has rolled back; FATAL, PANIC or the driver's own 08003 do not.
+    told = error.severity_en == "ERROR" and error.sqlstate not in _UNKNOWN_OUTCOME
+    return WriteFailed(
+        verdict_for(error.sqlstate, column=error.column_name),
+        (error.message or str(error))[:_MESSAGE_CHARACTERS_MAX],
+        sqlstate=error.sqlstate,
+        reason=reason_for(error.sqlstate),
+        doubtful=doubt and not told,
+        row=copy_row(error.context),
+    )
+
+
+_COPY_LINE = re.compile(r"\b(?:readings|ingest_staging)\b\D*(\d+)", re.ASCII)
+
+
+def copy_row(context: str | None) -> int | None:
+    """Return the 0-based row that COPY blames in an error's context, None if it names none.
+
+    The context is translated (`COPY readings, line 58`, `COPY readings, Zeile 58`); its outermost
+    frame comes last, and the first number after the table's name is the line.
+    """
+    last = context.rsplit("\n", 1)[-1] if context else ""
+    found = _COPY_LINE.search(last) if "COPY" in last else None
+    return int(found[1]) - 1 if found and int(found[1]) > 0 else None

@@ -1,0 +1,139 @@
+"""Structured logs: JSON lines on standard error, and a limiter for lines that repeat.
+
+Promises: one line per event whatever the input holds (control characters and line separators are
+escaped); a broken standard error never breaks the service; lines of libraries come out in the same
+form, each kind at most once per period.
+Does not: write one line per request, ever.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import MutableMapping
+from typing import Any, BinaryIO
+
+import orjson
+import structlog
+
+from ingest.system.clock import monotonic_s, rfc3339, unix_us
+
+TEXT_CHARACTERS_MAX = 4_000
+LIBRARY_PERIOD_S = 10.0
+KEYS_MAX = 1_000
+
+# DEL, C1 controls, line and paragraph separators: JSON allows them raw, terminals and tools do not.
+_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+class Occasionally:
+    """Lets one line of a kind through per `period_s` seconds and counts the others."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._kinds: OrderedDict[object, tuple[float, int]] = OrderedDict()
+
+    def due(self, kind: object) -> int | None:
+        """Return None to stay silent, else how many lines of this kind were kept back before."""
+        now_s = monotonic_s()
+        since_s, kept_back = self._kinds.get(kind, (float("-inf"), 0))
+        if now_s - since_s < self._period_s:
+            self._kinds[kind] = (since_s, kept_back + 1)
+            return None
+        self._kinds[kind] = (now_s, 0)
+        self._kinds.move_to_end(kind)
+        if len(self._kinds) > KEYS_MAX:
+            self._kinds.popitem(last=False)
+        return kept_back
+
+
+def configure(level: str, file: BinaryIO | None = None) -> None:
+    """Send all logs of `level` and above to `file` (standard error by default)."""
+    least = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            _stamp,
+            _render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory=_Lines(file if file is not None else sys.stderr.buffer),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_FromLibrary()]
+    root.setLevel(max(least, logging.WARNING))  # what libraries say below that is noise
+
+
+def get_logger(part: str = "") -> Any:
+    """Return the logger of a part of the service: `log.warning("what_happened", key=value)`."""
+    return structlog.get_logger(part)
+
+
+def _stamp(logger: Any, method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+    head = {"ts": rfc3339(unix_us()), "level": event.pop("level"), "event": event.pop("event")}
+    return {**head, "part": logger.part, **event}
+
+
+def _render(logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:
+    cut = {key: _cut(value) for key, value in event.items()}
+    try:
+        text = orjson.dumps(cut, default=str).decode()
+    except TypeError:  # half surrogate pairs from raw headers, huge integers, odd keys
+        text = json.dumps(cut, default=repr, skipkeys=True)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > TEXT_CHARACTERS_MAX:
+        half = TEXT_CHARACTERS_MAX // 2
+        return f"{value[:half]} [..] {value[-half:]}"
+    return value
+
+
+class _Lines:
+    """Writes whole lines for one part, and survives a standard error that is gone."""
+
+    def __init__(self, file: BinaryIO, part: str = "") -> None:
+        self._file = file
+        self.part = part
+
+    def __call__(self, part: str = "") -> _Lines:
+        return _Lines(self._file, part)
+
+    def msg(self, line: bytes) -> None:
+        """Write one line."""
+        try:
+            self._file.write(line + b"\n")
+            self._file.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads it any more: there is no place left to say so
+
+    debug = info = warning = error = critical = msg
+
+
+class _FromLibrary(logging.Handler):
+    """Turns the standard library's records into our lines, each kind at most once per period."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._occasionally = Occasionally(LIBRARY_PERIOD_S)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kept_back = self._occasionally.due((record.name, record.levelno, str(record.msg)[:200]))
+        if kept_back is None:
+            return
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):  # a library's arguments do not fit its own message
+            text = str(record.msg)
+        get_logger(record.name).log(
+            record.levelno,
+            text,
+            exc_info=record.exc_info,
+            similar_suppressed=kept_back,
+        )

@@ -1,0 +1,90 @@
+"""Turn blocks into dead letters: rows that the database refused, blocks that nobody can write now.
+
+Does not decide that it is time to: the writer does, and the end of a drain.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+from ingest.model.ack import Outcome, Refusal
+from ingest.model.block import Block
+from ingest.model.errors import DeadLettersBroken, DeadLettersFull
+from ingest.model.ledger import Metrics
+from ingest.model.letter import DRAINED, REFUSED, Letter
+from ingest.model.ports import BadRow, DeadLetters, Outlet
+from ingest.model.rows import decode_rows
+from ingest.system.logs import get_logger
+
+REST_ROWS = 1_000  # at a drain's end, a group: if one fails, not all do
+
+
+async def set_aside_rest(outlet: Outlet, dead_letters: DeadLetters, metrics: Metrics) -> None:
+    """Dead-letter all that still waits as `drained`; what the disk does not take is dropped."""
+    while blocks := outlet.take(REST_ROWS):
+        letters = [
+            letter
+            for block in blocks
+            for letter in block_letters(block, DRAINED, "", "the service stopped before it")
+        ]
+        try:
+            await dead_letters.append(letters)
+        except (DeadLettersFull, DeadLettersBroken) as error:
+            metrics.dropped += len(letters)
+            get_logger("drain").critical("readings_lost", rows=len(letters), why=str(error))
+        else:
+            metrics.readings_dead_lettered(DRAINED, len(letters))
+        outlet.settle(blocks)
+        for block in blocks:
+            if block.ack is not None and not block.ack.resolved:
+                block.ack.resolve(Outcome(set_aside=True))
+
+
+def refusals_by_block(piece: list[Block], bad: Sequence[BadRow]) -> dict[int, list[Refusal]]:
+    """Return the refusals of each block (by its place in `piece`) that has some."""
+    ends = list(accumulate(block.rows for block in piece))
+    found: dict[int, list[Refusal]] = {}
+    for each in bad:
+        index = bisect_right(ends, each.row)
+        row = each.row - (ends[index - 1] if index else 0)
+        found.setdefault(index, []).append(Refusal(row, each.sqlstate, each.message))
+    return found
+
+
+def refusal_letters(piece: list[Block], bad: Sequence[BadRow]) -> list[Letter]:
+    """Return one dead letter for each row that the database refused."""
+    letters: list[Letter] = []
+    for index, refusals in refusals_by_block(piece, bad).items():
+        block = piece[index]
+        readings = list(decode_rows(block.tuples))
+        letters += [
+            Letter(
+                REFUSED,
+                refusal.sqlstate,
+                refusal.message,
+                block.received_us,
+                readings[refusal.row],
+                item=block.items[refusal.row] if block.items else refusal.row,
+                attempts=block.attempts + 1,
+            )
+            for refusal in refusals
+        ]
+    return letters
+
+
+def block_letters(block: Block, reason: str, code: str, message: str) -> list[Letter]:
+    """Return one dead letter for each reading of a block that is set aside as a whole."""
+    return [
+        Letter(
+            reason,
+            code,
+            message,
+            block.received_us,
+            reading,
+            item=block.items[row] if block.items else row,
+            attempts=block.attempts,
+        )
+        for row, reading in enumerate(decode_rows(block.tuples))
+    ]

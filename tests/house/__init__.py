@@ -1,0 +1,1 @@
+"""Tests of the repository itself: its rules, documents and deployment."""

@@ -1,0 +1,218 @@
+"""Nothing is documented twice by hand: what the code knows, documents show as the code prints it.
+
+`python -m ingest.cli_docs --write docs/*.md deploy/ingest.env.example` and `python -m
+benchmarks.results` mend what fails here; links, the author.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from benchmarks import readme_numbers, results
+from benchmarks.document import anchor
+from ingest.cli.docs import TABLES, main, metrics_table, refreshed
+from ingest.cli.main import WORDS
+from ingest.config.text import env_example
+from ingest.model import codes
+from loadgen.client import TRY_AGAIN
+from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
+
+EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_documents_show_the_table_that_the_code_prints(name: str) -> None:
+    """A setting, code or metric that is new or gone is so in one document, and only there."""
+    regions = [
+        found
+        for text in DOCUMENTS.values()
+        for found in re.findall(
+            rf"<!-- generated: {name} -->\n\n(.*?)\n\n<!-- end -->", text, re.DOTALL
+        )
+    ]
+    assert regions, f"no document has a region `<!-- generated: {name} -->`"
+    assert regions == [TABLES[name]()]
+
+
+def test_readme_shows_the_figures_on_record() -> None:
+    """What was measured anew is so in the README too; a figure mended by hand is put right."""
+    assert README.count("<!-- measured: sizing -->") == 1
+    newest = results.newest_of(results.read(results.FOLDER))
+    assert readme_numbers.refreshed(README, newest) == README
+    forged = re.sub(r"(ack=buffered` \| )[0-9,]+", r"\g<1>999,999", README)
+    assert forged != README
+    assert readme_numbers.refreshed(forged, newest) == README
+
+
+def test_readme_figures_are_those_of_the_results() -> None:
+    """Rates, latencies and memory stand in RESULTS.md to the digit; CPU a reading is worked out."""
+    recorded = set(
+        re.findall(r"[0-9][0-9.,]*[0-9]|[0-9]", (results.FOLDER / "RESULTS.md").read_text())
+    )
+    shown = README.split("<!-- measured: sizing -->")[1].split("<!-- end measured -->")[0]
+    compared = 0
+    for row in re.findall(r"^\| (?!---).* \|$", shown, re.MULTILINE):
+        cells = [each.strip() for each in row.strip("|").split("|")]
+        if cells[1] == "rows/s":
+            continue
+        rate, p50, p99, _its, _postgres, memory = cells[1:]
+        assert {rate, p50, p99, memory} - {""} <= recorded, row
+        compared += 1
+    assert compared >= 2
+
+
+def test_readme_table_of_statuses_has_every_status() -> None:
+    """A client meets no status that the front page does not know."""
+    section = README.split("### Statuses\n")[1].split("\n##")[0]
+    named = {int(each) for each in re.findall(r"\b[2-5][0-9]{2}\b", section)}
+    assert named == {200, 202, *(each.status for each in codes.PROBLEMS.values())}
+
+
+def test_readme_client_repeats_what_the_client_of_loadgen_repeats() -> None:
+    """Who writes a client from the front page loses nothing that our own one keeps."""
+    section = README.split("### A client that loses nothing\n")[1].split("\n##")[0]
+    (again,) = re.findall(r"^- On (.*?) it sends \*\*the same bytes\*\*", section, re.M | re.S)
+    assert {int(each) for each in re.findall(r"\b4[0-9]{2}\b", again)} == {
+        each for each in TRY_AGAIN if each < 500
+    }
+    assert "any 5xx" in again
+    assert {each.status for each in codes.PROBLEMS.values() if each.status >= 500} <= TRY_AGAIN
+    others = {int(each) for each in re.findall(r"\b4[0-9]{2}\b", section)}
+    assert others - TRY_AGAIN == {413, codes.PROBLEMS["dead_letters_full"].status}
+
+
+def test_documents_name_every_word_of_the_command_line() -> None:
+    """A word that nobody can read about is not there."""
+    missing = [word for word in WORDS if f"ingest {word}" not in DOCUMENTS["docs/settings.md"]]
+    assert not missing, f"docs/settings.md shows no `ingest {missing[0]}`"
+    assert all(WORDS.values())
+
+
+def test_example_of_the_environment_is_what_the_code_prints() -> None:
+    """deploy/ingest.env.example holds exactly the settings that exist."""
+    assert EXAMPLE.read_text() == env_example()
+
+
+def test_refreshing_current_documents_changes_nothing(tmp_path: Path) -> None:
+    """The command that mends documents is idempotent, and what it writes is what is compared."""
+    originals = [*(REPOSITORY / path for path in DOCUMENTS), EXAMPLE]
+    copies = [Path(shutil.copy(path, tmp_path)) for path in originals]
+    assert main(["--write", *map(str, copies)]) == 0
+    assert [each.read_text() for each in copies] == [each.read_text() for each in originals]
+
+
+def test_refreshing_mends_a_stale_region_and_nothing_else() -> None:
+    """Text outside of the markers is the author's."""
+    stale = "a\n<!-- generated: item-codes -->\nold\n<!-- end -->\nb\n<!-- end -->\nc\n"
+    fresh = refreshed(stale)
+    assert (
+        fresh
+        == f"a\n<!-- generated: item-codes -->\n\n{TABLES['item-codes']()}\n\n<!-- end -->\n"
+        + ("b\n<!-- end -->\nc\n")
+    )
+    assert refreshed(fresh) == fresh
+    with pytest.raises(ValueError, match="no table is called wages"):
+        refreshed("<!-- generated: wages -->\n<!-- end -->")
+
+
+def test_printed_tables_hold_every_code_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole output is what a new document starts from."""
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    for code in (*codes.PROBLEMS, *codes.ITEM_CODES):
+        assert printed.count(f"\n| `{code}` |") == 1
+    assert refreshed(printed) == printed
+
+
+def test_metrics_of_the_contract_are_in_the_table() -> None:
+    """The names that dashboards rely on, with their labels."""
+    rows = {
+        cells[1].strip("` "): cells[3].replace("`", "").strip()
+        for cells in (line.split("|") for line in metrics_table().splitlines()[2:])
+    }
+    assert rows["ingest_http_requests_total"] == "route, code"
+    assert rows["ingest_readings_rejected_total"] == "code"
+    assert rows["ingest_readings_dead_lettered_total"] == "reason"
+    assert rows["ingest_flush_total"] == "trigger"
+    assert rows["ingest_retries_total"] == "verdict"
+    assert rows["ingest_hold"] == "reason"
+    assert rows["ingest_flush_duration_seconds"] == "method"
+    counters = (
+        "readings_received readings_accepted readings_committed readings_duplicate "
+        "readings_recovered readings_replayed readings_dropped"
+    )
+    assert rows.keys() >= {f"ingest_{each}_total" for each in counters.split()}
+    gauges = (
+        "readings_held ledger_imbalance_rows buffer_rows buffer_rows_max buffer_bytes "
+        "buffer_oldest_age_seconds db_up dlq_bytes dlq_readings dlq_oldest_age_seconds build_info"
+    )
+    histograms = "http_request_duration_seconds flush_rows commit_latency_seconds event_lag_seconds"
+    assert rows.keys() >= {f"ingest_{each}" for each in f"{gauges} {histograms}".split()}
+
+
+MARKDOWN = sorted(
+    path.relative_to(REPOSITORY)
+    for pattern in ("*.md", "docs/*.md", "deploy/**/*.md", "benchmarks/*.md")
+    for path in REPOSITORY.glob(pattern)
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
+
+
+def dead_links(path: Path, text: str) -> list[str]:
+    """Return the links of a document that lead nowhere in this repository; foreign ones are not
+    followed.
+    """
+    dead = []
+    for found in LINK.findall(re.sub(r"`[^`\n]*`", "", without_fences(text))):
+        link = found[0] or found[1]
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, heading = unquote(link).partition("#")
+        target = (path.parent / name).resolve() if name else path
+        live = target.is_relative_to(REPOSITORY) and target.exists()
+        if live and heading:
+            live = heading in anchors(text if target == path else target.read_text())
+        if not live:
+            dead.append(link)
+    return dead
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a Markdown text's headings."""
+    return {anchor(each) for each in re.findall(r"^#+ (.*)$", without_fences(text), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=str)
+def test_links_of_documents_lead_somewhere(path: Path) -> None:
+    """A file that moved, or a heading with another name, is noticed by whoever moves it."""
+    assert not dead_links(REPOSITORY / path, (REPOSITORY / path).read_text())
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "[a](docs/no-such.md)",
+        "[a](docs/operating.md#no-such-heading)",
+        "[a](#no-such-heading)",
+        "[a](../outside.md)",
+        '<img src="docs/no-such.png">',
+        '<source srcset="docs/no-such.png">',
+    ],
+)
+def test_dead_link_is_found(link: str) -> None:
+    """The check can fail."""
+    live = "# A heading\n[a](#a-heading) [b](docs/operating.md) `[c](nowhere)`\n"
+    assert len(dead_links(REPOSITORY / "README.md", f"{live}{link}\n")) == 1
+
+
+def test_every_document_is_reached_from_the_readme() -> None:
+    """What nobody links to nobody reads; pictures too."""
+    for path in sorted((REPOSITORY / "docs").iterdir()):
+        name = f"docs/{path.name}"
+        linked = f"({name}" in README or f'"{name}"' in README
+        assert linked or f"]({path.name})" in DOCUMENTS["docs/operating.md"], name

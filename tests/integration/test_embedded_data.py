@@ -1,0 +1,177 @@
+"""The folder of an embedded database: what may be in it, and who may use it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.embedded import data as postgres_data
+from ingest.embedded.server import EmbeddedPostgres
+from ingest.model.errors import StartError
+from tests.support.embedded import ask, gone, running, start_parent
+
+
+async def test_start_of_a_second_instance_is_refused(made: Path) -> None:
+    """Data has one server; who comes second is told so, and the first goes on."""
+    async with running(made) as (_, url):
+        with pytest.raises(StartError, match=r"another service .*--state-dir"):
+            await EmbeddedPostgres(made).start()
+        assert await ask(url, "select 1") == 1
+
+
+async def test_stale_pid_file_of_another_process_is_cleared(made: Path) -> None:
+    """A pid file whose number is another process's by now does not prevent the start."""
+    pid_file = made / "data" / "postmaster.pid"
+    for number in (os.getpid(), 1, 2**22 - 1):
+        pid_file.write_text(f"{number}\n{made / 'data'}\n1700000000\n5432\n/tmp\n\n\n")
+        async with running(made) as (_, url):
+            assert await ask(url, "select 1") == 1
+        assert not pid_file.exists()
+
+
+async def test_server_that_is_not_ours_is_named(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that somebody else runs on the data is not touched; its pid is in the message."""
+    monkeypatch.setattr(postgres_data, "UNMARKED_S_MAX", 0.2)
+    parent, url, pid = start_parent(made)
+    (made / "postgres.lock").unlink()  # as if it had been started by hand
+    with pytest.raises(StartError, match=f"pid {pid}"):
+        await EmbeddedPostgres(made).start()
+    assert await ask(url, "select 1") == 1
+    parent.kill()
+    parent.communicate()
+    await gone(pid)
+    async with running(made) as (_, again):
+        assert await ask(again, "select 1") == 1
+
+
+async def test_data_of_another_major_version_is_refused(made: Path) -> None:
+    """Data of another version is not touched, and the message says what to do."""
+    (made / "data" / "PG_VERSION").write_text("9\n")
+    with pytest.raises(StartError, match=r"PostgreSQL 9.*INGEST_PG_BIN.*pg_dump"):
+        await EmbeddedPostgres(made).start()
+
+
+async def test_data_that_is_no_database_is_refused(open_tmp_path: Path) -> None:
+    """A folder `data` of somebody else's is left alone."""
+    data = open_tmp_path / "data"
+    data.mkdir()
+    (data / "precious").write_text("x")
+    shutil.chown(data, 65534 if os.geteuid() == 0 else os.geteuid())
+    with pytest.raises(StartError, match="not a PostgreSQL data folder"):
+        await EmbeddedPostgres(open_tmp_path).start()
+    assert (data / "precious").read_text() == "x"
+
+
+async def test_making_data_killed_half_way_is_made_again(open_tmp_path: Path) -> None:
+    """What a killed initdb leaves is never mistaken for data."""
+    half = open_tmp_path / "data.new"
+    half.mkdir()
+    (half / "PG_VERSION").write_text("18\n")
+    async with running(open_tmp_path) as (_, url):
+        assert await ask(url, "select 1") == 1
+    assert not half.exists()
+
+
+async def test_socket_folder_of_somebody_else_is_refused(made: Path) -> None:
+    """A name that was taken in the shared folder is not trusted."""
+    async with running(made) as (_, url):
+        sockets = Path(str(await ask(url, "show unix_socket_directories")))
+    elsewhere = made / "elsewhere"
+    elsewhere.mkdir()
+    sockets.symlink_to(elsewhere)
+    try:
+        with pytest.raises(StartError, match=f"{sockets}.*remove it"):
+            await EmbeddedPostgres(made).start()
+    finally:
+        sockets.unlink()
+    sockets.mkdir(mode=0o700)
+    sockets.chmod(0o777)
+    try:
+        with pytest.raises(StartError, match=f"{sockets}.*remove it"):
+            await EmbeddedPostgres(made).start()
+    finally:
+        sockets.rmdir()
+
+
+async def test_socket_left_by_a_killed_server_is_cleared(made: Path) -> None:
+    """Sockets and their lock files that a kill left do not prevent the start."""
+    async with running(made) as (server, url):
+        sockets = Path(str(await ask(url, "show unix_socket_directories")))
+        owner = sockets.stat()
+    sockets.mkdir(mode=0o700)
+    os.chown(sockets, owner.st_uid, owner.st_gid)
+    (sockets / ".s.PGSQL.5432.lock").write_text(f"{os.getpid()}\n")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(sockets / ".s.PGSQL.5432"))
+    await server.start()
+    assert await ask(url, "select 1") == 1
+    await server.stop()
+
+
+async def test_private_folder_is_refused_only_to_root(open_tmp_path: Path) -> None:
+    """Below a private folder the data works for its owner; root is told why it cannot."""
+    private = open_tmp_path / "private"
+    private.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        with pytest.raises(StartError, match=r"may not enter.*--state-dir"):
+            await EmbeddedPostgres(private / "postgres").start()
+    else:
+        async with running(private / "postgres") as (_, url):
+            assert await ask(url, "select 1") == 1
+
+
+async def test_folder_that_cannot_be_made_is_a_clear_error(open_tmp_path: Path) -> None:
+    """A file in the way is named."""
+    (open_tmp_path / "file").write_text("")
+    with pytest.raises(StartError, match="file"):
+        await EmbeddedPostgres(open_tmp_path / "file" / "postgres").start()
+
+
+async def test_stale_pid_file_where_processes_cannot_be_seen_stops_only_for_a_live_one(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without /proc a dead number is cleared, and a live one is an error that names it."""
+    monkeypatch.setattr(postgres_data, "HAS_PROC", False)
+    monkeypatch.setattr(postgres_data, "UNMARKED_S_MAX", 0.1)
+    pid_file = made / "data" / "postmaster.pid"
+    pid_file.write_text(f"{2**22 - 1}\n")
+    async with running(made) as (_, url):
+        assert await ask(url, "select 1") == 1
+    pid_file.write_text(f"{os.getpid()}\n")
+    with pytest.raises(StartError, match=f"pid {os.getpid()}"):
+        await EmbeddedPostgres(made).start()
+
+
+async def test_making_data_that_fails_shows_why(
+    open_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the data cannot be made, the error holds the program's own words."""
+    programs = open_tmp_path / "bin"
+    programs.mkdir()
+    (programs / "postgres").write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 18.0'\n")
+    (programs / "initdb").write_text("#!/bin/sh\necho no space left; exit 1\n")
+    for each in programs.iterdir():
+        each.chmod(0o755)
+    monkeypatch.setenv("INGEST_PG_BIN", str(programs))
+    with pytest.raises(StartError, match="no space left"):
+        await EmbeddedPostgres(open_tmp_path / "state").start()
+    assert not (open_tmp_path / "state" / "data").exists()
+
+
+async def test_log_too_long_is_set_aside(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's log does not grow for ever; refused statements are not in it at all."""
+    monkeypatch.setattr(postgres_data, "LOG_BYTES_MAX", 100)
+    async with running(made) as (_, url):
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await ask(url, "select secret from nowhere")
+    assert "secret" not in (made / "postgres.log").read_text()
+    async with running(made):
+        assert (made / "postgres.log.1").exists()
+        assert (made / "postgres.log").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,209 @@
+"""The embedded PostgreSQL, with the real programs: starts, survives, ends with its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.embedded import server as postgres_embedded
+from ingest.embedded.server import EmbeddedPostgres
+from ingest.model.errors import StartError
+from tests.support.embedded import SMALL, answers_again, ask, gone, running, start_parent
+
+
+async def test_restart_keeps_the_data(open_tmp_path: Path) -> None:
+    """What was committed is there after stop and start, with a space and umlauts in the path."""
+    folder = open_tmp_path / "a b" / "ü'%$"
+    async with running(folder) as (server, url):
+        assert server.pid is not None
+        await ask(url, "create table kept as select 42 as answer")
+    assert server.pid is None
+    assert not (folder / "data" / "postmaster.pid").exists()
+    async with running(folder) as (_, again):
+        assert again == url, "other commands may keep the URL"
+        assert await ask(again, "select answer from kept") == 42
+
+
+async def test_start_defaults_are_durable_and_private(open_tmp_path: Path) -> None:
+    """Without settings of ours the server fsyncs, checks its pages, and listens on no network."""
+    server = EmbeddedPostgres(open_tmp_path)
+    url = await server.start()
+    try:
+        for name, expected in {
+            "fsync": "on",
+            "synchronous_commit": "on",
+            "full_page_writes": "on",
+            "data_checksums": "on",
+            "listen_addresses": "",
+            "TimeZone": "UTC",
+            "server_encoding": "UTF8",
+            "max_connections": "40",
+        }.items():
+            assert await ask(url, f"show {name}") == expected, name
+        data = open_tmp_path / "data"
+        assert data.stat().st_mode & 0o777 == 0o700
+        assert data.stat().st_uid != 0
+        sockets = Path(str(await ask(url, "show unix_socket_directories")))
+        assert sockets.stat().st_mode & 0o777 == 0o700
+        assert sockets.stat().st_uid == data.stat().st_uid
+    finally:
+        await server.stop()
+    assert not sockets.exists()
+
+
+async def test_killed_server_is_started_again(made: Path) -> None:
+    """A server that is killed comes back by itself, again and again, with what was committed."""
+    async with running(made) as (server, url):
+        await ask(url, "create table kept (n int)")
+        for n in range(3):
+            await ask(url, f"insert into kept values ({n})")
+            killed = server.pid
+            assert killed is not None
+            os.kill(killed, signal.SIGKILL)
+            await gone(killed)
+            assert await answers_again(url, "select count(*) from kept") == n + 1
+            assert server.pid != killed
+
+
+async def test_server_killed_in_a_statement_is_started_again(made: Path) -> None:
+    """A busy child that outlives its killed server delays the restart, and does not prevent it."""
+    async with running(made) as (server, url):
+        connection = await asyncpg.connect(url)
+        busy = asyncio.create_task(
+            connection.fetchval("select count(*) from generate_series(1, 4000000)")
+        )
+        await asyncio.sleep(0.2)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        await asyncio.wait([busy])
+        connection.terminate()
+        assert await answers_again(url, "select 1") == 1
+
+
+async def test_stop_while_a_restart_fails_ends(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that cannot come back is tried until told to stop; then nothing is left."""
+    monkeypatch.setattr(postgres_embedded, "RESTART_S_MAX", 0.1)
+    async with running(made) as (server, url):
+        (made / "data" / "PG_VERSION").rename(made / "hidden")
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        await asyncio.sleep(0.8)
+        with pytest.raises((OSError, asyncpg.PostgresError)):
+            await ask(url, "select 1")
+        (made / "hidden").rename(made / "data" / "PG_VERSION")
+        assert await answers_again(url, "select 1") == 1
+        (made / "data" / "PG_VERSION").rename(made / "hidden")
+        again = server.pid
+        assert again is not None
+        os.kill(again, signal.SIGKILL)
+        await asyncio.sleep(0.3)
+    assert server.pid is None
+
+
+async def test_start_cancelled_leaves_nothing(open_tmp_path: Path) -> None:
+    """Cancelled at any moment of it, a start leaves no process and no lock; the next one works."""
+    for delay_s in (0.05, 0.2, 0.4, 0.6):
+        server = EmbeddedPostgres(open_tmp_path, settings=SMALL)
+        starting = asyncio.create_task(server.start())
+        await asyncio.sleep(delay_s)
+        if starting.done():
+            await server.stop()
+        else:
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+        assert server.pid is None
+    async with running(open_tmp_path) as (_, url):
+        assert await ask(url, "select 1") == 1
+
+
+async def test_parent_killed_leaves_no_process_and_clean_data(made: Path) -> None:
+    """A SIGKILLed service takes its database along, cleanly; the next start waits for that."""
+    parent, url, pid = start_parent(made)
+    await ask(url, "create table kept as select 42 as answer")
+    parent.kill()
+    parent.communicate()
+    async with running(made) as (server, again):
+        await gone(pid)
+        assert server.pid != pid
+        assert await ask(again, "select answer from kept") == 42
+    log = (made / "postgres.log").read_text()
+    assert log.count("database system is shut down") == 2
+    assert "not properly shut down" not in log
+
+
+async def test_parent_killed_while_clients_are_connected_ends_the_server(
+    made: Path,
+) -> None:
+    """Open connections and transactions do not keep an orphan alive."""
+    parent, url, pid = start_parent(made)
+    connection = await asyncpg.connect(url)
+    await connection.execute("begin")
+    parent.kill()
+    parent.communicate()
+    await gone(pid)
+    connection.terminate()
+    async with running(made) as (_, again):
+        assert await ask(again, "select 1") == 1
+
+
+async def test_both_killed_recovers(made: Path) -> None:
+    """Service and database killed at once, as by a power cut: the next start recovers."""
+    parent, url, pid = start_parent(made)
+    await ask(url, "create table kept as select 42 as answer")
+    parent.send_signal(signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    parent.kill()
+    parent.communicate()
+    async with running(made) as (_, again):
+        assert await ask(again, "select answer from kept") == 42
+
+
+async def test_frozen_server_is_killed_in_the_end(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that does not react to being asked is stopped all the same; its data recovers."""
+    monkeypatch.setattr(postgres_embedded, "STOP_S_MAX", 0.1)
+    monkeypatch.setattr(postgres_embedded, "QUIT_S_MAX", 0.1)
+    async with running(made) as (server, url):
+        await ask(url, "create table kept as select 42 as answer")
+        frozen = server.pid
+        assert frozen is not None
+        os.kill(frozen, signal.SIGSTOP)
+    await gone(frozen)
+    async with running(made) as (_, url):
+        assert await ask(url, "select answer from kept") == 42
+
+
+async def test_server_not_ready_in_time_is_ended(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start has a deadline; after it nothing runs."""
+    monkeypatch.setattr(postgres_embedded, "START_S_MAX", 0)
+    server = EmbeddedPostgres(made, settings=SMALL)
+    with pytest.raises(StartError, match="not ready"):
+        await server.start()
+    assert server.pid is None
+    assert not (made / "data" / "postmaster.pid").exists()
+
+
+async def test_setting_unknown_to_the_server_shows_its_words(made: Path) -> None:
+    """A server that does not start says why, in the error."""
+    server = EmbeddedPostgres(made, settings={"no_such_setting": "1"})
+    with pytest.raises(StartError, match="no_such_setting"):
+        await server.start()
+
+
+async def test_readings_url_fresh_holds_an_empty_table(readings_url: str) -> None:
+    """A test's database has the table, and nothing in it."""
+    assert await ask(readings_url, "select count(*) from readings") == 0
+
+
+async def test_database_url_fresh_has_no_table(database_url: str) -> None:
+    """A fresh database is empty."""
+    assert await ask(database_url, "select to_regclass('readings')") is None

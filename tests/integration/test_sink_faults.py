@@ -1,0 +1,354 @@
+"""The sink when the server freezes, locks, hangs up or is cut off: in time, and never twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+
+from ingest.config.settings import Settings
+from ingest.model.ports import Stored
+from ingest.model.reading import Reading
+from ingest.model.verdict import Verdict, WriteFailed
+from ingest.sinks.postgres import durability, schema
+from ingest.sinks.postgres.sink import SinkPostgres
+from ingest.system.clock import monotonic_s
+from tests.conftest import Server
+from tests.support.faulty_proxy import Line
+from tests.support.rows import encode, readings
+
+QUICK: dict[str, Any] = {
+    "database_unsafe": True,  # the tests' server does not fsync
+    "connect_s_max": 0.5,
+    "lock_s_max": 0.1,
+    "statement_s_max": 0.25,
+    "command_s_max": 0.5,
+}
+COUNT = "select count(*) from readings"
+LAZY = """create function lazy() returns trigger language plpgsql as $$ begin
+    perform pg_sleep(20); return null; end $$;
+create trigger lazy before insert on readings for each statement execute function lazy()"""
+
+
+@pytest.fixture(scope="module")
+def shared_url(server: Server) -> Iterator[str]:
+    """Give one database for all tests here: making one takes a second on a busy machine."""
+    name = server.create("template0")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.fixture
+async def readings_connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Give the operator's connection to a fresh table."""
+    connection = await asyncpg.connect(shared_url)
+    await connection.execute("drop schema public cascade; create schema public")
+    await schema.apply(connection)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def readings_url(shared_url: str, readings_connection: asyncpg.Connection) -> str:
+    """Give the URL of the fresh table's database."""
+    return shared_url
+
+
+@pytest.fixture
+async def sink(readings_url: str) -> AsyncIterator[SinkPostgres]:
+    """Give an open sink with short deadlines."""
+    sink = SinkPostgres(readings_url, Settings(**QUICK), name="under test")
+    await sink.open()
+    yield sink
+    await sink.close()
+
+
+@pytest.fixture
+async def line(readings_url: str) -> AsyncIterator[Line]:
+    """Give a TCP line to the server's socket."""
+    query = parse_qs(urlsplit(readings_url).query)
+    async with Line.to_unix(f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}") as line:
+        yield line
+
+
+def by_tcp(url: str, line: Line) -> str:
+    """Return the URL of the same database by the line."""
+    return f"postgresql://postgres@127.0.0.1:{line.port}{urlsplit(url).path}"
+
+
+async def failure(sink: SinkPostgres, rows: list[Reading], *, idempotent: bool = False) -> Any:
+    """Write rows that must fail, and return how."""
+    with pytest.raises(WriteFailed) as failed:
+        await sink.write(encode(rows), len(rows), idempotent=idempotent)
+    return failed.value
+
+
+async def backend_pid(operator: asyncpg.Connection) -> int:
+    """Return the process that serves the sink."""
+    return int(
+        await operator.fetchval(
+            "select pid from pg_stat_activity where application_name = 'under test'"
+        )
+    )
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process, and let it go on in the end."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def until(operator: asyncpg.Connection, query: str, expected: object) -> None:
+    """Wait until a query gives what is expected, some seconds at most."""
+    for _ in range(500):
+        if await operator.fetchval(query) == expected:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"never {expected}: {query}")
+
+
+async def test_locked_table_is_retried(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """55P03, from the server, before any deadline of ours."""
+    async with readings_connection.transaction():
+        await readings_connection.execute("lock table readings in access exclusive mode")
+        failed = await failure(sink, readings(5))
+    assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, "55P03")
+    assert not failed.doubtful
+    assert await sink.write(encode(readings(5)), 5, idempotent=True) == Stored(5, 0)
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_slow_statement_is_stopped_by_the_server(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection, idempotent: bool
+) -> None:
+    """57014, a definite answer: the order of deadlines sees to that."""
+    await readings_connection.execute(LAZY)
+    failed = await failure(sink, readings(5), idempotent=idempotent)
+    assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, "57014")
+    assert not failed.doubtful
+
+
+async def test_backend_terminated_in_a_copy_waits_in_doubt(
+    readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """57P01 or a closed line: the server shuts down; what became of the rows is not known."""
+    await readings_connection.execute(LAZY)
+    sink = SinkPostgres(readings_url, Settings(database_unsafe=True), name="under test")
+    await sink.open()
+    task = asyncio.create_task(failure(sink, readings(5)))
+    await asyncio.sleep(0.1)
+    pid = await backend_pid(readings_connection)
+    await readings_connection.execute("select pg_terminate_backend($1, 5000)", pid)
+    failed = await task
+    assert failed.verdict is Verdict.WAIT
+    assert failed.doubtful
+
+
+async def test_connection_lost_while_idle_is_replaced_unseen(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """A restart between two batches costs no failed batch."""
+    pid = await backend_pid(readings_connection)
+    await readings_connection.execute("select pg_terminate_backend($1, 5000)", pid)
+    await asyncio.sleep(0.05)
+    assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(5, 0)
+
+
+async def test_line_cut_as_its_last_reply_came_waits(
+    sink: SinkPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stood still finds reply and deadline at once; the deadline is served first."""
+    real = durability.findings
+
+    async def cut_after(connection: asyncpg.Connection) -> Any:
+        found = await real(connection)
+        connection.terminate()
+        return found
+
+    monkeypatch.setattr(durability, "findings", cut_after)
+    monkeypatch.setattr(sink, "_checked_s", float("-inf"))  # the look at the table is due
+    rows = encode(readings(5))
+    with pytest.raises(WriteFailed) as failed:
+        await sink.write(rows, 5, idempotent=False)
+    assert failed.value.verdict is Verdict.WAIT
+    monkeypatch.undo()
+    assert await sink.write(rows, 5, idempotent=False) == Stored(5, 0)
+
+
+async def test_late_commit_of_a_frozen_backend_is_no_double(
+    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """A time-out is not "not written": the rows come late, and the retry finds them."""
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings(**QUICK), name="under test")
+    await sink.open()
+    rows = readings(500)
+    line.stall("to_client")  # the way back stays open, as over a real network
+    with frozen(await backend_pid(readings_connection)):
+        failed = await failure(sink, rows)
+        assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, None)
+        assert failed.doubtful
+        assert await readings_connection.fetchval(COUNT) == 0
+    await until(readings_connection, COUNT, 500)
+    line.resume()
+    assert await sink.write(encode(rows), 500, idempotent=True) == Stored(0, 500)
+    assert await readings_connection.fetchval(COUNT) == 500
+    await sink.close()
+
+
+@pytest.mark.parametrize("count", [10, 20_000])
+async def test_frozen_backend_is_left_in_time(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection, count: int
+) -> None:
+    """The deadline holds whether or not the batch fits into the socket, and the retry is single."""
+    rows = readings(count)
+    with frozen(await backend_pid(readings_connection)):
+        began_s = monotonic_s()
+        failed = await failure(sink, rows)
+        assert 0.4 < monotonic_s() - began_s < 1.5
+        assert (failed.verdict, failed.doubtful) == (Verdict.RETRY, True)
+    stored = await sink.write(encode(rows), count, idempotent=True)
+    assert stored.committed + stored.duplicate == count
+    assert await readings_connection.fetchval(COUNT) == count
+
+
+async def test_time_out_before_the_commit_leaves_no_doubt(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """On the idempotent path nothing can be stored until COMMIT is sent."""
+    with frozen(await backend_pid(readings_connection)):
+        failed = await failure(sink, readings(5), idempotent=True)
+    assert failed.verdict is Verdict.RETRY
+    assert not failed.doubtful
+
+
+async def test_cancellation_and_close_do_not_wait_for_a_frozen_backend(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """The driver's own way out asks the server first."""
+    with frozen(await backend_pid(readings_connection)):
+        task = asyncio.create_task(sink.write(encode(readings(5)), 5, idempotent=False))
+        await asyncio.sleep(0.05)
+        began_s = monotonic_s()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert monotonic_s() - began_s < 0.3
+    await sink.open()
+    pid = await readings_connection.fetchval(
+        """select pid from pg_stat_activity where application_name = 'under test'
+        and state = 'idle' order by backend_start desc limit 1"""
+    )
+    with frozen(pid):
+        began_s = monotonic_s()
+        await sink.close()
+        assert monotonic_s() - began_s < 1.5
+
+
+async def test_isolating_write_on_a_frozen_backend_ends_in_time(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """Each statement has its deadline; nothing is stored, definitely."""
+
+    async def set_aside(_: object) -> None:
+        raise AssertionError("no row was refused")
+
+    with frozen(await backend_pid(readings_connection)), pytest.raises(WriteFailed) as failed:
+        await sink.write_isolating(encode(readings(5)), 5, set_aside)
+    assert failed.value.verdict is Verdict.RETRY
+    assert not failed.value.doubtful
+
+
+async def test_abort_while_rows_are_set_aside_commits_nothing(
+    sink: SinkPostgres, readings_connection: asyncpg.Connection
+) -> None:
+    """The commit finds the line cut and says that it does not know."""
+    await readings_connection.execute("alter table readings add check (value <> 0)")
+
+    async def set_aside(_: object) -> None:
+        sink.abort()
+
+    with pytest.raises(WriteFailed) as failed:
+        await sink.write_isolating(encode(readings(5)), 5, set_aside)
+    assert failed.value.verdict is Verdict.WAIT
+    assert await readings_connection.fetchval(COUNT) == 0
+
+
+async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
+    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """Committed, and nobody was told."""
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings(database_unsafe=True))
+    await sink.open()
+    line.lose_replies(until=b"COPY 100\0")
+    failed = await failure(sink, readings(100))
+    assert (failed.verdict, failed.doubtful) == (Verdict.WAIT, True)
+    assert await sink.write(encode(readings(100)), 100, idempotent=True) == Stored(0, 100)
+    await sink.close()
+
+
+async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
+    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """The same on the idempotent path, where only the COMMIT can leave a doubt."""
+    await readings_connection.execute(
+        """create function lazy() returns trigger language plpgsql as $$ begin
+            perform pg_sleep(0.3); return null; end $$;
+        create constraint trigger lazy after insert on readings deferrable initially deferred
+            for each row execute function lazy()"""
+    )
+    sink = SinkPostgres(
+        by_tcp(readings_url, line), Settings(database_unsafe=True), name="under test"
+    )
+    await sink.open()
+    task = asyncio.create_task(failure(sink, readings(1), idempotent=True))
+    under_way = "select query from pg_stat_activity where application_name = 'under test'"
+    await until(readings_connection, under_way, "commit")
+    line.lose_replies(until=b"COMMIT\0")
+    failed = await task
+    assert (failed.verdict, failed.doubtful) == (Verdict.WAIT, True)
+    assert await sink.write(encode(readings(1)), 1, idempotent=True) == Stored(0, 1)
+    await sink.close()
+
+
+async def test_tcp_connection_notices_a_dead_peer(line: Line, readings_url: str) -> None:
+    """Keepalive is on, in uvloop too, whose socket object cannot set it."""
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings(database_unsafe=True))
+    await sink.open()
+    connection: Any = sink._connection
+    fileno = connection._transport.get_extra_info("socket").fileno()
+    with socket.socket(fileno=os.dup(fileno)) as same:
+        assert same.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert same.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+    await sink.close()
+
+
+async def test_cut_line_waits_and_comes_back(
+    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """A reset before the answer to a batch; the next write finds a new way."""
+    sink = SinkPostgres(by_tcp(readings_url, line), Settings(database_unsafe=True))
+    await sink.open()
+    line.stall("to_client")
+    task = asyncio.create_task(failure(sink, readings(50)))
+    await until(readings_connection, COUNT, 50)
+    await line.cut()
+    failed = await task
+    assert failed.verdict is Verdict.WAIT
+    assert failed.doubtful
+    line.resume()
+    assert await sink.write(encode(readings(50)), 50, idempotent=True) == Stored(0, 50)
+    await sink.close()

@@ -1,0 +1,212 @@
+"""The sink that cannot get in: who is to wait, and who is to hold."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.config.settings import Settings
+from ingest.model.ports import BadRow, Stored
+from ingest.model.verdict import Verdict, WriteFailed
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.connection import address
+from ingest.sinks.postgres.sink import SinkPostgres
+from ingest.system.clock import monotonic_s
+from tests.support.rows import encode, readings
+
+
+async def open_failure(url: str) -> WriteFailed:
+    """Open a sink that must fail, and return how."""
+    with pytest.raises(WriteFailed) as failed:
+        await SinkPostgres(url, Settings(connect_s_max=0.5, database_unsafe=True)).open()
+    return failed.value
+
+
+async def test_nobody_listening_waits(free_port: int) -> None:
+    """A refused connection says nothing about the rows."""
+    failed = await open_failure(f"postgresql://postgres:secret@127.0.0.1:{free_port}/x")
+    assert (failed.verdict, failed.reason) == (Verdict.WAIT, "unreachable")
+    assert not failed.doubtful
+    assert failed.message.startswith(f"127.0.0.1:{free_port}: ")
+    assert not {"postgres", "secret"} & set(re.findall("[a-z]+", failed.message))
+
+
+async def test_missing_socket_folder_waits() -> None:
+    """The embedded server may not be up yet."""
+    failed = await open_failure("postgresql://postgres@/postgres?host=/nonexistent/folder")
+    assert failed.verdict is Verdict.WAIT
+    assert failed.message.startswith("/nonexistent/folder: ")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://u:p@h:1/db?user=u&password=p", "h:1"),
+        ("postgresql://u:p@h/db", "h:5432"),
+        ("postgresql://u:p@[::1]/db", "[::1]:5432"),
+        ("postgresql://u:p@h1:1,h2:2/db", "h1:1,h2:2"),
+        ("postgresql://u:p@%2Frun%2Fpg/db", "/run/pg"),
+        ("postgresql:///db?host=h&port=7&password=p", "h:7"),
+        ("postgresql:///db", "localhost:5432"),
+        ("postgresql://u:p@s@h/db", "the database"),
+        ("postgresql://u:12/p@h/db", "the database"),
+        ("postgresql://u:12?p@h/db", "the database"),
+        ("postgresql://u:12#p@h/db", "the database"),
+    ],
+)
+def test_address_tells_where_and_never_who(
+    url: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands before the @ stays there, also where a password was not escaped."""
+    for name in ("PGHOST", "PGPORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert address(url) == told
+
+
+def test_address_of_the_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver goes there when the URL names no other."""
+    monkeypatch.setenv("PGHOST", "elsewhere")
+    monkeypatch.setenv("PGPORT", "6")
+    assert address("postgresql://u@/db") == "elsewhere:6"
+
+
+async def test_unresolvable_host_waits() -> None:
+    """Names come back too."""
+    failed = await open_failure("postgresql://postgres@nowhere.invalid/x")
+    assert failed.verdict is Verdict.WAIT
+
+
+async def test_server_that_never_speaks_waits_within_the_deadline() -> None:
+    """A frozen server accepts connections, in its kernel, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began_s = monotonic_s()
+        failed = await open_failure(f"postgresql://p@127.0.0.1:{silent.getsockname()[1]}/x")
+    assert failed.verdict is Verdict.WAIT
+    assert failed.message.endswith(": no answer in time")
+    assert monotonic_s() - began_s < 2
+
+
+async def test_abort_while_connecting_ends_the_wait() -> None:
+    """A drain does not wait for a server that never speaks."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sink = SinkPostgres(
+            f"postgresql://p@127.0.0.1:{silent.getsockname()[1]}/x", Settings(database_unsafe=True)
+        )
+        task = asyncio.create_task(sink.open())
+        await asyncio.sleep(0.05)
+        sink.abort()
+        began_s = monotonic_s()
+        await asyncio.sleep(0)
+        assert not task.done()
+        sink.abort()  # while it ends: as when a drain's deadline and this one come together
+        with pytest.raises(WriteFailed):
+            await task
+    assert monotonic_s() - began_s < 1
+
+
+@pytest.mark.parametrize("url", ["postgresql://u@h:port/db", "mysql://u@h/db"])
+async def test_url_that_is_none_holds(url: str) -> None:
+    """Only the operator can mend it."""
+    failed = await open_failure(url)
+    assert (failed.verdict, failed.reason) == (Verdict.HOLD, "configuration")
+
+
+async def test_missing_database_holds(readings_url: str) -> None:
+    """3D000."""
+    failed = await open_failure(readings_url.replace("@/test_", "@/no_such_"))
+    assert (failed.verdict, failed.reason) == (Verdict.HOLD, "database_missing")
+    assert failed.sqlstate == "3D000"
+
+
+async def test_missing_role_holds(readings_url: str) -> None:
+    """28000."""
+    failed = await open_failure(readings_url.replace("postgres@", "nobody_knows_me@"))
+    assert (failed.verdict, failed.sqlstate) == (Verdict.HOLD, "28000")
+    assert failed.reason == "authentication"
+
+
+async def test_wrong_password_holds(
+    readings_connection: asyncpg.Connection, readings_url: str
+) -> None:
+    """28P01; the right one again goes on."""
+    operator = readings_connection
+    await operator.execute("create role guarded login password 'right'")
+    await operator.execute(
+        "grant usage on schema public to guarded; grant all on readings to guarded"
+    )
+    rules = Path(await operator.fetchval("show hba_file"))
+    before = rules.read_text()
+    try:
+        rules.write_text(f"local all guarded scram-sha-256\n{before}")
+        await operator.execute("select pg_reload_conf()")
+        await asyncio.sleep(0.1)
+        failed = await open_failure(readings_url.replace("postgres@", "guarded:wrong@"))
+        assert (failed.verdict, failed.sqlstate) == (Verdict.HOLD, "28P01")
+        assert failed.reason == "authentication"
+        sink = SinkPostgres(
+            readings_url.replace("postgres@", "guarded:right@"), Settings(database_unsafe=True)
+        )
+        assert await sink.write(encode(readings(1)), 1, idempotent=False) == Stored(1, 0)
+        await sink.close()
+    finally:
+        rules.write_text(before)
+        await operator.execute("select pg_reload_conf()")
+        await operator.execute("drop owned by guarded; drop role guarded")
+
+
+ROLES = {
+    "53300": ("connection limit 0", Verdict.WAIT),
+    "25006": ("", Verdict.WAIT),
+    "42501": ("", Verdict.HOLD),
+}
+
+
+@pytest.mark.parametrize("sqlstate", sorted(ROLES))
+async def test_role_that_is_kept_out_gets_its_verdict(
+    readings_connection: asyncpg.Connection, readings_url: str, sqlstate: str
+) -> None:
+    """No connection left, read-only (a standby looks alike), no right to a temporary table."""
+    operator = readings_connection
+    options, verdict = ROLES[sqlstate]
+    await operator.execute(f"create role limited login {options}")
+    try:
+        if sqlstate == "25006":
+            await operator.execute("alter role limited set default_transaction_read_only = on")
+        if sqlstate == "42501":
+            name = await operator.fetchval("select current_database()")
+            await operator.execute(f"revoke temp on database {name} from public")
+        failed = await open_failure(readings_url.replace("postgres@", "limited@"))
+        assert (failed.verdict, failed.sqlstate) == (verdict, sqlstate)
+    finally:
+        await operator.execute("drop role limited")
+
+
+async def test_role_of_least_privilege_can_write_every_way(
+    readings_connection: asyncpg.Connection, readings_url: str
+) -> None:
+    """INSERT, SELECT and TEMP are all it takes."""
+    operator = readings_connection
+    database = await operator.fetchval("select current_database()")
+    await operator.execute(
+        f"""create role least login; revoke temp on database {database} from public;
+        alter table readings add check (value < 1000)"""
+    )
+    await schema.apply(operator, role="least")
+    sink = SinkPostgres(readings_url.replace("postgres@", "least@"), Settings(database_unsafe=True))
+    rows = readings(10)
+    assert await sink.write(encode(rows), 10, idempotent=False) == Stored(10, 0)
+    assert await sink.write(encode(rows), 10, idempotent=True) == Stored(0, 10)
+
+    async def set_aside(bad: list[BadRow]) -> None:
+        assert [each.row for each in bad] == [10]
+
+    rows.append(rows[0]._replace(value=1_000.0))
+    isolated = await sink.write_isolating(encode([*rows, *readings(4, start=50)]), 15, set_aside)
+    assert isolated == Stored(4, 10)
+    await sink.close()
+    await operator.execute("drop owned by least; drop role least")

@@ -1,0 +1,190 @@
+"""A table that changes under load: no value is stored as another one, and none twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+
+from ingest.config.settings import Settings
+from ingest.model.ports import BadRow, Stored
+from ingest.model.reading import Reading
+from ingest.model.rows import encode_reading
+from ingest.model.verdict import Verdict, WriteFailed
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.sink import SinkPostgres
+from ingest.system.clock import monotonic_s
+from tests.conftest import Server
+from tests.support.rows import START_US, encode, readings
+
+WAYS = ["copy", "staged", "isolating", "insert"]
+OTHER_TYPES = {
+    "value": ["bigint", "numeric", "real", "integer", "text"],
+    "ts": ["timestamp", "date", "text"],
+    "device_id": ["varchar", "bytea", "name"],
+    "metric": ["varchar(300)", "bytea"],
+}
+
+
+@pytest.fixture(scope="module")
+def shared_url(server: Server) -> Iterator[str]:
+    """Give one database for all tests here: making one takes a second on a busy machine."""
+    name = server.create("template0")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.fixture
+async def readings_connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Give the operator's connection to a fresh table."""
+    connection = await asyncpg.connect(shared_url)
+    await connection.execute("drop schema public cascade; create schema public")
+    await schema.apply(connection)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def readings_url(shared_url: str, readings_connection: asyncpg.Connection) -> str:
+    """Give the URL of the fresh table's database."""
+    return shared_url
+
+
+async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> None:
+    """Write rows in one of the ways that a sink has."""
+
+    async def set_aside(bad: list[BadRow]) -> None:
+        raise AssertionError(f"no row is at fault: {bad}")
+
+    if way == "isolating":
+        await sink.write_isolating(encode(rows), len(rows), set_aside)
+    else:
+        await sink.write(encode(rows), len(rows), idempotent=way == "staged")
+
+
+def sink_for(way: str, url: str) -> SinkPostgres:
+    """Give a sink that looks at the schema once and never again."""
+    method = "insert" if way == "insert" else "copy"
+    return SinkPostgres(
+        url, Settings(write_method=method, schema_check_s=3_600.0, database_unsafe=True)
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_other_column_type_holds_whatever_the_way(
+    readings_connection: asyncpg.Connection, readings_url: str, way: str
+) -> None:
+    """Between two schema checks too, also where the bytes would fit; and back again it goes on."""
+    ours = {"value": "float8", "ts": "timestamptz", "device_id": "text", "metric": "text"}
+    sink = sink_for(way, readings_url)
+    await write(sink, way, readings(1))
+    await readings_connection.execute("truncate readings")
+    for column, others in OTHER_TYPES.items():
+        for other in others:
+            await readings_connection.execute(
+                f"alter table readings alter {column} type {other} using null"
+            )
+            with pytest.raises(WriteFailed) as failed:
+                await write(sink, way, readings(10))
+            assert (failed.value.verdict, failed.value.reason) == (Verdict.HOLD, "schema"), other
+            assert f"column {column} of readings is" in failed.value.message
+            assert await readings_connection.fetchval("select count(*) from readings") == 0
+            await readings_connection.execute(
+                f"alter table readings alter {column} type {ours[column]} using null"
+            )
+            await write(sink, way, readings(1))  # opens anew
+            await readings_connection.execute("truncate readings")
+    await sink.close()
+
+
+async def test_type_altered_and_back_under_load_stores_no_wrong_value(
+    readings_connection: asyncpg.Connection, readings_url: str
+) -> None:
+    """Four writers, four ways, a column that is bigint every other moment: all values exact."""
+    stop = asyncio.Event()
+    stored: dict[str, int] = dict.fromkeys(WAYS, 0)
+    held: dict[str, int] = dict.fromkeys(WAYS, 0)
+    blamed: dict[str, int] = dict.fromkeys(WAYS, 0)
+
+    async def load(way: str) -> None:
+        sink = sink_for(way, readings_url)
+        number = 0
+        while not stop.is_set():
+            rows = [
+                Reading(START_US + number + each, way, "m", number + each + 0.5)
+                for each in range(20)
+            ]
+            try:
+                await write(sink, way, rows)
+                stored[way] += 20
+                number += 20
+            except WriteFailed as failed:
+                held[way] += failed.verdict is Verdict.HOLD
+                blamed[way] += failed.verdict is Verdict.ISOLATE
+                await asyncio.sleep(0)
+        await sink.close()
+
+    async with asyncio.TaskGroup() as group:
+        for way in WAYS:
+            group.create_task(load(way))
+        until_s = monotonic_s() + 3
+        while monotonic_s() < until_s:
+            await readings_connection.execute(
+                "truncate readings; alter table readings alter value type bigint"
+            )
+            await asyncio.sleep(0.02)
+            assert await readings_connection.fetchval("select count(*) from readings") == 0
+            await readings_connection.execute("alter table readings alter value type float8")
+            await asyncio.sleep(0.05)
+            wrong = await readings_connection.fetchval(
+                """select count(*) from readings where value - floor(value) <> 0.5
+                or value - 0.5 <> (extract(epoch from ts) * 1000000)::int8 - $1""",
+                START_US,
+            )
+            assert wrong == 0
+        stop.set()
+    assert min(stored.values()) > 0
+    assert min(held.values()) > 0
+    assert max(blamed.values()) == 0
+
+
+async def test_missing_key_holds_at_the_next_look(
+    readings_connection: asyncpg.Connection, readings_url: str
+) -> None:
+    """Nothing else would notice: without the key a retry stores twice."""
+    sink = SinkPostgres(readings_url, Settings(schema_check_s=0.1, database_unsafe=True))
+    await sink.write(encode(readings(1)), 1, idempotent=False)
+    await readings_connection.execute("alter table readings drop constraint readings_pkey")
+    await asyncio.sleep(0.15)
+    with pytest.raises(WriteFailed, match="unique key") as failed:
+        await write(sink, "copy", readings(5))
+    assert (failed.value.verdict, failed.value.reason) == (Verdict.HOLD, "schema")
+    await readings_connection.execute(
+        "alter table readings add unique (metric, value, device_id, ts)"
+    )
+    assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(4, 1)
+    await sink.close()
+
+
+async def test_two_writers_with_the_same_rows_never_store_twice_nor_deadlock_for_good(
+    readings_connection: asyncpg.Connection, readings_url: str
+) -> None:
+    """Crossing batches may fail each other once; the idempotent path, sorted, gets through."""
+    rows = readings(1_000)
+
+    async def load(backwards: bool) -> None:
+        sink = SinkPostgres(readings_url, Settings(database_unsafe=True))
+        mine = rows[::-1] if backwards else rows
+        encoded = [encode_reading(row) for row in mine]
+        with contextlib.suppress(WriteFailed):
+            await sink.write(encoded, 1_000, idempotent=False)
+        await sink.write(encoded, 1_000, idempotent=True)
+        await sink.close()
+
+    for _ in range(5):
+        await asyncio.gather(load(False), load(True))
+        assert await readings_connection.fetchval("select count(*) from readings") == 1_000
+        await readings_connection.execute("truncate readings")

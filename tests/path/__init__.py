@@ -1,0 +1,1 @@
+"""Tests of the whole path, from a post to a row."""

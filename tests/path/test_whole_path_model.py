@@ -1,0 +1,281 @@
+"""Any sequence of posts, faults, replays, kills and stops over the whole path, by Hypothesis.
+
+The model is what was promised (`whole_path.Promises`): sets of readings and letters. Journal, dead
+letters and writers are the real ones on a real folder; the table and the system calls are scripted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from ingest.model.errors import StartError
+from ingest.model.verdict import Verdict
+from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
+from tests.support.replays import hurry
+from tests.support.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Whole
+
+T = TypeVar("T")
+CALLS = ("write", "fdatasync", "fsync", "ftruncate")
+PAUSES_S = (0.0, 0.005)  # what is tried again, or read in a thread, needs time, not only turns
+# What the table does, and whether the rows may be there all the same.
+TABLE_FAULTS = (
+    (Verdict.WAIT, BEFORE, False),
+    (Verdict.WAIT, AFTER, True),
+    (Verdict.WAIT, MIDDLE, True),
+    (Verdict.RETRY, BEFORE, False),
+    (Verdict.RETRY, AFTER, True),
+    (Verdict.HOLD, BEFORE, False),
+)
+posts = st.tuples(
+    st.sampled_from((DURABLE, DURABLE, BUFFERED, COMMITTED)),
+    st.integers(1, 40),  # readings
+    st.sampled_from((0, 0, 1, 2)),  # of these, refused by the table
+    st.integers(0, 2),  # beside them, invalid items
+)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no step wait for the pauses of replays."""
+    hurry(monkeypatch)
+
+
+class PathMachine(RuleBasedStateMachine):
+    """Lives on one folder after the other; each step ends when the files have nothing to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = uvloop.new_event_loop()
+        self.base = Path(tempfile.mkdtemp(prefix="ingest-model-"))
+        self.promises = Promises()
+        self.lives = 0
+        self.new = 0  # rows that former lives put into the table, by what they counted
+        self.waiting: list[asyncio.Task[str]] = []
+        self.whole = self._fresh()
+
+    def _fresh(self) -> Whole:
+        return self._run(self._made())
+
+    async def _made(self) -> Whole:
+        return Whole(
+            self.base / str(self.lives),
+            self.promises,
+            Script(),
+            rows_max=120,
+            bytes_max=20_000,
+            segment_bytes=3_000,
+            journal_bytes_max=200_000,
+        )
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    @initialize(aside=st.sampled_from((0, 0, 1, 60)), refused=st.integers(0, 2))
+    def begins(self, aside: int, refused: int) -> None:
+        """The first life, perhaps beside the dead letters of a service that had no journal."""
+        self.promises.leave_aside(self.whole.folder, aside, bad=min(aside, refused))
+        self._run(self.whole.open())
+
+    @rule(several=st.lists(posts, min_size=1, max_size=6), pause_s=st.sampled_from(PAUSES_S))
+    def post(self, several: list[tuple[str, int, int, int]], pause_s: float) -> None:
+        """Some posts at once; each is told what came of it, but who waits for room in memory."""
+        for ack, rows, bad, letters in several:
+            work = self.whole.post(rows, ack=ack, bad=min(bad, rows), letters=letters)
+            self.waiting.append(self.loop.create_task(work))
+        self._settle(turns=100, pause_s=pause_s)
+
+    @rule(fault=st.sampled_from(TABLE_FAULTS), at=st.integers(1, 3), forever=st.booleans())
+    def table_fails(self, fault: tuple[Verdict, str, bool], at: int, forever: bool) -> None:
+        """One of the next calls fails, or all from there on."""
+        script = self.whole.script
+        script.verdict, script.where, script.doubtful = fault
+        script.at, script.forever = script.calls + at, forever
+
+    @rule(
+        letters=st.booleans(),
+        names=st.sets(st.sampled_from(CALLS), min_size=1),
+        code=st.sampled_from((errno.EIO, errno.ENOSPC)),
+        left=st.sampled_from((1, 2, 1 << 30)),
+    )
+    def files_fail(self, letters: bool, names: set[str], code: int, left: int) -> None:
+        """The next calls of these names fail, of the journal or of the dead letters."""
+        calls = self.whole.letter_calls if letters else self.whole.journal_calls
+        calls.failing = dict.fromkeys(sorted(names), code)
+        calls.left = left
+
+    @rule()
+    def work(self) -> None:
+        """Time passes: the writers come as far as they can."""
+        self._settle(turns=300, pause_s=PAUSES_S[-1])
+
+    @rule()
+    def replay(self) -> None:
+        """What was set aside for a time begins to come back, by itself, till the life ends."""
+        self._run(self.whole.replay())
+        self._settle(pause_s=PAUSES_S[-1])
+
+    @rule()
+    def replay_by_hand(self) -> None:
+        """Somebody sends all dead letters again, beside the service."""
+        self._run(self.whole.replay_by_hand())
+        self._settle()
+
+    @rule()
+    def heal(self) -> None:
+        """All is mended."""
+        self.whole.heal()
+        self._settle()
+
+    @rule(seldom=st.integers(0, 3))
+    def kill(self, seldom: int) -> None:
+        """kill -9, and a next life (seldom, or faults would not meet posts)."""
+        if seldom:
+            return
+        self.lives += 1
+        self._run(self.whole.kill(self.base / str(self.lives)))
+        self._next()
+
+    @rule(seldom=st.integers(0, 3), failing=st.sampled_from((None, "journal", "letters")))
+    def stop(self, seldom: int, failing: str | None) -> None:
+        """An end as by SIGTERM with no time left: what is held goes where it is safe.
+
+        One of journal and dead letters may fail still, if it did; the other one has to do then.
+        """
+        if seldom:
+            return
+        whole = self.whole
+        calls = {"journal": whole.journal_calls, "letters": whole.letter_calls}
+        still = dict(calls[failing].failing) if failing else {}
+        whole.heal()
+        if failing:
+            calls[failing].failing = still
+        if failing == "letters":  # the journal needs a moment to see that it writes again
+            self._run(whole.until(lambda: not whole.buffer.broken))
+        self._run(whole.halt())
+        (self.base / str(self.lives)).rename(self.base / str(self.lives + 1))
+        self.lives += 1
+        self._next()
+
+    def _next(self) -> None:
+        self._settle_waiting(ended=True)
+        self.new += self.whole.new
+        shutil.rmtree(self.base / str(self.lives - 1), ignore_errors=True)
+        self.whole = self._fresh()
+        self._run(self.whole.open())
+
+    def _settle(self, turns: int = 20, pause_s: float = 0.0) -> None:
+        async def spin() -> None:
+            await asyncio.sleep(pause_s)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await self.whole.life.quiet()
+
+        self._run(spin())
+        self._settle_waiting(ended=False)
+
+    def _settle_waiting(self, *, ended: bool) -> None:
+        """Look at what posts were told; at the end of a life nobody waits any more."""
+        if ended and self.waiting:
+            self._run(self._all_told())
+        for task in [each for each in self.waiting if each.done()]:
+            self.waiting.remove(task)
+            assert task.result() in {"kept", "full", "journal", "letters", "stopping"}
+
+    async def _all_told(self) -> None:
+        async with asyncio.timeout(10):
+            await asyncio.wait(self.waiting)
+
+    @invariant()
+    def law_holds(self) -> None:
+        """Whatever is under way; and nothing was dropped."""
+        metrics = self.whole.metrics
+        assert metrics.imbalance == 0
+        assert metrics.dropped == 0
+        assert self.whole.script.complaints == []
+        assert all(not each.done() for each in self.whole.writers)
+        assert self.whole.replaying is None or not self.whole.replaying.done()
+
+    @invariant()
+    def nothing_is_counted_as_new_twice(self) -> None:
+        """However often a reading was sent, by whom: it is new to the table once."""
+        assert self.new + self.whole.new <= len(self.promises.table)
+
+    def teardown(self) -> None:
+        """Mend all, let it come to rest, and hold the end against what was promised.
+
+        Then what was acknowledged is in the table, once, or it is not there, and a dead letter.
+        """
+        try:
+            if self.whole.writers and not self.whole.halted.is_set():
+                self._run(self.whole.finish(replays=True))
+                self._settle_waiting(ended=True)
+                self._run(self.whole.check(replayed=True))
+                assert self.whole.rows == 0
+                assert self.new + self.whole.new == len(self.promises.table)
+        finally:
+            self.loop.close()
+            shutil.rmtree(self.base, ignore_errors=True)
+
+
+def run(machine: type[PathMachine], *, examples: int, same: bool = False) -> None:
+    """Run a machine; with `same` it is the same examples each time."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            derandomize=same,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_whole_path_keeps_its_promises_after_any_steps() -> None:
+    """No reading lost or doubled, and the law, whatever is posted, fails, dies and comes back.
+
+    Few of these stop while much is held, or replay what fails once more: the long run does, and the
+    sweeps of test_whole_path_faults.py and test_whole_path_replay.py.
+    """
+    run(PathMachine, examples=40, same=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_whole_path_keeps_its_promises_after_many_more_steps() -> None:
+    """The same, for long."""
+    run(PathMachine, examples=1_000)
+
+
+def test_journal_that_cannot_be_had_is_no_life(tmp_path: Path) -> None:
+    """A second service on the folder is a StartError, which the machine would not hide."""
+
+    async def twice() -> None:
+        first, second = (Whole(tmp_path, Promises()) for _ in range(2))
+        await first.open()
+        try:
+            with pytest.raises(StartError):
+                await second.open()
+        finally:
+            await second.dead_letters.close()
+            await first.halt()
+
+    asyncio.run(twice())

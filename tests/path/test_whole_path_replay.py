@@ -1,0 +1,158 @@
+"""The n-th call fails, for every n, while dead letters come back: each comes in, and counts, once.
+
+The service's own replay and posts share the writers; after the fault it all goes on by itself, in
+the same life. What is still refused is a dead letter of that reason, and nothing else is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from errno import EIO, ENOSPC, errorcode
+from pathlib import Path
+
+import pytest
+
+from ingest.dead_letters.files import folder_bytes
+from ingest.dead_letters.manual_replay import hold_replay_lock
+from ingest.dead_letters.marks import mark_done
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.reader import live_letters
+from ingest.model.letter import INVALID
+from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
+from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
+from tests.support.letters import invalid, keep, make_store
+from tests.support.replays import hurry
+from tests.support.whole_path import BUFFERED, Promises, Whole
+
+CALLS_MAX = 200  # more than any run needs
+CLEAN_RUNS = 3  # end a sweep: how letters meet posts in a batch varies, and the calls with it
+ASIDE, REFUSED_ROWS = 50, 3
+once_and_for_ever = pytest.mark.parametrize("forever", [False, True], ids=["once", "for ever"])
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no run wait for the pauses of replays."""
+    hurry(monkeypatch)
+
+
+async def opened(folder: Path, script: Script | None = None) -> Whole:
+    """Open a life beside letters that come back."""
+    whole = Whole(folder, Promises(), script)
+    whole.promises.leave_aside(folder, ASIDE, bad=REFUSED_ROWS)
+    await whole.open()
+    return whole
+
+
+async def comes_back(whole: Whole, fired: Callable[[], int], forever: bool) -> bool:
+    """Let letters come back beside posts, over a fault; return whether it has struck."""
+    await whole.replay()
+    await whole.post(4, bad=1)
+    await whole.post(5, ack=BUFFERED)
+    enough = 9 if forever else 1
+    await whole.until(lambda: fired() >= enough or whole.has_come_back, every_s=0.005)
+    struck = fired() > 0
+    await whole.finish(replays=True)
+    await whole.check(replayed=True)
+    assert whole.new == len(whole.promises.table)
+    if not struck:
+        assert whole.metrics.replayed == ASIDE
+        assert whole.metrics.duplicate == 0
+    return struck
+
+
+@once_and_for_ever
+@pytest.mark.parametrize(
+    ("verdict", "where", "doubtful"),
+    [
+        (Verdict.WAIT, AFTER, True),
+        (Verdict.WAIT, MIDDLE, True),
+        (Verdict.RETRY, BEFORE, False),
+        (Verdict.RETRY, AFTER, True),
+        (Verdict.HOLD, BEFORE, False),
+    ],
+    ids=str,
+)
+async def test_every_call_to_the_table_fails_while_letters_come_back(
+    tmp_path: Path, verdict: Verdict, where: str, doubtful: bool, forever: bool
+) -> None:
+    """Set aside again, a letter is no second one, and stays till the table takes it."""
+    clean = 0
+    for call in range(1, CALLS_MAX):
+        script = Script(call, verdict, where, doubtful, forever=forever)
+        whole = await opened(tmp_path / "a", script)
+        struck = await comes_back(whole, lambda: script.fired, forever)  # noqa: B023
+        shutil.rmtree(tmp_path / "a")
+        clean = 0 if struck else clean + 1
+        if clean == CLEAN_RUNS:
+            return
+    pytest.fail("the sweep did not come to a clean run")
+
+
+@once_and_for_ever
+@pytest.mark.parametrize("code", [EIO, ENOSPC], ids=errorcode.get)
+async def test_every_call_to_the_dead_letters_fails_while_they_come_back(
+    tmp_path: Path, code: int, forever: bool
+) -> None:
+    """What cannot be marked as done comes once more, and the table has it already."""
+    clean = 0
+    for nth in range(1, CALLS_MAX):
+        whole = await opened(tmp_path / "a")
+        calls = whole.letter_calls
+        calls.failing = dict.fromkeys(("write", "fdatasync", "fsync", "ftruncate"), code)
+        calls.nth, calls.onwards, calls.count = nth, forever, 0
+        struck = await comes_back(whole, lambda: calls.fired, forever)  # noqa: B023
+        shutil.rmtree(tmp_path / "a")
+        clean = 0 if struck else clean + 1
+        if clean == CLEAN_RUNS:
+            return
+    pytest.fail("the sweep did not come to a clean run")
+
+
+async def test_hold_leaves_the_lock_to_whoever_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replayed row is refused and finds the dead letters full: the cure is to discard some."""
+    monkeypatch.setattr("ingest.dead_letters.auto_replay.LOOK_S", 0.01)
+    folder = tmp_path / "dead-letters"
+    whole = Whole(tmp_path, Promises())
+    whole.promises.leave_aside(tmp_path, 1, bad=1)
+    store = make_store(folder)
+    keep(store, [invalid(b"%0100d" % number) for number in range(20)])
+    store.close()
+    whole.dead_letters = DeadLetterFolder(
+        folder, bytes_max=folder_bytes(folder) + 50, segment_bytes=1 << 20, keep_days=7
+    )
+    await whole.open()
+    await whole.replay()
+    await whole.until(lambda: whole.gate.hold_reason == "dead_letters_full", every_s=0.005)
+    with await hold_replay_lock(folder, wait_s_max=2.0):
+        found = [each for each in live_letters(folder) if each.letter.reason == INVALID]
+        mark_done(((each.path, each.mark) for each in found), "discarded")
+    assert len(found) == 20
+    await whole.until(lambda: whole.gate.is_open, every_s=0.005)
+    await whole.finish(replays=True)
+    await whole.check(replayed=True)
+
+
+async def test_letters_given_up_are_not_sent_again_beside_their_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies would pile up in the buffer as often as the hold comes and goes."""
+    monkeypatch.setattr("ingest.dead_letters.auto_replay.LOOK_S", 0.001)
+    whole = Whole(tmp_path, Promises())
+    whole.promises.leave_aside(tmp_path, ASIDE, bad=0)
+    whole.halted.set()  # no writer: what is sent stays under way
+    await whole.open()
+    await whole.replay()
+    await whole.until(lambda: whole.metrics.replayed > 0, every_s=0.002)
+    sent = whole.metrics.replayed
+    for _ in range(10):
+        whole.gate.failed(WriteFailed(Verdict.HOLD, "they are full", reason=LETTERS_FULL))
+        await asyncio.sleep(0.01)
+        whole.gate.opened()
+        await asyncio.sleep(0.01)
+    assert whole.metrics.replayed == sent
+    await whole.halt()

@@ -1,0 +1,1 @@
+"""What tests use: servers, fakes, makers of data."""

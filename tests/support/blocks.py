@@ -1,0 +1,45 @@
+"""Makes blocks for tests: real encoded rows, each a fact of its own unless told otherwise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+from ingest.model.ack import Ack
+from ingest.model.block import Block
+from ingest.model.reading import Reading
+from ingest.model.rows import encode_reading
+from ingest.system.clock import monotonic_s, unix_us
+
+_numbers = itertools.count(1)
+
+
+def make_reading(*, device_id: str | None = None, value: float = 1.0) -> Reading:
+    """Make a reading that no other call makes; its device is one of ten unless named."""
+    number = next(_numbers)
+    return Reading(unix_us() + number, device_id or f"device-{number % 10}", "temperature", value)
+
+
+def block_of(
+    readings: Iterable[Reading],
+    *,
+    ack: Ack | None = None,
+    items: list[int] | None = None,
+    age_s: float = 0.0,
+) -> Block:
+    """Encode readings as the door does; `age_s` is how long ago they were received."""
+    rows = list(readings)
+    return Block(
+        b"".join(encode_reading(each) for each in rows),
+        len(rows),
+        received_s=monotonic_s() - age_s,
+        received_us=unix_us() - int(age_s * 1e6),
+        newest_ts_us=max(each.ts_us for each in rows),
+        items=items,
+        ack=ack,
+    )
+
+
+def make_block(rows: int, *, ack: Ack | None = None, age_s: float = 0.0) -> Block:
+    """Make a block of `rows` fresh readings."""
+    return block_of((make_reading() for _ in range(rows)), ack=ack, age_s=age_s)

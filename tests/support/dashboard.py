@@ -1,0 +1,114 @@
+"""A real admin port with the dashboard on it, over a real dead-letter folder, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from ingest.app.admin import Looking
+from ingest.config.settings import Settings
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.model.ledger import Gauges, Metrics
+from ingest.model.ports import BufferStats, JournalStats
+from tests.support.receiver import Client, Reply
+
+TOKEN = "s3cret-token-of-the-test"
+READY = b'{"state":"accepting","reason":"","since":"2026-01-01T00:00:00Z"}'
+
+
+class Rig:
+    """The running port. `ask` is one request on a connection of its own."""
+
+    def __init__(self, folder: Path, database_url: str | None = None) -> None:
+        self.metrics = Metrics()
+        self.released: list[bool] = []
+        self.journal = JournalStats()
+        self.dead_letters = DeadLetterFolder(
+            folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1
+        )
+        empty = BufferStats(0, 100, 0, 1000, 0, 0, 0, None)
+        self.metrics.gauges = Gauges(
+            buffer=lambda: empty,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: True,
+            hold_reason=lambda: None,
+            journal=lambda: self.journal,
+        )
+        self.looking = Looking(
+            Settings(database_unsafe=True),  # the tests' server does not fsync
+            metrics=self.metrics,
+            dead_letters=self.dead_letters,
+            readyz=lambda: (200, READY),
+            said=lambda: "",
+            token=TOKEN,
+            release_hold=self._release_hold,
+        )
+        if database_url is not None:
+            self.looking.database(database_url)
+        self.dashboard = self.looking.dashboard
+        self.admin = self.looking.admin
+        self.address = ""
+
+    def _release_hold(self, dead_letter: bool) -> bool:
+        self.released.append(dead_letter)
+        return True
+
+    def head(self, method: str, target: str, headers: dict[str, str] | None = None) -> bytes:
+        """Return the head of a request, with the Host of a browser on this machine."""
+        lines = [f"{method} {target} HTTP/1.1"]
+        lines += [f"{k}: {v}" for k, v in {"Host": self.address, **(headers or {})}.items() if v]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+    async def ask(
+        self, target: str, headers: dict[str, str] | None = None, method: str = "GET"
+    ) -> Reply:
+        """Send a request without a body."""
+        async with self.connected() as client:
+            await client.send(self.head(method, target, headers))
+            return await client.reply(head_only=method == "HEAD")
+
+    async def send(self, target: str, body: Any, headers: dict[str, str] | None = None) -> Reply:
+        """Post JSON (or bytes as they are), with the CSRF token unless `headers` have another."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {"X-CSRF-Token": self.looking.guard.csrf, "Content-Length": str(len(data))}
+        async with self.connected() as client:
+            await client.send(self.head("POST", target, {**sent, **(headers or {})}) + data)
+            return await client.reply()
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Client]:
+        """Give a raw connection to the port."""
+        client = await Client.connect(self.address)
+        try:
+            yield client
+        finally:
+            await client.close()
+
+    async def event(self, client: Client, name: str = "") -> Any:
+        """Return the data of the next event of this name on a stream."""
+        async with asyncio.timeout(5):
+            while True:
+                event = (await client.reader.readuntil(b"\n\n")).decode()
+                lines = dict(line.split(": ", 1) for line in event.strip().split("\n"))
+                if lines.get("event", "") == name and "data" in lines:
+                    return json.loads(lines["data"])
+
+
+@contextlib.asynccontextmanager
+async def running(
+    folder: Path, database_url: str | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[Rig]:
+    """Run the port on a free port of `host`."""
+    rig = Rig(folder, database_url)
+    await rig.dead_letters.open()
+    address = await rig.looking.start("127.0.0.1:1", f"{host}:0")
+    rig.address = address.replace("0.0.0.0", "127.0.0.1")
+    try:
+        yield rig
+    finally:
+        await rig.looking.close()
+        await rig.dead_letters.close()

@@ -1,0 +1,267 @@
+"""Reads the files of deploy/ for tests: YAML, the dashboard's queries, PromQL, the Dockerfile.
+
+Also what they show in comments, and what a program says about them or about a spoilt copy.
+
+Holds no judgement: what must be true of them stands in the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import promql_parser
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from ingest.admin.exposition import Exposition
+from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.model.ports import BufferStats
+
+REPOSITORY = Path(__file__).parents[2]
+DEPLOY = REPOSITORY / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+DASHBOARD = DEPLOY / "grafana" / "dashboards" / "iot-ingest.json"
+TARGET_LABELS = frozenset({"job", "instance"})  # Prometheus adds these to all that it scrapes
+Manifest = dict[str, Any]  # a Kubernetes object, or a part of one
+# What Prometheus makes by itself: of a target, and of the alerts.
+OF_PROMETHEUS = {
+    "up": TARGET_LABELS,
+    "ALERTS": TARGET_LABELS | {"alertname", "alertstate", "severity"},
+}
+
+
+def program(name: str, package: str) -> str:
+    """Return the path of a program, or skip the test with the line that installs it."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"no {name} here: apt-get install {package}")
+    return found
+
+
+def packaged_program(name: str) -> str:
+    """Return the path of a program that a package of ours has brought."""
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+def run(*words: str | Path, cwd: Path = DEPLOY) -> tuple[int, str]:
+    """Run a program to its end; return its exit code and all that it says."""
+    done = subprocess.run(
+        [str(each) for each in words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def copy_of(tmp_path: Path, name: str, old: str, new: str) -> Path:
+    """Spoil a copy of the whole folder; return the path of the spoilt file in it."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    path = tmp_path / "deploy" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+def documents(path: Path) -> list[Any]:
+    """Return the documents of a YAML file."""
+    return [each for each in yaml.safe_load_all(path.read_text()) if each is not None]
+
+
+def document(path: Path) -> Any:
+    """Return the one document of a YAML file."""
+    (only,) = documents(path)
+    return only
+
+
+def manifests() -> list[Manifest]:
+    """Return all Kubernetes objects."""
+    return [each for path in sorted(KUBERNETES.glob("*.yaml")) for each in documents(path)]
+
+
+def manifest(kind: str, name: str = "iot-ingest") -> Manifest:
+    """Return one Kubernetes object."""
+    (found,) = (
+        each for each in manifests() if each["kind"] == kind and each["metadata"]["name"] == name
+    )
+    return found
+
+
+def service_pod() -> Manifest:
+    """Return the template of the service's pods."""
+    found: Manifest = manifest("StatefulSet")["spec"]["template"]
+    return found
+
+
+def schema_pod() -> Manifest:
+    """Return the template of the pod that makes the table."""
+    found: Manifest = manifest("Job", "iot-ingest-schema")["spec"]["template"]
+    return found
+
+
+def secrets_of(pod: Manifest) -> list[str]:
+    """Return the names of the secrets that a pod mounts."""
+    volumes = pod["spec"]["volumes"]
+    return [each["secret"]["secretName"] for each in volumes if "secret" in each]
+
+
+def environment_of(pod: Manifest) -> dict[str, str]:
+    """Return the variables that a pod's container sets beside the image's."""
+    (container,) = pod["spec"]["containers"]
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+def shown_in_head(path: Path) -> list[list[str]]:
+    """Return the commands that a file's comments show, indented by three blanks, as words."""
+    lines = [each[4:] for each in path.read_text().splitlines() if each.startswith("#   ")]
+    commands = "\n".join(lines).replace("\\\n", " ").splitlines()
+    return [shlex.split(each, comments=True) for each in commands]
+
+
+def uncommented(path: Path, first: str) -> str:
+    """Return a YAML text in which the comment from the line `first` on is real."""
+    lines = path.read_text().splitlines()
+    start = next(n for n, line in enumerate(lines) if line.strip() == f"# {first}")
+    for number in range(start, len(lines)):
+        if not lines[number].lstrip().startswith("# "):
+            break
+        lines[number] = lines[number].replace("# ", "", 1)
+    return "\n".join(lines) + "\n"
+
+
+def alerts() -> list[dict[str, Any]]:
+    """Return the rules of alerts.yml, in order."""
+    return [rule for group in document(DEPLOY / "alerts.yml")["groups"] for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    """Return the panels of the dashboard that show something, in order."""
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return [each for each in found if each["type"] != "row"]
+
+
+class Query(NamedTuple):
+    """One PromQL expression, and where it stands."""
+
+    where: str
+    expr: str
+
+
+def panel_queries() -> list[Query]:
+    """Return all queries of the dashboard's panels."""
+    return [
+        Query(f"panel {panel['title']!r} {target['refId']}", target["expr"])
+        for panel in panels()
+        for target in panel["targets"]
+    ]
+
+
+def queries() -> list[Query]:
+    """Return all expressions of the dashboard, its annotations, and the alerts."""
+    annotations = json.loads(DASHBOARD.read_text())["annotations"]["list"]
+    return [
+        *panel_queries(),
+        *(Query(f"annotation {each['name']!r}", each["expr"]) for each in annotations),
+        *(Query(f"alert {rule['alert']}", rule["expr"]) for rule in alerts()),
+    ]
+
+
+def concrete(expr: str, *, interval: str = "1m") -> str:
+    """Return an expression as Grafana would send it: all jobs, all instances."""
+    return (
+        expr.replace("$__rate_interval", interval).replace("$job", ".*").replace("$instance", ".*")
+    )
+
+
+class Selected(NamedTuple):
+    """A series that an expression asks for, and the labels that it filters by."""
+
+    name: str
+    labels: frozenset[str]
+
+
+def selected(expr: str) -> list[Selected]:
+    """Return what a PromQL expression asks for. Raises ValueError if it is none."""
+    found: list[Selected] = []
+
+    def visit(node: promql_parser.Expr) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            matchers = node.matchers.matchers
+            found.append(Selected(node.name or "", frozenset(each.name for each in matchers)))
+        return True
+
+    promql_parser.walk(promql_parser.parse(concrete(expr)), visit)
+    return found
+
+
+def grouped_by(expr: str) -> set[str]:
+    """Return the labels that an expression groups by."""
+    found: set[str] = set()
+
+    def visit(node: promql_parser.Expr) -> bool:
+        modifier = getattr(node, "modifier", None)
+        if isinstance(node, promql_parser.AggregateExpr) and modifier is not None:
+            found.update(modifier.labels)
+        return True
+
+    promql_parser.walk(promql_parser.parse(concrete(expr)), visit)
+    return found
+
+
+def exported() -> dict[str, frozenset[str]]:
+    """Return every series that the service exports, by name, with its labels.
+
+    From the collector itself, once each kind of event has happened.
+    """
+    metrics = Metrics()
+    stats = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
+    metrics.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: "schema")
+    metrics.request_answered("/v1/readings", 202, 0.1)
+    metrics.readings_rejected("empty", 1)
+    metrics.batch_stored("copy", 0.1, 1, 0)
+    found: dict[str, frozenset[str]] = {}
+    for family in Exposition(metrics, "0").registry.collect():
+        for sample in family.samples:
+            labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
+            found[sample.name] = labels | TARGET_LABELS
+    return found
+
+
+class Instruction(NamedTuple):
+    """One instruction of a Dockerfile: `RUN`, and all that follows it."""
+
+    word: str
+    text: str
+
+
+def dockerfile() -> list[list[Instruction]]:
+    """Return the stages of the Dockerfile, each with its instructions, FROM first."""
+    text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    stages: list[list[Instruction]] = []
+    for line in text.replace("\\\n", " ").splitlines():
+        if not line.strip():
+            continue
+        word, _, rest = line.strip().partition(" ")
+        if word == "FROM":
+            stages.append([])
+        stages[-1].append(Instruction(word, rest.strip()))
+    return stages
+
+
+def assignments(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of `A=1 B=2`."""
+    for each in text.split():
+        name, _, value = each.partition("=")
+        yield name, value
+
+
+def image_environment() -> dict[str, str]:
+    """Return what the ENV instructions of the image's last stage set."""
+    texts = (each.text for each in dockerfile()[-1] if each.word == "ENV")
+    return {name: value for text in texts for name, value in assignments(text)}

@@ -1,0 +1,33 @@
+"""The documents that a reader is led through, and their fenced blocks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENTS = {
+    str(path.relative_to(REPOSITORY)): path.read_text()
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+}
+README = DOCUMENTS["README.md"]
+OPERATING = DOCUMENTS["docs/operating.md"]
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Fence(NamedTuple):
+    """One fenced block: its language and its text."""
+
+    language: str
+    text: str
+
+
+def fences(text: str) -> list[Fence]:
+    """Return the fenced blocks of a Markdown text in their order."""
+    return [Fence(*each) for each in _FENCE.findall(text)]
+
+
+def without_fences(text: str) -> str:
+    """Return a Markdown text without its fenced blocks."""
+    return _FENCE.sub("", text)

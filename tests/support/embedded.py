@@ -1,0 +1,78 @@
+"""Embedded PostgreSQL servers for tests: run here or by another process, asked, waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+
+from ingest.embedded.server import EmbeddedPostgres
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = {"shared_buffers": "8MB", "fsync": "off"}
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from ingest.embedded.server import EmbeddedPostgres
+async def main():
+    server = EmbeddedPostgres(Path(sys.argv[1]), settings={"shared_buffers": "8MB", "fsync": "off"})
+    print(await server.start(), server.pid, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[tuple[EmbeddedPostgres, str]]:
+    """Run a small server on the folder."""
+    server = EmbeddedPostgres(folder, settings=SMALL)
+    url = await server.start()
+    try:
+        yield server, url
+    finally:
+        await server.stop()
+
+
+async def ask(url: str, sql: str) -> object:
+    """Run one statement with a connection of its own; return its first value."""
+    connection = await asyncpg.connect(url, timeout=5)
+    try:
+        return await connection.fetchval(sql)
+    finally:
+        await connection.close()
+
+
+async def answers_again(url: str, sql: str) -> object:
+    """Ask until the server answers."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await ask(url, sql)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await asyncio.sleep(0.02)
+
+
+async def gone(pid: int) -> None:
+    """Wait until there is no such process."""
+    async with asyncio.timeout(20):
+        while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110  another process: nothing to await
+            await asyncio.sleep(0.02)
+
+
+def start_parent(folder: Path) -> tuple[subprocess.Popen[str], str, int]:
+    """Start another process that runs a server on the folder; return its URL and pid."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert parent.stdout is not None
+    url, pid = parent.stdout.readline().split()
+    return parent, url, int(pid)

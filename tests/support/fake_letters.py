@@ -1,0 +1,44 @@
+"""A dead-letter queue in memory that keeps what the real one keeps, and fails when told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from ingest.model.letter import Letter
+
+
+class FakeLetters:
+    """Keeps letters in `letters`, a live fact once.
+
+    `fault` makes a call raise the error it returns (None: succeed); `failing` says how many calls
+    it hits, `appends` counts all calls. With `lost_answer` the letters are kept all the same.
+    """
+
+    def __init__(self) -> None:
+        self.letters: list[Letter] = []
+        self.appends = 0
+        self.fault: Callable[[], Exception] | None = None
+        self.failing = 0
+        self.lost_answer = False
+
+    async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
+        """Keep all letters or none."""
+        assert not from_door, "writers are not the door"
+        self.appends += 1
+        await asyncio.sleep(0)  # the real one leaves the loop
+        fault = self.fault
+        if fault is not None and self.failing > 0:
+            self.failing -= 1
+            if self.lost_answer:
+                self._keep(letters)
+            raise fault()
+        self._keep(letters)
+
+    def _keep(self, letters: Sequence[Letter]) -> None:
+        live = {each.reading for each in self.letters}
+        self.letters += [each for each in letters if each.reading not in live]
+
+    def rows(self, reason: str) -> int:
+        """Return how many letters have this reason."""
+        return sum(each.reason == reason for each in self.letters)

@@ -1,0 +1,143 @@
+"""A Sink in memory that keeps the same promises as the real one, and fails when it is told to.
+
+It passes tests/contract/test_sinks.py. Knobs: `fail`, `fail_always`, `refuse`, `pause_s`, `gate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from ingest.model.ports import BadRow, SetAside, Stored
+from ingest.model.reading import Reading
+from ingest.model.rows import decode_rows
+from ingest.model.verdict import Verdict, WriteFailed
+
+Refuse = Callable[[Reading], tuple[str, str] | None]
+
+
+def accept_all(_: Reading) -> tuple[str, str] | None:
+    """Refuse no row."""
+    return None
+
+
+class FakeSink:
+    """A table in memory; several sinks may share one by passing the same `table`.
+
+    `refuse` says for a reading (sqlstate, message) or None, like a CHECK constraint. `fail` makes
+    the n-th write from now (1 is the next) raise; `fail_always` every write and open until it is
+    set to None. `pause_s` is how long each write takes; a write waits while `gate` is not set.
+    `writes` tells of each write: (kind, rows), kind one of copy, idempotent, isolating.
+    """
+
+    def __init__(
+        self, table: dict[Reading, None] | None = None, *, refuse: Refuse = accept_all
+    ) -> None:
+        self.table: dict[Reading, None] = {} if table is None else table
+        self.refuse = refuse
+        self.fail_always: WriteFailed | None = None
+        self.pause_s = 0.001
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.writes: list[tuple[str, int]] = []
+        self.opens = 0
+        self.is_open = False
+        self.closed = False
+        self._planned: dict[int, tuple[WriteFailed, bool]] = {}
+        self._writing = False
+        self._under_way: asyncio.Timeout | None = None
+
+    @property
+    def method(self) -> str:
+        """`copy`, as metrics know it."""
+        return "copy"
+
+    def fail(self, nth: int, error: WriteFailed, *, stored: bool = False) -> None:
+        """Make the n-th write from now raise `error`; with `stored` the rows are in all the same.
+
+        `stored` is the commit whose answer was lost: pass an error that is `doubtful`.
+        """
+        self._planned[len(self.writes) + nth] = (error, stored)
+
+    async def open(self) -> None:
+        """Connect, unless open already."""
+        if self.is_open:
+            return
+        if self.fail_always is not None:
+            raise self.fail_always
+        self.opens += 1
+        self.is_open = True
+
+    async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
+        """Store all rows or none."""
+        readings, planned = await self._begin("idempotent" if idempotent else "copy", tuples, rows)
+        for row, reading in enumerate(readings):
+            if refused := self.refuse(reading):
+                sqlstate, message = refused
+                raise WriteFailed(Verdict.ISOLATE, message, sqlstate=sqlstate, row=row)
+        return self._store(readings, planned)
+
+    async def write_isolating(
+        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside
+    ) -> Stored:
+        """Store the rows that are not refused, once the others are set aside."""
+        readings, planned = await self._begin("isolating", tuples, rows)
+        bad = [
+            BadRow(row, *refused)
+            for row, reading in enumerate(readings)
+            if (refused := self.refuse(reading))
+        ]
+        if bad:
+            await set_aside(bad)
+        rows_bad = {each.row for each in bad}
+        good = [reading for row, reading in enumerate(readings) if row not in rows_bad]
+        return self._store(good, planned)
+
+    def abort(self) -> None:
+        """Fail the write under way, which has stored nothing but does not say so."""
+        if self._under_way is not None:
+            self._under_way.reschedule(asyncio.get_running_loop().time())
+
+    async def close(self) -> None:
+        """Close."""
+        self.is_open = False
+        self.closed = True
+
+    async def _begin(
+        self, kind: str, tuples: Sequence[bytes], rows: int
+    ) -> tuple[list[Reading], tuple[WriteFailed, bool] | None]:
+        assert not self._writing, "a sink is not for concurrent use"
+        await self.open()
+        self.writes.append((kind, rows))
+        planned = self._planned.pop(len(self.writes), None)
+        self._writing = True
+        try:
+            async with asyncio.timeout(None) as self._under_way:
+                await self.gate.wait()
+                await asyncio.sleep(self.pause_s)
+        except TimeoutError as error:
+            self.is_open = False
+            raise WriteFailed(Verdict.WAIT, "the line was cut", doubtful=True) from error
+        finally:
+            self._writing = False
+            self._under_way = None
+        readings = list(decode_rows(b"".join(tuples)))
+        assert len(readings) == rows, "rows says how many there are"
+        if self.fail_always is not None:
+            planned = (self.fail_always, False)
+        if planned is not None and not planned[1]:
+            self._break(planned[0])
+        return readings, planned
+
+    def _store(self, readings: list[Reading], planned: tuple[WriteFailed, bool] | None) -> Stored:
+        before = len(self.table)
+        self.table.update(dict.fromkeys(readings))
+        committed = len(self.table) - before
+        if planned is not None:
+            self._break(planned[0])
+        return Stored(committed, len(readings) - committed)
+
+    def _break(self, error: WriteFailed) -> None:
+        """Fail as told; a line that is in doubt is gone."""
+        self.is_open = error.verdict is Verdict.ISOLATE
+        raise error

@@ -1,0 +1,119 @@
+"""Stand-ins for what the door talks to: small, and obedient to the contracts in ingest/ports.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from ingest.model.block import Block
+from ingest.model.letter import Letter
+from ingest.model.reading import Reading
+from ingest.model.rows import decode_rows
+
+
+class FakeRoom:
+    """Room in a FakeInlet."""
+
+    def __init__(self, inlet: FakeInlet) -> None:
+        self._inlet = inlet
+        self._used = False
+
+    async def put(self, block: Block, *, durable: bool = True) -> None:
+        """Take the block, or raise the inlet's `put_error`."""
+        assert not self._used
+        if self._inlet.put_error is not None:
+            raise self._inlet.put_error
+        self._used = True
+        self._inlet.reserved -= 1
+        self._inlet.blocks.append(block)
+        self._inlet.durable.append(durable)
+
+    def release(self) -> None:
+        """Give the room back, if it is not used."""
+        if not self._used:
+            self._used = True
+            self._inlet.reserved -= 1
+
+
+class FakeInlet:
+    """A buffer without bounds that can be told to refuse (`error`) or to wait (`open`)."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.reserved = 0
+        self.waiting = 0
+        self.durable: list[bool] = []
+        self.awaited: list[bool] = []
+        self.error: Exception | None = None
+        self.put_error: Exception | None = None
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> FakeRoom:
+        """Give room once `open` is set, or raise `error`."""
+        self.waiting += 1
+        try:
+            await self.open.wait()
+        finally:
+            self.waiting -= 1
+        if self.error is not None:
+            raise self.error
+        self.reserved += 1
+        self.awaited.append(awaited)
+        return FakeRoom(self)
+
+    @property
+    def readings(self) -> list[Reading]:
+        """All readings that were put."""
+        return [reading for block in self.blocks for reading in decode_rows(block.tuples)]
+
+
+class FakeDeadLetters:
+    """A dead-letter queue in a list that can fail (`error`) or be slow (`open`)."""
+
+    def __init__(self) -> None:
+        self.letters: list[Letter] = []
+        self.waiting = 0
+        self.error: Exception | None = None
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
+        """Keep the letters once `open` is set, or raise `error`."""
+        assert from_door
+        self.waiting += 1
+        await self.open.wait()
+        self.waiting -= 1
+        if self.error is not None:
+            raise self.error
+        self.letters += letters
+
+
+class FakeAdmission:
+    """Lets everybody in, or refuses with `code`."""
+
+    def __init__(self) -> None:
+        self.code: str | None = None
+
+    def refusal(self) -> str | None:
+        """Return the code."""
+        return self.code
+
+
+class FakeDatabase:
+    """A database that can be put on hold."""
+
+    def __init__(self) -> None:
+        self.hold_reason: str | None = None
+        self.up = True
+        self._held = asyncio.Event()
+
+    def hold(self, reason: str) -> None:
+        """Put writing on hold."""
+        self.hold_reason = reason
+        self._held.set()
+
+    async def wait_hold(self) -> str:
+        """Wait for `hold`."""
+        await self._held.wait()
+        return self.hold_reason or ""

@@ -1,0 +1,227 @@
+"""Makes and reads journals for tests: segments as files, buffers over them, a disk that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ingest.buffers.journal.buffer import JournalBuffer
+from ingest.buffers.journal.format import HEADER_BYTES, FrameReader, encode_head, encode_header
+from ingest.buffers.journal.loader import Loader
+from ingest.buffers.journal.log import Journal
+from ingest.buffers.journal.reader import segment_files
+from ingest.model.block import Block
+from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.system.files import FileCalls
+from tests.support.blocks import make_block
+
+SALT = 0x5EED1234
+
+
+def numbered(*rows: int, first: int = 1) -> list[Block]:
+    """Make blocks with sequences from `first` on."""
+    blocks = [make_block(each) for each in rows]
+    for sequence, block in enumerate(blocks, first):
+        block.sequence = sequence
+    return blocks
+
+
+def segment_bytes(blocks: Sequence[Block], *, first: int = 1, salt: int = SALT) -> bytes:
+    """Return the bytes of a segment that holds the blocks."""
+    frames = (encode_head(block, salt) + block.tuples for block in blocks)
+    return encode_header(first, salt) + b"".join(frames)
+
+
+def reader_of(data: bytes, *, salt: int = SALT, chunk_bytes: int = 64) -> FrameReader:
+    """Read a segment's bytes as a file's."""
+
+    def read_at(count: int, offset: int) -> bytes:
+        return data[offset : offset + count]
+
+    return FrameReader(read_at, salt, HEADER_BYTES, len(data), chunk_bytes=chunk_bytes)
+
+
+def on_disk(folder: Path) -> list[bytes]:
+    """Return the tuples of all frames in a folder's segments, done or not, in order."""
+    found: list[bytes] = []
+    for file in segment_files(folder):
+        reader = reader_of(file.path.read_bytes(), salt=file.salt, chunk_bytes=1 << 16)
+        found += [frame.tuples for frame in reader]
+    return found
+
+
+SHORT_BYTES = 200  # of a write that is not halved any more
+
+
+class FailingCalls:
+    """The real calls, of which those in `failing` fail: every one, or the n-th only.
+
+    `failing` is set by the test: {"write": ENOSPC}; `nth` counts the calls of these names from 1,
+    0: always; with `onwards` all later ones fail too. `fired` is how many failed.
+    """
+
+    def __init__(self, **failing: int) -> None:
+        self.failing = failing
+        self.nth = 0
+        self.onwards = False
+        self.fired = 0
+        self.left = 1 << 30  # how often they still fail
+        self.count = 0
+        self.names: list[str] = []
+
+    def _call(self, name: str) -> None:
+        self.names.append(name)
+        if name not in self.failing:
+            return
+        self.count += 1
+        hit = self.nth in (0, self.count) or (self.onwards and self.count > self.nth)
+        if hit and self.left:
+            self.left -= 1
+            self.fired += 1
+            raise OSError(self.failing[name], os.strerror(self.failing[name]))
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """Write half of it, or all but the last byte if it is short: short writes are no error."""
+        self._call("write")
+        size = len(data)
+        return os.write(fd, data[: size // 2 if size > SHORT_BYTES else max(1, size - 1)])
+
+    def fdatasync(self, fd: int) -> None:
+        """Sync, or fail."""
+        self._call("fdatasync")
+        os.fdatasync(fd)
+
+    def fsync(self, fd: int) -> None:
+        """Sync a folder, or fail."""
+        self._call("fsync")
+        os.fsync(fd)
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        """Cut, or fail."""
+        self._call("ftruncate")
+        os.ftruncate(fd, size)
+
+    @property
+    def calls(self) -> FileCalls:
+        """These, as the journal takes them."""
+        return FileCalls(self.write, self.fdatasync, self.fsync, self.ftruncate)
+
+
+class Life:
+    """One life of a journal's buffer: `async with Life(folder) as life`; the law at its end.
+
+    `kill` ends it as a kill -9 would, as far as files are concerned.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        segment_bytes: int = 1 << 20,
+        calls: FailingCalls | None = None,
+        **bounds: Any,
+    ) -> None:
+        self.folder = folder
+        self.metrics = Metrics()
+        calls = calls or FailingCalls()
+        self.journal = Journal(
+            folder,
+            segment_bytes=segment_bytes,
+            observe_sync_s=self.metrics.journal_sync_s.observe,
+            calls=calls.calls,
+            probe_s=0.01,
+        )
+        wanted = {
+            "rows_max": 100_000,
+            "bytes_max": 1 << 26,
+            "put_wait_s_max": 0.0,
+            "journal_bytes_max": 1 << 40,
+            **bounds,
+        }
+        self.buffer = JournalBuffer(self.journal, **wanted)
+        self.metrics.gauges = Gauges(
+            buffer=self.buffer.stats,
+            dead_letters=DeadLetterStats,
+            database_up=lambda: True,
+            hold_reason=lambda: None,
+            journal=self.buffer.journal_stats,
+        )
+        self.loader = Loader(self.buffer, self.metrics)
+        self.stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Life:
+        self.buffer.open()
+        return self
+
+    async def scan(self) -> None:
+        """Look through what earlier lives left."""
+        await self.loader.scan(self.stopping)
+
+    def load(self) -> None:
+        """Let the loader loose."""
+        self._tasks.append(asyncio.create_task(self.loader.load(self.stopping)))
+
+    async def put(self, block: Block, *, durable: bool = True) -> Block:
+        """Post one block, as the door does."""
+        room = await self.buffer.reserve(
+            block.rows, len(block.tuples), awaited=block.ack is not None
+        )
+        await room.put(block, durable=durable)
+        self.metrics.received += block.rows
+        return block
+
+    async def take(self, rows_max: int) -> list[Block]:
+        """Take a batch, waiting for it."""
+        async with asyncio.timeout(5):
+            await self.buffer.wait_rows(1)
+        return self.buffer.take(rows_max)
+
+    def settle(self, blocks: Sequence[Block]) -> None:
+        """Say that blocks are in the table."""
+        self.metrics.committed += sum(block.rows for block in blocks)
+        self.buffer.settle(blocks)
+
+    async def drain(self, rows_max: int = 1000) -> list[Block]:
+        """Take and settle until nothing is held; return all blocks."""
+        found: list[Block] = []
+        while self.buffer.stats().rows:
+            blocks = await self.take(rows_max)
+            self.settle(blocks)
+            assert self.metrics.imbalance == 0
+            found += blocks
+        return found
+
+    async def quiet(self) -> None:
+        """Wait until the journal has nothing to do."""
+        async with asyncio.timeout(5):
+            await self.journal.rest()
+
+    async def end(self) -> None:
+        """Stop in order."""
+        self.stopping.set()
+        self.buffer.shut_inlet()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+            for task in self._tasks:
+                task.result()
+        await self.buffer.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.end()
+        assert self.metrics.imbalance == 0
+
+
+async def killed(folder: Path, copy: Path) -> None:
+    """Copy a journal as a kill -9 would leave it: all files, but not the lock."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.name != "lock":
+            (copy / path.name).write_bytes(path.read_bytes())
+
+
+NO_SPACE = errno.ENOSPC

@@ -1,0 +1,206 @@
+"""A real door on a real socket over fakes, and a raw client that can misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple, Self
+
+from ingest.config.settings import Settings
+from ingest.model.block import Block
+from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.model.ports import BufferStats
+from ingest.receiver.endpoint import Endpoint
+from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters, FakeInlet
+
+GOOD = b'{"device_id":"d1","metric":"temperature","ts":1750000000000,"value":21.5}'
+BAD = b'{"device_id":"d1","metric":"temperature","ts":1750000000000,"value":"warm"}'
+JSON = {"Content-Type": "application/json"}
+
+
+class Reply(NamedTuple):
+    """One HTTP answer as it came over the wire."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The code of a problem document."""
+        assert self.headers["content-type"] == "application/problem+json"
+        document = self.document
+        assert document["status"] == self.status
+        return str(document["code"])
+
+
+class Client:
+    """One raw connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def connect(cls, address: str) -> Self:
+        """Connect to HOST:PORT."""
+        host, _, port = address.rpartition(":")
+        return cls(*await asyncio.open_connection(host, int(port)))
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def reply(self, timeout_s: float = 5.0, *, head_only: bool = False) -> Reply:
+        """Read one answer; `head_only` for answers to HEAD."""
+        async with asyncio.timeout(timeout_s):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            status_line, *lines = head.decode("latin-1").split("\r\n")
+            headers = {
+                name.lower(): value.strip()
+                for name, _, value in (line.partition(":") for line in lines if line)
+            }
+            size = 0 if head_only else int(headers.get("content-length", "0"))
+            body = await self.reader.readexactly(size)
+        return Reply(int(status_line.split()[1]), headers, body)
+
+    async def closed(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server closes the connection within `timeout_s`, saying nothing more."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.reader.read(1) == b""
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self.writer.close()
+        with contextlib.suppress(OSError):  # reset by the server: closed as well
+            await self.writer.wait_closed()
+
+
+def head(
+    method: str = "POST",
+    target: str = "/v1/readings",
+    headers: dict[str, str] | None = None,
+    version: str = "1.1",
+) -> bytes:
+    """Return the head of a request."""
+    lines = [f"{method} {target} HTTP/{version}", "Host: door"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def post(body: bytes, query: str = "", headers: dict[str, str] | None = None) -> bytes:
+    """Return a whole post of readings."""
+    sized = {**JSON, "Content-Length": str(len(body)), **(headers or {})}
+    return head("POST", "/v1/readings" + query, sized) + body
+
+
+class Door:
+    """The running door and everything around it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.inlet = FakeInlet()
+        self.dead_letters = FakeDeadLetters()
+        self.admission = FakeAdmission()
+        self.database = FakeDatabase()
+        self.metrics = Metrics()
+        self.metrics.gauges = Gauges(
+            buffer=self.stats,
+            dead_letters=DeadLetterStats,
+            database_up=lambda: True,
+            hold_reason=lambda: None,
+        )
+        self.endpoint = Endpoint(
+            settings=settings,
+            inlet=self.inlet,
+            dead_letters=self.dead_letters,
+            metrics=self.metrics,
+            admission=self.admission,
+            database=self.database,
+            levels=("buffered",),
+            health=lambda: (503, b'{"state":"full"}'),
+        )
+        self.address = ""
+        self._clients: list[Client] = []
+
+    def stats(self) -> BufferStats:
+        """Return what the fake buffer holds."""
+        rows = sum(block.rows for block in self.inlet.blocks)
+        return BufferStats(rows, 10**6, 0, 10**9, rows, len(self.inlet.blocks), 0, None)
+
+    async def connect(self) -> Client:
+        """Open a connection that is closed with the door."""
+        client = await Client.connect(self.address)
+        self._clients.append(client)
+        return client
+
+    async def send(self, data: bytes) -> Reply:
+        """Send raw bytes on a connection of their own; return the first answer."""
+        client = await self.connect()
+        await client.send(data)
+        return await client.reply()
+
+    async def post(
+        self, body: bytes, query: str = "", headers: dict[str, str] | None = None
+    ) -> Reply:
+        """Post readings on a connection of their own."""
+        return await self.send(post(body, query, headers))
+
+    async def blocks(self, count: int) -> list[Block]:
+        """Wait until `count` blocks have been put; return all."""
+        await until(lambda: len(self.inlet.blocks) >= count)
+        return self.inlet.blocks
+
+    async def close(self) -> None:
+        """Close all."""
+        for client in self._clients:
+            await client.close()
+        await self.endpoint.close()
+
+
+def answering() -> asyncio.Task[Any]:
+    """Return the task that answers the one request in work.
+
+    Without eager tasks (3.11) the first request of a connection may go aiohttp's way.
+    """
+    names = ("Site._answer", "._handle_request")
+    (task,) = [
+        each
+        for each in asyncio.all_tasks()
+        if getattr(each.get_coro(), "__qualname__", "").endswith(names)
+    ]
+    return task
+
+
+async def until(condition: Any, timeout_s: float = 5.0) -> None:
+    """Wait until `condition()` holds."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  any condition, of any part
+            await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def running_door(**settings: Any) -> AsyncIterator[Door]:
+    """Run a door with these settings. At its end the law must hold and nothing be left inside."""
+    door = Door(Settings(**settings))
+    door.address = await door.endpoint.start("127.0.0.1", 0)
+    try:
+        yield door
+    finally:
+        await door.close()
+    assert door.metrics.at_door == 0
+    assert door.metrics.imbalance == 0
+    assert door.inlet.reserved == 0

@@ -1,0 +1,59 @@
+"""Replays of dead letters: one by hand as `ingest dlq replay` does it, and all without pauses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ingest.dead_letters.manual_replay import (
+    HandReplay,
+    Item,
+    ReplayStopped,
+    Summary,
+    hold_replay_lock,
+    item_of_letter,
+)
+from ingest.dead_letters.marks import mark_done
+from ingest.dead_letters.reader import live_letters
+from ingest.formats.json_post import Rules
+from ingest.model.errors import IngestError
+from ingest.model.ports import Sink
+
+RULES = Rules(post_rows_max=5_000, ts_min_us=0, ts_ahead_us_max=86_400_000_000)
+LOCK_S_MAX = 0.02
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let replays rest neither between blocks nor between tries, and tidy up after each look."""
+    monkeypatch.setattr("ingest.dead_letters.auto_replay.UNLOCKED_S_MIN", 0.0005)
+    monkeypatch.setattr("ingest.dead_letters.auto_replay.TIDY_S", 0.0)
+    monkeypatch.setattr("ingest.dead_letters.manual_replay.backoff_s", lambda *_, **__: 0.0)
+
+
+async def replay_by_hand(folder: Path, sink: Sink) -> Summary:
+    """Replay all live letters of a folder, or as many as the table takes; its figures must fit.
+
+    None of them while the service's own replay has a block on its way, and waits for its outcome.
+    """
+
+    def done(items: Sequence[Item]) -> None:
+        lines = [each.source for each in items if each.source is not None]
+        mark_done(((line.path, line.mark) for line in lines), "replayed")
+
+    by_hand = HandReplay(sink=sink, rules=RULES, done=done)
+    summary = by_hand.summary
+    try:
+        lock = await hold_replay_lock(folder, wait_s_max=LOCK_S_MAX)
+    except IngestError:
+        return summary
+    with lock:
+        items = [item_of_letter(each) for each in live_letters(folder)]
+        with contextlib.suppress(ReplayStopped):
+            await by_hand.run(items)
+            assert summary.letters + sum(summary.refused.values()) == len(items)
+    assert summary.rows == summary.new + summary.duplicate
+    await sink.close()
+    return summary

@@ -1,0 +1,199 @@
+"""The second half of the path, whole: everything real but the database and the dead-letter file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ingest.buffers.memory import MemoryBuffer
+from ingest.config.settings import Settings
+from ingest.model.ack import Ack
+from ingest.model.block import Block
+from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.model.letter import EXHAUSTED, REFUSED
+from ingest.model.reading import Reading
+from ingest.model.rows import decode_rows
+from ingest.system.clock import monotonic_s
+from ingest.writer.batch import BatchCap, Gatherer
+from ingest.writer.breaker import Breaker
+from ingest.writer.database_state import Gate
+from ingest.writer.writer import Writer, stop_connecting
+from tests.support.blocks import block_of, make_reading
+from tests.support.fake_letters import FakeLetters
+from tests.support.fake_sink_scripted import Script, ScriptedSink
+
+BAD = 666.0  # the value that the table refuses
+QUICK: dict[str, Any] = {
+    "batch_rows": 20,
+    "batch_rows_max": 100,
+    "batch_linger_s": 0.0,
+    "wait_s_min": 0.0005,
+    "wait_s_max": 0.001,
+    "hold_probe_s": 0.001,
+    "retry_s_max": 0.001,
+    "retries_max": 2,
+}
+
+
+def refuse_bad(reading: Reading) -> tuple[str, str] | None:
+    """Refuse the bad value as a CHECK would."""
+    return ("23514", "not that value") if reading.value == BAD else None
+
+
+class Writing:
+    """Posts go in at `post`; `check` holds the law and every ack against what really happened."""
+
+    def __init__(self, script: Script | None = None, **settings: Any) -> None:
+        self.script = script or Script()
+        self.settings = replace(Settings(), **{**QUICK, **settings})
+        self.buffer = MemoryBuffer(rows_max=100_000, bytes_max=1 << 26, put_wait_s_max=1)
+        self.cap = BatchCap(
+            self.settings.batch_rows,
+            self.settings.batch_rows_max,
+            write_s_max=self.settings.statement_s_max,
+        )
+        self.gate = Gate(
+            wait_s_min=self.settings.wait_s_min,
+            wait_s_max=self.settings.wait_s_max,
+            hold_probe_s=self.settings.hold_probe_s,
+        )
+        self.breaker = Breaker(
+            window_rows=self.settings.breaker_window_rows, rows_max=self.settings.breaker_rows_max
+        )
+        self.letters = FakeLetters()
+        self.table: dict[Reading, None] = {}
+        self.metrics = Metrics()
+        self.metrics.gauges = Gauges(
+            buffer=self.buffer.stats,
+            dead_letters=DeadLetterStats,
+            database_up=lambda: self.gate.up,
+            hold_reason=lambda: self.gate.hold_reason,
+        )
+        self.halted = asyncio.Event()
+        self.gatherer = Gatherer(self.buffer, self.cap, linger_s=self.settings.batch_linger_s)
+        self.sinks: list[ScriptedSink] = []
+        self.blocks: list[tuple[Block, list[Reading]]] = []
+        self.acks: list[Ack] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def start(self, writers: int = 2) -> None:
+        """Let the writers loose."""
+        for _ in range(writers):
+            sink = ScriptedSink(self.script, self.table, refuse=refuse_bad)
+            self.sinks.append(sink)
+            writer = Writer(
+                settings=self.settings,
+                outlet=self.buffer,
+                gatherer=self.gatherer,
+                cap=self.cap,
+                sink=sink,
+                sinks=self.sinks,
+                gate=self.gate,
+                breaker=self.breaker,
+                dead_letters=self.letters,
+                metrics=self.metrics,
+                halted=self.halted,
+            )
+            self.tasks.append(asyncio.create_task(writer.run()))
+
+    async def post(
+        self, rows: int, *, bad: tuple[int, ...] = (), device_id: str | None = None
+    ) -> Ack:
+        """Put a block of fresh readings, those at `bad` refused by the table; return its ack."""
+        readings = [
+            make_reading(device_id=device_id, value=BAD if row in bad else 1.0)
+            for row in range(rows)
+        ]
+        ack = Ack()
+        block = block_of(readings, ack=ack)
+        room = await self.buffer.reserve(rows, len(block.tuples))
+        self.metrics.received += rows
+        self.metrics.accepted += rows
+        self.blocks.append((block, readings))
+        self.acks.append(ack)
+        room.put(block)
+        return ack
+
+    async def until(self, condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
+        """Wait until a condition holds, the law being checked all the while."""
+        deadline_s = monotonic_s() + within_s
+        while not condition():
+            for task in self.tasks:
+                assert not task.done() or task.exception() is None, task.exception()
+            assert monotonic_s() < deadline_s, f"never came true; the gate is {self.gate.state}"
+            assert self.metrics.imbalance == 0
+            await asyncio.sleep(0.0005)
+
+    def resolved(self) -> bool:
+        """Whether every post has its answer."""
+        return all(each.resolved for each in self.acks)
+
+    def over(self) -> bool:
+        """Whether the writers have been halted, or have nothing left to do."""
+        return self.halted.is_set() or self.resolved()
+
+    async def settled(self) -> None:
+        """Wait until no call to a sink has begun for 10 ms."""
+        calls = -1
+        while calls != self.script.calls:
+            calls = self.script.calls
+            await asyncio.sleep(0.01)
+
+    async def drain(self) -> None:
+        """Stop as SIGTERM does: nothing more comes in, the writers finish."""
+        self.buffer.shut_inlet()
+        self.gate.nudge()
+        stop_connecting(self.buffer, self.sinks)
+        await self._ended()
+
+    async def halt(self) -> None:
+        """Stop as at the end of `drain_s_max`: the writers leave what they have."""
+        self.halted.set()
+        self.buffer.shut_inlet()
+        for sink in self.sinks:
+            sink.abort()
+        await self._ended()
+
+    async def _ended(self) -> None:
+        async with asyncio.timeout(5):
+            await asyncio.gather(*self.tasks)
+        assert all(sink.closed for sink in self.sinks)
+
+    async def check(self) -> None:
+        """Hold the law, and each answer against the table, the dead letters and the buffer."""
+        assert self.script.complaints == []
+        assert self.metrics.imbalance == 0
+        assert self.metrics.dropped == 0
+        refused = {each.reading for each in self.letters.letters if each.reason == REFUSED}
+        aside = {each.reading for each in self.letters.letters if each.reason == EXHAUSTED}
+        assert len(self.letters.letters) == len(refused) + len(aside)
+        assert not refused & self.table.keys()
+        for ack, (_, readings) in zip(self.acks, self.blocks, strict=True):
+            if not ack.resolved:
+                continue
+            outcome = await ack.wait()
+            named = {readings[each.row] for each in outcome.refusals}
+            assert len(named) == len(outcome.refusals)
+            if outcome.set_aside:
+                assert aside | refused >= set(readings)
+                continue
+            assert named == {each for each in readings if each.value == BAD}
+            assert refused >= named
+            assert self.table.keys() >= set(readings) - named
+
+    def left(self) -> list[Block]:
+        """Take what the buffer still holds, in order; it is what has no answer, in order of put."""
+        left: list[Block] = []
+        while taken := self.buffer.take(1_000):
+            left += taken
+        waiting = [
+            block
+            for ack, (block, _) in zip(self.acks, self.blocks, strict=True)
+            if not ack.resolved
+        ]
+        assert [id(each) for each in left] == [id(each) for each in waiting]
+        assert self.buffer.stats().rows == sum(block.rows for block in left)
+        assert all(list(decode_rows(each.tuples)) for each in left)
+        return left

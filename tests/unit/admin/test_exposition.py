@@ -1,0 +1,224 @@
+"""Every metric that the contract names is there, well formed, and the ledger adds up."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from ingest.admin.exposition import Exposition
+from ingest.model.ledger import SECONDS_COMMIT, DeadLetterStats, Gauges, Histogram, Metrics
+from ingest.model.letter import REASONS
+from ingest.model.ports import STATES, BufferStats
+from ingest.system.clock import monotonic_s
+
+NAMES = """
+ingest_http_requests_total{route,code}
+ingest_readings_received_total ingest_readings_accepted_total ingest_readings_committed_total
+ingest_readings_duplicate_total ingest_readings_recovered_total ingest_readings_replayed_total
+ingest_readings_dropped_total
+ingest_readings_rejected_total{code} ingest_readings_dead_lettered_total{reason}
+ingest_flush_total{trigger} ingest_retries_total{verdict}
+ingest_readings_held ingest_ledger_imbalance_rows ingest_buffer_rows ingest_buffer_rows_max
+ingest_buffer_bytes ingest_buffer_oldest_age_seconds ingest_db_up ingest_hold{reason}
+ingest_dlq_bytes ingest_dlq_readings ingest_dlq_oldest_age_seconds ingest_build_info{version}
+ingest_http_request_duration_seconds{route} ingest_flush_rows
+ingest_flush_duration_seconds{method} ingest_commit_latency_seconds ingest_event_lag_seconds
+ingest_buffer_used_ratio ingest_journal_bytes ingest_journal_segments ingest_journal_damaged_total
+ingest_journal_sync_seconds ingest_state{state}
+"""
+HISTOGRAMS = {
+    "ingest_http_request_duration_seconds",
+    "ingest_flush_rows",
+    "ingest_flush_duration_seconds",
+    "ingest_commit_latency_seconds",
+    "ingest_event_lag_seconds",
+    "ingest_journal_sync_seconds",
+}
+
+
+def busy() -> Metrics:
+    """Make metrics as they look after everything has happened once."""
+    metrics = Metrics()
+    held = BufferStats(7, 100, 700, 10_000, 5, 2, 0, monotonic_s() - 3)
+    metrics.gauges = Gauges(
+        buffer=lambda: held,
+        dead_letters=lambda: DeadLetterStats(1_000, 4, 60.0),
+        database_up=lambda: True,
+        hold_reason=lambda: "schema",
+        state=lambda: "on_hold",
+    )
+    metrics.received, metrics.accepted = 100, 96
+    metrics.at_door = 2
+    metrics.request_answered("readings", 202, 0.002)
+    metrics.request_answered("readings", 503, 1.002)
+    metrics.batch_gathered("count", 100)
+    metrics.batch_stored("copy", 0.01, 80, 5)
+    metrics.readings_dead_lettered(REASONS[0], 4)
+    metrics.readings_rejected("all_invalid", 2)
+    metrics.retries["retry"] += 1
+    metrics.commit_s.observe(0.03)
+    metrics.lag_s.observe(1e9)
+    metrics.journal_sync_s.observe(0.0003)
+    return metrics
+
+
+def samples(source: Metrics | Exposition) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Yield name, labels and value of each sample, as a scraper reads them."""
+    shown = source if isinstance(source, Exposition) else Exposition(source, "0.0")
+    for family in text_string_to_metric_families(shown.text().decode()):
+        for sample in family.samples:
+            yield sample.name, sample.labels, sample.value
+
+
+def value_of(metrics: Metrics, name: str, **labels: str) -> float:
+    """Return the value of one sample."""
+    (value,) = [each for at, has, each in samples(metrics) if at == name and has == labels]
+    return value
+
+
+def test_every_metric_of_the_contract_is_exported_with_its_labels() -> None:
+    """The names are an interface: dashboards and alerts stand on them."""
+    exported: dict[str, set[str]] = {}
+    for name, labels, _ in samples(busy()):
+        family = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+        plain = family if family in HISTOGRAMS else name
+        exported.setdefault(plain, set()).update(labels.keys() - {"le"})
+    expected = {}
+    for word in NAMES.split():
+        name, _, names = word.partition("{")
+        expected[name] = set(filter(None, names.rstrip("}").split(",")))
+    assert {name: exported.get(name) for name in expected} == expected
+    ours = {name for name in exported if name.startswith("ingest_")}
+    assert ours == expected.keys()
+
+
+def test_closed_label_sets_are_there_from_the_first_scrape() -> None:
+    """`rate()` needs a zero before the first event."""
+    fresh = list(samples(Metrics()))
+    labels = {(name, value) for name, has, number in fresh for value in has.values() if number == 0}
+    for reason in REASONS:
+        assert ("ingest_readings_dead_lettered_total", reason) in labels
+    for trigger in ("count", "time", "backlog", "drain"):
+        assert ("ingest_flush_total", trigger) in labels
+    for verdict in ("wait", "retry", "isolate", "hold"):
+        assert ("ingest_retries_total", verdict) in labels
+
+
+def test_no_series_tells_when_it_was_created() -> None:
+    """`_created` doubles the number of series and nobody reads it."""
+    for metrics in (Metrics(), busy()):
+        assert not [name for name, _, _ in samples(metrics) if name.endswith("_created")]
+        assert b"_created" not in Exposition(metrics, "0.0").text()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
+def test_exposition_passes_promtool() -> None:
+    """Prometheus' own linter has nothing to say, on the first scrape and later."""
+    for metrics in (Metrics(), busy()):
+        done = subprocess.run(
+            ["promtool", "check", "metrics"],
+            input=Exposition(metrics, "0.0").text(),
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        said = (done.stdout + done.stderr).decode()
+        ours = [line for line in said.splitlines() if line.startswith("ingest_")]
+        assert not ours, said
+        assert done.returncode == 0, said
+
+
+def test_values_are_those_counted() -> None:
+    """What went in comes out, under the right name."""
+    metrics = busy()
+    assert value_of(metrics, "ingest_readings_received_total") == 100
+    assert value_of(metrics, "ingest_readings_committed_total") == 80
+    assert value_of(metrics, "ingest_readings_duplicate_total") == 5
+    assert value_of(metrics, "ingest_readings_held") == 9
+    assert value_of(metrics, "ingest_ledger_imbalance_rows") == 100 - 80 - 5 - 4 - 2 - 9 == 0
+    assert value_of(metrics, "ingest_readings_rejected_total", code="all_invalid") == 2
+    assert value_of(metrics, "ingest_http_requests_total", route="readings", code="503") == 1
+    assert value_of(metrics, "ingest_flush_rows_sum") == 100
+    assert 3 <= value_of(metrics, "ingest_buffer_oldest_age_seconds") < 60
+    assert value_of(metrics, "ingest_db_up") == 1
+    assert value_of(metrics, "ingest_dlq_readings") == 4
+
+
+def test_state_is_one_of_all_those_that_readyz_may_say() -> None:
+    """Each state has a series from the first scrape on, so that an alert can resolve."""
+    told = {has["state"]: value for name, has, value in samples(busy()) if name == "ingest_state"}
+    assert told == {each: float(each == "on_hold") for each in STATES}
+
+
+def test_hold_that_is_over_goes_to_zero_instead_of_vanishing() -> None:
+    """A series that disappears cannot resolve an alert for certain."""
+    metrics = busy()
+    shown = Exposition(metrics, "0.0")
+    assert metrics.gauges is not None
+    for reason in ("schema", "breaker", None):
+        metrics.gauges = metrics.gauges._replace(hold_reason=lambda reason=reason: reason)  # type: ignore[misc]
+        told = {
+            has["reason"]: value for name, has, value in samples(shown) if name == "ingest_hold"
+        }
+        assert told == {each: float(each == reason) for each in told}
+        assert "schema" in told
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=50))
+def test_histogram_buckets_are_cumulative_and_complete(values: list[float]) -> None:
+    """Each bucket counts all that is not above its bound; the last one counts everything."""
+    histogram = Histogram(SECONDS_COMMIT)
+    for value in values:
+        histogram.observe(value)
+    buckets = histogram.cumulative()
+    assert [float(bound) for bound, _ in buckets] == [*SECONDS_COMMIT, float("inf")]
+    for bound, count in buckets:
+        assert count == sum(value <= float(bound) for value in values)
+    assert histogram.total == pytest.approx(sum(values))
+
+
+def test_exported_histograms_have_ascending_buckets_that_end_in_their_count() -> None:
+    """What a scraper gets obeys the format, whatever the bounds are written like."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    counts: dict[str, float] = {}
+    for name, labels, value in samples(busy()):
+        key = re.sub(r"_(bucket|count)$", "", name) + str(
+            sorted(item for item in labels.items() if item[0] != "le")
+        )
+        if name.endswith("_bucket"):
+            series.setdefault(key, []).append((float(labels["le"]), value))
+        elif name.endswith("_count"):
+            counts[key] = value
+    assert len(series) == len(HISTOGRAMS)
+    for key, buckets in series.items():
+        assert buckets == sorted(buckets), "ascending in bound and in count"
+        assert buckets[-1] == (float("inf"), counts[key])
+
+
+amounts = st.integers(0, 1_000)
+
+
+@given(st.lists(amounts, min_size=7, max_size=7), st.integers(-50, 50))
+def test_imbalance_is_exactly_what_was_lost_or_counted_twice(rows: list[int], lost: int) -> None:
+    """The law: positive if readings vanished, negative if some were counted twice."""
+    committed, duplicate, rejected, aside, held, at_door, came_back = rows
+    metrics = Metrics()
+    stats = BufferStats(held, 0, 0, 0, 0, 0, 0, None)
+    metrics.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: None)
+    metrics.at_door = at_door
+    metrics.batch_stored("copy", 0.1, committed, duplicate)
+    metrics.readings_rejected("all_invalid", rejected)
+    for reason in REASONS:
+        metrics.readings_dead_lettered(reason, aside)
+    metrics.replayed, metrics.recovered = came_back, came_back
+    total = committed + duplicate + rejected + 4 * aside + held + at_door
+    metrics.received = total - 2 * came_back + lost
+    assert metrics.held == held + at_door
+    assert metrics.imbalance == lost

@@ -1,0 +1,409 @@
+"""The dashboard's addresses over HTTP: who may look and act, headers, the feed, bad requests."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ingest.admin.dashboard import feed as dashboard_feed
+from ingest.admin.dashboard import pages as dashboard
+from ingest.admin.dashboard.assets import FOLDER
+from ingest.admin.dashboard.feed import UNREAD_BYTES_MAX
+from ingest.admin.dashboard.history import COLUMNS
+from ingest.system import logs
+from tests.support.dashboard import TOKEN, Rig, running
+from tests.support.receiver import until
+from tests.unit.admin.test_tail import decoded, reading
+
+PRIVATE = ("/", "/history", "/feed", "/devices", "/devices/readings?device_id=d", "/dead-letters")
+ACTIONS = ("/dead-letters/replay", "/dead-letters/discard", "/hold/release")
+BODIES = {"/hold/release": {"dead_letter": False}}
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    """The port on the loopback."""
+    async with running(tmp_path) as rig:
+        yield rig
+
+
+@pytest.fixture
+async def open_rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    """The port on all addresses."""
+    async with running(tmp_path, host="0.0.0.0") as rig:
+        yield rig
+
+
+async def test_open_port_warns_of_what_needs_no_token(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Beyond the loopback: the page has a token, so the line must not say that there is none."""
+    for host, warned in (("0.0.0.0", 1), ("127.0.0.1", 0)):
+        async with running(tmp_path, host=host):
+            pass
+        out = capfd.readouterr().out
+        assert out.count("open_to_the_network") == warned
+        assert out.count("for page and actions, not for probes and /metrics") == warned
+
+
+# The page
+
+
+async def test_page_carries_the_csrf_token_and_no_cache_keeps_it(rig: Rig) -> None:
+    """The placeholder is gone; everything but our own files is forbidden."""
+    reply = await rig.ask("/")
+    assert reply.status == 200
+    assert f'content="{rig.looking.guard.csrf}"'.encode() in reply.body
+    assert b"{{csrf}}" not in reply.body
+    assert reply.headers["cache-control"] == "no-store"
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "trusted-types 'none'" in policy
+    assert "unsafe" not in policy
+    assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+def test_markup_holds_no_script_style_or_foreign_address() -> None:
+    """What the policy forbids would be dead letters of another kind."""
+    for page in FOLDER.glob("*.html"):
+        text = page.read_text()
+        assert not re.search(r"<style|style=|\son\w+=|https?://|<script(?![^>]*src=)", text), page
+    for script in FOLDER.glob("*.js"):
+        text = script.read_text()
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(|document\.write", text)
+        assert "https://" not in text
+    assert len((FOLDER / "charts.js").read_text().splitlines()) < 300
+
+
+async def test_every_file_that_the_page_names_is_served_small_and_revalidated(rig: Rig) -> None:
+    """With its type; gzipped to who takes that; 304 to who has it."""
+    named = set(re.findall(r'(?:href|src)="(/page/[^"]+)"', (FOLDER / "index.html").read_text()))
+    imported = {
+        f"/page/{name}"
+        for script in FOLDER.glob("*.js")
+        for name in re.findall(r'from "\./(\w+\.js)"', script.read_text())
+    }
+    assert {f"/page/{path.name}" for path in FOLDER.glob("*.js")} <= named
+    for path in named | imported:
+        plain = await rig.ask(path)
+        small = await rig.ask(path, {"Accept-Encoding": "gzip, br"})
+        assert plain.status == small.status == 200, path
+        assert gzip.decompress(small.body) == plain.body == (FOLDER / path[6:]).read_bytes()
+        again = await rig.ask(path, {"If-None-Match": plain.headers["etag"]})
+        assert (again.status, again.body) == (304, b"")
+    types = {(await rig.ask(path)).headers["content-type"] for path in named}
+    assert types == {
+        "text/css; charset=utf-8",
+        "text/javascript; charset=utf-8",
+        "image/svg+xml",
+    }
+    assert (await rig.ask("/", method="HEAD")).status == 200
+
+
+# Who may look
+
+
+@pytest.mark.parametrize("target", PRIVATE)
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "10.0.0.1:80", "x"])
+async def test_name_that_is_not_of_the_loopback_is_refused(
+    rig: Rig, target: str, host: str
+) -> None:
+    """A name of an attacker's that leads to 127.0.0.1 shows nothing (DNS rebinding)."""
+    assert (await rig.ask(target, {"Host": host})).code == "wrong_host"
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost:9", "127.0.0.1", "127.0.0.1:9", "[::1]", "[::1]:9"]
+)
+async def test_names_of_the_loopback_may_look(rig: Rig, host: str) -> None:
+    """Through an SSH tunnel the port may be another one."""
+    assert (await rig.ask("/history", {"Host": host})).status == 200
+
+
+async def test_probes_and_metrics_need_neither_name_nor_token(rig: Rig, open_rig: Rig) -> None:
+    """Prometheus and Kubernetes ask by address or service name."""
+    for each in (rig, open_rig):
+        for target in ("/metrics", "/livez", "/readyz"):
+            assert (await each.ask(target, {"Host": "pod.example"})).status == 200
+
+
+@pytest.mark.parametrize("target", PRIVATE)
+async def test_beyond_the_loopback_nothing_is_shown_without_the_token(
+    open_rig: Rig, target: str
+) -> None:
+    """The page is the log-in, the rest is 401; any Host will do, and the token opens."""
+    headers = {"Host": "ingest.example", "Authorization": "Bearer wrong", "Cookie": "a=b; c"}
+    reply = await open_rig.ask(target, headers)
+    assert reply.status == 401
+    assert open_rig.looking.guard.csrf.encode() not in reply.body
+    if target not in ("/feed", "/devices/readings?device_id=d"):
+        headers["Authorization"] = f"Bearer {TOKEN}"
+        assert (await open_rig.ask(target, headers)).status == 200
+
+
+async def test_log_in_gives_a_cookie_that_opens_and_a_wrong_token_does_not(open_rig: Rig) -> None:
+    """The cookie is not the token, is not for scripts, and is not sent by other sites."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    wrong = await open_rig.send("/login", b"token=wrong", form)
+    assert wrong.status == 401
+    assert "set-cookie" not in wrong.headers
+    assert b"hidden data-wrong" not in wrong.body
+    right = await open_rig.send("/login", f"token={TOKEN}".encode(), form)
+    assert (right.status, right.headers["location"]) == (303, "/")
+    cookie, *attributes = right.headers["set-cookie"].split("; ")
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} == set(attributes)
+    assert TOKEN not in cookie
+    assert (await open_rig.ask("/history", {"Cookie": f"x=y; {cookie}"})).status == 200
+    assert (await open_rig.ask("/history", {"Cookie": cookie[:-1]})).status == 401
+    for body in (b"", b"token=", b"token=\xff", b"other=1", b"token=a&token=b"):
+        assert (await open_rig.send("/login", body, form)).status in {400, 401}
+
+
+# Who may act
+
+
+@pytest.mark.parametrize("target", ACTIONS)
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"X-CSRF-Token": ""}, {401, 403}),
+        ({"X-CSRF-Token": "0" * 48}, {403}),
+        ({"X-CSRF-Token": "\xff"}, {403}),
+        ({"Origin": "http://evil.example"}, {403}),
+        ({"Origin": "null"}, {403}),
+        ({"Origin": "http://["}, {403}),
+        ({"Origin": "http://[evil.example]"}, {403}),
+        ({"Sec-Fetch-Site": "cross-site"}, {403}),
+        ({"Sec-Fetch-Site": "same-site"}, {403}),
+        ({"Host": "evil.example"}, {421}),
+    ],
+)
+async def test_other_sites_cannot_act(
+    rig: Rig, target: str, headers: dict[str, str], status: set[int]
+) -> None:
+    """Each of the signs alone is enough to refuse; nothing happens."""
+    body: object = BODIES.get(target, {"where": {}})
+    assert (await rig.send(target, body, headers)).status in status
+    assert not rig.released
+
+
+async def test_own_page_and_bearer_of_the_token_may_act(rig: Rig) -> None:
+    """The page with what a browser adds; a script with the token and nothing else."""
+    ours = {"Origin": f"http://{rig.address}", "Sec-Fetch-Site": "same-origin"}
+    bearer = {"X-CSRF-Token": "", "Authorization": f"Bearer {TOKEN}"}
+    for headers in (ours, bearer):
+        reply = await rig.send("/dead-letters/discard", {"where": {}}, headers)
+        assert (reply.status, reply.document) == (200, {"discarded": 0})
+        assert (await rig.send("/hold/release", {"dead_letter": False}, headers)).status == 200
+    assert rig.released == [False, False]
+
+
+async def test_beyond_the_loopback_the_csrf_token_alone_opens_nothing(open_rig: Rig) -> None:
+    """It is no log-in."""
+    assert (await open_rig.send("/dead-letters/discard", {"where": {}})).status == 401
+
+
+# What is asked badly
+
+
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        ("/history?since=x", "bad_parameter"),
+        ("/history?since=nan", "bad_parameter"),
+        ("/history?until=1", "unknown_parameter"),
+        ("/feed?device_id=%00", "bad_parameter"),
+        ("/devices?silent_s=0", "bad_parameter"),
+        ("/devices?silent_s=1&silent_s=2", "bad_parameter"),
+        ("/devices/readings", "bad_parameter"),
+        ("/devices/readings?device_id=" + "x" * 129, "bad_parameter"),
+        ("/devices/readings?device_id=d&limit=0", "bad_parameter"),
+        ("/devices/readings?device_id=%ff", "bad_parameter"),
+        ("/devices/readings?device_id=%ED%A0%80", "bad_parameter"),
+        ("/devices/readings?device_id=d", "starting"),
+        ("/dead-letters?reason=because", "bad_parameter"),
+        ("/dead-letters?id=" + "0" * 32, "not_found"),
+        ("/dead-letters?id=../../etc/passwd", "not_found"),
+    ],
+)
+async def test_bad_questions_are_refused_by_name(rig: Rig, target: str, code: str) -> None:
+    """With a problem document, never with 500."""
+    assert (await rig.ask(target)).code == code
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", "not_json"),
+        (b"[]", "bad_request"),
+        (b"{}", "bad_request"),
+        (b'{"ids":[]}', "bad_request"),
+        (b'{"ids":["short"]}', "bad_request"),
+        (b'{"ids":[7]}', "bad_request"),
+        (b'{"ids":["../../../../../../../etc/passwd1"]}', "bad_request"),
+        (b'{"where":{},"ids":[]}', "bad_request"),
+        (b'{"where":{"since":"now"}}', "bad_request"),
+        (b'{"where":{"reason":"because"}}', "bad_parameter"),
+        (b'{"where":{"device":7}}', "bad_parameter"),
+        (b'{"where":{"reason":[]}}', "bad_parameter"),
+        (b'{"where":{"code":false}}', "bad_parameter"),
+        (b'{"where":{"device":{}}}', "bad_parameter"),
+        (b'{"where":[]}', "bad_request"),
+        (b" " * 2_000_000, "body_too_large"),
+    ],
+)
+async def test_bad_actions_are_refused_and_do_nothing(rig: Rig, body: bytes, code: str) -> None:
+    """A wish that is not understood is not guessed."""
+    assert (await rig.send("/dead-letters/discard", body)).code == code
+
+
+# The feed
+
+
+async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> None:
+    """The first event comes at once; columns and values match; the state is that of /readyz."""
+    rig.dashboard.history.sample(1000)
+    rig.metrics.received = 5
+    rig.dashboard.history.sample(1001)
+    history = (await rig.ask("/history?since=0")).document
+    assert history["order"] == list(COLUMNS) == list(history["columns"])
+    first = history["first"] + len(history["columns"]["held"]) - 1
+    assert first == 1001
+    assert history["listen"] == "127.0.0.1:1"
+    assert (history["buffer"], history["journal_bytes_max"]) == ("journal", 8 * 2**30)
+    async with rig.connected() as client:
+        await client.send(rig.head("GET", "/feed"))
+        answer = await client.reply()
+        assert answer.headers["content-type"] == "text/event-stream"
+        event = await rig.event(client)
+        assert event["t"] == 1001
+        assert len(event["v"]) == len(COLUMNS)
+        assert event["ready"]["state"] == "accepting"
+        assert event["sum"]["received"] == 5
+        assert event["sum"]["damaged"] == 0
+        rig.metrics.received, rig.metrics.recovered, rig.metrics.replayed = 6, 7, 8
+        rig.journal = rig.journal._replace(damaged=9)
+        await rig.dashboard.tick()
+        figures = (await rig.event(client))["sum"]
+        told = [figures[each] for each in ("received", "recovered", "replayed", "damaged")]
+        assert told == [6, 7, 8, 9]
+    await until(lambda: _gone(rig))
+
+
+async def test_tick_that_fails_is_told_and_the_next_one_comes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A fault of the page is a gap in a curve, never the end of the service."""
+    logs.configure("info")
+    monkeypatch.setattr(dashboard, "LATE_S", -0.999)
+    ticks: list[int] = []
+
+    def fail() -> bool:
+        ticks.append(1)
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(rig.dashboard.history, "sample", fail)
+    stop = asyncio.Event()
+    running = asyncio.create_task(rig.dashboard.run(stop))
+    await until(lambda: len(ticks) >= 2)
+    stop.set()
+    await running
+    assert capfd.readouterr().err.count("tick_failed") == 1
+
+
+def _gone(rig: Rig) -> bool:
+    """Whether the stream has noticed that its page is gone; it does at an event."""
+    rig.dashboard.feed.send(b"{}")
+    return rig.dashboard.feed.clients == 0
+
+
+async def test_tail_of_a_feed_is_its_own(rig: Rig) -> None:
+    """Who follows a device sees it and no other; leaving takes the watch off the door."""
+    tail = rig.dashboard.tail
+    async with rig.connected() as all_, rig.connected() as one:
+        await all_.send(rig.head("GET", "/feed?tail=true"))
+        await one.send(rig.head("GET", "/feed?tail=true&device_id=wanted"))
+        await all_.reply()
+        await one.reply()
+        await until(lambda: rig.dashboard.feed.clients == 2)
+        tail.take()
+        tail.witness(decoded(reading("other")))
+        for _ in range(5):
+            tail.witness(decoded(reading("x"), reading("wanted", 3.0)))
+        await rig.dashboard.tick()
+        told = (await rig.event(one, "tail"))["readings"]
+        assert {(each[1], each[3]) for each in told} == {("wanted", 3.0)}
+        assert len(told) == 5
+        sample = await rig.event(all_, "tail")
+        assert sample["posts"] == 6
+        assert sample["readings"][0][1] == "other"
+    await until(lambda: _gone(rig))
+    assert tail.watched == 0
+    assert not tail._needles
+
+
+async def test_page_that_does_not_read_is_not_waited_for(rig: Rig) -> None:
+    """Others get their events; its own pile up to a bound."""
+    async with rig.connected() as deaf, rig.connected() as other:
+        for client in (deaf, other):
+            await client.send(rig.head("GET", "/feed"))
+            await client.reply()
+        await until(lambda: rig.dashboard.feed.clients == 2)
+        deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        event = b'"' + b"x" * 30_000 + b'"'
+        for _ in range(500):
+            rig.dashboard.feed.send(event)
+            await rig.event(other)
+        transports = [
+            each.transport
+            for each in rig.admin._site._connections._open  # type: ignore[union-attr]
+        ]
+        unread = max(each.get_write_buffer_size() for each in transports if each is not None)
+        assert UNREAD_BYTES_MAX < unread < UNREAD_BYTES_MAX + 2 * len(event)
+
+
+async def test_pages_beyond_the_bound_are_told_to_come_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd of pages must not shut out probes; who leaves makes room."""
+    monkeypatch.setattr(dashboard_feed, "CLIENTS_MAX", 1)
+    async with rig.connected() as client:
+        await client.send(rig.head("GET", "/feed"))
+        await client.reply()
+        await until(lambda: rig.dashboard.feed.clients == 1)
+        assert (await rig.ask("/feed")).code == "busy"
+        assert (await rig.ask("/metrics")).status == 200
+    await until(lambda: _gone(rig))
+    async with rig.connected() as client:
+        await client.send(rig.head("GET", "/feed"))
+        assert (await client.reply()).status == 200
+
+
+async def test_close_ends_the_streams_at_once(rig: Rig) -> None:
+    """A page that is open does not delay the stop."""
+    async with rig.connected() as client:
+        await client.send(rig.head("GET", "/feed"))
+        await client.reply()
+        await until(lambda: rig.dashboard.feed.clients == 1)
+        rig.dashboard.close()
+        await until(lambda: rig.dashboard.feed.clients == 0)
+        async with asyncio.timeout(5):
+            await client.reader.read()
+
+
+async def test_streams_do_not_spoil_the_request_durations(rig: Rig) -> None:
+    """An hour on the feed is no request of an hour."""
+    async with rig.connected() as client:
+        await client.send(rig.head("GET", "/feed"))
+        await client.reply()
+        await until(lambda: rig.dashboard.feed.clients == 1)
+        await asyncio.sleep(0.3)
+        rig.dashboard.close()
+        await until(lambda: ("/feed", 200) in rig.metrics.requests)
+    assert rig.metrics.request_s["/feed"].total < 0.2

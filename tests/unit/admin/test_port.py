@@ -1,0 +1,189 @@
+"""The admin port: probes, metrics, and hold/release with its token."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ingest.admin.exposition import Exposition
+from ingest.admin.guard import Guard
+from ingest.admin.port import Admin
+from ingest.model.errors import StartError
+from ingest.model.ledger import Metrics
+from tests.support.receiver import Client, Reply, head
+
+TOKEN = "s3cret-token"
+
+
+class Rig:
+    """A running admin port."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.released: list[bool] = []
+        self.state = b'{"state":"on_hold","reason":"<b>28P01</b>","since":"2026-01-01T00:00:00Z"}'
+        self.guard = Guard(TOKEN)
+        self.admin = Admin(
+            metrics=self.metrics,
+            exposition=Exposition(self.metrics, "1.2.3"),
+            health=lambda: (200, self.state),
+            guard=self.guard,
+            said=lambda: "no <b>column</b>",
+            release_hold=self._release_hold,
+            pages={},
+        )
+        self.address = ""
+        self.waits = True
+
+    def _release_hold(self, dead_letter: bool) -> bool:
+        self.released.append(dead_letter)
+        return self.waits
+
+    async def ask(self, data: bytes) -> Reply:
+        """Send raw bytes; return the answer."""
+        client = await Client.connect(self.address)
+        await client.send(data)
+        reply = await client.reply()
+        await client.close()
+        return reply
+
+    async def release(self, body: bytes, authorization: str | None) -> Reply:
+        """Ask for hold/release."""
+        headers = {"Content-Length": str(len(body))}
+        if authorization is not None:
+            headers["Authorization"] = authorization
+        return await self.ask(head("POST", "/hold/release", headers) + body)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    """A running admin port, closed afterwards."""
+    rig = Rig()
+    rig.address = await rig.admin.start("127.0.0.1", 0)
+    yield rig
+    await rig.admin.close()
+    await rig.admin.close()  # twice is fine
+
+
+async def test_metrics_are_prometheus_text(rig: Rig) -> None:
+    """The exposition parses, under the media type that goes with it, and counts itself."""
+    await rig.ask(head("GET", "/metrics"))
+    reply = await rig.ask(head("GET", "/metrics"))
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = {each.name: each for each in text_string_to_metric_families(reply.body.decode())}
+    assert "ingest_readings_received" in families
+    asked = families["ingest_http_requests"].samples
+    assert {sample.labels["route"]: sample.value for sample in asked} == {"/metrics": 1.0}
+
+
+async def test_probes_are_there(rig: Rig) -> None:
+    """Like on the data port."""
+    assert (await rig.ask(head("GET", "/livez"))).body == b"ok\n"
+    assert (await rig.ask(head("GET", "/readyz"))).body == rig.state
+
+
+@pytest.mark.parametrize(
+    ("body", "dead_letter"),
+    [
+        (b"", False),
+        (b"{}", False),
+        (b'{"dead_letter":false}', False),
+        (b'{"dead_letter":true}', True),
+    ],
+)
+async def test_release_with_the_token_releases(rig: Rig, body: bytes, dead_letter: bool) -> None:
+    """Once per request, with the wish of its body."""
+    reply = await rig.release(body, f"Bearer {TOKEN}")
+    assert (reply.status, reply.document) == (200, {"released": True})
+    assert rig.released == [dead_letter]
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Bearer ", f"Basic {TOKEN}", "Bearer wrong", f"Bearer {TOKEN}x", TOKEN,
+     "Bearer \xff\xfe", "Bearer s3cret-tokén"],
+)  # fmt: skip
+async def test_release_without_the_token_is_401(rig: Rig, authorization: str | None) -> None:
+    """Nothing happens, whatever was sent in its place."""
+    reply = await rig.release(b"", authorization)
+    assert (reply.status, reply.code) == (401, "unauthorized")
+    assert reply.headers["www-authenticate"] == "Bearer"
+    assert TOKEN.encode() not in reply.body
+    assert not rig.released
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", "not_json"),
+        (b"[]", "bad_request"),
+        (b'{"dead_letter":"yes"}', "bad_request"),
+        (b" " * 2_000_000, "body_too_large"),
+    ],
+)
+async def test_release_with_a_wrong_body_is_refused(rig: Rig, body: bytes, code: str) -> None:
+    """A wish that is not understood is not guessed."""
+    reply = await rig.release(body, f"Bearer {TOKEN}")
+    assert reply.code == code
+    assert not rig.released
+
+
+async def test_release_says_when_there_was_nothing_to_release(rig: Rig) -> None:
+    """Whoever asked believes else that something was mended."""
+    rig.waits = False
+    reply = await rig.release(b'{"dead_letter":true}', f"Bearer {TOKEN}")
+    assert (reply.status, reply.document) == (200, {"released": False})
+
+
+async def test_hold_quotes_the_database_to_who_may_look(rig: Rig) -> None:
+    """Its message may name readings: on all interfaces it needs the token."""
+    rig.guard.bound("0.0.0.0:1")
+    assert (await rig.ask(head("GET", "/hold"))).status == 401
+    reply = await rig.ask(head("GET", "/hold", {"Authorization": f"Bearer {TOKEN}"}))
+    assert (reply.status, reply.document) == (200, {"said": "no <b>column</b>"})
+
+
+async def test_release_body_may_come_later(rig: Rig) -> None:
+    """Head and body in two packets, as http.client sends them."""
+    client = await Client.connect(rig.address)
+    body = b'{"dead_letter":true}'
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Length": str(len(body))}
+    await client.send(head("POST", "/hold/release", headers))
+    with pytest.raises(TimeoutError):
+        await client.reply(0.02)
+    await client.send(body)
+    assert (await client.reply()).status == 200
+    assert rig.released == [True]
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("POST", "/v1/readings", 404),
+        ("POST", "/metrics", 405),
+        ("GET", "/hold/release", 405),
+    ],
+)
+async def test_other_pages_and_methods_are_problems(
+    rig: Rig, method: str, target: str, status: int
+) -> None:
+    """The admin port takes no readings and no other verbs."""
+    reply = await rig.ask(head(method, target))
+    assert reply.status == status
+    assert reply.code in {"not_found", "method_not_allowed"}
+
+
+async def test_malformed_request_is_counted_as_other(rig: Rig) -> None:
+    """Here too: 400, a problem document, a label out of a closed set."""
+    assert (await rig.ask(b"nonsense\r\n\r\n")).code == "bad_request"
+    assert rig.metrics.requests["other", 400] == 1
+
+
+async def test_start_on_a_busy_port_names_its_own_flag(rig: Rig) -> None:
+    """Not the flag of the other port."""
+    with pytest.raises(StartError, match="--admin-listen HOST:PORT"):
+        await Rig().admin.start("127.0.0.1", int(rig.address.rpartition(":")[2]))

@@ -1,0 +1,168 @@
+"""The tail: samples within its bounds, follows a device through every post, believes no bytes."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.admin.dashboard.tail import (
+    ERROR_BYTES_MAX,
+    ERRORS_MAX,
+    FOLLOWED_MAX,
+    FOUND_MAX,
+    POSTS_PER_PERIOD,
+    ROWS_PER_POST,
+    Tail,
+    WitnessedLetters,
+)
+from ingest.formats.json_post import Decoded, ItemError
+from ingest.model.block import Block
+from ingest.model.errors import DeadLettersBroken
+from ingest.model.letter import Letter
+from ingest.model.reading import Reading
+from ingest.model.rows import encode_reading, first_readings
+from tests.support.fakes import FakeDeadLetters
+
+names = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=40)
+readings = st.builds(
+    Reading, st.integers(0, 2**52), names, names, st.floats(allow_nan=False, allow_infinity=False)
+)
+
+
+def decoded(*found: Reading, errors: int = 0, original: bytes = b'{"device_id":"e"}') -> Decoded:
+    """Return a decoded post."""
+    block = Block(
+        b"".join(map(encode_reading, found)),
+        len(found),
+        received_s=0.0,
+        received_us=0,
+        newest_ts_us=0,
+    )
+    faults = [ItemError(at, None, "wrong_type", "", original) for at in range(errors)]
+    return Decoded(block if found else None, faults)
+
+
+def reading(device: str, value: float = 1.0) -> Reading:
+    """Return a reading of a device."""
+    return Reading(10**15, device, "m", value)
+
+
+def test_nothing_is_kept_while_nobody_looks() -> None:
+    """The door's blocks are not held on to."""
+    tail = Tail()
+    tail.take()
+    for _ in range(10):
+        tail.witness(decoded(reading("d")))
+    told = tail.take()
+    assert (told.sampled, told.followed, told.posts) == ([], [], 10)
+
+
+def test_sample_is_a_few_readings_of_a_few_posts() -> None:
+    """However many come."""
+    tail = Tail()
+    tail.watched = 1
+    tail.take()
+    for number in range(1000):
+        tail.witness(decoded(*[reading(f"d{number}", row) for row in range(50)]))
+    told = tail.take()
+    assert len(told.sampled) == POSTS_PER_PERIOD * ROWS_PER_POST
+    assert told.sampled[0] == reading("d0", 0)
+    assert told.posts == 1000
+
+
+def test_followed_device_is_found_in_every_post() -> None:
+    """Also in the middle of one, and not where a metric or another device is called alike."""
+    tail = Tail()
+    assert tail.follow("wanted")
+    crowd = [reading(f"other-{row}") for row in range(30)]
+    tail.witness(decoded(*crowd, reading("wanted", 7.0), *crowd))
+    tail.witness(decoded(Reading(1, "x", "wanted", 1.0), reading("wanted-not"), reading("wante")))
+    told = tail.take()
+    assert told.followed == [reading("wanted", 7.0)]
+    tail.unfollow("wanted")
+    tail.witness(decoded(reading("wanted")))
+    assert tail.take().followed == []
+
+
+def test_followed_devices_and_what_is_found_are_bounded() -> None:
+    """One more device is refused, one that is followed already is not; the newest are kept."""
+    tail = Tail()
+    assert all(tail.follow(f"d{number}") for number in range(FOLLOWED_MAX))
+    assert not tail.follow("more")
+    assert tail.follow("d0")
+    tail.unfollow("d0")
+    for value in range(100):
+        tail.witness(decoded(reading("d0", value)))
+    followed = tail.take().followed
+    assert len(followed) == FOUND_MAX
+    assert followed[-1] == reading("d0", 99)
+
+
+def test_errors_name_their_devices_within_bounds() -> None:
+    """Many, large and nameless ones are left out, and it is said that some were."""
+    tail = Tail()
+    tail.witness(decoded(errors=2))
+    assert tail.take()[3:] == (["e", "e"], False)
+    for original in (b"[1]", b"\xff", b'{"device_id":7}', b'{"device_id":""}'):
+        tail.witness(decoded(errors=1, original=original))
+    assert tail.take()[3:] == ([], False)
+    tail.witness(decoded(errors=1, original=b'{"device_id":"' + b"x" * ERROR_BYTES_MAX + b'"}'))
+    assert tail.take()[3:] == ([], True)
+    tail.witness(decoded(errors=ERRORS_MAX + 1))
+    told = tail.take()
+    assert (len(told.rejected), told.rejected_sampled) == (ERRORS_MAX, True)
+    assert not tail.take().rejected_sampled
+
+
+async def test_refused_by_the_database_counts_and_what_only_time_could_mend_does_not() -> None:
+    """Only what was kept is told; the fault of a server is no device's."""
+    tail = Tail()
+    letters = FakeDeadLetters()
+    witnessed = WitnessedLetters(letters, tail)
+    await witnessed.append(
+        [
+            Letter("refused_by_database", "23514", "", 1, reading("hot")),
+            Letter("retries_exhausted", "40001", "", 1, reading("unlucky")),
+        ],
+        from_door=True,
+    )
+    assert len(letters.letters) == 2
+    assert tail.take().rejected == ["hot"]
+    refused = Letter("refused_by_database", "23514", "", 1, reading("hot"))
+    await witnessed.append([refused] * (ERRORS_MAX + 1), from_door=True)
+    told = tail.take()
+    assert (len(told.rejected), told.rejected_sampled) == (ERRORS_MAX, True)
+    letters.error = DeadLettersBroken("disk")
+    with pytest.raises(DeadLettersBroken):
+        await witnessed.append([refused], from_door=True)
+    assert tail.take().rejected == []
+
+
+@given(st.lists(readings, min_size=1, max_size=6), st.integers(0, 800))
+def test_first_readings_of_a_cut_block_are_its_first_whole_ones(
+    found: list[Reading], cut: int
+) -> None:
+    """Whatever the names and wherever the cut."""
+    rows = [encode_reading(each) for each in found]
+    head = b"".join(rows)[:cut]
+    whole = sum(sum(map(len, rows[: n + 1])) <= cut for n in range(len(rows)))
+    assert first_readings(head, ROWS_PER_POST) == found[: min(whole, ROWS_PER_POST)]
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_only_look_like_rows_do_no_harm(head: bytes) -> None:
+    """Sizes out of bounds, negative ones, names that are no UTF-8: nothing is believed."""
+    for data in (head, struct.pack(">hiqi", 4, 8, 0, 4) + head):
+        assert len(first_readings(data, ROWS_PER_POST)) <= ROWS_PER_POST
+
+
+@pytest.mark.parametrize("size", [-18, -1, 0, 257, 2**31 - 1])
+def test_size_that_no_name_has_ends_the_look(size: int) -> None:
+    """What stands before it is told, what follows is not taken for a row."""
+    row = encode_reading(reading("d"))
+    liar = bytearray(encode_reading(reading("d")))
+    liar[14:18] = struct.pack(">i", size)
+    assert first_readings(row + bytes(liar) + row * 9, 3) == [reading("d")]

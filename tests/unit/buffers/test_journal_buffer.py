@@ -1,0 +1,883 @@
+"""Spilling, reading back, and lives after lives: held is held, in memory or on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import threading
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+from zlib import crc32
+
+import pytest
+
+from ingest.buffers.journal import format as format_
+from ingest.buffers.journal import loader as buffer_journal_loader
+from ingest.buffers.journal.buffer import BACKLOG_ROWS_MAX, BACKLOG_TURN, JournalBuffer
+from ingest.buffers.journal.entries import JournalRoom
+from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES
+from ingest.buffers.journal.index import Segment
+from ingest.buffers.journal.loader import PAUSE_S_MAX
+from ingest.buffers.journal.reader import segment_files
+from ingest.model.ack import Ack
+from ingest.model.block import Block
+from ingest.model.errors import BufferFull
+from ingest.system.files import open_regular
+from tests.support.blocks import make_block
+from tests.support.journals import FailingCalls, Life, killed, on_disk
+
+
+async def put_many(life: Life, count: int, rows: int = 1) -> list[Block]:
+    """Post blocks, a few at a time."""
+    blocks: list[Block] = []
+    while len(blocks) < count:
+        some = [make_block(rows) for _ in range(min(50, count - len(blocks)))]
+        await asyncio.gather(*map(life.put, some))
+        blocks += some
+    return blocks
+
+
+def tuples_of(blocks: list[Block]) -> list[bytes]:
+    """Return what the blocks hold."""
+    return [block.tuples for block in blocks]
+
+
+async def test_what_memory_cannot_hold_is_spilled_and_comes_back_in_order(tmp_path: Path) -> None:
+    """A long outage: all is accepted; then first what memory held, the rest in its order."""
+    async with Life(tmp_path, rows_max=100, segment_bytes=4000) as life:
+        blocks = await put_many(life, 1000)
+        stats = life.buffer.stats()
+        assert (stats.rows, stats.rows_waiting, stats.posts_waiting) == (1000, 100, 0)
+        assert life.metrics.imbalance == 0
+        assert stats.oldest_received_s == blocks[0].received_s
+        life.load()
+        found = await life.drain(rows_max=30)
+        assert tuples_of(found) == tuples_of(blocks)
+        await life.quiet()
+        assert life.buffer.stats().rows == 0
+        assert len(segment_files(tmp_path)) <= 1  # none, if the last one was full
+
+
+async def test_backlog_comes_back_where_no_more_threads_are_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of processes, met by whomever: it used to end the service, with a traceback."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with Life(tmp_path, rows_max=10, segment_bytes=4000) as life:
+        await life.scan()
+        monkeypatch.setattr(threading.Thread, "start", start)
+        blocks = await put_many(life, 200)
+        life.load()
+        assert tuples_of(await life.drain()) == tuples_of(blocks)
+
+
+async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
+    """Nothing is remembered block by block: a range grows while nothing else is written."""
+    calls = FailingCalls()
+    async with Life(tmp_path, rows_max=20, calls=calls) as life:
+        await put_many(life, 500)
+        assert len(life.journal.book.spilled) == 1
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(3000):
+                await life.put(make_block(1))
+            calls.names.clear()
+            grown = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert grown < 60_000, "20 bytes a block: somebody remembers each"
+        life.load()
+        assert len(await life.drain()) == 3500
+
+
+async def test_memory_never_holds_more_than_its_bounds(tmp_path: Path) -> None:
+    """A journal much larger than memory goes through a quarter of it."""
+    async with Life(
+        tmp_path, rows_max=80, bytes_max=6000, segment_bytes=5000, put_wait_s_max=5
+    ) as life:
+        blocks = await put_many(life, 600)
+        life.load()
+        most = 0
+        found: list[Block] = []
+        while life.buffer.stats().rows:
+            stats = life.buffer.stats()
+            most = max(most, stats.rows_waiting)
+            assert stats.size_bytes <= 6000
+            batch = await life.take(7)
+            life.settle(batch)
+            found += batch
+        assert most <= 80
+        assert tuples_of(found) == tuples_of(blocks)
+
+
+async def test_live_blocks_are_not_starved_by_the_backlog_nor_it_by_them(tmp_path: Path) -> None:
+    """Live first, one batch in four for the backlog; all for it while nothing live waits."""
+    async with Life(tmp_path, rows_max=400) as life:
+        await put_many(life, 700)
+        life.load()
+        life.settle(await life.take(400))
+        async with asyncio.timeout(5):
+            while life.buffer.stats().rows_waiting < 100:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        await put_many(life, 100)
+        turns = [await life.take(5) for _ in range(2 * BACKLOG_TURN)]
+        assert sum(batch[0].reloaded for batch in turns) == 2
+        for batch in turns:
+            life.settle(batch)
+        found = await life.drain()
+        assert len(found) + 5 * len(turns) == 400
+
+
+async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
+    """Hysteresis: ranges stay few, and a short crowd does not send posts to the disk for ever."""
+    async with Life(tmp_path, rows_max=100) as life:
+        await put_many(life, 101)
+        life.settle(life.buffer.take(30))
+        await put_many(life, 1)
+        assert life.buffer.stats().rows_waiting == 70
+        life.settle(life.buffer.take(20))
+        await put_many(life, 1)
+        assert life.buffer.stats().rows_waiting == 51
+        assert [each.rows for each in life.journal.book.spilled] == [2]
+        life.load()
+        await life.drain()
+
+
+async def test_room_reserved_before_the_spilling_splits_the_range(tmp_path: Path) -> None:
+    """A slow post has room in memory while others spill: nothing is read back twice."""
+    async with Life(tmp_path, rows_max=10) as life:
+        slow = make_block(5)
+        room = await life.buffer.reserve(5, len(slow.tuples))
+        others = await put_many(life, 9)
+        life.metrics.received += 5
+        await room.put(slow)
+        others += await put_many(life, 3)
+        assert len(life.journal.book.spilled) == 2
+        life.load()
+        found = await life.drain()
+        assert sorted(tuples_of(found)) == sorted(tuples_of([slow, *others]))
+
+
+async def test_post_that_waits_for_its_commit_is_not_spilled(tmp_path: Path) -> None:
+    """It waits for memory, as before; the others do not stand behind it."""
+    async with Life(tmp_path, rows_max=4, put_wait_s_max=5) as life:
+        await put_many(life, 6)
+        block = make_block(1, ack=Ack())
+        waiting = asyncio.create_task(life.put(block))
+        await asyncio.sleep(0.01)
+        await put_many(life, 1)
+        assert not waiting.done()
+        assert life.buffer.stats().posts_waiting == 0  # the service has room
+        life.settle(life.buffer.take(2))
+        await waiting
+        life.load()
+        assert block in await life.drain()
+    async with Life(tmp_path, rows_max=4) as life:
+        await put_many(life, 4)
+        with pytest.raises(BufferFull):
+            await life.buffer.reserve(1, 1, awaited=True)
+        await life.drain()
+
+
+async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None:
+    """Bounded in bytes: `buffer_full`, and room again once a segment has gone."""
+    async with Life(
+        tmp_path, rows_max=10, segment_bytes=1000, journal_bytes_max=5000, put_wait_s_max=0.4
+    ) as life:
+        kept = 0
+        with contextlib.suppress(BufferFull):
+            while True:
+                await life.put(make_block(1))
+                kept += 1
+        stats = life.buffer.stats()
+        assert stats.used > 0.9
+        assert life.buffer.journal_stats().size_bytes <= 5000
+        assert kept > 30
+        life.load()
+        posts = [asyncio.create_task(life.buffer.reserve(1, 60)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert life.buffer.stats().posts_waiting == 3
+        found = await life.drain()
+        for room in await asyncio.gather(*posts):
+            room.release()
+        assert len(found) == kept
+        assert life.buffer._on_way_bytes == 0
+        assert life.buffer._spill_bytes == 0
+
+
+async def test_killed_life_is_recovered_but_for_what_was_settled(tmp_path: Path) -> None:
+    """kill -9: recovered is what was acknowledged and not stored, exactly."""
+    async with Life(tmp_path / "a", rows_max=50, segment_bytes=2000) as life:
+        blocks = await put_many(life, 200)
+        taken = life.buffer.take(40)
+        life.settle(taken[:10] + taken[25:])
+        await life.quiet()
+        await killed(tmp_path / "a", tmp_path / "b")
+        async with Life(tmp_path / "b", rows_max=50) as after:
+            await after.scan()
+            assert after.metrics.recovered == 175
+            assert after.buffer.stats().rows == 175
+            assert after.metrics.imbalance == 0
+            fresh = await after.put(make_block(1))  # the door is open before the replay
+            after.load()
+            found = await after.drain()
+            assert fresh in found
+            found.remove(fresh)
+            assert tuples_of(found) == tuples_of(taken[10:25] + blocks[40:])
+        life.settle(taken[10:25])
+        life.load()
+        await life.drain()
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["lock"]
+
+
+async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_path: Path) -> None:
+    """A segment whose blocks nobody has counted is not one without blocks."""
+    async with Life(tmp_path / "a", segment_bytes=600) as life:
+        blocks = [await life.put(make_block(1)) for _ in range(60)]
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    async with Life(tmp_path / "b", segment_bytes=600) as after:
+        last = after.journal.book.segments[-1]
+        fresh = [await after.put(make_block(1))]  # before anything was read
+        scanned = after.loader._scan_segment(last, after.stopping, is_last=True, gives_up=True)
+        assert await scanned is not None
+        fresh += [await after.put(make_block(1)) for _ in range(20)]
+        await after.quiet()
+        await after.scan()
+        assert after.metrics.recovered == 60
+        after.load()
+        found = tuples_of(await after.drain())
+        assert after.metrics.dropped == 0
+        assert sorted(found) == sorted(tuples_of(blocks + fresh))
+
+
+async def test_lives_that_end_early_add_up(tmp_path: Path) -> None:
+    """Life after life is killed while it replays; in the end each block comes back once."""
+    blocks: list[Block] = []
+    stored: list[bytes] = []
+    for number in range(5):
+        folder, copy = tmp_path / str(number), tmp_path / str(number + 1)
+        life = Life(folder, rows_max=30, segment_bytes=1500)
+        async with life:
+            await life.scan()
+            assert life.metrics.recovered == len(blocks) - len(stored)
+            life.load()
+            blocks += await put_many(life, 60)
+            for _ in range(4):
+                batch = await life.take(6)
+                life.settle(batch)
+                stored += tuples_of(batch)
+            await life.quiet()
+            await killed(folder, copy)
+    async with Life(tmp_path / "5") as last:
+        await last.scan()
+        last.load()
+        stored += tuples_of(await last.drain())
+    assert sorted(stored) == sorted(tuples_of(blocks))
+
+
+async def test_drain_leaves_everything_to_the_journal(tmp_path: Path) -> None:
+    """What is not written at the end stays there, also what only memory had; who waits is told."""
+    async with Life(tmp_path, rows_max=20) as life:
+        blocks = await put_many(life, 30)
+        life.load()
+        life.settle(life.buffer.take(12))
+        ack = Ack()
+        awaited = await life.put(make_block(2, ack=ack))
+        life.buffer.shut_inlet()
+        await life.buffer.keep_rest()
+        assert life.buffer.take(100) == []
+        assert ack.resolved
+        assert (await ack.wait()).set_aside
+        stats = life.buffer.stats()
+        assert stats.rows == stats.rows_kept == 20
+        assert life.metrics.imbalance == 0
+    async with Life(tmp_path) as after:
+        await after.scan()
+        assert after.metrics.recovered == 20
+        after.load()
+        found = await after.drain()
+        assert sorted(tuples_of(found)) == sorted(tuples_of([*blocks[12:], awaited]))
+
+
+async def test_torn_tail_is_cut_off_and_is_no_damage(tmp_path: Path) -> None:
+    """What a write left that did not come to its end was never acknowledged."""
+    for torn in (b"\xf7", b"\xf7JR\n" + b"\1" * 60, bytes(5000)):
+        folder, copy = tmp_path / f"a{len(torn)}", tmp_path / f"b{len(torn)}"
+        async with Life(folder) as life:
+            blocks = await put_many(life, 5)
+            await killed(folder, copy)
+            life.load()
+            await life.drain()
+        (file,) = segment_files(copy)
+        whole = file.path.read_bytes()
+        file.path.write_bytes(whole + torn)
+        async with Life(copy) as after:
+            await after.scan()
+            assert file.path.stat().st_size == len(whole)
+            assert after.buffer.journal_stats().damaged == 0
+            after.load()
+            assert tuples_of(await after.drain()) == tuples_of(blocks)
+
+
+@pytest.mark.parametrize("place", [0, 40, 100, 300, -1])
+async def test_damaged_segment_gives_what_is_whole_and_is_set_aside(
+    tmp_path: Path, place: int
+) -> None:
+    """A flipped byte costs one block, is counted, and the file is kept for a human to look at."""
+    async with Life(tmp_path / "a", segment_bytes=1000) as life:
+        blocks = await put_many(life, 60, rows=2)
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    file = segment_files(tmp_path / "b")[0]
+    damaged = bytearray(file.path.read_bytes())
+    damaged[place] ^= 0x10
+    file.path.write_bytes(damaged)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        assert after.buffer.journal_stats().damaged == 1
+        after.load()
+        found = tuples_of(await after.drain())
+        assert len(found) == (60 if place == 0 else 59)
+        assert set(found) < set(tuples_of(blocks)) or place == 0
+    left = sorted(path.suffix for path in (tmp_path / "b").iterdir() if path.name != "lock")
+    assert left == [".damaged"]
+
+
+@pytest.mark.parametrize(("place", "bit"), [(-1, 1), (0, 1), (8, 1), (9, 0x80), (11, 0x40)])
+async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
+    tmp_path: Path, place: int, bit: int
+) -> None:
+    """It may have been acknowledged: it is counted, and the file kept as it was found."""
+    async with Life(tmp_path / "a") as life:
+        blocks = await put_many(life, 5)
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    (file,) = segment_files(tmp_path / "b")
+    damaged = bytearray(file.path.read_bytes())
+    last = damaged.rindex(format_.MARK)
+    damaged[last + place if place >= 0 else place] ^= bit
+    file.path.write_bytes(damaged)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        assert after.buffer.journal_stats().damaged == 1
+        after.load()
+        assert tuples_of(await after.drain()) == tuples_of(blocks[:4])
+    assert file.path.with_suffix(".damaged").read_bytes() == damaged
+
+
+async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
+    """A kill may cut a note short; the next life's notes begin at a whole record again."""
+    async with Life(tmp_path / "a") as life:
+        blocks = await put_many(life, 9)
+        life.settle(life.buffer.take(3))
+        await life.quiet()
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.settle(life.buffer.take(9))
+    (file,) = segment_files(tmp_path / "b")
+    with file.done_path.open("ab") as notes:
+        notes.write(b"\0" * 7)
+    async with Life(tmp_path / "b") as second:
+        await second.scan()
+        second.load()
+        second.settle(await second.take(2))
+        await second.quiet()
+        await killed(tmp_path / "b", tmp_path / "c")
+        await second.drain()
+    async with Life(tmp_path / "c") as third:
+        await third.scan()
+        assert third.metrics.recovered == 4
+        third.load()
+        assert tuples_of(await third.drain()) == tuples_of(blocks[5:])
+
+
+async def test_segment_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    """A newer service wrote it: this one starts, says so, and touches nothing."""
+    async with Life(tmp_path / "a") as life:
+        await put_many(life, 2)
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    (file,) = segment_files(tmp_path / "b")
+    data = bytearray(file.path.read_bytes())
+    header = format_._HEADER.pack(b"IOTJRNL\n", 2, file.first, file.salt, 0)
+    data[: format_.HEADER_BYTES] = header + format_._CRC.pack(crc32(header))
+    file.path.write_bytes(data)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        assert after.metrics.recovered == 0
+        assert after.buffer.journal_stats().damaged == 1
+        await after.put(make_block(1))
+        after.load()
+        assert len(await after.drain()) == 1
+    assert file.path.read_bytes() == data
+
+
+async def test_segment_that_cannot_be_read_does_not_stop_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of that name, a segment without a byte: counted or removed, and on it goes."""
+    monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
+    tmp_path.joinpath("journal-00000000000000000001-00000001.log").mkdir()
+    tmp_path.joinpath("journal-00000000000000000009-00000001.log").write_bytes(b"")
+    async with Life(tmp_path) as life:
+        await life.scan()
+        assert life.buffer.journal_stats().damaged == 1
+        block = await life.put(make_block(1))
+        assert block.sequence > 9
+        await life.drain()
+    assert len(segment_files(tmp_path)) == 1
+
+
+async def test_blocks_that_vanish_between_scan_and_load_are_told_as_lost(tmp_path: Path) -> None:
+    """A file altered under our feet: the law stays the witness, nothing hangs."""
+    async with Life(tmp_path / "a") as life:
+        await put_many(life, 10)
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    after = Life(tmp_path / "b")
+    async with asyncio.timeout(5):
+        after.buffer.open()
+        await after.scan()
+        (file,) = segment_files(tmp_path / "b")
+        os.truncate(file.path, file.path.stat().st_size - 1)
+        after.load()
+        while after.buffer.stats().rows:
+            if after.buffer.rows_waiting:
+                after.settle(after.buffer.take(100))
+            await asyncio.sleep(0.001)
+        assert after.metrics.dropped == 1
+        assert after.metrics.imbalance == 1
+        await after.end()
+
+
+async def test_given_back_backlog_keeps_its_order_and_its_place(tmp_path: Path) -> None:
+    """A failed batch of the backlog goes back to the backlog, a live one to the live ones."""
+    async with Life(tmp_path, rows_max=40) as life:
+        await put_many(life, 60)
+        life.load()
+        live = await life.take(40)
+        life.settle(live)
+        async with asyncio.timeout(5):
+            while life.buffer.rows_waiting < 10:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        old = life.buffer.take(10)
+        assert all(block.reloaded for block in old)
+        life.buffer.give_back(old)
+        assert life.buffer.first_received_s() == old[0].received_s
+        again = life.buffer.take(10)
+        assert again == old
+        life.settle(again)
+        await life.drain()
+    assert on_disk(tmp_path) == []
+
+
+class HangingDisk(FailingCalls):
+    """A disk whose fdatasync does not return until `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.go.set()
+
+    def fdatasync(self, fd: int) -> None:
+        """Wait for the disk."""
+        self.go.wait(10)
+        super().fdatasync(fd)
+
+
+async def test_disk_that_hangs_does_not_fill_memory_with_what_is_stored(tmp_path: Path) -> None:
+    """Buffered posts are stored while the journal hangs: what waits for it is memory all the same.
+
+    Its bytes are bounded, posts wait then, and go on once the disk does.
+    """
+    disk = HangingDisk()
+    async with Life(tmp_path, bytes_max=5000, put_wait_s_max=5, calls=disk) as life:
+        await life.put(make_block(1))
+        await life.drain()
+        disk.go.clear()
+        posts: list[asyncio.Task[Block]] = []
+        for _ in range(200):
+            posts.append(asyncio.create_task(life.put(make_block(1), durable=False)))
+            await asyncio.sleep(0)
+            life.settle(life.buffer.take(1000))
+        put = [post for post in posts if post.done() and post.exception() is None]
+        assert 1 < len(put) <= 5000 / len(make_block(1).tuples)
+        assert len(put) == life.metrics.committed - 1
+        waiting = [post for post in posts if not post.done()]
+        assert waiting
+        disk.go.set()
+        await asyncio.gather(*waiting)
+        life.load()
+        assert len(await life.drain()) == len(waiting)
+        await asyncio.gather(*posts, return_exceptions=True)
+
+
+async def test_durable_post_does_not_wait_behind_one_that_needs_memory(tmp_path: Path) -> None:
+    """Memory is full and stays so: when the way to the disk is free the durable post goes on."""
+    disk = HangingDisk()
+    block = make_block(1)
+    size = len(block.tuples)
+    async with Life(
+        tmp_path, rows_max=2, bytes_max=40 * size, put_wait_s_max=5, calls=disk
+    ) as life:
+        await put_many(life, 3)
+        disk.go.clear()
+        spilling = asyncio.create_task(life.put(make_block(12)))
+        await asyncio.sleep(0)
+        awaited = asyncio.create_task(life.put(make_block(1, ack=Ack())))
+        await asyncio.sleep(0)
+        durable = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0.01)
+        assert not durable.done()
+        disk.go.set()
+        async with asyncio.timeout(3):
+            await asyncio.gather(spilling, durable)
+        assert not awaited.done()
+        life.settle(life.buffer.take(2))
+        await awaited
+        life.load()
+        await life.drain()
+
+
+async def test_room_given_back_wakes_the_loader(tmp_path: Path) -> None:
+    """Memory was promised to a post that came to nothing: what is on the disk comes back."""
+    async with Life(tmp_path / "a") as life:
+        await put_many(life, 5)
+        await killed(tmp_path / "a", tmp_path / "b")
+        await life.drain()
+    async with Life(tmp_path / "b", rows_max=10) as after:
+        await after.scan()
+        room = await after.buffer.reserve(10, 400)
+        after.load()
+        await asyncio.sleep(0.01)
+        assert not after.buffer.rows_waiting
+        room.release()
+        assert len(await after.drain()) == 5
+
+
+@pytest.mark.parametrize("at", [0, 2, -1], ids=["the first", "between", "the last"])
+async def test_scan_that_fails_for_a_moment_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """No descriptor free at the start: the others come first, and it is no damage."""
+    monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
+    async with Life(tmp_path / "a", segment_bytes=1000) as life:
+        blocks = [await life.put(make_block(1)) for _ in range(100)]
+        await killed(tmp_path / "a", tmp_path / "b")
+        life.load()
+        await life.drain()
+    failing = [segment_files(tmp_path / "b")[at].path] * (buffer_journal_loader.READS_MAX - 1)
+    real = open_regular
+
+    def out_of_descriptors(path: Path) -> BinaryIO:
+        if path in failing:
+            failing.remove(path)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path)
+
+    monkeypatch.setattr("ingest.buffers.journal.reader.open_regular", out_of_descriptors)
+    async with Life(tmp_path / "b", segment_bytes=1000) as after:
+        await after.scan()
+        assert not failing
+        assert after.metrics.recovered == 100
+        assert after.buffer.journal_stats().damaged == 0
+        after.load()
+        assert sorted(tuples_of(await after.drain())) == sorted(tuples_of(blocks))
+
+
+async def test_what_cannot_be_read_back_comes_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor free, a folder moved for a while: the others go on, and it is tried again."""
+    monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
+    async with Life(tmp_path, rows_max=20, segment_bytes=1000) as life:
+        blocks = [await life.put(make_block(1)) for _ in range(100)]
+        files = [file.path for file in segment_files(tmp_path)]
+        hidden = files[len(files) // 2]
+        hidden.rename(tmp_path / "hidden")
+        life.load()
+        found: list[Block] = []
+        async with asyncio.timeout(5):
+            while not life.buffer.journal_stats().damaged or life.buffer.rows_waiting:
+                batch = life.buffer.take(7)
+                life.settle(batch)
+                found += batch
+                await asyncio.sleep(0.001)
+        assert 80 < len(found) < 100
+        assert life.buffer.stats().rows == 100 - len(found)
+        assert life.buffer.stats().oldest_received_s is not None
+        (tmp_path / "hidden").rename(hidden)
+        found += await life.drain()
+        assert sorted(tuples_of(found)) == sorted(tuples_of(blocks))
+        assert life.metrics.dropped == 0
+
+
+@pytest.mark.parametrize("whole_folder", [True, False])
+async def test_drain_does_not_call_kept_what_is_in_removed_files(
+    tmp_path: Path, whole_folder: bool
+) -> None:
+    """Memory's part is written again, what was on the disk only is not kept: lost, and told so."""
+    folder = tmp_path / "journal"
+    life = Life(folder, rows_max=20, segment_bytes=1 << 20)
+    life.buffer.open()
+    blocks = await put_many(life, 50)
+    if whole_folder:
+        folder.rename(tmp_path / "elsewhere")
+    else:
+        segment_files(folder)[0].path.unlink()
+    life.buffer.shut_inlet()
+    await life.buffer.keep_rest()
+    stats = life.buffer.stats()
+    assert (stats.rows, stats.rows_kept) == (50, 20)
+    await life.end()
+    async with Life(folder) as after:
+        await after.scan()
+        after.load()
+        assert tuples_of(await after.drain()) == tuples_of(blocks[:20])
+
+
+PAGE_BYTES = 4096
+
+
+def _reads_to_a_bad_page(bad: int) -> Callable[[int, int, int], bytes]:
+    """Read as the kernel does: up to the bad page, and only what begins on it fails."""
+    pread = os.pread
+
+    def read(fd: int, count: int, offset: int) -> bytes:
+        if bad <= offset < bad + PAGE_BYTES:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(fd, min(count, bad - offset) if offset < bad else count, offset)
+
+    return read
+
+
+async def _left_with_a_bad_page(folder: Path) -> tuple[list[Block], int, int]:
+    """Leave a journal in `folder`/b; return its 8 blocks, how many lie before a page, that page."""
+    async with Life(folder / "a", segment_bytes=1 << 24) as life:
+        blocks = [await life.put(make_block(4000)) for _ in range(8)]
+        await killed(folder / "a", folder / "b")
+        await life.drain(rows_max=100_000)
+    (file,) = segment_files(folder / "b")
+    bad = file.path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES
+    return blocks, (bad - HEADER_BYTES) // (HEAD_BYTES + len(blocks[0].tuples)), bad
+
+
+async def test_bad_sector_costs_what_comes_behind_it_and_not_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes before it is stored, once; the file stays until somebody can read the rest."""
+    blocks, whole, bad = await _left_with_a_bad_page(tmp_path)
+    monkeypatch.setattr(os, "pread", _reads_to_a_bad_page(bad))
+    monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
+    (file,) = segment_files(tmp_path / "b")
+    found: list[bytes] = []
+    for _ in range(2):
+        async with Life(tmp_path / "b") as after:
+            await after.scan()
+            assert after.buffer.journal_stats().damaged == 1
+            after.load()
+            found += tuples_of(await after.drain(rows_max=100_000))
+            await after.quiet()
+            assert file.path.exists()
+            assert after.metrics.dropped == 0
+    assert found == tuples_of(blocks)[:whole]
+    monkeypatch.undo()
+    async with Life(tmp_path / "b") as last:
+        await last.scan()
+        last.load()
+        found += tuples_of(await last.drain(rows_max=100_000))
+    assert found == tuples_of(blocks)
+    assert not file.path.exists()
+
+
+async def test_sector_that_turns_bad_after_the_start_is_read_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is called lost: what lies before it is stored, the rest once it can be read."""
+    monkeypatch.setattr("ingest.buffers.journal.loader.READ_AGAIN_S", 0.05)
+    blocks, whole, bad = await _left_with_a_bad_page(tmp_path)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        monkeypatch.setattr(os, "pread", _reads_to_a_bad_page(bad))
+        after.load()
+        found: list[Block] = []
+        async with asyncio.timeout(10):
+            while len(found) < whole:
+                taken = await after.take(4000)
+                after.settle(taken)
+                found += taken
+        async with asyncio.timeout(5):
+            while after.buffer.journal_stats().damaged == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert after.buffer.journal_stats().damaged == 1
+        assert after.buffer.stats().rows == 4000 * (8 - whole)
+        monkeypatch.undo()
+        found += await after.drain(rows_max=100_000)
+        assert tuples_of(found) == tuples_of(blocks)
+        assert after.metrics.dropped == 0
+
+
+async def test_tail_that_cannot_be_cut_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that may be read only: what is whole in it is loaded."""
+    async with Life(tmp_path / "a") as life:
+        blocks = await put_many(life, 5)
+        await killed(tmp_path / "a", tmp_path / "b")
+        await life.drain()
+    (file,) = segment_files(tmp_path / "b")
+    with file.path.open("ab") as torn:
+        torn.write(b"\xf7JR")
+
+    def refuse(path: Path, length: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "truncate", refuse)
+    async with Life(tmp_path / "b") as after:
+        await after.scan()
+        after.load()
+        assert tuples_of(await after.drain()) == tuples_of(blocks)
+        assert after.buffer.journal_stats().damaged == 0
+
+
+async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_be_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tail of a post with letters may come then: the file begun next begins behind it."""
+    looking, go, lexists = threading.Event(), threading.Event(), os.path.lexists
+
+    def slow(path: Path) -> bool:
+        looking.set()
+        go.wait(5)
+        return lexists(path)
+
+    async with Life(tmp_path, segment_bytes=200) as life:
+        blocks = [await life.put(make_block(2)) for _ in range(4)]
+        segment_files(tmp_path)[0].path.unlink()
+        monkeypatch.setattr(os.path, "lexists", slow)
+        ending = asyncio.create_task(life.buffer.keep_rest())
+        await asyncio.to_thread(looking.wait, 5)
+        blocks.append(await life.put(make_block(2)))
+        go.set()
+        await ending
+        for block in blocks:
+            path = life.journal.book.segment_of(block.sequence).file.path
+            assert block.tuples in path.read_bytes()
+        assert life.buffer.stats().rows_kept == 10
+
+
+async def test_batches_of_the_backlog_are_small_while_live_posts_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live posts wait for the disk behind them; otherwise nobody does."""
+    monkeypatch.setattr("ingest.buffers.journal.buffer.LIVE_S", 1_000.0)
+    async with Life(tmp_path, rows_max=8_000) as life:
+        await put_many(life, 10_000)
+        life.load()
+        first = await life.take(8_000)
+        life.settle(first[:3_000])
+        async with asyncio.timeout(5):
+            while life.buffer.stats().rows_waiting < 2_000:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        overload = await life.take(1_000)
+        assert len(overload) == 1_000  # memory was full, and is not half empty since
+        life.settle(first[3_000:])
+        life.settle(overload)
+        await life.put(make_block(1))
+        for expected in (1, BACKLOG_ROWS_MAX):
+            live = await life.take(5_000)
+            assert len(live) == expected
+            life.settle(live)
+        life.buffer._live_s -= 1_000
+        rest = await life.take(5_000)
+        assert len(rest) == 1_000 - BACKLOG_ROWS_MAX
+        life.settle(rest)
+
+
+async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full journal has room again once it has been read back: that is not to be slow then."""
+    monkeypatch.setattr("ingest.buffers.journal.buffer.LIVE_S", 1_000.0)
+    async with Life(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
+        await life.put(make_block(1))
+        assert life.buffer.gives_way
+        posts = [asyncio.create_task(life.put(make_block(1))) for _ in range(9)]
+        async with asyncio.timeout(5):
+            while not life.buffer.stats().posts_waiting:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert not life.buffer.gives_way
+        for each in posts:
+            each.cancel()
+        await asyncio.gather(*posts, return_exceptions=True)
+        assert life.buffer.gives_way
+        await life.drain()
+
+
+async def test_replay_gives_way_to_live_posts_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The busier the process, the longer the pauses, up to a bound; none without live posts."""
+    cpu_s, pauses = 0.0, []
+    busy = 1.0
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+
+    def process_cpu_s() -> float:
+        nonlocal cpu_s
+        cpu_s += busy
+        return cpu_s
+
+    async with Life(tmp_path) as life:
+        loader, clock = life.loader, iter(range(1, 1_000))
+        with monkeypatch.context() as patched:
+            patched.setattr("ingest.buffers.journal.loader.process_cpu_s", process_cpu_s)
+            patched.setattr("ingest.buffers.journal.loader.monotonic_s", lambda: float(next(clock)))
+            patched.setattr("ingest.buffers.journal.loader.asyncio.sleep", sleep)
+            await loader._give_way()
+            assert pauses == []
+            patched.setattr(JournalBuffer, "gives_way", True)
+            for _ in range(50):
+                await loader._give_way()
+            assert pauses[0] < pauses[5] < pauses[-1] == PAUSE_S_MAX
+            busy = 0.0
+            for _ in range(50):
+                await loader._give_way()
+            assert pauses[-1] < 1e-4
+
+
+@pytest.mark.parametrize("rows_max", [10, 2], ids=["in memory", "spilled"])
+async def test_a_reading_is_never_at_the_door_and_in_the_buffer_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_max: int
+) -> None:
+    """Between the disk's word and the post's next step it counts once, or the law is off by it."""
+    seen = []
+    kept = JournalRoom.kept
+
+    def noting(room: JournalRoom, segment: Segment, start: int) -> None:
+        kept(room, segment, start)
+        seen.append(life.buffer.stats().rows)
+
+    monkeypatch.setattr(JournalRoom, "kept", noting)
+    async with Life(tmp_path, rows_max=rows_max) as life:
+        await life.put(make_block(3))
+        assert seen == [0]
+        assert life.buffer.stats().rows == 3
+        life.load()
+        await life.drain()
+        assert life.buffer.stats().rows == 0

@@ -1,0 +1,177 @@
+"""One journal, one service: whatever a hand does to the folder, its lock or the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ingest.buffers.journal.reader import segment_files
+from ingest.model.block import Block
+from ingest.model.errors import JournalBroken, StartError
+from ingest.system.clock import monotonic_s
+from ingest.system.files import FolderLock
+from tests.support.blocks import make_block
+from tests.support.journals import Life, killed, on_disk
+
+
+@pytest.fixture(autouse=True)
+def _look_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.buffers.journal.folder.UNSEEN_S_MAX", 0.0)
+
+
+async def put_until_kept(life: Life) -> bytes:
+    """Post until the disk takes something again; return what."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                return (await life.put(make_block(1))).tuples
+            except JournalBroken:
+                await asyncio.sleep(0.01)
+
+
+async def test_lock_that_a_hand_removed_lets_nobody_in(tmp_path: Path) -> None:
+    """The usual cure of a stale lock: the second service would remove what the first appends."""
+    async with Life(tmp_path) as life:
+        await life.put(make_block(1))
+        (tmp_path / "lock").unlink()
+        with pytest.raises(StartError, match="another service writes the journal"):
+            Life(tmp_path).buffer.open()
+        await life.drain()
+    async with Life(tmp_path):
+        pass
+
+
+async def test_folder_moved_away_is_taken_anew_with_its_lock(tmp_path: Path) -> None:
+    """What the service then makes under the old name is its own: nobody else may have it."""
+    folder = tmp_path / "journal"
+    life = Life(folder)
+    life.buffer.open()
+    before = await life.put(make_block(1))
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(JournalBroken):
+        await life.put(make_block(1))
+    kept = await put_until_kept(life)
+    assert kept in on_disk(folder)
+    with pytest.raises(StartError, match="another service writes the journal"):
+        Life(folder).buffer.open()
+    async with Life(tmp_path / "moved") as other:
+        assert on_disk(tmp_path / "moved") == [before.tuples]
+        await other.scan()
+        other.load()
+        assert [each.tuples for each in await other.drain()] == [before.tuples]
+    await life.drain()
+    await life.end()
+
+
+async def test_folder_gone_before_anything_was_written_closes_nobodys_descriptors(
+    tmp_path: Path,
+) -> None:
+    """What was closed once may be a client's by now; and the folder is made and held again."""
+    folder = tmp_path / "journal"
+    life = Life(folder)
+    life.buffer.open()
+    shutil.rmtree(folder)
+    with pytest.raises(JournalBroken):
+        await life.put(make_block(1))
+    others = [os.memfd_create(f"other-{number}") for number in range(8)]
+    kept = await put_until_kept(life)
+    for number, fd in enumerate(others):
+        assert os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:other-{number}")
+    assert on_disk(folder) == [kept]
+    assert FolderLock.try_take(folder) is None
+    for fd in others:
+        os.close(fd)
+    await life.drain()
+    await life.end()
+
+
+async def test_folder_of_another_service_under_our_name_gets_nothing_of_ours(
+    tmp_path: Path,
+) -> None:
+    """It would be scanned up to where it was, and removed with all that came later."""
+    folder = tmp_path / "journal"
+    life = Life(folder)
+    life.buffer.open()
+    await life.put(make_block(1))
+    folder.rename(tmp_path / "moved")
+    async with Life(folder) as other:
+        theirs = await other.put(make_block(1))
+        for _ in range(3):
+            with pytest.raises(JournalBroken):
+                await life.put(make_block(1))
+            await asyncio.sleep(0.03)  # some probes
+        assert on_disk(folder) == [theirs.tuples]
+        await other.drain()
+    assert await put_until_kept(life) in on_disk(folder)
+    await life.drain()
+    await life.end()
+
+
+def test_folder_that_cannot_be_locked_is_held_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems lock no folders."""
+    lock = fcntl.flock
+
+    def no_folders(fd: int, operation: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").is_dir():
+            raise OSError(9, "Bad file descriptor")
+        lock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", no_folders)
+    held = FolderLock.try_take(tmp_path)
+    assert held is not None
+    assert held.holds()
+    assert FolderLock.try_take(tmp_path) is None
+    held.close()
+    again = FolderLock.try_take(tmp_path)
+    assert again is not None
+    again.close()
+
+
+async def test_segment_that_a_hand_appended_to_takes_nothing_more(tmp_path: Path) -> None:
+    """What comes behind bytes of somebody else would not be where we say that it is."""
+    life = Life(tmp_path)
+    life.buffer.open()
+    before = await life.put(make_block(1))
+    (theirs,) = segment_files(tmp_path)
+    with theirs.path.open("ab") as file:
+        file.write(b"from somebody else")
+    with pytest.raises(JournalBroken):
+        await life.put(make_block(1))
+    after = await put_until_kept(life)
+    assert [file.path for file in segment_files(tmp_path)] != [theirs.path]
+    assert on_disk(tmp_path) == [before.tuples, after]
+    await life.drain()
+    await life.end()
+
+
+def of_an_hour_ahead() -> Block:
+    """Make a block that was received while the clock was an hour fast."""
+    block = make_block(2)
+    block.received_us += 3_600_000_000
+    return block
+
+
+async def test_clock_set_back_makes_nothing_received_later_than_it_was(tmp_path: Path) -> None:
+    """`hold release --dead-letter` is for what was received before it, also in an earlier life."""
+    async with Life(tmp_path / "first") as first:
+        await first.put(of_an_hour_ahead())
+        await killed(tmp_path / "first", tmp_path / "second")
+        await first.drain()
+    async with Life(tmp_path / "second", rows_max=20) as life:
+        await life.scan()
+        for _ in range(30):  # most of them are spilled
+            await life.put(of_an_hour_ahead())
+        await life.quiet()
+        released_s = monotonic_s()
+        await asyncio.sleep(0.01)
+        life.load()
+        found = await life.drain(rows_max=5)
+        assert len(found) == 31
+        assert all(each.received_s < released_s for each in found)

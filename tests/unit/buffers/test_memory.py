@@ -1,0 +1,87 @@
+"""What is special to the buffer in memory: it is fast where it is asked often, and forgets nothing.
+
+What every buffer promises is in tests/contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+
+from ingest.buffers.memory import RETRY_AFTER_S_MAX, RETRY_AFTER_S_MIN, MemoryBuffer
+from ingest.model.block import Block
+from ingest.model.errors import BufferFull
+from ingest.system.clock import monotonic_s
+from tests.support.blocks import make_block
+
+
+async def test_put_larger_than_its_reservation_fails_loudly() -> None:
+    """Our own mistake, not the client's: the bounds would be a lie."""
+    buffer = MemoryBuffer(rows_max=10, bytes_max=10_000, put_wait_s_max=0)
+    for rows, size_bytes in ((1, 10_000), (2, 1)):
+        room = await buffer.reserve(rows, size_bytes)
+        with pytest.raises(AssertionError):
+            room.put(make_block(2))
+        room.release()
+        assert buffer.stats().size_bytes == 0
+
+
+async def test_retry_after_is_half_the_age_of_what_is_held_within_bounds() -> None:
+    """An outage of a minute asks for half a minute; nobody is sent away for an hour."""
+    for age_s, expected_s in ((0.0, RETRY_AFTER_S_MIN), (20.0, 10.0), (9_999.0, RETRY_AFTER_S_MAX)):
+        buffer = MemoryBuffer(rows_max=1, bytes_max=10_000, put_wait_s_max=0)
+        block = make_block(1, age_s=age_s)
+        (await buffer.reserve(1, len(block.tuples))).put(block)
+        with pytest.raises(BufferFull) as caught:
+            await buffer.reserve(1, 1)
+        assert caught.value.retry_after_s == pytest.approx(expected_s, abs=0.5)
+
+
+async def test_refusing_stays_cheap_with_many_blocks_in_hand() -> None:
+    """Under overload posts are refused by the thousand while writers hold thousands of blocks."""
+    buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 26, put_wait_s_max=0)
+    for _ in range(10_000):
+        block = make_block(1)
+        (await buffer.reserve(1, len(block.tuples))).put(block)
+    taken = buffer.take(10_000)
+    began_s = monotonic_s()
+    for _ in range(5_000):
+        with pytest.raises(BufferFull):
+            await buffer.reserve(1, 1)
+    assert monotonic_s() - began_s < 1.0
+    buffer.settle(taken)
+
+
+async def test_thousands_of_posts_that_give_up_together_do_not_stop_the_loop() -> None:
+    """A database that is away meets a fleet: every post waits its second and goes."""
+    buffer = MemoryBuffer(rows_max=1, bytes_max=1 << 26, put_wait_s_max=0.05)
+    room = await buffer.reserve(1, 1)
+    posts = [asyncio.create_task(buffer.reserve(1, 1)) for _ in range(3_000)]
+    began_s = monotonic_s()
+    results = await asyncio.gather(*posts, return_exceptions=True)
+    assert all(isinstance(each, BufferFull) for each in results)
+    assert monotonic_s() - began_s < 3.0
+    room.release()
+    assert buffer.stats().size_bytes == 0
+
+
+async def test_settled_blocks_are_not_kept() -> None:
+    """Memory comes free with the room: nothing in the buffer still points to a block."""
+    buffer = MemoryBuffer(rows_max=100, bytes_max=1 << 26, put_wait_s_max=0)
+    before = blocks_alive()
+    for room in [await buffer.reserve(10, 1_000) for _ in range(10)]:
+        room.put(make_block(10))
+    taken = buffer.take(60)
+    buffer.give_back(taken[3:])
+    buffer.settle(taken[:3])
+    del taken
+    buffer.settle(buffer.take(100))
+    assert blocks_alive() == before
+
+
+def blocks_alive() -> int:
+    """Return how many blocks there are in the whole process."""
+    gc.collect()
+    return sum(type(each) is Block for each in gc.get_objects())

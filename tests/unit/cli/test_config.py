@@ -1,0 +1,134 @@
+"""Laws of `ingest config`: what is in force and why, one value, example files."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from ingest.cli.main import main
+from ingest.config.settings import Settings, load
+from ingest.config.text import bounds_text, env_example, groups, toml_example
+from ingest.config.values import env_name
+
+REPOSITORY = Path(__file__).parents[3]
+NAMES = [each.name for each in fields(Settings)]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take away what the machine sets; the state folder is the test's own."""
+    for name in list(os.environ):
+        if name.startswith("INGEST_") or name == "STATE_DIRECTORY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
+
+
+def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run a command that must succeed; return what it printed."""
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def test_config_shows_value_origin_and_bounds_of_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line per setting; the columns tell what is in force and who said so."""
+    path = tmp_path / "s.toml"
+    path.write_text("batch_linger_s = 0.5\nbatch_rows = 7\n")
+    monkeypatch.setenv("INGEST_CONFIG", str(path))
+    monkeypatch.setenv("INGEST_BODY_BYTES_MAX", "2MiB")
+    monkeypatch.setenv("INGEST_BATCH_ROWS", "8")
+    shown = output(capsys, "config", "--batch-rows", "9")
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  ")}
+    assert list(lines) == NAMES
+    assert lines["batch_linger_s"].split()[1:] == ["0.5", "s", str(path), "0", "to", "10", "s"]
+    assert "2 MiB" in lines["body_bytes_max"]
+    assert "INGEST_BODY_BYTES_MAX" in lines["body_bytes_max"]
+    assert lines["batch_rows"].split()[1:4] == ["9", "rows", "--batch-rows"]
+    assert len({line.rindex(str(path)) for line in lines.values() if str(path) in line}) == 1
+
+
+def test_config_flag_wins_over_the_variable_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INGEST_CONFIG is the default of --config."""
+    for name, value in (("a", 3), ("b", 4)):
+        (tmp_path / f"{name}.toml").write_text(f"writers = {value}\n")
+    monkeypatch.setenv("INGEST_CONFIG", str(tmp_path / "a.toml"))
+    assert output(capsys, "config", "--print", "writers") == "3\n"
+    flag = str(tmp_path / "b.toml")
+    assert output(capsys, "config", "--config", flag, "--print", "writers") == "4\n"
+
+
+def test_config_masks_passwords_but_where_the_value_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table is pasted into tickets; --print is for scripts."""
+    url = "postgresql://me:hunter2@db.example/x"
+    monkeypatch.setenv("INGEST_DATABASE_URL", url)
+    shown = output(capsys, "config")
+    assert "hunter2" not in shown
+    assert "postgresql://me:***@db.example/x" in shown
+    assert output(capsys, "config", "--print", "database_url") == f"{url}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("batch_rows", "100"),
+        ("batch_linger_s", "0.02"),
+        ("dlq_auto_replay", "true"),
+        ("body_bytes_max", "1048576"),
+        ("listen", "127.0.0.1:8080"),
+    ],
+)
+def test_config_prints_one_value_for_a_script(
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bare, without unit or separators: what could be given back as it is."""
+    assert output(capsys, "config", "--print", name) == f"{text}\n"
+
+
+def test_config_prints_the_state_folder_in_force(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Also where the setting is empty: a script wants the folder, not the rule."""
+    assert output(capsys, "config", "--print", "state_dir") == f"{tmp_path / 'state'}\n"
+    shown = output(capsys, "config", "--print", "state_dir", "--state-dir", "")
+    assert Path(shown.strip()).is_absolute()
+
+
+def test_examples_hold_every_setting_at_its_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Uncommented as a whole, an example changes nothing."""
+    text = output(capsys, "config", "--toml")
+    assert text == toml_example()
+    live = "\n".join(
+        line[1:] if line[:1] == "#" and line[1:2] not in {" ", ""} else line
+        for line in text.splitlines()
+    )
+    assert list(tomllib.loads(live)) == NAMES
+    path = tmp_path / "all.toml"
+    path.write_text(live)
+    assert load(toml_path=path, environ={}).settings == Settings()
+    text = output(capsys, "config", "--env")
+    assert text == env_example()
+    pairs = dict(
+        line[1:].split("=", 1) for line in text.splitlines() if line.startswith("#INGEST_")
+    )
+    assert list(pairs) == [env_name(name) for name in NAMES]
+    assert load(environ=pairs).settings == Settings()
+
+
+def test_every_group_has_a_title_and_all_settings_are_in_one() -> None:
+    """The order of the declaration is the order that people read."""
+    assert [each.name for _, members in groups() for each in members] == NAMES
+    assert all(title for title, _ in groups())
+    assert {bounds_text(each) for _, m in groups() for each in m if each.metadata["one_of"]}

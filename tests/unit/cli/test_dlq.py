@@ -1,0 +1,301 @@
+"""Laws of `ingest dlq`: readable, safe for a terminal, nothing forgotten without `--yes`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.cli.main import main
+from ingest.dead_letters import manual_replay as replay_by_hand
+from ingest.dead_letters.files import segments, try_replay_lock
+from ingest.model.letter import DRAINED, EXHAUSTED, Letter
+from tests.support.letters import drained, invalid, keep, make_store, read
+
+Dlq = Callable[..., tuple[int, str, str]]
+
+MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Give the dead-letter folder of an empty state folder."""
+    return tmp_path / "dead-letters"
+
+
+@pytest.fixture
+def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Dlq:
+    """Give `ingest dlq ..` on that state folder: exit code, stdout, stderr."""
+    for name in ("INGEST_DATABASE_URL", "INGEST_STATE_DIR", "INGEST_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*words: object, url: str = "") -> tuple[int, str, str]:
+        flags = ["--state-dir", str(tmp_path)]
+        if url:
+            flags += ["--database-url", url]
+            if words[0] == "replay":
+                flags += ["--database-unsafe", "true"]  # the tests' server does not fsync
+        code = main(["dlq", *map(str, words), *flags])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def write(folder: Path, letters: list[Letter]) -> None:
+    """Leave letters behind."""
+    store = make_store(folder)
+    keep(store, letters)
+    store.close()
+
+
+def test_dlq_empty_state_folder_is_no_error(dlq: Dlq, folder: Path) -> None:
+    """Nothing there: said so, exit 0, nothing created."""
+    for words in (["list"], ["show"], ["replay"], ["discard", "--all", "--yes"]):
+        assert dlq(*words) == (0, "", "no dead letters\n")
+    assert "live letters     0" in dlq("stats")[1]
+    assert dlq("discard", "--all")[0] == 1
+    assert not folder.exists()
+
+
+def test_dlq_list_is_a_line_a_letter_with_an_id_that_show_takes(dlq: Dlq, folder: Path) -> None:
+    """The table's ids lead to the letters in full."""
+    write(folder, [*drained(1, device="pump"), invalid(MULTI)._replace(field="values.humidity")])
+    code, out, err = dlq("list")
+    assert (code, err) == (0, "")
+    head, first, second = out.splitlines()
+    assert head.split() == ["ID", "FAILED", "AT", "REASON", "CODE", "DEVICE", "WHAT"]
+    assert [line[head.index("DEVICE") :].split()[0] for line in (first, second)] == [
+        "pump",
+        "pump-7",
+    ]
+    code, out, _ = dlq("show", second.split()[0])
+    assert code == 0
+    for text in (MULTI.decode(), "values.humidity", "wrong_type", "byte ", "precision     s"):
+        assert text in out
+    assert "pump-7" not in dlq("show", first.split()[0])[1]
+
+
+def test_dlq_show_escapes_what_a_device_sent(dlq: Dlq, folder: Path) -> None:
+    """No byte of a letter steers a terminal or starts a line of its own."""
+    write(
+        folder,
+        [
+            invalid(b'{"device_id":"\x1b[2J","x":"\xc2\x9b\n\xe2\x80\xae"}', code="a\x1b]0;t\x07"),
+            invalid(b"\xff\xfe\x1b[31m"),
+            drained(1, device="d\u202ex")[0],
+        ],
+    )
+    for word in ("list", "show", "stats"):
+        out = dlq(word)[1]
+        assert all(each.isprintable() for line in out.split("\n") for each in line), out
+    assert "\\xff\\xfe\\x1b[31m  (not UTF-8)" in dlq("show")[1]
+
+
+def test_dlq_list_json_gives_the_lines_as_they_are_kept(dlq: Dlq, folder: Path) -> None:
+    """A copy for machines and for editing."""
+    write(folder, drained(3))
+    (segment,) = segments(folder)
+    assert dlq("list", "--json")[1] == segment.read_text()
+    assert dlq("list", "--json", "--limit", 1)[1] == segment.read_text().splitlines(True)[0]
+
+
+def test_dlq_list_shows_a_letter_of_two_processes_once(dlq: Dlq, folder: Path) -> None:
+    """An id counts once, and is discarded in both files."""
+    letters = drained(2)
+    stores = [make_store(folder), make_store(folder)]
+    for store in stores:
+        keep(store, letters)
+        store.close()
+    assert len(dlq("list")[1].splitlines()) == 3
+    assert json.loads(dlq("stats", "--json")[1])["live"] == 2
+    dlq("discard", "--all", "--yes")
+    assert read(folder) == []
+
+
+def test_dlq_stats_tells_what_why_and_damage(dlq: Dlq, folder: Path) -> None:
+    """Counts by reason and code; altered and torn lines are told, not fatal."""
+    write(folder, [*drained(3), invalid(b"1"), invalid(b"2", code="ts_too_old")])
+    (segment,) = segments(folder)
+    segment.write_bytes(segment.read_bytes().replace(b"stopped", b"STOPPED", 1) + b"torn")
+    figures = json.loads(dlq("stats", "--json")[1])
+    assert (figures["live"], figures["altered"], figures["torn"], figures["files"]) == (4, 1, 1, 1)
+    assert {"reason": "drained", "code": "", "letters": 2} in figures["by"]
+    text = dlq("stats")[1]
+    assert "1 altered; 1 cut off" in text
+    assert "1 altered" in dlq("list")[2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list", "--where", "colour=red"],
+        ["list", "--where", "reason=bad"],
+        ["list", "--where", "since=yesterday"],
+        ["list", "--where", "code=1,code=2"],
+        ["list", "abc"],
+        ["discard"],
+        ["discard", "--all", "--where", "code=1"],
+        ["replay", "--edited"],
+        ["replay", "--rate", "0"],
+        ["replay", "--file", "x", "--where", "code=1"],
+        ["replay", "--file", "no-such-copy"],
+        ["nothing"],
+    ],
+)
+def test_dlq_wrong_words_are_one_sentence(dlq: Dlq, folder: Path, words: list[str]) -> None:
+    """A mistake is told in one line, exit 2, and nothing is done."""
+    write(folder, drained(1))
+    code, out, err = dlq(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert len(read(folder)) == 1
+
+
+def test_dlq_where_joins_conditions(dlq: Dlq, folder: Path) -> None:
+    """Several in one, or several times."""
+    write(folder, [*drained(1, device="a,b"), *drained(1, reason=EXHAUSTED), invalid(MULTI)])
+    assert len(dlq("list", "--where", "reason=drained,device=a,b")[1].splitlines()) == 2
+    both = ("--where", "reason=drained", "--where", "device=c")
+    assert dlq("list", *both)[1:] == ("", "no such dead letter\n")
+    assert len(dlq("list", "--where", "since=2020-01-01T00:00:00Z")[1].splitlines()) == 4
+
+
+def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder: Path) -> None:
+    """Without --yes it only counts."""
+    write(folder, [*drained(2), *drained(1, reason=EXHAUSTED)])
+    assert "2 letters would be discarded" in dlq("discard", "--where", "reason=drained")[1]
+    assert len(read(folder)) == 3
+    assert dlq("discard", "--where", "reason=drained", "--yes")[:2] == (0, "2 letters discarded\n")
+    (left,) = read(folder)
+    assert left.reason == EXHAUSTED
+    an_id = dlq("list")[1].splitlines()[1].split()[0]
+    assert dlq("discard", an_id, "--yes")[:2] == (0, "1 letter discarded\n")
+
+
+def test_dlq_second_replayer_is_refused(
+    dlq: Dlq, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One replayer per folder, told after a while."""
+    write(folder, drained(1))
+    monkeypatch.setattr(replay_by_hand, "LOCK_S_MAX", 0.3)
+    lock = try_replay_lock(folder)
+    assert lock is not None
+    code, _, err = dlq("replay", "--dry-run")
+    assert code == 2
+    assert "another replay" in err
+    lock.close()
+    assert dlq("replay", "--dry-run")[0] == 0
+
+
+def test_dlq_replay_marks_what_came_in(dlq: Dlq, folder: Path, readings_url: str) -> None:
+    """New once, nothing to do the second time, what is refused stays with its reason."""
+    write(folder, [*drained(3), invalid(MULTI)])
+    assert dlq("replay", "--dry-run")[1].startswith("3 letters would be replayed")
+    assert len(read(folder)) == 4
+    code, out, _ = dlq("replay", "--rate", 1_000, url=readings_url)
+    assert code == 1
+    assert "3 letters replayed: 3 readings, 3 new, 0 duplicates\n1 still refused" in out
+    assert "wrong_type: values.humidity" in out
+    assert (
+        "0 letters replayed" in dlq("replay", "--where", f"reason={DRAINED}", url=readings_url)[1]
+    )
+    assert read(folder) == [invalid(MULTI)]
+
+
+async def _count(url: str) -> int:
+    connection = await asyncpg.connect(url)
+    count: int = await connection.fetchval("select count(*) from readings")
+    await connection.close()
+    return count
+
+
+def test_dlq_replay_of_an_edited_copy_brings_it_in_and_ends_the_letter(
+    dlq: Dlq, folder: Path, readings_url: str, tmp_path: Path
+) -> None:
+    """Mended lines come in whole; lines that a hand broke are told by number and left."""
+    letter = invalid(MULTI)._replace(field="values.humidity")
+    other = invalid(b'{"device_id":"x","ts":1,"metric":"m","value":null}')
+    write(folder, [letter, other, *drained(1)])
+    copy = tmp_path / "copy.jsonl"
+    lines = dlq("list", "--json")[1].splitlines()
+    first = lines[0].replace('\\"wet\\"', "40")
+    reading = json.loads(lines[2])
+    reading["reading"]["value"] = 7
+    copy.write_text(f"{first}\n\n{lines[1][:30]}\n{{}}\n{lines[1]}\n{json.dumps(reading)}\n")
+    code, out, err = dlq("replay", "--file", copy, url=readings_url)
+    assert code == 1
+    assert "line 1: the checksum does not match" in err
+    assert "0 letters replayed" in out
+    code, out, err = dlq("replay", "--file", copy, "--edited", url=readings_url)
+    assert code == 1
+    assert "2 letters replayed: 3 readings, 3 new" in out
+    assert "line 5" in out
+    assert "line 3: not JSON" in err
+    assert "line 4: not a dead letter" in err
+    assert read(folder) == [other]
+    code, out, _ = dlq("replay", "--file", copy, "--edited", url=readings_url)
+    assert "0 new, 3 duplicates" in out
+
+
+def test_dlq_replay_without_a_database_says_so_and_keeps_all(dlq: Dlq, folder: Path) -> None:
+    """Told why; to be run again."""
+    write(folder, drained(1))
+    code, out, err = dlq("replay", url="postgresql://nobody@127.0.0.1:1/none")
+    assert code == 1
+    assert "0 letters replayed" in out
+    assert "run it again" in err
+    assert len(read(folder)) == 1
+
+
+def test_dlq_replay_tells_the_first_of_many(dlq: Dlq, folder: Path, tmp_path: Path) -> None:
+    """A long list of complaints is cut, its length told."""
+    write(folder, [invalid(b"%d" % number) for number in range(30)])
+    out = dlq("replay", "--dry-run")[1]
+    assert "30  not_an_object" in out
+    assert out.endswith("(the first ones)\n")
+    copy = tmp_path / "copy"
+    copy.write_text("x\n" * 30)
+    err = dlq("replay", "--dry-run", "--file", copy)[2]
+    assert err.endswith("left: 30 lines in all\n")
+
+
+def test_dlq_folder_that_cannot_be_read_is_told(dlq: Dlq, folder: Path) -> None:
+    """A file where the folder should be: one sentence."""
+    folder.write_text("")
+    code, _, err = dlq("list")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_dlq_output_that_cannot_be_written_is_not_blamed_on_a_file(
+    folder: Path, unbuffered: str
+) -> None:
+    """A full disk behind `> file` is told as that; where the letters are is only mentioned."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ingest", "dlq", "stats", "--state-dir", str(folder.parent)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("ingest: dlq stats: No space left on device (")
+
+
+def test_dlq_list_into_a_pipe_that_closes_says_nothing(folder: Path) -> None:
+    """`ingest dlq list | head -1` is no error."""
+    keep(make_store(folder), [invalid(b"%d" % n) for n in range(3)])
+    command = [sys.executable, "-m", "ingest", "dlq", "list", "--state-dir", str(folder.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""

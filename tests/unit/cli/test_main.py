@@ -1,0 +1,329 @@
+"""Laws of the command line: where flags may stand, how a failure is told, how quick it is."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from ingest import __version__
+from ingest.cli.main import WORDS, Parser, build_parser, main, split_psql
+from ingest.config.settings import Settings
+from ingest.config.text import groups, metavar
+from ingest.config.values import flag_name
+from ingest.model.errors import IngestError
+
+REPOSITORY = Path(__file__).parents[3]
+NAMES = [each.name for each in fields(Settings)]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take away what the machine sets; the state folder is the test's own."""
+    for name in list(os.environ):
+        if name.startswith("INGEST_") or name == "STATE_DIRECTORY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
+
+
+def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run a command that must fail; return its one sentence."""
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ingest: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("ingest: ").rstrip()
+
+
+def interpreter(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python on the repository's code; return how it ended.
+
+    Not measured for coverage, which would import more than the command does.
+    """
+    inherited = {name: text for name, text in os.environ.items() if "COVERAGE" not in name}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str]) -> None:
+    """A flag stands after the word; --help of serve names them all, with bounds and reason."""
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--help"])
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for title, members in groups():
+        assert f"{title}:" in shown
+        for each in members:
+            assert f"{flag_name(each.name)} {metavar(each)} " in shown
+            assert each.metadata["why"] in shown
+    for word in set(WORDS) - {"psql"}:
+        inner = {"schema": ["show"], "hold": ["show"], "dlq": ["stats"]}.get(word, [])
+        args = build_parser(word).parse_args([word, *inner, *every_flag()])
+        assert {name for name in vars(args) if name.startswith("setting.")} == {
+            f"setting.{name}" for name in NAMES
+        }
+
+
+def every_flag() -> list[str]:
+    """Return each setting's flag with a value."""
+    return [part for name in NAMES for part in (flag_name(name), "1")]
+
+
+def test_help_lists_each_word_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    """`ingest --help` is the map of the command line."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for word, purpose in WORDS.items():
+        assert f"{word} {purpose}" in shown
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_help_of_a_word_is_short_but_for_the_settings(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words that use few settings show few; none fails to describe itself."""
+    with pytest.raises(SystemExit):
+        main([word, "--help"])
+    shown = capsys.readouterr().out
+    assert WORDS[word][1:30] in " ".join(shown.split())
+    assert ("--dlq-bytes-max" in shown) == (word in {"serve", "config"})
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    """One number, in one place."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"ingest {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the following arguments are required: WORD (see ingest --help)"),
+        (["sevre"], "there is no word 'sevre'; did you mean serve? (see ingest --help)"),
+        (["xyzzy", "--help"], "there is no word 'xyzzy' (see ingest --help)"),
+        ([""], "there is no word ''"),
+        (["serve", "--bacth-rows", "5"], "no argument --bacth-rows; did you mean --batch-rows?"),
+        (["serve", "--bacth-rows=5"], "no argument --bacth-rows=5; did you mean --batch-rows?"),
+        (["serve", "--batch-row", "5"], "no argument --batch-row; did you mean --batch-rows?"),
+        (["serve", "--batch-rows"], "expected one argument (see ingest serve --help)"),
+        (["serve", "extra"], "there is no argument extra"),
+        (["serve", "--batch-rows", "0"], "setting batch_rows (--batch-rows): '0' is too small"),
+        (
+            ["--listen", "h:1", "serve"],
+            "--listen stands after a word, as in: ingest serve --listen ..",
+        ),
+        (["config", "--config", "no.toml"], "no.toml: No such file or directory"),
+        (["config", "--print", "batch_row"], "no setting 'batch_row'; did you mean batch_rows?"),
+        (["config", "--toml", "--env"], "not allowed with argument"),
+        (["config", "--print", "database_url"], "no service runs on the state folder"),
+        (["hold"], "the following arguments are required: show | release"),
+        (["schema", "show", "--database-url", "postgresql://u:pw@[x"], "cannot be read as a URL"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_two(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No usage dump, no traceback: what is wrong, and what was perhaps meant."""
+    told = failure(capsys, *words)
+    assert said in told
+    assert "pw" not in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["hold", "show"],
+        ["hold", "release"],
+        ["psql", "-c", "select 1"],
+        ["schema", "show"],
+        *(["dlq", *rest] for rest in (["list"], ["stats"], ["replay"], ["discard", "--all"])),
+        ["dlq", "replay", "--file", "/dev/null"],
+    ],
+)
+def test_state_folder_that_is_not_there_is_told_and_not_made(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped one is neither a folder without letters nor a place for a new database."""
+    told = failure(capsys, *words)
+    assert str(tmp_path / "state") in told
+    assert "--state-dir" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_state_folder_without_a_service_or_a_database_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be any folder: nothing is made in it."""
+    here = ("--state-dir", str(tmp_path))
+    assert "no service runs on the state folder" in failure(capsys, "hold", "show", *here)
+    assert "no service runs on the state folder" in failure(capsys, "hold", "release", *here)
+    assert "no database has been made in" in failure(capsys, "psql", *here, "-c", "select 1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_state_folder_that_is_a_file_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the file system says is told with the path."""
+    (tmp_path / "file").touch()
+    told = failure(capsys, "hold", "show", "--state-dir", str(tmp_path / "file"))
+    assert str(tmp_path / "file") in told
+
+
+@pytest.mark.parametrize(
+    ("words", "ours", "theirs"),
+    [
+        (["-c", "select 1"], [], ["-c", "select 1"]),
+        (["--state-dir", "/x", "-c", "q"], ["--state-dir", "/x"], ["-c", "q"]),
+        (["-c", "q", "--state-dir=/x"], ["--state-dir=/x"], ["-c", "q"]),
+        (["--", "--state-dir", "/x"], [], ["--state-dir", "/x"]),
+        (["-At", "--", "-h"], [], ["-At", "-h"]),
+        (["--config", "f", "--csv"], ["--config", "f"], ["--csv"]),
+        (["--help"], ["--help"], []),
+        (["-h"], ["-h"], []),
+        (["--csv", "-h", "db"], [], ["--csv", "-h", "db"]),
+        (["--state-dir"], ["--state-dir"], []),
+        (["--list"], [], ["--list"]),
+        ([], [], []),
+    ],
+)
+def test_psql_gets_what_is_not_ours(words: list[str], ours: list[str], theirs: list[str]) -> None:
+    """Settings are ours wherever they stand, the rest is psql's, in its order."""
+    assert split_psql(words) == (ours, theirs)
+
+
+def test_flag_stands_before_or_after_a_word_of_a_word() -> None:
+    """`schema --state-dir X apply` and `schema apply --state-dir X` are the same."""
+    for words in (["schema", "--writers", "3", "apply"], ["schema", "apply", "--writers", "3"]):
+        args = build_parser("schema").parse_args(words)
+        assert vars(args)["setting.writers"] == "3"
+
+
+def test_complaint_is_raised_not_printed() -> None:
+    """argparse's own exit would print a usage of fifty flags."""
+    with pytest.raises(Exception, match="see x --help"):
+        Parser(prog="x").parse_args(["--nothing", "y"])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["config"], ["config", "--print", "listen"]])
+def test_quick_word_imports_no_driver(words: list[str]) -> None:
+    """Help and config answer at once because nothing heavy is loaded for them."""
+    code = (
+        "import sys; from ingest.cli.main import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'asyncio', 'aiohttp', 'asyncpg', 'uvloop', 'msgspec', 'structlog', 'orjson',"
+        " 'prometheus_client', 'tomllib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = interpreter("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_reader_that_goes_away_ends_the_command_quietly() -> None:
+    """`ingest config | head -1` leaves no traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest", "config"],
+        cwd=REPOSITORY,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=30,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(28, "No space left on device", "/x"), 2, "No space left on device: '/x'\n"),
+        (IngestError("mend it"), 2, "ingest: mend it\n"),
+    ],
+)
+def test_expected_end_of_a_command_has_no_traceback(
+    error: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ctrl-C says nothing, a full disk and a fault of the user's one line."""
+
+    def ended(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("ingest.cli.config.run", ended)
+    assert main(["config"]) == code
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_misspelt_variable_stops_every_word() -> None:
+    """The real interpreter, the real environment: named on stderr, exit 2."""
+    done = interpreter("-m", "ingest", "config", INGEST_BACTH_ROWS="5")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "INGEST_BACTH_ROWS" in done.stderr
+    assert "INGEST_BATCH_ROWS" in done.stderr
+
+
+def test_doctor_on_a_file_instead_of_a_folder_fails_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every other finding is still made; the database is told to be out of reach."""
+    (tmp_path / "file").touch()
+    words = ["--state-dir", str(tmp_path / "file"), "--json"]
+    assert main(["doctor", *words, "--database-url", "postgresql://127.0.0.1:1/x"]) == 1
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["state folder"]["state"] == "FAIL"
+    assert "--state-dir" in found["state folder"]["detail"]
+    assert found["database"]["state"] == "FAIL"
+    assert found["python"]["state"] == "ok"
+
+
+def test_doctor_on_a_folder_that_names_nobody_makes_the_other_findings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The home of a user who is not there is a folder that cannot be used, like any other."""
+    assert main(["doctor", "--state-dir", "~no_such_user/x", "--json"]) == 1
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["state folder"]["state"] == found["database"]["state"] == "FAIL"
+    assert "~no_such_user/x" in found["state folder"]["detail"]
+    assert found["python"]["state"] == "ok"
+
+
+def test_serve_freezes_what_is_imported_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each full collection looks through all of it, and stops the loop meanwhile."""
+    frozen = []
+
+    async def serve(*_args: object, **_flags: object) -> int:
+        frozen.append(gc.get_freeze_count())
+        return 0
+
+    monkeypatch.setattr("ingest.app.service.serve", serve)
+    before = gc.get_freeze_count()
+    try:
+        assert main(["serve", "--buffer", "memory"]) == 0
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > before + 10_000

@@ -1,0 +1,391 @@
+"""Laws of the commands' parts that need no database: psql's command line, mounts, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ingest.app import buffer as app_buffer
+from ingest.app.greeting import hello
+from ingest.cli import doctor as cli_doctor
+from ingest.cli.doctor import machine_checks, port_checks
+from ingest.cli.doctor_database import Check
+from ingest.cli.main import main
+from ingest.cli.psql import command, find_psql
+from ingest.cli.service import ask
+from ingest.config.settings import Settings
+from ingest.model.errors import StartError
+from ingest.model.ledger import Metrics
+from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
+from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "password"),
+    [
+        ("postgresql://me:p%40w@db/x", "postgresql://me@db/x", "p@w"),
+        (
+            "postgresql://me:pw@a:1,b:2/x?sslmode=require",
+            "postgresql://me@a:1,b:2/x?sslmode=require",
+            "pw",
+        ),
+        ("postgresql://me@db/x", "postgresql://me@db/x", None),
+        (
+            "postgresql://postgres@/postgres?host=/run/x",
+            "postgresql://postgres@/postgres?host=/run/x",
+            None,
+        ),
+    ],
+)
+def test_psql_gets_the_password_by_the_environment_only(
+    url: str, shown: str, password: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every user of a machine can read the arguments of every process."""
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    words, environment = command("/bin/psql", url, ["-c", "select 1"])
+    assert words == ["/bin/psql", "-d", shown, "-c", "select 1"]
+    assert environment.get("PGPASSWORD") == password
+
+
+def test_psql_is_found_beside_the_database_first_then_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same version as the server if possible; a client alone is enough; none is told."""
+    bundled, system = tmp_path / "bundled", tmp_path / "system"
+    for folder, names in ((bundled, ("postgres", "initdb", "psql")), (system, ("psql",))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("#!/bin/sh\n")
+            (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(system))
+    monkeypatch.setenv("INGEST_PG_BIN", str(bundled))
+    assert find_psql() == str(bundled / "psql")
+    (bundled / "psql").unlink()
+    assert find_psql() == str(system / "psql")
+    monkeypatch.setenv("INGEST_PG_BIN", str(tmp_path))
+    assert find_psql() == str(system / "psql")
+    (system / "psql").unlink()
+    with pytest.raises(StartError, match="no psql found"):
+        find_psql()
+
+
+def test_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
+    """The longest mount point above the folder, the later one of two; spaces are escaped there."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/a / ext4 rw 0 0\n"
+        "none /run tmpfs rw 0 0\n"
+        "srv:/x /mnt/my\\040disk nfs4 rw 0 0\n"
+        "none /var ramfs rw 0 0\n"
+        "/dev/b /var xfs rw 0 0\n"
+        "broken\n"
+    )
+    assert filesystem_of(Path("/home/x"), mounts) == "ext4"
+    assert filesystem_of(Path("/runner"), mounts) == "ext4"
+    assert filesystem_of(Path("/mnt/my disk/state"), mounts) == "nfs4"
+    assert filesystem_of(Path("/var"), mounts) == "xfs"
+    assert filesystem_of(Path("/var"), tmp_path / "none") == ""
+
+
+def test_overlay_is_what_its_upper_folder_is_on(tmp_path: Path) -> None:
+    """A container's root on a disk is a disk, on tmpfs it forgets."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/a / ext4 rw 0 0\nnone /fast tmpfs rw 0 0\n"
+        "overlay /one overlay rw,lowerdir=/l,upperdir=/up/1,workdir=/w 0 0\n"
+        "overlay /two overlay rw,lowerdir=/l,upperdir=/fast/2,workdir=/w 0 0\n"
+        "overlay /three overlay ro,lowerdir=/l 0 0\n"
+        "overlay /loop overlay rw,upperdir=/loop/x 0 0\n"
+    )
+    kinds = [filesystem_of(Path("/") / each, mounts) for each in ("one", "two", "three", "loop")]
+    assert kinds == ["overlay on ext4", "overlay on tmpfs", "overlay", "overlay"]
+    assert [is_volatile(each) for each in kinds] == [False, True, False, False]
+    assert is_remote("overlay on nfs4")
+    assert not is_remote("ext4")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "state"),
+    [
+        ("tmpfs", {}, "FAIL"),
+        ("overlay on ramfs", {}, "FAIL"),
+        ("tmpfs", {"buffer": "memory"}, "warn"),
+        ("tmpfs", {"journal_unsafe": True}, "warn"),
+        ("nfs4", {}, "warn"),
+        ("ext4", {}, "ok"),
+        ("overlay on xfs", {}, "ok"),
+    ],
+)
+def test_state_folder_on_a_forgetful_or_remote_disk_is_told(
+    kind: str,
+    changed: dict[str, Any],
+    state: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A 202 in memory is not durable; flock and fsync over a network are hopes."""
+    monkeypatch.setattr(cli_doctor, "filesystem_of", lambda _: kind)
+    settings = Settings(state_dir=str(tmp_path), **changed)
+    found = {each.name: each for each in cli_doctor.folder_checks(settings)}
+    assert found["file system"].state == state
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "overlay on tmpfs"])
+def test_journal_on_a_forgetful_disk_does_not_start(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason, and three ways out; one of them is to say that it does not matter."""
+    monkeypatch.setattr(app_buffer, "filesystem_of", lambda _: kind)
+    with pytest.raises(StartError, match="--journal-unsafe true") as refused:
+        app_buffer.check_promise([tmp_path], unsafe=False)
+    assert kind in str(refused.value)
+    assert "--buffer memory" in str(refused.value)
+    app_buffer.check_promise([tmp_path], unsafe=True)
+
+
+@pytest.mark.parametrize("part", ["journal", "dead-letters", "postgres"])
+def test_part_that_is_a_mount_of_its_own_is_what_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """A reading leaves the journal for the table or the dead letters: all three must be kept."""
+
+    def kind_of(path: Path) -> str:
+        return "tmpfs" if path.name == part else "ext4"
+
+    monkeypatch.setattr(app_buffer, "filesystem_of", kind_of)
+    monkeypatch.setattr(cli_doctor, "filesystem_of", kind_of)
+    settings = Settings(state_dir=str(tmp_path))
+    folder, metrics = StateFolder.open(tmp_path), Metrics()
+    buffer = app_buffer.make_buffer(settings, folder, metrics)
+    with pytest.raises(StartError, match=f"{part} would be on tmpfs.*would not be durable"):
+        app_buffer.open_buffer(buffer, settings, folder, metrics, lambda _: None)
+    assert not folder.journal.exists()
+
+    def state(**changed: Any) -> str:
+        settings = Settings(state_dir=str(tmp_path), **changed)
+        found = {each.name: each for each in cli_doctor.folder_checks(settings)}
+        return found["file system"].state
+
+    assert state() == "FAIL"
+    assert state(buffer="memory") == ("ok" if part == "journal" else "warn")
+    elsewhere = state(database_url="postgresql://there/db")
+    assert elsewhere == ("ok" if part == "postgres" else "FAIL")
+
+
+def test_doctor_tells_of_damaged_segments_and_of_a_journal_left_behind(tmp_path: Path) -> None:
+    """Names the files, and what to do about them."""
+    journal = tmp_path / "journal"
+    journal.mkdir()
+
+    def found(**changed: Any) -> Check:
+        settings = Settings(state_dir=str(tmp_path), **changed)
+        return {each.name: each for each in cli_doctor.folder_checks(settings)}["journal"]
+
+    assert found().state == "ok"
+    assert found(buffer="memory").detail == "none: buffer=memory"
+    (journal / "journal-00000000000000000007-0000000a.log").write_bytes(bytes(2**20))
+    assert found() == Check("journal", "ok", "1 file, 1.0 MiB")
+    assert found(buffer="memory").state == "warn"
+    (journal / "journal-00000000000000000001-0000000b.damaged").write_bytes(b"x")
+    assert found().state == "warn"
+    assert "journal-00000000000000000001-0000000b.damaged" in found().detail
+
+
+def test_machine_lacking_parts_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing library fails; pure Python instead of C, or few open files, warns."""
+    monkeypatch.setattr(cli_doctor, "LIBRARIES", ("asyncpg", "not-there"))
+    monkeypatch.setattr(cli_doctor, "COMPILED", ("msgspec._core", "aiohttp._not_there"))
+    found = {each.name: each for each in machine_checks(Settings(connections_max=2**40))}
+    assert found["libraries"].state == "FAIL"
+    assert "missing: not-there" in found["libraries"].detail
+    assert found["fast parts"].state == "warn"
+    assert "aiohttp._not_there" in found["fast parts"].detail
+    assert found["open files"].state in {"ok", "warn"}  # ok where there is no limit at all
+
+
+def test_address_that_cannot_be_bound_is_told() -> None:
+    """A host that is not of this machine fails as a port in use does."""
+    settings = Settings(listen="192.0.2.1:80", admin_listen="no-such-host.invalid:1")
+    assert [each.state for each in port_checks(settings, None)] == ["FAIL", "FAIL"]
+
+
+class _Admin(http.server.BaseHTTPRequestHandler):
+    answer: tuple[int, bytes] = (200, b"{}")
+    asked: list[tuple[str, str | None, bytes]] = []  # noqa: RUF012  shared with the test
+
+    by_path: dict[str, tuple[int, bytes]] = {}  # noqa: RUF012  else `answer`
+
+    def do_GET(self) -> None:
+        size = int(self.headers.get("Content-Length") or 0)
+        token = self.headers.get("Authorization")
+        self.asked.append((f"{self.command} {self.path}", token, self.rfile.read(size)))
+        status, body = self.by_path.get(self.path, self.answer)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Iterator[type[_Admin]]:
+    """Run an admin port that answers what the test wants, published as on all interfaces."""
+    handler = type("Admin", (_Admin,), {"asked": [], "by_path": {}})
+    server = http.server.HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    folder = StateFolder.open(tmp_path)
+    folder.lock()
+    folder.publish(
+        ServiceInfo(
+            pid=os.getpid(),
+            version="0",
+            listen="0.0.0.0:1",
+            admin_listen=f"0.0.0.0:{server.server_port}",
+            database_url="postgresql://x/y",
+            token="secret",
+            started_us=0,
+        )
+    )
+    yield handler
+    folder.unlock()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_request_to_the_service_carries_its_token_past_any_proxy(
+    admin: type[_Admin], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound to all interfaces it is asked on loopback, never through the environment's proxy."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    admin.answer = (200, b'{"ok": true}')
+    settings = Settings(state_dir=str(tmp_path))
+    assert ask(settings, "POST", "/hold/release", {"dead_letter": True}) == {"ok": True}
+    assert admin.asked == [("POST /hold/release", "Bearer secret", b'{"dead_letter": true}')]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (401, json.dumps({"detail": "wrong token"}).encode(), "refused: 401 wrong token"),
+        (500, b"", "refused: 500"),
+        (200, b"<html>", "200 with something that is not JSON"),
+        (200, b"[1]", "200 with something that is not JSON"),
+    ],
+)
+def test_answer_that_is_none_is_a_sentence(
+    admin: type[_Admin], tmp_path: Path, status: int, body: bytes, told: str
+) -> None:
+    """Another program on the port, a token that does not fit."""
+    admin.answer = (status, body)
+    with pytest.raises(StartError, match=told):
+        ask(Settings(state_dir=str(tmp_path)), "GET", "/readyz")
+
+
+def test_readiness_that_says_no_is_an_answer(admin: type[_Admin], tmp_path: Path) -> None:
+    """503 with a state is what `hold show` came for."""
+    admin.answer = (503, b'{"state": "draining"}')
+    assert ask(Settings(state_dir=str(tmp_path)), "GET", "/readyz") == {"state": "draining"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "level", "told"),
+    [
+        ((200, b'{"state":"accepting","reason":""}'), "ok", "accepting"),
+        ((200, b'{"state":"accepting","reason":"away"}'), "warn", "accepting: away"),
+        ((200, b'{"state":"on_hold","reason":"no: x"}'), "warn", "on_hold: no: x; see"),
+        ((503, b'{"state":"disk_low","reason":"less"}'), "FAIL", "no posts: disk_low: less"),
+        ((404, b'{"detail":"nothing here"}'), "FAIL", "refused: 404 nothing here"),
+    ],
+)
+def test_doctor_tells_how_the_running_service_is(
+    admin: type[_Admin], tmp_path: Path, answer: tuple[int, bytes], level: str, told: str
+) -> None:
+    """That it runs is not enough: it warns where it only keeps, and fails where it refuses."""
+    admin.answer = answer
+    (check,) = port_checks(Settings(), running_service(tmp_path))
+    assert (check.name, check.state) == ("service", level)
+    assert told in check.detail
+    assert admin.asked[0][0] == "GET /readyz"
+
+
+def test_doctor_tells_of_a_service_that_does_not_answer(
+    admin: type[_Admin], tmp_path: Path, free_port: int
+) -> None:
+    """Its process is there, its port is not."""
+    service = running_service(tmp_path)
+    assert service is not None
+    deaf = msgspec.structs.replace(service, admin_listen=f"127.0.0.1:{free_port}")
+    (check,) = port_checks(Settings(), deaf)
+    assert check.state == "FAIL"
+    assert f"does not answer at 127.0.0.1:{free_port}" in check.detail
+
+
+def test_hold_show_quotes_the_database_and_release_says_if_it_did(
+    admin: type[_Admin], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without what would steer a terminal; a hold that is not there is not released."""
+    admin.by_path = {
+        "/readyz": (200, b'{"state": "on_hold", "reason": "refuses", "since": "now"}'),
+        "/hold": (200, b'{"said": "no column \\u001b[2J here"}'),
+    }
+    words = ["hold", "show", "--state-dir", str(tmp_path)]
+    assert main(words) == 0
+    shown = "state:  on_hold\nreason: refuses\nsince:  now\nsaid:   no column  [2J here\n"
+    assert capsys.readouterr().out == shown
+    words[1] = "release"
+    for released, said in ((b"true", "released: "), (b"false", "nothing is on hold")):
+        admin.by_path["/hold/release"] = (200, b'{"released": %s}' % released)
+        assert main(words) == 0
+        assert capsys.readouterr().out.startswith(said)
+
+
+def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`ingest serve` adds the loop and nothing else."""
+    from ingest.app import service as app  # noqa: PLC0415
+    from ingest.cli import serve as cli_serve  # noqa: PLC0415
+    from ingest.config.settings import load  # noqa: PLC0415
+
+    async def serve(_settings: Settings, **_: object) -> int:
+        return 3 if "uvloop" in type(asyncio.get_running_loop()).__module__ else 1
+
+    monkeypatch.setattr(app, "serve", serve)
+    assert cli_serve.run(None, load(environ={})) == 3  # type: ignore[arg-type]
+
+
+def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the shell wants it: without it `psql` would open another database."""
+    for name in ("STATE_DIRECTORY", "HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+
+    def hint(folder: str) -> str:
+        lines = hello(
+            state_dir=Path(folder), listen="a:1", admin_listen="a:2", embedded=True, waiting=""
+        )
+        (found,) = (each for each in lines if each.startswith("database:"))
+        return found.partition("look with: ")[2]
+
+    monkeypatch.setenv("XDG_STATE_HOME", "/s")
+    assert hint("/s/iot-ingest") == "./run psql -c 'table readings'"
+    assert hint("/my s") == "./run psql --state-dir '/my s' -c 'table readings'"
+    monkeypatch.setenv("XDG_STATE_HOME", "")
+    monkeypatch.setenv("HOME", "~no_such_user")
+    assert hint("/s") == "./run psql --state-dir /s -c 'table readings'"

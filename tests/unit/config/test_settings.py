@@ -1,0 +1,352 @@
+"""Laws of the settings: their defaults, bounds, order of origins, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.config.settings import ROW_BYTES_MAX, Settings, check_together, load
+from ingest.config.values import MIB, checked, env_name, unit
+from ingest.model.errors import ConfigError
+from ingest.model.reading import NAME_BYTES_MAX
+from ingest.model.rows import ROW_BYTES_MIN
+
+KNOWN = {each.name: each for each in fields(Settings)}
+NUMBERS = [each for each in fields(Settings) if type(each.default) in {int, float}]
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    """Write a TOML file."""
+    path = tmp_path / "settings.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(**sources: Any) -> str:
+    """Return what load() says about wrong sources."""
+    with pytest.raises(ConfigError) as caught:
+        load(**{"environ": {}, **sources})
+    return str(caught.value)
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    """Each default in the contract's table (section 8) holds to the unit."""
+    contract = {
+        "body_bytes_max": 1_048_576,
+        "inflated_bytes_max": 4_194_304,
+        "buffer_rows_max": 100_000,
+        "buffer_bytes_max": 67_108_864,
+        "post_rows_max": 5_000,
+        "put_wait_s_max": 1.0,
+        "batch_rows": 100,
+        "batch_rows_max": 20_000,  # DESIGN.md 48
+        "batch_linger_s": 0.02,
+        "writers": 2,
+        "write_method": "copy",
+        "retries_max": 8,
+        "ack_default": "best",
+        "ack_wait_s_max": 10.0,
+        "drain_s_max": 20.0,
+        "connections_max": 20_000,
+        "header_s_max": 10.0,
+        "body_s_max": 10.0,
+        "keepalive_s_max": 75.0,
+        "dlq_bytes_max": 1_073_741_824,
+        "dlq_segment_bytes": 67_108_864,
+        "dlq_auto_replay": True,
+        "listen": "127.0.0.1:8080",
+        "admin_listen": "127.0.0.1:8081",
+        "ts_min": "2000-01-01T00:00:00Z",
+        "ts_ahead_s_max": 86_400.0,
+        "schema_check_s": 10.0,
+        "hold_probe_s": 5.0,
+        "wait_s_min": 0.1,
+        "wait_s_max": 10.0,
+        "retry_s_max": 30.0,
+        "unknown_tries_max": 5,
+        "breaker_window_rows": 1_000,
+        "breaker_rows_max": 200,
+        "full_s_min": 5.0,
+    }
+    settings = load(environ={}).settings
+    assert {name: getattr(settings, name) for name in contract} == contract
+
+
+def test_defaults_pass_their_own_bounds() -> None:
+    """A default is a value that a user may write down."""
+    for each in fields(Settings):
+        assert checked(each, each.default, "test") == each.default
+        assert each.metadata["why"]
+
+
+def test_every_number_names_its_unit_and_has_two_bounds() -> None:
+    """Nothing is unbounded, and a float without a unit in its name is a riddle."""
+    for each in NUMBERS:
+        least, most = each.metadata["within"]
+        assert 0 <= least < most < math.inf, each.name
+        if isinstance(each.default, float):
+            assert unit(each.name) in {"s", "days"}, each.name
+
+
+@pytest.mark.parametrize("declared", NUMBERS, ids=lambda each: each.name)
+def test_number_at_its_bound_is_taken_and_beyond_is_refused(declared: Field[Any]) -> None:
+    """Both bounds belong to the allowed values; the next value does not, and the error says so."""
+    for bound, beyond, words in zip(
+        declared.metadata["within"], (-1, 1), ("too small", "too large"), strict=True
+    ):
+        kind: Any = type(declared.default)
+        assert checked(declared, str(kind(bound)), "test") == bound
+        outside = bound + beyond if kind is int else bound + beyond * max(1e-9, bound * 1e-9)
+        with pytest.raises(ConfigError, match=f"^setting {declared.name} .test.: .*{words}"):
+            checked(declared, repr(kind(outside)), "test")
+
+
+def test_later_origin_wins_over_earlier_one(tmp_path: Path) -> None:
+    """Defaults < TOML < environment < flags, whichever of them are there."""
+    path = toml(tmp_path, "writers = 3\n")
+    steps: list[tuple[dict[str, Any], int, str]] = [
+        ({}, 2, "default"),
+        ({"toml_path": path}, 3, str(path)),
+        ({"environ": {"INGEST_WRITERS": "4"}}, 4, "INGEST_WRITERS"),
+        ({"flags": {"writers": "5"}}, 5, "--writers"),
+        ({"toml_path": path, "environ": {"INGEST_WRITERS": "4"}}, 4, "INGEST_WRITERS"),
+        ({"toml_path": path, "flags": {"writers": "5"}}, 5, "--writers"),
+        ({"environ": {"INGEST_WRITERS": "4"}, "flags": {"writers": "5"}}, 5, "--writers"),
+        (
+            {
+                "toml_path": path,
+                "environ": {"INGEST_WRITERS": "4"},
+                "flags": {"writers": "5"},
+            },
+            5,
+            "--writers",
+        ),
+    ]
+    for sources, value, origin in steps:
+        loaded = load(**{"environ": {}, **sources})
+        assert loaded.settings.writers == value
+        assert loaded.origins["writers"] == origin
+        assert set(loaded.origins) == set(KNOWN)
+
+
+def test_wrong_value_of_an_origin_that_loses_does_not_matter() -> None:
+    """Only the value in force is judged: a flag mends a broken environment."""
+    environ = {"INGEST_WRITERS": "many"}
+    assert load(environ=environ, flags={"writers": "1"}).settings.writers == 1
+
+
+def test_empty_variable_counts_as_unset_and_empty_flag_does_not() -> None:
+    """Compose files pass `NAME=` for what is not set; a flag is always meant."""
+    environ = {"INGEST_WRITERS": "", "INGEST_STATE_DIR": "/x", "INGEST_BACTH_ROWS": ""}
+    assert load(environ=environ).settings.writers == 2
+    assert load(environ=environ, flags={"state_dir": ""}).settings.state_dir == ""
+    assert "is not a whole number" in refusal(flags={"writers": ""})
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("INGEST_BACTH_ROWS", "did you mean INGEST_BATCH_ROWS?"),
+        ("INGEST_batch_rows", "did you mean INGEST_BATCH_ROWS?"),
+        ("INGEST_XYZZY", "which is no setting"),
+        ("INGEST_", "which is no setting"),
+        ("INGEST_PORTS", "which is no setting"),
+    ],
+)
+def test_unknown_variable_is_named_with_the_nearest(variable: str, words: str) -> None:
+    """A misspelt variable must not be silence that looks like success."""
+    said = refusal(environ={variable: "5"})
+    assert said.startswith(f"the environment has {variable}, ")
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "INGEST_CONFIG",
+        "INGEST_PG_BIN",
+        "INGEST_TEST_DATA",
+        "INGEST_SERVICE_HOST",
+        "INGEST_SERVICE_PORT",
+        "INGEST_SERVICE_PORT_HTTP",
+        "INGEST_PORT",
+        "INGEST_PORT_8080_TCP",
+        "INGEST_PORT_8080_TCP_ADDR",
+        "OTHER_BATCH_ROWS",
+    ],
+)
+def test_variable_that_is_not_a_setting_of_ours_is_left_alone(variable: str) -> None:
+    """Tests, the launcher, and Kubernetes with a service called `ingest` set their own."""
+    assert load(environ={variable: "tcp://10.0.0.1:8080"}).settings == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("writers = 2.5", "setting writers ({path}): 2.5 is not a whole number"),
+        ("writers = true", "setting writers ({path}): True is not a whole number"),
+        ("writers = [2]", "setting writers ({path}): [2] is not a whole number"),
+        ("writers = inf", "is not a whole number"),
+        ("writers = nan", "is not a whole number"),
+        ("batch_linger_s = nan", "nan is too small: at least 0 s"),
+        ("batch_linger_s = inf", "inf is too large: at most 10 s"),
+        ("batch_linger_s = {s = 1}", "is not a number"),
+        ("batch_linger_s = 1979-05-27", "is not a number"),
+        ("dlq_auto_replay = 2", "2 is neither true nor false"),
+        ("dlq_auto_replay = 1.0", "1.0 is neither true nor false"),
+        ("listen = 8080", "setting listen ({path}): 8080 is not text"),
+        ('write_method = "upsert"', "'upsert' is none of copy, insert"),
+        ("[door]\nwriters = 2", "there is no setting 'door'"),
+        ("batch-rows = 2", "there is no setting 'batch-rows'; did you mean batch_rows?"),
+        ("bacth_rows = 2", "{path}: there is no setting 'bacth_rows'; did you mean batch_rows?"),
+        ("writers = ", "{path} is not TOML: "),
+        ("writers = 2\nwriters = 3", "{path} is not TOML: "),
+        ("retries_max = " + "9" * 5_000, "{path} is not TOML: "),
+        ("retries_max = " + "9" * 4_000, "is too large: at most 1,000"),
+        ("retries_max = 0x" + "f" * 5_000, "is too large: at most 1,000"),
+        ("batch_linger_s = " + "9" * 400, "is not a number"),
+    ],
+)
+def test_wrong_toml_is_told_by_setting_and_file(tmp_path: Path, text: str, words: str) -> None:
+    """An operator learns which file, which setting, what it was and what it may be."""
+    path = toml(tmp_path, text)
+    said = refusal(toml_path=path)
+    assert words.format(path=path) in said if "{path}" in words else words in said
+    assert len(said) < 400
+
+
+def test_unreadable_toml_is_told_with_its_path(tmp_path: Path) -> None:
+    """A missing file, a folder, and bytes that are not UTF-8 are three plain sentences."""
+    assert refusal(toml_path=tmp_path / "no.toml").endswith("no.toml: No such file or directory")
+    assert "Is a directory" in refusal(toml_path=tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'state_dir = "\xe9"')
+    assert "is not TOML" in refusal(toml_path=tmp_path / "latin.toml")
+
+
+def test_toml_of_all_types_is_taken(tmp_path: Path) -> None:
+    """Numbers, text, booleans and sizes as text arrive as what they are; a BOM does no harm."""
+    text = (
+        '\ufeffwriters = 3\nbatch_linger_s = 1\ndlq_auto_replay = false\nlisten = "[::1]:0"\n'
+        'body_bytes_max = "2 MiB"\nbatch_rows = 50.0\n'
+    )
+    settings = load(toml_path=toml(tmp_path, text), environ={}).settings
+    assert settings.writers == 3
+    assert settings.batch_linger_s == 1.0
+    assert isinstance(settings.batch_linger_s, float)
+    assert settings.dlq_auto_replay is False
+    assert settings.listen == "[::1]:0"
+    assert settings.body_bytes_max == 2 * MIB
+    assert settings.batch_rows == 50
+    assert isinstance(settings.batch_rows, int)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("true", True), ("YES", True), ("1", True), ("on", True), ("False", False), ("0", False)],
+)
+def test_boolean_is_read_from_its_usual_words(word: str, value: bool) -> None:
+    """The words that env files use all work, in any case."""
+    assert load(environ={"INGEST_SCHEMA_APPLY": word}).settings.schema_apply is value
+
+
+def test_choice_is_read_in_any_case_and_kept_in_ours() -> None:
+    """LOG_LEVEL=INFO is what people write."""
+    assert load(environ={"INGEST_LOG_LEVEL": " WARNING "}).settings.log_level == "warning"
+
+
+@pytest.mark.parametrize(
+    ("lower", "low", "upper", "high"),
+    [
+        ("post_rows_max", "6000", "batch_rows_max", "5000"),
+        ("post_rows_max", "5001", "buffer_rows_max", "5000"),
+        ("batch_rows", "6000", "batch_rows_max", "5000"),
+        ("body_bytes_max", "8MiB", "inflated_bytes_max", "4MiB"),
+        ("body_bytes_max", "1MiB", "door_bytes_max", "64KiB"),
+        ("inflated_bytes_max", "65MiB", "buffer_bytes_max", "64MiB"),
+        ("lock_s_max", "10", "statement_s_max", "10"),
+        ("statement_s_max", "15", "command_s_max", "15"),
+        ("command_s_max", "20", "drain_s_max", "20"),
+        ("wait_s_min", "11", "wait_s_max", "10"),
+        ("breaker_rows_max", "20", "breaker_window_rows", "10"),
+    ],
+)
+def test_bounds_between_settings_name_both_with_origin(
+    lower: str, low: str, upper: str, high: str
+) -> None:
+    """Two values that cannot hold together are told together, with where each came from."""
+    said = refusal(environ={env_name(upper): high}, flags={lower: low})
+    assert said.startswith(f"setting {lower} (")
+    assert f", --{lower.replace('_', '-')}) must " in said
+    assert f" {upper} (" in said
+    assert said.endswith(f", {env_name(upper)})")
+
+
+def test_post_with_the_longest_names_fits_the_buffer() -> None:
+    """A post within every limit of its own must not be one that can never have room."""
+    said = refusal(
+        flags={"buffer_bytes_max": "2MiB", "inflated_bytes_max": "1MiB", "body_bytes_max": "1k"}
+    )
+    assert "post_rows_max (5,000 rows, default)" in said
+    assert "buffer_bytes_max (2 MiB, --buffer-bytes-max)" in said
+    assert ROW_BYTES_MAX == ROW_BYTES_MIN + 2 * NAME_BYTES_MAX
+
+
+@pytest.mark.parametrize("queue", ["dlq", "journal"])
+def test_file_of_a_queue_is_a_quarter_of_it_at_most(queue: str) -> None:
+    """Whole files are removed; to lower the cap alone is told in a sentence that names both."""
+    segment, whole = f"{queue}_segment_bytes", f"{queue}_bytes_max"
+    said = refusal(environ={env_name(whole): "255MiB"})
+    assert said == (
+        f"setting {segment} (64 MiB, default) must not exceed a quarter of "
+        f"{whole} (255 MiB, {env_name(whole)}): whole files are removed"
+    )
+    flags = {whole: "64MiB", segment: "16MiB"}
+    fits = load(environ={}, flags=flags).settings
+    assert getattr(fits, whole) == 4 * getattr(fits, segment)
+
+
+def test_no_drain_at_all_is_allowed() -> None:
+    """drain_s_max = 0 means: straight to the dead letters; it need not cover a write."""
+    assert load(environ={}, flags={"drain_s_max": "0"}).settings.drain_s_max == 0
+
+
+def test_one_address_for_both_listeners_is_refused_unless_the_port_is_free_choice() -> None:
+    """The second bind would fail with a worse message."""
+    said = refusal(flags={"listen": "127.0.0.1:8081"})
+    assert "listen (127.0.0.1:8081, --listen) must differ from admin_listen" in said
+    both = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
+    assert load(environ={}, flags=both).settings.listen == "127.0.0.1:0"
+
+
+def test_settings_made_by_hand_can_be_checked_too() -> None:
+    """check_together works without origins, for settings that no file gave."""
+    check_together(Settings())
+    with pytest.raises(ConfigError, match=r"batch_rows \(29,000 rows, default\)"):
+        check_together(Settings(batch_rows=29_000))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p@ss:w/rd@127.0.0.1/x",
+        "postgresql://u:[x@127.0.0.1/x",
+        "postgresql://u:p@127.0.0.1:99999/x",
+        "postgresql://u:p@127.0.0.1:notaport/x",
+        "postgresql://u:%00@127.0.0.1/x",
+    ],
+)
+def test_database_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
+    """Said at once and with the remedy, not as the driver's words later."""
+    with pytest.raises(ConfigError, match=r"database_url.*%2F") as caught:
+        load(environ={"INGEST_DATABASE_URL": url})
+    assert "ss:w" not in str(caught.value)
+
+
+def test_database_url_of_several_hosts_is_taken() -> None:
+    """A primary and its standbys, each with a port."""
+    url = "postgresql://u:p@one:5432,two:5433/x"
+    assert load(environ={"INGEST_DATABASE_URL": url}).settings.database_url == url

@@ -1,0 +1,160 @@
+"""Laws of the files that hold secrets: where they count, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import pytest
+
+from ingest.config.settings import default_state_dir, load, state_dir
+from ingest.model.errors import ConfigError
+from tests.unit.config.test_settings import refusal, toml
+
+URL = "postgresql://ingest:geheim@db/telemetry"
+TOKEN = "geheim-as-the-dashboard-asks"
+
+
+def secret(tmp_path: Path, raw: bytes) -> str:
+    """Write a secret's file; return its path."""
+    path = tmp_path / "database_url"
+    path.write_bytes(raw)
+    return str(path)
+
+
+@pytest.mark.parametrize("raw", [URL.encode(), f"\ufeff {URL} \r\n".encode(), f"{URL}\n".encode()])
+def test_database_url_is_read_from_its_file(tmp_path: Path, raw: bytes) -> None:
+    """A secret that is mounted as a file needs no shell to reach the service, from any origin."""
+    path = secret(tmp_path, raw)
+    origins: tuple[dict[str, Any], ...] = (
+        {"environ": {"INGEST_DATABASE_URL_FILE": path}},
+        {"flags": {"database_url_file": path}},
+        {"toml_path": toml(tmp_path, f"database_url_file = {path!r}\n")},
+    )
+    for sources in origins:
+        loaded = load(**{"environ": {}, **sources})
+        assert loaded.settings.database_url == URL
+        assert loaded.origins["database_url"] == path
+
+
+def test_url_and_its_file_are_one_setting_said_in_two_ways(tmp_path: Path) -> None:
+    """A later origin wins, whichever way it says it; one origin that says both contradicts itself.
+
+    So an administrator's `--database-url` works where the service's own URL is in a file.
+    """
+    path = secret(tmp_path, URL.encode())
+    other = "postgresql://admin@db/telemetry"
+    by_file = {"INGEST_DATABASE_URL_FILE": path}
+    for environ, flags, expected in (
+        (by_file, {"database_url": other}, other),
+        (by_file, {"database_url": ""}, ""),
+        ({"INGEST_DATABASE_URL": other}, {"database_url_file": path}, URL),
+        ({"INGEST_DATABASE_URL": other}, {"database_url_file": ""}, other),
+        (by_file, {"database_url_file": ""}, ""),
+    ):
+        assert load(environ=environ, flags=flags).settings.database_url == expected
+    told = refusal(environ={"INGEST_DATABASE_URL": URL, **by_file})
+    assert told.startswith("of database_url (INGEST_DATABASE_URL) and database_url_file (INGEST_")
+    assert "geheim" not in told
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (None, "cannot read .*: No such file"),
+        (b"", "must hold one line"),
+        (b" \n\n", "must hold one line"),
+        (b"postgresql://geheim\nmore\n", "must hold one line"),
+        (b"postgresql://geheim/" + b"x" * 20_000, "must hold one line"),
+        (b"postgresql://geheim\xff", "is not UTF-8 text"),
+    ],
+    ids=["absent", "empty", "blank", "two lines", "long", "bytes"],
+)
+def test_unusable_file_of_the_url_is_told_without_its_content(
+    tmp_path: Path, raw: bytes | None, words: str
+) -> None:
+    """The error names the setting, its origin and the file; what the file holds is a secret."""
+    path = str(tmp_path / "absent") if raw is None else secret(tmp_path, raw)
+    told = refusal(environ={"INGEST_DATABASE_URL_FILE": path})
+    assert re.match(rf"setting database_url_file \(INGEST_DATABASE_URL_FILE\): .*{words}", told)
+    assert path in told
+    assert "geheim" not in told
+
+
+def test_pipe_is_read_if_somebody_writes_it_and_refused_if_nobody_does(tmp_path: Path) -> None:
+    """A shell's `<(..)` is a pipe too; a named one that nobody has open used to hang the start."""
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writing, "w") as pipe:
+            pipe.write(f"{URL}\n")
+
+    writer = Timer(0.1, write)
+    writer.start()
+    try:
+        environ = {"INGEST_DATABASE_URL_FILE": f"/proc/self/fd/{reading}"}
+        assert load(environ=environ).settings.database_url == URL
+    finally:
+        writer.join()
+        os.close(reading)
+    os.mkfifo(tmp_path / "nobody")
+    told = refusal(environ={"INGEST_DATABASE_URL_FILE": str(tmp_path / "nobody")})
+    assert "must hold one line" in told
+    assert load(toml_path=tmp_path / "nobody", environ={}).settings.database_url == ""
+    assert "larger than" in refusal(toml_path=Path("/dev/zero"), environ={})
+
+
+def test_home_that_nobody_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is nobody's words: a container's user without a name, and no HOME."""
+    words = "no such user, or one without a home folder"
+    nobody = "~nobody-of-that-name/url"
+    told = refusal(environ={"INGEST_DATABASE_URL_FILE": nobody})
+    assert told == f"setting database_url_file (INGEST_DATABASE_URL_FILE): {nobody}: {words}"
+    with pytest.raises(ConfigError, match=f"setting state_dir: {nobody}: {words}"):
+        state_dir(load(environ={}, flags={"state_dir": nobody}).settings)
+    monkeypatch.setattr(os, "geteuid", lambda: 123_456)
+    monkeypatch.setattr(os, "getuid", lambda: 123_456)
+    monkeypatch.delenv("HOME", raising=False)
+    with pytest.raises(ConfigError, match="choose --state-dir"):
+        default_state_dir({})
+
+
+def test_wrong_url_of_a_file_names_the_file(tmp_path: Path) -> None:
+    """The same checks hold, and a password is not shown."""
+    path = secret(tmp_path, b"mysql://geheim")
+    told = refusal(environ={"INGEST_DATABASE_URL_FILE": path})
+    assert told == f"setting database_url ({path}): does not begin with postgresql://"
+
+
+def test_token_of_the_admin_port_is_read_from_its_file_as_the_url_is(tmp_path: Path) -> None:
+    """Two secrets beside each other, each in its own setting; a later origin wins here too."""
+    url, token = tmp_path / "database_url", tmp_path / "admin_token"
+    url.write_text(f"{URL}\n")
+    token.write_text(f"{TOKEN}\n")
+    by_files = {"INGEST_DATABASE_URL_FILE": str(url), "INGEST_ADMIN_TOKEN_FILE": str(token)}
+    settings, origins = load(environ=by_files)
+    assert (settings.database_url, settings.admin_token) == (URL, TOKEN)
+    assert (origins["database_url"], origins["admin_token"]) == (str(url), str(token))
+    other = TOKEN[::-1]
+    assert load(environ=by_files, flags={"admin_token": other}).settings.admin_token == other
+    by_value = {"INGEST_ADMIN_TOKEN": other}
+    flags = {"admin_token_file": str(token)}
+    assert load(environ=by_value, flags=flags).settings.admin_token == TOKEN
+    told = refusal(environ={**by_value, **by_files})
+    assert told == (
+        "of admin_token (INGEST_ADMIN_TOKEN) and admin_token_file (INGEST_ADMIN_TOKEN_FILE) set one"
+    )
+
+
+def test_weak_or_missing_token_of_a_file_is_told_without_being_shown(tmp_path: Path) -> None:
+    """The bounds of the setting hold for what the file says."""
+    path = tmp_path / "admin_token"
+    told = refusal(environ={"INGEST_ADMIN_TOKEN_FILE": str(path)})
+    assert told.startswith("setting admin_token_file (INGEST_ADMIN_TOKEN_FILE): cannot read")
+    path.write_text("geheim\n")
+    told = refusal(environ={"INGEST_ADMIN_TOKEN_FILE": str(path)})
+    assert told.startswith(f"setting admin_token ({path}): needs at least 16")
+    assert "geheim" not in told

@@ -1,0 +1,213 @@
+"""Laws of single values: sizes, numbers, addresses, times, folders, and how they are shown."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from ingest.config.settings import (
+    Settings,
+    default_state_dir,
+    load,
+    secret_names,
+    split_address,
+    state_dir,
+    ts_min_us,
+)
+from ingest.config.values import MIB, checked, mask_url, shown
+from ingest.model.errors import ConfigError
+
+KNOWN = {each.name: each for each in fields(Settings)}
+
+
+def refusal(**flags: str) -> str:
+    """Return what load() says about wrong flags."""
+    with pytest.raises(ConfigError) as caught:
+        load(environ={}, flags=flags)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("64MiB", 64 * MIB),
+        ("64 mib", 64 * MIB),
+        ("65536KiB", 64 * MIB),
+        ("64M", 64 * MIB),
+        ("1GiB", 1024 * MIB),
+        ("2g", 2048 * MIB),
+        (" 67108864 ", 64 * MIB),
+        ("16TiB", 16 * 1024**4),
+        ("1 t", 1024**4),
+    ],
+)
+def test_size_may_carry_a_binary_suffix(text: str, value: int) -> None:
+    """Sizes are written as people write them; K, M, G and T are powers of 1,024."""
+    assert checked(KNOWN["journal_bytes_max"], text, "test") == value
+
+
+@pytest.mark.parametrize("text", ["64MB", "1.5GiB", "MiB", "-1KiB", "64 M iB", "64TiBs", "6e7"])
+def test_size_of_another_form_is_refused(text: str) -> None:
+    """A suffix of doubtful meaning is not guessed at: those that work are named."""
+    with pytest.raises(ConfigError, match="not a whole number of bytes, KiB, MiB, GiB or TiB"):
+        checked(KNOWN["buffer_bytes_max"], text, "test")
+
+
+def test_size_suffix_on_a_count_of_rows_is_refused() -> None:
+    """5k rows would be 5,120 of them: a surprise."""
+    assert refusal(batch_rows_max="5k").endswith("'5k' is not a whole number")
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "-1", "ten", "1,5", "1 s", ""])
+def test_number_that_is_none_is_refused(text: str) -> None:
+    """NaN and infinity are no durations, and no unit is read after a number."""
+    with pytest.raises(ConfigError, match="setting batch_linger_s"):
+        checked(KNOWN["batch_linger_s"], text, "test")
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),
+        ("localhost:65535", ("localhost", 65535)),
+        ("[::1]:8080", ("::1", 8080)),
+        ("[::]:1", ("::", 1)),
+    ],
+)
+def test_address_is_split_into_host_and_port(address: str, parts: tuple[str, int]) -> None:
+    """IPv6 stands in brackets, as in a URL."""
+    assert split_address(address) == parts
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "8080", ":8080", "host:", "host:http", "h:65536", "h:-1", "h:٨", "[]:1", "::1:80"],
+)
+def test_address_of_another_form_is_refused_by_setting(address: str) -> None:
+    """A port alone, a name for a port, digits of other scripts, IPv6 without brackets."""
+    assert refusal(admin_listen=address).startswith("setting admin_listen (--admin-listen): ")
+
+
+@pytest.mark.parametrize(
+    ("text", "ts_us"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("2000-01-01T01:00:00+01:00", 946_684_800_000_000),
+        ("1969-12-31T23:59:59.500000Z", -500_000),
+        ("0001-01-01T00:00:00Z", -62_135_596_800_000_000),
+    ],
+)
+def test_oldest_ts_is_exact_to_the_microsecond(text: str, ts_us: int) -> None:
+    """Also before 1970, where rounding towards zero would be a second off."""
+    assert ts_min_us(Settings(ts_min=text)) == ts_us
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2000-01-01", "2000-01-01T00:00:00", "0"])
+def test_oldest_ts_without_offset_is_refused(text: str) -> None:
+    """A local time would move the window with the machine's time zone."""
+    assert "setting ts_min (--ts-min)" in refusal(ts_min=text)
+    with pytest.raises(ConfigError, match="with an offset"):
+        ts_min_us(Settings(ts_min=text))
+
+
+@pytest.mark.parametrize("token", ["short", "with a space in it", "línea-de-admisión", "x" * 15])
+def test_weak_admin_token_is_refused_without_being_shown(token: str) -> None:
+    """It opens replay and discard, and is sent in a header."""
+    said = refusal(admin_token=token)
+    assert said.startswith("setting admin_token (--admin-token): needs at least 16")
+    assert token not in said
+
+
+def test_database_url_is_never_shown_in_an_error() -> None:
+    """A password in a log outlives its rotation."""
+    said = refusal(database_url="mysql://me:hunter2@db/x")
+    assert said == "setting database_url (--database-url): does not begin with postgresql://"
+    assert "hunter2" not in refusal(database_url="hunter2\0")
+    assert secret_names() == {"admin_token", "database_url"}
+
+
+TORN = (
+    "postgresql://me:12/hunter2@db/x",
+    "postgresql://me:12?hunter2@db:1/x",
+    "postgresql://me:12#hunter2@db/x",
+    "postgresql://me:a,hunter2#y@db/x",
+    "postgresql://me:p@ss:hunter2@db:1/x",
+)
+
+
+@pytest.mark.parametrize("url", TORN)
+def test_url_that_its_password_tears_is_refused_and_not_quoted(url: str) -> None:
+    """The driver's own words for it would show the password's tail, in the log and on the page."""
+    said = refusal(database_url=url)
+    assert "cannot be read as a URL; in a password write / as %2F" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("postgresql://me:pw@db:5432/x", "postgresql://me:***@db:5432/x"),
+        (
+            "postgresql://me:p%40w@a:1,b:2/x?sslmode=require",
+            "postgresql://me:***@a:1,b:2/x?sslmode=require",
+        ),
+        (
+            "postgresql://me@/x?host=/run/pg&password=pw",
+            "postgresql://me@/x?host=/run/pg&password=***",
+        ),
+        ("postgresql://db/x?sslpassword=pw", "postgresql://db/x?sslpassword=***"),
+        ("postgresql://db/x", "postgresql://db/x"),
+        ("postgresql://db/x?PWD=pw", "postgresql://db/x?PWD=***"),
+        ("postgresql://me:pw@[db", "***"),
+        *((url, "***") for url in TORN),
+    ],
+)
+def test_masked_url_keeps_all_but_the_password(url: str, masked: str) -> None:
+    """An operator sees which server it is; nobody sees the password."""
+    assert mask_url(url) == masked
+
+
+def test_state_folder_is_systemds_roots_or_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """STATE_DIRECTORY first; root's under /var/lib; a user's absolute XDG one."""
+    assert default_state_dir({"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}) == Path("/var/lib/a")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert default_state_dir({"HOME": "/h"}) == Path("/var/lib/iot-ingest")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert default_state_dir({"HOME": "/h"}) == Path("/h/.local/state/iot-ingest")
+    assert default_state_dir({"HOME": "/h", "XDG_STATE_HOME": "/s"}) == Path("/s/iot-ingest")
+    assert default_state_dir({"HOME": "/h", "XDG_STATE_HOME": "s"}).is_relative_to("/h")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert default_state_dir({}) == Path("/home/me/.local/state/iot-ingest")
+    assert state_dir(Settings(state_dir="~/x")) == Path("/home/me/x")
+    assert state_dir(Settings(state_dir="x")) == Path.cwd() / "x"
+    monkeypatch.setenv("STATE_DIRECTORY", "/sd")
+    assert state_dir(Settings()) == Path("/sd")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("body_bytes_max", 1_048_576, "1 MiB"),
+        ("body_bytes_max", 1_048_577, "1,048,577 bytes"),
+        ("disk_free_bytes_min", 0, "0 bytes"),
+        ("buffer_rows_max", 100_000, "100,000 rows"),
+        ("dlq_replay_rows_per_s", 2_000, "2,000 rows/s"),
+        ("batch_linger_s", 0.02, "0.02 s"),
+        ("drain_s_max", 20.0, "20 s"),
+        ("dlq_keep_days", 0.5, "0.5 days"),
+        ("writers", 2, "2"),
+        ("dlq_auto_replay", True, "true"),
+        ("listen", "h:1", "h:1"),
+    ],
+)
+def test_value_is_shown_with_its_unit(name: str, value: object, text: str) -> None:
+    """A size as MiB where it is whole, a number with its unit, nothing rounded."""
+    assert shown(name, value) == text
+
+
+def test_shown_number_is_not_rounded() -> None:
+    """What is printed is what is in force."""
+    assert shown("batch_linger_s", 0.123456789) == "0.123456789 s"

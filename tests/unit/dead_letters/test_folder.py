@@ -1,0 +1,664 @@
+"""Laws of one process's hold on a folder: on the disk or refused, never twice, within the cap."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import resource
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from ingest.dead_letters.files import (
+    cursor_path,
+    folder_bytes,
+    new_segment,
+    segments,
+    try_replay_lock,
+)
+from ingest.dead_letters.folder import Request, Store
+from ingest.dead_letters.format import encode_line, letter_id
+from ingest.dead_letters.live import RETURNING_BYTES_MIN
+from ingest.model.errors import DeadLettersBroken, DeadLettersFull, StartError
+from ingest.model.letter import DRAINED, EXHAUSTED, REFUSED, Letter
+from ingest.model.reading import Reading
+from ingest.system.files import REAL_CALLS, FileCalls
+from tests.support.letters import drained, invalid, keep, make_store, mark, read
+
+T = TypeVar("T")
+
+
+class Faults:
+    """System calls that fail when told to: `fail[name]` lists which calls of it (from 1) fail."""
+
+    def __init__(self, **fail: set[int]) -> None:
+        self.fail = fail
+        self.seen: dict[str, int] = {}
+        self.code = errno.EIO
+        self.bytes_at_once = 1 << 30
+
+    def calls(self) -> FileCalls:
+        """Give the calls to hand to a store."""
+        return FileCalls(
+            write=lambda fd, data: self._do("write", os.write, fd, data[: self.bytes_at_once]),
+            fdatasync=lambda fd: self._do("fdatasync", os.fdatasync, fd),
+            fsync=lambda fd: self._do("fsync", os.fsync, fd),
+            ftruncate=lambda fd, size: self._do("ftruncate", os.ftruncate, fd, size),
+        )
+
+    def _do(self, name: str, call: Callable[..., T], *args: Any) -> T:
+        self.seen[name] = self.seen.get(name, 0) + 1
+        if self.seen[name] in self.fail.get(name, ()):
+            if name == "write":
+                os.write(args[0], args[1][:7])
+            raise OSError(self.code, os.strerror(self.code))
+        return call(*args)
+
+
+def test_folder_and_files_belong_to_their_owner_only(tmp_path: Path) -> None:
+    """What devices sent is nobody else's business, whatever the umask."""
+    old = os.umask(0)
+    try:
+        store = make_store(tmp_path / "dead-letters")
+        keep(store, drained(1))
+        mark(store)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "dead-letters").stat().st_mode) == 0o700
+    for path in (tmp_path / "dead-letters").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    store.close()
+
+
+def test_open_in_a_place_that_is_no_folder_is_a_start_error(tmp_path: Path) -> None:
+    """The service says what is in the way."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartError, match="file/dead"):
+        make_store(tmp_path / "file" / "dead")
+
+
+def test_append_twice_writes_one_line_per_fact_and_reason(tmp_path: Path) -> None:
+    """A letter that is live is not written again; another reason is another letter."""
+    store = make_store(tmp_path)
+    letters = drained(2)
+    keep(store, [*letters, letters[0]])
+    keep(store, letters)
+    keep(store, [letters[0]._replace(reason=EXHAUSTED), letters[0]._replace(reason=REFUSED)])
+    assert [each.reason for each in read(tmp_path)] == ["drained", "drained", EXHAUSTED, REFUSED]
+    assert store.held().live == 4
+    store.close()
+
+
+def test_append_after_done_writes_again(tmp_path: Path) -> None:
+    """Done by whatever hand, in whatever process: the fact is a new letter when it fails again."""
+    store, hand = make_store(tmp_path), make_store(tmp_path)
+    letters = drained(2)
+    keep(store, letters)
+    mark(hand)
+    keep(store, letters[:1])
+    assert read(tmp_path) == letters[:1]
+    assert store.held().live == 1
+    store.close()
+    hand.close()
+
+
+def test_append_after_restart_knows_what_is_live(tmp_path: Path) -> None:
+    """Letters of dead processes count, and are not written again."""
+    letters = drained(3)
+    store = make_store(tmp_path)
+    keep(store, letters)
+    mark(store, lambda live: live.letter == letters[0])
+    store.close()
+    again = make_store(tmp_path)
+    assert again.held().live == 2
+    keep(again, letters)
+    assert sorted(read(tmp_path)) == sorted(letters)
+    assert again.held().live == 3
+    again.close()
+
+
+def test_append_beyond_the_ids_kept_is_written_and_counted(tmp_path: Path) -> None:
+    """Memory is bounded: beyond it letters are kept twice rather than not at all."""
+    store = make_store(tmp_path, ids_max=3)
+    letters = drained(5)
+    keep(store, letters)
+    keep(store, letters)
+    assert len(read(tmp_path)) == 7
+    assert store.held().live == 7
+    mark(store)
+    assert store.held().live == 0
+    store.close()
+    again = make_store(tmp_path, ids_max=3)
+    assert again.held().live == 0
+    again.close()
+
+
+def test_cap_refuses_whole_requests_and_the_door_at_half(tmp_path: Path) -> None:
+    """The door may use half, the writers all; what does not fit is refused whole."""
+    store = make_store(tmp_path, bytes_max=20_000)
+    with pytest.raises(DeadLettersFull):
+        keep(store, drained(40, reason=REFUSED), from_door=True)
+    assert read(tmp_path) == []
+    keep(store, drained(25, reason=REFUSED), from_door=True)
+    with pytest.raises(DeadLettersFull, match="door"):
+        keep(store, drained(10, reason=REFUSED), from_door=True)
+    keep(store, drained(25, reason=REFUSED))
+    with pytest.raises(DeadLettersFull):
+        keep(store, drained(25, reason=REFUSED))
+    assert len(read(tmp_path)) == 50
+    assert folder_bytes(tmp_path) <= 20_000
+    store.close()
+
+
+def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) -> None:
+    """Requests that share a write are judged one by one."""
+    store = make_store(tmp_path, bytes_max=10_000)
+    small, large, again = (
+        drained(2, reason=REFUSED),
+        drained(50, reason=REFUSED),
+        drained(1, reason=REFUSED),
+    )
+    outcomes = store.append([Request(small, False), Request(large, False), Request(again, True)])
+    assert [type(each) for each in outcomes] == [type(None), DeadLettersFull, type(None)]
+    assert read(tmp_path) == [*small, *again]
+    store.close()
+
+
+def fill(store: Store, reason: str) -> int:
+    """Append letters one by one until the store refuses; return how many it took."""
+    for count in itertools.count():
+        try:
+            keep(store, drained(1, reason=reason))
+        except DeadLettersFull:
+            return count
+    raise AssertionError
+
+
+def test_cap_leaves_a_quarter_to_what_does_not_come_back_by_itself(tmp_path: Path) -> None:
+    """Letters that come back once nothing is on hold must not be what the hold is about."""
+    store = make_store(tmp_path, bytes_max=40_000)
+    fill(store, EXHAUSTED)
+    assert 29_000 < folder_bytes(tmp_path) <= 30_000
+    keep(store, drained(20, reason=REFUSED))
+    assert folder_bytes(tmp_path) <= 40_000
+    with pytest.raises(DeadLettersFull, match="of 30000 that retries_exhausted may use"):
+        keep(store, drained(1, reason=EXHAUSTED))
+    store.close()
+
+
+@pytest.mark.parametrize("reason", [EXHAUSTED, DRAINED])
+@pytest.mark.parametrize("ids_max", [1_000, 10])
+def test_cap_refused_rows_do_not_wait_for_what_waits_for_them(
+    tmp_path: Path, reason: str, ids_max: int
+) -> None:
+    """A queue full of what comes back takes refused rows beyond the cap, by no more than that.
+
+    Full from an earlier life, too. Once it has come back the cap holds again.
+    """
+    before = make_store(tmp_path)
+    keep(before, drained(100, reason=reason))
+    size = folder_bytes(tmp_path)
+    before.close()
+    store = make_store(tmp_path, bytes_max=size, ids_max=ids_max)
+    assert fill(store, REFUSED) > 50
+    assert size * 1.6 < folder_bytes(tmp_path) < size * 2
+    mark(store, lambda live: live.letter.reason == reason)
+    store.tidy(whatever_age=True)
+    assert fill(store, REFUSED) < 50
+    assert folder_bytes(tmp_path) <= size
+    store.close()
+
+
+def test_cap_is_one_for_all_where_nothing_comes_back_by_itself(tmp_path: Path) -> None:
+    """Without `dlq_auto_replay` no letter makes room for another."""
+    store = make_store(tmp_path, bytes_max=20_000, auto_replay=False)
+    fill(store, EXHAUSTED)
+    assert 19_500 < folder_bytes(tmp_path) <= 20_000
+    assert fill(store, REFUSED) == 0
+    store.close()
+
+
+def test_cap_full_of_refused_rows_takes_no_more(tmp_path: Path) -> None:
+    """They do not come back by themselves: an operator has to look."""
+    store = make_store(tmp_path, bytes_max=20_000)
+    fill(store, REFUSED)
+    assert 19_500 < folder_bytes(tmp_path) <= 20_000
+    store.close()
+
+
+@pytest.mark.parametrize("reason", [EXHAUSTED, DRAINED])
+def test_line_that_comes_back_is_never_shorter_than_what_is_counted_for_it(reason: str) -> None:
+    """So the folder exceeds its cap by no more than will come back."""
+    letter = Letter(reason, "", "", 0, reading=Reading(0, "d", "m", 0.0))
+    line = encode_line(letter, id_=letter_id(letter), failed_us=0)
+    assert RETURNING_BYTES_MIN <= len(line) < RETURNING_BYTES_MIN * 1.2
+
+
+def test_cap_does_not_bind_the_end_of_a_drain(tmp_path: Path) -> None:
+    """What memory held when the service stops has no other place: it is kept beyond the cap."""
+    store = make_store(tmp_path, bytes_max=10_000)
+    keep(store, drained(100))
+    assert folder_bytes(tmp_path) > 10_000
+    assert len(read(tmp_path)) == 100
+    with pytest.raises(DeadLettersFull):
+        keep(store, drained(1, reason=EXHAUSTED))
+    store.close()
+
+
+def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
+    """Files kept only for looking at must not stop the service."""
+    store = make_store(tmp_path, bytes_max=60_000, segment_bytes=4_000, keep_days=7)
+    for _ in range(5):
+        keep(store, drained(20))
+    mark(store)
+    keep(store, drained(100))
+    assert len(read(tmp_path)) == 100
+    store.close()
+
+
+def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Path) -> None:
+    """After `discard --all` there is room at once, not after a restart."""
+    store, hand = make_store(tmp_path, bytes_max=20_000), make_store(tmp_path)
+    keep(store, drained(25, reason=REFUSED), from_door=True)
+    (first,) = segments(tmp_path)
+    mark(hand)
+    letters = drained(20, reason=REFUSED)
+    keep(store, letters, from_door=True)
+    assert read(tmp_path) == letters
+    assert first not in segments(tmp_path)
+    assert store.held().size_bytes == folder_bytes(tmp_path) < 10_000
+    store.close()
+    hand.close()
+
+
+def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Path) -> None:
+    """A look for room while the queue is full must not make a file each time."""
+    store = make_store(tmp_path, bytes_max=20_000)
+    keep(store, drained(25, reason=REFUSED), from_door=True)
+    mark(store, lambda live: live.offset > 0)
+    with pytest.raises(DeadLettersFull):
+        keep(store, drained(20, reason=REFUSED), from_door=True)
+    keep(store, drained(1, reason=REFUSED))
+    assert len(segments(tmp_path)) == 1
+    store.close()
+
+
+def test_letter_longer_than_readers_take_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody could read back is not promised."""
+    monkeypatch.setattr("ingest.dead_letters.folder.LINE_BYTES_MAX", 1_000)
+    store = make_store(tmp_path)
+    with pytest.raises(DeadLettersFull, match="1000 bytes"):
+        keep(store, [invalid(b"x" * 1_000)])
+    store.close()
+
+
+def test_segment_is_rotated_and_removed_when_done_and_old(tmp_path: Path) -> None:
+    """A finished file goes with its cursor once every line is done, and not before."""
+    store = make_store(tmp_path, segment_bytes=4_000, keep_days=0)
+    keep(store, drained(20))
+    keep(store, drained(20, reason=EXHAUSTED))
+    keep(store, drained(1))
+    first, second, current = segments(tmp_path)
+    assert store.tidy() == []
+    mark(store, lambda live: live.path != second)
+    assert store.tidy() == [first]  # the current one is being written
+    assert not cursor_path(first).exists()
+    assert len(read(tmp_path)) == 20
+    store.close()
+    assert store.tidy() == [current]
+    assert store.held().live == 20
+
+
+def test_segment_done_but_young_is_kept(tmp_path: Path) -> None:
+    """`dlq_keep_days` counts from the last write or mark."""
+    store = make_store(tmp_path, keep_days=1)
+    keep(store, drained(1))
+    mark(store)
+    store.close()
+    assert store.tidy() == []
+    (segment,) = segments(tmp_path)
+    for path in (segment, cursor_path(segment)):
+        os.utime(path, (0, 0))
+    assert store.tidy() == [segment]
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_segment_with_an_altered_line_is_left_for_a_person(tmp_path: Path) -> None:
+    """Nothing is removed that somebody might still want to read."""
+    store = make_store(tmp_path, keep_days=0)
+    letters = drained(2)
+    keep(store, letters)
+    mark(store)
+    store.close()
+    (segment,) = segments(tmp_path)
+    data = segment.read_bytes()
+    segment.write_bytes(data[:20] + b"!" + data[21:])
+    assert store.tidy() == []
+
+
+def test_segments_removed_by_hand_are_forgotten(tmp_path: Path) -> None:
+    """A letter whose file somebody removed is written again when it comes again."""
+    store = make_store(tmp_path)
+    letters = drained(2)
+    keep(store, letters)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    keep(store, letters)
+    assert read(tmp_path) == letters
+    keep(store, drained(1))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    tmp_path.rmdir()
+    keep(store, letters[:1])
+    assert read(tmp_path) == letters[:1]
+    store.close()
+
+
+def cut_off(path: Path) -> None:
+    """What copytruncate of logrotate does, and `: > file`."""
+    os.truncate(path, 0)
+
+
+def replace_by_less(path: Path) -> None:
+    """What `sed -i` does, here with the first line deleted."""
+    other = path.with_name("other")
+    other.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    other.rename(path)
+
+
+def replace_by_more(path: Path) -> None:
+    """Another file of that name, and not a smaller one."""
+    other = path.with_name("other")
+    other.write_bytes(b"#" * path.stat().st_size + b"\n")
+    other.rename(path)
+
+
+@pytest.mark.parametrize("change", [cut_off, replace_by_less, replace_by_more])
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_segment_cut_off_or_replaced_by_hand_is_counted_anew(
+    tmp_path: Path, change: Callable[[Path], None], *, is_finished: bool
+) -> None:
+    """A letter whose line is gone is written again when it comes again: the answer says so."""
+    store = make_store(tmp_path, segment_bytes=1 if is_finished else 1 << 26)
+    letters, others = drained(2), drained(1)
+    keep(store, letters)
+    if is_finished:
+        keep(store, others)
+    change(segments(tmp_path)[0])
+    keep(store, letters[:1])
+    assert letters[0] in read(tmp_path)
+    keep(store, [*letters, *others])
+    assert sorted(read(tmp_path)) == sorted([*letters, *others])
+    assert store.held().live == 3
+    store.close()
+
+
+def test_segment_cut_off_since_the_last_look_is_noticed_by_the_next(tmp_path: Path) -> None:
+    """The figures follow too, without an append."""
+    store = make_store(tmp_path)
+    keep(store, drained(3))
+    os.truncate(segments(tmp_path)[0], 0)
+    store.refresh()
+    assert store.held() == (0, 0, None)
+    store.close()
+
+
+def test_short_writes_are_finished(tmp_path: Path) -> None:
+    """A write that took only a part is gone on with."""
+    faults = Faults()
+    faults.bytes_at_once = 11
+    store = make_store(tmp_path, calls=faults.calls())
+    letters = drained(3)
+    keep(store, letters)
+    assert read(tmp_path) == letters
+    assert faults.seen["write"] > 60
+    store.close()
+
+
+def test_write_that_takes_nothing_is_an_error_not_a_loop(tmp_path: Path) -> None:
+    """Zero bytes written is a failure."""
+    calls = REAL_CALLS._replace(write=lambda _fd, _data: 0)
+    store = make_store(tmp_path, calls=calls)
+    with pytest.raises(DeadLettersBroken):
+        keep(store, drained(1))
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["write", "fdatasync"])
+@pytest.mark.parametrize("ftruncate_fails", [False, True])
+def test_failure_of_one_call_is_made_good_in_a_new_file(
+    tmp_path: Path, name: str, ftruncate_fails: bool
+) -> None:
+    """After an error nothing more goes to that descriptor, and the letters are kept elsewhere."""
+    faults = Faults(**{name: {2}}, ftruncate={1} if ftruncate_fails else set())
+    store = make_store(tmp_path, calls=faults.calls())
+    first, second, third = drained(1), drained(2), drained(1)
+    for letters in (first, second, third):
+        keep(store, letters)
+    found = read(tmp_path)
+    assert sorted(set(found)) == sorted([*first, *second, *third])
+    assert len(segments(tmp_path)) == 2
+    if not ftruncate_fails:
+        assert found == [*first, *second, *third]
+    store.close()
+    again = make_store(tmp_path)
+    assert again.held().live == 4
+    again.close()
+
+
+@pytest.mark.parametrize("name", ["write", "fdatasync", "fsync"])
+def test_failure_twice_is_told_and_nothing_is_promised(tmp_path: Path, name: str) -> None:
+    """Both files fail: the caller hears it, no line is left, and the next append works."""
+    faults = Faults(**{name: {2, 3, 4} if name == "fsync" else {1, 2}})
+    store = make_store(tmp_path, calls=faults.calls())
+    letters = drained(2)
+    with pytest.raises(DeadLettersBroken):
+        keep(store, letters)
+    assert read(tmp_path) == []
+    assert store.held().live == 0
+    faults.fail.clear()
+    keep(store, letters)
+    assert read(tmp_path) == letters
+    store.close()
+
+
+def test_full_disk_keeps_the_file_and_tries_no_second_one(tmp_path: Path) -> None:
+    """Without space a new file helps nobody."""
+    faults = Faults(write={2})
+    faults.code = errno.ENOSPC
+    store = make_store(tmp_path, calls=faults.calls())
+    first, second = drained(1), drained(1)
+    keep(store, first)
+    with pytest.raises(DeadLettersBroken):
+        keep(store, second)
+    assert read(tmp_path) == first
+    keep(store, second)
+    assert read(tmp_path) == [*first, *second]
+    assert len(segments(tmp_path)) == 1
+    store.close()
+
+
+@pytest.mark.parametrize("nth", range(1, 12))
+@pytest.mark.parametrize("name", ["write", "fdatasync", "fsync", "ftruncate"])
+def test_failure_of_the_nth_call_never_loses_a_kept_letter(
+    tmp_path: Path, name: str, nth: int
+) -> None:
+    """Swept over every call: what append promised is there, what is there can be read."""
+    faults = Faults()
+    store = make_store(tmp_path, segment_bytes=700, calls=faults.calls())
+    faults.seen.clear()
+    faults.fail[name] = {nth, nth + 1, nth + 3}
+    if name == "ftruncate":
+        faults.fail["fdatasync"] = set(range(1, 12, 2))
+    kept = []
+    for _ in range(8):
+        letters = drained(2)
+        try:
+            keep(store, letters)
+        except DeadLettersBroken:
+            continue
+        kept += letters
+    store.close()
+    assert set(kept) <= set(read(tmp_path))
+
+
+def test_mark_that_cannot_be_written_leaves_letters_live(tmp_path: Path) -> None:
+    """A replay whose cursor failed is done again; that is harmless."""
+    faults = Faults()
+    store = make_store(tmp_path, calls=faults.calls())
+    letters = drained(2)
+    keep(store, letters)
+    faults.fail["fdatasync"] = {faults.seen["fdatasync"] + 1}
+    with pytest.raises(DeadLettersBroken, match="cursor"):
+        mark(store)
+    assert read(tmp_path) == letters
+    mark(store)
+    assert store.held().live == 0
+    store.close()
+
+
+def test_file_size_limit_loses_nothing_that_was_kept(tmp_path: Path) -> None:
+    """The kernel's own refusal (RLIMIT_FSIZE): a short write, then an error, then a new file."""
+    store = make_store(tmp_path)
+    kept = drained(5)
+    keep(store, kept)
+    (segment,) = segments(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (segment.stat().st_size + 100, hard))
+    try:
+        more = drained(3)
+        keep(store, more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read(tmp_path) == [*kept, *more]
+    assert len(segments(tmp_path)) == 2
+    store.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a file system of 64 KiB; where none can be mounted, nothing is left to try here."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    yield folder if done.returncode == 0 else tmp_path
+    if done.returncode == 0:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_for_real_keeps_what_was_kept_and_goes_on(small_disk: Path) -> None:
+    """ENOSPC of a real file system (where one can be mounted) leaves whole lines only."""
+    is_small = small_disk.name == "disk"
+    store = make_store(small_disk / "dead", bytes_max=1 << 30 if is_small else 60_000)
+    kept = []
+    for _ in range(100):
+        letters = drained(7)
+        try:
+            keep(store, letters)
+        except (DeadLettersBroken, DeadLettersFull):
+            break
+        kept += letters
+    assert 0 < len(kept) < 700
+    assert read(small_disk / "dead") == kept
+    assert all(path.read_bytes().endswith(b"\n") for path in segments(small_disk / "dead"))
+    if is_small:
+        with pytest.raises(DeadLettersBroken, match="No space"):
+            keep(store, drained(7))
+    store.close()
+
+
+def test_replay_lock_is_held_by_one(tmp_path: Path) -> None:
+    """One replayer per folder."""
+    first = try_replay_lock(tmp_path)
+    assert first is not None
+    assert try_replay_lock(tmp_path) is None
+    first.close()
+    second = try_replay_lock(tmp_path)
+    assert second is not None
+    second.close()
+
+
+def test_file_removed_under_the_writer_is_not_written_to(tmp_path: Path) -> None:
+    """Letters in a file without a name would be lost: the write fails instead."""
+    file = new_segment(tmp_path)
+    file.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        file.append(b"x")
+    assert file.suspect
+    file.close()
+
+
+def test_new_segment_tidied_away_before_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may remove an empty file before its writer has locked it."""
+    removed: list[Path] = []
+    flock = fcntl.flock
+
+    def remove_first(fd: int, operation: int) -> None:
+        if not removed:
+            removed.extend(segments(tmp_path))
+            removed[0].unlink()
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    file = new_segment(tmp_path)
+    assert segments(tmp_path) == [file.path] != removed
+    file.close()
+
+
+def test_folder_that_cannot_be_listed_is_told_and_goes_on(tmp_path: Path) -> None:
+    """A look that fails changes nothing of what is known."""
+    store = make_store(tmp_path / "dead")
+    keep(store, drained(1))
+    (tmp_path / "dead").rename(tmp_path / "moved")
+    (tmp_path / "dead").write_text("")
+    store.refresh()
+    assert store.held().live == 1
+    store.close()
+
+
+def test_letters_of_a_killed_process_are_on_the_disk_before_they_count_as_kept(
+    tmp_path: Path,
+) -> None:
+    """It may have died before its own fdatasync: a letter deduplicated against it is promised."""
+    store = make_store(tmp_path)
+    letters = drained(1)
+    keep(store, letters)
+    store.close()
+    faults = Faults()
+    again = make_store(tmp_path, calls=faults.calls())
+    assert faults.seen["fdatasync"] == 1
+    again.close()
+    disturbed = make_store(tmp_path, calls=Faults(fdatasync={1}).calls())
+    keep(disturbed, letters)
+    assert read(tmp_path) == letters * 2
+    disturbed.close()
+
+
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+def test_file_moved_under_the_writer_is_noticed(tmp_path: Path, place: str) -> None:
+    """What follows goes into a new file that readers find; the moved one keeps what it had."""
+    folder = tmp_path / "letters"
+    store = make_store(folder)
+    keep(store, drained(2))
+    (segment,) = segments(folder)
+    moved = tmp_path / "kept.txt" if place == "elsewhere" else folder / "kept.txt"
+    segment.rename(moved)
+    later = drained(3)
+    keep(store, later)
+    assert read(folder) == later
+    assert len(moved.read_text().splitlines()) == 2
+    store.close()

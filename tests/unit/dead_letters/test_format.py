@@ -1,0 +1,199 @@
+"""Laws of a dead letter's line: nothing is lost, nothing altered is believed, ids are facts."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.dead_letters.format import (
+    ID_AT,
+    REASON_AT,
+    BadLine,
+    Line,
+    decode_line,
+    encode_line,
+    letter_id,
+    seal,
+    unseal,
+)
+from ingest.model.letter import REASONS, Letter
+from ingest.model.reading import Reading
+from tests.support.letters import START_US, invalid
+
+TIMES = st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999)  # years 1 to 9999
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+READINGS = st.builds(
+    Reading,
+    st.one_of(TIMES, st.integers(-(2**62), 2**62)),
+    TEXTS,
+    TEXTS,
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+LETTERS = st.builds(
+    Letter,
+    st.sampled_from(REASONS),
+    TEXTS,
+    TEXTS,
+    TIMES,
+    reading=st.none() | READINGS,
+    original=st.none() | st.binary(max_size=200) | TEXTS.map(str.encode),
+    precision=st.none() | st.sampled_from(["s", "ms", "us", "ns"]),
+    field=st.none() | TEXTS,
+    item=st.none() | st.integers(0, 100_000),
+    attempts=st.integers(0, 100),
+)
+
+
+def line_for(letter: Letter, failed_us: int = START_US) -> bytes:
+    """Encode a letter under its own id."""
+    return encode_line(letter, id_=letter_id(letter), failed_us=failed_us)
+
+
+def bits(letter: Letter) -> object:
+    """Give a letter with its value as text that tells 0.0 from -0.0."""
+    if letter.reading is None:
+        return letter
+    return letter._replace(reading=None), letter.reading[:3], letter.reading.value.hex()
+
+
+@given(LETTERS, TIMES)
+def test_line_any_letter_comes_back_bit_exact(letter: Letter, failed_us: int) -> None:
+    """What is written is what is read: every field, every bit of the value, every byte."""
+    line = line_for(letter, failed_us)
+    id_, when_us, back = decode_line(line)
+    assert (id_, when_us, bits(back)) == (letter_id(letter), failed_us, bits(letter))
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+
+
+@given(LETTERS, st.data())
+def test_line_any_flipped_bit_is_refused(letter: Letter, data: st.DataObject) -> None:
+    """No altered line is ever taken for a letter."""
+    line = bytearray(line_for(letter))
+    place = data.draw(st.integers(0, len(line) - 1))
+    line[place] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(BadLine):
+        decode_line(bytes(line))
+
+
+@given(LETTERS)
+def test_line_any_cut_is_refused(letter: Letter) -> None:
+    """A beginning of a line is no letter, wherever it was cut."""
+    line = line_for(letter)
+    for end in range(len(line)):
+        with pytest.raises(BadLine):
+            decode_line(line[:end])
+
+
+@given(st.binary(max_size=60))
+def test_line_sealed_rubbish_is_refused_not_fatal(body: bytes) -> None:
+    """A right checksum over anything else than a letter is a BadLine and nothing worse."""
+    with pytest.raises(BadLine):
+        decode_line(seal(body))
+    assert unseal(seal(body[:1] + b"x}")) == body[:1] + b"x}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("v", 2),
+        ("id", "short"),
+        ("reason", 7),
+        ("received_at", "2025-01-01T00:00:00"),
+        ("failed_at", "yesterday"),
+        ("item", "3"),
+        ("attempts", 1.5),
+        ("original", 5),
+        ("reading", 5),
+        ("reading", {"ts": 1, "device_id": "d", "metric": "m", "value": None}),
+        ("reading", {"ts": 1, "device_id": "d", "metric": "m"}),
+    ],
+)
+def test_line_with_a_wrong_field_is_refused(name: str, value: object) -> None:
+    """A line of a kind that we do not write is refused even if its checksum is right."""
+    fields = json.loads(line_for(invalid(b"{}")))
+    del fields["sum"]
+    assert decode_line(seal(json.dumps(fields).encode()))
+    fields[name] = value
+    with pytest.raises(BadLine):
+        decode_line(seal(json.dumps(fields).encode()))
+    del fields[name]
+    if name != "original":
+        with pytest.raises(BadLine):
+            decode_line(seal(json.dumps(fields).encode()))
+
+
+def test_line_is_readable_by_a_person() -> None:
+    """The reading, its times and the original stand there as text."""
+    reading = Reading(1_760_000_000_123_456, "pump", "temp", 21.5)
+    fields = json.loads(line_for(Letter("drained", "", "m", START_US, reading=reading)))
+    assert fields["reading"] == {
+        "ts": "2025-10-09T08:53:20.123456Z",
+        "device_id": "pump",
+        "metric": "temp",
+        "value": 21.5,
+    }
+    assert json.loads(line_for(invalid('{"ä":"\\u0000"}'.encode())))["original"] == (
+        '{"ä":"\\u0000"}'
+    )
+    assert json.loads(line_for(invalid(b"\xff\x00")))["original_base64"] == "/wA="
+
+
+def test_line_id_and_reason_stand_at_fixed_places() -> None:
+    """Readers skip lines by their place, without parsing."""
+    letter = invalid(b'{"ts":1}')
+    line = line_for(letter)
+    assert line[ID_AT : ID_AT + 32] == letter_id(letter).encode()
+    assert line.startswith(b'invalid"', REASON_AT)
+
+
+def test_line_with_half_a_surrogate_pair_is_written_all_the_same() -> None:
+    """A queue of last resort takes whatever text a message holds."""
+    letter = Letter("invalid", "c", "m\ud800", START_US, original=b"1", field="values.\udfff")
+    assert decode_line(line_for(letter)).letter.message == "m?"
+    letter_id(Letter("drained", "", "", 0, reading=Reading(0, "\ud800", "m", 1.0)))
+
+
+@given(READINGS, READINGS)
+def test_id_of_readings_equal_only_for_equal_facts(one: Reading, other: Reading) -> None:
+    """The id is the fact: how and when it failed does not matter, every part of it does."""
+    first = letter_id(Letter("drained", "", "", 1, reading=one))
+    assert first == letter_id(Letter("retries_exhausted", "40001", "x", 2, reading=one, attempts=8))
+    same = one[:3] == other[:3] and one.value.hex() == other.value.hex()
+    assert (first == letter_id(Letter("drained", "", "", 1, reading=other))) is same
+
+
+def test_id_of_names_depends_on_where_they_end() -> None:
+    """`ab`,`c` is not `a`,`bc`."""
+    ids = {
+        letter_id(Letter("drained", "", "", 1, reading=Reading(1, device, metric, math.pi)))
+        for device, metric in (("ab", "c"), ("a", "bc"), ("abc", ""))
+    }
+    assert len(ids) == 3
+
+
+def test_id_of_an_item_with_ts_is_its_bytes_and_terms() -> None:
+    """The same bytes under the same terms are one letter, whenever they came."""
+    letter = invalid(b'{"ts":1,"value":"x"}')
+    assert letter_id(letter) == letter_id(letter._replace(received_us=5, item=9, message="y"))
+    assert letter_id(letter) != letter_id(letter._replace(precision="ms"))
+    assert letter_id(letter) != letter_id(letter._replace(field="values.a"))
+    assert letter_id(letter) != letter_id(letter._replace(original=b'{"ts":2,"value":"x"}'))
+
+
+@pytest.mark.parametrize("original", [b'{"value":"x"}', b' {"value":"x"', b'{"a":"\\ud800"}'])
+def test_id_of_an_object_without_ts_is_new_each_time(original: bytes) -> None:
+    """Such an item is a new fact each time it comes; where nobody can say, it is taken for one."""
+    letter = invalid(original)
+    assert letter_id(letter) == letter_id(letter)
+    assert letter_id(letter) != letter_id(letter._replace(received_us=START_US + 1))
+
+
+def test_line_is_a_named_tuple_of_its_parts() -> None:
+    """A decoded line compares by what it holds."""
+    letter = invalid(b"7")
+    assert decode_line(line_for(letter)) == Line(letter_id(letter), START_US, letter)

@@ -1,0 +1,246 @@
+"""Laws of the queue as the path uses it: shared fdatasync, no half-way, kill -9, two processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ingest.dead_letters.files import segments
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.reader import Tally, live_letters
+from ingest.model.errors import DeadLettersBroken, DeadLettersFull
+from ingest.system.files import REAL_CALLS, FileCalls
+from tests.support.letters import drained, invalid, read
+
+
+async def opened(
+    folder: Path, *, bytes_max: int = 1 << 30, calls: FileCalls = REAL_CALLS
+) -> DeadLetterFolder:
+    """Open a folder with the usual settings."""
+    letters = DeadLetterFolder(
+        folder, bytes_max=bytes_max, segment_bytes=1 << 26, keep_days=0, calls=calls
+    )
+    await letters.open()
+    return letters
+
+
+async def test_append_nothing_does_nothing(tmp_path: Path) -> None:
+    """No letters, no file."""
+    queue = await opened(tmp_path)
+    await queue.append([])
+    assert segments(tmp_path) == []
+    await queue.close()
+
+
+async def test_append_concurrent_ones_share_an_fdatasync(tmp_path: Path) -> None:
+    """A hundred posts with an invalid item each cost a few fdatasyncs, and none is lost."""
+    syncs: list[int] = []
+
+    def counted(fd: int) -> None:
+        syncs.append(fd)
+        os.fdatasync(fd)
+
+    queue = await opened(tmp_path, calls=REAL_CALLS._replace(fdatasync=counted))
+    posts = [drained(3) for _ in range(100)]
+    async with asyncio.TaskGroup() as group:
+        for post in posts:
+            group.create_task(queue.append(post, from_door=True))
+    assert sorted(read(tmp_path)) == sorted(letter for post in posts for letter in post)
+    assert len(syncs) <= 5
+    await queue.close()
+
+
+async def test_append_returns_only_after_its_fdatasync(tmp_path: Path) -> None:
+    """No promise before the disk has it, and the event loop goes on meanwhile."""
+    gate = threading.Event()
+
+    def waiting(fd: int) -> None:
+        gate.wait(10)
+        os.fdatasync(fd)
+
+    queue = await opened(tmp_path, calls=REAL_CALLS._replace(fdatasync=waiting))
+    task = asyncio.create_task(queue.append(drained(1)))
+    done, _ = await asyncio.wait([task], timeout=0.1)
+    assert not done
+    gate.set()
+    await task
+    await queue.close()
+
+
+async def test_append_cancelled_is_finished_all_the_same(tmp_path: Path) -> None:
+    """A handler that is cancelled leaves whole lines, and nobody else's append suffers."""
+    gate = threading.Event()
+
+    def waiting(fd: int) -> None:
+        gate.wait(10)
+        os.fdatasync(fd)
+
+    queue = await opened(tmp_path, calls=REAL_CALLS._replace(fdatasync=waiting))
+    first, second = drained(1), drained(1)
+    tasks = [asyncio.create_task(queue.append(each)) for each in (first, second)]
+    await asyncio.sleep(0.05)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert all(task.cancelled() for task in tasks)
+    third = asyncio.create_task(queue.append(first))
+    gate.set()
+    await third
+    await queue.close()
+    assert read(tmp_path) == [*first, *second]
+
+
+async def test_append_broken_is_told_to_all_who_shared_the_write(tmp_path: Path) -> None:
+    """Nobody is told that a letter is safe when the disk refused it."""
+
+    def broken(_fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    queue = await opened(tmp_path, calls=REAL_CALLS._replace(fdatasync=broken))
+    outcomes = await asyncio.gather(
+        *(queue.append(drained(1)) for _ in range(5)), return_exceptions=True
+    )
+    assert [type(each) for each in outcomes] == [DeadLettersBroken] * 5
+    await queue.close()
+
+
+async def test_append_bug_in_the_thread_reaches_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong, no append waits for ever."""
+    queue = await opened(tmp_path)
+    monkeypatch.setattr("ingest.dead_letters.folder.letter_id", lambda _letter: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await queue.append(drained(1))
+    monkeypatch.undo()
+    await queue.append(drained(1))
+    await queue.close()
+
+
+async def test_closed_queue_refuses(tmp_path: Path) -> None:
+    """After close nothing is promised, and closing again is harmless."""
+    queue = await opened(tmp_path)
+    await queue.append(drained(1))
+    await queue.close()
+    await queue.close()
+    for late in (queue.append(drained(1)), queue.tidy(), queue.refresh(), queue.mark_done([], "x")):
+        with pytest.raises(DeadLettersBroken):
+            await late
+    assert queue.stats().live == 1
+
+
+async def test_close_waits_for_appends_under_way(tmp_path: Path) -> None:
+    """What was begun is finished."""
+    queue = await opened(tmp_path)
+    letters = [drained(1) for _ in range(10)]
+    tasks = [asyncio.create_task(queue.append(each)) for each in letters]
+    await asyncio.sleep(0)
+    await queue.close()
+    await asyncio.gather(*tasks)
+    assert len(read(tmp_path)) == 10
+
+
+async def test_door_has_half_of_the_cap(tmp_path: Path) -> None:
+    """The door is refused where it asks for more; the writers are not."""
+    queue = await opened(tmp_path, bytes_max=100_000)
+    await queue.append([invalid(b"x" * 30_000)], from_door=True)
+    with pytest.raises(DeadLettersFull):
+        await queue.append([invalid(b"y" * 30_000)], from_door=True)
+    await queue.append([invalid(b"y" * 30_000)])
+    await queue.close()
+
+
+async def test_stats_follow_appends_and_marks_of_others(tmp_path: Path) -> None:
+    """The figures are the folder's, not the process's."""
+    queue = await opened(tmp_path)
+    assert queue.stats() == (0, 0, 0.0)
+    await queue.append(drained(3))
+    other = await opened(tmp_path)
+    lines = list(live_letters(tmp_path))
+    await other.mark_done(lines[:2], "replayed")
+    await queue.refresh()
+    stats = queue.stats()
+    assert stats.live == 1
+    assert stats.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert 0 <= stats.oldest_age_s < 30
+    await other.mark_done(lines[2:], "replayed")
+    await asyncio.sleep(1.1)
+    queue.stats()  # asks for a new look
+    await queue.tidy()
+    assert queue.stats()[1:] == (0, 0.0)
+    await queue.close()
+    await other.close()
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.model.letter import Letter
+from ingest.model.reading import Reading
+
+async def main():
+    queue = DeadLetterFolder(
+        Path(sys.argv[1]), bytes_max=1 << 30, segment_bytes=20_000, keep_days=0
+    )
+    await queue.open()
+    async def post(number):
+        reading = Reading(number, sys.argv[2], "m", number / 7)
+        await queue.append([Letter("drained", "", "", number, reading=reading)] )
+        print(number, flush=True)
+    number = 0
+    while True:
+        await asyncio.gather(*(post(number + i) for i in range(8)))
+        number += 8
+
+asyncio.run(main())
+"""
+
+
+async def _killed_after(folder: Path, device: str, lines: int) -> set[int]:
+    """Run an appending process, kill it -9 after some acknowledgements; give all it gave."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, str(folder), device, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    acknowledged = set()
+    for _ in range(lines):
+        acknowledged.add(int(await process.stdout.readline()))
+    process.send_signal(signal.SIGKILL)
+    rest = await process.stdout.read()
+    await process.wait()
+    return acknowledged | {int(line) for line in rest.split(b"\n")[:-1]}
+
+
+async def test_kill_9_while_two_processes_append_loses_nothing(tmp_path: Path) -> None:
+    """Every acknowledged letter of both is readable, torn tails are skipped, a third goes on."""
+    one, other = await asyncio.gather(
+        _killed_after(tmp_path, "one", 300), _killed_after(tmp_path, "other", 700)
+    )
+    assert len(one) >= 300
+    torn = segments(tmp_path)[-1]
+    with torn.open("ab") as file:
+        file.write(b'{"v":1,"id":"')
+    tally = Tally()
+    found: dict[str, set[int]] = {"one": set(), "other": set()}
+    for live in live_letters(tmp_path, tally=tally):
+        reading = live.letter.reading
+        assert reading is not None
+        assert reading.value == reading.ts_us / 7
+        found[reading.device_id].add(reading.ts_us)
+    assert one <= found["one"]
+    assert other <= found["other"]
+    assert (tally.torn >= 1, tally.altered) == (True, 0)
+    assert len({path.name.split("-")[2] for path in segments(tmp_path)}) == 2
+    queue = await opened(tmp_path)
+    assert queue.stats().live == len(found["one"]) + len(found["other"])
+    await queue.append(drained(1))
+    assert torn.read_bytes().endswith(b'{"v":1,"id":"')
+    await queue.close()

@@ -1,0 +1,124 @@
+"""Laws of posts that are refused whole: no JSON, nothing in it, or too much."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.model.errors import Refused
+from tests.support.posts import GOOD, RULES, array, decoded, item
+
+NOT_JSON = [
+    b"",
+    b" \n",
+    b"{",
+    b"[",
+    b"[5",
+    GOOD[:-1],
+    GOOD + b"x",
+    GOOD + GOOD,
+    array(GOOD) + b"]",
+    array(GOOD) + b"\0",
+    b"[" + GOOD + b",]",
+    b"[," + GOOD + b"]",
+    b"\xef\xbb\xbf" + GOOD,
+    GOOD.decode().encode("utf-16"),
+    GOOD.replace(b'"', b"'"),
+    GOOD.replace(b"21.5", b"NaN"),
+    GOOD.replace(b"21.5", b"Infinity"),
+    GOOD.replace(b"21.5", b"-Infinity"),
+    GOOD.replace(b"21.5", b"01"),
+    GOOD.replace(b"21.5", b"1."),
+    GOOD.replace(b"21.5", b".5"),
+    GOOD.replace(b"21.5", b"+1"),
+    GOOD.replace(b"21.5", b"0x10"),
+    GOOD.replace(b"rpm", b"\xff"),
+    GOOD.replace(b"rpm", b"\xed\xa0\x80"),
+    GOOD.replace(b"rpm", b"\xc0\x80"),
+    GOOD.replace(b"rpm", b"\\ud800"),
+    GOOD.replace(b"rpm", b"\\udc00\\ud800"),
+    GOOD.replace(b"rpm", b"\\x41"),
+    GOOD.replace(b"rpm", b"a\nb"),
+    GOOD[:-1] + b',"x":"\xff"}',
+    GOOD[:-1] + b',"x":"\\ud800"}',
+    GOOD[:-1] + b',"\xff":1}',
+    GOOD[:-1] + b',"x":NaN}',
+    GOOD + b"// a comment",
+    b"[" * 1_000_000,
+    b'{"a":' * 200_000,
+    b'[{"x":' + b"[" * 500_000 + b"]" * 500_000 + b"}]",
+]
+
+
+@pytest.mark.parametrize("ignore_unknown", [False, True])
+@pytest.mark.parametrize("body", NOT_JSON, ids=range(len(NOT_JSON)))
+def test_body_that_is_not_json_is_refused_whole(body: bytes, ignore_unknown: bool) -> None:
+    """Cut off, trailing, wrongly encoded, endlessly nested: nothing of the post is kept."""
+    for each in (body, array(GOOD, b"5", body) if body.strip() else body):
+        with pytest.raises(Refused) as caught:
+            decoded(each, ignore_unknown=ignore_unknown)
+        assert caught.value.code == "not_json"
+        assert len(caught.value.detail) <= 200
+
+
+@pytest.mark.parametrize("body", [b"[]", b" [ \n] "])
+def test_empty_array_is_refused_as_empty(body: bytes) -> None:
+    """A post of nothing is a mistake of the client's, and said so."""
+    with pytest.raises(Refused) as caught:
+        decoded(body)
+    assert caught.value.code == "empty"
+
+
+def crowd(count: int) -> bytes:
+    """Return an item of `count` values."""
+    return item(metric=..., value=..., values={f"m{i}": i for i in range(count)})
+
+
+@pytest.mark.parametrize(
+    ("body", "over"),
+    [
+        (array(*[GOOD] * 10), False),
+        (array(*[GOOD] * 11), True),
+        (crowd(10), False),
+        (crowd(11), True),
+        (array(crowd(5), crowd(5)), False),
+        (array(crowd(5), crowd(6)), True),
+        (array(b"5", *[GOOD] * 9), False),
+        (array(b"5", *[GOOD] * 10), True),
+        (array(*[b"5"] * 11), True),
+        (array(b"5", crowd(9)), False),
+        (array(b"5", crowd(10)), True),
+        (array(b"5", crowd(11)), True),
+        (item(metric=..., value=..., values={f"m{i}": None for i in range(11)}), True),
+        (array(*[b"5"] * 20, crowd(5)), True),
+    ],
+)
+def test_readings_over_the_limit_are_refused_with_the_limit(body: bytes, over: bool) -> None:
+    """`post_rows_max` counts readings, invalid ones included; at the limit all is well."""
+    rules = RULES._replace(post_rows_max=10)
+    if not over:
+        result = decoded(body, rules=rules)
+        assert result.block is not None
+        assert result.block.rows + len(result.errors) == 10
+        return
+    with pytest.raises(Refused) as caught:
+        decoded(body, rules=rules)
+    assert caught.value.code == "too_many_readings"
+    assert caught.value.fields == {"readings_max": 10}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"0," * 2_000_000 + b"0]",
+        b"[" + b"{}," * 1_300_000 + b"{}]",
+        b'{"device_id":"a","values":{' + b'"a":1,' * 600_000 + b'"b":1}}',
+        b"[" + b'{"device_id":"a","metric":"b","value":1},' * 100_000 + GOOD + b"]",
+    ],
+    ids=["numbers", "objects", "entries", "readings"],
+)
+def test_body_of_millions_of_parts_is_refused_before_any_is_made(body: bytes) -> None:
+    """A few megabytes that would become millions of objects cost no more than being counted."""
+    with pytest.raises(Refused) as caught:
+        decoded(body)
+    assert caught.value.code == "too_many_readings"
+    assert "commas" in caught.value.detail

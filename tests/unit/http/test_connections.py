@@ -1,0 +1,319 @@
+"""The port under clients that open much and say little."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import structlog
+
+from ingest.http.connections import Connections, raise_open_files_limit
+from ingest.http.request import WholeRequest
+from ingest.http.response import TEXT, Answer, problem
+from ingest.model.errors import Refused
+from tests.support.receiver import Client, head, post, running_door, until
+
+GET = head("GET", "/livez")
+HALF = b"POST /v1/readings HTTP/1.1\r\nHost: door\r\nContent-"
+
+
+async def half_open(address: str, count: int) -> list[socket.socket]:
+    """Open connections that send half a head; plain sockets, since thousands are wanted."""
+    loop = asyncio.get_running_loop()
+    host, _, port = address.rpartition(":")
+    opened = []
+    for _ in range(count):
+        each = socket.socket()
+        each.setblocking(False)
+        await loop.sock_connect(each, (host, int(port)))
+        each.send(HALF)
+        opened.append(each)
+    return opened
+
+
+def is_open(each: socket.socket) -> bool:
+    """Whether the server has not closed its end."""
+    try:
+        return each.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+
+
+async def test_half_open_crowd_does_not_hinder_a_client() -> None:
+    """3,000 half heads against a limit of 500: the newest are kept, a busy client never closed."""
+    async with running_door(connections_max=500) as door:
+        client = await door.connect()
+        served = 0
+        longest_s = 0.0
+        crowd_is_in = False
+
+        async def work() -> None:
+            nonlocal served, longest_s
+            while not crowd_is_in:
+                before_s = time.perf_counter()
+                await client.send(GET)
+                assert (await client.reply()).status == 200
+                longest_s = max(longest_s, time.perf_counter() - before_s)
+                served += 1
+
+        working = asyncio.create_task(work())
+        crowd = await half_open(door.address, 3_000)
+        connections = door.endpoint._site._connections
+        assert connections is not None
+        await until(lambda: connections.count <= 500 and not is_open(crowd[2_400]))
+        crowd_is_in = True
+        await working
+        assert served > 10
+        assert longest_s < 1.0
+        assert not any(is_open(each) for each in crowd[:2_500])
+        assert all(is_open(each) for each in crowd[-400:])
+        for each in crowd:
+            each.close()
+
+
+async def test_limit_closes_half_open_before_idle_and_idle_before_new() -> None:
+    """Who has proven to be a client is kept while there is somebody who has not."""
+    async with running_door(connections_max=3) as door:
+        first, second = await door.connect(), await door.connect()
+        for client in (first, second):
+            await client.send(GET)
+            assert (await client.reply()).status == 200
+        (half,) = await half_open(door.address, 1)
+        third = await door.connect()  # the half-open one makes room
+        await third.send(GET)
+        assert (await third.reply()).status == 200
+        await until(lambda: not is_open(half))
+        half.close()
+        fourth = await door.connect()  # all three idle: the one idle for longest makes room
+        await fourth.send(GET)
+        assert (await fourth.reply()).status == 200
+        assert await first.closed(1)
+        await second.send(GET)
+        assert (await second.reply()).status == 200
+
+
+async def test_limit_with_everybody_busy_refuses_the_new_one() -> None:
+    """A request in work is never thrown out for a newcomer."""
+    async with running_door(connections_max=2) as door:
+        door.inlet.open.clear()
+        busy = [await door.connect(), await door.connect()]
+        for client in busy:
+            await client.send(post(b'{"device_id":"d","metric":"m","value":1}'))
+        await until(lambda: door.inlet.waiting == 2)
+        late = await door.connect()
+        assert await late.closed(1)
+        door.inlet.open.set()
+        assert [(await client.reply()).status for client in busy] == [202, 202]
+
+
+@pytest.mark.parametrize("said", [b"", HALF, b"\r\n"])
+async def test_head_that_does_not_come_closes(said: bytes) -> None:
+    """Silence, or half a head, ends after header_s_max."""
+    async with running_door(header_s_max=0.2) as door:
+        client = await door.connect()
+        await client.send(said)
+        before_s = time.monotonic()
+        assert await client.closed(2)
+        assert 0.1 < time.monotonic() - before_s < 1
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+async def test_head_byte_by_byte_closes_in_time(used_before: bool) -> None:
+    """Each byte does not buy time; not on a kept connection either."""
+    async with running_door(header_s_max=0.3, keepalive_s_max=30) as door:
+        client = await door.connect()
+        if used_before:
+            await client.send(GET)
+            assert (await client.reply()).status == 200
+            await asyncio.sleep(0.4)  # idle longer than a head may take: still open
+        before_s = time.monotonic()
+
+        async def trickle() -> None:
+            for byte in HALF * 10:
+                await client.send(bytes([byte]))
+                await asyncio.sleep(0.02)
+
+        trickling = asyncio.create_task(trickle())
+        assert await client.closed(3)
+        assert 0.2 < time.monotonic() - before_s < 1
+        trickling.cancel()
+        await asyncio.gather(trickling, return_exceptions=True)
+
+
+async def test_idle_connection_closes_after_keepalive() -> None:
+    """A client may rest for keepalive_s_max between requests, counted anew each time."""
+    async with running_door(keepalive_s_max=0.3) as door:
+        client = await door.connect()
+        for _ in range(3):
+            await client.send(GET)
+            assert (await client.reply()).status == 200
+            await asyncio.sleep(0.15)
+        before_s = time.monotonic()
+        assert await client.closed(2)
+        assert time.monotonic() - before_s < 1
+
+
+async def test_slow_head_within_its_time_is_served() -> None:
+    """A head in two halves is a head."""
+    async with running_door(header_s_max=2) as door:
+        client = await door.connect()
+        await client.send(GET[:20])
+        await asyncio.sleep(0.05)
+        await client.send(GET[20:])
+        assert (await client.reply()).status == 200
+
+
+class Open:
+    """A door that lets all in."""
+
+    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+        """Come in."""
+        asyncio.get_running_loop().call_soon(begin)
+        return True
+
+
+BOTH_WAYS = pytest.mark.parametrize("short", [True, False], ids=["short", "aiohttp"])
+
+
+@asynccontextmanager
+async def listening(
+    body: bytes, keepalive_s_max: float, *, short: bool, close: bool = False
+) -> AsyncIterator[tuple[Connections, str]]:
+    """Run a bare port that answers everything with `body`, the short way or aiohttp's.
+
+    With `close` it closes the connection then, as after a fault of its own.
+    """
+
+    async def answer(request: object) -> Answer:
+        connections.requests_count += isinstance(request, WholeRequest)  # aiohttp counts its own
+        return Answer(200, body, TEXT, close=close)
+
+    connections = Connections(
+        answer,
+        lambda code: problem(Refused(code, "")),
+        door=Open() if short else None,
+        connections_max=100,
+        header_s_max=1,
+        keepalive_s_max=keepalive_s_max,
+    )
+    address = await connections.listen("127.0.0.1", 0, "--listen")
+    yield connections, address
+    await connections.close()
+
+
+@BOTH_WAYS
+async def test_client_that_does_not_read_is_let_go(short: bool) -> None:
+    """Answers that nobody reads hold a connection no longer than idling does."""
+    async with listening(bytes(8_000_000), keepalive_s_max=0.3, short=short) as (
+        connections,
+        address,
+    ):
+        client = await Client.connect(address)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+        await client.send(GET * 3)
+        await until(lambda: connections.count == 1)
+        await until(lambda: connections.count == 0, 3)
+        await client.close()
+
+
+@BOTH_WAYS
+async def test_answer_that_closes_and_is_not_read_keeps_no_descriptor(short: bool) -> None:
+    """What is to be closed once all is sent is cut as late as the others are."""
+    answer = bytes(8_000_000)
+    async with listening(answer, 0.3, short=short, close=True) as (connections, address):
+        client = await Client.connect(address)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+        await client.send(GET)
+        await until(lambda: connections.count == 1)
+        await until(lambda: connections.count == 0, 3)
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(5):
+            with suppress(ConnectionError):
+                assert len(await client.reader.read()) < len(answer)
+        await client.close()
+
+
+@BOTH_WAYS
+async def test_pipelining_without_end_is_bounded(short: bool) -> None:
+    """A client that only sends is stopped by its own unread answers, not by our memory."""
+    async with listening(bytes(100_000), keepalive_s_max=5, short=short) as (connections, address):
+        client = await Client.connect(address)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+        sending = asyncio.create_task(client.send(GET * 200_000))
+        await asyncio.sleep(0.5)
+        assert not sending.done()
+        assert connections.requests_count < 1_000
+        sending.cancel()
+        client.writer.transport.abort()
+        await until(lambda: connections.count == 0)
+
+
+async def test_close_ends_idle_and_half_open_connections_quickly() -> None:
+    """Closing the port does not wait for those who have nothing in work; twice is fine."""
+    async with running_door() as door:
+        idle = await door.connect()
+        await idle.send(GET)
+        await idle.reply()
+        half = await door.connect()
+        await half.send(HALF)
+        await asyncio.sleep(0.02)
+        before_s = time.monotonic()
+        await door.endpoint.close()
+        assert time.monotonic() - before_s < 0.8
+        assert await idle.closed(1)
+        assert await half.closed(1)
+        with pytest.raises(OSError, match=r"refused|Connect call failed"):
+            await door.connect()
+
+
+@BOTH_WAYS
+async def test_close_does_not_wait_for_a_client_that_does_not_read(short: bool) -> None:
+    """An answer stuck on its way is given up at the end."""
+    async with listening(bytes(8_000_000), keepalive_s_max=30, short=short) as (
+        connections,
+        address,
+    ):
+        client = await Client.connect(address)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+        await client.send(GET)
+        await until(lambda: connections.count == 1 and connections.requests_count == 1)
+        before_s = time.monotonic()
+        await connections.close(0.1)
+        assert time.monotonic() - before_s < 2
+        await until(lambda: connections.count == 0)
+        client.writer.transport.abort()
+
+
+def test_raise_open_files_limit_reaches_the_hard_one() -> None:
+    """The soft limit is a default, not a wish."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
+    try:
+        assert raise_open_files_limit() == hard
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_more_connections_than_open_files_are_not_promised() -> None:
+    """The limit stays below what the process may open, or eviction would never come to act."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    try:
+        with structlog.testing.capture_logs() as lines:
+            async with running_door(connections_max=20_000) as door:
+                connections = door.endpoint._site._connections
+                assert connections is not None
+                assert connections._connections_max == 400 - 128
+        told = next(line for line in lines if line["event"] == "fewer_connections")
+        assert (told["most"], told["wanted"]) == (400 - 128, 20_000)
+        assert (told["open_files_max"], told["open_files_needed"]) == (400, 20_000 + 128)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,110 @@
+"""Connections that come at once are all taken, some in each turn of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import cast
+
+import pytest
+import uvloop
+
+from ingest.http.listener import ACCEPTS_A_TURN, Listener
+
+
+class Greeter(asyncio.Protocol):
+    """Says one byte."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say it, and close."""
+        cast(asyncio.Transport, transport).write(b"!")
+        transport.close()
+
+
+def crowd(port: int, count: int) -> list[socket.socket]:
+    """Connect; the kernel alone does it."""
+    return [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(count)]
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_crowd_is_let_in_by_several_a_turn(run: object) -> None:
+    """Not one, or a reconnecting fleet waits; not all, or those inside wait."""
+    taken: list[int] = []
+    turn = 0
+
+    def protocol() -> Greeter:
+        taken.append(turn)
+        return Greeter()
+
+    async def let_in() -> list[socket.socket]:
+        nonlocal turn
+        listener = Listener(protocol)
+        _, port = await listener.open("127.0.0.1", 0)
+        clients = crowd(port, 100)
+        while len(taken) < 100:
+            turn += 1
+            await asyncio.sleep(0)
+            assert turn < 1_000
+        await listener.close()
+        await asyncio.sleep(0.01)
+        return clients
+
+    clients = run(let_in())  # type: ignore[operator]
+    assert [client.recv(2) for client in clients] == [b"!"] * 100
+    assert max(taken.count(each) for each in set(taken)) <= 2 * ACCEPTS_A_TURN
+    assert len(set(taken)) < 40
+    for client in clients:
+        client.close()
+
+
+async def test_localhost_is_all_of_its_addresses_and_a_port_in_use_is_an_error() -> None:
+    """What is bound is let go of when another of the addresses is not to be had."""
+    first = Listener(Greeter)
+    _, port = await first.open("127.0.0.1", 0)
+    second = Listener(Greeter)
+    with pytest.raises(OSError, match="in use"):
+        await second.open("127.0.0.1", port)
+    await second.close()
+    await first.close()
+    again = Listener(Greeter)
+    name, same = await again.open("localhost", port)
+    assert name in ("127.0.0.1", "::1")
+    assert same == port
+    await again.close()
+    await again.close()
+
+
+async def test_an_accept_that_fails_is_tried_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Out of files for a moment: the connection waits in the line, the loop does not spin."""
+    listener = Listener(Greeter)
+    _, port = await listener.open("127.0.0.1", 0)
+    (listening,) = listener._sockets
+    asked = 0
+
+    class Poor:
+        """The listening socket of a process without files."""
+
+        def accept(self) -> None:
+            nonlocal asked
+            asked += 1
+            raise OSError(24, "Too many open files")
+
+        def fileno(self) -> int:
+            return listening.fileno()
+
+    poor = Poor()
+    listener._loop.remove_reader(listening)
+    listener._sockets[0] = poor  # type: ignore[call-overload]
+    listener._resume(poor)  # type: ignore[arg-type]
+    (client,) = crowd(port, 1)
+    await asyncio.sleep(0.25)
+    assert 1 <= asked <= 4
+    listener._loop.remove_reader(listening)
+    listener._sockets[0] = listening
+    listener._resume(listening)
+    client.setblocking(False)
+    assert await asyncio.get_running_loop().sock_recv(client, 1) == b"!"
+    client.close()
+    await listener.close()

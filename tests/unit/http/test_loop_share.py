@@ -1,0 +1,92 @@
+"""Posts share the turns of the event loop: in order, a bounded part of each, nobody left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from ingest.http.loop_share import POST_BYTES, TURN_BYTES, Turns
+
+SMALL = 100
+
+
+class Watch:
+    """Counts the turns of the loop."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self.turn += 1
+        self._handle = self._loop.call_soon(self._next)
+
+    def stop(self) -> None:
+        """End it: a loop that always has something to do never sleeps."""
+        self._handle.cancel()
+
+
+async def served(sizes: list[int]) -> list[tuple[int, int]]:
+    """Let posts of these sizes come at once; return (place, turn) in the order of service."""
+    turns, watch = Turns(), Watch()
+    order: list[tuple[int, int]] = []
+
+    async def post(place: int, size: int) -> None:
+        if not turns.take(size):
+            await turns.wait(size)
+        order.append((place, watch.turn))
+
+    await asyncio.gather(*(post(place, size) for place, size in enumerate(sizes)))
+    watch.stop()
+    return order
+
+
+async def test_few_posts_are_served_in_the_turn_in_which_they_came() -> None:
+    """Nobody waits while there is enough for all."""
+    order = await served([SMALL] * 20)
+    assert len({turn for _, turn in order}) == 1
+
+
+async def test_a_crowd_is_served_in_order_and_a_part_in_each_turn() -> None:
+    """Others have the loop between: a turn never takes more than its share and one post."""
+    order = await served([SMALL] * 1_000)
+    assert [place for place, _ in order] == list(range(1_000))
+    in_a_turn = Counter(turn for _, turn in order)
+    most = -(-TURN_BYTES // (SMALL + POST_BYTES))
+    assert max(in_a_turn.values()) == most
+    assert len(in_a_turn) == -(-1_000 // most)
+
+
+async def test_a_body_larger_than_a_turn_gets_one() -> None:
+    """And those that came after it get the next ones, in order."""
+    order = await served([10 * TURN_BYTES, SMALL, 10 * TURN_BYTES, SMALL])
+    assert [place for place, _ in order] == [0, 1, 2, 3]
+    assert order[0][1] < order[1][1] == order[2][1] < order[3][1]
+
+
+async def test_who_gives_up_waiting_keeps_nobody_waiting() -> None:
+    """A client that hung up while it stood in line costs the others nothing."""
+    turns = Turns()
+    assert turns.take(TURN_BYTES)
+    waits = [asyncio.create_task(turns.wait(10 * TURN_BYTES)) for _ in range(5)]
+    last = asyncio.create_task(turns.wait(SMALL))
+    await asyncio.sleep(0)
+    for each in waits:
+        each.cancel()
+    async with asyncio.timeout(5):
+        await last
+    assert turns.take(SMALL)
+
+
+async def test_a_share_that_was_granted_and_not_used_is_forgotten_with_its_turn() -> None:
+    """Cancelled in the very moment: the next turn is whole again."""
+    turns = Turns()
+    assert turns.take(TURN_BYTES)
+    granted = asyncio.create_task(turns.wait(TURN_BYTES))
+    await asyncio.sleep(0)  # in line
+    await asyncio.sleep(0)  # granted
+    granted.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert turns.take(TURN_BYTES)

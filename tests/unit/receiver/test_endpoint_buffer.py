@@ -1,0 +1,124 @@
+"""The door before the real memory buffer: waiting for room, refusing, and the law all the while."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ingest.buffers.memory import MemoryBuffer
+from ingest.config.settings import Settings
+from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.receiver.endpoint import Endpoint
+from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters
+from tests.support.receiver import BAD, GOOD, Client, post, until
+
+
+class Rig:
+    """A door over a buffer of ten readings."""
+
+    def __init__(self, put_wait_s_max: float) -> None:
+        self.buffer = MemoryBuffer(rows_max=10, bytes_max=100_000, put_wait_s_max=put_wait_s_max)
+        self.metrics = Metrics()
+        self.metrics.gauges = Gauges(
+            buffer=self.buffer.stats,
+            dead_letters=DeadLetterStats,
+            database_up=lambda: True,
+            hold_reason=lambda: None,
+        )
+        self.endpoint = Endpoint(
+            settings=Settings(),
+            inlet=self.buffer,
+            dead_letters=FakeDeadLetters(),
+            metrics=self.metrics,
+            admission=FakeAdmission(),
+            database=FakeDatabase(),
+            levels=("buffered",),
+            health=lambda: (200, b"{}"),
+        )
+        self.address = ""
+
+    def store(self, rows_max: int) -> None:
+        """Play the writer: take blocks and have them committed."""
+        blocks = self.buffer.take(rows_max)
+        self.metrics.committed += sum(block.rows for block in blocks)
+        self.buffer.settle(blocks)
+
+
+@asynccontextmanager
+async def running(put_wait_s_max: float) -> AsyncIterator[Rig]:
+    """Run a door; the law holds at the end."""
+    rig = Rig(put_wait_s_max)
+    rig.address = await rig.endpoint.start("127.0.0.1", 0)
+    yield rig
+    await rig.endpoint.close()
+    assert rig.metrics.at_door == 0
+    assert rig.metrics.imbalance == 0
+
+
+def many(count: int) -> bytes:
+    """Return a post of so many readings."""
+    return post(b"[" + b",".join([GOOD] * count) + b"]")
+
+
+async def test_post_waits_for_room_and_gets_it() -> None:
+    """Full is not refused: the post waits, in order, and goes in when a batch is stored."""
+    async with running(5) as rig:
+        clients = [await Client.connect(rig.address) for _ in range(3)]
+        await clients[0].send(many(8))
+        assert (await clients[0].reply()).status == 202
+        await clients[1].send(many(8))
+        await until(lambda: rig.buffer.stats().posts_waiting == 1)
+        await clients[2].send(many(1))  # it would fit, but does not overtake
+        await until(lambda: rig.buffer.stats().posts_waiting == 2)
+        assert rig.metrics.imbalance == 0
+        rig.store(10)
+        assert [(await client.reply()).status for client in clients[1:]] == [202, 202]
+        for client in clients:
+            await client.close()
+
+
+async def test_post_that_gets_no_room_is_503() -> None:
+    """After put_wait_s_max the client is told to come back, and nothing stays behind."""
+    async with running(0.05) as rig:
+        client = await Client.connect(rig.address)
+        await client.send(many(10))
+        assert (await client.reply()).status == 202
+        await client.send(many(1))
+        reply = await client.reply()
+        assert (reply.status, reply.code) == (503, "buffer_full")
+        assert rig.buffer.stats().rows == 10
+        await client.close()
+
+
+async def test_law_holds_among_impatient_clients() -> None:
+    """Clients of all kinds, a slow writer, some break off: every reading is somewhere, once."""
+    async with running(0.05) as rig:
+        chance = random.Random(7)
+        stopped = False
+
+        async def write() -> None:
+            while not stopped:
+                await asyncio.sleep(0.005)
+                rig.store(4)
+                assert rig.metrics.imbalance == 0
+
+        async def visit() -> None:
+            client = await Client.connect(rig.address)
+            for _ in range(10):
+                items = [GOOD] * chance.randint(1, 8) + [BAD] * chance.randint(0, 2)
+                await client.send(post(b"[" + b",".join(items) + b"]"))
+                if chance.random() < 0.1:
+                    break
+                assert (await client.reply()).status in {202, 503}
+            await client.close()
+
+        writing = asyncio.create_task(write())
+        await asyncio.gather(*(visit() for _ in range(30)))
+        await until(lambda: rig.metrics.at_door == 0)
+        stopped = True
+        await writing
+        assert rig.metrics.committed > 0
+        assert rig.metrics.rejected["buffer_full"] > 0
+        assert rig.metrics.dead_lettered["invalid"] > 0

@@ -1,0 +1,74 @@
+"""The targets of fuzz.py under Hypothesis: any bytes, and valid ones with some bytes altered."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.fuzz import INFLATED_MAX, TARGETS, fuzz_decode, fuzz_gunzip, main, seeds
+
+SEEDS = seeds()
+EXPECTED = {
+    "gunzip": {"whole", "bad_encoding", "inflated_too_large"},
+    "decode": {"readings", "not_json"},
+    "journal": {"0 frames", "1 frames", "2 frames"},
+    "letters": {"letter", "refused"},
+}
+changes = st.lists(
+    st.tuples(st.integers(0, 1 << 16), st.integers(0, 3), st.binary(max_size=4)), max_size=4
+)
+
+
+def altered(data: bytes, how: list[tuple[int, int, bytes]]) -> bytes:
+    """Put bytes in the place of so many others, anywhere."""
+    for place, removed, new in how:
+        at = place % (len(data) + 1)
+        data = data[:at] + new + data[at + removed :]
+    return data
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_rule_holds_for_any_bytes_and_for_altered_valid_ones(name: str) -> None:
+    """And the search gets past the first check: all that can come of an input came of some."""
+    target = TARGETS[name]
+    came = {target(seed) for seed in SEEDS[name]}
+    if name == "gunzip":
+        came.add(target(gzip.compress(bytes(INFLATED_MAX + 1))))
+
+    @settings(max_examples=400)
+    @given(st.sampled_from(SEEDS[name]), changes)
+    def valid_ones_altered(seed: bytes, how: list[tuple[int, int, bytes]]) -> None:
+        came.add(target(altered(seed, how)))
+
+    @settings(max_examples=100)
+    @given(st.binary(max_size=200))
+    def any_bytes(data: bytes) -> None:
+        came.add(target(data))
+
+    valid_ones_altered()
+    any_bytes()
+    assert came >= EXPECTED[name]
+
+
+@given(st.sampled_from(SEEDS["decode"]), changes, changes)
+def test_gzip_around_a_body_changes_nothing_but_its_own_faults(
+    body: bytes, inner: list[tuple[int, int, bytes]], outer: list[tuple[int, int, bytes]]
+) -> None:
+    """As the door does it: inflate, then decode; altered inside, outside, or both."""
+    body = altered(body, inner)
+    packed = altered(gzip.compress(body, mtime=0), outer)
+    if fuzz_gunzip(packed) == "whole":
+        assert fuzz_decode(gzip.decompress(packed)) == fuzz_decode(body)
+
+
+def test_command_without_atheris_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is no package of the tests."""
+    monkeypatch.setitem(sys.modules, "atheris", None)
+    assert main(["gunzip"]) == 2
+    assert "pip install atheris" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""What files.py does beside appending: a name is gone at once, its blocks a moment later."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from ingest.system.files import unlink_aside
+
+
+def _await_closed(path: Path) -> None:
+    """Wait until this process has the file no longer open, under its name or without one."""
+    end_s = time.monotonic() + 5
+    while any(each.startswith(str(path)) for each in _open_files()):
+        assert time.monotonic() < end_s, "it stays open, so its blocks never come free"
+        time.sleep(0.01)
+
+
+def _open_files() -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:  # that of the list itself
+            continue
+    return found
+
+
+def test_unlink_aside_takes_the_name_and_leaves_nothing_open(tmp_path: Path) -> None:
+    """The name first: what follows may take long."""
+    path = tmp_path / "segment"
+    path.write_bytes(bytes(1 << 20))
+    unlink_aside(path)
+    assert not path.exists()
+    _await_closed(path)
+
+
+def test_unlink_aside_of_what_is_not_there_says_so(tmp_path: Path) -> None:
+    """As unlink does: the caller decides what it means."""
+    with pytest.raises(FileNotFoundError):
+        unlink_aside(tmp_path / "segment")
+
+
+def test_unlink_aside_refused_leaves_the_file_and_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again for ever: each try must give back what it took."""
+    path = tmp_path / "segment"
+    path.write_bytes(b"x")
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        unlink_aside(path)
+    assert path.exists()
+    _await_closed(path)
+
+
+def test_unlink_aside_without_a_thread_left_waits_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of tasks is reached: slower, but nothing stays open."""
+    path = tmp_path / "segment"
+    path.write_bytes(b"x")
+
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", refuse)
+    unlink_aside(path)
+    assert not path.exists()
+    assert not any(each.startswith(str(path)) for each in _open_files())
+
+
+def test_unlink_aside_without_a_descriptor_left_removes_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections may have taken all descriptors: the room on the disk is wanted even so."""
+    path = tmp_path / "segment"
+    path.write_bytes(b"x")
+    real = os.open
+
+    def out_of_them(name: Path, flags: int, mode: int = 0o777) -> int:
+        if name == path:
+            raise OSError(errno.EMFILE, "Too many open files", str(name))
+        return real(name, flags, mode)
+
+    monkeypatch.setattr(os, "open", out_of_them)
+    unlink_aside(path)
+    assert not path.exists()

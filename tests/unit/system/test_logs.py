@@ -1,0 +1,139 @@
+"""Logs: one JSON line per event, whatever is in it; few lines, whatever happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from ingest.system import logs
+from ingest.system.logs import Occasionally
+
+
+@pytest.fixture
+def stream() -> Iterator[io.BytesIO]:
+    """A configured log into memory; the settings of the process come back afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    stream = io.BytesIO()
+    logs.configure("info", stream)
+    yield stream
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def lines(stream: io.BytesIO) -> list[dict[str, Any]]:
+    """Return what was logged, decoded."""
+    text = stream.getvalue().decode()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def test_log_event_is_one_json_line(stream: io.BytesIO) -> None:
+    """A line says when, how grave, what, which part, and the values given."""
+    logs.get_logger("door").warning("something_happened", count=3)
+    (line,) = lines(stream)
+    assert line.pop("ts").endswith("Z")
+    assert line == {"level": "warning", "event": "something_happened", "part": "door", "count": 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a\n{"level":"critical","event":"forged"}\n',
+        "a\r\nb\x00c\x1b[31mred",
+        "line\u2028separator\u2029and\x85next",
+        "csi\x9b31m and \x7f",
+        "right\u202eleft",
+        "half \ud800 pair",
+        "x" * 100_000,
+    ],
+)
+def test_log_hostile_text_stays_one_harmless_line(stream: io.BytesIO, text: str) -> None:
+    """No input starts a second line, reaches the terminal as a control, or breaks the log."""
+    logs.get_logger().error("refused", value=text, **{"odd key": text[:5]})
+    written = stream.getvalue()
+    assert written.count(b"\n") == 1
+    assert len(written) < 30_000
+    assert not any(ord(each) < 32 or 127 <= ord(each) < 160 for each in written.decode()[:-1])
+    assert not set("\u2028\u2029\u202e") & set(written.decode())
+    (line,) = lines(stream)
+    assert line["event"] == "refused"
+
+
+@pytest.mark.parametrize("value", [2**80, {1: "odd"}, object, b"bytes", {"set"}, float("nan")])
+def test_log_odd_value_still_gives_a_line(stream: io.BytesIO, value: Any) -> None:
+    """Whatever is given as a value, the line comes out."""
+    logs.get_logger().info("odd", value=value)
+    assert lines(stream)[0]["event"] == "odd"
+
+
+def test_log_exception_is_inside_the_line(stream: io.BytesIO) -> None:
+    """A traceback does not spread over lines."""
+    try:
+        raise RuntimeError("first\nsecond")
+    except RuntimeError:
+        logs.get_logger().error("failed", exc_info=True)
+    (line,) = lines(stream)
+    assert "RuntimeError: first\nsecond" in line["exception"]
+
+
+def test_log_below_the_level_is_silent(stream: io.BytesIO) -> None:
+    """The level is the least that is written."""
+    logs.get_logger().debug("too_fine")
+    assert stream.getvalue() == b""
+
+
+def test_log_broken_stderr_does_not_raise(stream: io.BytesIO) -> None:
+    """A reader of the log that went away takes nothing with it."""
+    logger = logs.get_logger()
+    stream.close()
+    logger.error("nobody_listens")
+
+
+def test_library_lines_come_in_our_form_and_rarely(stream: io.BytesIO) -> None:
+    """A thousand equal complaints of a library are one line."""
+    for number in range(1000):
+        logging.getLogger("asyncio").warning("socket.accept() failed: %s", f"n\n{number}")
+    logging.getLogger("aiohttp.server").error("another kind")
+    first, second = lines(stream)
+    assert first["event"] == "socket.accept() failed: n\n0"
+    assert first["part"] == "asyncio"
+    assert second["part"] == "aiohttp.server"
+
+
+def test_library_line_with_wrong_arguments_is_kept(stream: io.BytesIO) -> None:
+    """A library that misuses its logger does not raise inside ours."""
+    record = logging.LogRecord("lib", logging.ERROR, "", 0, "%d items", ("three",), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logs._FromLibrary):
+            handler.handle(record)
+    assert lines(stream)[0]["event"] == "%d items"
+
+
+def test_occasionally_lets_one_through_per_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next line that passes tells how many were kept back."""
+    now_s = 100.0
+    monkeypatch.setattr("ingest.system.logs.monotonic_s", lambda: now_s)
+    occasionally = Occasionally(10.0)
+    assert occasionally.due("a") == 0
+    assert occasionally.due("a") is None
+    assert occasionally.due("a") is None
+    assert occasionally.due("b") == 0
+    now_s = 110.0
+    assert occasionally.due("a") == 2
+    assert occasionally.due("a") is None
+
+
+def test_occasionally_many_kinds_stay_bounded() -> None:
+    """Kinds made of client text cannot fill memory."""
+    occasionally = Occasionally(10.0)
+    for number in range(5_000):
+        occasionally.due(number)
+    assert len(occasionally._kinds) == logs.KEYS_MAX

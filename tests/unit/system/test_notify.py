@@ -1,0 +1,154 @@
+"""Laws of the line to the process manager: what is sent, to whom, and what is never sent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ingest.system.notify import STATUS_BYTES_MAX, Notifier
+from tests.system.manager import Manager
+
+
+@pytest.fixture(autouse=True)
+def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.system.notify.STATUS_S", 0.02)
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Manager:
+    """Give a manager that listens, on a path or in the abstract namespace."""
+    abstract = f"@iot-ingest-test-{os.getpid()}-{tmp_path.name}"
+    address = abstract if request.param == "abstract" else str(tmp_path / "notify")
+    return Manager(address)
+
+
+async def test_ready_status_and_stopping_arrive_in_order(manager: Manager) -> None:
+    """Both kinds of address work; a status is sent when it changes, and only then."""
+    words = "starting"
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": manager.address})
+    with manager:
+        async with notifier.telling(lambda: words):
+            notifier.ready()
+            await manager.wait("STATUS", "starting")
+            await asyncio.sleep(0.1)  # several looks
+            words = "accepting"
+            await manager.wait("STATUS", "accepting")
+            notifier.stopping()
+        expected = [("READY", "1"), ("STATUS", "starting"), ("STATUS", "accepting")]
+        assert manager.read() == [*expected, ("STOPPING", "1")]
+
+
+async def test_watchdog_is_fed_at_half_its_period_and_not_by_a_loop_that_stands(
+    manager: Manager,
+) -> None:
+    """A service that is stuck must look dead to its manager."""
+    environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}
+    with manager:
+        async with Notifier.from_environment(environ).telling(lambda: "accepting"):
+            await manager.wait_more("WATCHDOG", 3)
+            fed = len(manager.values("WATCHDOG"))
+            time.sleep(0.5)  # noqa: ASYNC251  the loop stands still
+            assert len(manager.values("WATCHDOG")) == fed
+            await manager.wait_more("WATCHDOG", 2)
+
+
+def test_watchdog_is_fed_at_half_its_period_to_the_look(manager: Manager) -> None:
+    """Played by a clock of the test's own: looks every second, of a period of eight."""
+    notifier = Notifier.from_environment(
+        {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "8000000"}
+    )
+    fed: list[int] = []
+    with manager:
+        for now_s in range(20):
+            before = len(manager.values("WATCHDOG"))
+            notifier._look("accepting", float(now_s))
+            if len(manager.values("WATCHDOG")) > before:
+                fed.append(now_s)
+        notifier.close()
+    assert fed == [0, 4, 8, 12, 16]
+
+
+async def test_watchdog_is_not_fed_more_often_than_asked(manager: Manager) -> None:
+    """Every datagram wakes the manager; looks at the state are more frequent than that."""
+    environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "60000000"}
+    words = iter(range(100))
+    with manager:
+        async with Notifier.from_environment(environ).telling(lambda: str(next(words))):
+            await manager.wait_more("STATUS", 5)
+        assert manager.values("WATCHDOG") == ["1"]
+
+
+@pytest.mark.parametrize(
+    "period",
+    [
+        {},
+        {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"},
+        {"WATCHDOG_USEC": "soon"},
+        {"WATCHDOG_USEC": "0"},
+    ],
+    ids=["none", "of another process", "no number", "nought"],
+)
+async def test_watchdog_of_nobody_is_not_fed(manager: Manager, period: dict[str, str]) -> None:
+    """Without a period of ours there is nothing to feed."""
+    environ = {"NOTIFY_SOCKET": manager.address, **period}
+    with manager:
+        async with Notifier.from_environment(environ).telling(lambda: "accepting"):
+            await manager.wait("STATUS", "accepting")
+            await asyncio.sleep(0.25)
+        assert manager.values("WATCHDOG") == []
+
+
+async def test_watchdog_of_this_process_is_fed(manager: Manager) -> None:
+    """The process id is how a manager says whom it means."""
+    environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "100000"}
+    environ["WATCHDOG_PID"] = str(os.getpid())
+    with manager:
+        async with Notifier.from_environment(environ).telling(lambda: "accepting"):
+            await manager.wait("WATCHDOG", "1")
+
+
+def test_environment_is_taken_so_that_no_child_inherits_it() -> None:
+    """A PostgreSQL of ours would report itself as ready in our name."""
+    environ = {"NOTIFY_SOCKET": "-", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "HOME": "/"}
+    Notifier.from_environment(environ)
+    assert environ == {"HOME": "/"}
+
+
+@pytest.mark.parametrize("address", ["", "vsock:2:1234", "/nobody/listens/here"])
+async def test_nobody_who_listens_is_no_fault(address: str) -> None:
+    """Outside of a process manager the service is the same."""
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000"})
+    async with notifier.telling(lambda: "accepting"):
+        notifier.ready()
+        await asyncio.sleep(0.01)
+        notifier.stopping()
+
+
+async def test_what_must_arrive_is_sent_again_to_a_manager_that_was_away(tmp_path: Path) -> None:
+    """A manager that restarts just then would else wait for READY=1 until it gives up."""
+    address = str(tmp_path / "notify")
+    environ = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "40000"}
+    notifier = Notifier.from_environment(environ)
+    async with notifier.telling(lambda: "accepting"):
+        notifier.ready()
+        await asyncio.sleep(0)
+        with Manager(address) as manager:
+            await manager.wait("STATUS", "accepting")
+            assert manager.values("READY") == ["1"]
+
+
+async def test_status_cannot_forge_fields_and_is_cut(manager: Manager) -> None:
+    """A reason may hold what a database said."""
+    words = "on_hold: x\nMAINPID=1\r\nREADY=1 " + "é" * STATUS_BYTES_MAX
+    with manager:
+        notifier = Notifier.from_environment({"NOTIFY_SOCKET": manager.address})
+        async with notifier.telling(lambda: words):
+            await manager.wait("STATUS", "on_hold")
+        ((name, value),) = manager.read()
+        assert name == "STATUS"
+        assert value.startswith("on_hold: x MAINPID=1 READY=1 é")
+        assert STATUS_BYTES_MAX - 2 < len(value.encode()) <= STATUS_BYTES_MAX

@@ -1,0 +1,248 @@
+"""The state folder: made, locked, published in, and clear about what is in its way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from ingest.model.errors import StartError
+from ingest.system import state_folder as statefolder
+from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
+
+INFO = ServiceInfo(
+    pid=os.getpid(),
+    version="0.1.0",
+    listen="127.0.0.1:8080",
+    admin_listen="127.0.0.1:8081",
+    database_url="postgresql://postgres@/postgres?host=/tmp/x",
+    token="s3cret",
+    started_us=1_700_000_000_000_000,
+)
+
+REPOSITORY = Path(__file__).parents[3]
+
+HOLDER = """
+import sys
+from pathlib import Path
+from ingest.system.state_folder import StateFolder
+folder = StateFolder.open(Path(sys.argv[1]))
+folder.lock()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+STRANGER = """
+import os, sys
+from pathlib import Path
+from ingest.model.errors import StartError
+from ingest.system.state_folder import running_service
+if os.geteuid() == 0:
+    os.setuid(65534)
+try:
+    running_service(Path(sys.argv[1]))
+except StartError as error:
+    print(error)
+"""
+
+
+def mode(path: Path) -> int:
+    """Return the permission bits."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """Start another process that holds the folder's lock until its stdin closes."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "locked\n"
+    return child
+
+
+def test_open_missing_makes_all_of_the_path_passable(tmp_path: Path) -> None:
+    """Under any umask, the folder can be passed by the database's user, and secrets cannot."""
+    before = os.umask(0o077)
+    try:
+        folder = StateFolder.open(tmp_path / "a b" / "ü")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "a b") == 0o755
+    assert mode(folder.path) == 0o755
+    assert mode(folder.dead_letters) == 0o700
+    assert folder.postgres.parent == folder.path
+
+
+def test_open_missing_brings_every_name_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may not take the folder from under a journal that was fsynced in it."""
+    synced: list[Path] = []
+    monkeypatch.setattr(statefolder, "sync_folder", synced.append)
+    StateFolder.open(tmp_path / "a" / "b" / "state")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+
+
+def test_open_existing_leaves_its_mode_alone(tmp_path: Path) -> None:
+    """A folder that the operator made keeps the permissions he gave it."""
+    tmp_path.chmod(0o750)
+    StateFolder.open(tmp_path)
+    assert mode(tmp_path) == 0o750
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "y" * 300])
+def test_open_impossible_names_the_path_and_the_flag(tmp_path: Path, name: str) -> None:
+    """What cannot be a folder is a clear error."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StartError, match="--state-dir") as caught:
+        StateFolder.open(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_lock_held_names_pid_and_folder(tmp_path: Path) -> None:
+    """A second service on a folder is told who has it and what to do."""
+    child = hold(tmp_path)
+    try:
+        with pytest.raises(StartError, match="--state-dir") as caught:
+            StateFolder.open(tmp_path).lock()
+        assert str(child.pid) in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+    finally:
+        child.communicate()
+
+
+def test_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
+    """Kill -9 leaves no lock and no trace of a service."""
+    child = hold(tmp_path)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    (tmp_path / "service.json").write_bytes(msgspec.json.encode(INFO))
+    assert running_service(tmp_path) is None
+    folder = StateFolder.open(tmp_path)
+    folder.lock()
+    assert running_service(tmp_path) is None, "the notes of the killed one are gone"
+    folder.unlock()
+
+
+def test_lock_unlocked_can_be_taken_again(tmp_path: Path) -> None:
+    """Unlocking gives the folder free, and twice does no harm."""
+    folder = StateFolder.open(tmp_path)
+    folder.lock()
+    folder.unlock()
+    folder.unlock()
+    other = StateFolder.open(tmp_path)
+    other.lock()
+    other.unlock()
+
+
+def test_publish_then_running_service_returns_it(tmp_path: Path) -> None:
+    """What is published is found while the lock is held, is private, and is gone after."""
+    folder = StateFolder.open(tmp_path)
+    folder.lock()
+    folder.publish(INFO)
+    assert running_service(tmp_path) == INFO
+    assert mode(tmp_path / "service.json") == 0o600
+    folder.publish(msgspec.structs.replace(INFO, listen="[::1]:9"))
+    found = running_service(tmp_path)
+    assert found is not None
+    assert found.listen == "[::1]:9"
+    folder.withdraw()
+    folder.withdraw()
+    assert running_service(tmp_path) is None
+    folder.unlock()
+
+
+def test_publish_over_what_a_killed_publish_left_works(tmp_path: Path) -> None:
+    """A half-written note is replaced, and its loose permissions are not taken over."""
+    folder = StateFolder.open(tmp_path)
+    (tmp_path / "service.json.new").write_text("{")
+    folder.lock()
+    folder.publish(INFO)
+    assert running_service(tmp_path) == INFO
+    assert mode(tmp_path / "service.json") == 0o600
+    folder.unlock()
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b'{"pid":1}', b'{"pid":' * 9])
+def test_running_service_garbled_is_none(tmp_path: Path, text: bytes) -> None:
+    """Notes that cannot be read are no service."""
+    folder = StateFolder.open(tmp_path)
+    folder.lock()
+    (tmp_path / "service.json").write_bytes(text)
+    assert running_service(tmp_path) is None
+    folder.unlock()
+
+
+@pytest.mark.parametrize("pid", [2**22 + 1, 2**70])
+def test_running_service_of_a_dead_pid_is_none(tmp_path: Path, pid: int) -> None:
+    """Notes of a process that is not there are no service."""
+    folder = StateFolder.open(tmp_path)
+    folder.lock()
+    dead = msgspec.json.encode(INFO).replace(b'"pid":%d' % INFO.pid, b'"pid":%d' % pid)
+    (tmp_path / "service.json").write_bytes(dead)
+    assert running_service(tmp_path) is None
+    folder.unlock()
+
+
+def test_running_service_nowhere_is_none(tmp_path: Path) -> None:
+    """A folder that is not there, or a file, holds no service, and none is made."""
+    assert running_service(tmp_path / "absent") is None
+    (tmp_path / "file").write_text("")
+    assert running_service(tmp_path / "file") is None
+    assert not (tmp_path / "absent").exists()
+
+
+def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -> None:
+    """Who may not read the notes is told so, and not that there is no service."""
+    folder = StateFolder.open(open_tmp_path)
+    folder.lock()
+    folder.publish(INFO)
+    (open_tmp_path / "service.json").chmod(0)
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(open_tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    assert "may not read" in done.stdout
+    assert "service.json" in done.stdout
+    folder.unlock()
+
+
+def test_free_bytes_is_what_the_system_says(tmp_path: Path) -> None:
+    """Free space is the space of the folder's own file system."""
+    expected = os.statvfs(tmp_path)
+    free = StateFolder.open(tmp_path).free_bytes()
+    assert free == pytest.approx(expected.f_bavail * expected.f_frsize, rel=0.2)
+
+
+@pytest.mark.parametrize("part", ["journal", "dead-letters"])
+def test_free_bytes_is_that_of_the_fullest_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Each may be a mount of its own, and none may run full unseen."""
+    folder = StateFolder.open(tmp_path)
+    folder.journal.mkdir()
+
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(
+        "ingest.system.state_folder.shutil.disk_usage",
+        lambda path: Usage(7 if path.name == part else 9),
+    )
+    assert folder.free_bytes() == 7

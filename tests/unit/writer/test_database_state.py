@@ -1,0 +1,183 @@
+"""Open, waiting, on hold: who probes, how often, and what is said about it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import structlog
+
+from ingest.model.verdict import Verdict, WriteFailed
+from ingest.system.clock import monotonic_s
+from ingest.writer.database_state import Gate
+
+AWAY = WriteFailed(Verdict.WAIT, "connection refused")
+HELD = WriteFailed(Verdict.HOLD, "no such table", sqlstate="42P01", reason="schema")
+FULL = WriteFailed(Verdict.HOLD, "no room", reason="dead_letters_full")
+
+
+@pytest.fixture
+def gate() -> Gate:
+    """Give a gate with the service's own times."""
+    return Gate(wait_s_min=0.1, wait_s_max=10.0, hold_probe_s=5.0)
+
+
+def test_gate_tells_what_the_server_is_like(gate: Gate) -> None:
+    """Every way from one state to another; a reason only while on hold."""
+    assert (gate.is_open, gate.up, gate.hold_reason) == (True, True, None)
+    gate.failed(AWAY)
+    assert (gate.is_open, gate.up, gate.hold_reason) == (False, False, None)
+    gate.failed(HELD)
+    assert (gate.is_open, gate.up, gate.hold_reason) == (False, True, "schema")
+    gate.failed(FULL)
+    assert (gate.is_open, gate.hold_reason, gate.message) == (False, "dead_letters_full", "no room")
+    gate.failed(AWAY)
+    assert (gate.up, gate.hold_reason, gate.message) == (False, None, "connection refused")
+    gate.opened()
+    assert (gate.is_open, gate.up, gate.reason, gate.message) == (True, True, "", "")
+
+
+def test_only_wait_is_away_and_all_other_verdicts_hold(gate: Gate) -> None:
+    """What the writer cannot deal with holds: an unknown code after its tries too."""
+    for verdict in (Verdict.HOLD, Verdict.UNKNOWN, Verdict.ISOLATE):
+        gate.failed(WriteFailed(verdict, "", reason=verdict.value))
+        assert gate.hold_reason == verdict.value
+
+
+def test_answer_of_a_probe_opens_after_waiting_and_never_after_a_hold(gate: Gate) -> None:
+    """A failed batch proves that the server is there; it proves nothing about the hold."""
+    retry = WriteFailed(Verdict.RETRY, "deadlock")
+    gate.failed(AWAY)
+    gate.answered(AWAY)
+    gate.answered(HELD)
+    assert not gate.is_open
+    gate.answered(retry)
+    assert gate.is_open
+    gate.failed(HELD)
+    gate.answered(retry)
+    assert gate.hold_reason == "schema"
+
+
+def test_pause_grows_while_the_server_is_away_within_its_bounds(gate: Gate) -> None:
+    """Full jitter below a ceiling that doubles from 0.1 s to 10 s, never near nothing."""
+    for tries in range(12):
+        gate.failed(AWAY)
+        ceiling_s = min(10.0, 0.1 * 2**tries)
+        pauses = [gate.pause_s() for _ in range(200)]
+        assert ceiling_s / 10 <= min(pauses) < ceiling_s / 3
+        assert ceiling_s * 2 / 3 < max(pauses) <= ceiling_s
+    gate.opened()
+    gate.failed(AWAY)
+    assert gate.pause_s() <= 0.1, "a new outage begins with a short pause"
+
+
+def test_pause_on_hold_is_steady(gate: Gate) -> None:
+    """An operator's fault is mended by hand: every 5 s is soon enough, and never slower."""
+    for _ in range(20):
+        gate.failed(HELD)
+        assert gate.pause_s() == 5.0
+
+
+def test_one_line_tells_of_a_hold_or_outage_however_many_tries(gate: Gate) -> None:
+    """Logs say what changed: one line when it begins, one when it ends, with how long it took."""
+    with structlog.testing.capture_logs() as lines:
+        for failure in (AWAY, HELD, FULL):
+            for _ in range(50):
+                gate.failed(failure)
+        gate.opened()
+        gate.opened()
+    assert [line["event"] for line in lines] == [
+        "database_away",
+        "on_hold",
+        "on_hold",
+        "database_back",
+    ]
+    assert [line.get("reason") for line in lines[1:3]] == ["schema", "dead_letters_full"]
+    assert lines[1]["sqlstate"] == "42P01"
+    assert lines[3]["after_s"] >= 0
+
+
+async def test_prober_is_one_at_a_time(gate: Gate) -> None:
+    """A server that comes back meets one client, not a crowd."""
+    gate.failed(AWAY)
+    probing = 0
+
+    async def probe() -> None:
+        nonlocal probing
+        async with gate.probing:
+            probing += 1
+            assert probing == 1
+            await asyncio.sleep(0.001)
+            probing -= 1
+
+    await asyncio.gather(*(probe() for _ in range(10)))
+
+
+async def paused_s(gate: Gate, halted: asyncio.Event) -> float:
+    """Return how long a pause took, in seconds."""
+    began_s = monotonic_s()
+    async with asyncio.timeout(2):
+        await gate.pause(halted)
+    return monotonic_s() - began_s
+
+
+async def test_pause_ends_by_itself_by_a_nudge_or_by_the_stop() -> None:
+    """`ingest hold release` and SIGTERM do not wait for the next probe."""
+    loop, halted = asyncio.get_running_loop(), asyncio.Event()
+    short = Gate(wait_s_min=0.02, wait_s_max=0.02, hold_probe_s=0.02)
+    short.failed(HELD)
+    assert 0.015 <= await paused_s(short, halted) < 1
+    long = Gate(wait_s_min=60, wait_s_max=60, hold_probe_s=60)
+    long.failed(HELD)
+    for end in (long.nudge, long.nudge, halted.set):  # a nudge serves one pause
+        loop.call_later(0.01, end)
+        assert await paused_s(long, halted) < 1
+    assert await paused_s(long, halted) < 0.01, "halted stays"
+
+
+async def test_pause_cancelled_leaves_no_task_behind() -> None:
+    """A prober that is cancelled takes its two waits with it."""
+    gate = Gate(wait_s_min=60, wait_s_max=60, hold_probe_s=60)
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(gate.pause(asyncio.Event()))
+    await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.001)
+    assert asyncio.all_tasks() == before
+
+
+async def test_wait_for_a_hold_gives_its_reason(gate: Gate) -> None:
+    """The door answers `database_on_hold` at once, not at the end of its wait."""
+    waiting = asyncio.create_task(gate.wait_hold())
+    gate.failed(AWAY)
+    await asyncio.sleep(0.001)
+    assert not waiting.done()
+    gate.failed(HELD)
+    assert await waiting == "schema"
+    assert await gate.wait_hold() == "schema"
+
+
+async def test_wait_for_a_hold_that_was_over_in_a_moment_goes_on(gate: Gate) -> None:
+    """A reason is never empty, and a hold that is over is none."""
+    waiting = asyncio.create_task(gate.wait_hold())
+    await asyncio.sleep(0)
+    gate.failed(HELD)
+    gate.opened()
+    await asyncio.sleep(0.001)
+    assert not waiting.done()
+    gate.failed(FULL)
+    assert await waiting == "dead_letters_full"
+
+
+async def test_wait_for_a_hold_can_be_cancelled(gate: Gate) -> None:
+    """The client hung up; others still learn of the hold."""
+    waits: list[asyncio.Task[Any]] = [asyncio.create_task(gate.wait_hold()) for _ in range(2)]
+    await asyncio.sleep(0)
+    waits[0].cancel()
+    gate.failed(HELD)
+    results = await asyncio.gather(*waits, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1] == "schema"

@@ -1,0 +1,361 @@
+"""What a writer does after each verdict, and what it tells the posts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from ingest.model.ack import Outcome, Refusal
+from ingest.model.errors import DeadLettersBroken, DeadLettersFull
+from ingest.model.letter import EXHAUSTED, REFUSED
+from ingest.model.verdict import Verdict, WriteFailed
+from ingest.system.clock import monotonic_s
+from tests.support.fake_sink_scripted import AFTER, Script
+from tests.support.writing import Writing
+
+Make = Callable[[], Exception]
+
+
+def kinds(path: Writing) -> list[tuple[str, int]]:
+    """Return (kind, rows) of each write of the only writer."""
+    return path.sinks[0].inner.writes
+
+
+async def test_posts_are_answered_once_stored() -> None:
+    """The plain case: one write for what waits, each post told, the room free again."""
+    path = Writing()
+    acks = [await path.post(rows) for rows in (1, 5, 30)]
+    path.start(1)
+    await path.until(path.resolved)
+    assert [await ack.wait() for ack in acks] == [Outcome()] * 3
+    assert kinds(path) == [("copy", 36)]
+    assert path.metrics.committed == 36
+    assert path.metrics.flushes == {"count": 0, "time": 0, "backlog": 1, "drain": 0}
+    assert sum(path.metrics.commit_s.counts) == 3
+    await path.drain()
+    await path.check()
+
+
+async def test_rows_stored_by_a_lost_commit_count_as_duplicates() -> None:
+    """The answer to a commit was lost: the retry finds the rows there, and says so."""
+    path = Writing(Script(1, Verdict.RETRY, AFTER, doubtful=True))
+    await path.post(10)
+    path.start(1)
+    await path.until(path.resolved)
+    assert kinds(path) == [("copy", 10), ("idempotent", 10)]
+    assert (path.metrics.committed, path.metrics.duplicate) == (0, 10)
+    await path.drain()
+    await path.check()
+
+
+async def test_bad_rows_are_named_to_their_own_post_and_the_rest_is_stored() -> None:
+    """Readings of other posts never change an answer; refusals carry the row of the post."""
+    path = Writing()
+    acks = [await path.post(3), await path.post(5, bad=(0, 4)), await path.post(2, bad=(1,))]
+    path.start(1)
+    await path.until(path.resolved)
+    outcomes = [await ack.wait() for ack in acks]
+    assert outcomes == [
+        Outcome(),
+        Outcome((Refusal(0, "23514", "not that value"), Refusal(4, "23514", "not that value"))),
+        Outcome((Refusal(1, "23514", "not that value"),)),
+    ]
+    assert path.metrics.dead_lettered[REFUSED] == 3
+    assert [letter.item for letter in path.letters.letters] == [0, 4, 1]
+    assert {letter.code for letter in path.letters.letters} == {"23514"}
+    await path.drain()
+    await path.check()
+
+
+async def test_large_batch_with_a_bad_row_is_cut_at_block_borders() -> None:
+    """Halving finds the small piece; the clean rows go by plain writes, none is written alone."""
+    path = Writing(batch_rows=20, batch_rows_max=100)
+    for row in range(10):
+        await path.post(10, bad=(3,) if row == 6 else ())
+    path.start(1)
+    await path.until(path.resolved)
+    assert kinds(path) == [
+        ("copy", 100),
+        ("copy", 50),
+        ("copy", 50),
+        ("copy", 20),
+        ("isolating", 20),
+        ("copy", 30),
+    ]
+    assert path.metrics.retries["isolate"] == 3
+    await path.drain()
+    await path.check()
+
+
+async def test_timed_out_batch_is_halved_and_new_batches_start_small() -> None:
+    """A batch that is too large for the server's time comes again in halves, idempotent."""
+    path = Writing(Script(1, Verdict.RETRY), batch_rows=10, batch_rows_max=80)
+    for _ in range(8):
+        await path.post(10)
+    path.start(1)
+    await path.until(path.resolved)
+    assert kinds(path) == [("idempotent", 40), ("idempotent", 40)]  # after the one that failed
+    assert path.cap.rows == 80  # 40 after the trouble, doubled by each clean write
+    await path.drain()
+    await path.check()
+
+
+@pytest.mark.parametrize("retries_max", [0, 1, 4])
+async def test_batch_that_always_fails_is_set_aside_after_its_retries(retries_max: int) -> None:
+    """One write and `retries_max` retries, then the dead letters; the post is told it is kept."""
+    script = Script(1, Verdict.RETRY, sqlstate="57014", doubtful=True, forever=True)
+    path = Writing(script, retries_max=retries_max)
+    ack = await path.post(10)
+    path.start(1)
+    await path.until(path.resolved)
+    assert await ack.wait() == Outcome(set_aside=True)
+    assert script.calls == retries_max + 1
+    assert path.metrics.dead_lettered[EXHAUSTED] == 10
+    assert path.metrics.retries["retry"] == retries_max + 1
+    assert [each.item for each in path.letters.letters] == list(range(10))
+    assert {(each.code, each.attempts) for each in path.letters.letters} == {
+        ("57014", retries_max + 1)
+    }
+    assert path.gate.is_open
+    await path.drain()
+    await path.check()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (lambda: DeadLettersFull("full"), "dead_letters_full"),
+        (lambda: DeadLettersBroken("disk"), "dead_letters_broken"),
+    ],
+)
+@pytest.mark.parametrize("exhausted", [True, False])
+async def test_writing_holds_while_nothing_can_be_set_aside(
+    error: Make, reason: str, exhausted: bool
+) -> None:
+    """What can be neither stored nor set aside stays; a bad row is not committed around either."""
+    at = 1 if exhausted else 0
+    script = Script(at, Verdict.RETRY, doubtful=True, forever=True, writes_only=True)
+    path = Writing(script)
+    path.letters.fault, path.letters.failing = error, 10
+    ack = await path.post(10, bad=() if exhausted else (2,))
+    path.start(2)
+    await path.until(lambda: path.letters.failing < 7)
+    assert path.gate.hold_reason == reason
+    assert not ack.resolved
+    assert (path.letters.letters, path.metrics.held, path.table) == ([], 10, {})
+    await path.until(path.resolved)  # the operator made room
+    assert path.gate.is_open
+    await path.drain()
+    await path.check()
+
+
+async def test_rows_set_aside_by_an_append_that_lost_its_answer_are_kept_once() -> None:
+    """The dead-letter file kept them and failed all the same: appended again, live once."""
+    path = Writing()
+    path.letters.fault = lambda: DeadLettersBroken("disk")
+    path.letters.failing, path.letters.lost_answer = 1, True
+    await path.post(10, bad=(2, 3))
+    path.start(2)
+    await path.until(path.resolved)
+    assert path.letters.appends == 2
+    assert path.metrics.dead_lettered[REFUSED] == len(path.letters.letters) == 2
+    await path.drain()
+    await path.check()
+
+
+@pytest.mark.parametrize("tries_max", [1, 5])
+@pytest.mark.parametrize("retries_max", [1, 8])
+async def test_unknown_code_is_tried_a_few_times_and_then_held(
+    tries_max: int, retries_max: int
+) -> None:
+    """Nobody knows whose fault it is: five writes, then hold, and never set aside."""
+    script = Script(1, Verdict.UNKNOWN, sqlstate="ZZ123", forever=True, writes_only=True)
+    path = Writing(script, unknown_tries_max=tries_max, retries_max=retries_max, hold_probe_s=60)
+    await path.post(10)
+    path.start(2)
+    await path.until(lambda: path.gate.hold_reason is not None)
+    assert (script.calls, path.gate.hold_reason) == (tries_max, script.failure().reason)
+    assert path.metrics.retries["retry"] == tries_max - 1
+    assert path.metrics.retries["hold"] == 1
+    assert path.metrics.held == 10
+    path.gate.nudge()
+    await path.until(lambda: path.metrics.retries["hold"] == 2)
+    assert script.calls == tries_max + 1, "on hold one try a probe"
+    script.heal()
+    path.gate.nudge()
+    await path.until(path.resolved)
+    await path.drain()
+    await path.check()
+    assert path.letters.letters == []
+
+
+async def test_hold_is_probed_with_one_batch_by_one_writer() -> None:
+    """On hold each probe is one connection check and one trial; the rest stays in the buffer."""
+    script = Script(1, Verdict.HOLD, sqlstate="42P01", forever=True, writes_only=True)
+    path = Writing(script, batch_rows_max=20, hold_probe_s=0.005)
+    for _ in range(10):
+        await path.post(20)
+    path.start(2)
+    await path.until(lambda: path.gate.hold_reason is not None)
+    in_hand: list[int] = []
+
+    def look() -> None:
+        stats = path.buffer.stats()
+        in_hand.append(stats.rows - stats.rows_waiting)
+
+    script.hooks = dict.fromkeys(range(script.calls + 3, script.calls + 20), look)
+    await path.until(lambda: len(in_hand) > 5)
+    assert set(in_hand) == {20}
+    assert path.metrics.held == 200
+    script.hooks = {}
+    script.heal()
+    await path.until(path.resolved)
+    await path.drain()
+    await path.check()
+
+
+async def test_hold_ends_though_readings_lie_where_nobody_can_read_them() -> None:
+    """On a disk with a bad sector: no writer has them, so none of them will tell."""
+    path = Writing(hold_probe_s=0.005)
+    stats = path.buffer.stats
+    path.buffer.stats = lambda: stats()._replace(rows=50)  # type: ignore[method-assign]
+    path.gate.failed(WriteFailed(Verdict.HOLD, "no such table", sqlstate="42P01"))
+    path.start(2)
+    await path.until(lambda: path.gate.is_open)
+    await path.drain()
+
+
+async def test_server_that_lets_in_and_refuses_to_write_meets_slower_and_slower_probes() -> None:
+    """A full disk: connecting proves nothing, so the pause grows and the gate stays shut."""
+    script = Script(1, Verdict.WAIT, sqlstate="53100", forever=True, writes_only=True)
+    path = Writing(script, wait_s_min=0.005, wait_s_max=0.5)
+    await path.post(5)
+    states: list[str] = []
+    script.hooks = dict.fromkeys(range(1, 200), lambda: states.append(path.gate.state))
+    path.start(2)
+    await asyncio.sleep(0.4)
+    assert set(states[1:]) == {"wait"}
+    assert 3 < len(states) < 20
+    assert path.metrics.held == 5
+    script.heal()
+    path.gate.nudge()
+    await path.until(path.resolved)
+    await path.drain()
+    await path.check()
+
+
+async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_server_gone() -> (
+    None
+):
+    """A server that comes back meets one client: nobody writes on while the gate is shut."""
+    script = Script(1, Verdict.RETRY)
+    path = Writing(script, retry_s_max=60, wait_s_min=30, wait_s_max=60)
+    await path.post(10)
+    path.start(1)
+    await path.until(lambda: path.metrics.retries["retry"] == 1)
+    path.gate.failed(WriteFailed(Verdict.WAIT, "gone"))
+    await path.until(lambda: path.buffer.rows_waiting == 10)
+    assert script.calls == 1
+    path.gate.nudge()
+    await path.until(path.resolved)
+    await path.drain()
+    await path.check()
+
+
+async def test_answer_to_a_write_from_before_does_not_open_the_gate() -> None:
+    """Another writer found the server gone while this one's batch was failing: still gone."""
+    path = Writing(Script(1, Verdict.RETRY), wait_s_min=60, wait_s_max=60)
+    path.script.hooks[1] = lambda: path.gate.failed(WriteFailed(Verdict.WAIT, "gone"))
+    await path.post(10)
+    path.start(1)
+    await path.until(lambda: path.script.calls == 1 and path.buffer.rows_waiting == 10)
+    assert path.gate.state == "wait"
+    path.gate.nudge()
+    await path.until(path.resolved)
+    await path.drain()
+    await path.check()
+
+
+async def test_breaker_trips_before_anything_is_set_aside() -> None:
+    """A constraint gone wrong refuses a fleet: nothing goes to the dead letters, all is held."""
+    path = Writing(batch_rows=20, batch_rows_max=1000)
+    await path.post(1000, bad=tuple(range(0, 1000, 2)))
+    path.start(2)
+    await path.until(lambda: path.gate.hold_reason is not None)
+    assert path.gate.hold_reason == "breaker"
+    await path.until(lambda: path.metrics.retries["hold"] > 2)
+    assert (path.letters.appends, path.table, path.metrics.held) == (0, {}, 1000)
+    path.breaker.release(received_until_s=monotonic_s())
+    path.gate.nudge()
+    await path.until(path.resolved)
+    assert path.metrics.dead_lettered[REFUSED] == 500
+    await path.drain()
+    await path.check()
+
+
+async def test_release_with_dead_letters_is_for_all_that_is_held_however_many_batches() -> None:
+    """The first batch is the probe; when it was over the release was, and the next one held.
+
+    Good posts that come meanwhile do not use it up.
+    """
+    path = Writing(batch_rows=20, batch_rows_max=100)
+    for _ in range(30):
+        await path.post(100, bad=tuple(range(100)))
+    path.start(2)
+    await path.until(lambda: path.gate.hold_reason == "breaker")
+    path.breaker.release(received_until_s=monotonic_s())
+    holds = path.metrics.retries["hold"]
+    path.gate.nudge()
+    for _ in range(200):
+        await path.post(50)
+        await asyncio.sleep(0)
+    await path.until(path.resolved)
+    assert path.metrics.dead_lettered[REFUSED] == 3_000
+    assert path.metrics.retries["hold"] - holds < 3  # of probes that were under way
+    await path.drain()
+    await path.check()
+
+
+async def test_many_small_posts_of_refused_rows_set_aside_no_more_than_the_breaker_allows() -> None:
+    """Pieces are judged one by one, so up to 200 rows may go before the breaker trips; no more."""
+    path = Writing(batch_rows=20, batch_rows_max=1000)
+    for _ in range(100):
+        await path.post(10, bad=tuple(range(10)))
+    path.start(2)
+    await path.until(lambda: path.gate.hold_reason == "breaker")
+    await path.until(lambda: path.metrics.retries["hold"] > 3)
+    assert path.metrics.dead_lettered[REFUSED] <= 200
+    await path.check()
+    await path.halt()
+    await path.check()
+
+
+async def test_one_device_gone_mad_does_not_stop_the_others() -> None:
+    """One of twenty devices sends nothing but bad rows, however many: no hold."""
+    path = Writing(batch_rows=20, batch_rows_max=200)
+    for number in range(60):
+        device_id = f"d{number % 20}"
+        mad = number % 20 == 7
+        await path.post(50 if mad else 10, bad=tuple(range(50)) if mad else (), device_id=device_id)
+    path.start(2)
+    await path.until(path.resolved)
+    assert path.metrics.dead_lettered[REFUSED] == 150
+    assert path.metrics.retries["hold"] == 0
+    await path.drain()
+    await path.check()
+
+
+async def test_row_refused_even_row_by_row_is_held_not_dropped() -> None:
+    """The sink cannot name the row: nothing is known to be bad, so nothing is set aside."""
+    path = Writing(Script(1, Verdict.ISOLATE, sqlstate="23514", forever=True, writes_only=True))
+    await path.post(3)
+    path.start(1)
+    await path.until(lambda: path.script.fired > 5)
+    assert path.gate.hold_reason == path.script.failure().reason
+    assert (path.letters.appends, path.metrics.held) == (0, 3)
+    path.script.heal()
+    await path.until(path.resolved)
+    await path.drain()
+    await path.check()

@@ -1,0 +1,123 @@
+"""Sweeps of faults over the writers: call n fails, for every n, every verdict, once and for ever.
+
+Whatever fails: the law holds, every answer is true and given once, nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.model.letter import EXHAUSTED, REFUSED
+from ingest.model.verdict import Verdict
+from tests.support.fake_sink_scripted import AFTER, BEFORE, HANG, MIDDLE, Script
+from tests.support.writing import Writing
+
+CALLS_MAX = 60  # more than any clean run needs
+ROWS, BAD_ROWS = 254, 3
+VERDICTS = (Verdict.WAIT, Verdict.RETRY, Verdict.ISOLATE, Verdict.HOLD, Verdict.UNKNOWN)
+# How a call may fail: refused, cut before anything was stored, at the commit, after the commit.
+PLACES = [(BEFORE, False), (BEFORE, True), (MIDDLE, True), (AFTER, True)]
+FAULT = ("verdict", "where", "doubtful")
+FAULTS = [(each, *place) for each in VERDICTS for place in PLACES]
+every_fault = pytest.mark.parametrize(FAULT, FAULTS)
+main_faults = pytest.mark.parametrize(FAULT, [each for each in FAULTS if each[1:] != PLACES[1]])
+
+
+async def posted(script: Script) -> Writing:
+    """Post blocks of mixed sizes, three rows of them bad, and let two writers loose."""
+    path = Writing(script, batch_rows_max=60)
+    for rows in (1, 30, 2, 2, 60, 9, 40, 1, 1, 1, 1, 50, 6, 50):
+        await path.post(rows, bad={30: (4,), 9: (0, 8)}.get(rows, ()))
+    path.start()
+    return path
+
+
+async def all_answered(path: Writing) -> None:
+    """Let the writers finish, and check that all is where it belongs."""
+    await path.until(path.resolved)
+    await path.drain()
+    await path.check()
+    assert path.left() == []
+
+
+async def has_lasted(path: Writing) -> None:
+    """Wait until a lasting fault has struck many times, or could not, all being answered."""
+    await path.until(lambda: path.script.fired > 14 or path.resolved())
+
+
+@every_fault
+async def test_no_reading_is_lost_or_doubled_when_any_call_fails_once(
+    verdict: Verdict, where: str, doubtful: bool
+) -> None:
+    """One fault, anywhere: after it all is stored, but for the rows that the table refuses."""
+    for call in range(1, CALLS_MAX):
+        path = await posted(Script(call, verdict, where, doubtful))
+        await all_answered(path)
+        assert len(path.table) == ROWS - BAD_ROWS
+        assert path.letters.rows(REFUSED) == BAD_ROWS == len(path.letters.letters)
+        assert path.gate.is_open
+        if not path.script.fired:
+            return
+    pytest.fail("the sweep did not come to a clean run")
+
+
+@main_faults
+async def test_no_reading_is_lost_or_doubled_when_every_call_from_one_on_fails(
+    verdict: Verdict, where: str, doubtful: bool
+) -> None:
+    """A lasting fault, from every call on: wait and hold keep everything; only retry sets aside."""
+    for call in range(1, CALLS_MAX):
+        path = await posted(Script(call, verdict, where, doubtful, forever=True))
+        await has_lasted(path)
+        await path.check()
+        struck = path.script.fired
+        if verdict is Verdict.WAIT and struck:
+            assert path.gate.state == "wait"
+        elif verdict is not Verdict.RETRY and struck:
+            assert path.gate.state == "hold"
+        path.script.heal()
+        await all_answered(path)
+        if verdict is not Verdict.RETRY:
+            assert path.letters.rows(EXHAUSTED) == 0
+            assert len(path.table) == ROWS - BAD_ROWS
+        if not struck:
+            return
+    pytest.fail("the sweep did not come to a clean run")
+
+
+@main_faults
+async def test_halted_at_any_call_leaves_all_in_the_buffer_or_answered(
+    verdict: Verdict, where: str, doubtful: bool
+) -> None:
+    """The end of `drain_s_max` may come at any moment, right after a fault too: nothing moves."""
+    for call in range(1, CALLS_MAX):
+        script = Script(call - 1, verdict, where, doubtful)
+        path = await posted(script)
+        script.hooks[call] = path.halted.set
+        await path.until(path.over)
+        halted = path.halted.is_set()
+        await path.halt()
+        await path.check()
+        path.left()
+        if not halted:
+            return
+    pytest.fail("the sweep did not come to a clean run")
+
+
+@pytest.mark.parametrize("lines_hanging", [1, 2])
+async def test_line_cut_in_any_hanging_call_leaves_all_in_the_buffer_or_answered(
+    lines_hanging: int,
+) -> None:
+    """A server that never answers holds a drain up no longer than until the line is cut."""
+    for call in range(1, CALLS_MAX):
+        script = Script(call, where=HANG, forever=lines_hanging == 2)
+        path = await posted(script)
+        await path.settled()
+        struck = script.fired
+        assert struck <= lines_hanging
+        await path.halt()
+        await path.check()
+        path.left()
+        if not struck:
+            return
+    pytest.fail("the sweep did not come to a clean run")

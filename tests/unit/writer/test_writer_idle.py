@@ -1,0 +1,180 @@
+"""What writers notice of the database while nobody posts, and what they leave alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+import structlog
+
+from ingest.model.ports import Stored
+from ingest.model.verdict import TOO_MANY_CONNECTIONS, Verdict, WriteFailed
+from ingest.writer import writer
+from tests.support.fake_sink_scripted import HANG, Script, ScriptedSink
+from tests.support.writing import Writing
+
+
+@pytest.fixture(autouse=True)
+def _short_idling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "IDLE_S", 0.01)
+    monkeypatch.setattr(writer, "FULL_S", 0.01)
+
+
+async def idle(script: Script) -> Writing:
+    """Return a path that has written once, so that one of its two writers has a line."""
+    path = Writing(script)
+    await path.post(5)
+    path.start(2)
+    await path.until(path.resolved)
+    return path
+
+
+def opened(path: Writing) -> int:
+    """Return how many lines are open."""
+    return sum(sink.is_open for sink in path.sinks)
+
+
+async def test_server_that_goes_and_comes_is_noticed_without_a_post() -> None:
+    """All lines are closed, and it cannot be reached; then it can."""
+    script = Script()
+    path = await idle(script)
+    for sink in path.sinks:
+        sink.inner.is_open = False
+    script.at, script.forever = script.calls + 1, True
+    await path.until(lambda: not path.gate.up)
+    script.heal()
+    await path.until(lambda: path.gate.is_open)
+    assert opened(path) == 1
+    await path.drain()
+
+
+async def test_line_that_is_not_needed_is_not_opened() -> None:
+    """A server that lets only one in would say no to the other, and all be told that it is away."""
+    script = Script()
+    path = await idle(script)
+    script.at, script.forever = script.calls + 1, True
+    await asyncio.sleep(0.2)
+    assert (script.fired, path.gate.state, opened(path)) == (0, "open", 1)
+    await path.drain()
+
+
+async def test_error_that_passes_puts_nothing_on_hold() -> None:
+    """A lock or a cancelled query, met by a batch, would be tried again quietly."""
+    script = Script()
+    path = await idle(script)
+    script.verdict, script.sqlstate = Verdict.RETRY, "55P03"
+    script.at, script.forever = script.calls + 1, True
+    for sink in path.sinks:
+        sink.inner.is_open = False
+    await path.until(lambda: script.fired > 3)
+    assert path.gate.is_open
+    script.heal()
+    await path.until(lambda: opened(path) == 1)
+    await path.drain()
+
+
+class OneSeat:
+    """Lets a sink in only while the other one is out, like a role that may have one connection."""
+
+    def __init__(self, mine: ScriptedSink, other: ScriptedSink, door: asyncio.Lock) -> None:
+        self._mine, self._other, self._door = mine, other, door
+        self._open, self._write = mine.open, mine.write
+        self.refused = 0
+
+    async def open(self) -> None:
+        """Connect."""
+        async with self._door:
+            if not self._mine.is_open and self._other.is_open:
+                self.refused += 1
+                raise WriteFailed(Verdict.WAIT, "too many connections", reason=TOO_MANY_CONNECTIONS)
+            await self._open()
+
+    async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
+        """Connect if need be, as the real one does, and store."""
+        await self.open()
+        return await self._write(tuples, rows, idempotent=idempotent)
+
+
+def seat(path: Writing) -> list[OneSeat]:
+    """Let both writers of a path share one seat."""
+    first, second = path.sinks
+    door = asyncio.Lock()  # no two of them find it free at once
+    seats = [OneSeat(first, second, door), OneSeat(second, first, door)]
+    for sink, its in zip(path.sinks, seats, strict=True):
+        sink.open, sink.write = its.open, its.write  # type: ignore[method-assign]
+    return seats
+
+
+async def test_writer_that_is_not_let_in_leaves_the_gate_to_the_one_who_is() -> None:
+    """It takes no batch meanwhile, gets in when there is room, and does not hold up the stop."""
+    path = await idle(Script())
+    seats = seat(path)
+    states: set[str] = set()
+    for _ in range(200):
+        await path.post(5)
+        await asyncio.sleep(0)
+        states.add(path.gate.state)
+    await path.until(path.resolved)
+    await path.until(lambda: sum(each.refused for each in seats) > 3)
+    assert (states, opened(path)) == ({"open"}, 1)
+    for sink in path.sinks:
+        sink.inner.is_open = False
+    await path.until(lambda: opened(path) == 1)
+    assert path.gate.is_open
+    await path.post(5)
+    await path.until(path.resolved)
+    async with asyncio.timeout(1):
+        await path.drain()
+    await path.check()
+
+
+async def test_stop_waits_for_no_server_if_nothing_is_to_be_written() -> None:
+    """A pause between probes, or one after the other, would be most of a drain's time."""
+    path = Writing(Script(1, forever=True), wait_s_min=60, wait_s_max=60)
+    path.gate.failed(WriteFailed(Verdict.WAIT, "gone"))
+    path.start(2)
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(1):
+        await path.drain()
+
+
+@pytest.mark.parametrize("verdict", [None, Verdict.WAIT, Verdict.HOLD])
+async def test_stop_cuts_a_connect_that_nobody_answers(verdict: Verdict | None) -> None:
+    """Nothing is to be written. That it was cut is not told as a database that went away."""
+    path = Writing(Script(1, where=HANG, forever=True))
+    if verdict is not None:
+        path.gate.failed(WriteFailed(verdict, "as it was"))
+    before = (path.gate.state, path.gate.message)
+    path.start(2)
+    await path.until(lambda: path.script.fired == 1)
+    with structlog.testing.capture_logs() as lines:
+        async with asyncio.timeout(1):
+            await path.drain()
+    assert (path.gate.state, path.gate.message) == before
+    assert lines == []
+    assert path.script.fired == 1  # the other writer, which waited for its turn, does not begin
+
+
+async def test_stop_leaves_a_line_that_is_open_to_a_polite_end() -> None:
+    """A server logs each line that is cut."""
+    path = await idle(Script())
+    (line,) = [sink for sink in path.sinks if sink.is_open]
+    await path.drain()
+    assert not line.aborted.is_set()
+
+
+async def test_stop_cuts_no_connect_of_what_is_to_be_written() -> None:
+    """A drain goes on trying."""
+    path = Writing(Script(1, where=HANG, forever=True))
+    await path.post(5)
+    path.start(1)
+    await path.until(lambda: path.script.fired == 1)
+    draining = asyncio.create_task(path.drain())
+    await asyncio.sleep(0.05)
+    assert not path.sinks[0].aborted.is_set()
+    path.script.heal()
+    path.sinks[0].abort()
+    await draining
+    assert path.resolved()
+    await path.check()

@@ -1,0 +1,60 @@
+"""When a writer ends, and that nothing it does depends on who still listens."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ingest.model.verdict import Verdict
+from tests.support.fake_sink_scripted import HANG, Script
+from tests.support.writing import Writing
+
+
+async def test_writers_end_when_the_buffer_is_shut_and_empty() -> None:
+    """A drain writes all that waits, also what came while nobody could write."""
+    path = Writing(Script(1, Verdict.WAIT, forever=True))
+    for _ in range(20):
+        await path.post(10)
+    path.start(2)
+    await path.until(lambda: path.script.fired > 3)
+    path.buffer.shut_inlet()
+    path.script.heal()
+    await path.drain()
+    assert path.resolved()
+    assert path.metrics.held == 0
+    await path.check()
+
+
+async def test_halted_writer_ends_within_a_write_however_long_its_pauses() -> None:
+    """Neither back-off nor a probe's pause holds the stop up."""
+    for verdict in (Verdict.WAIT, Verdict.HOLD, Verdict.RETRY):
+        path = Writing(
+            Script(1, verdict, forever=True),
+            retry_s_max=60,
+            wait_s_min=60,
+            wait_s_max=60,
+            hold_probe_s=60,
+        )
+        await path.post(10)
+        path.start(2)
+        await path.settled()
+        assert path.script.fired > 0
+        async with asyncio.timeout(1):
+            await path.halt()
+        await path.check()
+        assert len(path.left()) == 1
+
+
+async def test_client_that_no_longer_waits_changes_nothing() -> None:
+    """The one who asked for `?ack=committed` hung up: its block is stored like any other."""
+    path = Writing(Script(1, where=HANG))
+    ack = await path.post(4)
+    path.start(1)
+    waiter = asyncio.create_task(ack.wait())
+    await path.until(lambda: path.script.fired == 1)
+    waiter.cancel()
+    await asyncio.gather(waiter, return_exceptions=True)
+    path.sinks[0].abort()
+    await path.until(path.resolved)
+    assert len(path.table) == 4
+    await path.drain()
+    await path.check()
