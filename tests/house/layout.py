@@ -1,0 +1,219 @@
+"""The layout of our packages as data and as functions: which folder may import which, and why not.
+
+Each rule takes a file (its path from the repository, its tree) and yields the lines that break it.
+Imports for type checkers only count like all others.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path, PurePosixPath
+
+from tests.support.documents import REPOSITORY
+
+# From the ground up. A folder imports folders of lower rows and itself, nothing else of ours.
+LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "ingest": (
+        ("model",),
+        ("system",),
+        ("config",),
+        ("http", "formats", "buffers", "writer", "sinks", "embedded"),
+        ("receiver", "dead_letters"),
+        ("admin",),
+        ("app",),
+        ("cli",),
+    ),
+    "loadgen": (
+        ("traffic", "csv"),
+        ("driver",),
+        ("measure", "proof"),
+        ("report", "demo"),
+        ("cli",),
+    ),
+}
+# Libraries that one folder alone may know. All others are free.
+LIBRARIES = {
+    "aiohttp": "ingest/http",
+    "asyncpg": "ingest/sinks",
+    "prometheus_client": "ingest/admin",
+    "fcntl": "ingest/system",
+    "time": "ingest/system",
+}
+READ_SETTINGS = ("app", "cli", "config")  # other parts are given numbers
+# Private names of a library that we use because it has no public ones. This list may only shrink.
+# Those of aiohttp are in ingest/http/fence.py, which checks them at the start.
+FENCED = {"ingest/sinks/postgres/connection.py": {"_transport"}}
+OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
+OF_ARGPARSE = {"_SubParsersAction", "_ArgumentGroup"}  # types that have no public name
+
+Found = Iterator[tuple[int, str]]  # line, and the rule that it breaks
+Files = Mapping[PurePosixPath, ast.Module]
+
+
+def files_of(package: str) -> Files:
+    """Return the trees of all files of a package, by path from the repository."""
+    return {
+        PurePosixPath(path.relative_to(REPOSITORY)): ast.parse(path.read_text())
+        for path in sorted((REPOSITORY / package).rglob("*.py"))
+    }
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and dotted name of all imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def folder_of(path: PurePosixPath) -> str:
+    """Return the folder of a package that a file lies in; "" for a file at its top."""
+    return path.parts[1] if len(path.parts) > 2 else ""
+
+
+def imports_go_down(path: PurePosixPath, tree: ast.Module) -> Found:
+    """A folder imports folders of lower rows, so never a sibling; the ground's files, anybody."""
+    package = path.parts[0]
+    rows = {name: row for row, names in enumerate(LAYERS[package]) for name in names}
+    own = folder_of(path)
+    if not own:
+        return  # `__main__` and the like start everything
+    for line, dotted in imports(tree):
+        parts = dotted.split(".")
+        if parts[0] != package or len(parts) < 3:  # a file or a name at the package's top
+            continue
+        if parts[1] == own:
+            if _are_siblings(path.parts[2:-1], parts[2:], own):
+                yield line, f"imports {dotted}: folders of one role do not know each other"
+        elif parts[1] not in rows:
+            yield line, f"imports {dotted}: {parts[1]} has no row in LAYERS"
+        elif rows[parts[1]] >= rows[own]:
+            yield line, f"imports {dotted}, which is not below {own}"
+
+
+def _are_siblings(ours: tuple[str, ...], theirs: list[str], folder: str) -> bool:
+    """Whether both are in different sub-folders of one role, as two sinks would be."""
+    if not ours or len(theirs) < 2:
+        return False
+    is_folder = (REPOSITORY / "ingest" / folder / theirs[0]).is_dir() or folder == "sinks"
+    return is_folder and ours[0] != theirs[0]
+
+
+def top_holds_no_logic(path: PurePosixPath, tree: ast.Module) -> Found:
+    """A folder that nobody placed may import anything."""
+    rows = {name for names in LAYERS[path.parts[0]] for name in names}
+    if (own := folder_of(path)) and own not in rows:
+        yield 1, f"{own} has no row in LAYERS"
+
+
+def one_folder_knows_the_library(path: PurePosixPath, tree: ast.Module) -> Found:
+    """Another version, or another library, is then the work of one folder."""
+    for line, dotted in imports(tree):
+        home = LIBRARIES.get(dotted.split(".")[0])
+        if home and not path.is_relative_to(home):
+            yield line, f"imports {dotted}, which only {home} may know"
+
+
+def settings_end_in_the_composition(path: PurePosixPath, tree: ast.Module) -> Found:
+    """A part is given numbers: it can be made in a test or in another program without settings."""
+    if folder_of(path) in READ_SETTINGS:
+        return
+    for line, dotted in imports(tree):
+        if dotted.startswith("ingest.config.settings"):
+            yield line, f"imports {dotted}: only {', '.join(READ_SETTINGS)} may"
+
+
+def init_is_a_docstring(path: PurePosixPath, tree: ast.Module) -> Found:
+    """No re-exports: a name has one address. The package's top also holds its version."""
+    if path.name != "__init__.py":
+        return
+    for node in tree.body[1:]:
+        is_version = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
+        if not (is_version and not folder_of(path)):
+            yield node.lineno, "an __init__.py holds its docstring and nothing else"
+
+
+def keeps_to_public_names(path: PurePosixPath, tree: ast.Module) -> Found:
+    """A private name is of one file. Those of a library are fenced."""
+    own = set(_names_defined(tree)) | OF_TUPLES | OF_ARGPARSE | FENCED.get(str(path), set())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if _is_private(alias.name):
+                    yield node.lineno, f"imports {alias.name}, a private name of {node.module}"
+        elif isinstance(node, ast.Attribute) and _is_private(node.attr):
+            of_self = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+            if node.attr not in own and not of_self:
+                yield node.lineno, f"uses {node.attr}, a private name of another file"
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def _names_defined(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":
+            yield from (
+                each.value
+                for each in ast.walk(node.value)
+                if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            )
+
+
+def circles(files: Files) -> list[str]:
+    """Return a circle of imports over more than one file, if there is one."""
+    by_dotted = {_dotted(path): path for path in files}
+    graph: dict[PurePosixPath, set[PurePosixPath]] = {}
+    for path, tree in files.items():
+        targets = {
+            found
+            for _, dotted in imports(tree)
+            if (found := by_dotted.get(dotted) or by_dotted.get(dotted.rpartition(".")[0]))
+        }
+        graph[path] = targets - {path}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [str(each) for each in error.args[1]]
+    return []
+
+
+def _dotted(path: PurePosixPath) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def classes_of_one_name(files: Files) -> list[str]:
+    """Return the class names that stand more than once, with their files."""
+    places: dict[str, list[str]] = {}
+    for path, tree in files.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path))
+    return [f"{name}: {', '.join(each)}" for name, each in places.items() if len(each) > 1]
+
+
+def names_of(path: PurePosixPath, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the names that a file gives: its own, its folders', its classes', its functions'."""
+    yield from ((1, part) for part in path.with_suffix("").parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+
+
+def long_files(paths: Iterable[Path], lines_max: int) -> dict[str, int]:
+    """Return the files that have more lines than that, by path, with their number."""
+    counted = {
+        str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in paths
+    }
+    return {path: lines for path, lines in counted.items() if lines > lines_max}

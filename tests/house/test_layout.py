@@ -1,0 +1,198 @@
+"""The layout of the house as tests: one folder a role, imports go down, no circle, one name once.
+
+layout.py holds the rules. Each is shown samples of what it forbids, since a rule that cannot fail
+holds nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+import pytest
+
+import ingest
+from tests.house.layout import (
+    LAYERS,
+    Found,
+    circles,
+    classes_of_one_name,
+    files_of,
+    imports_go_down,
+    init_is_a_docstring,
+    keeps_to_public_names,
+    long_files,
+    names_of,
+    one_folder_knows_the_library,
+    settings_end_in_the_composition,
+    top_holds_no_logic,
+)
+from tests.support.documents import REPOSITORY
+
+Rule = Callable[[PurePosixPath, ast.Module], Found]
+
+PACKAGES = ("ingest", "loadgen")
+LINES_MAX = 350
+LINES_NEARLY = 320
+TOP_FILES_MAX = 4
+# What these words said is said by the standard term; docs/glossary.md has them.
+PRIVATE_WORDS = re.compile(
+    r"(^|_)(door|gate|law|laws|poison|mend|mends|intake|hello|witness|witnesses)(_|$)"
+)
+
+RULES: list[tuple[Rule, str]] = [
+    (imports_go_down, "ingest loadgen"),
+    (top_holds_no_logic, "ingest loadgen"),
+    (one_folder_knows_the_library, "ingest"),
+    (settings_end_in_the_composition, "ingest"),
+    (init_is_a_docstring, "ingest loadgen benchmarks"),
+    (keeps_to_public_names, "ingest loadgen benchmarks"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "packages"), RULES, ids=lambda each: getattr(each, "__name__", "")
+)
+def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
+    """A failure lists file:line and what is wrong there."""
+    broken = [
+        f"{path}:{line}: {told}"
+        for package in packages.split()
+        for path, tree in files_of(package).items()
+        for line, told in rule(path, tree)
+    ]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "code"),
+    [
+        (imports_go_down, "model/ports.py", "from ingest.system.clock import unix_us"),
+        (imports_go_down, "writer/batch.py", "from ingest.buffers.memory import MemoryBuffer"),
+        (imports_go_down, "http/routes.py", "import ingest.receiver.endpoint"),
+        (imports_go_down, "receiver/query.py", "from ingest.dead_letters import queue"),
+        (imports_go_down, "admin/dashboard/feed.py", "from ingest.app.health import Health"),
+        (imports_go_down, "cli/psql.py", "def f():\n    from ingest.attic.x import y"),
+        (imports_go_down, "sinks/webhook/sink.py", "from ingest.sinks.postgres.schema import KEY"),
+        (
+            imports_go_down,
+            "model/ports.py",
+            "if TYPE_CHECKING:\n    from ingest.app.service import serve",
+        ),
+        (top_holds_no_logic, "attic/old.py", "x = 1"),
+        (one_folder_knows_the_library, "writer/writer.py", "import time"),
+        (one_folder_knows_the_library, "writer/writer.py", "from time import monotonic"),
+        (one_folder_knows_the_library, "cli/doctor.py", "import asyncpg.exceptions"),
+        (one_folder_knows_the_library, "receiver/endpoint.py", "from aiohttp import web"),
+        (one_folder_knows_the_library, "model/ledger.py", "import prometheus_client"),
+        (
+            settings_end_in_the_composition,
+            "writer/writer.py",
+            "from ingest.config.settings import Settings",
+        ),
+        (settings_end_in_the_composition, "http/routes.py", "import ingest.config.settings"),
+        (init_is_a_docstring, "writer/__init__.py", '"""It."""\nfrom ingest.writer.x import y'),
+        (init_is_a_docstring, "writer/__init__.py", '"""It."""\n__version__ = "1"'),
+        (keeps_to_public_names, "writer/batch.py", "def f(x):\n    return x._blocks"),
+        (keeps_to_public_names, "writer/batch.py", "from ingest.writer.writer import _wait"),
+    ],
+)
+def test_rule_finds_what_it_forbids(rule: Rule, path: str, code: str) -> None:
+    """A rule that cannot fail holds nothing."""
+    assert list(rule(PurePosixPath("ingest") / path, ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "code"),
+    [
+        (imports_go_down, "writer/batch.py", "from ingest.system.clock import unix_us"),
+        (imports_go_down, "buffers/journal/buffer.py", "from ingest.buffers.queue import Queue"),
+        (imports_go_down, "cli/psql.py", "from ingest import __version__"),
+        (imports_go_down, "__main__.py", "from ingest.cli.main import main"),
+        (one_folder_knows_the_library, "sinks/postgres/sink.py", "import asyncpg"),
+        (one_folder_knows_the_library, "system/clock.py", "import time"),
+        (settings_end_in_the_composition, "app/x.py", "import ingest.config.settings"),
+        (settings_end_in_the_composition, "http/x.py", "import ingest.config.values"),
+        (init_is_a_docstring, "__init__.py", '"""It."""\n__version__ = "1"'),
+        (keeps_to_public_names, "x/y.py", "class A:\n    def _f(self):\n        return self._g"),
+        (keeps_to_public_names, "x/y.py", "class A:\n    _b = 1\ndef f(a):\n    return a._b"),
+    ],
+)
+def test_rule_lets_pass_what_it_allows(rule: Rule, path: str, code: str) -> None:
+    """Downwards, within a folder, and where a library is at home."""
+    assert not list(rule(PurePosixPath("ingest") / path, ast.parse(code)))
+
+
+@pytest.mark.parametrize("package", ["ingest", "loadgen", "benchmarks", "tests"])
+def test_no_files_import_each_other_in_a_circle(package: str) -> None:
+    """A circle, by types too, is one file that lies in several."""
+    assert circles(files_of(package)) == []
+
+
+def test_circle_of_types_would_be_found() -> None:
+    """Imports for type checkers only count."""
+    files = {
+        PurePosixPath("p/a.py"): ast.parse("from p.b import B"),
+        PurePosixPath("p/b.py"): ast.parse("if TYPE_CHECKING:\n    from p import a"),
+    }
+    assert set(circles(files)) == {"p/a.py", "p/b.py"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_class_name_stands_once(package: str) -> None:
+    """Who reads a name knows what it is."""
+    assert classes_of_one_name(files_of(package)) == []
+
+
+def test_second_class_of_a_name_would_be_found() -> None:
+    """Also in another folder."""
+    tree = ast.parse("class Request: ...")
+    files = {PurePosixPath("p/a.py"): tree, PurePosixPath("p/q/b.py"): tree}
+    assert classes_of_one_name(files) == ["Request: p/a.py, p/q/b.py"]
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "benchmarks"])
+def test_no_name_is_of_a_private_dialect(package: str) -> None:
+    """Files, folders, classes and functions are called by standard terms."""
+    found = [
+        f"{path}:{line}: {name}"
+        for path, tree in files_of(package).items()
+        for line, name in names_of(path, tree)
+        if PRIVATE_WORDS.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("name", ["Gate", "line_to_door", "WitnessedLetters", "test_law_of_x"])
+def test_private_word_would_be_found(name: str) -> None:
+    """In each way of writing names."""
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    assert PRIVATE_WORDS.search(split) or "witnessed" in split
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_is_long(package: str) -> None:
+    """A long file has two jobs. Those that are nearly too long are listed: plan the next cut."""
+    paths = sorted((REPOSITORY / package).rglob("*.py"))
+    assert not long_files(paths, LINES_MAX)
+    for path, lines in long_files(paths, LINES_NEARLY).items():
+        print(f"nearly too long: {path}, {lines} of {LINES_MAX} lines")  # noqa: T201
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_top_of_a_package_has_few_files(package: str) -> None:
+    """A role has a folder."""
+    assert len(list((REPOSITORY / package).glob("*.py"))) <= TOP_FILES_MAX
+
+
+def test_picture_names_every_folder() -> None:
+    """Whoever opens the package sees where each folder stands."""
+    picture = ingest.__doc__ or ""
+    named = set(re.findall(r"\b([a-z_]+)/", picture))
+    there = {
+        path.name for path in (REPOSITORY / "ingest").iterdir() if (path / "__init__.py").is_file()
+    }
+    assert there == {name for row in LAYERS["ingest"] for name in row}
+    assert there <= named, "the picture does not name them all"
