@@ -1,4 +1,4 @@
-"""The audit of DESIGN.md, `Who may wait`: it names every await of the path, and real tests."""
+"""The audit in docs/waits.md: it names every await of the path, what happens there, real tests."""
 
 from __future__ import annotations
 
@@ -6,59 +6,89 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+import ingest
+
+PACKAGE = Path(ingest.__file__).parent
+REPOSITORY = PACKAGE.parent
+PAGE = REPOSITORY / "docs" / "waits.md"
 # From the body to the acknowledgement, and what holds readings meanwhile.
-MODULES = {
-    "connections": "http/connections",
-    "site": "http/routes",
-    "body": "http/bodies",
-    "intake": "http/plain_body",
-    "turns": "http/loop_share",
-    "inflate": "http/inflate",
-    "endpoint": "receiver/endpoint",
-    "buffer_memory": "buffers/memory",
-    "buffer_journal": "buffers/journal/buffer",
-    "buffer_journal_room": "buffers/journal/entries",
-    "buffer_journal_loader": "buffers/journal/loader",
-    "journal": "buffers/journal/log",
-    "dead_letter": "dead_letters/queue",
-    "writer": "writer/writer",
-    "batch": "writer/batch",
-    "gate": "writer/database_state",
-    "set_aside": "writer/set_aside",
-    "app_buffer": "app/buffer",
-    "ack": "model/ack",
-    "outcomes": "receiver/ack_waits",
-    "sink_postgres": "sinks/postgres/sink",
-    "sink_connection": "sinks/postgres/connection",
-}
+MODULES = (
+    "http/connections",
+    "http/routes",
+    "http/bodies",
+    "http/plain_body",
+    "http/loop_share",
+    "http/inflate",
+    "receiver/endpoint",
+    "receiver/ack_waits",
+    "model/ack",
+    "buffers/memory",
+    "buffers/journal/buffer",
+    "buffers/journal/entries",
+    "buffers/journal/loader",
+    "buffers/journal/log",
+    "dead_letters/queue",
+    "writer/writer",
+    "writer/batch",
+    "writer/database_state",
+    "writer/set_aside",
+    "sinks/postgres/sink",
+    "sinks/postgres/connection",
+    "app/buffer",
+)
 # Awaits of these come before the first reading, or are of no reading's way.
 ELSEWHERE = {
-    "connections.listen",
-    "connections._sweep",
-    "site.start",
-    "endpoint.start",
-    "dead_letter.open",
-    "dead_letter.mark_done",
-    "dead_letter.tidy",
-    "dead_letter.refresh",
+    "http/connections.listen",
+    "http/connections._sweep",
+    "http/routes.start",
+    "receiver/endpoint.start",
+    "dead_letters/queue.open",
+    "dead_letters/queue.mark_done",
+    "dead_letters/queue.tidy",
+    "dead_letters/queue.refresh",
 }
+CASES = ("In", "Cancelled", "Times out", "Process dies", "Shown by")
+LINE_CHARACTERS_MAX = 120
 
 
-def rows() -> list[list[str]]:
-    """Return the cells of the audit's rows."""
-    text = (REPOSITORY / "DESIGN.md").read_text()
-    section = text[text.index("## Who may wait") : text.index("## Decisions")]
-    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+class Place(NamedTuple):
+    """One place where the path waits: its heading, and what is said for each of CASES."""
+
+    heading: str
+    said: dict[str, list[str]]
 
 
-def awaiting(module: str) -> Iterator[str]:
-    """Yield `module.function` for each function that awaits something itself."""
-    tree = ast.parse((REPOSITORY / "ingest" / f"{MODULES.get(module, module)}.py").read_text())
+def places(page: str) -> list[Place]:
+    """Return the places that the page lists; a bullet of an unknown kind is an error."""
+    found = []
+    for section in re.split(r"^### ", page, flags=re.MULTILINE)[1:]:
+        heading, _, body = section.partition("\n")
+        said: dict[str, list[str]] = {}
+        for bullet in re.split(r"^- ", re.split(r"^## ", body, flags=re.M)[0], flags=re.M)[1:]:
+            case, _, text = " ".join(bullet.split()).partition(": ")
+            assert case in CASES, f"{heading}: {case}"
+            said.setdefault(case, []).append(text)
+        found.append(Place(heading, said))
+    return found
+
+
+def named_in(page: str) -> list[str]:
+    """Return the functions that the page names, as often as it does."""
+    return [
+        name
+        for place in places(page)
+        for text in place.said["In"]
+        for name in re.findall(r"`([\w/]+\.\w+)`", text)
+    ]
+
+
+def awaiting(package: Path, module: str) -> Iterator[str]:
+    """Yield `folder/module.function` for each function that awaits something itself."""
+    tree = ast.parse((package / f"{module}.py").read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.AsyncFunctionDef) and any(
             isinstance(inner, ast.Await | ast.AsyncWith | ast.AsyncFor) for inner in ast.walk(node)
@@ -67,33 +97,50 @@ def awaiting(module: str) -> Iterator[str]:
 
 
 def test_every_await_of_the_path_is_in_the_audit() -> None:
-    """A function that begins to wait, or is gone, changes the table with it."""
-    named = {name for row in rows() for name in re.findall(r"`(\w+\.\w+)`", row[0])}
-    there = {name for module in MODULES for name in awaiting(module)}
-    assert there - ELSEWHERE - named == set()
-    assert named - there == set()
+    """A function that begins to wait, or is gone, changes the page with it."""
+    named = named_in(PAGE.read_text())
+    there = {name for module in MODULES for name in awaiting(PACKAGE, module)}
+    assert there - ELSEWHERE - set(named) == set()
+    assert set(named) - there == set()
+    assert sorted(named) == sorted(set(named)), "a function has one place"
 
 
 def test_audit_says_what_happens_in_each_case_and_which_test_shows_it() -> None:
-    """All cells are filled, and the tests are there by these names."""
+    """All cases are told, and the tests are there by these names."""
     tests = {
         match
         for path in (REPOSITORY / "tests").rglob("test_*.py")
         for match in re.findall(r"^(?:async )?def (test_\w+)\(", path.read_text(), re.MULTILINE)
     }
-    assert len(rows()) > 15
-    for row in rows():
-        assert len(row) == 5, row
-        assert all(row), row
-        shown = re.findall(r"`(test_\w+)`", row[4])
-        assert shown, row
+    found = places(PAGE.read_text())
+    assert len(found) > 20
+    for place in found:
+        assert tuple(place.said) == CASES, place.heading
+        assert all(text for texts in place.said.values() for text in texts), place.heading
+        assert "`" in place.said["In"][0], place.heading
+        shown = re.findall(r"`(test_\w+)`", " ".join(place.said["Shown by"]))
+        assert shown, place.heading
         assert set(shown) <= tests, set(shown) - tests
 
 
+def test_audit_can_be_read() -> None:
+    """No line of the page is so long that nobody reads it to its end."""
+    long = [line for line in PAGE.read_text().splitlines() if len(line) > LINE_CHARACTERS_MAX]
+    assert not long
+
+
 @pytest.mark.parametrize("source", ["async def f():\n    await g()", "async def f():\n    pass"])
-def test_awaits_are_found(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_awaits_are_found(source: str, tmp_path: Path) -> None:
     """A check that finds nothing would be green."""
-    (tmp_path / "ingest").mkdir()
-    (tmp_path / "ingest" / "m.py").write_text(source)
-    monkeypatch.setattr("tests.house.test_waits.REPOSITORY", tmp_path)
-    assert list(awaiting("m")) == (["m.f"] if "await" in source else [])
+    (tmp_path / "m.py").write_text(source)
+    assert list(awaiting(tmp_path, "m")) == (["m.f"] if "await" in source else [])
+
+
+def test_places_are_found() -> None:
+    """Two places are two, what a bullet goes on with belongs to it, the next chapter does not."""
+    page = "# P\n\n### A\n\n- In: `a/b.c`,\n  `a/b.d`\n- Cancelled: x\n\n## Q\n\n- no\n\n### B\n"
+    assert [each.heading for each in places(page)] == ["A", "B"]
+    assert places(page)[0].said == {"In": ["`a/b.c`, `a/b.d`"], "Cancelled": ["x"]}
+    assert named_in(page.split("## Q", maxsplit=1)[0]) == ["a/b.c", "a/b.d"]
+    with pytest.raises(AssertionError, match="Cancled"):
+        places("### A\n\n- Cancled: x\n")

@@ -1,4 +1,4 @@
-"""What the audit of DESIGN.md says of awaits that no other file of tests shows."""
+"""What docs/waits.md says of awaits that no other file of tests shows."""
 
 from __future__ import annotations
 

@@ -1,0 +1,102 @@
+"""docs/contract.md against the code: its verdicts, answers and states are those that run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+import ingest
+from ingest.app.health import UNREADY
+from ingest.model.codes import PROBLEMS
+from ingest.model.letter import REASONS
+from ingest.model.ports import STATES
+from ingest.model.verdict import Verdict
+from ingest.sinks.postgres.sqlstate import OUR_COLUMNS, verdict_for
+
+CONTRACT = (Path(ingest.__file__).parent.parent / "docs" / "contract.md").read_text()
+BY_COLUMN = "23502"  # on our columns one verdict, on others another
+OPERATORS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
+
+
+def verdicts(contract: str) -> dict[str, Verdict]:
+    """Return what the table says: verdict by SQLSTATE, or by class (two characters)."""
+    table = contract.split("<!-- verdicts -->")[1].split("<!-- end verdicts -->", maxsplit=1)[0]
+    found: dict[str, Verdict] = {}
+    for name, codes in re.findall(r"^\| \*\*(\w+)\*\* \| (.+?) \|", table, re.MULTILINE):
+        for code in re.findall(r"`([0-9A-Zx]{5})`", codes):
+            key = code.removesuffix("xxx")
+            assert key not in found, f"{code} stands twice"
+            found[key] = Verdict(name)
+    return found
+
+
+def told(table: dict[str, Verdict], code: str) -> Verdict:
+    """Return the verdict that a reader of the contract would expect."""
+    verdict = table.get(code) or table.get(code[:2])
+    if verdict is None and code[0] in OPERATORS_OWN and code[:2] != "P0":
+        return Verdict.ISOLATE
+    return verdict or Verdict.UNKNOWN
+
+
+def known_codes() -> set[str]:
+    """Return all SQLSTATEs that the driver knows, and some that nobody does."""
+    classes = [asyncpg.PostgresError]
+    for each in classes:
+        classes += each.__subclasses__()
+    driver = {str(each.sqlstate) for each in classes if getattr(each, "sqlstate", None)}
+    letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return driver | {f"{a}{b}777" for a in letters for b in letters}
+
+
+def differing(table: dict[str, Verdict]) -> set[str]:
+    """Return the codes that the service judges otherwise than the table says."""
+    codes = known_codes() | {code for code in table if len(code) == 5}
+    return {code for code in codes - {BY_COLUMN} if verdict_for(code) is not told(table, code)}
+
+
+def test_verdicts_are_those_of_the_contract() -> None:
+    """For each SQLSTATE the service does what the table says."""
+    assert len(known_codes()) > 1_400
+    assert differing(verdicts(CONTRACT)) == set()
+    assert verdicts(CONTRACT)[BY_COLUMN] is Verdict.ISOLATE
+    assert {verdict_for(BY_COLUMN, column=each) for each in OUR_COLUMNS} == {Verdict.ISOLATE}
+    assert verdict_for(BY_COLUMN, column="site") is Verdict.HOLD
+    assert verdict_for(None) is Verdict.WAIT
+
+
+@pytest.mark.parametrize("gone", ["`08P01`, ", "`22xxx`, ", "`57014`, ", "`P0004` "])
+def test_code_that_is_missing_in_the_table_is_noticed(gone: str) -> None:
+    """The comparison can fail, for a code and for a class."""
+    assert gone in CONTRACT
+    assert differing(verdicts(CONTRACT.replace(gone, " ")))
+
+
+def test_answers_are_those_of_the_contract() -> None:
+    """Each problem code is there once, with its status."""
+    section = CONTRACT.split("## 3. HTTP\n")[1].split("\n## ")[0]
+    table = section.split("\n### ")[0]
+    found: dict[str, int] = {}
+    for statuses, codes in re.findall(r"^\| .+ \| ([0-9, ]+) \| (.*?) ?\|$", table, re.MULTILINE):
+        named = re.findall(r"`(\w+)`", codes)
+        numbers = [int(each) for each in statuses.split(", ")]
+        numbers = numbers * len(named) if len(numbers) == 1 else numbers
+        found |= dict(zip(named, numbers, strict=bool(named)))
+    admin = re.findall(r"`(\w+)` \(([0-9]+)\)", section)
+    found |= {code: int(status) for code, status in admin}
+    assert found == {code: each.status for code, each in PROBLEMS.items()}
+
+
+def test_states_are_those_of_the_contract() -> None:
+    """/readyz says nothing that is not explained, with the status that is written there."""
+    rows = re.findall(r"^\| `(\w+)` \| (200|503) \|", CONTRACT, re.MULTILINE)
+    assert {state for state, _ in rows} == set(STATES)
+    assert {state for state, status in rows if status == "503"} == set(UNREADY)
+
+
+def test_reasons_of_dead_letters_are_those_of_the_contract() -> None:
+    """A reason that nobody can read about is not there."""
+    (line,) = re.findall(r"^- \*\*Reasons:\*\* (.+)$", CONTRACT, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", line)) == set(REASONS)
