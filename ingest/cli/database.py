@@ -1,26 +1,21 @@
-"""Find the database for a command, and connect to it.
+"""Find the database for a command.
 
 In this order: the configured one, that of the service running on the state folder, else the
 embedded one, started for the command's own duration while it holds the state folder's lock.
-Failures to reach it become StartError, without a password in the text.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
 
 from ingest.config.settings import Settings, state_dir
-from ingest.config.values import mask_url
 from ingest.model.errors import StartError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
-    import asyncpg
+def connect_limits(settings: Settings) -> dict[str, float]:
+    """Return the time-outs of a command's connection, as `session.connected` takes them."""
+    return {"connect_s_max": settings.connect_s_max, "command_s_max": settings.command_s_max}
 
 
 def known_url(settings: Settings) -> str | None:
@@ -66,37 +61,3 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
             await server.stop()
     finally:
         folder.unlock()
-
-
-@contextmanager
-def told_plainly(url: str) -> Iterator[None]:
-    """Turn what the driver raises into StartError: the database's words, and which database."""
-    import asyncpg  # noqa: PLC0415
-
-    foreign = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError)
-    try:
-        yield
-    except foreign as error:
-        raise StartError(f"the database {mask_url(url)}: {_words(error)}") from error
-
-
-def _words(error: Exception) -> str:
-    code = getattr(error, "sqlstate", None)
-    text = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else repr(error))
-    return f"{text} (SQLSTATE {code})" if code else text
-
-
-@asynccontextmanager
-async def connection(settings: Settings, url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    """Yield one connection; raise StartError if there is none within `connect_s_max`."""
-    import asyncpg  # noqa: PLC0415
-
-    with told_plainly(url):
-        # the driver's own limit is per host, and a connection says farewell within its own time
-        async with asyncio.timeout(settings.connect_s_max):
-            opened = await asyncpg.connect(url, command_timeout=settings.command_s_max)
-    try:
-        yield opened
-    finally:
-        with contextlib.suppress(Exception):
-            await opened.close(timeout=1)

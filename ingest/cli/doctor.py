@@ -274,16 +274,19 @@ def dead_letters_check(settings: Settings) -> Check:
 
 
 async def _database(settings: Settings, service: ServiceInfo | None) -> list[Check]:
-    from ingest.cli.database import connection, database, told_plainly  # noqa: PLC0415
+    from ingest.cli.database import connect_limits, database  # noqa: PLC0415
+    from ingest.sinks.postgres.examination import examine  # noqa: PLC0415
+    from ingest.sinks.postgres.session import connected, told_plainly  # noqa: PLC0415
 
     try:
         async with (
             database(settings, may_make=True) as url,
-            connection(settings, url) as opened,
+            connected(url, **connect_limits(settings)) as opened,
         ):
             with told_plainly(url):
-                found = await database_checks(opened, settings, service_runs=service is not None)
+                found = await examine(opened)
     except IngestError as error:
         return [Check("database", FAIL, f"{error}; start it, or mend INGEST_DATABASE_URL")]
     kind = "configured" if settings.database_url else "embedded"
-    return [Check("database", OK, f"answers ({kind})"), *found]
+    checks = database_checks(found, settings, service_runs=service is not None)
+    return [Check("database", OK, f"answers ({kind})"), *checks]

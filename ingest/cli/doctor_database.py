@@ -1,7 +1,4 @@
-"""What `ingest doctor` finds out about the database: one question to it, one sentence per answer.
-
-Changes nothing there. Raises what the driver raises.
-"""
+"""What `ingest doctor` says of the database: one sentence for each answer that it gave."""
 
 from __future__ import annotations
 
@@ -9,35 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ingest.config.settings import Settings
-from ingest.system.clock import unix_us
 
 if TYPE_CHECKING:
-    import asyncpg
-
     from ingest.sinks.postgres.durability import Finding
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 VERSION_MIN = 13
 CLOCK_S_MAX = 1.0
-
-_QUESTION = """
-select current_setting('server_version') as version,
-       current_setting('server_version_num')::int / 10000 as major,
-       pg_is_in_recovery() as standby,
-       current_setting('default_transaction_read_only') = 'on' as read_only,
-       current_setting('max_connections')::int
-           - current_setting('superuser_reserved_connections')::int as connections_max,
-       (select count(*) from pg_stat_activity where backend_type = 'client backend'
-           and pid <> pg_backend_pid() and application_name not like 'iot-ingest%') as connections,
-       (select rolconnlimit from pg_roles where rolname = current_user) as role_connections_max,
-       current_user::text as role,
-       current_database()::text as database,
-       has_database_privilege(current_database(), 'TEMP') as may_temp,
-       to_regclass('readings') is not null as there,
-       has_table_privilege(to_regclass('readings'), 'INSERT') as may_insert,
-       has_table_privilege(to_regclass('readings'), 'SELECT') as may_select,
-       coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) as may_create,
-       (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us"""
 
 
 class Check(NamedTuple):
@@ -48,22 +23,11 @@ class Check(NamedTuple):
     detail: str
 
 
-async def database_checks(
-    connection: asyncpg.Connection[Any], settings: Settings, *, service_runs: bool
+def database_checks(
+    found: dict[str, Any], settings: Settings, *, service_runs: bool
 ) -> list[Check]:
-    """Ask the database and judge its answers."""
-    from ingest.sinks.postgres import durability, schema  # noqa: PLC0415
-
-    before_us = unix_us()
-    row = await connection.fetchrow(_QUESTION)
-    after_us = unix_us()
-    assert row is not None
-    found = dict(row)
-    found["ahead_s"] = (found["now_us"] - (before_us + after_us) / 2) / 1e6
-    found["doubt_s"] = (after_us - before_us) / 2e6
-    found["difference"] = await schema.difference(connection)
-    kept = await durability.findings(connection)
-    checks = [_version(found), _writable(found), *_durable(kept, settings)]
+    """Judge what `examination.examine` found."""
+    checks = [_version(found), _writable(found), *_durable(found["durability"], settings)]
     checks += [_table(found, settings), _privileges(found)]
     return [*checks, _clock(found), _connections(found, settings, service_runs=service_runs)]
 

@@ -36,14 +36,15 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
-    from ingest.cli.database import connection, database, told_plainly  # noqa: PLC0415
+    from ingest.cli.database import connect_limits, database  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
+    from ingest.sinks.postgres.session import connected, told_plainly  # noqa: PLC0415
 
     settings = loaded.settings
     applies = args.schema_word == "apply"
     async with (
         database(settings, may_make=applies) as url,
-        connection(settings, url) as opened,
+        connected(url, **connect_limits(settings)) as opened,
     ):
         with told_plainly(url):
             if applies:

@@ -7,7 +7,6 @@ Every obstacle is a StartError that names the folder and what to do about it.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import shutil
@@ -28,6 +27,7 @@ from ingest.embedded.programs import (
 )
 from ingest.model.errors import StartError
 from ingest.system import clock
+from ingest.system.files import Lock
 
 PREVIOUS_S_MAX = 20.0  # an earlier server on the same data that is shutting down
 UNMARKED_S_MAX = 2.0  # from its parent's death to its note in the pid file that it stops
@@ -45,19 +45,16 @@ class Home(NamedTuple):
     user: DatabaseUser
 
 
-def lock(folder: Path) -> int:
-    """Lock the folder, create it if missing; return the file descriptor that holds the lock."""
+def lock(folder: Path) -> Lock:
+    """Lock the folder, create it if missing; return the lock, which holds until it is closed."""
     folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / "postgres.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
+    taken = Lock.try_take(folder / "postgres.lock", create=True)
+    if taken is None:
         raise StartError(
             f"another service already runs the database in {folder}: stop it, or choose another "
             "folder with --state-dir"
-        ) from error
-    return fd
+        )
+    return taken
 
 
 def prepare(folder: Path) -> Home:

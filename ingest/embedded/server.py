@@ -23,6 +23,7 @@ from ingest.embedded.data import Home
 from ingest.embedded.programs import clean_environment, command
 from ingest.model.errors import StartError
 from ingest.system import clock
+from ingest.system.files import Lock
 
 SETTINGS: dict[str, str] = {
     "fsync": "on",
@@ -64,7 +65,7 @@ class EmbeddedPostgres:
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
         self._folder = folder.resolve()
         self._settings = {**SETTINGS, **(settings or {})}
-        self._lock_fd: int | None = None
+        self._lock: Lock | None = None
         self._home: Home | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
@@ -88,7 +89,7 @@ class EmbeddedPostgres:
         try:
             async with contextlib.AsyncExitStack() as undo:
                 undo.push_async_callback(self._end)
-                self._lock_fd = postgres_data.lock(self._folder)
+                self._lock = postgres_data.lock(self._folder)
                 self._home = await asyncio.to_thread(postgres_data.prepare, self._folder)
                 await postgres_data.await_previous(self._home.data)
                 await postgres_data.make_data(self._home)
@@ -201,9 +202,9 @@ class EmbeddedPostgres:
                 with contextlib.suppress(OSError):
                     self._home.sockets.rmdir()
         finally:
-            if self._lock_fd is not None:
-                os.close(self._lock_fd)
-                self._lock_fd = None
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
 
 async def _terminate(process: asyncio.subprocess.Process) -> None:

@@ -40,7 +40,8 @@ class WholeRequest:
         return self._message.url.path
 
 
-Request = web.BaseRequest | WholeRequest
+UnreadRequest = web.BaseRequest  # its body may be on its way yet
+Request = UnreadRequest | WholeRequest
 
 
 def is_whole(message: object, content: StreamReader) -> bool:

@@ -16,6 +16,7 @@ import pytest
 from ingest.cli.doctor_database import Check, database_checks
 from ingest.cli.main import main
 from ingest.config.settings import Settings
+from ingest.sinks.postgres.examination import examine
 from ingest.system.filesystem import filesystem_of, is_volatile
 from ingest.system.state_folder import StateFolder
 from tests.support.commands import Here, ingest, with_user
@@ -67,10 +68,11 @@ async def checks(url: str, settings: Settings | None = None) -> dict[str, Check]
     """Ask one database; return the findings by name."""
     connection = await asyncpg.connect(url)
     try:
-        found = await database_checks(connection, settings or Settings(), service_runs=False)
+        found = await examine(connection)
     finally:
         await connection.close()
-    return {each.name: each for each in found}
+    found_all = database_checks(found, settings or Settings(), service_runs=False)
+    return {each.name: each for each in found_all}
 
 
 async def test_doctor_tells_what_a_role_lacks(
@@ -136,7 +138,7 @@ async def test_doctor_warns_of_clocks_that_differ_and_fails_on_an_old_server(
     """Readings without ts get our time; a server too old is told by its version."""
     found = await checks(readings_url)
     assert (found["clock"].state, found["version"].state) == ("ok", "ok")
-    monkeypatch.setattr("ingest.cli.doctor_database.unix_us", lambda: 0)
+    monkeypatch.setattr("ingest.sinks.postgres.examination.unix_us", lambda: 0)
     monkeypatch.setattr("ingest.cli.doctor_database.VERSION_MIN", 99)
     found = await checks(readings_url)
     assert found["clock"].state == "warn"

@@ -19,6 +19,7 @@ from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.verdict import NOT_DURABLE, Verdict, WriteFailed
 from ingest.sinks.postgres import durability, schema
 from ingest.sinks.postgres import sink as sink_postgres
+from ingest.sinks.postgres.examination import examine
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.logs import Occasionally
 from tests.support.commands import Here
@@ -59,8 +60,9 @@ async def doctor(url: str, **settings: Any) -> dict[str, tuple[str, str]]:
     """Return what doctor finds: state and sentence by name."""
     connection = await asyncpg.connect(url)
     try:
-        found = await database_checks(connection, Settings(**settings), service_runs=False)
-        return {each.name: (each.state, each.detail) for each in found}
+        found = await examine(connection)
+        checks = database_checks(found, Settings(**settings), service_runs=False)
+        return {each.name: (each.state, each.detail) for each in checks}
     finally:
         await connection.close()
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ingest.admin.dashboard.assets import HEADERS, NO_STORE
+from ingest.http.request import UnreadRequest
 from ingest.http.response import Answer
 from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
-
-if TYPE_CHECKING:
-    from aiohttp import web
 
 CLIENTS_MAX = 64  # a quarter of the port's connections: probes and scrapes must get in
 UNREAD_BYTES_MAX = 64 * 1024
@@ -35,7 +32,7 @@ class Sent(Answer):
         super().__init__(200, b"", close=True)
         self.began_s = began_s
 
-    async def prepare(self, request: web.BaseRequest) -> None:
+    async def prepare(self, request: UnreadRequest) -> None:
         """Write nothing."""
 
     async def write_eof(self) -> None:
@@ -64,7 +61,7 @@ class Feed:
             waiting.set_result(b"")
 
     async def stream(
-        self, request: web.BaseRequest, first: bytes, own: Callable[[], bytes]
+        self, request: UnreadRequest, first: bytes, own: Callable[[], bytes]
     ) -> Answer:
         """Keep a page informed until it is gone or the feed is closed.
 

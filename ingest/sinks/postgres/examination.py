@@ -1,0 +1,51 @@
+"""What a person wants to know of the database: one question to it, and what the start would check.
+
+Changes nothing there. Raises what the driver raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncpg import Connection
+
+from ingest.sinks.postgres import durability, schema
+from ingest.system.clock import unix_us
+
+_QUESTION = """
+select current_setting('server_version') as version,
+       current_setting('server_version_num')::int / 10000 as major,
+       pg_is_in_recovery() as standby,
+       current_setting('default_transaction_read_only') = 'on' as read_only,
+       current_setting('max_connections')::int
+           - current_setting('superuser_reserved_connections')::int as connections_max,
+       (select count(*) from pg_stat_activity where backend_type = 'client backend'
+           and pid <> pg_backend_pid() and application_name not like 'iot-ingest%') as connections,
+       (select rolconnlimit from pg_roles where rolname = current_user) as role_connections_max,
+       current_user::text as role,
+       current_database()::text as database,
+       has_database_privilege(current_database(), 'TEMP') as may_temp,
+       to_regclass('readings') is not null as there,
+       has_table_privilege(to_regclass('readings'), 'INSERT') as may_insert,
+       has_table_privilege(to_regclass('readings'), 'SELECT') as may_select,
+       coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) as may_create,
+       (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us"""
+
+
+async def examine(connection: Connection) -> dict[str, Any]:
+    """Return the columns of the question, by name, and what follows from them.
+
+    `ahead_s` is how far the database's clock is ahead of ours, known to `doubt_s`; `difference`
+    says how the table differs from ours (None: it does not); `durability` holds Findings.
+    """
+    before_us = unix_us()
+    row = await connection.fetchrow(_QUESTION)
+    after_us = unix_us()
+    assert row is not None
+    return {
+        **row,
+        "ahead_s": (row["now_us"] - (before_us + after_us) / 2) / 1e6,
+        "doubt_s": (after_us - before_us) / 2e6,
+        "difference": await schema.difference(connection),
+        "durability": await durability.findings(connection),
+    }
