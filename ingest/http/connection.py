@@ -10,9 +10,7 @@ a connection, clients that do not read their answers.
 Promises: one request at a time, in order; the owner is told of a broken body, and of half a head
 where nothing else is under way.
 
-Looks at these inner names of aiohttp: _waiter, _messages, _parser, _current_request,
-_reading_paused, _buffer_paused, _payload_parser, _upgraded, _process_keepalive,
-_keepalive_handle, _max_msg_queue_size, _pause_reading_for_buffer, _close, _loop.
+The private names of aiohttp that it looks at stand in fence.py.
 """
 
 from __future__ import annotations

@@ -15,10 +15,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-from aiohttp import http_parser, web
+from aiohttp import web
 
 from ingest.config.settings import SPARE_FILES
 from ingest.http.connection import Connection, Door
+from ingest.http.fence import check_names, short_way_is_known
 from ingest.http.listener import Listener
 from ingest.http.request import Request
 from ingest.http.response import Answer
@@ -57,12 +58,10 @@ class Connections(web.Server):
         header_s_max: float,
         keepalive_s_max: float,
     ) -> None:
-        assert http_parser.HttpRequestParser is not http_parser.HttpRequestParserPy, (
-            "aiohttp without its C parser is slow and has had request smuggling holes of its own"
-        )
         super().__init__(cast(Any, self._serve))
         self.answer = handle
-        self.door = door
+        check_names(self)
+        self.door = door if door is not None and short_way_is_known() else None
         self.malformed = malformed
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max

@@ -63,6 +63,7 @@ async def waiting(door: Door, count: int) -> None:
     )
 
 
+@pytest.mark.short_way
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_both_ways_answer_alike(name: str) -> None:
     """Sent at once, and as the last of its connection, which is aiohttp's to answer."""
@@ -235,6 +236,7 @@ async def port(
         await connections.close()
 
 
+@pytest.mark.short_way
 async def test_close_lets_an_answer_come_to_its_end() -> None:
     """The port closes; who waits inside still gets the answer."""
     gate = asyncio.Event()
@@ -250,6 +252,7 @@ async def test_close_lets_an_answer_come_to_its_end() -> None:
         await closing
 
 
+@pytest.mark.short_way
 async def test_close_ends_an_answer_that_does_not_come() -> None:
     """Its time is bounded, and nothing is left running."""
     async with port(lambda _: Answer(200, b"{}", JSON), asyncio.Event()) as (connections, client):
@@ -272,6 +275,7 @@ async def test_a_busy_connection_is_never_idle_and_an_idle_one_is_closed() -> No
         assert await client.closed(3)
 
 
+@pytest.mark.short_way
 async def test_a_fault_in_the_handler_closes_only_its_connection() -> None:
     """What passes through everything ends in the log, not in a client that waits for ever."""
 
@@ -284,6 +288,7 @@ async def test_a_fault_in_the_handler_closes_only_its_connection() -> None:
         await until(lambda: connections.count == 0)
 
 
+@pytest.mark.short_way
 async def test_a_connection_lost_as_its_answer_comes_is_no_fault() -> None:
     """What was behind that answer is left alone; aiohttp's task ends in peace."""
     gate = asyncio.Event()
