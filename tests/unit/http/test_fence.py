@@ -1,4 +1,4 @@
-"""aiohttp's private names: the list is that of the names in use, and a name that is gone is told."""
+"""aiohttp's private names: the list names those in use, and one that is gone ends the start."""
 
 from __future__ import annotations
 
