@@ -17,7 +17,8 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ingest.formats.json_post import ItemError, Rules, decode
+from ingest.formats.json_post import decode
+from ingest.formats.post import ItemError, Rules
 
 RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
 NOW_S = 1_795_600_000

@@ -19,7 +19,8 @@ from benchmarks.processes import scratch
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings, ts_min_us
 from ingest.dead_letters.queue import DeadLetterFolder
-from ingest.formats.json_post import Rules, decode
+from ingest.formats.json_post import decode
+from ingest.formats.post import Rules
 from ingest.model.ack import Ack
 from ingest.model.ledger import Metrics
 from ingest.sinks.postgres.sink import SinkPostgres

@@ -22,7 +22,8 @@ from pathlib import Path
 from benchmarks.processes import REPOSITORY
 from ingest.admin.dashboard.devices import Devices
 from ingest.admin.dashboard.tail import Tail
-from ingest.formats.json_post import Decoded, Rules, decode
+from ingest.formats.json_post import decode
+from ingest.formats.post import Decoded, Rules
 
 RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
 PAGES = 10

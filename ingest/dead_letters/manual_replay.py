@@ -18,7 +18,8 @@ import orjson
 from ingest.dead_letters.files import try_replay_lock
 from ingest.dead_letters.format import BadLine, id_in, original_in, reading_object, time_in
 from ingest.dead_letters.reader import LiveLetter
-from ingest.formats.json_post import Decoded, Rules, decode
+from ingest.formats.json_post import decode
+from ingest.formats.post import Decoded, Rules
 from ingest.model.errors import IngestError, Refused
 from ingest.model.ports import BadRow, Sink, Stored
 from ingest.model.verdict import Verdict, WriteFailed

@@ -1,6 +1,6 @@
 """One JSON item of a post into readings, with every error named. The slow path, some 6 us an item.
 
-decode.py takes posts as a whole and comes here only with items that it could not take as they are.
+json_post.py takes posts as a whole, and comes here with items that it could not take as they are.
 This file alone decides what is an error: what it finds without fault is a reading.
 The item must be JSON that msgspec has accepted, and UTF-8.
 """
@@ -10,47 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from typing import NamedTuple
 
+from ingest.formats.post import ItemError, Post, too_many
 from ingest.formats.timestamp import Fault, number_us, shown, text_us
-from ingest.model.errors import Refused
 from ingest.model.reading import Reading, name_fault
 from ingest.system.clock import rfc3339
 
 FIELDS = ("device_id", "metric", "ts", "value", "values")
 FIELD_CHARACTERS_MAX = 64  # of a field's name in an error
 INT_DIGITS_MAX = 400  # a float64 has at most 309; int() takes time that grows with the square
-
-
-class Rules(NamedTuple):
-    """What the settings say about a post."""
-
-    post_rows_max: int
-    ts_min_us: int
-    ts_ahead_us_max: int
-
-
-class ItemError(NamedTuple):
-    """One reading, or one item as a whole, that is not kept.
-
-    `item` is the index in the array, `code` a key of `codes.ITEM_CODES`, `original` the bytes of
-    the whole item as posted.
-    """
-
-    item: int
-    field: str | None
-    code: str
-    message: str
-    original: bytes
-
-
-class Post(NamedTuple):
-    """What all items of one post have in common."""
-
-    precision: str | None
-    ignore_unknown: bool
-    received_us: int
-    rules: Rules
 
 
 class _Invalid(Exception):
@@ -101,15 +69,6 @@ def read_item(original: bytes, item: int, post: Post) -> tuple[list[Reading], li
     except _Invalid as fault:
         return [], [ItemError(item, fault.field, fault.code, fault.message, original)]
     return readings, errors
-
-
-def too_many(rows_max: int, found: str) -> Refused:
-    """Return the refusal of a post that has more readings than it may."""
-    return Refused(
-        "too_many_readings",
-        f"{found}; a post may have {rows_max} readings",
-        readings_max=rows_max,
-    )
 
 
 def _fields(value: object, ignore_unknown: bool) -> dict[str, object]:

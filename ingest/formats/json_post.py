@@ -1,37 +1,25 @@
 """A JSON body into a block: its valid readings encoded, and the errors of the others.
 
-decode_fast.py takes most bodies as a whole. A body that it leaves is tried again in chunks, and
-what it leaves of those goes through decode_item.py, item by item.
+json_whole.py takes most bodies as a whole. A body that it leaves is tried again in chunks, and
+what it leaves of those goes through json_item.py, item by item.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
 from msgspec import Raw
 
-from ingest.formats.json_item import ItemError, Post, Rules, read_item, too_many
-from ingest.formats.json_whole import Rows, encode_known, fast
+from ingest.formats.json_item import read_item
+from ingest.formats.json_whole import Rows, fast
+from ingest.formats.post import Decoded, ItemError, Post, Rules, too_many
+from ingest.formats.series import SERIES
 from ingest.model.block import Block
 from ingest.model.errors import Refused
-
-__all__ = ["Decoded", "ItemError", "Rules", "decode"]
 
 CHUNK_ITEMS = 16
 LARGE_BODY_BYTES = 65_536
 COMMAS_PER_READING_MAX = 16  # a reading has 4; more than 65,536 in a post may be refused unread
 JSON_SPACE = b" \t\n\r"
-
-
-class Decoded(NamedTuple):
-    """What a body held. `block` is None if no reading is valid.
-
-    Readings posted: `block.rows` and one for each error.
-    """
-
-    block: Block | None
-    errors: list[ItemError]
 
 
 _RAWS = msgspec.json.Decoder(list[Raw])
@@ -102,7 +90,7 @@ def _careful(body: bytes, post: Post, errors: list[ItemError]) -> Rows:
             chunk = []
         for item, original in enumerate(chunk, start):
             readings, faults = read_item(original, item, post)
-            tuples += [encode_known(each) for each in readings]
+            tuples += [SERIES.encode(each) for each in readings]
             newest_us = max(newest_us, *(each.ts_us for each in readings), 0)
             owners += [item] * len(readings)
             errors += faults

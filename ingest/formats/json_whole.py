@@ -1,26 +1,22 @@
 """A JSON body into encoded rows, decoded by msgspec in one pass. The hot path.
 
 It takes a whole body or, at the first doubt, nothing of it: it names no error, and takes nothing
-that decode_item.py would refuse. Works on columns (all times, all names, all values), each step one
+that json_item.py would refuse. Works on columns (all times, all names, all values), each step one
 pass in C: 0.37 us a reading in posts of 100, where a step of Python for each reading took 0.6.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import NamedTuple, cast
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ingest.formats.json_item import Post, too_many
+from ingest.formats.post import Post, too_many
+from ingest.formats.series import SERIES
 from ingest.formats.timestamp import Times, integers_us, number_us, numbers_us, plain_us, texts_us
 from ingest.model.errors import Refused
-from ingest.model.reading import Reading, name_fault
-from ingest.model.rows import encode_row, encode_rows, names_between
-
-SERIES_CACHED_MAX = 32_768
-CACHES_KEPT_MAX = 4  # full ones, until somebody takes them: 26 MB
+from ingest.model.rows import encode_row, encode_rows
 
 Stamp = str | int | float | UnsetType
 
@@ -45,15 +41,6 @@ class _Item(Struct, gc=False, forbid_unknown_fields=True):
 class _OpenItem(_Item, gc=False, forbid_unknown_fields=False):
     """An item whose unknown fields are skipped."""
 
-
-# What stands between ts and value in the rows of a series, by metric and device_id: names that are
-# known to be good. By metric first, because there are few: one large dict beats many small ones.
-# Emptied when it is full or taken, so what it holds was met since then: see `take_series`.
-Series = dict[str | UnsetType, dict[str, bytes]]
-_known: Series = {}
-_known_count = 0
-_filled: deque[Series] = deque(maxlen=CACHES_KEPT_MAX)
-_forgotten = 0  # full caches that found no place in _filled
 
 _ITEMS: msgspec.json.Decoder[list[_Item] | _Item] = msgspec.json.Decoder(list[_Item] | _Item)
 _OPEN_ITEMS: msgspec.json.Decoder[list[_OpenItem] | _OpenItem] = msgspec.json.Decoder(
@@ -95,7 +82,7 @@ def _one(item: _Item, body: bytes, post: Post) -> Rows | None:
     if post.ignore_unknown and _open_doubtful(body, 1, present):
         return None
     value = item.value + 0.0  # type: ignore[operator]
-    row = encode_row(ts_us, _names(item.metric, item.device_id), value)
+    row = encode_row(ts_us, SERIES.names(item.metric, item.device_id), value)
     return Rows(row, 1, ts_us, None)
 
 
@@ -117,10 +104,11 @@ def _many(items: list[_Item], body: bytes, post: Post) -> Rows | None:
         return None
     if post.ignore_unknown and _open_doubtful(body, count, present):
         return None
+    known = SERIES.known
     try:
-        names = [_known[item.metric][item.device_id] for item in items]
+        names = [known[item.metric][item.device_id] for item in items]
     except KeyError:
-        names = [_names(item.metric, item.device_id) for item in items]
+        names = [SERIES.names(item.metric, item.device_id) for item in items]
     return Rows(encode_rows(times.us, names, values), count, times.newest_us, None)
 
 
@@ -142,7 +130,7 @@ def _spread(items: list[_Item], body: bytes, post: Post) -> Rows | None:
             return None
         if len(names) + len(values) > post.rules.post_rows_max:
             raise too_many(post.rules.post_rows_max, "the post has more")
-        names += [_names(metric, device_id) for metric in values]
+        names += [SERIES.names(metric, device_id) for metric in values]
         row_values += [value + 0.0 for value in values.values()]
         row_times_us += [times.us[place]] * len(values)
         owners += [place] * len(values)
@@ -187,54 +175,6 @@ def _open_doubtful(body: bytes, items: int, stamps: int) -> bool:
         or body.count(b'"ts"') != stamps
         or b'"values"' in body
     )
-
-
-def _names(metric: str | UnsetType, device_id: str) -> bytes:
-    """Return what is between ts and value in a row of this series. Raises KeyError if it is bad."""
-    global _known_count  # noqa: PLW0603  of the cache beside it
-    try:
-        return _known[metric][device_id]
-    except KeyError:
-        if isinstance(metric, UnsetType) or name_fault(metric) or name_fault(device_id):
-            raise
-    if _known_count >= SERIES_CACHED_MAX:
-        _put_by()
-    names = _known.setdefault(metric, {})[device_id] = names_between(device_id, metric)
-    _known_count += 1
-    return names
-
-
-def _put_by() -> None:
-    """Begin an empty cache."""
-    global _known, _known_count, _forgotten  # noqa: PLW0603  there is one cache per process
-    _forgotten += len(_filled) == CACHES_KEPT_MAX
-    _filled.append(_known)
-    _known, _known_count = {}, 0
-
-
-def series_met() -> int:
-    """Return how many series (device and metric) were met since the last `take_series`, or more."""
-    return _known_count + SERIES_CACHED_MAX * len(_filled)
-
-
-def take_series() -> tuple[list[Series], bool]:
-    """Return the series met since the last call, by metric and device; whether these are all.
-
-    Costs the posts that come next a miss for each series, some 2 us, and all others nothing: so
-    somebody may know every device that posts at no cost per reading, if he asks now and then.
-    """
-    global _forgotten  # noqa: PLW0603  there is one cache per process
-    if _known_count:
-        _put_by()
-    taken, complete = list(_filled), not _forgotten
-    _filled.clear()
-    _forgotten = 0
-    return taken, complete
-
-
-def encode_known(reading: Reading) -> bytes:
-    """Encode one reading whose names are known to be good; its series counts as met."""
-    return encode_row(reading.ts_us, _names(reading.metric, reading.device_id), reading.value)
 
 
 def _times(items: list[_Item], post: Post) -> Times | None:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from ingest.config.settings import Settings, ts_min_us
-from ingest.formats.json_post import Decoded, ItemError, Rules, decode
+from ingest.formats.json_post import decode
+from ingest.formats.post import Decoded, ItemError, Rules
 from ingest.http.plain_body import Intake
 from ingest.http.request import Request, WholeRequest
 from ingest.http.response import Answer

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from ingest.formats.json_item import ItemError
+from ingest.formats.post import ItemError
 from ingest.http.response import Answer
 from ingest.model.ack import Outcome
 from ingest.model.block import Block

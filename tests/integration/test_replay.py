@@ -27,7 +27,7 @@ from ingest.dead_letters.manual_replay import (
 )
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.dead_letters.reader import live_letters
-from ingest.formats.json_post import Rules
+from ingest.formats.post import Rules
 from ingest.model.ledger import Gauges, Metrics
 from ingest.model.letter import EXHAUSTED, INVALID, REFUSED, Letter
 from ingest.model.reading import Reading

@@ -17,7 +17,8 @@ import asyncpg
 from aiohttp import web
 
 from ingest.dead_letters.format import encode_line, letter_id
-from ingest.formats.json_post import ItemError, Rules, decode
+from ingest.formats.json_post import decode
+from ingest.formats.post import ItemError, Rules
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows

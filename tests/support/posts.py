@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from ingest.formats.json_post import Decoded, Rules, decode
+from ingest.formats.json_post import decode
+from ingest.formats.post import Decoded, Rules
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 

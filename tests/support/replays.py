@@ -18,7 +18,7 @@ from ingest.dead_letters.manual_replay import (
 )
 from ingest.dead_letters.marks import mark_done
 from ingest.dead_letters.reader import live_letters
-from ingest.formats.json_post import Rules
+from ingest.formats.post import Rules
 from ingest.model.errors import IngestError
 from ingest.model.ports import Sink
 

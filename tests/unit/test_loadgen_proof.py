@@ -11,7 +11,8 @@ from itertools import islice
 
 import pytest
 
-from ingest.formats.json_post import Rules, decode
+from ingest.formats.json_post import decode
+from ingest.formats.post import Rules
 from ingest.model.rows import decode_rows
 from loadgen.proof import INVALID, METRICS, REFUSED, VALID, WINDOW, Item, Names, Plan
 

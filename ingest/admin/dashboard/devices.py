@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from math import log
 from typing import Any
 
-from ingest.formats.json_whole import Series, series_met, take_series
+from ingest.formats.series import SERIES, Names
 from ingest.system.clock import rfc3339, unix_us
 
 DEVICES_MAX = 100_000
@@ -31,8 +31,8 @@ class Devices:
     def __init__(
         self,
         *,
-        met: Callable[[], int] = series_met,
-        take: Callable[[], tuple[list[Series], bool]] = take_series,
+        met: Callable[[], int] = SERIES.met,
+        take: Callable[[], tuple[list[Names], bool]] = SERIES.take,
     ) -> None:
         self._met = met
         self._take = take

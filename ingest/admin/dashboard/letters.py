@@ -36,7 +36,7 @@ from ingest.dead_letters.reader import (
     segment_letters,
     undone_lines,
 )
-from ingest.formats.json_post import Rules
+from ingest.formats.post import Rules
 from ingest.model.errors import DeadLettersBroken, IngestError, Refused
 from ingest.model.ports import Sink
 from ingest.system.clock import rfc3339

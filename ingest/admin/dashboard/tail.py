@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ingest.dead_letters.reader import device_in
-from ingest.formats.json_post import Decoded, ItemError
+from ingest.formats.post import Decoded, ItemError
 from ingest.model.letter import REFUSED, Letter
 from ingest.model.ports import DeadLetters
 from ingest.model.reading import Reading

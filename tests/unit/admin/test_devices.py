@@ -6,9 +6,9 @@ import pytest
 
 from ingest.admin.dashboard import devices as dashboard_devices
 from ingest.admin.dashboard.devices import Devices
-from ingest.formats import json_whole as decode_fast
-from ingest.formats.json_post import Rules, decode
-from ingest.formats.json_whole import CACHES_KEPT_MAX, SERIES_CACHED_MAX, take_series
+from ingest.formats.json_post import decode
+from ingest.formats.post import Rules
+from ingest.formats.series import CACHES_KEPT_MAX, SERIES, SERIES_CACHED_MAX
 
 RULES = Rules(post_rows_max=100_000, ts_min_us=0, ts_ahead_us_max=10**12)
 NOW_US = 1_800_000_000_000_000
@@ -34,7 +34,7 @@ def item(device: str, metric: str = "m") -> str:
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     """Forget what other tests have posted."""
-    take_series()
+    SERIES.take()
 
 
 async def test_every_device_that_posts_is_seen_however_it_posts() -> None:
@@ -109,7 +109,7 @@ async def test_more_series_at_once_than_are_noted_is_said() -> None:
     """Nobody took them in time: some are forgotten, and the count does not pretend."""
     devices = Devices()
     for number in range((CACHES_KEPT_MAX + 2) * SERIES_CACHED_MAX):
-        decode_fast._names("m", f"d{number}")
+        SERIES.names("m", f"d{number}")
     await devices.look()
     assert devices.missed
     assert not devices.exact

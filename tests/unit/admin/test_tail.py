@@ -18,7 +18,7 @@ from ingest.admin.dashboard.tail import (
     Tail,
     WitnessedLetters,
 )
-from ingest.formats.json_post import Decoded, ItemError
+from ingest.formats.post import Decoded, ItemError
 from ingest.model.block import Block
 from ingest.model.errors import DeadLettersBroken
 from ingest.model.letter import Letter

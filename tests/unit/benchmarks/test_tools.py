@@ -25,7 +25,8 @@ from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import Broken, Child, Missing, free_port, run_driver
 from benchmarks.stories import close_all, is_open
 from ingest.config.settings import Settings, ts_min_us
-from ingest.formats.json_post import Rules, decode
+from ingest.formats.json_post import decode
+from ingest.formats.post import Rules
 from ingest.model.rows import HEADER, TRAILER, decode_rows
 from loadgen.post import Post
 from tests.support.receiver import until

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest.formats.json_item import Post, read_item
-from ingest.formats.json_post import Decoded
+from ingest.formats.json_item import read_item
+from ingest.formats.post import Decoded, Post
 from ingest.model.codes import ITEM_CODES
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading, name_fault

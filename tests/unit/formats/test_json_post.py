@@ -8,9 +8,8 @@ import struct
 
 import pytest
 
-from ingest.formats import json_whole as decode_fast
-from ingest.formats.json_post import Rules
-from ingest.formats.json_whole import SERIES_CACHED_MAX
+from ingest.formats.post import Rules
+from ingest.formats.series import SERIES, SERIES_CACHED_MAX
 from ingest.model.codes import ITEM_CODES
 from ingest.model.reading import Reading
 from tests.support.posts import GOOD, GOOD_READING, NOW_US, RULES, array, decoded, item, readings_of
@@ -287,7 +286,7 @@ def test_series_remembered_stay_few() -> None:
     for start in range(0, SERIES_CACHED_MAX + 5_000, 5_000):
         names = [item(device_id=f"made-up-{start + i}") for i in range(5_000)]
         assert decoded(array(*names)).errors == []
-    known = sum(map(len, decode_fast._known.values()))
+    known = sum(map(len, SERIES.known.values()))
     assert 0 < known <= SERIES_CACHED_MAX
 
 
