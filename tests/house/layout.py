@@ -217,3 +217,29 @@ def long_files(paths: Iterable[Path], lines_max: int) -> dict[str, int]:
         str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in paths
     }
     return {path: lines for path, lines in counted.items() if lines > lines_max}
+
+
+def lists_said_twice(files: Files) -> list[str]:
+    """Return the lists of four or more texts that stand in two files, with these files."""
+    places: dict[frozenset[str], set[str]] = {}
+    for path, tree in files.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Tuple | ast.List | ast.Set) and len(node.elts) >= 4:
+                texts = [each.value for each in node.elts if isinstance(each, ast.Constant)]
+                if len(texts) == len(node.elts) and all(isinstance(each, str) for each in texts):
+                    places.setdefault(frozenset(map(str, texts)), set()).add(str(path))
+    return [
+        f"{', '.join(sorted(found))}: {', '.join(sorted(texts))}"
+        for texts, found in places.items()
+        if len(found) > 1
+    ]
+
+
+def subclasses(files: Files, base: str) -> Iterator[tuple[str, str]]:
+    """Yield path and name of each class that names `base` as a base of its own."""
+    for path, tree in files.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and base in [
+                ast.unparse(each) for each in node.bases
+            ]:
+                yield str(path), node.name

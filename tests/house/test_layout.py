@@ -23,10 +23,12 @@ from tests.house.layout import (
     imports_go_down,
     init_is_a_docstring,
     keeps_to_public_names,
+    lists_said_twice,
     long_files,
     names_of,
     one_folder_knows_the_library,
     settings_end_in_the_composition,
+    subclasses,
     top_holds_no_logic,
 )
 from tests.support.documents import REPOSITORY
@@ -196,3 +198,33 @@ def test_picture_names_every_folder() -> None:
     }
     assert there == {name for row in LAYERS["ingest"] for name in row}
     assert there <= named, "the picture does not name them all"
+
+
+def test_no_list_of_texts_stands_twice() -> None:
+    """Two lists of the same texts drift apart."""
+    assert lists_said_twice(files_of("ingest")) == []
+
+
+def test_list_said_twice_would_be_found() -> None:
+    """In any order."""
+    files = {
+        PurePosixPath("a.py"): ast.parse('X = ("a", "b", "c", "d")'),
+        PurePosixPath("b.py"): ast.parse('Y = ["d", "c", "b", "a"]'),
+    }
+    assert lists_said_twice(files) == ["a.py, b.py: a, b, c, d"]
+
+
+def test_every_error_of_ours_is_in_the_model() -> None:
+    """errors.py and verdict.py hold what is raised on purpose."""
+    homes = {path for path, _ in subclasses(files_of("ingest"), "IngestError")}
+    assert homes == {"ingest/model/errors.py", "ingest/model/verdict.py"}
+
+
+def test_every_contract_has_a_suite() -> None:
+    """Each Protocol of the ports is what some suite in tests/contract is about."""
+    home = PurePosixPath("ingest/model/ports.py")
+    ports = {home: files_of("ingest")[home]}
+    contracts = {name for _, name in subclasses(ports, "Protocol")}
+    suites = "".join(path.read_text() for path in (REPOSITORY / "tests/contract").glob("*.py"))
+    assert contracts
+    assert {name for name in contracts if not re.search(rf"\b{name}\b", suites)} == set()

@@ -86,7 +86,8 @@ class FakeDeadLetters:
         self.waiting -= 1
         if self.error is not None:
             raise self.error
-        self.letters += letters
+        live = {each.reading for each in self.letters if each.reading}
+        self.letters += [each for each in letters if each.reading not in live]
 
 
 class FakeAdmission:
