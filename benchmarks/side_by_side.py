@@ -22,6 +22,7 @@ from benchmarks import machine, results
 from benchmarks.cases import ALL, NAMES, Case, chosen_cases
 from benchmarks.contenders import Figures, Plan
 from benchmarks.processes import Broken, Missing
+from benchmarks.record import Line
 
 EPILOG = """exit codes: 0 measured, 1 something broke meanwhile, 2 wrong use, 130 interrupted
 
@@ -76,7 +77,7 @@ def show(cases: Sequence[Case], measured: Measured) -> None:
 def write(chosen: argparse.Namespace, measured: Measured) -> None:
     """Record the figures."""
     broke = {name: f"it broke: {why}" for name, why in measured.broken.items()}
-    line = results.Line(
+    line = Line(
         at=machine.now(),
         commit=machine.commit(),
         environment=machine.environment(),
