@@ -1,7 +1,8 @@
 """`./run bench`: the parts by pytest-benchmark, then the whole side by side.
 
 All options are those of the side by side (`--help`), and `--parts-only`, `--no-parts`. With
-`--only` the parts are left out. Parts go into RESULTS.md with the rest.
+`--only` the parts are left out. Parts go into RESULTS.md with the rest. `--against COMMIT` is a
+command of its own: it only compares this working tree with a commit (against.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import side_by_side
+from benchmarks import against, side_by_side
 from benchmarks.processes import REPOSITORY
 
 QUICK = (
@@ -27,6 +28,8 @@ USUAL = ("--benchmark-min-rounds=5", "--benchmark-max-time=0.5", "--benchmark-wa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run both; return the exit code of the first that fails."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if any(each.partition("=")[0] == "--against" for each in words):
+        return against.main(words)
     alone = "--parts-only" in words
     with_parts = alone or not {"--no-parts", "-h", "--help"} & set(words)
     with_parts = with_parts and (alone or not any(each.startswith("--only") for each in words))

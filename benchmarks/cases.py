@@ -288,12 +288,6 @@ CASES = (
         unit="p99, ms from the intended moment to the answer",
     ),
     Case(
-        "client",
-        "loadgen's own client, beside aiohttp's",
-        ("client",),
-        (Wanted("requests per CPU second, times aiohttp's", figure("client", "cheaper"), 3),),
-    ),
-    Case(
         "start",
         "Service start to the first committed reading, warm",
         ("start",),

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from benchmarks.attack import ORDINARY_PER_S
 from benchmarks.cases import ALL, CASES, Case, Verdict, judge
 from benchmarks.charts import shown
 from benchmarks.contenders import Figures
 from benchmarks.overload import MANY_CONNECTIONS
+from benchmarks.record import Line
 from benchmarks.wrk import CONNECTIONS
-
-if TYPE_CHECKING:
-    from benchmarks.results import Line
 
 TITLES = {
     "posts_per_s": "posts/s",
@@ -37,7 +34,8 @@ HEAD = """# Results
 Written by `./run bench` from `results.ndjson`, which has the figures of every single run. Only the
 last section is written by hand. How to measure it yourself: `./run bench` (some 30 minutes, needs
 `wrk` and 8 GB of disk; the peers come from Debian's packages by themselves), `./run bench --quick`
-to see that it works, `./run bench --only singles,hundreds --runs 3` for some of it.
+to see that it works, `./run bench --only singles,hundreds --runs 3` for some of it. Whether a
+change made it slower: `./run bench --against COMMIT`, which writes nothing here.
 """
 
 CONDITIONS = """## Conditions

@@ -10,15 +10,12 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from benchmarks.cases import ALL, CASES, Case
 from benchmarks.charts import shown
 from benchmarks.contenders import Figures
+from benchmarks.record import Line
 from benchmarks.wrk import CONNECTIONS
-
-if TYPE_CHECKING:
-    from benchmarks.results import Line
 
 RESULTS = "benchmarks/RESULTS.md"
 OURS = "iot-ingest, "

@@ -10,37 +10,19 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks import document, readme_numbers
 from benchmarks.cases import ALL, CASES, Case, Runs, judge
 from benchmarks.charts import Bar, bars, shown
 from benchmarks.contenders import Figures
+from benchmarks.record import LINES, Line, newest_of, read
 
 FOLDER = Path(__file__).resolve().parent
-LINES, DOCUMENT, CHARTS = "results.ndjson", "RESULTS.md", "charts"
+DOCUMENT, CHARTS = "RESULTS.md", "charts"
 README = FOLDER.parent / "README.md"
 BY_HAND = re.compile(r"<!-- by hand -->\n(.*?)<!-- end -->", re.DOTALL)
-
-
-class Line(NamedTuple):
-    """One run of the benchmark, as it is written to results.ndjson.
-
-    `runs` holds the figures of each run by contender, `left_out` why a contender has none or too
-    few, `parts` the medians of pytest-benchmark in seconds by test.
-    """
-
-    at: str
-    commit: str
-    environment: dict[str, str]
-    runs_wanted: int
-    seconds: float
-    cases: list[str]
-    runs: dict[str, list[Figures]]
-    left_out: dict[str, str]
-    parts: dict[str, float]
 
 
 def record(line: Line, folder: Path) -> None:
@@ -49,15 +31,6 @@ def record(line: Line, folder: Path) -> None:
     with (folder / LINES).open("a") as file:
         file.write(json.dumps(line._asdict()) + "\n")
     write(folder)
-
-
-def read(folder: Path) -> list[Line]:
-    """Return all lines, oldest first."""
-    try:
-        text = (folder / LINES).read_text()
-    except FileNotFoundError:
-        return []
-    return [Line(**json.loads(each)) for each in text.splitlines()]
 
 
 def read_parts(path: Path) -> dict[str, float]:
@@ -88,11 +61,6 @@ def write(folder: Path) -> None:
     path.write_text(document.whole(newest, lines, drawn, by_hand[1] if by_hand else None))
     if folder.resolve() == FOLDER:
         README.write_text(readme_numbers.refreshed(README.read_text(), newest))
-
-
-def newest_of(lines: Sequence[Line]) -> dict[str, Line]:
-    """Return for each case the newest line that measured it."""
-    return {name: line for line in lines for name in line.cases}
 
 
 def chart(case: Case, runs: Runs) -> str:

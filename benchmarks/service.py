@@ -12,11 +12,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from benchmarks.processes import Broken, Child, cpu_below_s
+from benchmarks.processes import REPOSITORY, Broken, Child, cpu_below_s
 
 QUIET_S_MAX = 60.0
 BUFFERED = ("--buffer", "memory", "--ack-default", "buffered")
@@ -33,10 +34,17 @@ class Service:
     """`ingest serve` on free ports: `with Service(folder, "--writers", "1") as service:`.
 
     `folder` is the state folder; what is in it from an earlier start is used again. `flags` come
-    after BUFFERED, so they win.
+    after BUFFERED, so they win. `tree` is the checkout whose code runs, by its `python -m ingest`.
     """
 
-    def __init__(self, folder: Path, *flags: str, port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        port: int = 0,
+        tree: Path = REPOSITORY,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
@@ -44,11 +52,12 @@ class Service:
         self.child = Child(
             "service",
             [
-                *(sys.executable, "-m", "ingest", "serve", "--state-dir", folder),
+                *(sys.executable, "-P", "-m", "ingest", "serve", "--state-dir", folder),
                 *("--listen", f"127.0.0.1:{port}", "--admin-listen", "127.0.0.1:0"),
                 *("--log-level", "warning", *BUFFERED, *flags),
             ],
             folder,
+            env={"PYTHONPATH": str(tree), **(env or {})},
         )
 
     def __enter__(self) -> Self:
@@ -117,7 +126,7 @@ class Service:
         """Return how many readings are in the table by now."""
         return self.samples()["ingest_readings_committed_total"]
 
-    def quiet(self) -> dict[str, float]:
+    def quiet(self, *, poll_s: float = 0.01) -> dict[str, float]:
         """Wait until nothing is held; return the samples. Raises Broken if the law is broken."""
         end_s = time.monotonic() + QUIET_S_MAX
         while True:
@@ -126,7 +135,7 @@ class Service:
                 break
             if time.monotonic() > end_s:
                 raise Broken(f"the service still holds readings after {QUIET_S_MAX:g} s")
-            time.sleep(0.01)
+            time.sleep(poll_s)
         if samples["ingest_ledger_imbalance_rows"] or samples["ingest_readings_dropped_total"]:
             raise Broken("the service's ledger does not add up")
         return samples

@@ -22,6 +22,7 @@ from benchmarks import machine, results
 from benchmarks.cases import ALL, NAMES, Case, chosen_cases
 from benchmarks.contenders import Figures, Plan
 from benchmarks.processes import Broken, Missing
+from benchmarks.record import Line
 
 EPILOG = """exit codes: 0 measured, 1 something broke meanwhile, 2 wrong use, 130 interrupted
 
@@ -76,7 +77,7 @@ def show(cases: Sequence[Case], measured: Measured) -> None:
 def write(chosen: argparse.Namespace, measured: Measured) -> None:
     """Record the figures."""
     broke = {name: f"it broke: {why}" for name, why in measured.broken.items()}
-    line = results.Line(
+    line = Line(
         at=machine.now(),
         commit=machine.commit(),
         environment=machine.environment(),
@@ -134,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # __main__ looks for whole words
     )
-    parser.add_argument("--runs", type=_count, help="of each contender (5; quick: 1)")
+    parser.add_argument("--runs", type=count, help="of each contender (5; quick: 1)")
     parser.add_argument("--seconds", type=_seconds, help="that one run drives (5; quick: 1)")
     parser.add_argument(
         "--only", type=_cases, default=chosen_cases(NAMES), metavar="CASE,..", help="these cases"
@@ -148,13 +149,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results", type=Path, default=results.FOLDER, metavar="FOLDER", help="where to record"
     )
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="compare with a commit: see --against HEAD --help"
+    )
     parser.add_argument("--parts", type=Path, help=argparse.SUPPRESS)  # by __main__: its JSON
     parser.add_argument("--parts-only", action="store_true", help="only pytest-benchmark")
     parser.add_argument("--no-parts", action="store_true", help="without pytest-benchmark")
     return parser
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Read how often something is done. Raises ArgumentTypeError."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")

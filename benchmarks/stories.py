@@ -19,7 +19,6 @@ from functools import partial
 import uvloop
 
 from benchmarks import floors, wrk
-from benchmarks.client_cost import compare
 from benchmarks.contenders import (
     COMMITTED,
     FIRST_US,
@@ -40,7 +39,6 @@ from benchmarks.processes import Broken, free_port, raise_open_files_limit, scra
 from benchmarks.service import Service
 
 IDLE_CONNECTIONS = 5_000
-CLIENT_REQUESTS = 40_000
 # Of a service with these flags: the levels, and the connections of each. As many as at the peak;
 # `committed` waits some 10 ms for its batch, which is 150 posts at half the peak.
 HALF_PEAK: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
@@ -288,18 +286,7 @@ def first_committed_s(service: Service, port: int, began_s: float) -> float:
     return time.monotonic() - began_s
 
 
-# The driver
-
-
-def measure_client(plan: Plan) -> Figures:
-    """Measure what a request costs loadgen's own client, and aiohttp's."""
-    found = compare(1, CLIENT_REQUESTS // 4 if plan.quick else CLIENT_REQUESTS)
-    (mine,), (its,) = found["loadgen"], found["aiohttp"]
-    return {"loadgen_cpu_us": mine, "aiohttp_cpu_us": its, "cheaper": its / mine}
-
-
 STORIES = (
-    Contender("client", "CPU of the client, a single reading", measure_client, by_wrk=False),
     Contender("half_peak", "single readings at half their peak", measure_half_peak),
     Contender(
         "small_table", "100 k rows in the table", partial(measure_table, name="small"), stays=True

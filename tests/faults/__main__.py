@@ -18,6 +18,7 @@ from tests.faults import report
 from tests.faults.all_faults import FAULTS
 from tests.faults.matrix import place
 from tests.faults.runner import Done, run_all
+from tests.faults.selections import names_of, told
 
 SEED = 1
 
@@ -26,7 +27,10 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     made = argparse.ArgumentParser(
         prog="./run faults",
-        description="Do harm to service and database under load; account for every reading.",
+        description="Do harm to service and database under load; account for every reading.\n"
+        "Before a release: all of it, --seed 1 --seed 2. Before a merge: --only ci --seed 1.",
+        epilog=told(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
         "--seed",
@@ -35,7 +39,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"what is drawn; several times: all of it on each [{SEED}]",
     )
-    made.add_argument("--only", default="", metavar="F2,F11", help="these only; no report")
+    made.add_argument(
+        "--only",
+        default="",
+        metavar="F2,F11",
+        help="these only, or a selection that has a name (ci: see below); no report",
+    )
     made.add_argument(
         "--quick", action="store_true", help="a few faults, once or twice each; no report"
     )
@@ -77,15 +86,15 @@ def main(words: list[str] | None = None) -> int:
     """Run what is asked for; return the exit code."""
     chosen = parser().parse_args(words)
     names = sorted(FAULTS, key=place)
+    if chosen.only:
+        names = names_of(chosen.only)
+        if unknown := [name for name in names if name not in FAULTS]:
+            print(f"./run faults: there is no {unknown[0]}; see --list", file=sys.stderr)
+            return 2
     if chosen.list:
         for name in names:
             print(f"{name:<4} {FAULTS[name].title}: {report.does(FAULTS[name])}")
         return 0
-    if chosen.only:
-        names = chosen.only.split(",")
-        if unknown := [name for name in names if name not in FAULTS]:
-            print(f"./run faults: there is no {unknown[0]}; see --list", file=sys.stderr)
-            return 2
     if chosen.quick:
         names = [name for name in names if FAULTS[name].quick_times]
     faults = [FAULTS[name] for name in names]

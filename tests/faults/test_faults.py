@@ -20,6 +20,7 @@ from tests.faults.matrix import place
 from tests.faults.own import Own
 from tests.faults.patched import PATCHES
 from tests.faults.runner import Done
+from tests.faults.selections import CI, names_of
 from tests.faults.world import Found, World
 from tests.system.service import REPOSITORY, Reply, environment, run_command
 
@@ -49,6 +50,28 @@ def test_every_fault_of_the_plan_is_there() -> None:
     assert there - {"test_faults"} == named - {"controls"}
     assert sum(FAULTS[name].times for name in ("F2",)) >= 100
     assert FAULTS["F10"].times * 3 // 4 >= 30
+
+
+def test_selection_for_ci_is_of_every_family_and_can_fail() -> None:
+    """Its names exist, each module of faults has one in it, and so do all controls and mutants."""
+    assert set(CI) <= set(FAULTS)
+    assert {FAULTS[name].harm.__module__ for name in CI} == {each.__name__ for each in MODULES}
+    assert {name for name, each in FAULTS.items() if each.kind != "fault"} <= set(CI)
+    assert len(CI) < len(FAULTS)
+    assert all(CI.values())
+
+
+def test_selection_stands_for_its_faults() -> None:
+    """`--only` takes its name like a fault's, beside others too, and runs nothing twice."""
+    assert names_of("ci") == list(CI)
+    assert names_of("F3,ci,F2") == ["F3", *CI]
+    assert names_of("F11,F2") == ["F11", "F2"]
+
+
+def test_help_says_why_each_fault_is_in_the_selection() -> None:
+    """Who reads it sees what a merge was tested with."""
+    text = parser().format_help()
+    assert all(f"  {name:<4} {why}\n" in text for name, why in CI.items())
 
 
 def test_the_report_shows_all_that_the_code_has() -> None:
@@ -267,7 +290,7 @@ def test_the_page_shows_commands_that_are_understood() -> None:
     """Each line is one that the command line takes; all that it names is there."""
     section = (REPOSITORY / "docs/loadgen.md").read_text().split("## What it has been through")[1]
     commands = re.findall(r"^\./run faults(.*?)  ", section, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         chosen = parser().parse_args(command.split())
-        assert set(filter(None, chosen.only.split(","))) <= set(FAULTS)
+        assert not chosen.only or set(names_of(chosen.only)) <= set(FAULTS)

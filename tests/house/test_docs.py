@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks import readme_numbers, results
 from benchmarks.document import anchor
+from benchmarks.record import newest_of, read
 from ingest.cli.docs import TABLES, main, metrics_table, refreshed
 from ingest.cli.main import WORDS
 from ingest.config.text import env_example
@@ -42,7 +43,7 @@ def test_documents_show_the_table_that_the_code_prints(name: str) -> None:
 def test_readme_shows_the_figures_on_record() -> None:
     """What was measured anew is so in the README too; a figure mended by hand is put right."""
     assert README.count("<!-- measured: sizing -->") == 1
-    newest = results.newest_of(results.read(results.FOLDER))
+    newest = newest_of(read(results.FOLDER))
     assert readme_numbers.refreshed(README, newest) == README
     forged = re.sub(r"(ack=buffered` \| )[0-9,]+", r"\g<1>999,999", README)
     assert forged != README

@@ -42,6 +42,30 @@ async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
     assert str(REPOSITORY) not in line + text
 
 
+async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
+    """Both services run and are driven in turn; a line a case, a record, and nothing is left."""
+    scratch, record = open_tmp_path / "scratch", open_tmp_path / "record.ndjson"
+    scratch.mkdir()
+    scratch.chmod(0o755)
+    done = await run_command(
+        *("benchmarks", "--against", "HEAD", "--only", "hundreds_durable", "--quick"),
+        *("--write", record),
+        env={"TMPDIR": str(scratch)},
+    )
+    assert done.code == 0, done.stderr
+    told, quick = done.stdout.splitlines()
+    assert re.match(r"hundreds_durable: (not slower|SLOWER in \w+.*): CPU \d\.\d{3} \(", told)
+    assert "; 5 pairs" in told
+    assert quick.startswith("quick: ")
+    (line,) = record.read_text().splitlines()
+    (case,) = json.loads(line)["cases"]
+    assert f"hundreds_durable: {case['told']}" == told
+    for side in ("this", "other"):
+        assert [len(each) for each in case[side].values()] == [5, 5, 5, 5]
+        assert all(0.1 < each < 100 for each in case[side]["cpu_us_per_reading"])
+    assert list(scratch.iterdir()) == []
+
+
 def test_service_is_measured_with_the_buffer_that_the_record_names() -> None:
     """Not with the default, which fsyncs: figures on record would be compared with others."""
     with scratch() as folder, Service(folder) as service:
@@ -77,6 +101,9 @@ async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> N
         (("--quic",), "unrecognized arguments: --quic"),
         (("--runs", "0"), "argument --runs: must be at least 1"),
         (("--seconds", "0.5"), "argument --seconds: must be 1 to 3,600"),
+        (("--against", "HEAD", "--only", "idle"), "argument --only: 'idle' is no case; there are "),
+        (("--against", "no-such"), "./run bench: there is no commit no-such here"),
+        (("--against=--all",), "./run bench: --all is no commit"),
     ],
 )
 async def test_wrong_option_is_named_before_anything_runs(words: tuple[str, ...], why: str) -> None:

@@ -16,7 +16,8 @@ from benchmarks.charts import Bar, bars, shown
 from benchmarks.contenders import Contender, Figures, Plan
 from benchmarks.document import anchor, seconds_shown, title_of
 from benchmarks.processes import Broken
-from benchmarks.results import Line, record, write
+from benchmarks.record import Line, read
+from benchmarks.results import record, write
 
 MACHINE = {"processor": "a <fast> one", "fsync": "123 us"}
 
@@ -189,7 +190,7 @@ def test_what_broke_is_recorded_as_such_and_is_an_error(
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own stays
     assert side_by_side.main(["--only", "singles", "--runs", "3", "--results", str(tmp_path)]) == 1
     assert tried == ["singles"]
-    (line,) = results.read(tmp_path)
+    (line,) = read(tmp_path)
     assert len(line.runs["bare"]) == 3
     text = (tmp_path / "RESULTS.md").read_text()
     assert "iot-ingest, memory, ack=buffered: it broke: in run 1/3: " in text

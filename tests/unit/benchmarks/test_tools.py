@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from array import array
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from benchmarks.contenders import PHASE_US
 from benchmarks.floors import copy, ready_batches
 from benchmarks.open_loop import Openly, Readings, Tally, first_us_of_taken
 from benchmarks.overload import Flood, lost_rows
-from benchmarks.processes import Broken, Child, Missing, free_port, run_driver
+from benchmarks.processes import Broken, Child, Missing, cpu_clock_s, free_port, run_driver
 from benchmarks.stories import close_all, is_open
 from ingest.config.settings import Settings, ts_min_us
 from ingest.formats.json_post import decode
@@ -69,6 +71,28 @@ def test_wrk_that_says_something_else_is_no_figure() -> None:
     """A changed output fails loudly, with what it said."""
     with pytest.raises(Broken, match="unable to connect"):
         wrk.understand("unable to connect to 127.0.0.1:1", cpu_s=0)
+
+
+def test_cpu_clock_counts_user_and_system_of_all_threads() -> None:
+    """Of any process by its id, as exact as the process's own clock; one that is gone has none."""
+    began_s = cpu_clock_s(os.getpid())
+    own_s = time.process_time()
+
+    def burn() -> None:
+        end_s = time.thread_time() + 0.05
+        while time.thread_time() < end_s:
+            os.stat("/")
+
+    thread = threading.Thread(target=burn)
+    thread.start()
+    thread.join()
+    used_s, own_s = cpu_clock_s(os.getpid()) - began_s, time.process_time() - own_s
+    assert used_s >= 0.05
+    assert used_s == pytest.approx(own_s, abs=0.005)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with pytest.raises(Broken, match="has ended"):
+        cpu_clock_s(gone.pid)
 
 
 def test_wrk_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
