@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -145,6 +145,35 @@ def environment(checkout: Path) -> dict[str, str]:
     found = {name: value for name, value in os.environ.items() if name in kept}
     measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
     return {**found, **measured, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(checkout)}
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+async def command(checkout: Path, *words: object, within_s: float = 40) -> Done:
+    """Run `ingest ..` of a checkout to its end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "ingest", *map(str, words)),
+        cwd=checkout,
+        env=environment(checkout),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(within_s):
+            stdout, stderr = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return Done(process.returncode or 0, stdout.decode(), stderr.decode())
 
 
 async def run_sql(url: str, *statements: str) -> list[asyncpg.Record]:
