@@ -1,0 +1,177 @@
+"""Parts of posts in all their forms, good and bad: values, names, times, bodies, queries, types."""
+
+from __future__ import annotations
+
+import json
+
+FUTURE = "2999-01-01T00:00:00Z"
+VALUES = {
+    "whole number": "7",
+    "negative": "-40.25",
+    "exponent": "1.5e3",
+    "negative zero": "-0.0",
+    "true": "true",
+    "false": "false",
+    "least float": "5e-324",
+    "greatest float": "1.7976931348623157e308",
+    "beyond the greatest": "1e309",
+    "below the least": "-1e999",
+    "17 digits": "0.10000000000000001",
+    "integer beyond 2^53": "9007199254740993",
+    "integer of 30 digits": "123456789012345678901234567890",
+    "integer of 310 digits": "9" * 310,
+    "integer of 401 digits": "1" * 401,
+    "float of 500 digits": "0." + "3" * 500,
+    "null": "null",
+    "text": '"21.5"',
+    "array": "[1]",
+    "object": '{"a":1}',
+    "NaN": "NaN",
+    "Infinity": "Infinity",
+    "minus Infinity": "-Infinity",
+    "leading zero": "021",
+    "leading plus": "+21",
+    "bare point": "21.",
+    "hexadecimal": "0x15",
+}
+NAMES = {
+    "with a space": '"room 1"',
+    "with quotes": '"a\\"b"',
+    "with a slash": '"a\\/b\\\\c"',
+    "of umlauts": '"temp\u00e9rature \u00fc\u00df"',
+    "of an emoji": '"\U0001f321"',
+    "of an escaped emoji": '"\\ud83c\\udf21"',
+    "of half a surrogate pair": '"\\ud83c"',
+    "of a surrogate pair in the wrong order": '"\\udf21\\ud83c"',
+    "with an escaped NUL": '"a\\u0000b"',
+    "with an escaped line feed": '"a\\nb"',
+    "with a raw line feed": '"a\nb"',
+    "with a delete character": '"a\\u007fb"',
+    "with a C1 control character": '"a\\u0085b"',
+    "of one character": '"x"',
+    "of 128 characters": json.dumps("n" * 128),
+    "of 129 characters": json.dumps("n" * 129),
+    "of 256 bytes": '"' + "\u00e4" * 128 + '"',
+    "of 258 bytes": '"' + "\u20ac" * 86 + '"',
+    "of 64 emojis": '"' + "\U0001f321" * 64 + '"',
+    "of 65 emojis": '"' + "\U0001f321" * 65 + '"',
+    "empty": '""',
+    "null": "null",
+    "a number": "5",
+    "with a bad escape": '"a\\x41"',
+    "with a byte order mark": '"\ufeffa"',
+    "from right to left": '"\u05d0\u202eabc"',
+}
+TS_FORMS = {
+    "with a fraction": '"2025-06-01T12:00:00.123456Z"',
+    "with nine digits": '"2025-06-01T12:00:00.1234567895Z"',
+    "half to even": '"2025-06-01T12:00:00.0000005Z"',
+    "half to even, odd": '"2025-06-01T12:00:00.0000015Z"',
+    "with 60 digits": f'"2025-06-01T12:00:00.{"9" * 60}Z"',
+    "with an offset": '"2025-06-01T14:00:00+02:00"',
+    "with a negative offset": '"2025-06-01T06:30:00-05:30"',
+    "in lower case": '"2025-06-01t12:00:00z"',
+    "with a space": '"2025-06-01 12:00:00Z"',
+    "of a leap second": '"2016-12-31T23:59:60Z"',
+    "of second 61": '"2016-12-31T23:59:61Z"',
+    "of a leap day": '"2024-02-29T00:00:00Z"',
+    "of no leap day": '"2025-02-29T00:00:00Z"',
+    "of hour 24": '"2025-06-01T24:00:00Z"',
+    "of month 13": '"2025-13-01T00:00:00Z"',
+    "of offset 24:00": '"2025-06-01T12:00:00+24:00"',
+    "without an offset": '"2025-06-01T12:00:00"',
+    "of a day only": '"2025-06-01"',
+    "of a week date": '"2025-W22-7T12:00:00Z"',
+    "in compact form": '"20250601T120000Z"',
+    "without seconds": '"2025-06-01T12:00Z"',
+    "with a comma": '"2025-06-01T12:00:00,5Z"',
+    "with a bare point": '"2025-06-01T12:00:00.Z"',
+    "with foreign digits": '"\u0662\u0660\u0662\u0665-06-01T12:00:00Z"',
+    "as words": '"yesterday"',
+    "empty": '""',
+    "a number as text": '"1748779200"',
+    "of the first day": '"2000-01-01T00:00:00Z"',
+    "before the first day": '"1999-12-31T23:59:59.999999Z"',
+    "of the year 1": '"0001-01-01T00:00:00Z"',
+    "of the year 0": '"0000-01-01T00:00:00Z"',
+    "in the future": f'"{FUTURE}"',
+    "of the year 9999": '"9999-12-31T23:59:59Z"',
+    "in seconds": "1748779200",
+    "in fractions of seconds": "1748779200.25",
+    "with an exponent": "1.7487792e9",
+    "in milliseconds": "1748779200123",
+    "in microseconds": "1748779200123456",
+    "in nanoseconds": "1748779200123456789",
+    "zero": "0",
+    "negative": "-1",
+    "at the bound of seconds": "5000000000",
+    "of 30 digits": "9" * 30,
+    "of 401 digits": "1" * 401,
+    "too great for a float": "1e999",
+    "too small for a float": "-1e999",
+    "null": "null",
+    "true": "true",
+    "an array": "[]",
+    "an object": "{}",
+}
+PRECISIONS = {
+    "s": "1748779200",
+    "ms": "1748779200123",
+    "us": "1748779200123456",
+    "ns": "1748779200123456500",
+    "s with a fraction": "1748779200.0000005",
+    "ms, but seconds": "1748779200",
+    "s, but milliseconds": "1748779200123",
+    "ns, and text": '"2025-06-01T12:00:00Z"',
+}
+BROKEN = {
+    "no body": "",
+    "only space": " \r\n\t ",
+    "cut off": '{"device_id":"d',
+    "trailing comma": '[{"device_id":"d","metric":"m","value":1},]',
+    "single quotes": "{'device_id':'d'}",
+    "a comment": '{"device_id":"d"} // x',
+    "two documents": '{"device_id":"d","metric":"m","value":1}{}',
+    "only a bracket": "[",
+    "a closing bracket": "]",
+    "words": "hello",
+    "a form": "device_id=d&metric=m&value=1",
+    "an unquoted name": "{device_id:1}",
+    "an empty array": "[]",
+    "an empty array with space": " [ ] ",
+    "null": "null",
+    "true": "true",
+    "a number": "5",
+    "a text": '"reading"',
+    "an empty object": "{}",
+    "an array of nothing useful": '[null,1,"x",[],{}]',
+}
+BROKEN_BYTES = {
+    "invalid UTF-8": b'{"device_id":"d\xff","metric":"m","value":1}',
+    "a surrogate in UTF-8": b'{"device_id":"d\xed\xa0\xbc","metric":"m","value":1}',
+    "overlong UTF-8": b'{"device_id":"d\xc0\xaf","metric":"m","value":1}',
+    "invalid UTF-8 in a field to be ignored": b'{"device_id":"d","metric":"m","x":"\xff"}',
+    "a byte order mark": b'\xef\xbb\xbf{"device_id":"d","metric":"m","value":1}',
+    "UTF-16": '{"device_id":"d"}'.encode("utf-16"),
+    "a NUL": b'{"device_id":"d"}\0',
+    "CBOR": b"\xa2ideviced1",
+}
+BAD_QUERIES = """
+    ?ack=best ?ack= ?ack ?ack=DURABLE ?ack=durable&ack=durable ?strict=1 ?strict=yes ?precision=m
+    ?precision= ?unknown=keep ?x=1 ?x ?Ack=durable ?ack=durable&x=%00%ff ?%61ck=durable
+    ?ack=dur%61ble ?&& ? ?? ?ack=a%22b ?precision=s&precision=ms ?ack=durable;strict=true
+    ?unknown=ignore&strict=true
+"""
+ASKED = (
+    ("ack", ["buffered", "durable", "committed"]),
+    ("strict", ["true", "false"]),
+    ("unknown", ["error", "ignore"]),
+    ("precision", ["s", "ms"]),
+)
+MEDIA_TYPES = (
+    'application/json; charset=utf-8|application/json;charset="UTF-8"|Application/JSON|'
+    "application/json ;x=y|application/json; charset=us-ascii|application/json; charset=latin-1|"
+    "application/json; charset=utf-16|text/json|text/plain|application/x-www-form-urlencoded|"
+    "application/cbor|json|*/*|application/vnd.api+json|application/json, text/plain|"
+    "multipart/form-data|"
+)

@@ -1,0 +1,297 @@
+"""Records a state folder of the real service of a checkout, as a SIGKILL leaves it.
+
+`python -m tests.path.recorded.record_state --checkout FOLDER --name fd6d781` (this repository and
+its commit, if not said) writes the folder `state-NAME` and, beside it, `state-NAME.json`: what was
+acknowledged, and what the service itself said of its dead letters.
+
+In the folder: a journal of several segments with readings that are written already, readings that
+are not, and a torn tail; dead letters of each reason, some of them marked as done, with a torn line
+and a torn mark; the lock and the notes of the process that was killed. No data of PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from tests.path.recorded.exchange import Case, exchange
+from tests.path.recorded.record import HERE, REPOSITORY, databases
+from tests.path.recorded.service import Running, command, run_sql
+
+FIRST_US = 1_750_000_000_000_000
+REFUSED_VALUE = 666.0
+QUICK: dict[str, Any] = {
+    "wait_s_max": 0.2,
+    "schema_check_s": 0.2,
+    "lock_s_max": 0.2,
+    "statement_s_max": 0.4,
+    "command_s_max": 0.6,
+    "drain_s_max": 1,
+    "journal_segment_bytes": 4_096,
+    "dlq_segment_bytes": 4_096,
+    "dlq_auto_replay": False,
+}
+SETS_ASIDE: dict[str, Any] = {**QUICK, "retries_max": 0}
+DRAINS: dict[str, Any] = {**QUICK, "buffer": "memory", "retries_max": 1_000}
+Row = list[Any]  # ts in Unix microseconds, device, metric, value
+_numbers = itertools.count()
+
+
+def rows(device: str, count: int, value: float | None = None) -> list[Row]:
+    """Return readings that no other call returns; times and values are those of each recording."""
+    numbers = itertools.islice(_numbers, count)
+    return [[FIRST_US + n * 1_000, device, "m", n / 3 if value is None else value] for n in numbers]
+
+
+class Line:
+    """A TCP port that leads to the database, until it is cut."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        asked = parse_qs(parts.query)
+        self._socket = f"{asked['host'][0]}/.s.PGSQL.{asked['port'][0]}"
+        self._database = parts.path
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+        self.url = ""
+
+    async def __aenter__(self) -> Line:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"postgresql://postgres@127.0.0.1:{port}{self._database}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cut()
+
+    def cut(self) -> None:
+        """Let nobody in, and cut all who are there."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        its_reader, its_writer = await asyncio.open_unix_connection(self._socket)
+        self._writers += [writer, its_writer]
+        await asyncio.gather(_pass_on(reader, its_writer), _pass_on(its_reader, writer))
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+class Recording:
+    """One recording: what was posted, and what became of it."""
+
+    def __init__(self, checkout: Path, state_dir: Path, line: Line, direct_url: str) -> None:
+        self._checkout = checkout
+        self._state_dir = state_dir
+        self._line = line
+        self._direct_url = direct_url
+        self.elsewhere: list[Row] = []  # in the table of the recording, never to come back
+        self.journal: list[Row] = []  # acknowledged, and only in the journal
+        self.recovered = 0  # rows of these posts, the same fact counted twice
+        self.returning: list[Row] = []  # dead letters that come back by themselves
+        self.refused: list[Row] = []  # dead letters that a hand replays
+        self.invalid = 0
+
+    def _service(self, settings: dict[str, Any]) -> Running:
+        return Running(self._checkout, self._state_dir, self._line.url, settings)
+
+    async def run(self) -> None:
+        """Let three services live and die on the state folder."""
+        async with self._service(SETS_ASIDE) as service:
+            await service.wait_state("accepting")
+            await self._set_aside(service)
+            await self._mark()
+            service.signal(signal.SIGTERM)
+            assert service.ended() == 0, service.log.read_text()
+        async with self._service(DRAINS) as service:
+            await service.wait_state("accepting")
+            await self._drain(service)
+        async with self._service(QUICK) as service:
+            await service.wait_state("accepting")
+            await self._keep_in_journal(service)
+
+    async def _set_aside(self, service: Running) -> None:
+        refuse = f"alter table readings add constraint sane check (value <> {REFUSED_VALUE})"
+        await run_sql(self._direct_url, refuse)
+        for _ in range(3):
+            self.elsewhere += await post(service, rows("written", 20))
+        for _ in range(4):
+            refused = [rows(device, 3, REFUSED_VALUE) for device in ("replayed", "refused")]
+            self.elsewhere += refused[0]
+            self.refused += refused[1]
+            good = rows("written", 2)
+            self.elsewhere += good
+            await post(service, [*refused[0], *good, *refused[1]])
+        bad: list[Any] = [5, None, {"device_id": "bad"}, {"device_id": "\u00fc", "values": {}}]
+        bad += [{"device_id": "bad", "metric": "m", "ts": ts, "value": 1} for ts in ("x", 5, None)]
+        for each in bad:
+            self.elsewhere += await post(service, rows("written", 1), each)
+            self.invalid += 1
+        await service.wait_quiet()
+        async with locked(self._direct_url):
+            self.returning += await post(service, rows("exhausted", 5))
+            self.elsewhere += await post(service, rows("replayed", 5))
+            await service.wait_quiet()
+
+    async def _mark(self) -> None:
+        """Replay one device's dead letters, between the others', and discard some."""
+        await run_sql(self._direct_url, "alter table readings drop constraint sane")
+        for words in (
+            ("replay", "--where", "device=replayed", "--database-unsafe", "true"),
+            ("discard", "--where", "code=ts_too_old", "--yes"),
+        ):
+            done = await command(self._checkout, "dlq", *words, "--state-dir", self._state_dir)
+            assert done.code == 0, done
+        self.invalid -= 1
+
+    async def _drain(self, service: Running) -> None:
+        async with locked(self._direct_url):
+            self.returning += await post(service, rows("drained", 8), ack="buffered")
+            service.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(service.ended) == 0, service.log.read_text()
+
+    async def _keep_in_journal(self, service: Running) -> None:
+        for count in (15, 15):
+            self.elsewhere += await post(service, rows("written", count))
+        await service.wait_quiet()
+        await asyncio.sleep(0.5)  # the notes of what is done are written, which nobody waits for
+        self._line.cut()
+        again = rows("again", 10)
+        for sent in (*(rows("journal", 30) for _ in range(5)), again, again):
+            await post(service, sent)
+            self.recovered += len(sent)
+            self.journal += [] if sent is again and again[0] in self.journal else sent
+        for number in range(10):
+            bad = [{"device_id": "late", "value": number}] if number < 2 else []
+            self.journal += await post(service, rows("single", 1), *bad)
+            self.invalid += len(bad)
+            self.recovered += 1
+        service.kill()
+
+
+@contextlib.asynccontextmanager
+async def locked(url: str) -> AsyncIterator[None]:
+    """Keep everybody from writing to the table."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute("lock table readings in exclusive mode")
+            yield
+    finally:
+        await connection.close()
+
+
+async def post(service: Running, sent: list[Row], *bad: Any, ack: str = "durable") -> list[Row]:
+    """Post readings and items that are none; return the readings once they are acknowledged."""
+    names = ("ts", "device_id", "metric", "value")
+    body = json.dumps([*(dict(zip(names, row, strict=True)) for row in sent), *bad])
+    head = f"POST /v1/readings?precision=us&ack={ack} HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body.encode())}\r\n\r\n"
+    got, then = await exchange(service.address("data"), Case("post", "", "data", [head + body]))
+    assert got, then
+    assert got[0][0] == "HTTP/1.1 202 Accepted", got
+    told = got[0][-1]
+    assert (told["accepted"], told["dead_lettered"]) == (len(sent), len(bad)), told
+    return sent
+
+
+def tear(state_dir: Path) -> None:
+    """Leave what a power cut leaves: half a frame, half a dead letter, half a mark."""
+    segment = max((state_dir / "journal").glob("*.log"))
+    _append(segment, segment.read_bytes()[32:100])
+    letters = max((state_dir / "dead-letters").glob("*.jsonl"))
+    _append(letters, letters.read_bytes().splitlines()[-1][:150])
+    marks = min((state_dir / "dead-letters").glob("*.cursor"))
+    _append(marks, marks.read_bytes()[:50])
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
+
+
+async def told_of_letters(checkout: Path, state_dir: Path) -> dict[str, Any]:
+    """Return what `ingest dlq` says of a state folder, but for what depends on today."""
+    flags = ("--json", "--state-dir", state_dir)
+    stats = json.loads((await command(checkout, "dlq", "stats", *flags)).stdout)
+    del stats["oldest_age_s"]
+    listed = (await command(checkout, "dlq", "list", *flags)).stdout.splitlines()
+    letters = [json.loads(line) for line in listed]
+    return {"stats": stats, "list": [[each["id"], each["reason"]] for each in letters]}
+
+
+async def record(checkout: Path, folder: Path, to: Path) -> dict[str, Any]:
+    """Record into the folder `to`; return what stands beside it."""
+    state_dir = folder / "state"
+    async with databases(checkout, folder, "state") as urls, Line(urls["state"]) as line:
+        recording = Recording(checkout, state_dir, line, urls["state"])
+        await recording.run()
+    tear(state_dir)
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(state_dir, to)
+    told = await told_of_letters(checkout, state_dir)
+    return {
+        "dead_letters": told,
+        "invalid": recording.invalid,
+        "recovered": recording.recovered,
+        "journal": recording.journal,
+        "returning": recording.returning,
+        "refused": recording.refused,
+        "elsewhere": recording.elsewhere,
+    }
+
+
+def text_of(expected: dict[str, Any]) -> str:
+    """Return the JSON with a line for each list that has no list in it."""
+
+    def shown(value: Any) -> Iterable[str]:
+        if isinstance(value, list) and value and isinstance(value[0], list):
+            yield "[\n" + ",\n".join(json.dumps(each) for each in value) + "]"
+        elif isinstance(value, dict):
+            parts = (f"{json.dumps(name)}: {''.join(shown(each))}" for name, each in value.items())
+            yield "{\n" + ",\n".join(parts) + "}"
+        else:
+            yield json.dumps(value)
+
+    return "".join(shown(expected)) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record and write the files."""
+    parser = argparse.ArgumentParser(prog="python -m tests.path.recorded.record_state")
+    parser.add_argument("--checkout", type=Path, default=REPOSITORY, help="the code to record")
+    parser.add_argument("--name", required=True, help="its commit")
+    chosen = parser.parse_args(arguments)
+    to = HERE / f"state-{chosen.name}"
+    with tempfile.TemporaryDirectory(prefix="ingest-record-", dir="/var/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        expected = asyncio.run(record(chosen.checkout.resolve(), folder, to))
+    to.with_suffix(".json").write_text(text_of(expected))
+    sys.stdout.write(f"recorded in {to}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Starts the services that the recorded requests are sent to, and brings them into situations.
+
+    working    all is well; the table refuses the value 666
+    settled    the same service, once all posts have been written
+    starting   no database answers
+    disk_low   less disk is free than the setting asks for
+    locked     the table is locked, and there is little memory
+    on_hold    then one of its columns has another name
+    draining   then it has been told to stop
+
+Sends what a situation is for, and waits for each by what the service says of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from tests.path.recorded.cases import BODY_BYTES_MAX, INFLATED_BYTES_MAX, POST_ROWS_MAX
+from tests.path.recorded.cases_states import HELD_ROWS_MAX
+from tests.path.recorded.exchange import Case, exchange
+from tests.path.recorded.service import Running, run_sql
+
+AT_ONCE = 16  # requests under way to one service
+WORKING, STARTING, DISK_LOW, STUCK = "working", "starting", "disk_low", "stuck"
+NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
+ROWS_SQL = """
+    select device_id, count(*) as rows, left(md5(string_agg(
+        (extract(epoch from ts) * 1000000)::bigint || ' ' || metric || ' ' || value,
+        ';' order by ts, metric, value) filter (where ts < '2025-07-01')), 8) as digest
+    from readings where device_id ~ '^[dq]' group by device_id order by device_id
+"""
+SETTINGS: dict[str, dict[str, Any]] = {
+    WORKING: {
+        "body_bytes_max": BODY_BYTES_MAX,
+        "inflated_bytes_max": INFLATED_BYTES_MAX,
+        "post_rows_max": POST_ROWS_MAX,
+        "body_s_max": 1.5,
+        "header_s_max": 1.5,
+    },
+    STARTING: {"body_bytes_max": BODY_BYTES_MAX},
+    DISK_LOW: {"body_bytes_max": BODY_BYTES_MAX, "disk_free_bytes_min": 1 << 44},
+    STUCK: {
+        "buffer": "memory",
+        "buffer_rows_max": HELD_ROWS_MAX,
+        "post_rows_max": HELD_ROWS_MAX,
+        "batch_rows": 1,
+        "batch_rows_max": HELD_ROWS_MAX,
+        "writers": 1,
+        "body_bytes_max": BODY_BYTES_MAX,
+        "put_wait_s_max": 0.05,
+        "full_s_min": 60,
+        "ack_wait_s_max": 0.3,
+        "hold_probe_s": 0.2,
+        "lock_s_max": 5,
+        "statement_s_max": 6,
+        "command_s_max": 7,
+        "drain_s_max": 8,
+        "dlq_bytes_max": 1 << 16,
+        "dlq_segment_bytes": 1 << 14,
+    },
+}
+
+
+class Stage:
+    """The services. `play` sends requests; each has come to `take` when its answers are there."""
+
+    def __init__(self, services: Mapping[str, Running], urls: Mapping[str, str]) -> None:
+        self._services = services
+        self._urls = urls
+        self.results: dict[str, tuple[list[Any], str]] = {}
+
+    async def play(self, cases: list[Case]) -> dict[str, Any]:
+        """Send all requests; return what the working service has kept of them."""
+        working = asyncio.create_task(self._work(cases))
+        await asyncio.gather(
+            working,
+            self._alone(self._services[STARTING], _at(cases, STARTING)),
+            self._alone(self._services[DISK_LOW], _at(cases, DISK_LOW)),
+            self._get_stuck(cases),
+        )
+        return working.result()
+
+    async def _send(self, service: Running, case: Case) -> None:
+        self.results[case.name] = await exchange(service.address(case.port), case)
+
+    async def _alone(self, service: Running, cases: list[Case]) -> None:
+        for case in cases:
+            await self._send(service, case)
+
+    async def _work(self, cases: list[Case]) -> dict[str, Any]:
+        service = self._services[WORKING]
+        refuse = "alter table readings add constraint sane check (value <> 666)"
+        await run_sql(self._urls[WORKING], refuse)
+        free = asyncio.Semaphore(AT_ONCE)
+        slow = asyncio.Semaphore(AT_ONCE)
+
+        async def send(case: Case) -> None:
+            async with slow if case.answers == 0 or "never" in case.name else free:
+                await self._send(service, case)
+
+        await asyncio.gather(*map(send, _at(cases, WORKING)))
+        samples = await service.wait_quiet()
+        await self._alone(service, _at(cases, "settled"))
+        rows = await run_sql(self._urls[WORKING], ROWS_SQL)
+        return {
+            "counters": {name: value for name, value in samples.items() if _is_kept(name)},
+            "rows": {row["device_id"]: [row["rows"], row["digest"]] for row in rows},
+        }
+
+    async def _get_stuck(self, cases: list[Case]) -> None:
+        service = self._services[STUCK]
+        connection = await asyncpg.connect(self._urls[STUCK])
+        try:
+            async with connection.transaction():
+                await connection.execute("lock table readings in access exclusive mode")
+                await self._alone(service, _at(cases, "locked"))
+                await connection.execute("alter table readings rename metric to metrik")
+        finally:
+            await connection.close()
+        await service.wait_state("on_hold")
+        await self._alone(service, _at(cases, "on_hold"))
+        service.signal(signal.SIGTERM)
+        await service.wait_state("draining")
+        await self._alone(service, _at(cases, "draining"))
+
+
+def _at(cases: list[Case], at: str) -> list[Case]:
+    return [case for case in cases if case.at == at]
+
+
+def _is_kept(sample: str) -> bool:
+    return sample.startswith("ingest_readings_") or sample in {
+        "ingest_ledger_imbalance_rows",
+        "ingest_dlq_readings",
+    }
+
+
+@contextlib.asynccontextmanager
+async def stage(checkout: Path, folder: Path, urls: Mapping[str, str]) -> AsyncIterator[Stage]:
+    """Start all services on fresh folders; `urls` are of two fresh databases, WORKING and STUCK."""
+    databases = {WORKING: urls[WORKING], DISK_LOW: urls[WORKING], STUCK: urls[STUCK]}
+    services = {
+        name: Running(checkout, folder / name, databases.get(name, NO_DATABASE), settings)
+        for name, settings in SETTINGS.items()
+    }
+    async with contextlib.AsyncExitStack() as stack:
+        for name in (WORKING, STUCK, STARTING):  # the table is made by one of them
+            stack.callback(services[name].kill)
+        await asyncio.gather(*(services[name].start() for name in (WORKING, STUCK, STARTING)))
+        stack.callback(services[DISK_LOW].kill)
+        await asyncio.gather(
+            services[DISK_LOW].start(),
+            services[WORKING].wait_state("accepting"),
+            services[STUCK].wait_state("accepting"),
+        )
+        await services[DISK_LOW].wait_state("disk_low")
+        yield Stage(services, urls)

@@ -1,0 +1,165 @@
+"""A state folder that an older commit left behind is taken over: nothing lost, nothing twice.
+
+The files and how they were recorded: tests/path/recorded/. The service was killed while its
+database was away; the database of these tests is a new and empty one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.path.recorded.record import HERE, REPOSITORY
+from tests.path.recorded.record_state import told_of_letters
+from tests.path.recorded.service import Done, Running, command, run_sql
+
+RECORDED = HERE / "state-fd6d781"
+BYTES_MAX = 200_000
+LONG_AGO_S = 1_000_000_000.0  # the files are older than any setting keeps finished ones
+TABLE_SQL = """
+    select (extract(epoch from ts) * 1000000)::bigint as ts_us, device_id, metric, value
+    from readings
+"""
+QUICK = {"dlq_replay_pause_s": 0.1}
+Row = tuple[Any, ...]
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    """Give what was acknowledged, and what the older commit said of its dead letters."""
+    found: dict[str, Any] = json.loads(RECORDED.with_suffix(".json").read_text())
+    return found
+
+
+@pytest.fixture
+def state_dir(open_tmp_path: Path) -> Path:
+    """Give a copy of the recorded folder, with the modes and the age that such a folder has."""
+    copy = open_tmp_path / "state"
+    shutil.copytree(RECORDED, copy)
+    for path in [copy, *copy.rglob("*")]:
+        path.chmod((0o755 if path == copy else 0o700) if path.is_dir() else 0o600)
+        os.utime(path, (LONG_AGO_S, LONG_AGO_S))
+    return copy
+
+
+def differing(wanted: Iterable[Iterable[Any]], there: Iterable[Iterable[Any]]) -> list[str]:
+    """Name each reading that is not in the table, is there twice, or should not be there."""
+    left, right = Counter(map(tuple, wanted)), Counter(map(tuple, there))
+    missing = [f"is not in the table: {row}" for row in left - right]
+    return missing + [f"is in the table and must not: {row}" for row in right - left]
+
+
+async def table(url: str) -> list[Row]:
+    """Return the readings in the table."""
+    return [tuple(row) for row in await run_sql(url, TABLE_SQL)]
+
+
+async def test_recorded_state_folder_is_taken_over(
+    expected: dict[str, Any], state_dir: Path, database_url: str
+) -> None:
+    """The journal is written, what comes back does, a hand goes on at the mark, all is counted."""
+    journal, returning, refused = (expected[each] for each in ("journal", "returning", "refused"))
+    left = len(refused) + expected["invalid"]
+
+    unsafe = ("--database-unsafe", "true")  # the tests' server does not fsync
+
+    async def dlq(*words: str) -> Done:
+        return await command(REPOSITORY, "dlq", *words, "--state-dir", state_dir)
+
+    async def left_by_reason() -> dict[str, int]:
+        counted: Counter[str] = Counter()
+        for each in json.loads((await dlq("stats", "--json")).stdout)["by"]:
+            counted[each["reason"]] += each["letters"]
+        return dict(counted)
+
+    assert await told_of_letters(REPOSITORY, state_dir) == expected["dead_letters"]
+    async with Running(REPOSITORY, state_dir, database_url, QUICK) as service:
+        await service.wait_state("accepting")
+        await service.wait_sample("ingest_readings_recovered_total", expected["recovered"])
+        await service.wait_sample("ingest_dlq_readings", left)
+        samples = await service.wait_quiet()
+        assert samples["ingest_ledger_imbalance_rows"] == 0
+        assert samples["ingest_readings_replayed_total"] == len(returning)
+        assert samples["ingest_readings_committed_total"] == len(journal) + len(returning)
+        assert samples["ingest_readings_dropped_total"] == 0
+        assert differing([*journal, *returning], await table(database_url)) == []
+        wanted = {"refused_by_database": len(refused), "invalid": expected["invalid"]}
+        assert await left_by_reason() == wanted
+        # By hand. What was marked before is done: it went into the table of the older commit.
+        done = await dlq("replay", *unsafe, "--where", "reason=refused_by_database")
+        assert done.code == 0, done
+        everything = [*journal, *returning, *refused]
+        assert differing(everything, await table(database_url)) == []
+        done = await dlq("replay", *unsafe)
+        assert done.code == 1, "invalid items are still invalid"
+        assert await left_by_reason() == {"invalid": expected["invalid"]}
+        await service.wait_sample("ingest_dlq_readings", expected["invalid"])
+        assert (await service.samples())["ingest_ledger_imbalance_rows"] == 0
+        service.kill()
+        await service.start()
+        await service.wait_state("accepting")
+        samples = await service.wait_quiet()
+        assert samples["ingest_ledger_imbalance_rows"] == 0
+        assert samples["ingest_readings_recovered_total"] == 0
+        assert samples["ingest_readings_replayed_total"] == 0
+        assert differing(everything, await table(database_url)) == []
+
+
+def test_recorded_state_folder_holds_what_the_takeover_is_about(expected: dict[str, Any]) -> None:
+    """Several segments, readings done and not done, dead letters of each reason, marks: small."""
+    files = [path for path in RECORDED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < BYTES_MAX
+    kinds = Counter(path.suffix for path in files)
+    assert kinds[".log"] >= 2
+    assert kinds[".done"] >= 1
+    assert kinds[".cursor"] >= 1
+    reasons = Counter(reason for _, reason in expected["dead_letters"]["list"])
+    assert reasons == {
+        "refused_by_database": len(expected["refused"]),
+        "retries_exhausted": 5,
+        "drained": 8,
+        "invalid": expected["invalid"],
+    }
+    assert expected["dead_letters"]["stats"]["torn"] == 1
+    journal, elsewhere = expected["journal"], expected["elsewhere"]
+    assert len(journal) < expected["recovered"], "a client has sent some twice"
+    all_rows = [*journal, *elsewhere, *expected["returning"], *expected["refused"]]
+    assert len({tuple(row) for row in all_rows}) == len(all_rows)
+    assert {row[1] for row in elsewhere} == {"written", "replayed"}
+
+
+def test_reading_that_is_missing_or_not_wanted_is_found(expected: dict[str, Any]) -> None:
+    """A comparison that finds nothing would be green."""
+    rows = expected["journal"]
+    assert differing(rows, rows) == []
+    assert len(differing(rows, rows[1:])) == 1
+    assert len(differing(rows, [*rows, rows[0]])) == 1
+    assert len(differing(rows, [*rows, expected["elsewhere"][0]])) == 1
+    assert len(differing(rows, [[*rows[0][:3], 0.5], *rows[1:]])) == 2
+
+
+async def test_folder_of_which_a_file_is_lost_is_not_taken_over_whole(
+    expected: dict[str, Any], state_dir: Path, database_url: str
+) -> None:
+    """Without its newest journal segment, or its marks, the same checks find the difference."""
+    max((state_dir / "journal").glob("*.log")).unlink()
+    for marks in (state_dir / "dead-letters").glob("*.cursor"):
+        marks.unlink()
+    assert await told_of_letters(REPOSITORY, state_dir) != expected["dead_letters"]
+    async with Running(REPOSITORY, state_dir, database_url, QUICK) as service:
+        await service.wait_state("accepting")
+        left = len(expected["refused"]) + expected["invalid"]
+        await service.wait_sample("ingest_readings_replayed_total", len(expected["returning"]) + 5)
+        samples = await service.wait_quiet()
+        assert 0 < samples["ingest_readings_recovered_total"] < expected["recovered"]
+        assert samples["ingest_dlq_readings"] != left
+        found = differing(expected["journal"], await table(database_url))
+        assert any(each.startswith("is not in the table") for each in found)
+        assert any("'replayed'" in each for each in found)
