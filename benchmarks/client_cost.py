@@ -27,6 +27,7 @@ import aiohttp
 import uvloop
 
 from loadgen.driver import Driver, Post
+from loadgen.ports import Loss
 from loadgen.post import finish, head_of
 
 CONNECTIONS = 64
@@ -94,18 +95,9 @@ class Ready:
         """Count it."""
         self.accepted += status == 202
 
-    def lost(
-        self,
-        post: Post,
-        why: str,
-        written: bool,
-        intended_s: float,
-        now_s: float,
-        *,
-        final: bool,
-    ) -> None:
+    def lost(self, loss: Loss) -> None:
         """Stop: nothing may be lost here."""
-        raise RuntimeError(why)
+        raise RuntimeError(loss.why)
 
 
 Client = Callable[[int, int], Coroutine[Any, Any, tuple[int, float]]]

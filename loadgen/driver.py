@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from loadgen.alarm import Bell
 from loadgen.due import Due
 from loadgen.pool import Pool
-from loadgen.ports import Observer, Source
+from loadgen.ports import Loss, Observer, Source
 from loadgen.post import Post
 from loadgen.retry import RETRY, Flight, Retry, Waiting
 from loadgen.wire import Answer, Wire
@@ -188,8 +188,11 @@ class Driver:
             self._lose(flight, why)
 
     def _lose(self, flight: Flight, why: str) -> None:
-        now_s = time.monotonic()
-        self._observer.lost(flight.post, why, flight.written, flight.intended_s, now_s, final=True)
+        self._tell_lost(flight, why, time.monotonic(), final=True)
+
+    def _tell_lost(self, flight: Flight, why: str, now_s: float, *, final: bool) -> None:
+        loss = Loss(flight.post, why, flight.written, flight.intended_s, now_s, final)
+        self._observer.lost(loss)
 
     # Sending
 
@@ -341,9 +344,7 @@ class Driver:
         self.in_flight -= 1
         again_s = self._waiting.again_s(flight, now_s, None)
         try:
-            self._observer.lost(
-                flight.post, why, flight.written, flight.intended_s, now_s, final=again_s is None
-            )
+            self._tell_lost(flight, why, now_s, final=again_s is None)
         except Exception as error:
             self._fail(error)
         if again_s is not None:

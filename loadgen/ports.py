@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from loadgen.post import Post
 
@@ -12,6 +12,21 @@ class Source(Protocol):
 
     def take(self) -> Post | None:
         """Return the next post, or None: finished, and never asked again. Must not block."""
+
+
+class Loss(NamedTuple):
+    """A try that ended without an answer, or a post that was given up (`final`).
+
+    `why` is one of few sentences, fit for counting. `written`: bytes of this or an earlier try
+    may have reached the service, so the post may be stored. The times are as in `Observer`.
+    """
+
+    post: Post
+    why: str
+    written: bool
+    intended_s: float
+    now_s: float
+    final: bool
 
 
 class Observer(Protocol):
@@ -30,19 +45,8 @@ class Observer(Protocol):
     ) -> None:
         """Tell of a whole answer. Not `final`: the post will be tried again."""
 
-    def lost(
-        self,
-        post: Post,
-        why: str,
-        written: bool,
-        intended_s: float,
-        now_s: float,
-        *,
-        final: bool,
-    ) -> None:
+    def lost(self, loss: Loss) -> None:
         """Tell that a try ended without an answer, or that the post was given up.
 
-        `why` is one of few sentences, fit for counting. `written`: bytes of this or an earlier try
-        may have reached the service, so the post may be stored. There may have been no `sending`:
-        the connection was refused.
+        There may have been no `sending`: the connection was refused.
         """

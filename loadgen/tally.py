@@ -14,6 +14,7 @@ from collections import Counter
 from typing import Protocol
 
 from loadgen.histogram import Histogram
+from loadgen.ports import Loss
 from loadgen.post import Post
 from loadgen.timeline import LOST, Timeline
 from loadgen.traffic import BROKEN, GOOD, INVALID, MIXED
@@ -98,26 +99,17 @@ class Tally:
             self.latency.add(took_s)
             self.timeline.at(intended_s - self.start.started_s).add_duration(took_s)
 
-    def lost(
-        self,
-        post: Post,
-        why: str,
-        written: bool,
-        intended_s: float,
-        now_s: float,
-        *,
-        final: bool,
-    ) -> None:
+    def lost(self, loss: Loss) -> None:
         """Count a try without an answer."""
-        self.timeline.at(now_s - self.start.started_s).add_status(LOST)
+        self.timeline.at(loss.now_s - self.start.started_s).add_status(LOST)
         self.statuses[LOST] += 1
-        if why in self.whys or len(self.whys) < WHYS_MAX:
-            self.whys[why] += 1
-        if final:
+        if loss.why in self.whys or len(self.whys) < WHYS_MAX:
+            self.whys[loss.why] += 1
+        if loss.final:
             self.given_up += 1
-            self.given_up_written += written
-            self._bad_items.pop(post.number, None)
-            self._through(post, intended_s)
+            self.given_up_written += loss.written
+            self._bad_items.pop(loss.post.number, None)
+            self._through(loss.post, loss.intended_s)
 
     def _through(self, post: Post, intended_s: float) -> None:
         due_s = intended_s - self.start.started_s

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from loadgen.driver import Driver, Retry
 from loadgen.ledger import ACKS, Details, Final, LedgerWriter
+from loadgen.ports import Loss
 from loadgen.post import Post, Target, finish, head_of
 from loadgen.proof import Names, Plan
 from loadgen.quiet import read_law
@@ -181,30 +182,20 @@ class Run:
         self._accepted |= bool(last.ack)
         self._writer.final(post.number, last, at_ms, details)
 
-    def lost(
-        self,
-        post: Post,
-        why: str,
-        written: bool,
-        intended_s: float,
-        now_s: float,
-        *,
-        final: bool,
-    ) -> None:
+    def lost(self, loss: Loss) -> None:
         """Note a try without an answer, or that the post was given up."""
         assert self._writer is not None, "running"
-        at_ms = self._at_ms(now_s)
-        if final:
-            self.answers[0] += 1
-            doubt = written or post.number in self._doubtful
-            self._doubtful.discard(post.number)
-            self._writer.final(post.number, Final(0, doubt=doubt), at_ms)
+        number, at_ms = loss.post.number, self._at_ms(loss.now_s)
+        if loss.written:
+            self._doubtful.add(number)
+        if not loss.final:
+            self.retried += 1
+            self.trouble = loss.why
+            self._writer.tried(number, 0, at_ms)
             return
-        self.retried += 1
-        self.trouble = why
-        if written:
-            self._doubtful.add(post.number)
-        self._writer.tried(post.number, 0, at_ms)
+        self.answers[0] += 1
+        self._writer.final(number, Final(0, doubt=number in self._doubtful), at_ms)
+        self._doubtful.discard(number)
 
     def _at_ms(self, now_s: float) -> int:
         return max(0, int((now_s - self._started_s) * 1000)) & 0xFFFF_FFFF

@@ -21,6 +21,7 @@ import loadgen.alarm
 from loadgen.alarm import Alarm, Bell, LoopAlarm, make_alarm
 from loadgen.driver import Driver, Post, Retry
 from loadgen.due import SLICE_POSTS
+from loadgen.ports import Loss
 from loadgen.post import render, target_of
 from loadgen.schedule import constant, moments
 from loadgen.wire import Wire
@@ -81,18 +82,9 @@ class Notes:
         """Note it."""
         self._note(Told(post.number, status, True, intended_s, now_s, final))
 
-    def lost(
-        self,
-        post: Post,
-        why: str,
-        written: bool,
-        intended_s: float,
-        now_s: float,
-        *,
-        final: bool,
-    ) -> None:
+    def lost(self, loss: Loss) -> None:
         """Note it."""
-        self._note(Told(post.number, why, written, intended_s, now_s, final))
+        self._note(Told(loss.post.number, *loss[1:]))
 
     def _note(self, told: Told) -> None:
         self.told.append(told)

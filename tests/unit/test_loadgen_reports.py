@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from loadgen.load import Load, Plan
+from loadgen.ports import Loss
 from loadgen.post import Post, target_of
 from loadgen.report_html import html
 from loadgen.report_json import Document, document, duration, write_whole
@@ -66,7 +67,7 @@ def _busy_load(**others: Any) -> Load:
     for number in range(10):
         post = Post(b"", 1, BROKEN, number)
         load.tally.answered(post, 400, PROBLEM, 1.0, 1.01, final=True)
-    load.tally.lost(Post(b"", 1, GOOD, 0), EVIL, True, 2.0, 3.0, final=True)
+    load.tally.lost(Loss(Post(b"", 1, GOOD, 0), EVIL, True, 2.0, 3.0, True))
     load.driver.taken = 211
     load.traffic.made["broken"] = 10
     return load

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from loadgen.ports import Loss
 from loadgen.post import Post
 from loadgen.tally import WHYS_MAX, Tally
 from loadgen.traffic import BROKEN, GOOD, INVALID, MIXED
@@ -65,7 +66,7 @@ def test_answer_that_is_not_final_counts_as_a_status_only() -> None:
     post = Post(b"", 3, GOOD, 0)
     problem = b'{"type":"t","status":503,"detail":"x","code":"buffer_full"}'
     tally.answered(post, 503, problem, 0.0, 0.1, final=False)
-    tally.lost(post, "the connection was lost", True, 0.0, 0.2, final=False)
+    tally.lost(Loss(post, "the connection was lost", True, 0.0, 0.2, False))
     assert tally.through == tally.latency.count == tally.offered_readings == 0
     tally.answered(post, 202, _kept(3), 0.0, 0.7, final=True)
     assert (tally.right, tally.accepted_readings) == (1, 3)
@@ -77,8 +78,8 @@ def test_answer_that_is_not_final_counts_as_a_status_only() -> None:
 def test_post_given_up_is_lost_and_says_whether_it_may_be_stored() -> None:
     """Lost before a byte was written is another thing than lost after."""
     tally = _tally(n1=1)
-    tally.lost(Post(b"", 2, MIXED, 1), "refused", False, 0.0, 1.0, final=True)
-    tally.lost(Post(b"", 2, GOOD, 2), "cut", True, 0.0, 1.0, final=True)
+    tally.lost(Loss(Post(b"", 2, MIXED, 1), "refused", False, 0.0, 1.0, True))
+    tally.lost(Loss(Post(b"", 2, GOOD, 2), "cut", True, 0.0, 1.0, True))
     assert (tally.given_up, tally.given_up_written, tally.wrong) == (2, 1, 2)
     assert tally.whys == {"refused": 1, "cut": 1}
     assert tally.latency.count == 0
@@ -88,7 +89,7 @@ def test_tally_forgets_a_mixed_post_that_is_through() -> None:
     """What is remembered per post is gone with its final call."""
     bad_items = {1: 1, 2: 1}
     tally = Tally(bad_items)
-    tally.lost(Post(b"", 2, MIXED, 1), "x", False, 0.0, 1.0, final=True)
+    tally.lost(Loss(Post(b"", 2, MIXED, 1), "x", False, 0.0, 1.0, True))
     tally.answered(Post(b"", 2, MIXED, 2), 202, _kept(1, 1), 0.0, 1.0, final=True)
     assert bad_items == {}
 
@@ -100,7 +101,7 @@ def test_names_of_refusals_and_reasons_are_bounded() -> None:
         post = Post(b"", 1, GOOD, number)
         body = b'{"code":"c%d"}' % number
         tally.answered(post, 500, body, 0.0, 1.0, final=False)
-        tally.lost(post, f"why {number}", False, 0.0, 1.0, final=False)
+        tally.lost(Loss(post, f"why {number}", False, 0.0, 1.0, False))
     assert len(tally.codes) == len(tally.whys) == WHYS_MAX
     assert tally.statuses[500] == 3 * WHYS_MAX
 
