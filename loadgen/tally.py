@@ -97,7 +97,7 @@ class Tally:
         if intended_s - self.start.started_s >= self._measured_from_s:
             took_s = max(0.0, now_s - intended_s)
             self.latency.add(took_s)
-            self.timeline.at(intended_s - self.start.started_s).add_duration(took_s)
+            self.timeline.at(intended_s - self.start.started_s).durations.add(took_s)
 
     def lost(self, loss: Loss) -> None:
         """Count a try without an answer."""

@@ -10,22 +10,15 @@ from loadgen.timeline import CELLS_MAX, LOST, Cell, Timeline
 
 
 @given(st.lists(st.floats(1e-6, 3600), min_size=1, max_size=60), st.sampled_from([0.5, 0.99, 1.0]))
-def test_cell_quantile_is_within_two_percent_of_the_sorted_one(
+def test_cell_quantile_is_within_one_percent_of_the_sorted_one(
     durations: list[float], share: float
 ) -> None:
     """A chart may round, but not lie."""
     cell = Cell()
     for each in durations:
-        cell.add_duration(each)
+        cell.durations.add(each)
     exact = sorted(durations)[max(0, -int(-share * len(durations) // 1) - 1)]
-    assert cell.quantile_s(share) == pytest.approx(exact, rel=0.016)
-
-
-def test_duration_of_zero_is_a_short_one() -> None:
-    """A clock may not have moved meanwhile; on a chart that is not a quarter of a second."""
-    cell = Cell()
-    cell.add_duration(0.0)
-    assert cell.quantile_s(0.5) == pytest.approx(0.0, abs=1e-8)
+    assert cell.quantile_s(share) == pytest.approx(exact, rel=0.01)
 
 
 def test_cell_without_durations_has_no_quantile() -> None:
@@ -43,7 +36,7 @@ def test_timeline_keeps_every_count_in_bounded_cells(moments: list[float]) -> No
         cell.accepted += 1
         cell.add_status(202)
         cell.add_status(LOST)
-        cell.add_duration(0.01)
+        cell.durations.add(0.01)
     points = list(timeline.points(200_000))
     assert len(points) <= CELLS_MAX
     assert sum(point.offered * point.span_s for point in points) == pytest.approx(2 * len(moments))
