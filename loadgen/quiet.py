@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
 
 from loadgen.letters import read_letters
+from loadgen.metrics import read_metrics
 
 POLL_S = 0.1
 LETTERS_POLL_S = 1.0  # the folder may hold a gigabyte
 ANSWER_S_MAX = 5.0
+NEEDED = {"ingest_readings_held", "ingest_ledger_imbalance_rows"}  # else it is another service
 
 
 class Law(NamedTuple):
@@ -54,14 +56,9 @@ class Settled(NamedTuple):
 async def read_law(admin_url: str) -> Law | None:
     """Return the books as they are now; None if the admin port does not answer with them."""
     timeout = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"{admin_url.rstrip('/')}/metrics") as response,
-        ):
-            return _law(await response.text())
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError):
-        return None
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        sums = await read_metrics(session, f"{admin_url.rstrip('/')}/metrics")
+    return None if sums is None or not sums.keys() >= NEEDED else _law(sums)
 
 
 async def settle(admin_url: str | None, dlq_dir: Path, prefix: str, within_s: float) -> Settled:
@@ -87,19 +84,9 @@ async def settle(admin_url: str | None, dlq_dir: Path, prefix: str, within_s: fl
         await asyncio.sleep(pause_s)
 
 
-def _law(text: str) -> Law:
-    """Read the exposition. Raises KeyError or ValueError if it is not that of the service."""
-    sums: dict[str, float] = defaultdict(float)
-    for line in text.splitlines():
-        if line[:1] not in ("#", ""):
-            name, _, value = line.rpartition(" ")
-            sums[name.partition("{")[0]] += float(value)
-    for name in ("ingest_readings_held", "ingest_ledger_imbalance_rows"):
-        if name not in sums:
-            raise KeyError(name)
-
+def _law(sums: Mapping[str, float]) -> Law:
     def total(*names: str) -> float:
-        return sum(sums[f"ingest_readings_{name}_total"] for name in names)
+        return sum(sums.get(f"ingest_readings_{name}_total", 0.0) for name in names)
 
     held = sums["ingest_readings_held"]
     came = total("received", "recovered", "replayed")
@@ -110,5 +97,5 @@ def _law(text: str) -> Law:
         claimed=sums["ingest_ledger_imbalance_rows"],
         dropped=total("dropped"),
         accepted=total("accepted"),
-        life=sums["process_start_time_seconds"],
+        life=sums.get("process_start_time_seconds", 0.0),
     )

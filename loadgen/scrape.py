@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import aiohttp
 
+from loadgen.metrics import read_metrics
 from loadgen.timeline import Timeline
 
 PERIOD_S = 1.0
@@ -87,12 +88,5 @@ class Scraper:
         self.held, self.imbalance = samples.get(HELD, 0.0), samples.get(IMBALANCE, 0.0)
 
     async def _read(self, session: aiohttp.ClientSession) -> dict[str, float] | None:
-        try:
-            async with session.get(self.url) as response:
-                text = await response.text() if response.status == 200 else ""
-            lines = (line.partition(" ") for line in text.splitlines())
-            wanted = {COMMITTED, HELD, IMBALANCE}
-            samples = {name: float(value) for name, _, value in lines if name in wanted}
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return None
-        return samples if COMMITTED in samples else None
+        samples = await read_metrics(session, self.url)
+        return samples if samples is not None and COMMITTED in samples else None
