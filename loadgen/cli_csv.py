@@ -18,6 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from loadgen import cli_values as values
+from loadgen.cli_options import ACKS, Option, add_all
 from loadgen.client import Answer, Client, GaveUp
 from loadgen.csv_file import Batch, CsvError, CsvFile, zone_named
 
@@ -27,7 +29,7 @@ ERRORS_SHOWN_MAX = 10
 
 
 def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the word `csv` with its options."""
+    """Add the command `csv` with its options."""
     csv = words.add_parser(
         "csv",
         help="post a CSV of timestamp,value",
@@ -37,41 +39,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "file cannot be read or has no such header.",
     )
     csv.add_argument("file", type=Path, metavar="FILE")
-    csv.add_argument("--device", required=True, help="device_id of every reading")
-    csv.add_argument("--metric", required=True, help="metric of every reading")
-    csv.add_argument("--url", default="http://127.0.0.1:8080", help="default: %(default)s")
-    csv.add_argument(
-        "--batch", type=_count, default=500, metavar="N", help="readings a post (%(default)s)"
-    )
-    csv.add_argument(
-        "--ack",
-        choices=("buffered", "durable", "committed"),
-        help="wait until each post is so safe; default: what the service does by itself",
-    )
-    csv.add_argument(
-        "--timezone",
-        type=_zone,
-        default="UTC",
-        metavar="ZONE",
-        help="of timestamps without an offset: UTC (default), +02:00, Europe/Vienna",
-    )
-    csv.add_argument(
-        "--connections", type=_count, default=2, metavar="N", help="posts at once (%(default)s)"
-    )
-    csv.add_argument(
-        "--give-up-s",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help="keep trying one post for so long (%(default)g)",
-    )
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    add_all(csv, OPTIONS)
 
 
 def _zone(text: str) -> tzinfo:
@@ -79,6 +47,30 @@ def _zone(text: str) -> tzinfo:
         return zone_named(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+OPTIONS = {
+    "": (
+        Option("--device", "device_id of every reading", str, required=True),
+        Option("--metric", "metric of every reading", str, required=True),
+        Option("--url", "default: %(default)s", str, "http://127.0.0.1:8080"),
+        Option("--batch", "readings a post (%(default)s)", values.count(), 500, "N"),
+        Option(
+            "--ack",
+            "wait until each post is so safe; default: what the service does by itself",
+            ACKS,
+        ),
+        Option(
+            "--timezone",
+            "of timestamps without an offset: UTC (default), +02:00, Europe/Vienna",
+            _zone,
+            "UTC",
+            "ZONE",
+        ),
+        Option("--connections", "posts at once (%(default)s)", values.count(), 2, "N"),
+        Option("--give-up-s", "keep trying one post for so long (%(default)g)", float, 300.0, "S"),
+    )
+}
 
 
 @dataclass

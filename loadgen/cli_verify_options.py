@@ -7,11 +7,11 @@ import os
 import secrets
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loadgen import cli_values as values
+from loadgen.cli_options import ACKS, Option, add_all, picked
 from loadgen.conclude import Where
 from loadgen.local_service import LocalService, state_folder
 from loadgen.post import Target, target_of
@@ -24,66 +24,6 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 class WrongUse(Exception):
     """The options cannot be what was meant; the text names one."""
-
-
-def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the word `verify` with its options."""
-    verify = words.add_parser(
-        "verify",
-        help="prove that nothing is lost, doubled or altered",
-        description="Sends readings and writes a ledger of each one before it is sent and of every "
-        "answer. At the end it looks for each reading in the table and among the dead letters. "
-        "With a service of this machine it finds database and dead letters by itself.",
-        epilog="Exit code 0: everything is as it was promised; 1: something is not (the first "
-        "readings of each kind are listed); 2: wrong use, or no proof: none was "
-        "possible, or of more than half of the readings the outcome is not known; "
-        "130: interrupted, and as promised so far.",
-    )
-    verify.set_defaults(sends=())
-    where = verify.add_argument_group("where")
-    where.add_argument("--url", type=values.url, metavar="URL", help="of the service")
-    where.add_argument("--admin-url", metavar="URL", help="of its admin port (/metrics)")
-    where.add_argument(
-        "--database-url",
-        metavar="URL",
-        help="PostgreSQL, the primary; also INGEST_DATABASE_URL",
-    )
-    where.add_argument("--dlq-dir", type=values.path, metavar="DIR", help="the dead-letter folder")
-    where.add_argument(
-        "--state-dir",
-        type=Path,
-        metavar="DIR",
-        help="of a service on this machine: says all of the above; default: the usual place",
-    )
-    traffic = verify.add_argument_group("what to send")
-    _add_traffic(traffic)
-    _add_patience(traffic)
-    proof = verify.add_argument_group("the proof")
-    proof.add_argument(
-        "--ledger", type=values.path, metavar="FILE", help="write the ledger there, and keep it"
-    )
-    proof.add_argument("--keep", action="store_true", help="keep the ledger though all is well")
-    proof.add_argument(
-        "--ledger-fsync",
-        action="store_true",
-        help="the ledger survives a crash of this machine, not only of this program; slow",
-    )
-    proof.add_argument(
-        "--reconcile-only", action="store_true", help="send nothing: compare --ledger once more"
-    )
-    proof.add_argument(
-        "--settle-s",
-        type=values.above_zero,
-        default=60.0,
-        metavar="S",
-        help="wait so long for the service to become quiet (%(default)g)",
-    )
-    proof.add_argument(
-        "--report",
-        type=values.file_to_write,
-        metavar="FILE",
-        help="write all that is not as promised, as JSON",
-    )
 
 
 class _Sends(argparse.Action):
@@ -100,72 +40,130 @@ class _Sends(argparse.Action):
         namespace.sends = (*namespace.sends, option_string)
 
 
-def _add_traffic(traffic: argparse._ArgumentGroup) -> None:
-    add = partial(traffic.add_argument, action=_Sends)
-    add(
-        "--duration-s",
-        type=values.above_zero,
-        metavar="S",
-        help=f"send for so long ({DURATION_S:g}, unless --posts is given)",
-    )
-    add("--posts", type=values.count(), metavar="N", help="send so many posts")
-    add(
-        "--rate",
-        type=values.rate,
-        metavar="R",
-        help="posts a second; without it each connection posts as soon as it has its answer",
-    )
-    add(
-        "--connections",
-        type=values.count(1, 10_000),
-        default=16,
-        metavar="N",
-        help="posts at once (%(default)s)",
-    )
-    add(
-        "--batch",
-        type=values.mix,
-        default="1x8,10,100",
-        metavar="MIX",
-        help="readings a post: 100, or a mix with weights (%(default)s)",
-    )
-    add("--ack", choices=("buffered", "durable", "committed"), help="default: the service's")
-    add("--seed", type=values.count(0), default=1, metavar="N", help="of all choices (%(default)s)")
-    for name, default, what in (
-        ("duplicates", "1%%", "of the readings are sent again in a later post"),
-        ("invalid", "0.5%%", "of the readings are none, in various ways"),
-        (
-            "refused-by-check",
-            "0",
-            f"of the readings have the metric `{REFUSED_METRIC}`; needs a constraint in the "
-            f"table: check (metric <> '{REFUSED_METRIC}')",
+SENDS = "what to send"
+OPTIONS = {
+    "where": (
+        Option("--url", "of the service", values.url, shows="URL"),
+        Option("--admin-url", "of its admin port (/metrics)", str, shows="URL"),
+        Option(
+            "--database-url",
+            "PostgreSQL, the primary; also INGEST_DATABASE_URL",
+            str,
+            shows="URL",
         ),
-    ):
-        add(
-            f"--{name}",
-            type=values.share,
-            default=default.replace("%%", "%"),
-            metavar="SHARE",
-            help=f"{what} ({default})",
-        )
+        Option("--dlq-dir", "the dead-letter folder", values.path, shows="DIR"),
+        Option(
+            "--state-dir",
+            "of a service on this machine: says all of the above; default: the usual place",
+            Path,
+            shows="DIR",
+        ),
+    ),
+    SENDS: (
+        Option(
+            "--duration-s",
+            f"send for so long ({DURATION_S:g}, unless --posts is given)",
+            values.above_zero,
+            shows="S",
+        ),
+        Option("--posts", "send so many posts", values.count(), shows="N"),
+        Option(
+            "--rate",
+            "posts a second; without it each connection posts as soon as it has its answer",
+            values.rate,
+            shows="R",
+        ),
+        Option("--connections", "posts at once (%(default)s)", values.count(1, 10_000), 16, "N"),
+        Option(
+            "--batch",
+            "readings a post: 100, or a mix with weights (%(default)s)",
+            values.mix,
+            "1x8,10,100",
+            "MIX",
+            into="sizes",
+        ),
+        Option("--ack", "default: the service's", ACKS),
+        Option("--seed", "of all choices (%(default)s)", values.count(0), 1, "N"),
+        Option(
+            "--duplicates",
+            "of the readings are sent again in a later post (1%%)",
+            values.share,
+            "1%",
+            "SHARE",
+        ),
+        Option(
+            "--invalid",
+            "of the readings are none, in various ways (0.5%%)",
+            values.share,
+            "0.5%",
+            "SHARE",
+        ),
+        Option(
+            "--refused-by-check",
+            f"of the readings have the metric `{REFUSED_METRIC}`; needs a constraint in the "
+            f"table: check (metric <> '{REFUSED_METRIC}') (0)",
+            values.share,
+            "0",
+            "SHARE",
+            into="refused",
+        ),
+        Option(
+            "--give-up-s",
+            "keep trying one post for so long (%(default)g)",
+            values.above_zero,
+            300.0,
+            "S",
+        ),
+        Option(
+            "--answer-s",
+            "an answer that takes longer counts as none (%(default)g)",
+            values.above_zero,
+            30.0,
+            "S",
+            into="answer_s_max",
+        ),
+    ),
+    "the proof": (
+        Option("--ledger", "write the ledger there, and keep it", values.path, shows="FILE"),
+        Option("--keep", "keep the ledger though all is well"),
+        Option(
+            "--ledger-fsync",
+            "the ledger survives a crash of this machine, not only of this program; slow",
+            into="fsync",
+        ),
+        Option("--reconcile-only", "send nothing: compare --ledger once more"),
+        Option(
+            "--settle-s",
+            "wait so long for the service to become quiet (%(default)g)",
+            values.above_zero,
+            60.0,
+            "S",
+        ),
+        Option(
+            "--report",
+            "write all that is not as promised, as JSON",
+            values.file_to_write,
+            shows="FILE",
+        ),
+    ),
+}
 
 
-def _add_patience(traffic: argparse._ArgumentGroup) -> None:
-    add = partial(traffic.add_argument, action=_Sends)
-    add(
-        "--give-up-s",
-        type=values.above_zero,
-        default=300.0,
-        metavar="S",
-        help="keep trying one post for so long (%(default)g)",
+def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `verify` with its options."""
+    verify = words.add_parser(
+        "verify",
+        help="prove that nothing is lost, doubled or altered",
+        description="Sends readings and writes a ledger of each one before it is sent and of every "
+        "answer. At the end it looks for each reading in the table and among the dead letters. "
+        "With a service of this machine it finds database and dead letters by itself.",
+        epilog="Exit code 0: everything is as it was promised; 1: something is not (the first "
+        "readings of each kind are listed); 2: wrong use, or no proof: none was "
+        "possible, or of more than half of the readings the outcome is not known; "
+        "130: interrupted, and as promised so far.",
     )
-    add(
-        "--answer-s",
-        type=values.above_zero,
-        default=30.0,
-        metavar="S",
-        help="an answer that takes longer counts as none (%(default)g)",
-    )
+    verify.set_defaults(sends=())
+    add_all(verify, OPTIONS, {SENDS: _Sends})
 
 
 def _is_meant(chosen: argparse.Namespace, local: LocalService | None) -> bool:
@@ -203,7 +201,7 @@ def check_reconcile_only(chosen: argparse.Namespace) -> None:
     """See whether there is a ledger, and nothing to send. Raises WrongUse."""
     if chosen.ledger is None:
         raise WrongUse("--reconcile-only needs --ledger FILE")
-    for name, option in (("keep", "--keep"), ("ledger_fsync", "--ledger-fsync")):
+    for name, option in (("keep", "--keep"), ("fsync", "--ledger-fsync")):
         if getattr(chosen, name):
             raise WrongUse(f"--reconcile-only writes no ledger: leave out {option}")
     if chosen.sends:
@@ -212,44 +210,31 @@ def check_reconcile_only(chosen: argparse.Namespace) -> None:
 
 def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Where) -> Job:
     """Return what to send. Raises WrongUse."""
-    target: Target | None = chosen.url
-    if target is None:
-        if local is None:
-            raise WrongUse(
-                f"no service runs on {state_folder(chosen.state_dir)}: start it, or --url"
-            )
-        target = values.url(local.url)
-    if max(size for size, _ in chosen.batch) > POST_READINGS_MAX:
-        raise WrongUse(f"--batch: at most {POST_READINGS_MAX:,} readings a post")
-    if chosen.duplicates + chosen.invalid + chosen.refused_by_check > 0.9:
-        raise WrongUse("--duplicates, --invalid and --refused-by-check: at most 90% in all")
     run = secrets.token_hex(4)
     ledger = chosen.ledger or Path(tempfile.gettempdir()) / f"loadgen-verify-{run}.ledger"
-    if ledger.exists():
-        raise WrongUse(f"--ledger {ledger} exists: choose another, or --reconcile-only")
-    plan = Plan(
-        run=run,
-        seed=chosen.seed,
-        first_us=int(time.time() * 1_000_000),
-        sizes=chosen.batch,
-        duplicates=chosen.duplicates,
-        invalid=chosen.invalid,
-        refused=chosen.refused_by_check,
-    )
-    duration_s = chosen.duration_s
-    if duration_s is None and chosen.posts is None:
-        duration_s = DURATION_S
-    return Job(
-        target=target,
-        plan=plan,
-        ledger=ledger,
-        query=f"?ack={chosen.ack}" if chosen.ack else "",
-        connections=chosen.connections,
-        posts=chosen.posts,
-        duration_s=duration_s,
-        rate=chosen.rate,
-        give_up_s=chosen.give_up_s,
-        answer_s_max=chosen.answer_s,
-        fsync=chosen.ledger_fsync,
-        admin_url=where.admin_url,
-    )
+    shares = chosen.duplicates + chosen.invalid + chosen.refused
+    for is_so, why in (
+        (
+            chosen.url is None and local is None,
+            f"no service runs on {state_folder(chosen.state_dir)}: start it, or --url",
+        ),
+        (
+            max(size for size, _ in chosen.sizes) > POST_READINGS_MAX,
+            f"--batch: at most {POST_READINGS_MAX:,} readings a post",
+        ),
+        (shares > 0.9, "--duplicates, --invalid and --refused-by-check: at most 90% in all"),
+        (ledger.exists(), f"--ledger {ledger} exists: choose another, or --reconcile-only"),
+    ):
+        if is_so:
+            raise WrongUse(why)
+    plan = Plan(run=run, first_us=int(time.time() * 1_000_000), **picked(chosen, Plan))
+    more = {
+        "target": chosen.url or values.url(local.url if local else ""),
+        "plan": plan,
+        "ledger": ledger,
+        "query": f"?ack={chosen.ack}" if chosen.ack else "",
+        "admin_url": where.admin_url,
+    }
+    if chosen.duration_s is None and chosen.posts is None:
+        more["duration_s"] = DURATION_S
+    return Job(**picked(chosen, Job) | more)
