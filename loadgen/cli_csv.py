@@ -10,21 +10,19 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadgen import cli_values as values
 from loadgen.cli_options import ACKS, Option, add_all
 from loadgen.client import Answer, Client, GaveUp
 from loadgen.csv_file import Batch, CsvError, CsvFile, zone_named
+from loadgen.live import shown
 
-PLAIN_LINE_S = 5.0
-SHOW_S = 0.25
 ERRORS_SHOWN_MAX = 10
 
 
@@ -137,21 +135,10 @@ async def _post_all(
 ) -> None:
     batches = file.batches(batch_rows)
     async with client:
-        with _progress(file, client, tally) as show:
-            shower = asyncio.create_task(_every(SHOW_S, show))
-            try:
-                async with asyncio.TaskGroup() as workers:
-                    for _ in range(connections):
-                        workers.create_task(_work(batches, client, tally))
-            finally:
-                shower.cancel()
-                show()
-
-
-async def _every(period_s: float, call: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(period_s)
-        call()
+        with shown(lambda: _line(file, client, tally), _bar(file, client, tally), stays=True):
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(connections):
+                    workers.create_task(_work(batches, client, tally))
 
 
 async def _work(batches: Iterator[Batch], client: Client, tally: _Tally) -> None:
@@ -170,43 +157,31 @@ async def _work(batches: Iterator[Batch], client: Client, tally: _Tally) -> None
             tally.fatal = f"gave up at line {batch.lines[0]}: {error}"
 
 
-@contextmanager
-def _progress(file: CsvFile, client: Client, tally: _Tally) -> Iterator[Callable[[], None]]:
-    """Yield a call that shows how far it is: a bar on a terminal, else a line now and then."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        next_s = time.monotonic() + PLAIN_LINE_S
+def _line(file: CsvFile, client: Client, tally: _Tally) -> str:
+    trouble = f"; trying again: {client.trouble}" if client.trouble else ""
+    return f"{tally.accepted} of {file.rows} rows accepted{trouble}"
 
-        def print_line() -> None:
-            nonlocal next_s
-            if time.monotonic() >= next_s:
-                next_s = time.monotonic() + PLAIN_LINE_S
-                trouble = f"; trying again: {client.trouble}" if client.trouble else ""
-                print(f"{tally.accepted} of {file.rows} rows accepted{trouble}", file=sys.stderr)
 
-        yield print_line
-        return
-    with Progress(
+def _bar(file: CsvFile, client: Client, tally: _Tally) -> Callable[[], RenderableType]:
+    """Return what draws how far it is."""
+    progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[accepted]} accepted"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[trouble]}", style="yellow", markup=False),
-        console=console,
-    ) as progress:
-        size_bytes = file.path.stat().st_size if file.path.is_file() else None
-        bar = progress.add_task(file.path.name, total=size_bytes, accepted=0, trouble="")
+    )
+    size_bytes = file.path.stat().st_size if file.path.is_file() else None
+    bar = progress.add_task(file.path.name, total=size_bytes, accepted=0, trouble="")
 
-        def move_bar() -> None:
-            progress.update(
-                bar,
-                completed=tally.end_bytes,
-                accepted=tally.accepted,
-                trouble=client.trouble[:60],
-            )
+    def draw() -> RenderableType:
+        trouble = client.trouble[:60]
+        done_bytes, accepted = tally.end_bytes, tally.accepted
+        progress.update(bar, completed=done_bytes, accepted=accepted, trouble=trouble)
+        return progress.get_renderable()
 
-        yield move_bar
+    return draw
 
 
 def _summarise(file: CsvFile, client: Client, tally: _Tally, took_s: float) -> None:

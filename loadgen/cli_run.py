@@ -19,9 +19,11 @@ from typing import Any
 
 import uvloop
 
-from loadgen import cli_run_watch, report_html, report_text
+from loadgen import report_html, report_text
 from loadgen.cli_run_options import add_parser, plan_of, settings_of
+from loadgen.cli_run_watch import Watch
 from loadgen.find_max import FindMax
+from loadgen.live import shown
 from loadgen.load import Load, Plan
 from loadgen.report_json import document, write_whole
 
@@ -65,7 +67,8 @@ async def _run(plan: Plan, chosen: argparse.Namespace) -> int:
         print(f"loadgen run: {why}", file=sys.stderr)
         return 2
     load = Load(plan)
-    with cli_run_watch.shown(load):
+    watch = Watch(load)
+    with shown(watch.line, watch.picture):
         interrupted = await until_signals(load.run(), load.stop)
     report = document(load, settings_of(chosen, plan), interrupted=interrupted)
     print(report_text.text(report), flush=True)

@@ -10,13 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import uvloop
-from rich.console import Console
 
 from loadgen.cli_run import until_signals
 from loadgen.cli_verify_options import (
@@ -26,8 +22,9 @@ from loadgen.cli_verify_options import (
     job_of,
     where_of,
 )
-from loadgen.conclude import CannotCheck, Result, Where, check_ahead, conclude
+from loadgen.conclude import CannotCheck, Where, check_ahead, conclude
 from loadgen.counted import counted
+from loadgen.live import shown
 from loadgen.local_service import NoHome, find, state_folder
 from loadgen.proof import REFUSED_METRIC
 from loadgen.table import TableError, refuses
@@ -36,8 +33,6 @@ from loadgen.verify import Job, Run
 
 __all__ = ["add_parser", "main"]
 
-PLAIN_LINE_S = 5.0
-SHOW_S = 0.25
 CONNECT_S_MAX = 5.0
 RATE_REACHED = 0.95
 
@@ -67,7 +62,8 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Where) -> 
         await _look_ahead(job, where)
         print(f"run {job.plan.run}: ledger {ledger}", file=sys.stderr)
         run = Run(job)
-        interrupted = await _shown(until_signals(run.go(), run.stop), lambda: _progress(run))
+        with shown(lambda: _progress(run)):
+            interrupted = await until_signals(run.go(), run.stop)
         print(f"{_progress(run)}, in {run.took_s:.1f} s{_too_slow(run)}", file=sys.stderr)
         if interrupted and not run.ended:
             _say_again(ledger)
@@ -75,10 +71,10 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Where) -> 
     stage = ["waiting"]
     keep = True
     try:
-        work = conclude(
-            ledger, where, settle_s=chosen.settle_s, report=chosen.report, say=stage.append
-        )
-        result: Result = await _shown(work, lambda: stage[-1])
+        with shown(lambda: stage[-1]):
+            result = await conclude(
+                ledger, where, settle_s=chosen.settle_s, report=chosen.report, say=stage.append
+            )
         keep = not (result.green and result.is_proof)
         if not result.counts["acknowledged"] and set(result.faults) <= {"wrong_answer"}:
             refused = "".join(
@@ -151,24 +147,3 @@ def _too_slow(run: Run) -> str:
         f"; only {run.taken / due:.0%} of --rate: the service is at its limit, or needs more "
         "--connections"
     )
-
-
-async def _shown(work: Awaitable[Any], line: Callable[[], str]) -> Any:
-    """Wait for some work and tell how far it is: in place on a terminal, else now and then."""
-    console = Console(stderr=True)
-    task = asyncio.ensure_future(work)
-    try:
-        if console.is_terminal:
-            with console.status("") as status:
-                while not task.done():
-                    status.update(line())
-                    await asyncio.wait([task], timeout=SHOW_S)
-        while not task.done():
-            await asyncio.wait([task], timeout=PLAIN_LINE_S)
-            if not task.done():
-                print(line(), file=sys.stderr)
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
-    return task.result()

@@ -9,143 +9,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
-import random
 import shlex
 import signal
 import sys
-import time
-from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import chain
 from pathlib import Path
 
-import aiohttp
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
-from loadgen.client import Client, GaveUp
 from loadgen.demo_service import Service, ServiceEnded
-from loadgen.fleet import Device, make_fleet, report
+from loadgen.driver import Retry
+from loadgen.live import shown
+from loadgen.load import Load, Plan
 from loadgen.local_service import NoHome, full_path
+from loadgen.pace import Pace
+from loadgen.post import target_of
+from loadgen.schedule import constant
+from loadgen.traffic import Recipe
 
-READINGS_A_REPORT = 2.0
-MOMENTS_A_POST_MAX = 100  # what a device keeps while it is cut off
-PLAIN_LINE_S = 5.0
-LIVE_LINE_S = 0.5
-WINDOW_POSTS = 2_000  # the p99 is over so many
+READINGS_A_POST = 2  # those of one device
+GIVE_UP_S = 60.0
 LAST_POSTS_S_MAX = 5.0
-
-
-class Fleet:
-    """All devices, posting; and the figures of the last moments."""
-
-    def __init__(self, client: Client, devices: Sequence[Device], period_s: float) -> None:
-        self.accepted = 0
-        self.refused = 0
-        self.given_up = 0
-        self.last_refusal = ""
-        self._client = client
-        self._devices = devices
-        self._period_s = period_s
-        self._took_s: deque[float] = deque(maxlen=WINDOW_POSTS)
-        self._stopping = asyncio.Event()
-
-    async def run(self) -> None:
-        """Let every device report once a period, spread evenly, until `stop`."""
-        async with asyncio.TaskGroup() as tasks:
-            for device in self._devices:
-                tasks.create_task(self._report(device))
-
-    def stop(self) -> None:
-        """Begin nothing new; posts that are under way are finished."""
-        self._stopping.set()
-
-    async def _report(self, device: Device) -> None:
-        next_s = time.time() + random.uniform(0, self._period_s)
-        due: list[float] = []
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(next_s - time.time()):
-                    await self._stopping.wait()
-            if self._stopping.is_set():
-                return
-            while next_s <= time.time():  # more than one if the last post took long
-                due.append(next_s)
-                next_s += self._period_s
-            body, readings = report(device, due[-MOMENTS_A_POST_MAX:])
-            due.clear()
-            try:
-                answer = await self._client.post(body)
-            except GaveUp:
-                self.given_up += readings
-                continue
-            self._took_s.append(answer.took_s)
-            self.accepted += answer.accepted
-            if not answer.ok or answer.dead_lettered:
-                self.refused += readings - answer.accepted
-                self.last_refusal = f"{answer.status} {answer.code} {answer.detail}".strip()
-
-    def p99_s(self) -> float:
-        """Return how long the slowest of 100 answers took lately, in seconds."""
-        took_s = sorted(self._took_s)
-        return took_s[int(len(took_s) * 0.99)] if took_s else 0.0
-
-
-class Status:
-    """The line that says how it goes."""
-
-    def __init__(self, client: Client, fleet: Fleet, service: Service) -> None:
-        self._client = client
-        self._fleet = fleet
-        self._service = service
-        self._before = (time.monotonic(), 0)
-
-    async def line(self, session: aiohttp.ClientSession) -> str:
-        """Return the line; the service's own counts are read from its metrics."""
-        now_s, (before_s, before_posts) = time.monotonic(), self._before
-        self._before = (now_s, self._client.posts)
-        posts_per_s = (self._client.posts - before_posts) / max(now_s - before_s, 1e-9)
-        theirs = await self._scrape(session)
-        line = (
-            f"{posts_per_s:4.0f} posts/s | {self._fleet.accepted:,} readings accepted | "
-            f"{theirs.get('ingest_readings_committed_total', 0):,.0f} committed | "
-            f"{theirs.get('ingest_readings_held', 0):,.0f} held | "
-            f"answer p99 {self._fleet.p99_s() * 1000:.1f} ms"
-        )
-        if self._client.trouble:
-            line += f" | trying again: {self._client.trouble[:80]}"
-        if self._fleet.refused:
-            line += f" | {self._fleet.refused} refused: {self._fleet.last_refusal[:80]}"
-        if self._fleet.given_up:
-            line += f" | {self._fleet.given_up} given up"
-        return line
-
-    async def _scrape(self, session: aiohttp.ClientSession) -> dict[str, float]:
-        try:
-            async with session.get(self._service.metrics_url) as response:
-                text = await response.text()
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return {}
-        samples = (each.rpartition(" ") for each in text.splitlines() if each[:1] not in {"", "#"})
-        return {name: float(value) for name, _, value in samples if "{" not in name}
-
-
-async def _watch(status: Status) -> None:
-    """Show the status until cancelled: one live line on a terminal, else a line now and then."""
-    console = Console()
-    timeout = aiohttp.ClientTimeout(total=2)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        if not console.is_terminal:
-            while True:
-                await asyncio.sleep(PLAIN_LINE_S)
-                print(await status.line(session), flush=True)
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                await asyncio.sleep(LIVE_LINE_S)
-                text = Text(await status.line(session), no_wrap=True, overflow="ellipsis")
-                live.update(text, refresh=True)
 
 
 async def demo(chosen: argparse.Namespace, service_flags: Sequence[str]) -> int:
@@ -202,25 +86,51 @@ def _introduce(service: Service, chosen: argparse.Namespace) -> None:
 
 async def _post(chosen: argparse.Namespace, service: Service, stopping: asyncio.Event) -> None:
     """Let the fleet post until `stopping`. Raises ServiceEnded."""
-    devices = make_fleet(chosen.devices, chosen.seed)
-    client = Client(service.url, connections_max=chosen.devices, give_up_s=60)
-    async with client:
-        fleet = Fleet(client, devices, chosen.devices * READINGS_A_REPORT / chosen.rate)
-        posting = asyncio.create_task(fleet.run())
+    load = Load(
+        Plan(
+            target=target_of(service.url),
+            recipe=Recipe(devices=chosen.devices, seed=chosen.seed, mix=((READINGS_A_POST, 1.0),)),
+            shape=constant(chosen.rate / READINGS_A_POST),
+            retry=Retry(GIVE_UP_S),
+            metrics_url=service.metrics_url,
+        )
+    )
+    posting = asyncio.create_task(load.run(settle_s_max=0.0))
 
-        async def until_one_ends() -> None:
-            await asyncio.gather(service.ended(), asyncio.shield(posting))
+    async def until_one_ends() -> None:
+        await asyncio.gather(service.ended(), asyncio.shield(posting))
 
-        watching = asyncio.create_task(_watch(Status(client, fleet, service)))
-        try:
+    try:
+        with shown(_line_of(load), on_stdout=True, stays=True):
             await _unless(stopping, until_one_ends())
-            fleet.stop()
+            load.stop()
             await asyncio.wait({posting}, timeout=LAST_POSTS_S_MAX)
-        finally:
-            for task in (posting, watching):
-                task.cancel()
-            await asyncio.gather(posting, watching, return_exceptions=True)
-    print(f"fleet stopped: {fleet.accepted:,} readings accepted", flush=True)
+    finally:
+        posting.cancel()
+        await asyncio.gather(posting, return_exceptions=True)
+    print(f"fleet stopped: {load.tally.accepted_readings:,} readings accepted", flush=True)
+
+
+def _line_of(load: Load) -> Callable[[], str]:
+    """Return what says how it goes, in one line; the service's own counts are its metrics."""
+    tally, pace = load.tally, Pace(load)
+
+    def line() -> str:
+        scraper, driver = load.scraper, load.driver
+        assert scraper is not None, "the service has told its /metrics"
+        lately = tally.timeline.at(load.elapsed_s - tally.timeline.width_s).quantile_s(0.99)
+        why = next(chain(reversed(tally.codes), reversed(tally.whys)), "no answer")
+        return (
+            f"{pace.since_last().through:4.0f} posts/s | "
+            f"{tally.accepted_readings:,} readings accepted | "
+            f"{scraper.committed:,.0f} committed | {scraper.held:,.0f} held | "
+            f"answer p99 {(lately or 0.0) * 1e3:.1f} ms"
+            + (f" | {driver.waiting} trying again: {why}" if driver.waiting else "")
+            + (f" | {tally.refused + tally.not_whole} refused: {why}" if tally.refused else "")
+            + (f" | {tally.given_up} given up" if tally.given_up else "")
+        )
+
+    return line
 
 
 def usual_state_dir() -> Path:

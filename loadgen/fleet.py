@@ -7,12 +7,9 @@ one watches a door.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from datetime import UTC, datetime
 
 DAY_S = 86_400.0
 Values = dict[str, float | bool]
@@ -121,18 +118,3 @@ def make_fleet(devices: int, seed: int = 1) -> list[Device]:
         name = f"{word}-{number + 1:04}"
         fleet.append(kind(name, f"{seed} {name}"))
     return fleet
-
-
-def report(device: Device, moments_s: Sequence[float]) -> tuple[bytes, int]:
-    """Measure at the given moments; return one post's body and the number of its readings.
-
-    One moment gives a single object, more of them (a device that was cut off) an array.
-    """
-    items = []
-    readings = 0
-    for at_s in moments_s:
-        values = device.measure(at_s)
-        readings += len(values)
-        ts = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
-        items.append({"device_id": device.name, "ts": ts, "values": values})
-    return json.dumps(items[0] if len(items) == 1 else items).encode(), readings

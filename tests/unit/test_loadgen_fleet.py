@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import pairwise
 from statistics import correlation
 
-from loadgen.fleet import POWER_STEPS_W, make_fleet, report
+from loadgen.fleet import POWER_STEPS_W, make_fleet
 
 NOON_S = 1_700_000_000.0
 DAY = [NOON_S + 60 * minute for minute in range(1440)]
@@ -16,7 +15,8 @@ DAY = [NOON_S + 60 * minute for minute in range(1440)]
 def test_fleet_of_the_same_seed_reports_the_same() -> None:
     """A seed makes a run repeatable; another seed makes another fleet."""
     first, second, other = (
-        [report(device, DAY[:50]) for device in make_fleet(20, seed)] for seed in (7, 7, 8)
+        [[device.measure(at_s) for at_s in DAY[:50]] for device in make_fleet(20, seed)]
+        for seed in (7, 7, 8)
     )
     assert first == second
     assert first != other
@@ -58,15 +58,3 @@ def test_meters_stay_on_steps_and_doors_are_mostly_shut() -> None:
             share = sum(value["door_open"] for value in values) / len(values)
             assert 0.005 < share < 0.3
             assert all(2 < value["battery"] < 3.2 for value in values)
-
-
-def test_report_of_one_moment_is_an_object_and_of_several_an_array() -> None:
-    """A device that was cut off sends what it kept in one post."""
-    (device,) = make_fleet(1)
-    body, readings = report(device, [NOON_S])
-    item = json.loads(body)
-    assert item["ts"] == "2023-11-14T22:13:20.000+00:00"
-    assert (set(item), readings) == ({"device_id", "ts", "values"}, 2)
-    body, readings = report(device, [NOON_S + 1.25, NOON_S + 2])
-    assert [each["ts"][17:23] for each in json.loads(body)] == ["21.250", "22.000"]
-    assert readings == 4
