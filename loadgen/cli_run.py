@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import resource
 import signal
@@ -25,11 +24,11 @@ from loadgen.cli_run_watch import Watch
 from loadgen.find_max import FindMax
 from loadgen.live import shown
 from loadgen.load import Load, Plan
+from loadgen.pool import unreachable
 from loadgen.report_json import document, write_whole
 
 __all__ = ["add_parser", "main"]
 
-CONNECT_S_MAX = 5.0
 # What the process needs beside its connections.
 FILES_BESIDE = 64
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -43,10 +42,12 @@ def main(chosen: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"loadgen run: {error}", file=sys.stderr)
         return 2
-    work = _find_max(plan, chosen) if chosen.find_max else _run(plan, chosen)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(work)
+            if why := runner.run(unreachable(plan.target)):
+                print(f"loadgen run: {why}: does the service run there? --url", file=sys.stderr)
+                return 2
+            return runner.run(_find_max(plan, chosen) if chosen.find_max else _run(plan, chosen))
     except KeyboardInterrupt:
         return 130
 
@@ -63,9 +64,6 @@ def _raise_open_files(connections: int) -> None:
 
 
 async def _run(plan: Plan, chosen: argparse.Namespace) -> int:
-    if why := await _unreachable(plan):
-        print(f"loadgen run: {why}", file=sys.stderr)
-        return 2
     load = Load(plan)
     watch = Watch(load)
     with shown(watch.line, watch.picture):
@@ -88,21 +86,6 @@ def _write(path: Path | None, text: str) -> bool:
         print(f"loadgen run: cannot write {path}: {error.strerror}", file=sys.stderr)
         return False
     return True
-
-
-async def _unreachable(plan: Plan) -> str:
-    """Return why there is nobody to post to, or nothing."""
-    target = plan.target
-    try:
-        async with asyncio.timeout(CONNECT_S_MAX):
-            _, writer = await asyncio.open_connection(target.host, target.port)
-    except (OSError, TimeoutError) as error:
-        why = str(error) or "no answer"
-        return f"cannot connect to {target.authority} ({why}): does the service run there? --url"
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return ""
 
 
 async def until_signals(work: Coroutine[Any, Any, None], stop: Callable[[], None]) -> bool:
@@ -136,9 +119,6 @@ async def until_signals(work: Coroutine[Any, Any, None], stop: Callable[[], None
 
 
 async def _find_max(plan: Plan, chosen: argparse.Namespace) -> int:
-    if why := await _unreachable(plan):
-        print(f"loadgen run: {why}", file=sys.stderr)
-        return 2
     search = FindMax(plan, p99_ms=chosen.p99_ms, step_s=chosen.step_s, first_rate=chosen.rate)
     print(report_text.STEP_HEAD, flush=True)
     interrupted = await until_signals(

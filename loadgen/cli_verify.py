@@ -26,6 +26,7 @@ from loadgen.conclude import CannotCheck, Where, check_ahead, conclude
 from loadgen.counted import counted
 from loadgen.live import shown
 from loadgen.local_service import NoHome, find, state_folder
+from loadgen.pool import unreachable
 from loadgen.proof import REFUSED_METRIC
 from loadgen.table import TableError, refuses
 from loadgen.verdict_text import text
@@ -33,7 +34,6 @@ from loadgen.verify import Job, Run
 
 __all__ = ["add_parser", "main"]
 
-CONNECT_S_MAX = 5.0
 RATE_REACHED = 0.95
 
 
@@ -97,13 +97,8 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Where) -> 
 async def _look_ahead(job: Job, where: Where) -> None:
     """See whether there will be a proof. Raises CannotCheck, WrongUse."""
     await check_ahead(where, job.plan.prefix)
-    target = job.target
-    try:
-        async with asyncio.timeout(CONNECT_S_MAX):
-            _, writer = await asyncio.open_connection(target.host, target.port)
-        writer.close()
-    except OSError as error:
-        raise CannotCheck(f"cannot connect to {target.authority}: {error}") from error
+    if why := await unreachable(job.target):
+        raise CannotCheck(why)
     if job.plan.refused:
         device = f"{job.plan.prefix}ahead"
         try:

@@ -44,7 +44,6 @@ class Answer(NamedTuple):
     code: str
     detail: str
     errors: tuple[ItemError, ...]
-    errors_truncated: bool
     took_s: float
 
     @property
@@ -177,7 +176,7 @@ def _understand(status: int, text: bytes, took_s: float) -> Answer:
     if 200 <= status < 300 and not isinstance(fields.get("accepted"), int):
         # Something else answered (a proxy's page, another service): no promise about readings.
         detail = "whatever answers there is not iot-ingest"
-        return Answer(status, 0, 0, "not_the_service", detail, (), False, took_s)
+        return Answer(status, 0, 0, "not_the_service", detail, (), took_s)
     return Answer(
         status=status,
         accepted=fields.get("accepted", 0),
@@ -185,6 +184,5 @@ def _understand(status: int, text: bytes, took_s: float) -> Answer:
         code=str(fields.get("code", "")),
         detail=str(fields.get("detail") or fields.get("title") or ""),
         errors=errors,
-        errors_truncated=bool(fields.get("errors_truncated")),
         took_s=took_s,
     )

@@ -21,7 +21,7 @@ from loadgen.demo_service import Service, ServiceEnded
 from loadgen.driver import Retry
 from loadgen.live import shown
 from loadgen.load import Load, Plan
-from loadgen.local_service import NoHome, full_path
+from loadgen.local_service import NoHome, full_path, state_folder
 from loadgen.pace import Pace
 from loadgen.post import target_of
 from loadgen.schedule import constant
@@ -135,10 +135,8 @@ def _line_of(load: Load) -> Callable[[], str]:
 
 def usual_state_dir() -> Path:
     """Return the demo's own state folder, beside the usual one of the service. Raises NoHome."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/iot-ingest-demo")
-    base = os.environ.get("XDG_STATE_HOME") or full_path("~") / ".local/state"
-    return Path(base) / "iot-ingest-demo"
+    homes = {name: os.environ.get(name, "") for name in ("HOME", "XDG_STATE_HOME")}
+    return state_folder(None, homes).with_name("iot-ingest-demo")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -204,7 +204,6 @@ class Ledger:
         self.ended = False
         self.torn_bytes = 0
         self.tries: Counter[int] = Counter()  # by status, those that were not the last of a post
-        self.last_ms = 0
         self._finals = bytearray()
         self._kinds: list[Final | None] = [None]  # what the bytes of _finals stand for
         self._kind_of: dict[tuple[int, int], int] = {}
@@ -294,7 +293,6 @@ class Ledger:
             if post >= len(self._finals):
                 raise LedgerError(f"{self.path}: an answer to post {post}, which was never sent")
             self._finals[post] = place
-            self.last_ms = number
         elif kind == _RESERVE:
             self.posts = post
             self._finals += bytes(max(0, post - len(self._finals)))

@@ -7,11 +7,13 @@ out; whatever happens to a connection is told to the owner. Does not: know when 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
+from loadgen.post import Target
 from loadgen.retry import Flight
 from loadgen.wire import Head, Owner, Wire
 
@@ -21,6 +23,19 @@ CONNECT_S_MAX = 10.0
 CONNECTS_AT_ONCE = 32
 CONNECTS_PAUSE_S = 0.005
 WATCHES_S_MAX = 1.0
+
+
+async def unreachable(target: Target) -> str:
+    """Return why nobody can be posted to there, or nothing."""
+    try:
+        async with asyncio.timeout(CONNECT_S_MAX / 2):
+            _, writer = await asyncio.open_connection(target.host, target.port)
+    except (OSError, TimeoutError) as error:
+        return f"cannot connect to {target.authority} ({str(error) or 'no answer'})"
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return ""
 
 
 class Opener(Owner, Protocol):

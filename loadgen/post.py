@@ -67,7 +67,7 @@ def target_of(url: str) -> Target:
 def head_of(path_and_query: str, host: str, *, gzip: bool = False) -> bytes:
     """Return the part of a request's head that does not depend on its body.
 
-    For who renders many: `finish(head, body)` is the whole request.
+    `finish(head, body)` is the whole request. `gzip`: the body is gzip already (see `compress`).
     """
     encoding = "Content-Encoding: gzip\r\n" if gzip else ""
     return (
@@ -79,11 +79,6 @@ def head_of(path_and_query: str, host: str, *, gzip: bool = False) -> bytes:
 def finish(head: bytes, body: bytes) -> bytes:
     """Return the whole request of a head of `head_of` and a body."""
     return b"%b%d\r\n\r\n%b" % (head, len(body), body)
-
-
-def render(path_and_query: str, host: str, body: bytes, *, gzip: bool = False) -> bytes:
-    """Return the whole request. `gzip`: the body is gzip already (see `compress`)."""
-    return finish(head_of(path_and_query, host, gzip=gzip), body)
 
 
 def compress(body: bytes, level: int = 1) -> bytes:

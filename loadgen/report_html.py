@@ -12,7 +12,7 @@ from typing import Any
 
 from loadgen.report_json import Document, duration
 from loadgen.report_style import STYLE
-from loadgen.report_svg import Series, chart, linear_axis, log_axis, stacked
+from loadgen.report_svg import Series, chart, linear_axis, log_axis
 from loadgen.report_text import QUANTILES
 
 # Statuses that are drawn alike, in the order in which they are stacked.
@@ -150,7 +150,8 @@ def _charts(document: Document) -> Iterator[str]:
     ]
     answers = [each for each in answers if any(each.values)]
     totals = [sum(point["answers_per_s"].values()) for point in points]
-    drawn = stacked("Answers over time", at_s, end_s, answers, linear_axis(totals, _count))
+    axis = linear_axis(totals, _count)
+    drawn = chart("Answers over time", at_s, end_s, answers, axis, stacked=True)
     yield _figure("Answers by status", "answers a second, all tries", answers, drawn)
 
 

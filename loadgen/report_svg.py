@@ -1,5 +1,8 @@
 """Charts as SVG text: lines, areas, stacked areas, over time.
 
+Our own and not pygal's: that one needs a script to show the values under the pointer, and a report
+has none; and here one drawing serves light and dark.
+
 Pure. Colours are classes (`line a`, `fill b`), which the page's style gives their values, so that
 light and dark need one drawing. Labels stand inside the plot, so that a phone can show them larger.
 """
@@ -77,36 +80,33 @@ def log_axis(values: Sequence[float], written: Callable[[float], str]) -> Axis:
 
 
 def chart(
-    title: str, at_s: Sequence[float], end_s: float, series: Sequence[Series], axis: Axis
+    title: str,
+    at_s: Sequence[float],
+    end_s: float,
+    series: Sequence[Series],
+    axis: Axis,
+    *,
+    stacked: bool = False,
 ) -> str:
-    """Draw values that stand beside each other. `at_s` is the middle of each point."""
-    parts = [_grid(axis), *(_drawn(each, at_s, end_s, axis) for each in series)]
+    """Draw values beside each other, or on top of each other, the first one at the bottom.
+
+    `at_s` is the middle of each point.
+    """
+    parts = [_grid(axis)]
+    below: Sequence[float] = [0.0] * len(at_s)
+    for each in series:
+        if stacked:
+            above = [low + (value or 0.0) for low, value in zip(below, each.values, strict=True)]
+            parts.append(_band(each, at_s, end_s, (below, above), axis))
+            below = above
+        else:
+            parts.append(_drawn(each, at_s, end_s, axis))
     parts.append(_labels(axis, end_s))
     tips = [
         ", ".join(
             f"{each.name} {axis.written(value)}"
             for each in series
-            if (value := each.values[index]) is not None
-        )
-        for index in range(len(at_s))
-    ]
-    return _svg(title, parts, at_s, end_s, tips)
-
-
-def stacked(
-    title: str, at_s: Sequence[float], end_s: float, series: Sequence[Series], axis: Axis
-) -> str:
-    """Draw values that add up, the first one at the bottom."""
-    parts = [_grid(axis)]
-    below = [0.0] * len(at_s)
-    for each in series:
-        above = [low + (value or 0.0) for low, value in zip(below, each.values, strict=True)]
-        parts.append(_band(each, at_s, end_s, (below, above), axis))
-        below = above
-    parts.append(_labels(axis, end_s))
-    tips = [
-        ", ".join(
-            f"{each.name} {axis.written(value)}" for each in series if (value := each.values[index])
+            if (value := each.values[index]) is not None and (value or not stacked)
         )
         for index in range(len(at_s))
     ]

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import accumulate, chain, count, repeat
 from typing import Literal, NamedTuple
 
 Arrivals = Literal["constant", "poisson"]
@@ -70,16 +70,6 @@ class Shape:
             return chain.from_iterable(repeat(self.stretches))
         return iter(self.stretches)
 
-    def rate(self, at_s: float) -> float:
-        """Return the rate at a moment, in posts a second; 0 after the end."""
-        for each in self.unroll():
-            if at_s < each.for_s:
-                if each.from_per_s == each.to_per_s:
-                    return each.from_per_s
-                return each.from_per_s + (each.to_per_s - each.from_per_s) * at_s / each.for_s
-            at_s -= each.for_s
-        return 0.0
-
     def posts(self, within_s: float) -> float:
         """Return how many posts the first `within_s` (a finite number) seconds hold."""
         total = 0.0
@@ -132,7 +122,9 @@ def moments(
     `constant`: evenly spaced by the rate, the first one at once. `poisson`: as many devices that
     know nothing of each other send; a Poisson process whose time is bent to the shape.
     """
-    due = _evenly() if arrivals == "constant" else _at_random(random.Random(seed))
+    gaps = random.Random(seed)
+    poisson = accumulate(gaps.expovariate(1.0) for _ in repeat(None))
+    due = count(0.0) if arrivals == "constant" else poisson
     began_s = before = 0.0  # seconds and posts of the stretches that are over
     wanted = next(due)
     for stretch in shape.unroll():
@@ -148,17 +140,3 @@ def moments(
             wanted = next(due)
         before = end
         began_s += stretch.for_s
-
-
-def _evenly() -> Iterator[float]:
-    count = 0
-    while True:
-        yield float(count)
-        count += 1
-
-
-def _at_random(draw: random.Random) -> Iterator[float]:
-    total = 0.0
-    while True:
-        total += draw.expovariate(1.0)
-        yield total

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 
 from loadgen.post import compress
 
@@ -16,6 +17,15 @@ LATE_HOURS_MAX = 168
 # The service's window ends a day ahead of now unless its `ts_ahead_s_max` says otherwise.
 AHEAD_HOURS_MIN, AHEAD_HOURS_MAX = 48, 720
 LONG_NAME_BYTES = 300  # names end at 256 bytes
+_AFTER_NAME = '","metric"'
+
+# Makes of a reading's text and its timestamp one that no service may accept.
+_POISON: tuple[Callable[[str, str], str], ...] = (
+    lambda text, ts: text.replace(_AFTER_NAME, "\\u0000" + _AFTER_NAME, 1) + ts,
+    lambda text, ts: re.sub(r'"value":([^,]+),', r'"value":"\1",', text, count=1) + ts,
+    lambda text, _ts: text + '"9999-12-31T23:59:59Z"',
+    lambda text, ts: text.replace(_AFTER_NAME, "x" * LONG_NAME_BYTES + _AFTER_NAME, 1) + ts,
+)
 
 
 def reading(how: str, text: str, ts_us: int, draw: random.Random) -> str:
@@ -26,23 +36,7 @@ def reading(how: str, text: str, ts_us: int, draw: random.Random) -> str:
     if how == "future":
         return f"{text}{ts_us + draw.randint(AHEAD_HOURS_MIN, AHEAD_HOURS_MAX) * HOUR_US}"
     assert how == "poison", how
-    return draw.choice((_nul, _string, _year_9999, _long_name))(text, ts_us)
-
-
-def _nul(text: str, ts_us: int) -> str:
-    return text.replace('","metric"', '\\u0000","metric"', 1) + str(ts_us)
-
-
-def _string(text: str, ts_us: int) -> str:
-    return re.sub(r'"value":([^,]+),', r'"value":"\1",', text, count=1) + str(ts_us)
-
-
-def _year_9999(text: str, _ts_us: int) -> str:
-    return text + '"9999-12-31T23:59:59Z"'
-
-
-def _long_name(text: str, ts_us: int) -> str:
-    return text.replace('","metric"', "x" * LONG_NAME_BYTES + '","metric"', 1) + str(ts_us)
+    return draw.choice(_POISON)(text, str(ts_us))
 
 
 def body(whole: bytes, draw: random.Random) -> tuple[bytes, bool]:

@@ -22,7 +22,7 @@ from loadgen.alarm import Alarm, Bell, LoopAlarm, make_alarm
 from loadgen.driver import Driver, Post, Retry
 from loadgen.due import SLICE_POSTS
 from loadgen.ports import Loss
-from loadgen.post import render, target_of
+from loadgen.post import finish, head_of, target_of
 from loadgen.schedule import constant, moments
 from loadgen.wire import Wire
 from tests.door import until
@@ -31,6 +31,7 @@ from tests.peer import Line, Peer, Script, hangs_up, is_silent, reply, resets, s
 from tests.system.service import Service
 
 FAST = Retry(give_up_s=300, pause_s_min=0.001, pause_s_max=0.01)
+HEAD = head_of("/v1/readings", "peer")
 NEVER_MIND = Retry(give_up_s=0.2, pause_s_min=0.01, pause_s_max=0.02)
 
 
@@ -46,7 +47,7 @@ class Numbers:
         number = next(self._left, None)
         if number is None:
             return None
-        post = Post(render("/v1/readings", "peer", b"%d" % number), 1, "live", number)
+        post = Post(finish(HEAD, b"%d" % number), 1, "live", number)
         self.taken.append(post)
         return post
 
@@ -829,7 +830,7 @@ async def test_real_service_takes_what_the_driver_sends(open_tmp_path: Path) -> 
                     1_750_000_000_000 + post.number,
                     post.number,
                 )
-                return post._replace(request=render(target.path, target.authority, body))
+                return post._replace(request=finish(head_of(target.path, target.authority), body))
 
         driver = Driver(target.host, target.port, Readings(3000), notes, connections=16)
         async with asyncio.timeout(30):
