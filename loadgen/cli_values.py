@@ -121,55 +121,57 @@ class ShapeWanted(NamedTuple):
             return schedule.ramp(self.numbers[0], self.numbers[1], duration_s)
         if self.name == "steps":
             *rates, each_s = self.numbers
-            if not each_s:
-                if duration_s is None:
-                    raise ValueError("say how long a step is: steps:100,200:10, or --duration-s")
-                each_s = duration_s / len(rates)
-            return schedule.steps(rates, each_s)
+            if not (each_s or duration_s):
+                raise ValueError("say how long a step is: steps:100,200:10, or --duration-s")
+            return schedule.steps(rates, each_s or (duration_s or 0.0) / len(rates))
         if self.name == "burst":
             return schedule.burst(*self.numbers)
         return schedule.constant(rate)
 
     def duration_s(self) -> float | None:
         """How long it lasts by itself; None: as long as one likes."""
-        if self.name == "steps" and self.numbers[-1]:
-            return (len(self.numbers) - 1) * self.numbers[-1]
-        return None
+        *rates, each_s = self.numbers or (0.0,)
+        return len(rates) * each_s if self.name == "steps" and each_s else None
 
 
 def shape(text: str) -> ShapeWanted:
     """Read one of SHAPES."""
     name, _, rest = text.partition(":")
+    if name not in _NUMBERS_OF or (name == "constant" and rest):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; may be {SHAPES}")
     try:
-        numbers = _numbers_of(name, rest)
-        if numbers is not None:
-            wanted = ShapeWanted(text, name, numbers)
-            for stretch in wanted.make(1.0, 1.0).stretches:
-                _check_rate(max(stretch.from_per_s, stretch.to_per_s))
-            return wanted
+        wanted = ShapeWanted(text, name, _NUMBERS_OF[name](rest))
+        for stretch in wanted.make(1.0, 1.0).stretches:
+            _check_rate(max(stretch.from_per_s, stretch.to_per_s))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}; may be {SHAPES}") from error
-    raise argparse.ArgumentTypeError(f"{text!r} is no shape; may be {SHAPES}")
+    return wanted
 
 
-def _numbers_of(name: str, rest: str) -> tuple[float, ...] | None:
-    if name == "constant" and not rest:
-        return ()
-    if name == "storm":
-        return (count(1, BACKLOG_MINUTES_MAX)(rest) if rest else BACKLOG_MINUTES,)
-    if name == "ramp":
-        first, _, last = rest.partition("..")
-        return (_number(first), _number(last))
-    if name == "steps":
-        rates, colon, each_s = rest.partition(":")
-        numbers = [_number(each) for each in rates.split(",")]
-        return (*numbers, above_zero(each_s) if colon else 0.0)
-    if name == "burst":
-        numbers = [_number(each) for each in rest.split(",")]
-        if len(numbers) != 4:
-            raise ValueError("a burst has four numbers")
-        return tuple(numbers)
-    return None
+def _ramp(rest: str) -> tuple[float, ...]:
+    first, _, last = rest.partition("..")
+    return _number(first), _number(last)
+
+
+def _steps(rest: str) -> tuple[float, ...]:
+    rates, colon, each_s = rest.partition(":")
+    return *map(_number, rates.split(",")), above_zero(each_s) if colon else 0.0
+
+
+def _burst(rest: str) -> tuple[float, ...]:
+    numbers = tuple(map(_number, rest.split(",")))
+    if len(numbers) != 4:
+        raise ValueError("a burst has four numbers")
+    return numbers
+
+
+_NUMBERS_OF: dict[str, Callable[[str], tuple[float, ...]]] = {
+    "constant": lambda _: (),
+    "ramp": _ramp,
+    "steps": _steps,
+    "burst": _burst,
+    "storm": lambda rest: (count(1, BACKLOG_MINUTES_MAX)(rest) if rest else BACKLOG_MINUTES,),
+}
 
 
 def _number(text: str) -> float:

@@ -58,40 +58,49 @@ def main(chosen: argparse.Namespace) -> int:
 async def _verify(chosen: argparse.Namespace, job: Job | None, where: Where) -> int:
     interrupted = False
     ledger: Path = chosen.ledger if job is None else job.ledger
-    if job is not None:
-        await _look_ahead(job, where)
-        print(f"run {job.plan.run}: ledger {ledger}", file=sys.stderr)
-        run = Run(job)
-        with shown(lambda: _progress(run)):
-            interrupted = await until_signals(run.go(), run.stop)
-        print(f"{_progress(run)}, in {run.took_s:.1f} s{_too_slow(run)}", file=sys.stderr)
-        if interrupted and not run.ended:
-            _say_again(ledger)
-            return 130
-    stage = ["waiting"]
-    keep = True
+    code = 2
     try:
-        with shown(lambda: stage[-1]):
-            result = await conclude(
-                ledger, where, settle_s=chosen.settle_s, report=chosen.report, say=stage.append
-            )
-        keep = not (result.green and result.is_proof)
-        if not result.counts["acknowledged"] and set(result.faults) <= {"wrong_answer"}:
-            refused = "".join(
-                f": {each.found}" for each in result.first.get("wrong_answer", ())[:1]
-            )
-            raise CannotCheck(f"no reading was acknowledged, so nothing is proven{refused}")
-        print(text(result))
-        if not result.green:
-            return 1
-        if not result.is_proof:
-            return 2
+        if job is not None:
+            interrupted, ended = await _send(job, where)
+            if interrupted and not ended:
+                return 130
+        code = await _judge(ledger, where, chosen)
     finally:
-        if keep and job is not None:
-            _say_again(ledger)
-    if job is not None and chosen.ledger is None and not chosen.keep:
+        if code and job is not None and ledger.exists():
+            print(
+                f"to look again: loadgen verify --reconcile-only --ledger {ledger}",
+                file=sys.stderr,
+            )
+    if not code and job is not None and chosen.ledger is None and not chosen.keep:
         ledger.unlink(missing_ok=True)
-    return 130 if interrupted else 0
+    return code or (130 if interrupted else 0)
+
+
+async def _send(job: Job, where: Where) -> tuple[bool, bool]:
+    """Send it all; return whether a signal came, and whether every post was ended."""
+    await _look_ahead(job, where)
+    print(f"run {job.plan.run}: ledger {job.ledger}", file=sys.stderr)
+    run = Run(job)
+    with shown(lambda: _progress(run)):
+        interrupted = await until_signals(run.go(), run.stop)
+    print(f"{_progress(run)}, in {run.took_s:.1f} s{_too_slow(run)}", file=sys.stderr)
+    return interrupted, run.ended
+
+
+async def _judge(ledger: Path, where: Where, chosen: argparse.Namespace) -> int:
+    """Compare, and print the verdict; return the exit code."""
+    stage = ["waiting"]
+    with shown(lambda: stage[-1]):
+        result = await conclude(
+            ledger, where, settle_s=chosen.settle_s, report=chosen.report, say=stage.append
+        )
+    if not result.counts["acknowledged"] and set(result.faults) <= {"wrong_answer"}:
+        refused = "".join(f": {each.found}" for each in result.first.get("wrong_answer", ())[:1])
+        raise CannotCheck(f"no reading was acknowledged, so nothing is proven{refused}")
+    print(text(result))
+    if not result.green:
+        return 1
+    return 0 if result.is_proof else 2
 
 
 async def _look_ahead(job: Job, where: Where) -> None:
@@ -110,13 +119,6 @@ async def _look_ahead(job: Job, where: Where) -> None:
                 "--refused-by-check: the table refuses no such reading; let its owner say: alter "
                 f"table readings add constraint loadgen_verify check (metric <> '{REFUSED_METRIC}')"
             )
-
-
-def _say_again(ledger: Path) -> None:
-    print(
-        f"to look again: loadgen verify --reconcile-only --ledger {ledger}",
-        file=sys.stderr,
-    )
 
 
 def _progress(run: Run) -> str:

@@ -76,20 +76,18 @@ _FLOAT, _BITS = struct.Struct("<d"), struct.Struct("<Q")
 _DIGITS = [f"{number:03}" for number in range(1_000)]
 
 
+@dataclass(slots=True, eq=False)
 class Item:
     """One item of a post: `count` readings from number `first` on (one, if it is invalid).
 
     `flags` and `note` are for the reconciliation, which learns about an item from several posts.
     """
 
-    __slots__ = ("count", "first", "flags", "kind", "note")
-
-    def __init__(self, first: int, count: int, kind: int) -> None:
-        self.first = first
-        self.count = count
-        self.kind = kind
-        self.flags = 0
-        self.note: Any = None
+    first: int
+    count: int
+    kind: int
+    flags: int = 0
+    note: Any = None
 
 
 @dataclass(frozen=True)

@@ -109,16 +109,16 @@ def _timeline(load: Load, end_s: float, *, is_scraped: bool) -> Document:
         "width_s": load.tally.timeline.width_s,
         "points": [
             {
-                "at_s": round(point.at_s, 3),
-                "span_s": round(point.span_s, 3),
-                "offered_readings_per_s": point.offered,
-                "accepted_readings_per_s": point.accepted,
-                "committed_readings_per_s": point.committed if is_scraped else None,
-                "p50_ms": _ms(point.p50_s),
-                "p99_ms": _ms(point.p99_s),
-                "answers_per_s": {str(status): n for status, n in point.answers.items()},
+                "at_s": round(at_s, 3),
+                "span_s": round(span_s, 3),
+                "offered_readings_per_s": cell.offered / span_s,
+                "accepted_readings_per_s": cell.accepted / span_s,
+                "committed_readings_per_s": cell.committed / span_s if is_scraped else None,
+                "p50_ms": _ms(cell.quantile_s(0.5)),
+                "p99_ms": _ms(cell.quantile_s(0.99)),
+                "answers_per_s": {str(n): cell.statuses[n] / span_s for n in sorted(cell.statuses)},
             }
-            for point in load.tally.timeline.points(end_s)
+            for at_s, span_s, cell in load.tally.timeline.points(end_s)
         ],
     }
 

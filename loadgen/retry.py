@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -31,20 +32,18 @@ class Retry(NamedTuple):
 RETRY = Retry()
 
 
+@dataclass(slots=True, eq=False)
 class Flight:
     """A post between the source and its final call. Times are of `time.monotonic`.
 
     `written`: bytes of it may have reached the service.
     """
 
-    __slots__ = ("first_s", "intended_s", "post", "tries", "written")
-
-    def __init__(self, post: Post, intended_s: float, first_s: float) -> None:
-        self.post = post
-        self.intended_s = intended_s
-        self.first_s = first_s
-        self.tries = 0
-        self.written = False
+    post: Post
+    intended_s: float
+    first_s: float
+    tries: int = 0
+    written: bool = False
 
 
 class Waiting:

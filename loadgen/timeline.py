@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from loadgen.histogram import Histogram
@@ -19,17 +20,15 @@ LOST = 0  # stands for "no answer" among the statuses
 SPAN_SHARE_MIN = 0.2
 
 
+@dataclass(slots=True)
 class Cell:
     """The counts of one stretch of time. Readings, but `statuses`: answers to all tries."""
 
-    __slots__ = ("accepted", "committed", "durations", "offered", "statuses")
-
-    def __init__(self) -> None:
-        self.offered = 0.0
-        self.accepted = 0
-        self.committed = 0.0
-        self.statuses: dict[int, int] = {}
-        self.durations = Histogram()
+    offered: float = 0.0
+    accepted: int = 0
+    committed: float = 0.0
+    statuses: dict[int, int] = field(default_factory=dict)  # `LOST`: no answer
+    durations: Histogram = field(default_factory=Histogram)
 
     def add_status(self, status: int) -> None:
         """Count an answer."""
@@ -49,19 +48,11 @@ class Cell:
 
 
 class Point(NamedTuple):
-    """A cell as a chart wants it: its middle and width in seconds, rates a second.
-
-    `answers` holds answers a second by status; `LOST` for none.
-    """
+    """A cell as a chart wants it: with its middle and its width in seconds."""
 
     at_s: float
     span_s: float
-    offered: float
-    accepted: float
-    committed: float
-    p50_s: float | None
-    p99_s: float | None
-    answers: dict[int, float]
+    cell: Cell
 
 
 class Timeline:
@@ -110,13 +101,4 @@ class Timeline:
             if span_s < self.width_s * SPAN_SHARE_MIN and index:
                 return
             span_s = max(span_s, 1e-9)
-            yield Point(
-                begin_s + span_s / 2,
-                span_s,
-                cell.offered / span_s,
-                cell.accepted / span_s,
-                cell.committed / span_s,
-                cell.quantile_s(0.5),
-                cell.quantile_s(0.99),
-                {status: count / span_s for status, count in sorted(cell.statuses.items())},
-            )
+            yield Point(begin_s + span_s / 2, span_s, cell)

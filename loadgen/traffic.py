@@ -83,7 +83,7 @@ class Traffic:
         self._ahead: deque[Post] = deque()
         self._readings = 0
         self._last_us = 0
-        self._repeatable: list[Post] = []
+        self._repeatable: deque[Post] = deque(maxlen=REPEATABLE_POSTS)
         self._fleet = make_fleet(recipe.devices, recipe.seed)
         self._texts: list[str] = []  # by series
         self._first_series: list[int] = []  # by device
@@ -144,7 +144,7 @@ class Traffic:
         elif bad:
             self.bad_items[number] = bad
         elif recipe.duplicates:
-            self._keep(post)
+            self._repeatable.append(post)
         return post
 
     def _gap(self, share: float) -> float:
@@ -159,12 +159,6 @@ class Traffic:
         if self._recipe.gzip:
             return Post(finish(self._gzip_head, compress(body)), readings, kind, number)
         return Post(finish(self._plain_head, body), readings, kind, number)
-
-    def _keep(self, post: Post) -> None:
-        if len(self._repeatable) < REPEATABLE_POSTS:
-            self._repeatable.append(post)
-        else:
-            self._repeatable[post.number % REPEATABLE_POSTS] = post
 
     # Live posts
 
@@ -215,7 +209,7 @@ class Traffic:
     def _measured(self, number: int, at_us: int) -> list[str]:
         device = self._fleet[number]
         return [
-            f'{{"device_id":"{device.name}","metric":"{metric}","value":{_json(value)},"ts":'
+            f'{{"device_id":"{device.name}","metric":"{metric}","value":{str(value).lower()},"ts":'
             for metric, value in device.measure(at_us / 1e6).items()
         ]
 
@@ -255,9 +249,3 @@ class Traffic:
         self.made["backlog"] += 1
         self._last_us = at_us
         return self._post(f"[{'},'.join(items)}}}]".encode(), len(items), GOOD, number)
-
-
-def _json(value: float | bool) -> str:
-    if value is True:
-        return "true"
-    return "false" if value is False else repr(value)

@@ -39,10 +39,9 @@ def test_timeline_keeps_every_count_in_bounded_cells(moments: list[float]) -> No
         cell.durations.add(0.01)
     points = list(timeline.points(200_000))
     assert len(points) <= CELLS_MAX
-    assert sum(point.offered * point.span_s for point in points) == pytest.approx(2 * len(moments))
-    assert sum(point.accepted * point.span_s for point in points) == pytest.approx(len(moments))
-    answers = sum(sum(point.answers.values()) * point.span_s for point in points)
-    assert answers == pytest.approx(2 * len(moments))
+    assert sum(cell.offered for _, _, cell in points) == 2 * len(moments)
+    assert sum(cell.accepted for _, _, cell in points) == len(moments)
+    assert sum(sum(cell.statuses.values()) for _, _, cell in points) == 2 * len(moments)
     assert len({point.span_s for point in points}) <= 1
 
 
@@ -52,7 +51,7 @@ def test_cell_of_a_moment_covers_that_moment_after_widening() -> None:
     for second in range(4 * CELLS_MAX):
         timeline.at(second).accepted += second == 777
     assert timeline.width_s == 4.0
-    (found,) = [point for point in timeline.points(4 * CELLS_MAX) if point.accepted]
+    (found,) = [point for point in timeline.points(4 * CELLS_MAX) if point.cell.accepted]
     assert found.at_s - found.span_s / 2 <= 777 < found.at_s + found.span_s / 2
 
 
@@ -60,10 +59,10 @@ def test_commits_between_two_looks_are_spread_over_that_time() -> None:
     """A look that came late does not draw a peak that never was."""
     timeline = Timeline()
     timeline.commit(0.5, 3.5, 300)
-    rates = [point.committed for point in timeline.points(4.0)]
-    assert rates == pytest.approx([50, 100, 100, 50])
+    counts = [point.cell.committed for point in timeline.points(4.0)]
+    assert counts == pytest.approx([50, 100, 100, 50])
     timeline.commit(3.5, 3.5, 7)
-    assert sum(point.committed for point in timeline.points(4.0)) == pytest.approx(307)
+    assert sum(point.cell.committed for point in timeline.points(4.0)) == pytest.approx(307)
 
 
 def test_short_rest_at_the_end_is_left_out_and_a_longer_one_is_a_rate_of_its_own() -> None:
@@ -71,5 +70,5 @@ def test_short_rest_at_the_end_is_left_out_and_a_longer_one_is_a_rate_of_its_own
     timeline = Timeline()
     for at_s in (0.5, 1.05):
         timeline.at(at_s).accepted += 10
-    assert [point.accepted for point in timeline.points(1.1)] == pytest.approx([10])
-    assert [point.accepted for point in timeline.points(1.5)] == pytest.approx([10, 20])
+    assert [point.span_s for point in timeline.points(1.1)] == pytest.approx([1])
+    assert [point.span_s for point in timeline.points(1.5)] == pytest.approx([1, 0.5])
