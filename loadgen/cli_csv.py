@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import tzinfo
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -40,13 +39,6 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_all(csv, OPTIONS)
 
 
-def _zone(text: str) -> tzinfo:
-    try:
-        return zone_named(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 OPTIONS = {
     "": (
         Option("--device", "device_id of every reading", str, required=True),
@@ -61,7 +53,7 @@ OPTIONS = {
         Option(
             "--timezone",
             "of timestamps without an offset: UTC (default), +02:00, Europe/Vienna",
-            _zone,
+            values.told(zone_named),
             "UTC",
             "ZONE",
         ),
@@ -185,15 +177,15 @@ def _bar(file: CsvFile, client: Client, tally: _Tally) -> Callable[[], Renderabl
 
 
 def _summarise(file: CsvFile, client: Client, tally: _Tally, took_s: float) -> None:
-    for line, why in file.bad:
-        print(f"{file.path}, line {line}: {why}", file=sys.stderr)
-    if file.bad_rows > len(file.bad):
-        print(f".. and {file.bad_rows - len(file.bad)} more lines left out", file=sys.stderr)
-    for line, why in tally.trouble:
-        print(f"{file.path}, line {line}: {why}", file=sys.stderr)
-    lost = tally.dead_lettered + tally.refused
-    if lost > len(tally.trouble):
-        print(f".. and {lost - len(tally.trouble)} more rows refused", file=sys.stderr)
+    refused = tally.dead_lettered + tally.refused
+    for listed, count, what in (
+        (file.bad, file.bad_rows, "lines left out"),
+        (tally.trouble, refused, "rows refused"),
+    ):
+        for line, why in listed:
+            print(f"{file.path}, line {line}: {why}", file=sys.stderr)
+        if count > len(listed):
+            print(f".. and {count - len(listed)} more {what}", file=sys.stderr)
     if tally.fatal:
         print(tally.fatal, file=sys.stderr)
     print(

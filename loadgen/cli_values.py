@@ -10,11 +10,12 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from loadgen import schedule
-from loadgen.post import Target, target_of
+from loadgen.post import target_of
 
 # The service's own bound is `post_rows_max`, 5,000 by default; its body's is 1 MiB.
 READINGS_A_POST_MAX = 100_000
@@ -25,14 +26,22 @@ RATE_MAX = 1_000_000
 BACKLOG_MINUTES, BACKLOG_MINUTES_MAX = 30, 1440
 
 Mix = tuple[tuple[int, float], ...]
+Value = TypeVar("Value")
 
 
-def url(text: str) -> Target:
-    """Read the URL of a service."""
-    try:
-        return target_of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def told(read: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Return what reads the same, so that the user is told what its ValueError says."""
+
+    def read_it(text: str) -> Value:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read_it
+
+
+url = told(target_of)
 
 
 def count(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
@@ -175,22 +184,20 @@ _NUMBERS_OF: dict[str, Callable[[str], tuple[float, ...]]] = {
 
 
 def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
-    return number
+    with suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number")
 
 
 def file_to_write(text: str) -> Path:
     """Read the path of a file that can be written: better known before the run than after it."""
     path = Path(text).absolute()
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write to {path.parent}")
+    for is_so, why in (
+        (path.is_dir(), f"{text} is a folder"),
+        (not path.parent.is_dir(), f"there is no folder {path.parent}"),
+        (not os.access(path.parent, os.W_OK), f"cannot write to {path.parent}"),
+    ):
+        if is_so:
+            raise argparse.ArgumentTypeError(why)
     return path

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from zoneinfo import ZoneInfo
@@ -150,12 +150,8 @@ def _ts_json(text: str, zone: tzinfo) -> str:
 
 
 def _offset(naive: datetime, zone: tzinfo) -> str:
-    offset = naive.replace(tzinfo=zone).utcoffset() or timedelta(0)
-    minutes = round(offset.total_seconds() / 60)
-    if minutes == 0:
-        return "Z"
-    sign = "-" if minutes < 0 else "+"
-    return f"{sign}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
+    offset = naive.replace(tzinfo=zone).isoformat(timespec="seconds")[19:25]  # without seconds
+    return "Z" if offset == "+00:00" else offset
 
 
 def _value_json(text: str) -> str:

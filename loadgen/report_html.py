@@ -195,12 +195,11 @@ def _latency(document: Document) -> str:
 
 
 def _answers(document: Document) -> str:
-    rows = []
-    for status, count in document["statuses"].items():
-        rows.append(("no answer" if status == "0" else status, f"{count:,}"))
-    rows += [(f"· {code}", f"{count:,}") for code, count in document["refusals"].items()]
-    rows += [(f"· {why}", f"{count:,}") for why, count in document["lost_why"].items()]
-    return _table([*rows, ("retries", f"{document['posts']['retries']:,}")])
+    statuses = {"no answer" if each == "0" else each: n for each, n in document["statuses"].items()}
+    whys = document["refusals"] | document["lost_why"]
+    counts = statuses | {f"· {why}": n for why, n in whys.items()}
+    counts["retries"] = document["posts"]["retries"]
+    return _table([(name, f"{n:,}") for name, n in counts.items()])
 
 
 def _counts(document: Document) -> str:
@@ -216,16 +215,15 @@ def _counts(document: Document) -> str:
 
 def _settings(document: Document) -> str:
     generator = document["generator"]
-    rows = [(name, "-" if value is None else str(value)) for name, value in _flat(document)]
-    rows.append(("generator's CPU", f"{generator['cpu_share']:.0%} of a core"))
-    rows.append(("posts it was itself late with", f"{generator['lagged_posts']:,}"))
-    rows.append(("by at most", duration(generator["lag_ms_max"])))
+    shown = {
+        **document["settings"],
+        **document["machine"],
+        "generator's CPU": f"{generator['cpu_share']:.0%} of a core",
+        "posts it was itself late with": f"{generator['lagged_posts']:,}",
+        "by at most": duration(generator["lag_ms_max"]),
+    }
+    rows = [(name, "-" if value is None else str(value)) for name, value in shown.items()]
     return f'<div class="columns">{_table(rows)}</div>'
-
-
-def _flat(document: Document) -> Iterator[tuple[str, Any]]:
-    yield from document["settings"].items()
-    yield from document["machine"].items()
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
