@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from loadgen.load import Load, Plan
-from loadgen.report_json import BUSY_CPU_SHARE, Document, latency_ms
+from loadgen.histogram import latency_ms
+from loadgen.load import BUSY_CPU_SHARE, Load, Plan
 from loadgen.schedule import constant
 
 WARM_UP_S = 1.0
@@ -90,7 +90,7 @@ class Step(NamedTuple):
     rate: float
     confirming: bool
     answered_per_s: float
-    latency_ms: Document
+    latency_ms: dict[str, Any]
     committed_per_s: float | None
     cpu_share: float
     why: str
@@ -172,7 +172,7 @@ class FindMax:
         """Whether a rate failed while the generator had no time left."""
         return any(step.why and step.cpu_share >= BUSY_CPU_SHARE for step in self.steps)
 
-    def document(self, settings: dict[str, Any], *, interrupted: bool) -> Document:
+    def document(self, settings: dict[str, Any], *, interrupted: bool) -> dict[str, Any]:
         """Return the search as JSON has it."""
         return {
             "schema": SCHEMA,

@@ -10,6 +10,7 @@ ARM machines with Linux, and takes twice as long to add a value (measured: 665 n
 from __future__ import annotations
 
 import math
+from typing import Any
 
 _STEPS = 64  # buckets a doubling
 _VALUE_S_MIN = 1e-9  # what is shorter falls into the first bucket: 0 has no exponent
@@ -84,3 +85,23 @@ class Histogram:
                 middle_s = math.ldexp((_STEPS + step + 0.5) / (2 * _STEPS), exponent)
                 return min(max(middle_s, self._min_s), self.max_s)
         raise AssertionError("the counts of all buckets add up to `count`")
+
+
+def latency_ms(latency: Histogram) -> dict[str, Any]:
+    """Return the quantiles of a histogram in milliseconds, null without any durations."""
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
+    numbers = {
+        "min": latency.min_s,
+        "mean": latency.mean_s,
+        **{name: latency.quantile(share) for name, share in shares.items()},
+        "max": latency.max_s,
+    }
+    return {
+        "count": latency.count,
+        **{name: in_ms(value_s) if latency.count else None for name, value_s in numbers.items()},
+    }
+
+
+def in_ms(value_s: float | None) -> float | None:
+    """Return seconds as milliseconds, to a tenth of a microsecond."""
+    return None if value_s is None else round(value_s * 1e3, 4)

@@ -13,12 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loadgen.histogram import Histogram
-from loadgen.load import Load
+from loadgen.histogram import in_ms, latency_ms
+from loadgen.load import BUSY_CPU_SHARE, Load
 
 SCHEMA, SCHEMA_VERSION = "iot-ingest/loadgen-run", 1
-# From here on the loop has no time left to be on time.
-BUSY_CPU_SHARE = 0.9
 # An ordinary last answer comes sooner.
 BEHIND_S_MIN = 1.0
 # From here on the generator's own delays reach the p99.
@@ -114,8 +112,8 @@ def _timeline(load: Load, end_s: float, *, is_scraped: bool) -> Document:
                 "offered_readings_per_s": cell.offered / span_s,
                 "accepted_readings_per_s": cell.accepted / span_s,
                 "committed_readings_per_s": cell.committed / span_s if is_scraped else None,
-                "p50_ms": _ms(cell.quantile_s(0.5)),
-                "p99_ms": _ms(cell.quantile_s(0.99)),
+                "p50_ms": in_ms(cell.quantile_s(0.5)),
+                "p99_ms": in_ms(cell.quantile_s(0.99)),
                 "answers_per_s": {str(n): cell.statuses[n] / span_s for n in sorted(cell.statuses)},
             }
             for at_s, span_s, cell in load.tally.timeline.points(end_s)
@@ -127,25 +125,6 @@ def all_right(load: Load) -> bool:
     """Whether every post that was due was sent and got the answer that was right for it."""
     driver = load.driver
     return not load.tally.wrong and not driver.skipped and load.tally.right > 0
-
-
-def latency_ms(latency: Histogram) -> Document:
-    """Return the quantiles of a histogram in milliseconds, null without any durations."""
-    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
-    numbers = {
-        "min": latency.min_s,
-        "mean": latency.mean_s,
-        **{name: latency.quantile(share) for name, share in shares.items()},
-        "max": latency.max_s,
-    }
-    return {
-        "count": latency.count,
-        **{name: _ms(value_s) if latency.count else None for name, value_s in numbers.items()},
-    }
-
-
-def _ms(value_s: float | None) -> float | None:
-    return None if value_s is None else round(value_s * 1e3, 4)
 
 
 def _says(load: Load) -> str:

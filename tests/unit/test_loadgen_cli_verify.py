@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pkgutil
 import re
 import runpy
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +90,19 @@ def test_interrupt_while_the_parts_are_loaded_is_no_crash(
     with pytest.raises(SystemExit) as end:
         runpy.run_module("loadgen", run_name="__main__")
     assert end.value.code == 130
+
+
+def test_script_that_is_installed_is_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name in pyproject.toml can be imported, and is what `python -m loadgen` runs."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    run = pkgutil.resolve_name(project["scripts"]["loadgen"])
+    monkeypatch.setattr(sys, "argv", ["loadgen", "--help"])
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert end.value.code == 0
+    assert "verify" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
