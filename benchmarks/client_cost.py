@@ -26,9 +26,9 @@ from typing import Any, cast
 import aiohttp
 import uvloop
 
-from loadgen.driver import Driver, Post
-from loadgen.ports import Loss
-from loadgen.post import finish, head_of
+from loadgen.driver.driver import Driver, Post
+from loadgen.driver.ports import Loss
+from loadgen.traffic.post import finish, head_of
 
 CONNECTIONS = 64
 ANSWER_BODY = b'{"accepted":1,"dead_lettered":0,"ack":"buffered","errors":[]}'

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import uvloop
 
 from benchmarks.processes import raise_open_files_limit, run_driver
-from loadgen.driver import Driver
-from loadgen.histogram import Histogram
-from loadgen.ports import Loss
-from loadgen.post import Post, finish, head_of
-from loadgen.schedule import constant, moments
+from loadgen.driver.driver import Driver
+from loadgen.driver.ports import Loss
+from loadgen.measure.histogram import Histogram
+from loadgen.traffic.post import Post, finish, head_of
+from loadgen.traffic.schedule import constant, moments
 
 SEED = 1
 

@@ -27,7 +27,7 @@ def main() -> int:
     """Run the command line; return the exit code."""
     _standard_files()
     try:
-        from loadgen.cli import main as run  # noqa: PLC0415  takes a while; Ctrl-C may come
+        from loadgen.cli.main import main as run  # noqa: PLC0415  takes a while; Ctrl-C may come
 
         return run()
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from ingest.cli import WORDS, build_parser, main
 from ingest.config import Settings, load
 from ingest.metrics import Metrics
 from ingest.postgres_embedded import SETTINGS as EMBEDDED
-from loadgen.cli import parser as loadgen_parser
+from loadgen.cli.main import parser as loadgen_parser
 from tests.deployment import (
     DASHBOARD,
     DEPLOY,

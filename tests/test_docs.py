@@ -19,7 +19,7 @@ from ingest import codes
 from ingest.cli import WORDS
 from ingest.cli_docs import TABLES, main, metrics_table, refreshed
 from ingest.config_text import env_example
-from loadgen.client import TRY_AGAIN
+from loadgen.csv.client import TRY_AGAIN
 from tests.documents import DOCUMENTS, README, REPOSITORY, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"

@@ -16,7 +16,7 @@ from typing import Self
 import asyncpg
 
 from ingest import postgres_data, schema
-from loadgen.proof import REFUSED_METRIC
+from loadgen.proof.readings import REFUSED_METRIC
 from tests.system.database import PASSWORD, Database, copy_data
 
 CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED_METRIC}')"

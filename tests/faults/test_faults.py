@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.conclude import Result
-from loadgen.proof import Plan
-from loadgen.reconcile import Fault as Reading
+from loadgen.proof.conclude import Result
+from loadgen.proof.readings import Plan
+from loadgen.proof.reconcile import Fault as Reading
 from tests.faults import report, runner
 from tests.faults.__main__ import parser
 from tests.faults.all_faults import FAULTS, MODULES

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from math import ceil
 
-from loadgen.ports import Loss
-from loadgen.post import Post
-from loadgen.verify import Job, Run
+from loadgen.driver.ports import Loss
+from loadgen.proof.run import Job, Run
+from loadgen.traffic.post import Post
 
 
 class Traffic(Run):

@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadgen.quiet import read_law
+from loadgen.proof.balance import read_law
 
 if TYPE_CHECKING:
     from tests.faults.world import World

@@ -17,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from loadgen.conclude import Result, Where, conclude
-from loadgen.post import target_of
-from loadgen.proof import Plan
-from loadgen.quiet import settle
-from loadgen.retry import Retry
-from loadgen.verify import Job
+from loadgen.driver.retry import Retry
+from loadgen.proof.balance import settle
+from loadgen.proof.conclude import Result, Where, conclude
+from loadgen.proof.readings import Plan
+from loadgen.proof.run import Job
+from loadgen.traffic.post import target_of
 from tests.faults.lazy_disk import LazyDisk
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import Fault

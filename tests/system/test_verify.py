@@ -15,11 +15,11 @@ from typing import Any
 
 import asyncpg
 
-from loadgen.conclude import Result, Where, conclude
-from loadgen.post import target_of
-from loadgen.proof import REFUSED_METRIC, Plan
-from loadgen.verdict_text import text
-from loadgen.verify import Job, Run
+from loadgen.proof.conclude import Result, Where, conclude
+from loadgen.proof.readings import REFUSED_METRIC, Plan
+from loadgen.proof.run import Job, Run
+from loadgen.report.verdict import text
+from loadgen.traffic.post import target_of
 from tests.system.database import Database
 from tests.system.service import REPOSITORY, Done, Service, environment, run_command
 from tests.system.test_database_faults import QUICK

@@ -27,8 +27,8 @@ from benchmarks.stories import close_all, is_open
 from ingest.block import HEADER, TRAILER, decode_rows
 from ingest.config import Settings, ts_min_us
 from ingest.decode import Rules, decode
-from loadgen.ports import Loss
-from loadgen.post import Post
+from loadgen.driver.ports import Loss
+from loadgen.traffic.post import Post
 from tests.door import until
 from tests.system.service import REPOSITORY, wait_gone
 
