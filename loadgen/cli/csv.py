@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all
-from loadgen.csv.client import Answer, Client, GaveUp
+from loadgen.csv.client import Client, GaveUp, Reply
 from loadgen.csv.file import Batch, CsvError, CsvFile, zone_named
 from loadgen.live import shown
 
@@ -74,7 +74,7 @@ class _Tally:
     fatal: str = ""
     trouble: list[tuple[int, str]] = field(default_factory=list)
 
-    def take(self, batch: Batch, answer: Answer) -> None:
+    def take(self, batch: Batch, answer: Reply) -> None:
         """Count one answer, and name the lines that it names."""
         for each in answer.errors:
             if each.item < len(batch.lines):

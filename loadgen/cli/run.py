@@ -23,7 +23,7 @@ from loadgen.cli.run_watch import Watch
 from loadgen.driver.pool import unreachable
 from loadgen.live import shown
 from loadgen.measure.find_max import FindMax
-from loadgen.measure.load import Load, Plan
+from loadgen.measure.load import Load, LoadPlan
 from loadgen.report import html as report_html
 from loadgen.report import text as report_text
 from loadgen.report.json import document, write_whole
@@ -64,7 +64,7 @@ def _raise_open_files(connections: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-async def _run(plan: Plan, chosen: argparse.Namespace) -> int:
+async def _run(plan: LoadPlan, chosen: argparse.Namespace) -> int:
     load = Load(plan)
     watch = Watch(load)
     with shown(watch.line, watch.picture):
@@ -119,7 +119,7 @@ async def until_signals(work: Coroutine[Any, Any, None], stop: Callable[[], None
     return signals > 0
 
 
-async def _find_max(plan: Plan, chosen: argparse.Namespace) -> int:
+async def _find_max(plan: LoadPlan, chosen: argparse.Namespace) -> int:
     search = FindMax(plan, p99_ms=chosen.p99_ms, step_s=chosen.step_s, first_rate=chosen.rate)
     print(report_text.STEP_HEAD, flush=True)
     interrupted = await until_signals(

@@ -8,7 +8,7 @@ from typing import Any
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all, picked
 from loadgen.driver.driver import Retry
-from loadgen.measure.load import Plan
+from loadgen.measure.load import LoadPlan
 from loadgen.traffic.traffic import Recipe
 
 DURATION_S = 10.0
@@ -181,10 +181,10 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_all(run, OPTIONS)
 
 
-def plan_of(chosen: argparse.Namespace) -> Plan:
+def plan_of(chosen: argparse.Namespace) -> LoadPlan:
     """Return the plan. Raises ValueError that names the options that do not go together."""
     _check_together(chosen)
-    wanted: values.ShapeWanted = chosen.shape
+    wanted: values.ShapeChoice = chosen.shape
     duration_s = chosen.duration_s or wanted.duration_s()
     if duration_s is None and chosen.posts_max is None:
         duration_s = DURATION_S
@@ -192,8 +192,8 @@ def plan_of(chosen: argparse.Namespace) -> Plan:
         shape = None if chosen.closed else wanted.make(chosen.rate or RATE_PER_S, duration_s)
     except ValueError as error:
         raise ValueError(f"--shape {wanted.text}: {error}") from error
-    return Plan(
-        **picked(chosen, Plan)
+    return LoadPlan(
+        **picked(chosen, LoadPlan)
         | {
             "recipe": Recipe(backlog_minutes=wanted.backlog_minutes, **picked(chosen, Recipe)),
             "shape": shape,
@@ -207,7 +207,7 @@ def plan_of(chosen: argparse.Namespace) -> Plan:
 
 
 def _check_together(chosen: argparse.Namespace) -> None:
-    wanted: values.ShapeWanted = chosen.shape
+    wanted: values.ShapeChoice = chosen.shape
     is_shaped = wanted.name != "constant"
     pace, find_max = "the answers set the pace", chosen.find_max
     metrics_url = chosen.metrics_url or "http://"
@@ -252,7 +252,7 @@ def _usual_metrics_url(chosen: argparse.Namespace) -> str | None:
     return f"http://{f'[{host}]' if ':' in host else host}:{ADMIN_PORT}/metrics"
 
 
-def settings_of(chosen: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+def settings_of(chosen: argparse.Namespace, plan: LoadPlan) -> dict[str, Any]:
     """Return what was chosen, defaults included, as a report shows it."""
     return {
         "url": f"http://{plan.target.authority}{plan.target.path}",

@@ -105,7 +105,7 @@ def mix(text: str) -> Mix:
     return tuple(sizes)
 
 
-class ShapeWanted(NamedTuple):
+class ShapeChoice(NamedTuple):
     """A shape as it was asked for; `rates_given`: it says the rates itself."""
 
     text: str
@@ -143,13 +143,13 @@ class ShapeWanted(NamedTuple):
         return len(rates) * each_s if self.name == "steps" and each_s else None
 
 
-def shape(text: str) -> ShapeWanted:
+def shape(text: str) -> ShapeChoice:
     """Read one of SHAPES."""
     name, _, rest = text.partition(":")
     if name not in _NUMBERS_OF or (name == "constant" and rest):
         raise argparse.ArgumentTypeError(f"{text!r} is no shape; may be {SHAPES}")
     try:
-        wanted = ShapeWanted(text, name, _NUMBERS_OF[name](rest))
+        wanted = ShapeChoice(text, name, _NUMBERS_OF[name](rest))
         for stretch in wanted.make(1.0, 1.0).stretches:
             _check_rate(max(stretch.from_per_s, stretch.to_per_s))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:

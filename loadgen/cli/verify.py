@@ -24,7 +24,7 @@ from loadgen.cli.verify_options import (
 )
 from loadgen.driver.pool import unreachable
 from loadgen.live import shown
-from loadgen.proof.conclude import CannotCheck, Where, check_ahead, conclude
+from loadgen.proof.conclude import CannotCheck, Evidence, check_ahead, conclude
 from loadgen.proof.local_service import NoHome, find, state_folder
 from loadgen.proof.readings import REFUSED_METRIC
 from loadgen.proof.run import Job, Run
@@ -55,7 +55,7 @@ def main(chosen: argparse.Namespace) -> int:
         return 130
 
 
-async def _verify(chosen: argparse.Namespace, job: Job | None, where: Where) -> int:
+async def _verify(chosen: argparse.Namespace, job: Job | None, where: Evidence) -> int:
     interrupted = False
     ledger: Path = chosen.ledger if job is None else job.ledger
     code = 2
@@ -76,7 +76,7 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Where) -> 
     return code or (130 if interrupted else 0)
 
 
-async def _send(job: Job, where: Where) -> tuple[bool, bool]:
+async def _send(job: Job, where: Evidence) -> tuple[bool, bool]:
     """Send it all; return whether a signal came, and whether every post was ended."""
     await _look_ahead(job, where)
     print(f"run {job.plan.run}: ledger {job.ledger}", file=sys.stderr)
@@ -87,7 +87,7 @@ async def _send(job: Job, where: Where) -> tuple[bool, bool]:
     return interrupted, run.ended
 
 
-async def _judge(ledger: Path, where: Where, chosen: argparse.Namespace) -> int:
+async def _judge(ledger: Path, where: Evidence, chosen: argparse.Namespace) -> int:
     """Compare, and print the verdict; return the exit code."""
     stage = ["waiting"]
     with shown(lambda: stage[-1]):
@@ -103,7 +103,7 @@ async def _judge(ledger: Path, where: Where, chosen: argparse.Namespace) -> int:
     return 0 if result.is_proof else 2
 
 
-async def _look_ahead(job: Job, where: Where) -> None:
+async def _look_ahead(job: Job, where: Evidence) -> None:
     """See whether there will be a proof. Raises CannotCheck, WrongUse."""
     await check_ahead(where, job.plan.prefix)
     if why := await unreachable(job.target):

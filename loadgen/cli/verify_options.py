@@ -12,7 +12,7 @@ from typing import Any
 
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all, picked
-from loadgen.proof.conclude import Where
+from loadgen.proof.conclude import Evidence
 from loadgen.proof.local_service import LocalService, state_folder
 from loadgen.proof.readings import POST_READINGS_MAX, REFUSED_METRIC, Plan
 from loadgen.proof.run import Job
@@ -26,7 +26,7 @@ class WrongUse(Exception):
     """The options cannot be what was meant; the text names one."""
 
 
-class _Sends(argparse.Action):
+class _NoteGiven(argparse.Action):
     """Stores an option of what is sent, and that it was given: its default does not tell."""
 
     def __call__(
@@ -163,7 +163,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "130: interrupted, and as promised so far.",
     )
     verify.set_defaults(sends=())
-    add_all(verify, OPTIONS, {SENDS: _Sends})
+    add_all(verify, OPTIONS, {SENDS: _NoteGiven})
 
 
 def _is_meant(chosen: argparse.Namespace, local: LocalService | None) -> bool:
@@ -178,7 +178,7 @@ def _is_meant(chosen: argparse.Namespace, local: LocalService | None) -> bool:
     return target.port == own.port and target.host in near
 
 
-def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Where:
+def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Evidence:
     """Return where the proof lies. Raises WrongUse."""
     if not _is_meant(chosen, local):
         local = None
@@ -194,7 +194,7 @@ def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Where:
     assert dlq_dir is not None, "said above"
     if admin_url is not None and not admin_url.startswith(("http://", "https://")):
         raise WrongUse(f"--admin-url {admin_url}: does not begin with http://")
-    return Where(database_url, dlq_dir, admin_url)
+    return Evidence(database_url, dlq_dir, admin_url)
 
 
 def check_reconcile_only(chosen: argparse.Namespace) -> None:
@@ -208,7 +208,7 @@ def check_reconcile_only(chosen: argparse.Namespace) -> None:
         raise WrongUse(f"--reconcile-only sends nothing: leave out {chosen.sends[0]}")
 
 
-def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Where) -> Job:
+def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Evidence) -> Job:
     """Return what to send. Raises WrongUse."""
     run = secrets.token_hex(4)
     ledger = chosen.ledger or Path(tempfile.gettempdir()) / f"loadgen-verify-{run}.ledger"

@@ -35,7 +35,7 @@ class ItemError(NamedTuple):
     message: str
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """What the service said. `status` is 2xx or a refusal that sending again cannot change."""
 
     status: int
@@ -102,7 +102,7 @@ class Client:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, body: bytes) -> Answer:
+    async def post(self, body: bytes) -> Reply:
         """Post until there is a final answer. Raises GaveUp. Safe to cancel."""
         first_s = time.monotonic()
         tries = 0
@@ -124,7 +124,7 @@ class Client:
             self.trouble = why
             await asyncio.sleep(pause_s)
 
-    async def _try(self, body: bytes) -> tuple[Answer | None, str, float | None]:
+    async def _try(self, body: bytes) -> tuple[Reply | None, str, float | None]:
         """Return (final answer or None, why not, seconds of Retry-After or None)."""
         assert self._session is not None, "use `async with`"
         began_s = time.monotonic()
@@ -154,7 +154,7 @@ def _retry_after_s(header: str | None) -> float | None:
     return float(text) if text.isascii() and text.isdecimal() else None
 
 
-def _understand(status: int, text: bytes, took_s: float) -> Answer:
+def _understand(status: int, text: bytes, took_s: float) -> Reply:
     """Read the service's JSON, or make do with whatever a proxy in between has sent."""
     try:
         document = json.loads(text)
@@ -176,8 +176,8 @@ def _understand(status: int, text: bytes, took_s: float) -> Answer:
     if 200 <= status < 300 and not isinstance(fields.get("accepted"), int):
         # Something else answered (a proxy's page, another service): no promise about readings.
         detail = "whatever answers there is not iot-ingest"
-        return Answer(status, 0, 0, "not_the_service", detail, (), took_s)
-    return Answer(
+        return Reply(status, 0, 0, "not_the_service", detail, (), took_s)
+    return Reply(
         status=status,
         accepted=fields.get("accepted", 0),
         dead_lettered=fields.get("dead_lettered", 0),

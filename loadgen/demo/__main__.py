@@ -20,7 +20,7 @@ from pathlib import Path
 from loadgen.demo.service import Service, ServiceEnded
 from loadgen.driver.driver import Retry
 from loadgen.live import shown
-from loadgen.measure.load import Load, Plan
+from loadgen.measure.load import Load, LoadPlan
 from loadgen.measure.pace import Pace
 from loadgen.proof.local_service import NoHome, full_path, state_folder
 from loadgen.traffic.post import target_of
@@ -87,7 +87,7 @@ def _introduce(service: Service, chosen: argparse.Namespace) -> None:
 async def _post(chosen: argparse.Namespace, service: Service, stopping: asyncio.Event) -> None:
     """Let the fleet post until `stopping`. Raises ServiceEnded."""
     load = Load(
-        Plan(
+        LoadPlan(
             target=target_of(service.url),
             recipe=Recipe(devices=chosen.devices, seed=chosen.seed, mix=((READINGS_A_POST, 1.0),)),
             shape=constant(chosen.rate / READINGS_A_POST),

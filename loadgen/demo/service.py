@@ -65,7 +65,7 @@ class Service:
         await asyncio.wait({self._reading, listening}, return_when=asyncio.FIRST_COMPLETED)
         listening.cancel()
         if not self._listening.is_set():
-            raise ServiceEnded(await self.last_words())
+            raise ServiceEnded(await self.last_lines())
 
     async def _read(self, log: TextIO) -> None:
         assert self._process is not None, "started"
@@ -87,9 +87,9 @@ class Service:
         """Wait for its end. Raises ServiceEnded then."""
         assert self._reading is not None, "started"
         await asyncio.shield(self._reading)
-        raise ServiceEnded(await self.last_words())
+        raise ServiceEnded(await self.last_lines())
 
-    async def last_words(self) -> str:
+    async def last_lines(self) -> str:
         """Return its exit code and last lines, once it has ended."""
         assert self._process is not None, "started"
         code = await self._process.wait()

@@ -24,7 +24,7 @@ class Alarm(Protocol):
         """Call back no more."""
 
 
-class Bell:
+class Waker:
     """Wakes by the earliest of the moments it was told, but not twice within `grain_s`.
 
     At high rates that makes one wake-up of many. `next_s` is the moment that is set, or infinite.

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection of the load driver: writes a ready request, reads the answer, calls back.
 
 Costs little: no future, no task, no timer and no table of headers per request. `Answers` is pure
-and reads answers out of whatever pieces the network makes of them; `Wire` is the connection.
+and reads answers out of whatever pieces the network makes of them; `Connection` is the connection.
 Promises: one request in flight; each `send` leads to one `answered` or one `broken`.
 Does not: time out, connect or reconnect by itself (the driver does).
 """
@@ -228,17 +228,17 @@ def _why_not(start: bytes) -> str:
 class Owner(Protocol):
     """Who is called back by a connection."""
 
-    def answered(self, wire: Wire, answer: Answer) -> None:
-        """Take the answer to what was sent; `wire.open` says whether it can send again."""
+    def answered(self, connection: Connection, answer: Answer) -> None:
+        """Take the answer to what was sent; `connection.open` says whether it can send again."""
 
-    def broken(self, wire: Wire, why: str) -> None:
+    def broken(self, connection: Connection, why: str) -> None:
         """Take note that the request was written, but no answer will come; it is closed."""
 
-    def closed(self, wire: Wire) -> None:
+    def closed(self, connection: Connection) -> None:
         """Take note that the connection was closed while nothing was in flight."""
 
 
-class Wire(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection. `flight` and `sent_s` are its owner's to use."""
 
     __slots__ = ("_answers", "_owner", "_transport", "busy", "flight", "open", "sent_s")

@@ -23,12 +23,12 @@ import math
 import time
 from collections.abc import Iterable
 
-from loadgen.driver.alarm import Bell
-from loadgen.driver.connection import Answer, Wire
-from loadgen.driver.due import Due
+from loadgen.driver.alarm import Waker
+from loadgen.driver.connection import Answer, Connection
+from loadgen.driver.due import DueTimes
 from loadgen.driver.pool import Pool
 from loadgen.driver.ports import Loss, Observer, Source
-from loadgen.driver.retry import RETRY, Flight, Retry, Waiting
+from loadgen.driver.retry import RETRY, Flight, Retry, RetryQueue
 from loadgen.traffic.post import Post
 
 __all__ = ["RETRY", "Driver", "Observer", "Post", "Retry", "Source"]
@@ -84,13 +84,13 @@ class Driver:
         self.started_s = time.monotonic()  # what the schedule counts from; set by `run`
         self._source, self._observer = source, observer
         self._closed_loop = schedule is None
-        self._due = Due(schedule)
+        self._due = DueTimes(schedule)
         self._answer_s_max = answer_s_max
         self._unanswered_max = unanswered_max
         self._behind_s_max = math.inf if schedule is None else behind_s_max
         self._pool = Pool(host, port, self, connections)
-        self._waiting = Waiting(retry, seed)
-        self._bell: Bell | None = None
+        self._waiting = RetryQueue(retry, seed)
+        self._waker: Waker | None = None
         self._over: asyncio.Future[None] | None = None
         self._begun = self._stopping = self._ended = False
 
@@ -114,7 +114,7 @@ class Driver:
         """
         loop = asyncio.get_running_loop()
         self._over = loop.create_future()
-        self._bell = Bell(loop, self._pump, GRAIN_S)
+        self._waker = Waker(loop, self._pump, GRAIN_S)
         watch = loop.create_task(self._pool.watch(self._answer_s_max))
         try:
             await self._pool.fill()
@@ -126,7 +126,7 @@ class Driver:
                     self._abandon()
             finally:
                 self._ended = True
-                self._bell.close()
+                self._waker.close()
                 watch.cancel()
                 await asyncio.gather(watch, self._pool.close(), return_exceptions=True)
 
@@ -201,8 +201,8 @@ class Driver:
         due_s = self._waiting.next_s
         if not (self._closed_loop or self._stopping):
             due_s = min(due_s, self._due.next_s)
-        if self._bell is not None and due_s < self._bell.next_s:
-            self._bell.wake_by(due_s)
+        if self._waker is not None and due_s < self._waker.next_s:
+            self._waker.wake_by(due_s)
 
     def _pump(self) -> None:
         """Send what is due, as long as there are free connections."""
@@ -260,23 +260,23 @@ class Driver:
             self.lagged += 1
             self.lag_s_max = max(self.lag_s_max, now_s - due_s)
 
-    def _send(self, wire: Wire, flight: Flight, now_s: float) -> None:
+    def _send(self, connection: Connection, flight: Flight, now_s: float) -> None:
         self.tries += 1
         flight.tries += 1
         flight.written = True
-        wire.flight = flight
-        wire.sent_s = now_s
+        connection.flight = flight
+        connection.sent_s = now_s
         self._observer.sending(flight.post)
-        wire.send(flight.post.request)
+        connection.send(flight.post.request)
 
     # What the connections tell
 
-    def answered(self, wire: Wire, answer: Answer) -> None:
+    def answered(self, connection: Connection, answer: Answer) -> None:
         """Take an answer, and use the connection again at once if something is due."""
         if self._ended:
             return
         now_s = time.monotonic()
-        flight = wire.flight
+        flight = connection.flight
         assert flight is not None, "it was sent"
         status = answer.status
         self.in_flight -= 1
@@ -289,38 +289,38 @@ class Driver:
             )
             if again_s is not None:
                 self._waiting.push(flight, again_s)
-            if not wire.open:
-                self._pool.forget(wire)
+            if not connection.open:
+                self._pool.forget(connection)
                 self._pump()
                 return
             following = self._next(now_s)
             if following is not None:
-                self._send(wire, following, now_s)
+                self._send(connection, following, now_s)
                 return
-            wire.flight = None
-            self._pool.free.append(wire)
+            connection.flight = None
+            self._pool.free.append(connection)
             self._arm()
             if self._due.next_s == math.inf:
                 self._end_if_over()
         except Exception as error:
             self._fail(error)
 
-    def broken(self, wire: Wire, why: str) -> None:
+    def broken(self, connection: Connection, why: str) -> None:
         """Try the post again later, if it may be."""
-        self._pool.forget(wire)
+        self._pool.forget(connection)
         if not self._ended:
-            assert wire.flight is not None, "it was sent"
-            self._fall(wire.flight, why)
+            assert connection.flight is not None, "it was sent"
+            self._fall(connection.flight, why)
             self._pump()
 
-    def closed(self, wire: Wire) -> None:
+    def closed(self, connection: Connection) -> None:
         """Have one connection less; it is opened again when one is missing."""
-        self._pool.forget(wire)
+        self._pool.forget(connection)
 
-    def connected(self, wire: Wire, flight: Flight) -> None:
+    def connected(self, connection: Connection, flight: Flight) -> None:
         """Send what the connection was opened for."""
         try:
-            self._send(wire, flight, time.monotonic())
+            self._send(connection, flight, time.monotonic())
         except Exception as error:
             self._fail(error)
 

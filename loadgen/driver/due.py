@@ -13,7 +13,7 @@ from itertools import repeat
 SLICE_POSTS = 2_000  # about 1 ms
 
 
-class Due:
+class DueTimes:
     """The next intended time, `next_s` (of `time.monotonic`); infinite: not begun, or no more.
 
     `schedule` yields seconds from the start, growing; None is the closed loop: always due.

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
-from loadgen.driver.connection import Head, Owner, Wire
+from loadgen.driver.connection import Connection, Head, Owner
 from loadgen.driver.retry import Flight
 from loadgen.traffic.post import Target
 
@@ -41,7 +41,7 @@ async def unreachable(target: Target) -> str:
 class Opener(Owner, Protocol):
     """Who asked for connections, and is called back by them."""
 
-    def connected(self, wire: Wire, flight: Flight) -> None:
+    def connected(self, connection: Connection, flight: Flight) -> None:
         """Take the connection that `open` was asked for."""
 
     def not_connected(self, flight: Flight, why: str) -> None:
@@ -52,12 +52,12 @@ class Pool:
     """Up to `connections_max` connections to one service."""
 
     def __init__(self, host: str, port: int, opener: Opener, connections_max: int) -> None:
-        self.free: deque[Wire] = deque()  # in turn, so that all are used; some may be closed
+        self.free: deque[Connection] = deque()  # in turn, so that all are used; some may be closed
         self.places = connections_max  # connections that could still be opened
         self._address = (host, port)
         self._opener = opener
         self._heads: dict[bytes, Head] = {}
-        self._wires: set[Wire] = set()
+        self._connections: set[Connection] = set()
         self._opening: dict[asyncio.Task[None], Flight] = {}
 
     @property
@@ -68,15 +68,15 @@ class Pool:
         return bool(self.free) or self.places > 0
 
     async def fill(self) -> None:
-        """Open all connections, some at once. Where nobody listens it soon stops trying."""
+        """Open all connections, some at once. Evidence nobody listens it soon stops trying."""
         while self.places:
             count = min(CONNECTS_AT_ONCE, self.places)
             self.places -= count
             results = await asyncio.gather(*(self._connect() for _ in range(count)))
-            wires = [each for each in results if isinstance(each, Wire)]
-            self.places += count - len(wires)
-            self.free.extend(wires)
-            if not wires:
+            connections = [each for each in results if isinstance(each, Connection)]
+            self.places += count - len(connections)
+            self.free.extend(connections)
+            if not connections:
                 return
             if self.places:
                 await asyncio.sleep(CONNECTS_PAUSE_S)
@@ -90,17 +90,17 @@ class Pool:
 
     async def _open(self, flight: Flight) -> None:
         found = await self._connect()
-        if isinstance(found, Wire):
+        if isinstance(found, Connection):
             self._opener.connected(found, flight)
         else:
             self._opener.not_connected(flight, found)
 
-    async def _connect(self) -> Wire | str:
+    async def _connect(self) -> Connection | str:
         """Return a connection, or why there is none."""
         try:
             async with asyncio.timeout(CONNECT_S_MAX):
-                _, wire = await asyncio.get_running_loop().create_connection(
-                    lambda: Wire(self._opener, self._heads), *self._address
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(self._opener, self._heads), *self._address
                 )
         except TimeoutError:
             return f"no connection within {CONNECT_S_MAX:g} s"
@@ -108,16 +108,16 @@ class Pool:
             return "connection refused"
         except (OSError, UnicodeError) as error:
             return f"no connection: {getattr(error, 'strerror', None) or error}"
-        self._wires.add(wire)
-        return wire
+        self._connections.add(connection)
+        return connection
 
     def give_back(self) -> None:
         """Have a place again, of a connection that could not be opened."""
         self.places += 1
 
-    def forget(self, wire: Wire) -> None:
+    def forget(self, connection: Connection) -> None:
         """Have a place again, of a connection that is closed."""
-        self._wires.discard(wire)
+        self._connections.discard(connection)
         self.places += 1
 
     async def watch(self, answer_s_max: float) -> None:
@@ -126,8 +126,10 @@ class Pool:
         while True:
             await asyncio.sleep(min(WATCHES_S_MAX, answer_s_max / 20))
             since_s = time.monotonic() - answer_s_max
-            for wire in [each for each in self._wires if each.busy and each.sent_s < since_s]:
-                wire.drop(why)
+            for connection in [
+                each for each in self._connections if each.busy and each.sent_s < since_s
+            ]:
+                connection.drop(why)
 
     def opening(self) -> Iterator[Flight]:
         """Yield the flights that a connection is being opened for."""
@@ -135,8 +137,8 @@ class Pool:
 
     def drop_all(self, why: str) -> None:
         """Close all connections at once; the owner is told."""
-        for wire in list(self._wires):
-            wire.drop(why)
+        for connection in list(self._connections):
+            connection.drop(why)
 
     async def close(self) -> None:
         """Close all and open no more."""

@@ -8,7 +8,7 @@ from loadgen.traffic.post import Post
 
 
 class Source(Protocol):
-    """Where the posts come from."""
+    """Evidence the posts come from."""
 
     def take(self) -> Post | None:
         """Return the next post, or None: finished, and never asked again. Must not block."""

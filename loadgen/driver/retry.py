@@ -46,7 +46,7 @@ class Flight:
     written: bool = False
 
 
-class Waiting:
+class RetryQueue:
     """Those that wait for their next try. `next_s` is the moment of the first; infinite: none."""
 
     def __init__(self, retry: Retry | None, seed: int | None) -> None:

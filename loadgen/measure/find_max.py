@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from loadgen.measure.histogram import latency_ms
-from loadgen.measure.load import BUSY_CPU_SHARE, Load, Plan
+from loadgen.measure.load import BUSY_CPU_SHARE, Load, LoadPlan
 from loadgen.traffic.schedule import constant
 
 WARM_UP_S = 1.0
@@ -100,7 +100,7 @@ class FindMax:
     """A search. `told` hears of every step as it ends. `stop` ends it early, without a result."""
 
     def __init__(
-        self, plan: Plan, *, p99_ms: float, step_s: float, first_rate: float | None
+        self, plan: LoadPlan, *, p99_ms: float, step_s: float, first_rate: float | None
     ) -> None:
         self.search = Search(first_rate or FIRST_RATE)
         self.steps: list[Step] = []

@@ -26,7 +26,7 @@ BUSY_CPU_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class LoadPlan:
     """What to send, where, and when.
 
     `shape` None is the closed loop. `duration_s` None: until `recipe.posts_max`. `retry` None:
@@ -71,7 +71,7 @@ class Plan:
 class Load:
     """A run. `await Load(plan).run()`, once; all that it counts can be read at any time."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: LoadPlan) -> None:
         self.plan = plan
         self.started_us = 0
         self.cpu_s = 0.0

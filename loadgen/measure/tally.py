@@ -24,13 +24,13 @@ _CODE = re.compile(rb'"code"\s*:\s*"([^"]{1,40})')
 _STATUS_DUE = {BROKEN: 400, INVALID: 422}
 
 
-class Started(Protocol):
+class HasStart(Protocol):
     """Who knows when the run began: the driver."""
 
     started_s: float
 
 
-class _Never:
+class _NotStarted:
     started_s = 0.0
 
 
@@ -43,7 +43,7 @@ class Tally:
     """
 
     def __init__(self, bad_items: dict[int, int], measured_from_s: float = 0.0) -> None:
-        self.start: Started = _Never()  # the driver, handed in once it is made
+        self.start: HasStart = _NotStarted()  # the driver, handed in once it is made
         self.last_due_s = 0.0  # of the posts that are through: the last moment, from the start
         self.timeline = Timeline()
         self.latency = Histogram()

@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from loadgen.proof.balance import Law, Settled, settle
-from loadgen.proof.dead_letters import Folder, LettersError, read_letters
+from loadgen.proof.balance import Balance, Settled, settle
+from loadgen.proof.dead_letters import DeadLettersError, RunLetters, read_letters
 from loadgen.proof.ledger import Ledger, LedgerError
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import FAULTS, Fault, Reconciliation
@@ -35,8 +35,8 @@ class CannotCheck(Exception):
     """Nothing was proven, neither good nor bad; the text says why."""
 
 
-class Where(NamedTuple):
-    """Where the proof lies. `admin_url` None: nobody can be asked whether all is written."""
+class Evidence(NamedTuple):
+    """Evidence the proof lies. `admin_url` None: nobody can be asked whether all is written."""
 
     database_url: str
     dlq_dir: Path
@@ -55,7 +55,7 @@ class Result:
     faults: Counter[str] = field(default_factory=Counter)
     first: dict[str, list[Fault]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    law: Law | None = None
+    balance: Balance | None = None
     quiet: bool = False
     took_s: float = 0.0
 
@@ -83,15 +83,15 @@ class Result:
             "dead_letters": dict(self.reasons),
             "tried_again": {str(status): count for status, count in self.tries.items()},
             "faults": {kind: self.faults[kind] for kind in FAULTS},
-            "law": self.law._asdict() if self.law is not None else None,
+            "law": self.balance._asdict() if self.balance is not None else None,
             "quiet": self.quiet,
             "notes": self.notes,
             "took_s": round(self.took_s, 3),
         }
 
 
-class _Book:
-    """Where faults are written down: counted, the first ones kept, all of them in a report.
+class _FaultWriter:
+    """Evidence faults are written down: counted, the first ones kept, all of them in a report.
 
     Raises CannotCheck if the report cannot be written: half a list would look like a whole one.
     """
@@ -131,7 +131,7 @@ class _Book:
 
 async def conclude(
     ledger_path: Path,
-    where: Where,
+    where: Evidence,
     *,
     settle_s: float = 60.0,
     report: Path | None = None,
@@ -156,7 +156,7 @@ async def conclude(
             settled = await settle(where.admin_url, where.dlq_dir, plan.prefix, left_s)
             say("comparing")
             result = await _compare(ledger, plan, where, settled, report)
-        except (TableError, LettersError) as error:
+        except (TableError, DeadLettersError) as error:
             if time.monotonic() >= end_s:
                 raise CannotCheck(str(error)) from error
             await asyncio.sleep(AGAIN_S)
@@ -169,13 +169,13 @@ async def conclude(
 
 
 async def _compare(
-    ledger: Ledger, plan: Plan, where: Where, settled: Settled, report: Path | None
+    ledger: Ledger, plan: Plan, where: Evidence, settled: Settled, report: Path | None
 ) -> Result:
     began_s = time.monotonic()
-    law = settled.law
-    result = Result(plan, ledger.posts, tries=ledger.tries, law=law, quiet=settled.quiet)
+    balance = settled.balance
+    result = Result(plan, ledger.posts, tries=ledger.tries, balance=balance, quiet=settled.quiet)
     folder = await asyncio.to_thread(read_letters, where.dlq_dir, plan.prefix)
-    book = _Book(result, report)
+    book = _FaultWriter(result, report)
     seen_rows = 0
 
     def feed(rows: Sequence[Any]) -> None:
@@ -184,13 +184,13 @@ async def _compare(
         work.feed(rows)
 
     try:
-        work = Reconciliation(ledger, folder, book, replays=law is not None)
+        work = Reconciliation(ledger, folder, book, replays=balance is not None)
         result.reasons = Counter(work.reasons)
         result.counts = work.counts
         await stream_rows(where.database_url, plan.prefix, feed)
         work.finish()
         result.counts["perhaps_never_sent"] = _readings_after(ledger, plan)
-        _check_law(ledger, result, book)
+        _check_balance(ledger, result, book)
         _check_ends(ledger, result, book)
         if not seen_rows and result.counts["acknowledged"]:
             result.notes.append(
@@ -214,21 +214,23 @@ def _readings_after(ledger: Ledger, plan: Plan) -> int:
     return sum(item.count for items in posts for item in items if item.kind < 0)
 
 
-def _check_law(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -> None:
-    law = result.law
-    if law is None:
+def _check_balance(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -> None:
+    balance = result.balance
+    if balance is None:
         result.notes.append("I9 was not looked at: no admin port answered")
         return
-    if law.held == 0 and not law.kept:
-        found = f"{law.left_over:g} by our sum, {law.claimed:g} by the service's own"
+    if balance.held == 0 and not balance.is_zero:
+        found = f"{balance.left_over:g} by our sum, {balance.claimed:g} by the service's own"
         book(Fault("law_broken", None, "/metrics", "both sides are equal", found))
-    elif not law.kept:
-        result.notes.append(f"the law left {law.left_over:g} over while readings were held")
-    if law.dropped:
-        book(Fault("law_broken", None, "/metrics", "nothing dropped", f"{law.dropped:g} dropped"))
+    elif not balance.is_zero:
+        result.notes.append(f"the balance left {balance.left_over:g} over while readings were held")
+    if balance.dropped:
+        book(
+            Fault("law_broken", None, "/metrics", "nothing dropped", f"{balance.dropped:g} dropped")
+        )
     before = ledger.header.get("law")
-    if before is not None and before["life"] == law.life:
-        counted = law.accepted - before["accepted"]
+    if before is not None and before["life"] == balance.life:
+        counted = balance.accepted - before["accepted"]
         answered = result.counts["answered_accepted"]
         if counted < answered:
             found = f"{counted:g} counted, {answered} answered as accepted"
@@ -249,7 +251,7 @@ def _check_ends(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -
             result.notes.append(f"{counted(count, 'post')} given up without an answer")
 
 
-def _note(ledger: Ledger, folder: Folder, result: Result) -> None:
+def _note(ledger: Ledger, folder: RunLetters, result: Result) -> None:
     """Say what a reader of the result should know, though nothing is wrong with it."""
     for count, what in (
         (not ledger.ended, "the ledger has no end: its generator was killed"),
@@ -260,17 +262,17 @@ def _note(ledger: Ledger, folder: Folder, result: Result) -> None:
             folder.altered,
             f"{counted(folder.altered, 'altered line')} among the dead letters of the run",
         ),
-        (result.law is not None and result.law.held, "the service still holds readings"),
+        (result.balance is not None and result.balance.held, "the service still holds readings"),
         (folder.coming_back, f"{counted(folder.coming_back, 'dead letter')} still to be replayed"),
     ):
         if count:
             result.notes.append(what)
 
 
-async def check_ahead(where: Where, prefix: str) -> None:
+async def check_ahead(where: Evidence, prefix: str) -> None:
     """See whether a comparison will be possible. Raises CannotCheck."""
     try:
         await asyncio.to_thread(read_letters, where.dlq_dir, prefix)
         await check_table(where.database_url)
-    except (TableError, LettersError) as error:
+    except (TableError, DeadLettersError) as error:
         raise CannotCheck(str(error)) from error

@@ -26,7 +26,7 @@ _SUM = re.compile(rb',"sum":"([0-9a-f]{8})"\}\n\Z')
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class LettersError(Exception):
+class DeadLettersError(Exception):
     """The folder cannot be read; the text says which and why."""
 
 
@@ -42,7 +42,7 @@ class Letter(NamedTuple):
 
 
 @dataclass
-class Folder:
+class RunLetters:
     """The letters of one run, and what else was met: lines torn, altered, with an id once more."""
 
     letters: list[Letter] = field(default_factory=list)
@@ -56,12 +56,12 @@ class Folder:
         return sum(letter.reason in COMES_BACK for letter in self.letters)
 
 
-def read_letters(folder: Path, prefix: str) -> Folder:
+def read_letters(folder: Path, prefix: str) -> RunLetters:
     """Return the live letters about devices whose names begin with `prefix`.
 
-    Raises LettersError. Memory: some 600 bytes a letter of the run, however large the folder.
+    Raises DeadLettersError. Memory: some 600 bytes a letter of the run, however large the folder.
     """
-    found = Folder()
+    found = RunLetters()
     ids: set[str] = set()
     mark = prefix.encode()
     for segment in _segments(folder):
@@ -85,7 +85,7 @@ def read_letters(folder: Path, prefix: str) -> Folder:
         except FileNotFoundError:
             continue  # all of it done, and removed since it was listed
         except OSError as error:
-            raise LettersError(f"cannot read {segment}: {error.strerror}") from error
+            raise DeadLettersError(f"cannot read {segment}: {error.strerror}") from error
     return found
 
 
@@ -93,7 +93,7 @@ def _segments(folder: Path) -> list[Path]:
     try:
         names = os.listdir(folder)
     except OSError as error:
-        raise LettersError(
+        raise DeadLettersError(
             f"cannot read the dead-letter folder {folder}: {error.strerror}"
         ) from error
     return [folder / name for name in sorted(names) if _SEGMENT.fullmatch(name)]
@@ -112,11 +112,11 @@ def _done(segment: Path) -> dict[int, str]:
     except FileNotFoundError:
         pass
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise LettersError(f"cannot read {cursor}: {error}") from error
+        raise DeadLettersError(f"cannot read {cursor}: {error}") from error
     return done
 
 
-def _lines(segment: Path, found: Folder) -> Iterator[tuple[int, bytes]]:
+def _lines(segment: Path, found: RunLetters) -> Iterator[tuple[int, bytes]]:
     offset = 0
     with segment.open("rb") as file:
         for line in file:

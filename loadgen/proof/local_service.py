@@ -17,7 +17,7 @@ class NoHome(Exception):
 
 
 class LocalService(NamedTuple):
-    """Where the parts of a running service are; `dlq_dir` is its dead-letter folder."""
+    """Evidence the parts of a running service are; `dlq_dir` is its dead-letter folder."""
 
     url: str
     admin_url: str

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from loadgen.proof.dead_letters import COMES_BACK, Folder, Letter, Row
+from loadgen.proof.dead_letters import COMES_BACK, Letter, Row, RunLetters
 from loadgen.proof.ledger import Final, Ledger
 from loadgen.proof.readings import INVALID, VALID, WINDOW, Item, Names, Plan
 
@@ -55,7 +55,7 @@ class Reconciliation:
     """
 
     def __init__(
-        self, ledger: Ledger, folder: Folder, fault: Callable[[Fault], None], *, replays: bool
+        self, ledger: Ledger, folder: RunLetters, fault: Callable[[Fault], None], *, replays: bool
     ) -> None:
         self.plan = Plan.from_json(ledger.header["plan"])
         self.counts: Counter[str] = Counter()
@@ -173,7 +173,7 @@ class Reconciliation:
             if ts_us == self._at_us:
                 self._got.append(row)
             else:
-                self._stranger(row)
+                self._unexpected(row)
 
     def finish(self) -> None:
         """Take what is left of the ledger and of the letters."""
@@ -233,7 +233,7 @@ class Reconciliation:
             open_letters = [each for each in open_letters if each not in mine_kept]
             self._compare(item, place, value, mine, mine_kept)
         for row in rows:
-            self._stranger(row)
+            self._unexpected(row)
         if open_letters:
             self._letters.setdefault(-1 - item.first, []).extend(
                 open_letters
@@ -292,7 +292,7 @@ class Reconciliation:
         self.counts["invalid"] += 1
         self.counts["in_letters"] += bool(letters)
         for row in got:
-            self._stranger(row)
+            self._unexpected(row)
         if flags & _ACK and not flags & _NAMED:
             self._say("wrong_answer", item, 0, "is named as invalid", "accepted")
         if not letters:
@@ -314,7 +314,7 @@ class Reconciliation:
         if flags & _NAMED and item.note != code:
             self._say("wrong_answer", item, 0, f"is called {code}", f"called {item.note}")
 
-    def _stranger(self, row: Row) -> None:
+    def _unexpected(self, row: Row) -> None:
         """Judge a row where none was to be: of a refused item, a reading altered, or of nobody."""
         match = _BAD_DEVICE.search(row[1])
         what = self._shown(row)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from loadgen.driver.driver import Driver, Retry
 from loadgen.driver.ports import Loss
-from loadgen.proof.balance import read_law
+from loadgen.proof.balance import read_balance
 from loadgen.proof.ledger import ACKS, Details, Final, LedgerWriter
 from loadgen.proof.readings import Names, Plan
 from loadgen.proof.reconcile import PROBLEM
@@ -79,11 +79,11 @@ class Run:
     async def go(self) -> None:
         """Send it all; returns when every post has its final answer or was given up."""
         job = self.job
-        law = await read_law(job.admin_url) if job.admin_url is not None else None
+        balance = await read_balance(job.admin_url) if job.admin_url is not None else None
         header = {
             "plan": job.plan.to_json(),
             "url": f"http://{job.target.authority}{job.target.path}{job.query}",
-            "law": law._asdict() if law is not None else None,
+            "law": balance._asdict() if balance is not None else None,
         }
         self._writer = LedgerWriter(job.ledger, header, fsync=job.fsync)
         try:

@@ -13,7 +13,7 @@ INVARIANTS = {
     "I4": "every value to the last bit, every dead letter to the last byte",
     "I5": "what was refused is nowhere, and answers say what happened",
     "I6": "what the service replays by itself has come back",
-    "I9": "the law: received = committed + duplicate + rejected + dead-lettered + held",
+    "I9": "the balance: received = committed + duplicate + rejected + dead-lettered + held",
 }
 TEXT_CHARACTERS_MAX = 200
 
@@ -56,9 +56,9 @@ def text(result: Result) -> str:
 
 def _line(name: str, what: str, result: Result) -> str:
     broken = sum(count for kind, count in result.faults.items() if FAULTS[kind] == name)
-    law = result.law  # while readings are held it may be off for a moment
-    unseen = name in {"I6", "I9"} and law is None
-    unseen |= name == "I9" and law is not None and law.held != 0 and not law.kept
+    balance = result.balance  # while readings are held it may be off for a moment
+    unseen = name in {"I6", "I9"} and balance is None
+    unseen |= name == "I9" and balance is not None and balance.held != 0 and not balance.is_zero
     mark = f"{broken:,} BROKEN" if broken else "not seen" if unseen else "ok"
     return f"{name} {mark:>10}  {what}"
 

@@ -75,7 +75,7 @@ class Meter(Device):
         }
 
 
-class Door(Device):
+class Contact(Device):
     """Shut most of the time, open for some seconds; its battery empties over a year."""
 
     def __init__(self, name: str, seed: str) -> None:
@@ -106,7 +106,7 @@ _KINDS: tuple[tuple[type[Device], str], ...] = (
     (Climate, "room"),
     (Climate, "room"),
     (Meter, "meter"),
-    (Door, "door"),
+    (Contact, "door"),
 )
 
 

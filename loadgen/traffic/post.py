@@ -29,7 +29,7 @@ class Post(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where posts go: `host` and `port` to connect to, `authority` for the Host header.
+    """Evidence posts go: `host` and `port` to connect to, `authority` for the Host header.
 
     `path` is `/v1/readings` or whatever longer path the URL had, without a query.
     """

@@ -213,7 +213,7 @@ def test_figures_are_told_and_not_judged() -> None:
 
 
 def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where everything must be there, a fault that could not be tested is red."""
+    """Evidence everything must be there, a fault that could not be tested is red."""
     done = _done("F20")._replace(missing="needs root")
     monkeypatch.delenv("INGEST_TEST_STRICT", raising=False)
     assert done.green

@@ -13,7 +13,7 @@ from ingest.dead_letter_format import encode_line, letter_id
 from ingest.ports import Letter
 from ingest.reading import Reading
 from loadgen.proof import balance as module
-from loadgen.proof.balance import read_law, settle
+from loadgen.proof.balance import read_balance, settle
 
 PREFIX = "verify-00c0ffee-"
 LETTER = Letter("drained", "", "m", 5, Reading(1, f"{PREFIX}0001", "x", 1.5))
@@ -71,10 +71,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_law_is_added_up_from_the_counters() -> None:
     """received + recovered + replayed - all that they may have become; labels are summed."""
     async with _metrics(lambda _: _page(committed=4, held=1)) as url:
-        law = await read_law(url)
-    assert law is not None
-    assert (law.left_over, law.held, law.accepted, law.life) == (0, 1, 8, 1)
-    assert law.kept
+        balance = await read_balance(url)
+    assert balance is not None
+    assert (balance.left_over, balance.held, balance.accepted, balance.life) == (0, 1, 8, 1)
+    assert balance.is_zero
 
 
 @pytest.mark.parametrize(
@@ -86,20 +86,20 @@ async def test_law_is_broken_by_our_sum_or_by_theirs(
 ) -> None:
     """A service that computes its own imbalance wrongly is not believed."""
     async with _metrics(lambda _: page) as url:
-        law = await read_law(url)
+        balance = await read_balance(url)
         settled = await settle(url, Path(), PREFIX, 0.05)
-    assert law is not None
-    assert (law.left_over, law.claimed) == (left_over, claimed)
-    assert not law.kept
+    assert balance is not None
+    assert (balance.left_over, balance.claimed) == (left_over, claimed)
+    assert not balance.is_zero
     assert not settled.quiet
-    assert settled.law == law
+    assert settled.balance == balance
 
 
 @pytest.mark.parametrize("page", ["", "hello", "ingest_readings_held x\n", "up 1\n"])
 async def test_page_of_something_else_is_no_law(page: str) -> None:
     """Zeros must not be read out of a page that has no such counters."""
     async with _metrics(lambda _: page) as url:
-        assert await read_law(url) is None
+        assert await read_balance(url) is None
 
 
 async def test_quiet_waits_until_nothing_is_held(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ async def test_port_that_does_not_answer_is_waited_for(tmp_path: Path, free_port
     """The service may be starting; without an answer in time nothing is said to be quiet."""
     url = f"http://127.0.0.1:{free_port}"
     settled = await settle(url, tmp_path, PREFIX, 0.05)
-    assert (settled.quiet, settled.law) == (False, None)
+    assert (settled.quiet, settled.balance) == (False, None)
 
     def page(scrape: int) -> str:
         return "" if scrape < 2 else _page()

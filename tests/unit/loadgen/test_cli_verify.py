@@ -21,7 +21,7 @@ import pytest
 from loadgen.cli.main import main, parser
 from loadgen.cli.verify_options import job_of, where_of
 from loadgen.demo import __main__ as demo
-from loadgen.proof.conclude import CannotCheck, Where, check_ahead
+from loadgen.proof.conclude import CannotCheck, Evidence, check_ahead
 from loadgen.proof.ledger import Final
 from loadgen.proof.local_service import NoHome, find, state_folder
 from loadgen.proof.table import refuses
@@ -316,7 +316,7 @@ async def test_standby_is_no_place_to_look(made: Path, tmp_path: Path) -> None:
     (made / "data" / "standby.signal").touch()
     async with running(made) as (_, url):
         with pytest.raises(CannotCheck, match="standby"):
-            await check_ahead(Where(url, tmp_path), "verify-00000000-")
+            await check_ahead(Evidence(url, tmp_path), "verify-00000000-")
 
 
 async def test_refused_readings_need_a_constraint(

@@ -30,7 +30,7 @@ class Scripted:
         self.port = 0
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer with the next script, or accept everything when there is none."""
+        """Reply with the next script, or accept everything when there is none."""
         body = await request.read()
         self.bodies.append(body)
         self.queries.append(request.query_string)

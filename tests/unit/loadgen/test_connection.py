@@ -16,8 +16,8 @@ from loadgen.driver.connection import (
     Answer,
     Answers,
     BadAnswer,
+    Connection,
     Head,
-    Wire,
 )
 from tests.peer import Line, Peer, hangs_up, is_silent, reply, resets, says
 
@@ -193,19 +193,19 @@ class Owner:
     told: list[tuple[object, ...]] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def answered(self, wire: Wire, answer: Answer) -> None:
+    def answered(self, connection: Connection, answer: Answer) -> None:
         """Note it."""
-        self.told.append(("answered", answer.status, answer.body, wire.open))
+        self.told.append(("answered", answer.status, answer.body, connection.open))
         self.news.set()
 
-    def broken(self, wire: Wire, why: str) -> None:
+    def broken(self, connection: Connection, why: str) -> None:
         """Note it."""
-        self.told.append(("broken", why, wire.open))
+        self.told.append(("broken", why, connection.open))
         self.news.set()
 
-    def closed(self, wire: Wire) -> None:
+    def closed(self, connection: Connection) -> None:
         """Note it."""
-        self.told.append(("closed", wire.open))
+        self.told.append(("closed", connection.open))
         self.news.set()
 
     async def next(self) -> tuple[object, ...]:
@@ -218,12 +218,14 @@ class Owner:
         return one
 
 
-async def wired(peer: Peer) -> tuple[Owner, Wire]:
+async def wired(peer: Peer) -> tuple[Owner, Connection]:
     """Connect to the peer."""
     owner = Owner()
     loop = asyncio.get_running_loop()
-    _, wire = await loop.create_connection(lambda: Wire(owner, {}), "127.0.0.1", peer.port)
-    return owner, wire
+    _, connection = await loop.create_connection(
+        lambda: Connection(owner, {}), "127.0.0.1", peer.port
+    )
+    return owner, connection
 
 
 REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n1"
@@ -232,14 +234,14 @@ REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n1"
 async def test_connection_is_used_again_and_again() -> None:
     """Keep-alive: one connection, many requests."""
     async with Peer() as peer:
-        owner, wire = await wired(peer)
+        owner, connection = await wired(peer)
         for _ in range(5):
-            assert wire.open
-            assert not wire.busy
-            wire.send(REQUEST)
-            assert wire.busy
+            assert connection.open
+            assert not connection.busy
+            connection.send(REQUEST)
+            assert connection.busy
             assert await owner.next() == ("answered", 202, b'{"accepted":1}', True)
-        wire.drop("")
+        connection.drop("")
         assert await owner.next() == ("closed", False)
     assert peer.connections_total == 1
     assert peer.requests == [REQUEST] * 5
@@ -262,21 +264,21 @@ async def test_end_of_a_connection_is_told_once_and_named(
 ) -> None:
     """One call for one request, and afterwards the connection is not open."""
     async with Peer(usual=script) as peer:  # type: ignore[arg-type]
-        owner, wire = await wired(peer)
-        wire.send(REQUEST)
+        owner, connection = await wired(peer)
+        connection.send(REQUEST)
         assert await owner.next() == told
-        wire.drop("again")  # nothing more to tell
+        connection.drop("again")  # nothing more to tell
     assert owner.told == []
 
 
 async def test_free_connection_that_ends_is_told_as_closed() -> None:
     """The keep-alive time of the service is over: no post is lost."""
     async with Peer() as peer:
-        owner, wire = await wired(peer)
+        owner, connection = await wired(peer)
         await peer.stop()
         assert await owner.next() == ("closed", False)
         await peer.start()
-    assert not wire.open
+    assert not connection.open
 
 
 async def test_words_that_nobody_asked_for_end_a_free_connection() -> None:
@@ -289,17 +291,17 @@ async def test_words_that_nobody_asked_for_end_a_free_connection() -> None:
         return True
 
     async with Peer(usual=says_more) as peer:
-        owner, wire = await wired(peer)
-        wire.send(REQUEST)
+        owner, connection = await wired(peer)
+        connection.send(REQUEST)
         assert await owner.next() == ("answered", 202, b'{"accepted":1}', True)
         assert await owner.next() == ("closed", False)
-    assert not wire.open
+    assert not connection.open
 
 
 async def test_drop_tells_the_reason_of_what_is_in_flight() -> None:
     """So a time-out has a name."""
     async with Peer(usual=is_silent) as peer:
-        owner, wire = await wired(peer)
-        wire.send(REQUEST)
-        wire.drop("took too long")
+        owner, connection = await wired(peer)
+        connection.send(REQUEST)
+        connection.drop("took too long")
         assert await owner.next() == ("broken", "took too long", False)

@@ -11,7 +11,7 @@ from ingest.dead_letter_format import encode_line, letter_id
 from ingest.dead_letter_reader import live_letters
 from ingest.ports import Letter
 from ingest.reading import Reading
-from loadgen.proof.dead_letters import LettersError, read_letters
+from loadgen.proof.dead_letters import DeadLettersError, read_letters
 
 PREFIX = "verify-1a2b3c4d-"
 FIRST = "dlq-20260101T000000000000Z-1-00000000.jsonl"
@@ -99,12 +99,12 @@ def test_folder_that_is_none_is_an_error(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "no"
     if kind == "file":
         folder.touch()
-    with pytest.raises(LettersError, match=r"cannot read the dead-letter folder .*/no"):
+    with pytest.raises(DeadLettersError, match=r"cannot read the dead-letter folder .*/no"):
         read_letters(folder, PREFIX)
 
 
 def test_segment_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     """What it holds is not known."""
     (tmp_path / FIRST).mkdir()
-    with pytest.raises(LettersError, match=FIRST):
+    with pytest.raises(DeadLettersError, match=FIRST):
         read_letters(tmp_path, PREFIX)

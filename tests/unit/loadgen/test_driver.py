@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import loadgen.driver.alarm
-from loadgen.driver.alarm import Alarm, Bell, LoopAlarm, make_alarm
-from loadgen.driver.connection import Wire
+from loadgen.driver.alarm import Alarm, LoopAlarm, Waker, make_alarm
+from loadgen.driver.connection import Connection
 from loadgen.driver.driver import Driver, Post, Retry
 from loadgen.driver.due import SLICE_POSTS
 from loadgen.driver.ports import Loss
@@ -232,12 +232,12 @@ async def test_observer_hears_of_a_try_before_its_first_byte(
     """A ledger must know of a reading that may be stored."""
     order: list[str] = []
 
-    def send(wire: Wire, request: bytes) -> None:
+    def send(connection: Connection, request: bytes) -> None:
         order.append("byte")
-        written(wire, request)
+        written(connection, request)
 
-    written = Wire.send
-    monkeypatch.setattr(Wire, "send", send)
+    written = Connection.send
+    monkeypatch.setattr(Connection, "send", send)
     async with Peer() as peer:
         run = make(peer.port, 3, connections=1)
         monkeypatch.setattr(run.notes, "sending", lambda _: order.append("told"))
@@ -799,7 +799,7 @@ async def test_alarm_rings_once_never_early_and_can_be_moved(
 async def test_bell_rings_by_the_earliest_moment_but_not_twice_within_its_grain() -> None:
     """Many moments that lie together are one wake-up, and a later one does not move it."""
     rung: list[float] = []
-    bell = Bell(asyncio.get_running_loop(), partial(note_now, rung), 0.05)
+    bell = Waker(asyncio.get_running_loop(), partial(note_now, rung), 0.05)
     begun_s = time.monotonic()
     for offset_s in (0.03, 0.02, 0.5):
         bell.wake_by(begun_s + offset_s)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loadgen.measure import find_max
 from loadgen.measure.find_max import CLOSE_ENOUGH, RATE_MAX, FindMax, Search, Step
-from loadgen.measure.load import Plan
+from loadgen.measure.load import LoadPlan
 from loadgen.report.text import STEP_HEAD, found, step
 from loadgen.traffic.post import target_of
 from loadgen.traffic.traffic import Recipe
@@ -110,8 +110,8 @@ async def tired() -> AsyncIterator[Tired]:
     await runner.cleanup()
 
 
-def _plan(url: str) -> Plan:
-    return Plan(target=target_of(url), recipe=Recipe(devices=10), shape=None, connections=4)
+def _plan(url: str) -> LoadPlan:
+    return LoadPlan(target=target_of(url), recipe=Recipe(devices=10), shape=None, connections=4)
 
 
 async def test_find_max_finds_what_a_real_server_takes_without_refusals(

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from loadgen.measure import scrape
-from loadgen.measure.load import Load, Plan
+from loadgen.measure.load import Load, LoadPlan
 from loadgen.measure.scrape import Scraper
 from loadgen.measure.timeline import Timeline
 from loadgen.report.json import document
@@ -70,9 +70,9 @@ async def server() -> AsyncIterator[Server]:
     await runner.cleanup()
 
 
-def _plan(server: Server, **others: Any) -> Plan:
+def _plan(server: Server, **others: Any) -> LoadPlan:
     recipe = Recipe(devices=5, seed=3, posts_max=others.pop("posts_max", None))
-    return Plan(target=target_of(server.url), recipe=recipe, connections=4, **others)
+    return LoadPlan(target=target_of(server.url), recipe=recipe, connections=4, **others)
 
 
 async def test_open_loop_repeats_bodies_and_moments_but_for_the_start(server: Server) -> None:

@@ -11,7 +11,7 @@ from tests.door import GOOD, running_door
 
 
 def test_request_is_http_as_it_stands_in_the_book() -> None:
-    """Head and body, each line as it goes over the wire."""
+    """Head and body, each line as it goes over the connection."""
     assert finish(head_of("/v1/readings?ack=buffered", "host:8080"), b"[1]") == (
         b"POST /v1/readings?ack=buffered HTTP/1.1\r\n"
         b"Host: host:8080\r\n"

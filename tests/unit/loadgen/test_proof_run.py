@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from loadgen.proof import conclude as conclude_module
-from loadgen.proof.balance import Law
-from loadgen.proof.conclude import CannotCheck, Result, Where, conclude
+from loadgen.proof.balance import Balance
+from loadgen.proof.conclude import CannotCheck, Evidence, Result, conclude
 from loadgen.proof.ledger import Details, Final, Ledger
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import FAULTS
@@ -76,7 +76,7 @@ async def _verified(
         if meanwhile is not None:
             await meanwhile(service)
         await task
-        where = Where(database_url, folder, service.url)
+        where = Evidence(database_url, folder, service.url)
         return await conclude(folder / "ledger", where, settle_s=0.3, report=folder / "report")
 
 
@@ -143,18 +143,21 @@ async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("law", "marks"),
+    ("balance", "marks"),
     [
         (None, {"I6": "not seen", "I9": "not seen"}),
-        (Law(held=3, left_over=0, claimed=0, dropped=0, accepted=9, life=1), {}),
-        (Law(held=3, left_over=1, claimed=0, dropped=0, accepted=9, life=1), {"I9": "not seen"}),
+        (Balance(held=3, left_over=0, claimed=0, dropped=0, accepted=9, life=1), {}),
+        (
+            Balance(held=3, left_over=1, claimed=0, dropped=0, accepted=9, life=1),
+            {"I9": "not seen"},
+        ),
     ],
 )
 def test_what_could_not_be_looked_at_is_not_called_ok(
-    law: Law | None, marks: dict[str, str]
+    balance: Balance | None, marks: dict[str, str]
 ) -> None:
     """Books that are off while readings are held prove nothing, either way."""
-    lines = text(Result(_plan(), 1, law=law)).splitlines()
+    lines = text(Result(_plan(), 1, balance=balance)).splitlines()
     found = {line[:2]: line[2:].strip().partition("  ")[0] for line in lines if line[:1] == "I"}
     assert found == dict.fromkeys(set(FAULTS.values()), "ok") | marks
 
@@ -186,7 +189,7 @@ async def test_reading_counts_as_lost_only_when_it_was_missed_twice(
             "delete from readings where ts = (select ts from away)"
         )
         result = await conclude(
-            tmp_path / "ledger", Where(readings_url, tmp_path, service.url), settle_s=10
+            tmp_path / "ledger", Evidence(readings_url, tmp_path, service.url), settle_s=10
         )
     assert result.green == comes
     assert looks == 2
@@ -356,7 +359,7 @@ async def test_nobody_there_is_on_record_as_never_sent(tmp_path: Path, free_port
     assert (ledger.posts, ledger.ended) == (2, True)
 
 
-# Where there can be no proof
+# Evidence there can be no proof
 
 
 async def test_without_a_database_there_is_no_verdict(tmp_path: Path, free_port: int) -> None:
@@ -364,7 +367,7 @@ async def test_without_a_database_there_is_no_verdict(tmp_path: Path, free_port:
     await _scripted(tmp_path, lambda _: _taken(), 3)
     url = f"postgresql://nobody:secret@127.0.0.1:{free_port}/x"
     with pytest.raises(CannotCheck, match="cannot connect") as caught:
-        await conclude(tmp_path / "ledger", Where(url, tmp_path), settle_s=0.1)
+        await conclude(tmp_path / "ledger", Evidence(url, tmp_path), settle_s=0.1)
     assert "secret" not in str(caught.value)
 
 
@@ -374,14 +377,14 @@ async def test_without_a_folder_of_dead_letters_there_is_no_verdict(
     """An empty folder and one that cannot be read are not the same."""
     await _scripted(tmp_path, lambda _: _taken(), 3)
     with pytest.raises(CannotCheck, match="dead-letter folder"):
-        await conclude(tmp_path / "ledger", Where(readings_url, tmp_path / "no"), settle_s=0.1)
+        await conclude(tmp_path / "ledger", Evidence(readings_url, tmp_path / "no"), settle_s=0.1)
 
 
 async def test_without_a_table_there_is_no_verdict(tmp_path: Path, database_url: str) -> None:
     """An empty database is not one that lost everything."""
     await _scripted(tmp_path, lambda _: _taken(), 3)
     with pytest.raises(CannotCheck, match="readings"):
-        await conclude(tmp_path / "ledger", Where(database_url, tmp_path), settle_s=0.1)
+        await conclude(tmp_path / "ledger", Evidence(database_url, tmp_path), settle_s=0.1)
 
 
 async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str) -> None:
@@ -392,7 +395,7 @@ async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str
     data[-5] ^= 1
     path.write_bytes(data)
     with pytest.raises(CannotCheck, match="altered"):
-        await conclude(path, Where(readings_url, tmp_path), settle_s=0.1)
+        await conclude(path, Evidence(readings_url, tmp_path), settle_s=0.1)
 
 
 # Verdicts on what is hardly known
@@ -413,7 +416,7 @@ async def _judged(world: World, folder: Path, url: str) -> Result:
     finally:
         await line.close()
     await world.write(folder / "ledger")
-    return await conclude(folder / "ledger", Where(url, folder), settle_s=0.1)
+    return await conclude(folder / "ledger", Evidence(url, folder), settle_s=0.1)
 
 
 @pytest.mark.parametrize(("known", "proves"), [(40, False), (60, True)])

@@ -339,7 +339,7 @@ def test_cheat_is_found_and_nothing_else(
 
 
 def test_every_kind_of_fault_but_the_law_has_a_cheat() -> None:
-    """A kind that no test can bring about is no check (the law's tests are elsewhere)."""
+    """A kind that no test can bring about is no check (the balance's tests are elsewhere)."""
     assert {kind for _, expected in CHEATS for kind in expected} == set(FAULTS) - {"law_broken"}
 
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from loadgen.driver.ports import Loss
-from loadgen.measure.load import Load, Plan
+from loadgen.measure.load import Load, LoadPlan
 from loadgen.report.html import html
 from loadgen.report.json import Document, document, duration, write_whole
 from loadgen.report.svg import HEIGHT, TOP, WIDTH, Axis, Series, chart, linear_axis, log_axis
@@ -40,7 +40,7 @@ def _settings(**others: Any) -> dict[str, Any]:
 
 
 def _load(seconds: int = 5, *, metrics: bool = False) -> Load:
-    plan = Plan(
+    plan = LoadPlan(
         target=target_of("http://h:1"),
         recipe=Recipe(devices=10, seed=42),
         shape=constant(50),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from loadgen.driver.retry import Flight, Retry, Waiting
+from loadgen.driver.retry import Flight, Retry, RetryQueue
 from loadgen.traffic.post import Post
 
 NOW_S = 1000.0
@@ -21,7 +21,7 @@ def flight(tries: int = 1, first_s: float = NOW_S) -> Flight:
 
 def pauses(retry: Retry, tries: int, retry_after_s: int | None = None) -> list[float]:
     """Draw many pauses, in order."""
-    waiting = Waiting(retry, seed=1)
+    waiting = RetryQueue(retry, seed=1)
     found = [waiting.again_s(flight(tries), NOW_S, retry_after_s) for _ in range(500)]
     return sorted(each - NOW_S for each in found if each is not None)
 
@@ -51,7 +51,7 @@ def test_retry_after_zero_is_at_once() -> None:
 
 def test_try_that_would_come_too_late_is_not_planned() -> None:
     """The time counts from the first try."""
-    waiting = Waiting(Retry(give_up_s=10), seed=1)
+    waiting = RetryQueue(Retry(give_up_s=10), seed=1)
     assert waiting.again_s(flight(), NOW_S, 6) is not None
     assert waiting.again_s(flight(), NOW_S, 11) is None
     assert waiting.again_s(flight(first_s=NOW_S - 9), NOW_S, 6) is None
@@ -60,12 +60,12 @@ def test_try_that_would_come_too_late_is_not_planned() -> None:
 
 def test_without_a_policy_nothing_is_planned() -> None:
     """Not even if the service asks for it."""
-    assert Waiting(None, seed=1).again_s(flight(), NOW_S, 0) is None
+    assert RetryQueue(None, seed=1).again_s(flight(), NOW_S, 0) is None
 
 
 def test_those_that_wait_leave_in_the_order_of_their_moments() -> None:
     """Of two with the same moment, the first that came."""
-    waiting = Waiting(Retry(), seed=1)
+    waiting = RetryQueue(Retry(), seed=1)
     assert waiting.next_s == math.inf
     for number, again_s in ((0, 3.0), (1, 1.0), (2, 2.0), (3, 1.0)):
         waiting.push(flight(number), again_s)
@@ -80,7 +80,7 @@ def test_those_that_wait_leave_in_the_order_of_their_moments() -> None:
 
 def test_end_gives_all_back_and_plans_no_more() -> None:
     """What is told after the end is the end."""
-    waiting = Waiting(Retry(), seed=1)
+    waiting = RetryQueue(Retry(), seed=1)
     for number in (2, 1):
         waiting.push(flight(number), float(number))
     assert [each.post.number for each in waiting.end()] == [1, 2]

@@ -9,7 +9,7 @@ import pytest
 
 from loadgen.cli import main as cli
 from loadgen.cli.run_options import plan_of, settings_of
-from loadgen.measure.load import Plan
+from loadgen.measure.load import LoadPlan
 from loadgen.traffic.schedule import burst, constant, ramp, steps
 
 
@@ -17,7 +17,7 @@ def _chosen(*words: str) -> argparse.Namespace:
     return cli.parser().parse_args(["run", *words])
 
 
-def _plan(*words: str) -> Plan:
+def _plan(*words: str) -> LoadPlan:
     return plan_of(_chosen(*words))
 
 

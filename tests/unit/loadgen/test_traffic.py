@@ -157,7 +157,7 @@ def _is_bad(item: dict[str, Any]) -> bool:
 
 
 def test_reading_is_spoilt_in_one_way_only() -> None:
-    """Where two oddities meet, one is made, and one is counted."""
+    """Evidence two oddities meet, one is made, and one is counted."""
     traffic = _traffic(mix=((200, 1.0),), late=0.5, future=0.5, poison=0.5)
     bad = sum(_is_bad(each) for post in _posts(traffic, 10) for each in _items(post))
     assert traffic.made["future"] + traffic.made["poison"] == bad
