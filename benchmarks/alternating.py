@@ -38,9 +38,9 @@ from benchmarks.open_loop import SEED, Readings, Tally
 from benchmarks.processes import REPOSITORY, Broken, cpu_clock_s, scratch
 from benchmarks.ratios import MORE_IS_BETTER
 from benchmarks.service import Service
-from loadgen.driver import Driver
-from loadgen.histogram import Histogram
-from loadgen.schedule import constant, moments
+from loadgen.driver.driver import Driver
+from loadgen.measure.histogram import Histogram
+from loadgen.traffic.schedule import constant, moments
 
 CONNECTIONS = 64
 ROWS_MAX = 4_000_000

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import uvloop
 
 from benchmarks.processes import raise_open_files_limit, run_driver
-from loadgen.driver import Driver
-from loadgen.histogram import Histogram
-from loadgen.post import Post, finish, head_of
-from loadgen.schedule import constant, moments
+from loadgen.driver.driver import Driver
+from loadgen.driver.ports import Loss
+from loadgen.measure.histogram import Histogram
+from loadgen.traffic.post import Post, finish, head_of
+from loadgen.traffic.schedule import constant, moments
 
 SEED = 1
 
@@ -106,16 +107,7 @@ class Tally:
             if intended_s >= self._measured_from_s:
                 self.latencies.add(max(0.0, now_s - intended_s))
 
-    def lost(
-        self,
-        post: Post,
-        why: str,
-        written: bool,
-        intended_s: float,
-        now_s: float,
-        *,
-        final: bool,
-    ) -> None:
+    def lost(self, loss: Loss) -> None:
         """Count a post without an answer."""
         self.lost_posts += 1
 

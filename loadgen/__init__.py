@@ -3,17 +3,23 @@
 They know the service from outside only (HTTP, metrics, its table, its dead letters), so that what
 they find out is what a device or an operator would: nothing of `ingest` is imported.
 
-The path of a post (names are files of this package):
+A folder imports from folders below it; folders side by side do not know each other:
 
-    fleet --> traffic --> schedule --> driver --> pool --> wire ==> the service
-    (curves)  (bodies)    (when)       |  ^                |
-                                       |  `---- retry <----'  429, 503, nobody there
-                                       v
-                                     tally, timeline, histogram --> report_* (text, JSON, HTML)
+    cli                    main; run, verify, csv and their options
+    demo      report       ./run demo                | text, JSON, HTML, the verdict of a proof
+    measure   proof        a run of load, and counts | numbered readings, a ledger, a comparison
+    driver                 sends when due, and again: connections, retries, metrics
+    traffic   csv          what is sent, and when    | a CSV file, and a client for it
+    words, live            on the ground: numbers with nouns; what is shown while a command works
 
-    run       cli_run, cli_run_*; load (one run), find_max (many), scrape (the service's own counts)
-    verify    cli_verify, cli_verify_options; proof (readings by number) --> ledger (what was sent,
-              what was answered); then quiet (wait) --> table, letters --> reconcile --> conclude
-    csv       cli_csv, csv_file, client (an aiohttp client that never gives a post up)
-    demo      demo, demo_service: `./run demo`
+The path of a post (folder/file):
+
+    traffic/fleet --> traffic/traffic --> driver/driver --> driver/pool --> driver/connection ==>
+    (curves)          (bodies)            |  ^   ^                            |      the service
+                                          |  |   `-- traffic/schedule (when)  |
+                                          |  `------ driver/retry <-----------'  429, 503, nobody
+                                          v                                      there
+        measure/tally, timeline, histogram (loadgen run)      --> report/json --> text, html
+        proof/run --> ledger (loadgen verify); then balance (wait) --> table, dead_letters
+                  --> reconcile --> conclude --> report/verdict
 """

@@ -1,4 +1,4 @@
-"""`python -m loadgen`."""
+"""`python -m loadgen`, and the script `loadgen`."""
 
 import os
 import sys
@@ -23,12 +23,16 @@ def _standard_files() -> None:
                 sys.stderr = os.fdopen(2, "w")  # without one, print() takes the standard output
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the command line; return the exit code."""
     _standard_files()
     try:
-        from loadgen.cli import main  # takes a while, in which Ctrl-C may come
+        from loadgen.cli.main import main as run  # noqa: PLC0415  takes a while; Ctrl-C may come
 
-        code = main()
+        return run()
     except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

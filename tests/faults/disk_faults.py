@@ -19,7 +19,7 @@ import asyncpg
 
 from ingest.buffers.journal.format import HEADER_BYTES, FrameReader, header_fault, segment_name
 from ingest.buffers.journal.reader import segment_files
-from loadgen.letters import read_letters
+from loadgen.proof.dead_letters import read_letters
 from tests.faults.forgetting import forget
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import fault

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loadgen.letters import read_letters
+from loadgen.proof.dead_letters import read_letters
 from tests.faults.machine import allow_files
 from tests.faults.matrix import FILES_MAX, fault
 from tests.faults.world import World

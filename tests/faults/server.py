@@ -17,7 +17,7 @@ import asyncpg
 
 from ingest.embedded import data as postgres_data
 from ingest.sinks.postgres import schema
-from loadgen.proof import REFUSED_METRIC
+from loadgen.proof.readings import REFUSED_METRIC
 from tests.system.database import PASSWORD, Database, copy_data
 
 CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED_METRIC}')"

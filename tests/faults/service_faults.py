@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from ingest.system.filesystem import filesystem_of, is_volatile
-from loadgen.counted import counted
+from loadgen.words import counted
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import fault
 from tests.faults.world import World

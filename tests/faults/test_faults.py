@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.conclude import Result
-from loadgen.proof import Plan
-from loadgen.reconcile import Fault as Reading
+from loadgen.proof.conclude import Result
+from loadgen.proof.readings import Plan
+from loadgen.proof.reconcile import Fault as Reading
 from tests.faults import report, runner
 from tests.faults.__main__ import parser
 from tests.faults.all_faults import FAULTS, MODULES
@@ -236,7 +236,7 @@ def test_figures_are_told_and_not_judged() -> None:
 
 
 def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where everything must be there, a fault that could not be tested is red."""
+    """Evidence everything must be there, a fault that could not be tested is red."""
     done = _done("F20")._replace(missing="needs root")
     monkeypatch.delenv("INGEST_TEST_STRICT", raising=False)
     assert done.green

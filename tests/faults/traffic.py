@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from math import ceil
 
-from loadgen.post import Post
-from loadgen.verify import Job, Run
+from loadgen.driver.ports import Loss
+from loadgen.proof.run import Job, Run
+from loadgen.traffic.post import Post
 
 
 class Traffic(Run):
@@ -44,17 +45,8 @@ class Traffic(Run):
             self._took_s.append(now_s - intended_s)
         super().answered(post, status, body, intended_s, now_s, final=final)
 
-    def lost(
-        self,
-        post: Post,
-        why: str,
-        written: bool,
-        intended_s: float,
-        now_s: float,
-        *,
-        final: bool,
-    ) -> None:
+    def lost(self, loss: Loss) -> None:
         """Note a try without an answer."""
-        self.cut_off += post.number in self._sent
-        self._sent.discard(post.number)
-        super().lost(post, why, written, intended_s, now_s, final=final)
+        self.cut_off += loss.post.number in self._sent
+        self._sent.discard(loss.post.number)
+        super().lost(loss)

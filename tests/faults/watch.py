@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadgen.quiet import read_law
+from loadgen.proof.balance import read_balance
 
 if TYPE_CHECKING:
     from tests.faults.world import World
@@ -48,13 +48,13 @@ class Watch:
                 continue
             with contextlib.suppress(OSError, AssertionError, ValueError, IndexError):
                 self._sizes(service.pid)
-            law = await read_law(self._world.admin_url)
-            if law is None or law.held:
+            balance = await read_balance(self._world.admin_url)
+            if balance is None or balance.held:
                 continue
             self.laws += 1
-            if not law.kept:
-                self._say(f"I9: at a quiet moment the law left {law.left_over:g} over")
-            if law.dropped:
+            if not balance.is_zero:
+                self._say(f"I9: at a quiet moment the law left {balance.left_over:g} over")
+            if balance.dropped:
                 self._say("I9: the service says that it dropped readings")
 
     def _sizes(self, pid: int) -> None:

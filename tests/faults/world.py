@@ -17,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from loadgen.conclude import Result, Where, conclude
-from loadgen.post import target_of
-from loadgen.proof import Plan
-from loadgen.quiet import settle
-from loadgen.retry import Retry
-from loadgen.verify import Job
+from loadgen.driver.retry import Retry
+from loadgen.proof.balance import settle
+from loadgen.proof.conclude import Evidence, Result, conclude
+from loadgen.proof.readings import Plan
+from loadgen.proof.run import Job
+from loadgen.traffic.post import target_of
 from tests.faults.lazy_disk import LazyDisk
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import Fault
@@ -286,7 +286,7 @@ class World:
             self.run.stop()
         await self._traffic
         all_s = time.monotonic() - last_s
-        where = Where(self.server.url, self.state / "dead-letters", self.admin_url)
+        where = Evidence(self.server.url, self.state / "dead-letters", self.admin_url)
         left_s = max(1.0, RECOVERY_S_MAX - (time.monotonic() - last_s))
         settled = await settle(self.admin_url, where.dlq_dir, f"verify-{self._run_id}-", left_s)
         found.recovery_s = time.monotonic() - last_s
@@ -325,8 +325,8 @@ class World:
                 f"{one.found}",
             )
         self.expect(result.is_proof, "no proof: too few acknowledged readings")
-        if result.law is not None:
-            self.expect(not result.law.dropped, "I9: ingest_readings_dropped_total is not 0")
+        if result.balance is not None:
+            self.expect(not result.balance.dropped, "I9: ingest_readings_dropped_total is not 0")
 
     async def _take_own(self) -> None:
         """Account for what the fault itself has posted."""

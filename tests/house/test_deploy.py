@@ -28,7 +28,7 @@ from ingest.model import verdict
 from ingest.model.ledger import Metrics
 from ingest.sinks.postgres import sqlstate
 from ingest.writer import breaker
-from loadgen.cli import parser as loadgen_parser
+from loadgen.cli.main import parser as loadgen_parser
 from tests.support.deployment import (
     DASHBOARD,
     DEPLOY,

@@ -20,7 +20,7 @@ from ingest.cli.docs import TABLES, main, metrics_table, refreshed
 from ingest.cli.main import WORDS
 from ingest.config.text import env_example
 from ingest.model import codes
-from loadgen.client import TRY_AGAIN
+from loadgen.csv.client import TRY_AGAIN
 from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from loadgen.ledger import Details, Final, Ledger, LedgerWriter
-from loadgen.letters import Folder, Letter, Row
-from loadgen.proof import INVALID, REFUSED, VALID, Item, Names, Plan
-from loadgen.reconcile import PROBLEM, Fault, Reconciliation
+from loadgen.proof.dead_letters import Letter, Row, RunLetters
+from loadgen.proof.ledger import Details, Final, Ledger, LedgerWriter
+from loadgen.proof.readings import INVALID, REFUSED, VALID, Item, Names, Plan
+from loadgen.proof.reconcile import PROBLEM, Fault, Reconciliation
 
 FIRST_US = 1_764_000_000_000_000
 PLAN = Plan(
@@ -92,7 +92,9 @@ class World:
         asyncio.run(self.write(path, posts))
         faults: list[Fault] = []
         ledger = Ledger.read(path)
-        work = Reconciliation(ledger, Folder(list(self.letters)), faults.append, replays=replays)
+        work = Reconciliation(
+            ledger, RunLetters(list(self.letters)), faults.append, replays=replays
+        )
         rows = sorted(self.rows, key=lambda row: row[0])
         for start in range(0, len(rows), 100):
             work.feed(rows[start : start + 100])

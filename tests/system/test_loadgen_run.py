@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from loadgen import cli
-from loadgen.cli_run_options import plan_of
+from loadgen.cli import main as cli
+from loadgen.cli.run_options import plan_of
 from tests.system.service import REPOSITORY, Service, environment, run_command
 
 Script = Callable[[int], Awaitable[web.StreamResponse]]

@@ -15,11 +15,11 @@ from typing import Any
 
 import asyncpg
 
-from loadgen.conclude import Result, Where, conclude
-from loadgen.post import target_of
-from loadgen.proof import REFUSED_METRIC, Plan
-from loadgen.verdict_text import text
-from loadgen.verify import Job, Run
+from loadgen.proof.conclude import Evidence, Result, conclude
+from loadgen.proof.readings import REFUSED_METRIC, Plan
+from loadgen.proof.run import Job, Run
+from loadgen.report.verdict import text
+from loadgen.traffic.post import target_of
 from tests.system.database import Database
 from tests.system.service import REPOSITORY, Done, Service, environment, run_command
 from tests.system.test_database_faults import QUICK
@@ -162,7 +162,7 @@ async def _ended_while_it_holds(
             await asyncio.sleep(0.01)
         run.finish()
         await traffic
-        where = Where(url, state / "dead-letters", service.admin_url)
+        where = Evidence(url, state / "dead-letters", service.admin_url)
         return await conclude(folder / "ledger", where, settle_s=20)
 
 
@@ -186,8 +186,8 @@ async def test_kill_of_a_service_with_a_journal_is_green(
     )
     assert result.green, text(result)
     assert result.counts["acknowledged"] > 3_000
-    assert result.law is not None
-    assert result.law.kept
+    assert result.balance is not None
+    assert result.balance.is_zero
 
 
 async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
@@ -198,8 +198,8 @@ async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
     assert result.green, text(result)
     assert result.counts["acknowledged"] > 3_000
     assert result.tries[0] > 0
-    assert result.law is not None
-    assert result.law.kept
+    assert result.balance is not None
+    assert result.balance.is_zero
 
 
 async def test_drained_readings_are_waited_for_until_they_have_come_back(
@@ -211,7 +211,7 @@ async def test_drained_readings_are_waited_for_until_they_have_come_back(
     )
     assert result.green, text(result)
     assert result.quiet
-    assert result.law is not None
+    assert result.balance is not None
     dead_letters = open_tmp_path / "state/dead-letters"
     drained = b"".join(path.read_bytes() for path in dead_letters.glob("*.jsonl"))
     assert drained.count(b'"reason":"drained"') >= 500

@@ -30,7 +30,8 @@ from ingest.config.settings import Settings, ts_min_us
 from ingest.formats.json_post import decode
 from ingest.formats.post import Rules
 from ingest.model.rows import HEADER, TRAILER, decode_rows
-from loadgen.post import Post
+from loadgen.driver.ports import Loss
+from loadgen.traffic.post import Post
 from tests.support.receiver import until
 from tests.system.service import REPOSITORY, wait_gone
 
@@ -229,7 +230,7 @@ def test_tally_counts_only_what_was_taken() -> None:
     post = Post(b"", 100, "live", 0)
     tally.answered(post, 202, b"", 10.0, 10.5, final=True)
     tally.answered(post, 503, b"", 10.0, 12.0, final=True)
-    tally.lost(post, "gone", True, 10.0, 11.0, final=True)
+    tally.lost(Loss(post, "gone", True, 10.0, 11.0, True))
     tally.answered(post._replace(number=7), 200, b"", 10.0, 10.5, final=True)
     assert (tally.taken_rows, tally.lost_posts) == (200, 1)
     assert list(tally.taken) == [0, 7]

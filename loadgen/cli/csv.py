@@ -1,0 +1,195 @@
+"""`loadgen csv`: post a file of `timestamp,value`.
+
+Exit codes: 0 everything accepted, 1 something was not, 2 wrong use or no such CSV, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from loadgen.cli import values
+from loadgen.cli.options import ACKS, Option, add_all
+from loadgen.csv.client import Client, GaveUp, Reply
+from loadgen.csv.file import Batch, CsvError, CsvFile, zone_named
+from loadgen.live import shown
+
+ERRORS_SHOWN_MAX = 10
+
+
+def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `csv` with its options."""
+    csv = words.add_parser(
+        "csv",
+        help="post a CSV of timestamp,value",
+        description="Post a CSV with the header `timestamp,value`. Lines that are no reading are "
+        "reported and left out. Posting a file again stores nothing twice.",
+        epilog="Exit code 0: everything was accepted; 1: something was not; 2: wrong use, or the "
+        "file cannot be read or has no such header.",
+    )
+    csv.add_argument("file", type=Path, metavar="FILE")
+    add_all(csv, OPTIONS)
+
+
+OPTIONS = {
+    "": (
+        Option("--device", "device_id of every reading", str, required=True),
+        Option("--metric", "metric of every reading", str, required=True),
+        Option("--url", "default: %(default)s", str, "http://127.0.0.1:8080"),
+        Option("--batch", "readings a post (%(default)s)", values.count(), 500, "N"),
+        Option(
+            "--ack",
+            "wait until each post is so safe; default: what the service does by itself",
+            ACKS,
+        ),
+        Option(
+            "--timezone",
+            "of timestamps without an offset: UTC (default), +02:00, Europe/Vienna",
+            values.told(zone_named),
+            "UTC",
+            "ZONE",
+        ),
+        Option("--connections", "posts at once (%(default)s)", values.count(), 2, "N"),
+        Option("--give-up-s", "keep trying one post for so long (%(default)g)", float, 300.0, "S"),
+    )
+}
+
+
+@dataclass
+class _Tally:
+    """What became of the file so far."""
+
+    accepted: int = 0
+    dead_lettered: int = 0
+    refused: int = 0
+    end_bytes: int = 0
+    fatal: str = ""
+    trouble: list[tuple[int, str]] = field(default_factory=list)
+
+    def take(self, batch: Batch, answer: Reply) -> None:
+        """Count one answer, and name the lines that it names."""
+        for each in answer.errors:
+            if each.item < len(batch.lines):
+                self._note(batch.lines[each.item], f"{each.code}: {each.message}")
+        if answer.ok:
+            self.accepted += answer.accepted
+            self.dead_lettered += answer.dead_lettered
+        else:
+            self.refused += len(batch.lines)
+            why = f"{answer.status} {answer.code}: {answer.detail}"
+            if answer.status != 422:  # not about these items, so the next post fares no better
+                self.fatal = f"refused at line {batch.lines[0]}: {why}"
+            elif not answer.errors:
+                self._note(batch.lines[0], why)
+        self.end_bytes = max(self.end_bytes, batch.end_bytes)
+
+    def _note(self, line: int, what: str) -> None:
+        if len(self.trouble) < ERRORS_SHOWN_MAX:
+            self.trouble.append((line, what))
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """Post the file; return the exit code."""
+    file = CsvFile(chosen.file, chosen.device, chosen.metric, chosen.timezone)
+    tally = _Tally()
+    client = Client(
+        chosen.url,
+        connections_max=chosen.connections,
+        give_up_s=chosen.give_up_s,
+        parameters={"ack": chosen.ack} if chosen.ack else None,
+    )
+    began_s = time.monotonic()
+    interrupted = False
+    try:
+        asyncio.run(_post_all(file, client, chosen.batch, chosen.connections, tally))
+    except KeyboardInterrupt:
+        interrupted = True
+    if tally.fatal and not file.has_header:
+        print(f"loadgen csv: {tally.fatal}", file=sys.stderr)
+        return 2
+    _summarise(file, client, tally, time.monotonic() - began_s)
+    if interrupted:
+        print("interrupted: posting the file again stores nothing twice", file=sys.stderr)
+        return 130
+    return 0 if tally.accepted == file.rows and not file.bad_rows and not tally.fatal else 1
+
+
+async def _post_all(
+    file: CsvFile, client: Client, batch_rows: int, connections: int, tally: _Tally
+) -> None:
+    batches = file.batches(batch_rows)
+    async with client:
+        with shown(lambda: _line(file, client, tally), _bar(file, client, tally), stays=True):
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(connections):
+                    workers.create_task(_work(batches, client, tally))
+
+
+async def _work(batches: Iterator[Batch], client: Client, tally: _Tally) -> None:
+    """Post batches one after another until there are none or one shows that none will do."""
+    while not tally.fatal:
+        try:
+            batch = next(batches, None)
+        except CsvError as error:
+            tally.fatal = str(error)
+            return
+        if batch is None:
+            return
+        try:
+            tally.take(batch, await client.post(batch.body))
+        except GaveUp as error:
+            tally.fatal = f"gave up at line {batch.lines[0]}: {error}"
+
+
+def _line(file: CsvFile, client: Client, tally: _Tally) -> str:
+    trouble = f"; trying again: {client.trouble}" if client.trouble else ""
+    return f"{tally.accepted} of {file.rows} rows accepted{trouble}"
+
+
+def _bar(file: CsvFile, client: Client, tally: _Tally) -> Callable[[], RenderableType]:
+    """Return what draws how far it is."""
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[accepted]} accepted"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[trouble]}", style="yellow", markup=False),
+    )
+    size_bytes = file.path.stat().st_size if file.path.is_file() else None
+    bar = progress.add_task(file.path.name, total=size_bytes, accepted=0, trouble="")
+
+    def draw() -> RenderableType:
+        trouble = client.trouble[:60]
+        done_bytes, accepted = tally.end_bytes, tally.accepted
+        progress.update(bar, completed=done_bytes, accepted=accepted, trouble=trouble)
+        return progress.get_renderable()
+
+    return draw
+
+
+def _summarise(file: CsvFile, client: Client, tally: _Tally, took_s: float) -> None:
+    refused = tally.dead_lettered + tally.refused
+    for listed, count, what in (
+        (file.bad, file.bad_rows, "lines left out"),
+        (tally.trouble, refused, "rows refused"),
+    ):
+        for line, why in listed:
+            print(f"{file.path}, line {line}: {why}", file=sys.stderr)
+        if count > len(listed):
+            print(f".. and {count - len(listed)} more {what}", file=sys.stderr)
+    if tally.fatal:
+        print(tally.fatal, file=sys.stderr)
+    print(
+        f"rows={file.rows} accepted={tally.accepted} dead_lettered={tally.dead_lettered} "
+        f"refused={tally.refused} left_out={file.bad_rows} retries={client.retries} "
+        f"seconds={took_s:.2f} rows_per_s={tally.accepted / max(took_s, 1e-9):.0f}"
+    )

@@ -1,0 +1,133 @@
+"""`loadgen run`: send the load of a simulated fleet, measure, report.
+
+Exit codes: 0 every post got the answer that was right for it, 1 some did not, 2 wrong use or no
+service there, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from loadgen.cli.run_options import add_parser, plan_of, settings_of
+from loadgen.cli.run_watch import Watch
+from loadgen.driver.pool import unreachable
+from loadgen.live import shown
+from loadgen.measure.find_max import FindMax
+from loadgen.measure.load import Load, LoadPlan
+from loadgen.report import html as report_html
+from loadgen.report import text as report_text
+from loadgen.report.json import document, write_whole
+
+__all__ = ["add_parser", "main"]
+
+# What the process needs beside its connections.
+FILES_BESIDE = 64
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """Run the load, or the search; return the exit code."""
+    try:
+        plan = plan_of(chosen)
+        _raise_open_files(plan.connections)
+    except ValueError as error:
+        print(f"loadgen run: {error}", file=sys.stderr)
+        return 2
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            if why := runner.run(unreachable(plan.target)):
+                print(f"loadgen run: {why}: does the service run there? --url", file=sys.stderr)
+                return 2
+            return runner.run(_find_max(plan, chosen) if chosen.find_max else _run(plan, chosen))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _raise_open_files(connections: int) -> None:
+    """Allow so many sockets. Raises ValueError if the system does not."""
+    needed = connections + FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ValueError(f"--connections {connections}: `ulimit -Hn` allows {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+async def _run(plan: LoadPlan, chosen: argparse.Namespace) -> int:
+    load = Load(plan)
+    watch = Watch(load)
+    with shown(watch.line, watch.picture):
+        interrupted = await until_signals(load.run(), load.stop)
+    report = document(load, settings_of(chosen, plan), interrupted=interrupted)
+    print(report_text.text(report), flush=True)
+    written = _write(chosen.json, json.dumps(report, indent=1) + "\n")
+    written &= _write(chosen.html, report_html.html(report))
+    if interrupted:
+        return 130
+    return 0 if report["all_right"] and written else 1
+
+
+def _write(path: Path | None, text: str) -> bool:
+    """Write a report if it is wanted; return False if it could not be."""
+    try:
+        if path:
+            write_whole(path, text)
+    except OSError as error:
+        print(f"loadgen run: cannot write {path}: {error.strerror}", file=sys.stderr)
+        return False
+    return True
+
+
+async def until_signals(work: Coroutine[Any, Any, None], stop: Callable[[], None]) -> bool:
+    """Run `work`; at SIGINT or SIGTERM call `stop`, at the second one cancel it.
+
+    Returns whether there was a signal.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    signals = 0
+
+    def on_signal() -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            print("stopping; again: at once", file=sys.stderr)
+            stop()
+        else:
+            task.cancel()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        await asyncio.wait([task])
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+    if not task.cancelled():
+        task.result()
+    return signals > 0
+
+
+async def _find_max(plan: LoadPlan, chosen: argparse.Namespace) -> int:
+    search = FindMax(plan, p99_ms=chosen.p99_ms, step_s=chosen.step_s, first_rate=chosen.rate)
+    print(report_text.STEP_HEAD, flush=True)
+    interrupted = await until_signals(
+        search.run(lambda step: print(report_text.step(step), flush=True)), search.stop
+    )
+    report = search.document(settings_of(chosen, plan), interrupted=interrupted)
+    print(report_text.found(report), flush=True)
+    written = _write(chosen.json, json.dumps(report, indent=1) + "\n")
+    if interrupted:
+        return 130
+    return 0 if search.search.found and written else 1

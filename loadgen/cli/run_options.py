@@ -1,0 +1,279 @@
+"""The options of `loadgen run`, and the plan that they make."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from loadgen.cli import values
+from loadgen.cli.options import ACKS, Option, add_all, picked
+from loadgen.driver.driver import Retry
+from loadgen.measure.load import LoadPlan
+from loadgen.traffic.traffic import Recipe
+
+DURATION_S = 10.0
+RATE_PER_S = 1000.0
+DEVICES_MAX = 100_000  # each remembers its own chances: 3 KiB
+BEHIND_S = 30.0
+CONNECTIONS, STORM_CONNECTIONS_MAX = 64, 1000
+DATA_PORT, ADMIN_PORT = 8080, 8081
+# Shares of posts or readings that are not as they should be: as fields of the recipe.
+ODD = {
+    "duplicates": "of the posts are sent a second time, byte for byte",
+    "late": "of the readings are hours to a week old",
+    "future": "of the readings lie days ahead, which the service refuses",
+    "poison": "of the readings are JSON, but impossible: NUL in a name, text as a value, year 9999",
+    "broken": "of the posts are cut off, not UTF-8, or half a gzip",
+}
+OPTIONS = {
+    "": (
+        Option(
+            "--url",
+            "of the service (default: %(default)s)",
+            values.url,
+            "http://127.0.0.1:8080",
+            "URL",
+            into="target",
+        ),
+        Option(
+            "--ack",
+            "wait until each post is so safe; default: what the service does by itself",
+            ACKS,
+        ),
+        Option(
+            "--connections",
+            f"connections, each with one post at a time ({CONNECTIONS}; storm: one a device, at "
+            f"most {STORM_CONNECTIONS_MAX:,})",
+            values.count(1, 100_000),
+            shows="N",
+        ),
+        Option(
+            "--give-up-s",
+            "after 429, 5xx or no answer send the same bytes again for so long (%(default)g)",
+            values.above_zero,
+            30.0,
+            "S",
+        ),
+        Option("--no-retry", "never send a post again"),
+        Option(
+            "--answer-s",
+            "an answer that takes longer counts as none (%(default)g)",
+            values.above_zero,
+            30.0,
+            "S",
+            into="answer_s_max",
+        ),
+        Option(
+            "--behind-s",
+            "open loop: a post that found no connection for so long after it was due is skipped, "
+            f"so that a run ends though the service cannot keep up ({BEHIND_S:g})",
+            values.above_zero,
+            shows="S",
+        ),
+    ),
+    "how much, when": (
+        Option("--rate", f"posts a second, open loop ({RATE_PER_S:g})", values.rate, shows="R"),
+        Option("--closed", "closed loop: each connection posts again as soon as it has its answer"),
+        Option(
+            "--arrivals",
+            "evenly spaced, or as devices that know nothing of each other send (%(default)s)",
+            ("constant", "poisson"),
+            "constant",
+        ),
+        Option(
+            "--shape",
+            "of the rate over time: constant; ramp:100..2000; steps:100,500,1000:10 (10 s each); "
+            "burst:100,5000,20,2 (from 100 to 5000 every 20 s for 2 s); storm:30 (all devices "
+            "come back at once, each with 30 minutes of readings in one post, then go on at "
+            "--rate)",
+            values.shape,
+            "constant",
+            "SHAPE",
+        ),
+        Option(
+            "--duration-s",
+            f"how long ({DURATION_S:g}, or as long as the steps or --posts last)",
+            values.above_zero,
+            shows="S",
+        ),
+        Option("--posts", "end after so many posts", values.count(), shows="N", into="posts_max"),
+    ),
+    "what is sent": (
+        Option(
+            "--devices",
+            "rooms, meters and doors, with two metrics each (%(default)s)",
+            values.count(1, DEVICES_MAX),
+            1000,
+            "N",
+        ),
+        Option(
+            "--seed",
+            "the same seed sends the same fleet, oddities and Poisson times (%(default)s)",
+            int,
+            1,
+        ),
+        Option(
+            "--batch",
+            "readings a post: 1, 100, or sizes with weights: 1x80,100x20 (%(default)s)",
+            values.mix,
+            "1",
+            "MIX",
+            into="mix",
+        ),
+        *(
+            Option(f"--{name}", f"so many (1%% or 0.01) {what}", values.share, 0.0, "SHARE")
+            for name, what in ODD.items()
+        ),
+        Option("--gzip", "gzip the bodies, which costs the generator more"),
+    ),
+    "reports": (
+        Option(
+            "--json",
+            "write all figures, with settings and seed, as JSON",
+            values.file_to_write,
+            shows="FILE",
+        ),
+        Option(
+            "--html",
+            "write a report with charts as one HTML file",
+            values.file_to_write,
+            shows="FILE",
+        ),
+        Option(
+            "--metrics-url",
+            "the service's /metrics, read once a second for the rate of commits; default: that of "
+            f"port {ADMIN_PORT} if the service's is {DATA_PORT}",
+            str,
+            shows="URL",
+        ),
+    ),
+    "searching the highest rate": (
+        Option(
+            "--find-max",
+            "search the highest rate at which p99 stays under --p99-ms and nothing is refused, "
+            "tried again, lost or not sent; starts at --rate (default 100)",
+        ),
+        Option("--p99-ms", "the bound (%(default)g)", values.above_zero, 50.0, "MS"),
+        Option(
+            "--step-s",
+            "how long each rate is tried, after 1 s to warm up (%(default)g)",
+            values.above_zero,
+            5.0,
+            "S",
+        ),
+    ),
+}
+
+
+def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `run` with its options."""
+    run = words.add_parser(
+        "run",
+        help="send the load of a simulated fleet, and measure",
+        description="Sends the posts of a simulated fleet and measures. By default an open loop: "
+        "posts are due at a given rate whatever the service does, and latency counts from the "
+        "moment a post was due.",
+        epilog="Exit code 0: every post got the answer that was right for it (a refusal for what "
+        "is poison, broken or too far ahead); 1: something was refused for good, lost or not "
+        "sent; 2: wrong use, or no service there; 130: interrupted. The first Ctrl-C lets posts "
+        "in flight finish and reports, the second one ends at once.",
+    )
+    add_all(run, OPTIONS)
+
+
+def plan_of(chosen: argparse.Namespace) -> LoadPlan:
+    """Return the plan. Raises ValueError that names the options that do not go together."""
+    _check_together(chosen)
+    wanted: values.ShapeChoice = chosen.shape
+    duration_s = chosen.duration_s or wanted.duration_s()
+    if duration_s is None and chosen.posts_max is None:
+        duration_s = DURATION_S
+    try:
+        shape = None if chosen.closed else wanted.make(chosen.rate or RATE_PER_S, duration_s)
+    except ValueError as error:
+        raise ValueError(f"--shape {wanted.text}: {error}") from error
+    return LoadPlan(
+        **picked(chosen, LoadPlan)
+        | {
+            "recipe": Recipe(backlog_minutes=wanted.backlog_minutes, **picked(chosen, Recipe)),
+            "shape": shape,
+            "connections": chosen.connections or _connections(chosen),
+            "duration_s": duration_s,
+            "retry": None if chosen.no_retry else Retry(give_up_s=chosen.give_up_s),
+            "behind_s_max": chosen.behind_s or BEHIND_S,
+            "metrics_url": chosen.metrics_url or _usual_metrics_url(chosen),
+        }
+    )
+
+
+def _check_together(chosen: argparse.Namespace) -> None:
+    wanted: values.ShapeChoice = chosen.shape
+    is_shaped = wanted.name != "constant"
+    pace, find_max = "the answers set the pace", chosen.find_max
+    metrics_url = chosen.metrics_url or "http://"
+    for is_so, why in (
+        (chosen.closed and chosen.rate, f"--closed goes without --rate: {pace}"),
+        (chosen.closed and find_max, f"--closed goes without --find-max: {pace}"),
+        (chosen.closed and chosen.behind_s, f"--closed goes without --behind-s: {pace}"),
+        (
+            chosen.closed and (is_shaped or chosen.arrivals != "constant"),
+            "--closed goes without --shape and --arrivals: there is no schedule",
+        ),
+        (
+            wanted.rates_given and chosen.rate,
+            f"--shape {wanted.text} says the rates: leave out --rate",
+        ),
+        (find_max and is_shaped, "--find-max tries constant rates: leave out --shape"),
+        (find_max and chosen.posts_max, "--find-max goes without --posts"),
+        (find_max and chosen.duration_s, "--find-max goes without --duration-s"),
+        (find_max and chosen.html, "--find-max goes without --html"),
+        (find_max and chosen.no_retry, "--find-max goes without --no-retry"),
+        (find_max and chosen.behind_s, "--find-max goes without --behind-s"),
+        (
+            not metrics_url.startswith(("http://", "https://")),
+            f"--metrics-url {metrics_url} does not begin with http://",
+        ),
+    ):
+        if is_so:
+            raise ValueError(why)
+
+
+def _connections(chosen: argparse.Namespace) -> int:
+    if chosen.shape.name == "storm":
+        return min(int(chosen.devices), STORM_CONNECTIONS_MAX)
+    return CONNECTIONS
+
+
+def _usual_metrics_url(chosen: argparse.Namespace) -> str | None:
+    """Return where the admin port is by default; another service's must not be taken for it."""
+    if chosen.target.port != DATA_PORT:
+        return None
+    host = chosen.target.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{ADMIN_PORT}/metrics"
+
+
+def settings_of(chosen: argparse.Namespace, plan: LoadPlan) -> dict[str, Any]:
+    """Return what was chosen, defaults included, as a report shows it."""
+    return {
+        "url": f"http://{plan.target.authority}{plan.target.path}",
+        "ack": plan.ack,
+        "connections": plan.connections,
+        "loop": "closed" if plan.shape is None else "open",
+        "rate_posts_per_s": None
+        if plan.shape is None or chosen.shape.rates_given
+        else chosen.rate or RATE_PER_S,
+        "shape": None if plan.shape is None else chosen.shape.text,
+        "arrivals": None if plan.shape is None else plan.arrivals,
+        "duration_s": plan.duration_s,
+        "posts": plan.recipe.posts_max,
+        "devices": plan.recipe.devices,
+        "seed": plan.recipe.seed,
+        "batch": ",".join(f"{size}x{weight:g}" for size, weight in plan.recipe.mix),
+        **{name: getattr(plan.recipe, name) for name in ODD},
+        "gzip": plan.recipe.gzip,
+        "retry": plan.retry is not None,
+        "give_up_s": plan.retry.give_up_s if plan.retry else None,
+        "answer_s": plan.answer_s_max,
+        "behind_s": None if plan.shape is None else plan.behind_s_max,
+        "metrics_url": plan.metrics_url,
+    }

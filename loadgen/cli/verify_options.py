@@ -1,0 +1,240 @@
+"""The options of `loadgen verify`, and what they mean: where to look, what to send."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from loadgen.cli import values
+from loadgen.cli.options import ACKS, Option, add_all, picked
+from loadgen.proof.conclude import Evidence
+from loadgen.proof.local_service import LocalService, state_folder
+from loadgen.proof.readings import POST_READINGS_MAX, REFUSED_METRIC, Plan
+from loadgen.proof.run import Job
+from loadgen.traffic.post import Target, target_of
+
+DURATION_S = 10.0
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+class WrongUse(Exception):
+    """The options cannot be what was meant; the text names one."""
+
+
+class _NoteGiven(argparse.Action):
+    """Stores an option of what is sent, and that it was given: its default does not tell."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.sends = (*namespace.sends, option_string)
+
+
+SENDS = "what to send"
+OPTIONS = {
+    "where": (
+        Option("--url", "of the service", values.url, shows="URL"),
+        Option("--admin-url", "of its admin port (/metrics)", str, shows="URL"),
+        Option(
+            "--database-url",
+            "PostgreSQL, the primary; also INGEST_DATABASE_URL",
+            str,
+            shows="URL",
+        ),
+        Option("--dlq-dir", "the dead-letter folder", values.path, shows="DIR"),
+        Option(
+            "--state-dir",
+            "of a service on this machine: says all of the above; default: the usual place",
+            Path,
+            shows="DIR",
+        ),
+    ),
+    SENDS: (
+        Option(
+            "--duration-s",
+            f"send for so long ({DURATION_S:g}, unless --posts is given)",
+            values.above_zero,
+            shows="S",
+        ),
+        Option("--posts", "send so many posts", values.count(), shows="N"),
+        Option(
+            "--rate",
+            "posts a second; without it each connection posts as soon as it has its answer",
+            values.rate,
+            shows="R",
+        ),
+        Option("--connections", "posts at once (%(default)s)", values.count(1, 10_000), 16, "N"),
+        Option(
+            "--batch",
+            "readings a post: 100, or a mix with weights (%(default)s)",
+            values.mix,
+            "1x8,10,100",
+            "MIX",
+            into="sizes",
+        ),
+        Option("--ack", "default: the service's", ACKS),
+        Option("--seed", "of all choices (%(default)s)", values.count(0), 1, "N"),
+        Option(
+            "--duplicates",
+            "of the readings are sent again in a later post (1%%)",
+            values.share,
+            "1%",
+            "SHARE",
+        ),
+        Option(
+            "--invalid",
+            "of the readings are none, in various ways (0.5%%)",
+            values.share,
+            "0.5%",
+            "SHARE",
+        ),
+        Option(
+            "--refused-by-check",
+            f"of the readings have the metric `{REFUSED_METRIC}`; needs a constraint in the "
+            f"table: check (metric <> '{REFUSED_METRIC}') (0)",
+            values.share,
+            "0",
+            "SHARE",
+            into="refused",
+        ),
+        Option(
+            "--give-up-s",
+            "keep trying one post for so long (%(default)g)",
+            values.above_zero,
+            300.0,
+            "S",
+        ),
+        Option(
+            "--answer-s",
+            "an answer that takes longer counts as none (%(default)g)",
+            values.above_zero,
+            30.0,
+            "S",
+            into="answer_s_max",
+        ),
+    ),
+    "the proof": (
+        Option("--ledger", "write the ledger there, and keep it", values.path, shows="FILE"),
+        Option("--keep", "keep the ledger though all is well"),
+        Option(
+            "--ledger-fsync",
+            "the ledger survives a crash of this machine, not only of this program; slow",
+            into="fsync",
+        ),
+        Option("--reconcile-only", "send nothing: compare --ledger once more"),
+        Option(
+            "--settle-s",
+            "wait so long for the service to become quiet (%(default)g)",
+            values.above_zero,
+            60.0,
+            "S",
+        ),
+        Option(
+            "--report",
+            "write all that is not as promised, as JSON",
+            values.file_to_write,
+            shows="FILE",
+        ),
+    ),
+}
+
+
+def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `verify` with its options."""
+    verify = words.add_parser(
+        "verify",
+        help="prove that nothing is lost, doubled or altered",
+        description="Sends readings and writes a ledger of each one before it is sent and of every "
+        "answer. At the end it looks for each reading in the table and among the dead letters. "
+        "With a service of this machine it finds database and dead letters by itself.",
+        epilog="Exit code 0: everything is as it was promised; 1: something is not (the first "
+        "readings of each kind are listed); 2: wrong use, or no proof: none was "
+        "possible, or of more than half of the readings the outcome is not known; "
+        "130: interrupted, and as promised so far.",
+    )
+    verify.set_defaults(sends=())
+    add_all(verify, OPTIONS, {SENDS: _NoteGiven})
+
+
+def _is_meant(chosen: argparse.Namespace, local: LocalService | None) -> bool:
+    """Whether the service of this machine is the one to look at."""
+    if local is None:
+        return False
+    target: Target | None = chosen.url
+    if target is None:
+        return True
+    own = target_of(local.url)
+    near = {own.host, "localhost"} if own.host in LOOPBACK else {own.host}
+    return target.port == own.port and target.host in near
+
+
+def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Evidence:
+    """Return where the proof lies. Raises WrongUse."""
+    if not _is_meant(chosen, local):
+        local = None
+    database_url = chosen.database_url or (local.database_url if local else "")
+    database_url = database_url or os.environ.get("INGEST_DATABASE_URL", "")
+    dlq_dir = chosen.dlq_dir or (local.dlq_dir if local else None)
+    admin_url = chosen.admin_url or (local.admin_url if local else None)
+    for value, option in ((database_url, "--database-url"), (dlq_dir, "--dlq-dir")):
+        if not value:
+            folder = state_folder(chosen.state_dir)
+            why = f"no service runs on {folder}" if chosen.url is None else "another --url"
+            raise WrongUse(f"{why}, so where its proof lies is not known: say {option}")
+    assert dlq_dir is not None, "said above"
+    if admin_url is not None and not admin_url.startswith(("http://", "https://")):
+        raise WrongUse(f"--admin-url {admin_url}: does not begin with http://")
+    return Evidence(database_url, dlq_dir, admin_url)
+
+
+def check_reconcile_only(chosen: argparse.Namespace) -> None:
+    """See whether there is a ledger, and nothing to send. Raises WrongUse."""
+    if chosen.ledger is None:
+        raise WrongUse("--reconcile-only needs --ledger FILE")
+    for name, option in (("keep", "--keep"), ("fsync", "--ledger-fsync")):
+        if getattr(chosen, name):
+            raise WrongUse(f"--reconcile-only writes no ledger: leave out {option}")
+    if chosen.sends:
+        raise WrongUse(f"--reconcile-only sends nothing: leave out {chosen.sends[0]}")
+
+
+def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Evidence) -> Job:
+    """Return what to send. Raises WrongUse."""
+    run = secrets.token_hex(4)
+    ledger = chosen.ledger or Path(tempfile.gettempdir()) / f"loadgen-verify-{run}.ledger"
+    shares = chosen.duplicates + chosen.invalid + chosen.refused
+    for is_so, why in (
+        (
+            chosen.url is None and local is None,
+            f"no service runs on {state_folder(chosen.state_dir)}: start it, or --url",
+        ),
+        (
+            max(size for size, _ in chosen.sizes) > POST_READINGS_MAX,
+            f"--batch: at most {POST_READINGS_MAX:,} readings a post",
+        ),
+        (shares > 0.9, "--duplicates, --invalid and --refused-by-check: at most 90% in all"),
+        (ledger.exists(), f"--ledger {ledger} exists: choose another, or --reconcile-only"),
+    ):
+        if is_so:
+            raise WrongUse(why)
+    plan = Plan(run=run, first_us=int(time.time() * 1_000_000), **picked(chosen, Plan))
+    more = {
+        "target": chosen.url or values.url(local.url if local else ""),
+        "plan": plan,
+        "ledger": ledger,
+        "query": f"?ack={chosen.ack}" if chosen.ack else "",
+        "admin_url": where.admin_url,
+    }
+    if chosen.duration_s is None and chosen.posts is None:
+        more["duration_s"] = DURATION_S
+    return Job(**picked(chosen, Job) | more)

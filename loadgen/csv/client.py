@@ -1,0 +1,188 @@
+"""Post bodies to the service as a careful device does, and say what the answer means.
+
+Promises: a 503, a 429, a lost connection or a time-out is answered with a pause (Retry-After, or
+growing with full jitter) and the same bytes again, until `give_up_s` have passed since the first
+try. Sending again is safe for readings that carry a `ts`.
+Does not: look into a body, or split one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import aiohttp
+
+CONNECT_S_MAX = 10.0
+ANSWER_S_MAX = 60.0  # the service's own `ack_wait_s_max` is 10 s by default
+PAUSE_S_MIN = 0.2
+PAUSE_S_MAX = 10.0
+
+# 408: the body came too slowly; 500, 502, 504: the service's or a proxy's fault, not the body's.
+TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class ItemError(NamedTuple):
+    """One item of the post that did not go to the table: its index, a code, a sentence."""
+
+    item: int
+    code: str
+    message: str
+
+
+class Reply(NamedTuple):
+    """What the service said. `status` is 2xx or a refusal that sending again cannot change."""
+
+    status: int
+    accepted: int
+    dead_lettered: int
+    code: str
+    detail: str
+    errors: tuple[ItemError, ...]
+    took_s: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the post was taken, by the service itself."""
+        return 200 <= self.status < 300 and not self.code
+
+
+class GaveUp(Exception):
+    """No final answer within `give_up_s`; whether the post is stored is not known."""
+
+
+class Client:
+    """An HTTP client of one service. `async with Client(url) as client:`.
+
+    `url` is the service's (`http://127.0.0.1:8080`) or the full one of its readings.
+    Counts `posts` (answered, retries not included) and `retries`; `trouble` is why a post is
+    being tried again at the moment, or empty.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections_max: int,
+        give_up_s: float,
+        parameters: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        if not self.url.endswith("/v1/readings"):
+            self.url += "/v1/readings"
+        self.posts = 0
+        self.retries = 0
+        self.trouble = ""
+        self._give_up_s = give_up_s
+        self._parameters = dict(parameters or {})
+        self._connections_max = connections_max
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections_max),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_S_MAX, sock_read=ANSWER_S_MAX
+            ),
+            headers={"Content-Type": "application/json", "User-Agent": "iot-ingest-loadgen"},
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def post(self, body: bytes) -> Reply:
+        """Post until there is a final answer. Raises GaveUp. Safe to cancel."""
+        first_s = time.monotonic()
+        tries = 0
+        while True:
+            tries += 1
+            answer, why, retry_after_s = await self._try(body)
+            if answer is not None:
+                self.posts += 1
+                self.trouble = ""
+                return answer
+            pause_s = retry_after_s
+            if pause_s is None:
+                # Full jitter: devices that lost one service together must not come back together.
+                pause_s = random.uniform(0, min(PAUSE_S_MAX, PAUSE_S_MIN * 2 ** min(tries, 16)))
+            passed_s = time.monotonic() - first_s
+            if passed_s + pause_s > self._give_up_s:
+                raise GaveUp(f"{why} (tried {tries} times in {passed_s:.1f} s)")
+            self.retries += 1
+            self.trouble = why
+            await asyncio.sleep(pause_s)
+
+    async def _try(self, body: bytes) -> tuple[Reply | None, str, float | None]:
+        """Return (final answer or None, why not, seconds of Retry-After or None)."""
+        assert self._session is not None, "use `async with`"
+        began_s = time.monotonic()
+        try:
+            async with self._session.post(
+                self.url, data=body, params=self._parameters, allow_redirects=False
+            ) as response:
+                text = await response.read()
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
+            raise GaveUp(f"{self.url} is not a URL that can be posted to") from error
+        except TimeoutError:
+            return None, f"no answer from {self.url} in time", None
+        except (aiohttp.ClientError, OSError) as error:
+            why = str(error) or type(error).__name__
+            return None, f"no answer from {self.url}: {why}", None
+        took_s = time.monotonic() - began_s
+        answer = _understand(response.status, text, took_s)
+        if answer.status in TRY_AGAIN:
+            why = f"{answer.status} {answer.code} {answer.detail}".strip()
+            return None, why, _retry_after_s(response.headers.get("Retry-After"))
+        return answer, "", None
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Read whole seconds; a date (which proxies may send) is taken as not given."""
+    text = (header or "").strip()
+    return float(text) if text.isascii() and text.isdecimal() else None
+
+
+def _understand(status: int, text: bytes, took_s: float) -> Reply:
+    """Read the service's JSON, or make do with whatever a proxy in between has sent."""
+    try:
+        document = json.loads(text)
+    except ValueError:  # also bytes that are not UTF-8
+        document = None
+    fields: dict[str, Any] = document if isinstance(document, dict) else {}
+    listed = fields.get("errors")
+    errors = tuple(
+        ItemError(
+            each["index"],
+            str(each.get("code", "")),
+            f"{each['field']}: {each.get('message', '')}"
+            if each.get("field")
+            else str(each.get("message", "")),
+        )
+        for each in (listed if isinstance(listed, list) else [])
+        if isinstance(each, dict) and isinstance(each.get("index"), int)
+    )
+    if 200 <= status < 300 and not isinstance(fields.get("accepted"), int):
+        # Something else answered (a proxy's page, another service): no promise about readings.
+        detail = "whatever answers there is not iot-ingest"
+        return Reply(status, 0, 0, "not_the_service", detail, (), took_s)
+    return Reply(
+        status=status,
+        accepted=fields.get("accepted", 0),
+        dead_lettered=fields.get("dead_lettered", 0),
+        code=str(fields.get("code", "")),
+        detail=str(fields.get("detail") or fields.get("title") or ""),
+        errors=errors,
+        took_s=took_s,
+    )

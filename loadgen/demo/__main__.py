@@ -1,0 +1,181 @@
+"""`./run demo`: the service with a state folder of its own, and a simulated fleet that posts to it.
+
+Promises: never touches the usual state folder or an INGEST_DATABASE_URL; Ctrl-C stops the fleet,
+then the service in order. Exit code 0 after Ctrl-C, 1 if the service ends by itself.
+Does not: measure; its figures are for watching.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import chain
+from pathlib import Path
+
+from loadgen.demo.service import Service, ServiceEnded
+from loadgen.driver.driver import Retry
+from loadgen.live import shown
+from loadgen.measure.load import Load, LoadPlan
+from loadgen.measure.pace import Pace
+from loadgen.proof.local_service import NoHome, full_path, state_folder
+from loadgen.traffic.post import target_of
+from loadgen.traffic.schedule import constant
+from loadgen.traffic.traffic import Recipe
+
+READINGS_A_POST = 2  # those of one device
+GIVE_UP_S = 60.0
+LAST_POSTS_S_MAX = 5.0
+
+
+async def demo(chosen: argparse.Namespace, service_flags: Sequence[str]) -> int:
+    """Run service and fleet until a signal, or until the service ends; return the exit code."""
+    stopping = asyncio.Event()
+    service = Service(chosen.state_dir, service_flags)
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            service.terminate()
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    try:
+        if await _unless(stopping, service.start()):
+            _introduce(service, chosen)
+            await _post(chosen, service, stopping)
+    except ServiceEnded as end:
+        print(end, file=sys.stderr)
+        return 1
+    code, last_line = await service.stop()
+    print(last_line)
+    return 0 if code == 0 else 1
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Run `work` to its end, or until `stopping`; return whether it came to its end."""
+    running = asyncio.create_task(work)
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if running.done():
+        await running
+        return True
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    return False
+
+
+def _introduce(service: Service, chosen: argparse.Namespace) -> None:
+    look = "select * from readings order by ts desc limit 10"
+    print(
+        f"{chosen.devices} devices post about {chosen.rate:g} readings/s to {service.url}\n"
+        f"dashboard: {service.metrics_url.removesuffix('metrics')}\n"
+        f"metrics: {service.metrics_url}\n"
+        f"look at the data: ./run psql --state-dir {shlex.quote(str(chosen.state_dir))} "
+        f"-c '{look}'\n"
+        f"the service's log: {service.log_path}\n"
+        "Ctrl-C stops the fleet, then the service",
+        flush=True,
+    )
+
+
+async def _post(chosen: argparse.Namespace, service: Service, stopping: asyncio.Event) -> None:
+    """Let the fleet post until `stopping`. Raises ServiceEnded."""
+    load = Load(
+        LoadPlan(
+            target=target_of(service.url),
+            recipe=Recipe(devices=chosen.devices, seed=chosen.seed, mix=((READINGS_A_POST, 1.0),)),
+            shape=constant(chosen.rate / READINGS_A_POST),
+            retry=Retry(GIVE_UP_S),
+            metrics_url=service.metrics_url,
+        )
+    )
+    posting = asyncio.create_task(load.run(settle_s_max=0.0))
+
+    async def until_one_ends() -> None:
+        await asyncio.gather(service.ended(), asyncio.shield(posting))
+
+    try:
+        with shown(_line_of(load), on_stdout=True, stays=True):
+            await _unless(stopping, until_one_ends())
+            load.stop()
+            await asyncio.wait({posting}, timeout=LAST_POSTS_S_MAX)
+    finally:
+        posting.cancel()
+        await asyncio.gather(posting, return_exceptions=True)
+    print(f"fleet stopped: {load.tally.accepted_readings:,} readings accepted", flush=True)
+
+
+def _line_of(load: Load) -> Callable[[], str]:
+    """Return what says how it goes, in one line; the service's own counts are its metrics."""
+    tally, pace = load.tally, Pace(load)
+
+    def line() -> str:
+        scraper, driver = load.scraper, load.driver
+        assert scraper is not None, "the service has told its /metrics"
+        lately = tally.timeline.at(load.elapsed_s - tally.timeline.width_s).quantile_s(0.99)
+        why = next(chain(reversed(tally.codes), reversed(tally.whys)), "no answer")
+        return (
+            f"{pace.since_last().through:4.0f} posts/s | "
+            f"{tally.accepted_readings:,} readings accepted | "
+            f"{scraper.committed:,.0f} committed | {scraper.held:,.0f} held | "
+            f"answer p99 {(lately or 0.0) * 1e3:.1f} ms"
+            + (f" | {driver.waiting} trying again: {why}" if driver.waiting else "")
+            + (f" | {tally.refused + tally.not_whole} refused: {why}" if tally.refused else "")
+            + (f" | {tally.given_up} given up" if tally.given_up else "")
+        )
+
+    return line
+
+
+def usual_state_dir() -> Path:
+    """Return the demo's own state folder, beside the usual one of the service. Raises NoHome."""
+    homes = {name: os.environ.get(name, "") for name in ("HOME", "XDG_STATE_HOME")}
+    return state_folder(None, homes).with_name("iot-ingest-demo")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./run demo",
+        description="The service, with a state folder of its own, and a simulated fleet.",
+        epilog="Other flags go to `ingest serve`, such as --listen 127.0.0.1:9000.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--devices", type=int, default=200, help="default: %(default)s")
+    parser.add_argument(
+        "--rate", type=float, default=300, help="readings a second (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the fleet (default: %(default)s)")
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        help="default: iot-ingest-demo, beside the usual one of the service",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; return the exit code."""
+    parser = _parser()
+    chosen, service_flags = parser.parse_known_args(arguments)
+    if chosen.devices < 1 or chosen.devices > 10_000 or not 0 < chosen.rate < 1e6:
+        parser.error("--devices is 1 to 10000, --rate more than 0")
+    try:
+        chosen.state_dir = full_path(chosen.state_dir or usual_state_dir())
+        if not chosen.state_dir.exists():
+            chosen.state_dir.mkdir(parents=True)
+            chosen.state_dir.chmod(0o755)  # the database's user, if we are root, must pass
+    except NoHome as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"cannot make {chosen.state_dir}: {error.strerror}; choose --state-dir")
+    return asyncio.run(demo(chosen, service_flags))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""One HTTP/1.1 connection of the load driver: writes a ready request, reads the answer, calls back.
+
+Costs little: no future, no task, no timer and no table of headers per request. `Answers` is pure
+and reads answers out of whatever pieces the network makes of them; `Connection` is the connection.
+Promises: one request in flight; each `send` leads to one `answered` or one `broken`.
+Does not: time out, connect or reconnect by itself (the driver does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import NamedTuple, Protocol, cast
+
+from loadgen.driver.retry import Flight
+
+ANSWER_BYTES_MAX = 1024 * 1024  # the service's longest, with 100 errors, has some 20 kB
+HEAD_BYTES_MAX = 16 * 1024
+CHUNK_LINE_BYTES_MAX = 256
+HEADS_MAX = 256
+
+_START = b"HTTP/1.1 "
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5]\d\d)(?: [^\r\n]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
+_CHUNKED = -1
+
+
+class Answer(NamedTuple):
+    """What came back. `retry_after_s` is None without a Retry-After in whole seconds."""
+
+    status: int
+    body: bytes
+    closes: bool
+    retry_after_s: int | None
+
+
+class BadAnswer(Exception):
+    """What came is no answer to a post. Its text is one of few sentences, fit for counting."""
+
+
+class Head(NamedTuple):
+    """What of an answer's head matters. `body_bytes` is negative if the body is chunked."""
+
+    status: int
+    body_bytes: int
+    closes: bool
+    retry_after_s: int | None
+
+
+class Answers:
+    """Reads one answer after another out of bytes.
+
+    `heads` holds heads that were read before: those of one second and length are alike, so that
+    most are found there and none is read twice. Connections may share it.
+    """
+
+    __slots__ = ("_body", "_chunks", "_head", "_heads", "_kept")
+
+    def __init__(self, heads: dict[bytes, Head] | None = None) -> None:
+        self._heads: dict[bytes, Head] = {} if heads is None else heads
+        self._kept = bytearray()  # of a head that is not complete
+        self._head: Head | None = None  # of an answer whose body is not complete
+        self._body = bytearray()
+        self._chunks: _Chunks | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a part of an answer is here."""
+        return bool(self._kept) or self._head is not None
+
+    def feed(self, data: bytes) -> Answer | None:
+        """Take some bytes; return the answer if they complete it.
+
+        Raises BadAnswer, after which the connection is of no more use.
+        """
+        if self._head is not None:
+            return self._feed_body(self._head, data)
+        searched_bytes = 0
+        if self._kept:
+            searched_bytes = max(0, len(self._kept) - 3)
+            self._kept += data
+            data = bytes(self._kept)
+        end = data.find(b"\r\n\r\n", searched_bytes, HEAD_BYTES_MAX)
+        if end < 0:
+            self._keep_head(data)
+            return None
+        self._kept.clear()
+        head = self._heads.get(data[:end]) or self._learn(data[:end])
+        if len(data) == end + 4 + head.body_bytes:  # nearly always
+            return Answer(head.status, data[end + 4 :], head.closes, head.retry_after_s)
+        self._head = head
+        self._chunks = _Chunks(self._body) if head.body_bytes == _CHUNKED else None
+        return self._feed_body(head, data[end + 4 :])
+
+    def _keep_head(self, data: bytes) -> None:
+        if data[: len(_START)] != _START[: len(data)]:
+            raise BadAnswer(_why_not(data))
+        if len(data) >= HEAD_BYTES_MAX:
+            raise BadAnswer("an answer whose head does not end")
+        if not self._kept:
+            self._kept += data
+
+    def _learn(self, text: bytes) -> Head:
+        head = read_head(text)
+        if len(self._heads) >= HEADS_MAX:
+            self._heads.clear()
+        self._heads[text] = head
+        return head
+
+    def _feed_body(self, head: Head, data: bytes) -> Answer | None:
+        if self._chunks is not None:
+            whole = self._chunks.feed(data)
+        else:
+            self._body += data
+            if len(self._body) > head.body_bytes:
+                raise BadAnswer("more bytes than one answer has")
+            whole = len(self._body) == head.body_bytes
+        if not whole:
+            return None
+        body = bytes(self._body)
+        self._head = None
+        self._body.clear()
+        return Answer(head.status, body, head.closes, head.retry_after_s)
+
+
+class _Chunks:
+    """Joins the chunks of a body."""
+
+    def __init__(self, body: bytearray) -> None:
+        self._body = body
+        self._kept = bytearray()
+        self._chunk_bytes: int | None = None  # None: its length comes next
+        self._trailer = False
+
+    def feed(self, data: bytes) -> bool:
+        """Take some bytes; return whether the body is complete. Raises BadAnswer."""
+        self._kept += data
+        while True:
+            if self._chunk_bytes is not None:
+                if len(self._kept) < self._chunk_bytes + 2:
+                    return False
+                self._take_chunk(self._chunk_bytes)
+                continue
+            end = self._kept.find(b"\r\n", 0, CHUNK_LINE_BYTES_MAX)
+            if end < 0:
+                if len(self._kept) >= CHUNK_LINE_BYTES_MAX:
+                    raise BadAnswer("an answer with chunks that cannot be read")
+                return False
+            line = bytes(self._kept[:end])
+            del self._kept[: end + 2]
+            if self._trailer:
+                if not line:
+                    if self._kept:
+                        raise BadAnswer("more bytes than one answer has")
+                    return True
+            else:
+                self._take_length(line)
+
+    def _take_length(self, line: bytes) -> None:
+        found = _CHUNK_LINE.fullmatch(line)
+        if found is None:
+            raise BadAnswer("an answer with chunks that cannot be read")
+        length_bytes = int(found[1], 16)
+        if len(self._body) + length_bytes > ANSWER_BYTES_MAX:
+            raise BadAnswer("an answer of more than 1 MiB")
+        if length_bytes == 0:
+            self._trailer = True
+        else:
+            self._chunk_bytes = length_bytes
+
+    def _take_chunk(self, length_bytes: int) -> None:
+        if self._kept[length_bytes : length_bytes + 2] != b"\r\n":
+            raise BadAnswer("an answer with chunks that cannot be read")
+        self._body += self._kept[:length_bytes]
+        del self._kept[: length_bytes + 2]
+        self._chunk_bytes = None
+
+
+def read_head(text: bytes) -> Head:
+    """Return what a head says, without the empty line at its end. Raises BadAnswer."""
+    status_line, *lines = text.split(b"\r\n")
+    found = _STATUS_LINE.fullmatch(status_line)
+    if found is None:
+        raise BadAnswer(_why_not(status_line))
+    status = int(found[1])
+    if status < 200:
+        raise BadAnswer("an interim answer (1xx), which nobody asked for")
+    fields: dict[bytes, list[bytes]] = {}
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            raise BadAnswer("an answer whose head cannot be read")
+        fields.setdefault(field[1].lower(), []).append(field[2])
+    words = b",".join(fields.get(b"connection", [])).lower().split(b",")
+    retry_after = b",".join(fields.get(b"retry-after", []))
+    return Head(
+        status,
+        _body_bytes(status, fields),
+        b"close" in (word.strip() for word in words),
+        int(retry_after) if retry_after.isdigit() and len(retry_after) < 10 else None,
+    )
+
+
+def _body_bytes(status: int, fields: dict[bytes, list[bytes]]) -> int:
+    lengths = set(fields.get(b"content-length", []))
+    codings = fields.get(b"transfer-encoding", [])
+    if codings:
+        if lengths or len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise BadAnswer("an answer whose length cannot be told")
+        return _CHUNKED
+    if status in {204, 304}:
+        return 0
+    text = lengths.pop() if len(lengths) == 1 else b""
+    if lengths or not text.isdigit() or len(text) > 18:
+        raise BadAnswer("an answer whose length cannot be told")
+    if int(text) > ANSWER_BYTES_MAX:
+        raise BadAnswer("an answer of more than 1 MiB")
+    return int(text)
+
+
+def _why_not(start: bytes) -> str:
+    if start.startswith(b"HTTP/1.0"):
+        return "an answer in HTTP/1.0"
+    return "an answer that is not HTTP/1.1"
+
+
+class Owner(Protocol):
+    """Who is called back by a connection."""
+
+    def answered(self, connection: Connection, answer: Answer) -> None:
+        """Take the answer to what was sent; `connection.open` says whether it can send again."""
+
+    def broken(self, connection: Connection, why: str) -> None:
+        """Take note that the request was written, but no answer will come; it is closed."""
+
+    def closed(self, connection: Connection) -> None:
+        """Take note that the connection was closed while nothing was in flight."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection. `flight` and `sent_s` are its owner's to use."""
+
+    __slots__ = ("_answers", "_owner", "_transport", "busy", "flight", "open", "sent_s")
+
+    def __init__(self, owner: Owner, heads: dict[bytes, Head]) -> None:
+        self.open = False
+        self.busy = False
+        self.flight: Flight | None = None
+        self.sent_s = 0.0
+        self._owner = owner
+        self._answers = Answers(heads)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin (called by the loop)."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self.open = True
+
+    def send(self, request: bytes) -> None:
+        """Write one whole request. Only if `open` and not `busy`."""
+        assert self._transport is not None, "not connected"
+        self.busy = True
+        self._transport.write(request)
+
+    def drop(self, why: str) -> None:
+        """Close at once, whatever is in flight; the owner hears of it before this returns."""
+        if not self.open:
+            return
+        self.open = False
+        assert self._transport is not None, "open"
+        self._transport.abort()
+        self._tell(why)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came (called by the loop)."""
+        if not self.busy:
+            self.drop("")  # a goodbye that nobody asked for, such as a 408
+            return
+        try:
+            answer = self._answers.feed(data)
+        except BadAnswer as bad:
+            self.drop(str(bad))
+            return
+        if answer is None:
+            return
+        self.busy = False
+        if answer.closes:
+            self.open = False
+            assert self._transport is not None, "open"
+            self._transport.abort()
+        self._owner.answered(self, answer)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End (called by the loop)."""
+        if not self.open:
+            return
+        self.open = False
+        if self._answers.begun:
+            self._tell("the answer was cut off")
+        elif error is None:
+            self._tell("the connection was closed without an answer")
+        else:
+            self._tell("the connection was reset")
+
+    def _tell(self, why: str) -> None:
+        if self.busy:
+            self.busy = False
+            self._owner.broken(self, why)
+        else:
+            self._owner.closed(self)

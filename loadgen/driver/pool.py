@@ -1,0 +1,149 @@
+"""The connections of the load driver: opens them, keeps those that are free, drops the silent.
+
+Promises: never more than `connections_max`; a free one that the service has closed is not handed
+out; whatever happens to a connection is told to the owner. Does not: know when to send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Protocol
+
+from loadgen.driver.connection import Connection, Head, Owner
+from loadgen.driver.retry import Flight
+from loadgen.traffic.post import Target
+
+CONNECT_S_MAX = 10.0
+# Some at a time, and slower than a uvloop server accepts (one a turn of its loop): what overflows
+# the listener's queue is tried again by the kernel a second later.
+CONNECTS_AT_ONCE = 32
+CONNECTS_PAUSE_S = 0.005
+WATCHES_S_MAX = 1.0
+
+
+async def unreachable(target: Target) -> str:
+    """Return why nobody can be posted to there, or nothing."""
+    try:
+        async with asyncio.timeout(CONNECT_S_MAX / 2):
+            _, writer = await asyncio.open_connection(target.host, target.port)
+    except (OSError, TimeoutError) as error:
+        return f"cannot connect to {target.authority} ({str(error) or 'no answer'})"
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return ""
+
+
+class Opener(Owner, Protocol):
+    """Who asked for connections, and is called back by them."""
+
+    def connected(self, connection: Connection, flight: Flight) -> None:
+        """Take the connection that `open` was asked for."""
+
+    def not_connected(self, flight: Flight, why: str) -> None:
+        """Take note that there is none; its place must be given back with `give_back`."""
+
+
+class Pool:
+    """Up to `connections_max` connections to one service."""
+
+    def __init__(self, host: str, port: int, opener: Opener, connections_max: int) -> None:
+        self.free: deque[Connection] = deque()  # in turn, so that all are used; some may be closed
+        self.places = connections_max  # connections that could still be opened
+        self._address = (host, port)
+        self._opener = opener
+        self._heads: dict[bytes, Head] = {}
+        self._connections: set[Connection] = set()
+        self._opening: dict[asyncio.Task[None], Flight] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether a connection is free, or could be opened."""
+        while self.free and not self.free[0].open:
+            self.free.popleft()
+        return bool(self.free) or self.places > 0
+
+    async def fill(self) -> None:
+        """Open all connections, some at once. Evidence nobody listens it soon stops trying."""
+        while self.places:
+            count = min(CONNECTS_AT_ONCE, self.places)
+            self.places -= count
+            results = await asyncio.gather(*(self._connect() for _ in range(count)))
+            connections = [each for each in results if isinstance(each, Connection)]
+            self.places += count - len(connections)
+            self.free.extend(connections)
+            if not connections:
+                return
+            if self.places:
+                await asyncio.sleep(CONNECTS_PAUSE_S)
+
+    def open(self, flight: Flight) -> None:
+        """Open one more for this flight. Only if there are `places`."""
+        self.places -= 1
+        task = asyncio.get_running_loop().create_task(self._open(flight))
+        self._opening[task] = flight
+        task.add_done_callback(lambda done: self._opening.pop(done, None))
+
+    async def _open(self, flight: Flight) -> None:
+        found = await self._connect()
+        if isinstance(found, Connection):
+            self._opener.connected(found, flight)
+        else:
+            self._opener.not_connected(flight, found)
+
+    async def _connect(self) -> Connection | str:
+        """Return a connection, or why there is none."""
+        try:
+            async with asyncio.timeout(CONNECT_S_MAX):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(self._opener, self._heads), *self._address
+                )
+        except TimeoutError:
+            return f"no connection within {CONNECT_S_MAX:g} s"
+        except ConnectionRefusedError:
+            return "connection refused"
+        except (OSError, UnicodeError) as error:
+            return f"no connection: {getattr(error, 'strerror', None) or error}"
+        self._connections.add(connection)
+        return connection
+
+    def give_back(self) -> None:
+        """Have a place again, of a connection that could not be opened."""
+        self.places += 1
+
+    def forget(self, connection: Connection) -> None:
+        """Have a place again, of a connection that is closed."""
+        self._connections.discard(connection)
+        self.places += 1
+
+    async def watch(self, answer_s_max: float) -> None:
+        """Drop, for ever, what owes an answer for so long: one timer for all connections."""
+        why = f"no answer within {answer_s_max:g} s"
+        while True:
+            await asyncio.sleep(min(WATCHES_S_MAX, answer_s_max / 20))
+            since_s = time.monotonic() - answer_s_max
+            for connection in [
+                each for each in self._connections if each.busy and each.sent_s < since_s
+            ]:
+                connection.drop(why)
+
+    def opening(self) -> Iterator[Flight]:
+        """Yield the flights that a connection is being opened for."""
+        yield from self._opening.values()
+
+    def drop_all(self, why: str) -> None:
+        """Close all connections at once; the owner is told."""
+        for connection in list(self._connections):
+            connection.drop(why)
+
+    async def close(self) -> None:
+        """Close all and open no more."""
+        tasks = list(self._opening)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.drop_all("")  # after the tasks, which may have opened one in the very moment

@@ -1,0 +1,104 @@
+"""What happened when: one cell a second, and of any run no more than `CELLS_MAX` of them.
+
+Promises: bounded memory in a run of any length: when the cells are full, neighbours become one and
+all are twice as wide. Pure: moments are handed in, in seconds from the start of the run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from loadgen.measure.histogram import Histogram
+
+CELLS_MAX = 300
+FIRST_WIDTH_S = 1.0
+LOST = 0  # stands for "no answer" among the statuses
+# A rest of a cell shorter than this says little about a rate.
+SPAN_SHARE_MIN = 0.2
+
+
+@dataclass(slots=True)
+class Cell:
+    """The counts of one stretch of time. Readings, but `statuses`: answers to all tries."""
+
+    offered: float = 0.0
+    accepted: int = 0
+    committed: float = 0.0
+    statuses: dict[int, int] = field(default_factory=dict)  # `LOST`: no answer
+    durations: Histogram = field(default_factory=Histogram)
+
+    def add_status(self, status: int) -> None:
+        """Count an answer."""
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+
+    def merge(self, other: Cell) -> None:
+        """Take in what the other cell counted."""
+        self.offered += other.offered
+        self.accepted += other.accepted
+        self.committed += other.committed
+        self.statuses = dict(Counter(self.statuses) + Counter(other.statuses))
+        self.durations.merge(other.durations)
+
+    def quantile_s(self, share: float) -> float | None:
+        """Return the duration that this share of all did not exceed, None without any."""
+        return self.durations.quantile(share) if self.durations.count else None
+
+
+class Point(NamedTuple):
+    """A cell as a chart wants it: with its middle and its width in seconds."""
+
+    at_s: float
+    span_s: float
+    cell: Cell
+
+
+class Timeline:
+    """The cells of a run so far."""
+
+    def __init__(self) -> None:
+        self.width_s = FIRST_WIDTH_S
+        self._cells: list[Cell] = []
+
+    def at(self, at_s: float) -> Cell:
+        """Return the cell of a moment; what lies before the start counts to the first."""
+        index = max(0, int(at_s / self.width_s))
+        while index >= len(self._cells):
+            if index >= CELLS_MAX:
+                self._widen()
+                index = max(0, int(at_s / self.width_s))
+            else:
+                self._cells.append(Cell())
+        return self._cells[index]
+
+    def _widen(self) -> None:
+        for first, second in zip(self._cells[::2], self._cells[1::2], strict=False):
+            first.merge(second)
+        self._cells = self._cells[::2]
+        self.width_s *= 2
+
+    def commit(self, from_s: float, to_s: float, readings: float) -> None:
+        """Count readings that were committed at an even pace from one moment to another."""
+        if to_s <= from_s:
+            self.at(to_s).committed += readings
+            return
+        self.at(to_s)  # grow first, so that the width stays
+        per_s = readings / (to_s - from_s)
+        begin_s = from_s
+        while begin_s < to_s:
+            index = int(max(begin_s, 0.0) / self.width_s)
+            end_s = min(to_s, (index + 1) * self.width_s)
+            self.at(begin_s).committed += per_s * (end_s - begin_s)
+            begin_s = end_s
+
+    def points(self, end_s: float) -> Iterator[Point]:
+        """Yield the cells up to `end_s`; a short rest at the end is left out."""
+        for index, cell in enumerate(self._cells):
+            begin_s = index * self.width_s
+            span_s = min(self.width_s, end_s - begin_s)
+            if span_s < self.width_s * SPAN_SHARE_MIN and index:
+                return
+            span_s = max(span_s, 1e-9)
+            yield Point(begin_s + span_s / 2, span_s, cell)

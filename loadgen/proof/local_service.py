@@ -1,0 +1,84 @@
+"""Finds the service that runs on this machine, by what it published in its state folder.
+
+Promises: believes `service.json` only while the process named there lives. Blocks for a moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+
+class NoHome(Exception):
+    """A folder is named by a home that nobody has; the text says whose."""
+
+
+class LocalService(NamedTuple):
+    """Evidence the parts of a running service are; `dlq_dir` is its dead-letter folder."""
+
+    url: str
+    admin_url: str
+    database_url: str
+    dlq_dir: Path
+
+
+def full_path(named: str | Path) -> Path:
+    """Return the absolute path that a person's words name; `~` is a home. Raises NoHome."""
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError:
+        raise NoHome(f"{named}: no such user, or one without a home; choose --state-dir") from None
+
+
+def state_folder(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the state folder that the service uses by the same words: flag, environment, usual.
+
+    Raises NoHome.
+    """
+    named = chosen or environ.get("INGEST_STATE_DIR") or ""
+    if str(named):
+        return full_path(named)
+    if systemd := environ.get("STATE_DIRECTORY"):
+        return Path(systemd.split(":", 1)[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/iot-ingest")
+    base = Path(environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():
+        base = full_path(environ.get("HOME") or "~") / ".local/state"
+    return base / "iot-ingest"
+
+
+def find(folder: Path) -> LocalService | None:
+    """Return the service running on a state folder; None if there is none, or not for us to see."""
+    try:
+        info = json.loads((folder / "service.json").read_bytes())
+        if not _is_alive(int(info["pid"])):
+            return None
+        return LocalService(
+            _url(info["listen"]),
+            _url(info["admin_listen"]),
+            str(info["database_url"]),
+            folder / "dead-letters",
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _url(listen: str) -> str:
+    """Turn an address that is listened on into one to connect to."""
+    host, _, port = listen.rpartition(":")
+    near = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  not bound here
+    return f"http://{near}:{port}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

@@ -1,0 +1,230 @@
+"""The traffic of `loadgen verify`: readings with a ledger, over connections that may break.
+
+Promises: a post is on record before its first byte is sent, and every answer after; the service
+and its database may be killed and come back meanwhile. Does not: judge, or print.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadgen.driver.driver import Driver, Retry
+from loadgen.driver.ports import Loss
+from loadgen.proof.balance import read_balance
+from loadgen.proof.ledger import ACKS, Details, Final, LedgerWriter
+from loadgen.proof.readings import Names, Plan
+from loadgen.proof.reconcile import PROBLEM
+from loadgen.traffic.post import Post, Target, finish, head_of
+from loadgen.traffic.schedule import constant, moments
+
+PLAIN_BODIES_MAX = 4_096
+NO_INDEX = PROBLEM - 1
+REFUSED_MAX = 100  # posts refused for good, and none accepted: this will not become better
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The traffic of one run. `rate` is in posts a second; None: closed loop.
+
+    It ends after `posts` or `duration_s`, whichever comes first. `query` begins with `?` or is
+    empty. `fsync`: the ledger outlives the machine, at the price of a disk write a group.
+    `retry`: how lost and refused posts are tried again, if not as by default until `give_up_s`.
+    """
+
+    target: Target
+    plan: Plan
+    ledger: Path
+    query: str = ""
+    connections: int = 16
+    posts: int | None = None
+    duration_s: float | None = None
+    rate: float | None = None
+    give_up_s: float = 300.0
+    answer_s_max: float = 30.0
+    fsync: bool = False
+    retry: Retry | None = None
+    admin_url: str | None = None
+
+
+class Run:
+    """One run of traffic: it is the driver's source and its observer. `await run.go()`, once.
+
+    Counters may be read at any time. Raises OSError if the ledger cannot be written.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.taken = 0
+        self.readings = 0
+        self.answers: Counter[int] = Counter()  # final ones by status; 0: none
+        self.retried = 0
+        self.trouble = ""
+        self.ended = False  # all of it went as it should, and the ledger says so
+        self._names = Names(job.plan)
+        self._head = head_of(job.target.path + job.query, job.target.authority)
+        self._posts = job.plan.posts()
+        self._doubtful: set[int] = set()
+        self._plain: dict[bytes, tuple[int, str]] = {}
+        self._stopped = self._accepted = False
+        self._started_s = self._end_s = 0.0
+        self._writer: LedgerWriter | None = None
+        self._driver: Driver | None = None
+
+    async def go(self) -> None:
+        """Send it all; returns when every post has its final answer or was given up."""
+        job = self.job
+        balance = await read_balance(job.admin_url) if job.admin_url is not None else None
+        header = {
+            "plan": job.plan.to_json(),
+            "url": f"http://{job.target.authority}{job.target.path}{job.query}",
+            "law": balance._asdict() if balance is not None else None,
+        }
+        self._writer = LedgerWriter(job.ledger, header, fsync=job.fsync)
+        try:
+            self._driver = Driver(
+                job.target.host,
+                job.target.port,
+                self,
+                self,
+                connections=job.connections,
+                schedule=self._schedule(),
+                retry=job.retry or Retry(job.give_up_s),
+                answer_s_max=job.answer_s_max,
+            )
+            self._started_s = time.monotonic()
+            self._end_s = self._started_s + (job.duration_s or float("inf"))
+            await self._driver.run()
+            self._writer.end(self.taken)
+            self.ended = True
+        finally:
+            with suppress(OSError):  # it was raised already
+                self._writer.flush()
+            self._writer.close()
+
+    @property
+    def skipped(self) -> int:
+        """Posts that an open loop left out because too many were without an answer."""
+        return 0 if self._driver is None else self._driver.skipped
+
+    @property
+    def took_s(self) -> float:
+        """Seconds since the first post could be sent."""
+        return time.monotonic() - self._started_s
+
+    def finish(self) -> None:
+        """Send nothing new; all that was begun gets its answer."""
+        self._stopped = True
+
+    def stop(self) -> None:
+        """Send nothing new; what is in flight finishes, what waits for a retry is given up."""
+        self._stopped = True
+        if self._driver is not None:
+            self._driver.stop()
+
+    def _schedule(self) -> Iterator[float] | None:
+        return None if self.job.rate is None else moments(constant(self.job.rate))
+
+    # Source
+
+    def take(self) -> Post | None:
+        """Return the next post, which is on record by then."""
+        job = self.job
+        assert self._writer is not None, "running"
+        number = self.taken
+        if number == job.posts or self._stopped or time.monotonic() >= self._end_s:
+            return None
+        self._writer.take(number)
+        self.taken += 1
+        items = next(self._posts)
+        readings = items[0].count if len(items) == 1 else sum(item.count for item in items)
+        self.readings += readings
+        return Post(finish(self._head, self._names.body(items, number)), readings, "", number)
+
+    # Observer
+
+    def sending(self, post: Post) -> None:
+        """Nothing to note: `take` has."""
+
+    def answered(
+        self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
+    ) -> None:
+        """Note an answer."""
+        assert self._writer is not None, "running"
+        at_ms = self._at_ms(now_s)
+        if not final:
+            self.retried += 1
+            self.trouble = f"status {status}"
+            self._doubtful.add(post.number)
+            self._writer.tried(post.number, status, at_ms)
+            return
+        self.answers[status] += 1
+        if 400 <= status < 500 and not self._accepted and self.answers[status] >= REFUSED_MAX:
+            self.finish()
+        doubt = post.number in self._doubtful
+        if doubt:
+            self._doubtful.discard(post.number)
+        plain = self._plain.get(body)
+        if plain is not None and plain[0] == post.readings and 200 <= status < 300:
+            self._writer.final(post.number, Final(status, plain[1], doubt), at_ms)
+            return
+        last, details = self._understood(status, body, doubt)
+        if details is not None and last.ack and not details.codes and not details.dead_lettered:
+            if len(self._plain) < PLAIN_BODIES_MAX:
+                self._plain[body] = details.accepted, last.ack
+            if details.accepted == post.readings:
+                details = None
+        self._accepted |= bool(last.ack)
+        self._writer.final(post.number, last, at_ms, details)
+
+    def lost(self, loss: Loss) -> None:
+        """Note a try without an answer, or that the post was given up."""
+        assert self._writer is not None, "running"
+        number, at_ms = loss.post.number, self._at_ms(loss.now_s)
+        if loss.written:
+            self._doubtful.add(number)
+        if not loss.final:
+            self.retried += 1
+            self.trouble = loss.why
+            self._writer.tried(number, 0, at_ms)
+            return
+        self.answers[0] += 1
+        self._writer.final(number, Final(0, doubt=number in self._doubtful), at_ms)
+        self._doubtful.discard(number)
+
+    def _at_ms(self, now_s: float) -> int:
+        return max(0, int((now_s - self._started_s) * 1000)) & 0xFFFF_FFFF
+
+    def _understood(self, status: int, body: bytes, doubt: bool) -> tuple[Final, Details | None]:
+        """Read what an answer says. A 503 or 429 at the end is no promise of either kind."""
+        try:
+            fields = json.loads(body)
+        except (ValueError, RecursionError):
+            fields = None
+        fields = fields if isinstance(fields, dict) else {}
+        if not 200 <= status < 300:
+            if status >= 500 or status in {408, 429}:
+                return Final(status, doubt=True), None
+            code = str(fields.get("code", "")) or "without_code"
+            return Final(status, doubt=doubt), Details(0, 0, False, {PROBLEM: code})
+        accepted, dead_lettered = fields.get("accepted"), fields.get("dead_lettered", 0)
+        ack = fields.get("ack")
+        if not isinstance(accepted, int) or not isinstance(dead_lettered, int):
+            return Final(status, doubt=doubt, odd=True), None
+        if accepted < 0 or dead_lettered < 0 or ack not in ACKS[1:]:
+            return Final(status, doubt=doubt, odd=True), None
+        errors = fields.get("errors")
+        codes = {
+            # An index that no post can have is kept as one: the comparison names it.
+            each["index"] if 0 <= each["index"] < NO_INDEX else NO_INDEX: str(each.get("code", ""))
+            for each in (errors if isinstance(errors, list) else ())
+            if isinstance(each, dict) and isinstance(each.get("index"), int)
+        }
+        truncated = bool(fields.get("errors_truncated"))
+        details = Details(accepted, dead_lettered, truncated, codes)
+        return Final(status, ack, doubt), details

@@ -1,0 +1,110 @@
+"""The table of readings as a reconciliation sees it: one run's rows, streamed in the order of ts.
+
+Promises: one consistent moment, of the primary only (a standby may lag behind what was promised);
+bounded memory; nothing is written. The URL is never part of an error's text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+from loadgen.proof.readings import REFUSED_METRIC
+
+CONNECT_S_MAX = 10.0
+FETCH_ROWS = 5_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PG_EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01
+
+# Whole in the key's index and in its order; the collation is the column's own.
+_ROWS = """
+select ts, device_id, metric, value from readings
+where device_id collate "C" >= $1 and device_id collate "C" < $2
+order by ts
+"""
+
+
+class TableError(Exception):
+    """The table cannot be read as it must be; the text says why."""
+
+
+async def check_table(database_url: str) -> None:
+    """See whether a reconciliation could be made. Raises TableError."""
+    async with _connected(database_url):
+        pass
+
+
+async def refuses(database_url: str, plan_us: int, device: str) -> bool | None:
+    """Whether a row with the metric to be refused breaks a constraint; None: no right to try.
+
+    The row is inserted and taken back again. Raises TableError.
+    """
+    async with _connected(database_url) as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            await connection.execute(
+                "insert into readings (ts, device_id, metric, value) values ($1, $2, $3, 0.5)",
+                _EPOCH + timedelta(microseconds=plan_us),
+                device,
+                REFUSED_METRIC,
+            )
+        except asyncpg.InsufficientPrivilegeError:
+            return None
+        except (asyncpg.CheckViolationError, asyncpg.RaiseError):
+            return True
+        finally:
+            await transaction.rollback()
+    return False
+
+
+async def stream_rows(
+    database_url: str, prefix: str, feed: Callable[[Sequence[Any]], None]
+) -> None:
+    """Hand all rows of the devices that begin with `prefix` to `feed`, thousands at a time.
+
+    A row is (ts in Unix microseconds, device_id, metric, value). Raises TableError.
+    """
+    async with _connected(database_url) as connection:
+        await connection.set_type_codec(
+            "timestamptz",
+            schema="pg_catalog",
+            encoder=lambda us: (us - _PG_EPOCH_US,),
+            decoder=lambda parts: parts[0] + _PG_EPOCH_US,
+            format="tuple",
+        )
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute("set local statement_timeout = 0")
+            await connection.execute("set local idle_in_transaction_session_timeout = 0")
+            cursor = await connection.cursor(_ROWS, prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
+            while rows := await cursor.fetch(FETCH_ROWS):
+                feed(rows)
+                await asyncio.sleep(0)  # a signal is heard
+
+
+@asynccontextmanager
+async def _connected(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Connect to a primary that has the table. Raises TableError, also for what happens inside."""
+    try:
+        connection = await asyncpg.connect(database_url, timeout=CONNECT_S_MAX)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        raise TableError(f"cannot connect to the database: {_told(error)}") from error
+    try:
+        if await connection.fetchval("select pg_is_in_recovery()"):
+            raise TableError("the database is a standby: it may lag behind; name the primary")
+        await connection.execute("select ts, device_id, metric, value from readings limit 0")
+        yield connection
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise TableError(f"cannot read the table: {_told(error)}") from error
+    finally:
+        with suppress(OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+            await connection.close(timeout=CONNECT_S_MAX)
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,69 @@
+"""What a comparison found, as text for people."""
+
+from __future__ import annotations
+
+from loadgen.proof.conclude import Result
+from loadgen.proof.reconcile import FAULTS, Fault
+from loadgen.words import counted
+
+INVARIANTS = {
+    "I1": "no loss: what was acknowledged is in the table, or a live dead letter",
+    "I2": "once: no reading twice, none in the table and dead-lettered",
+    "I3": "nothing is there that was never sent",
+    "I4": "every value to the last bit, every dead letter to the last byte",
+    "I5": "what was refused is nowhere, and answers say what happened",
+    "I6": "what the service replays by itself has come back",
+    "I9": "the balance: received = committed + duplicate + rejected + dead-lettered + held",
+}
+TEXT_CHARACTERS_MAX = 200
+
+
+def text(result: Result) -> str:
+    """Return the summary: numbers, one line an invariant, the first faults of each kind."""
+    counts = result.counts
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.reasons.items()))
+    again = ", ".join(
+        f"{count:,} after {f'status {status}' if status else 'no answer'}"
+        for status, count in sorted(result.tries.items())
+    )
+    lines = [
+        f"run {result.plan.run}: {counted(result.posts, 'post')}, "
+        f"{counted(counts['readings'], 'reading')}, seed {result.plan.seed}",
+        f"  acknowledged   {counts['acknowledged']:>12,}",
+        f"  in the table   {counts['in_table']:>12,}",
+        f"  dead-lettered  {counts['in_letters']:>12,}" + (f"  ({reasons})" if reasons else ""),
+        f"  invalid, sent  {counts['invalid']:>12,}",
+        f"  not known      {counts['unknown']:>12,}"
+        + (f"  (tried again: {again})" if again else ""),
+        "",
+    ]
+    lines += [_line(name, what, result) for name, what in INVARIANTS.items()]
+    lines += [f"note: {note}" for note in result.notes]
+    for kind, first in result.first.items():
+        count = result.faults[kind]
+        lines += ["", f"{kind}: {count:,}" + (f", the first {len(first)}:" if count > 1 else "")]
+        lines += [_fault(each) for each in first]
+    verdict = "as promised" if result.green else "NOT as promised"
+    if result.green and not result.is_proof:
+        verdict = "NO PROOF: of more than half of the readings the outcome is not known"
+    lines += [
+        "",
+        f"{verdict} (compared in {result.took_s:.1f} s)",
+        f"its rows: device_id like '{result.plan.prefix}%'",
+    ]
+    return "\n".join(lines)
+
+
+def _line(name: str, what: str, result: Result) -> str:
+    broken = sum(count for kind, count in result.faults.items() if FAULTS[kind] == name)
+    balance = result.balance  # while readings are held it may be off for a moment
+    unseen = name in {"I6", "I9"} and balance is None
+    unseen |= name == "I9" and balance is not None and balance.held != 0 and not balance.is_zero
+    mark = f"{broken:,} BROKEN" if broken else "not seen" if unseen else "ok"
+    return f"{name} {mark:>10}  {what}"
+
+
+def _fault(fault: Fault) -> str:
+    number = "" if fault.number is None else f"reading {fault.number} "
+    said = f"  {number}{fault.reading}: promised: {fault.promised}; found: {fault.found}"
+    return said if len(said) <= TEXT_CHARACTERS_MAX * 2 else said[: TEXT_CHARACTERS_MAX * 2] + " .."

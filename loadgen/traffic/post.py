@@ -1,0 +1,87 @@
+"""One post as it goes over the wire: a whole HTTP/1.1 request, ready before it is due.
+
+Pure. Promises: the same arguments give the same bytes (a retry sends them unchanged).
+Does not: look into a body, or know what an answer means.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+READINGS_PATH = "/v1/readings"
+_GZIP_WINDOW_BITS = 31  # zlib's word for: a gzip header and trailer, largest window
+
+
+class Post(NamedTuple):
+    """A post and what its sender knows of it.
+
+    `request` is the complete request, head and body; `readings` how many readings it holds;
+    `kind` any word that the source wants back in the observer (`live`, `poison`, ..); `number`
+    counts the posts of one source.
+    """
+
+    request: bytes
+    readings: int
+    kind: str
+    number: int
+
+
+class Target(NamedTuple):
+    """Evidence posts go: `host` and `port` to connect to, `authority` for the Host header.
+
+    `path` is `/v1/readings` or whatever longer path the URL had, without a query.
+    """
+
+    host: str
+    port: int
+    authority: str
+    path: str
+
+
+def target_of(url: str) -> Target:
+    """Return where a URL points (`http://127.0.0.1:8080`, with or without `/v1/readings`).
+
+    Raises ValueError with a sentence that says what is wrong.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:  # a port that is no number, an unclosed bracket
+        raise ValueError(f"{url!r} is not a URL: {error}") from error
+    if parts.scheme != "http":
+        raise ValueError(f"{url!r} does not begin with http://")
+    if not parts.hostname or port == 0:
+        raise ValueError(f"{url!r} names no host and port")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"{url!r}: a user, a query or a fragment has no place here")
+    if not url.isascii() or any(each.isspace() or not each.isprintable() for each in url):
+        raise ValueError(f"{url!r} holds characters that no URL may hold")
+    path = parts.path.rstrip("/")
+    if not path.endswith(READINGS_PATH):
+        path += READINGS_PATH
+    return Target(parts.hostname, port or 80, parts.netloc, path)
+
+
+def head_of(path_and_query: str, host: str, *, gzip: bool = False) -> bytes:
+    """Return the part of a request's head that does not depend on its body.
+
+    `finish(head, body)` is the whole request. `gzip`: the body is gzip already (see `compress`).
+    """
+    encoding = "Content-Encoding: gzip\r\n" if gzip else ""
+    return (
+        f"POST {path_and_query} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: iot-ingest-loadgen\r\n"
+        f"Content-Type: application/json\r\n{encoding}Content-Length: "
+    ).encode("ascii")
+
+
+def finish(head: bytes, body: bytes) -> bytes:
+    """Return the whole request of a head of `head_of` and a body."""
+    return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+
+
+def compress(body: bytes, level: int = 1) -> bytes:
+    """Return the body as gzip, without a time in it. Level 1: a device has little power."""
+    packer = zlib.compressobj(level, zlib.DEFLATED, _GZIP_WINDOW_BITS)
+    return packer.compress(body) + packer.flush()

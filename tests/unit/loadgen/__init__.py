@@ -1,0 +1,1 @@
+"""The parts of loadgen, one at a time."""

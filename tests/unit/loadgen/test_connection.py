@@ -1,0 +1,307 @@
+"""Answers are read out of any pieces; what is no answer is told apart and named."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.driver.connection import (
+    ANSWER_BYTES_MAX,
+    HEAD_BYTES_MAX,
+    Answer,
+    Answers,
+    BadAnswer,
+    Connection,
+    Head,
+)
+from tests.support.peer import Line, Peer, hangs_up, is_silent, reply, resets, says
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+GOOD = {
+    "plain": (reply(202, b"{}"), Answer(202, b"{}", False, None)),
+    "empty": (reply(200, b""), Answer(200, b"", False, None)),
+    "no words": (b"HTTP/1.1 202\r\nContent-Length: 1\r\n\r\nx", Answer(202, b"x", False, None)),
+    "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", Answer(204, b"", False, None)),
+    "names in any case": (
+        b"HTTP/1.1 503 x\r\ncontent-LENGTH:2\r\nRETRY-after:\t7 \r\n\r\nno",
+        Answer(503, b"no", False, 7),
+    ),
+    "closes": (reply(503, b"bye", Connection="keep-alive, Close"), Answer(503, b"bye", True, None)),
+    "a date to come back": (
+        reply(503, b"", Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"),
+        Answer(503, b"", False, None),
+    ),
+    "nonsense to come back": (reply(503, b"", Retry_After="-1"), Answer(503, b"", False, None)),
+    "very long to come back": (
+        reply(503, b"", Retry_After="9" * 5000),
+        Answer(503, b"", False, None),
+    ),
+    "the same length twice": (
+        reply(202, b"ab", content_length="2"),
+        Answer(202, b"ab", False, None),
+    ),
+    "an empty line in the body": (
+        reply(202, b"a\r\n\r\nHTTP/1.1 "),
+        Answer(202, b"a\r\n\r\nHTTP/1.1 ", False, None),
+    ),
+    "chunked": (
+        CHUNKED + b"3\r\nabc\r\n0A\r\n0123456789\r\n0\r\n\r\n",
+        Answer(200, b"abc0123456789", False, None),
+    ),
+    "chunked, with all that it may have": (
+        CHUNKED + b"2;name=value\r\n\r\n\r\n1 \r\nx\r\n000\r\nTrailer: t\r\nOther: o\r\n\r\n",
+        Answer(200, b"\r\nx", False, None),
+    ),
+    "chunked and empty": (CHUNKED + b"0\r\n\r\n", Answer(200, b"", False, None)),
+    "as long as allowed": (
+        reply(200, bytes(ANSWER_BYTES_MAX)),
+        Answer(200, bytes(ANSWER_BYTES_MAX), False, None),
+    ),
+}
+
+BAD = {
+    "HTTP/1.0": (b"HTTP/1.0 202 Accepted\r\nContent-Length: 0\r\n\r\n", "in HTTP/1.0"),
+    "HTTP/2": (b"HTTP/2 202\r\n\r\n", "not HTTP/1.1"),
+    "TLS": (b"\x15\x03\x01\x00\x02\x02", "not HTTP/1.1"),
+    "SSH": (b"SSH-2.0-OpenSSH\r\n", "not HTTP/1.1"),
+    "an empty line first": (b"\r\nHTTP/1.1 202 x\r\n\r\n", "not HTTP/1.1"),
+    "status of four digits": (b"HTTP/1.1 2020 x\r\n\r\n", "not HTTP/1.1"),
+    "no status": (b"HTTP/1.1 \r\n\r\n", "not HTTP/1.1"),
+    "continue": (b"HTTP/1.1 100 Continue\r\n\r\n", "interim"),
+    "early hints": (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", "interim"),
+    "no length": (b"HTTP/1.1 202 x\r\n\r\nbody", "length cannot be told"),
+    "two lengths": (reply(202, b"ab", content_length="3"), "length cannot be told"),
+    "length and chunks": (reply(202, b"", Transfer_Encoding="chunked"), "length cannot be told"),
+    "gzip, chunked": (
+        b"HTTP/1.1 202 x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        "length cannot be told",
+    ),
+    "negative length": (b"HTTP/1.1 202 x\r\nContent-Length: -1\r\n\r\n", "length cannot be told"),
+    "length in words": (b"HTTP/1.1 202 x\r\nContent-Length: ten\r\n\r\n", "length cannot be told"),
+    "length of many digits": (
+        b"HTTP/1.1 202 x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        "length cannot be told",
+    ),
+    "too long": (
+        b"HTTP/1.1 202 x\r\nContent-Length: %d\r\n\r\n" % (ANSWER_BYTES_MAX + 1),
+        "more than 1 MiB",
+    ),
+    "too long in chunks": (
+        CHUNKED + b"%x\r\n" % ANSWER_BYTES_MAX + bytes(ANSWER_BYTES_MAX) + b"\r\n1\r\n",
+        "more than 1 MiB",
+    ),
+    "a field without a colon": (b"HTTP/1.1 202 x\r\nnonsense\r\n\r\n", "head cannot be read"),
+    "a folded field": (b"HTTP/1.1 202 x\r\nA: b\r\n c\r\n\r\n", "head cannot be read"),
+    "a space before the colon": (
+        b"HTTP/1.1 202 x\r\nContent-Length : 0\r\n\r\n",
+        "head cannot be read",
+    ),
+    "a head without an end": (
+        b"HTTP/1.1 202 x\r\n" + b"A: b\r\n" * (HEAD_BYTES_MAX // 6),
+        "head does not end",
+    ),
+    "more than was said": (reply(202, b"ab") + b"c", "more bytes"),
+    "another answer": (reply() + reply(), "more bytes"),
+    "more after the chunks": (CHUNKED + b"0\r\n\r\nx", "more bytes"),
+    "chunk without a length": (CHUNKED + b"\r\n", "chunks that cannot be read"),
+    "chunk with a wrong length": (CHUNKED + b"2\r\nabc\r\n", "chunks that cannot be read"),
+    "chunk of negative length": (CHUNKED + b"-1\r\n", "chunks that cannot be read"),
+    "chunk line without an end": (CHUNKED + b"1;" + b"x" * 300, "chunks that cannot be read"),
+}
+
+
+def cut(data: bytes, at: list[int]) -> list[bytes]:
+    """Cut bytes at these places."""
+    edges = sorted({0, len(data), *(each % (len(data) + 1) for each in at)})
+    return [data[begin:end] for begin, end in pairwise(edges)]
+
+
+def feed_all(answers: Answers, pieces: list[bytes]) -> None:
+    """Feed pieces that make no answer."""
+    for piece in pieces:
+        assert answers.feed(piece) is None
+
+
+@pytest.mark.parametrize("name", GOOD)
+@given(at=st.lists(st.integers(0, 10**7), max_size=6))
+def test_answer_is_read_out_of_any_pieces(name: str, at: list[int]) -> None:
+    """However the network cuts it; and the next one on the same connection too."""
+    data, expected = GOOD[name]
+    answers = Answers()
+    for _ in range(2):
+        *first, last = cut(data, at)
+        for piece in first:
+            assert answers.feed(piece) is None
+            assert answers.begun
+        assert answers.feed(last) == expected
+        assert not answers.begun
+
+
+@pytest.mark.parametrize("name", [each for each in GOOD if each != "as long as allowed"])
+def test_answer_is_read_byte_by_byte(name: str) -> None:
+    """The smallest pieces that there are."""
+    data, expected = GOOD[name]
+    answers = Answers()
+    found = [answers.feed(data[at : at + 1]) for at in range(len(data))]
+    assert found == [None] * (len(data) - 1) + [expected]
+
+
+@pytest.mark.parametrize("name", BAD)
+@given(at=st.lists(st.integers(0, 10**7), max_size=3))
+def test_what_is_no_answer_is_named_in_any_pieces(name: str, at: list[int]) -> None:
+    """It is never taken for an answer, and never waited for without end.
+
+    Bytes after an answer may come later than it: then it is an answer, and they are no part of it.
+    """
+    data, why = BAD[name]
+    pieces = cut(data, [] if why == "more bytes" else at)
+    with pytest.raises(BadAnswer, match=why):
+        feed_all(Answers(), pieces)
+
+
+@given(st.lists(st.binary(), max_size=5), st.sampled_from([b"", b"HTTP/1.1 202 x\r\n", CHUNKED]))
+def test_garbage_raises_nothing_unforeseen(pieces: list[bytes], start: bytes) -> None:
+    """Whatever comes, the reader ends in an answer, in BadAnswer, or waits for more."""
+    answers = Answers()
+    try:
+        for piece in [start, *pieces]:
+            answers.feed(piece)
+    except BadAnswer:
+        pass
+
+
+def test_heads_that_were_read_are_remembered_but_not_all_of_them() -> None:
+    """Alike heads are read once; many different ones do not fill the memory."""
+    heads: dict[bytes, Head] = {}
+    answers = Answers(heads)
+    for number in range(1000):
+        for _ in range(2):
+            assert answers.feed(reply(202, b"x", X_Number=str(number))) is not None
+    assert 0 < len(heads) < 300
+
+
+@dataclass
+class Owner:
+    """Notes what a connection tells."""
+
+    told: list[tuple[object, ...]] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def answered(self, connection: Connection, answer: Answer) -> None:
+        """Note it."""
+        self.told.append(("answered", answer.status, answer.body, connection.open))
+        self.news.set()
+
+    def broken(self, connection: Connection, why: str) -> None:
+        """Note it."""
+        self.told.append(("broken", why, connection.open))
+        self.news.set()
+
+    def closed(self, connection: Connection) -> None:
+        """Note it."""
+        self.told.append(("closed", connection.open))
+        self.news.set()
+
+    async def next(self) -> tuple[object, ...]:
+        """Return what is told next."""
+        async with asyncio.timeout(5):
+            await self.news.wait()
+        self.news.clear()
+        (one,) = self.told
+        self.told.clear()
+        return one
+
+
+async def wired(peer: Peer) -> tuple[Owner, Connection]:
+    """Connect to the peer."""
+    owner = Owner()
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(
+        lambda: Connection(owner, {}), "127.0.0.1", peer.port
+    )
+    return owner, connection
+
+
+REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n1"
+
+
+async def test_connection_is_used_again_and_again() -> None:
+    """Keep-alive: one connection, many requests."""
+    async with Peer() as peer:
+        owner, connection = await wired(peer)
+        for _ in range(5):
+            assert connection.open
+            assert not connection.busy
+            connection.send(REQUEST)
+            assert connection.busy
+            assert await owner.next() == ("answered", 202, b'{"accepted":1}', True)
+        connection.drop("")
+        assert await owner.next() == ("closed", False)
+    assert peer.connections_total == 1
+    assert peer.requests == [REQUEST] * 5
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        (hangs_up, ("broken", "the connection was closed without an answer", False)),
+        (resets, ("broken", "the connection was reset", False)),
+        (says(reply()[:-1], then_hangs_up=True), ("broken", "the answer was cut off", False)),
+        (says(reply()[:20], then_hangs_up=True), ("broken", "the answer was cut off", False)),
+        (says(CHUNKED + b"9\r\n", then_hangs_up=True), ("broken", "the answer was cut off", False)),
+        (says(b"hello"), ("broken", "an answer that is not HTTP/1.1", False)),
+        (says(reply(Connection="close")), ("answered", 202, b'{"accepted":1}', False)),
+    ],
+)
+async def test_end_of_a_connection_is_told_once_and_named(
+    script: object, told: tuple[object, ...]
+) -> None:
+    """One call for one request, and afterwards the connection is not open."""
+    async with Peer(usual=script) as peer:  # type: ignore[arg-type]
+        owner, connection = await wired(peer)
+        connection.send(REQUEST)
+        assert await owner.next() == told
+        connection.drop("again")  # nothing more to tell
+    assert owner.told == []
+
+
+async def test_free_connection_that_ends_is_told_as_closed() -> None:
+    """The keep-alive time of the service is over: no post is lost."""
+    async with Peer() as peer:
+        owner, connection = await wired(peer)
+        await peer.stop()
+        assert await owner.next() == ("closed", False)
+        await peer.start()
+    assert not connection.open
+
+
+async def test_words_that_nobody_asked_for_end_a_free_connection() -> None:
+    """They must not be taken for the answer to the next request."""
+
+    async def says_more(line: Line) -> bool:
+        await line.say(reply())
+        await asyncio.sleep(0.01)
+        await line.say(reply(408))
+        return True
+
+    async with Peer(usual=says_more) as peer:
+        owner, connection = await wired(peer)
+        connection.send(REQUEST)
+        assert await owner.next() == ("answered", 202, b'{"accepted":1}', True)
+        assert await owner.next() == ("closed", False)
+    assert not connection.open
+
+
+async def test_drop_tells_the_reason_of_what_is_in_flight() -> None:
+    """So a time-out has a name."""
+    async with Peer(usual=is_silent) as peer:
+        owner, connection = await wired(peer)
+        connection.send(REQUEST)
+        connection.drop("took too long")
+        assert await owner.next() == ("broken", "took too long", False)

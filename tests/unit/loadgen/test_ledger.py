@@ -1,0 +1,277 @@
+"""The ledger of `loadgen verify`: written before the send, readable after any death."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from loadgen.proof.ledger import (
+    CODES_MAX,
+    OTHER_CODE,
+    RESERVED_POSTS,
+    Details,
+    Final,
+    Ledger,
+    LedgerError,
+    LedgerWriter,
+)
+
+ENOUGH = RESERVED_POSTS + 3
+LONG_CODE = "a_code_of_more_than_eight_bytes"
+FINALS = {
+    0: (Final(202, "buffered"), None),
+    1: (Final(200, "committed", doubt=True), None),
+    2: (Final(202, "durable"), Details(97, 3, True, {0: "wrong_type", 99: LONG_CODE})),
+    3: (Final(422), Details(0, 0, False, {0xFFFF: "all_invalid"})),
+    4: (Final(0, doubt=True), None),
+    5: (Final(0), None),
+    6: (Final(200, odd=True), None),
+    7: (Final(202, "buffered"), Details(1, 1, False, {1: LONG_CODE})),
+}
+
+
+async def _write(path: Path, *, end: bool = True) -> None:
+    writer = LedgerWriter(path, {"plan": {"run": "00ff"}})
+    for post in range(ENOUGH):
+        writer.take(post)
+    for post, (final, details) in FINALS.items():
+        writer.tried(post, 503, 5)
+        await asyncio.sleep(0)
+        writer.final(post, final, 1_000 + post, details)
+    await asyncio.sleep(0)
+    if end:
+        writer.end(ENOUGH)
+    writer.close()
+
+
+def _check(ledger: Ledger, posts: range) -> None:
+    for post in posts:
+        final, details = FINALS[post]
+        expected = final._replace(details=details is not None)
+        assert ledger.final(post) == expected
+        if details is not None:
+            assert ledger.details(post) == details
+
+
+async def test_ledger_gives_back_what_was_written(tmp_path: Path) -> None:
+    """Every kind of answer, with codes of any length, and the end."""
+    path = tmp_path / "ledger"
+    await _write(path)
+    ledger = Ledger.read(path)
+    _check(ledger, range(len(FINALS)))
+    assert ledger.header == {"plan": {"run": "00ff"}}
+    assert (ledger.posts, ledger.ended, ledger.torn_bytes) == (ENOUGH, True, 0)
+    assert ledger.tries == {503: len(FINALS)}
+    assert ledger.final(ENOUGH - 1) is None, "sent, and not known"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_ledger_cut_anywhere_gives_what_came_before(tmp_path: Path) -> None:
+    """A generator killed within a write leaves a ledger that only knows less."""
+    path, cut = tmp_path / "ledger", tmp_path / "cut"
+    await _write(path)
+    data = path.read_bytes()
+    header_bytes = data.index(b"}}") + 2
+    known = -1
+    for size in range(header_bytes, len(data)):
+        cut.write_bytes(data[:size])
+        ledger = Ledger.read(cut)
+        assert not ledger.ended
+        finals = [post for post in FINALS if post < ledger.posts and ledger.final(post)]
+        assert finals == list(range(len(finals)))
+        assert len(finals) >= known
+        known = len(finals)
+        _check(ledger, range(known))
+    assert known == len(FINALS)
+
+
+async def test_ledger_altered_anywhere_is_refused(tmp_path: Path) -> None:
+    """A wrong ledger must not make a verdict: not one altered byte is taken for a torn end."""
+    path, bad = tmp_path / "ledger", tmp_path / "bad"
+    await _write(path)
+    data = path.read_bytes()
+    for place in range(len(data)):
+        bad.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        with pytest.raises(LedgerError):
+            Ledger.read(bad)
+
+
+async def test_post_is_on_record_before_take_returns(tmp_path: Path) -> None:
+    """What was sent and then killed is known as sent, though no answer is."""
+    writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
+    for post in (0, RESERVED_POSTS, 2 * RESERVED_POSTS):
+        writer.take(post)
+        shutil.copy(tmp_path / "ledger", tmp_path / "now")
+        ledger = Ledger.read(tmp_path / "now")
+        assert ledger.posts > post
+        assert ledger.final(post) is None
+    writer.close()
+
+
+async def test_codes_without_end_do_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that makes up a code each time: those beyond the bound are called alike."""
+    assert CODES_MAX <= 0xFFFF, "what a record has room for"
+    path = tmp_path / "ledger"
+    writer = LedgerWriter(path, {"plan": {}})
+    monkeypatch.setattr("loadgen.proof.ledger.CODES_MAX", 3)
+    for post in range(6):
+        writer.take(post)
+        writer.final(post, Final(422), 0, Details(0, 1, False, {0: f"code_{post}"}))
+    await asyncio.sleep(0)
+    writer.end(6)
+    writer.close()
+    ledger = Ledger.read(path)
+    codes = [ledger.details(post).codes[0] for post in range(6)]
+    assert codes == ["code_0", "code_1", "code_2", *[OTHER_CODE] * 3]
+
+
+async def test_last_code_that_has_a_number_is_read_back(tmp_path: Path) -> None:
+    """All that a record has room for, one of them for those that have none."""
+    writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
+    writer.take(0)
+    names = {index: f"c{index}" for index in range(0x1_0002)}
+    for index, name in names.items():
+        writer.final(0, Final(422), 0, Details(0, 1, False, {index % 0x1_0000: name}))
+    await asyncio.sleep(0)
+    writer.close()
+    ledger = Ledger.read(tmp_path / "ledger")
+    assert ledger.details(0).codes == {1: OTHER_CODE}
+
+
+async def test_ledger_that_is_being_written_is_not_judged(tmp_path: Path) -> None:
+    """Answers are still to come; after the end, or death, of who writes it, it can be read."""
+    path = tmp_path / "ledger"
+    code = (
+        "import sys; from pathlib import Path; from loadgen.proof.ledger import LedgerWriter\n"
+        "writer = LedgerWriter(Path(sys.argv[1]), {'plan': {}}); writer.take(0)\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    generator = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, path),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert generator.stdout is not None
+    assert await generator.stdout.readline() == b"\n"
+    with pytest.raises(LedgerError, match="ledger: a run is still writing it"):
+        Ledger.read(path)
+    generator.kill()
+    await generator.communicate()
+    assert Ledger.read(path).posts == RESERVED_POSTS
+
+
+async def test_posts_after_the_last_answer_are_told_apart(tmp_path: Path) -> None:
+    """Who was killed had put more on record than it sent; who has ended had not."""
+    await _write(tmp_path / "killed", end=False)
+    await _write(tmp_path / "ended")
+    killed, ended = (Ledger.read(tmp_path / name) for name in ("killed", "ended"))
+    assert (killed.posts_known, killed.posts) == (len(FINALS), 2 * RESERVED_POSTS)
+    assert ended.posts_known == ended.posts == ENOUGH
+    assert ended.statuses() == Counter(final.status for final, _ in FINALS.values())
+
+
+async def test_answers_of_one_turn_of_the_loop_are_one_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write for each answer would cost more than the answer."""
+    writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
+    writer.take(0)
+    writes: list[int] = []
+    real = os.write
+
+    def counted(fd: int, data: memoryview) -> int:
+        writes.append(len(data))
+        return real(fd, data)
+
+    monkeypatch.setattr("loadgen.proof.ledger.os.write", counted)
+    for _ in range(3):
+        for post in range(10):
+            writer.final(post, Final(202, "buffered"), 1)
+        await asyncio.sleep(0)
+    assert len(writes) == 3
+    writer.close()
+    assert Ledger.read(tmp_path / "ledger").final(9) == Final(202, "buffered")
+
+
+async def test_full_disk_ends_the_run_and_leaves_a_ledger_that_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a frame may be there: nothing is written behind it, and no post is sent any more."""
+    path = tmp_path / "ledger"
+    writer = LedgerWriter(path, {"plan": {}})
+    writer.take(0)
+    real = os.write
+    room = [7]
+
+    def little(fd: int, data: memoryview) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, "no space")
+        return real(fd, data[: room.pop()])
+
+    monkeypatch.setattr("loadgen.proof.ledger.os.write", little)
+    writer.final(0, Final(202, "buffered"), 1)
+    await asyncio.sleep(0)
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="no space"):
+        writer.take(RESERVED_POSTS)
+    with pytest.raises(OSError, match="no space"):
+        writer.end(1)
+    writer.close()
+    ledger = Ledger.read(path)
+    assert (ledger.torn_bytes, ledger.final(0), ledger.ended) == (7, None, False)
+
+
+async def test_nothing_is_written_behind_half_a_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has room again: what came then would make the ledger unreadable."""
+    writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
+    real = os.write
+
+    def half(fd: int, data: memoryview) -> int:
+        monkeypatch.undo()
+        real(fd, data[:5])
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("loadgen.proof.ledger.os.write", half)
+    for post in (0, 1):
+        with pytest.raises(OSError, match="no space"):
+            writer.take(post)
+    with pytest.raises(OSError, match="no space"):
+        writer.end(1)
+    writer.close()
+    ledger = Ledger.read(tmp_path / "ledger")
+    assert (ledger.torn_bytes, ledger.posts) == (5, 0)
+
+
+async def test_ledger_that_exists_is_never_overwritten(tmp_path: Path) -> None:
+    """It may be the only proof of an earlier run."""
+    path = tmp_path / "ledger"
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        LedgerWriter(path, {"plan": {}})
+    with pytest.raises(LedgerError, match="not a ledger"):
+        Ledger.read(path)
+    assert path.read_bytes() == b"precious"
+
+
+async def test_fsync_follows_each_write_only_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--ledger-fsync` brings posts to the disk before they are sent."""
+    synced: list[int] = []
+    monkeypatch.setattr("loadgen.proof.ledger.os.fdatasync", synced.append)
+    for fsync, expected in ((False, 0), (True, 2)):
+        writer = LedgerWriter(tmp_path / str(fsync), {"plan": {}}, fsync=fsync)
+        writer.take(0)
+        writer.close()
+        assert len(synced) == expected

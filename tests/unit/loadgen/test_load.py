@@ -1,0 +1,209 @@
+"""A run sends what its plan says, at the moments it says, and reads the service's own counts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from loadgen.measure import scrape
+from loadgen.measure.load import Load, LoadPlan
+from loadgen.measure.scrape import Scraper
+from loadgen.measure.timeline import Timeline
+from loadgen.report.json import document
+from loadgen.report.text import text
+from loadgen.traffic.post import target_of
+from loadgen.traffic.schedule import constant
+from loadgen.traffic.traffic import Recipe
+
+
+class Server:
+    """Accepts every post and keeps it; its counter of commits is what a test says."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.posts: list[tuple[str, bytes]] = []
+        self.posted = asyncio.Event()
+        self.let_go = asyncio.Event()  # answers wait for it
+        self.let_go.set()
+        self.exposition = ""
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Keep the query and the body."""
+        self.posts.append((request.query_string, await request.read()))
+        self.posted.set()
+        await self.let_go.wait()
+        return web.json_response({"accepted": 1, "dead_lettered": 0}, status=202)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Answer what the test has put there; nothing is a fault."""
+        return web.Response(text=self.exposition, status=200 if self.exposition else 503)
+
+    def count(self, committed: int, held: int = 0) -> None:
+        """Expose these counts."""
+        self.exposition = (
+            "# HELP ingest_readings_committed_total x\n"
+            f"ingest_readings_committed_total {committed}.0\n"
+            f'ingest_readings_held {held}.0\ningest_hold{{reason="x"}} 1.0\n'
+        )
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """Run it on a free port."""
+    found = Server()
+    app = web.Application()
+    app.router.add_post("/v1/readings", found.post)
+    app.router.add_get("/metrics", found.metrics)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield found
+    await runner.cleanup()
+
+
+def _plan(server: Server, **others: Any) -> LoadPlan:
+    recipe = Recipe(devices=5, seed=3, posts_max=others.pop("posts_max", None))
+    return LoadPlan(target=target_of(server.url), recipe=recipe, connections=4, **others)
+
+
+async def test_open_loop_repeats_bodies_and_moments_but_for_the_start(server: Server) -> None:
+    """Timestamps are the moments of the schedule, exactly; the rest is the seed's."""
+    runs = []
+    for _ in range(2):
+        server.posts.clear()
+        load = Load(_plan(server, shape=constant(200), posts_max=30, ack="committed"))
+        await load.run()
+        assert {query for query, _ in server.posts} == {"ack=committed"}
+        bodies = sorted((body for _, body in server.posts), key=lambda each: json.loads(each)["ts"])
+        moments = [json.loads(body)["ts"] for body in bodies]
+        assert moments[0] == load.started_us
+        assert {b - a for a, b in itertools.pairwise(moments)} == {5000}
+        runs.append([re.sub(rb'"ts":\d+', b"", body) for body in bodies])
+    # What is measured depends on the moment it is measured at, by very little in a second.
+    assert [_but_value(each) for each in runs[0]] == [_but_value(each) for each in runs[1]]
+    assert len(runs[0]) == 30
+
+
+def _but_value(body: bytes) -> bytes:
+    return re.sub(rb'"value":[^,]+', b"", body)
+
+
+async def test_closed_loop_ends_after_its_duration_and_waits_for_answers(server: Server) -> None:
+    """The clock ends it; no post is left without an answer."""
+    load = Load(_plan(server, shape=None, duration_s=0.2))
+    await load.run()
+    assert load.took_s >= 0.2
+    assert load.tally.right == load.driver.taken == len(server.posts) > 0
+    assert all(query == "" for query, _ in server.posts)
+
+
+async def test_what_was_due_but_not_sent_was_offered(server: Server) -> None:
+    """A stop does not make the load smaller than it was meant."""
+    load = Load(_plan(server, shape=constant(1000), duration_s=60.0))
+    running = asyncio.create_task(load.run())
+    async with asyncio.timeout(20):
+        await server.posted.wait()
+    load.driver.skipped += 7
+    load.stop()
+    await running
+    posts = load.driver.taken + 7 + load.driver.unsent
+    assert load.offered_posts == posts
+    assert load.tally.offered_readings + load.skipped_readings == posts
+    points = load.tally.timeline.points(1000.0)
+    assert sum(cell.offered for _, _, cell in points) == pytest.approx(posts)
+
+
+async def test_rate_offered_is_that_of_the_plan_however_long_the_answers_take(
+    server: Server,
+) -> None:
+    """A slow service stretches the run, not the load."""
+    load = Load(_plan(server, shape=constant(400), duration_s=0.1))
+    await load.run()
+    load.took_s = 5.0
+    report = document(load, {})
+    assert report["rates"]["offered_posts_per_s"] == pytest.approx(400)
+    assert report["rates"]["right_posts_per_s"] == 8
+    assert "The answers did not keep up: 400 posts a second were due, 8 were" in text(report)
+    assert load.due_posts() == pytest.approx(40)
+    load.took_s = 0.05
+    assert load.due_posts() == pytest.approx(20)
+    storm = _plan(server, shape=constant(400))
+    storm = replace(storm, recipe=replace(storm.recipe, backlog_minutes=1, posts_max=30))
+    load = Load(storm)
+    load.took_s = 0.05
+    assert load.due_posts() == pytest.approx(25), "5 devices with a backlog"
+    load.took_s = 5.0
+    assert load.due_posts() == 30
+
+
+@pytest.mark.parametrize("ends", [{"duration_s": 0.1}, {"posts_max": 100}])
+async def test_run_against_a_service_that_stalls_ends_and_counts_what_it_did_not_send(
+    server: Server, ends: dict[str, Any]
+) -> None:
+    """What found no connection for too long is skipped: the run does not outlast its schedule."""
+    server.let_go.clear()
+    load = Load(_plan(server, shape=constant(1000), behind_s_max=0.05, **ends))
+    running = asyncio.create_task(load.run())
+    async with asyncio.timeout(20):
+        while load.driver.behind_s < 0.3:  # noqa: ASYNC110  the last is due after 0.1 s
+            await asyncio.sleep(0.01)
+        server.let_go.set()
+        await running
+    assert 1 <= load.driver.taken == len(server.posts) == load.tally.right <= 4
+    assert load.driver.skipped == 100 - load.driver.taken
+    assert load.offered_posts == 100
+    said = text(document(load, {}))
+    skipped = f"{load.driver.skipped} posts not sent: too many were open, or they were due for too"
+    assert skipped in said
+    assert "NOT ALL RIGHT" in said
+
+
+async def test_scraper_counts_on_over_a_restart_of_the_service(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter that fell began at 0 again; what failed to answer is read later."""
+    monkeypatch.setattr(scrape, "SETTLE_POLL_S", 0.01)
+    elapsed_s = itertools.count(1)
+    timeline = Timeline()
+    scraper = Scraper(f"{server.url}/metrics", timeline, lambda: float(next(elapsed_s)))
+    server.count(1000)
+    await scraper.begin()
+    assert scraper.seen
+    for committed, total in ((1300, 300), (1300, 300), (50, 350), (60, 360)):
+        server.count(committed)
+        await scraper.settle(10)
+        assert scraper.committed == total
+    server.exposition = ""
+    settling = asyncio.create_task(scraper.settle(10))
+    await asyncio.sleep(0.05)
+    server.count(100, held=3)
+    await asyncio.sleep(0.05)
+    assert not settling.done(), "it waits until nothing is held"
+    server.count(110)
+    await settling
+    assert (scraper.committed, scraper.held) == (410, 0)
+    points = timeline.points(100.0)
+    assert sum(cell.committed for _, _, cell in points) == pytest.approx(410)
+
+
+async def test_scraper_of_nothing_is_no_error(server: Server) -> None:
+    """No metrics, or another program's: the report says that there are none."""
+    for exposition in ("", "go_goroutines 7\n", "ingest_readings_committed_total many\n"):
+        server.exposition = exposition
+        scraper = Scraper(f"{server.url}/metrics", Timeline(), lambda: 0.0)
+        await scraper.begin()
+        assert not scraper.seen
+    load = Load(_plan(server, shape=None, posts_max=3, metrics_url="http://127.0.0.1:9/metrics"))
+    await load.run()
+    assert load.tally.right == 3
+    assert load.scraper is not None
+    assert not load.scraper.seen

@@ -1,0 +1,464 @@
+"""`loadgen verify` against small services: honest, cheating, and of bad manners."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from aiohttp import web
+
+from loadgen.proof import conclude as conclude_module
+from loadgen.proof.balance import Balance
+from loadgen.proof.conclude import CannotCheck, Evidence, Result, conclude
+from loadgen.proof.ledger import Details, Final, Ledger
+from loadgen.proof.readings import Plan
+from loadgen.proof.reconcile import FAULTS
+from loadgen.proof.run import REFUSED_MAX, Job, Run
+from loadgen.proof.table import stream_rows
+from loadgen.report.verdict import text
+from loadgen.traffic.post import target_of
+from tests.support.cheating_service import CHEATS, CheatingService
+from tests.support.proofs import PLAN, World
+
+READINGS = 13_000  # so that one of them is cheated about
+
+
+def _plan(**changes: Any) -> Plan:
+    return Plan(
+        **{
+            "run": "0badcafe",
+            "seed": 11,
+            "first_us": int(time.time() * 1_000_000) - 60_000_000,
+            "sizes": ((1, 1.0), (200, 3.0)),
+            "duplicates": 0.01,
+            "invalid": 0.005,
+            **changes,
+        }
+    )
+
+
+def _job(url: str, folder: Path, **changes: Any) -> Job:
+    return Job(
+        **{
+            "target": target_of(url),
+            "plan": _plan(),
+            "ledger": folder / "ledger",
+            "connections": 4,
+            "posts": READINGS // 150,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second look waits for what is on its way; here nothing is."""
+    monkeypatch.setattr(conclude_module, "AGAIN_S", 0.01)
+
+
+async def _verified(
+    database_url: str,
+    folder: Path,
+    cheat: str,
+    meanwhile: Callable[[CheatingService], Awaitable[None]] | None = None,
+) -> Result:
+    async with CheatingService(database_url, folder, cheat) as service:
+        job = _job(service.url, folder, query="?ack=committed", admin_url=service.url)
+        run = Run(job)
+        task = asyncio.create_task(run.go())
+        if meanwhile is not None:
+            await meanwhile(service)
+        await task
+        where = Evidence(database_url, folder, service.url)
+        return await conclude(folder / "ledger", where, settle_s=0.3, report=folder / "report")
+
+
+async def _kill_in_the_middle(service: CheatingService) -> None:
+    await service.busy.wait()
+    await service.kill()
+    await asyncio.sleep(0.05)
+    await service.start()
+
+
+async def test_honest_small_service_is_green(readings_url: str, tmp_path: Path) -> None:
+    """The service that the cheats are made of keeps its word, so that only a cheat is found."""
+    result = await _verified(readings_url, tmp_path, "", _kill_in_the_middle)
+    assert result.green, text(result)
+    assert result.counts["acknowledged"] > READINGS * 0.8
+    assert result.counts["in_letters"] > 50
+    assert result.quiet
+
+
+async def test_report_that_cannot_be_written_is_named_and_no_verdict(
+    readings_url: str, tmp_path: Path
+) -> None:
+    """Half a list of faults would look like a whole one."""
+    (tmp_path / "report").symlink_to("/dev/full")
+    with pytest.raises(CannotCheck, match=r"^--report .*/report: No space left"):
+        await _verified(readings_url, tmp_path, "")
+
+
+WHAT_IS_FOUND = {
+    "drops": "lost",
+    "acks early": "lost",
+    "writes twice": "twice",
+    "alters": "altered",
+    "stores refused": "kept_though_refused",
+    "dead-letters too": "in_both",
+    "loses letters": "lost",
+    "invents": "never_sent",
+    "promises less": "wrong_answer",
+    "hides invalid": "wrong_answer",
+    "cooks its books": "law_broken",
+    "counts too little": "law_broken",
+    "admits a loss": "law_broken",
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, cheat: str) -> None:
+    """One reading in 10,000 turns the verdict red, under the right name, with a list."""
+    meanwhile = _kill_in_the_middle if cheat == "acks early" else None
+    result = await _verified(readings_url, tmp_path, cheat, meanwhile)
+    kind = WHAT_IS_FOUND[cheat]
+    assert set(result.faults) == {kind}, text(result)
+    few = cheat in {"drops", "writes twice", "alters", "dead-letters too", "invents"}
+    assert not few or result.faults[kind] == 1
+    said = text(result)
+    assert "NOT as promised" in said
+    assert f"{FAULTS[kind]}" in said
+    assert f"{result.faults[kind]:,} BROKEN" in said
+    report = json.loads((tmp_path / "report").read_text())
+    assert len(report["list"]) == result.faults[kind] == report["summary"]["faults"][kind]
+    assert report["summary"]["green"] is False
+    assert report["list"][0]["invariant"] == FAULTS[kind]
+    assert len(result.first[kind]) == min(20, result.faults[kind])
+
+
+@pytest.mark.parametrize(
+    ("balance", "marks"),
+    [
+        (None, {"I6": "not seen", "I9": "not seen"}),
+        (Balance(held=3, left_over=0, claimed=0, dropped=0, accepted=9, life=1), {}),
+        (
+            Balance(held=3, left_over=1, claimed=0, dropped=0, accepted=9, life=1),
+            {"I9": "not seen"},
+        ),
+    ],
+)
+def test_what_could_not_be_looked_at_is_not_called_ok(
+    balance: Balance | None, marks: dict[str, str]
+) -> None:
+    """Books that are off while readings are held prove nothing, either way."""
+    lines = text(Result(_plan(), 1, balance=balance)).splitlines()
+    found = {line[:2]: line[2:].strip().partition("  ")[0] for line in lines if line[:1] == "I"}
+    assert found == dict.fromkeys(set(FAULTS.values()), "ok") | marks
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_reading_counts_as_lost_only_when_it_was_missed_twice(
+    readings_url: str,
+    readings_connection: asyncpg.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    comes: bool,
+) -> None:
+    """What is on its way at the first look has arrived at the second; two looks are enough."""
+    looks = 0
+    real = stream_rows
+
+    async def streamed(*arguments: Any) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2 and comes:
+            await readings_connection.execute("insert into readings select * from away")
+        await real(*arguments)
+
+    monkeypatch.setattr(conclude_module, "stream_rows", streamed)
+    async with CheatingService(readings_url, tmp_path) as service:
+        await Run(_job(service.url, tmp_path, posts=20)).go()
+        await readings_connection.execute(
+            "create table away as select * from readings order by ts limit 1;"
+            "delete from readings where ts = (select ts from away)"
+        )
+        result = await conclude(
+            tmp_path / "ledger", Evidence(readings_url, tmp_path, service.url), settle_s=10
+        )
+    assert result.green == comes
+    assert looks == 2
+
+
+# What an answer means
+
+
+async def _scripted(
+    folder: Path,
+    script: Callable[[int], web.StreamResponse | None],
+    posts: int,
+    sizes: tuple[tuple[int, float], ...] = ((1, 1.0),),
+    **changes: Any,
+) -> Ledger:
+    """Run against a server that answers the n-th try by `script` (None: cut); read the ledger."""
+    tries = 0
+
+    async def serve(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal tries
+        await request.read()
+        answer = script(tries)
+        tries += 1
+        if answer is None:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        return answer
+
+    runner = web.ServerRunner(web.Server(serve))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    plan = _plan(sizes=sizes, duplicates=0, invalid=0)
+    job = _job(url, folder, connections=1, posts=posts, plan=plan, **changes)
+    try:
+        await Run(job).go()
+    finally:
+        await runner.cleanup()
+    return Ledger.read(folder / "ledger")
+
+
+def _taken(**fields: Any) -> web.Response:
+    document = {"accepted": 1, "dead_lettered": 0, "ack": "buffered", "errors": []}
+    return web.json_response({**document, **fields}, status=202)
+
+
+def _busy() -> web.Response:
+    return web.json_response({"code": "full"}, status=503, headers={"Retry-After": "0"})
+
+
+ANSWERS: dict[str, tuple[Callable[[int], web.StreamResponse | None], Final, Details | None]] = {
+    "accepted": (lambda _: _taken(), Final(202, "buffered"), None),
+    "accepted after 503": (
+        lambda tries: _taken() if tries else _busy(),
+        Final(202, "buffered", doubt=True),
+        None,
+    ),
+    "accepted after a cut": (
+        lambda tries: _taken() if tries else None,
+        Final(202, "buffered", doubt=True),
+        None,
+    ),
+    "refused": (
+        lambda _: web.json_response({"code": "empty"}, status=422),
+        Final(422, details=True),
+        Details(0, 0, False, {0xFFFF: "empty"}),
+    ),
+    "refused after a cut": (
+        lambda tries: web.json_response({"code": "empty"}, status=422) if tries else None,
+        Final(422, doubt=True, details=True),
+        Details(0, 0, False, {0xFFFF: "empty"}),
+    ),
+    "refused by a proxy": (
+        lambda _: web.Response(text="<h1>no</h1>", status=404),
+        Final(404, details=True),
+        Details(0, 0, False, {0xFFFF: "without_code"}),
+    ),
+    "200 of something else": (
+        lambda _: web.Response(text="<h1>hello</h1>"),
+        Final(200, odd=True),
+        None,
+    ),
+    "200 of bottomless JSON": (
+        lambda _: web.Response(text="[" * 200_000),
+        Final(200, odd=True),
+        None,
+    ),
+    "200 of another JSON": (lambda _: web.json_response([1]), Final(200, odd=True), None),
+    "an ack that there is not": (lambda _: _taken(ack="hoped"), Final(202, odd=True), None),
+    "a count below nothing": (lambda _: _taken(dead_lettered=-1), Final(202, odd=True), None),
+    "an index below nothing": (
+        lambda _: _taken(accepted=0, dead_lettered=1, errors=[{"index": -1, "code": "x"}]),
+        Final(202, "buffered", details=True),
+        Details(0, 1, False, {0xFFFE: "x"}),
+    ),
+    "errors that are no list": (
+        lambda _: _taken(accepted=0, dead_lettered=1, errors=7),
+        Final(202, "buffered", details=True),
+        Details(0, 1, False, {}),
+    ),
+    "counts that are wrong": (
+        lambda _: _taken(accepted=2),
+        Final(202, "buffered", details=True),
+        Details(2, 0, False, {}),
+    ),
+    "dead-lettered": (
+        lambda _: _taken(accepted=0, dead_lettered=1, errors=[{"index": 0, "code": "x"}]),
+        Final(202, "buffered", details=True),
+        Details(0, 1, False, {0: "x"}),
+    ),
+    "truncated": (
+        lambda _: _taken(accepted=0, dead_lettered=1, errors_truncated=True),
+        Final(202, "buffered", details=True),
+        Details(0, 1, True, {}),
+    ),
+    "never anything but 503": (lambda _: _busy(), Final(503, doubt=True), None),
+    "never an answer": (lambda _: None, Final(0, doubt=True), None),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+async def test_answer_is_on_record_as_what_it_is(tmp_path: Path, case: str) -> None:
+    """A promise, a refusal, or nothing that anybody could rely on."""
+    script, final, details = ANSWERS[case]
+    ledger = await _scripted(tmp_path, script, 1, give_up_s=0.5)
+    assert ledger.final(0) == final
+    if details is not None:
+        assert ledger.details(0) == details
+    assert (ledger.posts, ledger.ended) == (1, True)
+    if "after" in case:
+        assert ledger.tries.total() >= 1
+
+
+async def test_answer_that_was_seen_before_must_still_fit_the_post(tmp_path: Path) -> None:
+    """Answers are known by their bytes: "1 accepted" is not all of a post of two."""
+    ledger = await _scripted(tmp_path, lambda _: _taken(), 20, sizes=((1, 1.0), (2, 1.0)))
+    plan = Plan.from_json(ledger.header["plan"])
+    readings = [
+        sum(item.count for item in items) for _, items in zip(range(20), plan.posts(), strict=False)
+    ]
+    assert set(readings[1:]) == {1, 2}
+    finals = [ledger.final(post) for post in range(20)]
+    assert [bool(each and each.details) for each in finals] == [count == 2 for count in readings]
+
+
+async def test_service_that_refuses_everything_is_not_asked_for_long(tmp_path: Path) -> None:
+    """A wrong --ack or --url shows at once; it is no reason to send for ten minutes."""
+
+    def refuse(_: int) -> web.StreamResponse:
+        return web.json_response({"code": "ack_unavailable"}, status=400)
+
+    ledger = await _scripted(tmp_path, refuse, 1_000)
+    assert ledger.posts == REFUSED_MAX
+    (tmp_path / "ledger").unlink()
+    ledger = await _scripted(tmp_path, lambda tries: refuse(tries) if tries else _taken(), 1_000)
+    assert ledger.posts == 1_000
+
+
+async def test_nobody_there_is_on_record_as_never_sent(tmp_path: Path, free_port: int) -> None:
+    """A refused connection promises nothing and leaves nothing."""
+    url = f"http://127.0.0.1:{free_port}"
+    plan = _plan(sizes=((1, 1.0),))
+    await Run(_job(url, tmp_path, posts=2, connections=1, give_up_s=0.1, plan=plan)).go()
+    ledger = Ledger.read(tmp_path / "ledger")
+    assert ledger.final(0) == Final(0)
+    assert (ledger.posts, ledger.ended) == (2, True)
+
+
+# Evidence there can be no proof
+
+
+async def test_without_a_database_there_is_no_verdict(tmp_path: Path, free_port: int) -> None:
+    """Nobody is told that all is well by a check that was not made."""
+    await _scripted(tmp_path, lambda _: _taken(), 3)
+    url = f"postgresql://nobody:secret@127.0.0.1:{free_port}/x"
+    with pytest.raises(CannotCheck, match="cannot connect") as caught:
+        await conclude(tmp_path / "ledger", Evidence(url, tmp_path), settle_s=0.1)
+    assert "secret" not in str(caught.value)
+
+
+async def test_without_a_folder_of_dead_letters_there_is_no_verdict(
+    tmp_path: Path, readings_url: str
+) -> None:
+    """An empty folder and one that cannot be read are not the same."""
+    await _scripted(tmp_path, lambda _: _taken(), 3)
+    with pytest.raises(CannotCheck, match="dead-letter folder"):
+        await conclude(tmp_path / "ledger", Evidence(readings_url, tmp_path / "no"), settle_s=0.1)
+
+
+async def test_without_a_table_there_is_no_verdict(tmp_path: Path, database_url: str) -> None:
+    """An empty database is not one that lost everything."""
+    await _scripted(tmp_path, lambda _: _taken(), 3)
+    with pytest.raises(CannotCheck, match="readings"):
+        await conclude(tmp_path / "ledger", Evidence(database_url, tmp_path), settle_s=0.1)
+
+
+async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str) -> None:
+    """Its answers cannot be believed any more."""
+    await _scripted(tmp_path, lambda _: _taken(), 3)
+    path = tmp_path / "ledger"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CannotCheck, match="altered"):
+        await conclude(path, Evidence(readings_url, tmp_path), settle_s=0.1)
+
+
+# Verdicts on what is hardly known
+
+
+HARDLY = replace(PLAN, invalid=0.0, refused=0.0)
+
+
+async def _judged(world: World, folder: Path, url: str) -> Result:
+    """Put the rows of a run into the table, and compare."""
+    line = await asyncpg.connect(url)
+    try:
+        await line.executemany(
+            "insert into readings (ts, device_id, metric, value) values "
+            "(timestamptz 'epoch' + $1::bigint * interval '1 microsecond', $2, $3, $4)",
+            world.rows,
+        )
+    finally:
+        await line.close()
+    await world.write(folder / "ledger")
+    return await conclude(folder / "ledger", Evidence(url, folder), settle_s=0.1)
+
+
+@pytest.mark.parametrize(("known", "proves"), [(40, False), (60, True)])
+async def test_run_of_which_most_is_not_known_is_no_proof(
+    readings_url: str, tmp_path: Path, known: int, proves: bool
+) -> None:
+    """Nothing is wrong with what got no answer, and nothing is shown by it."""
+    world = World(100, plan=replace(HARDLY, sizes=((1, 1.0),), duplicates=0.0))
+    for post in range(known, 100):
+        world.finals[post] = (Final(503, doubt=True), None)
+    result = await _judged(world, tmp_path, readings_url)
+    assert result.green
+    assert result.is_proof is proves
+    assert ("NO PROOF" in text(result)) is not proves
+    assert f"{100 - known} posts ended with status 503" in result.notes
+
+
+async def test_nothing_but_a_503_may_end_a_post_as_a_fault_of_the_server(
+    readings_url: str, tmp_path: Path
+) -> None:
+    """A 500 that stays is a fault though no reading is lost by it; a proxy's 502 is named."""
+    world = World(100, plan=HARDLY)
+    world.finals[3] = (Final(500, doubt=True), None)
+    world.finals[4] = (Final(502, doubt=True), None)
+    world.finals[5] = (Final(0, doubt=True), None)
+    result = await _judged(world, tmp_path, readings_url)
+    assert result.faults == {"wrong_answer": 1}
+    assert result.first["wrong_answer"][0].found == "1 post ended with status 500"
+    assert "1 post ended with status 502" in result.notes
+    assert "1 post given up without an answer" in result.notes
+
+
+async def test_table_of_another_service_is_suspected(readings_url: str, tmp_path: Path) -> None:
+    """All is lost, more likely because one looks in the wrong place."""
+    world = World(100, plan=HARDLY)
+    rows, world.rows = world.rows, []
+    result = await _judged(world, tmp_path, readings_url)
+    note = f"the table has no row of {HARDLY.prefix}%: is it the database of this service?"
+    assert result.faults["lost"] == len(rows)
+    assert f"note: {note}\n" in text(result)
+    world.rows = rows[:1]
+    (tmp_path / "ledger").unlink()
+    result = await _judged(world, tmp_path, readings_url)
+    assert result.faults["lost"] == len(rows) - 1
+    assert note not in result.notes

@@ -1,0 +1,348 @@
+"""The reports say the same figures, and the page is whole: nothing from elsewhere, nothing raw."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from loadgen.driver.ports import Loss
+from loadgen.measure.load import Load, LoadPlan
+from loadgen.report.html import html
+from loadgen.report.json import Document, document, duration, write_whole
+from loadgen.report.svg import HEIGHT, TOP, WIDTH, Axis, Series, chart, linear_axis, log_axis
+from loadgen.report.text import text
+from loadgen.traffic.post import Post, target_of
+from loadgen.traffic.schedule import constant
+from loadgen.traffic.traffic import BROKEN, GOOD, Recipe
+
+PROBLEM = b'{"code":"not_json"}'
+EVIL = "</title><script>alert(1)</script>"
+
+
+def _settings(**others: Any) -> dict[str, Any]:
+    return {
+        "url": "http://h:1/v1/readings",
+        "loop": "open",
+        "rate_posts_per_s": 50.0,
+        "shape": "constant",
+        "connections": 4,
+        "batch": "1x1",
+        "devices": 10,
+        **others,
+    }
+
+
+def _load(seconds: int = 5, *, metrics: bool = False) -> Load:
+    plan = LoadPlan(
+        target=target_of("http://h:1"),
+        recipe=Recipe(devices=10, seed=42),
+        shape=constant(50),
+        duration_s=seconds,
+        metrics_url="http://h:2/metrics" if metrics else None,
+    )
+    load = Load(plan)
+    load.driver.started_s = 0.0
+    load.took_s = float(seconds) or 1e-3
+    load.cpu_s = 0.25 * load.took_s
+    return load
+
+
+def _busy_load(**others: Any) -> Load:
+    """A load whose answers were 202 (10 ms, one of 100 took 2 s), some 400 and one lost."""
+    load = _load(**others)
+    for number in range(200):
+        due_s = number / 40
+        took_s = 2.0 if number % 100 == 50 else 0.01
+        body = b'{"accepted":1,"dead_lettered":0,"errors":[]}'
+        load.tally.answered(
+            Post(b"", 1, GOOD, number), 202, body, due_s, due_s + took_s, final=True
+        )
+    for number in range(10):
+        post = Post(b"", 1, BROKEN, number)
+        load.tally.answered(post, 400, PROBLEM, 1.0, 1.01, final=True)
+    load.tally.lost(Loss(Post(b"", 1, GOOD, 0), EVIL, True, 2.0, 3.0, True))
+    load.driver.taken = 211
+    load.traffic.made["broken"] = 10
+    return load
+
+
+def test_document_holds_what_was_counted_and_can_be_json() -> None:
+    """One document for all reports: its counts add up."""
+    report = document(_busy_load(), _settings())
+    assert json.loads(json.dumps(report)) == report
+    assert (report["schema"], report["schema_version"]) == ("iot-ingest/loadgen-run", 1)
+    assert report["seed"] == 42
+    posts = report["posts"]
+    assert posts["offered"] == posts["taken"] == posts["right"] + posts["lost"] == 211
+    assert (posts["lost"], posts["lost_may_be_stored"], report["all_right"]) == (1, 1, False)
+    assert report["readings"] == {
+        "offered": 211,
+        "accepted": 200,
+        "dead_lettered": 0,
+        "committed": None,
+    }
+    assert report["rates"]["right_posts_per_s"] == pytest.approx(42)
+    latency = report["latency_ms"]
+    assert latency["p50"] == pytest.approx(10, rel=0.01)
+    assert latency["p99_9"] == latency["max"] == pytest.approx(2000)
+    assert report["statuses"] == {"0": 1, "202": 200, "400": 10}
+    assert report["refusals"] == {"400 not_json": 10}
+    points = report["timeline"]["points"]
+    assert len(points) == 5
+    assert sum(each["accepted_readings_per_s"] for each in points) == pytest.approx(199)
+    assert points[1]["p99_ms"] == pytest.approx(2000, rel=0.02), "the moment it was due counts"
+    assert points[2]["committed_readings_per_s"] is None
+
+
+def test_summary_names_everything_that_was_wrong() -> None:
+    """Who reads only the last lines learns that something was lost, and why."""
+    said = text(document(_busy_load(), _settings()))
+    for part in (
+        "211 offered (42/s), 210 answered as they should (42/s) in 5.0 s",
+        "211 offered, 200 accepted (40/s), 0 dead-lettered",
+        "broken: 10",
+        "p50 10.0 ms",
+        "max 2.00 s",
+        "no answer: 1, 202: 200, 400: 10; 0 retries",
+        "1 post given up without a final answer (1 may be stored)",
+        "400 not_json: 10",
+        "25% of a core",
+        "NOT ALL RIGHT",
+    ):
+        assert part in said
+    assert "committed" not in said
+
+
+def test_report_says_that_its_latencies_are_without_the_posts_that_had_no_answer() -> None:
+    """A p99 without the worst posts must not be taken for that of all."""
+    load = _busy_load()
+    load.driver.skipped = 4
+    (said,) = document(load, _settings())["remarks"]
+    assert said == "The latencies are of posts with an answer: 5 that had none are not in them."
+
+
+def test_rate_offered_counts_the_time_in_which_posts_were_passed_over() -> None:
+    """The service hung in the last half: what was due then was not due in the first half."""
+    load = _load(10)
+    for number in range(250):
+        post = Post(b"", 1, GOOD, number)
+        load.tally.answered(post, 202, b"", number / 50, number / 50 + 0.01, final=True)
+    load.driver.taken, load.driver.skipped = 250, 250
+    load.took_s = 12.0
+    rate = document(load, _settings())["rates"]["offered_posts_per_s"]
+    assert rate == pytest.approx(50, rel=0.01)
+
+
+def test_summary_of_a_good_run_has_no_word_of_trouble() -> None:
+    """Green is quiet."""
+    load = _load(metrics=True)
+    load.tally.answered(Post(b"", 1, GOOD, 0), 202, b"{}", 0.0, 0.1, final=True)
+    load.driver.taken = 1
+    assert load.scraper is not None
+    load.scraper.seen, load.scraper.committed = True, 1.0
+    report = document(load, _settings())
+    said = text(report)
+    assert report["all_right"]
+    assert "1 committed by the service" in said
+    assert "wrong" not in said
+    assert "NOT" not in said
+    load.driver.skipped = 3
+    said = text(document(load, _settings()))
+    assert "3 posts not sent: too many were open, or they were due for too long" in said
+    assert "NOT ALL RIGHT" in said
+
+
+@pytest.mark.parametrize(
+    ("cpu_share", "lagged", "bottleneck", "said"),
+    [
+        (0.95, 0, True, "The load generator itself was the bottleneck: it used 95% of a core"),
+        (
+            0.5,
+            20,
+            False,
+            "The load generator itself was late with 9.5% of the posts, by up to 30.0",
+        ),
+        (0.5, 1, False, ""),
+    ],
+)
+def test_report_admits_that_the_generator_was_the_limit(
+    cpu_share: float, lagged: int, bottleneck: bool, said: str
+) -> None:
+    """A figure of the generator is not passed off as one of the service."""
+    load = _busy_load()
+    load.cpu_s, load.driver.lagged, load.driver.lag_s_max = cpu_share * 5, lagged, 0.03
+    report = document(load, _settings())
+    assert report["generator"]["was_bottleneck"] == bottleneck
+    assert report["generator"]["says"].startswith(said)
+    assert bool(report["generator"]["says"]) == bool(said)
+    assert len(report["remarks"]) == bool(said) + 1, "the answers kept up; one was lost"
+    assert said in text(report)
+    assert said in html(report)
+
+
+class _Page(HTMLParser):
+    """Collects what a browser would load or run."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in {"src", "href", "data"}]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.mark.parametrize("metrics", [False, True])
+@pytest.mark.parametrize("busy", [False, True])
+def test_page_is_whole_and_stands_alone(busy: bool, metrics: bool) -> None:
+    """No script, nothing from elsewhere, every tag closed, and each drawing is XML."""
+    load = _busy_load(metrics=metrics) if busy else _load(0, metrics=metrics)
+    if load.scraper:
+        load.scraper.seen = True
+    page = html(document(load, _settings(url=f"http://h/{EVIL}")))
+    parsed = _Page(page)
+    assert parsed.open == []
+    assert parsed.links == []
+    assert "script" not in parsed.tags
+    assert not re.search(r"@import|url\(|javascript:", page)
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawings) == 3
+    for each in drawings:
+        ET.fromstring(each)  # noqa: S314  our own text
+    assert ("was not read" in page) == (not metrics)
+    assert EVIL in parsed.words, "shown as it is, not run"
+
+
+def test_page_shows_the_figures_of_the_document() -> None:
+    """What the summary says, the page says."""
+    load = _busy_load(metrics=True)
+    assert load.scraper is not None
+    load.scraper.seen, load.scraper.committed, load.scraper.held = True, 12345.0, 7.0
+    page = _Page(html(document(load, _settings(), interrupted=True))).words
+    for part in ("10.0 ms", "2.00 s", "12,345", "still held 7 readings", "400 not_json"):
+        assert part in page
+    assert "interrupted; not all right" in page
+    assert "50 posts a second, 1 reading each, from 10 devices" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loop": "closed", "rate_posts_per_s": None}, "As fast as the answers come, 1 reading"),
+        ({"shape": "ramp:1..9", "rate_posts_per_s": None}, "From 1 to 9 posts a second, 1"),
+        ({"shape": "steps:1,2:5", "rate_posts_per_s": None}, "1, 2 posts a second, one after"),
+        ({"shape": "burst:1,9,20,2", "rate_posts_per_s": None}, "1 posts a second, 9 for 2\u00a0s"),
+        ({"shape": "storm:30"}, "50 posts a second, storm:30, 1 reading each"),
+        ({"batch": "1x80,20x20"}, "1 or 20 readings each"),
+    ],
+)
+def test_page_says_in_a_sentence_what_was_sent(settings: dict[str, Any], said: str) -> None:
+    """The first line of the page is what the run was."""
+    assert said in _Page(html(document(_busy_load(), _settings(**settings)))).words
+
+
+def test_chart_draws_each_value_where_it_belongs() -> None:
+    """Higher is up, later is right, a gap is a gap, a lone point is a dot."""
+    axis = Axis(0.0, 10.0, False, str)
+    series = [Series("x", "a", "line", [0.0, 10.0, None, 5.0])]
+    drawn = ET.fromstring(chart("t", [1, 2, 3, 4], 4.0, series, axis))  # noqa: S314
+    (line,) = [each for each in drawn if each.get("class") == "line a"]
+    points = [tuple(map(float, each.split(","))) for each in (line.get("points") or "").split()]
+    plot = axis.y(0.0) - axis.y(10.0)
+    assert points == [(WIDTH / 4, pytest.approx(TOP + plot)), (WIDTH / 2, TOP)]
+    (dot,) = [each for each in drawn if each.get("class") == "dot a"]
+    assert (float(dot.get("cx") or 0), float(dot.get("cy") or 0)) == (WIDTH, TOP + plot / 2)
+    assert axis.y(0.0) < HEIGHT
+    titles = [each.text for each in drawn.iter() if each.tag == "title"]
+    assert titles[0] == "1.0 s: x 0.0"
+    assert titles[2] == "3.0 s: nothing"
+
+
+@pytest.mark.parametrize("most", [1e-6, 0.7, 1, 99, 101, 123_456, 9.99e9])
+def test_axes_hold_every_value(most: float) -> None:
+    """The largest value is in the picture, and the picture is not mostly empty."""
+    axis = linear_axis([most / 3, most], str)
+    assert most <= axis.most * 1.001
+    assert axis.most <= 1.7 * most
+    log = log_axis([most / 1e3, most], str)
+    assert log.least <= most / 1e3 * 1.001
+    assert most <= log.most * 1.001
+    assert log.marks()[0] == pytest.approx(log.least)
+    assert log.marks()[-1] == pytest.approx(log.most)
+
+
+def test_axes_of_nothing_can_be_drawn() -> None:
+    """No answers is a picture too."""
+    assert linear_axis([], str).most == 1
+    assert log_axis([0.0], str).most > log_axis([0.0], str).least
+
+
+@pytest.mark.parametrize(
+    ("ms", "shown"),
+    [
+        (None, "-"),
+        (0.0123, "12 us"),
+        (1.2345, "1.23 ms"),
+        (45.67, "45.7 ms"),
+        (456.7, "457 ms"),
+        (4567, "4.57 s"),
+    ],
+)
+def test_durations_are_shown_with_three_digits(ms: float | None, shown: str) -> None:
+    """In the unit that suits them."""
+    assert duration(ms) == shown
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Who watches the file sees the old one, then the new one, and no other is left."""
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    write_whole(path, "new")
+    assert path.read_text() == "new"
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "\ud800")
+    assert path.read_text() == "new"
+    assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_pipe_or_device_is_written_to_and_a_link_followed(tmp_path: Path) -> None:
+    """`--json /dev/null` by root must leave the device what it is."""
+    pipe, link, behind = tmp_path / "pipe", tmp_path / "link", tmp_path / "behind"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    write_whole(pipe, "new")
+    assert pipe.is_fifo()
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    link.symlink_to(behind)
+    write_whole(link, "new")
+    assert link.is_symlink()
+    assert behind.read_text() == "new"
+
+
+def test_document_is_typed_as_it_is_used() -> None:
+    """A report is a plain dictionary, so that another program can make one from the file."""
+    report: Document = json.loads(json.dumps(document(_busy_load(), _settings())))
+    assert html(report) == html(document(_busy_load(), _settings()) | {"x": 1})

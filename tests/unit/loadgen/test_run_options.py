@@ -1,0 +1,192 @@
+"""Options of `loadgen run` become the plan that was meant, or an error that names the option."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from loadgen.cli import main as cli
+from loadgen.cli.run_options import plan_of, settings_of
+from loadgen.measure.load import LoadPlan
+from loadgen.traffic.schedule import burst, constant, ramp, steps
+
+
+def _chosen(*words: str) -> argparse.Namespace:
+    return cli.parser().parse_args(["run", *words])
+
+
+def _plan(*words: str) -> LoadPlan:
+    return plan_of(_chosen(*words))
+
+
+def test_run_without_options_is_an_open_loop_of_ten_seconds() -> None:
+    """What one gets without thinking is sane, and bounded."""
+    plan = _plan()
+    assert plan.shape == constant(1000)
+    assert (plan.duration_s, plan.connections, plan.recipe.posts_max) == (10.0, 64, None)
+    assert plan.metrics_url == "http://127.0.0.1:8081/metrics"
+    assert plan.retry is not None
+    assert (plan.behind_s_max, _plan("--behind-s", "5").behind_s_max) == (30.0, 5.0)
+    times = plan.moments()
+    assert times is not None
+    assert len(list(times)) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "shape", "duration_s"),
+    [
+        (["--rate", "5"], constant(5), 10),
+        (["--shape", "ramp:100..2000", "--duration-s", "30"], ramp(100, 2000, 30), 30),
+        (["--shape", "ramp:5..1"], ramp(5, 1, 10), 10),
+        (["--shape", "steps:100,500,1000:7"], steps([100, 500, 1000], 7), 21),
+        (["--shape", "steps:1,2", "--duration-s", "8"], steps([1, 2], 4), 8),
+        (["--shape", "burst:100,5000,20,2"], burst(100, 5000, 20, 2), 10),
+        (["--closed"], None, 10),
+    ],
+)
+def test_shapes_are_read_as_the_help_shows_them(
+    words: list[str], shape: object, duration_s: float
+) -> None:
+    """Rates, times and their order."""
+    plan = _plan(*words)
+    assert (plan.shape, plan.duration_s) == (shape, duration_s)
+
+
+def test_storm_brings_a_backlog_of_each_device_and_a_connection_for_it() -> None:
+    """All devices at once, each over a connection of its own, then the rate."""
+    plan = _plan("--shape", "storm:5", "--devices", "200", "--rate", "10", "--duration-s", "2")
+    assert (plan.recipe.backlog_minutes, plan.backlog_posts, plan.connections) == (5, 200, 200)
+    times = list(plan.moments() or ())
+    assert times[:201] == [0.0] * 201, "200 of the backlog, and the first live one"
+    assert len(times) == 220
+    assert _plan("--shape", "storm", "--devices", "9000").connections == 1000
+    assert _plan("--shape", "storm", "--connections", "3").connections == 3
+
+
+def test_posts_without_a_duration_have_no_end_in_time() -> None:
+    """--posts alone decides."""
+    plan = _plan("--posts", "50")
+    assert (plan.duration_s, plan.recipe.posts_max) == (None, 50)
+
+
+def test_shares_and_mixes_are_read_in_both_spellings() -> None:
+    """1% is 0.01; sizes have weights, or the same one."""
+    recipe = _plan("--late", "1%", "--broken", "0.5", "--batch", "1x80,100x20").recipe
+    assert (recipe.late, recipe.broken, recipe.duplicates) == (0.01, 0.5, 0.0)
+    assert recipe.mix == ((1, 80.0), (100, 20.0))
+    assert _plan("--batch", "5,10").recipe.mix == ((5, 1.0), (10, 1.0))
+    assert _plan("--batch", "1x80,100x20").readings_a_post() == pytest.approx(20.8)
+
+
+def test_metrics_are_not_guessed_for_a_port_of_ones_own() -> None:
+    """Beside another port there may be another service."""
+    assert _plan("--url", "http://127.0.0.1:9000").metrics_url is None
+    assert _plan("--url", "http://[::1]:8080").metrics_url == "http://[::1]:8081/metrics"
+    given = _plan("--url", "http://h:9000", "--metrics-url", "http://h:9001/metrics")
+    assert given.metrics_url == "http://h:9001/metrics"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rate", "x"], "--rate: 'x' is not a number"),
+        (["--rate", "0"], "--rate: 0 must be above 0"),
+        (["--rate", "inf"], "--rate: 'inf' is not a number"),
+        (["--rate", "1000001"], "--rate: 1,000,001 posts a second: at most 1,000,000"),
+        (["--shape", "ramp:1..1e9"], "--shape: 'ramp:1..1e9': 1,000,000,000 posts a second"),
+        (["--shape", "steps:1,1e9:2"], "'steps:1,1e9:2': 1,000,000,000 posts a second: at most"),
+        (["--duration-s", "nan"], "--duration-s: 'nan' is not a number"),
+        (["--connections", "0"], "--connections: 0 must be at least 1"),
+        (["--posts", "1.5"], "--posts: '1.5' is not a whole number"),
+        (["--devices", "2000000"], "--devices: 2000000 must be at least 1 and at most 100,000"),
+        (["--batch", "0"], "--batch: 0 must be at least 1"),
+        (["--batch", "1x"], "--batch: '' is not a number"),
+        (["--batch", "1x-2"], "--batch: -2 must be above 0"),
+        (["--late", "120%"], "--late: '120%' is not a share"),
+        (["--poison", "-0.1"], "--poison: '-0.1' is not a share"),
+        (["--shape", "wave"], "--shape: 'wave' is no shape; may be constant, ramp:"),
+        (["--shape", "burst:1,2,3"], "--shape: 'burst:1,2,3': a burst has four numbers"),
+        (["--shape", "burst:1,2,3,4"], "a burst must be shorter than"),
+        (["--shape", "steps:"], "--shape: 'steps:': '' is not a number"),
+        (["--shape", "ramp:0..0"], "a shape needs a rate above 0"),
+        (["--shape", "storm:9999"], "9999 must be at least 1 and at most 1,440"),
+        (["--url", "https://h"], "--url: 'https://h' does not begin with http://"),
+        (["--json", "/nowhere/x"], "--json: there is no folder /nowhere"),
+        (["--html", "/"], "--html: / is a folder"),
+        (["--arrivals", "never"], "--arrivals: invalid choice: 'never'"),
+    ],
+)
+def test_value_that_cannot_be_is_an_error_that_names_its_option(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is sent, exit code 2, and the user knows where to look."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run", *words])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--closed", "--rate", "5"], "--closed goes without --rate"),
+        (["--closed", "--find-max"], "--closed goes without --find-max"),
+        (["--closed", "--behind-s", "5"], "--closed goes without --behind-s"),
+        (["--find-max", "--behind-s", "5"], "--find-max goes without --behind-s"),
+        (["--closed", "--shape", "ramp:1..2"], "--closed goes without --shape and --arrivals"),
+        (["--closed", "--arrivals", "poisson"], "--closed goes without --shape and --arrivals"),
+        (["--rate", "5", "--shape", "ramp:1..2"], "--shape ramp:1..2 says the rates"),
+        (["--shape", "ramp:1..2", "--posts", "5"], "a ramp needs --duration-s"),
+        (["--shape", "steps:1,2", "--posts", "5"], "say how long a step is"),
+        (["--find-max", "--posts", "5"], "--find-max goes without --posts"),
+        (["--find-max", "--no-retry"], "--find-max goes without --no-retry"),
+        (["--find-max", "--shape", "storm"], "--find-max tries constant rates"),
+        (["--metrics-url", "h:1"], "--metrics-url h:1 does not begin with http://"),
+        (["--connections", "100000"], "`ulimit -Hn` allows 1000 open files"),
+    ],
+)
+def test_options_that_do_not_go_together_are_an_error_that_names_them(
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wish that cannot be met is not met by half."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (100, 1000))
+    assert cli.main(["run", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_settings_of_a_report_are_what_was_chosen(tmp_path: Path) -> None:
+    """A report says how to do it again, defaults included."""
+    chosen = _chosen("--shape", "ramp:1..9", "--seed", "7", "--gzip", "--json", f"{tmp_path}/a")
+    settings = settings_of(chosen, plan_of(chosen))
+    wanted = {
+        "url": "http://127.0.0.1:8080/v1/readings",
+        "loop": "open",
+        "shape": "ramp:1..9",
+        "rate_posts_per_s": None,
+        "duration_s": 10.0,
+        "seed": 7,
+        "gzip": True,
+        "batch": "1x1",
+        "late": 0.0,
+    }
+    assert settings.items() >= wanted.items()
+    chosen = _chosen("--closed", "--no-retry")
+    settings = settings_of(chosen, plan_of(chosen))
+    assert (settings["loop"], settings["shape"], settings["retry"]) == ("closed", None, False)
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """An option without a word of help is not there."""
+    (words,) = [
+        each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)
+    ]
+    for name, parser in words.choices.items():
+        silent = [
+            each.option_strings for each in parser._actions if each.option_strings and not each.help
+        ]
+        assert not silent, f"{name}: {silent}"

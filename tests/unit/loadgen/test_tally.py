@@ -1,0 +1,126 @@
+"""Every post is in one class, and it is the right one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from loadgen.driver.ports import Loss
+from loadgen.measure.tally import WHYS_MAX, Tally
+from loadgen.traffic.post import Post
+from loadgen.traffic.traffic import BROKEN, GOOD, INVALID, MIXED
+
+COUNTS = ("right", "refused", "given_up", "not_whole", "undeserved")
+
+
+def _kept(accepted: int, dead_lettered: int = 0, spaces: bool = False) -> bytes:
+    document = {"accepted": accepted, "dead_lettered": dead_lettered, "ack": "buffered"}
+    return json.dumps(document, separators=None if spaces else (",", ":")).encode()
+
+
+def _tally(**bad_items: int) -> Tally:
+    return Tally({int(name[1:]): bad for name, bad in bad_items.items()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "body", "counted"),
+    [
+        (GOOD, 202, _kept(5), "right"),
+        (GOOD, 200, _kept(5, spaces=True), "right"),
+        (GOOD, 204, b"", "right"),
+        (GOOD, 202, _kept(4, 1), "not_whole"),
+        (GOOD, 202, _kept(4), "not_whole"),
+        (GOOD, 202, _kept(0, spaces=True), "not_whole"),
+        (GOOD, 400, b"", "refused"),
+        (GOOD, 503, b"", "refused"),
+        (GOOD, 302, b"", "refused"),
+        (MIXED, 202, _kept(3, 2), "right"),
+        (MIXED, 202, _kept(4, 1), "undeserved"),
+        (MIXED, 202, _kept(2, 2), "undeserved"),
+        (MIXED, 202, _kept(5), "undeserved"),
+        (MIXED, 422, b"", "undeserved"),
+        (INVALID, 422, b"", "right"),
+        (INVALID, 202, _kept(5), "undeserved"),
+        (INVALID, 503, b"", "undeserved"),
+        (BROKEN, 400, b"", "right"),
+        (BROKEN, 202, _kept(5), "undeserved"),
+        (BROKEN, 422, b"", "undeserved"),
+    ],
+)
+def test_final_answer_is_right_only_if_the_post_deserved_it(
+    kind: str, status: int, body: bytes, counted: str
+) -> None:
+    """A good post is to be accepted whole, a spoilt one refused for what it is."""
+    tally = _tally(n7=2)
+    tally.answered(Post(b"", 5, kind, 7), status, body, 1.0, 1.5, final=True)
+    assert {name: getattr(tally, name) for name in COUNTS if getattr(tally, name)} == {counted: 1}
+    assert (tally.through, tally.wrong) == (1, int(counted != "right"))
+    assert tally.offered_readings == 5
+    assert tally.latency.count == 1
+
+
+def test_answer_that_is_not_final_counts_as_a_status_only() -> None:
+    """A post that will be tried again is not yet anything."""
+    tally = _tally()
+    post = Post(b"", 3, GOOD, 0)
+    problem = b'{"type":"t","status":503,"detail":"x","code":"buffer_full"}'
+    tally.answered(post, 503, problem, 0.0, 0.1, final=False)
+    tally.lost(Loss(post, "the connection was lost", True, 0.0, 0.2, False))
+    assert tally.through == tally.latency.count == tally.offered_readings == 0
+    tally.answered(post, 202, _kept(3), 0.0, 0.7, final=True)
+    assert (tally.right, tally.accepted_readings) == (1, 3)
+    assert tally.codes == {"503 buffer_full": 1}
+    assert tally.statuses == {503: 1, 0: 1, 202: 1}
+    assert tally.latency.max_s == pytest.approx(0.7), "from the intended moment, over all tries"
+
+
+def test_post_given_up_is_lost_and_says_whether_it_may_be_stored() -> None:
+    """Lost before a byte was written is another thing than lost after."""
+    tally = _tally(n1=1)
+    tally.lost(Loss(Post(b"", 2, MIXED, 1), "refused", False, 0.0, 1.0, True))
+    tally.lost(Loss(Post(b"", 2, GOOD, 2), "cut", True, 0.0, 1.0, True))
+    assert (tally.given_up, tally.given_up_written, tally.wrong) == (2, 1, 2)
+    assert tally.whys == {"refused": 1, "cut": 1}
+    assert tally.latency.count == 0
+
+
+def test_tally_forgets_a_mixed_post_that_is_through() -> None:
+    """What is remembered per post is gone with its final call."""
+    bad_items = {1: 1, 2: 1}
+    tally = Tally(bad_items)
+    tally.lost(Loss(Post(b"", 2, MIXED, 1), "x", False, 0.0, 1.0, True))
+    tally.answered(Post(b"", 2, MIXED, 2), 202, _kept(1, 1), 0.0, 1.0, final=True)
+    assert bad_items == {}
+
+
+def test_names_of_refusals_and_reasons_are_bounded() -> None:
+    """A proxy that invents a new code each time does not fill the memory."""
+    tally = _tally()
+    for number in range(3 * WHYS_MAX):
+        post = Post(b"", 1, GOOD, number)
+        body = b'{"code":"c%d"}' % number
+        tally.answered(post, 500, body, 0.0, 1.0, final=False)
+        tally.lost(Loss(post, f"why {number}", False, 0.0, 1.0, False))
+    assert len(tally.codes) == len(tally.whys) == WHYS_MAX
+    assert tally.statuses[500] == 3 * WHYS_MAX
+
+
+class _Began:
+    started_s = 100.0
+
+
+def test_warm_up_counts_but_is_not_measured() -> None:
+    """What was due in the warm-up may be slow, but not refused."""
+    tally = Tally({}, measured_from_s=1.0)
+    tally.start = _Began()
+    for due_s, took_s in ((0.5, 9.0), (1.5, 0.1)):
+        at_s = 100 + due_s
+        tally.answered(Post(b"", 1, GOOD, 0), 202, _kept(1), at_s, at_s + took_s, final=True)
+    assert tally.right == 2
+    assert tally.latency.count == 1
+    assert tally.latency.max_s == pytest.approx(0.1)
+    cells = [cell for _, _, cell in tally.timeline.points(10.0)]
+    assert [cell.offered for cell in cells[:3]] == [1, 1, 0], "by the moment it was due"
+    assert cells[9].accepted == 1, "by the moment of the answer"
+    assert cells[1].quantile_s(0.99) == pytest.approx(0.1, rel=0.01)
