@@ -198,7 +198,7 @@ def take(body: bytes) -> Decoded:
     )
 
 
-async def door(count: int, devices: int) -> float:
+async def observed_post(count: int, devices: int) -> float:
     """Return what witness and looks add to a post, in us; looks at its usual times."""
     bodies = [body_of(count, number, devices) for number in range(max(1, 2 * devices // count))]
     best: dict[bool, float] = {}
@@ -240,7 +240,7 @@ async def measure(seconds: float) -> None:
     grown, count, exact = await million()
     print(f"a million devices: {grown:.0f} MB more memory; counted {count:,}, exact: {exact}")
     for posts, devices in ((1, 2_000), (1, 30_000), (100, 2_000), (100, 30_000)):
-        added = await door(posts, devices)
+        added = await observed_post(posts, devices)
         print(f"added to a post of {posts} ({devices:,} devices): {added:+.2f} us")
     for name, figure in await pages(seconds):
         print(f"{name}: {figure}")

@@ -18,7 +18,6 @@ from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse
 from ingest.dead_letters.manual_replay import (
     HandReplay,
     Item,
-    ReplayStopped,
     hold_replay_lock,
     item_of_fields,
     item_of_letter,
@@ -26,7 +25,7 @@ from ingest.dead_letters.manual_replay import (
 from ingest.dead_letters.marks import mark_done
 from ingest.dead_letters.reader import Tally, Where, live_letters
 from ingest.formats.post import Rules
-from ingest.model.errors import IngestError
+from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ports import Sink
 
 EXIT_SOME_LEFT = 1

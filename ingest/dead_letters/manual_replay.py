@@ -20,7 +20,8 @@ from ingest.dead_letters.format import BadLine, id_in, original_in, reading_obje
 from ingest.dead_letters.reader import LiveLetter
 from ingest.formats.json_post import decode
 from ingest.formats.post import Decoded, Rules
-from ingest.model.errors import IngestError, Refused
+from ingest.formats.timestamp import PRECISIONS
+from ingest.model.errors import IngestError, Refused, ReplayStopped
 from ingest.model.ports import BadRow, Sink, Stored
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
@@ -32,10 +33,6 @@ TRIES_MAX = 5
 REFUSALS_TOLD_MAX = 20
 LOCK_S_MAX = 15.0
 LOCK_PAUSE_S = 0.005
-
-
-class ReplayStopped(IngestError):
-    """The database cannot take letters now; what was done before is done."""
 
 
 async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Lock:
@@ -65,7 +62,7 @@ class Item(NamedTuple):
     source: LiveLetter | None = None
 
 
-class Refusal(NamedTuple):
+class RefusedItem(NamedTuple):
     """Why an item is still no reading of the table."""
 
     id: str
@@ -83,9 +80,9 @@ class Summary:
     new: int = 0
     duplicate: int = 0
     refused: dict[str, int] = field(default_factory=dict)  # by code
-    refusals: list[Refusal] = field(default_factory=list)  # the first of them
+    refusals: list[RefusedItem] = field(default_factory=list)  # the first of them
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: RefusedItem) -> None:
         """Count an item that is still refused."""
         self.refused[refusal.code] = self.refused.get(refusal.code, 0) + 1
         if len(self.refusals) < REFUSALS_TOLD_MAX:
@@ -123,7 +120,7 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
 
 def _precision_in(fields: dict[str, Any]) -> str | None:
     precision = fields.get("precision")
-    if precision is None or (isinstance(precision, str) and precision in {"s", "ms", "us", "ns"}):
+    if precision is None or (isinstance(precision, str) and precision in PRECISIONS):
         return precision
     raise ValueError(f"the precision {precision!r:.80} is not s, ms, us or ns")
 
@@ -185,13 +182,13 @@ class HandReplay:
                 rules=rules,
             )
         except Refused as refused:
-            self.summary.refuse(Refusal(item.id, item.place, refused.code, refused.detail))
+            self.summary.refuse(RefusedItem(item.id, item.place, refused.code, refused.detail))
             return None
         if not decoded.errors:
             return decoded
         fault = decoded.errors[0]
         message = f"{fault.field}: {fault.message}" if fault.field else fault.message
-        self.summary.refuse(Refusal(item.id, item.place, fault.code, message))
+        self.summary.refuse(RefusedItem(item.id, item.place, fault.code, message))
         return None
 
     async def _write(self, batch: list[tuple[Item, bytes, int]], rows: int) -> None:
@@ -208,7 +205,7 @@ class HandReplay:
             first += its_rows
             if faults:
                 code, message = faults[0].sqlstate, faults[0].message
-                self.summary.refuse(Refusal(item.id, item.place, code, message))
+                self.summary.refuse(RefusedItem(item.id, item.place, code, message))
             else:
                 came_in.append(item)
         self._done(came_in)

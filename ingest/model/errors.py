@@ -58,3 +58,7 @@ class JournalBroken(IngestError):
 
 class Stopping(IngestError):
     """The service is shutting down and this wait will not be finished; nothing was changed."""
+
+
+class ReplayStopped(IngestError):
+    """The database cannot take letters now; what was done before is done."""

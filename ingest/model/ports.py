@@ -168,7 +168,7 @@ class Sink(Protocol):
 
 
 # What /readyz says of the service; health.py has their meaning.
-STATES = ("accepting", "slowed", "on_hold", "full", "disk_low", "starting", "draining")
+STATES = ("starting", "accepting", "slowed", "on_hold", "full", "disk_low", "draining")
 
 
 class DeadLetters(Protocol):

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
+from ingest.formats.timestamp import PRECISIONS
 from ingest.http.response import shown
 from ingest.model.errors import Refused
 
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "ack": ("buffered", "durable", "committed"),
     "strict": ("true", "false"),
-    "precision": ("s", "ms", "us", "ns"),
+    "precision": PRECISIONS,
     "unknown": ("error", "ignore"),
 }
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})

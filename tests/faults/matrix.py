@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from tests.faults.world import World
-
-Harm = Callable[["World"], Awaitable[None]]
+Harm = Callable[[Any], Awaitable[None]]  # it is given the World, which knows this file
 Kind = Literal["fault", "control", "mutant"]
 FILES_MAX = 400  # open files of the service (I8)
 

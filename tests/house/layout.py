@@ -46,7 +46,11 @@ READ_SETTINGS = ("app", "cli", "config")  # other parts are given numbers
 # Those of aiohttp are in ingest/http/fence.py, which checks them at the start.
 FENCED = {"ingest/sinks/postgres/connection.py": {"_transport"}}
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
-OF_ARGPARSE = {"_SubParsersAction", "_ArgumentGroup", "_ActionsContainer"}  # types that have no public name
+OF_ARGPARSE = {
+    "_SubParsersAction",
+    "_ArgumentGroup",
+    "_ActionsContainer",
+}  # types that have no public name
 
 Found = Iterator[tuple[int, str]]  # line, and the rule that it breaks
 Files = Mapping[PurePosixPath, ast.Module]

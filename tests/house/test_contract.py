@@ -14,7 +14,8 @@ from ingest.model.codes import PROBLEMS
 from ingest.model.letter import REASONS
 from ingest.model.ports import STATES
 from ingest.model.verdict import Verdict
-from ingest.sinks.postgres.sqlstate import OUR_COLUMNS, verdict_for
+from ingest.sinks.postgres.schema import KEY
+from ingest.sinks.postgres.sqlstate import verdict_for
 
 CONTRACT = (Path(ingest.__file__).parent.parent / "docs" / "contract.md").read_text()
 BY_COLUMN = "23502"  # on our columns one verdict, on others another
@@ -62,7 +63,7 @@ def test_verdicts_are_those_of_the_contract() -> None:
     assert len(known_codes()) > 1_400
     assert differing(verdicts(CONTRACT)) == set()
     assert verdicts(CONTRACT)[BY_COLUMN] is Verdict.ISOLATE
-    assert {verdict_for(BY_COLUMN, column=each) for each in OUR_COLUMNS} == {Verdict.ISOLATE}
+    assert {verdict_for(BY_COLUMN, column=each) for each in KEY} == {Verdict.ISOLATE}
     assert verdict_for(BY_COLUMN, column="site") is Verdict.HOLD
     assert verdict_for(None) is Verdict.WAIT
 

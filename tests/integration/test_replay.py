@@ -20,7 +20,6 @@ from ingest.dead_letters.format import BadLine
 from ingest.dead_letters.manual_replay import (
     HandReplay,
     Item,
-    ReplayStopped,
     hold_replay_lock,
     item_of_fields,
     item_of_letter,
@@ -28,6 +27,7 @@ from ingest.dead_letters.manual_replay import (
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.dead_letters.reader import live_letters
 from ingest.formats.post import Rules
+from ingest.model.errors import ReplayStopped
 from ingest.model.ledger import Gauges, Metrics
 from ingest.model.letter import EXHAUSTED, INVALID, REFUSED, Letter
 from ingest.model.reading import Reading

@@ -19,7 +19,7 @@ from ingest.dead_letters.manual_replay import (
 from ingest.dead_letters.marks import mark_done
 from ingest.dead_letters.reader import live_letters
 from ingest.formats.post import Rules
-from ingest.model.errors import IngestError
+from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ports import Sink
 
 RULES = Rules(post_rows_max=5_000, ts_min_us=0, ts_ahead_us_max=86_400_000_000)

@@ -13,18 +13,10 @@ from typing import NamedTuple
 
 from ingest.model.ledger import Histogram, Metrics
 from ingest.model.letter import REASONS
+from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s, unix_us
 
 SECONDS_KEPT = 1_800
-STATES = (  # of /readyz, as numbers in the column `state`
-    "starting",
-    "accepting",
-    "slowed",
-    "on_hold",
-    "full",
-    "disk_low",
-    "draining",
-)
 # Each is a curve or a part of one. Rates are per second, over the second before.
 COLUMNS = (
     "posts",  # requests to the data port answered, 1/s
@@ -47,7 +39,7 @@ COLUMNS = (
     "imbalance",
     "dlq_readings",
     "journal_bytes",  # gaps as in `disk_rows`
-    "state",  # index into STATES
+    "state",  # of /readyz: index into STATES
 )
 DATA_ROUTE = "/v1/readings"
 

@@ -23,7 +23,6 @@ from ingest.dead_letters.format import ID_AT, ID_CHARACTERS, BadLine, decode_lin
 from ingest.dead_letters.manual_replay import (
     HandReplay,
     Item,
-    ReplayStopped,
     hold_replay_lock,
     item_of_letter,
 )
@@ -37,7 +36,7 @@ from ingest.dead_letters.reader import (
     undone_lines,
 )
 from ingest.formats.post import Rules
-from ingest.model.errors import DeadLettersBroken, IngestError, Refused
+from ingest.model.errors import DeadLettersBroken, IngestError, Refused, ReplayStopped
 from ingest.model.ports import Sink
 from ingest.system.clock import rfc3339
 from ingest.system.files import open_regular

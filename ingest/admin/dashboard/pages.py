@@ -27,7 +27,7 @@ from ingest.admin.dashboard.assets import (
 )
 from ingest.admin.dashboard.devices import Devices
 from ingest.admin.dashboard.feed import Feed
-from ingest.admin.dashboard.history import COLUMNS, SECONDS_KEPT, STATES, History
+from ingest.admin.dashboard.history import COLUMNS, SECONDS_KEPT, History
 from ingest.admin.dashboard.letters import LISTED_MAX, Letters
 from ingest.admin.dashboard.query import device, number, parameters, wanted, where
 from ingest.admin.dashboard.tail import Tail, Told
@@ -39,6 +39,7 @@ from ingest.http.response import JSON, Answer
 from ingest.http.routes import POST, READ, Page
 from ingest.model.errors import Refused
 from ingest.model.ledger import Metrics
+from ingest.model.ports import STATES
 from ingest.model.reading import Reading
 from ingest.sinks.postgres.lookup import READINGS_MAX, Lookup
 from ingest.system.clock import rfc3339, sleep_unless, unix_us

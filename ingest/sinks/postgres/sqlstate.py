@@ -9,10 +9,11 @@ import re
 from typing import Protocol
 
 from ingest.model.verdict import SCHEMA, TOO_MANY_CONNECTIONS, UNREACHABLE, Verdict, WriteFailed
+from ingest.sinks.postgres.schema import KEY
 
-# Exact codes first, then classes (the first two characters). Sources: the contract, section 5,
-# then reliability 3.2, then PostgreSQL's Appendix A. A code that stands in neither is unknown on
-# purpose: unknown is never dead-lettered.
+# Exact codes first, then classes (the first two characters). Sources: docs/contract.md, section 5,
+# then PostgreSQL's Appendix A. A code that stands in neither is unknown on purpose: unknown is
+# never dead-lettered.
 _BY_CODE: dict[str, Verdict] = {
     "08P01": Verdict.HOLD,  # binary COPY into a numeric column yields it: our shape, not the line
     "21000": Verdict.ISOLATE,  # an operator's trigger got more than one row for this one
@@ -77,8 +78,6 @@ REASONS: dict[str, str] = {
 # there are P0 and XX.
 _USERS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
 
-OUR_COLUMNS = frozenset({"ts", "device_id", "metric", "value"})
-
 
 def verdict_for(sqlstate: str | None, *, column: str | None = None) -> Verdict:
     """Return the verdict for a server's error; `column` is the error's own field.
@@ -88,7 +87,7 @@ def verdict_for(sqlstate: str | None, *, column: str | None = None) -> Verdict:
     """
     if sqlstate is None:
         return Verdict.WAIT
-    if sqlstate == "23502" and column not in OUR_COLUMNS:
+    if sqlstate == "23502" and column not in KEY:
         return Verdict.HOLD  # a NOT NULL column that we do not fill: a migration, not a reading
     verdict = _BY_CODE.get(sqlstate) or _BY_CLASS.get(sqlstate[:2])
     if verdict is None and sqlstate[:1] in _USERS_OWN and sqlstate[:2] != "P0":

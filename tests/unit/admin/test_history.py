@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from ingest.admin.dashboard.history import COLUMNS, SECONDS_KEPT, STATES, History, quantile_s
+from ingest.admin.dashboard.history import COLUMNS, SECONDS_KEPT, History, quantile_s
 from ingest.model.ledger import DeadLetterStats, Gauges, Histogram, Metrics
-from ingest.model.ports import BufferStats, JournalStats
+from ingest.model.ports import STATES, BufferStats, JournalStats
 
 T = 1_800_000_000
 
