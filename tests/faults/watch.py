@@ -1,6 +1,6 @@
-"""Looks at a service all the time while harm is done to it: memory, descriptors, books, files.
+"""Looks at a service all the time while harm is done to it: memory, descriptors, balance, files.
 
-What it finds is I8 (bounded) and I9 (the law at each quiet moment, in each life of the process).
+What it finds is I8 (bounded) and I9 (the balance at each quiet moment, in each run of the process).
 """
 
 from __future__ import annotations
@@ -8,25 +8,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from loadgen.proof.balance import read_balance
-
-if TYPE_CHECKING:
-    from tests.faults.world import World
+from tests.faults.matrix import Fault
+from tests.system.service import Service
 
 LOOK_S = 0.3
 RSS_MB_MAX = 300.0  # 64 MiB of buffer, 64 MiB of bodies, and Python
 DLQ_MB_MAX = 64.0
 
 
+class Watched(Protocol):
+    """What is looked at; a World is."""
+
+    service: Service
+    state: Path
+    fault: Fault
+
+    @property
+    def admin_url(self) -> str:
+        """Where the service's admin port is."""
+
+
 class Watch:
     """Looks until `stop`."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Watched) -> None:
         self.rss_mb = 0.0
         self.fds = 0
-        self.laws = 0  # quiet moments at which the law was looked at
+        self.laws = 0  # quiet moments at which the balance was looked at
         self.broken: list[str] = []
         self._world = world
         self._task: asyncio.Task[None] | None = asyncio.create_task(self._look())
@@ -53,7 +64,7 @@ class Watch:
                 continue
             self.laws += 1
             if not balance.is_zero:
-                self._say(f"I9: at a quiet moment the law left {balance.left_over:g} over")
+                self._say(f"I9: at a quiet moment the balance check left {balance.left_over:g} over")
             if balance.dropped:
                 self._say("I9: the service says that it dropped readings")
 

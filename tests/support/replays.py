@@ -11,7 +11,6 @@ import pytest
 from ingest.dead_letters.manual_replay import (
     HandReplay,
     Item,
-    ReplayStopped,
     Summary,
     hold_replay_lock,
     item_of_letter,
