@@ -7,7 +7,7 @@ from typing import Any
 
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all, picked
-from loadgen.driver.driver import Retry
+from loadgen.driver.retry import Retry
 from loadgen.measure.load import LoadPlan
 from loadgen.traffic.traffic import Recipe
 

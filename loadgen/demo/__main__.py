@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from loadgen.demo.service import Service, ServiceEnded
-from loadgen.driver.driver import Retry
+from loadgen.driver.retry import Retry
 from loadgen.live import shown
 from loadgen.measure.load import Load, LoadPlan
 from loadgen.measure.pace import Pace

@@ -29,9 +29,6 @@ from loadgen.driver.due import DueTimes
 from loadgen.driver.pool import Pool
 from loadgen.driver.ports import Loss, Observer, Source
 from loadgen.driver.retry import RETRY, Flight, Retry, RetryQueue
-from loadgen.traffic.post import Post
-
-__all__ = ["RETRY", "Driver", "Observer", "Post", "Retry", "Source"]
 
 GRAIN_S = 0.000_25
 LAG_S = 0.001  # what is less is no lag

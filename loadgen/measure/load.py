@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 
-from loadgen.driver.driver import RETRY, Driver, Retry
+from loadgen.driver.driver import Driver
+from loadgen.driver.retry import RETRY, Retry
 from loadgen.measure.scrape import Scraper
 from loadgen.measure.tally import Tally
 from loadgen.traffic.post import Target

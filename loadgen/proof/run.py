@@ -14,8 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadgen.driver.driver import Driver, Retry
+from loadgen.driver.driver import Driver
 from loadgen.driver.ports import Loss
+from loadgen.driver.retry import Retry
 from loadgen.proof.balance import read_balance
 from loadgen.proof.ledger import ACKS, Details, Final, LedgerWriter
 from loadgen.proof.readings import Names, Plan

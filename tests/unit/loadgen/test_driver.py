@@ -20,10 +20,11 @@ import pytest
 import loadgen.driver.alarm
 from loadgen.driver.alarm import Alarm, LoopAlarm, Waker, make_alarm
 from loadgen.driver.connection import Connection
-from loadgen.driver.driver import Driver, Post, Retry
+from loadgen.driver.driver import Driver
 from loadgen.driver.due import SLICE_POSTS
 from loadgen.driver.ports import Loss
-from loadgen.traffic.post import finish, head_of, target_of
+from loadgen.driver.retry import Retry
+from loadgen.traffic.post import Post, finish, head_of, target_of
 from loadgen.traffic.schedule import constant, moments
 from tests.support.faulty_proxy import Line as Proxy
 from tests.support.peer import Line, Peer, Script, hangs_up, is_silent, reply, resets, says
