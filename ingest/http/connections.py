@@ -17,13 +17,13 @@ from typing import Any, cast
 
 from aiohttp import http_parser, web
 
-from ingest.config.settings import SPARE_FILES
 from ingest.http.connection import Connection, Door
 from ingest.http.listener import Listener
 from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
+from ingest.system.limits import SPARE_FILES
 from ingest.system.logs import Occasionally, get_logger
 
 SWEEP_S_MAX = 1.0
