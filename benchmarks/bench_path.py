@@ -16,7 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.database import Database, running_database
 from benchmarks.processes import scratch
-from ingest.app.receiving import make_rules
+from ingest.app.rules import make_rules
 from ingest.app.writing import WritingHalf, make_sink
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings

@@ -12,7 +12,7 @@ from ingest.admin.dashboard.tail import WitnessedLetters
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
-from ingest.app.receiving import make_rules
+from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB

@@ -10,21 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ingest.config.settings import Settings, ts_min_us
-from ingest.formats.json_post import Decoded, Rules
+from ingest.app.rules import make_rules
+from ingest.config.settings import Settings
+from ingest.formats.json_post import Decoded
 from ingest.http.plain_body import Intake
 from ingest.model.ledger import Metrics
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.endpoint import Endpoint
-
-
-def make_rules(settings: Settings) -> Rules:
-    """Return what a reading must obey."""
-    return Rules(
-        post_rows_max=settings.post_rows_max,
-        ts_min_us=ts_min_us(settings),
-        ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
-    )
 
 
 def make_endpoint(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ingest.app.rules import make_rules
 from ingest.cli import dlq_show as show
 from ingest.config.settings import Settings
 from ingest.dead_letters.files import segments
@@ -72,8 +73,6 @@ async def replay(args: argparse.Namespace, settings: Settings, folder: Path, whe
 async def _replay(
     args: argparse.Namespace, settings: Settings, folder: Path, where: Where, sink: Sink | None
 ) -> int:
-    from ingest.app.receiving import make_rules  # noqa: PLC0415
-
     tally = Tally()
     bad_lines: list[str] = []
     ids: set[str] = set()

@@ -24,8 +24,9 @@ from benchmarks.open_loop import Openly, Readings, Tally, first_us_of_taken
 from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import Broken, Child, Missing, free_port, run_driver
 from benchmarks.stories import close_all, is_open
-from ingest.config.settings import Settings, ts_min_us
-from ingest.formats.json_post import Rules, decode
+from ingest.app.rules import make_rules
+from ingest.config.settings import Settings
+from ingest.formats.json_post import decode
 from ingest.model.rows import HEADER, TRAILER, decode_rows
 from loadgen.post import Post
 from tests.support.receiver import until
@@ -167,7 +168,7 @@ def test_program_is_fetched_once(programs: Path, tmp_path: Path) -> None:
 
 def decoded(body: bytes) -> list[object]:
     """Give the readings of a body, as the service takes them."""
-    rules = Rules(5_000, ts_min_us(Settings()), 86_400_000_000)
+    rules = make_rules(Settings())
     block, errors = decode(
         body,
         precision=None,
