@@ -16,19 +16,15 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.database import Database, running_database
 from benchmarks.processes import scratch
+from ingest.app.rules import make_rules
+from ingest.app.writing import WritingHalf, make_sink
 from ingest.buffers.memory import MemoryBuffer
-from ingest.config.settings import Settings, ts_min_us
+from ingest.config.settings import Settings
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.formats.json_post import decode
-from ingest.formats.post import Rules
 from ingest.model.ack import Ack
 from ingest.model.ledger import Metrics
-from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s, unix_us
-from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import Breaker
-from ingest.writer.database_state import Gate
-from ingest.writer.writer import Writer
 
 START_US = 1_700_000_000_000_000
 ITEM = '{"device_id":"device-%03d","metric":"temperature","ts":%d,"value":21.5}'
@@ -40,48 +36,17 @@ class Wired:
     """Everything between the door's HTTP and the table. Made on the loop that it runs on."""
 
     def __init__(self, url: str, dead_letters: DeadLetterFolder) -> None:
-        settings = self._settings = Settings()
-        self._dead_letters = dead_letters
-        self._metrics = Metrics()
-        self._halted = asyncio.Event()
-        self._rules = Rules(
-            settings.post_rows_max, ts_min_us(settings), int(settings.ts_ahead_s_max * 1e6)
-        )
+        settings = Settings()
+        self._rules = make_rules(settings)
         self._buffer = MemoryBuffer(
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=60,
         )
-        cap = BatchCap(
-            settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
-        )
-        gatherer = Gatherer(self._buffer, cap, linger_s=settings.batch_linger_s)
-        gate = Gate(
-            wait_s_min=settings.wait_s_min,
-            wait_s_max=settings.wait_s_max,
-            hold_probe_s=settings.hold_probe_s,
-        )
-        breaker = Breaker(
-            window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
-        )
-        sinks = [SinkPostgres(url, settings) for _ in range(settings.writers)]
+        half = WritingHalf(settings, outlet=self._buffer, metrics=Metrics(), halted=asyncio.Event())
+        half.sinks += [make_sink(url, settings) for _ in range(settings.writers)]
         self._writers = [
-            asyncio.create_task(
-                Writer(
-                    settings=settings,
-                    outlet=self._buffer,
-                    gatherer=gatherer,
-                    cap=cap,
-                    sink=sink,
-                    sinks=sinks,
-                    gate=gate,
-                    breaker=breaker,
-                    dead_letters=dead_letters,
-                    metrics=self._metrics,
-                    halted=self._halted,
-                ).run()
-            )
-            for sink in sinks
+            asyncio.create_task(each.run()) for each in half.make_writers(dead_letters)
         ]
 
     async def post(self, body: bytes) -> None:

@@ -19,6 +19,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.database import Database, running_database
+from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.reading import Reading
 from ingest.model.rows import HEADER, TRAILER, encode_reading
@@ -83,7 +84,7 @@ def sinks(database: Database) -> Iterator[dict[str, SinkPostgres]]:
     """Give the service's sink, by both of its methods, on an empty table."""
     database.empty()
     found = {
-        method: SinkPostgres(database.url, Settings(write_method=method))
+        method: make_sink(database.url, Settings(write_method=method))
         for method in ("copy", "insert")
     }
     for sink in found.values():

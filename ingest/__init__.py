@@ -19,7 +19,8 @@ The path of a reading (`-->` hands over; each name is a folder of this package):
 The folders. Imports go down only, and folders of one row do not know each other:
 
     cli/            the commands of `ingest`: main, and one file a command
-    app/            makes and connects the parts: service (start and stop), buffer, health, admin
+    app/            makes and connects the parts: service (start and stop) of receiving and writing,
+                    buffer, rules, health, admin
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (a post, from request to answer), query, replies, ack_waits
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay

@@ -14,7 +14,6 @@ import orjson
 
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import CSRF_HEADER, Guard
-from ingest.config.settings import Settings
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request
 from ingest.http.response import Answer
@@ -24,14 +23,16 @@ from ingest.model.ledger import Metrics
 from ingest.system.logs import get_logger
 
 METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
-CONNECTIONS_MAX = 256
+# Of this port, whatever the data port's clients are allowed.
+CONNECTIONS_MAX, HEADER_S_MAX, KEEPALIVE_S_MAX = 256, 10.0, 75.0
 
 
 class Admin:
     """The admin port. `release_hold(dead_letter)` makes the writers try at once, if they wait.
 
     It returns whether they do. `said` returns what the database said last, while they wait.
-    `pages` are further addresses, which see to it by themselves who may look.
+    `pages` are further addresses, which see to it by themselves who may look; `bodies` receives
+    those of `hold/release`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Admin:
         health: Callable[[], tuple[int, bytes]],
         said: Callable[[], str],
         guard: Guard,
+        bodies: Bodies,
         release_hold: Callable[[bool], bool],
         pages: Mapping[str, Page],
     ) -> None:
@@ -49,8 +51,7 @@ class Admin:
         self._said = said
         self._guard = guard
         self._release_hold = release_hold
-        defaults = Settings()
-        self._bodies = Bodies(defaults)
+        self._bodies = bodies
         self._site = Site(
             {
                 **pages,
@@ -63,8 +64,8 @@ class Admin:
             flag="--admin-listen",
             tokens="for page and actions, not for probes and /metrics",
             connections_max=CONNECTIONS_MAX,
-            header_s_max=defaults.header_s_max,
-            keepalive_s_max=defaults.keepalive_s_max,
+            header_s_max=HEADER_S_MAX,
+            keepalive_s_max=KEEPALIVE_S_MAX,
         )
         self._log = get_logger("admin")
 

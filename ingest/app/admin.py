@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ingest import __version__
 from ingest.admin.dashboard.letters import Letters
@@ -11,11 +12,15 @@ from ingest.admin.dashboard.tail import WitnessedLetters
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
+from ingest.app.rules import make_rules
+from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
+from ingest.config.values import MIB
 from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.http.bodies import Bodies
 from ingest.model.ledger import Metrics
+from ingest.model.ports import Sink
 from ingest.sinks.postgres.lookup import Lookup
-from ingest.sinks.postgres.sink import SinkPostgres
 
 
 class Looking:
@@ -41,11 +46,21 @@ class Looking:
         self._lookup: Lookup | None = None
         self.guard = Guard(token)
         self._dead_letters = dead_letters
+        # Whatever the data port's clients are allowed. Not one for both: anybody may try to log in.
+        bodies = partial(Bodies, body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=64 * MIB)
         self.dashboard = Dashboard(
-            settings,
+            {
+                "buffer": settings.buffer,
+                "buffer_rows_max": settings.buffer_rows_max,
+                "journal_bytes_max": settings.journal_bytes_max,
+                "batch_rows_max": settings.batch_rows_max,
+                "dlq_bytes_max": settings.dlq_bytes_max,
+                "hold_probe_s": settings.hold_probe_s,
+            },
             Sources(__version__, metrics, readyz, said, lambda: self._lookup),
-            Letters(dead_letters, settings, self._sink),
+            Letters(dead_letters, make_rules(settings), self._sink),
             self.guard,
+            bodies(),
         )
         self.admin = Admin(
             metrics=metrics,
@@ -53,14 +68,15 @@ class Looking:
             health=readyz,
             said=said,
             guard=self.guard,
+            bodies=bodies(),
             release_hold=release_hold,
             pages=self.dashboard.pages,
         )
 
-    def _sink(self) -> SinkPostgres | None:
+    def _sink(self) -> Sink | None:
         if self._database_url is None:
             return None
-        return SinkPostgres(self._database_url, self._settings, name="iot-ingest dashboard replay")
+        return make_sink(self._database_url, self._settings, name="iot-ingest dashboard replay")
 
     @property
     def witnessed_letters(self) -> WitnessedLetters:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 import orjson
 
 from ingest.config.settings import Settings
 from ingest.config.values import shown
-from ingest.model.ports import BufferStats
+from ingest.model.ports import BufferStats, Database
 from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.system.logs import get_logger
 
@@ -25,18 +24,6 @@ DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full"}
 UNTAKEN = "posts are not taken until the table has been checked"
-
-
-class DatabaseState(Protocol):
-    """What health may know of the database."""
-
-    @property
-    def hold_reason(self) -> str | None:
-        """Why writing is on hold, or None."""
-
-    @property
-    def up(self) -> bool:
-        """Whether the server answered when last asked."""
 
 
 class Health:
@@ -51,7 +38,7 @@ class Health:
         *,
         settings: Settings,
         buffer: Callable[[], BufferStats],
-        gate: DatabaseState,
+        gate: Database,
         free_bytes: Callable[[], int],
         disk_broken: Callable[[], bool] = lambda: False,
     ) -> None:

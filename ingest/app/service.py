@@ -1,5 +1,6 @@
-"""The composition root: the only file that knows all parts, and their order at start and stop.
+"""The service: both halves in one process, and the order in which all parts start and stop.
 
+`receiving` wires the first half of the path, `writing` the second, `admin` the port beside it.
 Start: state folder, journal, dead letters, listeners (they answer `starting`), database, writers,
 replay. Stop: no new posts, posts in flight, the buffer, what is left (it stays in the journal, or
 goes to the dead letters), data port, journal, database, admin port. Nothing that holds readings is
@@ -19,26 +20,19 @@ from ingest.app.admin import Looking
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
 from ingest.app.greeting import hello
 from ingest.app.health import Health
+from ingest.app.receiving import make_endpoint
+from ingest.app.writing import WritingHalf
 from ingest.config.settings import Settings, split_address, state_dir
-from ingest.dead_letters.auto_replay import Replayer
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http.connections import raise_open_files_limit
 from ingest.model.errors import StartError
 from ingest.model.ledger import Gauges, Metrics
-from ingest.model.verdict import LETTERS_FULL, NOT_DURABLE, SCHEMA, WriteFailed
-from ingest.receiver.endpoint import Endpoint
-from ingest.sinks.postgres.make_table import make_table
-from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system import logs
 from ingest.system import signals as app_signals
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
-from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import BREAKER, Breaker
-from ingest.writer.database_state import Gate
-from ingest.writer.writer import Writer, stop_connecting
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 HANDLERS_GRACE_S = 1.0
@@ -80,23 +74,14 @@ class Service:
         self._log = logs.get_logger("service")
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._stopping = asyncio.Event()  # drain
-        self._first_try = asyncio.Event()  # of the database, whatever came of it
-        self._refusal = ""  # of that try: why we must not start
         self._halted = asyncio.Event()  # drain no longer: what is left is kept as it is
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: list[asyncio.Task[None]] = []
-        self._sinks: list[SinkPostgres] = []
         self._embedded: EmbeddedPostgres | None = None
         self.metrics = Metrics()
         self.buffer = make_buffer(settings, folder, self.metrics)
-        self.gate = Gate(
-            wait_s_min=settings.wait_s_min,
-            wait_s_max=settings.wait_s_max,
-            hold_probe_s=settings.hold_probe_s,
-        )
-        self.breaker = Breaker(
-            window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
+        self.writing = WritingHalf(
+            settings, outlet=self.buffer, metrics=self.metrics, halted=self._halted
         )
         self.dead_letters = DeadLetterFolder(
             folder.dead_letters,
@@ -105,14 +90,14 @@ class Service:
             keep_days=settings.dlq_keep_days,
             auto_replay=settings.dlq_auto_replay,
         )
-        self._wire_door()
+        self._connect_parts()
 
-    def _wire_door(self) -> None:
-        settings = self._settings
+    def _connect_parts(self) -> None:
+        settings, gate = self._settings, self.writing.gate
         self.health = Health(
             settings=settings,
             buffer=self.buffer.stats,
-            gate=self.gate,
+            gate=gate,
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
         )
@@ -121,26 +106,26 @@ class Service:
             metrics=self.metrics,
             dead_letters=self.dead_letters,
             readyz=self.health.readyz,
-            said=lambda: self.gate.message,
+            said=lambda: gate.message,
             token=self._token,
-            release_hold=self._release_hold,
+            release_hold=self.writing.release_hold,
         )
-        self.endpoint = Endpoint(
-            settings=settings,
+        self.endpoint = make_endpoint(
+            settings,
             inlet=self.buffer,
+            levels=self.buffer.levels,
             dead_letters=self.dead_letters,
             metrics=self.metrics,
             admission=self.health,
-            database=self.gate,
-            levels=self.buffer.levels,
+            database=gate,
             health=self.health.readyz,
             witness=self.looking.dashboard.tail.witness,
         )
         self.metrics.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=self.dead_letters.stats,
-            database_up=lambda: self.gate.up and not self.health.starting,
-            hold_reason=lambda: self.gate.hold_reason,
+            database_up=lambda: gate.up and not self.health.starting,
+            hold_reason=lambda: gate.hold_reason,
             journal=self.buffer.journal_stats,
             state=self.health.state,
         )
@@ -189,87 +174,27 @@ class Service:
                 started_us=unix_us(),
             )
         )
-        self._sinks = [
-            SinkPostgres(url, settings, name=f"iot-ingest writer {number}")
-            for number in range(settings.writers)
-        ]
+        writing = self.writing
         self._spawn(self._open_database(url))
-        await self._first_try.wait()
-        if self._refusal:
-            raise StartError(self._refusal)
+        await writing.first_try.wait()
+        if writing.refusal:
+            raise StartError(writing.refusal)
         for line in hello(
             state_dir=self._folder.path,
             listen=listen,
             admin_listen=admin_listen,
             embedded=self._embedded is not None,
-            waiting="" if self.gate.is_open else self.gate.message or "no answer yet",
+            waiting="" if writing.gate.is_open else writing.gate.message or "no answer yet",
         ):
             self._announce(line)
 
     async def _open_database(self, url: str) -> None:
-        """Try until the schema has been checked (`starting` until then), then let writers loose."""
-        may_apply = self._settings.schema_apply
-        while not self._stopping.is_set():
-            try:
-                await self._sinks[0].open()
-            except WriteFailed as failure:
-                if self._stopping.is_set():
-                    return  # the stop cut it
-                if failure.reason == SCHEMA and may_apply:
-                    may_apply = not await make_table(url, self._settings)
-                    if may_apply:  # the server was not to be reached just now
-                        self._first_try.set()
-                        await self.gate.pause(self._halted)
-                    continue
-                if failure.reason == NOT_DURABLE and not self._first_try.is_set():
-                    self._refusal = failure.message
-                    self._first_try.set()
-                    return
-                self.gate.failed(failure)
-                if failure.reason not in (SCHEMA, NOT_DURABLE):
-                    self._first_try.set()
-                    await self.gate.pause(self._halted)
-                    continue
-            else:
-                self.gate.opened()
+        """Once the table has been checked (`starting` until then), let the writers run."""
+        if await self.writing.open(url, self._stopping):
             self.health.started()
-            break
-        else:
-            return  # nothing has been accepted, so nothing is to be written
-        self._first_try.set()
-        self._start_writers()
-
-    def _start_writers(self) -> None:
-        settings = self._settings
-        cap = BatchCap(
-            settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
-        )
-        gatherer = Gatherer(self.buffer, cap, linger_s=settings.batch_linger_s)
-        for sink in self._sinks:
-            writer = Writer(
-                settings=settings,
-                outlet=self.buffer,
-                gatherer=gatherer,
-                cap=cap,
-                sink=sink,
-                sinks=self._sinks,
-                gate=self.gate,
-                breaker=self.breaker,
-                dead_letters=self.looking.witnessed_letters,
-                metrics=self.metrics,
-                halted=self._halted,
-            )
-            self._writers.append(self._spawn(writer.run()))
-        replayer = Replayer(
-            settings=settings,
-            folder=self.dead_letters,
-            inlet=self.buffer,
-            outlet_stats=self.buffer.stats,
-            metrics=self.metrics,
-            database_up=lambda: self.gate.is_open,
-            letters_full=lambda: self.gate.hold_reason == LETTERS_FULL,
-        )
-        self._spawn(replayer.run(self._stopping))
+            self.writing.start(self.looking.witnessed_letters, self._spawn)
+            replayer = self.writing.make_replayer(self.dead_letters, self.buffer)
+            self._spawn(replayer.run(self._stopping))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._root(work))
@@ -286,14 +211,6 @@ class Service:
             self._broken = True
             self._stopping.set()
 
-    def _release_hold(self, dead_letter: bool) -> bool:
-        """Try now, and with `dead_letter` set aside what the breaker stopped; False: none waits."""
-        if dead_letter and self.gate.hold_reason == BREAKER:
-            self.breaker.release(received_until_s=monotonic_s())
-        if not self.gate.is_open:
-            self.gate.nudge()
-        return not self.gate.is_open
-
     # Stop
 
     async def _stop(self) -> int:
@@ -304,12 +221,9 @@ class Service:
         halt = asyncio.create_task(self._halt_at(deadline_s))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
         self.buffer.shut_inlet()
-        self.gate.nudge()  # a writer that waits for the server may have nothing to wait for
-        if self._writers:
-            stop_connecting(self.buffer, self._sinks)
-            await asyncio.wait(self._writers)
+        await self.writing.finish()
         self._halted.set()
-        await halt  # it cuts the line that a start still waits for
+        await halt  # it cuts the connection that a start still waits for
         await keep_rest(self.buffer, self.dead_letters, self.metrics)
         await self.endpoint.close()
         # Of a post whose dead-letter fsync outlasted its handler:
@@ -331,8 +245,7 @@ class Service:
         await sleep_unless(self._halted, deadline_s - monotonic_s())
         self._halted.set()
         self.buffer.shut_inlet()
-        for sink in self._sinks:
-            sink.abort()
+        self.writing.abort()
 
     async def _end(self) -> None:
         """Whatever happened: end all tasks, close what is open, leave no process behind."""

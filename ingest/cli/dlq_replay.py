@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ingest.app.rules import make_rules
 from ingest.cli import dlq_show as show
-from ingest.config.settings import Settings, ts_min_us
+from ingest.config.settings import Settings
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse
 from ingest.dead_letters.manual_replay import (
@@ -24,7 +25,6 @@ from ingest.dead_letters.manual_replay import (
 )
 from ingest.dead_letters.marks import mark_done
 from ingest.dead_letters.reader import Tally, Where, live_letters
-from ingest.formats.post import Rules
 from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ports import Sink
 
@@ -45,8 +45,8 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def replay(args: argparse.Namespace, settings: Settings, folder: Path, where: Where) -> int:
     """Replay what was asked for and print what came of it; 1 if some of it was left."""
+    from ingest.app.writing import make_sink  # noqa: PLC0415
     from ingest.cli.database import database  # noqa: PLC0415
-    from ingest.sinks.postgres.sink import SinkPostgres  # noqa: PLC0415
 
     if args.edited and args.file is None:
         raise IngestError("--edited goes with --file COPY")
@@ -62,7 +62,7 @@ async def replay(args: argparse.Namespace, settings: Settings, folder: Path, whe
         if args.dry_run:
             return await _replay(args, settings, folder, where, None)
         async with database(settings) as url:
-            sink = SinkPostgres(url, settings, name="iot-ingest dlq replay")
+            sink = make_sink(url, settings, name="iot-ingest dlq replay")
             try:
                 return await _replay(args, settings, folder, where, sink)
             finally:
@@ -85,11 +85,7 @@ async def _replay(
 
     by_hand = HandReplay(
         sink=sink,
-        rules=Rules(
-            post_rows_max=settings.post_rows_max,
-            ts_min_us=ts_min_us(settings),
-            ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
-        ),
+        rules=make_rules(settings),
         done=done,
         rows_per_s=args.rate,
         ignore_unknown=args.ignore_unknown,

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 from ingest import __version__
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli.service import ask_service
-from ingest.config.settings import SPARE_FILES, Loaded, Settings, split_address, state_dir
+from ingest.config.settings import Loaded, Settings, split_address, state_dir
 from ingest.config.values import shown
 from ingest.model.errors import IngestError, StartError
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
+from ingest.system.limits import SPARE_FILES
 from ingest.system.words import counted
 
 if TYPE_CHECKING:

@@ -32,7 +32,6 @@ from ingest.model.errors import ConfigError
 from ingest.model.reading import NAME_BYTES_MAX
 
 ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one encoded reading (block.py draws it)
-SPARE_FILES = 128  # descriptors beside connections_max: database, files, libraries, the admin port
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +56,7 @@ class Settings:
     )
 
     body_bytes_max: int = setting(
-        MIB, "size of a post as it was sent", within=(KIB, 64 * MIB), opens="The door"
+        MIB, "size of a post as it was sent", within=(KIB, 64 * MIB), opens="The receiver"
     )
     inflated_bytes_max: int = setting(
         4 * MIB, "size of a post after gunzip: bombs end here", within=(KIB, 256 * MIB)
@@ -65,7 +64,7 @@ class Settings:
     post_rows_max: int = setting(
         5_000, "readings in one post, which one batch must take whole", within=(1, 100_000)
     )
-    door_bytes_max: int = setting(
+    receiver_bytes_max: int = setting(
         64 * MIB,
         "bodies being received, all together; further ones wait unread",
         within=(64 * KIB, 64 * GIB),
@@ -237,7 +236,7 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
     ordered("post_rows_max", "buffer_rows_max")  # a batch takes what there is
     ordered("batch_rows", "batch_rows_max")
     ordered("body_bytes_max", "inflated_bytes_max")
-    ordered("body_bytes_max", "door_bytes_max")
+    ordered("body_bytes_max", "receiver_bytes_max")
     ordered("inflated_bytes_max", "buffer_bytes_max")
     if settings.post_rows_max * ROW_BYTES_MAX > settings.buffer_bytes_max:
         raise ConfigError(

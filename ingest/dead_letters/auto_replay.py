@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ingest.config.settings import Settings
 from ingest.dead_letters.files import segments, try_replay_lock
 from ingest.dead_letters.reader import LiveLetter, Where, first_letters
 from ingest.model.ack import Ack, Outcome
@@ -42,12 +41,19 @@ TS_US_MAX = 253_402_300_800_000_000  # the year 10000
 
 
 class Replayer:
-    """The replay of one service. `run` ends soon after `stopping` is set, never by cancellation."""
+    """The replay of one service. `run` ends soon after `stopping` is set, never by cancellation.
+
+    It sends at most `rows_per_s`, and looks every `pause_s` whether there is something to send.
+    Without `sends` it only tidies the folder.
+    """
 
     def __init__(
         self,
         *,
-        settings: Settings,
+        sends: bool,
+        post_rows_max: int,
+        rows_per_s: int,
+        pause_s: float,
         folder: DeadLetterFolder,
         inlet: Inlet,
         outlet_stats: Callable[[], BufferStats],
@@ -55,7 +61,9 @@ class Replayer:
         database_up: Callable[[], bool],
         letters_full: Callable[[], bool],
     ) -> None:
-        self._settings = settings
+        self._sends = sends
+        self._rows_per_s = rows_per_s
+        self._pause_s = pause_s
         self._folder = folder
         self._inlet = inlet
         self._outlet_stats = outlet_stats
@@ -64,7 +72,7 @@ class Replayer:
         self._letters_full = letters_full
         self._given_up: Ack | None = None  # of a block that is still under way
         self._log = get_logger()
-        self._rows_max = min(BLOCK_ROWS_MAX, settings.post_rows_max, settings.dlq_replay_rows_per_s)
+        self._rows_max = min(BLOCK_ROWS_MAX, post_rows_max, rows_per_s)
         # Lines are only added at the end and marks are never taken back, so what was seen to be
         # done is not read again. What fails is passed over until all the others have been tried.
         self._done_to: dict[Path, int] = {}
@@ -72,22 +80,19 @@ class Replayer:
         self._tidied_s = float("-inf")
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Look for letters every `dlq_replay_pause_s`, less often while they keep failing.
-
-        Without `dlq_auto_replay` it only tidies the folder.
-        """
+        """Look for letters every `pause_s`, less often while they keep failing."""
         failures = 0
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):
             try:
-                went_well = not self._settings.dlq_auto_replay or await self._look(stopping)
+                went_well = not self._sends or await self._look(stopping)
                 await self._tidy()
             except (BufferFull, Stopping):
                 went_well = True  # no room just now: live readings come first
             except (DeadLettersBroken, OSError) as error:
                 went_well = False
                 self._log.warning("replay_failed", why=str(error))
-            pause_s = self._settings.dlq_replay_pause_s
+            pause_s = self._pause_s
             failures = 0 if went_well else failures + 1
             if failures:
                 pause_s += backoff_s(failures, first_s=pause_s, cap_s=PAUSE_S_MAX)
@@ -122,7 +127,7 @@ class Replayer:
                 if failed_in_a_row >= FAILURES_MAX:
                     return False
                 if rows:
-                    spare_s = began_s + rows / self._settings.dlq_replay_rows_per_s - monotonic_s()
+                    spare_s = began_s + rows / self._rows_per_s - monotonic_s()
                     await sleep_unless(stopping, max(spare_s, UNLOCKED_S_MIN))
         self._next.clear()
         return not failed

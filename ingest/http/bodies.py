@@ -1,7 +1,7 @@
 """Receive the body of one post: bounded in bytes and time, each alone and all together.
 
 Promises: the first FREE_BYTES of a body are received at once; a larger one takes a turn out of
-`door_bytes_max`, first come, first served, and stays unread on its socket until then. A body has
+`all_bytes_max`, first come, first served, and stays unread on its socket until then. A body has
 `body_s_max` to arrive, counted from its turn; one that gets no turn for so long is refused with 503
 (the lack is ours). So slow large bodies delay other large bodies, never small ones, nor memory.
 A body counts until whoever asked for it is done with it; what came whole counts from then on.
@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from aiohttp.streams import StreamReader
 
-from ingest.config.settings import Settings
 from ingest.http.request import Request
 from ingest.model.errors import Refused
 
@@ -26,12 +25,12 @@ SOCKET_BYTES = 256 * 1024  # one read of a socket may bring so much before it ca
 
 
 class Bodies:
-    """All bodies that are being received at one door."""
+    """All bodies that are being received at one port; together they have `all_bytes_max`."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._body_bytes_max = settings.body_bytes_max
-        self._body_s_max = settings.body_s_max
-        self._bytes_max = settings.door_bytes_max
+    def __init__(self, *, body_bytes_max: int, body_s_max: float, all_bytes_max: int) -> None:
+        self._body_bytes_max = body_bytes_max
+        self._body_s_max = body_s_max
+        self._bytes_max = all_bytes_max
         self._bytes_taken = 0
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
 

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from ingest.config.settings import SPARE_FILES
 from ingest.http.connection import Connection, Door
 from ingest.http.fence import check_names, short_way_is_known
 from ingest.http.listener import Listener
@@ -25,6 +24,7 @@ from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
+from ingest.system.limits import SPARE_FILES
 from ingest.system.logs import Occasionally, get_logger
 
 SWEEP_S_MAX = 1.0

@@ -1,7 +1,7 @@
 """From a request to its whole, plain body, at the moment when it may be decoded.
 
 Promises: all bodies that are received, wait for their turn of the loop or have been inflated are
-bounded together: those that are in memory as posted by `door_bytes_max`, the large inflated ones by
+bounded together: those that are in memory as posted by `all_bytes_max`, the large inflated ones by
 INFLATED_MAX of them. What is over the bound waits unread, or is refused with 503.
 Does not: look into a body.
 """
@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from ingest.config.settings import Settings
 from ingest.http.bodies import Bodies
 from ingest.http.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_gzip, is_light
 from ingest.http.loop_share import Turns
@@ -24,12 +23,16 @@ INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for the 
 
 
 class Intake:
-    """The bodies of one door."""
+    """The bodies of one data port."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._inflated_bytes_max = settings.inflated_bytes_max
-        self._bodies = Bodies(settings)
-        self._inflater = Inflater(settings.inflated_bytes_max, settings.door_bytes_max)
+    def __init__(
+        self, *, body_bytes_max: int, body_s_max: float, all_bytes_max: int, inflated_bytes_max: int
+    ) -> None:
+        self._inflated_bytes_max = inflated_bytes_max
+        self._bodies = Bodies(
+            body_bytes_max=body_bytes_max, body_s_max=body_s_max, all_bytes_max=all_bytes_max
+        )
+        self._inflater = Inflater(inflated_bytes_max, waiting_bytes_max=all_bytes_max)
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
         self._turns = Turns()
 

@@ -190,11 +190,15 @@ class Admission(Protocol):
 
 
 class Database(Protocol):
-    """What the door may know of the database."""
+    """What the receiver, and the state that /readyz shows, may know of the database."""
 
     @property
     def hold_reason(self) -> str | None:
         """Why writing is on hold, or None."""
+
+    @property
+    def up(self) -> bool:
+        """Whether the server answered when last asked."""
 
     async def wait_hold(self) -> str:
         """Wait until writing is on hold; return the reason. Safe to cancel."""

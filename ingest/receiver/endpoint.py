@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import Callable
 from functools import lru_cache
 
-from ingest.config.settings import Settings, ts_min_us
 from ingest.formats.json_post import decode
 from ingest.formats.post import Decoded, ItemError, Rules
 from ingest.http.plain_body import Intake
@@ -60,7 +59,14 @@ class Endpoint:
     def __init__(
         self,
         *,
-        settings: Settings,
+        rules: Rules,
+        intake: Intake,
+        inflated_bytes_max: int,
+        connections_max: int,
+        header_s_max: float,
+        keepalive_s_max: float,
+        ack_default: str,
+        ack_wait_s_max: float,
         inlet: Inlet,
         dead_letters: DeadLetters,
         metrics: Metrics,
@@ -70,7 +76,9 @@ class Endpoint:
         health: Callable[[], tuple[int, bytes]],
         witness: Callable[[Decoded], None] | None = None,
     ) -> None:
-        self._settings = settings
+        self._rules = rules
+        self._intake = intake
+        self._inflated_bytes_max = inflated_bytes_max
         self._witness = witness
         self._inlet = inlet
         self._dead_letters = dead_letters
@@ -78,28 +86,23 @@ class Endpoint:
         self._admission = admission
         self._database = database
         self._levels = (*levels, COMMITTED)
-        default = settings.ack_default
-        self._ack_default = levels[0] if default == "best" else default
+        self._ack_default = levels[0] if ack_default == "best" else ack_default
         if self._ack_default not in self._levels:
             raise ConfigError(
-                f"setting ack_default: {default} is not available; this service gives "
+                f"setting ack_default: {ack_default} is not available; this service gives "
                 f"{', '.join(self._levels)}"
             )
-        self._rules = Rules(
-            settings.post_rows_max, ts_min_us(settings), int(settings.ts_ahead_s_max * 1e6)
-        )
         self._query = lru_cache(maxsize=256)(self._parse_query)
-        self._intake = Intake(settings)
         self._site = Site(
             {READINGS: Page(POST, self._readings), **probes(health)},
             metrics,
             flag="--listen",
-            connections_max=settings.connections_max,
-            header_s_max=settings.header_s_max,
-            keepalive_s_max=settings.keepalive_s_max,
-            door=self._intake,
+            connections_max=connections_max,
+            header_s_max=header_s_max,
+            keepalive_s_max=keepalive_s_max,
+            door=intake,
         )
-        self._outcomes = Outcomes(database, settings.ack_wait_s_max)
+        self._outcomes = Outcomes(database, ack_wait_s_max)
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()  # set whenever a post or a tail has left
@@ -250,7 +253,7 @@ class Endpoint:
             block.ack = Ack()
         # Each bad entry of `values` keeps its whole item: 4,999 times a large one is gigabytes.
         original_bytes = sum(len(error.original) for error in errors)
-        if original_bytes > self._settings.inflated_bytes_max:
+        if original_bytes > self._inflated_bytes_max:
             raise _letters_full(errors)
         room = await self._inlet.reserve(
             block.rows, len(block.tuples) + original_bytes, awaited=query.ack == COMMITTED

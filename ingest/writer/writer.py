@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ingest.config.settings import Settings
 from ingest.model.ack import Outcome
 from ingest.model.block import Block
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
@@ -46,7 +45,9 @@ class Writer:
     def __init__(
         self,
         *,
-        settings: Settings,
+        retries_max: int,
+        retry_s_max: float,
+        unknown_tries_max: int,
         outlet: Outlet,
         gatherer: Gatherer,
         cap: BatchCap,
@@ -58,7 +59,9 @@ class Writer:
         metrics: Metrics,
         halted: asyncio.Event,
     ) -> None:
-        self._settings = settings
+        self._retries_max = retries_max
+        self._retry_s_max = retry_s_max
+        self._unknown_tries_max = unknown_tries_max
         self._outlet = outlet
         self._gatherer = gatherer
         self._cap = cap
@@ -184,7 +187,7 @@ class Writer:
             return False
         self._metrics.batch_gathered(batch.trigger, batch.rows)
         on_hold = self._gate.hold_reason is not None
-        self._unknown_tries_left = 0 if on_hold else self._settings.unknown_tries_max - 1
+        self._unknown_tries_left = 0 if on_hold else self._unknown_tries_max - 1
         pieces = [batch.blocks]
         while pieces and not self._halted.is_set() and (probing or self._gate.is_open):
             piece = pieces.pop()
@@ -278,14 +281,14 @@ class Writer:
             block.doubtful = True  # a time-out is not "not written": only the key makes it safe
         self._cap.shrink(rows)
         if failure.verdict is Verdict.RETRY:  # what is unknown goes on hold, never aside
-            retries_max = self._settings.retries_max
+            retries_max = self._retries_max
             if exhausted := [each for each in piece if each.attempts > retries_max]:
                 await self._exhaust(exhausted, failure)
             piece = [each for each in piece if each.attempts <= retries_max]
         if not piece:
             return []
         attempt = min(block.attempts for block in piece) - 1
-        pause_s = backoff_s(attempt, first_s=RETRY_S_MIN, cap_s=self._settings.retry_s_max)
+        pause_s = backoff_s(attempt, first_s=RETRY_S_MIN, cap_s=self._retry_s_max)
         await sleep_unless(self._halted, pause_s)
         if len(piece) > 1 and rows > self._cap.rows_min:
             first, second = halves(piece)

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
+from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.ports import BadRow, Sink, Stored
 from ingest.model.reading import Reading
 from ingest.model.rows import PG_EPOCH_US
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.sink import SinkPostgres
 from tests.conftest import Server
 from tests.support.fake_sink import FakeSink
 from tests.support.rows import START_US, encode, readings
@@ -70,7 +70,7 @@ async def subject(request: pytest.FixtureRequest, shared_url: str) -> AsyncItera
         alter table readings drop constraint if exists sane,
         add constraint sane check (value <> {REFUSED_VALUE})"""
     )
-    sink = SinkPostgres(shared_url, Settings(write_method=request.param, database_unsafe=True))
+    sink = make_sink(shared_url, Settings(write_method=request.param, database_unsafe=True))
     yield Subject(sink, lambda: stored_readings(connection))
     await sink.close()
     await connection.close()

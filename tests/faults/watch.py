@@ -64,9 +64,7 @@ class Watch:
                 continue
             self.laws += 1
             if not balance.is_zero:
-                self._say(
-                    f"I9: at a quiet moment the balance left {balance.left_over:g} over"
-                )
+                self._say(f"I9: at a quiet moment the balance left {balance.left_over:g} over")
             if balance.dropped:
                 self._say("I9: the service says that it dropped readings")
 

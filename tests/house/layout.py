@@ -42,6 +42,14 @@ LIBRARIES = {
     "time": "ingest/system",
 }
 READ_SETTINGS = ("app", "cli", "config")  # other parts are given numbers
+# A program that only takes posts in, or only writes, is made from one of these files alone. So the
+# file reaches none of those folders, however many files of ours lie between.
+HALVES = {
+    "ingest/app/receiving.py": ("writer", "sinks"),
+    "ingest/app/writing.py": ("http", "formats", "receiver"),
+}
+# Parts that one file alone puts together, with all that they need.
+MADE_IN = {"Endpoint": "ingest/app/receiving.py", "Writer": "ingest/app/writing.py"}
 # Private names of a library that we use because it has no public ones. This list may only shrink.
 # Those of aiohttp are in ingest/http/fence.py, which checks them at the start.
 FENCED = {"ingest/sinks/postgres/connection.py": {"_transport"}}
@@ -178,20 +186,50 @@ def _names_defined(tree: ast.Module) -> Iterator[str]:
 
 def circles(files: Files) -> list[str]:
     """Return a circle of imports over more than one file, if there is one."""
+    try:
+        TopologicalSorter(_graph(files)).prepare()
+    except CycleError as error:
+        return [str(each) for each in error.args[1]]
+    return []
+
+
+def halves_reach_each_other(files: Files) -> list[str]:
+    """Return the files of the other half that a composition root reaches, with the way to them."""
+    graph = _graph(files)
+    found = []
+    for root, strangers in HALVES.items():
+        ways = {PurePosixPath(root): root}
+        pending = list(ways)
+        while pending:
+            path = pending.pop()
+            for target in graph.get(path, set()) - ways.keys():
+                ways[target] = f"{ways[path]} > {target}"
+                pending.append(target)
+        found += [way for path, way in ways.items() if folder_of(path) in strangers]
+    return found
+
+
+def made_elsewhere(path: PurePosixPath, tree: ast.Module) -> Found:
+    """Who wires a part a second time forgets one day what the first place has learned."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if MADE_IN.get(name, str(path)) != str(path):
+                yield node.lineno, f"makes a {name}, which {MADE_IN[name]} does"
+
+
+def _graph(files: Files) -> dict[PurePosixPath, set[PurePosixPath]]:
+    """Return for each file those that it imports."""
     by_dotted = {_dotted(path): path for path in files}
-    graph: dict[PurePosixPath, set[PurePosixPath]] = {}
-    for path, tree in files.items():
-        targets = {
+    return {
+        path: {
             found
             for _, dotted in imports(tree)
             if (found := by_dotted.get(dotted) or by_dotted.get(dotted.rpartition(".")[0]))
         }
-        graph[path] = targets - {path}
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        return [str(each) for each in error.args[1]]
-    return []
+        - {path}
+        for path, tree in files.items()
+    }
 
 
 def _dotted(path: PurePosixPath) -> str:

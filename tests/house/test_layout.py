@@ -15,16 +15,20 @@ import pytest
 
 import ingest
 from tests.house.layout import (
+    HALVES,
     LAYERS,
+    MADE_IN,
     Found,
     circles,
     classes_of_one_name,
     files_of,
+    halves_reach_each_other,
     imports_go_down,
     init_is_a_docstring,
     keeps_to_public_names,
     lists_said_twice,
     long_files,
+    made_elsewhere,
     names_of,
     one_folder_knows_the_library,
     settings_end_in_the_composition,
@@ -49,6 +53,7 @@ RULES: list[tuple[Rule, str]] = [
     (top_holds_no_logic, "ingest loadgen"),
     (one_folder_knows_the_library, "ingest"),
     (settings_end_in_the_composition, "ingest"),
+    (made_elsewhere, "ingest"),
     (init_is_a_docstring, "ingest loadgen benchmarks"),
     (keeps_to_public_names, "ingest loadgen benchmarks"),
 ]
@@ -96,6 +101,8 @@ def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
             "from ingest.config.settings import Settings",
         ),
         (settings_end_in_the_composition, "http/routes.py", "import ingest.config.settings"),
+        (made_elsewhere, "app/service.py", "def f():\n    return [Writer(cap=1)]"),
+        (made_elsewhere, "cli/serve.py", "from ingest.receiver import endpoint as e\ne.Endpoint()"),
         (init_is_a_docstring, "writer/__init__.py", '"""It."""\nfrom ingest.writer.x import y'),
         (init_is_a_docstring, "writer/__init__.py", '"""It."""\n__version__ = "1"'),
         (keeps_to_public_names, "writer/batch.py", "def f(x):\n    return x._blocks"),
@@ -118,6 +125,8 @@ def test_rule_finds_what_it_forbids(rule: Rule, path: str, code: str) -> None:
         (one_folder_knows_the_library, "system/clock.py", "import time"),
         (settings_end_in_the_composition, "app/x.py", "import ingest.config.settings"),
         (settings_end_in_the_composition, "http/x.py", "import ingest.config.values"),
+        (made_elsewhere, "app/writing.py", "Writer(cap=1)"),
+        (made_elsewhere, "app/service.py", "make_writers(), StreamWriter(1)"),
         (init_is_a_docstring, "__init__.py", '"""It."""\n__version__ = "1"'),
         (keeps_to_public_names, "x/y.py", "class A:\n    def _f(self):\n        return self._g"),
         (keeps_to_public_names, "x/y.py", "class A:\n    _b = 1\ndef f(a):\n    return a._b"),
@@ -141,6 +150,34 @@ def test_circle_of_types_would_be_found() -> None:
         PurePosixPath("p/b.py"): ast.parse("if TYPE_CHECKING:\n    from p import a"),
     }
     assert set(circles(files)) == {"p/a.py", "p/b.py"}
+
+
+def test_halves_do_not_reach_each_other() -> None:
+    """Receiving goes without writer and sinks, writing without HTTP, formats and receiver."""
+    files = files_of("ingest")
+    assert {str(path) for path in files} >= HALVES.keys() | set(MADE_IN.values())
+    assert not halves_reach_each_other(files)
+
+
+@pytest.mark.parametrize(
+    ("root", "way"),
+    [
+        ("receiving", ["ingest/writer/batch.py"]),
+        ("receiving", ["ingest/app/between.py", "ingest/sinks/postgres/sink.py"]),
+        ("writing", ["ingest/http/bodies.py"]),
+        ("writing", ["ingest/dead_letters/manual_replay.py", "ingest/formats/json_post.py"]),
+        ("writing", ["ingest/app/between.py", "ingest/receiver/query.py"]),
+    ],
+)
+def test_way_from_one_half_to_the_other_would_be_found(root: str, way: list[str]) -> None:
+    """Also by way of other files, and with the whole way."""
+    paths = [f"ingest/app/{root}.py", *way]
+    codes = [f"from {path[:-3].replace('/', '.')} import x" for path in way]
+    files = {
+        PurePosixPath(path): ast.parse(code)
+        for path, code in zip(paths, [*codes, "x = 1"], strict=True)
+    }
+    assert halves_reach_each_other(files) == [" > ".join(paths)]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 import structlog
 
+from ingest.app.writing import make_sink
 from ingest.cli.doctor_database import database_checks
 from ingest.config.settings import Settings
 from ingest.embedded.server import EmbeddedPostgres
@@ -89,7 +90,7 @@ async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
 ) -> None:
     """As the sink's own role and database see it; once mended the next connection writes."""
     url = kept.url.replace("postgres@", "writer@")
-    sink = SinkPostgres(url, Settings())
+    sink = make_sink(url, Settings())
     await sink.open()
     await sink.close()
     await kept.line.execute(sql)
@@ -104,7 +105,7 @@ async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
     assert state == "warn"
     monkeypatch.setattr(sink_postgres, "_occasionally", Occasionally(3600.0))
     with structlog.testing.capture_logs() as lines:
-        unsafe = SinkPostgres(url, Settings(database_unsafe=True))
+        unsafe = make_sink(url, Settings(database_unsafe=True))
         assert (await unsafe.write(encode(readings(3)), 3, idempotent=False)).committed == 3
         await unsafe.close()
     (warning,) = [each for each in lines if each["event"] == "database_not_durable"]
@@ -118,7 +119,7 @@ async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
 
 async def test_open_connection_notices_a_change_within_the_period_of_checks(kept: Kept) -> None:
     """Before anything is written after `schema_check_s`: no new connection is needed."""
-    sink = SinkPostgres(kept.url, Settings())
+    sink = make_sink(kept.url, Settings())
     await sink.open()
     await kept.line.execute("alter table readings set unlogged")
     sink._checked_s = float("-inf")  # as after schema_check_s

@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from ingest.app.writing import WritingHalf, make_sink
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import Replayer
@@ -32,12 +33,7 @@ from ingest.model.ledger import Gauges, Metrics
 from ingest.model.letter import EXHAUSTED, INVALID, REFUSED, Letter
 from ingest.model.reading import Reading
 from ingest.model.verdict import LETTERS_FULL
-from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
-from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import Breaker
-from ingest.writer.database_state import Gate
-from ingest.writer.writer import Writer
 from tests.support.blocks import block_of, make_reading
 from tests.support.letters import START_US, drained, invalid, keep, make_store, read
 
@@ -47,6 +43,9 @@ SETTINGS = Settings(
     dlq_replay_rows_per_s=100_000,
     batch_linger_s=0.001,
     retry_s_max=0.01,
+    wait_s_min=0.01,
+    wait_s_max=0.05,
+    hold_probe_s=0.05,
 )
 RULES = Rules(post_rows_max=5_000, ts_min_us=0, ts_ahead_us_max=86_400_000_000)
 
@@ -57,35 +56,23 @@ class Half:
     def __init__(
         self, url: str, folder: Path, settings: Settings = SETTINGS, *, dlq_bytes_max: int = 1 << 30
     ) -> None:
-        self.settings = settings
         self.metrics = Metrics()
         self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
         self.letters = DeadLetterFolder(
             folder, bytes_max=dlq_bytes_max, segment_bytes=dlq_bytes_max // 16, keep_days=0
         )
         self.up = True
-        self.gate = Gate(wait_s_min=0.01, wait_s_max=0.05, hold_probe_s=0.05)
         self.stopping = asyncio.Event()
         self.halted = asyncio.Event()
-        cap = BatchCap(
-            settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
-        )
-        sink = SinkPostgres(url, settings)
-        self.writer = Writer(
-            settings=settings,
-            outlet=self.buffer,
-            gatherer=Gatherer(self.buffer, cap, linger_s=settings.batch_linger_s),
-            cap=cap,
-            sink=sink,
-            sinks=[sink],
-            gate=self.gate,
-            breaker=Breaker(window_rows=1_000, rows_max=200),
-            dead_letters=self.letters,
-            metrics=self.metrics,
-            halted=self.halted,
-        )
+        half = WritingHalf(settings, outlet=self.buffer, metrics=self.metrics, halted=self.halted)
+        half.sinks.append(make_sink(url, settings))
+        (self.writer,) = half.make_writers(self.letters)
+        self.gate = half.gate
         self.replayer = Replayer(
-            settings=settings,
+            sends=True,
+            post_rows_max=settings.post_rows_max,
+            rows_per_s=settings.dlq_replay_rows_per_s,
+            pause_s=settings.dlq_replay_pause_s,
             folder=self.letters,
             inlet=self.buffer,
             outlet_stats=self.buffer.stats,
@@ -419,7 +406,7 @@ async def by_hand(
 ) -> tuple[HandReplay, list[Item]]:
     """Replay items into a database (None: a dry run); give the replay and what was done."""
     done: list[Item] = []
-    sink = SinkPostgres(url, SETTINGS) if url is not None else None
+    sink = make_sink(url, SETTINGS) if url is not None else None
     replay = HandReplay(sink=sink, rules=RULES, done=done.extend, rows_per_s=rows_per_s)
     try:
         await replay.run(items)
@@ -520,7 +507,7 @@ async def test_hand_replay_tries_again_what_failed_for_a_moment(
 ) -> None:
     """A lock that somebody holds for a moment is waited for."""
     settings = Settings(lock_s_max=0.05, database_unsafe=True)
-    sink = SinkPostgres(readings_url, settings)
+    sink = make_sink(readings_url, settings)
     done: list[Item] = []
     replay = HandReplay(sink=sink, rules=RULES, done=done.extend)
     items = items_of(tmp_path, drained(3))

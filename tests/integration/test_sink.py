@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
+from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.ports import BadRow, Stored
 from ingest.model.reading import Reading
@@ -66,7 +67,7 @@ async def bench(shared_url: str) -> AsyncIterator[Bench]:
     operator = await asyncpg.connect(shared_url)
     await operator.execute("drop schema public cascade; create schema public")
     await schema.apply(operator)
-    sink = SinkPostgres(shared_url, Settings(database_unsafe=True))
+    sink = make_sink(shared_url, Settings(database_unsafe=True))
     yield Bench(shared_url, operator, sink)
     await sink.close()
     await operator.close()
@@ -214,7 +215,7 @@ async def test_operators_fault_holds_with_its_reason(bench: Bench, sqlstate: str
         """drop role if exists writer; create role writer login;
         grant usage on schema public to writer; grant insert, select on readings to writer"""
     )
-    sink = SinkPostgres(bench.url.replace("postgres@", "writer@"), Settings(database_unsafe=True))
+    sink = make_sink(bench.url.replace("postgres@", "writer@"), Settings(database_unsafe=True))
     await sink.open()
     statement, reason = HOLDS[sqlstate]
     await bench.operator.execute(statement)

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
+from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.ports import Stored
 from ingest.model.reading import Reading
@@ -65,7 +66,7 @@ def readings_url(shared_url: str, readings_connection: asyncpg.Connection) -> st
 @pytest.fixture
 async def sink(readings_url: str) -> AsyncIterator[SinkPostgres]:
     """Give an open sink with short deadlines."""
-    sink = SinkPostgres(readings_url, Settings(**QUICK), name="under test")
+    sink = make_sink(readings_url, Settings(**QUICK), name="under test")
     await sink.open()
     yield sink
     await sink.close()
@@ -147,7 +148,7 @@ async def test_backend_terminated_in_a_copy_waits_in_doubt(
 ) -> None:
     """57P01 or a closed line: the server shuts down; what became of the rows is not known."""
     await readings_connection.execute(LAZY)
-    sink = SinkPostgres(readings_url, Settings(database_unsafe=True), name="under test")
+    sink = make_sink(readings_url, Settings(database_unsafe=True), name="under test")
     await sink.open()
     task = asyncio.create_task(failure(sink, readings(5)))
     await asyncio.sleep(0.1)
@@ -193,7 +194,7 @@ async def test_late_commit_of_a_frozen_backend_is_no_double(
     line: Line, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """A time-out is not "not written": the rows come late, and the retry finds them."""
-    sink = SinkPostgres(by_tcp(readings_url, line), Settings(**QUICK), name="under test")
+    sink = make_sink(by_tcp(readings_url, line), Settings(**QUICK), name="under test")
     await sink.open()
     rows = readings(500)
     line.stall("to_client")  # the way back stays open, as over a real network
@@ -291,7 +292,7 @@ async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
     line: Line, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """Committed, and nobody was told."""
-    sink = SinkPostgres(by_tcp(readings_url, line), Settings(database_unsafe=True))
+    sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
     line.lose_replies(until=b"COPY 100\0")
     failed = await failure(sink, readings(100))
@@ -310,9 +311,7 @@ async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
         create constraint trigger lazy after insert on readings deferrable initially deferred
             for each row execute function lazy()"""
     )
-    sink = SinkPostgres(
-        by_tcp(readings_url, line), Settings(database_unsafe=True), name="under test"
-    )
+    sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True), name="under test")
     await sink.open()
     task = asyncio.create_task(failure(sink, readings(1), idempotent=True))
     under_way = "select query from pg_stat_activity where application_name = 'under test'"
@@ -326,7 +325,7 @@ async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
 
 async def test_tcp_connection_notices_a_dead_peer(line: Line, readings_url: str) -> None:
     """Keepalive is on, in uvloop too, whose socket object cannot set it."""
-    sink = SinkPostgres(by_tcp(readings_url, line), Settings(database_unsafe=True))
+    sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
     connection: Any = sink._connection
     fileno = connection._transport.get_extra_info("socket").fileno()
@@ -340,7 +339,7 @@ async def test_cut_line_waits_and_comes_back(
     line: Line, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """A reset before the answer to a batch; the next write finds a new way."""
-    sink = SinkPostgres(by_tcp(readings_url, line), Settings(database_unsafe=True))
+    sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
     line.stall("to_client")
     task = asyncio.create_task(failure(sink, readings(50)))

@@ -10,12 +10,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.ports import BadRow, Stored
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.connection import address
-from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from tests.support.rows import encode, readings
 
@@ -23,7 +23,7 @@ from tests.support.rows import encode, readings
 async def open_failure(url: str) -> WriteFailed:
     """Open a sink that must fail, and return how."""
     with pytest.raises(WriteFailed) as failed:
-        await SinkPostgres(url, Settings(connect_s_max=0.5, database_unsafe=True)).open()
+        await make_sink(url, Settings(connect_s_max=0.5, database_unsafe=True)).open()
     return failed.value
 
 
@@ -94,7 +94,7 @@ async def test_server_that_never_speaks_waits_within_the_deadline() -> None:
 async def test_abort_while_connecting_ends_the_wait() -> None:
     """A drain does not wait for a server that never speaks."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        sink = SinkPostgres(
+        sink = make_sink(
             f"postgresql://p@127.0.0.1:{silent.getsockname()[1]}/x", Settings(database_unsafe=True)
         )
         task = asyncio.create_task(sink.open())
@@ -148,7 +148,7 @@ async def test_wrong_password_holds(
         failed = await open_failure(readings_url.replace("postgres@", "guarded:wrong@"))
         assert (failed.verdict, failed.sqlstate) == (Verdict.HOLD, "28P01")
         assert failed.reason == "authentication"
-        sink = SinkPostgres(
+        sink = make_sink(
             readings_url.replace("postgres@", "guarded:right@"), Settings(database_unsafe=True)
         )
         assert await sink.write(encode(readings(1)), 1, idempotent=False) == Stored(1, 0)
@@ -197,7 +197,7 @@ async def test_role_of_least_privilege_can_write_every_way(
         alter table readings add check (value < 1000)"""
     )
     await schema.apply(operator, role="least")
-    sink = SinkPostgres(readings_url.replace("postgres@", "least@"), Settings(database_unsafe=True))
+    sink = make_sink(readings_url.replace("postgres@", "least@"), Settings(database_unsafe=True))
     rows = readings(10)
     assert await sink.write(encode(rows), 10, idempotent=False) == Stored(10, 0)
     assert await sink.write(encode(rows), 10, idempotent=True) == Stored(0, 10)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
+from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.ports import BadRow, Stored
 from ingest.model.reading import Reading
@@ -68,7 +69,7 @@ async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> None:
 def sink_for(way: str, url: str) -> SinkPostgres:
     """Give a sink that looks at the schema once and never again."""
     method = "insert" if way == "insert" else "copy"
-    return SinkPostgres(
+    return make_sink(
         url, Settings(write_method=method, schema_check_s=3_600.0, database_unsafe=True)
     )
 
@@ -155,7 +156,7 @@ async def test_missing_key_holds_at_the_next_look(
     readings_connection: asyncpg.Connection, readings_url: str
 ) -> None:
     """Nothing else would notice: without the key a retry stores twice."""
-    sink = SinkPostgres(readings_url, Settings(schema_check_s=0.1, database_unsafe=True))
+    sink = make_sink(readings_url, Settings(schema_check_s=0.1, database_unsafe=True))
     await sink.write(encode(readings(1)), 1, idempotent=False)
     await readings_connection.execute("alter table readings drop constraint readings_pkey")
     await asyncio.sleep(0.15)
@@ -176,7 +177,7 @@ async def test_two_writers_with_the_same_rows_never_store_twice_nor_deadlock_for
     rows = readings(1_000)
 
     async def load(backwards: bool) -> None:
-        sink = SinkPostgres(readings_url, Settings(database_unsafe=True))
+        sink = make_sink(readings_url, Settings(database_unsafe=True))
         mine = rows[::-1] if backwards else rows
         encoded = [encode_reading(row) for row in mine]
         with contextlib.suppress(WriteFailed):

@@ -8,11 +8,11 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, Self
 
+from ingest.app.receiving import make_endpoint
 from ingest.config.settings import Settings
 from ingest.model.block import Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
 from ingest.model.ports import BufferStats
-from ingest.receiver.endpoint import Endpoint
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters, FakeInlet
 
 GOOD = b'{"device_id":"d1","metric":"temperature","ts":1750000000000,"value":21.5}'
@@ -123,8 +123,8 @@ class Door:
             database_up=lambda: True,
             hold_reason=lambda: None,
         )
-        self.endpoint = Endpoint(
-            settings=settings,
+        self.endpoint = make_endpoint(
+            settings,
             inlet=self.inlet,
             dead_letters=self.dead_letters,
             metrics=self.metrics,

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ingest.app.writing import WritingHalf
 from ingest.config.settings import Settings
-from ingest.dead_letters.auto_replay import REPLAYED, Replayer
+from ingest.dead_letters.auto_replay import REPLAYED
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.dead_letters.reader import live_letters
 from ingest.model.ack import Ack
@@ -24,13 +25,8 @@ from ingest.model.errors import BufferFull, DeadLettersBroken, JournalBroken, St
 from ingest.model.letter import DRAINED, EXHAUSTED, INVALID, REFUSED, Letter
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
-from ingest.model.verdict import LETTERS_FULL
 from ingest.system.clock import monotonic_s, unix_us
-from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import Breaker
-from ingest.writer.database_state import Gate
 from ingest.writer.set_aside import set_aside_rest
-from ingest.writer.writer import Writer
 from tests.support.blocks import block_of, make_reading
 from tests.support.fake_sink_scripted import Script, ScriptedSink
 from tests.support.journals import FailingCalls, Life, on_disk
@@ -39,7 +35,8 @@ from tests.support.replays import replay_by_hand
 from tests.support.writing import BAD, QUICK, refuse_bad
 
 DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
-BLOCKS: dict[str, Any] = {"batch_rows_max": 30, "post_rows_max": 40}
+BLOCKS: dict[str, Any] = {"batch_rows_max": 30, "post_rows_max": 40, "statement_s_max": 1.0}
+NO_BREAKER: dict[str, Any] = {"breaker_rows_max": 1_000}
 REPLAYS: dict[str, Any] = {"dlq_replay_pause_s": 0.002, "dlq_replay_rows_per_s": 1_000_000}
 
 
@@ -76,7 +73,6 @@ class Whole:
         self.script = script or Script()
         self.journal_calls = FailingCalls()
         self.letter_calls = FailingCalls()
-        self.settings = replace(Settings(), **{**QUICK, **BLOCKS, **REPLAYS})
         self.life = Life(folder / "journal", calls=self.journal_calls, **bounds)
         self.metrics = self.life.metrics
         self.buffer = self.life.buffer
@@ -87,8 +83,14 @@ class Whole:
             keep_days=0,
             calls=self.letter_calls.calls,
         )
-        self.gate = Gate(wait_s_min=0.0005, wait_s_max=0.001, hold_probe_s=0.001)
         self.halted = asyncio.Event()
+        self.half = WritingHalf(
+            replace(Settings(), **{**QUICK, **BLOCKS, **REPLAYS, **NO_BREAKER}),
+            outlet=self.buffer,
+            metrics=self.metrics,
+            halted=self.halted,
+        )
+        self.gate = self.half.gate
         self.at_door = 0  # posts under way
         self.sinks: list[ScriptedSink] = []
         self.writers: list[asyncio.Task[None]] = []
@@ -101,26 +103,12 @@ class Whole:
         await self.dead_letters.open()
         await self.life.scan()
         self.life.load()
-        cap = BatchCap(self.settings.batch_rows, self.settings.batch_rows_max, write_s_max=1)
-        gatherer = Gatherer(self.buffer, cap, linger_s=0.0)
-        breaker = Breaker(window_rows=1_000, rows_max=1_000)
         for _ in range(2):
             sink = ScriptedSink(self.script, self.promises.table, refuse=refuse_bad)
             sink.inner.pause_s = 0
             self.sinks.append(sink)
-            writer = Writer(
-                settings=self.settings,
-                outlet=self.buffer,
-                gatherer=gatherer,
-                cap=cap,
-                sink=sink,
-                sinks=self.sinks,
-                gate=self.gate,
-                breaker=breaker,
-                dead_letters=self.dead_letters,
-                metrics=self.metrics,
-                halted=self.halted,
-            )
+        self.half.sinks.extend(self.sinks)
+        for writer in self.half.make_writers(self.dead_letters):
             self.writers.append(asyncio.create_task(writer.run()))
 
     async def post(self, rows: int, *, ack: str = DURABLE, bad: int = 0, letters: int = 0) -> str:
@@ -187,15 +175,7 @@ class Whole:
         """Let the service's own replay of dead letters loose, if it is not yet, until a halt."""
         if self.replaying is not None:
             return
-        replayer = Replayer(
-            settings=self.settings,
-            folder=self.dead_letters,
-            inlet=self.buffer,
-            outlet_stats=self.buffer.stats,
-            metrics=self.metrics,
-            database_up=lambda: self.gate.is_open,
-            letters_full=lambda: self.gate.hold_reason == LETTERS_FULL,
-        )
+        replayer = self.half.make_replayer(self.dead_letters, self.buffer)
         self.replaying = asyncio.create_task(replayer.run(self.life.stopping))
 
     async def replay_by_hand(self) -> None:

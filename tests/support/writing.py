@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ingest.app.writing import WritingHalf
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.model.ack import Ack
@@ -16,10 +17,7 @@ from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 from ingest.system.clock import monotonic_s
-from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import Breaker
-from ingest.writer.database_state import Gate
-from ingest.writer.writer import Writer, stop_connecting
+from ingest.writer.writer import stop_connecting
 from tests.support.blocks import block_of, make_reading
 from tests.support.fake_letters import FakeLetters
 from tests.support.fake_sink_scripted import Script, ScriptedSink
@@ -47,21 +45,7 @@ class Writing:
 
     def __init__(self, script: Script | None = None, **settings: Any) -> None:
         self.script = script or Script()
-        self.settings = replace(Settings(), **{**QUICK, **settings})
         self.buffer = MemoryBuffer(rows_max=100_000, bytes_max=1 << 26, put_wait_s_max=1)
-        self.cap = BatchCap(
-            self.settings.batch_rows,
-            self.settings.batch_rows_max,
-            write_s_max=self.settings.statement_s_max,
-        )
-        self.gate = Gate(
-            wait_s_min=self.settings.wait_s_min,
-            wait_s_max=self.settings.wait_s_max,
-            hold_probe_s=self.settings.hold_probe_s,
-        )
-        self.breaker = Breaker(
-            window_rows=self.settings.breaker_window_rows, rows_max=self.settings.breaker_rows_max
-        )
         self.letters = FakeLetters()
         self.table: dict[Reading, None] = {}
         self.metrics = Metrics()
@@ -72,7 +56,15 @@ class Writing:
             hold_reason=lambda: self.gate.hold_reason,
         )
         self.halted = asyncio.Event()
-        self.gatherer = Gatherer(self.buffer, self.cap, linger_s=self.settings.batch_linger_s)
+        self.half = WritingHalf(
+            replace(Settings(), **{**QUICK, **settings}),
+            outlet=self.buffer,
+            metrics=self.metrics,
+            halted=self.halted,
+        )
+        self.gate = self.half.gate
+        self.cap = self.half.cap
+        self.breaker = self.half.breaker
         self.sinks: list[ScriptedSink] = []
         self.blocks: list[tuple[Block, list[Reading]]] = []
         self.acks: list[Ack] = []
@@ -81,21 +73,9 @@ class Writing:
     def start(self, writers: int = 2) -> None:
         """Let the writers loose."""
         for _ in range(writers):
-            sink = ScriptedSink(self.script, self.table, refuse=refuse_bad)
-            self.sinks.append(sink)
-            writer = Writer(
-                settings=self.settings,
-                outlet=self.buffer,
-                gatherer=self.gatherer,
-                cap=self.cap,
-                sink=sink,
-                sinks=self.sinks,
-                gate=self.gate,
-                breaker=self.breaker,
-                dead_letters=self.letters,
-                metrics=self.metrics,
-                halted=self.halted,
-            )
+            self.sinks.append(ScriptedSink(self.script, self.table, refuse=refuse_bad))
+        self.half.sinks.extend(self.sinks)
+        for writer in self.half.make_writers(self.letters):
             self.tasks.append(asyncio.create_task(writer.run()))
 
     async def post(

@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ingest.config.settings import Settings, ts_min_us
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.format import ID_AT, ID_CHARACTERS, BadLine, decode_line, reading_object
 from ingest.dead_letters.manual_replay import (
@@ -56,11 +55,11 @@ class Letters:
     def __init__(
         self,
         folder: DeadLetterFolder,
-        settings: Settings,
+        rules: Rules,
         make_sink: Callable[[], Sink | None],
     ) -> None:
         self._folder = folder
-        self._settings = settings
+        self._rules = rules
         self._make_sink = make_sink
         self._looking = asyncio.Lock()  # many threads at once would keep the loop from the GIL
 
@@ -93,7 +92,7 @@ class Letters:
         if sink is None:
             raise Refused("starting", "the service has not seen its database yet")
         done: list[Item] = []
-        hand = HandReplay(sink=sink, rules=self._rules(), done=done.extend)
+        hand = HandReplay(sink=sink, rules=self._rules, done=done.extend)
         stopped = ""
 
         async def send(letters: list[LiveLetter]) -> None:
@@ -124,11 +123,6 @@ class Letters:
             ],
             "stopped": stopped,
         }
-
-    def _rules(self) -> Rules:
-        settings = self._settings
-        ahead_us = int(settings.ts_ahead_s_max * 1e6)
-        return Rules(settings.post_rows_max, ts_min_us(settings), ahead_us)
 
     async def _locked(
         self, where: Where, ids: Sequence[str] | None, act: Callable[[list[LiveLetter]], Any]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -32,7 +32,6 @@ from ingest.admin.dashboard.letters import LISTED_MAX, Letters
 from ingest.admin.dashboard.query import device, number, parameters, wanted, where
 from ingest.admin.dashboard.tail import Tail, Told
 from ingest.admin.guard import Guard
-from ingest.config.settings import Settings
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request, WholeRequest
 from ingest.http.response import JSON, Answer
@@ -68,16 +67,24 @@ class Sources(NamedTuple):
 
 
 class Dashboard:
-    """The dashboard of one service. `run` ticks; `close` ends all streams, before the port."""
+    """The dashboard of one service. `run` ticks; `close` ends all streams, before the port.
+
+    `settings` are those that the page shows, by name.
+    """
 
     def __init__(
-        self, settings: Settings, sources: Sources, letters: Letters, guard: Guard
+        self,
+        settings: Mapping[str, str | float],
+        sources: Sources,
+        letters: Letters,
+        guard: Guard,
+        bodies: Bodies,
     ) -> None:
         self._settings = settings
         self._sources = sources
         self._letters = letters
         self._guard = guard
-        self._bodies = Bodies(Settings())
+        self._bodies = bodies
         self._started_us = unix_us()
         self.listen = ""  # of the data port, once it is known
         self.tail = Tail()
@@ -156,7 +163,7 @@ class Dashboard:
             letters = m.gauges.dead_letters()
             figures["dlq"] = [letters.size_bytes, round(letters.oldest_age_s)]
             figures["db_up"] = m.gauges.database_up()
-            if self._settings.buffer == "journal":
+            if self._settings["buffer"] == "journal":
                 figures["damaged"] = m.gauges.journal().damaged
         return orjson.dumps(
             {
@@ -186,7 +193,6 @@ class Dashboard:
     async def _history(self, request: Request, query: str) -> Answer:
         given = parameters(query, "since")
         first, columns = self.history.since(int(number(given, "since", 0, 0, 1e12)))
-        settings = self._settings
         document = {
             "version": self._sources.version,
             "started": rfc3339(self._started_us - self._started_us % 1_000_000),
@@ -194,12 +200,7 @@ class Dashboard:
             "seconds_kept": SECONDS_KEPT,
             "states": STATES,
             "order": COLUMNS,
-            "buffer": settings.buffer,
-            "buffer_rows_max": settings.buffer_rows_max,
-            "journal_bytes_max": settings.journal_bytes_max,
-            "batch_rows_max": settings.batch_rows_max,
-            "dlq_bytes_max": settings.dlq_bytes_max,
-            "hold_probe_s": settings.hold_probe_s,
+            **self._settings,
             "first": first,
             "columns": columns,
         }

@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
@@ -30,6 +31,16 @@ _CREATE_STAGING = f"""create temp table {STAGING} (
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 _SEND_BYTES = 4 * 1024**2  # the kernel cuts it to what it allows
 _IDLE_IN_TRANSACTION_MS = 30_000  # our own dead transactions must not keep their locks
+
+
+class Timeouts(NamedTuple):
+    """How long a sink waits, and how often it checks the table. The settings say what each is."""
+
+    connect_s_max: float
+    lock_s_max: float
+    statement_s_max: float
+    command_s_max: float
+    schema_check_s: float
 
 
 class Expired(Exception):

@@ -9,27 +9,27 @@ import asyncio
 
 import asyncpg
 
-from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.model.verdict import Verdict
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.connection import Timeouts
 from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.system.logs import get_logger
 
 
-async def make_table(database_url: str, settings: Settings) -> bool:
+async def make_table(database_url: str, timeouts: Timeouts) -> bool:
     """Connect, create the table if it is missing, disconnect. Raises nothing of the driver's.
 
     Returns False if it is worth another try: the server was away, or a lock was not to be had.
     """
     try:
-        async with asyncio.timeout(settings.connect_s_max):
+        async with asyncio.timeout(timeouts.connect_s_max):
             connection = await sink_connection.connect(
                 database_url,
                 name="iot-ingest schema",
-                statement_s_max=settings.statement_s_max,
-                lock_s_max=settings.lock_s_max,
+                statement_s_max=timeouts.statement_s_max,
+                lock_s_max=timeouts.lock_s_max,
             )
         try:
             await schema.apply(connection)

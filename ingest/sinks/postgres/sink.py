@@ -15,13 +15,12 @@ from contextlib import asynccontextmanager
 import asyncpg
 from asyncpg import Connection
 
-from ingest.config.settings import Settings
 from ingest.model.ports import BadRow, SetAside, Stored
 from ingest.model.rows import HEADER, PG_EPOCH_US, TRAILER, decode_rows, row_offsets
 from ingest.model.verdict import CONFIGURATION, NOT_DURABLE, SCHEMA, Verdict, WriteFailed
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import durability, schema
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, STAGING, Expired
+from ingest.sinks.postgres.connection import DRIVER_ERRORS, STAGING, Expired, Timeouts
 from ingest.sinks.postgres.schema import KEY, KEY_LIST, TABLE, TYPE_GUARD
 from ingest.sinks.postgres.sqlstate import server_failed
 from ingest.system import clock
@@ -54,12 +53,17 @@ _occasionally = Occasionally(UNSAFE_TOLD_S)  # for all lines together
 class SinkPostgres:
     """A ports.Sink on one connection to `database_url`, opened when it is first needed.
 
-    `name` is what the server shows as application_name.
+    `method` is `copy` or `insert`; `unsafe` writes to a database that may forget a commit; `name`
+    is what the server shows as application_name.
     """
 
-    def __init__(self, database_url: str, settings: Settings, *, name: str = "iot-ingest") -> None:
+    def __init__(
+        self, database_url: str, timeouts: Timeouts, *, method: str, unsafe: bool, name: str
+    ) -> None:
+        self.method = method
         self._database_url = database_url
-        self._settings = settings
+        self._timeouts = timeouts
+        self._unsafe = unsafe
         self._name = name
         self._connection: Connection | None = None
         self._connecting: asyncio.Timeout | None = None
@@ -67,11 +71,6 @@ class SinkPostgres:
         self._keys: set[tuple[str, str]] = set()
         self._duplicate_run = 0
         self._idempotent_left = 0
-
-    @property
-    def method(self) -> str:
-        """`copy` or `insert`, for metrics."""
-        return self._settings.write_method
 
     @property
     def is_open(self) -> bool:
@@ -82,15 +81,15 @@ class SinkPostgres:
         """Connect and check the schema, within `connect_s_max`; at once if already open."""
         if self.is_open:
             return
-        settings = self._settings
+        timeouts = self._timeouts
         self._drop()
         try:
-            async with asyncio.timeout(settings.connect_s_max) as self._connecting:
+            async with asyncio.timeout(timeouts.connect_s_max) as self._connecting:
                 self._connection = await sink_connection.connect(
                     self._database_url,
                     name=self._name,
-                    statement_s_max=settings.statement_s_max,
-                    lock_s_max=settings.lock_s_max,
+                    statement_s_max=timeouts.statement_s_max,
+                    lock_s_max=timeouts.lock_s_max,
                 )
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise WriteFailed(Verdict.WAIT, "it is read-only", sqlstate="25006") from error
@@ -181,7 +180,7 @@ class SinkPostgres:
     async def _ready(self) -> None:
         """Have an open connection whose last look at the schema is recent."""
         await self.open()
-        if clock.monotonic_s() - self._checked_s >= self._settings.schema_check_s:
+        if clock.monotonic_s() - self._checked_s >= self._timeouts.schema_check_s:
             await self._check_schema()
 
     async def _check_schema(self) -> None:
@@ -189,7 +188,7 @@ class SinkPostgres:
         async with self._exchange(opening=True) as connection:
             found, reason = await schema.difference(connection), SCHEMA
             if found is None and (fault := durability.fault(await durability.findings(connection))):
-                if not self._settings.database_unsafe:
+                if not self._unsafe:
                     found, reason = durability.refusal(fault), NOT_DURABLE
                 elif _occasionally.due("unsafe") is not None:
                     log.warning("database_not_durable", why=fault)
@@ -252,12 +251,10 @@ class SinkPostgres:
         """
         connection = self._connection
         assert connection is not None, "an exchange needs an open connection"
-        settings = self._settings
+        limit_s = self._timeouts.connect_s_max if opening else self._timeouts.command_s_max
         sound = False
         try:
-            with sink_connection.deadline(
-                connection, settings.connect_s_max if opening else settings.command_s_max
-            ):
+            with sink_connection.deadline(connection, limit_s):
                 try:
                     yield connection
                     sound = True

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
+from ingest.http.bodies import Bodies
 from ingest.model.errors import StartError
 from ingest.model.ledger import Metrics
 from tests.support.receiver import Client, Reply, head
@@ -30,6 +31,7 @@ class Rig:
             exposition=Exposition(self.metrics, "1.2.3"),
             health=lambda: (200, self.state),
             guard=self.guard,
+            bodies=Bodies(body_bytes_max=1 << 20, body_s_max=10, all_bytes_max=1 << 26),
             said=lambda: "no <b>column</b>",
             release_hold=self._release_hold,
             pages={},

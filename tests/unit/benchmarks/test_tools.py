@@ -26,9 +26,9 @@ from benchmarks.open_loop import Openly, Readings, Tally, first_us_of_taken
 from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import Broken, Child, Missing, cpu_clock_s, free_port, run_driver
 from benchmarks.stories import close_all, is_open
-from ingest.config.settings import Settings, ts_min_us
+from ingest.app.rules import make_rules
+from ingest.config.settings import Settings
 from ingest.formats.json_post import decode
-from ingest.formats.post import Rules
 from ingest.model.rows import HEADER, TRAILER, decode_rows
 from loadgen.driver.ports import Loss
 from loadgen.traffic.post import Post
@@ -193,7 +193,7 @@ def test_program_is_fetched_once(programs: Path, tmp_path: Path) -> None:
 
 def decoded(body: bytes) -> list[object]:
     """Give the readings of a body, as the service takes them."""
-    rules = Rules(5_000, ts_min_us(Settings()), 86_400_000_000)
+    rules = make_rules(Settings())
     block, errors = decode(
         body,
         precision=None,

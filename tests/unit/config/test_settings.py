@@ -265,7 +265,7 @@ def test_choice_is_read_in_any_case_and_kept_in_ours() -> None:
         ("post_rows_max", "5001", "buffer_rows_max", "5000"),
         ("batch_rows", "6000", "batch_rows_max", "5000"),
         ("body_bytes_max", "8MiB", "inflated_bytes_max", "4MiB"),
-        ("body_bytes_max", "1MiB", "door_bytes_max", "64KiB"),
+        ("body_bytes_max", "1MiB", "receiver_bytes_max", "64KiB"),
         ("inflated_bytes_max", "65MiB", "buffer_bytes_max", "64MiB"),
         ("lock_s_max", "10", "statement_s_max", "10"),
         ("statement_s_max", "15", "command_s_max", "15"),

@@ -45,7 +45,7 @@ class Stopped(Turns):
 async def test_bodies_that_wait_for_their_turn_count_and_what_is_too_much_is_503() -> None:
     """Small bodies too: twenty thousand connections hold a lot of them."""
     body = GOOD + b" " * (FREE_BYTES - len(GOOD))
-    async with running_door(door_bytes_max=10 * FREE_BYTES, body_bytes_max=FREE_BYTES) as door:
+    async with running_door(receiver_bytes_max=10 * FREE_BYTES, body_bytes_max=FREE_BYTES) as door:
         turns = door.endpoint._intake._turns = Stopped()
         clients = [await door.connect() for _ in range(15)]
         for client in clients:

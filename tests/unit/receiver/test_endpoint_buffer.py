@@ -7,10 +7,10 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from ingest.app.receiving import make_endpoint
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
-from ingest.receiver.endpoint import Endpoint
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters
 from tests.support.receiver import BAD, GOOD, Client, post, until
 
@@ -27,8 +27,8 @@ class Rig:
             database_up=lambda: True,
             hold_reason=lambda: None,
         )
-        self.endpoint = Endpoint(
-            settings=Settings(),
+        self.endpoint = make_endpoint(
+            Settings(),
             inlet=self.buffer,
             dead_letters=FakeDeadLetters(),
             metrics=self.metrics,

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from ingest.config.settings import Settings
 from ingest.http.bodies import Bodies
 from ingest.http.loop_share import TURN_BYTES
 from tests.support.posts import array
@@ -425,7 +424,9 @@ async def held_up(door: Door, count: int, size_bytes: int = 60_000) -> list[Clie
 
 async def test_large_bodies_take_turns_and_small_ones_pass() -> None:
     """Slow large bodies fill the door's bytes: further large ones wait, small posts do not."""
-    async with running_door(body_bytes_max=65_536, door_bytes_max=131_072, body_s_max=1.0) as door:
+    async with running_door(
+        body_bytes_max=65_536, receiver_bytes_max=131_072, body_s_max=1.0
+    ) as door:
         slow = await held_up(door, 2)
         await until(lambda: door.endpoint._intake._bodies._bytes_taken == 120_000)
         waiting = (await held_up(door, 1))[0]
@@ -446,7 +447,7 @@ async def test_large_body_without_a_turn_is_503() -> None:
     """Waiting for a turn has its end too, and it is our lack, not the client's slowness."""
     half_mib = 524_288
     async with running_door(
-        body_bytes_max=half_mib, door_bytes_max=half_mib, body_s_max=0.5
+        body_bytes_max=half_mib, receiver_bytes_max=half_mib, body_s_max=0.5
     ) as door:
         bodies = door.endpoint._intake._bodies
         holder = (await held_up(door, 1, half_mib))[0]
@@ -466,7 +467,7 @@ async def test_large_body_without_a_turn_is_503() -> None:
 
 async def test_waiting_client_gone_leaves_the_line() -> None:
     """Whoever breaks off while waiting for a turn gives it on."""
-    async with running_door(body_bytes_max=65_536, door_bytes_max=65_536, body_s_max=5) as door:
+    async with running_door(body_bytes_max=65_536, receiver_bytes_max=65_536, body_s_max=5) as door:
         holder = (await held_up(door, 1))[0]
         await until(lambda: door.endpoint._intake._bodies._bytes_taken)
         waiting = (await held_up(door, 1))[0]
@@ -480,7 +481,7 @@ async def test_waiting_client_gone_leaves_the_line() -> None:
 
 async def test_turn_given_to_somebody_who_leaves_is_given_on() -> None:
     """A handler cancelled in the moment its turn comes does not keep the bytes."""
-    bodies = Bodies(Settings(body_bytes_max=65_536, door_bytes_max=65_536))
+    bodies = Bodies(body_bytes_max=65_536, body_s_max=10, all_bytes_max=65_536)
     request: Any = SimpleNamespace(transport=None)
     await bodies._take_turn(request, 60_000)
     waiting = asyncio.create_task(bodies._take_turn(request, 60_000))

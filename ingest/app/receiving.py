@@ -1,0 +1,57 @@
+"""The composition root of the first half: from a request to a block in the buffer.
+
+Wires: the data port, the bodies of its posts, the rules of a reading, the endpoint. It is given the
+buffer's inlet, the dead letters for invalid items, and what it may ask: whether posts are let in,
+and the state of the database.
+Does not: reach the writer or a sink, so a program may take posts in without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ingest.app.rules import make_rules
+from ingest.config.settings import Settings
+from ingest.formats.post import Decoded
+from ingest.http.plain_body import Intake
+from ingest.model.ledger import Metrics
+from ingest.model.ports import Admission, Database, DeadLetters, Inlet
+from ingest.receiver.endpoint import Endpoint
+
+
+def make_endpoint(
+    settings: Settings,
+    *,
+    inlet: Inlet,
+    levels: tuple[str, ...],
+    dead_letters: DeadLetters,
+    metrics: Metrics,
+    admission: Admission,
+    database: Database,
+    health: Callable[[], tuple[int, bytes]],
+    witness: Callable[[Decoded], None] | None = None,
+) -> Endpoint:
+    """Return the data port, not started yet; see Endpoint. Raises ConfigError."""
+    return Endpoint(
+        rules=make_rules(settings),
+        intake=Intake(
+            body_bytes_max=settings.body_bytes_max,
+            body_s_max=settings.body_s_max,
+            all_bytes_max=settings.receiver_bytes_max,
+            inflated_bytes_max=settings.inflated_bytes_max,
+        ),
+        inflated_bytes_max=settings.inflated_bytes_max,
+        connections_max=settings.connections_max,
+        header_s_max=settings.header_s_max,
+        keepalive_s_max=settings.keepalive_s_max,
+        ack_default=settings.ack_default,
+        ack_wait_s_max=settings.ack_wait_s_max,
+        inlet=inlet,
+        levels=levels,
+        dead_letters=dead_letters,
+        metrics=metrics,
+        admission=admission,
+        database=database,
+        health=health,
+        witness=witness,
+    )

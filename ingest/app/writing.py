@@ -1,0 +1,183 @@
+"""The composition root of the second half: from the buffer's blocks to rows in the table.
+
+Wires: sinks, database state, circuit breaker, gatherer, writers, and the replay of dead letters. It
+is given the buffer's outlet and the dead letters.
+Order: `open`, `start`; at the end, once the buffer is shut, `finish`, which `abort` cuts
+short. Nothing that holds readings is ever cancelled.
+Does not: reach HTTP, the formats or the receiver, so a program may write without taking posts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ingest.config.settings import Settings
+from ingest.dead_letters.auto_replay import Replayer
+from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.model.ledger import Metrics
+from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
+from ingest.model.verdict import LETTERS_FULL, NOT_DURABLE, SCHEMA, WriteFailed
+from ingest.sinks.postgres.connection import Timeouts
+from ingest.sinks.postgres.make_table import make_table
+from ingest.sinks.postgres.sink import SinkPostgres
+from ingest.system.clock import monotonic_s
+from ingest.writer.batch import BatchCap, Gatherer
+from ingest.writer.breaker import BREAKER, Breaker
+from ingest.writer.database_state import Gate
+from ingest.writer.writer import Writer, stop_connecting
+
+
+def make_sink(url: str, settings: Settings, *, name: str = "iot-ingest") -> SinkPostgres:
+    """Return a sink that connects to `url` when it is first needed."""
+    return SinkPostgres(
+        url,
+        _timeouts(settings),
+        method=settings.write_method,
+        unsafe=settings.database_unsafe,
+        name=name,
+    )
+
+
+def _timeouts(settings: Settings) -> Timeouts:
+    return Timeouts(
+        connect_s_max=settings.connect_s_max,
+        lock_s_max=settings.lock_s_max,
+        statement_s_max=settings.statement_s_max,
+        command_s_max=settings.command_s_max,
+        schema_check_s=settings.schema_check_s,
+    )
+
+
+class WritingHalf:
+    """The writers of one process and all that they share. `halted` stops them where they are."""
+
+    def __init__(
+        self, settings: Settings, *, outlet: Outlet, metrics: Metrics, halted: asyncio.Event
+    ) -> None:
+        self._settings = settings
+        self._outlet = outlet
+        self._metrics = metrics
+        self._halted = halted
+        self._tasks: list[asyncio.Task[None]] = []
+        self.sinks: list[Sink] = []  # one a writer
+        self.first_try = asyncio.Event()  # of the database, whatever came of it
+        self.refusal = ""  # of that try: why the process must not start
+        self.gate = Gate(
+            wait_s_min=settings.wait_s_min,
+            wait_s_max=settings.wait_s_max,
+            hold_probe_s=settings.hold_probe_s,
+        )
+        self.breaker = Breaker(
+            window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
+        )
+        self.cap = BatchCap(
+            settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
+        )
+
+    async def open(self, url: str, stopping: asyncio.Event) -> bool:
+        """Make the sinks; try until the table has been checked, and make it if it is missing.
+
+        True: `start` may follow, if need be with writes paused. False: nothing will be written,
+        since the process stops, or must not start (`refusal`).
+        """
+        settings = self._settings
+        self.sinks += [
+            make_sink(url, settings, name=f"iot-ingest writer {number}")
+            for number in range(settings.writers)
+        ]
+        may_apply = settings.schema_apply
+        while not stopping.is_set():
+            try:
+                await self.sinks[0].open()
+            except WriteFailed as failure:
+                if stopping.is_set():
+                    return False  # the stop cut it
+                if failure.reason == SCHEMA and may_apply:
+                    may_apply = not await make_table(url, _timeouts(settings))
+                    if may_apply:  # the server was not to be reached just now
+                        self.first_try.set()
+                        await self.gate.pause(self._halted)
+                    continue
+                if failure.reason == NOT_DURABLE and not self.first_try.is_set():
+                    self.refusal = failure.message
+                    self.first_try.set()
+                    return False
+                self.gate.failed(failure)
+                if failure.reason not in (SCHEMA, NOT_DURABLE):
+                    self.first_try.set()
+                    await self.gate.pause(self._halted)
+                    continue
+            else:
+                self.gate.opened()
+            self.first_try.set()
+            return True
+        return False
+
+    def make_writers(self, dead_letters: DeadLetters) -> list[Writer]:
+        """Return a writer for each sink."""
+        settings = self._settings
+        gatherer = Gatherer(self._outlet, self.cap, linger_s=settings.batch_linger_s)
+        return [
+            Writer(
+                retries_max=settings.retries_max,
+                retry_s_max=settings.retry_s_max,
+                unknown_tries_max=settings.unknown_tries_max,
+                outlet=self._outlet,
+                gatherer=gatherer,
+                cap=self.cap,
+                sink=sink,
+                sinks=self.sinks,
+                gate=self.gate,
+                breaker=self.breaker,
+                dead_letters=dead_letters,
+                metrics=self._metrics,
+                halted=self._halted,
+            )
+            for sink in self.sinks
+        ]
+
+    def make_replayer(self, folder: DeadLetterFolder, inlet: Inlet) -> Replayer:
+        """Return what sends dead letters of `folder` through the buffer again, by itself."""
+        settings = self._settings
+        return Replayer(
+            sends=settings.dlq_auto_replay,
+            post_rows_max=settings.post_rows_max,
+            rows_per_s=settings.dlq_replay_rows_per_s,
+            pause_s=settings.dlq_replay_pause_s,
+            folder=folder,
+            inlet=inlet,
+            outlet_stats=self._outlet.stats,
+            metrics=self._metrics,
+            database_up=lambda: self.gate.is_open,
+            letters_full=lambda: self.gate.hold_reason == LETTERS_FULL,
+        )
+
+    def start(
+        self,
+        dead_letters: DeadLetters,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        """Let the writers run, each in a task that `spawn` makes."""
+        self._tasks = [spawn(each.run()) for each in self.make_writers(dead_letters)]
+
+    def release_hold(self, dead_letter: bool) -> bool:
+        """Try now, and with `dead_letter` set aside what the breaker stopped; False: none waits."""
+        if dead_letter and self.gate.hold_reason == BREAKER:
+            self.breaker.release(received_until_s=monotonic_s())
+        if not self.gate.is_open:
+            self.gate.nudge()
+        return not self.gate.is_open
+
+    async def finish(self) -> None:
+        """Wait until the writers have emptied the buffer, which is shut, or have been halted."""
+        self.gate.nudge()  # a writer that waits for the server may have nothing to wait for
+        if self._tasks:
+            stop_connecting(self._outlet, self.sinks)
+            await asyncio.wait(self._tasks)
+
+    def abort(self) -> None:
+        """Cut all connections: a write under way fails. After `halted` has been set."""
+        for sink in self.sinks:
+            sink.abort()
