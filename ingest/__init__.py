@@ -20,9 +20,10 @@ The path of a reading (`-->` hands over; names are files of this package):
     the door      listener, connection (one), request, intake (body, inflate, turns), query,
                   decode, decode_fast, decode_item, timestamp; replies, problems (answers),
                   outcomes (waits for one); site (what both ports share)
-    the buffer    buffer_memory; buffer_journal (memory, and a journal on the disk), its entries
-                  (buffer_journal_room), what comes back from there (buffer_journal_loader);
-                  journal (groups, one fsync each), journal_thread (what blocks), journal_book
+    the buffer    waiting (posts that wait for room), reservation (the room that one gets) and
+                  block_queue are its parts; buffer_memory; buffer_journal (memory, and a journal on
+                  the disk), buffer_journal_loader (reads back from there); journal (groups, one
+                  fsync each), journal_entries, journal_thread (what blocks), journal_book
                   (segments, ranges), journal_store (writes), journal_reader, journal_format
                   (every byte)
     dead letters  set_aside (what becomes one), dead_letter (append), dead_letter_* (files,

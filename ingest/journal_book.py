@@ -78,6 +78,7 @@ class Book:
         self.recovered: deque[Range] = deque()
         self.spilled: deque[Range] = deque()
         self.put_off: list[Range] = []  # they could not be read just now
+        self.loading: Range | None = None  # taken by next_range, and not at its end
         self.rows = 0  # in all ranges
         self.blocks = 0
         self._growing: Range | None = None  # the last range, until it is taken
@@ -129,14 +130,24 @@ class Book:
         self.blocks += 1
 
     def next_range(self) -> Range | None:
-        """Take the first range; it grows no more, and counts until `loaded` has been told of it."""
+        """Return the range that is being loaded, or begin the next one: it grows no more."""
         ranges = self.recovered or self.spilled
-        if not ranges:
-            return None
-        first = ranges.popleft()
-        if first is self._growing:
-            self._growing = None
-        return first
+        if self.loading is None and ranges:
+            self.loading = ranges.popleft()
+            if self.loading is self._growing:
+                self._growing = None
+        return self.loading
+
+    def ranges(self) -> list[Range]:
+        """Return all ranges."""
+        loading = [self.loading] if self.loading is not None else []
+        return [*self.recovered, *self.spilled, *self.put_off, *loading]
+
+    def oldest_s(self) -> float | None:
+        """Return when the oldest block of the ranges was received, by the monotonic clock."""
+        firsts = [each[0] for each in (self.recovered, self.spilled, self.put_off) if each]
+        firsts += [self.loading] if self.loading is not None else []
+        return min((each.oldest_s for each in firsts), default=None)
 
     def later(self, failed: Range) -> None:
         """A range that was taken cannot be read now; it still counts."""

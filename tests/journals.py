@@ -11,7 +11,6 @@ from typing import Any
 
 from ingest.block import Block
 from ingest.buffer_journal import JournalBuffer
-from ingest.buffer_journal_loader import Loader
 from ingest.files import FileCalls
 from ingest.journal import Journal
 from ingest.journal_format import HEADER_BYTES, FrameReader, encode_head, encode_header
@@ -142,7 +141,7 @@ class Life:
             "journal_bytes_max": 1 << 40,
             **bounds,
         }
-        self.buffer = JournalBuffer(self.journal, **wanted)
+        self.buffer = JournalBuffer(self.journal, self.metrics, **wanted)
         self.metrics.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=DeadLetterStats,
@@ -150,7 +149,6 @@ class Life:
             hold_reason=lambda: None,
             journal=self.buffer.journal_stats,
         )
-        self.loader = Loader(self.buffer, self.metrics)
         self.stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -160,11 +158,11 @@ class Life:
 
     async def scan(self) -> None:
         """Look through what earlier lives left."""
-        await self.loader.scan(self.stopping)
+        await self.buffer.loader.scan(self.stopping)
 
     def load(self) -> None:
         """Let the loader loose."""
-        self._tasks.append(asyncio.create_task(self.loader.load(self.stopping)))
+        self._tasks.append(asyncio.create_task(self.buffer.loader.load(self.stopping)))
 
     async def put(self, block: Block, *, durable: bool = True) -> Block:
         """Post one block, as the door does."""

@@ -20,10 +20,11 @@ MODULES = (
         "turns",
         "inflate",
         "endpoint",
+        "waiting",
         "buffer_memory",
         "buffer_journal",
     ),
-    *("buffer_journal_room", "buffer_journal_loader", "journal", "dead_letter", "writer"),
+    *("journal_entries", "buffer_journal_loader", "journal", "dead_letter", "writer"),
     *("batch", "gate", "set_aside", "app_buffer", "ports", "outcomes"),
     *("sink_postgres", "sink_connection"),
 )

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("block config_sources",),
     ("ports config verdict files",),
     ("retry metrics schema logs statefolder config_text filesystem sd_notify",),
-    ("durability",),
+    ("durability reservation waiting block_queue",),
     (
         "buffer_memory batch gate breaker set_aside inflate problems request turns listener",
         "decode_item dead_letter_files dead_letter_format journal_format postgres_binaries",
@@ -37,11 +37,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "decode dead_letter_reader postgres_embedded",
         "dead_letter_store journal_thread",
         "dead_letter journal",
+        "journal_entries",
     ),
     (
-        "connection body query replies outcomes lookup_postgres buffer_journal_room",
+        "connection body query replies outcomes lookup_postgres buffer_journal_loader",
         "buffer_journal",
-        "buffer_journal_loader",
     ),
     ("connections",),
     ("site intake",),  # site: what the two listeners share

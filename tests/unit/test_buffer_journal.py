@@ -18,12 +18,12 @@ import pytest
 from ingest import buffer_journal_loader
 from ingest import journal_format as format_
 from ingest.block import Block
-from ingest.buffer_journal import BACKLOG_ROWS_MAX, BACKLOG_TURN, JournalBuffer
-from ingest.buffer_journal_loader import PAUSE_S_MAX
-from ingest.buffer_journal_room import JournalRoom
+from ingest.buffer_journal import BACKLOG_EVERY, JournalBuffer
+from ingest.buffer_journal_loader import LIVE_BATCH_ROWS_MAX, PAUSE_S_MAX
 from ingest.errors import BufferFull
 from ingest.files import open_regular
 from ingest.journal_book import Segment
+from ingest.journal_entries import JournalReservation
 from ingest.journal_format import HEAD_BYTES, HEADER_BYTES
 from ingest.journal_reader import segment_files
 from ingest.ports import Ack
@@ -128,12 +128,12 @@ async def test_live_blocks_are_not_starved_by_the_backlog_nor_it_by_them(tmp_pat
             while life.buffer.stats().rows_waiting < 100:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         await put_many(life, 100)
-        turns = [await life.take(5) for _ in range(2 * BACKLOG_TURN)]
-        assert sum(batch[0].reloaded for batch in turns) == 2
-        for batch in turns:
+        batches = [await life.take(5) for _ in range(2 * BACKLOG_EVERY)]
+        assert sum(batch[0].reloaded for batch in batches) == 2
+        for batch in batches:
             life.settle(batch)
         found = await life.drain()
-        assert len(found) + 5 * len(turns) == 400
+        assert len(found) + 5 * len(batches) == 400
 
 
 async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
@@ -209,8 +209,7 @@ async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None
         for room in await asyncio.gather(*posts):
             room.release()
         assert len(found) == kept
-        assert life.buffer._on_way_bytes == 0
-        assert life.buffer._spill_bytes == 0
+        assert life.buffer.unwritten.size_bytes == 0
 
 
 async def test_killed_life_is_recovered_but_for_what_was_settled(tmp_path: Path) -> None:
@@ -248,7 +247,9 @@ async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_pa
     async with Life(tmp_path / "b", segment_bytes=600) as after:
         last = after.journal.book.segments[-1]
         fresh = [await after.put(make_block(1))]  # before anything was read
-        scanned = after.loader._scan_segment(last, after.stopping, is_last=True, gives_up=True)
+        scanned = after.buffer.loader._scan_segment(
+            last, after.stopping, is_last=True, gives_up=True
+        )
         assert await scanned is not None
         fresh += [await after.put(make_block(1)) for _ in range(20)]
         await after.quiet()
@@ -798,13 +799,13 @@ async def test_batches_of_the_backlog_are_small_while_live_posts_come(
         life.settle(first[3_000:])
         life.settle(overload)
         await life.put(make_block(1))
-        for expected in (1, BACKLOG_ROWS_MAX):
+        for expected in (1, LIVE_BATCH_ROWS_MAX):
             live = await life.take(5_000)
             assert len(live) == expected
             life.settle(live)
-        life.buffer._live_s -= 1_000
+        life.buffer._live_put_s -= 1_000
         rest = await life.take(5_000)
-        assert len(rest) == 1_000 - BACKLOG_ROWS_MAX
+        assert len(rest) == 1_000 - LIVE_BATCH_ROWS_MAX
         life.settle(rest)
 
 
@@ -815,20 +816,20 @@ async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
     monkeypatch.setattr("ingest.buffer_journal.LIVE_S", 1_000.0)
     async with Life(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
         await life.put(make_block(1))
-        assert life.buffer.gives_way
+        assert life.buffer.live_first
         posts = [asyncio.create_task(life.put(make_block(1))) for _ in range(9)]
         async with asyncio.timeout(5):
             while not life.buffer.stats().posts_waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        assert not life.buffer.gives_way
+        assert not life.buffer.live_first
         for each in posts:
             each.cancel()
         await asyncio.gather(*posts, return_exceptions=True)
-        assert life.buffer.gives_way
+        assert life.buffer.live_first
         await life.drain()
 
 
-async def test_replay_gives_way_to_live_posts_only(
+async def test_replay_live_first_to_live_posts_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The busier the process, the longer the pauses, up to a bound; none without live posts."""
@@ -844,20 +845,20 @@ async def test_replay_gives_way_to_live_posts_only(
         return cpu_s
 
     async with Life(tmp_path) as life:
-        loader, clock = life.loader, iter(range(1, 1_000))
+        loader, clock = life.buffer.loader, iter(range(1, 1_000))
         with monkeypatch.context() as patched:
             patched.setattr("ingest.buffer_journal_loader.process_cpu_s", process_cpu_s)
             patched.setattr("ingest.buffer_journal_loader.monotonic_s", lambda: float(next(clock)))
             patched.setattr("ingest.buffer_journal_loader.asyncio.sleep", sleep)
-            await loader._give_way()
+            await loader._pause()
             assert pauses == []
-            patched.setattr(JournalBuffer, "gives_way", True)
+            patched.setattr(JournalBuffer, "live_first", True)
             for _ in range(50):
-                await loader._give_way()
+                await loader._pause()
             assert pauses[0] < pauses[5] < pauses[-1] == PAUSE_S_MAX
             busy = 0.0
             for _ in range(50):
-                await loader._give_way()
+                await loader._pause()
             assert pauses[-1] < 1e-4
 
 
@@ -867,13 +868,13 @@ async def test_a_reading_is_never_at_the_door_and_in_the_buffer_at_once(
 ) -> None:
     """Between the disk's word and the post's next step it counts once, or the law is off by it."""
     seen = []
-    kept = JournalRoom.kept
+    kept = JournalReservation.kept
 
-    def noting(room: JournalRoom, segment: Segment, start: int) -> None:
-        kept(room, segment, start)
+    def noting(reservation: JournalReservation, segment: Segment, start: int) -> None:
+        kept(reservation, segment, start)
         seen.append(life.buffer.stats().rows)
 
-    monkeypatch.setattr(JournalRoom, "kept", noting)
+    monkeypatch.setattr(JournalReservation, "kept", noting)
     async with Life(tmp_path, rows_max=rows_max) as life:
         await life.put(make_block(3))
         assert seen == [0]

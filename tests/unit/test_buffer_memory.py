@@ -11,9 +11,10 @@ import gc
 import pytest
 
 from ingest.block import Block
-from ingest.buffer_memory import RETRY_AFTER_S_MAX, RETRY_AFTER_S_MIN, MemoryBuffer
+from ingest.buffer_memory import MemoryBuffer
 from ingest.clock import monotonic_s
 from ingest.errors import BufferFull
+from ingest.waiting import RETRY_AFTER_S_MAX, RETRY_AFTER_S_MIN
 from tests.blocks import make_block
 
 

@@ -1,0 +1,89 @@
+"""A queue of blocks: the first block in is the first one out.
+
+Promises: a block that was taken is counted until it is settled or given back. Blocks that are given
+back keep their order among all blocks, whoever gives them back when.
+Does not: bound anything, or wake anybody. The buffer does both.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from ingest.block import Block
+
+
+class BlockQueue:
+    """Blocks in the order of their receipt, and those that writers have taken.
+
+    A buffer appends in place, for speed: to `blocks`, and the rows to `rows_waiting`.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: deque[Block] = deque()
+        self.rows_waiting = 0  # in `blocks`
+        self.rows_taken = 0  # taken, and neither settled nor given back
+        self._received_s: dict[int, float] = {}  # of each block taken, by its id
+        self._taken_oldest_s: float | None = None
+        self._taken_changed = False  # since _taken_oldest_s was computed
+
+    @property
+    def rows(self) -> int:
+        """All rows that are not settled."""
+        return self.rows_waiting + self.rows_taken
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+        blocks = self.blocks
+        taken: list[Block] = []
+        rows = 0
+        while blocks and (not taken or rows + blocks[0].rows <= rows_max):
+            block = blocks.popleft()
+            rows += block.rows
+            taken.append(block)
+            self._received_s[id(block)] = block.received_s
+        self.rows_waiting -= rows
+        self.rows_taken += rows
+        self._taken_changed = True
+        return taken
+
+    def settle(self, blocks: Sequence[Block]) -> tuple[int, int]:
+        """Forget blocks that were taken; return how many rows and bytes they had."""
+        rows = size_bytes = 0
+        for block in blocks:
+            rows += block.rows
+            size_bytes += len(block.tuples)
+            del self._received_s[id(block)]
+        self.rows_taken -= rows
+        self._taken_changed = True
+        return rows, size_bytes
+
+    def give_back(self, blocks: Sequence[Block]) -> None:
+        """Put blocks back to the front, in their order; behind older ones of another writer."""
+        waiting = self.blocks
+        front: list[Block] = []
+        rows = 0
+        for block in blocks:
+            while waiting and waiting[0].received_s < block.received_s:
+                front.append(waiting.popleft())
+            front.append(block)
+            rows += block.rows
+            del self._received_s[id(block)]
+        waiting.extendleft(reversed(front))
+        self.rows_waiting += rows
+        self.rows_taken -= rows
+        self._taken_changed = True
+
+    def first_received_s(self) -> float | None:
+        """Return when the first block that waits was received, by the monotonic clock."""
+        return self.blocks[0].received_s if self.blocks else None
+
+    def oldest_s(self) -> float | None:
+        """Return when the oldest block was received; a writer may have taken it."""
+        if self._taken_changed:  # once a write: every post that is refused asks, thousands a second
+            self._taken_oldest_s = min(self._received_s.values(), default=None)
+            self._taken_changed = False
+        oldest_s = self._taken_oldest_s
+        if self.blocks and (oldest_s is None or self.blocks[0].received_s < oldest_s):
+            return self.blocks[0].received_s
+        return oldest_s

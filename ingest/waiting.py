@@ -1,0 +1,143 @@
+"""Who waits at a buffer: posts for room, and writers for rows.
+
+Promises: posts get room in the order in which they came, and none overtakes another. A post waits
+at most `wait_s_max`. A wait may be cancelled at any time: no room is lost, not even if it was
+granted in the same round of the event loop.
+Does not: know how much room there is. The buffer knows it, and places the posts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from ingest.clock import monotonic_s
+from ingest.errors import BufferFull, Stopping
+from ingest.ports import Reservation
+
+RETRY_AFTER_S_MIN, RETRY_AFTER_S_MAX = 1.0, 30.0
+
+Place = Callable[[int, int], Reservation | None]  # rows, bytes; None: there is no room now
+
+
+class WaitingPosts:
+    """A queue of posts that wait for room.
+
+    `may_wait` is asked with the bytes of a post whether it may wait: a body that waits needs memory
+    too. `oldest_s` returns when the oldest block of the buffer was received, None if it is empty.
+    """
+
+    def __init__(
+        self,
+        wait_s_max: float,
+        *,
+        may_wait: Callable[[int], bool],
+        oldest_s: Callable[[], float | None],
+    ) -> None:
+        self.posts: deque[_WaitingPost] = deque()
+        self.size_bytes = 0  # of the posts
+        self.shut = False
+        self._wait_s_max = wait_s_max
+        self._may_wait = may_wait
+        self._oldest_s = oldest_s
+
+    async def wait(self, rows: int, size_bytes: int, place: Place) -> Reservation:
+        """Wait until `place` grants room for `rows` readings and `size_bytes` bytes.
+
+        Raises BufferFull after `wait_s_max`, or at once if the post may not wait; Stopping once the
+        queue is shut.
+        """
+        if self.shut:
+            raise Stopping("the buffer is shut")
+        if self._wait_s_max <= 0 or not self._may_wait(size_bytes):
+            raise BufferFull(self._retry_after_s())
+        post = _WaitingPost(rows, size_bytes, place)
+        self.posts.append(post)
+        self.size_bytes += size_bytes
+        try:
+            async with asyncio.timeout(self._wait_s_max):
+                return await post.granted
+        except TimeoutError:
+            self._leave(post)
+            if self.shut:
+                raise Stopping("the buffer is shut") from None
+            raise BufferFull(self._retry_after_s()) from None
+        except asyncio.CancelledError:
+            self._leave(post)
+            raise
+
+    def admit(self) -> None:
+        """Grant room to the posts at the head of the queue, as long as there is room."""
+        posts = self.posts
+        while posts:
+            post = posts[0]
+            reservation = None
+            # A post may be cancelled already while its task has not run since.
+            if not (is_cancelled := post.granted.done()):
+                reservation = post.place(post.rows, post.size_bytes)
+            if reservation is None and not is_cancelled:
+                return
+            posts.popleft()
+            self.size_bytes -= post.size_bytes
+            if reservation is not None:
+                post.granted.set_result(reservation)
+
+    def shut_out(self) -> None:
+        """Let no post wait any more: those that wait get Stopping."""
+        self.shut = True
+        for post in self.posts:
+            if not post.granted.done():
+                post.granted.set_exception(Stopping("the buffer is shut"))
+        self.posts.clear()
+        self.size_bytes = 0
+
+    def _leave(self, post: _WaitingPost) -> None:
+        """Take back what a post had that waits no longer: its place, or room granted just now."""
+        if post in self.posts:
+            self.posts.remove(post)
+            self.size_bytes -= post.size_bytes
+            self.admit()  # the post may have been too large for the room that the next ones need
+        elif not post.granted.cancelled() and post.granted.exception() is None:
+            post.granted.result().release()
+
+    def _retry_after_s(self) -> float:
+        """Half the age of the oldest block: the longer the database is away, the later to retry."""
+        oldest_s = self._oldest_s()
+        age_s = monotonic_s() - oldest_s if oldest_s is not None else 0.0
+        return min(max(age_s / 2, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
+
+
+class _WaitingPost:
+    __slots__ = ("granted", "place", "rows", "size_bytes")
+
+    def __init__(self, rows: int, size_bytes: int, place: Place) -> None:
+        self.rows = rows
+        self.size_bytes = size_bytes
+        self.place = place
+        self.granted: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+
+
+class WaitingWriters:
+    """Writers that wait until a number of rows may be taken."""
+
+    def __init__(self) -> None:
+        self.waits: list[tuple[int, asyncio.Future[None]]] = []  # rows, and the wait for them
+
+    async def wait(self, rows: int) -> None:
+        """Wait until `wake` is called with `rows` rows or more."""
+        wait = (rows, asyncio.get_running_loop().create_future())
+        self.waits.append(wait)
+        try:
+            await wait[1]
+        finally:
+            if wait in self.waits:
+                self.waits.remove(wait)
+
+    def wake(self, rows_waiting: float) -> None:
+        """Wake the writers for which `rows_waiting` rows are enough."""
+        for wait in self.waits[:]:
+            if rows_waiting >= wait[0]:
+                self.waits.remove(wait)
+                if not wait[1].done():
+                    wait[1].set_result(None)
