@@ -28,7 +28,7 @@ from benchmarks.processes import Broken, raise_open_files_limit, scratch
 from benchmarks.service import Service
 from ingest.block import Block, encode_rows, names_between
 from ingest.clock import unix_us
-from ingest.journal_store import JournalStore
+from ingest.journal_store import JournalFolder
 
 GIB, MIB = 1024**3, 1024**2
 RSS_MIB_MAX = 400.0
@@ -63,7 +63,7 @@ def write_journal(
     """
     folder.mkdir(parents=True, mode=0o700)
     folder.parent.chmod(0o755)
-    store = JournalStore(folder, segment_bytes=segment_bytes)
+    store = JournalFolder(folder, segment_bytes=segment_bytes)
     store.open()
     posts = written = 0
     try:

@@ -106,11 +106,11 @@ class JournalBuffer:
         blocks are written again if memory has them; the others are counted as kept no longer.
         """
         gone = await self.journal.missing()
-        book = self.journal.book
-        self._rows_gone = sum(each.rows for each in book.ranges() if each.segment in gone)
+        index = self.journal.index
+        self._rows_gone = sum(each.rows for each in index.ranges() if each.segment in gone)
         blocks = [*self._backlog.take(1 << 62), *self._live.take(1 << 62)]
         for block in blocks:
-            if block.sequence and book.segment_of(block.sequence) in gone:
+            if block.sequence and index.segment_of(block.sequence) in gone:
                 block.sequence = 0
         await append_last(self.journal, [block for block in blocks if not block.sequence])
         self.give_back([block for block in blocks if not block.sequence])
@@ -165,7 +165,7 @@ class JournalBuffer:
 
     def _place(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room on the disk, and in memory unless the block is spilled; or None."""
-        disk_bytes = self.journal.book.size_bytes + self.unwritten.size_bytes
+        disk_bytes = self.journal.index.size_bytes + self.unwritten.size_bytes
         if disk_bytes + HEAD_BYTES + size_bytes > self._journal_bytes_max:
             return None
         if self._spilling and self._memory_used() <= SPILL_ENDS_AT:
@@ -195,7 +195,7 @@ class JournalBuffer:
     def keep_spilled(self, segment: Segment, start: int, block: Block) -> None:
         """A block is on the disk and not in memory; its frame begins at `start`."""
         self._live_put_s = monotonic_s()
-        self.journal.book.on_disk(segment, start, block)
+        self.journal.index.on_disk(segment, start, block)
         self.read_wanted.set()
         self.admit()  # another block may be on its way to the disk now
 
@@ -273,10 +273,10 @@ class JournalBuffer:
 
     def stats(self) -> BufferStats:
         """Return what is held now, on the disk too."""
-        live, backlog, book = self._live, self._backlog, self.journal.book
-        disk_bytes = book.size_bytes + self.unwritten.size_bytes
+        live, backlog, index = self._live, self._backlog, self.journal.index
+        disk_bytes = index.size_bytes + self.unwritten.size_bytes
         return BufferStats(
-            rows=live.rows + backlog.rows + book.rows - self.rows_unconfirmed,
+            rows=live.rows + backlog.rows + index.rows - self.rows_unconfirmed,
             rows_max=self._rows_max,
             size_bytes=self._bytes + self._bytes_waiting,
             bytes_max=self._bytes_max,
@@ -285,12 +285,12 @@ class JournalBuffer:
             posts_waiting=len(self._waiting.posts),
             oldest_received_s=self._oldest_s(),
             rows_taken=live.rows_taken + backlog.rows_taken,
-            rows_kept=book.rows + self._rows_left - self._rows_gone,
+            rows_kept=index.rows + self._rows_left - self._rows_gone,
             disk_used=disk_bytes / self._journal_bytes_max if self._spills else None,
         )
 
     def _oldest_s(self) -> float | None:
-        on_disk_s = self.journal.book.oldest_s()
+        on_disk_s = self.journal.index.oldest_s()
         return _earliest(self._live.oldest_s(), self._backlog.oldest_s(), on_disk_s)
 
     @property
@@ -300,8 +300,8 @@ class JournalBuffer:
 
     def journal_stats(self) -> JournalStats:
         """Return what the folder holds."""
-        book = self.journal.book
-        return JournalStats(book.size_bytes, len(book.segments), self.journal.damaged)
+        index = self.journal.index
+        return JournalStats(index.size_bytes, len(index.segments), self.journal.damaged)
 
     # What is read back from the disk
 
@@ -340,7 +340,7 @@ class JournalBuffer:
             self._backlog_bytes += len(block.tuples)
             self._rows += block.rows
             self._bytes += len(block.tuples)
-            self.journal.book.loaded(block.rows, 1)
+            self.journal.index.loaded(block.rows, 1)
         self._writers.wake(self.rows_waiting)
 
 

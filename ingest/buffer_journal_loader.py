@@ -73,7 +73,7 @@ class Loader:
     def __init__(self, buffer: LoadingBuffer, counts: RecoveryCounts) -> None:
         self._buffer = buffer
         self._journal = buffer.journal
-        self._book = buffer.journal.book
+        self._index = buffer.journal.index
         self._counts = counts
         self._reader: SegmentReader | None = None
         self._stepping = asyncio.Lock()
@@ -95,7 +95,7 @@ class Loader:
     async def scan(self, stopping: asyncio.Event) -> None:
         """Read the segments that were there at the start, and count what is in them."""
         self._thread.submit(int)  # starts the thread now: later there may be a limit of threads
-        unread = [each for each in self._book.segments if each.unread]
+        unread = [each for each in self._index.segments if each.unread]
         # The last one first: its tail can be cut off only while no other segment follows it.
         left, last = [*unread[-1:], *unread[:-1]], unread[-1:]
         for tries in range(1, READS_MAX + 1):
@@ -157,7 +157,7 @@ class Loader:
             log.warning("journal_tail_not_cut", file=name, error=str(error))
         else:
             segment.size -= scan.tail_bytes
-            self._book.size_bytes -= scan.tail_bytes
+            self._index.size_bytes -= scan.tail_bytes
             log.warning("journal_tail_cut", file=name, bytes=scan.tail_bytes)
 
     def _judged(self, segment: Segment, scan: SegmentScan, *, is_last: bool) -> Range | None:
@@ -186,7 +186,7 @@ class Loader:
     def _recovered(self, found: Range) -> None:
         found.newest_s = self._began_s
         self._counts.recovered += found.rows
-        self._book.add_recovered(found)
+        self._index.add_recovered(found)
         self._buffer.read_wanted.set()
         log.info("journal_recovered", file=found.segment.file.path.name, rows=found.rows)
 
@@ -194,19 +194,19 @@ class Loader:
 
     async def load(self, stopping: asyncio.Event) -> None:
         """Bring blocks back as there is room, until `stopping` is set or the buffer is shut."""
-        buffer, book = self._buffer, self._book
+        buffer, index = self._buffer, self._index
         try:
             while not (stopping.is_set() or buffer.shut):
                 buffer.read_wanted.clear()
                 room = buffer.room_to_load()
-                current = book.next_range() if room is not None else None
+                current = index.next_range() if room is not None else None
                 if current is None or room is None:
                     await buffer.read_wanted.wait()
                     continue
                 try:
                     await self._load_some(current, *room)
                 except OSError as error:
-                    self._put_off(current, error)
+                    self._postpone(current, error)
                 await self._pause()
         finally:
             self._close_reader()
@@ -234,7 +234,7 @@ class Loader:
             rows_max, most_bytes = min(rows_max, LIVE_BATCH_ROWS_MAX), LIVE_READ_BYTES_MAX
         read = partial(self._reader.read, rows_max, min(bytes_max, most_bytes))
         found = await self._step(read)
-        current.start = self._reader.at  # from here on if it is put off
+        current.start = self._reader.at  # from here on if it is postponed
         if self._buffer.shut:
             return  # it stays on the disk
         blocks = [block for block in found or () if block.sequence > current.last]
@@ -250,21 +250,21 @@ class Loader:
             self._ended(current)
 
     def _ended(self, current: Range) -> None:
-        self._book.loading = None
+        self._index.loading = None
         if current.blocks:  # the file had them when they were written or scanned
             log.critical("readings_lost", rows=current.rows, file=current.segment.file.path.name)
             self._counts.dropped += current.rows
-            self._book.loaded(current.rows, current.blocks)
+            self._index.loaded(current.rows, current.blocks)
             current.segment.undone -= current.blocks
             current.segment.damaged = True
             self._damaged(current.segment, "blocks are gone since the start")
             if current.segment.may_go:
                 self._journal.let_go(current.segment)
 
-    def _put_off(self, current: Range, error: OSError) -> None:
+    def _postpone(self, current: Range, error: OSError) -> None:
         """Load the other ranges first, and try this one again later."""
         self._close_reader()
-        self._book.loading = None
+        self._index.loading = None
         if not current.blocks:
             return  # all its blocks are loaded: only the end could not be read
         current.failures += 1
@@ -272,11 +272,11 @@ class Loader:
             log.error("journal_read_failed", error=str(error), tries=current.failures)
         if current.failures == READS_MAX:
             self._damaged(current.segment, "cannot be read; what is in it waits until it can")
-        self._book.later(current)
+        self._index.postpone(current)
         asyncio.get_running_loop().call_later(READ_AGAIN_S, self._again, current)
 
     def _again(self, current: Range) -> None:
-        self._book.again(current)
+        self._index.resume(current)
         self._buffer.read_wanted.set()
 
     def _close_reader(self) -> None:

@@ -55,17 +55,15 @@ class WaitingPosts:
         post = _WaitingPost(rows, size_bytes, place)
         self.posts.append(post)
         self.size_bytes += size_bytes
+        # Not asyncio.timeout: a timer that ends the wait itself costs less.
+        timer = asyncio.get_running_loop().call_later(self._wait_s_max, self._expire, post)
         try:
-            async with asyncio.timeout(self._wait_s_max):
-                return await post.granted
-        except TimeoutError:
-            self._leave(post)
-            if self.shut:
-                raise Stopping("the buffer is shut") from None
-            raise BufferFull(self._retry_after_s()) from None
+            return await post.granted
         except asyncio.CancelledError:
             self._leave(post)
             raise
+        finally:
+            timer.cancel()
 
     def admit(self) -> None:
         """Grant room to the posts at the head of the queue, as long as there is room."""
@@ -92,12 +90,21 @@ class WaitingPosts:
         self.posts.clear()
         self.size_bytes = 0
 
+    def _expire(self, post: _WaitingPost) -> None:
+        """Refuse a post that has waited long enough."""
+        if not post.granted.done():
+            post.granted.set_exception(BufferFull(self._retry_after_s()))
+            self._remove(post)
+
+    def _remove(self, post: _WaitingPost) -> None:
+        self.posts.remove(post)
+        self.size_bytes -= post.size_bytes
+        self.admit()  # it may have been too large for the room there is, and the next one not
+
     def _leave(self, post: _WaitingPost) -> None:
-        """Take back what a post had that waits no longer: its place, or room granted just now."""
+        """Take back what a post had that was cancelled: its place, or room granted just now."""
         if post in self.posts:
-            self.posts.remove(post)
-            self.size_bytes -= post.size_bytes
-            self.admit()  # the post may have been too large for the room that the next ones need
+            self._remove(post)
         elif not post.granted.cancelled() and post.granted.exception() is None:
             post.granted.result().release()
 

@@ -83,7 +83,7 @@ async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
     calls = FailingCalls()
     async with Life(tmp_path, rows_max=20, calls=calls) as life:
         await put_many(life, 500)
-        assert len(life.journal.book.spilled) == 1
+        assert len(life.journal.index.spilled) == 1
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
@@ -146,7 +146,7 @@ async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
         life.settle(life.buffer.take(20))
         await put_many(life, 1)
         assert life.buffer.stats().rows_waiting == 51
-        assert [each.rows for each in life.journal.book.spilled] == [2]
+        assert [each.rows for each in life.journal.index.spilled] == [2]
         life.load()
         await life.drain()
 
@@ -160,7 +160,7 @@ async def test_room_reserved_before_the_spilling_splits_the_range(tmp_path: Path
         life.metrics.received += 5
         await room.put(slow)
         others += await put_many(life, 3)
-        assert len(life.journal.book.spilled) == 2
+        assert len(life.journal.index.spilled) == 2
         life.load()
         found = await life.drain()
         assert sorted(tuples_of(found)) == sorted(tuples_of([slow, *others]))
@@ -245,7 +245,7 @@ async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_pa
         life.load()
         await life.drain()
     async with Life(tmp_path / "b", segment_bytes=600) as after:
-        last = after.journal.book.segments[-1]
+        last = after.journal.index.segments[-1]
         fresh = [await after.put(make_block(1))]  # before anything was read
         scanned = after.buffer.loader._scan_segment(
             last, after.stopping, is_last=True, gives_up=True
@@ -776,7 +776,7 @@ async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_b
         go.set()
         await ending
         for block in blocks:
-            path = life.journal.book.segment_of(block.sequence).file.path
+            path = life.journal.index.segment_of(block.sequence).file.path
             assert block.tuples in path.read_bytes()
         assert life.buffer.stats().rows_kept == 10
 

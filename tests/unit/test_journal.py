@@ -79,7 +79,7 @@ async def test_buffered_put_does_not_wait_and_is_on_the_disk_soon(tmp_path: Path
         life.settle([block])  # stored before the journal had it
         await put
         await life.quiet()
-        assert life.journal.book.segments[0].undone == 0
+        assert life.journal.index.segments[0].undone == 0
     assert segment_files(tmp_path) == []
 
 
@@ -424,7 +424,7 @@ async def test_segment_that_grows_is_not_idle(
             await asyncio.sleep(0.01)
         await life.quiet()
         assert len(segment_files(tmp_path)) == 1
-        assert life.journal.book.segments[0].size > 30_000
+        assert life.journal.index.segments[0].size > 30_000
 
 
 async def test_posts_go_on_while_idle_segments_come_and_go(
@@ -441,7 +441,7 @@ async def test_posts_go_on_while_idle_segments_come_and_go(
             if number % 7 == 0:
                 await asyncio.sleep(0)
             there = {each.path for each in segment_files(tmp_path)}
-            assert {each.file.path for each in life.journal.book.segments if each.undone} <= there
+            assert {each.file.path for each in life.journal.index.segments if each.undone} <= there
         await life.drain()
 
 
