@@ -20,9 +20,9 @@ The path of a reading (`-->` hands over; names are files of this package):
     the door      listener, connection (one), request, intake (body, inflate, turns), query,
                   decode, decode_fast, decode_item, timestamp; replies, problems (answers),
                   outcomes (waits for one); site (what both ports share)
-    the buffer    waiting (posts that wait for room), reservation (the room that one gets) and
-                  block_queue are its parts; buffer_memory; buffer_journal (memory, and a journal on
-                  the disk), buffer_journal_loader (reads back from there); journal (groups, one
+    the buffer    its parts: waiting (posts that wait for room), block_queue, bounded_memory (and
+                  the reservation of a post); buffer_memory; buffer_journal (memory, and a journal
+                  on the disk), buffer_journal_loader (reads back from there); journal (groups, one
                   fsync each), journal_entries, journal_thread (what blocks), journal_book
                   (segments, ranges), journal_store (writes), journal_reader, journal_format
                   (every byte)

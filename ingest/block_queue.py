@@ -2,7 +2,7 @@
 
 Promises: a block that was taken is counted until it is settled or given back. Blocks that are given
 back keep their order among all blocks, whoever gives them back when.
-Does not: bound anything, or wake anybody. The buffer does both.
+Does not: bound anything. The buffer does that.
 """
 
 from __future__ import annotations
@@ -11,26 +11,29 @@ from collections import deque
 from collections.abc import Sequence
 
 from ingest.block import Block
+from ingest.waiting import WaitingWriters
 
 
 class BlockQueue:
-    """Blocks in the order of their receipt, and those that writers have taken.
+    """Blocks in the order of their receipt, and those taken. `writers` count what may be taken."""
 
-    A buffer appends in place, for speed: to `blocks`, and the rows to `rows_waiting`.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, writers: WaitingWriters) -> None:
         self.blocks: deque[Block] = deque()
-        self.rows_waiting = 0  # in `blocks`
-        self.rows_taken = 0  # taken, and neither settled nor given back
+        self.rows = 0  # in `blocks`, or taken and not settled
+        self._writers = writers
         self._received_s: dict[int, float] = {}  # of each block taken, by its id
         self._taken_oldest_s: float | None = None
         self._taken_changed = False  # since _taken_oldest_s was computed
 
-    @property
-    def rows(self) -> int:
-        """All rows that are not settled."""
-        return self.rows_waiting + self.rows_taken
+    def append(self, block: Block) -> None:
+        """Let the writers have a block."""
+        rows = block.rows
+        writers = self._writers
+        self.blocks.append(block)
+        self.rows += rows
+        writers.rows += rows
+        if writers.waits:
+            writers.wake()
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
@@ -42,8 +45,7 @@ class BlockQueue:
             rows += block.rows
             taken.append(block)
             self._received_s[id(block)] = block.received_s
-        self.rows_waiting -= rows
-        self.rows_taken += rows
+        self._writers.rows -= rows
         self._taken_changed = True
         return taken
 
@@ -54,7 +56,7 @@ class BlockQueue:
             rows += block.rows
             size_bytes += len(block.tuples)
             del self._received_s[id(block)]
-        self.rows_taken -= rows
+        self.rows -= rows
         self._taken_changed = True
         return rows, size_bytes
 
@@ -62,17 +64,15 @@ class BlockQueue:
         """Put blocks back to the front, in their order; behind older ones of another writer."""
         waiting = self.blocks
         front: list[Block] = []
-        rows = 0
         for block in blocks:
             while waiting and waiting[0].received_s < block.received_s:
                 front.append(waiting.popleft())
             front.append(block)
-            rows += block.rows
+            self._writers.rows += block.rows
             del self._received_s[id(block)]
         waiting.extendleft(reversed(front))
-        self.rows_waiting += rows
-        self.rows_taken -= rows
         self._taken_changed = True
+        self._writers.wake()
 
     def first_received_s(self) -> float | None:
         """Return when the first block that waits was received, by the monotonic clock."""

@@ -18,6 +18,7 @@ from math import inf
 
 from ingest.block import Block
 from ingest.block_queue import BlockQueue
+from ingest.bounded_memory import BoundedMemory
 from ingest.buffer_journal_loader import LIVE_BATCH_ROWS_MAX, Loader, RecoveryCounts
 from ingest.clock import monotonic_s, unix_us
 from ingest.errors import JournalBroken
@@ -26,7 +27,6 @@ from ingest.journal_book import Segment
 from ingest.journal_entries import JournalReservation, UnwrittenFrames, append_last
 from ingest.journal_format import HEAD_BYTES
 from ingest.ports import BufferStats, JournalStats, Outcome, Reservation, Work
-from ingest.reservation import MemoryReservation
 from ingest.waiting import WaitingPosts, WaitingWriters
 
 BACKLOG_EVERY = 4  # batches
@@ -60,16 +60,13 @@ class JournalBuffer:
         self.loader: Loader  # made by open
         self.read_wanted = asyncio.Event()  # there may be something to read back, or room for it
         self.rows_unconfirmed = 0
+        self.live_put_s = -inf  # when a block of a post, or of the replay, came in last
         self.unwritten = UnwrittenFrames(bytes_max)
         self._counts = counts
-        self._rows_max = rows_max
-        self._bytes_max = bytes_max
         self._journal_bytes_max = journal_bytes_max
         self._spills = spills
-        self._rows = 0  # in memory: of blocks that are not settled, and reserved
-        self._bytes = 0  # the same
-        self._live = BlockQueue()
-        self._backlog = BlockQueue()
+        self._writers = WaitingWriters()
+        self._live, self._backlog = BlockQueue(self._writers), BlockQueue(self._writers)
         self._backlog_bytes = 0  # of blocks that were read back and are not settled
         self._batches = 0  # taken while there was a backlog
         # Two queues: a post whose block can be spilled need not wait behind one that needs memory.
@@ -77,12 +74,11 @@ class JournalBuffer:
             WaitingPosts(put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s)
             for _ in range(2)
         )
-        self._writers = WaitingWriters()
         self._spilling = False
-        self._live_put_s = -inf  # when a post, or the replay of dead letters, put a block last
         self._rows_left = 0  # in memory when the service stopped, and in the journal
         self._rows_gone = 0  # on the disk only, in files that somebody has removed
-        journal.changed = self.admit
+        self.memory = BoundedMemory(self._live, rows_max, bytes_max, self._memory_freed)
+        journal.changed = self._admit
 
     # Start and end
 
@@ -96,7 +92,7 @@ class JournalBuffer:
         """Let nothing in any more, and read nothing back."""
         self._waiting.shut_out()
         self._waiting_for_memory.shut_out()
-        self._writers.wake(inf)
+        self._writers.shut_out()
         self.read_wanted.set()
 
     async def keep_rest(self) -> None:
@@ -145,8 +141,8 @@ class JournalBuffer:
         """Whether there is memory for one more post that waits."""
         bytes_waiting = self._bytes_waiting + size_bytes
         if self._spills:  # posts wait when memory is full, so they have a bound of their own
-            return bytes_waiting <= self._bytes_max // 4
-        return self._bytes + bytes_waiting <= self._bytes_max
+            return bytes_waiting <= self.memory.bytes_max // 4
+        return self.memory.size_bytes + bytes_waiting <= self.memory.bytes_max
 
     @property
     def _bytes_waiting(self) -> int:
@@ -154,74 +150,51 @@ class JournalBuffer:
 
     def _place_in_memory(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room for a block that is not journaled; None if there is not enough now."""
-        if not self._fits(rows, size_bytes):
-            return None
-        self._rows += rows
-        self._bytes += size_bytes
-        return MemoryReservation(self, rows, size_bytes)
-
-    def _fits(self, rows: int, size_bytes: int) -> bool:
-        return self._rows + rows <= self._rows_max and self._bytes + size_bytes <= self._bytes_max
+        reservation = self.memory.place(rows, size_bytes)
+        if reservation is not None:
+            self.live_put_s = monotonic_s()
+        return reservation
 
     def _place(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room on the disk, and in memory unless the block is spilled; or None."""
-        disk_bytes = self.journal.index.size_bytes + self.unwritten.size_bytes
-        if disk_bytes + HEAD_BYTES + size_bytes > self._journal_bytes_max:
+        memory = self.memory
+        if self._disk_bytes + HEAD_BYTES + size_bytes > self._journal_bytes_max:
             return None
-        if self._spilling and self._memory_used() <= SPILL_ENDS_AT:
+        if self._spilling and memory.used <= SPILL_ENDS_AT:
             self._spilling = False
-        spilled = self._spilling or not self._fits(rows, size_bytes)
+        spilled = self._spilling or not memory.fits(rows, size_bytes)
         if (spilled and not self._spills) or not self.unwritten.add(size_bytes, spilled=spilled):
             return None
         if spilled:
             self._spilling = True
         else:
-            self._rows += rows
-            self._bytes += size_bytes
+            memory.add(rows, size_bytes)
         return JournalReservation(self, rows, size_bytes, spilled=spilled)
 
-    def accept(self, block: Block, rows: int, size_bytes: int) -> None:
-        """Let the writers have a block; `rows` and `size_bytes` were reserved for it."""
-        self._live_put_s = monotonic_s()
-        live = self._live
-        self._rows -= rows - block.rows
-        self._bytes -= size_bytes - len(block.tuples)
-        live.blocks.append(block)
-        live.rows_waiting += block.rows
-        if self._writers.waits:
-            self._writers.wake(self.rows_waiting)
-        self.admit()  # the block may be smaller than its reservation
+    @property
+    def _disk_bytes(self) -> int:
+        return self.journal.index.size_bytes + self.unwritten.size_bytes
 
     def keep_spilled(self, segment: Segment, start: int, block: Block) -> None:
         """A block is on the disk and not in memory; its frame begins at `start`."""
-        self._live_put_s = monotonic_s()
         self.journal.index.on_disk(segment, start, block)
         self.read_wanted.set()
-        self.admit()  # another block may be on its way to the disk now
 
-    def unreserve(self, rows: int, size_bytes: int) -> None:
-        """Room in memory that was reserved is free again."""
-        self._rows -= rows
-        self._bytes -= size_bytes
-        self.admit()
+    def _memory_freed(self) -> None:
+        self._admit()
         self.read_wanted.set()
 
-    def admit(self) -> None:
+    def _admit(self) -> None:
         """Grant room to posts that wait, if there is room now."""
-        if self._waiting.posts:
-            self._waiting.admit()
-        if self._waiting_for_memory.posts:
-            self._waiting_for_memory.admit()
-
-    def _memory_used(self) -> float:
-        return max(self._rows / self._rows_max, self._bytes / self._bytes_max)
+        self._waiting.admit()
+        self._waiting_for_memory.admit()
 
     # The outlet
 
     @property
     def rows_waiting(self) -> int:
         """Rows that may be taken now."""
-        return self._live.rows_waiting + self._backlog.rows_waiting
+        return self._writers.rows
 
     @property
     def shut(self) -> bool:
@@ -234,8 +207,7 @@ class JournalBuffer:
 
     async def wait_rows(self, rows: int) -> None:
         """Wait until `rows` rows wait or the buffer is shut."""
-        if self.rows_waiting < rows and not self.shut:
-            await self._writers.wait(rows)
+        await self._writers.wait(rows)
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, live ones or from the backlog."""
@@ -255,38 +227,37 @@ class JournalBuffer:
         rows, size_bytes = self._live.settle(live)
         old_rows, old_bytes = self._backlog.settle(old)
         self._backlog_bytes -= old_bytes
-        self.unreserve(rows + old_rows, size_bytes + old_bytes)
+        self.memory.free(rows + old_rows, size_bytes + old_bytes)
 
     def give_back(self, blocks: Sequence[Block]) -> None:
         """Put blocks back to the front, in their order."""
         live, old = self._parted(blocks)
         self._live.give_back(live)
         self._backlog.give_back(old)
-        self._writers.wake(self.rows_waiting)
 
     def _parted(self, blocks: Sequence[Block]) -> tuple[Sequence[Block], Sequence[Block]]:
         """Return the live ones of these blocks, and those that were read back."""
-        if not self._backlog.rows_taken:
+        if not self._backlog.rows:
             return blocks, ()
         live = [block for block in blocks if not block.reloaded]
         return live, [block for block in blocks if block.reloaded]
 
     def stats(self) -> BufferStats:
         """Return what is held now, on the disk too."""
-        live, backlog, index = self._live, self._backlog, self.journal.index
-        disk_bytes = index.size_bytes + self.unwritten.size_bytes
+        live, backlog, memory = self._live, self._backlog, self.memory
+        kept = self.journal.index.rows
         return BufferStats(
-            rows=live.rows + backlog.rows + index.rows - self.rows_unconfirmed,
-            rows_max=self._rows_max,
-            size_bytes=self._bytes + self._bytes_waiting,
-            bytes_max=self._bytes_max,
-            rows_waiting=self.rows_waiting,
+            rows=live.rows + backlog.rows + kept - self.rows_unconfirmed,
+            rows_max=memory.rows_max,
+            size_bytes=memory.size_bytes + self._bytes_waiting,
+            bytes_max=memory.bytes_max,
+            rows_waiting=self._writers.rows,
             blocks_waiting=len(live.blocks) + len(backlog.blocks),
             posts_waiting=len(self._waiting.posts),
             oldest_received_s=self._oldest_s(),
-            rows_taken=live.rows_taken + backlog.rows_taken,
-            rows_kept=index.rows + self._rows_left - self._rows_gone,
-            disk_used=disk_bytes / self._journal_bytes_max if self._spills else None,
+            rows_taken=live.rows + backlog.rows - self._writers.rows,
+            rows_kept=kept + self._rows_left - self._rows_gone,
+            disk_used=self._disk_bytes / self._journal_bytes_max if self._spills else None,
         )
 
     def _oldest_s(self) -> float | None:
@@ -311,14 +282,15 @@ class JournalBuffer:
 
         If it does not there is overload. Then the rate counts, not who comes first.
         """
-        spills = self._spilling and self._memory_used() > SPILL_ENDS_AT
-        return not (spills or self._bytes_waiting) and monotonic_s() - self._live_put_s < LIVE_S
+        spills = self._spilling and self.memory.used > SPILL_ENDS_AT
+        return not (spills or self._bytes_waiting) and monotonic_s() - self.live_put_s < LIVE_S
 
     def room_to_load(self) -> tuple[int, int] | None:
         """Return how many rows and bytes may be read back now; None if there is no room."""
-        rows_free, bytes_free = self._rows_max - self._rows, self._bytes_max - self._bytes
-        rows = min(self._rows_max // 4 - self._backlog.rows, rows_free)
-        size_bytes = min(self._bytes_max // 4 - self._backlog_bytes, bytes_free)
+        memory = self.memory
+        rows_free, bytes_free = memory.rows_max - memory.rows, memory.bytes_max - memory.size_bytes
+        rows = min(memory.rows_max // 4 - self._backlog.rows, rows_free)
+        size_bytes = min(memory.bytes_max // 4 - self._backlog_bytes, bytes_free)
         if rows > 0 and size_bytes > 0:
             return rows, size_bytes
         # A bound so small that a quarter of it is nothing: one block at a time.
@@ -332,16 +304,12 @@ class JournalBuffer:
         may have been set since.
         """
         now_s, now_us = monotonic_s(), unix_us()
-        backlog = self._backlog
         for block in blocks:
             block.received_s = min(newest_s, now_s - (now_us - block.received_us) / 1e6)
-            backlog.blocks.append(block)
-            backlog.rows_waiting += block.rows
             self._backlog_bytes += len(block.tuples)
-            self._rows += block.rows
-            self._bytes += len(block.tuples)
+            self.memory.add(block.rows, len(block.tuples))
             self.journal.index.loaded(block.rows, 1)
-        self._writers.wake(self.rows_waiting)
+            self._backlog.append(block)
 
 
 def _earliest(*times_s: float | None) -> float | None:

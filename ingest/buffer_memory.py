@@ -9,12 +9,11 @@ Does not: survive the process, look inside a block, or know what becomes of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 
 from ingest.block import Block
 from ingest.block_queue import BlockQueue
+from ingest.bounded_memory import BoundedMemory
 from ingest.ports import BufferStats, JournalStats, Reservation, Work
-from ingest.reservation import MemoryReservation
 from ingest.waiting import WaitingPosts, WaitingWriters
 
 
@@ -25,15 +24,12 @@ class MemoryBuffer:
     broken = False
 
     def __init__(self, *, rows_max: int, bytes_max: int, put_wait_s_max: float) -> None:
-        self._rows_max = rows_max
-        self._bytes_max = bytes_max
-        self._rows = 0  # of blocks that are not settled, and reserved
-        self._bytes = 0  # the same
-        self._queue = BlockQueue()
+        self._writers = WaitingWriters()
+        self._queue = BlockQueue(self._writers)
         self._waiting = WaitingPosts(
             put_wait_s_max, may_wait=self._may_wait, oldest_s=self._queue.oldest_s
         )
-        self._writers = WaitingWriters()
+        self._memory = BoundedMemory(self._queue, rows_max, bytes_max, self._waiting.admit)
 
     def open(self) -> list[Work]:
         """Do nothing: memory needs no preparation and no work in the background."""
@@ -53,49 +49,29 @@ class MemoryBuffer:
         Raises BufferFull after `put_wait_s_max`, or at once if the waiting posts' bytes are at the
         bound too; Stopping once the buffer is shut.
         """
-        waiting = self._waiting
+        waiting, place = self._waiting, self._memory.place
         if not (waiting.posts or waiting.shut):
-            reservation = self._place(rows, size_bytes)
+            reservation = place(rows, size_bytes)
             if reservation is not None:
                 return reservation
-        return await waiting.wait(rows, size_bytes, self._place)
+        return await waiting.wait(rows, size_bytes, place)
 
     def _may_wait(self, size_bytes: int) -> bool:
         """Whether there is memory for one more post that waits."""
-        return self._bytes + self._waiting.size_bytes + size_bytes <= self._bytes_max
+        memory = self._memory
+        return memory.size_bytes + self._waiting.size_bytes + size_bytes <= memory.bytes_max
 
-    def _place(self, rows: int, size_bytes: int) -> Reservation | None:
-        """Reserve room for a block; None if there is not enough now."""
-        if self._rows + rows > self._rows_max or self._bytes + size_bytes > self._bytes_max:
-            return None
-        self._rows += rows
-        self._bytes += size_bytes
-        return MemoryReservation(self, rows, size_bytes)
-
-    def unreserve(self, rows: int, size_bytes: int) -> None:
-        """Room that was reserved is free again."""
-        self._rows -= rows
-        self._bytes -= size_bytes
-        self._waiting.admit()
-
-    def accept(self, block: Block, rows: int, size_bytes: int) -> None:
-        """Let the writers have a block; `rows` and `size_bytes` were reserved for it."""
-        queue = self._queue
-        self._rows -= rows - block.rows
-        self._bytes -= size_bytes - len(block.tuples)
-        queue.blocks.append(block)
-        queue.rows_waiting += block.rows
-        if self._writers.waits:
-            self._writers.wake(queue.rows_waiting)
-        if self._waiting.posts:  # the block may be smaller than its reservation
-            self._waiting.admit()
+    def shut_inlet(self) -> None:
+        """Let nothing in any more: waiting posts get Stopping, writers get what is left."""
+        self._waiting.shut_out()
+        self._writers.shut_out()
 
     # The outlet
 
     @property
     def rows_waiting(self) -> int:
         """Rows that may be taken now."""
-        return self._queue.rows_waiting
+        return self._writers.rows
 
     @property
     def shut(self) -> bool:
@@ -108,8 +84,7 @@ class MemoryBuffer:
 
     async def wait_rows(self, rows: int) -> None:
         """Wait until `rows` rows wait or the buffer is shut."""
-        if self._queue.rows_waiting < rows and not self._waiting.shut:
-            await self._writers.wait(rows)
+        await self._writers.wait(rows)
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
@@ -117,32 +92,25 @@ class MemoryBuffer:
 
     def settle(self, blocks: Sequence[Block]) -> None:
         """Forget blocks; their room comes free."""
-        rows, size_bytes = self._queue.settle(blocks)
-        self.unreserve(rows, size_bytes)
+        self._memory.free(*self._queue.settle(blocks))
 
     def give_back(self, blocks: Sequence[Block]) -> None:
         """Put blocks back to the front, in their order; behind older ones of another writer."""
         self._queue.give_back(blocks)
-        self._writers.wake(self._queue.rows_waiting)
-
-    def shut_inlet(self) -> None:
-        """Let nothing in any more: waiting posts get Stopping, writers get what is left."""
-        self._waiting.shut_out()
-        self._writers.wake(inf)
 
     def stats(self) -> BufferStats:
         """Return what is held now; a writer may have taken the oldest."""
-        queue = self._queue
+        memory, rows = self._memory, self._queue.rows
         return BufferStats(
-            rows=queue.rows,
-            rows_max=self._rows_max,
-            size_bytes=self._bytes + self._waiting.size_bytes,
-            bytes_max=self._bytes_max,
-            rows_waiting=queue.rows_waiting,
-            blocks_waiting=len(queue.blocks),
+            rows=rows,
+            rows_max=memory.rows_max,
+            size_bytes=memory.size_bytes + self._waiting.size_bytes,
+            bytes_max=memory.bytes_max,
+            rows_waiting=self._writers.rows,
+            blocks_waiting=len(self._queue.blocks),
             posts_waiting=len(self._waiting.posts),
-            oldest_received_s=queue.oldest_s(),
-            rows_taken=queue.rows_taken,
+            oldest_received_s=self._queue.oldest_s(),
+            rows_taken=rows - self._writers.rows,
         )
 
     def journal_stats(self) -> JournalStats:

@@ -12,25 +12,25 @@ from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from ingest.block import Block
+from ingest.bounded_memory import DONE, BoundedMemory
+from ingest.clock import monotonic_s
 from ingest.errors import JournalBroken
 from ingest.journal import Journal
 from ingest.journal_book import Segment
 from ingest.journal_format import HEAD_BYTES
-from ingest.reservation import DONE, ReservingBuffer
 
 
-class JournalingBuffer(ReservingBuffer, Protocol):
+class JournalingBuffer(Protocol):
     """What a reservation with room in the journal asks of its buffer."""
 
     journal: Journal
+    memory: BoundedMemory
     unwritten: UnwrittenFrames
     rows_unconfirmed: int  # on the disk, of posts whose tasks have not run since
+    live_put_s: float  # when the last block came in
 
     def keep_spilled(self, segment: Segment, start: int, block: Block) -> None:
         """A block is on the disk and not in memory; its frame begins at `start`."""
-
-    def admit(self) -> None:
-        """Grant room to posts that wait, if there is room now."""
 
 
 class UnwrittenFrames:
@@ -38,34 +38,27 @@ class UnwrittenFrames:
 
     Of their blocks at most `bytes_max` are in memory, and at most a quarter of that is spilled. A
     larger block may be there alone. The first bound is needed if the disk hangs: writers may store
-    a block before it is written here. The buffer counts it no longer, but it is still in memory.
+    a block before it is written here. The memory counts it no longer, but it is still there.
     """
 
     def __init__(self, bytes_max: int) -> None:
         self.size_bytes = 0  # of the frames
-        self._bytes_max = bytes_max
-        self._memory_bytes = self._spilled_bytes = 0  # of their blocks
+        self._bytes_max = {False: bytes_max, True: bytes_max // 4}  # of blocks, True: spilled ones
+        self._block_bytes = {False: 0, True: 0}
 
     def add(self, size_bytes: int, *, spilled: bool) -> bool:
         """Count the frame of a block of `size_bytes`; False if it has to wait."""
-        if spilled:
-            if self._spilled_bytes and self._spilled_bytes + size_bytes > self._bytes_max // 4:
-                return False
-            self._spilled_bytes += size_bytes
-        else:
-            if self._memory_bytes and self._memory_bytes + size_bytes > self._bytes_max:
-                return False
-            self._memory_bytes += size_bytes
+        block_bytes = self._block_bytes[spilled]
+        if block_bytes and block_bytes + size_bytes > self._bytes_max[spilled]:
+            return False
+        self._block_bytes[spilled] += size_bytes
         self.size_bytes += HEAD_BYTES + size_bytes
         return True
 
     def remove(self, size_bytes: int, *, spilled: bool) -> None:
         """A frame is written, or will not be."""
+        self._block_bytes[spilled] -= size_bytes
         self.size_bytes -= HEAD_BYTES + size_bytes
-        if spilled:
-            self._spilled_bytes -= size_bytes
-        else:
-            self._memory_bytes -= size_bytes
 
 
 class JournalReservation:
@@ -107,8 +100,9 @@ class JournalReservation:
             buffer.journal.append(self)
             return self._wait()
         self._early = True
+        buffer.live_put_s = monotonic_s()
         buffer.journal.append(self)
-        buffer.accept(block, self._rows, self._size_bytes)
+        buffer.memory.accept(block, self._rows, self._size_bytes)
         return DONE
 
     async def _wait(self) -> None:
@@ -139,20 +133,20 @@ class JournalReservation:
         buffer = self._buffer
         buffer.unwritten.remove(self._size_bytes, spilled=self._spilled)
         if self._spilled:
-            buffer.admit()
+            buffer.journal.changed()
         else:
-            buffer.unreserve(self._rows, self._size_bytes)
+            buffer.memory.free(self._rows, self._size_bytes)
 
     def kept(self, segment: Segment, start: int) -> None:
         """The block is on the disk: let the writers have it, or leave it there if spilled."""
         buffer = self._buffer
         buffer.unwritten.remove(self._size_bytes, spilled=self._spilled)
+        buffer.live_put_s = monotonic_s()
         if self._spilled:
             buffer.keep_spilled(segment, start, self.block)
-        elif self._early:
-            buffer.admit()
-        else:
-            buffer.accept(self.block, self._rows, self._size_bytes)
+        elif not self._early:
+            buffer.memory.accept(self.block, self._rows, self._size_bytes)
+        buffer.journal.changed()
         if self._ready is not None:
             # The balance counts these rows in the receiver until the post has seen that they are
             # kept. If the buffer counted them too they would be counted twice.
@@ -164,7 +158,7 @@ class JournalReservation:
         """The block is not on the disk. Nothing of it is kept, unless the writers have it."""
         if self._early:
             self._buffer.unwritten.remove(self._size_bytes, spilled=False)
-            self._buffer.admit()
+            self._buffer.journal.changed()
         else:
             self._unreserve()
         self._error = error

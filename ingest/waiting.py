@@ -126,13 +126,20 @@ class _WaitingPost:
 
 
 class WaitingWriters:
-    """Writers that wait until a number of rows may be taken."""
+    """Writers that wait for rows, and how many may be taken from all queues of the buffer.
+
+    A queue changes `rows`, and calls `wake` after it has added some.
+    """
 
     def __init__(self) -> None:
+        self.rows = 0
         self.waits: list[tuple[int, asyncio.Future[None]]] = []  # rows, and the wait for them
+        self._shut = False
 
     async def wait(self, rows: int) -> None:
-        """Wait until `wake` is called with `rows` rows or more."""
+        """Wait until `rows` rows may be taken, or no more will come."""
+        if self.rows >= rows or self._shut:
+            return
         wait = (rows, asyncio.get_running_loop().create_future())
         self.waits.append(wait)
         try:
@@ -141,10 +148,15 @@ class WaitingWriters:
             if wait in self.waits:
                 self.waits.remove(wait)
 
-    def wake(self, rows_waiting: float) -> None:
-        """Wake the writers for which `rows_waiting` rows are enough."""
+    def wake(self) -> None:
+        """Wake the writers whose wait is over."""
         for wait in self.waits[:]:
-            if rows_waiting >= wait[0]:
+            if self.rows >= wait[0] or self._shut:
                 self.waits.remove(wait)
                 if not wait[1].done():
                     wait[1].set_result(None)
+
+    def shut_out(self) -> None:
+        """Let no writer wait any more: no more rows will come."""
+        self._shut = True
+        self.wake()

@@ -28,7 +28,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("block config_sources",),
     ("ports config verdict files",),
     ("retry metrics schema logs statefolder config_text filesystem sd_notify",),
-    ("durability reservation waiting block_queue",),
+    ("durability waiting",),
+    ("block_queue",),
+    ("bounded_memory",),
     (
         "buffer_memory batch gate breaker set_aside inflate problems request turns listener",
         "decode_item dead_letter_files dead_letter_format journal_format postgres_binaries",

@@ -803,7 +803,7 @@ async def test_batches_of_the_backlog_are_small_while_live_posts_come(
             live = await life.take(5_000)
             assert len(live) == expected
             life.settle(live)
-        life.buffer._live_put_s -= 1_000
+        life.buffer.live_put_s -= 1_000
         rest = await life.take(5_000)
         assert len(rest) == 1_000 - LIVE_BATCH_ROWS_MAX
         life.settle(rest)
