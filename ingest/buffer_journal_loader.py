@@ -175,7 +175,7 @@ class Loader:
             self._damaged(segment, ", ".join(faults))
         if not scan.blocks:
             segment.unread = False
-            self._journal.let_go(segment)
+            self._journal.remove(segment)
             return None
         return _found(segment, scan)
 
@@ -258,8 +258,8 @@ class Loader:
             current.segment.undone -= current.blocks
             current.segment.damaged = True
             self._damaged(current.segment, "blocks are gone since the start")
-            if current.segment.may_go:
-                self._journal.let_go(current.segment)
+            if current.segment.is_removable:
+                self._journal.remove(current.segment)
 
     def _postpone(self, current: Range, error: OSError) -> None:
         """Load the other ranges first, and try this one again later."""

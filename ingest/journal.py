@@ -53,7 +53,7 @@ class Journal:
         self._folder = JournalFolder(folder, segment_bytes=segment_bytes, calls=calls)
         self._observe_sync_s = observe_sync_s
         self._probe_s = probe_s
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop  # set by open
         self._thread = JournalThread(self._folder, self)
         self._is_open = False
         self._sequence = 1  # the next one
@@ -61,7 +61,7 @@ class Journal:
         self._settled_early: set[int] = set()  # sequences above it
         self._gathering: list[Entry] = []
         self._settled: list[int] = []
-        self._leaving: list[Segment] = []
+        self._removing: list[Segment] = []
         self._noted_s = float("-inf")
         self._segment_bytes = segment_bytes
         self._idle: asyncio.TimerHandle | None = None
@@ -116,7 +116,6 @@ class Journal:
     def _schedule_job(self) -> None:
         """Start a job when this round of the event loop is over: its posts share a group."""
         if not self._busy and not self._job_due:
-            assert self._loop is not None, "open it first"
             self._job_due = True
             self._loop.call_soon(self._start_job)
 
@@ -132,20 +131,20 @@ class Journal:
             settled, self._settled = self._settled, []
             settled.sort()
             for segment, ranges in self.index.settled(settled).items():
-                if segment.may_go:
-                    self.let_go(segment)
+                if segment.is_removable:
+                    self.remove(segment)
                     continue
                 notes.append((segment.file, ranges))
                 if not segment.undone:
                     self._idle_soon(segment.size)
         group, self._gathering = self._gathering, []
-        leaving, self._leaving = self._leaving, []
-        if not group and not notes and not leaving:
+        removing, self._removing = self._removing, []
+        if not group and not notes and not removing:
             self._rested.set()
             return
         self._busy, self._busy_since_s = True, monotonic_s()
         self._rested.clear()
-        self._thread.work(group, notes, leaving)
+        self._thread.work(group, notes, removing)
 
     @property
     def hangs(self) -> bool:
@@ -153,7 +152,7 @@ class Journal:
         return self._busy and monotonic_s() - self._busy_since_s > HANGS_S
 
     def _idle_soon(self, size_bytes: int) -> None:
-        if self._idle is None and self._loop is not None:
+        if self._idle is None:
             self._idle = self._loop.call_later(IDLE_S, self._is_idle, size_bytes)
 
     def _is_idle(self, size_bytes: int) -> None:
@@ -162,7 +161,7 @@ class Journal:
         Otherwise it would stay until the next group fills it, and there may be none for days.
         """
         self._idle = None
-        last = self.index.segments[-1] if self.index.segments else None
+        last = self.index.last
         if not self._is_open or last is None or last.sealed or last.undone:
             return
         if self._busy or self._job_due or self._gathering or last.size != size_bytes:
@@ -174,21 +173,21 @@ class Journal:
         """Write to the last segment no more. Call it only while no group is being written."""
         self._thread.finish()
         last.sealed = True
-        if last.may_go:
-            self.let_go(last)
+        if last.is_removable:
+            self.remove(last)
 
-    def let_go(self, segment: Segment) -> None:
-        """Remove a segment that `may_go`, with the next job."""
-        assert segment.may_go, "a segment stays while a block of it is not settled"
-        segment.leaving = True
-        self._leaving.append(segment)
+    def remove(self, segment: Segment) -> None:
+        """Remove a segment, with the next job."""
+        assert segment.is_removable, "a segment stays while a block of it is not settled"
+        segment.removing = True
+        self._removing.append(segment)
         self._schedule_job()
 
-    def _let_go_again(self, segment: Segment) -> None:
+    def _remove_again(self, segment: Segment) -> None:
         """Try once more to remove a segment: until then it takes room on the disk."""
-        segment.leaving = False
+        segment.removing = False
         if self._is_open:
-            self.let_go(segment)
+            self.remove(segment)
 
     # Called by the thread, in the event loop
 
@@ -196,7 +195,7 @@ class Journal:
         """A group is on the disk: let its entries know, in their order."""
         self._observe_sync_s(took_s)
         index = self.index
-        before = index.segments[-1] if index.segments else None
+        before = index.last
         segment = index.group(written.file)
         index.wrote(segment, len(group), written.end)
         at = written.start
@@ -206,8 +205,8 @@ class Journal:
         self._decide(group)
         if written.is_last:
             segment.sealed = True
-        if before is not None and before.may_go:
-            self.let_go(before)
+        if before is not None and before.is_removable:
+            self.remove(before)
         if is_all:
             self.job_over([], [])
 
@@ -234,28 +233,26 @@ class Journal:
             self._settled_early.difference_update(early)
             self._settled += early
 
-    def job_over(self, leaving: list[Segment], gone: list[Segment]) -> None:
-        """A job is over; of the segments `leaving` those in `gone` are removed."""
-        assert self._loop is not None, "open it first"
-        for segment in leaving:
+    def job_over(self, removing: list[Segment], gone: list[Segment]) -> None:
+        """A job is over; of the segments `removing` those in `gone` are removed."""
+        for segment in removing:
             if segment in gone:
                 self.index.forget(segment)
             else:
-                self._loop.call_later(self._probe_s, self._let_go_again, segment)
+                self._loop.call_later(self._probe_s, self._remove_again, segment)
         self._busy = False
         if gone:
             self.changed()
-        if self._gathering or self._settled or self._leaving:
+        if self._gathering or self._settled or self._removing:
             self._start_job()
         else:
             self._rested.set()
 
     def _break(self, broken: JournalBroken) -> None:
-        assert self._loop is not None, "open it first"
         if self.broken is None:
             self._loop.call_later(self._probe_s, self._probe)
         self.broken = broken
-        last = self.index.segments[-1] if self.index.segments else None
+        last = self.index.last
         if last is not None and not last.sealed:  # to free room: the disk may be full
             self._end_segment(last)
         self.changed()
@@ -265,7 +262,6 @@ class Journal:
             self._thread.begin(self._sequence, self._probed)
 
     def _probed(self, works: bool) -> None:
-        assert self._loop is not None, "open it first"
         if works:
             self.broken = None
             log.info("journal_writes_again")
@@ -287,7 +283,7 @@ class Journal:
             return {each for each in segments if not os.path.lexists(each.file.path)}
 
         gone = await asyncio.to_thread(look)
-        gone = {each for each in gone if not each.leaving and each in self.index.segments}
+        gone = {each for each in gone if not each.removing and each in self.index.segments}
         if gone:
             log.critical("journal_files_gone", files=len(gone))
             # Posts may have come during the look. Write them first: no block that a file holds may
@@ -304,7 +300,7 @@ class Journal:
         if self._idle is not None:
             self._idle.cancel()
         await self.rest()
-        last = self.index.segments[-1] if self.index.segments else None
+        last = self.index.last
         if last is not None and not last.sealed:
             self._end_segment(last)
             await self.rest()
@@ -312,7 +308,7 @@ class Journal:
 
     async def rest(self) -> None:
         """Wait until there is nothing to do: all that was appended is on the disk or refused."""
-        while self._busy or self._job_due or self._gathering or self._settled or self._leaving:
+        while self._busy or self._job_due or self._gathering or self._settled or self._removing:
             self._rested.clear()
             await self._rested.wait()
 

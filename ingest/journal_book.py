@@ -22,10 +22,10 @@ class Segment:
     """One segment: its file, its size in bytes, how many of its blocks are not settled (`undone`).
 
     `sealed`: nothing more is written to it. `damaged`: it is set aside instead of removed.
-    `unread`: nobody has counted its blocks yet, so it stays. `leaving`: it is being removed.
+    `unread`: nobody has counted its blocks yet, so it stays. `removing`: it is being removed.
     """
 
-    __slots__ = ("damaged", "file", "leaving", "sealed", "size", "undone", "unread")
+    __slots__ = ("damaged", "file", "removing", "sealed", "size", "undone", "unread")
 
     def __init__(self, file: SegmentFile, size: int, *, sealed: bool) -> None:
         self.file = file
@@ -34,12 +34,12 @@ class Segment:
         self.sealed = sealed
         self.damaged = False
         self.unread = False
-        self.leaving = False
+        self.removing = False
 
     @property
-    def may_go(self) -> bool:
+    def is_removable(self) -> bool:
         """Whether it is not needed any more."""
-        return self.sealed and not self.undone and not self.unread and not self.leaving
+        return self.sealed and not self.undone and not self.unread and not self.removing
 
 
 class Range:
@@ -83,6 +83,11 @@ class JournalIndex:
         self.blocks = 0
         self._growing: Range | None = None  # the last range, until it is being loaded
 
+    @property
+    def last(self) -> Segment | None:
+        """The segment that was begun last."""
+        return self.segments[-1] if self.segments else None
+
     def add(self, segment: Segment) -> None:
         """Add a segment; its sequences are greater than those of all others."""
         self.segments.append(segment)
@@ -99,7 +104,7 @@ class JournalIndex:
 
     def group(self, file: SegmentFile) -> Segment:
         """Return the segment of a group that was written: a new one or the last one."""
-        last = self.segments[-1] if self.segments else None
+        last = self.last
         if last is not None and last.file == file:
             return last
         if last is not None:

@@ -52,8 +52,8 @@ class JobObserver(Protocol):
     def failed(self, group: list[Entry], error: Exception, goes_on: bool) -> None:
         """A group is not on the disk; `goes_on`: another file has been begun."""
 
-    def job_over(self, leaving: list[Segment], gone: list[Segment]) -> None:
-        """A job is over; of the segments `leaving` those in `gone` are removed."""
+    def job_over(self, removing: list[Segment], gone: list[Segment]) -> None:
+        """A job is over; of the segments `removing` those in `gone` are removed."""
 
 
 class JournalThread:
@@ -72,9 +72,9 @@ class JournalThread:
         self._call_in_loop = loop.call_soon_threadsafe
         self._thread.start()
 
-    def work(self, group: list[Entry], notes: Notes, leaving: list[Segment]) -> None:
+    def work(self, group: list[Entry], notes: Notes, removing: list[Segment]) -> None:
         """Write a group, then note what is done, then remove segments."""
-        self._jobs.put(partial(self._work, group, notes, leaving))
+        self._jobs.put(partial(self._work, group, notes, removing))
 
     def finish(self) -> None:
         """Write to the current segment no more."""
@@ -105,9 +105,9 @@ class JournalThread:
             except Exception:  # a bug: the next job must be done all the same
                 log.critical("journal_job_failed", exc_info=True)
 
-    def _work(self, group: list[Entry], notes: Notes, leaving: list[Segment]) -> None:
+    def _work(self, group: list[Entry], notes: Notes, removing: list[Segment]) -> None:
         report, observer = self._call_in_loop, self._observer
-        is_all = not notes and not leaving  # then one call into the loop reports all
+        is_all = not notes and not removing  # then one call into the loop reports all
         if group:
             began_s = monotonic_s()
             try:
@@ -122,11 +122,11 @@ class JournalThread:
         try:
             for file, ranges in notes:
                 self._folder.note(file, ranges)
-            for each in leaving:
+            for each in removing:
                 if self._folder.remove(each.file, damaged=each.damaged):
                     gone.append(each)
         finally:
-            report(observer.job_over, leaving, gone)
+            report(observer.job_over, removing, gone)
 
     def _try_another(self, error: Exception, group: list[Entry]) -> bool:
         """Begin a new file, unless the disk is full; return whether that was possible."""

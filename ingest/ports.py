@@ -90,7 +90,7 @@ class Reservation(Protocol):
 
 
 class Inlet(Protocol):
-    """The buffer as the door sees it."""
+    """The buffer as the receiver sees it."""
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room, first come first served, at most `put_wait_s_max`.
@@ -141,7 +141,7 @@ class JournalStats(NamedTuple):
 
 
 class Outlet(Protocol):
-    """The buffer as a writer sees it. Blocks taken are held until settled or given back."""
+    """The buffer as a writer sees it. Blocks taken count until settled or given back."""
 
     @property
     def rows_waiting(self) -> int:

@@ -111,7 +111,7 @@ class FailingCalls:
 
 
 class Life:
-    """One life of a journal's buffer: `async with Life(folder) as life`; the law at its end.
+    """One process that has the journal: `async with Life(folder) as life`. Checks the balance.
 
     `kill` ends it as a kill -9 would, as far as files are concerned.
     """
@@ -157,15 +157,15 @@ class Life:
         return self
 
     async def scan(self) -> None:
-        """Look through what earlier lives left."""
+        """Count what earlier processes left."""
         await self.buffer.loader.scan(self.stopping)
 
     def load(self) -> None:
-        """Let the loader loose."""
+        """Start the loader."""
         self._tasks.append(asyncio.create_task(self.buffer.loader.load(self.stopping)))
 
     async def put(self, block: Block, *, durable: bool = True) -> Block:
-        """Post one block, as the door does."""
+        """Post one block, as the receiver does."""
         room = await self.buffer.reserve(
             block.rows, len(block.tuples), awaited=block.ack is not None
         )
@@ -180,7 +180,7 @@ class Life:
         return self.buffer.take(rows_max)
 
     def settle(self, blocks: Sequence[Block]) -> None:
-        """Say that blocks are in the table."""
+        """Settle blocks, as if they were in the table."""
         self.metrics.committed += sum(block.rows for block in blocks)
         self.buffer.settle(blocks)
 

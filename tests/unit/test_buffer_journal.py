@@ -1,4 +1,4 @@
-"""Spilling, reading back, and lives after lives: held is held, in memory or on the disk."""
+"""Spilling, reading back, and process after process: nothing is lost, in memory or on the disk."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ async def test_killed_life_is_recovered_but_for_what_was_settled(tmp_path: Path)
             assert after.metrics.recovered == 175
             assert after.buffer.stats().rows == 175
             assert after.metrics.imbalance == 0
-            fresh = await after.put(make_block(1))  # the door is open before the replay
+            fresh = await after.put(make_block(1))  # posts come in before anything is read back
             after.load()
             found = await after.drain()
             assert fresh in found
@@ -262,7 +262,7 @@ async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_pa
 
 
 async def test_lives_that_end_early_add_up(tmp_path: Path) -> None:
-    """Life after life is killed while it replays; in the end each block comes back once."""
+    """Each process is killed while it reads back; in the end each block comes back once."""
     blocks: list[Block] = []
     stored: list[bytes] = []
     for number in range(5):
@@ -379,7 +379,7 @@ async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
 
 
 async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
-    """A kill may cut a note short; the next life's notes begin at a whole record again."""
+    """A kill may cut a note short; the notes of the next process begin at a whole record again."""
     async with Life(tmp_path / "a") as life:
         blocks = await put_many(life, 9)
         life.settle(life.buffer.take(3))
@@ -442,7 +442,7 @@ async def test_segment_that_cannot_be_read_does_not_stop_the_start(
 
 
 async def test_blocks_that_vanish_between_scan_and_load_are_told_as_lost(tmp_path: Path) -> None:
-    """A file altered under our feet: the law stays the witness, nothing hangs."""
+    """A file altered while it is used: the balance shows the loss, and nothing hangs."""
     async with Life(tmp_path / "a") as life:
         await put_many(life, 10)
         await killed(tmp_path / "a", tmp_path / "b")
@@ -863,10 +863,10 @@ async def test_replay_live_first_to_live_posts_only(
 
 
 @pytest.mark.parametrize("rows_max", [10, 2], ids=["in memory", "spilled"])
-async def test_a_reading_is_never_at_the_door_and_in_the_buffer_at_once(
+async def test_no_reading_is_counted_in_the_receiver_and_in_the_buffer_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_max: int
 ) -> None:
-    """Between the disk's word and the post's next step it counts once, or the law is off by it."""
+    """When it is on the disk and its post has not run since, it counts once: the balance is 0."""
     seen = []
     kept = JournalReservation.kept
 
