@@ -207,7 +207,7 @@ class JournalBuffer:
 
     async def wait_rows(self, rows: int) -> None:
         """Wait until `rows` rows wait or the buffer is shut."""
-        await self._writers.wait(rows)
+        await self._writers.wait_rows(rows)
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, live ones or from the backlog."""

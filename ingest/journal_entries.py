@@ -68,8 +68,8 @@ class JournalReservation:
     """
 
     __slots__ = (
-        *("_buffer", "_decided", "_early", "_error", "_ready", "_rows", "_rows_unconfirmed"),
-        *("_size_bytes", "_spilled", "_used", "block"),
+        *("_buffer", "_decided", "_error", "_ready", "_rows", "_size_bytes", "_spilled", "_used"),
+        "block",
     )
 
     def __init__(
@@ -80,11 +80,10 @@ class JournalReservation:
         self._size_bytes = size_bytes
         self._spilled = spilled
         self._used = False
-        self._early = False  # the writers have the block before it is on the disk
         self._decided = False
-        self._rows_unconfirmed = 0
         self._error: JournalBroken | None = None
-        self._ready: asyncio.Future[None] | None = None  # of the post that waits
+        # Of the post that waits. None: it does not wait, and the writers have its block at once.
+        self._ready: asyncio.Future[None] | None = None
         self.block: Block
 
     def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
@@ -99,7 +98,6 @@ class JournalReservation:
             self._ready = asyncio.get_running_loop().create_future()
             buffer.journal.append(self)
             return self._wait()
-        self._early = True
         buffer.live_put_s = monotonic_s()
         buffer.journal.append(self)
         buffer.memory.accept(block, self._rows, self._size_bytes)
@@ -115,13 +113,13 @@ class JournalReservation:
             except asyncio.CancelledError:
                 cancelled = True
                 self._ready = asyncio.get_running_loop().create_future()
-        self._buffer.rows_unconfirmed -= self._rows_unconfirmed
         if cancelled and (task := asyncio.current_task()) is not None:
             # Cancel again at the next await: before it the caller counts what was kept.
             task.uncancel()
             task.cancel()
         if self._error is not None:
             raise JournalBroken(str(self._error))
+        self._buffer.rows_unconfirmed -= self.block.rows
 
     def release(self) -> None:
         """Give the room back, in memory and on the disk; does nothing after put or again."""
@@ -144,19 +142,18 @@ class JournalReservation:
         buffer.live_put_s = monotonic_s()
         if self._spilled:
             buffer.keep_spilled(segment, start, self.block)
-        elif not self._early:
+        elif self._ready is not None:
             buffer.memory.accept(self.block, self._rows, self._size_bytes)
         buffer.journal.changed()
         if self._ready is not None:
             # The balance counts these rows in the receiver until the post has seen that they are
             # kept. If the buffer counted them too they would be counted twice.
-            self._rows_unconfirmed = self.block.rows
             buffer.rows_unconfirmed += self.block.rows
         self._decide()
 
     def refused(self, error: JournalBroken) -> None:
         """The block is not on the disk. Nothing of it is kept, unless the writers have it."""
-        if self._early:
+        if self._ready is None:
             self._buffer.unwritten.remove(self._size_bytes, spilled=False)
             self._buffer.journal.changed()
         else:

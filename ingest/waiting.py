@@ -136,7 +136,7 @@ class WaitingWriters:
         self.waits: list[tuple[int, asyncio.Future[None]]] = []  # rows, and the wait for them
         self._shut = False
 
-    async def wait(self, rows: int) -> None:
+    async def wait_rows(self, rows: int) -> None:
         """Wait until `rows` rows may be taken, or no more will come."""
         if self.rows >= rows or self._shut:
             return

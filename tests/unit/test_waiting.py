@@ -119,16 +119,16 @@ async def test_nobody_waits_after_the_end() -> None:
 async def test_writers_are_woken_when_their_rows_are_there_and_at_the_end() -> None:
     """Each by its own number; a wait for what is there already is none."""
     writers = WaitingWriters()
-    few, many = (asyncio.create_task(writers.wait(rows)) for rows in (2, 100))
+    few, many = (asyncio.create_task(writers.wait_rows(rows)) for rows in (2, 100))
     await spin()
     for rows, done in ((1, False), (2, True)):
         writers.rows = rows
         writers.wake()
         await spin()
         assert few.done() == done
-    await writers.wait(2)
+    await writers.wait_rows(2)
     assert not many.done()
     writers.shut_out()
     await many
-    await writers.wait(100)
+    await writers.wait_rows(100)
     assert not writers.waits
