@@ -71,7 +71,6 @@ class BlockQueue:
             self._writers.rows += block.rows
             del self._received_s[id(block)]
         waiting.extendleft(reversed(front))
-        self._taken_changed = True
         self._writers.wake()
 
     def first_received_s(self) -> float | None:

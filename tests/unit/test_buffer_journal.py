@@ -553,6 +553,43 @@ async def test_durable_post_does_not_wait_behind_one_that_needs_memory(tmp_path:
         await life.drain()
 
 
+async def test_way_to_the_disk_given_back_lets_the_next_post_in(tmp_path: Path) -> None:
+    """A reservation of what would be spilled came to nothing: another one may be written."""
+    size = len(make_block(1).tuples)
+    async with Life(tmp_path, rows_max=2, bytes_max=40 * size, put_wait_s_max=5) as life:
+        await put_many(life, 3)
+        room = await life.buffer.reserve(10, 10 * size)
+        waiting = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        room.release()
+        async with asyncio.timeout(3):
+            await waiting
+        life.load()
+        await life.drain()
+
+
+async def test_buffered_block_that_cannot_be_written_leaves_room_on_the_disk(
+    tmp_path: Path,
+) -> None:
+    """Its write failed once and the journal goes on: the post that waited for room is kept."""
+    disk = HangingDisk()
+    frame = HEAD_BYTES + len(make_block(1).tuples)
+    async with Life(
+        tmp_path, put_wait_s_max=5, journal_bytes_max=2 * HEADER_BYTES + 2 * frame - 1, calls=disk
+    ) as life:
+        disk.go.clear()
+        await life.put(make_block(1), durable=False)
+        waiting = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        disk.failing, disk.nth = {"fdatasync": errno.EIO}, 2  # the header's, then the group's
+        disk.go.set()
+        async with asyncio.timeout(3):
+            await waiting
+        await life.drain()
+
+
 async def test_room_given_back_wakes_the_loader(tmp_path: Path) -> None:
     """Memory was promised to a post that came to nothing: what is on the disk comes back."""
     async with Life(tmp_path / "a") as life:
@@ -829,7 +866,16 @@ async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
         await life.drain()
 
 
-async def test_replay_live_first_to_live_posts_only(
+async def test_post_that_waits_for_its_commit_is_a_live_one(tmp_path: Path) -> None:
+    """It is not journaled, but reading back must not delay it either."""
+    async with Life(tmp_path) as life:
+        assert not life.buffer.live_first
+        await life.put(make_block(1, ack=Ack()))
+        assert life.buffer.live_first
+        await life.drain()
+
+
+async def test_replay_gives_way_to_live_posts_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The busier the process, the longer the pauses, up to a bound; none without live posts."""

@@ -63,7 +63,19 @@ async def test_post_that_may_not_wait_is_refused_at_once() -> None:
         assert rig.waiting.size_bytes == 0
 
 
-async def test_expired_post_leaves_no_timer_and_no_bytes() -> None:
+async def test_post_that_got_room_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of posts a second wait for a moment: each would be kept in memory for the time."""
+    expired: list[object] = []
+    monkeypatch.setattr(WaitingPosts, "_expire", lambda _, post: expired.append(post))
+    rig = Rig(wait_s_max=0.01)
+    post = await rig.post(1)
+    rig.free()
+    await post
+    await asyncio.sleep(0.03)
+    assert not expired
+
+
+async def test_expired_post_leaves_no_bytes() -> None:
     """It is refused within its time, and the next post gets the room that was too small for it."""
     rig = Rig(wait_s_max=0.02)
     large = await rig.post(11)
