@@ -576,7 +576,7 @@ async def test_buffered_block_that_cannot_be_written_leaves_room_on_the_disk(
     disk = HangingDisk()
     frame = HEAD_BYTES + len(make_block(1).tuples)
     async with Life(
-        tmp_path, put_wait_s_max=5, journal_bytes_max=2 * HEADER_BYTES + 2 * frame - 1, calls=disk
+        tmp_path, put_wait_s_max=5, journal_bytes_max=2 * frame - 1, calls=disk
     ) as life:
         disk.go.clear()
         await life.put(make_block(1), durable=False)
@@ -587,6 +587,7 @@ async def test_buffered_block_that_cannot_be_written_leaves_room_on_the_disk(
         disk.go.set()
         async with asyncio.timeout(3):
             await waiting
+        assert disk.fired == 1
         await life.drain()
 
 
