@@ -1,7 +1,7 @@
 """A queue of blocks: the first block in is the first one out.
 
-Promises: a block that was taken is counted until it is settled or given back. Blocks that are given
-back keep their order among all blocks, whoever gives them back when.
+Promises: a block that was taken is counted until it is settled. Blocks that are given back stand in
+the order of their receipt again, also if several writers give blocks back.
 Does not: bound anything. The buffer does that.
 """
 
