@@ -26,7 +26,7 @@ from benchmarks.machine import environment
 from benchmarks.open_loop import Openly, drive_openly
 from benchmarks.processes import Broken, raise_open_files_limit, scratch
 from benchmarks.service import Service
-from ingest.buffers.journal.folder import JournalStore
+from ingest.buffers.journal.folder import JournalFolder
 from ingest.model.block import Block
 from ingest.model.rows import encode_rows, names_between
 from ingest.system.clock import unix_us
@@ -64,7 +64,7 @@ def write_journal(
     """
     folder.mkdir(parents=True, mode=0o700)
     folder.parent.chmod(0o755)
-    store = JournalStore(folder, segment_bytes=segment_bytes)
+    store = JournalFolder(folder, segment_bytes=segment_bytes)
     store.open()
     posts = written = 0
     try:

@@ -1,33 +1,29 @@
-"""The buffer that the settings choose: made, opened, and emptied at a drain's end.
+"""The buffer that the settings choose: makes it, opens it, and empties it at the end of a drain.
 
-Does not: hold a reading itself, or know the door and the writers.
+Does not: hold a reading itself, or know the receiver and the writers.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ingest.buffers.journal.buffer import JournalBuffer
-from ingest.buffers.journal.loader import Loader
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.reader import segment_files
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.model.ledger import Metrics
-from ingest.model.ports import DeadLetters
+from ingest.model.ports import Buffer, DeadLetters, Work
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.system.logs import get_logger
 from ingest.system.state_folder import StateFolder
 from ingest.writer.set_aside import set_aside_rest
 
-Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
 
-
-def make_buffer(settings: Settings, folder: StateFolder, metrics: Metrics) -> MemoryBuffer:
+def make_buffer(settings: Settings, folder: StateFolder, metrics: Metrics) -> Buffer:
     """Return the buffer of `settings.buffer`; touches nothing yet."""
     bounds: dict[str, Any] = {
         "rows_max": settings.buffer_rows_max,
@@ -41,34 +37,26 @@ def make_buffer(settings: Settings, folder: StateFolder, metrics: Metrics) -> Me
         segment_bytes=settings.journal_segment_bytes,
         observe_sync_s=metrics.journal_sync_s.observe,
     )
-    return JournalBuffer(journal, journal_bytes_max=settings.journal_bytes_max, **bounds)
+    return JournalBuffer(journal, metrics, journal_bytes_max=settings.journal_bytes_max, **bounds)
 
 
 def open_buffer(
-    buffer: MemoryBuffer,
-    settings: Settings,
-    folder: StateFolder,
-    metrics: Metrics,
-    announce: Callable[[str], None],
+    buffer: Buffer, settings: Settings, folder: StateFolder, announce: Callable[[str], None]
 ) -> list[Work]:
-    """Open a journal; return what reads it, to be run while posts come in already.
+    """Open the buffer; return its work in the background, to be run while posts come already.
 
-    Raises StartError. A journal that the settings do not ask for is not touched, and named.
+    Raises StartError. A journal that the settings do not ask for is not touched; the user is told.
     """
-    if isinstance(buffer, JournalBuffer):
+    if settings.buffer == "journal":
         parts = folder.durable_parts(embedded=not settings.database_url)
         check_promise(parts, unsafe=settings.journal_unsafe)
-        buffer.open()
-        loader = Loader(buffer, metrics)
-        return [loader.scan, loader.load]
-    left = segment_files(folder.journal)
-    if left:
+    elif left := segment_files(folder.journal):
         get_logger("journal").warning("journal_left_behind", files=len(left), why="buffer=memory")
         announce(
             f"a journal of {len(left)} files lies in {folder.journal} and is NOT read with "
             "--buffer memory: start with --buffer journal to store what it holds"
         )
-    return []
+    return buffer.open()
 
 
 def check_promise(folders: Sequence[Path], *, unsafe: bool) -> None:
@@ -90,8 +78,7 @@ def check_promise(folders: Sequence[Path], *, unsafe: bool) -> None:
             )
 
 
-async def keep_rest(buffer: MemoryBuffer, dead_letters: DeadLetters, metrics: Metrics) -> None:
-    """See to what nobody will write any more: it stays in the journal, or is dead-lettered."""
-    if isinstance(buffer, JournalBuffer):
-        await buffer.keep_rest()
+async def keep_rest(buffer: Buffer, dead_letters: DeadLetters, metrics: Metrics) -> None:
+    """Keep what no writer will store any more: in the buffer if it can, else as dead letters."""
+    await buffer.keep_rest()
     await set_aside_rest(buffer, dead_letters, metrics)

@@ -151,7 +151,7 @@ class Service:
 
     async def _start(self) -> None:
         settings = self._settings
-        for work in open_buffer(self.buffer, settings, self._folder, self.metrics, self._announce):
+        for work in open_buffer(self.buffer, settings, self._folder, self._announce):
             self._spawn(work(self._stopping))
         await self.dead_letters.open()
         listen = await self.endpoint.start(*split_address(settings.listen))

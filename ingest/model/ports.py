@@ -8,23 +8,25 @@ Each contract has one suite in tests/contract that runs over every implementatio
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from ingest.model.block import Block
 from ingest.model.letter import Letter
 
 
-class Room(Protocol):
-    """Room reserved in a buffer for one block."""
+class Reservation(Protocol):
+    """Room in a buffer that is promised to one block."""
 
     def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
         """Hand the block over; await the result. The block must not be larger than the reservation.
 
-        A buffer in memory has taken it when this returns, and cannot fail. A journal has it on the
-        disk once the result has been awaited (with `durable` not set: in memory, and on its way);
-        raises JournalBroken then, and nothing of the block is kept. Not cancelled half-way: a
-        cancellation strikes the caller's next await.
+        A buffer in memory has taken the block when this returns, and cannot fail. A journal has the
+        block on the disk once the result has been awaited. If it cannot be written the await raises
+        JournalBroken, and nothing of the block is kept. With `durable` not set the block is in
+        memory at once, and is written a little later. A cancellation does not interrupt the write:
+        it is raised at the caller's next await.
         """
 
     def release(self) -> None:
@@ -32,12 +34,13 @@ class Room(Protocol):
 
 
 class Inlet(Protocol):
-    """The buffer as the door sees it."""
+    """The buffer as the receiver sees it."""
 
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Room:
+    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room, first come first served, at most `put_wait_s_max`.
 
-        `awaited`: somebody waits for the block's outcome, so it is not set down for later.
+        `awaited`: the post waits until its block is stored, so the block stays in memory and is
+        not written to a journal.
 
         Raises BufferFull when no room came free in time, Stopping once the buffer is shut,
         JournalBroken while the disk takes nothing.
@@ -82,7 +85,7 @@ class JournalStats(NamedTuple):
 
 
 class Outlet(Protocol):
-    """The buffer as a writer sees it. Blocks taken are held until settled or given back."""
+    """The buffer as a writer sees it. Blocks taken count until settled or given back."""
 
     @property
     def rows_waiting(self) -> int:
@@ -109,6 +112,39 @@ class Outlet(Protocol):
 
     def stats(self) -> BufferStats:
         """Return what is held now."""
+
+
+Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
+
+
+class Buffer(Inlet, Outlet, Protocol):
+    """The buffer as the service sees it: both ends, the start and the stop."""
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The acknowledgements that it can give without the database, best first."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether what it needs to keep readings has failed."""
+
+    def open(self) -> list[Work]:
+        """Begin; return the work to be run in the background from now on. Raises StartError."""
+
+    def shut_inlet(self) -> None:
+        """Let nothing in any more: waiting posts get Stopping, writers get what is left."""
+
+    async def keep_rest(self) -> None:
+        """Keep what waits for the next start, where that is possible; the rest goes on waiting.
+
+        Call it when no writer works any more. It may be called again.
+        """
+
+    async def close(self) -> None:
+        """Finish what was begun, and let go of everything outside of memory. Repeatable."""
+
+    def journal_stats(self) -> JournalStats:
+        """Return what the journal's folder holds; zeros without a journal."""
 
 
 class Stored(NamedTuple):

@@ -6,40 +6,30 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.memory import MemoryBuffer
 from ingest.model.block import Block
-from ingest.model.ports import Inlet, Outlet, Room
+from ingest.model.ledger import Metrics
+from ingest.model.ports import Buffer, Inlet, Outlet, Reservation
 from tests.support.blocks import make_block
-
-
-class Buffer(Inlet, Outlet, Protocol):
-    """Both ends of a buffer, and its shutting."""
-
-    def shut_inlet(self) -> None:
-        """Let nothing in any more."""
-
-    async def close(self) -> None:
-        """Let go of everything outside of memory."""
-
 
 MakeBuffer = Callable[[int, int, float], Buffer]  # rows_max, bytes_max, put_wait_s_max
 
 
-def memory(_: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) -> MemoryBuffer:
+def memory(_: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) -> Buffer:
     """Make the buffer that holds readings in memory."""
     return MemoryBuffer(rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max)
 
 
-def journal(folder: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) -> MemoryBuffer:
+def journal(folder: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) -> Buffer:
     """Make the buffer on a journal, open; without spilling its bounds are those of memory."""
     buffer = JournalBuffer(
         Journal(
             Path(tempfile.mkdtemp(dir=folder)), segment_bytes=1024, observe_sync_s=lambda _: None
         ),
+        Metrics(),
         rows_max=rows_max,
         bytes_max=bytes_max,
         put_wait_s_max=put_wait_s_max,
@@ -51,7 +41,7 @@ def journal(folder: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) 
 
 
 # Makes a buffer: a folder of the test's, rows_max, bytes_max, put_wait_s_max.
-FACTORIES: list[Callable[[Path, int, int, float], MemoryBuffer]] = [memory, journal]
+FACTORIES: list[Callable[[Path, int, int, float], Buffer]] = [memory, journal]
 PLENTY = 1 << 20
 
 
@@ -72,7 +62,7 @@ async def spin() -> None:
         await asyncio.sleep(0)
 
 
-async def queue_up(buffer: Inlet, *rows: int) -> list[asyncio.Task[Room]]:
+async def queue_up(buffer: Inlet, *rows: int) -> list[asyncio.Task[Reservation]]:
     """Let posts ask for room, one after the other; each byte stands for a row."""
     posts = []
     for each in rows:
@@ -81,7 +71,7 @@ async def queue_up(buffer: Inlet, *rows: int) -> list[asyncio.Task[Room]]:
     return posts
 
 
-async def end(posts: Sequence[asyncio.Task[Room]]) -> None:
+async def end(posts: Sequence[asyncio.Task[Reservation]]) -> None:
     """Cancel the posts that still wait, and release the others."""
     for post in posts:
         post.cancel()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.buffers import FACTORIES, Buffer, MakeBuffer
+from ingest.model.ports import Buffer
+from tests.contract.buffers import FACTORIES, MakeBuffer
 
 
 @pytest.fixture(params=FACTORIES, ids=lambda each: each.__name__)

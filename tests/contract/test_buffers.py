@@ -1,4 +1,4 @@
-"""What every buffer promises to the door: room, in turn, within a time, and none of it lost."""
+"""What every buffer promises to the receiver: room, first come first served, within a time."""
 
 from __future__ import annotations
 

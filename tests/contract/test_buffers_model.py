@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull, Stopping
-from ingest.model.ports import Room
-from tests.contract.buffers import FACTORIES, Buffer, MakeBuffer, memory, spin
+from ingest.model.ports import Buffer, Reservation
+from tests.contract.buffers import FACTORIES, MakeBuffer, memory, spin
 
 ROWS_MAX, BYTES_MAX = 10, 100
 
@@ -29,7 +29,7 @@ class Post:
 
     rows: int
     size: int
-    task: asyncio.Task[Room]
+    task: asyncio.Task[Reservation]
     expected: str = "waits"
 
 
@@ -116,7 +116,7 @@ class BufferMachine(RuleBasedStateMachine):
             model.queue.append(post)
         self._settled(post)
 
-    async def _reserve(self, rows: int, size: int) -> Room:
+    async def _reserve(self, rows: int, size: int) -> Reservation:
         return await self.buffer.reserve(rows, size)
 
     @rule(data=st.data())

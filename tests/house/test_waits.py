@@ -27,6 +27,7 @@ MODULES = (
     "receiver/ack_waits",
     "model/ack",
     "buffers/memory",
+    "buffers/waiting",
     "buffers/journal/buffer",
     "buffers/journal/entries",
     "buffers/journal/loader",

@@ -11,7 +11,6 @@ from typing import Any
 
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.format import HEADER_BYTES, FrameReader, encode_head, encode_header
-from ingest.buffers.journal.loader import Loader
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.reader import segment_files
 from ingest.model.block import Block
@@ -112,7 +111,7 @@ class FailingCalls:
 
 
 class Life:
-    """One life of a journal's buffer: `async with Life(folder) as life`; the law at its end.
+    """One process that has the journal: `async with Life(folder) as life`. Checks the balance.
 
     `kill` ends it as a kill -9 would, as far as files are concerned.
     """
@@ -142,7 +141,7 @@ class Life:
             "journal_bytes_max": 1 << 40,
             **bounds,
         }
-        self.buffer = JournalBuffer(self.journal, **wanted)
+        self.buffer = JournalBuffer(self.journal, self.metrics, **wanted)
         self.metrics.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=DeadLetterStats,
@@ -150,7 +149,6 @@ class Life:
             hold_reason=lambda: None,
             journal=self.buffer.journal_stats,
         )
-        self.loader = Loader(self.buffer, self.metrics)
         self.stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -159,15 +157,15 @@ class Life:
         return self
 
     async def scan(self) -> None:
-        """Look through what earlier lives left."""
-        await self.loader.scan(self.stopping)
+        """Count what earlier processes left."""
+        await self.buffer.loader.scan(self.stopping)
 
     def load(self) -> None:
-        """Let the loader loose."""
-        self._tasks.append(asyncio.create_task(self.loader.load(self.stopping)))
+        """Start the loader."""
+        self._tasks.append(asyncio.create_task(self.buffer.loader.load(self.stopping)))
 
     async def put(self, block: Block, *, durable: bool = True) -> Block:
-        """Post one block, as the door does."""
+        """Post one block, as the receiver does."""
         room = await self.buffer.reserve(
             block.rows, len(block.tuples), awaited=block.ack is not None
         )
@@ -182,7 +180,7 @@ class Life:
         return self.buffer.take(rows_max)
 
     def settle(self, blocks: Sequence[Block]) -> None:
-        """Say that blocks are in the table."""
+        """Settle blocks, as if they were in the table."""
         self.metrics.committed += sum(block.rows for block in blocks)
         self.buffer.settle(blocks)
 

@@ -1,47 +1,55 @@
-"""Hold accepted readings in a journal on the disk, and as many as fit in memory, until stored.
+"""A buffer on a journal: each block is on the disk, and as many as fit are in memory too.
 
-Promises what the memory buffer does, and: a block whose put has been awaited outlives the process;
-what memory has no room for is on the disk only (spilled) and comes back from there, in order, as
-memory comes free; so does what an earlier life left (recovered). Live blocks go first, the backlog
-gets one batch in BACKLOG_TURN, and all of them while nothing live waits.
-A block whose outcome somebody waits for is neither spilled nor journaled: nobody was promised it.
+Promises what the buffer in memory does, and: once the put of a block has been awaited, the block
+outlives the process. A block that memory has no room for is on the disk only (spilled). Spilled
+blocks, and those that an earlier process left (recovered), are read back as memory comes free, and
+wait in a queue of their own (the backlog). Writers take live blocks first, but every fourth batch
+from the backlog, and every batch while no live block waits.
+A post that waits until its block is stored has been promised nothing. So such a block is not
+journaled, and it needs room in memory.
 Does not: write files (journal*.py do), or know what becomes of a block.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
+from math import inf
 
-from ingest.buffers.journal.entries import JournalRoom, LastEntry
+from ingest.buffers.bounded_memory import BoundedMemory
+from ingest.buffers.journal.entries import JournalReservation, UnwrittenFrames, append_last
 from ingest.buffers.journal.format import HEAD_BYTES
-from ingest.buffers.journal.index import Range, Segment
+from ingest.buffers.journal.index import Segment
+from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader, RecoveryCounts
 from ingest.buffers.journal.log import Journal
-from ingest.buffers.memory import MemoryBuffer
+from ingest.buffers.queue import BlockQueue
+from ingest.buffers.waiting import WaitingPosts, WaitingWriters
 from ingest.model.ack import Outcome
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken
-from ingest.model.ports import BufferStats, JournalStats, Room
+from ingest.model.ports import BufferStats, JournalStats, Reservation, Work
 from ingest.system.clock import monotonic_s, unix_us
 
-BACKLOG_TURN = 4
-BACKLOG_ROWS_MAX = 300  # or one block: a batch while live posts come; they wait for the disk then
-LIVE_S = 1.0  # after the last live post
-SPILL_ENDS = 0.5  # of memory in use: then blocks are kept in memory again, and ranges stay few
+BACKLOG_EVERY = 4  # batches
+LIVE_S = 1.0  # for so long after a live post more of them are expected
+# Of memory in use. Ending it earlier would switch often, and leave many short ranges on the disk.
+SPILL_ENDS_AT = 0.5
 
 
-class JournalBuffer(MemoryBuffer):
-    """A bounded buffer on a journal: ports.Inlet and ports.Outlet in one.
+class JournalBuffer:
+    """A bounded buffer on a journal: implements ports.Buffer.
 
-    `rows_max` and `bytes_max` bound memory (beside it, a quarter of `bytes_max` may be on its way
-    to the disk, and another one wait for room), `journal_bytes_max` the disk. Without `spills` a
-    block must find room in memory too. Call `open` before anything else, and `close` at the end.
+    `rows_max` and `bytes_max` bound memory. Beside them a quarter of `bytes_max` may be on the way
+    to the disk, and another quarter wait for room. `journal_bytes_max` bounds the disk. Without
+    `spills` each block needs room in memory. Call `open` before anything else, `close` at the end.
     """
+
+    levels: tuple[str, ...] = ("durable", "buffered")
 
     def __init__(
         self,
         journal: Journal,
+        counts: RecoveryCounts,
         *,
         rows_max: int,
         bytes_max: int,
@@ -49,255 +57,261 @@ class JournalBuffer(MemoryBuffer):
         journal_bytes_max: int,
         spills: bool = True,
     ) -> None:
-        super().__init__(rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max)
         self.journal = journal
-        self.book = journal.book
+        self.loader: Loader  # made by open
+        self.read_wanted = asyncio.Event()  # there may be something to read back, or room for it
+        self.rows_unconfirmed = 0
+        self.live_put_s = -inf  # when a block of a post, or of the replay, came in last
+        self.unwritten = UnwrittenFrames(bytes_max)
+        self._counts = counts
         self._journal_bytes_max = journal_bytes_max
         self._spills = spills
-        if spills:  # who waits for an outcome needs memory; the others need not stand behind them
-            self._awaited_queue = deque()
-        self._spilling = False
-        self._spill_bytes = 0  # of blocks on their way to the disk only
-        self._on_way_bytes = 0  # of frames that have room on the disk and are not written yet
-        self._in_hand_bytes = 0  # of blocks on their way to the disk and in memory
-        self._backlog: deque[Block] = deque()  # read back
-        self._backlog_rows = self._backlog_bytes = 0  # read back and not settled
-        self._turns = 0
-        self.untold_rows = 0  # kept, of posts that do not know yet: they count as at the door
-        self._live_s = float("-inf")  # when the last live post, or replayed letter, was put
-        self._rows_left = 0  # in memory at a drain's end, and in the journal
-        self._rows_gone = 0  # on the disk only, in files that are not there any more
-        self.loading: Range | None = None  # what the loader reads now
-        self.wanted = asyncio.Event()  # the loader should look again
-        journal.changed = self._journal_changed
-
-    def open(self) -> None:
-        """Take the journal's folder. Raises StartError."""
-        self.journal.open()
-
-    async def close(self) -> None:
-        """Bring all that was begun to its end, and let go of the folder. Repeatable."""
-        await self.journal.close()
-
-    def _journal_changed(self) -> None:
-        if self._bytes_queueing:
-            self._admit()
-
-    # The inlet
-
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Room:
-        """Wait for room for one block, in memory or on the disk."""
-        if not awaited and not self._shut and self.journal.broken is not None:
-            raise JournalBroken(str(self.journal.broken))
-        return await super().reserve(rows, size_bytes, awaited=awaited)
-
-    def _may_wait(self, size_bytes: int) -> bool:
-        """Memory is full whenever blocks are spilled, so who waits then has room beside it."""
-        if not self._spills:
-            return super()._may_wait(size_bytes)
-        return self._bytes_queueing + size_bytes <= self._bytes_max // 4
-
-    def _place(self, rows: int, size_bytes: int, *, awaited: bool) -> Room | None:
-        if awaited:
-            return super()._place(rows, size_bytes, awaited=True)
-        frame = HEAD_BYTES + size_bytes
-        if self.book.size_bytes + self._on_way_bytes + frame > self._journal_bytes_max:
-            return None
-        if self._spilling and self._memory_used() <= SPILL_ENDS:
-            self._spilling = False
-        spilled = self._spilling or not self._fits(rows, size_bytes)
-        if spilled:
-            on_way = self._spill_bytes + size_bytes
-            if not self._spills or (self._spill_bytes and on_way > self._bytes_max // 4):
-                return None
-            self._spilling = True
-            self._spill_bytes = on_way
-        else:
-            # A disk that hangs: what is stored meanwhile has left memory's count, but not memory.
-            if self._in_hand_bytes and self._in_hand_bytes + size_bytes > self._bytes_max:
-                return None
-            self._in_hand_bytes += size_bytes
-            self._book(rows, size_bytes)
-        self._on_way_bytes += frame
-        return JournalRoom(self, rows, size_bytes, spilled=spilled)
-
-    def left_way(self, size_bytes: int, *, spilled: bool) -> None:
-        """A block is on its way to the disk no longer."""
-        self._on_way_bytes -= HEAD_BYTES + size_bytes
-        if spilled:
-            self._spill_bytes -= size_bytes
-        else:
-            self._in_hand_bytes -= size_bytes
-
-    @property
-    def gives_way(self) -> bool:
-        """Whether what is read back is to hold up no live post: memory takes them all, that is.
-
-        More than it takes is overload: then the rate counts, not who comes first.
-        """
-        spills = self._spilling and self._memory_used() > SPILL_ENDS
-        overload = spills or self._bytes_queueing
-        return not overload and monotonic_s() - self._live_s < LIVE_S
-
-    def _put(self, block: Block, rows: int, size_bytes: int) -> None:
-        self._live_s = monotonic_s()
-        super()._put(block, rows, size_bytes)
-
-    def spilled(self, segment: Segment, start: int, block: Block) -> None:
-        """A block is on the disk only."""
-        self._live_s = monotonic_s()
-        self.book.on_disk(segment, start, block)
-        self.wanted.set()
-        self._journal_changed()  # the way to the disk is free again
-
-    def _admit(self) -> None:
-        super()._admit()
-        self._admit_from(self._awaited_queue)
-
-    def _unbook(self, rows: int, size_bytes: int) -> None:
-        super()._unbook(rows, size_bytes)
-        self.wanted.set()
-
-    def _memory_used(self) -> float:
-        rows = self._rows_held + self._rows_reserved
-        return max(rows / self._rows_max, self._bytes / self._bytes_max)
-
-    # The outlet
-
-    def first_received_s(self) -> float | None:
-        """Return the monotonic time at which the first waiting block was received."""
-        if not self._backlog:
-            return super().first_received_s()
-        first_s = self._backlog[0].received_s
-        return min(first_s, self._blocks[0].received_s) if self._blocks else first_s
-
-    def take(self, rows_max: int) -> list[Block]:
-        """Take whole blocks in order, live ones or from the backlog."""
-        if not self._backlog:
-            return self._take_from(self._blocks, rows_max)
-        self._turns += 1
-        if self._blocks and self._turns % BACKLOG_TURN:
-            return self._take_from(self._blocks, rows_max)
-        return self._take_from(
-            self._backlog, min(rows_max, BACKLOG_ROWS_MAX) if self.gives_way else rows_max
+        self._writers = WaitingWriters()
+        self._live, self._backlog = BlockQueue(self._writers), BlockQueue(self._writers)
+        self._backlog_bytes = 0  # of blocks that were read back and are not settled
+        self._batches = 0  # taken while there was a backlog
+        # Two queues: a post whose block can be spilled need not wait behind one that needs memory.
+        self._waiting, self._waiting_for_memory = (
+            WaitingPosts(put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s)
+            for _ in range(2)
         )
+        self._spilling = False
+        self._rows_left = 0  # in memory when the service stopped, and in the journal
+        self._rows_gone = 0  # on the disk only, in files that somebody has removed
+        self.memory = BoundedMemory(self._live, rows_max, bytes_max, self._memory_freed)
+        journal.changed = self._admit
 
-    def settle(self, blocks: Sequence[Block]) -> None:
-        """Forget blocks, in memory and on the disk; their room comes free."""
-        for block in blocks:
-            if block.reloaded:
-                self._backlog_rows -= block.rows
-                self._backlog_bytes -= len(block.tuples)
-        self.journal.settle(blocks)
-        super().settle(blocks)
-        self.wanted.set()
+    # Start and end
 
-    def give_back(self, blocks: Sequence[Block]) -> None:
-        """Put blocks back to the front, in their order."""
-        old = [block for block in blocks if block.reloaded]
-        if old:
-            self._give_back_to(self._backlog, old)
-            blocks = [block for block in blocks if not block.reloaded]
-        super().give_back(blocks)
+    def open(self) -> list[Work]:
+        """Take the journal's folder; return what reads it, to be run while posts come in."""
+        self.journal.open()
+        self.loader = Loader(self, self._counts)
+        return [self.loader.scan, self.loader.load]
 
     def shut_inlet(self) -> None:
-        """Let nothing in any more, from the disk neither."""
-        super().shut_inlet()
-        self.wanted.set()
-
-    def stats(self) -> BufferStats:
-        """Return what is held now, on the disk too."""
-        stats = super().stats()
-        book = self.book
-        oldest_s = [stats.oldest_received_s] if stats.oldest_received_s is not None else []
-        if self._backlog:
-            oldest_s.append(self._backlog[0].received_s)
-        if self.loading is not None:
-            oldest_s.append(self.loading.oldest_s)
-        waiting = (book.recovered, book.spilled, book.put_off)
-        oldest_s += [ranges[0].oldest_s for ranges in waiting if ranges]
-        on_disk = book.size_bytes + self._on_way_bytes
-        return stats._replace(
-            rows=stats.rows + book.rows - self.untold_rows,
-            blocks_waiting=stats.blocks_waiting + len(self._backlog),
-            oldest_received_s=min(oldest_s, default=None),
-            rows_kept=book.rows + self._rows_left - self._rows_gone,
-            disk_used=on_disk / self._journal_bytes_max if self._spills else None,
-        )
-
-    @property
-    def levels(self) -> tuple[str, ...]:
-        """The acknowledgements that it can give without the database, best first."""
-        return ("durable", "buffered")
-
-    @property
-    def broken(self) -> bool:
-        """Whether the disk takes nothing now, or does not say whether it does."""
-        return self.journal.broken is not None or self.journal.hangs
-
-    def journal_stats(self) -> JournalStats:
-        """Return what the folder holds."""
-        book = self.book
-        return JournalStats(book.size_bytes, len(book.segments), self.journal.damaged)
-
-    # What comes back from the disk
-
-    def load_room(self) -> tuple[int, int] | None:
-        """Return how many rows and bytes may be read back now; None if no room is left for any."""
-        rows = min(self._rows_max // 4 - self._backlog_rows, self._rows_free())
-        size = min(self._bytes_max // 4 - self._backlog_bytes, self._bytes_max - self._bytes)
-        if rows > 0 and size > 0:
-            return rows, size
-        alone = not self._backlog_rows and self._rows_free() > 0 and self._bytes < self._bytes_max
-        return (1, 1) if alone else None
-
-    def _rows_free(self) -> int:
-        return self._rows_max - self._rows_held - self._rows_reserved
-
-    def load(self, blocks: Sequence[Block], *, newest_s: float) -> None:
-        """Take blocks that were read back. They may exceed the room by one block.
-
-        They were received by `newest_s` (monotonic), whatever the clock on the wall did since.
-        """
-        now_s, now_us = monotonic_s(), unix_us()
-        for block in blocks:
-            block.received_s = min(newest_s, now_s - (now_us - block.received_us) / 1e6)
-            rows, size = block.rows, len(block.tuples)
-            self._rows_held += rows
-            self._rows_waiting += rows
-            self._bytes += size
-            self._backlog_rows += rows
-            self._backlog_bytes += size
-            self._backlog.append(block)
-            self.book.loaded(rows, 1)
-        self._wake_takers()
-
-    # At a drain's end
+        """Let nothing in any more, and read nothing back."""
+        self._waiting.shut_out()
+        self._waiting_for_memory.shut_out()
+        self._writers.shut_out()
+        self.read_wanted.set()
 
     async def keep_rest(self) -> None:
-        """Leave to the journal what waits, also what was not in it; tell who waits.
+        """Leave to the journal what waits, also what was not in it; tell the posts that wait.
 
-        What could not be written goes on waiting, to be set aside by other means. What is in files
-        that somebody has removed is not in the journal: it is written again, or no longer kept.
+        A block that cannot be written waits on. If somebody has removed a file of the journal, its
+        blocks are written again if memory has them; the others are counted as kept no longer.
         """
         gone = await self.journal.missing()
-        book = self.book
-        ranges = [*book.recovered, *book.spilled, *book.put_off]
-        ranges += [self.loading] if self.loading is not None else []
-        self._rows_gone = sum(each.rows for each in ranges if each.segment in gone)
-        blocks = [*self._take_from(self._backlog, 1 << 62), *self._take_from(self._blocks, 1 << 62)]
+        index = self.journal.index
+        self._rows_gone = sum(each.rows for each in index.ranges() if each.segment in gone)
+        blocks = [*self._backlog.take(1 << 62), *self._live.take(1 << 62)]
         for block in blocks:
-            if block.sequence and book.segment_of(block.sequence) in gone:
+            if block.sequence and index.segment_of(block.sequence) in gone:
                 block.sequence = 0
-        last = [LastEntry(block) for block in blocks if not block.sequence]
-        for each in last:
-            self.journal.append(each)
-        for each in last:
-            await each.decided.wait()
-        left = [block for block in blocks if not block.sequence]
-        self.give_back(left)
+        await append_last(self.journal, [block for block in blocks if not block.sequence])
+        self.give_back([block for block in blocks if not block.sequence])
         for block in blocks:
             if block.sequence:
                 self._rows_left += block.rows
                 if block.ack is not None and not block.ack.resolved:
                     block.ack.resolve(Outcome(set_aside=True))
+
+    async def close(self) -> None:
+        """Finish what was begun, and let go of the folder. Repeatable."""
+        await self.journal.close()
+
+    # The inlet
+
+    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
+        """Wait for room for one block: in the journal, or in memory if `awaited`."""
+        waiting, place = self._waiting, self._place
+        if awaited:
+            place = self._place_in_memory
+            if self._spills:
+                waiting = self._waiting_for_memory
+        elif self.journal.broken is not None and not waiting.shut:
+            raise JournalBroken(str(self.journal.broken))
+        if not (waiting.posts or waiting.shut):
+            reservation = place(rows, size_bytes)
+            if reservation is not None:
+                return reservation
+        return await waiting.wait(rows, size_bytes, place)
+
+    def _may_wait(self, size_bytes: int) -> bool:
+        """Whether there is memory for one more post that waits."""
+        bytes_waiting = self._bytes_waiting + size_bytes
+        if self._spills:  # posts wait when memory is full, so they have a bound of their own
+            return bytes_waiting <= self.memory.bytes_max // 4
+        return self.memory.size_bytes + bytes_waiting <= self.memory.bytes_max
+
+    @property
+    def _bytes_waiting(self) -> int:
+        return self._waiting.size_bytes + self._waiting_for_memory.size_bytes
+
+    def _place_in_memory(self, rows: int, size_bytes: int) -> Reservation | None:
+        """Reserve room for a block that is not journaled; None if there is not enough now."""
+        reservation = self.memory.place(rows, size_bytes)
+        if reservation is not None:
+            self.live_put_s = monotonic_s()
+        return reservation
+
+    def _place(self, rows: int, size_bytes: int) -> Reservation | None:
+        """Reserve room on the disk, and in memory unless the block is spilled; or None."""
+        memory = self.memory
+        if self._disk_bytes + HEAD_BYTES + size_bytes > self._journal_bytes_max:
+            return None
+        if self._spilling and memory.used <= SPILL_ENDS_AT:
+            self._spilling = False
+        spilled = self._spilling or not memory.fits(rows, size_bytes)
+        if (spilled and not self._spills) or not self.unwritten.add(size_bytes, spilled=spilled):
+            return None
+        if spilled:
+            self._spilling = True
+        else:
+            memory.add(rows, size_bytes)
+        return JournalReservation(self, rows, size_bytes, spilled=spilled)
+
+    @property
+    def _disk_bytes(self) -> int:
+        return self.journal.index.size_bytes + self.unwritten.size_bytes
+
+    def keep_spilled(self, segment: Segment, start: int, block: Block) -> None:
+        """A block is on the disk and not in memory; its frame begins at `start`."""
+        self.journal.index.on_disk(segment, start, block)
+        self.read_wanted.set()
+
+    def _memory_freed(self) -> None:
+        self._admit()
+        self.read_wanted.set()
+
+    def _admit(self) -> None:
+        """Grant room to posts that wait, if there is room now."""
+        self._waiting.admit()
+        self._waiting_for_memory.admit()
+
+    # The outlet
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that may be taken now."""
+        return self._writers.rows
+
+    @property
+    def shut(self) -> bool:
+        """Whether no block will ever come in any more."""
+        return self._waiting.shut
+
+    def first_received_s(self) -> float | None:
+        """Return the monotonic time at which the first waiting block was received."""
+        return _earliest(self._live.first_received_s(), self._backlog.first_received_s())
+
+    async def wait_rows(self, rows: int) -> None:
+        """Wait until `rows` rows wait or the buffer is shut."""
+        await self._writers.wait_rows(rows)
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, live ones or from the backlog."""
+        if not self._backlog.blocks:
+            return self._live.take(rows_max)
+        self._batches += 1
+        if self._live.blocks and self._batches % BACKLOG_EVERY:
+            return self._live.take(rows_max)
+        if self.live_first:
+            rows_max = min(rows_max, LIVE_BATCH_ROWS_MAX)
+        return self._backlog.take(rows_max)
+
+    def settle(self, blocks: Sequence[Block]) -> None:
+        """Forget blocks, in memory and on the disk; their room comes free."""
+        self.journal.settle(blocks)
+        live, old = self._parted(blocks)
+        rows, size_bytes = self._live.settle(live)
+        old_rows, old_bytes = self._backlog.settle(old)
+        self._backlog_bytes -= old_bytes
+        self.memory.free(rows + old_rows, size_bytes + old_bytes)
+
+    def give_back(self, blocks: Sequence[Block]) -> None:
+        """Put blocks back to the front, in their order."""
+        live, old = self._parted(blocks)
+        self._live.give_back(live)
+        self._backlog.give_back(old)
+
+    def _parted(self, blocks: Sequence[Block]) -> tuple[Sequence[Block], Sequence[Block]]:
+        """Return the live ones of these blocks, and those that were read back."""
+        if not self._backlog.rows:
+            return blocks, ()
+        live = [block for block in blocks if not block.reloaded]
+        return live, [block for block in blocks if block.reloaded]
+
+    def stats(self) -> BufferStats:
+        """Return what is held now, on the disk too."""
+        live, backlog, memory = self._live, self._backlog, self.memory
+        kept = self.journal.index.rows
+        return BufferStats(
+            rows=live.rows + backlog.rows + kept - self.rows_unconfirmed,
+            rows_max=memory.rows_max,
+            size_bytes=memory.size_bytes + self._bytes_waiting,
+            bytes_max=memory.bytes_max,
+            rows_waiting=self._writers.rows,
+            blocks_waiting=len(live.blocks) + len(backlog.blocks),
+            posts_waiting=len(self._waiting.posts),
+            oldest_received_s=self._oldest_s(),
+            rows_taken=live.rows + backlog.rows - self._writers.rows,
+            rows_kept=kept + self._rows_left - self._rows_gone,
+            disk_used=self._disk_bytes / self._journal_bytes_max if self._spills else None,
+        )
+
+    def _oldest_s(self) -> float | None:
+        on_disk_s = self.journal.index.oldest_s()
+        return _earliest(self._live.oldest_s(), self._backlog.oldest_s(), on_disk_s)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the disk takes nothing now, or does not answer."""
+        return self.journal.broken is not None or self.journal.hangs
+
+    def journal_stats(self) -> JournalStats:
+        """Return what the folder holds."""
+        index = self.journal.index
+        return JournalStats(index.size_bytes, len(index.segments), self.journal.damaged)
+
+    # What is read back from the disk
+
+    @property
+    def live_first(self) -> bool:
+        """Whether reading back must not delay live posts: they come, and memory takes them all.
+
+        If it does not there is overload. Then the rate counts, not who comes first.
+        """
+        spills = self._spilling and self.memory.used > SPILL_ENDS_AT
+        return not (spills or self._bytes_waiting) and monotonic_s() - self.live_put_s < LIVE_S
+
+    def room_to_load(self) -> tuple[int, int] | None:
+        """Return how many rows and bytes may be read back now; None if there is no room."""
+        memory = self.memory
+        rows_free, bytes_free = memory.rows_max - memory.rows, memory.bytes_max - memory.size_bytes
+        rows = min(memory.rows_max // 4 - self._backlog.rows, rows_free)
+        size_bytes = min(memory.bytes_max // 4 - self._backlog_bytes, bytes_free)
+        if rows > 0 and size_bytes > 0:
+            return rows, size_bytes
+        # A bound so small that a quarter of it is nothing: one block at a time.
+        alone = not self._backlog.rows and rows_free > 0 and bytes_free > 0
+        return (1, 1) if alone else None
+
+    def load(self, blocks: Sequence[Block], *, newest_s: float) -> None:
+        """Take blocks that were read back. They may exceed the room by one block.
+
+        All were received before `newest_s` (monotonic). The age by the wall clock may be wrong: it
+        may have been set since.
+        """
+        now_s, now_us = monotonic_s(), unix_us()
+        for block in blocks:
+            block.received_s = min(newest_s, now_s - (now_us - block.received_us) / 1e6)
+            self._backlog_bytes += len(block.tuples)
+            self.memory.add(block.rows, len(block.tuples))
+            self.journal.index.loaded(block.rows, 1)
+            self._backlog.append(block)
+
+
+def _earliest(*times_s: float | None) -> float | None:
+    return min((each for each in times_s if each is not None), default=None)

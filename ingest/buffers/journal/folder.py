@@ -1,7 +1,9 @@
-"""The journal's folder as one process keeps it: append, rotate, note what is done, clear away.
+"""The journal's folder: appends groups to segments, notes what is done, removes segments.
 
-Belongs to one thread: every method blocks, and none may run beside another (journal.py sees to
-that). Segments of earlier lives are never appended to. What is said to be written is on the disk.
+Promises: when `write` returns the group is on the disk. Nothing is ever appended to a segment of an
+earlier process.
+Does not: allow two calls at a time. Every method blocks, and journal_thread makes one call after
+the other.
 """
 
 from __future__ import annotations
@@ -36,14 +38,16 @@ from ingest.system.files import (
 )
 from ingest.system.logs import get_logger
 
-UNSEEN_S_MAX = 1.0  # a look costs two waits for the interpreter, a quarter of a group's time
-PROBE_FREE_BYTES_MIN = 1 << 20  # less, and a disk that was full is still full
+# Between two looks whether the file is still there. A look waits for the interpreter twice, which
+# would take a quarter of the time of each group.
+UNSEEN_S_MAX = 1.0
+PROBE_FREE_BYTES_MIN = 1 << 20  # with less a disk that was full still counts as full
 
 log = get_logger("journal")
 
 
-class Written(NamedTuple):
-    """Where a group lies now: its segment, and the offsets of its first frame and its end."""
+class GroupPlace(NamedTuple):
+    """Where a group is on the disk: its segment, and the offsets of its first frame and its end."""
 
     file: SegmentFile
     start: int
@@ -51,8 +55,8 @@ class Written(NamedTuple):
     is_last: bool  # of its segment, which is full
 
 
-class JournalStore:
-    """One process's hold on a journal folder. `segment_bytes` is where a segment is finished."""
+class JournalFolder:
+    """A journal's folder, locked. A segment is finished when it has `segment_bytes`."""
 
     def __init__(self, folder: Path, *, segment_bytes: int, calls: FileCalls = REAL_CALLS) -> None:
         self.folder = folder
@@ -65,7 +69,7 @@ class JournalStore:
         self._tidying_failed = False
 
     def open(self) -> list[tuple[SegmentFile, int]]:
-        """Take the folder; return the segments that earlier lives left, with their sizes in bytes.
+        """Lock the folder; return the segments of earlier processes, with their sizes in bytes.
 
         Raises StartError if the folder cannot be used or another service has it.
         """
@@ -78,10 +82,10 @@ class JournalStore:
                     "folder with --state-dir"
                 )
             found = segment_files(self.folder)
-            # The notes of a segment that is gone must not meet another one.
+            # Notes whose segment was removed are of no use.
             for path in self.folder.glob("journal-*.done"):
                 if not path.with_suffix(".log").exists():
-                    with contextlib.suppress(OSError):  # nor will it: a name has its own salt
+                    with contextlib.suppress(OSError):  # harmless: each segment has its own name
                         path.unlink()
             return [(each, each.path.lstat().st_size) for each in found]
         except OSError as error:
@@ -90,11 +94,10 @@ class JournalStore:
                 "another with --state-dir, or --buffer memory"
             ) from error
 
-    def write(self, blocks: Sequence[Block]) -> Written:
+    def write(self, blocks: Sequence[Block]) -> GroupPlace:
         """Append the blocks' frames and bring them to the disk, all or none. Raises OSError.
 
-        After an error the file is not written any more if it may hold what it should not, or not
-        hold what it should.
+        After an error nothing more is written to the file if its contents are uncertain.
         """
         file, out = self._current or self._create(blocks[0].sequence)
         start = out.size
@@ -111,10 +114,10 @@ class JournalStore:
         is_full = out.size >= self._segment_bytes
         if is_full:
             self.finish()
-        return Written(file, start, out.size, is_full)
+        return GroupPlace(file, start, out.size, is_full)
 
     def _create(self, first: int) -> tuple[SegmentFile, AppendFile]:
-        self._hold()
+        self._keep_lock()
         salt = secrets.randbits(32)
         file = SegmentFile(self.folder / segment_name(first, salt), first, salt)
         out = AppendFile.open(file.path, create=True, calls=self._calls, unseen_s_max=UNSEEN_S_MAX)
@@ -128,14 +131,14 @@ class JournalStore:
         self._current = (file, out)
         return self._current
 
-    def _hold(self) -> None:
-        """Have the folder that the name leads to now: somebody may have moved ours away.
+    def _keep_lock(self) -> None:
+        """Lock the folder at our path once more if somebody has replaced it.
 
-        Raises OSError if another service has it, which would remove what we put there.
+        Raises OSError if another service has locked it: that one would remove our files.
         """
         if self._lock is not None and self._lock.holds():
             return
-        lost, self._lock = self._lock, None  # closed once: its descriptors may soon be another's
+        lost, self._lock = self._lock, None  # so that it is closed once: descriptors are reused
         if lost is not None:
             lost.close()
         self._lock = FolderLock.try_take(self.folder)
@@ -143,26 +146,29 @@ class JournalStore:
             raise OSError(errno.EBUSY, "another service writes this journal", str(self.folder))
 
     def finish(self) -> None:
-        """Write the current segment no more; the next group begins another one."""
+        """Write to the current segment no more; the next group begins another one."""
         if self._current is not None:
             file, out = self._current
             self._current = None
             with contextlib.suppress(OSError):  # all that was appended is on the disk already
                 out.close()
             if out.size <= HEADER_BYTES:
-                file.path.unlink(missing_ok=True)  # nothing ever came of it
+                file.path.unlink(missing_ok=True)  # it holds no block
 
     def probe(self, next_sequence: int) -> None:
-        """Try a new segment, to see whether the disk takes anything. Raises OSError if not."""
+        """Begin a new segment, to see whether the disk takes anything. Raises OSError if not."""
         self.finish()
-        make_folder(self.folder, self._calls)  # gone by somebody's hand?
+        make_folder(self.folder, self._calls)  # somebody may have removed it
         free = os.statvfs(self.folder)
         if free.f_bavail * free.f_frsize < PROBE_FREE_BYTES_MIN:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))
         self._create(next_sequence)
 
     def note(self, file: SegmentFile, ranges: Iterable[tuple[int, int]]) -> None:
-        """Note what is done; not brought to the disk. What is missing will be written twice."""
+        """Note what is done, without fsync.
+
+        If a note is lost its blocks are written to the table again, and the key absorbs them.
+        """
         records = b"".join(encode_done(first, last) for first, last in ranges)
         try:
             if self._notes is None or self._notes[0] != file:
@@ -184,9 +190,9 @@ class JournalStore:
             os.close(notes[1])
 
     def remove(self, file: SegmentFile, *, damaged: bool) -> bool:
-        """Remove a segment that is done, or set it aside as *.damaged; return whether it is gone.
+        """Remove a segment, or rename it to *.damaged; return whether it is gone.
 
-        It is gone too if somebody else has removed it.
+        It is gone, too, if somebody else has removed it.
         """
         if self._notes is not None and self._notes[0] == file:
             self._close_notes()
@@ -195,19 +201,19 @@ class JournalStore:
                 if damaged:
                     file.path.rename(file.path.with_suffix(".damaged"))
                 else:
-                    unlink_aside(file.path)  # a group may wait for this thread
+                    unlink_aside(file.path)  # in a thread of its own: groups wait for this one
         except OSError as error:
             if not self._tidying_failed:
                 log.warning("journal_tidy_failed", file=file.path.name, error=str(error))
             self._tidying_failed = True
             return False
         self._tidying_failed = False
-        with contextlib.suppress(OSError):  # alone it says nothing; the next start removes it
+        with contextlib.suppress(OSError):  # it does no harm; the next start removes it
             file.done_path.unlink(missing_ok=True)
         return True
 
     def close(self) -> None:
-        """Close what is open, give the folder free."""
+        """Close what is open, unlock the folder."""
         self.finish()
         self._close_notes()
         if self._lock is not None:
@@ -216,7 +222,7 @@ class JournalStore:
 
 
 def _open_notes(file: SegmentFile) -> int:
-    """Open a segment's notes for appending, behind the last whole one."""
+    """Open a segment's notes for appending, after the last whole one."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(file.done_path, flags, 0o600)
     try:

@@ -1,8 +1,8 @@
-"""What the event loop knows of the journal: its segments, and what of them is on the disk only.
+"""The journal's index in memory: its segments, and the ranges of them that are on the disk only.
 
-Pure bookkeeping, no calls of the system. A segment may go once it is written no more and all of its
-blocks are settled. What was spilled (or recovered) is known as ranges of a segment, not block by
-block: fifty million of them cost nothing but their bytes on the disk.
+Makes no system calls. A segment may be removed when nothing more is written to it and all of its
+blocks are settled. Spilled and recovered blocks are known as ranges of a segment, not one by one:
+so fifty million of them need no memory.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES, Done
 from ingest.buffers.journal.reader import SegmentFile
 from ingest.model.block import Block
 
-Notes = dict["Segment", list[tuple[int, int]]]
+DoneRanges = dict["Segment", list[tuple[int, int]]]  # sequences, both included
 
 
 class Segment:
-    """One segment: its size in bytes, how many of its blocks are not settled, whether it goes on.
+    """One segment: its file, its size in bytes, how many of its blocks are not settled (`undone`).
 
-    `damaged`: to be set aside instead of removed. `unread`: what it holds is unknown, so it stays.
+    `sealed`: nothing more is written to it. `damaged`: it is set aside instead of removed.
+    `unread`: nobody has counted its blocks yet, so it stays. `removing`: it is being removed.
     """
 
-    __slots__ = ("damaged", "file", "leaving", "sealed", "size", "undone", "unread")
+    __slots__ = ("damaged", "file", "removing", "sealed", "size", "undone", "unread")
 
     def __init__(self, file: SegmentFile, size: int, *, sealed: bool) -> None:
         self.file = file
@@ -33,21 +34,20 @@ class Segment:
         self.sealed = sealed
         self.damaged = False
         self.unread = False
-        self.leaving = False
+        self.removing = False
 
     @property
-    def may_go(self) -> bool:
-        """Whether nothing of it is needed any more."""
-        return self.sealed and not self.undone and not self.unread and not self.leaving
+    def is_removable(self) -> bool:
+        """Whether it is not needed any more."""
+        return self.sealed and not self.undone and not self.unread and not self.removing
 
 
 class Range:
-    """Blocks on the disk only, from `start` to `end` of a segment; `done` are not among them.
+    """Blocks that are on the disk only: from `start` to `end` of a segment, without those `done`.
 
-    `oldest_s` is the (monotonic) receipt of the first of them, `newest_s` a time by which the last
-    one had been received, `last` the sequence that was loaded
-    last, `failures` how often in a row reading failed. `stays`: the segment holds more than this,
-    which cannot be read now.
+    By the monotonic clock, the first of them was received at `oldest_s`, and all of them before
+    `newest_s`. `last` is the sequence loaded last, `failures` how often in a row reading failed.
+    `stays`: the segment has more blocks, which cannot be read now.
     """
 
     __slots__ = (
@@ -68,8 +68,8 @@ class Range:
         self.done: Done | None = None
 
 
-class Book:
-    """The segments in order, and the ranges that wait to be read back: recovered ones first."""
+class JournalIndex:
+    """The segments in order, and the ranges to be read back: recovered ones first."""
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []
@@ -77,19 +77,25 @@ class Book:
         self.size_bytes = 0
         self.recovered: deque[Range] = deque()
         self.spilled: deque[Range] = deque()
-        self.put_off: list[Range] = []  # they could not be read just now
+        self.postponed: list[Range] = []  # reading them failed; to be tried again later
+        self.loading: Range | None = None  # begun, and not at its end
         self.rows = 0  # in all ranges
         self.blocks = 0
-        self._growing: Range | None = None  # the last range, until it is taken
+        self._growing: Range | None = None  # the last range, until it is being loaded
+
+    @property
+    def last(self) -> Segment | None:
+        """The segment that was begun last."""
+        return self.segments[-1] if self.segments else None
 
     def add(self, segment: Segment) -> None:
-        """Know a segment; its sequences are greater than those of all others."""
+        """Add a segment; its sequences are greater than those of all others."""
         self.segments.append(segment)
         self._firsts.append(segment.file.first)
         self.size_bytes += segment.size
 
     def add_recovered(self, found: Range) -> None:
-        """Know what an earlier life left: from now on its segment goes when that is settled."""
+        """Add what an earlier process left. Its segment may be removed when that is settled."""
         found.segment.unread = found.stays
         found.segment.undone += found.blocks
         self.recovered.append(found)
@@ -97,8 +103,8 @@ class Book:
         self.blocks += found.blocks
 
     def group(self, file: SegmentFile) -> Segment:
-        """A group was written: return its segment, new or the last one."""
-        last = self.segments[-1] if self.segments else None
+        """Return the segment of a group that was written: a new one or the last one."""
+        last = self.last
         if last is not None and last.file == file:
             return last
         if last is not None:
@@ -108,16 +114,16 @@ class Book:
         return segment
 
     def wrote(self, segment: Segment, blocks: int, end: int) -> None:
-        """A group of so many blocks was written, up to `end` of its segment."""
+        """Note that a group of so many blocks was written, up to `end` of its segment."""
         self.size_bytes += end - segment.size
         segment.size = end
         segment.undone += blocks
 
     def on_disk(self, segment: Segment, start: int, block: Block) -> None:
-        """A block whose frame begins at `start` is on the disk only; told of in their order."""
+        """Note that a block is on the disk only; its frame begins at `start`. Call it in order."""
         rows = block.rows
         growing = self._growing
-        # What lies between two of them is held in memory too: no range goes over it.
+        # A block between two of them is in memory as well: it must not be in a range.
         if growing is None or growing.end != start or growing.segment is not segment:
             growing = self._growing = Range(segment, start, start, block.received_s)
             self.spilled.append(growing)
@@ -129,26 +135,36 @@ class Book:
         self.blocks += 1
 
     def next_range(self) -> Range | None:
-        """Take the first range; it grows no more, and counts until `loaded` has been told of it."""
+        """Return the range that is being loaded, or begin the next one: it grows no more."""
         ranges = self.recovered or self.spilled
-        if not ranges:
-            return None
-        first = ranges.popleft()
-        if first is self._growing:
-            self._growing = None
-        return first
+        if self.loading is None and ranges:
+            self.loading = ranges.popleft()
+            if self.loading is self._growing:
+                self._growing = None
+        return self.loading
 
-    def later(self, failed: Range) -> None:
-        """A range that was taken cannot be read now; it still counts."""
-        self.put_off.append(failed)
+    def ranges(self) -> list[Range]:
+        """Return all ranges."""
+        loading = [self.loading] if self.loading is not None else []
+        return [*self.recovered, *self.spilled, *self.postponed, *loading]
 
-    def again(self, failed: Range) -> None:
-        """Let it be taken once more, behind the others."""
-        self.put_off.remove(failed)
+    def oldest_s(self) -> float | None:
+        """Return when the oldest block of the ranges was received, by the monotonic clock."""
+        firsts = [each[0] for each in (self.recovered, self.spilled, self.postponed) if each]
+        firsts += [self.loading] if self.loading is not None else []
+        return min((each.oldest_s for each in firsts), default=None)
+
+    def postpone(self, failed: Range) -> None:
+        """Put aside a range that cannot be read now; its rows still count."""
+        self.postponed.append(failed)
+
+    def resume(self, failed: Range) -> None:
+        """Put a postponed range behind the others, to be loaded once more."""
+        self.postponed.remove(failed)
         self.spilled.append(failed)
 
     def loaded(self, rows: int, blocks: int) -> None:
-        """Blocks of a range are in memory now."""
+        """Count blocks of a range no longer: they are in memory now, or lost."""
         self.rows -= rows
         self.blocks -= blocks
 
@@ -156,9 +172,9 @@ class Book:
         """Return the segment that holds the block of this sequence."""
         return self.segments[bisect_right(self._firsts, sequence) - 1]
 
-    def settled(self, sequences: Sequence[int]) -> Notes:
-        """Blocks need nothing any more; return what to note. Sequences are in order."""
-        notes: Notes = {}
+    def settled(self, sequences: Sequence[int]) -> DoneRanges:
+        """Blocks are not needed any more; return their ranges, to be noted. Call it in order."""
+        ranges_of: DoneRanges = {}
         segment: Segment | None = None
         below = 0  # the sequences of `segment` are below it
         for sequence in sequences:
@@ -168,15 +184,15 @@ class Book:
                 below = self._firsts[at] if at < len(self._firsts) else 1 << 64
             segment.undone -= 1
             assert segment.undone >= 0, "a block is settled once"
-            ranges = notes.setdefault(segment, [])
+            ranges = ranges_of.setdefault(segment, [])
             if ranges and ranges[-1][1] == sequence - 1:
                 ranges[-1] = (ranges[-1][0], sequence)
             else:
                 ranges.append((sequence, sequence))
-        return notes
+        return ranges_of
 
     def forget(self, segment: Segment) -> None:
-        """A segment is gone."""
+        """Drop a segment that was removed."""
         at = self.segments.index(segment)
         del self.segments[at], self._firsts[at]
         self.size_bytes -= segment.size

@@ -1,70 +1,102 @@
-"""Reads back what is on the disk only: what an earlier life left, and what was spilled.
+"""Reads back the blocks that are on the disk only: of an earlier process, or spilled by this one.
 
-`scan` looks through the segments of earlier lives, counts what is not done in them, and cuts off
-the torn tail of the last one; `load` brings blocks back as memory has room. Both work by small
-steps in a thread. Damage never stops them: what is whole is replayed, the file is set aside.
+`scan` reads the segments that were there at the start. It counts the blocks in them that are not
+done, and cuts off the torn tail of the last segment. `load` brings blocks back into memory as there
+is room. Both work in a thread, in small steps. Damage never stops them: the blocks that are whole
+are loaded, and the file is set aside.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from ingest.buffers.journal.buffer import BACKLOG_ROWS_MAX, JournalBuffer
 from ingest.buffers.journal.format import HEADER_BYTES
 from ingest.buffers.journal.index import Range, Segment
+from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.reader import SegmentReader, SegmentScan
-from ingest.model.ledger import Metrics
+from ingest.model.block import Block
 from ingest.system.clock import monotonic_s, process_cpu_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
 
 READ_BYTES_MAX = 1 << 18
-# While live posts come: a group of them waits for the disk behind a commit of the database, so
-# those are to be small, and apart. Of 1,000 rows: p99 of 5 s 2.4 to 2.8 times normal; of 300: 2.2.
+# While live posts come, their fsync waits for the disk behind the commits of what was read back. So
+# those commits are small, with pauses between them. The p99 of 5 s was 2.4 to 2.8 times the normal
+# one with batches of 1,000 rows, and 2.2 times with 300.
 LIVE_READ_BYTES_MAX = 1 << 16
+LIVE_BATCH_ROWS_MAX = 300  # or one block
 BUSY_MAX = 0.2  # of a core; above it the pauses grow
-PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # of 300 readings: the loader brings 50,000 a second
+PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # after 300 readings: at least 50,000 readings a second
 READ_AGAIN_S = 5.0
-READS_MAX = 3  # then it is told as damage; it is tried on
+READS_MAX = 3  # then it counts as damage; the tries go on
 
 log = get_logger("journal")
 
 _T = TypeVar("_T")
 
 
+class LoadingBuffer(Protocol):
+    """What the loader asks of its buffer."""
+
+    journal: Journal
+    read_wanted: asyncio.Event  # there may be something to read back, or room for it
+
+    @property
+    def shut(self) -> bool:
+        """Whether nothing is to be read back any more."""
+
+    @property
+    def live_first(self) -> bool:
+        """Whether reading back must not delay live posts."""
+
+    def room_to_load(self) -> tuple[int, int] | None:
+        """Return how many rows and bytes may be read back now; None if there is no room."""
+
+    def load(self, blocks: Sequence[Block], *, newest_s: float) -> None:
+        """Take blocks that were read back; all were received before `newest_s`."""
+
+
+class RecoveryCounts(Protocol):
+    """The part of the balance that the loader writes."""
+
+    recovered: int  # rows that an earlier process left
+    dropped: int  # rows that are lost
+
+
 class Loader:
     """The loader of one buffer. Both coroutines end soon after `stopping` is set."""
 
-    def __init__(self, buffer: JournalBuffer, metrics: Metrics) -> None:
+    def __init__(self, buffer: LoadingBuffer, counts: RecoveryCounts) -> None:
         self._buffer = buffer
-        self._book = buffer.book
-        self._metrics = metrics
+        self._journal = buffer.journal
+        self._index = buffer.journal.index
+        self._counts = counts
         self._reader: SegmentReader | None = None
         self._stepping = asyncio.Lock()
         self._began_s = monotonic_s()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
         self._pause_s = 0.0
-        self._looked_s = self._cpu_s = 0.0  # when the process' CPU was last looked at, and it
+        self._looked_s = self._cpu_s = 0.0  # when the CPU time was read last, and what it was
 
     async def _step(self, work: Callable[[], _T]) -> _T:
-        """Do one small step in a thread, one at a time, and leave as much time to live posts."""
+        """Do one small step in the thread, then pause for as long as it took, for live posts."""
         async with self._stepping:
             began_s = monotonic_s()
             done = await asyncio.get_running_loop().run_in_executor(self._thread, work)
             await asyncio.sleep(monotonic_s() - began_s)
             return done
 
-    # What earlier lives left
+    # What earlier processes left
 
     async def scan(self, stopping: asyncio.Event) -> None:
-        """Look through the segments that were there at the start."""
-        self._thread.submit(int)  # made now: a limit of threads that is met later ends nothing
-        unread = [each for each in self._book.segments if each.unread]
-        # The last one first: its tail is to be cut off before it is no longer the last one.
+        """Read the segments that were there at the start, and count what is in them."""
+        self._thread.submit(int)  # starts the thread now: later there may be a limit of threads
+        unread = [each for each in self._index.segments if each.unread]
+        # The last one first: its tail can be cut off only while no other segment follows it.
         left, last = [*unread[-1:], *unread[:-1]], unread[-1:]
         for tries in range(1, READS_MAX + 1):
             left = await self._scan_all(left, last, stopping, gives_up=tries == READS_MAX)
@@ -74,7 +106,7 @@ class Loader:
     async def _scan_all(
         self, segments: list[Segment], last: list[Segment], stopping: asyncio.Event, gives_up: bool
     ) -> list[Segment]:
-        """Look through segments; return those that could not be read, to be tried again."""
+        """Scan segments; return those that could not be read, to be tried again."""
         newest: Range | None = None
         again: list[Segment] = []
         for segment in segments:
@@ -98,7 +130,7 @@ class Loader:
     async def _scan_segment(
         self, segment: Segment, stopping: asyncio.Event, is_last: bool, gives_up: bool
     ) -> Range | None:
-        """Look through one segment. Raises OSError if it cannot be read, unless it `gives_up`."""
+        """Scan one segment. Raises OSError if it cannot be read, unless it `gives_up`."""
         scan = SegmentScan(segment.file, segment.size)
         try:
             while await self._step(scan.step):
@@ -108,7 +140,7 @@ class Loader:
             if not gives_up:
                 raise
             self._damaged(segment, f"cannot be read: {error.strerror}")
-            found = _found(segment, scan)  # what comes before; the file stays, for the next start
+            found = _found(segment, scan)  # what was read; the file stays for the next start
             found.stays = True
             return found if found.blocks else None
         finally:
@@ -121,18 +153,18 @@ class Loader:
         name = segment.file.path.name
         try:
             await self._step(partial(os.truncate, segment.file.path, scan.end))
-        except OSError as error:  # no reason not to load what is whole
+        except OSError as error:  # what is whole is loaded all the same
             log.warning("journal_tail_not_cut", file=name, error=str(error))
         else:
             segment.size -= scan.tail_bytes
-            self._book.size_bytes -= scan.tail_bytes
+            self._index.size_bytes -= scan.tail_bytes
             log.warning("journal_tail_cut", file=name, bytes=scan.tail_bytes)
 
     def _judged(self, segment: Segment, scan: SegmentScan, *, is_last: bool) -> Range | None:
         """Say what is wrong with a segment; return what is to be loaded of it."""
         if scan.fault.startswith("version"):
             self._damaged(segment, f"has {scan.fault}, which this service cannot read")
-            return None  # unread: another service may
+            return None  # it stays unread: another version of the service may read it
         faults = [f"its header is {scan.fault}"] if scan.fault and segment.size else []
         if scan.gaps:
             faults.append(f"damaged in {scan.gaps} places")
@@ -143,45 +175,44 @@ class Loader:
             self._damaged(segment, ", ".join(faults))
         if not scan.blocks:
             segment.unread = False
-            self._buffer.journal.let_go(segment)
+            self._journal.remove(segment)
             return None
         return _found(segment, scan)
 
     def _damaged(self, segment: Segment, why: str) -> None:
-        self._buffer.journal.damaged += 1
+        self._journal.damaged += 1
         log.error("journal_damaged", file=segment.file.path.name, why=why)
 
     def _recovered(self, found: Range) -> None:
         found.newest_s = self._began_s
-        self._metrics.recovered += found.rows
-        self._book.add_recovered(found)
-        self._buffer.wanted.set()
+        self._counts.recovered += found.rows
+        self._index.add_recovered(found)
+        self._buffer.read_wanted.set()
         log.info("journal_recovered", file=found.segment.file.path.name, rows=found.rows)
 
     # Back into memory
 
     async def load(self, stopping: asyncio.Event) -> None:
         """Bring blocks back as there is room, until `stopping` is set or the buffer is shut."""
-        buffer = self._buffer
+        buffer, index = self._buffer, self._index
         try:
             while not (stopping.is_set() or buffer.shut):
-                buffer.wanted.clear()
-                room = buffer.load_room()
-                if buffer.loading is None and room is not None:
-                    buffer.loading = self._book.next_range()
-                if buffer.loading is None or room is None:
-                    await buffer.wanted.wait()
+                buffer.read_wanted.clear()
+                room = buffer.room_to_load()
+                current = index.next_range() if room is not None else None
+                if current is None or room is None:
+                    await buffer.read_wanted.wait()
                     continue
                 try:
-                    await self._load_some(buffer.loading, *room)
+                    await self._load_some(current, *room)
                 except OSError as error:
-                    self._put_off(buffer.loading, error)
-                await self._give_way()
+                    self._postpone(current, error)
+                await self._pause()
         finally:
             self._close_reader()
 
-    async def _give_way(self) -> None:
-        """While live posts come, pause for as long as keeps the process from being busy."""
+    async def _pause(self) -> None:
+        """While live posts come, pause; the longer, the busier the process is."""
         now_s, cpu_s = monotonic_s(), process_cpu_s()
         if now_s > self._looked_s:
             busy = (cpu_s - self._cpu_s) / (now_s - self._looked_s)
@@ -190,7 +221,7 @@ class Loader:
             else:
                 self._pause_s *= 0.8
         self._looked_s, self._cpu_s = now_s, cpu_s
-        if self._buffer.gives_way:
+        if self._buffer.live_first:
             await asyncio.sleep(self._pause_s)
 
     async def _load_some(self, current: Range, rows_max: int, bytes_max: int) -> None:
@@ -199,11 +230,11 @@ class Loader:
                 current.segment.file, current.start, current.end, current.done
             )
         most_bytes = READ_BYTES_MAX
-        if self._buffer.gives_way:
-            rows_max, most_bytes = min(rows_max, BACKLOG_ROWS_MAX), LIVE_READ_BYTES_MAX
+        if self._buffer.live_first:
+            rows_max, most_bytes = min(rows_max, LIVE_BATCH_ROWS_MAX), LIVE_READ_BYTES_MAX
         read = partial(self._reader.read, rows_max, min(bytes_max, most_bytes))
         found = await self._step(read)
-        current.start = self._reader.at  # if it is read once more: not all of it
+        current.start = self._reader.at  # from here on if it is postponed
         if self._buffer.shut:
             return  # it stays on the disk
         blocks = [block for block in found or () if block.sequence > current.last]
@@ -219,44 +250,44 @@ class Loader:
             self._ended(current)
 
     def _ended(self, current: Range) -> None:
-        self._buffer.loading = None
-        if current.blocks:  # they were there when they were written, or scanned
+        self._index.loading = None
+        if current.blocks:  # the file had them when they were written or scanned
             log.critical("readings_lost", rows=current.rows, file=current.segment.file.path.name)
-            self._metrics.dropped += current.rows
-            self._book.loaded(current.rows, current.blocks)
+            self._counts.dropped += current.rows
+            self._index.loaded(current.rows, current.blocks)
             current.segment.undone -= current.blocks
             current.segment.damaged = True
             self._damaged(current.segment, "blocks are gone since the start")
-            if current.segment.may_go:
-                self._buffer.journal.let_go(current.segment)
+            if current.segment.is_removable:
+                self._journal.remove(current.segment)
 
-    def _put_off(self, current: Range, error: OSError) -> None:
-        """Leave a range where it is, give the others their turn, and try it again later."""
+    def _postpone(self, current: Range, error: OSError) -> None:
+        """Load the other ranges first, and try this one again later."""
         self._close_reader()
-        self._buffer.loading = None
+        self._index.loading = None
         if not current.blocks:
-            return  # only its end was not seen
+            return  # all its blocks are loaded: only the end could not be read
         current.failures += 1
         if current.failures <= READS_MAX:
             log.error("journal_read_failed", error=str(error), tries=current.failures)
         if current.failures == READS_MAX:
             self._damaged(current.segment, "cannot be read; what is in it waits until it can")
-        self._book.later(current)
+        self._index.postpone(current)
         asyncio.get_running_loop().call_later(READ_AGAIN_S, self._again, current)
 
     def _again(self, current: Range) -> None:
-        self._book.again(current)
-        self._buffer.wanted.set()
+        self._index.resume(current)
+        self._buffer.read_wanted.set()
 
     def _close_reader(self) -> None:
-        """Close it in the thread: if the segment is gone already, it takes the kernel 17 ms."""
+        """Close it in the thread: it takes the kernel 17 ms if the file was removed already."""
         reader, self._reader = self._reader, None
         if reader is not None:
             self._thread.submit(reader.close)
 
 
 def _found(segment: Segment, scan: SegmentScan) -> Range:
-    """Return what a scan has found that is to be loaded."""
+    """Return the blocks that a scan has found, as a range to be loaded."""
     age_s = max(0.0, (unix_us() - scan.oldest_us) / 1e6)
     found = Range(segment, HEADER_BYTES, scan.end, monotonic_s() - age_s)
     found.blocks, found.rows, found.done = scan.blocks, scan.rows, scan.done

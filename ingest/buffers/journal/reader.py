@@ -1,7 +1,7 @@
-"""Reading a journal's segments: which there are, what is not done in them, and their damage.
+"""Reads a journal's segments: finds them, the blocks in them that are not done, and their damage.
 
-Works by small steps, for a thread that shall not hold the others up. Changes nothing on the disk.
-Everything here blocks, and raises OSError.
+Works in small steps, so that other threads get the interpreter often. Changes nothing on the disk.
+All functions block, and raise OSError.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ingest.buffers.journal.format import (
 from ingest.model.block import Block
 from ingest.system.files import open_regular
 
-STEP_FRAMES = 300  # of a step: less than a millisecond
+STEP_FRAMES = 300  # in a step: it takes less than a millisecond
 STEP_BYTES = 1 << 18
-_FIRST_SURE = 1 << 61
+_FIRST_BELIEVED = 1 << 61
 
 
 class SegmentFile(NamedTuple):
@@ -40,7 +40,7 @@ class SegmentFile(NamedTuple):
 
     @property
     def done_path(self) -> Path:
-        """The file beside it that says what is done."""
+        """The file of notes beside it: which blocks are done."""
         return self.path.with_suffix(".done")
 
 
@@ -55,11 +55,12 @@ def segment_files(folder: Path) -> list[SegmentFile]:
 
 
 def is_believed(file: SegmentFile) -> bool:
-    """Whether a name may say which sequences come next: a great number needs a header for it.
+    """Whether the sequence in a file's name can be true, so that new sequences begin above it.
 
-    Sequences begin at the time in microseconds, and no process gives 2^61 of them.
+    Sequences begin at the time in microseconds, and no process gives 2^61 of them. So a name with a
+    greater number is believed only if the file's header says the same.
     """
-    if file.first < _FIRST_SURE:
+    if file.first < _FIRST_BELIEVED:
         return True
     try:
         with open_regular(file.path) as opened:
@@ -69,7 +70,7 @@ def is_believed(file: SegmentFile) -> bool:
 
 
 def read_done(file: SegmentFile) -> Done:
-    """Return what is noted as done of a segment; nothing if the notes cannot be read."""
+    """Return which blocks of a segment are noted as done; none if the notes cannot be read."""
     try:
         with open_regular(file.done_path) as notes:
             return Done(notes.read())
@@ -80,8 +81,8 @@ def read_done(file: SegmentFile) -> Done:
 class SegmentReader:
     """Reads the frames of one segment that are not done, from `start` to `end` (offsets).
 
-    Without `start` it begins behind the header. `at` is where the last frame ends that was looked
-    at. For one thread at a time.
+    With a `start` of 0 it begins after the header. `at` is the end of the last frame that was read.
+    For one thread at a time.
     """
 
     def __init__(self, file: SegmentFile, start: int, end: int, done: Done | None = None) -> None:
@@ -100,10 +101,10 @@ class SegmentReader:
         return os.pread(self._fd, count, offset)
 
     def read(self, rows_max: int, bytes_max: int) -> list[Block] | None:
-        """Return next blocks, none if those looked at are all done; None at the end.
+        """Return the next blocks, an empty list if all frames read are done; None at the end.
 
-        They are at most `rows_max` rows and `bytes_max` bytes, and the block that exceeds these.
-        What comes before something unreadable is returned first.
+        It stops at the block that reaches `rows_max` rows or `bytes_max` bytes. If reading fails
+        after some blocks, they are returned, and the next call raises the error.
         """
         if self._failed is not None:
             raise self._failed
@@ -135,7 +136,7 @@ def _block(frame: Frame) -> Block:
     block = Block(
         frame.tuples,
         frame.rows,
-        received_s=0.0,  # the monotonic clock of that life means nothing in this one
+        received_s=0.0,  # the monotonic clock of another process means nothing here
         received_us=frame.received_us,
         newest_ts_us=frame.newest_ts_us,
     )
@@ -145,12 +146,12 @@ def _block(frame: Frame) -> Block:
 
 
 class SegmentScan:
-    """A look through a segment of an earlier life. Call `step` until it returns False.
+    """Counts what a segment of an earlier process holds. Call `step` until it returns False.
 
-    Then `blocks` and `rows` are what is not done, `oldest_us` the receipt of the first such block
-    (0 without any), `end` where the last good frame ends, `tail_bytes` what follows it, `gaps` how
-    often something between was no frame, `fault` what is wrong with the header. `torn`: the
-    tail is a frame begun and not finished, or zeros; what is whole and wrong is damage.
+    Then `blocks` and `rows` are what is not done; the first such block was received at `oldest_us`
+    (0 if there is none). The last good frame ends at `end`, and `tail_bytes` follow it. `gaps` is
+    how often there was damage between two frames, `fault` what is wrong with the header. `torn`:
+    the tail is a frame that was not finished, or zeros. A frame that is whole and wrong is damage.
     """
 
     def __init__(self, file: SegmentFile, size_bytes: int) -> None:
@@ -199,13 +200,14 @@ class SegmentScan:
         return False
 
     def _is_torn(self) -> bool:
-        """Whether the tail is what a write leaves that did not come to its end."""
+        """Whether the tail is what an unfinished write leaves."""
         head = os.pread(self._fd, HEAD_BYTES, self.end)
         if head.count(0) == len(head):
             return True
         if frame_end(head, self.end) <= self._size or self.tail_bytes > FRAME_BYTES_MAX:
             return False
-        # A length that was altered, of a block that may have been acknowledged, is no torn tail.
+        # The frame may be whole, and only its length altered. Then the block may have been
+        # acknowledged, and that is damage.
         return not is_whole(os.pread(self._fd, self.tail_bytes, self.end), self.file.salt)
 
     def close(self) -> None:

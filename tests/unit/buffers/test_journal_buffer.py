@@ -1,4 +1,4 @@
-"""Spilling, reading back, and lives after lives: held is held, in memory or on the disk."""
+"""Spilling, reading back, and process after process: nothing is lost, in memory or on the disk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pytest
 
 from ingest.buffers.journal import format as format_
 from ingest.buffers.journal import loader as buffer_journal_loader
-from ingest.buffers.journal.buffer import BACKLOG_ROWS_MAX, BACKLOG_TURN, JournalBuffer
-from ingest.buffers.journal.entries import JournalRoom
+from ingest.buffers.journal.buffer import BACKLOG_EVERY, JournalBuffer
+from ingest.buffers.journal.entries import JournalReservation
 from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES
 from ingest.buffers.journal.index import Segment
-from ingest.buffers.journal.loader import PAUSE_S_MAX
+from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, PAUSE_S_MAX
 from ingest.buffers.journal.reader import segment_files
 from ingest.model.ack import Ack
 from ingest.model.block import Block
@@ -83,7 +83,7 @@ async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
     calls = FailingCalls()
     async with Life(tmp_path, rows_max=20, calls=calls) as life:
         await put_many(life, 500)
-        assert len(life.journal.book.spilled) == 1
+        assert len(life.journal.index.spilled) == 1
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
@@ -128,12 +128,12 @@ async def test_live_blocks_are_not_starved_by_the_backlog_nor_it_by_them(tmp_pat
             while life.buffer.stats().rows_waiting < 100:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         await put_many(life, 100)
-        turns = [await life.take(5) for _ in range(2 * BACKLOG_TURN)]
-        assert sum(batch[0].reloaded for batch in turns) == 2
-        for batch in turns:
+        batches = [await life.take(5) for _ in range(2 * BACKLOG_EVERY)]
+        assert sum(batch[0].reloaded for batch in batches) == 2
+        for batch in batches:
             life.settle(batch)
         found = await life.drain()
-        assert len(found) + 5 * len(turns) == 400
+        assert len(found) + 5 * len(batches) == 400
 
 
 async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
         life.settle(life.buffer.take(20))
         await put_many(life, 1)
         assert life.buffer.stats().rows_waiting == 51
-        assert [each.rows for each in life.journal.book.spilled] == [2]
+        assert [each.rows for each in life.journal.index.spilled] == [2]
         life.load()
         await life.drain()
 
@@ -160,7 +160,7 @@ async def test_room_reserved_before_the_spilling_splits_the_range(tmp_path: Path
         life.metrics.received += 5
         await room.put(slow)
         others += await put_many(life, 3)
-        assert len(life.journal.book.spilled) == 2
+        assert len(life.journal.index.spilled) == 2
         life.load()
         found = await life.drain()
         assert sorted(tuples_of(found)) == sorted(tuples_of([slow, *others]))
@@ -209,8 +209,7 @@ async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None
         for room in await asyncio.gather(*posts):
             room.release()
         assert len(found) == kept
-        assert life.buffer._on_way_bytes == 0
-        assert life.buffer._spill_bytes == 0
+        assert life.buffer.unwritten.size_bytes == 0
 
 
 async def test_killed_life_is_recovered_but_for_what_was_settled(tmp_path: Path) -> None:
@@ -226,7 +225,7 @@ async def test_killed_life_is_recovered_but_for_what_was_settled(tmp_path: Path)
             assert after.metrics.recovered == 175
             assert after.buffer.stats().rows == 175
             assert after.metrics.imbalance == 0
-            fresh = await after.put(make_block(1))  # the door is open before the replay
+            fresh = await after.put(make_block(1))  # posts come in before anything is read back
             after.load()
             found = await after.drain()
             assert fresh in found
@@ -246,9 +245,11 @@ async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_pa
         life.load()
         await life.drain()
     async with Life(tmp_path / "b", segment_bytes=600) as after:
-        last = after.journal.book.segments[-1]
+        last = after.journal.index.segments[-1]
         fresh = [await after.put(make_block(1))]  # before anything was read
-        scanned = after.loader._scan_segment(last, after.stopping, is_last=True, gives_up=True)
+        scanned = after.buffer.loader._scan_segment(
+            last, after.stopping, is_last=True, gives_up=True
+        )
         assert await scanned is not None
         fresh += [await after.put(make_block(1)) for _ in range(20)]
         await after.quiet()
@@ -261,7 +262,7 @@ async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_pa
 
 
 async def test_lives_that_end_early_add_up(tmp_path: Path) -> None:
-    """Life after life is killed while it replays; in the end each block comes back once."""
+    """Each process is killed while it reads back; in the end each block comes back once."""
     blocks: list[Block] = []
     stored: list[bytes] = []
     for number in range(5):
@@ -378,7 +379,7 @@ async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
 
 
 async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
-    """A kill may cut a note short; the next life's notes begin at a whole record again."""
+    """A kill may cut a note short; the notes of the next process begin at a whole record again."""
     async with Life(tmp_path / "a") as life:
         blocks = await put_many(life, 9)
         life.settle(life.buffer.take(3))
@@ -441,7 +442,7 @@ async def test_segment_that_cannot_be_read_does_not_stop_the_start(
 
 
 async def test_blocks_that_vanish_between_scan_and_load_are_told_as_lost(tmp_path: Path) -> None:
-    """A file altered under our feet: the law stays the witness, nothing hangs."""
+    """A file altered while it is used: the balance shows the loss, and nothing hangs."""
     async with Life(tmp_path / "a") as life:
         await put_many(life, 10)
         await killed(tmp_path / "a", tmp_path / "b")
@@ -549,6 +550,44 @@ async def test_durable_post_does_not_wait_behind_one_that_needs_memory(tmp_path:
         life.settle(life.buffer.take(2))
         await awaited
         life.load()
+        await life.drain()
+
+
+async def test_way_to_the_disk_given_back_lets_the_next_post_in(tmp_path: Path) -> None:
+    """A reservation of what would be spilled came to nothing: another one may be written."""
+    size = len(make_block(1).tuples)
+    async with Life(tmp_path, rows_max=2, bytes_max=40 * size, put_wait_s_max=5) as life:
+        await put_many(life, 3)
+        room = await life.buffer.reserve(10, 10 * size)
+        waiting = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        room.release()
+        async with asyncio.timeout(3):
+            await waiting
+        life.load()
+        await life.drain()
+
+
+async def test_buffered_block_that_cannot_be_written_leaves_room_on_the_disk(
+    tmp_path: Path,
+) -> None:
+    """Its write failed once and the journal goes on: the post that waited for room is kept."""
+    disk = HangingDisk()
+    frame = HEAD_BYTES + len(make_block(1).tuples)
+    async with Life(
+        tmp_path, put_wait_s_max=5, journal_bytes_max=2 * frame - 1, calls=disk
+    ) as life:
+        disk.go.clear()
+        await life.put(make_block(1), durable=False)
+        waiting = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        disk.failing, disk.nth = {"fdatasync": errno.EIO}, 2  # the header's, then the group's
+        disk.go.set()
+        async with asyncio.timeout(3):
+            await waiting
+        assert disk.fired == 1
         await life.drain()
 
 
@@ -775,7 +814,7 @@ async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_b
         go.set()
         await ending
         for block in blocks:
-            path = life.journal.book.segment_of(block.sequence).file.path
+            path = life.journal.index.segment_of(block.sequence).file.path
             assert block.tuples in path.read_bytes()
         assert life.buffer.stats().rows_kept == 10
 
@@ -798,13 +837,13 @@ async def test_batches_of_the_backlog_are_small_while_live_posts_come(
         life.settle(first[3_000:])
         life.settle(overload)
         await life.put(make_block(1))
-        for expected in (1, BACKLOG_ROWS_MAX):
+        for expected in (1, LIVE_BATCH_ROWS_MAX):
             live = await life.take(5_000)
             assert len(live) == expected
             life.settle(live)
-        life.buffer._live_s -= 1_000
+        life.buffer.live_put_s -= 1_000
         rest = await life.take(5_000)
-        assert len(rest) == 1_000 - BACKLOG_ROWS_MAX
+        assert len(rest) == 1_000 - LIVE_BATCH_ROWS_MAX
         life.settle(rest)
 
 
@@ -815,16 +854,25 @@ async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
     monkeypatch.setattr("ingest.buffers.journal.buffer.LIVE_S", 1_000.0)
     async with Life(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
         await life.put(make_block(1))
-        assert life.buffer.gives_way
+        assert life.buffer.live_first
         posts = [asyncio.create_task(life.put(make_block(1))) for _ in range(9)]
         async with asyncio.timeout(5):
             while not life.buffer.stats().posts_waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        assert not life.buffer.gives_way
+        assert not life.buffer.live_first
         for each in posts:
             each.cancel()
         await asyncio.gather(*posts, return_exceptions=True)
-        assert life.buffer.gives_way
+        assert life.buffer.live_first
+        await life.drain()
+
+
+async def test_post_that_waits_for_its_commit_is_a_live_one(tmp_path: Path) -> None:
+    """It is not journaled, but reading back must not delay it either."""
+    async with Life(tmp_path) as life:
+        assert not life.buffer.live_first
+        await life.put(make_block(1, ack=Ack()))
+        assert life.buffer.live_first
         await life.drain()
 
 
@@ -844,36 +892,36 @@ async def test_replay_gives_way_to_live_posts_only(
         return cpu_s
 
     async with Life(tmp_path) as life:
-        loader, clock = life.loader, iter(range(1, 1_000))
+        loader, clock = life.buffer.loader, iter(range(1, 1_000))
         with monkeypatch.context() as patched:
             patched.setattr("ingest.buffers.journal.loader.process_cpu_s", process_cpu_s)
             patched.setattr("ingest.buffers.journal.loader.monotonic_s", lambda: float(next(clock)))
             patched.setattr("ingest.buffers.journal.loader.asyncio.sleep", sleep)
-            await loader._give_way()
+            await loader._pause()
             assert pauses == []
-            patched.setattr(JournalBuffer, "gives_way", True)
+            patched.setattr(JournalBuffer, "live_first", True)
             for _ in range(50):
-                await loader._give_way()
+                await loader._pause()
             assert pauses[0] < pauses[5] < pauses[-1] == PAUSE_S_MAX
             busy = 0.0
             for _ in range(50):
-                await loader._give_way()
+                await loader._pause()
             assert pauses[-1] < 1e-4
 
 
 @pytest.mark.parametrize("rows_max", [10, 2], ids=["in memory", "spilled"])
-async def test_a_reading_is_never_at_the_door_and_in_the_buffer_at_once(
+async def test_no_reading_is_counted_in_the_receiver_and_in_the_buffer_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_max: int
 ) -> None:
-    """Between the disk's word and the post's next step it counts once, or the law is off by it."""
+    """When it is on the disk and its post has not run since, it counts once: the balance is 0."""
     seen = []
-    kept = JournalRoom.kept
+    kept = JournalReservation.kept
 
-    def noting(room: JournalRoom, segment: Segment, start: int) -> None:
-        kept(room, segment, start)
+    def noting(reservation: JournalReservation, segment: Segment, start: int) -> None:
+        kept(reservation, segment, start)
         seen.append(life.buffer.stats().rows)
 
-    monkeypatch.setattr(JournalRoom, "kept", noting)
+    monkeypatch.setattr(JournalReservation, "kept", noting)
     async with Life(tmp_path, rows_max=rows_max) as life:
         await life.put(make_block(3))
         assert seen == [0]

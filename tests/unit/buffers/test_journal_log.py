@@ -24,7 +24,7 @@ from tests.support.journals import NO_SPACE, FailingCalls, Life, killed, on_disk
 CALLS_MAX = 200  # more than any run needs
 
 
-async def mended(life: Life) -> None:
+async def works_again(life: Life) -> None:
     """Wait until the journal takes posts again."""
     async with asyncio.timeout(5):
         while life.buffer.broken:  # noqa: ASYNC110  the probe is on a timer
@@ -81,7 +81,7 @@ async def test_buffered_put_does_not_wait_and_is_on_the_disk_soon(tmp_path: Path
         life.settle([block])  # stored before the journal had it
         await put
         await life.quiet()
-        assert life.journal.book.segments[0].undone == 0
+        assert life.journal.index.segments[0].undone == 0
     assert segment_files(tmp_path) == []
 
 
@@ -142,9 +142,9 @@ async def test_cancelled_put_is_counted_as_what_it_became(tmp_path: Path, kept: 
 async def test_nth_call_that_fails_loses_no_promise(
     tmp_path: Path, failing: dict[str, int], forever: bool
 ) -> None:
-    """For every n: what was kept is read by the next life, once; what was refused costs nothing.
+    """For every n: what was kept is read by the next process, once; what was refused costs nothing.
 
-    Once, or for ever until it is mended; afterwards posts are kept again.
+    Once, or for ever until the disk works again; afterwards posts are kept again.
     """
     for nth in range(1, CALLS_MAX):
         folder = tmp_path / str(nth)
@@ -162,11 +162,11 @@ async def test_nth_call_that_fails_loses_no_promise(
             for block, well in zip(blocks, await put_all(life, blocks), strict=True):
                 kept += [block.tuples] if well else []
             if not forever:
-                await mended(life)
+                await works_again(life)
         if life.buffer.broken:
             await struck_again(calls)
         calls.failing = {}
-        await mended(life)
+        await works_again(life)
         last = await life.put(make_block(2))
         kept.append(last.tuples)
         assert life.metrics.imbalance == 0
@@ -217,7 +217,7 @@ async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> 
         assert life.buffer.broken
         assert on_disk(tmp_path) == [kept.tuples]
         calls.failing = {}
-        await mended(life)
+        await works_again(life)
         again = await life.put(make_block(1))
         assert on_disk(tmp_path) == [kept.tuples, again.tuples]
         assert life.buffer.stats().size_bytes == len(kept.tuples) + len(again.tuples)
@@ -426,7 +426,7 @@ async def test_segment_that_grows_is_not_idle(
             await asyncio.sleep(0.01)
         await life.quiet()
         assert len(segment_files(tmp_path)) == 1
-        assert life.journal.book.segments[0].size > 30_000
+        assert life.journal.index.segments[0].size > 30_000
 
 
 async def test_posts_go_on_while_idle_segments_come_and_go(
@@ -443,7 +443,7 @@ async def test_posts_go_on_while_idle_segments_come_and_go(
             if number % 7 == 0:
                 await asyncio.sleep(0)
             there = {each.path for each in segment_files(tmp_path)}
-            assert {each.file.path for each in life.journal.book.segments if each.undone} <= there
+            assert {each.file.path for each in life.journal.index.segments if each.undone} <= there
         await life.drain()
 
 
@@ -470,7 +470,7 @@ async def test_full_disk_gets_the_room_of_what_is_stored_back(tmp_path: Path) ->
         await life.quiet()
         assert segment_files(tmp_path) == []
         calls.failing = {}
-        await mended(life)
+        await works_again(life)
         await life.put(make_block(1))
         await life.drain()
 

@@ -1,4 +1,4 @@
-"""Many lives of one journal, at random: posts, batches, full disks, kills; nothing lost or doubled.
+"""Process after process on one journal, at random: posts, full disks, kills; nothing is lost.
 
 Each seed is a story of its own and always the same one.
 """
@@ -27,7 +27,7 @@ FAILURES = (
 
 
 class Story:
-    """What has been promised and what has become of it, over all lives."""
+    """What has been promised and what has become of it, over all processes."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.random = random.Random(seed)
@@ -115,7 +115,7 @@ class Story:
         self.stored[block.tuples] = self.stored.get(block.tuples, 0) + 1
 
     async def _kill(self, life: Life, copy: Path) -> None:
-        """Copy the files as a kill would leave them; then end this life, which nobody reads."""
+        """Copy the files as a kill would leave them; then end this process."""
         await life.quiet()
         copy.mkdir()
         for path in life.folder.iterdir():
@@ -128,5 +128,5 @@ class Story:
 
 @pytest.mark.parametrize("seed", range(25))
 async def test_story_of_many_lives_loses_and_doubles_nothing(seed: int, tmp_path: Path) -> None:
-    """Recovered is what was acknowledged and not stored, life after life, whatever happened."""
+    """Recovered is what was acknowledged and not stored, in each process, whatever happened."""
     await Story(seed, tmp_path).run()

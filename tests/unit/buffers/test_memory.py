@@ -10,7 +10,8 @@ import gc
 
 import pytest
 
-from ingest.buffers.memory import RETRY_AFTER_S_MAX, RETRY_AFTER_S_MIN, MemoryBuffer
+from ingest.buffers.memory import MemoryBuffer
+from ingest.buffers.waiting import RETRY_AFTER_S_MAX, RETRY_AFTER_S_MIN
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull
 from ingest.system.clock import monotonic_s

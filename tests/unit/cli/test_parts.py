@@ -167,7 +167,7 @@ def test_part_that_is_a_mount_of_its_own_is_what_counts(
     folder, metrics = StateFolder.open(tmp_path), Metrics()
     buffer = app_buffer.make_buffer(settings, folder, metrics)
     with pytest.raises(StartError, match=f"{part} would be on tmpfs.*would not be durable"):
-        app_buffer.open_buffer(buffer, settings, folder, metrics, lambda _: None)
+        app_buffer.open_buffer(buffer, settings, folder, lambda _: None)
     assert not folder.journal.exists()
 
     def state(**changed: Any) -> str:

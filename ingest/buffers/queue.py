@@ -1,0 +1,88 @@
+"""A queue of blocks: the first block in is the first one out.
+
+Promises: a block that was taken is counted until it is settled. Blocks that are given back stand in
+the order of their receipt again, also if several writers give blocks back.
+Does not: bound anything. The buffer does that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from ingest.buffers.waiting import WaitingWriters
+from ingest.model.block import Block
+
+
+class BlockQueue:
+    """Blocks in the order of their receipt, and those taken. `writers` count what may be taken."""
+
+    def __init__(self, writers: WaitingWriters) -> None:
+        self.blocks: deque[Block] = deque()
+        self.rows = 0  # in `blocks`, or taken and not settled
+        self._writers = writers
+        self._received_s: dict[int, float] = {}  # of each block taken, by its id
+        self._taken_oldest_s: float | None = None
+        self._taken_changed = False  # since _taken_oldest_s was computed
+
+    def append(self, block: Block) -> None:
+        """Let the writers have a block."""
+        rows = block.rows
+        writers = self._writers
+        self.blocks.append(block)
+        self.rows += rows
+        writers.rows += rows
+        if writers.waits:
+            writers.wake()
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+        blocks = self.blocks
+        taken: list[Block] = []
+        rows = 0
+        while blocks and (not taken or rows + blocks[0].rows <= rows_max):
+            block = blocks.popleft()
+            rows += block.rows
+            taken.append(block)
+            self._received_s[id(block)] = block.received_s
+        self._writers.rows -= rows
+        self._taken_changed = True
+        return taken
+
+    def settle(self, blocks: Sequence[Block]) -> tuple[int, int]:
+        """Forget blocks that were taken; return how many rows and bytes they had."""
+        rows = size_bytes = 0
+        for block in blocks:
+            rows += block.rows
+            size_bytes += len(block.tuples)
+            del self._received_s[id(block)]
+        self.rows -= rows
+        self._taken_changed = True
+        return rows, size_bytes
+
+    def give_back(self, blocks: Sequence[Block]) -> None:
+        """Put blocks back to the front, in their order; behind older ones of another writer."""
+        waiting = self.blocks
+        front: list[Block] = []
+        for block in blocks:
+            while waiting and waiting[0].received_s < block.received_s:
+                front.append(waiting.popleft())
+            front.append(block)
+            self._writers.rows += block.rows
+            del self._received_s[id(block)]
+        waiting.extendleft(reversed(front))
+        self._writers.wake()
+
+    def first_received_s(self) -> float | None:
+        """Return when the first block that waits was received, by the monotonic clock."""
+        return self.blocks[0].received_s if self.blocks else None
+
+    def oldest_s(self) -> float | None:
+        """Return when the oldest block was received; a writer may have taken it."""
+        if self._taken_changed:  # once a write: every post that is refused asks, thousands a second
+            self._taken_oldest_s = min(self._received_s.values(), default=None)
+            self._taken_changed = False
+        oldest_s = self._taken_oldest_s
+        if self.blocks and (oldest_s is None or self.blocks[0].received_s < oldest_s):
+            return self.blocks[0].received_s
+        return oldest_s

@@ -1,0 +1,146 @@
+"""Who waits at a buffer: posts by themselves, and writers, without a buffer around them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ingest.buffers.bounded_memory import BoundedMemory, MemoryReservation
+from ingest.buffers.queue import BlockQueue
+from ingest.buffers.waiting import WaitingPosts, WaitingWriters
+from ingest.model.errors import BufferFull, Stopping
+from tests.contract.buffers import spin
+
+
+class Rig:
+    """Ten rows of memory, and the posts that wait for them."""
+
+    def __init__(self, wait_s_max: float = 5.0, *, may_wait: bool = True) -> None:
+        self.waiting = WaitingPosts(wait_s_max, may_wait=lambda _: may_wait, oldest_s=lambda: None)
+        queue = BlockQueue(WaitingWriters())
+        self.memory = BoundedMemory(queue, 10, 1 << 20, self.waiting.admit)
+        self.reserved = self.place(10)
+
+    def place(self, rows: int) -> MemoryReservation | None:
+        """Reserve room at once, if there is some."""
+        return self.memory.place(rows, rows)
+
+    def free(self) -> None:
+        """Give all room back that was in use from the start."""
+        assert self.reserved is not None
+        self.reserved.release()
+
+    async def post(self, rows: int) -> asyncio.Task[object]:
+        """Let a post wait."""
+        place = self.memory.place
+        task = asyncio.create_task(self.waiting.wait(rows, rows, place))
+        await spin()
+        return task
+
+
+async def test_posts_of_one_queue_may_need_different_room() -> None:
+    """Each post waits with its own `place`; one that gets no room holds up those behind it."""
+    rig = Rig()
+    rig.free()
+    refused = asyncio.create_task(rig.waiting.wait(1, 1, lambda _rows, _bytes: None))
+    await spin()
+    behind = await rig.post(1)
+    rig.waiting.admit()
+    await spin()
+    assert not behind.done()
+    refused.cancel()
+    await spin()
+    assert behind.done()
+    assert not rig.waiting.posts
+
+
+async def test_post_that_may_not_wait_is_refused_at_once() -> None:
+    """The bound of waiting bytes belongs to the buffer, and so does a wait of no time."""
+    for rig in (Rig(may_wait=False), Rig(wait_s_max=0.0)):
+        with pytest.raises(BufferFull):
+            await rig.waiting.wait(1, 1, rig.memory.place)
+        assert rig.waiting.size_bytes == 0
+
+
+async def test_post_that_got_room_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of posts a second wait for a moment: each would be kept in memory for the time."""
+    expired: list[object] = []
+    monkeypatch.setattr(WaitingPosts, "_expire", lambda _, post: expired.append(post))
+    rig = Rig(wait_s_max=0.01)
+    post = await rig.post(1)
+    rig.free()
+    await post
+    await asyncio.sleep(0.03)
+    assert not expired
+
+
+async def test_expired_post_leaves_no_bytes() -> None:
+    """It is refused within its time, and the next post gets the room that was too small for it."""
+    rig = Rig(wait_s_max=0.02)
+    large = await rig.post(11)
+    await asyncio.sleep(0.01)
+    small = await rig.post(5)
+    rig.free()
+    with pytest.raises(BufferFull):
+        await large
+    await small
+    assert (rig.waiting.size_bytes, rig.memory.rows) == (0, 5)
+
+
+@pytest.mark.parametrize("by", ["expires", "is shut out"])
+async def test_post_cancelled_in_the_round_of_its_refusal_is_cancelled(
+    by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error that nobody fetches any more is not reported as forgotten."""
+    rig = Rig()
+    post = await rig.post(1)
+    if by == "expires":
+        rig.waiting._expire(rig.waiting.posts[0])
+    else:
+        rig.waiting.shut_out()
+    post.cancel()
+    await spin()
+    assert post.cancelled()
+    del post
+    await spin()
+    assert not caplog.records
+    assert rig.waiting.size_bytes == 0
+
+
+async def test_expiry_in_the_round_of_a_grant_changes_nothing() -> None:
+    """The post has its room; a timer that strikes then neither refuses it nor takes it back."""
+    rig = Rig()
+    task = await rig.post(4)
+    (post,) = rig.waiting.posts
+    rig.free()
+    rig.waiting._expire(post)
+    await task
+    assert rig.memory.rows == 4
+
+
+async def test_nobody_waits_after_the_end() -> None:
+    """A queue that is shut refuses at once, whatever room there is."""
+    rig = Rig()
+    rig.waiting.shut_out()
+    rig.free()
+    with pytest.raises(Stopping):
+        await rig.waiting.wait(1, 1, rig.memory.place)
+
+
+async def test_writers_are_woken_when_their_rows_are_there_and_at_the_end() -> None:
+    """Each by its own number; a wait for what is there already is none."""
+    writers = WaitingWriters()
+    few, many = (asyncio.create_task(writers.wait_rows(rows)) for rows in (2, 100))
+    await spin()
+    for rows, done in ((1, False), (2, True)):
+        writers.rows = rows
+        writers.wake()
+        await spin()
+        assert few.done() == done
+    await writers.wait_rows(2)
+    assert not many.done()
+    writers.shut_out()
+    await many
+    await writers.wait_rows(100)
+    assert not writers.waits
