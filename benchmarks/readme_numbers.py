@@ -74,10 +74,10 @@ def _machine(lines: Sequence[Line]) -> str:
     days = sorted({line.at[:10] for line in lines})
     return (
         f"Measured on {'; '.join(said)}\n"
-        f"({' and '.join(days)}). Driver, service and PostgreSQL share that machine; medians of\n"
-        f"several runs. A peak is what {CONNECTIONS} connections get that post as fast as they\n"
-        "are answered: with `ack=committed` each waits for its batch, so more of them get more.\n"
-        f"Everything about it, and which aims were missed: [RESULTS.md]({RESULTS}).\n"
+        f"({' and '.join(days)}). Driver, service and PostgreSQL share that machine. Figures are\n"
+        f"medians of several runs. At the peak, {CONNECTIONS} connections post as fast as they\n"
+        "get answers. With `ack=committed` each waits for its batch: more connections get more.\n"
+        f"All measurements, and the aims that were missed: [RESULTS.md]({RESULTS}).\n"
     )
 
 
@@ -143,9 +143,9 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
     stories = (
         (
             "half_peak",
-            "- Single readings at random moments, half of the peak. `durable`, on a journal\n"
+            "- Single readings at random moments, at half of the peak. `durable`, with a journal\n"
             "  ({durable_offered_posts_per_s} a second): p50 {durable_p50_ms} ms, "
-            "p99 {durable_p99_ms} ms. Buffer in memory\n"
+            "p99 {durable_p99_ms} ms. With a buffer in memory\n"
             "  ({buffered_offered_posts_per_s} a second): `buffered` p50 {buffered_p50_ms} ms, "
             "p99 {buffered_p99_ms} ms;\n"
             "  `committed` p50 {committed_p50_ms} ms, p99 {committed_p99_ms} ms.",
@@ -153,14 +153,14 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
         ("idle", "- An idle connection takes {connection_kib} KiB."),
         (
             "slowed",
-            "- With a database slowed to {takes_rows_per_s} rows/s, and four times that offered, "
+            "- A database is slowed to {takes_rows_per_s} rows/s and gets four times that load. "
             "{four_times_rows_per_s} rows/s\n"
-            "  are stored (medians of runs that differ), the rest gets 503, and {lost_rows} "
-            "acknowledged readings are lost.",
+            "  are stored (both are medians of runs that differ), the rest gets 503, and "
+            "{lost_rows} acknowledged readings\n  are lost.",
         ),
         (
             "start",
-            "- From start to the first reading in the table: {start_to_committed_s} s (warm).",
+            "- From the start to the first reading in the table: {start_to_committed_s} s (warm).",
         ),
     )
     for name, text in stories:

@@ -63,7 +63,7 @@ class _LedgerCollector(Collector):
             requests.add_metric([route, str(status)], count)
         yield requests
         for name, count, meaning in (
-            ("received", m.received, "Readings decoded at the door, invalid ones included."),
+            ("received", m.received, "Readings decoded by the receiver, including invalid ones."),
             ("accepted", m.accepted, "Readings kept on their way to the table."),
             ("committed", m.committed, "Readings newly in the table, by the database's own count."),
             ("duplicate", m.duplicate, "Readings that were in the table already."),
@@ -73,7 +73,7 @@ class _LedgerCollector(Collector):
         ):
             yield CounterMetricFamily(f"ingest_readings_{name}", meaning, value=count)
         yield _labelled(
-            "ingest_readings_rejected", "Readings refused, not kept.", "code", m.rejected
+            "ingest_readings_rejected", "Readings refused and not kept.", "code", m.rejected
         )
         yield _labelled(
             "ingest_readings_dead_lettered",
@@ -83,7 +83,7 @@ class _LedgerCollector(Collector):
         )
         yield _labelled(
             "ingest_flush",
-            "Batches sent to the database, by what closed them.",
+            "Batches sent to the database, by what closed the batch.",
             "trigger",
             m.flushes,
         )
@@ -96,7 +96,7 @@ class _LedgerCollector(Collector):
         m = self._metrics
         yield _histogram(
             "ingest_http_request_duration_seconds",
-            "Head of a request read to answer handed over.",
+            "From the head of a request to its answer.",
             {"route": m.request_s},
         )
         yield _histogram("ingest_flush_rows", "Readings in a batch.", m.flush_rows)
@@ -106,14 +106,14 @@ class _LedgerCollector(Collector):
             {"method": m.flush_s},
         )
         yield _histogram(
-            "ingest_commit_latency_seconds", "Receipt to committed, per post.", m.commit_s
+            "ingest_commit_latency_seconds", "From receipt to commit, per post.", m.commit_s
         )
         yield _histogram(
             "ingest_event_lag_seconds", "Age of a post's newest ts when it is committed.", m.lag_s
         )
         yield _histogram(
             "ingest_journal_sync_seconds",
-            "A group of posts written and brought to the disk.",
+            "Writing and syncing a group of posts.",
             m.journal_sync_s,
         )
 
@@ -122,10 +122,14 @@ class _LedgerCollector(Collector):
         build = GaugeMetricFamily("ingest_build_info", "Always 1.", labels=["version"])
         build.add_metric([self._version], 1)
         yield build
-        yield GaugeMetricFamily("ingest_readings_held", "Accepted, undecided yet.", value=m.held)
+        yield GaugeMetricFamily(
+            "ingest_readings_held",
+            "Readings received, with no outcome yet.",
+            value=m.held,
+        )
         yield GaugeMetricFamily(
             "ingest_ledger_imbalance_rows",
-            "What the law leaves over. Must be 0.",
+            "Difference of the balance. Must be 0.",
             value=m.imbalance,
         )
         if m.gauges is None:
@@ -134,26 +138,30 @@ class _LedgerCollector(Collector):
         oldest_s = stats.oldest_received_s
         letters = m.gauges.dead_letters()
         for name, meaning, value in (
-            ("buffer_rows", "Readings in the buffer, on the disk too.", stats.rows),
+            ("buffer_rows", "Readings in the buffer, including those on the disk.", stats.rows),
             ("buffer_rows_max", "Readings that memory may hold.", stats.rows_max),
             ("buffer_used_ratio", "Share of the buffer in use; at 1 posts wait.", stats.used),
-            ("buffer_bytes", "Bytes in memory, waiting posts included.", stats.size_bytes),
+            ("buffer_bytes", "Bytes in memory, including waiting posts.", stats.size_bytes),
             (
                 "buffer_oldest_age_seconds",
                 "Age of the oldest post in the buffer.",
                 monotonic_s() - oldest_s if oldest_s is not None else 0.0,
             ),
-            ("db_up", "1 if the last contact with the database went well.", m.gauges.database_up()),
+            ("db_up", "1 if the last contact with the database succeeded.", m.gauges.database_up()),
             ("dlq_bytes", "Bytes of all dead-letter files.", letters.size_bytes),
-            ("dlq_readings", "Live dead letters.", letters.live),
-            ("dlq_oldest_age_seconds", "Age of the oldest live one.", letters.oldest_age_s),
+            (
+                "dlq_readings",
+                "Dead-letter entries that are neither replayed nor discarded.",
+                letters.live,
+            ),
+            ("dlq_oldest_age_seconds", "Age of the oldest such entry.", letters.oldest_age_s),
         ):
             yield GaugeMetricFamily(f"ingest_{name}", meaning, value=float(value))
         yield from _journal_families(m.gauges.journal())
         reason = m.gauges.hold_reason()
         if reason is not None:
             self._holds_seen.add(reason)
-        hold = GaugeMetricFamily("ingest_hold", "1 while writing is on hold.", labels=["reason"])
+        hold = GaugeMetricFamily("ingest_hold", "1 while writes are paused.", labels=["reason"])
         for each in sorted(self._holds_seen):
             hold.add_metric([each], float(each == reason))
         yield hold

@@ -1,4 +1,4 @@
-"""What `serve` says at a terminal once it listens: where to post, where to look."""
+"""What `serve` prints when it listens: where to post, and where to look."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 def hello(
     *, state_dir: Path, listen: str, admin_listen: str, embedded: bool, waiting: str
 ) -> Iterator[str]:
-    """Yield the lines. `waiting` is why the database is not there yet, or empty."""
-    yield f"iot-ingest {__version__}, state in {state_dir}"
+    """Yield the lines. `waiting` says why the database does not answer yet, or is empty."""
+    yield f"iot-ingest {__version__}, state folder: {state_dir}"
     yield (
         f"post readings: curl -H 'content-type: application/json' -d '{_EXAMPLE}' "
         f"http://{listen}/v1/readings"
@@ -26,9 +26,9 @@ def hello(
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
     if embedded:
         look = f"./run psql{_flag(state_dir)} -c 'table readings'"
-        yield f"database:      embedded; look with: {look}"
+        yield f"database:      embedded; to look into it: {look}"
     else:
-        yield "database:      the one of INGEST_DATABASE_URL"
+        yield "database:      as set by INGEST_DATABASE_URL"
     if waiting:
         yield f"waiting for the database: {waiting}"
 

@@ -1,4 +1,4 @@
-"""`ingest config`: the settings in force and their origins, one value for a script, example files.
+"""`ingest config`: the current settings and their origins, one value for a script, example files.
 
 Passwords are masked, except where one value is asked for by name.
 """
@@ -22,10 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
         "--print",
         metavar="NAME",
         dest="only",
-        help="one value alone; database_url: the configured one, else the running service's",
+        help="only this value; database_url: as configured, else that of the running service",
     )
-    how.add_argument("--toml", action="store_true", help="an example TOML file")
-    how.add_argument("--env", action="store_true", help="an example file of the environment")
+    how.add_argument("--toml", action="store_true", help="an example of a TOML file")
+    how.add_argument(
+        "--env", action="store_true", help="an example of a file with environment variables"
+    )
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:

@@ -47,8 +47,8 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
     path = state_dir(settings)
     if not may_make and not (StateFolder(existing(path)).postgres / "data").exists():
         raise StartError(
-            f"no database has been made in the state folder {path} yet: --state-dir chooses "
-            "another one, INGEST_DATABASE_URL a database of yours; `ingest serve` makes one"
+            f"there is no database in the state folder {path} yet: `ingest serve` makes one. "
+            "To use another one, set --state-dir or INGEST_DATABASE_URL"
         )
     folder = StateFolder.open(path)
     folder.lock()

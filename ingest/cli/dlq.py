@@ -1,4 +1,4 @@
-"""`ingest dlq`: look into the dead letters, send them again, discard them.
+"""`ingest dlq`: show the dead letters, replay them, discard them.
 
 Works beside a running service and without one. Only `replay` needs the database. What changes the
 folder (replay, discard) holds its replay lock, so that the service's own replay keeps away.
@@ -32,11 +32,11 @@ from ingest.system.words import counted
 IDS_COUNTED_MAX = 1_000_000  # beyond it an id that stands in two files is shown twice
 MARKS_AT_ONCE = 1_000
 PREFIX_MIN = 6
-WHERE_HELP = "only these: reason=, code=, device=, since=RFC3339; several are joined by `and`"
+WHERE_HELP = "only these: reason=, code=, device=, since=RFC3339; all must match"
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
-    """Add the words and their arguments."""
+    """Add the commands and their arguments."""
     metavar = "list | show | stats | replay | discard"
     words = parser.add_subparsers(dest="dlq_word", metavar=metavar, required=True)
 
@@ -46,17 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
             added.add_argument("--where", action="append", metavar="K=V", help=WHERE_HELP)
         return added
 
-    for each in (word("list", "a line for each live letter"), word("show", "letters in full")):
-        each.add_argument("ids", nargs="*", metavar="ID", help="an id, or its beginning")
-        each.add_argument("--json", action="store_true", help="the lines as they are kept")
-        each.add_argument("--limit", type=int, metavar="N", help="the oldest N only")
-    stats = word("stats", "how many, why, how old, how large")
-    stats.add_argument("--json", action="store_true", help="for machines")
-    add_replay_arguments(word("replay", "validate letters again and write them to the table"))
-    discard = word("discard", "forget letters")
-    discard.add_argument("ids", nargs="*", metavar="ID", help="an id, or its beginning")
-    discard.add_argument("--all", action="store_true", help="all live letters")
-    discard.add_argument("--yes", action="store_true", help="do it, not only count them")
+    for each in (
+        word("list", "one line for each dead letter"),
+        word("show", "dead letters in full"),
+    ):
+        each.add_argument("ids", nargs="*", metavar="ID", help="an id, or its first characters")
+        each.add_argument("--json", action="store_true", help="the lines of the files, unchanged")
+        each.add_argument("--limit", type=int, metavar="N", help="only the oldest N")
+    stats = word("stats", "number, reasons, age and size")
+    stats.add_argument("--json", action="store_true", help="print as JSON")
+    add_replay_arguments(word("replay", "validate dead letters again and write them to the table"))
+    discard = word("discard", "delete dead letters; their readings are lost")
+    discard.add_argument("ids", nargs="*", metavar="ID", help="an id, or its first characters")
+    discard.add_argument("--all", action="store_true", help="all dead letters")
+    discard.add_argument("--yes", action="store_true", help="discard them, not only count them")
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -162,13 +165,11 @@ def _stats(folder: Path, *, as_json: bool) -> int:
 
 async def _discard(args: argparse.Namespace, folder: Path) -> int:
     if sum(map(bool, (args.ids, args.where, args.all))) != 1:
-        raise IngestError("say which: IDs, or --where, or --all")
+        raise IngestError("name what to discard: IDs, or --where, or --all (one of the three)")
     tally = Tally()
     if not args.yes:
         count = sum(1 for _ in _once(_selected(args, folder, tally)))
-        print(
-            f"{counted(count, 'letter')} would be discarded; nothing was done: repeat it with --yes"
-        )
+        print(f"{counted(count, 'dead letter')} would be discarded; to do it, repeat it with --yes")
         return 1
     if not segments(folder):
         print("no dead letters", file=sys.stderr)
@@ -179,5 +180,5 @@ async def _discard(args: argparse.Namespace, folder: Path) -> int:
         while some := list(islice(wanted, MARKS_AT_ONCE)):
             mark_done(((each.path, each.mark) for each in some), "discarded")
             count += len(some)
-    print(f"{counted(count, 'letter')} discarded")
+    print(f"{counted(count, 'dead letter')} discarded")
     return 0

@@ -34,10 +34,12 @@ BAD_LINES_TOLD_MAX = 20
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `replay`."""
-    parser.add_argument("--rate", type=int, metavar="N", help="at most N readings per second")
-    parser.add_argument("--dry-run", action="store_true", help="validate, write nothing")
-    parser.add_argument("--file", type=Path, metavar="COPY", help="the lines of a copy instead")
-    parser.add_argument("--edited", action="store_true", help="COPY was edited: no checksums")
+    parser.add_argument("--rate", type=int, metavar="N", help="write at most N readings per second")
+    parser.add_argument("--dry-run", action="store_true", help="only validate, write nothing")
+    parser.add_argument("--file", type=Path, metavar="COPY", help="replay the lines of a copy")
+    parser.add_argument(
+        "--edited", action="store_true", help="the copy was edited: do not check checksums"
+    )
     parser.add_argument(
         "--ignore-unknown", action="store_true", help="accept fields that readings do not have"
     )
@@ -49,9 +51,9 @@ async def replay(args: argparse.Namespace, settings: Settings, folder: Path, whe
     from ingest.cli.database import database  # noqa: PLC0415
 
     if args.edited and args.file is None:
-        raise IngestError("--edited goes with --file COPY")
+        raise IngestError("--edited needs --file COPY")
     if args.file is not None and args.where:
-        raise IngestError("--where selects among live letters; a --file is taken as it is")
+        raise IngestError("--where does not work with --file: all lines of the copy are replayed")
     if args.rate is not None and args.rate < 1:
         raise IngestError("--rate must be at least 1")
     if args.file is None and not segments(folder):
@@ -104,13 +106,13 @@ async def _replay(
             mark_done(((each.path, each.mark) for each in alive), "edited")
     print(show.replayed(by_hand.summary, dry_run=args.dry_run))
     for line in bad_lines[:BAD_LINES_TOLD_MAX]:
-        print(f"left: {line}", file=sys.stderr)
+        print(f"not replayed: {line}", file=sys.stderr)
     if len(bad_lines) > BAD_LINES_TOLD_MAX:
-        print(f"left: {len(bad_lines)} lines in all", file=sys.stderr)
+        print(f"not replayed: {len(bad_lines)} lines in all", file=sys.stderr)
     if tally.damaged:
         print(f"skipped: {show.damaged(tally)}", file=sys.stderr)
     if stopped is not None:
-        print(f"stopped: {stopped}; run it again to go on", file=sys.stderr)
+        print(f"stopped: {stopped}; run it again to continue", file=sys.stderr)
     left = stopped is not None or bad_lines or by_hand.summary.refused
     return EXIT_SOME_LEFT if left else 0
 

@@ -1,4 +1,4 @@
-"""How dead letters look on a terminal: a line each, in full, or counted. Pure text, no reading.
+"""How dead letters look on a terminal: one line each, in full, or counted. Only text.
 
 Whatever a device sent is shown with its control characters escaped: it must not steer a terminal.
 """
@@ -119,7 +119,7 @@ def count(
 
 def figures(counted: dict[str, Any], tally: Tally) -> str:
     """Return what count() found, for a person."""
-    lines = [f"{'live letters':16} {counted['live']}"]
+    lines = [f"{'dead letters':16} {counted['live']}"]
     lines += [
         escaped(f"  {each['letters']:>12}  {each['reason']:19}  {each['code']}".rstrip())
         for each in counted["by"]
@@ -138,7 +138,7 @@ def damaged(tally: Tally) -> str:
     if tally.altered:
         parts.append(f"{tally.altered} altered")
     if tally.torn:
-        parts.append(f"{tally.torn} cut off (never acknowledged, or being written)")
+        parts.append(f"{tally.torn} cut off (not acknowledged, or still being written)")
     parts += [f"unreadable: {each}" for each in tally.unreadable]
     return "; ".join(parts)
 
@@ -146,7 +146,7 @@ def damaged(tally: Tally) -> str:
 def replayed(summary: Summary, *, dry_run: bool) -> str:
     """Return what a replay did, with the reasons of what is still refused."""
     verb = "would be replayed" if dry_run else "replayed"
-    line = f"{counted(summary.letters, 'letter')} {verb}: {counted(summary.rows, 'reading')}"
+    line = f"{counted(summary.letters, 'dead letter')} {verb}: {counted(summary.rows, 'reading')}"
     if not dry_run:
         line += f", {summary.new} new, {counted(summary.duplicate, 'duplicate')}"
     lines = [line, f"{sum(summary.refused.values())} still refused"]
@@ -156,5 +156,5 @@ def replayed(summary: Summary, *, dry_run: bool) -> str:
         for each in summary.refusals
     ]
     if sum(summary.refused.values()) > len(summary.refusals):
-        lines.append("  (the first ones)")
+        lines.append("  (only the first ones are shown)")
     return "\n".join(lines)

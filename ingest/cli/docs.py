@@ -1,6 +1,6 @@
 """Print the tables that documents show: settings, problems, item codes, metrics; refresh files.
 
-`python -m ingest.cli_docs` prints all; `--write FILE..` rewrites what stands in a Markdown file
+`python -m ingest.cli.docs` prints all; `--write FILE..` rewrites what stands in a Markdown file
 between `<!-- generated: NAME -->` and `<!-- end -->`, and the example file of the environment.
 A test compares, so a document cannot drift from the code.
 """
@@ -25,7 +25,7 @@ _REGION = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.D
 
 
 def problems_table() -> str:
-    """Return the table of problem codes: what a refused post is told."""
+    """Return the table of problem codes: the answers to refused posts."""
     lines = ["| code | status | title | the client should |", "| --- | --- | --- | --- |"]
     lines += [
         f"| `{code}` | {each.status} | {each.title} | {each.client_should} |"
@@ -71,8 +71,8 @@ def file_systems_table() -> str:
         "| file system | `durable` there |\n| --- | --- |\n"
         f"| {volatile}, and an `overlay` on one of them | `serve` refuses to start, unless "
         "`--journal-unsafe true`; `doctor` fails |\n"
-        f"| {remote} | a warning: locks and fsync may not hold |\n"
-        "| every other one | is believed |"
+        f"| {remote} | a warning: locks and fsync may not work |\n"
+        "| every other one | is trusted |"
     )
 
 
@@ -112,7 +112,7 @@ def write(paths: Iterable[Path]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print all tables, or refresh the files named after --write."""
-    parser = argparse.ArgumentParser(prog="python -m ingest.cli_docs", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m ingest.cli.docs", allow_abbrev=False)
     parser.add_argument("--write", nargs="+", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     if args.write:

@@ -35,7 +35,7 @@ READYZ_S_MAX = 3.0
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
     """Add the form of the output."""
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -76,7 +76,7 @@ def _libraries() -> Check:
         except metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
-        return Check("libraries", FAIL, f"missing: {', '.join(missing)}; install the project anew")
+        return Check("libraries", FAIL, f"missing: {', '.join(missing)}; install the project again")
     return Check("libraries", OK, ", ".join(versions))
 
 
@@ -84,7 +84,9 @@ def _c_parsers() -> Check:
     slow = [name for name in COMPILED if not _loads(name)]
     if slow:
         return Check(
-            "fast parts", WARN, f"not compiled here: {', '.join(slow)}; posts take several times"
+            "fast parts",
+            WARN,
+            f"not compiled here: {', '.join(slow)}; posts take several times as long",
         )
     return Check("fast parts", OK, "compiled HTTP parser, event loop and JSON decoder")
 
@@ -106,7 +108,7 @@ def _open_files(settings: Settings) -> Check:
         return Check(
             "open files",
             WARN,
-            f"the hard limit is {hard:,}, connections_max wants {needed:,}; raise it (ulimit -Hn, "
+            f"the hard limit is {hard:,}, connections_max needs {needed:,}; raise it (ulimit -Hn, "
             "LimitNOFILE) or lower connections_max",
         )
     return Check("open files", OK, "no limit" if hard < 0 else f"hard limit {hard:,}")
@@ -136,11 +138,11 @@ def _file_system(folder: StateFolder, settings: Settings) -> Check:
         if is_volatile(kind):
             promised = with_journal and not settings.journal_unsafe
             advice = ", --buffer memory or --journal-unsafe true" if promised else ""
-            said = f"{kind} ({part.name}) forgets all at a restart; choose another --state-dir"
+            said = f"{kind} ({part.name}) loses all data at a restart; choose another --state-dir"
             return Check("file system", FAIL if promised else WARN, said + advice)
     for part, kind in kinds.items():
         if is_remote(kind):
-            said = f"{kind} ({part.name}): locks and fsync may not hold; use a local disk"
+            said = f"{kind} ({part.name}): locks and fsync may not work; use a local disk"
             return Check("file system", WARN, said)
     return Check("file system", OK, ", ".join(sorted(set(kinds.values()))) or "unknown")
 
@@ -165,13 +167,14 @@ def _journal(path: Path, settings: Settings) -> Check:
         return Check(
             "journal",
             WARN,
-            f"{said}; set aside as damaged: {', '.join(damaged)}; look at them, then remove them",
+            f"{said}; damaged files: {', '.join(damaged)}; look at them, then remove them",
         )
     if files and settings.buffer == "memory":
         return Check(
             "journal",
             WARN,
-            f"{said} left behind, unread with buffer=memory: start once with --buffer journal",
+            f"{said} of an earlier run; buffer=memory does not read them: "
+            "start once with --buffer journal",
         )
     if settings.buffer == "memory":
         return Check("journal", OK, "none: buffer=memory")
@@ -189,7 +192,7 @@ def _room(free: int, settings: Settings) -> Check:
             "free space",
             FAIL,
             f"{said}, less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
-            "posts are refused; make room",
+            "posts are refused; free some space",
         )
     if free < wanted:
         return Check(
@@ -207,7 +210,7 @@ def _service(settings: Settings) -> ServiceInfo | None:
 
 
 def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Check]:
-    """Look how the service is that runs here, else whether its two ports are free."""
+    """Check the service that runs here; if none runs, whether its two ports are free."""
     if service is not None:
         yield _running(service)
         return
@@ -254,7 +257,7 @@ def _bind_fault(host: str, port: int) -> str | None:
 
 
 def dead_letters_check(settings: Settings) -> Check:
-    """Count the dead letters that wait for somebody."""
+    """Count the dead-letter entries that are neither replayed nor discarded."""
     from ingest.dead_letters.files import segments  # noqa: PLC0415
     from ingest.dead_letters.reader import Tally, undone_lines  # noqa: PLC0415
     from ingest.system.state_folder import StateFolder  # noqa: PLC0415
@@ -266,11 +269,11 @@ def dead_letters_check(settings: Settings) -> Check:
         return Check(
             "dead letters",
             WARN,
-            f"{live:,} live; skipped {tally.torn} torn and {tally.altered} altered lines, "
-            f"{counted(len(tally.unreadable), 'file')}; `ingest dlq stats` tells more",
+            f"{live:,} waiting; skipped {tally.torn} torn and {tally.altered} altered lines, "
+            f"{counted(len(tally.unreadable), 'file')}; see `ingest dlq stats`",
         )
     if live:
-        return Check("dead letters", WARN, f"{live:,} live; see `ingest dlq list`")
+        return Check("dead letters", WARN, f"{live:,} waiting; see `ingest dlq list`")
     return Check("dead letters", OK, "none")
 
 
@@ -287,7 +290,13 @@ async def _database(settings: Settings, service: ServiceInfo | None) -> list[Che
             with told_plainly(url):
                 found = await examine(opened)
     except IngestError as error:
-        return [Check("database", FAIL, f"{error}; start it, or mend INGEST_DATABASE_URL")]
+        return [
+            Check(
+                "database",
+                FAIL,
+                f"{error}; start the database, or correct database_url or its file",
+            )
+        ]
     kind = "configured" if settings.database_url else "embedded"
     checks = database_checks(found, settings, service_runs=service is not None)
     return [Check("database", OK, f"answers ({kind})"), *checks]

@@ -35,7 +35,9 @@ def database_checks(
 def _version(found: dict[str, Any]) -> Check:
     said = f"PostgreSQL {found['version']}, database {found['database']}, role {found['role']}"
     if found["major"] < VERSION_MIN:
-        return Check("version", FAIL, f"{said}: at least {VERSION_MIN} is needed; upgrade it")
+        return Check(
+            "version", FAIL, f"{said}; version {VERSION_MIN} or later is needed: upgrade it"
+        )
     return Check("version", OK, said)
 
 
@@ -46,23 +48,23 @@ def _writable(found: dict[str, Any]) -> Check:
         return Check(
             "writable", FAIL, "default_transaction_read_only is on; turn it off for the role"
         )
-    return Check("writable", OK, "a primary that takes writes")
+    return Check("writable", OK, "a primary that accepts writes")
 
 
 def _durable(kept: list[Finding], settings: Settings) -> Iterator[Check]:
     for name, value, risk, refuses, mend in kept:
         said = f"{value}: {risk}; {mend}" if risk else value
         if refuses and settings.database_unsafe:
-            said += " (database_unsafe: it is used all the same)"
+            said += " (accepted by database_unsafe)"
         refused = refuses and not settings.database_unsafe
         yield Check(name, FAIL if refused else WARN if risk else OK, said)
 
 
 def _table(found: dict[str, Any], settings: Settings) -> Check:
     if found["difference"] is None:
-        return Check("table", OK, "readings is as it must be")
+        return Check("table", OK, "readings is correct")
     if not found["there"] and settings.schema_apply and found["may_create"]:
-        return Check("table", OK, "readings is not there yet; `ingest serve` makes it at start")
+        return Check("table", OK, "readings does not exist yet; `ingest serve` creates it at start")
     advice = "" if found["there"] else "; a role that may create tables must run it"
     return Check("table", FAIL, f"{found['difference']}{advice}")
 
@@ -84,9 +86,13 @@ def _privileges(found: dict[str, Any]) -> Check:
 
 def _clock(found: dict[str, Any]) -> Check:
     ahead_s, doubt_s = found["ahead_s"], found["doubt_s"]
-    said = f"the database's is {ahead_s:+.3f} s from ours (known to {doubt_s:.3f} s)"
+    said = f"the clock of the database differs by {ahead_s:+.3f} s (measured to {doubt_s:.3f} s)"
     if abs(ahead_s) - doubt_s > CLOCK_S_MAX:
-        return Check("clock", WARN, f"{said}; readings without ts get our time: run NTP on both")
+        return Check(
+            "clock",
+            WARN,
+            f"{said}; readings without ts get the time of this machine: run NTP on both",
+        )
     return Check("clock", OK, said)
 
 
@@ -95,9 +101,9 @@ def _connections(found: dict[str, Any], settings: Settings, *, service_runs: boo
     limit, bound = found["role_connections_max"], "max_connections"
     if limit is not None and 0 <= limit < free:
         free, bound = limit, "the role's CONNECTION LIMIT"
-    said = f"{free} of {found['connections_max']} are left for us, {settings.writers} writers"
+    said = f"{free} of {found['connections_max']} are free, writers = {settings.writers}"
     if free < settings.writers and not service_runs:
         return Check("connections", FAIL, f"{said}; raise {bound} or lower writers")
     if free < settings.writers + 2:
-        return Check("connections", WARN, f"{said}; raise {bound}, there is little room")
+        return Check("connections", WARN, f"{said}; only few are left: raise {bound}")
     return Check("connections", OK, said)

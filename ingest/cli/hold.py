@@ -1,4 +1,4 @@
-"""`ingest hold`: ask the running service whether writing is on hold, or tell it to go on."""
+"""`ingest hold`: ask the running service whether writes are paused, or have it try again now."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from ingest.config.settings import Loaded
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
-    """Add the two words."""
+    """Add the two commands."""
     words = parser.add_subparsers(dest="hold_word", metavar="show | release", required=True)
     words.add_parser(
-        "show", parents=[settings_flags], help="print the state, why, and what the database said"
+        "show",
+        parents=[settings_flags],
+        help="print the state, the reason, and the message of the database",
     )
     release = words.add_parser(
-        "release", parents=[settings_flags], help="try to write again now, not at the next probe"
+        "release", parents=[settings_flags], help="try to write now; do not wait for the next try"
     )
     release.add_argument(
         "--dead-letter",
         action="store_true",
-        help="and set the readings aside that the database refuses, however many they are",
+        help="also move all rows that the database refuses to the dead letters",
     )
 
 
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         return 0
     answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
     if answer.get("released"):
-        print("released: the service tries to write now (`ingest hold show` tells how it went)")
+        print("released: the service tries to write now. See the result with `ingest hold show`")
     else:
-        print("nothing is on hold: there was nothing to release")
+        print("nothing is on hold: writes are not paused")
     return 0

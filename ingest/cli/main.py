@@ -1,6 +1,6 @@
-"""The command line: its words, the flags of all settings, and how a failure is told.
+"""The command line: its commands, the flags of all settings, and how a failure is told.
 
-A word's module is imported only when the word is used, so that help and `ingest config` are quick.
+A command's module is imported only when it is used, so help and `ingest config` are quick.
 Such a module has `add_arguments(parser, settings_flags)` and `run(args, loaded) -> exit code`.
 Promises: an expected failure is one sentence on stderr and exit 2, never a traceback.
 """
@@ -22,12 +22,12 @@ from ingest.model.errors import IngestError
 
 WORDS: dict[str, str] = {
     "serve": "run the service: take readings and write them to PostgreSQL",
-    "schema": "make the table, or show how it stands",
-    "dlq": "look into the dead-letter queue, send its readings again, discard them",
-    "hold": "show why writing is on hold, or end the hold",
-    "config": "print every setting, its value and where the value comes from",
-    "psql": "open psql on the service's database; further arguments go to psql",
-    "doctor": "check this machine, the state folder and the database",
+    "schema": "create the table, or compare it with what is needed",
+    "dlq": "show the dead letters, replay them, discard them",
+    "hold": "show why writes are paused, or try again now",
+    "config": "print every setting, its value, and where the value comes from",
+    "psql": "open psql on the database of the service; further arguments go to psql",
+    "doctor": "check this machine, the state folder and the database, and say what to do",
 }
 _DEST = "setting."  # a setting's flag must not collide with an argument of a word
 _EXIT_WRONG = 2
@@ -82,12 +82,12 @@ def build_parser(word: str | None) -> Parser:
     """Return the whole parser; only `word` gets its arguments (None: no word does)."""
     parser = Parser(
         prog="ingest",
-        description="Sensor readings from HTTP into PostgreSQL, in batches, losing none.",
-        epilog="Each word has its own --help.",
+        description="Takes sensor readings over HTTP and writes them to PostgreSQL in batches.",
+        epilog="Each command has its own --help.",
     )
     parser.add_argument("--version", action="version", version=f"ingest {__version__}")
     words = parser.add_subparsers(
-        dest="word", metavar="WORD", required=True, title="words", parser_class=Parser
+        dest="word", metavar="COMMAND", required=True, title="commands", parser_class=Parser
     )
     for each, purpose in WORDS.items():
         if each != word:
@@ -162,10 +162,10 @@ def _word_of(words: list[str]) -> str | None:
     if not words or words[0] in {"-h", "--help", "--version"}:
         return None
     if words[0].startswith("-"):
-        raise IngestError(f"{words[0]} stands after a word, as in: ingest serve {words[0]} ..")
+        raise IngestError(f"write {words[0]} after a command, as in: ingest serve {words[0]} ..")
     if words[0] not in WORDS:
         near = nearest(words[0], WORDS)
-        raise IngestError(f"there is no word {words[0]!r}{near} (see ingest --help)")
+        raise IngestError(f"there is no command {words[0]!r}{near} (see ingest --help)")
     return words[0]
 
 

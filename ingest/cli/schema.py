@@ -1,4 +1,4 @@
-"""`ingest schema`: make the table where it is missing, and show how it stands."""
+"""`ingest schema`: create the table if it is missing, and compare it with what is needed."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from ingest.config.settings import Loaded
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
-    """Add the two words."""
+    """Add the two commands."""
     words = parser.add_subparsers(dest="schema_word", metavar="apply | show", required=True)
     apply = words.add_parser(
         "apply",
         parents=[settings_flags],
-        help="make the table, its key, and what is asked for; changes nothing that is there",
+        help="create the table and its key; an existing table is not changed",
     )
     apply.add_argument(
         "--device-index",
         action="store_true",
-        help="an index per device as well: quicker questions about one device, slower writing",
+        help="also create an index per device: faster queries for one device, slower writing",
     )
     apply.add_argument(
-        "--role", metavar="NAME", help="let this role write and read the table, and no more"
+        "--role", metavar="NAME", help="allow this role to read and write the table, nothing else"
     )
     words.add_parser(
-        "show", parents=[settings_flags], help="print the table, and how it differs from ours"
+        "show",
+        parents=[settings_flags],
+        help="print the table, and how it differs from what is needed",
     )
 
 

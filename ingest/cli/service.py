@@ -30,7 +30,9 @@ def ask(settings: Settings, method: str, path: str, body: Any = None) -> dict[st
     folder = existing(state_dir(settings))
     service = running_service(folder)
     if service is None:
-        raise StartError(f"no service runs on the state folder {folder} (--state-dir chooses it)")
+        raise StartError(
+            f"no service runs on the state folder {folder} (use --state-dir for another one)"
+        )
     return ask_service(service, method, path, body)[1]
 
 
@@ -76,7 +78,7 @@ def _answer(status: int, text: bytes) -> dict[str, Any]:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise StartError(f"the service answered {status} with something that is not JSON")
+        raise StartError(f"the service answered {status}, and the answer is not JSON")
     refused = status >= 400 and "state" not in answer  # /readyz says 503 and yet answers
     if refused:
         raise StartError(f"the service refused: {status} {answer.get('detail') or ''}".rstrip())

@@ -39,152 +39,150 @@ class Settings:
     """All settings of the service; see each field's reason. Times in seconds, sizes in bytes."""
 
     listen: str = setting(
-        "127.0.0.1:8080", "data port, HOST:PORT; port 0 takes a free one", opens="Where things are"
+        "127.0.0.1:8080", "data port, HOST:PORT; port 0: any free port", opens="Places"
     )
     admin_listen: str = setting("127.0.0.1:8081", "admin port: probes, metrics, dashboard")
     admin_token: str = setting(
-        "", "opens the admin port's page and actions; empty: a new one each start", secret=True
+        "", "token for the dashboard and its actions; empty: a new one at each start", secret=True
     )
-    admin_token_file: str = setting("", "a file that holds admin_token, as secrets are mounted")
-    state_dir: str = setting("", "embedded database, journal, dead letters; empty: the usual place")
+    admin_token_file: str = setting("", "file that contains admin_token, for mounted secrets")
+    state_dir: str = setting("", "folder of journal, dead letters, database; empty: the default")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
-    database_url_file: str = setting("", "a file that holds database_url, as secrets are mounted")
-    database_unsafe: bool = setting(False, "call it durable though a crash may take readings back")
+    database_url_file: str = setting("", "file that contains database_url, for mounted secrets")
+    database_unsafe: bool = setting(False, "accept a PostgreSQL that can lose rows in a crash")
     schema_apply: bool = setting(True, "create a missing table at start, if the role may")
     log_level: str = setting(
-        "info", "least level that is logged", one_of=("debug", "info", "warning", "error")
+        "info", "lowest level that is logged", one_of=("debug", "info", "warning", "error")
     )
 
     body_bytes_max: int = setting(
-        MIB, "size of a post as it was sent", within=(KIB, 64 * MIB), opens="The receiver"
+        MIB, "largest body of a post, as it was sent", within=(KIB, 64 * MIB), opens="The receiver"
     )
     inflated_bytes_max: int = setting(
-        4 * MIB, "size of a post after gunzip: bombs end here", within=(KIB, 256 * MIB)
+        4 * MIB, "largest body after decompression; stops gzip bombs", within=(KIB, 256 * MIB)
     )
     post_rows_max: int = setting(
-        5_000, "readings in one post, which one batch must take whole", within=(1, 100_000)
+        5_000, "most readings in one post, which is never split", within=(1, 100_000)
     )
     receiver_bytes_max: int = setting(
         64 * MIB,
-        "bodies being received, all together; further ones wait unread",
+        "memory for all bodies that are being received; other bodies wait unread",
         within=(64 * KIB, 64 * GIB),
     )
     connections_max: int = setting(
         20_000,
-        "open connections; beyond it the oldest idle or half-open one is closed",
+        "most open connections; above it the oldest idle or half-open one is closed",
         within=(1, 1_000_000),
     )
     header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
     body_s_max: float = setting(10.0, "time for a request's body to arrive", within=(0.05, 600))
     keepalive_s_max: float = setting(
-        75.0, "an idle connection is kept so long; more than a proxy's 60 s", within=(0.05, 3600)
+        75.0, "idle connections are closed after this; proxies use 60 s", within=(0.05, 3600)
     )
-    ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts accepted, RFC 3339")
+    ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
     ts_ahead_s_max: float = setting(
-        86_400.0, "newest ts accepted, counted from now", within=(0, 3.2e9)
+        86_400.0, "how far in the future a ts may be", within=(0, 3.2e9)
     )
     ack_default: str = setting(
         "best",
-        "the ack of a post that does not ask for one",
+        "ack of a post without ?ack; best: durable with the journal, else buffered",
         one_of=("best", "buffered", "durable", "committed"),
     )
     ack_wait_s_max: float = setting(
-        10.0, "how long a post with ?ack=committed may wait before 503", within=(0.01, 300)
+        10.0, "how long a post with ?ack=committed waits before 503", within=(0.01, 300)
     )
 
     buffer: str = setting(
         "journal",
-        "journal: on the disk before a 202; memory: lost with the process",
+        "journal: kept on the disk; memory: lost with the process",
         one_of=("journal", "memory"),
         opens="The buffer",
     )
-    buffer_rows_max: int = setting(100_000, "readings held in memory", within=(1, 100_000_000))
+    buffer_rows_max: int = setting(100_000, "most readings in memory", within=(1, 100_000_000))
     buffer_bytes_max: int = setting(
-        64 * MIB, "bytes held in memory, waiting posts included", within=(KIB, 64 * GIB)
+        64 * MIB, "most bytes in memory, waiting posts included", within=(KIB, 64 * GIB)
     )
     put_wait_s_max: float = setting(
-        1.0, "how long a post may wait for room before 503", within=(0, 60)
+        1.0, "how long a post waits for space before 503", within=(0, 60)
     )
     journal_bytes_max: int = setting(
         8 * GIB,
-        "size of the journal, which may be far more than memory",
+        "largest size of the journal; may be far more than memory",
         within=(16 * KIB, 16 * TIB),
     )
     journal_segment_bytes: int = setting(
         64 * MIB, "a file of the journal is finished at this size", within=(4 * KIB, 16 * GIB)
     )
-    journal_unsafe: bool = setting(False, "call the journal durable though its file system is not")
+    journal_unsafe: bool = setting(False, "accept a file system that loses data at a restart")
     full_s_min: float = setting(
-        5.0, "after so long without room /readyz says full", within=(0, 3600)
+        5.0, "after this time without space /readyz says full", within=(0, 3600)
     )
 
     batch_rows: int = setting(
-        100, "a batch closes once so many wait", within=(1, 1_000_000), opens="Batches and writers"
+        100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"
     )
     batch_rows_max: int = setting(
-        20_000, "under backlog a batch grows to this", within=(1, 1_000_000)
+        20_000, "largest batch, reached when many readings wait", within=(1, 1_000_000)
     )
     batch_linger_s: float = setting(
-        0.02, "a batch closes so long after its first reading", within=(0, 10)
+        0.02, "a batch closes this long after its first reading", within=(0, 10)
     )
-    writers: int = setting(2, "batches written at once, a connection each", within=(1, 64))
+    writers: int = setting(2, "batches written at once, one connection each", within=(1, 64))
     write_method: str = setting(
-        "copy", "binary COPY or multi-row INSERT", one_of=("copy", "insert")
+        "copy", "write by binary COPY or by multi-row INSERT", one_of=("copy", "insert")
     )
-    connect_s_max: float = setting(5.0, "time to connect and check the schema", within=(0.1, 60))
+    connect_s_max: float = setting(5.0, "time to connect and check the table", within=(0.1, 60))
     lock_s_max: float = setting(3.0, "PostgreSQL's lock_timeout", within=(0.05, 600))
     statement_s_max: float = setting(
-        10.0, "PostgreSQL's statement_timeout: the server answers first", within=(0.1, 600)
+        10.0, "PostgreSQL's statement_timeout; less than command_s_max", within=(0.1, 600)
     )
     command_s_max: float = setting(
-        15.0, "our own deadline of a write; then the connection is cut", within=(0.1, 600)
+        15.0, "deadline of a write; then the service closes the connection", within=(0.1, 600)
     )
-    schema_check_s: float = setting(
-        10.0, "pause between checks of the column types, which COPY skips", within=(0.1, 3600)
-    )
+    schema_check_s: float = setting(10.0, "pause between checks of the table", within=(0.1, 3600))
 
     retries_max: int = setting(
         8,
-        "retries of a failing batch before it is set aside",
+        "retries of a failing batch before it goes to the dead letters",
         within=(0, 1_000),
-        opens="When things fail",
+        opens="Failures",
     )
     retry_s_max: float = setting(30.0, "longest pause between retries", within=(0.01, 3600))
-    wait_s_min: float = setting(0.1, "first pause while the server is away", within=(0.001, 60))
+    wait_s_min: float = setting(0.1, "first pause while the database is away", within=(0.001, 60))
     wait_s_max: float = setting(10.0, "longest pause while it is away", within=(0.001, 3600))
     hold_probe_s: float = setting(5.0, "pause between tries while on hold", within=(0.01, 3600))
     unknown_tries_max: int = setting(
-        5, "tries with an unknown SQLSTATE before writing is on hold", within=(1, 1_000)
+        5, "tries with an unknown SQLSTATE before writes are paused", within=(1, 1_000)
     )
     breaker_window_rows: int = setting(
-        1_000, "the last rows that the breaker looks at", within=(1, 1_000_000)
+        1_000, "the circuit breaker looks at this many last rows", within=(1, 1_000_000)
     )
     breaker_rows_max: int = setting(
-        200, "refused rows among them, from many devices: beyond it, hold", within=(1, 1_000_000)
+        200, "more refused rows than this, of several devices: on hold", within=(1, 1_000_000)
     )
-    drain_s_max: float = setting(20.0, "at stop: time to empty the buffer", within=(0, 600))
+    drain_s_max: float = setting(20.0, "at a stop: time to empty the buffer", within=(0, 600))
 
     dlq_bytes_max: int = setting(
         GIB,
-        "size of all files; invalid items may use half, retries_exhausted three quarters",
+        "size of all files; invalid items may use 1/2 of it, retries_exhausted 3/4",
         within=(64 * KIB, 16 * TIB),
         opens="Dead letters",
     )
     dlq_segment_bytes: int = setting(
         64 * MIB,
-        "a file is finished at this size; at most a quarter of dlq_bytes_max",
+        "a file is finished at this size; at most 1/4 of dlq_bytes_max",
         within=(4 * KIB, 16 * GIB),
     )
-    dlq_keep_days: float = setting(7.0, "replayed files are kept so long", within=(0, 36_500))
-    dlq_auto_replay: bool = setting(True, "retries_exhausted and drained come back by themselves")
+    dlq_keep_days: float = setting(7.0, "finished files are kept this long", within=(0, 36_500))
+    dlq_auto_replay: bool = setting(True, "replay retries_exhausted and drained automatically")
     dlq_replay_rows_per_s: int = setting(
-        2_000, "rate of that replay, slower than live readings", within=(1, 10_000_000)
+        2_000, "rate of the automatic replay; keep it below the live rate", within=(1, 10_000_000)
     )
     dlq_replay_pause_s: float = setting(
-        5.0, "pause between looks for something to replay", within=(0.01, 86_400)
+        5.0, "pause between searches for entries to replay", within=(0.01, 86_400)
     )
     disk_free_bytes_min: int = setting(
-        64 * MIB, "less room for the state folder: disk_low; 0: never", within=(0, 16 * TIB)
+        64 * MIB, "with less free space posts get 503 disk_low; 0: no check", within=(0, 16 * TIB)
     )
 
 

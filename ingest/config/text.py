@@ -62,7 +62,7 @@ def help_text(declared: Field[Any]) -> str:
 
 def markdown_table() -> str:
     """Return the table of all settings for docs/settings.md."""
-    lines = ["| setting | default | may be | for |", "| --- | --- | --- | --- |"]
+    lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
     for title, members in groups():
         lines.append(f"| **{title}** | | | |")
         lines += [

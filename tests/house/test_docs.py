@@ -1,6 +1,6 @@
 """Nothing is documented twice by hand: what the code knows, documents show as the code prints it.
 
-`python -m ingest.cli_docs --write docs/*.md deploy/ingest.env.example` and `python -m
+`python -m ingest.cli.docs --write docs/*.md deploy/ingest.env.example` and `python -m
 benchmarks.results` mend what fails here; links, the author.
 """
 

@@ -99,7 +99,7 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
             await seen.page.click("#tab-newest")
             await seen.wait_text("#device-list", "device-7")
         await seen.wait_text("#state-text", "No reading arrives at the moment")
-        await seen.wait_text("#f-law b", "holds")
+        await seen.wait_text("#f-balance b", "correct")
         weight = await seen.page.evaluate(WEIGHT)
         assert 10_000 < weight < WEIGHT_BYTES_MAX
 
@@ -115,7 +115,7 @@ async def test_hold_shows_within_three_seconds_and_goes_by_itself(
         async with Fleet(service.url, connections=2, rows=10):
             await seen.wait_text("#state-word", "Accepting")
             await readings_connection.execute("alter table readings rename value to val")
-            await seen.wait_text("#state-word", "Writing is on hold", within_s=3)
+            await seen.wait_text("#state-word", "Writes are paused", within_s=3)
             await seen.wait_text("#state-text", "has no column value")
             await seen.wait_text("#state-todo", "./run schema show")
             assert await seen.page.is_visible("#try-now")
@@ -159,7 +159,7 @@ async def test_dead_letters_are_shown_in_full_replayed_and_discarded_after_a_que
         assert await service.query("select from readings") == []
         await page.click("#replay")
         await page.click("#ask-yes")
-        await seen.wait_text("#letters-note", "1 of 1 came in: 1 new rows")
+        await seen.wait_text("#letters-note", "1 of 1 are stored: 1 new rows")
         rows = await service.query("select device_id, value from readings")
         assert [tuple(row) for row in rows] == [("oven", 200.0)]
 
@@ -198,7 +198,7 @@ async def test_hostile_names_are_text_wherever_they_are_shown(
         await page.fill("#tail-device", HOSTILE[0])
         await page.click("#tail-form button >> nth=0")
         await seen.wait_text("#tail-empty", HOSTILE[0])
-        await seen.wait_text("#tail-note", "posts looked at")
+        await seen.wait_text("#tail-note", "posts were checked")
         await service.post(good)
         await seen.wait_text("#tail tbody", HOSTILE[0])
         assert HOSTILE[1] not in await seen.text("#tail tbody")
@@ -240,7 +240,7 @@ async def test_page_has_no_serious_accessibility_fault(
         assert await page.evaluate("document.documentElement.scrollWidth") <= 390
         await readings_connection.execute("alter table readings rename value to val")
         await service.post({"device_id": "d", "metric": "m", "value": 2})
-        await seen.wait_text("#state-word", "Writing is on hold")
+        await seen.wait_text("#state-word", "Writes are paused")
         await page.click("#letters tbody button")
         await seen.wait_text("#letter-original", '"d"')
         assert await violations(page, source) == []
@@ -374,7 +374,7 @@ async def test_journal_tells_what_is_only_there_and_what_came_back(
         await seen.wait_text(
             "#state-text", "8,000 readings are kept, 2,000 of them on the disk only"
         )
-        await seen.wait_text("#f-journal small", "2,000 only there")
+        await seen.wait_text("#f-journal small", "2,000 only on disk")
         await seen.wait_text("#c-buffer .legend", "on disk only 2,000")
         await seen.wait_text("#c-journal .legend", " KiB")
         await service.kill()
@@ -384,8 +384,8 @@ async def test_journal_tells_what_is_only_there_and_what_came_back(
         await seen.wait_text("#f-back small", "8,000 recovered, 0 replayed")
         await seen.wait_text("#state-text", "8,000 readings are kept")
         await readings_connection.execute("alter table readings rename val to value")
-        await seen.wait_text("#state-text", "all that came are dealt with")
-        await seen.wait_text("#f-law b", "holds")
+        await seen.wait_text("#state-text", "None is waiting")
+        await seen.wait_text("#f-balance b", "correct")
 
 
 async def test_journal_that_cannot_be_written_is_said_and_goes_by_itself(
@@ -416,7 +416,7 @@ async def test_start_without_a_database_says_that_posts_are_not_taken(
             "yet: ",
         )
         assert "kept" not in await seen.text("#state-text")
-        await seen.wait_text("#state-todo", "Start the database or mend the way to it")
+        await seen.wait_text("#state-todo", "Start the database, or fix the network to it")
         assert await seen.page.is_visible("#try-now")
 
 
@@ -433,7 +433,7 @@ async def test_what_waits_for_the_table_is_not_called_dealt_with(
             await readings_connection.execute("lock table readings")
             assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 202
             await seen.wait_text("#state-text", "1 readings are kept (0 % of the journal) and are")
-        await seen.wait_text("#state-text", "all that came are dealt with")
+        await seen.wait_text("#state-text", "None is waiting")
 
 
 async def test_memory_has_no_journal_to_show(

@@ -70,7 +70,7 @@ async def test_pictures_of_the_dashboard(
                 await picture(seen.page, folder, "phone", "dark")
                 await seen.page.set_viewport_size(WIDE)
                 await readings_connection.execute("alter table readings rename value to val")
-                await seen.wait_text("#state-word", "Writing is on hold")
+                await seen.wait_text("#state-word", "Writes are paused")
                 await asyncio.sleep(HOLD_S)
                 await picture(seen.page, folder, "hold", "light")
                 await readings_connection.execute("alter table readings rename val to value")

@@ -143,7 +143,7 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
         looked = reader.answers[-1]
         assert [each["value"] for each in looked.document["readings"]] == [21.7, 21.6, 21.5]
         said = "\n".join(reader.outputs.values())
-        assert "1 letter replayed: 1 reading, 1 new, 0 duplicates" in said
+        assert "1 dead letter replayed: 1 reading, 1 new, 0 duplicates" in said
         assert "\n21.7\n" in said
         assert "state:  accepting" in said
         values = await service.query("select device_id, value from readings order by 1, 2")

@@ -28,14 +28,14 @@ select current_setting('fsync') as fsync,
 _OFF = {
     "fsync": "a crash of the machine can destroy the whole database",
     "full_page_writes": "a crash of the machine can tear pages beyond repair",
-    "synchronous_commit": "a crash can take back the last committed readings",
+    "synchronous_commit": "a crash can undo the last committed readings",
 }
 _UNLOGGED = "a crash of the server empties it"
 # `on` waits for a standby's disk and `remote_apply` for more; these two wait for less. All four
 # wait for the primary's own disk, so a crash of it alone loses nothing.
 _STANDBY_BEHIND = {
-    "local": "readings that no standby has are lost by a failover",
-    "remote_write": "readings that are in a standby's memory only may be lost by a failover",
+    "local": "a failover loses readings that no standby has",
+    "remote_write": "a failover may lose readings that are only in the memory of a standby",
 }
 
 
@@ -86,8 +86,8 @@ def fault(found: list[Finding]) -> str | None:
 def refusal(said: str) -> str:
     """Return what a service that refuses the database for this `fault` says."""
     return (
-        f"the database does not keep what it has committed: {said}; mend it, or say that it does "
-        f"not matter: {OVERRIDE}"
+        f"the database may lose what it has committed: {said}; fix that, or accept the risk with "
+        f"{OVERRIDE}"
     )
 
 
@@ -101,5 +101,5 @@ def table() -> str:
         f"| `synchronous_commit = {value}` beside synchronous standbys: {risk} | `doctor` warns |"
         for value, risk in _STANDBY_BEHIND.items()
     ]
-    lines.append("| `on`, `remote_apply`; `local`, `remote_write` without standbys | is believed |")
+    lines.append("| `on`, `remote_apply`; `local`, `remote_write` without standbys | is trusted |")
     return "\n".join(lines)

@@ -59,7 +59,7 @@ def test_dlq_empty_state_folder_is_no_error(dlq: Dlq, folder: Path) -> None:
     """Nothing there: said so, exit 0, nothing created."""
     for words in (["list"], ["show"], ["replay"], ["discard", "--all", "--yes"]):
         assert dlq(*words) == (0, "", "no dead letters\n")
-    assert "live letters     0" in dlq("stats")[1]
+    assert "dead letters     0" in dlq("stats")[1]
     assert dlq("discard", "--all")[0] == 1
     assert not folder.exists()
 
@@ -169,13 +169,16 @@ def test_dlq_where_joins_conditions(dlq: Dlq, folder: Path) -> None:
 def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder: Path) -> None:
     """Without --yes it only counts."""
     write(folder, [*drained(2), *drained(1, reason=EXHAUSTED)])
-    assert "2 letters would be discarded" in dlq("discard", "--where", "reason=drained")[1]
+    assert "2 dead letters would be discarded" in dlq("discard", "--where", "reason=drained")[1]
     assert len(read(folder)) == 3
-    assert dlq("discard", "--where", "reason=drained", "--yes")[:2] == (0, "2 letters discarded\n")
+    assert dlq("discard", "--where", "reason=drained", "--yes")[:2] == (
+        0,
+        "2 dead letters discarded\n",
+    )
     (left,) = read(folder)
     assert left.reason == EXHAUSTED
     an_id = dlq("list")[1].splitlines()[1].split()[0]
-    assert dlq("discard", an_id, "--yes")[:2] == (0, "1 letter discarded\n")
+    assert dlq("discard", an_id, "--yes")[:2] == (0, "1 dead letter discarded\n")
 
 
 def test_dlq_second_replayer_is_refused(
@@ -196,14 +199,15 @@ def test_dlq_second_replayer_is_refused(
 def test_dlq_replay_marks_what_came_in(dlq: Dlq, folder: Path, readings_url: str) -> None:
     """New once, nothing to do the second time, what is refused stays with its reason."""
     write(folder, [*drained(3), invalid(MULTI)])
-    assert dlq("replay", "--dry-run")[1].startswith("3 letters would be replayed")
+    assert dlq("replay", "--dry-run")[1].startswith("3 dead letters would be replayed")
     assert len(read(folder)) == 4
     code, out, _ = dlq("replay", "--rate", 1_000, url=readings_url)
     assert code == 1
-    assert "3 letters replayed: 3 readings, 3 new, 0 duplicates\n1 still refused" in out
+    assert "3 dead letters replayed: 3 readings, 3 new, 0 duplicates\n1 still refused" in out
     assert "wrong_type: values.humidity" in out
     assert (
-        "0 letters replayed" in dlq("replay", "--where", f"reason={DRAINED}", url=readings_url)[1]
+        "0 dead letters replayed"
+        in dlq("replay", "--where", f"reason={DRAINED}", url=readings_url)[1]
     )
     assert read(folder) == [invalid(MULTI)]
 
@@ -231,10 +235,10 @@ def test_dlq_replay_of_an_edited_copy_brings_it_in_and_ends_the_letter(
     code, out, err = dlq("replay", "--file", copy, url=readings_url)
     assert code == 1
     assert "line 1: the checksum does not match" in err
-    assert "0 letters replayed" in out
+    assert "0 dead letters replayed" in out
     code, out, err = dlq("replay", "--file", copy, "--edited", url=readings_url)
     assert code == 1
-    assert "2 letters replayed: 3 readings, 3 new" in out
+    assert "2 dead letters replayed: 3 readings, 3 new" in out
     assert "line 5" in out
     assert "line 3: not JSON" in err
     assert "line 4: not a dead letter" in err
@@ -248,7 +252,7 @@ def test_dlq_replay_without_a_database_says_so_and_keeps_all(dlq: Dlq, folder: P
     write(folder, drained(1))
     code, out, err = dlq("replay", url="postgresql://nobody@127.0.0.1:1/none")
     assert code == 1
-    assert "0 letters replayed" in out
+    assert "0 dead letters replayed" in out
     assert "run it again" in err
     assert len(read(folder)) == 1
 
@@ -258,11 +262,11 @@ def test_dlq_replay_tells_the_first_of_many(dlq: Dlq, folder: Path, tmp_path: Pa
     write(folder, [invalid(b"%d" % number) for number in range(30)])
     out = dlq("replay", "--dry-run")[1]
     assert "30  not_an_object" in out
-    assert out.endswith("(the first ones)\n")
+    assert out.endswith("(only the first ones are shown)\n")
     copy = tmp_path / "copy"
     copy.write_text("x\n" * 30)
     err = dlq("replay", "--dry-run", "--file", copy)[2]
-    assert err.endswith("left: 30 lines in all\n")
+    assert err.endswith("not replayed: 30 lines in all\n")
 
 
 def test_dlq_folder_that_cannot_be_read_is_told(dlq: Dlq, folder: Path) -> None:

@@ -116,10 +116,10 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "the following arguments are required: WORD (see ingest --help)"),
-        (["sevre"], "there is no word 'sevre'; did you mean serve? (see ingest --help)"),
-        (["xyzzy", "--help"], "there is no word 'xyzzy' (see ingest --help)"),
-        ([""], "there is no word ''"),
+        ([], "the following arguments are required: COMMAND (see ingest --help)"),
+        (["sevre"], "there is no command 'sevre'; did you mean serve? (see ingest --help)"),
+        (["xyzzy", "--help"], "there is no command 'xyzzy' (see ingest --help)"),
+        ([""], "there is no command ''"),
         (["serve", "--bacth-rows", "5"], "no argument --bacth-rows; did you mean --batch-rows?"),
         (["serve", "--bacth-rows=5"], "no argument --bacth-rows=5; did you mean --batch-rows?"),
         (["serve", "--batch-row", "5"], "no argument --batch-row; did you mean --batch-rows?"),
@@ -128,7 +128,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--batch-rows", "0"], "setting batch_rows (--batch-rows): '0' is too small"),
         (
             ["--listen", "h:1", "serve"],
-            "--listen stands after a word, as in: ingest serve --listen ..",
+            "write --listen after a command, as in: ingest serve --listen ..",
         ),
         (["config", "--config", "no.toml"], "no.toml: No such file or directory"),
         (["config", "--print", "batch_row"], "no setting 'batch_row'; did you mean batch_rows?"),
@@ -175,7 +175,7 @@ def test_state_folder_without_a_service_or_a_database_is_told(
     here = ("--state-dir", str(tmp_path))
     assert "no service runs on the state folder" in failure(capsys, "hold", "show", *here)
     assert "no service runs on the state folder" in failure(capsys, "hold", "release", *here)
-    assert "no database has been made in" in failure(capsys, "psql", *here, "-c", "select 1")
+    assert "there is no database in" in failure(capsys, "psql", *here, "-c", "select 1")
     assert list(tmp_path.iterdir()) == []
 
 

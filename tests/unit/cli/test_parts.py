@@ -74,7 +74,7 @@ def test_psql_is_found_beside_the_database_first_then_on_the_path(
     monkeypatch.setenv("INGEST_PG_BIN", str(tmp_path))
     assert find_psql() == str(system / "psql")
     (system / "psql").unlink()
-    with pytest.raises(StartError, match="no psql found"):
+    with pytest.raises(StartError, match="psql was not found"):
         find_psql()
 
 
@@ -282,8 +282,8 @@ def test_request_to_the_service_carries_its_token_past_any_proxy(
     [
         (401, json.dumps({"detail": "wrong token"}).encode(), "refused: 401 wrong token"),
         (500, b"", "refused: 500"),
-        (200, b"<html>", "200 with something that is not JSON"),
-        (200, b"[1]", "200 with something that is not JSON"),
+        (200, b"<html>", "200, and the answer is not JSON"),
+        (200, b"[1]", "200, and the answer is not JSON"),
     ],
 )
 def test_answer_that_is_none_is_a_sentence(
@@ -381,7 +381,7 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
             state_dir=Path(folder), listen="a:1", admin_listen="a:2", embedded=True, waiting=""
         )
         (found,) = (each for each in lines if each.startswith("database:"))
-        return found.partition("look with: ")[2]
+        return found.partition("to look into it: ")[2]
 
     monkeypatch.setenv("XDG_STATE_HOME", "/s")
     assert hint("/s/iot-ingest") == "./run psql -c 'table readings'"

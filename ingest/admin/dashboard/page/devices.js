@@ -5,7 +5,7 @@ import { ask, byId, count, duration, make, moment, short } from "./text.js";
 const PERIOD_MS = 5_000;
 const TABS = ["silent", "newest", "rejected"];
 const EMPTY = {
-  silent: "No device is silent for so long.",
+  silent: "No device has been silent for that long.",
   newest: "No device has posted yet.",
   rejected: "No reading has been rejected.",
 };
@@ -47,7 +47,7 @@ export class Devices {
       this.report = await ask(`/devices?silent_s=${byId("silent-s").value}`);
       this.show();
     } catch (error) {
-      byId("devices-count").textContent = `Not known: ${error.message}.`;
+      byId("devices-count").textContent = `Not available: ${error.message}.`;
     }
   }
 
@@ -55,7 +55,7 @@ export class Devices {
     const report = this.report;
     if (!report) return;
     const about = report.exact ? "" : "about ";
-    byId("devices-count").textContent = `${about}${count(report.count)} seen since ${moment(report.since)}` + (report.exact ? "." : `; ${count(report.followed_max)} of them are followed one by one, the others only counted.`);
+    byId("devices-count").textContent = `${about}${count(report.count)} seen since ${moment(report.since)}.` + (report.exact ? "" : ` ${count(report.followed_max)} of them are tracked one by one; the others are only counted.`);
     byId("n-silent").textContent = report.silent_count ? count(report.silent_count) : "";
     const list = report[this.tab];
     if (!list.length) {
@@ -90,10 +90,10 @@ export class Devices {
       const note = seen ? `seen ${moment(seen.last_seen)}` : "not seen since the service started";
       place.replaceChildren(
         make("p", { class: "note" }, make("b", {}, device), `: ${note}. `, make("a", { href: path }, "JSON")),
-        rows.length ? table(["Time of the reading", "Metric", "Value"], rows) : make("p", { class: "empty" }, "The table has no reading of this device. Is its name spelt so?"),
+        rows.length ? table(["Time of the reading", "Metric", "Value"], rows) : make("p", { class: "empty" }, "The table has no reading of this device. Is the name correct?"),
       );
     } catch (error) {
-      place.replaceChildren(make("p", { class: "empty" }, `Not known: ${error.message}.`));
+      place.replaceChildren(make("p", { class: "empty" }, `Not available: ${error.message}.`));
     }
     place.scrollIntoView({ block: "nearest" });
   }

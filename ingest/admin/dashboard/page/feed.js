@@ -1,4 +1,4 @@
-// The line to the service: the history once, then the feed; again by itself after every break.
+// The connection to the service: the history once, then the feed; again by itself after a break.
 
 import { ask } from "./text.js";
 
@@ -29,7 +29,7 @@ export class Feed {
       const history = await ask(`/history?since=${this.last}`);
       if (turn !== this.turn) return;
       if (this.started && this.started !== history.started && !document.querySelector("dialog[open]")) {
-        location.reload(); // another life of the service: its page has another token
+        location.reload(); // another process of the service: its page has another token
         return;
       }
       this.started = history.started;

@@ -43,7 +43,7 @@ export class Letters {
       const { letters, looked_at_all } = await ask(`/dead-letters?${new URLSearchParams({ ...this.where(), limit: 100 })}`);
       this.show(letters, looked_at_all);
     } catch (error) {
-      say(byId("letters-note"), `Not known: ${error.message}.`);
+      say(byId("letters-note"), `Not available: ${error.message}.`);
     }
   }
 
@@ -56,19 +56,19 @@ export class Letters {
     byId("letters-empty").hidden = letters.length > 0;
     const filtered = Object.keys(this.where()).length > 0;
     say(byId("letters-empty"), filtered
-      ? "No dead letter is like that." + (all ? "" : " Only the newest were looked at; `./run dlq list` looks at all.")
-      : "No dead letters: every reading that came is in the table, or on its way to it.");
-    if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)}; \`./run dlq list\` shows all.`);
+      ? "No dead letter matches." + (all ? "" : " Only the newest were checked; `./run dlq list` checks all.")
+      : "No dead letters. Every accepted reading is in the table, or on its way to it.");
+    if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)} are shown; \`./run dlq list\` shows all.`);
     this.buttons();
   }
 
   row(letter) {
-    const box = make("input", { type: "checkbox", "aria-label": `Choose the letter of ${letter.device ?? "no device"}`, change: (event) => {
+    const box = make("input", { type: "checkbox", "aria-label": `Select the dead letter of ${letter.device ?? "no device"}`, change: (event) => {
       if (event.target.checked) this.chosen.add(letter.id);
       else this.chosen.delete(letter.id);
       this.buttons();
     } });
-    const full = make("button", { type: "button", class: "plain", click: () => this.open(letter.id) }, "in full");
+    const full = make("button", { type: "button", class: "plain", click: () => this.open(letter.id) }, "details");
     const why = (letter.field ? `${letter.field}: ` : "") + letter.message;
     return make("tr", {}, make("td", {}, box), make("td", {}, moment(letter.failed_at)), make("td", {}, letter.reason.replaceAll("_", " ")), make("td", {}, make("code", {}, letter.code)), make("td", {}, letter.device ?? "–"), make("td", { class: "wide", title: why }, why), make("td", {}, full));
   }
@@ -93,26 +93,26 @@ export class Letters {
       byId("letter-original").textContent = letter.original ?? JSON.stringify(letter.reading, null, 2);
       byId("letter").showModal();
     } catch (error) {
-      this.tell(`Not known: ${error.message}.`);
+      this.tell(`Not available: ${error.message}.`);
     }
   }
 
   async replay(what, many) {
-    const text = "They are validated again and written to the table; what comes in leaves the dead letters, what is refused again stays. Nothing is stored twice.";
+    const text = "They are validated again and written to the table. Those that are stored leave the dead letters. Those that are refused again stay. Nothing is stored twice.";
     if (!(await confirmed(`Replay ${many} dead letters?`, text, "Replay"))) return;
     await this.doing("Replaying ..", async () => {
       const done = await act("/dead-letters/replay", what);
       const refused = Object.entries(done.refused).map(([code, times]) => `${count(times)} ${code}`);
-      return `${count(done.replayed)} of ${count(done.asked)} came in: ${count(done.new)} new rows, ${count(done.duplicate)} were there already` + (refused.length ? `; refused again: ${refused.join(", ")}` : "") + (done.stopped ? `; stopped: ${done.stopped}` : "") + ".";
+      return `${count(done.replayed)} of ${count(done.asked)} are stored: ${count(done.new)} new rows, ${count(done.duplicate)} were in the table already` + (refused.length ? `; refused again: ${refused.join(", ")}` : "") + (done.stopped ? `; stopped: ${done.stopped}` : "") + ".";
     });
   }
 
   async discard() {
-    const text = "Discarded letters are forgotten: the readings in them are not in the table and will not come back.";
+    const text = "Discarded dead letters are deleted. Their readings are not in the table and cannot be restored.";
     if (!(await confirmed(`Discard ${count(this.chosen.size)} dead letters?`, text, "Discard", true))) return;
     await this.doing("Discarding ..", async () => {
       const done = await act("/dead-letters/discard", { ids: [...this.chosen] });
-      return `${count(done.discarded)} letters discarded.`;
+      return `${count(done.discarded)} dead letters discarded.`;
     });
   }
 

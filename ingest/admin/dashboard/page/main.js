@@ -1,4 +1,4 @@
-// The page: which figures and curves there are, and who is told what.
+// The page: its figures and charts, and what each part is told.
 
 import { Board, Chart } from "./charts.js";
 import { Devices } from "./devices.js";
@@ -13,7 +13,7 @@ const CURVES = [
   { id: "c-readings", title: "Readings", unit: "per second", tell: rate, series: [
     { name: "received", label: "received", tone: "t1" }, { name: "committed", label: "committed", tone: "t2" },
     { name: "duplicate", label: "duplicate", tone: "t5" }, { name: "rejected", label: "rejected", tone: "t4" }] },
-  { id: "c-commit", title: "Commit latency", unit: "receipt to committed", tell: ms, series: [
+  { id: "c-commit", title: "Commit latency", unit: "from receipt to commit", tell: ms, series: [
     { name: "commit_p99_ms", label: "p99", tone: "t3" }, { name: "commit_p50_ms", label: "p50", tone: "t1" }] },
   { id: "c-buffer", title: "Buffer", unit: "readings", tell: short, only: "memory", bound: () => about.buffer_rows_max, series: [
     { name: "buffer_rows", label: "held", tone: "t1" }] },
@@ -23,13 +23,13 @@ const CURVES = [
     { name: "journal_bytes", label: "size", tone: "t6" }] },
   { id: "c-oldest", title: "Oldest in the buffer", unit: "age", tell: duration, least: 0.1, series: [
     { name: "oldest_s", label: "age", tone: "t3" }] },
-  { id: "c-rows", title: "Flush size", unit: "readings a batch, mean", tell: short, series: [
+  { id: "c-rows", title: "Flush size", unit: "readings per batch, mean", tell: short, series: [
     { name: "flush_rows", label: "readings", tone: "t6" }] },
   { id: "c-flush", title: "Flush time", unit: "a write to the database, mean", tell: ms, series: [
     { name: "flush_ms", label: "time", tone: "t5" }] },
   { id: "c-dead", title: "Dead letters", unit: "readings per second, by reason", tell: rate, series: [
     { name: "dead_invalid", label: "invalid", tone: "t3" }, { name: "dead_refused_by_database", label: "refused", tone: "t4" },
-    { name: "dead_retries_exhausted", label: "exhausted", tone: "t5" }, { name: "dead_drained", label: "drained", tone: "t6" }] },
+    { name: "dead_retries_exhausted", label: "retries exhausted", tone: "t5" }, { name: "dead_drained", label: "drained", tone: "t6" }] },
   { id: "c-retries", title: "Retries", unit: "failed writes per second", tell: rate, series: [
     { name: "retries", label: "failed", tone: "t4" }] },
 ];
@@ -62,19 +62,19 @@ function showFigures(news) {
   figure("committed", "Committed", `${short(value("committed"))}/s`, `${count(sum.committed)} rows`);
   figure("duplicate", "Duplicate", `${short(value("duplicate"))}/s`, `${count(sum.duplicate)} readings`);
   figure("rejected", "Rejected", `${short(value("rejected"))}/s`, `${count(sum.rejected)} readings`, value("rejected") ? "warn" : "");
-  figure("commit", "Commit latency", ms(value("commit_p99_ms")), `p99; p50 ${ms(value("commit_p50_ms"))}`);
-  figure("flush", "Mean flush", short(value("flush_rows")), `rows; in ${ms(value("flush_ms"))}`);
+  figure("commit", "Commit latency", ms(value("commit_p99_ms")), `p99 (p50: ${ms(value("commit_p50_ms"))})`);
+  figure("flush", "Mean batch", short(value("flush_rows")), `rows in ${ms(value("flush_ms"))}`);
   figure("buffer", "Buffer", `${fill && fill < 10 ? fill.toFixed(1) : Math.round(fill)} %`, value("buffer_rows") ? `oldest ${duration(value("oldest_s"))}` : "empty", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   figure("retries", "Retries", `${short(value("retries"))}/s`, "failed writes", value("retries") ? "warn" : "");
   figure("dead", "Dead letters", count(value("dlq_readings")), value("dlq_readings") ? `oldest ${duration(sum.dlq?.[1])}` : `${count(dead)} since the start`, value("dlq_readings") ? "warn" : "");
   if (about.buffer === "journal") showJournal(sum);
   if (sum.recovered || sum.replayed) figure("back", "Came back", count(sum.recovered + sum.replayed), `${short(sum.recovered)} recovered, ${short(sum.replayed)} replayed`);
-  const law = value("imbalance");
-  figure("law", "The law", law === 0 ? "holds" : `off by ${count(law)}`, sum.dropped ? `${count(sum.dropped)} lost` : "nothing lost", law || sum.dropped ? "bad" : "ok");
+  const off = value("imbalance");
+  figure("balance", "Balance", off === 0 ? "correct" : `off by ${count(off)}`, sum.dropped ? `${count(sum.dropped)} lost` : "nothing lost", off || sum.dropped ? "bad" : "ok");
 }
 
 function showJournal({ damaged }) {
-  const there = value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
+  const there = value("disk_rows") ? `${short(value("disk_rows"))} only on disk` : `of ${bytes(about.journal_bytes_max)}`;
   figure("journal", "Journal", bytes(value("journal_bytes")), damaged ? `${count(damaged)} damaged` : there, damaged ? "bad" : "");
 }
 
@@ -98,7 +98,7 @@ function drawRibbon() {
     pen.fillRect((at / board.span) * width, 0, Math.max(1, ((end - at) / board.span) * width), 10);
   }
   const told = Object.entries(seconds).map(([state, time]) => `${state.replace("_", " ")} ${duration(time)}`);
-  canvas.setAttribute("aria-label", `States over the time shown: ${told.join(", ")}`);
+  canvas.setAttribute("aria-label", `States in the time shown: ${told.join(", ")}`);
   canvas.title = told.join(", ");
 }
 
@@ -114,7 +114,7 @@ function addCurve(curve) {
 function onHistory(history) {
   about = history;
   byId("version").textContent = history.version;
-  byId("foot").textContent = `This process runs since ${clock(Date.parse(history.started) / 1000)}; the page keeps ${duration(history.seconds_kept).replace(" 0 s", "")}.`;
+  byId("foot").textContent = `This process started at ${clock(Date.parse(history.started) / 1000)}. The page keeps ${duration(history.seconds_kept).replace(" 0 s", "")}.`;
   if (!board) {
     board = new Board(history.seconds_kept);
     for (const curve of CURVES) if (!curve.only || curve.only === about.buffer) addCurve(curve);

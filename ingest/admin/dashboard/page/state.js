@@ -1,4 +1,4 @@
-// What the service is doing, in words: the state of /readyz, why, since when, and what to do.
+// The state of the service in words: the state of /readyz, the reason, since when, what to do.
 
 import { act, byId, count, duration, moment, say, short } from "./text.js";
 
@@ -8,13 +8,13 @@ const LEVELS = {
 };
 const WORDS = {
   accepting: "Accepting", slowed: "Slowed", starting: "Starting", draining: "Stopping",
-  on_hold: "Writing is on hold", full: "Full", disk_low: "The disk is nearly full",
+  on_hold: "Writes are paused", full: "Full", disk_low: "The disk is nearly full",
 };
 const HOLDS = {
-  schema: "The table is not as the service needs it. Mend the table; `./run schema show` says how it differs.",
-  breaker: "The database refuses more than one row in five. Mend the constraint, or give those rows up with `./run hold release --dead-letter`.",
-  dead_letters_full: "The dead letters have no room left. Replay or discard some below, or raise dlq_bytes_max.",
-  dead_letters_broken: "The dead letters cannot be written. Look at the disk of the state folder.",
+  schema: "The table is not as the service needs it. Fix the table; `./run schema show` prints the difference.",
+  breaker: "The database refuses more than one row in five. Fix the constraint. If the rows are really bad, move them to the dead letters: `./run hold release --dead-letter`.",
+  dead_letters_full: "The dead letters are full. Replay or discard some below, or raise dlq_bytes_max.",
+  dead_letters_broken: "The dead letters cannot be written. Check the disk of the state folder.",
 };
 
 const capital = (reason) => reason[0].toUpperCase() + reason.slice(1);
@@ -39,7 +39,7 @@ export function showState(news, about, value) {
 }
 
 function word(state, reason, away) {
-  if (away && state === "accepting") return "Accepting, without a database";
+  if (away && state === "accepting") return "Accepting, the database is away";
   return state === "disk_low" && broken(reason) ? "The journal cannot be written" : WORDS[state] ?? state;
 }
 
@@ -55,30 +55,30 @@ const said = (news) => news.said.replaceAll("`", "'") || "no more is known";
 
 function sentence(news, about, value, away) {
   const { state, reason } = news.ready;
-  if (state === "on_hold") return `${reason.replace("the database refuses: ", "")}: ${said(news)}. ${kept(about, value)}, nothing is lost.`;
+  if (state === "on_hold") return `${reason.replace("the database refuses: ", "")}: ${said(news)}. ${kept(about, value)}. Nothing is lost.`;
   if (state === "starting") return `${capital(reason)}${news.said ? ": " + said(news) : ""}.${value("held") ? " " + kept(about, value) + "." : ""}`;
-  if (away) return `The database does not answer: ${said(news)}. ${kept(about, value)} and written once it is back.`;
+  if (away) return `The database does not answer: ${said(news)}. ${kept(about, value)}. They are written when it is back.`;
   if (state === "disk_low") return `${capital(reason)}. ${kept(about, value)}.`;
   if (state !== "accepting") return reason || WORDS[state];
   if (value("received")) return value("committed") || value("duplicate") ? "Readings arrive and are stored." : "Readings arrive.";
-  if (value("held")) return `No reading arrives at the moment. ${kept(about, value)} and are being written.`;
-  return news.sum.received + news.sum.recovered ? "No reading arrives at the moment; all that came are dealt with." : "Ready. No reading has come yet.";
+  if (value("held")) return `No reading arrives at the moment. ${kept(about, value)}. They are being written.`;
+  return news.sum.received + news.sum.recovered ? "No reading arrives at the moment. None is waiting." : "Ready. No reading has come yet.";
 }
 
 function todo(news, about, value, away) {
   const { state, reason } = news.ready;
-  if (news.sum.dropped) return `${count(news.sum.dropped)} readings were lost, which must never happen. Keep the log and report it.`;
+  if (news.sum.dropped) return `${count(news.sum.dropped)} readings were lost. This must never happen. Keep the log and report it.`;
   if (state === "on_hold") {
     const known = Object.keys(HOLDS).find((each) => reason.includes(each));
-    return `${HOLDS[known] ?? "Mend what the database says; `./run doctor` looks closer."} It tries again every ${short(about.hold_probe_s)} s and goes on by itself.`;
+    return `${HOLDS[known] ?? "Fix the fault that the database reports; `./run doctor` checks more."} The service tries again every ${short(about.hold_probe_s)} s and continues by itself.`;
   }
-  if (away) return "Start the database or mend the way to it. The service goes on by itself.";
-  if (state === "full") return "Posts are answered 503 until there is room. If the database is well, it is too slow for what comes: look at the flush time below.";
-  if (state === "slowed") return "Posts wait for room. If this lasts, the database is too slow for what comes.";
-  if (state === "disk_low" && broken(reason)) return "Is the disk of the state folder full, read-only or failing? Posts are answered 503, what was acknowledged is kept; a new file is tried every 2 s. `./run doctor` looks closer.";
-  if (state === "disk_low") return "Free some space on the disk of the state folder: posts are answered 503 until then.";
+  if (away) return "Start the database, or fix the network to it. The service continues by itself.";
+  if (state === "full") return "Posts are answered 503 until there is space. If the database works, it is too slow for this load: see the flush time below.";
+  if (state === "slowed") return "Posts wait for space. If this lasts, the database is too slow for this load.";
+  if (state === "disk_low" && broken(reason)) return "Is the disk of the state folder full, read-only or failing? Posts are answered 503. Acknowledged readings are kept. The service tries a new file every 2 s. `./run doctor` checks more.";
+  if (state === "disk_low") return "Free some space on the disk of the state folder. Posts are answered 503 until then.";
   if (state === "starting") return "Posts are answered 503 until the table has been checked.";
-  if (!news.sum.received && !value("held")) return `Post one: \`curl -H 'content-type: application/json' -d '{"device_id":"d1","metric":"temperature","value":21.5}' http://${about.listen}/v1/readings\``;
+  if (!news.sum.received && !value("held")) return `Post a reading: \`curl -H 'content-type: application/json' -d '{"device_id":"d1","metric":"temperature","value":21.5}' http://${about.listen}/v1/readings\``;
   return "";
 }
 
@@ -96,8 +96,8 @@ export function showLink(link, seconds) {
   if (link !== "lost") return;
   byId("state").dataset.level = "off";
   say(byId("state-word"), "Not connected");
-  say(byId("state-text"), "The page hears nothing from the service; what it shows is old.");
-  say(byId("state-todo"), "Does the service run? Look at its log, or start it with `./run`. The page tries again by itself.");
+  say(byId("state-text"), "The page gets no data from the service. The figures are old.");
+  say(byId("state-todo"), "Does the service run? Read its log, or start it with `./run`. The page tries again by itself.");
   announce("Not connected.", "lost");
   byId("state-since").textContent = "";
   byId("try-now").hidden = true;

@@ -18,7 +18,7 @@ export class Tail {
     byId("tail-pause").addEventListener("click", (event) => {
       this.paused = !this.paused;
       event.target.setAttribute("aria-pressed", this.paused);
-      event.target.textContent = this.paused ? "Go on" : "Pause";
+      event.target.textContent = this.paused ? "Continue" : "Pause";
     });
   }
 
@@ -32,15 +32,15 @@ export class Tail {
     while (body.rows.length > ROWS_MAX) body.lastChild.remove();
     this.empty();
     byId("tail-note").textContent = this.device
-      ? `Every reading of ${this.device}, up to 20 a second; ${count(posts)} posts looked at in this second.`
-      : posts ? `A sample: ${count(readings.length)} readings out of ${count(posts)} posts in this second.` : "No post in this second.";
+      ? `All readings of ${this.device}, up to 20 a second. ${count(posts)} posts were checked in this second.`
+      : posts ? `A sample: ${count(readings.length)} readings from ${count(posts)} posts in this second.` : "No post in this second.";
   }
 
   empty() {
     byId("tail-empty").hidden = byId("tail").tBodies[0].rows.length > 0;
     byId("tail-empty").textContent = this.device
-      ? `Nothing yet of ${this.device}. Readings show up as it posts them; its last ones can be looked up beside.`
-      : "Nothing yet. Readings show up here as devices post them.";
+      ? `No readings of ${this.device} yet. New readings appear here. Its last readings are under Devices.`
+      : "No readings yet. New readings appear here.";
   }
 
   link(device) {
