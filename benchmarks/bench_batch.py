@@ -19,7 +19,7 @@ from ingest.model.reading import Reading
 from ingest.model.rows import encode_reading
 from ingest.model.verdict import WriteFailed
 from ingest.writer.batch import BatchCap, Gatherer, halves
-from ingest.writer.breaker import Breaker
+from ingest.writer.breaker import CircuitBreaker
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_halves_of_single_readings(benchmark: BenchmarkFixture) -> None:
 
 def test_breaker_remembers_a_clean_write(benchmark: BenchmarkFixture) -> None:
     """What every good write pays for the breaker."""
-    breaker = Breaker(window_rows=1_000, rows_max=200)
+    breaker = CircuitBreaker(window_rows=1_000, rows_max=200)
     tuples = [block.tuples for block in blocks_of(100, 50)]
     benchmark(breaker.written, tuples, 5_000)
 
@@ -85,7 +85,7 @@ def test_breaker_judges_a_noisy_device(benchmark: BenchmarkFixture) -> None:
     rows = [encode_reading(Reading(at, name, "m", 21.5)) for at, name in enumerate(devices)]
     tuples = [b"".join(rows[at : at + 100]) for at in range(0, 5_000, 100)]
     bad = [BadRow(at, "23514", "check") for at, name in enumerate(devices) if name == "noisy"]
-    breaker = Breaker(window_rows=1_000, rows_max=200)
+    breaker = CircuitBreaker(window_rows=1_000, rows_max=200)
     of_all = [BadRow(at, "23514", "check") for at in range(0, 5_000, 3)]
     with pytest.raises(WriteFailed):  # so it does decide: as many of all devices are too many
         breaker.judge(tuples, 5_000, of_all, received_s=0.0)

@@ -70,7 +70,7 @@ def test_append_until_it_is_on_the_disk(
     loop.run_until_complete(queue.open())
 
     async def append(group: list[list[Letter]]) -> None:
-        await asyncio.gather(*(queue.append(each, from_door=True) for each in group))
+        await asyncio.gather(*(queue.append(each, from_receiver=True) for each in group))
 
     def run(group: list[list[Letter]]) -> None:
         loop.run_until_complete(append(group))

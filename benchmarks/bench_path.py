@@ -23,7 +23,7 @@ from ingest.config.settings import Settings
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.formats.json_post import decode
 from ingest.model.ack import Ack
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s, unix_us
 
 START_US = 1_700_000_000_000_000
@@ -43,7 +43,7 @@ class Wired:
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=60,
         )
-        half = WritingHalf(settings, outlet=self._buffer, metrics=Metrics(), halted=asyncio.Event())
+        half = WritingHalf(settings, outlet=self._buffer, ledger=Ledger(), halted=asyncio.Event())
         half.sinks += [make_sink(url, settings) for _ in range(settings.writers)]
         self._writers = [
             asyncio.create_task(each.run()) for each in half.make_writers(dead_letters)
@@ -61,8 +61,8 @@ class Wired:
         )
         assert block is not None, errors
         block.ack = Ack()
-        room = await self._buffer.reserve(block.rows, len(block.tuples))
-        await room.put(block)
+        reservation = await self._buffer.reserve(block.rows, len(block.tuples))
+        await reservation.put(block)
         await block.ack.wait()
 
     async def post_all(self, bodies: list[bytes]) -> None:

@@ -210,7 +210,7 @@ async def observed_post(count: int, devices: int) -> float:
             for body in bodies[posts % len(bodies) :][:200]:
                 decoded = take(body)
                 if watched:
-                    tail.witness(decoded)
+                    tail.observe(decoded)
                 posts += 1
             if watched and now_s > next_s:
                 next_s = now_s + 1

@@ -19,7 +19,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from ingest.model.ledger import Histogram, Metrics
+from ingest.model.ledger import Histogram, Ledger
 from ingest.model.ports import STATES, JournalStats
 from ingest.system.clock import monotonic_s
 
@@ -29,9 +29,9 @@ _STATE = "1 for what /readyz says, 0 for the other states."
 class Exposition:
     """Shows a ledger, and what the process uses of the machine, to whoever scrapes."""
 
-    def __init__(self, metrics: Metrics, version: str) -> None:
+    def __init__(self, ledger: Ledger, version: str) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(_LedgerCollector(metrics, version))
+        self.registry.register(_LedgerCollector(ledger, version))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -44,8 +44,8 @@ class Exposition:
 class _LedgerCollector(Collector):
     """Turns the integers into samples; every series exists from the first scrape on."""
 
-    def __init__(self, metrics: Metrics, version: str) -> None:
-        self._metrics = metrics
+    def __init__(self, ledger: Ledger, version: str) -> None:
+        self._ledger = ledger
         self._version = version
         self._holds_seen: set[str] = set()
 
@@ -55,7 +55,7 @@ class _LedgerCollector(Collector):
         yield from self._gauges()
 
     def _counters(self) -> Iterator[Metric]:
-        m = self._metrics
+        m = self._ledger
         requests = CounterMetricFamily(
             "ingest_http_requests", "Requests answered.", labels=["route", "code"]
         )
@@ -93,7 +93,7 @@ class _LedgerCollector(Collector):
         )
 
     def _histograms(self) -> Iterator[Metric]:
-        m = self._metrics
+        m = self._ledger
         yield _histogram(
             "ingest_http_request_duration_seconds",
             "From the head of a request to its answer.",
@@ -118,7 +118,7 @@ class _LedgerCollector(Collector):
         )
 
     def _gauges(self) -> Iterator[Metric]:
-        m = self._metrics
+        m = self._ledger
         build = GaugeMetricFamily("ingest_build_info", "Always 1.", labels=["version"])
         build.add_metric([self._version], 1)
         yield build

@@ -17,9 +17,9 @@ from ingest.admin.guard import CSRF_HEADER, Guard
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request
 from ingest.http.response import Answer
-from ingest.http.routes import POST, READ, Page, Site, probes
+from ingest.http.routes import POST, READ, Port, Route, probes
 from ingest.model.errors import Refused
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.system.logs import get_logger
 
 METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -38,29 +38,29 @@ class Admin:
     def __init__(
         self,
         *,
-        metrics: Metrics,
+        ledger: Ledger,
         exposition: Exposition,
         health: Callable[[], tuple[int, bytes]],
         said: Callable[[], str],
         guard: Guard,
         bodies: Bodies,
         release_hold: Callable[[bool], bool],
-        pages: Mapping[str, Page],
+        pages: Mapping[str, Route],
     ) -> None:
         self._shown = exposition
         self._said = said
         self._guard = guard
         self._release_hold = release_hold
         self._bodies = bodies
-        self._site = Site(
+        self._port = Port(
             {
                 **pages,
-                "/metrics": Page(READ, self._exposition),
+                "/metrics": Route(READ, self._exposition),
                 **probes(health),
-                "/hold": Page(READ, self._hold),
-                "/hold/release": Page(POST, self._release),
+                "/hold": Route(READ, self._hold),
+                "/hold/release": Route(POST, self._release),
             },
-            metrics,
+            ledger,
             flag="--admin-listen",
             tokens="for page and actions, not for probes and /metrics",
             connections_max=CONNECTIONS_MAX,
@@ -71,11 +71,11 @@ class Admin:
 
     async def start(self, host: str, port: int) -> str:
         """Listen; return the real HOST:PORT. Raises StartError that names --admin-listen."""
-        return await self._site.start(host, port)
+        return await self._port.start(host, port)
 
     async def close(self) -> None:
         """Close the port. Repeatable."""
-        await self._site.close()
+        await self._port.close()
 
     async def _exposition(self, _request: Request, _query: str, _at_s: float) -> Answer:
         return Answer(200, self._shown.text(), METRICS_TEXT)

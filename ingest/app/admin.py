@@ -8,7 +8,7 @@ from functools import partial
 from ingest import __version__
 from ingest.admin.dashboard.letters import Letters
 from ingest.admin.dashboard.pages import Dashboard, Sources
-from ingest.admin.dashboard.tail import WitnessedLetters
+from ingest.admin.dashboard.tail import ObservedDeadLetters
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
@@ -18,12 +18,12 @@ from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.http.bodies import Bodies
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
 from ingest.sinks.postgres.lookup import Lookup
 
 
-class Looking:
+class AdminSide:
     """The admin port of one service, its dashboard, its guard, its own lines to the database.
 
     `readyz` is Health's, `said` returns what the database said last. Buffer and journal are asked
@@ -34,7 +34,7 @@ class Looking:
         self,
         settings: Settings,
         *,
-        metrics: Metrics,
+        ledger: Ledger,
         dead_letters: DeadLetterFolder,
         readyz: Callable[[], tuple[int, bytes]],
         said: Callable[[], str],
@@ -57,14 +57,14 @@ class Looking:
                 "dlq_bytes_max": settings.dlq_bytes_max,
                 "hold_probe_s": settings.hold_probe_s,
             },
-            Sources(__version__, metrics, readyz, said, lambda: self._lookup),
+            Sources(__version__, ledger, readyz, said, lambda: self._lookup),
             Letters(dead_letters, make_rules(settings), self._sink),
             self.guard,
             bodies(),
         )
         self.admin = Admin(
-            metrics=metrics,
-            exposition=Exposition(metrics, __version__),
+            ledger=ledger,
+            exposition=Exposition(ledger, __version__),
             health=readyz,
             said=said,
             guard=self.guard,
@@ -79,9 +79,9 @@ class Looking:
         return make_sink(self._database_url, self._settings, name="iot-ingest dashboard replay")
 
     @property
-    def witnessed_letters(self) -> WitnessedLetters:
+    def observed_dead_letters(self) -> ObservedDeadLetters:
         """The dead letters for the writers: the page counts whose readings are refused."""
-        return WitnessedLetters(self._dead_letters, self.dashboard.tail)
+        return ObservedDeadLetters(self._dead_letters, self.dashboard.tail)
 
     async def start(self, listen: str, admin_listen: str) -> str:
         """Listen at `admin_listen`; return the real HOST:PORT. `listen` is that of the data port.

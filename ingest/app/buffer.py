@@ -15,7 +15,7 @@ from ingest.buffers.journal.reader import segment_files
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.model.ports import Buffer, DeadLetters, Work
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.system.logs import get_logger
@@ -23,7 +23,7 @@ from ingest.system.state_folder import StateFolder
 from ingest.writer.set_aside import set_aside_rest
 
 
-def make_buffer(settings: Settings, folder: StateFolder, metrics: Metrics) -> Buffer:
+def make_buffer(settings: Settings, folder: StateFolder, ledger: Ledger) -> Buffer:
     """Return the buffer of `settings.buffer`; touches nothing yet."""
     bounds: dict[str, Any] = {
         "rows_max": settings.buffer_rows_max,
@@ -35,9 +35,9 @@ def make_buffer(settings: Settings, folder: StateFolder, metrics: Metrics) -> Bu
     journal = Journal(
         folder.journal,
         segment_bytes=settings.journal_segment_bytes,
-        observe_sync_s=metrics.journal_sync_s.observe,
+        observe_sync_s=ledger.journal_sync_s.observe,
     )
-    return JournalBuffer(journal, metrics, journal_bytes_max=settings.journal_bytes_max, **bounds)
+    return JournalBuffer(journal, ledger, journal_bytes_max=settings.journal_bytes_max, **bounds)
 
 
 def open_buffer(
@@ -78,7 +78,7 @@ def check_promise(folders: Sequence[Path], *, unsafe: bool) -> None:
             )
 
 
-async def keep_rest(buffer: Buffer, dead_letters: DeadLetters, metrics: Metrics) -> None:
+async def keep_rest(buffer: Buffer, dead_letters: DeadLetters, ledger: Ledger) -> None:
     """Keep what no writer will store any more: in the buffer if it can, else as dead letters."""
     await buffer.keep_rest()
-    await set_aside_rest(buffer, dead_letters, metrics)
+    await set_aside_rest(buffer, dead_letters, ledger)

@@ -13,7 +13,7 @@ from ingest.model.errors import ConfigError
 _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 
 
-def hello(
+def greeting_lines(
     *, state_dir: Path, listen: str, admin_listen: str, embedded: bool, waiting: str
 ) -> Iterator[str]:
     """Yield the lines. `waiting` says why the database does not answer yet, or is empty."""

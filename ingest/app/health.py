@@ -38,13 +38,13 @@ class Health:
         *,
         settings: Settings,
         buffer: Callable[[], BufferStats],
-        gate: Database,
+        database_state: Database,
         free_bytes: Callable[[], int],
         disk_broken: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
         self._buffer = buffer
-        self._gate = gate
+        self._database_state = database_state
         self._free_bytes = free_bytes
         self._disk_broken = disk_broken
         self._starting = True
@@ -159,19 +159,19 @@ class Health:
     def _open_state(self, stats: BufferStats) -> str:
         if self._full:
             return "full"
-        if self._gate.hold_reason is not None:
+        if self._database_state.hold_reason is not None:
             return "on_hold"
         # At its bound it refuses, whoever still waits: those sent away come back after Retry-After.
         return "slowed" if stats.posts_waiting or stats.used >= 1 else "accepting"
 
     def _reason(self, stats: BufferStats) -> str:
-        hold = self._gate.hold_reason
-        database = "" if self._gate.up else "the database is away; readings are kept"
+        hold = self._database_state.hold_reason
+        database = "" if self._database_state.up else "the database is away; readings are kept"
         database = f"the database refuses: {hold}" if hold is not None else database
         if self._state == "draining":
             return "the service is stopping"
         if self._state == "starting":
-            why = database if self._gate.up else "the database does not answer yet"
+            why = database if self._database_state.up else "the database does not answer yet"
             return f"{UNTAKEN}; {why}" if why else UNTAKEN
         if self._state == "disk_low" and self._disk_broken():
             return "the journal cannot be written to the disk"

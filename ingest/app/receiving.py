@@ -13,8 +13,8 @@ from collections.abc import Callable
 from ingest.app.rules import make_rules
 from ingest.config.settings import Settings
 from ingest.formats.post import Decoded
-from ingest.http.plain_body import Intake
-from ingest.model.ledger import Metrics
+from ingest.http.plain_body import PlainBodies
+from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.endpoint import Endpoint
 
@@ -25,16 +25,16 @@ def make_endpoint(
     inlet: Inlet,
     levels: tuple[str, ...],
     dead_letters: DeadLetters,
-    metrics: Metrics,
+    ledger: Ledger,
     admission: Admission,
     database: Database,
     health: Callable[[], tuple[int, bytes]],
-    witness: Callable[[Decoded], None] | None = None,
+    on_decoded: Callable[[Decoded], None] | None = None,
 ) -> Endpoint:
     """Return the data port, not started yet; see Endpoint. Raises ConfigError."""
     return Endpoint(
         rules=make_rules(settings),
-        intake=Intake(
+        plain_bodies=PlainBodies(
             body_bytes_max=settings.body_bytes_max,
             body_s_max=settings.body_s_max,
             all_bytes_max=settings.receiver_bytes_max,
@@ -49,9 +49,9 @@ def make_endpoint(
         inlet=inlet,
         levels=levels,
         dead_letters=dead_letters,
-        metrics=metrics,
+        ledger=ledger,
         admission=admission,
         database=database,
         health=health,
-        witness=witness,
+        on_decoded=on_decoded,
     )

@@ -16,9 +16,9 @@ from os import getpid
 from typing import Any
 
 from ingest import __version__
-from ingest.app.admin import Looking
+from ingest.app.admin import AdminSide
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
-from ingest.app.greeting import hello
+from ingest.app.greeting import greeting_lines
 from ingest.app.health import Health
 from ingest.app.receiving import make_endpoint
 from ingest.app.writing import WritingHalf
@@ -27,7 +27,7 @@ from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http.connections import raise_open_files_limit
 from ingest.model.errors import StartError
-from ingest.model.ledger import Gauges, Metrics
+from ingest.model.ledger import Gauges, Ledger
 from ingest.system import logs
 from ingest.system import signals as app_signals
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
@@ -78,10 +78,10 @@ class Service:
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._embedded: EmbeddedPostgres | None = None
-        self.metrics = Metrics()
-        self.buffer = make_buffer(settings, folder, self.metrics)
+        self.ledger = Ledger()
+        self.buffer = make_buffer(settings, folder, self.ledger)
         self.writing = WritingHalf(
-            settings, outlet=self.buffer, metrics=self.metrics, halted=self._halted
+            settings, outlet=self.buffer, ledger=self.ledger, halted=self._halted
         )
         self.dead_letters = DeadLetterFolder(
             folder.dead_letters,
@@ -93,20 +93,20 @@ class Service:
         self._connect_parts()
 
     def _connect_parts(self) -> None:
-        settings, gate = self._settings, self.writing.gate
+        settings, database_state = self._settings, self.writing.database_state
         self.health = Health(
             settings=settings,
             buffer=self.buffer.stats,
-            gate=gate,
+            database_state=database_state,
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
         )
-        self.looking = Looking(
+        self.admin_side = AdminSide(
             settings,
-            metrics=self.metrics,
+            ledger=self.ledger,
             dead_letters=self.dead_letters,
             readyz=self.health.readyz,
-            said=lambda: gate.message,
+            said=lambda: database_state.message,
             token=self._token,
             release_hold=self.writing.release_hold,
         )
@@ -115,17 +115,17 @@ class Service:
             inlet=self.buffer,
             levels=self.buffer.levels,
             dead_letters=self.dead_letters,
-            metrics=self.metrics,
+            ledger=self.ledger,
             admission=self.health,
-            database=gate,
+            database=database_state,
             health=self.health.readyz,
-            witness=self.looking.dashboard.tail.witness,
+            on_decoded=self.admin_side.dashboard.tail.observe,
         )
-        self.metrics.gauges = Gauges(
+        self.ledger.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=self.dead_letters.stats,
-            database_up=lambda: gate.up and not self.health.starting,
-            hold_reason=lambda: gate.hold_reason,
+            database_up=lambda: database_state.up and not self.health.starting,
+            hold_reason=lambda: database_state.hold_reason,
             journal=self.buffer.journal_stats,
             state=self.health.state,
         )
@@ -155,14 +155,14 @@ class Service:
             self._spawn(work(self._stopping))
         await self.dead_letters.open()
         listen = await self.endpoint.start(*split_address(settings.listen))
-        admin_listen = await self.looking.start(listen, settings.admin_listen)
+        admin_listen = await self.admin_side.start(listen, settings.admin_listen)
         self._notifier.ready()
         self._spawn(self.health.run(self._stopping))
-        self._spawn(self.looking.dashboard.run(self._halted))
+        self._spawn(self.admin_side.dashboard.run(self._halted))
         if not (url := settings.database_url):
             self._embedded = EmbeddedPostgres(self._folder.postgres)
             url = await self._embedded.start()
-        self.looking.database(url)
+        self.admin_side.database(url)
         self._folder.publish(
             ServiceInfo(
                 pid=getpid(),
@@ -179,12 +179,14 @@ class Service:
         await writing.first_try.wait()
         if writing.refusal:
             raise StartError(writing.refusal)
-        for line in hello(
+        for line in greeting_lines(
             state_dir=self._folder.path,
             listen=listen,
             admin_listen=admin_listen,
             embedded=self._embedded is not None,
-            waiting="" if writing.gate.is_open else writing.gate.message or "no answer yet",
+            waiting=""
+            if writing.database_state.is_open
+            else writing.database_state.message or "no answer yet",
         ):
             self._announce(line)
 
@@ -192,7 +194,7 @@ class Service:
         """Once the table has been checked (`starting` until then), let the writers run."""
         if await self.writing.open(url, self._stopping):
             self.health.started()
-            self.writing.start(self.looking.witnessed_letters, self._spawn)
+            self.writing.start(self.admin_side.observed_dead_letters, self._spawn)
             replayer = self.writing.make_replayer(self.dead_letters, self.buffer)
             self._spawn(replayer.run(self._stopping))
 
@@ -224,17 +226,17 @@ class Service:
         await self.writing.finish()
         self._halted.set()
         await halt  # it cuts the connection that a start still waits for
-        await keep_rest(self.buffer, self.dead_letters, self.metrics)
+        await keep_rest(self.buffer, self.dead_letters, self.ledger)
         await self.endpoint.close()
         # Of a post whose dead-letter fsync outlasted its handler:
-        await keep_rest(self.buffer, self.dead_letters, self.metrics)
+        await keep_rest(self.buffer, self.dead_letters, self.ledger)
         await self.dead_letters.close()
-        metrics = self.metrics
-        lost = max(0, metrics.imbalance) + metrics.held - self.buffer.stats().rows_kept
+        ledger = self.ledger
+        lost = max(0, ledger.imbalance) + ledger.held - self.buffer.stats().rows_kept
         app_signals.ignore()  # before it is said: whoever reads it may send another
         self._announce(
-            f"drained: committed={metrics.committed + metrics.duplicate} "
-            f"dead_lettered={sum(metrics.dead_lettered.values())} held={metrics.held} lost={lost}"
+            f"drained: committed={ledger.committed + ledger.duplicate} "
+            f"dead_lettered={sum(ledger.dead_lettered.values())} held={ledger.held} lost={lost}"
         )
         if lost:
             return EXIT_LOST
@@ -259,5 +261,5 @@ class Service:
         await self.buffer.close()
         if self._embedded is not None:
             await self._embedded.stop()
-        await self.looking.close()
+        await self.admin_side.close()
         self._folder.withdraw()

@@ -16,7 +16,7 @@ from typing import Any
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import Replayer
 from ingest.dead_letters.queue import DeadLetterFolder
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import LETTERS_FULL, NOT_DURABLE, SCHEMA, WriteFailed
 from ingest.sinks.postgres.connection import Timeouts
@@ -24,8 +24,8 @@ from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import BREAKER, Breaker
-from ingest.writer.database_state import Gate
+from ingest.writer.breaker import BREAKER, CircuitBreaker
+from ingest.writer.database_state import DatabaseState
 from ingest.writer.writer import Writer, stop_connecting
 
 
@@ -54,22 +54,22 @@ class WritingHalf:
     """The writers of one process and all that they share. `halted` stops them where they are."""
 
     def __init__(
-        self, settings: Settings, *, outlet: Outlet, metrics: Metrics, halted: asyncio.Event
+        self, settings: Settings, *, outlet: Outlet, ledger: Ledger, halted: asyncio.Event
     ) -> None:
         self._settings = settings
         self._outlet = outlet
-        self._metrics = metrics
+        self._ledger = ledger
         self._halted = halted
         self._tasks: list[asyncio.Task[None]] = []
         self.sinks: list[Sink] = []  # one a writer
         self.first_try = asyncio.Event()  # of the database, whatever came of it
         self.refusal = ""  # of that try: why the process must not start
-        self.gate = Gate(
+        self.database_state = DatabaseState(
             wait_s_min=settings.wait_s_min,
             wait_s_max=settings.wait_s_max,
             hold_probe_s=settings.hold_probe_s,
         )
-        self.breaker = Breaker(
+        self.breaker = CircuitBreaker(
             window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
         )
         self.cap = BatchCap(
@@ -98,19 +98,19 @@ class WritingHalf:
                     may_apply = not await make_table(url, _timeouts(settings))
                     if may_apply:  # the server was not to be reached just now
                         self.first_try.set()
-                        await self.gate.pause(self._halted)
+                        await self.database_state.pause(self._halted)
                     continue
                 if failure.reason == NOT_DURABLE and not self.first_try.is_set():
                     self.refusal = failure.message
                     self.first_try.set()
                     return False
-                self.gate.failed(failure)
+                self.database_state.failed(failure)
                 if failure.reason not in (SCHEMA, NOT_DURABLE):
                     self.first_try.set()
-                    await self.gate.pause(self._halted)
+                    await self.database_state.pause(self._halted)
                     continue
             else:
-                self.gate.opened()
+                self.database_state.opened()
             self.first_try.set()
             return True
         return False
@@ -129,10 +129,10 @@ class WritingHalf:
                 cap=self.cap,
                 sink=sink,
                 sinks=self.sinks,
-                gate=self.gate,
+                database_state=self.database_state,
                 breaker=self.breaker,
                 dead_letters=dead_letters,
-                metrics=self._metrics,
+                ledger=self._ledger,
                 halted=self._halted,
             )
             for sink in self.sinks
@@ -149,9 +149,9 @@ class WritingHalf:
             folder=folder,
             inlet=inlet,
             outlet_stats=self._outlet.stats,
-            metrics=self._metrics,
-            database_up=lambda: self.gate.is_open,
-            letters_full=lambda: self.gate.hold_reason == LETTERS_FULL,
+            ledger=self._ledger,
+            database_up=lambda: self.database_state.is_open,
+            letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
         )
 
     def start(
@@ -164,15 +164,16 @@ class WritingHalf:
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now, and with `dead_letter` set aside what the breaker stopped; False: none waits."""
-        if dead_letter and self.gate.hold_reason == BREAKER:
+        if dead_letter and self.database_state.hold_reason == BREAKER:
             self.breaker.release(received_until_s=monotonic_s())
-        if not self.gate.is_open:
-            self.gate.nudge()
-        return not self.gate.is_open
+        if not self.database_state.is_open:
+            self.database_state.nudge()
+        return not self.database_state.is_open
 
     async def finish(self) -> None:
         """Wait until the writers have emptied the buffer, which is shut, or have been halted."""
-        self.gate.nudge()  # a writer that waits for the server may have nothing to wait for
+        # A writer that waits for the server may have nothing to wait for.
+        self.database_state.nudge()
         if self._tasks:
             stop_connecting(self._outlet, self.sinks)
             await asyncio.wait(self._tasks)

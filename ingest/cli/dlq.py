@@ -22,7 +22,7 @@ from ingest.config.settings import Loaded, state_dir
 from ingest.dead_letters.files import folder_bytes, segments
 from ingest.dead_letters.manual_replay import hold_replay_lock
 from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.reader import LiveLetter, Tally, Where, live_letters
+from ingest.dead_letters.reader import LiveLetter, Selection, Tally, live_letters
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import IngestError
 from ingest.model.letter import REASONS
@@ -38,7 +38,7 @@ WHERE_HELP = "only these: reason=, code=, device=, since=RFC3339; all must match
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
     """Add the commands and their arguments."""
     metavar = "list | show | stats | replay | discard"
-    words = parser.add_subparsers(dest="dlq_word", metavar=metavar, required=True)
+    words = parser.add_subparsers(dest="dlq_command", metavar=metavar, required=True)
 
     def word(name: str, purpose: str) -> argparse.ArgumentParser:
         added = words.add_parser(name, parents=[settings_flags], help=purpose)
@@ -76,21 +76,21 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         where = f"{error.filename}: " if error.filename else ""
         why = f"{where}{error.strerror or error}"
         raise IngestError(
-            f"dlq {args.dlq_word}: {why} (the dead letters are in {folder})"
+            f"dlq {args.dlq_command}: {why} (the dead letters are in {folder})"
         ) from error
 
 
 def _run(args: argparse.Namespace, loaded: Loaded, folder: Path) -> int:
-    if args.dlq_word in {"list", "show"}:
+    if args.dlq_command in {"list", "show"}:
         return _list(args, folder)
-    if args.dlq_word == "stats":
+    if args.dlq_command == "stats":
         return _stats(folder, as_json=args.json)
-    if args.dlq_word == "replay":
+    if args.dlq_command == "replay":
         return asyncio.run(replay(args, loaded.settings, folder, where_of(args.where)))
     return asyncio.run(_discard(args, folder))
 
 
-def where_of(texts: Sequence[str] | None) -> Where:
+def where_of(texts: Sequence[str] | None) -> Selection:
     """Return the conditions of --where. Raises IngestError."""
     found: dict[str, str] = {}
     for text in texts or ():
@@ -107,7 +107,9 @@ def where_of(texts: Sequence[str] | None) -> Where:
     since_us = text_us(found["since"]) if "since" in found else None
     if since_us is not None and not isinstance(since_us, int):
         raise IngestError(f"--where since={found['since']}: {since_us[1]}")
-    return Where((reason,) if reason else None, found.get("code"), found.get("device"), since_us)
+    return Selection(
+        (reason,) if reason else None, found.get("code"), found.get("device"), since_us
+    )
 
 
 def _selected(args: argparse.Namespace, folder: Path, tally: Tally) -> Iterator[LiveLetter]:
@@ -138,7 +140,7 @@ def _list(args: argparse.Namespace, folder: Path) -> int:
     for live in islice(_once(_selected(args, folder, tally)), args.limit):
         if args.json:
             sys.stdout.write(live.line.decode())
-        elif args.dlq_word == "show":
+        elif args.dlq_command == "show":
             print(f"{show.in_full(live)}\n")
         else:
             if not count:

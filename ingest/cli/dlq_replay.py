@@ -17,14 +17,14 @@ from ingest.config.settings import Settings
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse
 from ingest.dead_letters.manual_replay import (
-    HandReplay,
     Item,
+    ManualReplay,
     hold_replay_lock,
     item_of_fields,
     item_of_letter,
 )
 from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.reader import Tally, Where, live_letters
+from ingest.dead_letters.reader import Selection, Tally, live_letters
 from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ports import Sink
 
@@ -45,7 +45,9 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def replay(args: argparse.Namespace, settings: Settings, folder: Path, where: Where) -> int:
+async def replay(
+    args: argparse.Namespace, settings: Settings, folder: Path, where: Selection
+) -> int:
     """Replay what was asked for and print what came of it; 1 if some of it was left."""
     from ingest.app.writing import make_sink  # noqa: PLC0415
     from ingest.cli.database import database  # noqa: PLC0415
@@ -72,7 +74,7 @@ async def replay(args: argparse.Namespace, settings: Settings, folder: Path, whe
 
 
 async def _replay(
-    args: argparse.Namespace, settings: Settings, folder: Path, where: Where, sink: Sink | None
+    args: argparse.Namespace, settings: Settings, folder: Path, where: Selection, sink: Sink | None
 ) -> int:
     tally = Tally()
     bad_lines: list[str] = []
@@ -85,7 +87,7 @@ async def _replay(
         mark_done(((line.path, line.mark) for line in lines), "replayed")
         ids.update(each.id for each in items if each.source is None)
 
-    by_hand = HandReplay(
+    by_hand = ManualReplay(
         sink=sink,
         rules=make_rules(settings),
         done=done,

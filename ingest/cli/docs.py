@@ -16,7 +16,7 @@ from pathlib import Path
 from ingest.admin.exposition import Exposition
 from ingest.config.text import env_example, markdown_table
 from ingest.model.codes import ITEM_CODES, PROBLEMS
-from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
 from ingest.sinks.postgres import durability
 from ingest.system.filesystem import REMOTE, VOLATILE
@@ -43,15 +43,15 @@ def item_codes_table() -> str:
 def metrics_table() -> str:
     """Return the table of our metrics, from the collector itself."""
     empty = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
-    metrics = Metrics()
-    metrics.gauges = Gauges(
+    ledger = Ledger()
+    ledger.gauges = Gauges(
         buffer=lambda: empty,
         dead_letters=DeadLetterStats,
         database_up=lambda: True,
         hold_reason=lambda: None,
     )
     lines = ["| metric | type | labels | meaning |", "| --- | --- | --- | --- |"]
-    for family in Exposition(metrics, "").registry.collect():
+    for family in Exposition(ledger, "").registry.collect():
         if not family.name.startswith("ingest_"):
             continue
         suffix = "_total" if family.type == "counter" else ""

@@ -280,14 +280,14 @@ def dead_letters_check(settings: Settings) -> Check:
 async def _database(settings: Settings, service: ServiceInfo | None) -> list[Check]:
     from ingest.cli.database import connect_limits, database  # noqa: PLC0415
     from ingest.sinks.postgres.examination import examine  # noqa: PLC0415
-    from ingest.sinks.postgres.session import connected, told_plainly  # noqa: PLC0415
+    from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
     try:
         async with (
             database(settings, may_make=True) as url,
             connected(url, **connect_limits(settings)) as opened,
         ):
-            with told_plainly(url):
+            with as_start_error(url):
                 found = await examine(opened)
     except IngestError as error:
         return [

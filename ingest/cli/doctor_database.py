@@ -52,8 +52,8 @@ def _writable(found: dict[str, Any]) -> Check:
 
 
 def _durable(kept: list[Finding], settings: Settings) -> Iterator[Check]:
-    for name, value, risk, refuses, mend in kept:
-        said = f"{value}: {risk}; {mend}" if risk else value
+    for name, value, risk, refuses, fix in kept:
+        said = f"{value}: {risk}; {fix}" if risk else value
         if refuses and settings.database_unsafe:
             said += " (accepted by database_unsafe)"
         refused = refuses and not settings.database_unsafe

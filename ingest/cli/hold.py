@@ -10,7 +10,7 @@ from ingest.config.settings import Loaded
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
     """Add the two commands."""
-    words = parser.add_subparsers(dest="hold_word", metavar="show | release", required=True)
+    words = parser.add_subparsers(dest="hold_command", metavar="show | release", required=True)
     words.add_parser(
         "show",
         parents=[settings_flags],
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Show or release; return 0."""
-    if args.hold_word == "show":
+    if args.hold_command == "show":
         answer = ask(loaded.settings, "GET", "/readyz")
         print(f"state:  {answer.get('state')}")
         print(f"reason: {answer.get('reason') or '-'}")

@@ -9,7 +9,7 @@ from ingest.config.settings import Loaded
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
     """Add the two commands."""
-    words = parser.add_subparsers(dest="schema_word", metavar="apply | show", required=True)
+    words = parser.add_subparsers(dest="schema_command", metavar="apply | show", required=True)
     apply = words.add_parser(
         "apply",
         parents=[settings_flags],
@@ -40,15 +40,15 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.cli.database import connect_limits, database  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
-    from ingest.sinks.postgres.session import connected, told_plainly  # noqa: PLC0415
+    from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
     settings = loaded.settings
-    applies = args.schema_word == "apply"
+    applies = args.schema_command == "apply"
     async with (
         database(settings, may_make=applies) as url,
         connected(url, **connect_limits(settings)) as opened,
     ):
-        with told_plainly(url):
+        with as_start_error(url):
             if applies:
                 done = await schema.apply(opened, device_index=args.device_index, role=args.role)
                 print("\n".join(done))

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest.dead_letters.files import segments, try_replay_lock
-from ingest.dead_letters.reader import LiveLetter, Where, first_letters
+from ingest.dead_letters.reader import LiveLetter, Selection, first_letters
 from ingest.model.ack import Ack, Outcome
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull, DeadLettersBroken, Stopping
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.model.letter import DRAINED, EXHAUSTED
 from ingest.model.ports import BufferStats, Inlet
 from ingest.model.reading import name_fault
@@ -30,7 +30,7 @@ from ingest.system.logs import get_logger
 if TYPE_CHECKING:
     from ingest.dead_letters.queue import DeadLetterFolder
 
-REPLAYED = Where(reasons=(EXHAUSTED, DRAINED))
+REPLAYED = Selection(reasons=(EXHAUSTED, DRAINED))
 BLOCK_ROWS_MAX = 500  # small beside a live batch, so that live readings wait little behind it
 FAILURES_MAX = 3  # blocks in a row that fail: the database is at fault, not they
 UNLOCKED_S_MIN = 0.02  # between blocks, so that a replay by hand finds the lock free
@@ -57,7 +57,7 @@ class Replayer:
         folder: DeadLetterFolder,
         inlet: Inlet,
         outlet_stats: Callable[[], BufferStats],
-        metrics: Metrics,
+        ledger: Ledger,
         database_up: Callable[[], bool],
         letters_full: Callable[[], bool],
     ) -> None:
@@ -67,7 +67,7 @@ class Replayer:
         self._folder = folder
         self._inlet = inlet
         self._outlet_stats = outlet_stats
-        self._metrics = metrics
+        self._ledger = ledger
         self._database_up = database_up
         self._letters_full = letters_full
         self._given_up: Ack | None = None  # of a block that is still under way
@@ -171,7 +171,7 @@ class Replayer:
         """
         readings = [each.letter.reading for each in letters if each.letter.reading is not None]
         tuples = b"".join(map(encode_reading, readings))
-        room = await self._inlet.reserve(len(readings), len(tuples), awaited=True)
+        reservation = await self._inlet.reserve(len(readings), len(tuples), awaited=True)
         ack = Ack()
         block = Block(
             tuples,
@@ -184,8 +184,8 @@ class Replayer:
             replayed=True,
         )
         block.doubtful = True  # nobody knows what became of the write that was given up
-        await room.put(block)
-        self._metrics.replayed += block.rows
+        await reservation.put(block)
+        self._ledger.replayed += block.rows
         stop = asyncio.create_task(stopping.wait())
         waiting = asyncio.create_task(ack.wait())
         both = (stop, waiting)

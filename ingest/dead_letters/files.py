@@ -20,13 +20,13 @@ _LOCK_NAME = "replay.lock"
 CURSOR_SUFFIX = ".cursor"
 
 
-class Seen(NamedTuple):
+class FileStamp(NamedTuple):
     """A file as it was at some moment. A segment never shrinks, nor becomes another file."""
 
     inode: int
     size: int
 
-    def holds(self, earlier: Seen) -> bool:
+    def holds(self, earlier: FileStamp) -> bool:
         """Whether all that was there earlier can still be there."""
         return self.inode == earlier.inode and self.size >= earlier.size
 
@@ -76,9 +76,9 @@ def is_segment(name: str) -> bool:
     return _SEGMENT_NAME.fullmatch(name) is not None
 
 
-def look_at(folder: Path) -> dict[Path, Seen]:
+def look_at(folder: Path) -> dict[Path, FileStamp]:
     """Return every file of the folder as it is now, oldest segment first; none without a folder."""
-    found: dict[Path, Seen] = {}
+    found: dict[Path, FileStamp] = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -86,7 +86,7 @@ def look_at(folder: Path) -> dict[Path, Seen]:
                     now = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # tidied away by another process since it was listed
-                found[folder / entry.name] = Seen(now.st_ino, now.st_size)
+                found[folder / entry.name] = FileStamp(now.st_ino, now.st_size)
     except FileNotFoundError:
         return {}
     return dict(sorted(found.items()))

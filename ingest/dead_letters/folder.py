@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest.dead_letters.files import (
-    Seen,
+    FileStamp,
     cursor_path,
     is_segment,
     look_at,
@@ -51,10 +51,10 @@ class Request(NamedTuple):
     """Letters that are appended together or not at all."""
 
     letters: Sequence[Letter]
-    from_door: bool
+    from_receiver: bool
 
 
-class Held(NamedTuple):
+class FolderTotals(NamedTuple):
     """What the folder holds: bytes of all files, live letters, failed_at of the oldest one."""
 
     size_bytes: int = 0
@@ -86,7 +86,7 @@ class Store:
         self._size = 0
         self._live = Live(ids_max)
         self._marks_read: dict[Path, int] = {}  # known segments -> bytes of their cursor seen
-        self._seen: dict[Path, Seen] = {}  # segments as they were last
+        self._seen: dict[Path, FileStamp] = {}  # segments as they were last
         self._room_looked_s = float("-inf")
 
     def open(self) -> None:
@@ -99,9 +99,9 @@ class Store:
                 f"the dead-letter folder {self.folder} cannot be used: {error.strerror}"
             ) from error
 
-    def held(self) -> Held:
+    def held(self) -> FolderTotals:
         """Return what is known of the folder now; reads no file."""
-        return Held(self._size, len(self._live), self._live.oldest_us)
+        return FolderTotals(self._size, len(self._live), self._live.oldest_us)
 
     def append(self, requests: Sequence[Request]) -> list[IngestError | None]:
         """Append requests with one write and one fdatasync; return each one's error, or None."""
@@ -167,7 +167,7 @@ class Store:
         What comes back by itself does so only while nothing holds the writers: so it leaves room
         for refused rows, and refused rows may wait beside it for the room that it takes.
         """
-        if request.from_door:
+        if request.from_receiver:
             return self._bytes_max // 2, " that the door may use"
         if not self._auto_replay:
             return self._bytes_max, ""
@@ -191,7 +191,7 @@ class Store:
                     self._segment = new_segment(self.folder, self._calls)
                     self._marks_read[self._segment.path] = 0
                 self._segment.append(data)
-                self._seen[self._segment.path] = Seen(self._segment.inode, self._segment.size)
+                self._seen[self._segment.path] = FileStamp(self._segment.inode, self._segment.size)
                 self._size += len(data)
                 if self._segment.size >= self._segment_bytes:
                     self._finish_segment()
@@ -231,7 +231,7 @@ class Store:
     def _look(self) -> None:
         found = look_at(self.folder)
         there = {path: seen for path, seen in found.items() if is_segment(path.name)}
-        gone = Seen(0, -1)
+        gone = FileStamp(0, -1)
         if not all(there.get(path, gone).holds(seen) for path, seen in self._seen.items()):
             self._marks_read.clear()  # removed, cut off or replaced by another hand: count anew
             self._live.clear()

@@ -125,7 +125,7 @@ def _precision_in(fields: dict[str, Any]) -> str | None:
     raise ValueError(f"the precision {precision!r:.80} is not s, ms, us or ns")
 
 
-class HandReplay:
+class ManualReplay:
     """One replay. `sink` None is a dry run: everything but the writing.
 
     `done` is told the items of each batch after its commit; `rows_per_s` bounds the speed.

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ingest.dead_letters.folder import IDS_MAX, Held, Request, Store
+from ingest.dead_letters.folder import IDS_MAX, FolderTotals, Request, Store
 from ingest.dead_letters.reader import LiveLetter
 from ingest.model.errors import DeadLettersBroken, IngestError
 from ingest.model.ledger import DeadLetterStats
@@ -61,14 +61,14 @@ class DeadLetterFolder:
         self._writing: asyncio.Future[list[IngestError | None]] | None = None
         self._refreshing: asyncio.Future[None] | None = None
         self._refreshed_s = float("-inf")
-        self._held = Held()
+        self._held = FolderTotals()
         self._closed = False
 
     async def open(self) -> None:
         """Create or read the folder. Raises StartError if it cannot be used."""
         await self._in_thread(self._store.open)
 
-    async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
         """Return once all letters are on the disk; one that is live already is not written again.
 
         Raises DeadLettersFull or DeadLettersBroken: then none is promised. Cancelling the wait
@@ -79,7 +79,7 @@ class DeadLetterFolder:
         self._refuse_closed()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(_look_at)
-        self._waiting.append((Request(letters, from_door), done))
+        self._waiting.append((Request(letters, from_receiver), done))
         if self._writing is None:
             self._write()
         await asyncio.shield(done)

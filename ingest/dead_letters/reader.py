@@ -63,7 +63,7 @@ class Tally:
         return bool(self.torn or self.altered or self.unreadable)
 
 
-class Where(NamedTuple):
+class Selection(NamedTuple):
     """Which letters are wanted; None means any. `since_us` is the earliest failed_at."""
 
     reasons: tuple[str, ...] | None = None
@@ -82,7 +82,7 @@ class Where(NamedTuple):
         )
 
 
-EVERYTHING = Where()
+EVERYTHING = Selection()
 
 
 def device_of(letter: Letter) -> str | None:
@@ -103,7 +103,7 @@ def device_in(original: bytes) -> str | None:
 
 
 def live_letters(
-    folder: Path, *, where: Where = EVERYTHING, tally: Tally | None = None
+    folder: Path, *, where: Selection = EVERYTHING, tally: Tally | None = None
 ) -> Iterator[LiveLetter]:
     """Yield the live letters of all segments. An id may come more than once, in two segments."""
     for segment in segments(folder):
@@ -111,7 +111,7 @@ def live_letters(
 
 
 def segment_letters(
-    segment: Path, *, start: int = 0, where: Where = EVERYTHING, tally: Tally | None = None
+    segment: Path, *, start: int = 0, where: Selection = EVERYTHING, tally: Tally | None = None
 ) -> Iterator[LiveLetter]:
     """Yield the live letters of one segment from byte `start` on."""
     tally = tally if tally is not None else Tally()
@@ -135,7 +135,7 @@ def _code_field(code: str) -> bytes:
 
 
 def first_letters(
-    segment: Path, *, start: int, where: Where, count_max: int
+    segment: Path, *, start: int, where: Selection, count_max: int
 ) -> tuple[list[LiveLetter], int]:
     """Return the first live letters from byte `start` on, and where to look for the next ones."""
     tally = Tally()

@@ -32,7 +32,7 @@ class Bodies:
         self._body_s_max = body_s_max
         self._bytes_max = all_bytes_max
         self._bytes_taken = 0
-        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def check(self, size_bytes: int) -> None:
         """Raise Refused("body_too_large") if it is."""
@@ -66,7 +66,7 @@ class Bodies:
                 raise Refused("buffer_full", "too many bodies at once", retry_after_s=2)
         else:
             held_bytes = declared or self._body_bytes_max
-            await self._take_turn(request, held_bytes)
+            await self._wait_for_memory(request, held_bytes)
         try:
             if not start:
                 _send_continue(request)
@@ -109,20 +109,20 @@ class Bodies:
             raise ConnectionResetError("the client is gone") from error
         return b"".join(parts)
 
-    async def _take_turn(self, request: Request, size_bytes: int) -> None:
-        if not self._line and self._bytes_taken + size_bytes <= self._bytes_max:
+    async def _wait_for_memory(self, request: Request, size_bytes: int) -> None:
+        if not self._queue and self._bytes_taken + size_bytes <= self._bytes_max:
             self._bytes_taken += size_bytes
             return
-        if len(self._line) >= max(1, self._bytes_max // SOCKET_BYTES):
+        if len(self._queue) >= max(1, self._bytes_max // SOCKET_BYTES):
             raise Refused("buffer_full", "too many large bodies at once", retry_after_s=2)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (size_bytes, turn)
-        self._line.append(place)
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (size_bytes, granted)
+        self._queue.append(place)
         if request.transport is not None:
             request.transport.pause_reading()
         try:
             async with asyncio.timeout(self._body_s_max):
-                await turn
+                await granted
         except TimeoutError:
             self._leave(place)
             raise Refused("buffer_full", "too many large bodies at once", retry_after_s=2) from None
@@ -134,18 +134,18 @@ class Bodies:
                 request.transport.resume_reading()
 
     def _leave(self, place: tuple[int, asyncio.Future[None]]) -> None:
-        if place in self._line:
-            self._line.remove(place)
+        if place in self._queue:
+            self._queue.remove(place)
             self._grant()
         else:  # the turn came in the same moment
             self.let_go(place[0])
 
     def _grant(self) -> None:
-        while self._line and self._bytes_taken + self._line[0][0] <= self._bytes_max:
-            size_bytes, turn = self._line.popleft()
+        while self._queue and self._bytes_taken + self._queue[0][0] <= self._bytes_max:
+            size_bytes, granted = self._queue.popleft()
             self._bytes_taken += size_bytes
-            if not turn.done():
-                turn.set_result(None)
+            if not granted.done():
+                granted.set_result(None)
 
 
 def _send_continue(request: Request) -> None:

@@ -33,10 +33,10 @@ HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head that has not come to its end, betwe
 READ_BYTES = 64 * 1024  # of a body, unread by the handler, before the socket is paused
 
 
-class Door(Protocol):
+class RoundQueue(Protocol):
     """Who says when a whole request is begun."""
 
-    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
         """Have `begin` called in a later turn. False: too much waits, it will not be."""
 
 
@@ -44,7 +44,7 @@ class Owner(Protocol):
     """The port that a connection belongs to."""
 
     keepalive_s_max: float
-    door: Door | None  # None: every request goes aiohttp's way
+    round_queue: RoundQueue | None  # None: every request goes aiohttp's way
 
     def malformed(self, code: str) -> Answer:
         """Render (and count) the answer to what is not HTTP."""
@@ -145,11 +145,11 @@ class Connection(web.RequestHandler):
         if waiter is None or waiter.done():
             return
         message, content = self._messages[0]
-        door = self._owner.door
-        if door is not None and is_whole(message, content) and self._is_free():
+        round_queue = self._owner.round_queue
+        if round_queue is not None and is_whole(message, content) and self._is_free():
             self._owner.work_begun(self)
             self._busy = True
-            if door.line_up(content.total_bytes, self._turn_came):
+            if round_queue.enqueue(content.total_bytes, self._begin_in_round):
                 return
             self._busy = False  # too much waits: that way it is refused
         waiter.set_result(None)
@@ -164,7 +164,7 @@ class Connection(web.RequestHandler):
             or self._payload_parser is not None
         )
 
-    def _turn_came(self) -> bool:
+    def _begin_in_round(self) -> bool:
         self._begin()  # even if its client has left: the post is whole
         self._go_on()
         return True

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from ingest.http.connection import Connection, Door
+from ingest.http.connection import Connection, RoundQueue
 from ingest.http.fence import check_names, short_way_is_known
 from ingest.http.listener import Listener
 from ingest.http.request import Request
@@ -29,7 +29,7 @@ from ingest.system.logs import Occasionally, get_logger
 
 SWEEP_S_MAX = 1.0
 # Ten thousand at once would hold the loop for 0.1 s, and all of them may come back at once.
-DROPS_A_TURN, DROP_PAUSE_S = 20, 0.005
+DROPS_A_ROUND, DROP_PAUSE_S = 20, 0.005
 
 Handle = Callable[[Request], Coroutine[Any, Any, Answer]]
 
@@ -53,7 +53,7 @@ class Connections(web.Server):
         handle: Handle,
         malformed: Callable[[str], Answer],
         *,
-        door: Door | None = None,
+        round_queue: RoundQueue | None = None,
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
@@ -61,7 +61,7 @@ class Connections(web.Server):
         super().__init__(cast(Any, self._serve))
         self.answer = handle
         check_names(self)
-        self.door = door if door is not None and short_way_is_known() else None
+        self.round_queue = round_queue if round_queue is not None and short_way_is_known() else None
         self.malformed = malformed
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
@@ -166,7 +166,7 @@ class Connections(web.Server):
     async def _sweep(self) -> None:
         period_s = min(SWEEP_S_MAX, self.header_s_max / 4, self.keepalive_s_max / 4)
         while True:
-            more = self._drop_late() == DROPS_A_TURN
+            more = self._drop_late() == DROPS_A_ROUND
             await asyncio.sleep(DROP_PAUSE_S if more else period_s)
 
     def _drop_late(self) -> int:
@@ -177,7 +177,7 @@ class Connections(web.Server):
             (self._half_open, self.header_s_max),
             (self._idle, self.keepalive_s_max),
         ):
-            while waiting and dropped < DROPS_A_TURN:
+            while waiting and dropped < DROPS_A_ROUND:
                 handler, since_s = next(iter(waiting.items()))
                 if now_s - since_s < most_s:
                     break

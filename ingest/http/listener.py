@@ -17,7 +17,7 @@ from typing import Any
 from ingest.system.logs import Occasionally, get_logger
 
 BACKLOG = 2048
-ACCEPTS_A_TURN = 16  # some 0.1 ms each
+ACCEPTS_A_ROUND = 16  # some 0.1 ms each
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # `localhost` without IPv6
 PAUSE_S = 0.1  # after an accept that failed for want of files or memory
 
@@ -58,7 +58,7 @@ class Listener:
         return name, real_port
 
     def _accept(self, listening: socket.socket) -> None:
-        for _ in range(ACCEPTS_A_TURN):
+        for _ in range(ACCEPTS_A_ROUND):
             try:
                 accepted, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

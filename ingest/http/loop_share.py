@@ -13,15 +13,15 @@ from collections import deque
 from collections.abc import Callable
 
 POST_BYTES = 2 * 1024  # what a post costs besides its body, in bytes of body: some 10 us
-TURN_BYTES = 256 * 1024  # some 120 single readings or 24 posts of 100, about 2 ms
+ROUND_BYTES = 256 * 1024  # some 120 single readings or 24 posts of 100, about 2 ms
 
 
-class Turns:
+class LoopShare:
     """Belongs to one event loop. `if not turns.take(size): await turns.wait(size)`."""
 
     def __init__(self) -> None:
-        self._bytes_left = TURN_BYTES
-        self._line: deque[tuple[int, Callable[[], bool]]] = deque()
+        self._bytes_left = ROUND_BYTES
+        self._queue: deque[tuple[int, Callable[[], bool]]] = deque()
         self._next_is_due = False
 
     def take(self, body_bytes: int) -> bool:
@@ -31,23 +31,23 @@ class Turns:
         self._spend(body_bytes)
         return True
 
-    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> None:
+    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> None:
         """Have `begin` called in a turn with room for the post; False from it: not needed now."""
-        self._line.append((body_bytes, begin))
+        self._queue.append((body_bytes, begin))
         self._schedule()
 
     async def wait(self, body_bytes: int) -> None:
         """Wait for a turn with room for the post. Safe to cancel."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def begin() -> bool:
-            if turn.done():  # its client is gone
+            if granted.done():  # its client is gone
                 return False
-            turn.set_result(None)
+            granted.set_result(None)
             return True
 
-        self.line_up(body_bytes, begin)
-        await turn
+        self.enqueue(body_bytes, begin)
+        await granted
 
     def _spend(self, body_bytes: int) -> None:
         self._bytes_left -= body_bytes + POST_BYTES
@@ -60,10 +60,10 @@ class Turns:
     def _next(self) -> None:
         """Begin a turn, when somebody waits for it; sockets are looked at before the next one."""
         self._next_is_due = False
-        self._bytes_left = TURN_BYTES
-        if self._line:
+        self._bytes_left = ROUND_BYTES
+        if self._queue:
             self._schedule()
-        while self._line and self._bytes_left > 0:
-            body_bytes, begin = self._line.popleft()
+        while self._queue and self._bytes_left > 0:
+            body_bytes, begin = self._queue.popleft()
             if begin():
                 self._spend(body_bytes)

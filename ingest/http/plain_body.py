@@ -16,13 +16,13 @@ from aiohttp import web
 
 from ingest.http.bodies import Bodies
 from ingest.http.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_gzip, is_light
-from ingest.http.loop_share import Turns
+from ingest.http.loop_share import LoopShare
 from ingest.http.request import WholeRequest
 
 INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for the loop
 
 
-class Intake:
+class PlainBodies:
     """The bodies of one data port."""
 
     def __init__(
@@ -34,9 +34,9 @@ class Intake:
         )
         self._inflater = Inflater(inflated_bytes_max, waiting_bytes_max=all_bytes_max)
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
-        self._turns = Turns()
+        self._loop_share = LoopShare()
 
-    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
         """Have `begin` called in a later turn. False: too many bodies wait already.
 
         What waits counts as held. `begin` says whether its post is still there.
@@ -44,11 +44,11 @@ class Intake:
         if not self._bodies.hold(body_bytes):
             return False
 
-        def turn_came() -> bool:
+        def begin_in_round() -> bool:
             self._bodies.let_go(body_bytes)
             return begin()
 
-        self._turns.line_up(body_bytes, turn_came)
+        self._loop_share.enqueue(body_bytes, begin_in_round)
         return True
 
     def whole_body(self, request: WholeRequest) -> bytes:
@@ -65,20 +65,20 @@ class Intake:
         gzipped = is_gzip(request.headers.get("Content-Encoding"))
         async with self._bodies.received(request) as body:
             if not gzipped:
-                await self._turn(len(body))
+                await self._wait_for_round(len(body))
                 yield body
             elif is_light(body):
-                await self._turn(claimed_bytes(body))
+                await self._wait_for_round(claimed_bytes(body))
                 yield gunzip(body, self._inflated_bytes_max)
             else:
                 async with self._inflated:
                     inflated = await self._inflater.inflate(body)
-                    await self._turn(len(inflated))
+                    await self._wait_for_round(len(inflated))
                     yield inflated
 
-    async def _turn(self, size_bytes: int) -> None:
-        if not self._turns.take(size_bytes):
-            await self._turns.wait(size_bytes)
+    async def _wait_for_round(self, size_bytes: int) -> None:
+        if not self._loop_share.take(size_bytes):
+            await self._loop_share.wait(size_bytes)
 
     def close(self) -> None:
         """Let the threads go; blocks for the bodies in work only (milliseconds)."""

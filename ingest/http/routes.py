@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from ingest.http.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX, Door
+from ingest.http.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX, RoundQueue
 from ingest.http.connections import Connections
 from ingest.http.request import Request
 from ingest.http.response import TEXT, Answer, problem
 from ingest.model.errors import Refused
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 
@@ -32,7 +32,7 @@ _MALFORMED = {
 }
 
 
-class Page(NamedTuple):
+class Route(NamedTuple):
     """A page: its methods, and `answer(request, query string, monotonic time of receipt)`.
 
     `answer` may raise Refused, or ConnectionError where the client is gone.
@@ -46,31 +46,31 @@ READ = ("GET", "HEAD")
 POST = ("POST",)
 
 
-class Site:
+class Port:
     """A port with pages by path. `tokens` says in a warning which of them need one."""
 
     def __init__(
         self,
-        pages: Mapping[str, Page],
-        metrics: Metrics,
+        pages: Mapping[str, Route],
+        ledger: Ledger,
         *,
         flag: str,
         tokens: str = "none yet",
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
-        door: Door | None = None,
+        round_queue: RoundQueue | None = None,
     ) -> None:
         self._pages = pages
-        self._door = door
-        self._metrics = metrics
+        self._round_queue = round_queue
+        self._ledger = ledger
         self._flag = flag
         self._tokens = tokens
         self._connections_max = connections_max
         self._header_s_max = header_s_max
         self._keepalive_s_max = keepalive_s_max
         self._connections: Connections | None = None
-        self._log = get_logger("site")
+        self._log = get_logger("port")
         self._occasionally = Occasionally(10.0)
 
     async def start(self, host: str, port: int) -> str:
@@ -78,7 +78,7 @@ class Site:
         self._connections = Connections(
             self._answer,
             self._malformed,
-            door=self._door,
+            round_queue=self._round_queue,
             connections_max=self._connections_max,
             header_s_max=self._header_s_max,
             keepalive_s_max=self._keepalive_s_max,
@@ -114,17 +114,17 @@ class Site:
             answer = problem(Refused("internal", _MALFORMED["internal"]), close=True)
         route = path if page is not None else OTHER
         answered_s = answer.began_s or monotonic_s()
-        self._metrics.request_answered(route, answer.status, answered_s - received_s)
+        self._ledger.request_answered(route, answer.status, answered_s - received_s)
         return answer
 
     def _malformed(self, code: str) -> Answer:
         """Answer what aiohttp could not parse."""
         answer = problem(Refused(code, _MALFORMED[code]), close=True)
-        self._metrics.request_answered(OTHER, answer.status, 0.0)
+        self._ledger.request_answered(OTHER, answer.status, 0.0)
         return answer
 
 
-def _refusal(request: Request, page: Page | None, refused: Refused) -> Answer:
+def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
     headers = b""
     if refused.code == "method_not_allowed" and page is not None:
         headers = b"Allow: %b\r\n" % ", ".join(page.methods).encode()
@@ -135,7 +135,7 @@ def _refusal(request: Request, page: Page | None, refused: Refused) -> Answer:
     return problem(refused, headers=headers, close=close)
 
 
-def probes(health: Callable[[], tuple[int, bytes]]) -> dict[str, Page]:
+def probes(health: Callable[[], tuple[int, bytes]]) -> dict[str, Route]:
     """Return the pages /livez and /readyz."""
 
     async def livez(_request: Request, _query: str, _received_s: float) -> Answer:
@@ -144,4 +144,4 @@ def probes(health: Callable[[], tuple[int, bytes]]) -> dict[str, Page]:
     async def readyz(_request: Request, _query: str, _received_s: float) -> Answer:
         return Answer(*health())
 
-    return {"/livez": Page(READ, livez), "/readyz": Page(READ, readyz)}
+    return {"/livez": Route(READ, livez), "/readyz": Route(READ, readyz)}

@@ -70,7 +70,7 @@ class Gauges(NamedTuple):
     state: Callable[[], str] = lambda: "starting"  # one of STATES
 
 
-class Metrics:
+class Ledger:
     """The counters of one service."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Metrics:
         self.dropped = 0
         self.rejected: defaultdict[str, int] = defaultdict(int)
         self.dead_lettered: dict[str, int] = dict.fromkeys(REASONS, 0)
-        self.at_door = 0  # decoded, and neither in the buffer nor answered yet
+        self.at_receiver = 0  # decoded, and neither in the buffer nor answered yet
         # The machinery.
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
         self.request_s: dict[str, Histogram] = {}
@@ -130,7 +130,7 @@ class Metrics:
     @property
     def held(self) -> int:
         """Readings received and neither stored, set aside nor refused yet."""
-        return (self.gauges.buffer().rows if self.gauges else 0) + self.at_door
+        return (self.gauges.buffer().rows if self.gauges else 0) + self.at_receiver
 
     @property
     def imbalance(self) -> int:

@@ -210,7 +210,7 @@ STATES = ("starting", "accepting", "slowed", "on_hold", "full", "disk_low", "dra
 class DeadLetters(Protocol):
     """The dead-letter queue as the path sees it."""
 
-    async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
         """Return once all letters are on disk (fdatasync). All or none is promised.
 
         Raises DeadLettersFull at the cap (the door's share of it if `from_door`),

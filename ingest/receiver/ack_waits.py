@@ -16,7 +16,7 @@ from ingest.system.clock import monotonic_s
 ON_HOLD = "on_hold"  # why a post will not learn its outcome in time
 
 
-class Outcomes:
+class AckWaits:
     """The outcomes that one door waits for, each at most `wait_s_max`."""
 
     def __init__(self, database: Database, wait_s_max: float) -> None:

@@ -15,10 +15,10 @@ from functools import lru_cache
 
 from ingest.formats.json_post import decode
 from ingest.formats.post import Decoded, ItemError, Rules
-from ingest.http.plain_body import Intake
+from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Request, WholeRequest
 from ingest.http.response import Answer
-from ingest.http.routes import POST, Page, Site, probes
+from ingest.http.routes import POST, Port, Route, probes
 from ingest.model.ack import Ack
 from ingest.model.errors import (
     BufferFull,
@@ -29,11 +29,11 @@ from ingest.model.errors import (
     Refused,
     Stopping,
 )
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.model.letter import INVALID, Letter
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver import replies
-from ingest.receiver.ack_waits import Outcomes
+from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.query import Query, check_media_type, parse_query
 from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
@@ -60,7 +60,7 @@ class Endpoint:
         self,
         *,
         rules: Rules,
-        intake: Intake,
+        plain_bodies: PlainBodies,
         inflated_bytes_max: int,
         connections_max: int,
         header_s_max: float,
@@ -69,20 +69,20 @@ class Endpoint:
         ack_wait_s_max: float,
         inlet: Inlet,
         dead_letters: DeadLetters,
-        metrics: Metrics,
+        ledger: Ledger,
         admission: Admission,
         database: Database,
         levels: tuple[str, ...],
         health: Callable[[], tuple[int, bytes]],
-        witness: Callable[[Decoded], None] | None = None,
+        on_decoded: Callable[[Decoded], None] | None = None,
     ) -> None:
         self._rules = rules
-        self._intake = intake
+        self._plain_bodies = plain_bodies
         self._inflated_bytes_max = inflated_bytes_max
-        self._witness = witness
+        self._on_decoded = on_decoded
         self._inlet = inlet
         self._dead_letters = dead_letters
-        self._metrics = metrics
+        self._ledger = ledger
         self._admission = admission
         self._database = database
         self._levels = (*levels, COMMITTED)
@@ -93,16 +93,16 @@ class Endpoint:
                 f"{', '.join(self._levels)}"
             )
         self._query = lru_cache(maxsize=256)(self._parse_query)
-        self._site = Site(
-            {READINGS: Page(POST, self._readings), **probes(health)},
-            metrics,
+        self._port = Port(
+            {READINGS: Route(POST, self._readings), **probes(health)},
+            ledger,
             flag="--listen",
             connections_max=connections_max,
             header_s_max=header_s_max,
             keepalive_s_max=keepalive_s_max,
-            door=intake,
+            round_queue=plain_bodies,
         )
-        self._outcomes = Outcomes(database, ack_wait_s_max)
+        self._outcomes = AckWaits(database, ack_wait_s_max)
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()  # set whenever a post or a tail has left
@@ -110,7 +110,7 @@ class Endpoint:
 
     async def start(self, host: str, port: int) -> str:
         """Listen; return the real HOST:PORT. Raises StartError that names --listen."""
-        return await self._site.start(host, port)
+        return await self._port.start(host, port)
 
     async def finish(self, timeout_s: float) -> None:
         """Wait until no post is inside, at most `timeout_s`. Let nobody in first (Admission)."""
@@ -124,10 +124,10 @@ class Endpoint:
 
     async def close(self) -> None:
         """Close the port; what is being dead-lettered is finished first. Repeatable."""
-        await self._site.close()
+        await self._port.close()
         if self._tails:
             await asyncio.wait(self._tails)
-        self._intake.close()
+        self._plain_bodies.close()
         self._outcomes.close()
 
     # From request to answer
@@ -161,13 +161,13 @@ class Endpoint:
         if media_type != "application/json":
             check_media_type(media_type)
         if isinstance(request, WholeRequest):
-            decoded = self._decoded(self._intake.whole_body(request), query, received_s)
+            decoded = self._decoded(self._plain_bodies.whole_body(request), query, received_s)
         else:
-            async with self._intake.body(request) as body:
+            async with self._plain_bodies.body(request) as body:
                 decoded = self._decoded(body, query, received_s)
                 del body
-        if self._witness is not None:
-            self._witness(decoded)
+        if self._on_decoded is not None:
+            self._on_decoded(decoded)
         if not decoded.errors:
             await self._take_in(decoded, query)
         else:
@@ -203,12 +203,12 @@ class Endpoint:
 
     async def _take_in(self, decoded: Decoded, query: Query) -> None:
         """Count the readings in, keep them or raise Refused, count them out."""
-        metrics = self._metrics
+        ledger = self._ledger
         block, errors = decoded
         rows = block.rows if block is not None else 0
         posted = rows + len(errors)
-        metrics.received += posted
-        metrics.at_door += posted
+        ledger.received += posted
+        ledger.at_receiver += posted
         code = "internal"
         try:
             await self._keep(decoded, query)
@@ -228,13 +228,13 @@ class Endpoint:
                 raise Refused(code, ADMISSION_DETAILS[code]) from stopped
             raise
         finally:
-            metrics.at_door -= posted
+            ledger.at_receiver -= posted
             if code:
-                metrics.readings_rejected(code, posted)
+                ledger.readings_rejected(code, posted)
             else:
-                metrics.accepted += rows
+                ledger.accepted += rows
                 if errors:
-                    metrics.readings_dead_lettered(INVALID, len(errors))
+                    ledger.readings_dead_lettered(INVALID, len(errors))
 
     async def _keep(self, decoded: Decoded, query: Query) -> None:
         """Reserve, dead-letter, put. Nothing is kept if this raises."""
@@ -255,15 +255,15 @@ class Endpoint:
         original_bytes = sum(len(error.original) for error in errors)
         if original_bytes > self._inflated_bytes_max:
             raise _letters_full(errors)
-        room = await self._inlet.reserve(
+        reservation = await self._inlet.reserve(
             block.rows, len(block.tuples) + original_bytes, awaited=query.ack == COMMITTED
         )
         try:
             if errors:
                 await self._set_aside(errors, query, block.received_us)
-            await room.put(block, durable=query.ack != BUFFERED)
+            await reservation.put(block, durable=query.ack != BUFFERED)
         finally:
-            room.release()  # does nothing after put
+            reservation.release()  # does nothing after put
 
     async def _set_aside(self, errors: list[ItemError], query: Query, received_us: int) -> None:
         letters = [
@@ -280,7 +280,7 @@ class Endpoint:
             for error in errors
         ]
         try:
-            await self._dead_letters.append(letters, from_door=True)
+            await self._dead_letters.append(letters, from_receiver=True)
         except DeadLettersFull:
             raise _letters_full(errors) from None
         except DeadLettersBroken:

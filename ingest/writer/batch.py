@@ -55,11 +55,11 @@ class Gatherer:
         self._outlet = outlet
         self._cap = cap
         self._linger_s = linger_s
-        self._turn = asyncio.Lock()
+        self._gathering = asyncio.Lock()
 
     async def gather(self) -> Batch | None:
         """Wait for a batch. None once the outlet is shut and empty. Safe to cancel."""
-        async with self._turn:
+        async with self._gathering:
             outlet = self._outlet
             if outlet.rows_waiting >= self._cap.rows_min:
                 trigger = "backlog"  # it was waiting for a writer, not the other way round

@@ -48,7 +48,7 @@ class _Moving:
         return len(counts)
 
 
-class Breaker:
+class CircuitBreaker:
     """Remembers the last `window_rows` rows that were written or isolated."""
 
     def __init__(self, *, window_rows: int, rows_max: int) -> None:

@@ -16,7 +16,7 @@ from ingest.system.logs import get_logger
 OPEN, WAIT, HOLD = "open", "wait", "hold"
 
 
-class Gate:
+class DatabaseState:
     """The state of the database as the writers see it. All times are in seconds."""
 
     def __init__(self, *, wait_s_min: float, wait_s_max: float, hold_probe_s: float) -> None:
@@ -26,7 +26,7 @@ class Gate:
         self._tries = 0
         self._held = asyncio.Event()
         self._nudged = asyncio.Event()
-        self._log = get_logger("gate")
+        self._log = get_logger("database_state")
         self.probing = asyncio.Lock()
         self.state = OPEN
         self.reason = ""  # of a closed set, for metrics

@@ -12,7 +12,7 @@ from itertools import accumulate
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.model.letter import DRAINED, REFUSED, Letter
 from ingest.model.ports import BadRow, DeadLetters, Outlet
 from ingest.model.rows import decode_rows
@@ -21,7 +21,7 @@ from ingest.system.logs import get_logger
 REST_ROWS = 1_000  # at a drain's end, a group: if one fails, not all do
 
 
-async def set_aside_rest(outlet: Outlet, dead_letters: DeadLetters, metrics: Metrics) -> None:
+async def set_aside_rest(outlet: Outlet, dead_letters: DeadLetters, ledger: Ledger) -> None:
     """Dead-letter all that still waits as `drained`; what the disk does not take is dropped."""
     while blocks := outlet.take(REST_ROWS):
         letters = [
@@ -32,10 +32,10 @@ async def set_aside_rest(outlet: Outlet, dead_letters: DeadLetters, metrics: Met
         try:
             await dead_letters.append(letters)
         except (DeadLettersFull, DeadLettersBroken) as error:
-            metrics.dropped += len(letters)
+            ledger.dropped += len(letters)
             get_logger("drain").critical("readings_lost", rows=len(letters), why=str(error))
         else:
-            metrics.readings_dead_lettered(DRAINED, len(letters))
+            ledger.readings_dead_lettered(DRAINED, len(letters))
         outlet.settle(blocks)
         for block in blocks:
             if block.ack is not None and not block.ack.resolved:

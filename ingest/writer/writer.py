@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ingest.model.ack import Outcome
 from ingest.model.block import Block
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.model.letter import EXHAUSTED, REFUSED, Letter
 from ingest.model.ports import BadRow, DeadLetters, Outlet, Sink, Stored
 from ingest.model.verdict import LETTERS_FULL, TOO_MANY_CONNECTIONS, Verdict, WriteFailed
@@ -21,8 +21,8 @@ from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
 from ingest.writer.batch import Batch, BatchCap, Gatherer, halves
-from ingest.writer.breaker import BREAKER, Breaker
-from ingest.writer.database_state import Gate
+from ingest.writer.breaker import BREAKER, CircuitBreaker
+from ingest.writer.database_state import DatabaseState
 from ingest.writer.set_aside import block_letters, refusal_letters, refusals_by_block
 
 STORED = Outcome()
@@ -53,10 +53,10 @@ class Writer:
         cap: BatchCap,
         sink: Sink,
         sinks: Sequence[Sink],
-        gate: Gate,
-        breaker: Breaker,
+        database_state: DatabaseState,
+        breaker: CircuitBreaker,
         dead_letters: DeadLetters,
-        metrics: Metrics,
+        ledger: Ledger,
         halted: asyncio.Event,
     ) -> None:
         self._retries_max = retries_max
@@ -67,10 +67,10 @@ class Writer:
         self._cap = cap
         self._sink = sink
         self._sinks = sinks  # of all writers
-        self._gate = gate
+        self._database_state = database_state
         self._breaker = breaker
         self._dead_letters = dead_letters
-        self._metrics = metrics
+        self._ledger = ledger
         self._halted = halted
         self._log = get_logger("writer")
         self._unknown_tries_left = 0
@@ -81,7 +81,7 @@ class Writer:
         """Write until the buffer is shut and empty, or `halted` is set. Raises nothing expected."""
         try:
             while not self._halted.is_set():
-                if not self._gate.is_open:
+                if not self._database_state.is_open:
                     await self._probe()
                     if self._has_ended():
                         return
@@ -112,16 +112,16 @@ class Writer:
 
         While one has a line no other is opened: who needs none may not be let in.
         """
-        gate = self._gate
-        async with gate.probing:
+        database_state = self._database_state
+        async with database_state.probing:
             over = self._halted.is_set() or self._has_ended()
-            if over or not gate.is_open or self._any_line():
+            if over or not database_state.is_open or self._any_connection():
                 return
             try:
                 await self._sink.open()
             except WriteFailed as failure:
                 passes = failure.verdict not in (Verdict.WAIT, Verdict.HOLD)  # looked at again
-                if not (passes or self._any_line() or self._has_ended()):
+                if not (passes or self._any_connection() or self._has_ended()):
                     self._failed(failure)
 
     async def _knock(self) -> None:
@@ -133,20 +133,22 @@ class Writer:
         try:
             await self._sink.open()
         except WriteFailed:
-            self._is_left_out = self._any_line()  # it will tell what is wrong; else our next batch
+            self._is_left_out = (
+                self._any_connection()
+            )  # it will tell what is wrong; else our next batch
 
-    def _any_line(self) -> bool:
+    def _any_connection(self) -> bool:
         return any(sink.is_open for sink in self._sinks)
 
     # Probing, while the gate is not open
 
     async def _probe(self) -> None:
         """Wait, then try the server: one writer at a time, with one batch if any waits."""
-        gate = self._gate
-        async with gate.probing:
-            if gate.is_open or self._has_ended():
+        database_state = self._database_state
+        async with database_state.probing:
+            if database_state.is_open or self._has_ended():
                 return
-            await gate.pause(self._halted)
+            await database_state.pause(self._halted)
             if self._halted.is_set() or self._has_ended():
                 return
             try:
@@ -158,44 +160,44 @@ class Writer:
             self._is_left_out = False
             if self._outlet.rows_waiting == 0:  # else write: a full disk lets us in all the same
                 if self._outlet.stats().rows_taken == 0:  # else another writer's batch will tell
-                    gate.opened()
+                    database_state.opened()
                 return
             batch = await self._gatherer.gather()
             if batch is not None and await self._deliver(batch, probing=True):
-                if gate.hold_reason == BREAKER:
+                if database_state.hold_reason == BREAKER:
                     self._breaker.forget()  # mended, or released for what is held
-                gate.opened()
+                database_state.opened()
 
     def _failed(self, failure: WriteFailed) -> None:
         """Close the gate; not if the server is there, and full, and another writer has a line."""
-        if failure.reason == TOO_MANY_CONNECTIONS and self._any_line():
+        if failure.reason == TOO_MANY_CONNECTIONS and self._any_connection():
             if not self._is_left_out:
                 self._is_left_out = True
                 self._log.warning("writer_left_out", message=failure.message)
             return
         verdict = Verdict.WAIT if failure.verdict is Verdict.WAIT else Verdict.HOLD
-        self._metrics.retries[verdict.value] += 1
-        self._gate.failed(failure)
+        self._ledger.retries[verdict.value] += 1
+        self._database_state.failed(failure)
 
     # Delivering one batch
 
     async def _deliver(self, batch: Batch, *, probing: bool = False) -> bool:
         """See a batch through, in pieces if need be. False: what is left went back (gate shut)."""
         self._in_hand = list(batch.blocks)
-        if not self._gate.is_open and not probing:
+        if not self._database_state.is_open and not probing:
             self._give_back()  # another writer met trouble while this one gathered
             return False
-        self._metrics.batch_gathered(batch.trigger, batch.rows)
-        on_hold = self._gate.hold_reason is not None
+        self._ledger.batch_gathered(batch.trigger, batch.rows)
+        on_hold = self._database_state.hold_reason is not None
         self._unknown_tries_left = 0 if on_hold else self._unknown_tries_max - 1
         pieces = [batch.blocks]
-        while pieces and not self._halted.is_set() and (probing or self._gate.is_open):
+        while pieces and not self._halted.is_set() and (probing or self._database_state.is_open):
             piece = pieces.pop()
             try:
                 await self._write(piece)
             except WriteFailed as failure:
                 if probing:
-                    self._gate.answered(failure)
+                    self._database_state.answered(failure)
                 try:
                     pieces += await self._pieces_after(failure, piece)
                 except WriteFailed as final:
@@ -252,7 +254,7 @@ class Writer:
         to_cut = verdict is Verdict.ISOLATE and not piece[0].isolate
         if not to_cut and verdict is not Verdict.RETRY:
             raise failure
-        self._metrics.retries[verdict.value] += 1
+        self._ledger.retries[verdict.value] += 1
         return self._cut(piece) if to_cut else await self._retried(piece, failure)
 
     def _cut(self, piece: list[Block]) -> list[list[Block]]:
@@ -303,7 +305,7 @@ class Writer:
             for letter in block_letters(block, EXHAUSTED, failure.sqlstate or "", failure.message)
         ]
         await self._append(letters)
-        self._metrics.readings_dead_lettered(EXHAUSTED, len(letters))
+        self._ledger.readings_dead_lettered(EXHAUSTED, len(letters))
         self._release(blocks)
         for block in blocks:
             if block.ack is not None:
@@ -317,12 +319,12 @@ class Writer:
         """Everything of this piece is in the table or the dead-letter queue: count and tell."""
         now_s = monotonic_s()
         now_us = unix_us()
-        metrics = self._metrics
-        metrics.batch_stored(self._sink.method, now_s - began_s, stored.committed, stored.duplicate)
-        metrics.readings_dead_lettered(REFUSED, len(bad))
+        ledger = self._ledger
+        ledger.batch_stored(self._sink.method, now_s - began_s, stored.committed, stored.duplicate)
+        ledger.readings_dead_lettered(REFUSED, len(bad))
         self._release(piece)
         refusals = refusals_by_block(piece, bad) if bad else {}
-        commit, lag = metrics.commit_s.observe, metrics.lag_s.observe
+        commit, lag = ledger.commit_s.observe, ledger.lag_s.observe
         for index, block in enumerate(piece):
             commit(now_s - block.received_s)
             lag((now_us - block.newest_ts_us) / 1e6)

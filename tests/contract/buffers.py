@@ -11,7 +11,7 @@ from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.memory import MemoryBuffer
 from ingest.model.block import Block
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.model.ports import Buffer, Inlet, Outlet, Reservation
 from tests.support.blocks import make_block
 
@@ -29,7 +29,7 @@ def journal(folder: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) 
         Journal(
             Path(tempfile.mkdtemp(dir=folder)), segment_bytes=1024, observe_sync_s=lambda _: None
         ),
-        Metrics(),
+        Ledger(),
         rows_max=rows_max,
         bytes_max=bytes_max,
         put_wait_s_max=put_wait_s_max,

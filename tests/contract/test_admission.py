@@ -16,7 +16,7 @@ from ingest.config.settings import Settings
 from ingest.model.codes import PROBLEMS
 from ingest.model.ports import Admission, BufferStats, Database
 from ingest.model.verdict import SCHEMA, Verdict, WriteFailed
-from ingest.writer.database_state import Gate
+from ingest.writer.database_state import DatabaseState
 from tests.support.fakes import FakeAdmission, FakeDatabase
 
 
@@ -25,7 +25,7 @@ def open_health() -> Health:
     health = Health(
         settings=Settings(),
         buffer=lambda: BufferStats(0, 10, 0, 10, 0, 0, 0, None),
-        gate=Gate(wait_s_min=0.1, wait_s_max=1, hold_probe_s=1),
+        database_state=DatabaseState(wait_s_min=0.1, wait_s_max=1, hold_probe_s=1),
         free_bytes=lambda: 1 << 40,
     )
     health.started()
@@ -58,7 +58,7 @@ def test_refusal_is_none_or_the_code_of_a_503(entrance: Entrance) -> None:
     assert PROBLEMS[str(code)].status == 503
 
 
-class Held(NamedTuple):
+class PausedDatabase(NamedTuple):
     """A database that is well, and how writes to it are paused."""
 
     database: Database
@@ -66,17 +66,17 @@ class Held(NamedTuple):
 
 
 @pytest.fixture(params=["state", "fake"])
-def held(request: pytest.FixtureRequest) -> Held:
+def held(request: pytest.FixtureRequest) -> PausedDatabase:
     """Give each database in turn."""
     if request.param == "fake":
         fake = FakeDatabase()
-        return Held(fake, lambda: fake.hold(SCHEMA))
-    state = Gate(wait_s_min=0.1, wait_s_max=1, hold_probe_s=1)
+        return PausedDatabase(fake, lambda: fake.hold(SCHEMA))
+    state = DatabaseState(wait_s_min=0.1, wait_s_max=1, hold_probe_s=1)
     failure = WriteFailed(Verdict.HOLD, "no such table", reason=SCHEMA)
-    return Held(state, lambda: state.failed(failure))
+    return PausedDatabase(state, lambda: state.failed(failure))
 
 
-async def test_hold_is_told_with_its_reason(held: Held) -> None:
+async def test_hold_is_told_with_its_reason(held: PausedDatabase) -> None:
     """To who asks, to who waits, and at once to who comes later."""
     assert held.database.hold_reason is None
     waiting = asyncio.create_task(held.database.wait_hold())
@@ -88,7 +88,7 @@ async def test_hold_is_told_with_its_reason(held: Held) -> None:
     assert await held.database.wait_hold() == SCHEMA
 
 
-async def test_wait_for_a_hold_may_be_cancelled(held: Held) -> None:
+async def test_wait_for_a_hold_may_be_cancelled(held: PausedDatabase) -> None:
     """Who gives up changes nothing for others."""
     leaving, staying = (asyncio.create_task(held.database.wait_hold()) for _ in range(2))
     await asyncio.sleep(0)

@@ -38,24 +38,24 @@ async def test_room_comes_free_only_when_settled(make: MakeBuffer) -> None:
 async def test_room_released_twice_or_after_put_counts_once(make: MakeBuffer) -> None:
     """Release is safe in a `finally`: it undoes a reservation, never a put."""
     buffer = make(10, PLENTY, 0)
-    room = await buffer.reserve(10, 10)
-    room.release()
-    room.release()
+    reservation = await buffer.reserve(10, 10)
+    reservation.release()
+    reservation.release()
     assert empty(buffer)
     block = make_block(5)
-    room = await buffer.reserve(5, len(block.tuples))
-    await room.put(block)
-    room.release()
+    reservation = await buffer.reserve(5, len(block.tuples))
+    await reservation.put(block)
+    reservation.release()
     assert buffer.stats().rows == 5
 
 
 async def test_put_of_less_than_reserved_frees_the_difference(make: MakeBuffer) -> None:
     """A post whose invalid items fell out takes only what it needs; a waiting one gets the rest."""
     buffer = make(10, PLENTY, 5)
-    room = await buffer.reserve(10, 1000)
+    reservation = await buffer.reserve(10, 1000)
     (post,) = await queue_up(buffer, 4)
     block = make_block(6)
-    await room.put(block)
+    await reservation.put(block)
     (await post).release()
     stats = buffer.stats()
     assert (stats.rows, stats.size_bytes) == (6, len(block.tuples))
@@ -64,11 +64,11 @@ async def test_put_of_less_than_reserved_frees_the_difference(make: MakeBuffer) 
 async def test_waiting_posts_are_served_in_order_and_nobody_overtakes(make: MakeBuffer) -> None:
     """First come, first served: a small post waits behind a large one."""
     buffer = make(10, PLENTY, 5)
-    room = await buffer.reserve(8, 8)
+    reservation = await buffer.reserve(8, 8)
     large, small, latecomer = await queue_up(buffer, 5, 1, 1)
     assert not any(each.done() for each in (large, small, latecomer))
     assert buffer.stats().posts_waiting == 3
-    room.release()
+    reservation.release()
     await spin()
     assert all(each.done() for each in (large, small, latecomer))
     await end([large, small, latecomer])
@@ -88,33 +88,33 @@ async def test_waiting_post_gets_room_when_a_writer_settles(make: MakeBuffer) ->
 async def test_wait_for_room_is_bounded(make: MakeBuffer) -> None:
     """A post waits `put_wait_s_max`, not less and not much more, and leaves nothing behind."""
     buffer = make(4, PLENTY, 0.05)
-    room = await buffer.reserve(4, 4)
+    reservation = await buffer.reserve(4, 4)
     began_s = monotonic_s()
     with pytest.raises(BufferFull):
         await buffer.reserve(1, 1)
     assert 0.045 <= monotonic_s() - began_s < 0.5
-    room.release()
+    reservation.release()
     assert empty(buffer)
 
 
 async def test_post_that_gives_up_lets_a_smaller_one_in(make: MakeBuffer) -> None:
     """A large post at the head blocks the others no longer than its own wait."""
     buffer = make(10, PLENTY, 0.05)
-    room = await buffer.reserve(8, 8)
+    reservation = await buffer.reserve(8, 8)
     large = asyncio.create_task(buffer.reserve(5, 5))
     await asyncio.sleep(0.03)
     (small,) = await queue_up(buffer, 2)
     with pytest.raises(BufferFull):
         await large
     (await small).release()
-    room.release()
+    reservation.release()
     assert empty(buffer)
 
 
 async def test_bytes_over_the_bound_are_refused_at_once(make: MakeBuffer) -> None:
     """Waiting bodies are memory too: beyond `bytes_max` with them a post does not wait."""
     buffer = make(10, 100, 60)
-    room = await buffer.reserve(10, 60)
+    reservation = await buffer.reserve(10, 60)
     posts = await queue_up(buffer, 30)
     assert buffer.stats().size_bytes == 90
     async with asyncio.timeout(1):
@@ -122,7 +122,7 @@ async def test_bytes_over_the_bound_are_refused_at_once(make: MakeBuffer) -> Non
             await buffer.reserve(1, 11)
     posts += await queue_up(buffer, 10)
     assert buffer.stats().size_bytes == 100
-    room.release()
+    reservation.release()
     await end(posts)
     assert empty(buffer)
 
@@ -142,12 +142,12 @@ async def test_post_larger_than_the_buffer_is_refused(
 async def test_waiter_cancelled_before_its_grant_leaks_nothing(make: MakeBuffer) -> None:
     """A client that hangs up while it waits leaves its place to the next."""
     buffer = make(4, PLENTY, 5)
-    room = await buffer.reserve(4, 4)
+    reservation = await buffer.reserve(4, 4)
     gone, next_one = await queue_up(buffer, 4, 2)
     gone.cancel()
     await spin()
     assert gone.cancelled()
-    room.release()
+    reservation.release()
     (await next_one).release()
     assert empty(buffer)
 
@@ -160,10 +160,10 @@ async def test_waiter_cancelled_in_the_tick_of_its_grant_leaks_nothing(
     """Whichever of the two comes first, room is neither lost nor given to the dead."""
     buffer = make(4, PLENTY, 5)
     block = make_block(4)
-    room = await buffer.reserve(4, len(block.tuples))
-    grant = buffer.shut_inlet if by == "shut" else room.release
+    reservation = await buffer.reserve(4, len(block.tuples))
+    grant = buffer.shut_inlet if by == "shut" else reservation.release
     if by == "settle":
-        await room.put(block)
+        await reservation.put(block)
         taken = buffer.take(4)
         grant = partial(buffer.settle, taken)
     gone, next_one = await queue_up(buffer, 4, 3)
@@ -174,7 +174,7 @@ async def test_waiter_cancelled_in_the_tick_of_its_grant_leaks_nothing(
     if by == "shut":
         with pytest.raises(Stopping):
             await next_one
-        room.release()
+        reservation.release()
     else:
         (await next_one).release()
     assert empty(buffer)
@@ -183,9 +183,9 @@ async def test_waiter_cancelled_in_the_tick_of_its_grant_leaks_nothing(
 async def test_waiter_cancelled_after_its_grant_keeps_its_room(make: MakeBuffer) -> None:
     """A reservation in hand is the caller's, to put or to release."""
     buffer = make(4, PLENTY, 5)
-    room = await buffer.reserve(4, 4)
+    reservation = await buffer.reserve(4, 4)
     (post,) = await queue_up(buffer, 3)
-    room.release()
+    reservation.release()
     await spin()
     assert not post.cancel()
     assert buffer.stats().size_bytes == 3
@@ -197,9 +197,9 @@ async def test_wait_that_ends_in_the_tick_of_its_grant_leaks_nothing(make: MakeB
     """A deadline that strikes together with the grant either has the room or has given it back."""
     for settle_after_s in (0.018, 0.019, 0.02, 0.021, 0.022):
         buffer = make(4, PLENTY, 0.02)
-        room = await buffer.reserve(4, 4)
+        reservation = await buffer.reserve(4, 4)
         posts = [asyncio.create_task(buffer.reserve(1, 1)) for _ in range(20)]
-        asyncio.get_running_loop().call_later(settle_after_s, room.release)
+        asyncio.get_running_loop().call_later(settle_after_s, reservation.release)
         results = await asyncio.gather(*posts, return_exceptions=True)
         await asyncio.sleep(0.005)  # the release may be last
         rooms = [each for each in results if not isinstance(each, BaseException)]
@@ -213,7 +213,7 @@ async def test_wait_that_ends_in_the_tick_of_its_grant_leaks_nothing(make: MakeB
 async def test_shut_wakes_everybody(make: MakeBuffer) -> None:
     """At stop nobody sleeps on: posts get Stopping, takers look at what is left."""
     buffer = make(4, PLENTY, 60)
-    room = await buffer.reserve(4, 400)
+    reservation = await buffer.reserve(4, 400)
     posts = await queue_up(buffer, 1, 2)
     takers = [asyncio.create_task(buffer.wait_rows(rows)) for rows in (1, 100)]
     await spin()
@@ -229,7 +229,7 @@ async def test_shut_wakes_everybody(make: MakeBuffer) -> None:
         await buffer.wait_rows(100)
     assert buffer.shut
     block = make_block(4)
-    await room.put(block)  # a post that had its room before is kept all the same
+    await reservation.put(block)  # a post that had its room before is kept all the same
     assert buffer.take(10) == [block]
 
 

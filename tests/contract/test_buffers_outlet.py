@@ -36,11 +36,11 @@ async def test_take_gives_a_first_block_however_large(make: MakeBuffer) -> None:
 async def test_stats_hold_taken_blocks_until_settled(make: MakeBuffer) -> None:
     """Held is what is neither in the table nor set aside; reserved is not held yet."""
     buffer = make(10, PLENTY, 1)
-    room = await buffer.reserve(4, 400)
+    reservation = await buffer.reserve(4, 400)
     stats = buffer.stats()
     assert (stats.rows, stats.rows_waiting, stats.size_bytes) == (0, 0, 400)
     block = make_block(4)
-    await room.put(make_block(4))
+    await reservation.put(make_block(4))
     taken = buffer.take(10)
     stats = buffer.stats()
     assert (stats.rows, stats.rows_waiting, stats.blocks_waiting) == (4, 0, 0)

@@ -26,13 +26,13 @@ class Subject(NamedTuple):
     """A queue, who appends to it, what it has kept, and how to let it fail from now on."""
 
     queue: DeadLetters
-    from_door: bool
+    from_receiver: bool
     kept: Callable[[], Sequence[Letter]]
     fail: Callable[[], None]
 
     async def append(self, letters: Sequence[Letter]) -> None:
         """Append as the one who uses this queue does."""
-        await self.queue.append(letters, from_door=self.from_door)
+        await self.queue.append(letters, from_receiver=self.from_receiver)
 
 
 class FailingDisk:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from tests.faults import connection_faults as line_faults
 from tests.faults import (
+    connection_faults,
     controls,
     database_faults,
     disk_faults,
     operator_faults,
     power_faults,
+    receiver_faults,
     service_faults,
     starved_faults,
 )
-from tests.faults import receiver_faults as door_faults
 from tests.faults.matrix import FAULTS
 
 MODULES = (
     controls,
     database_faults,
     disk_faults,
-    door_faults,
-    line_faults,
+    receiver_faults,
+    connection_faults,
     operator_faults,
     power_faults,
     service_faults,

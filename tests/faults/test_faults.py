@@ -166,7 +166,7 @@ class _Table:
         return list(self._rows)
 
 
-class _Door:
+class _Receiver:
     """A service that answers any post in one way."""
 
     def __init__(self, status: int, *bad: int) -> None:
@@ -180,8 +180,8 @@ async def test_what_a_fault_posts_itself_is_accounted_for() -> None:
     """Accepted items must be in the table, once; refused ones, and those of a 503, need not."""
     items = [{"device_id": "d", "metric": "m", "ts": ts, "value": 1} for ts in range(4)]
     own = Own()
-    await own.post(_Door(503), [{**items[0], "ts": 77}])  # type: ignore[arg-type]
-    await own.post(_Door(202, 1), items)  # type: ignore[arg-type]
+    await own.post(_Receiver(503), [{**items[0], "ts": 77}])  # type: ignore[arg-type]
+    await own.post(_Receiver(202, 1), items)  # type: ignore[arg-type]
     rows = [(ts, "d", "m", 1.0) for ts in (0, 2, 2)]
     missing, twice = await own.look(_Table(*rows))  # type: ignore[arg-type]
     assert (missing, twice) == ({(3, "d", "m", 1.0)}, {(2, "d", "m", 1.0)})

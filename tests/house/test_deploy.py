@@ -25,7 +25,7 @@ from ingest.cli.main import WORDS, build_parser, main
 from ingest.config.settings import Settings, load
 from ingest.embedded.server import SETTINGS as EMBEDDED
 from ingest.model import verdict
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.sinks.postgres import sqlstate
 from ingest.writer import breaker
 from loadgen.cli.main import parser as loadgen_parser
@@ -114,7 +114,7 @@ def test_metrics_are_named_as_prometheus_wants_them() -> None:
     """promtool's own rules of names and units, for all that we export by ourselves."""
     text = b"".join(
         line
-        for line in Exposition(Metrics(), "0").text().splitlines(keepends=True)
+        for line in Exposition(Ledger(), "0").text().splitlines(keepends=True)
         if b"ingest_" in line.split(b"{")[0]
     )
     promtool = program("promtool", "prometheus")

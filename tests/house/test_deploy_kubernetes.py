@@ -185,7 +185,7 @@ def test_job_makes_the_table_and_grants_the_role_of_the_service(tmp_path: Path) 
     args = build_parser("schema").parse_args(container["args"])
     writer = urlsplit(manifest("Secret", "iot-ingest-database")["stringData"]["database_url"])
     admin = urlsplit(manifest("Secret", "iot-ingest-database-admin")["stringData"]["database_url"])
-    assert (args.schema_word, args.role) == ("apply", writer.username)
+    assert (args.schema_command, args.role) == ("apply", writer.username)
     assert (admin.hostname, admin.port, admin.path) == (writer.hostname, writer.port, writer.path)
     assert admin.username != writer.username
     assert environment_of(service_pod())["INGEST_SCHEMA_APPLY"] == "false"

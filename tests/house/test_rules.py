@@ -67,7 +67,7 @@ def prints_nothing(path: PurePosixPath, tree: ast.Module) -> Found:
             yield node.lineno, "print outside the command line"
 
 
-def each_test_states_its_law(path: PurePosixPath, tree: ast.Module) -> Found:
+def each_test_states_what_must_hold(path: PurePosixPath, tree: ast.Module) -> Found:
     """Each test says in its docstring what must hold."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -82,7 +82,7 @@ RULES: list[tuple[Rule, str]] = [
     (opens_with_a_docstring, "ingest loadgen benchmarks tests"),
     (avoids_traps, "ingest loadgen"),
     (prints_nothing, "ingest"),
-    (each_test_states_its_law, "tests"),
+    (each_test_states_what_must_hold, "tests"),
 ]
 
 
@@ -111,7 +111,7 @@ def test_code_keeps_the_rule(rule: Rule, folders: str) -> None:
         (avoids_traps, "x", "try:\n    f()\nexcept:\n    pass"),
         (avoids_traps, "x", "try:\n    f()\nexcept (OSError, BaseException):\n    raise"),
         (prints_nothing, "x", "print(1)"),
-        (each_test_states_its_law, "x", "async def test_x(): pass"),
+        (each_test_states_what_must_hold, "x", "async def test_x(): pass"),
     ],
 )
 def test_rule_finds_what_it_forbids(rule: Rule, name: str, code: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from ingest.admin.dashboard import letters as dashboard_letters
 from ingest.dead_letters.files import try_replay_lock
 from ingest.dead_letters.queue import DeadLetterFolder
-from ingest.dead_letters.reader import LiveLetter, Where
+from ingest.dead_letters.reader import LiveLetter, Selection
 from ingest.model.errors import Refused
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
@@ -79,7 +79,7 @@ async def test_many_who_look_look_one_after_another(
     running_now = itertools.count()
     newest = dashboard_letters.newest
 
-    def watched(folder: Path, where: Where, count: int) -> tuple[list[LiveLetter], bool]:
+    def watched(folder: Path, where: Selection, count: int) -> tuple[list[LiveLetter], bool]:
         began = next(running_now)
         found = newest(folder, where, count)
         at_once.append(next(running_now) - began)  # 1: nobody began in between
@@ -238,7 +238,7 @@ async def test_lookup_does_not_wait_long_for_the_questions_of_others(
     monkeypatch.setattr(lookup_postgres, "LOOKUP_S_MAX", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
         lookup = Lookup(f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none")
-        async with lookup._turn:
+        async with lookup._queue:
             with pytest.raises(Refused) as refused:
                 await lookup.last_readings("d", 1)
             assert refused.value.code == "busy"
@@ -246,4 +246,4 @@ async def test_lookup_does_not_wait_long_for_the_questions_of_others(
             await lookup.last_readings("d", 1)
         assert refused.value.code == "database_away"
         assert "index" not in refused.value.detail  # which would not help
-        assert not lookup._turn.locked()
+        assert not lookup._queue.locked()

@@ -19,8 +19,8 @@ from ingest.dead_letters.auto_replay import Replayer
 from ingest.dead_letters.files import segments, try_replay_lock
 from ingest.dead_letters.format import BadLine
 from ingest.dead_letters.manual_replay import (
-    HandReplay,
     Item,
+    ManualReplay,
     hold_replay_lock,
     item_of_fields,
     item_of_letter,
@@ -29,7 +29,7 @@ from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.dead_letters.reader import live_letters
 from ingest.formats.post import Rules
 from ingest.model.errors import ReplayStopped
-from ingest.model.ledger import Gauges, Metrics
+from ingest.model.ledger import Gauges, Ledger
 from ingest.model.letter import EXHAUSTED, INVALID, REFUSED, Letter
 from ingest.model.reading import Reading
 from ingest.model.verdict import LETTERS_FULL
@@ -56,7 +56,7 @@ class Half:
     def __init__(
         self, url: str, folder: Path, settings: Settings = SETTINGS, *, dlq_bytes_max: int = 1 << 30
     ) -> None:
-        self.metrics = Metrics()
+        self.ledger = Ledger()
         self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
         self.letters = DeadLetterFolder(
             folder, bytes_max=dlq_bytes_max, segment_bytes=dlq_bytes_max // 16, keep_days=0
@@ -64,10 +64,10 @@ class Half:
         self.up = True
         self.stopping = asyncio.Event()
         self.halted = asyncio.Event()
-        half = WritingHalf(settings, outlet=self.buffer, metrics=self.metrics, halted=self.halted)
+        half = WritingHalf(settings, outlet=self.buffer, ledger=self.ledger, halted=self.halted)
         half.sinks.append(make_sink(url, settings))
         (self.writer,) = half.make_writers(self.letters)
-        self.gate = half.gate
+        self.database_state = half.database_state
         self.replayer = Replayer(
             sends=True,
             post_rows_max=settings.post_rows_max,
@@ -76,11 +76,11 @@ class Half:
             folder=self.letters,
             inlet=self.buffer,
             outlet_stats=self.buffer.stats,
-            metrics=self.metrics,
-            database_up=lambda: self.up and self.gate.is_open,
-            letters_full=lambda: self.gate.hold_reason == LETTERS_FULL,
+            ledger=self.ledger,
+            database_up=lambda: self.up and self.database_state.is_open,
+            letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
         )
-        self.metrics.gauges = Gauges(
+        self.ledger.gauges = Gauges(
             self.buffer.stats, self.letters.stats, lambda: self.up, lambda: None
         )
 
@@ -139,8 +139,8 @@ async def test_auto_replay_brings_in_what_dead_processes_left(
         await until_live(tmp_path, 1)
         assert [each.reason for each in read(tmp_path)] == [INVALID]
     assert await rows(readings_connection) == 1_305
-    metrics = path.metrics
-    assert (metrics.replayed, metrics.committed, metrics.imbalance) == (1_305, 1_305, 0)
+    ledger = path.ledger
+    assert (ledger.replayed, ledger.committed, ledger.imbalance) == (1_305, 1_305, 0)
 
 
 async def test_auto_replay_passes_over_what_no_row_can_hold(
@@ -156,7 +156,7 @@ async def test_auto_replay_passes_over_what_no_row_can_hold(
     async with running(path):
         await until_live(tmp_path, 2)
     assert await rows(readings_connection) == 20
-    assert path.metrics.imbalance == 0
+    assert path.ledger.imbalance == 0
 
 
 async def test_auto_replay_value_is_bit_exact(
@@ -188,7 +188,7 @@ async def test_auto_replay_row_refused_now_becomes_a_letter_of_that_reason(
         assert (letter.reason, letter.code, letter.reading) == (REFUSED, "23514", bad.reading)
         assert letter.received_us <= bad.received_us
     assert await rows(readings_connection) == 40
-    assert path.metrics.imbalance == 0
+    assert path.ledger.imbalance == 0
 
 
 async def test_auto_replay_waits_for_database_room_and_hand(
@@ -200,12 +200,12 @@ async def test_auto_replay_waits_for_database_room_and_hand(
     path.up = False
     async with running(path):
         await asyncio.sleep(0.15)
-        assert path.metrics.replayed == 0
+        assert path.ledger.replayed == 0
         lock = try_replay_lock(tmp_path)
         assert lock is not None
         path.up = True
         await asyncio.sleep(0.15)
-        assert path.metrics.replayed == 0
+        assert path.ledger.replayed == 0
         lock.close()
         await until_live(tmp_path, 0)
     assert await rows(readings_connection) == 10
@@ -221,11 +221,11 @@ async def test_auto_replay_leaves_half_of_the_buffer_to_live_readings(
     (await path.buffer.reserve(live.rows, len(live.tuples))).put(live)
     async with running(path, writing=False):
         await asyncio.sleep(0.15)
-        assert path.metrics.replayed == 0
+        assert path.ledger.replayed == 0
         path.buffer.settle(path.buffer.take(5_000))
         async with asyncio.timeout(5):
             await path.buffer.wait_rows(10)
-    assert path.metrics.replayed == 10
+    assert path.ledger.replayed == 10
     assert len(read(tmp_path)) == 10
 
 
@@ -268,7 +268,7 @@ async def test_auto_replay_what_fails_again_stays_and_holds_nobody_up(
         await readings_connection.execute("update gate set open = true")
         await until_live(tmp_path, 0)
     assert await rows(readings_connection) == 6
-    assert path.metrics.imbalance == 0
+    assert path.ledger.imbalance == 0
 
 
 async def test_auto_replay_is_not_locked_out_by_the_hold_that_it_would_end(
@@ -282,16 +282,16 @@ async def test_auto_replay_is_not_locked_out_by_the_hold_that_it_would_end(
     bad = [letter.reading for letter in drained(60, device="bad")]
     block = block_of(reading for reading in bad if reading is not None)
     (await path.buffer.reserve(block.rows, len(block.tuples))).put(block)
-    path.metrics.received += block.rows
+    path.ledger.received += block.rows
     path.up = False  # the replay must not come first by chance
     async with running(path):
         await until_live(tmp_path, 260)
         path.up = True
         await until_live(tmp_path, 60)
         assert {each.reason for each in read(tmp_path)} == {REFUSED}
-        assert path.gate.hold_reason is None
+        assert path.database_state.hold_reason is None
     assert await rows(readings_connection) == 200
-    assert path.metrics.imbalance == 0
+    assert path.ledger.imbalance == 0
 
 
 async def test_auto_replay_goes_on_after_a_hold_because_nothing_more_could_be_set_aside(
@@ -311,18 +311,18 @@ async def test_auto_replay_goes_on_after_a_hold_because_nothing_more_could_be_se
     path = Half(readings_url, tmp_path, settings, dlq_bytes_max=full_bytes)
     block = block_of(make_reading() for _ in range(50))
     (await path.buffer.reserve(block.rows, len(block.tuples))).put(block)
-    path.metrics.received += block.rows
+    path.ledger.received += block.rows
     async with running(path):
         async with asyncio.timeout(15):
-            assert await path.gate.wait_hold() == "dead_letters_full"
+            assert await path.database_state.wait_hold() == "dead_letters_full"
         await asyncio.sleep(0.2)  # probes fail
-        assert path.gate.hold_reason == "dead_letters_full"
+        assert path.database_state.hold_reason == "dead_letters_full"
         assert len(read(tmp_path)) == 200
         await readings_connection.execute("update gate set open = true")
         await until_live(tmp_path, 0)
-        assert path.gate.hold_reason is None
+        assert path.database_state.hold_reason is None
     assert await rows(readings_connection) == 250
-    assert path.metrics.imbalance == 0
+    assert path.ledger.imbalance == 0
 
 
 async def test_auto_replay_keeps_its_speed(tmp_path: Path, readings_url: str) -> None:
@@ -332,7 +332,7 @@ async def test_auto_replay_keeps_its_speed(tmp_path: Path, readings_url: str) ->
     path = Half(readings_url, tmp_path, settings)
     async with running(path):
         await asyncio.sleep(0.5)
-        assert 0 < path.metrics.replayed <= 20
+        assert 0 < path.ledger.replayed <= 20
 
 
 async def test_auto_replay_lets_a_replay_by_hand_in_between(
@@ -343,12 +343,12 @@ async def test_auto_replay_lets_a_replay_by_hand_in_between(
     path = Half(readings_url, tmp_path)
     async with running(path):
         async with asyncio.timeout(5):
-            while path.metrics.replayed == 0:  # noqa: ASYNC110  a counter has no event
+            while path.ledger.replayed == 0:  # noqa: ASYNC110  a counter has no event
                 await asyncio.sleep(0.001)
         lock = await hold_replay_lock(tmp_path)
-        replayed = path.metrics.replayed
+        replayed = path.ledger.replayed
         await asyncio.sleep(0.1)
-        assert path.metrics.replayed == replayed < 4_000
+        assert path.ledger.replayed == replayed < 4_000
         lock.close()
         await until_live(tmp_path, 0)
 
@@ -376,11 +376,11 @@ async def test_auto_replay_without_room_in_time_tries_again(
     large = await path.buffer.reserve(9_900, 1)  # reserved and not held: only reserve sees it
     async with running(path, writing=False):
         await asyncio.sleep(0.3)
-        assert path.metrics.replayed == 0
+        assert path.ledger.replayed == 0
         large.release()
         async with asyncio.timeout(5):
             await path.buffer.wait_rows(500)
-    assert path.metrics.replayed == 500
+    assert path.ledger.replayed == 500
 
 
 async def test_auto_replay_goes_on_after_the_disk_failed(tmp_path: Path, readings_url: str) -> None:
@@ -392,7 +392,7 @@ async def test_auto_replay_goes_on_after_the_disk_failed(tmp_path: Path, reading
     cursor.mkdir()
     async with running(path):
         async with asyncio.timeout(5):
-            while path.metrics.replayed == 0:  # noqa: ASYNC110  a counter has no event
+            while path.ledger.replayed == 0:  # noqa: ASYNC110  a counter has no event
                 await asyncio.sleep(0.01)
         cursor.rmdir()
         await until_live(tmp_path, 0)
@@ -403,11 +403,11 @@ async def test_auto_replay_goes_on_after_the_disk_failed(tmp_path: Path, reading
 
 async def by_hand(
     items: Sequence[Item], url: str | None, *, rows_per_s: int | None = None
-) -> tuple[HandReplay, list[Item]]:
+) -> tuple[ManualReplay, list[Item]]:
     """Replay items into a database (None: a dry run); give the replay and what was done."""
     done: list[Item] = []
     sink = make_sink(url, SETTINGS) if url is not None else None
-    replay = HandReplay(sink=sink, rules=RULES, done=done.extend, rows_per_s=rows_per_s)
+    replay = ManualReplay(sink=sink, rules=RULES, done=done.extend, rows_per_s=rows_per_s)
     try:
         await replay.run(items)
     finally:
@@ -509,7 +509,7 @@ async def test_hand_replay_tries_again_what_failed_for_a_moment(
     settings = Settings(lock_s_max=0.05, database_unsafe=True)
     sink = make_sink(readings_url, settings)
     done: list[Item] = []
-    replay = HandReplay(sink=sink, rules=RULES, done=done.extend)
+    replay = ManualReplay(sink=sink, rules=RULES, done=done.extend)
     items = items_of(tmp_path, drained(3))
     await sink.open()
     async with readings_connection.transaction():

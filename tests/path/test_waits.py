@@ -12,7 +12,7 @@ from ingest.http import inflate
 from ingest.http.inflate import LIGHT_INFLATED_BYTES, Inflater
 from ingest.model.ack import Outcome
 from ingest.model.errors import Refused
-from tests.support.receiver import GOOD, answering, post, running_door, until
+from tests.support.receiver import GOOD, answering, post, running_receiver, until
 
 
 async def test_inflating_cancelled_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,20 +47,20 @@ async def test_inflating_cancelled_gives_its_room_back(monkeypatch: pytest.Monke
 
 async def test_committed_handler_cancelled_leaves_its_block_to_the_writers() -> None:
     """It was accepted before the wait: counted so, not as rejected, and decided without it."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(post(GOOD, "?ack=committed"))
-        (block,) = await door.blocks(1)
+        (block,) = await receiver.blocks(1)
         assert block.ack is not None
         handler = answering()
         handler.cancel()
         await until(handler.done)
-        assert door.metrics.accepted == 1
-        assert door.metrics.at_door == 0
-        assert dict(door.metrics.rejected) == {}
-        assert door.metrics.imbalance == 0
+        assert receiver.ledger.accepted == 1
+        assert receiver.ledger.at_receiver == 0
+        assert dict(receiver.ledger.rejected) == {}
+        assert receiver.ledger.imbalance == 0
         block.ack.resolve(Outcome())  # as a writer does: nobody is there, and nothing breaks
         await asyncio.sleep(0)
-        second = await door.connect()
+        second = await receiver.connect()
         await second.send(post(GOOD))
         assert (await second.reply()).status == 202

@@ -176,7 +176,7 @@ async def test_run_without_a_fault_keeps_all_and_needs_no_second_life(tmp_path: 
     await whole.check()
     assert len(promises.table) == 30 + 3 + 9 + 1 + 25 + 4 + 6 - 4
     assert len(promises.kept) == 30 + 3 + 1 + 25 + 6  # that in memory too: the stop was in order
-    assert whole.metrics.recovered == 0
+    assert whole.ledger.recovered == 0
     assert all(ack.resolved for ack, _ in promises.acks)
 
 

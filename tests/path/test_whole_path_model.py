@@ -206,9 +206,9 @@ class PathMachine(RuleBasedStateMachine):
     @invariant()
     def law_holds(self) -> None:
         """Whatever is under way; and nothing was dropped."""
-        metrics = self.whole.metrics
-        assert metrics.imbalance == 0
-        assert metrics.dropped == 0
+        ledger = self.whole.ledger
+        assert ledger.imbalance == 0
+        assert ledger.dropped == 0
         assert self.whole.script.complaints == []
         assert all(not each.done() for each in self.whole.writers)
         assert self.whole.replaying is None or not self.whole.replaying.done()

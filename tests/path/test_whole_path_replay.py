@@ -58,8 +58,8 @@ async def comes_back(whole: Whole, fired: Callable[[], int], forever: bool) -> b
     await whole.check(replayed=True)
     assert whole.new == len(whole.promises.table)
     if not struck:
-        assert whole.metrics.replayed == ASIDE
-        assert whole.metrics.duplicate == 0
+        assert whole.ledger.replayed == ASIDE
+        assert whole.ledger.duplicate == 0
     return struck
 
 
@@ -127,12 +127,14 @@ async def test_hold_leaves_the_lock_to_whoever_makes_room(
     )
     await whole.open()
     await whole.replay()
-    await whole.until(lambda: whole.gate.hold_reason == "dead_letters_full", every_s=0.005)
+    await whole.until(
+        lambda: whole.database_state.hold_reason == "dead_letters_full", every_s=0.005
+    )
     with await hold_replay_lock(folder, wait_s_max=2.0):
         found = [each for each in live_letters(folder) if each.letter.reason == INVALID]
         mark_done(((each.path, each.mark) for each in found), "discarded")
     assert len(found) == 20
-    await whole.until(lambda: whole.gate.is_open, every_s=0.005)
+    await whole.until(lambda: whole.database_state.is_open, every_s=0.005)
     await whole.finish(replays=True)
     await whole.check(replayed=True)
 
@@ -147,12 +149,12 @@ async def test_letters_given_up_are_not_sent_again_beside_their_block(
     whole.halted.set()  # no writer: what is sent stays under way
     await whole.open()
     await whole.replay()
-    await whole.until(lambda: whole.metrics.replayed > 0, every_s=0.002)
-    sent = whole.metrics.replayed
+    await whole.until(lambda: whole.ledger.replayed > 0, every_s=0.002)
+    sent = whole.ledger.replayed
     for _ in range(10):
-        whole.gate.failed(WriteFailed(Verdict.HOLD, "they are full", reason=LETTERS_FULL))
+        whole.database_state.failed(WriteFailed(Verdict.HOLD, "they are full", reason=LETTERS_FULL))
         await asyncio.sleep(0.01)
-        whole.gate.opened()
+        whole.database_state.opened()
         await asyncio.sleep(0.01)
-    assert whole.metrics.replayed == sent
+    assert whole.ledger.replayed == sent
     await whole.halt()

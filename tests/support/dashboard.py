@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from ingest.app.admin import Looking
+from ingest.app.admin import AdminSide
 from ingest.config.settings import Settings
 from ingest.dead_letters.queue import DeadLetterFolder
-from ingest.model.ledger import Gauges, Metrics
+from ingest.model.ledger import Gauges, Ledger
 from ingest.model.ports import BufferStats, JournalStats
 from tests.support.receiver import Client, Reply
 
@@ -24,23 +24,23 @@ class Rig:
     """The running port. `ask` is one request on a connection of its own."""
 
     def __init__(self, folder: Path, database_url: str | None = None) -> None:
-        self.metrics = Metrics()
+        self.ledger = Ledger()
         self.released: list[bool] = []
         self.journal = JournalStats()
         self.dead_letters = DeadLetterFolder(
             folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1
         )
         empty = BufferStats(0, 100, 0, 1000, 0, 0, 0, None)
-        self.metrics.gauges = Gauges(
+        self.ledger.gauges = Gauges(
             buffer=lambda: empty,
             dead_letters=self.dead_letters.stats,
             database_up=lambda: True,
             hold_reason=lambda: None,
             journal=lambda: self.journal,
         )
-        self.looking = Looking(
+        self.admin_side = AdminSide(
             Settings(database_unsafe=True),  # the tests' server does not fsync
-            metrics=self.metrics,
+            ledger=self.ledger,
             dead_letters=self.dead_letters,
             readyz=lambda: (200, READY),
             said=lambda: "",
@@ -48,9 +48,9 @@ class Rig:
             release_hold=self._release_hold,
         )
         if database_url is not None:
-            self.looking.database(database_url)
-        self.dashboard = self.looking.dashboard
-        self.admin = self.looking.admin
+            self.admin_side.database(database_url)
+        self.dashboard = self.admin_side.dashboard
+        self.admin = self.admin_side.admin
         self.address = ""
 
     def _release_hold(self, dead_letter: bool) -> bool:
@@ -74,7 +74,7 @@ class Rig:
     async def send(self, target: str, body: Any, headers: dict[str, str] | None = None) -> Reply:
         """Post JSON (or bytes as they are), with the CSRF token unless `headers` have another."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        sent = {"X-CSRF-Token": self.looking.guard.csrf, "Content-Length": str(len(data))}
+        sent = {"X-CSRF-Token": self.admin_side.guard.csrf, "Content-Length": str(len(data))}
         async with self.connected() as client:
             await client.send(self.head("POST", target, {**sent, **(headers or {})}) + data)
             return await client.reply()
@@ -105,10 +105,10 @@ async def running(
     """Run the port on a free port of `host`."""
     rig = Rig(folder, database_url)
     await rig.dead_letters.open()
-    address = await rig.looking.start("127.0.0.1:1", f"{host}:0")
+    address = await rig.admin_side.start("127.0.0.1:1", f"{host}:0")
     rig.address = address.replace("0.0.0.0", "127.0.0.1")
     try:
         yield rig
     finally:
-        await rig.looking.close()
+        await rig.admin_side.close()
         await rig.dead_letters.close()

@@ -22,7 +22,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import Exposition
-from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
 
 REPOSITORY = Path(__file__).parents[2]
@@ -219,14 +219,14 @@ def exported() -> dict[str, frozenset[str]]:
 
     From the collector itself, once each kind of event has happened.
     """
-    metrics = Metrics()
+    ledger = Ledger()
     stats = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
-    metrics.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: "schema")
-    metrics.request_answered("/v1/readings", 202, 0.1)
-    metrics.readings_rejected("empty", 1)
-    metrics.batch_stored("copy", 0.1, 1, 0)
+    ledger.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: "schema")
+    ledger.request_answered("/v1/readings", 202, 0.1)
+    ledger.readings_rejected("empty", 1)
+    ledger.batch_stored("copy", 0.1, 1, 0)
     found: dict[str, frozenset[str]] = {}
-    for family in Exposition(metrics, "0").registry.collect():
+    for family in Exposition(ledger, "0").registry.collect():
         for sample in family.samples:
             labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
             found[sample.name] = labels | TARGET_LABELS

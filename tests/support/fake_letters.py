@@ -22,9 +22,9 @@ class FakeLetters:
         self.failing = 0
         self.lost_answer = False
 
-    async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
         """Keep all letters or none."""
-        assert not from_door, "writers are not the door"
+        assert not from_receiver, "writers are not the door"
         self.appends += 1
         await asyncio.sleep(0)  # the real one leaves the loop
         fault = self.fault

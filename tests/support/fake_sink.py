@@ -37,8 +37,8 @@ class FakeSink:
         self.refuse = refuse
         self.fail_always: WriteFailed | None = None
         self.pause_s = 0.001
-        self.gate = asyncio.Event()
-        self.gate.set()
+        self.database_state = asyncio.Event()
+        self.database_state.set()
         self.writes: list[tuple[str, int]] = []
         self.opens = 0
         self.is_open = False
@@ -113,7 +113,7 @@ class FakeSink:
         self._writing = True
         try:
             async with asyncio.timeout(None) as self._under_way:
-                await self.gate.wait()
+                await self.database_state.wait()
                 await asyncio.sleep(self.pause_s)
         except TimeoutError as error:
             self.is_open = False

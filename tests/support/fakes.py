@@ -11,7 +11,7 @@ from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 
 
-class FakeRoom:
+class FakeReservation:
     """Room in a FakeInlet."""
 
     def __init__(self, inlet: FakeInlet) -> None:
@@ -49,7 +49,9 @@ class FakeInlet:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> FakeRoom:
+    async def reserve(
+        self, rows: int, size_bytes: int, *, awaited: bool = False
+    ) -> FakeReservation:
         """Give room once `open` is set, or raise `error`."""
         self.waiting += 1
         try:
@@ -60,7 +62,7 @@ class FakeInlet:
             raise self.error
         self.reserved += 1
         self.awaited.append(awaited)
-        return FakeRoom(self)
+        return FakeReservation(self)
 
     @property
     def readings(self) -> list[Reading]:
@@ -78,9 +80,9 @@ class FakeDeadLetters:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
         """Keep the letters once `open` is set, or raise `error`."""
-        assert from_door
+        assert from_receiver
         self.waiting += 1
         await self.open.wait()
         self.waiting -= 1

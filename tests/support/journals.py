@@ -14,7 +14,7 @@ from ingest.buffers.journal.format import HEADER_BYTES, FrameReader, encode_head
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.reader import segment_files
 from ingest.model.block import Block
-from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.system.files import FileCalls
 from tests.support.blocks import make_block
 
@@ -125,12 +125,12 @@ class Life:
         **bounds: Any,
     ) -> None:
         self.folder = folder
-        self.metrics = Metrics()
+        self.ledger = Ledger()
         calls = calls or FailingCalls()
         self.journal = Journal(
             folder,
             segment_bytes=segment_bytes,
-            observe_sync_s=self.metrics.journal_sync_s.observe,
+            observe_sync_s=self.ledger.journal_sync_s.observe,
             calls=calls.calls,
             probe_s=0.01,
         )
@@ -141,8 +141,8 @@ class Life:
             "journal_bytes_max": 1 << 40,
             **bounds,
         }
-        self.buffer = JournalBuffer(self.journal, self.metrics, **wanted)
-        self.metrics.gauges = Gauges(
+        self.buffer = JournalBuffer(self.journal, self.ledger, **wanted)
+        self.ledger.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=DeadLetterStats,
             database_up=lambda: True,
@@ -166,11 +166,11 @@ class Life:
 
     async def put(self, block: Block, *, durable: bool = True) -> Block:
         """Post one block, as the receiver does."""
-        room = await self.buffer.reserve(
+        reservation = await self.buffer.reserve(
             block.rows, len(block.tuples), awaited=block.ack is not None
         )
-        await room.put(block, durable=durable)
-        self.metrics.received += block.rows
+        await reservation.put(block, durable=durable)
+        self.ledger.received += block.rows
         return block
 
     async def take(self, rows_max: int) -> list[Block]:
@@ -181,7 +181,7 @@ class Life:
 
     def settle(self, blocks: Sequence[Block]) -> None:
         """Settle blocks, as if they were in the table."""
-        self.metrics.committed += sum(block.rows for block in blocks)
+        self.ledger.committed += sum(block.rows for block in blocks)
         self.buffer.settle(blocks)
 
     async def drain(self, rows_max: int = 1000) -> list[Block]:
@@ -190,7 +190,7 @@ class Life:
         while self.buffer.stats().rows:
             blocks = await self.take(rows_max)
             self.settle(blocks)
-            assert self.metrics.imbalance == 0
+            assert self.ledger.imbalance == 0
             found += blocks
         return found
 
@@ -211,7 +211,7 @@ class Life:
 
     async def __aexit__(self, *_: object) -> None:
         await self.end()
-        assert self.metrics.imbalance == 0
+        assert self.ledger.imbalance == 0
 
 
 async def killed(folder: Path, copy: Path) -> None:

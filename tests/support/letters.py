@@ -60,9 +60,9 @@ def make_store(
     return store
 
 
-def keep(store: Store, letters: Iterable[Letter], *, from_door: bool = False) -> None:
+def keep(store: Store, letters: Iterable[Letter], *, from_receiver: bool = False) -> None:
     """Append letters; raise what the store says."""
-    (error,) = store.append([Request(list(letters), from_door)])
+    (error,) = store.append([Request(list(letters), from_receiver)])
     if error is not None:
         raise error
 

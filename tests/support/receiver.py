@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from ingest.app.receiving import make_endpoint
 from ingest.config.settings import Settings
 from ingest.model.block import Block
-from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters, FakeInlet
 
@@ -107,7 +107,7 @@ def post(body: bytes, query: str = "", headers: dict[str, str] | None = None) ->
     return head("POST", "/v1/readings" + query, sized) + body
 
 
-class Door:
+class Receiver:
     """The running door and everything around it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -116,8 +116,8 @@ class Door:
         self.dead_letters = FakeDeadLetters()
         self.admission = FakeAdmission()
         self.database = FakeDatabase()
-        self.metrics = Metrics()
-        self.metrics.gauges = Gauges(
+        self.ledger = Ledger()
+        self.ledger.gauges = Gauges(
             buffer=self.stats,
             dead_letters=DeadLetterStats,
             database_up=lambda: True,
@@ -127,7 +127,7 @@ class Door:
             settings,
             inlet=self.inlet,
             dead_letters=self.dead_letters,
-            metrics=self.metrics,
+            ledger=self.ledger,
             admission=self.admission,
             database=self.database,
             levels=("buffered",),
@@ -176,7 +176,7 @@ def answering() -> asyncio.Task[Any]:
 
     Without eager tasks (3.11) the first request of a connection may go aiohttp's way.
     """
-    names = ("Site._answer", "._handle_request")
+    names = ("Port._answer", "._handle_request")
     (task,) = [
         each
         for each in asyncio.all_tasks()
@@ -193,14 +193,14 @@ async def until(condition: Any, timeout_s: float = 5.0) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_door(**settings: Any) -> AsyncIterator[Door]:
+async def running_receiver(**settings: Any) -> AsyncIterator[Receiver]:
     """Run a door with these settings. At its end the law must hold and nothing be left inside."""
-    door = Door(Settings(**settings))
-    door.address = await door.endpoint.start("127.0.0.1", 0)
+    receiver = Receiver(Settings(**settings))
+    receiver.address = await receiver.endpoint.start("127.0.0.1", 0)
     try:
-        yield door
+        yield receiver
     finally:
-        await door.close()
-    assert door.metrics.at_door == 0
-    assert door.metrics.imbalance == 0
-    assert door.inlet.reserved == 0
+        await receiver.close()
+    assert receiver.ledger.at_receiver == 0
+    assert receiver.ledger.imbalance == 0
+    assert receiver.inlet.reserved == 0

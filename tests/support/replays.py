@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ingest.dead_letters.manual_replay import (
-    HandReplay,
     Item,
+    ManualReplay,
     Summary,
     hold_replay_lock,
     item_of_letter,
@@ -42,7 +42,7 @@ async def replay_by_hand(folder: Path, sink: Sink) -> Summary:
         lines = [each.source for each in items if each.source is not None]
         mark_done(((line.path, line.mark) for line in lines), "replayed")
 
-    by_hand = HandReplay(sink=sink, rules=RULES, done=done)
+    by_hand = ManualReplay(sink=sink, rules=RULES, done=done)
     summary = by_hand.summary
     try:
         lock = await hold_replay_lock(folder, wait_s_max=LOCK_S_MAX)

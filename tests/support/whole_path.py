@@ -74,7 +74,7 @@ class Whole:
         self.journal_calls = FailingCalls()
         self.letter_calls = FailingCalls()
         self.life = Life(folder / "journal", calls=self.journal_calls, **bounds)
-        self.metrics = self.life.metrics
+        self.ledger = self.life.ledger
         self.buffer = self.life.buffer
         self.dead_letters = DeadLetterFolder(
             folder / "dead-letters",
@@ -87,11 +87,11 @@ class Whole:
         self.half = WritingHalf(
             replace(Settings(), **{**QUICK, **BLOCKS, **REPLAYS, **NO_BREAKER}),
             outlet=self.buffer,
-            metrics=self.metrics,
+            ledger=self.ledger,
             halted=self.halted,
         )
-        self.gate = self.half.gate
-        self.at_door = 0  # posts under way
+        self.database_state = self.half.database_state
+        self.at_receiver = 0  # posts under way
         self.sinks: list[ScriptedSink] = []
         self.writers: list[asyncio.Task[None]] = []
         self.replaying: asyncio.Task[None] | None = None
@@ -117,11 +117,11 @@ class Whole:
         `kept`, or why nothing is promised: `full`, `letters`, `journal`. Of `rows` the table will
         refuse the first `bad`; `letters` further items are no readings.
         """
-        self.at_door += 1
+        self.at_receiver += 1
         try:
             return await self._post(rows, ack, bad, letters)
         finally:
-            self.at_door -= 1
+            self.at_receiver -= 1
 
     async def _post(self, rows: int, ack: str, bad: int, letters: int) -> str:
         readings = [make_reading(value=BAD if row < bad else 1.0) for row in range(rows)]
@@ -135,40 +135,40 @@ class Whole:
             return "journal"
         except Stopping:
             return "stopping"
-        if letters and not await self._door_letters(letters):
+        if letters and not await self._receiver_letters(letters):
             room.release()
             return "letters"
         self.promises.posted.update(readings)
         if waits is not None:
             self.promises.acks.append((waits, readings))
-        self.metrics.received += rows
-        self.metrics.at_door += rows
+        self.ledger.received += rows
+        self.ledger.at_receiver += rows
         try:
             handed = room.put(block, durable=ack == DURABLE)
             await handed
         except JournalBroken:
-            self.metrics.readings_rejected("disk_low", rows)
+            self.ledger.readings_rejected("disk_low", rows)
             return "journal"
         finally:
-            self.metrics.at_door -= rows
+            self.ledger.at_receiver -= rows
         if ack == DURABLE:
             self.promises.kept.update(readings)
         elif ack == BUFFERED:
             self.promises.buffered.update(readings)
         return "kept"
 
-    async def _door_letters(self, count: int) -> bool:
+    async def _receiver_letters(self, count: int) -> bool:
         letters = [
             invalid(f"no reading {make_reading().ts_us} {number}".encode())
             for number in range(count)
         ]
         try:
-            await self.dead_letters.append(letters, from_door=True)
+            await self.dead_letters.append(letters, from_receiver=True)
         except DeadLettersBroken:
             return False
         self.promises.letters += letters
-        self.metrics.received += count
-        self.metrics.readings_dead_lettered(INVALID, count)
+        self.ledger.received += count
+        self.ledger.readings_dead_lettered(INVALID, count)
         return True
 
     async def replay(self) -> None:
@@ -190,13 +190,13 @@ class Whole:
         while not condition():
             for task in [*self.writers, *([self.replaying] if self.replaying else [])]:
                 assert not task.done() or task.exception() is None, task.exception()
-            assert monotonic_s() < deadline_s, f"never came true; {self.gate.message}"
+            assert monotonic_s() < deadline_s, f"never came true; {self.database_state.message}"
             await asyncio.sleep(every_s)
 
     @property
     def new(self) -> int:
         """Rows that this life has put into the table, by what was counted."""
-        return self.metrics.committed + self.script.unsaid + self.new_by_hand
+        return self.ledger.committed + self.script.unsaid + self.new_by_hand
 
     @property
     def rows(self) -> int:
@@ -217,7 +217,7 @@ class Whole:
         self.heal()
         if replays:
             await self.replay()
-        await self.until(lambda: self.rows == 0 and not self.at_door)
+        await self.until(lambda: self.rows == 0 and not self.at_receiver)
         await self.until(lambda: not replays or self.has_come_back, every_s=0.005)
         await self.quiet()
         await self.halt()
@@ -242,13 +242,13 @@ class Whole:
         if self.writers:
             async with asyncio.timeout(10):
                 await asyncio.gather(*self.writers)
-        await self.until(lambda: not self.at_door)  # as the service waits for its handlers
+        await self.until(lambda: not self.at_receiver)  # as the service waits for its handlers
         if keeps_rest:
             await self.buffer.keep_rest()
-            await set_aside_rest(self.buffer, self.dead_letters, self.metrics)
-            assert self.metrics.imbalance == 0
-            assert self.metrics.dropped == 0
-            assert self.metrics.held == self.buffer.stats().rows_kept, "lost, says the exit code"
+            await set_aside_rest(self.buffer, self.dead_letters, self.ledger)
+            assert self.ledger.imbalance == 0
+            assert self.ledger.dropped == 0
+            assert self.ledger.held == self.buffer.stats().rows_kept, "lost, says the exit code"
         await self.dead_letters.close()
         if self.replaying is not None:
             async with asyncio.timeout(5):
@@ -290,8 +290,8 @@ class Whole:
     async def quiet(self) -> None:
         """Wait until the journal has nothing to do, and hold the law."""
         await self.life.quiet()
-        assert self.metrics.imbalance == 0
-        assert self.metrics.dropped == 0
+        assert self.ledger.imbalance == 0
+        assert self.ledger.dropped == 0
 
     def _lettered(self) -> set[Reading]:
         letters = read(self.folder / "dead-letters")

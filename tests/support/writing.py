@@ -12,7 +12,7 @@ from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.model.ack import Ack
 from ingest.model.block import Block
-from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
@@ -48,21 +48,21 @@ class Writing:
         self.buffer = MemoryBuffer(rows_max=100_000, bytes_max=1 << 26, put_wait_s_max=1)
         self.letters = FakeLetters()
         self.table: dict[Reading, None] = {}
-        self.metrics = Metrics()
-        self.metrics.gauges = Gauges(
+        self.ledger = Ledger()
+        self.ledger.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=DeadLetterStats,
-            database_up=lambda: self.gate.up,
-            hold_reason=lambda: self.gate.hold_reason,
+            database_up=lambda: self.database_state.up,
+            hold_reason=lambda: self.database_state.hold_reason,
         )
         self.halted = asyncio.Event()
         self.half = WritingHalf(
             replace(Settings(), **{**QUICK, **settings}),
             outlet=self.buffer,
-            metrics=self.metrics,
+            ledger=self.ledger,
             halted=self.halted,
         )
-        self.gate = self.half.gate
+        self.database_state = self.half.database_state
         self.cap = self.half.cap
         self.breaker = self.half.breaker
         self.sinks: list[ScriptedSink] = []
@@ -89,8 +89,8 @@ class Writing:
         ack = Ack()
         block = block_of(readings, ack=ack)
         room = await self.buffer.reserve(rows, len(block.tuples))
-        self.metrics.received += rows
-        self.metrics.accepted += rows
+        self.ledger.received += rows
+        self.ledger.accepted += rows
         self.blocks.append((block, readings))
         self.acks.append(ack)
         room.put(block)
@@ -102,8 +102,10 @@ class Writing:
         while not condition():
             for task in self.tasks:
                 assert not task.done() or task.exception() is None, task.exception()
-            assert monotonic_s() < deadline_s, f"never came true; the gate is {self.gate.state}"
-            assert self.metrics.imbalance == 0
+            assert monotonic_s() < deadline_s, (
+                f"never came true; the gate is {self.database_state.state}"
+            )
+            assert self.ledger.imbalance == 0
             await asyncio.sleep(0.0005)
 
     def resolved(self) -> bool:
@@ -124,7 +126,7 @@ class Writing:
     async def drain(self) -> None:
         """Stop as SIGTERM does: nothing more comes in, the writers finish."""
         self.buffer.shut_inlet()
-        self.gate.nudge()
+        self.database_state.nudge()
         stop_connecting(self.buffer, self.sinks)
         await self._ended()
 
@@ -144,8 +146,8 @@ class Writing:
     async def check(self) -> None:
         """Hold the law, and each answer against the table, the dead letters and the buffer."""
         assert self.script.complaints == []
-        assert self.metrics.imbalance == 0
-        assert self.metrics.dropped == 0
+        assert self.ledger.imbalance == 0
+        assert self.ledger.dropped == 0
         refused = {each.reading for each in self.letters.letters if each.reason == REFUSED}
         aside = {each.reading for each in self.letters.letters if each.reason == EXHAUSTED}
         assert len(self.letters.letters) == len(refused) + len(aside)

@@ -18,7 +18,7 @@ from ingest.formats.series import SERIES, Names
 from ingest.system.clock import rfc3339, unix_us
 
 DEVICES_MAX = 100_000
-TURN_DEVICES = 2_000  # between two turns of the loop, less than a millisecond
+ROUND_DEVICES = 2_000  # between two turns of the loop, less than a millisecond
 LOOK_SERIES_PER_S = 2_000  # each costs its next post a cache miss: 0.4 % of a core at most
 LOOK_S_MAX = 20.0
 LISTED_MAX = 50
@@ -65,7 +65,7 @@ class Devices:
                 for device_id in by_device:
                     self.seen(device_id, now_us)
                     turn += 1
-                    if turn % TURN_DEVICES == 0:
+                    if turn % ROUND_DEVICES == 0:
                         await asyncio.sleep(0)
 
     def seen(self, device_id: str, now_us: int) -> None:
@@ -116,8 +116,8 @@ class Devices:
         latest_us = now_us - int(silent_s * 1e6)
         silent: list[int] = []
         last_us = self._last_us
-        for start in range(0, len(last_us), 5 * TURN_DEVICES):
-            end = start + 5 * TURN_DEVICES
+        for start in range(0, len(last_us), 5 * ROUND_DEVICES):
+            end = start + 5 * ROUND_DEVICES
             silent += [
                 place for place, us in enumerate(last_us[start:end], start) if us < latest_us
             ]

@@ -25,7 +25,7 @@ _HEAD = (
 )
 
 
-class Sent(Answer):
+class AlreadySent(Answer):
     """What stands for an answer that has been written already."""
 
     def __init__(self, began_s: float) -> None:
@@ -93,7 +93,7 @@ class Feed:
                 transport.write(event + own())
         finally:
             self.clients -= 1
-        return Sent(began_s)
+        return AlreadySent(began_s)
 
 
 def _data(event: bytes) -> bytes:

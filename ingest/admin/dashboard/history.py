@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ingest.model.ledger import Histogram, Metrics
+from ingest.model.ledger import Histogram, Ledger
 from ingest.model.letter import REASONS
 from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s, unix_us
@@ -58,8 +58,8 @@ class _Counts(NamedTuple):
 class History:
     """The ring. `state` returns a state of STATES; all the rest is asked of `metrics`."""
 
-    def __init__(self, metrics: Metrics, *, state: Callable[[], str]) -> None:
-        self._metrics = metrics
+    def __init__(self, ledger: Ledger, *, state: Callable[[], str]) -> None:
+        self._ledger = ledger
         self._state = state
         self._ring = {name: array("d", [math.nan]) * SECONDS_KEPT for name in COLUMNS}
         self._second = 0  # Unix time of the newest row
@@ -92,7 +92,7 @@ class History:
         return True
 
     def _counts(self) -> _Counts:
-        m = self._metrics
+        m = self._ledger
         answered = sum(count for (route, _), count in m.requests.items() if route == DATA_ROUTE)
         totals = (answered, m.received, m.committed, m.duplicate, sum(m.rejected.values()))
         dead = tuple(m.dead_lettered[reason] for reason in REASONS)
@@ -108,7 +108,7 @@ class History:
 
     def _row(self, before: _Counts, now: _Counts) -> tuple[float, ...]:
         took_s = max(now.at_s - before.at_s, 1e-3)
-        m = self._metrics
+        m = self._ledger
         commits = [b - a for a, b in zip(before.commits, now.commits, strict=True)]
         batches, rows = _difference(before.flush_rows, now.flush_rows)
         flushes, flush_s = _difference(before.flush_s, now.flush_s)

@@ -20,8 +20,8 @@ from typing import Any
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.format import ID_AT, ID_CHARACTERS, BadLine, decode_line, reading_object
 from ingest.dead_letters.manual_replay import (
-    HandReplay,
     Item,
+    ManualReplay,
     hold_replay_lock,
     item_of_letter,
 )
@@ -29,7 +29,7 @@ from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.dead_letters.reader import (
     EVERYTHING,
     LiveLetter,
-    Where,
+    Selection,
     device_of,
     segment_letters,
     undone_lines,
@@ -44,7 +44,7 @@ LISTED_MAX = 200
 LOOK_BYTES_MAX = 4 * 1024**2  # some 10,000 letters, 0.1 s in a thread
 ACT_LETTERS_MAX = 5_000
 ACT_BYTES_MAX = 16 * 1024**2
-TURN_LETTERS = 100  # decoded and written between two turns of the loop, about a millisecond
+ROUND_LETTERS = 100  # decoded and written between two turns of the loop, about a millisecond
 TEXT_CHARACTERS_MAX = 300  # of an original in the list
 LOCK_WAIT_S_MAX = 5.0
 
@@ -63,7 +63,7 @@ class Letters:
         self._make_sink = make_sink
         self._looking = asyncio.Lock()  # many threads at once would keep the loop from the GIL
 
-    async def listed(self, where: Where, count: int) -> dict[str, Any]:
+    async def listed(self, where: Selection, count: int) -> dict[str, Any]:
         """Return the newest live letters that are wanted, short. Raises Refused."""
         count = max(1, min(count, LISTED_MAX))
         async with self._looking:
@@ -78,12 +78,12 @@ class Letters:
             raise Refused("not_found", "there is no such live dead letter (any more)")
         return _told(found[0], characters_max=1_000_000)
 
-    async def discard(self, where: Where, ids: Sequence[str] | None) -> dict[str, Any]:
+    async def discard(self, where: Selection, ids: Sequence[str] | None) -> dict[str, Any]:
         """Mark letters as done without sending them anywhere. Raises Refused."""
         letters = await self._locked(where, ids, lambda found: self._mark(found, "discarded"))
         return {"discarded": len(letters)}
 
-    async def replay(self, where: Where, ids: Sequence[str] | None) -> dict[str, Any]:
+    async def replay(self, where: Selection, ids: Sequence[str] | None) -> dict[str, Any]:
         """Validate letters again and write them to the table. Raises Refused.
 
         At most ACT_LETTERS_MAX at once; what is refused again is told, and stays.
@@ -92,14 +92,14 @@ class Letters:
         if sink is None:
             raise Refused("starting", "the service has not seen its database yet")
         done: list[Item] = []
-        hand = HandReplay(sink=sink, rules=self._rules, done=done.extend)
+        hand = ManualReplay(sink=sink, rules=self._rules, done=done.extend)
         stopped = ""
 
         async def send(letters: list[LiveLetter]) -> None:
             nonlocal stopped
             try:
-                for start in range(0, len(letters), TURN_LETTERS):
-                    await hand.run(map(item_of_letter, letters[start : start + TURN_LETTERS]))
+                for start in range(0, len(letters), ROUND_LETTERS):
+                    await hand.run(map(item_of_letter, letters[start : start + ROUND_LETTERS]))
                     await asyncio.sleep(0)
             except ReplayStopped as error:
                 stopped = str(error)
@@ -125,7 +125,7 @@ class Letters:
         }
 
     async def _locked(
-        self, where: Where, ids: Sequence[str] | None, act: Callable[[list[LiveLetter]], Any]
+        self, where: Selection, ids: Sequence[str] | None, act: Callable[[list[LiveLetter]], Any]
     ) -> list[LiveLetter]:
         """Find letters and do something with them while nobody else may mark lines."""
         try:
@@ -137,7 +137,7 @@ class Letters:
             await act(letters)
         return letters
 
-    async def _find(self, where: Where, ids: Sequence[str] | None) -> list[LiveLetter]:
+    async def _find(self, where: Selection, ids: Sequence[str] | None) -> list[LiveLetter]:
         named = frozenset(map(str.encode, ids)) if ids is not None else None
         found: list[LiveLetter] = await self._in_thread(
             lambda: _wanted(self._folder.folder, where, named)
@@ -161,7 +161,7 @@ class Letters:
             ) from error
 
 
-def newest(folder: Path, where: Where, count: int) -> tuple[list[LiveLetter], bool]:
+def newest(folder: Path, where: Selection, count: int) -> tuple[list[LiveLetter], bool]:
     """Return the newest `count` live letters, newest first; whether all files were looked at.
 
     An id that stands in two files is told once.
@@ -199,7 +199,7 @@ def _line_start(segment: Path, bytes_max: int) -> tuple[int, int]:
         return 0, 0  # finished, and removed since it was listed
 
 
-def _wanted(folder: Path, where: Where, ids: frozenset[bytes] | None) -> list[LiveLetter]:
+def _wanted(folder: Path, where: Selection, ids: frozenset[bytes] | None) -> list[LiveLetter]:
     """Return live letters to act on, oldest first, every line of an id."""
     found: list[LiveLetter] = []
     size = 0

@@ -30,14 +30,14 @@ from ingest.admin.dashboard.feed import Feed
 from ingest.admin.dashboard.history import COLUMNS, SECONDS_KEPT, History
 from ingest.admin.dashboard.letters import LISTED_MAX, Letters
 from ingest.admin.dashboard.query import device, number, parameters, wanted, where
-from ingest.admin.dashboard.tail import Tail, Told
+from ingest.admin.dashboard.tail import Tail, TailSample
 from ingest.admin.guard import Guard
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request, WholeRequest
 from ingest.http.response import JSON, Answer
-from ingest.http.routes import POST, READ, Page
+from ingest.http.routes import POST, READ, Route
 from ingest.model.errors import Refused
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.model.ports import STATES
 from ingest.model.reading import Reading
 from ingest.sinks.postgres.lookup import READINGS_MAX, Lookup
@@ -60,7 +60,7 @@ class Sources(NamedTuple):
     """
 
     version: str
-    metrics: Metrics
+    ledger: Ledger
     readyz: Callable[[], tuple[int, bytes]]
     hold_message: Callable[[], str]
     lookup: Callable[[], Lookup | None]
@@ -89,9 +89,9 @@ class Dashboard:
         self.listen = ""  # of the data port, once it is known
         self.tail = Tail()
         self.devices = Devices()
-        self.history = History(sources.metrics, state=self._state)
+        self.history = History(sources.ledger, state=self._state)
         self.feed = Feed()
-        self._told = Told([], [], 0, [], False)
+        self._told = TailSample([], [], 0, [], False)
         self._log = get_logger("dashboard")
         self._occasionally = Occasionally(60.0)
         self._page, self._log_in = page("index"), page("login")
@@ -101,7 +101,7 @@ class Dashboard:
         return state
 
     @property
-    def pages(self) -> dict[str, Page]:
+    def pages(self) -> dict[str, Route]:
         """The addresses, for a Site."""
         looks: dict[str, Look] = {
             "/history": self._history,
@@ -111,12 +111,12 @@ class Dashboard:
             "/dead-letters": self._dead_letters,
         }
         return {
-            "/": Page(READ, self._front),
-            "/login": Page(POST, self._logged_in),
-            **{path: Page(READ, _asset(asset)) for path, asset in assets().items()},
-            **{path: Page(GET, self._guarded(look)) for path, look in looks.items()},
-            "/dead-letters/replay": Page(POST, self._replay),
-            "/dead-letters/discard": Page(POST, self._discard),
+            "/": Route(READ, self._front),
+            "/login": Route(POST, self._logged_in),
+            **{path: Route(READ, _asset(asset)) for path, asset in assets().items()},
+            **{path: Route(GET, self._guarded(look)) for path, look in looks.items()},
+            "/dead-letters/replay": Route(POST, self._replay),
+            "/dead-letters/discard": Route(POST, self._discard),
         }
 
     # The tick
@@ -148,7 +148,7 @@ class Dashboard:
             self.feed.send(self._event())
 
     def _event(self) -> bytes:
-        m = self._sources.metrics
+        m = self._sources.ledger
         figures: dict[str, Any] = {
             "received": m.received,
             "committed": m.committed,

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 import orjson
 
 from ingest.dead_letters.format import ID_CHARACTERS
-from ingest.dead_letters.reader import Where
+from ingest.dead_letters.reader import Selection
 from ingest.http.response import shown
 from ingest.model.errors import Refused
 from ingest.model.letter import REASONS
@@ -17,10 +17,10 @@ from ingest.model.reading import name_fault
 IDS_MAX = 500
 
 
-class Wanted(NamedTuple):
+class LetterFilter(NamedTuple):
     """Which dead letters an action is about: those of `ids`, or (None) all that `where` wants."""
 
-    where: Where
+    where: Selection
     ids: tuple[str, ...] | None
 
 
@@ -63,7 +63,7 @@ def device(given: dict[str, str], name: str = "device_id") -> str:
     return device_id
 
 
-def where(given: dict[str, Any]) -> Where:
+def where(given: dict[str, Any]) -> Selection:
     """Return which dead letters are wanted. Raises Refused `bad_parameter`."""
     texts: dict[str, str | None] = {}
     for name in ("reason", "code", "device"):
@@ -75,10 +75,10 @@ def where(given: dict[str, Any]) -> Where:
     reason = texts["reason"]
     if reason is not None and reason not in REASONS:
         raise Refused("bad_parameter", f"reason is one of {', '.join(REASONS)}")
-    return Where((reason,) if reason else None, texts["code"], texts["device"])
+    return Selection((reason,) if reason else None, texts["code"], texts["device"])
 
 
-def wanted(body: bytes) -> Wanted:
+def wanted(body: bytes) -> LetterFilter:
     """Read `{"ids": [..]}` or `{"where": {..}}`, one of them. Raises Refused."""
     try:
         asked: Any = orjson.loads(body)
@@ -89,11 +89,11 @@ def wanted(body: bytes) -> Wanted:
     if isinstance(conditions := asked.get("where"), dict):
         if not conditions.keys() <= {"reason", "code", "device"}:
             raise Refused("bad_request", "where takes reason, code and device")
-        return Wanted(where(conditions), None)
+        return LetterFilter(where(conditions), None)
     ids = asked.get("ids")
     if not isinstance(ids, list) or not 0 < len(ids) <= IDS_MAX or not all(map(_is_id, ids)):
         raise Refused("bad_request", f"ids is a list of 1 to {IDS_MAX} ids, in full")
-    return Wanted(Where(), tuple(ids))
+    return LetterFilter(Selection(), tuple(ids))
 
 
 def _is_id(value: Any) -> bool:

@@ -27,7 +27,7 @@ FOUND_MAX = 25  # readings of followed devices per period
 ERRORS_MAX, ERROR_BYTES_MAX = 500, 4_096  # per period, and of each
 
 
-class Told(NamedTuple):
+class TailSample(NamedTuple):
     """What one period brought. `followed` holds the readings of devices that are followed."""
 
     sampled: list[Reading]
@@ -52,7 +52,7 @@ class Tail:
         self._errors_left_out = False
         self._refused: list[str] = []
 
-    def witness(self, decoded: Decoded) -> None:
+    def observe(self, decoded: Decoded) -> None:
         """Look at a decoded post, quickly. Cannot fail."""
         block, errors = decoded
         self._posts += 1
@@ -94,7 +94,7 @@ class Tail:
             del self._followed[device_id]
         self._needles = [device_needle(each) for each in self._followed]
 
-    def take(self) -> Told:
+    def take(self) -> TailSample:
         """Return what was kept since the last call, decoded, and begin the next period."""
         heads, self._heads = self._heads, []
         found = list(self._found)
@@ -105,7 +105,7 @@ class Tail:
         self._left = POSTS_PER_PERIOD if self.watched else 0
         refused, self._refused = self._refused, []
         devices = [device[:128] for error in errors if (device := device_in(error.original))]
-        return Told(
+        return TailSample(
             [reading for head in heads for reading in first_readings(head, ROWS_PER_POST)],
             [
                 reading
@@ -119,14 +119,14 @@ class Tail:
         )
 
 
-class WitnessedLetters:
+class ObservedDeadLetters:
     """A ports.DeadLetters that shows the tail what it has appended to another one."""
 
     def __init__(self, letters: DeadLetters, tail: Tail) -> None:
         self._letters = letters
         self._tail = tail
 
-    async def append(self, letters: Sequence[Letter], *, from_door: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
         """Append; see ports.DeadLetters."""
-        await self._letters.append(letters, from_door=from_door)
+        await self._letters.append(letters, from_receiver=from_receiver)
         self._tail.refused(letters)

@@ -50,7 +50,7 @@ class Finding(NamedTuple):
     value: str
     risk: str = ""
     refuses: bool = False
-    mend: str = ""
+    fix: str = ""
 
 
 async def findings(connection: Connection) -> list[Finding]:
@@ -66,12 +66,12 @@ def _judged(found: dict[str, Any]) -> Iterator[Finding]:
         if value == "off":
             yield Finding(name, value, risk, True, f"set {name} = on")
         elif found["standbys"] and name == "synchronous_commit" and value in _STANDBY_BEHIND:
-            yield Finding(name, value, _STANDBY_BEHIND[value], mend=f"set {name} = on")
+            yield Finding(name, value, _STANDBY_BEHIND[value], fix=f"set {name} = on")
         else:
             yield Finding(name, value)
     if found["unlogged"]:
-        mend = f"alter table {TABLE} set logged"
-        yield Finding("table readings", "unlogged", _UNLOGGED, True, mend)
+        fix = f"alter table {TABLE} set logged"
+        yield Finding("table readings", "unlogged", _UNLOGGED, True, fix)
     else:
         yield Finding("table readings", "logged")
 
@@ -79,7 +79,7 @@ def _judged(found: dict[str, Any]) -> Iterator[Finding]:
 def fault(found: list[Finding]) -> str | None:
     """Say why the database must not be called durable, or None if it may."""
     wrong = [each for each in found if each.refuses]
-    said = "; ".join(f"{each.name} is {each.value}: {each.risk} ({each.mend})" for each in wrong)
+    said = "; ".join(f"{each.name} is {each.value}: {each.risk} ({each.fix})" for each in wrong)
     return said or None
 
 

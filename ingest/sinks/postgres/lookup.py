@@ -33,7 +33,7 @@ class Lookup:
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
         self._connection: Connection | None = None
-        self._turn = asyncio.Lock()
+        self._queue = asyncio.Lock()
         self._waiting = 0
 
     async def last_readings(self, device_id: str, count: int) -> list[dict[str, Any]]:
@@ -45,19 +45,19 @@ class Lookup:
             raise Refused("busy", "too many ask for readings at once", retry_after_s=2)
         self._waiting += 1
         try:
-            await self._take_turn()
+            await self._wait_in_queue()
             try:
                 return await self._ask(device_id, min(count, READINGS_MAX))
             finally:
-                self._turn.release()
+                self._queue.release()
         finally:
             self._waiting -= 1
 
-    async def _take_turn(self) -> None:
+    async def _wait_in_queue(self) -> None:
         """Wait for those who asked before, who may all wait for a database that is away."""
         try:
             async with asyncio.timeout(LOOKUP_S_MAX):
-                await self._turn.acquire()
+                await self._queue.acquire()
         except TimeoutError as error:
             raise Refused("busy", "others wait for the database too", retry_after_s=2) from error
 

@@ -19,7 +19,7 @@ from ingest.sinks.postgres.connection import DRIVER_ERRORS
 
 
 @contextmanager
-def told_plainly(url: str) -> Iterator[None]:
+def as_start_error(url: str) -> Iterator[None]:
     """Turn what the driver raises into StartError: the database's words, and which database."""
     try:
         yield
@@ -38,7 +38,7 @@ async def connected(
     url: str, *, connect_s_max: float, command_s_max: float
 ) -> AsyncIterator[Connection]:
     """Yield one connection; raise StartError if there is none within `connect_s_max`."""
-    with told_plainly(url):
+    with as_start_error(url):
         # the driver's own limit is per host, and a connection says farewell within its own time
         async with asyncio.timeout(connect_s_max):
             opened = await asyncpg.connect(url, command_timeout=command_s_max)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.admin.exposition import Exposition
-from ingest.model.ledger import SECONDS_COMMIT, DeadLetterStats, Gauges, Histogram, Metrics
+from ingest.model.ledger import SECONDS_COMMIT, DeadLetterStats, Gauges, Histogram, Ledger
 from ingest.model.letter import REASONS
 from ingest.model.ports import STATES, BufferStats
 from ingest.system.clock import monotonic_s
@@ -43,33 +43,33 @@ HISTOGRAMS = {
 }
 
 
-def busy() -> Metrics:
+def busy() -> Ledger:
     """Make metrics as they look after everything has happened once."""
-    metrics = Metrics()
+    ledger = Ledger()
     held = BufferStats(7, 100, 700, 10_000, 5, 2, 0, monotonic_s() - 3)
-    metrics.gauges = Gauges(
+    ledger.gauges = Gauges(
         buffer=lambda: held,
         dead_letters=lambda: DeadLetterStats(1_000, 4, 60.0),
         database_up=lambda: True,
         hold_reason=lambda: "schema",
         state=lambda: "on_hold",
     )
-    metrics.received, metrics.accepted = 100, 96
-    metrics.at_door = 2
-    metrics.request_answered("readings", 202, 0.002)
-    metrics.request_answered("readings", 503, 1.002)
-    metrics.batch_gathered("count", 100)
-    metrics.batch_stored("copy", 0.01, 80, 5)
-    metrics.readings_dead_lettered(REASONS[0], 4)
-    metrics.readings_rejected("all_invalid", 2)
-    metrics.retries["retry"] += 1
-    metrics.commit_s.observe(0.03)
-    metrics.lag_s.observe(1e9)
-    metrics.journal_sync_s.observe(0.0003)
-    return metrics
+    ledger.received, ledger.accepted = 100, 96
+    ledger.at_receiver = 2
+    ledger.request_answered("readings", 202, 0.002)
+    ledger.request_answered("readings", 503, 1.002)
+    ledger.batch_gathered("count", 100)
+    ledger.batch_stored("copy", 0.01, 80, 5)
+    ledger.readings_dead_lettered(REASONS[0], 4)
+    ledger.readings_rejected("all_invalid", 2)
+    ledger.retries["retry"] += 1
+    ledger.commit_s.observe(0.03)
+    ledger.lag_s.observe(1e9)
+    ledger.journal_sync_s.observe(0.0003)
+    return ledger
 
 
-def samples(source: Metrics | Exposition) -> Iterator[tuple[str, dict[str, str], float]]:
+def samples(source: Ledger | Exposition) -> Iterator[tuple[str, dict[str, str], float]]:
     """Yield name, labels and value of each sample, as a scraper reads them."""
     shown = source if isinstance(source, Exposition) else Exposition(source, "0.0")
     for family in text_string_to_metric_families(shown.text().decode()):
@@ -77,9 +77,9 @@ def samples(source: Metrics | Exposition) -> Iterator[tuple[str, dict[str, str],
             yield sample.name, sample.labels, sample.value
 
 
-def value_of(metrics: Metrics, name: str, **labels: str) -> float:
+def value_of(ledger: Ledger, name: str, **labels: str) -> float:
     """Return the value of one sample."""
-    (value,) = [each for at, has, each in samples(metrics) if at == name and has == labels]
+    (value,) = [each for at, has, each in samples(ledger) if at == name and has == labels]
     return value
 
 
@@ -101,7 +101,7 @@ def test_every_metric_of_the_contract_is_exported_with_its_labels() -> None:
 
 def test_closed_label_sets_are_there_from_the_first_scrape() -> None:
     """`rate()` needs a zero before the first event."""
-    fresh = list(samples(Metrics()))
+    fresh = list(samples(Ledger()))
     labels = {(name, value) for name, has, number in fresh for value in has.values() if number == 0}
     for reason in REASONS:
         assert ("ingest_readings_dead_lettered_total", reason) in labels
@@ -113,18 +113,18 @@ def test_closed_label_sets_are_there_from_the_first_scrape() -> None:
 
 def test_no_series_tells_when_it_was_created() -> None:
     """`_created` doubles the number of series and nobody reads it."""
-    for metrics in (Metrics(), busy()):
-        assert not [name for name, _, _ in samples(metrics) if name.endswith("_created")]
-        assert b"_created" not in Exposition(metrics, "0.0").text()
+    for ledger in (Ledger(), busy()):
+        assert not [name for name, _, _ in samples(ledger) if name.endswith("_created")]
+        assert b"_created" not in Exposition(ledger, "0.0").text()
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
 def test_exposition_passes_promtool() -> None:
     """Prometheus' own linter has nothing to say, on the first scrape and later."""
-    for metrics in (Metrics(), busy()):
+    for ledger in (Ledger(), busy()):
         done = subprocess.run(
             ["promtool", "check", "metrics"],
-            input=Exposition(metrics, "0.0").text(),
+            input=Exposition(ledger, "0.0").text(),
             capture_output=True,
             timeout=30,
             check=False,
@@ -137,18 +137,18 @@ def test_exposition_passes_promtool() -> None:
 
 def test_values_are_those_counted() -> None:
     """What went in comes out, under the right name."""
-    metrics = busy()
-    assert value_of(metrics, "ingest_readings_received_total") == 100
-    assert value_of(metrics, "ingest_readings_committed_total") == 80
-    assert value_of(metrics, "ingest_readings_duplicate_total") == 5
-    assert value_of(metrics, "ingest_readings_held") == 9
-    assert value_of(metrics, "ingest_ledger_imbalance_rows") == 100 - 80 - 5 - 4 - 2 - 9 == 0
-    assert value_of(metrics, "ingest_readings_rejected_total", code="all_invalid") == 2
-    assert value_of(metrics, "ingest_http_requests_total", route="readings", code="503") == 1
-    assert value_of(metrics, "ingest_flush_rows_sum") == 100
-    assert 3 <= value_of(metrics, "ingest_buffer_oldest_age_seconds") < 60
-    assert value_of(metrics, "ingest_db_up") == 1
-    assert value_of(metrics, "ingest_dlq_readings") == 4
+    ledger = busy()
+    assert value_of(ledger, "ingest_readings_received_total") == 100
+    assert value_of(ledger, "ingest_readings_committed_total") == 80
+    assert value_of(ledger, "ingest_readings_duplicate_total") == 5
+    assert value_of(ledger, "ingest_readings_held") == 9
+    assert value_of(ledger, "ingest_ledger_imbalance_rows") == 100 - 80 - 5 - 4 - 2 - 9 == 0
+    assert value_of(ledger, "ingest_readings_rejected_total", code="all_invalid") == 2
+    assert value_of(ledger, "ingest_http_requests_total", route="readings", code="503") == 1
+    assert value_of(ledger, "ingest_flush_rows_sum") == 100
+    assert 3 <= value_of(ledger, "ingest_buffer_oldest_age_seconds") < 60
+    assert value_of(ledger, "ingest_db_up") == 1
+    assert value_of(ledger, "ingest_dlq_readings") == 4
 
 
 def test_state_is_one_of_all_those_that_readyz_may_say() -> None:
@@ -159,11 +159,11 @@ def test_state_is_one_of_all_those_that_readyz_may_say() -> None:
 
 def test_hold_that_is_over_goes_to_zero_instead_of_vanishing() -> None:
     """A series that disappears cannot resolve an alert for certain."""
-    metrics = busy()
-    shown = Exposition(metrics, "0.0")
-    assert metrics.gauges is not None
+    ledger = busy()
+    shown = Exposition(ledger, "0.0")
+    assert ledger.gauges is not None
     for reason in ("schema", "breaker", None):
-        metrics.gauges = metrics.gauges._replace(hold_reason=lambda reason=reason: reason)  # type: ignore[misc]
+        ledger.gauges = ledger.gauges._replace(hold_reason=lambda reason=reason: reason)  # type: ignore[misc]
         told = {
             has["reason"]: value for name, has, value in samples(shown) if name == "ingest_hold"
         }
@@ -208,17 +208,17 @@ amounts = st.integers(0, 1_000)
 @given(st.lists(amounts, min_size=7, max_size=7), st.integers(-50, 50))
 def test_imbalance_is_exactly_what_was_lost_or_counted_twice(rows: list[int], lost: int) -> None:
     """The law: positive if readings vanished, negative if some were counted twice."""
-    committed, duplicate, rejected, aside, held, at_door, came_back = rows
-    metrics = Metrics()
+    committed, duplicate, rejected, aside, held, at_receiver, came_back = rows
+    ledger = Ledger()
     stats = BufferStats(held, 0, 0, 0, 0, 0, 0, None)
-    metrics.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: None)
-    metrics.at_door = at_door
-    metrics.batch_stored("copy", 0.1, committed, duplicate)
-    metrics.readings_rejected("all_invalid", rejected)
+    ledger.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: None)
+    ledger.at_receiver = at_receiver
+    ledger.batch_stored("copy", 0.1, committed, duplicate)
+    ledger.readings_rejected("all_invalid", rejected)
     for reason in REASONS:
-        metrics.readings_dead_lettered(reason, aside)
-    metrics.replayed, metrics.recovered = came_back, came_back
-    total = committed + duplicate + rejected + 4 * aside + held + at_door
-    metrics.received = total - 2 * came_back + lost
-    assert metrics.held == held + at_door
-    assert metrics.imbalance == lost
+        ledger.readings_dead_lettered(reason, aside)
+    ledger.replayed, ledger.recovered = came_back, came_back
+    total = committed + duplicate + rejected + 4 * aside + held + at_receiver
+    ledger.received = total - 2 * came_back + lost
+    assert ledger.held == held + at_receiver
+    assert ledger.imbalance == lost

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ingest.admin.dashboard.history import COLUMNS, SECONDS_KEPT, History, quantile_s
-from ingest.model.ledger import DeadLetterStats, Gauges, Histogram, Metrics
+from ingest.model.ledger import DeadLetterStats, Gauges, Histogram, Ledger
 from ingest.model.ports import STATES, BufferStats, JournalStats
 
 T = 1_800_000_000
@@ -17,10 +17,10 @@ class Rig:
     """A history over metrics that a test moves."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics()
+        self.ledger = Ledger()
         self.stats = BufferStats(7, 100, 0, 1000, 7, 1, 0, None)
         self.journal = JournalStats()
-        self.metrics.gauges = Gauges(
+        self.ledger.gauges = Gauges(
             buffer=lambda: self.stats,
             dead_letters=lambda: DeadLetterStats(10, 3, 1.0),
             database_up=lambda: True,
@@ -28,7 +28,7 @@ class Rig:
             journal=lambda: self.journal,
         )
         self.state = "accepting"
-        self.history = History(self.metrics, state=lambda: self.state)
+        self.history = History(self.ledger, state=lambda: self.state)
 
     def newest(self) -> dict[str, float | int | None]:
         """Return the newest row by column."""
@@ -38,14 +38,14 @@ class Rig:
 def test_first_row_is_a_gap_and_the_second_holds_what_came_in_between() -> None:
     """Nothing is known of the second before the first look; rates are differences."""
     rig = Rig()
-    rig.metrics.received = 500
+    rig.ledger.received = 500
     rig.history.sample(T)
     assert set(rig.newest().values()) == {None}
-    rig.metrics.received += 40
-    rig.metrics.readings_rejected("buffer_full", 5)
-    rig.metrics.readings_dead_lettered("drained", 2)
-    rig.metrics.request_answered("/v1/readings", 202, 0.001)
-    rig.metrics.request_answered("/metrics", 200, 0.001)
+    rig.ledger.received += 40
+    rig.ledger.readings_rejected("buffer_full", 5)
+    rig.ledger.readings_dead_lettered("drained", 2)
+    rig.ledger.request_answered("/v1/readings", 202, 0.001)
+    rig.ledger.request_answered("/metrics", 200, 0.001)
     rig.history._before = rig.history._before and rig.history._before._replace(
         at_s=rig.history._counts().at_s - 2.0
     )
@@ -66,13 +66,13 @@ def test_latency_and_flushes_are_of_that_second_alone() -> None:
     """What was observed before says nothing of now."""
     rig = Rig()
     for _ in range(1000):
-        rig.metrics.commit_s.observe(20)
+        rig.ledger.commit_s.observe(20)
     rig.history.sample(T)
     for _ in range(100):
-        rig.metrics.commit_s.observe(0.002)
-    rig.metrics.batch_gathered("count", 100)
-    rig.metrics.batch_gathered("time", 50)
-    rig.metrics.batch_stored("copy", 0.004, 150, 0)
+        rig.ledger.commit_s.observe(0.002)
+    rig.ledger.batch_gathered("count", 100)
+    rig.ledger.batch_gathered("time", 50)
+    rig.ledger.batch_stored("copy", 0.004, 150, 0)
     rig.history.sample(T + 1)
     row = rig.newest()
     assert 1 <= (row["commit_p50_ms"] or 0) <= 2.5

@@ -58,7 +58,7 @@ async def test_page_carries_the_csrf_token_and_no_cache_keeps_it(rig: Rig) -> No
     """The placeholder is gone; everything but our own files is forbidden."""
     reply = await rig.ask("/")
     assert reply.status == 200
-    assert f'content="{rig.looking.guard.csrf}"'.encode() in reply.body
+    assert f'content="{rig.admin_side.guard.csrf}"'.encode() in reply.body
     assert b"{{csrf}}" not in reply.body
     assert reply.headers["cache-control"] == "no-store"
     policy = reply.headers["content-security-policy"]
@@ -141,7 +141,7 @@ async def test_beyond_the_loopback_nothing_is_shown_without_the_token(
     headers = {"Host": "ingest.example", "Authorization": "Bearer wrong", "Cookie": "a=b; c"}
     reply = await open_rig.ask(target, headers)
     assert reply.status == 401
-    assert open_rig.looking.guard.csrf.encode() not in reply.body
+    assert open_rig.admin_side.guard.csrf.encode() not in reply.body
     if target not in ("/feed", "/devices/readings?device_id=d"):
         headers["Authorization"] = f"Bearer {TOKEN}"
         assert (await open_rig.ask(target, headers)).status == 200
@@ -269,7 +269,7 @@ async def test_bad_actions_are_refused_and_do_nothing(rig: Rig, body: bytes, cod
 async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> None:
     """The first event comes at once; columns and values match; the state is that of /readyz."""
     rig.dashboard.history.sample(1000)
-    rig.metrics.received = 5
+    rig.ledger.received = 5
     rig.dashboard.history.sample(1001)
     history = (await rig.ask("/history?since=0")).document
     assert history["order"] == list(COLUMNS) == list(history["columns"])
@@ -287,7 +287,7 @@ async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> 
         assert event["ready"]["state"] == "accepting"
         assert event["sum"]["received"] == 5
         assert event["sum"]["damaged"] == 0
-        rig.metrics.received, rig.metrics.recovered, rig.metrics.replayed = 6, 7, 8
+        rig.ledger.received, rig.ledger.recovered, rig.ledger.replayed = 6, 7, 8
         rig.journal = rig.journal._replace(damaged=9)
         await rig.dashboard.tick()
         figures = (await rig.event(client))["sum"]
@@ -333,9 +333,9 @@ async def test_tail_of_a_feed_is_its_own(rig: Rig) -> None:
         await one.reply()
         await until(lambda: rig.dashboard.feed.clients == 2)
         tail.take()
-        tail.witness(decoded(reading("other")))
+        tail.observe(decoded(reading("other")))
         for _ in range(5):
-            tail.witness(decoded(reading("x"), reading("wanted", 3.0)))
+            tail.observe(decoded(reading("x"), reading("wanted", 3.0)))
         await rig.dashboard.tick()
         told = (await rig.event(one, "tail"))["readings"]
         assert {(each[1], each[3]) for each in told} == {("wanted", 3.0)}
@@ -362,7 +362,7 @@ async def test_page_that_does_not_read_is_not_waited_for(rig: Rig) -> None:
             await rig.event(other)
         transports = [
             each.transport
-            for each in rig.admin._site._connections._open  # type: ignore[union-attr]
+            for each in rig.admin._port._connections._open  # type: ignore[union-attr]
         ]
         unread = max(each.get_write_buffer_size() for each in transports if each is not None)
         assert UNREAD_BYTES_MAX < unread < UNREAD_BYTES_MAX + 2 * len(event)
@@ -405,5 +405,5 @@ async def test_streams_do_not_spoil_the_request_durations(rig: Rig) -> None:
         await until(lambda: rig.dashboard.feed.clients == 1)
         await asyncio.sleep(0.3)
         rig.dashboard.close()
-        await until(lambda: ("/feed", 200) in rig.metrics.requests)
-    assert rig.metrics.request_s["/feed"].total < 0.2
+        await until(lambda: ("/feed", 200) in rig.ledger.requests)
+    assert rig.ledger.request_s["/feed"].total < 0.2

@@ -12,7 +12,7 @@ from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
 from ingest.http.bodies import Bodies
 from ingest.model.errors import StartError
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from tests.support.receiver import Client, Reply, head
 
 TOKEN = "s3cret-token"
@@ -22,13 +22,13 @@ class Rig:
     """A running admin port."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics()
+        self.ledger = Ledger()
         self.released: list[bool] = []
         self.state = b'{"state":"on_hold","reason":"<b>28P01</b>","since":"2026-01-01T00:00:00Z"}'
         self.guard = Guard(TOKEN)
         self.admin = Admin(
-            metrics=self.metrics,
-            exposition=Exposition(self.metrics, "1.2.3"),
+            ledger=self.ledger,
+            exposition=Exposition(self.ledger, "1.2.3"),
             health=lambda: (200, self.state),
             guard=self.guard,
             bodies=Bodies(body_bytes_max=1 << 20, body_s_max=10, all_bytes_max=1 << 26),
@@ -182,7 +182,7 @@ async def test_other_pages_and_methods_are_problems(
 async def test_malformed_request_is_counted_as_other(rig: Rig) -> None:
     """Here too: 400, a problem document, a label out of a closed set."""
     assert (await rig.ask(b"nonsense\r\n\r\n")).code == "bad_request"
-    assert rig.metrics.requests["other", 400] == 1
+    assert rig.ledger.requests["other", 400] == 1
 
 
 async def test_start_on_a_busy_port_names_its_own_flag(rig: Rig) -> None:

@@ -15,8 +15,8 @@ from ingest.admin.dashboard.tail import (
     FOUND_MAX,
     POSTS_PER_PERIOD,
     ROWS_PER_POST,
+    ObservedDeadLetters,
     Tail,
-    WitnessedLetters,
 )
 from ingest.formats.post import Decoded, ItemError
 from ingest.model.block import Block
@@ -55,7 +55,7 @@ def test_nothing_is_kept_while_nobody_looks() -> None:
     tail = Tail()
     tail.take()
     for _ in range(10):
-        tail.witness(decoded(reading("d")))
+        tail.observe(decoded(reading("d")))
     told = tail.take()
     assert (told.sampled, told.followed, told.posts) == ([], [], 10)
 
@@ -66,7 +66,7 @@ def test_sample_is_a_few_readings_of_a_few_posts() -> None:
     tail.watched = 1
     tail.take()
     for number in range(1000):
-        tail.witness(decoded(*[reading(f"d{number}", row) for row in range(50)]))
+        tail.observe(decoded(*[reading(f"d{number}", row) for row in range(50)]))
     told = tail.take()
     assert len(told.sampled) == POSTS_PER_PERIOD * ROWS_PER_POST
     assert told.sampled[0] == reading("d0", 0)
@@ -78,12 +78,12 @@ def test_followed_device_is_found_in_every_post() -> None:
     tail = Tail()
     assert tail.follow("wanted")
     crowd = [reading(f"other-{row}") for row in range(30)]
-    tail.witness(decoded(*crowd, reading("wanted", 7.0), *crowd))
-    tail.witness(decoded(Reading(1, "x", "wanted", 1.0), reading("wanted-not"), reading("wante")))
+    tail.observe(decoded(*crowd, reading("wanted", 7.0), *crowd))
+    tail.observe(decoded(Reading(1, "x", "wanted", 1.0), reading("wanted-not"), reading("wante")))
     told = tail.take()
     assert told.followed == [reading("wanted", 7.0)]
     tail.unfollow("wanted")
-    tail.witness(decoded(reading("wanted")))
+    tail.observe(decoded(reading("wanted")))
     assert tail.take().followed == []
 
 
@@ -95,7 +95,7 @@ def test_followed_devices_and_what_is_found_are_bounded() -> None:
     assert tail.follow("d0")
     tail.unfollow("d0")
     for value in range(100):
-        tail.witness(decoded(reading("d0", value)))
+        tail.observe(decoded(reading("d0", value)))
     followed = tail.take().followed
     assert len(followed) == FOUND_MAX
     assert followed[-1] == reading("d0", 99)
@@ -104,14 +104,14 @@ def test_followed_devices_and_what_is_found_are_bounded() -> None:
 def test_errors_name_their_devices_within_bounds() -> None:
     """Many, large and nameless ones are left out, and it is said that some were."""
     tail = Tail()
-    tail.witness(decoded(errors=2))
+    tail.observe(decoded(errors=2))
     assert tail.take()[3:] == (["e", "e"], False)
     for original in (b"[1]", b"\xff", b'{"device_id":7}', b'{"device_id":""}'):
-        tail.witness(decoded(errors=1, original=original))
+        tail.observe(decoded(errors=1, original=original))
     assert tail.take()[3:] == ([], False)
-    tail.witness(decoded(errors=1, original=b'{"device_id":"' + b"x" * ERROR_BYTES_MAX + b'"}'))
+    tail.observe(decoded(errors=1, original=b'{"device_id":"' + b"x" * ERROR_BYTES_MAX + b'"}'))
     assert tail.take()[3:] == ([], True)
-    tail.witness(decoded(errors=ERRORS_MAX + 1))
+    tail.observe(decoded(errors=ERRORS_MAX + 1))
     told = tail.take()
     assert (len(told.rejected), told.rejected_sampled) == (ERRORS_MAX, True)
     assert not tail.take().rejected_sampled
@@ -121,23 +121,23 @@ async def test_refused_by_the_database_counts_and_what_only_time_could_mend_does
     """Only what was kept is told; the fault of a server is no device's."""
     tail = Tail()
     letters = FakeDeadLetters()
-    witnessed = WitnessedLetters(letters, tail)
-    await witnessed.append(
+    observed = ObservedDeadLetters(letters, tail)
+    await observed.append(
         [
             Letter("refused_by_database", "23514", "", 1, reading("hot")),
             Letter("retries_exhausted", "40001", "", 1, reading("unlucky")),
         ],
-        from_door=True,
+        from_receiver=True,
     )
     assert len(letters.letters) == 2
     assert tail.take().rejected == ["hot"]
     refused = Letter("refused_by_database", "23514", "", 1, reading("hot"))
-    await witnessed.append([refused] * (ERRORS_MAX + 1), from_door=True)
+    await observed.append([refused] * (ERRORS_MAX + 1), from_receiver=True)
     told = tail.take()
     assert (len(told.rejected), told.rejected_sampled) == (ERRORS_MAX, True)
     letters.error = DeadLettersBroken("disk")
     with pytest.raises(DeadLettersBroken):
-        await witnessed.append([refused], from_door=True)
+        await observed.append([refused], from_receiver=True)
     assert tail.take().rejected == []
 
 

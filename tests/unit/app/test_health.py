@@ -30,7 +30,7 @@ class Rig:
         self.health = Health(
             settings=Settings(full_s_min=5, disk_free_bytes_min=1000),
             buffer=lambda: self.stats,
-            gate=self.database,
+            database_state=self.database,
             free_bytes=self.free_bytes,
         )
 
@@ -183,7 +183,7 @@ def test_disk_bound_is_told_as_people_say_it() -> None:
     health = Health(
         settings=Settings(disk_free_bytes_min=200 * 1024**3),
         buffer=lambda: EMPTY,
-        gate=FakeDatabase(),
+        database_state=FakeDatabase(),
         free_bytes=lambda: 0,
     )
     health.started()
@@ -196,7 +196,7 @@ def test_disk_bound_zero_never_looks() -> None:
     health = Health(
         settings=Settings(disk_free_bytes_min=0),
         buffer=lambda: EMPTY,
-        gate=FakeDatabase(),
+        database_state=FakeDatabase(),
         free_bytes=lambda: 0,
     )
     health.started()

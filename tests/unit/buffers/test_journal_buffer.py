@@ -52,7 +52,7 @@ async def test_what_memory_cannot_hold_is_spilled_and_comes_back_in_order(tmp_pa
         blocks = await put_many(life, 1000)
         stats = life.buffer.stats()
         assert (stats.rows, stats.rows_waiting, stats.posts_waiting) == (1000, 100, 0)
-        assert life.metrics.imbalance == 0
+        assert life.ledger.imbalance == 0
         assert stats.oldest_received_s == blocks[0].received_s
         life.load()
         found = await life.drain(rows_max=30)
@@ -155,10 +155,10 @@ async def test_room_reserved_before_the_spilling_splits_the_range(tmp_path: Path
     """A slow post has room in memory while others spill: nothing is read back twice."""
     async with Life(tmp_path, rows_max=10) as life:
         slow = make_block(5)
-        room = await life.buffer.reserve(5, len(slow.tuples))
+        reservation = await life.buffer.reserve(5, len(slow.tuples))
         others = await put_many(life, 9)
-        life.metrics.received += 5
-        await room.put(slow)
+        life.ledger.received += 5
+        await reservation.put(slow)
         others += await put_many(life, 3)
         assert len(life.journal.index.spilled) == 2
         life.load()
@@ -206,8 +206,8 @@ async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None
         await asyncio.sleep(0)
         assert life.buffer.stats().posts_waiting == 3
         found = await life.drain()
-        for room in await asyncio.gather(*posts):
-            room.release()
+        for reservation in await asyncio.gather(*posts):
+            reservation.release()
         assert len(found) == kept
         assert life.buffer.unwritten.size_bytes == 0
 
@@ -222,9 +222,9 @@ async def test_killed_life_is_recovered_but_for_what_was_settled(tmp_path: Path)
         await killed(tmp_path / "a", tmp_path / "b")
         async with Life(tmp_path / "b", rows_max=50) as after:
             await after.scan()
-            assert after.metrics.recovered == 175
+            assert after.ledger.recovered == 175
             assert after.buffer.stats().rows == 175
-            assert after.metrics.imbalance == 0
+            assert after.ledger.imbalance == 0
             fresh = await after.put(make_block(1))  # posts come in before anything is read back
             after.load()
             found = await after.drain()
@@ -254,10 +254,10 @@ async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_pa
         fresh += [await after.put(make_block(1)) for _ in range(20)]
         await after.quiet()
         await after.scan()
-        assert after.metrics.recovered == 60
+        assert after.ledger.recovered == 60
         after.load()
         found = tuples_of(await after.drain())
-        assert after.metrics.dropped == 0
+        assert after.ledger.dropped == 0
         assert sorted(found) == sorted(tuples_of(blocks + fresh))
 
 
@@ -270,7 +270,7 @@ async def test_lives_that_end_early_add_up(tmp_path: Path) -> None:
         life = Life(folder, rows_max=30, segment_bytes=1500)
         async with life:
             await life.scan()
-            assert life.metrics.recovered == len(blocks) - len(stored)
+            assert life.ledger.recovered == len(blocks) - len(stored)
             life.load()
             blocks += await put_many(life, 60)
             for _ in range(4):
@@ -301,10 +301,10 @@ async def test_drain_leaves_everything_to_the_journal(tmp_path: Path) -> None:
         assert (await ack.wait()).set_aside
         stats = life.buffer.stats()
         assert stats.rows == stats.rows_kept == 20
-        assert life.metrics.imbalance == 0
+        assert life.ledger.imbalance == 0
     async with Life(tmp_path) as after:
         await after.scan()
-        assert after.metrics.recovered == 20
+        assert after.ledger.recovered == 20
         after.load()
         found = await after.drain()
         assert sorted(tuples_of(found)) == sorted(tuples_of([*blocks[12:], awaited]))
@@ -398,7 +398,7 @@ async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
         await second.drain()
     async with Life(tmp_path / "c") as third:
         await third.scan()
-        assert third.metrics.recovered == 4
+        assert third.ledger.recovered == 4
         third.load()
         assert tuples_of(await third.drain()) == tuples_of(blocks[5:])
 
@@ -417,7 +417,7 @@ async def test_segment_of_another_version_is_left_alone(tmp_path: Path) -> None:
     file.path.write_bytes(data)
     async with Life(tmp_path / "b") as after:
         await after.scan()
-        assert after.metrics.recovered == 0
+        assert after.ledger.recovered == 0
         assert after.buffer.journal_stats().damaged == 1
         await after.put(make_block(1))
         after.load()
@@ -459,8 +459,8 @@ async def test_blocks_that_vanish_between_scan_and_load_are_told_as_lost(tmp_pat
             if after.buffer.rows_waiting:
                 after.settle(after.buffer.take(100))
             await asyncio.sleep(0.001)
-        assert after.metrics.dropped == 1
-        assert after.metrics.imbalance == 1
+        assert after.ledger.dropped == 1
+        assert after.ledger.imbalance == 1
         await after.end()
 
 
@@ -516,7 +516,7 @@ async def test_disk_that_hangs_does_not_fill_memory_with_what_is_stored(tmp_path
             life.settle(life.buffer.take(1000))
         put = [post for post in posts if post.done() and post.exception() is None]
         assert 1 < len(put) <= 5000 / len(make_block(1).tuples)
-        assert len(put) == life.metrics.committed - 1
+        assert len(put) == life.ledger.committed - 1
         waiting = [post for post in posts if not post.done()]
         assert waiting
         disk.go.set()
@@ -558,11 +558,11 @@ async def test_way_to_the_disk_given_back_lets_the_next_post_in(tmp_path: Path) 
     size = len(make_block(1).tuples)
     async with Life(tmp_path, rows_max=2, bytes_max=40 * size, put_wait_s_max=5) as life:
         await put_many(life, 3)
-        room = await life.buffer.reserve(10, 10 * size)
+        reservation = await life.buffer.reserve(10, 10 * size)
         waiting = asyncio.create_task(life.put(make_block(1)))
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        room.release()
+        reservation.release()
         async with asyncio.timeout(3):
             await waiting
         life.load()
@@ -599,11 +599,11 @@ async def test_room_given_back_wakes_the_loader(tmp_path: Path) -> None:
         await life.drain()
     async with Life(tmp_path / "b", rows_max=10) as after:
         await after.scan()
-        room = await after.buffer.reserve(10, 400)
+        reservation = await after.buffer.reserve(10, 400)
         after.load()
         await asyncio.sleep(0.01)
         assert not after.buffer.rows_waiting
-        room.release()
+        reservation.release()
         assert len(await after.drain()) == 5
 
 
@@ -631,7 +631,7 @@ async def test_scan_that_fails_for_a_moment_costs_nothing(
     async with Life(tmp_path / "b", segment_bytes=1000) as after:
         await after.scan()
         assert not failing
-        assert after.metrics.recovered == 100
+        assert after.ledger.recovered == 100
         assert after.buffer.journal_stats().damaged == 0
         after.load()
         assert sorted(tuples_of(await after.drain())) == sorted(tuples_of(blocks))
@@ -661,7 +661,7 @@ async def test_what_cannot_be_read_back_comes_once_it_can(
         (tmp_path / "hidden").rename(hidden)
         found += await life.drain()
         assert sorted(tuples_of(found)) == sorted(tuples_of(blocks))
-        assert life.metrics.dropped == 0
+        assert life.ledger.dropped == 0
 
 
 @pytest.mark.parametrize("whole_folder", [True, False])
@@ -731,7 +731,7 @@ async def test_bad_sector_costs_what_comes_behind_it_and_not_the_file(
             found += tuples_of(await after.drain(rows_max=100_000))
             await after.quiet()
             assert file.path.exists()
-            assert after.metrics.dropped == 0
+            assert after.ledger.dropped == 0
     assert found == tuples_of(blocks)[:whole]
     monkeypatch.undo()
     async with Life(tmp_path / "b") as last:
@@ -767,7 +767,7 @@ async def test_sector_that_turns_bad_after_the_start_is_read_again_later(
         monkeypatch.undo()
         found += await after.drain(rows_max=100_000)
         assert tuples_of(found) == tuples_of(blocks)
-        assert after.metrics.dropped == 0
+        assert after.ledger.dropped == 0
 
 
 async def test_tail_that_cannot_be_cut_stops_nothing(
@@ -797,10 +797,10 @@ async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_b
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tail of a post with letters may come then: the file begun next begins behind it."""
-    looking, go, lexists = threading.Event(), threading.Event(), os.path.lexists
+    admin_side, go, lexists = threading.Event(), threading.Event(), os.path.lexists
 
     def slow(path: Path) -> bool:
-        looking.set()
+        admin_side.set()
         go.wait(5)
         return lexists(path)
 
@@ -809,7 +809,7 @@ async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_b
         segment_files(tmp_path)[0].path.unlink()
         monkeypatch.setattr(os.path, "lexists", slow)
         ending = asyncio.create_task(life.buffer.keep_rest())
-        await asyncio.to_thread(looking.wait, 5)
+        await asyncio.to_thread(admin_side.wait, 5)
         blocks.append(await life.put(make_block(2)))
         go.set()
         await ending

@@ -74,9 +74,9 @@ async def test_buffered_put_does_not_wait_and_is_on_the_disk_soon(tmp_path: Path
     """`ack=buffered`: the writers have it at once, the disk with the next group."""
     async with Life(tmp_path) as life:
         block = make_block(2)
-        room = await life.buffer.reserve(2, len(block.tuples))
-        life.metrics.received += 2
-        put = room.put(block, durable=False)
+        reservation = await life.buffer.reserve(2, len(block.tuples))
+        life.ledger.received += 2
+        put = reservation.put(block, durable=False)
         assert life.buffer.take(10) == [block]
         life.settle([block])  # stored before the journal had it
         await put
@@ -89,9 +89,9 @@ async def test_block_with_an_ack_is_not_journaled(tmp_path: Path) -> None:
     """Who waits for the commit was promised nothing before: no fsync for it, no replay of it."""
     async with Life(tmp_path) as life:
         block = make_block(2)
-        room = await life.buffer.reserve(2, len(block.tuples), awaited=True)
-        life.metrics.received += 2
-        await room.put(block)
+        reservation = await life.buffer.reserve(2, len(block.tuples), awaited=True)
+        life.ledger.received += 2
+        await reservation.put(block)
         assert on_disk(tmp_path) == []
         life.settle(life.buffer.take(10))
 
@@ -105,9 +105,9 @@ async def test_cancelled_put_is_counted_as_what_it_became(tmp_path: Path, kept: 
         counted: list[str] = []
 
         async def post() -> None:
-            room = await life.buffer.reserve(2, len(block.tuples))
+            reservation = await life.buffer.reserve(2, len(block.tuples))
             try:
-                await room.put(block)
+                await reservation.put(block)
                 counted.append("kept")
             except JournalBroken:
                 counted.append("refused")
@@ -122,7 +122,7 @@ async def test_cancelled_put_is_counted_as_what_it_became(tmp_path: Path, kept: 
         with pytest.raises(asyncio.CancelledError):
             await task
         assert counted == ["kept" if kept else "refused"]
-        life.metrics.received += 2 * kept
+        life.ledger.received += 2 * kept
         assert len(await life.drain()) == kept
 
 
@@ -169,14 +169,14 @@ async def test_nth_call_that_fails_loses_no_promise(
         await works_again(life)
         last = await life.put(make_block(2))
         kept.append(last.tuples)
-        assert life.metrics.imbalance == 0
+        assert life.ledger.imbalance == 0
         assert life.buffer.stats().rows == 2 * len(kept)
         await life.end()
         found = on_disk(folder)
         assert [each for each in found if each in kept] == kept
         async with Life(folder) as after:
             await after.scan()
-            assert after.metrics.recovered == 2 * len(found)
+            assert after.ledger.recovered == 2 * len(found)
             assert after.journal.damaged <= ("ftruncate" in failing) * calls.fired
             after.load()
             assert [block.tuples for block in await after.drain()] == found
@@ -391,7 +391,7 @@ async def test_name_with_a_number_that_is_none_does_not_stop_the_start(
         await life.scan()
         await life.put(make_block(1))
         await life.drain()
-        assert life.metrics.recovered == 0
+        assert life.ledger.recovered == 0
     assert strange.exists()
 
 
@@ -494,7 +494,7 @@ async def test_great_name_of_somebody_costs_no_reading_of_ours(
     await life.end()
     async with Life(tmp_path / "copy") as after:
         await after.scan()
-        assert after.metrics.recovered == 6
+        assert after.ledger.recovered == 6
         after.load()
         assert [each.tuples for each in await after.drain()] == [each.tuples for each in blocks]
     assert (tmp_path / "copy" / strange.name).read_bytes() == content
@@ -514,7 +514,7 @@ async def test_segment_put_back_beside_those_of_later_lives_is_read(tmp_path: Pa
         file.path.rename(tmp_path / "b" / file.path.name)
     async with Life(tmp_path / "b") as after:
         await after.scan()
-        assert after.metrics.recovered == 50
+        assert after.ledger.recovered == 50
         after.load()
         live = [await after.put(make_block(1)) for _ in range(10)]
         found = await after.drain()

@@ -72,7 +72,7 @@ class Story:
                 (self._post, self._post, self._post, self._take, self._settle)
             )
             await step(life)
-            assert life.metrics.imbalance == 0
+            assert life.ledger.imbalance == 0
             if self.random.random() < 0.1:
                 calls.failing = self.random.choice(FAILURES)
                 calls.left = self.random.choice((1, 2, 20))

@@ -22,10 +22,10 @@ async def test_put_larger_than_its_reservation_fails_loudly() -> None:
     """Our own mistake, not the client's: the bounds would be a lie."""
     buffer = MemoryBuffer(rows_max=10, bytes_max=10_000, put_wait_s_max=0)
     for rows, size_bytes in ((1, 10_000), (2, 1)):
-        room = await buffer.reserve(rows, size_bytes)
+        reservation = await buffer.reserve(rows, size_bytes)
         with pytest.raises(AssertionError):
-            room.put(make_block(2))
-        room.release()
+            reservation.put(make_block(2))
+        reservation.release()
         assert buffer.stats().size_bytes == 0
 
 
@@ -58,13 +58,13 @@ async def test_refusing_stays_cheap_with_many_blocks_in_hand() -> None:
 async def test_thousands_of_posts_that_give_up_together_do_not_stop_the_loop() -> None:
     """A database that is away meets a fleet: every post waits its second and goes."""
     buffer = MemoryBuffer(rows_max=1, bytes_max=1 << 26, put_wait_s_max=0.05)
-    room = await buffer.reserve(1, 1)
+    reservation = await buffer.reserve(1, 1)
     posts = [asyncio.create_task(buffer.reserve(1, 1)) for _ in range(3_000)]
     began_s = monotonic_s()
     results = await asyncio.gather(*posts, return_exceptions=True)
     assert all(isinstance(each, BufferFull) for each in results)
     assert monotonic_s() - began_s < 3.0
-    room.release()
+    reservation.release()
     assert buffer.stats().size_bytes == 0
 
 
@@ -72,8 +72,8 @@ async def test_settled_blocks_are_not_kept() -> None:
     """Memory comes free with the room: nothing in the buffer still points to a block."""
     buffer = MemoryBuffer(rows_max=100, bytes_max=1 << 26, put_wait_s_max=0)
     before = blocks_alive()
-    for room in [await buffer.reserve(10, 1_000) for _ in range(10)]:
-        room.put(make_block(10))
+    for reservation in [await buffer.reserve(10, 1_000) for _ in range(10)]:
+        reservation.put(make_block(10))
     taken = buffer.take(60)
     buffer.give_back(taken[3:])
     buffer.settle(taken[:3])

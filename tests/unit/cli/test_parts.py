@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from ingest.app import buffer as app_buffer
-from ingest.app.greeting import hello
+from ingest.app.greeting import greeting_lines
 from ingest.cli import doctor as cli_doctor
 from ingest.cli.doctor import machine_checks, port_checks
 from ingest.cli.doctor_database import Check
@@ -24,7 +24,7 @@ from ingest.cli.psql import command, find_psql
 from ingest.cli.service import ask
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
-from ingest.model.ledger import Metrics
+from ingest.model.ledger import Ledger
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 
@@ -164,8 +164,8 @@ def test_part_that_is_a_mount_of_its_own_is_what_counts(
     monkeypatch.setattr(app_buffer, "filesystem_of", kind_of)
     monkeypatch.setattr(cli_doctor, "filesystem_of", kind_of)
     settings = Settings(state_dir=str(tmp_path))
-    folder, metrics = StateFolder.open(tmp_path), Metrics()
-    buffer = app_buffer.make_buffer(settings, folder, metrics)
+    folder, ledger = StateFolder.open(tmp_path), Ledger()
+    buffer = app_buffer.make_buffer(settings, folder, ledger)
     with pytest.raises(StartError, match=f"{part} would be on tmpfs.*would not be durable"):
         app_buffer.open_buffer(buffer, settings, folder, lambda _: None)
     assert not folder.journal.exists()
@@ -377,7 +377,7 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
     monkeypatch.setattr(os, "geteuid", lambda: 1)
 
     def hint(folder: str) -> str:
-        lines = hello(
+        lines = greeting_lines(
             state_dir=Path(folder), listen="a:1", admin_listen="a:2", embedded=True, waiting=""
         )
         (found,) = (each for each in lines if each.startswith("database:"))

@@ -143,11 +143,11 @@ def test_cap_refuses_whole_requests_and_the_door_at_half(tmp_path: Path) -> None
     """The door may use half, the writers all; what does not fit is refused whole."""
     store = make_store(tmp_path, bytes_max=20_000)
     with pytest.raises(DeadLettersFull):
-        keep(store, drained(40, reason=REFUSED), from_door=True)
+        keep(store, drained(40, reason=REFUSED), from_receiver=True)
     assert read(tmp_path) == []
-    keep(store, drained(25, reason=REFUSED), from_door=True)
+    keep(store, drained(25, reason=REFUSED), from_receiver=True)
     with pytest.raises(DeadLettersFull, match="door"):
-        keep(store, drained(10, reason=REFUSED), from_door=True)
+        keep(store, drained(10, reason=REFUSED), from_receiver=True)
     keep(store, drained(25, reason=REFUSED))
     with pytest.raises(DeadLettersFull):
         keep(store, drained(25, reason=REFUSED))
@@ -265,11 +265,11 @@ def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
 def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Path) -> None:
     """After `discard --all` there is room at once, not after a restart."""
     store, hand = make_store(tmp_path, bytes_max=20_000), make_store(tmp_path)
-    keep(store, drained(25, reason=REFUSED), from_door=True)
+    keep(store, drained(25, reason=REFUSED), from_receiver=True)
     (first,) = segments(tmp_path)
     mark(hand)
     letters = drained(20, reason=REFUSED)
-    keep(store, letters, from_door=True)
+    keep(store, letters, from_receiver=True)
     assert read(tmp_path) == letters
     assert first not in segments(tmp_path)
     assert store.held().size_bytes == folder_bytes(tmp_path) < 10_000
@@ -280,10 +280,10 @@ def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Pat
 def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Path) -> None:
     """A look for room while the queue is full must not make a file each time."""
     store = make_store(tmp_path, bytes_max=20_000)
-    keep(store, drained(25, reason=REFUSED), from_door=True)
+    keep(store, drained(25, reason=REFUSED), from_receiver=True)
     mark(store, lambda live: live.offset > 0)
     with pytest.raises(DeadLettersFull):
-        keep(store, drained(20, reason=REFUSED), from_door=True)
+        keep(store, drained(20, reason=REFUSED), from_receiver=True)
     keep(store, drained(1, reason=REFUSED))
     assert len(segments(tmp_path)) == 1
     store.close()

@@ -51,7 +51,7 @@ async def test_append_concurrent_ones_share_an_fdatasync(tmp_path: Path) -> None
     posts = [drained(3) for _ in range(100)]
     async with asyncio.TaskGroup() as group:
         for post in posts:
-            group.create_task(queue.append(post, from_door=True))
+            group.create_task(queue.append(post, from_receiver=True))
     assert sorted(read(tmp_path)) == sorted(letter for post in posts for letter in post)
     assert len(syncs) <= 5
     await queue.close()
@@ -150,9 +150,9 @@ async def test_close_waits_for_appends_under_way(tmp_path: Path) -> None:
 async def test_door_has_half_of_the_cap(tmp_path: Path) -> None:
     """The door is refused where it asks for more; the writers are not."""
     queue = await opened(tmp_path, bytes_max=100_000)
-    await queue.append([invalid(b"x" * 30_000)], from_door=True)
+    await queue.append([invalid(b"x" * 30_000)], from_receiver=True)
     with pytest.raises(DeadLettersFull):
-        await queue.append([invalid(b"y" * 30_000)], from_door=True)
+        await queue.append([invalid(b"y" * 30_000)], from_receiver=True)
     await queue.append([invalid(b"y" * 30_000)])
     await queue.close()
 

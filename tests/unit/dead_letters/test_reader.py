@@ -10,7 +10,7 @@ import pytest
 from ingest.dead_letters import reader as dead_letter_reader
 from ingest.dead_letters.files import cursor_path, segments
 from ingest.dead_letters.marks import mark_done, read_marks
-from ingest.dead_letters.reader import Tally, Where, device_of, first_letters, live_letters
+from ingest.dead_letters.reader import Selection, Tally, device_of, first_letters, live_letters
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
 from tests.support.letters import START_US, drained, invalid, keep, make_store, mark, read
 
@@ -138,15 +138,15 @@ def test_where_each_condition_selects(tmp_path: Path) -> None:
     third = drained(1, device="a")[0]
     folder_of(tmp_path, [first, second, third])
 
-    def found(where: Where) -> list[Letter]:
+    def found(where: Selection) -> list[Letter]:
         return [live.letter for live in live_letters(tmp_path, where=where)]
 
-    assert found(Where(reasons=("drained", "retries_exhausted"))) == [third]
-    assert found(Where(code="ts_too_old")) == [second]
-    assert found(Where(device="a")) == [first, third]
-    assert found(Where(device="a", code="wrong_type")) == [first]
-    assert found(Where(since_us=START_US)) == [first, second, third]
-    assert found(Where(since_us=2**62)) == []
+    assert found(Selection(reasons=("drained", "retries_exhausted"))) == [third]
+    assert found(Selection(code="ts_too_old")) == [second]
+    assert found(Selection(device="a")) == [first, third]
+    assert found(Selection(device="a", code="wrong_type")) == [first]
+    assert found(Selection(since_us=START_US)) == [first, second, third]
+    assert found(Selection(since_us=2**62)) == []
 
 
 @pytest.mark.parametrize("code", ["", 'qu"ote', "caf\xe9", "back\\slash", "line\n", "\udcff"])
@@ -154,7 +154,7 @@ def test_any_code_can_be_looked_for(tmp_path: Path, code: str) -> None:
     """Lines are chosen by their bytes before they are parsed; what looks alike is no code."""
     wanted = invalid(b"1", code=code)
     folder_of(tmp_path, [wanted, invalid(b'{"code":"","x":"other"}', code="other")])
-    codes = [live.letter.code for live in live_letters(tmp_path, where=Where(code=code))]
+    codes = [live.letter.code for live in live_letters(tmp_path, where=Selection(code=code))]
     assert codes == ([code] if code.isprintable() or code == "line\n" else [])
 
 
@@ -165,7 +165,7 @@ def test_what_another_code_says_is_not_parsed(
     folder_of(tmp_path, [invalid(b"%d" % number, code="many") for number in range(20)])
     parsed: list[bytes] = []
     monkeypatch.setattr(dead_letter_reader, "decode_line", parsed.append)
-    assert list(live_letters(tmp_path, where=Where(code="few"))) == []
+    assert list(live_letters(tmp_path, where=Selection(code="few"))) == []
     assert parsed == []
 
 
@@ -179,7 +179,7 @@ def test_first_letters_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Read in pieces, a segment gives every wanted letter once, and then nothing more."""
     letters = [*drained(3), invalid(b"1"), *drained(2, reason=EXHAUSTED), invalid(b"2")]
     segment = folder_of(tmp_path, letters)
-    where = Where(reasons=(DRAINED, EXHAUSTED))
+    where = Selection(reasons=(DRAINED, EXHAUSTED))
     found: list[Letter] = []
     start = 0
     for expected in (2, 2, 1, 0):

@@ -16,7 +16,17 @@ from ingest.http.request import Request, WholeRequest
 from ingest.http.response import JSON, TEXT, Answer, problem
 from ingest.model.errors import Refused
 from tests.support.posts import array
-from tests.support.receiver import BAD, GOOD, Client, Door, Reply, head, post, running_door, until
+from tests.support.receiver import (
+    BAD,
+    GOOD,
+    Client,
+    Receiver,
+    Reply,
+    head,
+    post,
+    running_receiver,
+    until,
+)
 
 MIXED = array(GOOD, BAD, GOOD)
 REQUESTS = {
@@ -39,10 +49,10 @@ REQUESTS = {
 
 
 @contextmanager
-def ways(door: Door) -> Iterator[list[type]]:
+def ways(receiver: Receiver) -> Iterator[list[type]]:
     """Note by which way each request comes."""
     seen: list[type] = []
-    connections = door.endpoint._site._connections
+    connections = receiver.endpoint._port._connections
     assert connections is not None
     answer = connections.answer
 
@@ -54,9 +64,9 @@ def ways(door: Door) -> Iterator[list[type]]:
     yield seen
 
 
-async def waiting(door: Door, count: int) -> None:
+async def waiting(receiver: Receiver, count: int) -> None:
     """Wait until aiohttp's tasks of so many connections wait; Python 3.11 begins them late."""
-    connections = door.endpoint._site._connections
+    connections = receiver.endpoint._port._connections
     assert connections is not None
     await until(
         lambda: connections.count == count and all(each._waiter for each in connections._open)
@@ -69,12 +79,12 @@ async def test_both_ways_answer_alike(name: str) -> None:
     """Sent at once, and as the last of its connection, which is aiohttp's to answer."""
     whole = REQUESTS[name]
     last = whole.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-    async with running_door(body_bytes_max=4_096) as door:
-        with ways(door) as seen:
+    async with running_receiver(body_bytes_max=4_096) as receiver:
+        with ways(receiver) as seen:
             replies: list[Reply] = []
             for request in (whole, last):
-                client = await door.connect()
-                await waiting(door, len(replies) + 1)
+                client = await receiver.connect()
+                await waiting(receiver, len(replies) + 1)
                 await client.send(request)
                 replies.append(await client.reply(head_only=request.startswith(b"HEAD")))
         short, long = replies
@@ -102,8 +112,8 @@ async def test_pipelined_requests_of_both_ways_are_answered_in_order() -> None:
     ]
     data = b"".join(request for request, _ in requests) * 20
     for piece in (len(data), 1_000, 37):
-        async with running_door() as door:
-            client = await door.connect()
+        async with running_receiver() as receiver:
+            client = await receiver.connect()
 
             async def send(data: bytes = data, piece: int = piece, client: Client = client) -> None:
                 for start in range(0, len(data), piece):
@@ -114,16 +124,16 @@ async def test_pipelined_requests_of_both_ways_are_answered_in_order() -> None:
             got = [(await client.reply()).status for _ in range(20 * len(requests))]
             await sending
             assert got == [status for _, status in requests] * 20
-            assert len(door.inlet.readings) == 20 * 6
-            assert door.metrics.at_door == 0
+            assert len(receiver.inlet.readings) == 20 * 6
+            assert receiver.ledger.at_receiver == 0
 
 
 async def test_a_long_pipeline_behind_a_body_in_pieces_is_answered_whole() -> None:
     """What the parser put aside meanwhile is not forgotten in there."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(post(GOOD)[:-20])
-        await until(lambda: door.endpoint._posts_inside)
+        await until(lambda: receiver.endpoint._posts_inside)
         await client.send(post(GOOD)[-20:])
         assert (await client.reply()).status == 202
         await client.send(post(GOOD) * 100)
@@ -133,69 +143,69 @@ async def test_a_long_pipeline_behind_a_body_in_pieces_is_answered_whole() -> No
 async def test_what_waits_on_a_connection_is_bounded_in_bytes() -> None:
     """Bodies behind one that has to wait stay in the kernel, and are all read in the end."""
     body = array(*[GOOD] * 500)
-    async with running_door() as door:
-        door.inlet.open.clear()
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
         await client.send(post(GOOD))
-        await until(lambda: door.inlet.waiting)
+        await until(lambda: receiver.inlet.waiting)
         client.writer.write(post(body) * 30)
-        connections = door.endpoint._site._connections
+        connections = receiver.endpoint._port._connections
         assert connections is not None
         (connection,) = connections._open
         await until(lambda: connection._buffer_paused)
         await asyncio.sleep(0.05)
         read_bytes = sum(content.total_bytes for _, content in connection._messages)
         assert read_bytes < READ_BYTES + 2 * SOCKET_BYTES
-        door.inlet.open.set()
+        receiver.inlet.open.set()
         assert [(await client.reply()).status for _ in range(31)] == [202] * 31
-        assert len(door.inlet.readings) == 1 + 30 * 500
+        assert len(receiver.inlet.readings) == 1 + 30 * 500
 
 
 @pytest.mark.parametrize("parts", [1, 30], ids=["one packet after another", "all at once"])
 async def test_heads_that_wait_on_a_connection_are_bounded_in_bytes(parts: int) -> None:
     """Large heads without bodies, behind a post that has to wait, fill no memory either."""
     large = head("GET", "/livez", {f"X-{number}": "x" * 4_000 for number in range(16)})
-    async with running_door() as door:
-        door.inlet.open.clear()
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
         await client.send(post(GOOD))
-        await until(lambda: door.inlet.waiting)
+        await until(lambda: receiver.inlet.waiting)
 
         async def send() -> None:
             for _ in range(30 // parts):
                 await client.send(large * parts)
 
         sending = asyncio.create_task(send())
-        connections = door.endpoint._site._connections
+        connections = receiver.endpoint._port._connections
         assert connections is not None
         (connection,) = connections._open
         await until(lambda: connection._buffer_paused)
         await asyncio.sleep(0.05)
         assert len(connection._messages) * len(large) < READ_BYTES + 2 * SOCKET_BYTES
-        door.inlet.open.set()
+        receiver.inlet.open.set()
         assert [(await client.reply()).status for _ in range(31)] == [202] + [200] * 30
         await sending
 
 
 async def test_what_follows_a_post_that_waits_waits_too() -> None:
     """One at a time: a request behind it is not answered before it."""
-    async with running_door() as door:
-        door.inlet.open.clear()
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
         await client.send(post(GOOD))
-        await until(lambda: door.inlet.waiting)
+        await until(lambda: receiver.inlet.waiting)
         await client.send(head("GET", "/livez") + head("GET", "/no", {"Connection": "close"}))
         assert not await client.closed(0.05)
-        door.inlet.open.set()
+        receiver.inlet.open.set()
         assert [(await client.reply()).status for _ in range(3)] == [202, 200, 404]
         assert await client.closed()
 
 
 async def test_a_refusal_that_closes_closes() -> None:
     """Who drains wants no more of this connection."""
-    async with running_door() as door:
-        door.admission.code = "draining"
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        receiver.admission.code = "draining"
+        client = await receiver.connect()
         await client.send(post(GOOD) + post(GOOD))
         reply = await client.reply()
         assert (reply.status, reply.headers["connection"]) == (503, "close")
@@ -209,7 +219,7 @@ async def port(
     """Run a bare port with the short way, and a client of it."""
 
     class Lets:
-        def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+        def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
             asyncio.get_running_loop().call_soon(begin)
             return True
 
@@ -221,7 +231,7 @@ async def port(
     connections = Connections(
         answered,
         lambda code: problem(Refused(code, "")),
-        door=Lets(),
+        round_queue=Lets(),
         connections_max=10,
         header_s_max=5,
         keepalive_s_max=0.4,

@@ -16,7 +16,7 @@ from ingest.http.connections import Connections, raise_open_files_limit
 from ingest.http.request import WholeRequest
 from ingest.http.response import TEXT, Answer, problem
 from ingest.model.errors import Refused
-from tests.support.receiver import Client, head, post, running_door, until
+from tests.support.receiver import Client, head, post, running_receiver, until
 
 GET = head("GET", "/livez")
 HALF = b"POST /v1/readings HTTP/1.1\r\nHost: door\r\nContent-"
@@ -48,8 +48,8 @@ def is_open(each: socket.socket) -> bool:
 
 async def test_half_open_crowd_does_not_hinder_a_client() -> None:
     """3,000 half heads against a limit of 500: the newest are kept, a busy client never closed."""
-    async with running_door(connections_max=500) as door:
-        client = await door.connect()
+    async with running_receiver(connections_max=500) as receiver:
+        client = await receiver.connect()
         served = 0
         longest_s = 0.0
         crowd_is_in = False
@@ -64,8 +64,8 @@ async def test_half_open_crowd_does_not_hinder_a_client() -> None:
                 served += 1
 
         working = asyncio.create_task(work())
-        crowd = await half_open(door.address, 3_000)
-        connections = door.endpoint._site._connections
+        crowd = await half_open(receiver.address, 3_000)
+        connections = receiver.endpoint._port._connections
         assert connections is not None
         await until(lambda: connections.count <= 500 and not is_open(crowd[2_400]))
         crowd_is_in = True
@@ -80,18 +80,18 @@ async def test_half_open_crowd_does_not_hinder_a_client() -> None:
 
 async def test_limit_closes_half_open_before_idle_and_idle_before_new() -> None:
     """Who has proven to be a client is kept while there is somebody who has not."""
-    async with running_door(connections_max=3) as door:
-        first, second = await door.connect(), await door.connect()
+    async with running_receiver(connections_max=3) as receiver:
+        first, second = await receiver.connect(), await receiver.connect()
         for client in (first, second):
             await client.send(GET)
             assert (await client.reply()).status == 200
-        (half,) = await half_open(door.address, 1)
-        third = await door.connect()  # the half-open one makes room
+        (half,) = await half_open(receiver.address, 1)
+        third = await receiver.connect()  # the half-open one makes room
         await third.send(GET)
         assert (await third.reply()).status == 200
         await until(lambda: not is_open(half))
         half.close()
-        fourth = await door.connect()  # all three idle: the one idle for longest makes room
+        fourth = await receiver.connect()  # all three idle: the one idle for longest makes room
         await fourth.send(GET)
         assert (await fourth.reply()).status == 200
         assert await first.closed(1)
@@ -101,23 +101,23 @@ async def test_limit_closes_half_open_before_idle_and_idle_before_new() -> None:
 
 async def test_limit_with_everybody_busy_refuses_the_new_one() -> None:
     """A request in work is never thrown out for a newcomer."""
-    async with running_door(connections_max=2) as door:
-        door.inlet.open.clear()
-        busy = [await door.connect(), await door.connect()]
+    async with running_receiver(connections_max=2) as receiver:
+        receiver.inlet.open.clear()
+        busy = [await receiver.connect(), await receiver.connect()]
         for client in busy:
             await client.send(post(b'{"device_id":"d","metric":"m","value":1}'))
-        await until(lambda: door.inlet.waiting == 2)
-        late = await door.connect()
+        await until(lambda: receiver.inlet.waiting == 2)
+        late = await receiver.connect()
         assert await late.closed(1)
-        door.inlet.open.set()
+        receiver.inlet.open.set()
         assert [(await client.reply()).status for client in busy] == [202, 202]
 
 
 @pytest.mark.parametrize("said", [b"", HALF, b"\r\n"])
 async def test_head_that_does_not_come_closes(said: bytes) -> None:
     """Silence, or half a head, ends after header_s_max."""
-    async with running_door(header_s_max=0.2) as door:
-        client = await door.connect()
+    async with running_receiver(header_s_max=0.2) as receiver:
+        client = await receiver.connect()
         await client.send(said)
         before_s = time.monotonic()
         assert await client.closed(2)
@@ -127,8 +127,8 @@ async def test_head_that_does_not_come_closes(said: bytes) -> None:
 @pytest.mark.parametrize("used_before", [False, True])
 async def test_head_byte_by_byte_closes_in_time(used_before: bool) -> None:
     """Each byte does not buy time; not on a kept connection either."""
-    async with running_door(header_s_max=0.3, keepalive_s_max=30) as door:
-        client = await door.connect()
+    async with running_receiver(header_s_max=0.3, keepalive_s_max=30) as receiver:
+        client = await receiver.connect()
         if used_before:
             await client.send(GET)
             assert (await client.reply()).status == 200
@@ -149,8 +149,8 @@ async def test_head_byte_by_byte_closes_in_time(used_before: bool) -> None:
 
 async def test_idle_connection_closes_after_keepalive() -> None:
     """A client may rest for keepalive_s_max between requests, counted anew each time."""
-    async with running_door(keepalive_s_max=0.3) as door:
-        client = await door.connect()
+    async with running_receiver(keepalive_s_max=0.3) as receiver:
+        client = await receiver.connect()
         for _ in range(3):
             await client.send(GET)
             assert (await client.reply()).status == 200
@@ -162,8 +162,8 @@ async def test_idle_connection_closes_after_keepalive() -> None:
 
 async def test_slow_head_within_its_time_is_served() -> None:
     """A head in two halves is a head."""
-    async with running_door(header_s_max=2) as door:
-        client = await door.connect()
+    async with running_receiver(header_s_max=2) as receiver:
+        client = await receiver.connect()
         await client.send(GET[:20])
         await asyncio.sleep(0.05)
         await client.send(GET[20:])
@@ -173,7 +173,7 @@ async def test_slow_head_within_its_time_is_served() -> None:
 class Open:
     """A door that lets all in."""
 
-    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
         """Come in."""
         asyncio.get_running_loop().call_soon(begin)
         return True
@@ -198,7 +198,7 @@ async def listening(
     connections = Connections(
         answer,
         lambda code: problem(Refused(code, "")),
-        door=Open() if short else None,
+        round_queue=Open() if short else None,
         connections_max=100,
         header_s_max=1,
         keepalive_s_max=keepalive_s_max,
@@ -257,20 +257,20 @@ async def test_pipelining_without_end_is_bounded(short: bool) -> None:
 
 async def test_close_ends_idle_and_half_open_connections_quickly() -> None:
     """Closing the port does not wait for those who have nothing in work; twice is fine."""
-    async with running_door() as door:
-        idle = await door.connect()
+    async with running_receiver() as receiver:
+        idle = await receiver.connect()
         await idle.send(GET)
         await idle.reply()
-        half = await door.connect()
+        half = await receiver.connect()
         await half.send(HALF)
         await asyncio.sleep(0.02)
         before_s = time.monotonic()
-        await door.endpoint.close()
+        await receiver.endpoint.close()
         assert time.monotonic() - before_s < 0.8
         assert await idle.closed(1)
         assert await half.closed(1)
         with pytest.raises(OSError, match=r"refused|Connect call failed"):
-            await door.connect()
+            await receiver.connect()
 
 
 @BOTH_WAYS
@@ -308,8 +308,8 @@ async def test_more_connections_than_open_files_are_not_promised() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
     try:
         with structlog.testing.capture_logs() as lines:
-            async with running_door(connections_max=20_000) as door:
-                connections = door.endpoint._site._connections
+            async with running_receiver(connections_max=20_000) as receiver:
+                connections = receiver.endpoint._port._connections
                 assert connections is not None
                 assert connections._connections_max == 400 - 128
         told = next(line for line in lines if line["event"] == "fewer_connections")

@@ -14,7 +14,7 @@ from ingest.http.connection import Connection
 from ingest.http.connections import Connections
 from ingest.http.response import Answer
 from ingest.model.errors import StartError
-from tests.support.receiver import GOOD, post, running_door
+from tests.support.receiver import GOOD, post, running_receiver
 from tests.unit.http.test_connection import REQUESTS
 
 FOLDER = Path(fence.__file__).parent
@@ -61,7 +61,7 @@ async def test_name_that_is_gone_ends_the_start(monkeypatch: pytest.MonkeyPatch)
     """With the version that would do."""
     monkeypatch.setattr(fence, "OF_HANDLER", ("_waiter", "_was_never_there"))
     with pytest.raises(StartError, match=r"lacks _was_never_there; install aiohttp 3\.14"):
-        async with running_door():
+        async with running_receiver():
             pass
 
 
@@ -74,16 +74,16 @@ async def test_unknown_version_is_served_aiohttps_way_and_answers_alike(
     for series in (fence.SERIES, "3.99."):
         monkeypatch.setattr(fence, "SERIES", series)
         with capture_logs() as logs:
-            async with running_door(body_bytes_max=4_096) as door:
-                connections = door.endpoint._site._connections
+            async with running_receiver(body_bytes_max=4_096) as receiver:
+                connections = receiver.endpoint._port._connections
                 assert connections is not None
-                assert (connections.door is None) == (series == "3.99.")
+                assert (connections.round_queue is None) == (series == "3.99.")
                 replies = {}
                 for name, request in REQUESTS.items():
-                    client = await door.connect()
+                    client = await receiver.connect()
                     await client.send(request)
                     replies[name] = await client.reply(head_only=request.startswith(b"HEAD"))
-                kept = await door.send(post(GOOD))
+                kept = await receiver.send(post(GOOD))
         for reply in replies.values():
             reply.headers.pop("date")
         answers.append({name: (r.status, r.headers, r.body) for name, r in replies.items()})

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 import uvloop
 
-from ingest.http.listener import ACCEPTS_A_TURN, Listener
+from ingest.http.listener import ACCEPTS_A_ROUND, Listener
 
 
 class Greeter(asyncio.Protocol):
@@ -51,7 +51,7 @@ def test_a_crowd_is_let_in_by_several_a_turn(run: object) -> None:
 
     clients = run(let_in())  # type: ignore[operator]
     assert [client.recv(2) for client in clients] == [b"!"] * 100
-    assert max(taken.count(each) for each in set(taken)) <= 2 * ACCEPTS_A_TURN
+    assert max(taken.count(each) for each in set(taken)) <= 2 * ACCEPTS_A_ROUND
     assert len(set(taken)) < 40
     for client in clients:
         client.close()

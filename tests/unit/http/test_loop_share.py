@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from ingest.http.loop_share import POST_BYTES, TURN_BYTES, Turns
+from ingest.http.loop_share import POST_BYTES, ROUND_BYTES, LoopShare
 
 SMALL = 100
 
@@ -29,7 +29,7 @@ class Watch:
 
 async def served(sizes: list[int]) -> list[tuple[int, int]]:
     """Let posts of these sizes come at once; return (place, turn) in the order of service."""
-    turns, watch = Turns(), Watch()
+    turns, watch = LoopShare(), Watch()
     order: list[tuple[int, int]] = []
 
     async def post(place: int, size: int) -> None:
@@ -53,23 +53,23 @@ async def test_a_crowd_is_served_in_order_and_a_part_in_each_turn() -> None:
     order = await served([SMALL] * 1_000)
     assert [place for place, _ in order] == list(range(1_000))
     in_a_turn = Counter(turn for _, turn in order)
-    most = -(-TURN_BYTES // (SMALL + POST_BYTES))
+    most = -(-ROUND_BYTES // (SMALL + POST_BYTES))
     assert max(in_a_turn.values()) == most
     assert len(in_a_turn) == -(-1_000 // most)
 
 
 async def test_a_body_larger_than_a_turn_gets_one() -> None:
     """And those that came after it get the next ones, in order."""
-    order = await served([10 * TURN_BYTES, SMALL, 10 * TURN_BYTES, SMALL])
+    order = await served([10 * ROUND_BYTES, SMALL, 10 * ROUND_BYTES, SMALL])
     assert [place for place, _ in order] == [0, 1, 2, 3]
     assert order[0][1] < order[1][1] == order[2][1] < order[3][1]
 
 
 async def test_who_gives_up_waiting_keeps_nobody_waiting() -> None:
     """A client that hung up while it stood in line costs the others nothing."""
-    turns = Turns()
-    assert turns.take(TURN_BYTES)
-    waits = [asyncio.create_task(turns.wait(10 * TURN_BYTES)) for _ in range(5)]
+    turns = LoopShare()
+    assert turns.take(ROUND_BYTES)
+    waits = [asyncio.create_task(turns.wait(10 * ROUND_BYTES)) for _ in range(5)]
     last = asyncio.create_task(turns.wait(SMALL))
     await asyncio.sleep(0)
     for each in waits:
@@ -81,12 +81,12 @@ async def test_who_gives_up_waiting_keeps_nobody_waiting() -> None:
 
 async def test_a_share_that_was_granted_and_not_used_is_forgotten_with_its_turn() -> None:
     """Cancelled in the very moment: the next turn is whole again."""
-    turns = Turns()
-    assert turns.take(TURN_BYTES)
-    granted = asyncio.create_task(turns.wait(TURN_BYTES))
+    turns = LoopShare()
+    assert turns.take(ROUND_BYTES)
+    granted = asyncio.create_task(turns.wait(ROUND_BYTES))
     await asyncio.sleep(0)  # in line
     await asyncio.sleep(0)  # granted
     granted.cancel()
     for _ in range(3):
         await asyncio.sleep(0)
-    assert turns.take(TURN_BYTES)
+    assert turns.take(ROUND_BYTES)

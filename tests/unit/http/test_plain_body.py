@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from ingest.http.bodies import FREE_BYTES
 from ingest.http.inflate import LIGHT_INFLATED_BYTES
-from ingest.http.loop_share import Turns
+from ingest.http.loop_share import LoopShare
 from ingest.http.plain_body import INFLATED_MAX
 from tests.support.posts import array
-from tests.support.receiver import GOOD, post, running_door, until
+from tests.support.receiver import GOOD, post, running_receiver, until
 
 
-class Stopped(Turns):
+class Stopped(LoopShare):
     """A loop whose turns are all taken, until `go`."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Stopped(Turns):
         """Nothing is left."""
         return self._open
 
-    def line_up(self, body_bytes: int, begin: Callable[[], bool]) -> None:
+    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> None:
         """Wait for `go`."""
         self._begins.append(begin)
 
@@ -45,29 +45,31 @@ class Stopped(Turns):
 async def test_bodies_that_wait_for_their_turn_count_and_what_is_too_much_is_503() -> None:
     """Small bodies too: twenty thousand connections hold a lot of them."""
     body = GOOD + b" " * (FREE_BYTES - len(GOOD))
-    async with running_door(receiver_bytes_max=10 * FREE_BYTES, body_bytes_max=FREE_BYTES) as door:
-        turns = door.endpoint._intake._turns = Stopped()
-        clients = [await door.connect() for _ in range(15)]
+    async with running_receiver(
+        receiver_bytes_max=10 * FREE_BYTES, body_bytes_max=FREE_BYTES
+    ) as receiver:
+        turns = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        clients = [await receiver.connect() for _ in range(15)]
         for client in clients:
             await client.send(post(body))
         await until(lambda: turns.waiting == 10)
         refused = [asyncio.create_task(client.reply()) for client in clients]
         await until(lambda: sum(each.done() for each in refused) == 5)
-        assert door.endpoint._intake._bodies._bytes_taken == 10 * FREE_BYTES
+        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 10 * FREE_BYTES
         turns.go()
         replies = await asyncio.gather(*refused)
         assert sorted(each.status for each in replies) == [202] * 10 + [503] * 5
         assert {each.code for each in replies if each.status == 503} == {"buffer_full"}
-        assert door.endpoint._intake._bodies._bytes_taken == 0
+        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
 
 
 async def test_few_inflated_bodies_wait_for_the_loop_at_once() -> None:
     """Threads inflate faster than the loop decodes: 1,000 such posts made 1.6 GB of bodies."""
     items = -(-LIGHT_INFLATED_BYTES // len(GOOD)) + 100
     body = gzip.compress(array(*[GOOD] * items), 1)
-    async with running_door(post_rows_max=items, batch_rows_max=items) as door:
-        turns = door.endpoint._intake._turns = Stopped()
-        clients = [await door.connect() for _ in range(3 * INFLATED_MAX)]
+    async with running_receiver(post_rows_max=items, batch_rows_max=items) as receiver:
+        turns = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        clients = [await receiver.connect() for _ in range(3 * INFLATED_MAX)]
         for client in clients:
             await client.send(post(body, headers={"Content-Encoding": "gzip"}))
         await until(lambda: turns.waiting == INFLATED_MAX)
@@ -79,13 +81,13 @@ async def test_few_inflated_bodies_wait_for_the_loop_at_once() -> None:
 
 async def test_a_client_that_left_has_its_turn_like_any_other() -> None:
     """Its bytes are given back then; its post is whole, and is kept."""
-    async with running_door() as door:
-        turns = door.endpoint._intake._turns = Stopped()
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        turns = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        client = await receiver.connect()
         await client.send(post(GOOD))
         await until(lambda: turns.waiting)
         await client.close()
-        assert door.endpoint._intake._bodies._bytes_taken == len(GOOD)
+        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == len(GOOD)
         turns.go()
-        await door.blocks(1)
-        assert door.endpoint._intake._bodies._bytes_taken == 0
+        await receiver.blocks(1)
+        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0

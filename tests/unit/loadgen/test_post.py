@@ -7,7 +7,7 @@ import gzip
 import pytest
 
 from loadgen.traffic.post import compress, finish, head_of, target_of
-from tests.support.receiver import GOOD, running_door
+from tests.support.receiver import GOOD, running_receiver
 
 
 def test_request_is_http_as_it_stands_in_the_book() -> None:
@@ -26,10 +26,10 @@ def test_request_is_http_as_it_stands_in_the_book() -> None:
 @pytest.mark.parametrize("zipped", [False, True])
 async def test_door_takes_what_is_rendered(zipped: bool) -> None:
     """The service reads it, plain and as gzip."""
-    async with running_door() as door:
+    async with running_receiver() as receiver:
         body = compress(GOOD) if zipped else GOOD
-        head = head_of("/v1/readings", door.address, gzip=zipped)
-        answer = await door.send(finish(head, body))
+        head = head_of("/v1/readings", receiver.address, gzip=zipped)
+        answer = await receiver.send(finish(head, body))
     assert answer.status == 202, answer
     assert answer.document["accepted"] == 1
 

@@ -8,17 +8,26 @@ import pytest
 
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
-from tests.support.receiver import BAD, GOOD, Door, Reply, answering, post, running_door, until
+from tests.support.receiver import (
+    BAD,
+    GOOD,
+    Receiver,
+    Reply,
+    answering,
+    post,
+    running_receiver,
+    until,
+)
 
 AGAIN = "sending again is safe for readings with a `ts`"
 MIXED = b"[" + b",".join([GOOD, BAD, GOOD, GOOD]) + b"]"
 
 
-async def committed(door: Door, body: bytes, outcome: Outcome) -> Reply:
+async def committed(receiver: Receiver, body: bytes, outcome: Outcome) -> Reply:
     """Post with ack=committed, decide the block, return the answer."""
-    client = await door.connect()
+    client = await receiver.connect()
     await client.send(post(body, "?ack=committed"))
-    block = (await door.blocks(1))[-1]
+    block = (await receiver.blocks(1))[-1]
     assert block.ack is not None
     block.ack.resolve(outcome)
     return await client.reply()
@@ -26,10 +35,10 @@ async def committed(door: Door, body: bytes, outcome: Outcome) -> Reply:
 
 async def test_committed_post_answers_200_after_the_commit() -> None:
     """Not before: the answer comes with the ack."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(post(GOOD, "?ack=committed"))
-        block = (await door.blocks(1))[0]
+        block = (await receiver.blocks(1))[0]
         with pytest.raises(TimeoutError):
             await client.reply(0.05)
         assert block.ack is not None
@@ -43,9 +52,9 @@ async def test_committed_post_answers_200_after_the_commit() -> None:
 
 async def test_committed_post_lists_rows_that_the_database_refused() -> None:
     """Both kinds of errors, by index in the post, with the SQLSTATE but not the driver's words."""
-    async with running_door() as door:
+    async with running_receiver() as receiver:
         refusal = Refusal(1, "23514", 'violates check constraint "secret_name"')
-        reply = await committed(door, MIXED, Outcome((refusal,)))
+        reply = await committed(receiver, MIXED, Outcome((refusal,)))
         document = reply.document
         assert reply.status == 200
         assert (document["accepted"], document["dead_lettered"]) == (2, 2)
@@ -57,16 +66,16 @@ async def test_committed_post_lists_rows_that_the_database_refused() -> None:
 
 async def test_committed_post_with_items_in_order_names_rows_as_they_are() -> None:
     """Without invalid items a row's number is its index."""
-    async with running_door() as door:
+    async with running_receiver() as receiver:
         body = b"[" + b",".join([GOOD, GOOD]) + b"]"
-        reply = await committed(door, body, Outcome((Refusal(1, "23514", ""),)))
+        reply = await committed(receiver, body, Outcome((Refusal(1, "23514", ""),)))
         assert reply.document["errors"][0]["index"] == 1
 
 
 async def test_committed_post_set_aside_is_unknown() -> None:
     """What goes to the dead letters for later is not in the table: 503, send again."""
-    async with running_door() as door:
-        reply = await committed(door, GOOD, Outcome(set_aside=True))
+    async with running_receiver() as receiver:
+        reply = await committed(receiver, GOOD, Outcome(set_aside=True))
         assert (reply.status, reply.code) == (503, "outcome_unknown")
         assert int(reply.headers["retry-after"]) >= 1
         assert reply.document["detail"].endswith(AGAIN)
@@ -74,118 +83,118 @@ async def test_committed_post_set_aside_is_unknown() -> None:
 
 async def test_committed_post_undecided_is_unknown_and_counts_as_accepted() -> None:
     """After ack_wait_s_max: 503, the block stays in the buffer, no counter changes."""
-    async with running_door(ack_wait_s_max=0.05) as door:
-        reply = await door.post(GOOD, "?ack=committed")
+    async with running_receiver(ack_wait_s_max=0.05) as receiver:
+        reply = await receiver.post(GOOD, "?ack=committed")
         assert (reply.status, reply.code) == (503, "outcome_unknown")
         assert reply.document["detail"] == f"not decided within 0.05 s; {AGAIN}"
-        assert door.metrics.accepted == 1
-        (block,) = door.inlet.blocks
+        assert receiver.ledger.accepted == 1
+        (block,) = receiver.inlet.blocks
         assert block.ack is not None
         block.ack.resolve(Outcome())  # later, with nobody waiting: no error
 
 
 async def test_committed_post_on_hold_is_refused_and_not_kept() -> None:
     """A hold at entry: 503 at once, nothing kept; buffered posts still come in."""
-    async with running_door() as door:
-        door.database.hold("28P01")
-        reply = await door.post(GOOD, "?ack=committed")
+    async with running_receiver() as receiver:
+        receiver.database.hold("28P01")
+        reply = await receiver.post(GOOD, "?ack=committed")
         assert (reply.status, reply.code) == (503, "database_on_hold")
-        assert not door.inlet.blocks
-        assert dict(door.metrics.rejected) == {"database_on_hold": 1}
-        assert (await door.post(GOOD)).status == 202
+        assert not receiver.inlet.blocks
+        assert dict(receiver.ledger.rejected) == {"database_on_hold": 1}
+        assert (await receiver.post(GOOD)).status == 202
 
 
 async def test_committed_post_met_by_a_hold_is_told_that_it_is_kept() -> None:
     """A hold while it waits ends the wait; the detail does not claim that nothing is kept."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(post(GOOD, "?ack=committed"))
-        await door.blocks(1)
-        door.database.hold("42P01")
+        await receiver.blocks(1)
+        receiver.database.hold("42P01")
         reply = await client.reply()
         assert (reply.status, reply.code) == (503, "database_on_hold")
         assert "may still be stored" in reply.document["detail"]
-        assert door.metrics.accepted == 1
+        assert receiver.ledger.accepted == 1
 
 
 async def test_post_that_would_keep_its_item_thousands_of_times_is_refused() -> None:
     """Each bad entry of `values` keeps the whole item: bounded before anything is written."""
     entries = b",".join(b'"k%d":null' % n for n in range(4_000))
     body = b'{"device_id":"d","ts":1700000000,"values":{"ok":1,%s}}' % entries
-    async with running_door() as door:
-        reply = await door.post(body)
+    async with running_receiver() as receiver:
+        reply = await receiver.post(body)
         assert (reply.status, reply.code) == (422, "dead_letters_full")
         assert reply.document["items"] == [0]
-        assert not door.inlet.blocks
-        assert door.metrics.rejected["dead_letters_full"] == 4_001
-        assert door.metrics.at_door == 0
+        assert not receiver.inlet.blocks
+        assert receiver.ledger.rejected["dead_letters_full"] == 4_001
+        assert receiver.ledger.at_receiver == 0
 
 
 async def test_dead_letters_full_names_every_invalid_item() -> None:
     """The one 4xx for a lack of ours: all indices, so that the client can post the rest."""
-    async with running_door() as door:
-        door.dead_letters.error = DeadLettersFull("full")
+    async with running_receiver() as receiver:
+        receiver.dead_letters.error = DeadLettersFull("full")
         body = b"[" + b",".join([GOOD, *[BAD] * 120]) + b"]"
-        reply = await door.post(body)
+        reply = await receiver.post(body)
         assert (reply.status, reply.code) == (422, "dead_letters_full")
         assert reply.document["items"] == list(range(1, 121))
         assert reply.document["errors_truncated"] is True
-        assert not door.inlet.blocks
-        assert dict(door.metrics.rejected) == {"dead_letters_full": 121}
+        assert not receiver.inlet.blocks
+        assert dict(receiver.ledger.rejected) == {"dead_letters_full": 121}
 
 
 async def test_dead_letters_broken_is_503() -> None:
     """A disk that fails promises nothing: 503 disk_low, nothing kept, the room given back."""
-    async with running_door() as door:
-        door.dead_letters.error = DeadLettersBroken("I/O error")
-        reply = await door.post(MIXED)
+    async with running_receiver() as receiver:
+        receiver.dead_letters.error = DeadLettersBroken("I/O error")
+        reply = await receiver.post(MIXED)
         assert (reply.status, reply.code) == (503, "disk_low")
-        assert not door.inlet.blocks
-        assert dict(door.metrics.rejected) == {"disk_low": 4}
+        assert not receiver.inlet.blocks
+        assert dict(receiver.ledger.rejected) == {"disk_low": 4}
 
 
 async def test_handler_cancelled_while_dead_lettering_keeps_the_whole_post() -> None:
     """Shutdown cancels the handler, not the post: its tail ends, close waits for it."""
-    async with running_door() as door:
-        door.dead_letters.open.clear()
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        receiver.dead_letters.open.clear()
+        client = await receiver.connect()
         await client.send(post(MIXED))
-        await until(lambda: door.dead_letters.waiting)
+        await until(lambda: receiver.dead_letters.waiting)
         handler = answering()
         handler.cancel()
         await asyncio.sleep(0.01)
-        closing = asyncio.create_task(door.endpoint.close())
+        closing = asyncio.create_task(receiver.endpoint.close())
         await asyncio.sleep(0.01)
         assert not closing.done()
-        door.dead_letters.open.set()
+        receiver.dead_letters.open.set()
         await closing
-        assert len(door.inlet.readings) == 3
-        assert len(door.dead_letters.letters) == 1
-        assert door.metrics.at_door == 0
+        assert len(receiver.inlet.readings) == 3
+        assert len(receiver.dead_letters.letters) == 1
+        assert receiver.ledger.at_receiver == 0
 
 
 async def test_handler_cancelled_while_waiting_for_room_keeps_nothing() -> None:
     """The other half: before anything is kept, a cancelled post counts as rejected."""
-    async with running_door() as door:
-        door.inlet.open.clear()
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
         await client.send(post(GOOD))
-        await until(lambda: door.inlet.waiting)
-        await door.endpoint.close()  # its grace is a second
-        assert dict(door.metrics.rejected) == {"draining": 1}
+        await until(lambda: receiver.inlet.waiting)
+        await receiver.endpoint.close()  # its grace is a second
+        assert dict(receiver.ledger.rejected) == {"draining": 1}
         assert await client.closed()
 
 
 async def test_client_gone_while_its_post_waits_leaves_the_law_intact() -> None:
     """Nobody reads the answer; the post is kept all the same and counted once."""
-    async with running_door() as door:
-        door.inlet.open.clear()
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
         await client.send(post(MIXED))
-        await until(lambda: door.inlet.waiting)
+        await until(lambda: receiver.inlet.waiting)
         await client.close()
         await asyncio.sleep(0.01)
-        door.inlet.open.set()
-        await door.blocks(1)
-        await until(lambda: door.metrics.at_door == 0)
-        assert door.metrics.accepted == 3
+        receiver.inlet.open.set()
+        await receiver.blocks(1)
+        await until(lambda: receiver.ledger.at_receiver == 0)
+        assert receiver.ledger.accepted == 3

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from ingest.app.receiving import make_endpoint
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
-from ingest.model.ledger import DeadLetterStats, Gauges, Metrics
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters
 from tests.support.receiver import BAD, GOOD, Client, post, until
 
@@ -20,8 +20,8 @@ class Rig:
 
     def __init__(self, put_wait_s_max: float) -> None:
         self.buffer = MemoryBuffer(rows_max=10, bytes_max=100_000, put_wait_s_max=put_wait_s_max)
-        self.metrics = Metrics()
-        self.metrics.gauges = Gauges(
+        self.ledger = Ledger()
+        self.ledger.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=DeadLetterStats,
             database_up=lambda: True,
@@ -31,7 +31,7 @@ class Rig:
             Settings(),
             inlet=self.buffer,
             dead_letters=FakeDeadLetters(),
-            metrics=self.metrics,
+            ledger=self.ledger,
             admission=FakeAdmission(),
             database=FakeDatabase(),
             levels=("buffered",),
@@ -42,7 +42,7 @@ class Rig:
     def store(self, rows_max: int) -> None:
         """Play the writer: take blocks and have them committed."""
         blocks = self.buffer.take(rows_max)
-        self.metrics.committed += sum(block.rows for block in blocks)
+        self.ledger.committed += sum(block.rows for block in blocks)
         self.buffer.settle(blocks)
 
 
@@ -53,8 +53,8 @@ async def running(put_wait_s_max: float) -> AsyncIterator[Rig]:
     rig.address = await rig.endpoint.start("127.0.0.1", 0)
     yield rig
     await rig.endpoint.close()
-    assert rig.metrics.at_door == 0
-    assert rig.metrics.imbalance == 0
+    assert rig.ledger.at_receiver == 0
+    assert rig.ledger.imbalance == 0
 
 
 def many(count: int) -> bytes:
@@ -72,7 +72,7 @@ async def test_post_waits_for_room_and_gets_it() -> None:
         await until(lambda: rig.buffer.stats().posts_waiting == 1)
         await clients[2].send(many(1))  # it would fit, but does not overtake
         await until(lambda: rig.buffer.stats().posts_waiting == 2)
-        assert rig.metrics.imbalance == 0
+        assert rig.ledger.imbalance == 0
         rig.store(10)
         assert [(await client.reply()).status for client in clients[1:]] == [202, 202]
         for client in clients:
@@ -102,7 +102,7 @@ async def test_law_holds_among_impatient_clients() -> None:
             while not stopped:
                 await asyncio.sleep(0.005)
                 rig.store(4)
-                assert rig.metrics.imbalance == 0
+                assert rig.ledger.imbalance == 0
 
         async def visit() -> None:
             client = await Client.connect(rig.address)
@@ -116,9 +116,9 @@ async def test_law_holds_among_impatient_clients() -> None:
 
         writing = asyncio.create_task(write())
         await asyncio.gather(*(visit() for _ in range(30)))
-        await until(lambda: rig.metrics.at_door == 0)
+        await until(lambda: rig.ledger.at_receiver == 0)
         stopped = True
         await writing
-        assert rig.metrics.committed > 0
-        assert rig.metrics.rejected["buffer_full"] > 0
-        assert rig.metrics.dead_lettered["invalid"] > 0
+        assert rig.ledger.committed > 0
+        assert rig.ledger.rejected["buffer_full"] > 0
+        assert rig.ledger.dead_lettered["invalid"] > 0

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from ingest.http.bodies import Bodies
-from ingest.http.loop_share import TURN_BYTES
+from ingest.http.loop_share import ROUND_BYTES
 from tests.support.posts import array
-from tests.support.receiver import GOOD, JSON, Client, Door, head, post, running_door, until
+from tests.support.receiver import GOOD, JSON, Client, Receiver, head, post, running_receiver, until
 
 SIZE = {**JSON, "Content-Length": str(len(GOOD))}
 CHUNKED = {**JSON, "Transfer-Encoding": "chunked"}
@@ -61,15 +61,15 @@ async def test_malformed_request_is_400_and_closed(
     request_bytes: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What cannot be read in one way only is refused, the connection closed, nothing logged."""
-    async with running_door(body_s_max=0.5) as door:
-        client = await door.connect()
+    async with running_receiver(body_s_max=0.5) as receiver:
+        client = await receiver.connect()
         await client.send(request_bytes)
         reply = await client.reply()
         assert reply.status == 400
         assert reply.code == "bad_request"
         assert reply.headers["connection"] == "close"
         assert await client.closed()
-        assert not door.inlet.blocks
+        assert not receiver.inlet.blocks
     out, err = capfd.readouterr()
     assert not any(word in out + err for word in QUIET)
 
@@ -86,8 +86,8 @@ async def test_malformed_request_is_400_and_closed(
 )
 async def test_large_head_is_431(request_bytes: bytes) -> None:
     """A head that is too large has a code of its own, and nothing of it is repeated."""
-    async with running_door() as door:
-        reply = await door.send(request_bytes)
+    async with running_receiver() as receiver:
+        reply = await receiver.send(request_bytes)
         assert (reply.status, reply.code) == (431, "headers_too_large")
         assert b"xxxx" not in reply.body
         for bound in ("64 headers", "8 KiB in a line", "32 KiB before its end"):
@@ -96,8 +96,8 @@ async def test_large_head_is_431(request_bytes: bytes) -> None:
 
 async def test_fault_before_any_page_does_not_blame_the_request() -> None:
     """Aiohttp's own 500 is not the client's doing."""
-    async with running_door() as door:
-        site = door.endpoint._site
+    async with running_receiver() as receiver:
+        site = receiver.endpoint._port
         assert json.loads(site._malformed("internal").body)["detail"] == (
             "the service met a fault of its own"
         )
@@ -118,16 +118,16 @@ async def test_head_may_be_as_large_as_the_refusal_says(
     headers: dict[str, str], status: int
 ) -> None:
     """Whoever trims a head to the bounds that were named is let in."""
-    async with running_door() as door:
-        reply = await door.send(head("GET", "/livez", headers=headers))
+    async with running_receiver() as receiver:
+        reply = await receiver.send(head("GET", "/livez", headers=headers))
         assert reply.status == status
 
 
 @pytest.mark.parametrize("used_before", [False, True])
 async def test_head_without_an_end_is_431_before_it_is_large(used_before: bool) -> None:
     """Each line is short enough: a thousand such connections must not fill the memory."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         if used_before:
             await client.send(head(method="GET", target="/livez"))
             assert (await client.reply()).status == 200
@@ -144,10 +144,10 @@ async def test_head_without_an_end_is_431_before_it_is_large(used_before: bool) 
 async def test_endless_head_of_a_client_that_does_not_read_leaves_no_connection() -> None:
     """Its answer can never be sent, so a polite close would never end."""
     loop = asyncio.get_running_loop()
-    async with running_door(header_s_max=0.5, keepalive_s_max=0.5) as door:
-        connections = door.endpoint._site._connections
+    async with running_receiver(header_s_max=0.5, keepalive_s_max=0.5) as receiver:
+        connections = receiver.endpoint._port._connections
         assert connections is not None
-        host, _, port = door.address.rpartition(":")
+        host, _, port = receiver.address.rpartition(":")
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             client.setblocking(False)
@@ -172,8 +172,8 @@ async def test_endless_head_of_a_client_that_does_not_read_leaves_no_connection(
 
 async def test_head_that_comes_in_many_pieces_is_taken() -> None:
     """What is bounded is the head of one request, not what a connection sends in its life."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         for _ in range(3):
             whole = head(headers={**SIZE, **{f"X-{n}": "x" * 1_000 for n in range(20)}}) + GOOD
             for at in range(0, len(whole), 1_500):
@@ -184,20 +184,20 @@ async def test_head_that_comes_in_many_pieces_is_taken() -> None:
 
 async def test_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_ours() -> None:
     """A radio that drops: nobody is woken for it."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(head(headers={**JSON, "Content-Length": "50"}) + b"[")
         await asyncio.sleep(0.05)
         await client.close()
-        await until(lambda: sum(door.metrics.requests.values()) == 1)
-        ((_, status),) = door.metrics.requests
+        await until(lambda: sum(receiver.ledger.requests.values()) == 1)
+        ((_, status),) = receiver.ledger.requests
         assert status == 400
 
 
 async def test_bad_chunk_after_the_head_is_400_at_once() -> None:
     """A body that breaks off is not waited for until its deadline."""
-    async with running_door(body_s_max=30) as door:
-        client = await door.connect()
+    async with running_receiver(body_s_max=30) as receiver:
+        client = await receiver.connect()
         await client.send(head(headers=CHUNKED) + b"5\r\n[1,2,\r\n")
         await asyncio.sleep(0.02)
         await client.send(b"nonsense\r\n")
@@ -210,18 +210,18 @@ async def test_bad_chunk_after_the_head_is_400_at_once() -> None:
 )
 async def test_other_spellings_of_the_route_are_taken(target: str) -> None:
     """An absolute target and percent-encoding mean the same page."""
-    async with running_door() as door:
-        assert (await door.send(head(target=target, headers=SIZE) + GOOD)).status == 202
+    async with running_receiver() as receiver:
+        assert (await receiver.send(head(target=target, headers=SIZE) + GOOD)).status == 202
 
 
 async def test_http_1_0_is_served_and_closed() -> None:
     """An old client gets its answer and, unless it asks otherwise, the end of the connection."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(head(headers=SIZE, version="1.0") + GOOD)
         assert (await client.reply()).status == 202
         assert await client.closed()
-        client = await door.connect()
+        client = await receiver.connect()
         kept = head(headers={**SIZE, "Connection": "keep-alive"}, version="1.0") + GOOD
         for _ in range(2):
             await client.send(kept)
@@ -230,8 +230,8 @@ async def test_http_1_0_is_served_and_closed() -> None:
 
 async def test_connection_close_is_obeyed() -> None:
     """A client that asks for the end gets it, announced."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(post(GOOD, headers={"Connection": "close"}))
         assert (await client.reply()).headers["connection"] == "close"
         assert await client.closed()
@@ -239,8 +239,8 @@ async def test_connection_close_is_obeyed() -> None:
 
 async def test_head_on_the_route_has_no_body() -> None:
     """An answer to HEAD that had a body would shift all later answers."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(head("HEAD", "/v1/readings") + head("GET", "/livez"))
         assert (await client.reply(head_only=True)).status == 405
         assert (await client.reply()).body == b"ok\n"
@@ -248,20 +248,20 @@ async def test_head_on_the_route_has_no_body() -> None:
 
 async def test_body_on_get_is_dropped() -> None:
     """A body that nobody asked for is not taken for the next request."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         smuggled = post(GOOD)
         sized = {"Content-Length": str(len(smuggled))}
         await client.send(head("GET", "/livez", sized) + smuggled + head("GET", "/livez"))
         assert (await client.reply()).status == 200
         assert (await client.reply()).status == 200
-        assert not door.inlet.blocks
+        assert not receiver.inlet.blocks
 
 
 async def test_upgrade_is_not_taken_up() -> None:
     """An upgrade asked for is ignored, and what follows is served as before."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
         await client.send(head("GET", "/livez", upgrade) + head("GET", "/livez"))
         assert (await client.reply()).status == 200
@@ -270,32 +270,34 @@ async def test_upgrade_is_not_taken_up() -> None:
 
 async def test_connect_method_is_refused() -> None:
     """We are no proxy."""
-    async with running_door() as door:
-        reply = await door.send(b"CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n\r\n")
+    async with running_receiver() as receiver:
+        reply = await receiver.send(b"CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n\r\n")
         assert reply.status in {404, 405}
 
 
 async def test_pipelined_posts_are_answered_in_order() -> None:
     """Fifty posts in one write: fifty answers, fifty readings."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         bodies = [GOOD.replace(b"21.5", b"%d.5" % number) for number in range(50)]
         await client.send(b"".join(map(post, bodies)))
         for _ in bodies:
             assert (await client.reply()).status == 202
-        assert [reading.value for reading in door.inlet.readings] == [n + 0.5 for n in range(50)]
+        assert [reading.value for reading in receiver.inlet.readings] == [
+            n + 0.5 for n in range(50)
+        ]
 
 
 async def test_garbage_behind_a_post_does_not_undo_it() -> None:
     """The post is answered; what follows gets 400 and the end."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(post(GOOD))
         assert (await client.reply()).status == 202
         await client.send(b"\x00\x01\x02 garbage\r\n\r\n")
         assert (await client.reply()).code == "bad_request"
         assert await client.closed()
-        assert len(door.inlet.readings) == 1
+        assert len(receiver.inlet.readings) == 1
 
 
 # Bodies
@@ -304,24 +306,24 @@ async def test_garbage_behind_a_post_does_not_undo_it() -> None:
 @pytest.mark.parametrize("pause_s", [0.0, 0.01])
 async def test_body_in_pieces_is_one_body(pause_s: float) -> None:
     """Byte by byte or in chunks: the same post."""
-    async with running_door() as door:
+    async with running_receiver() as receiver:
         for data in (post(GOOD), head(headers=CHUNKED) + chunks(GOOD[:10], GOOD[10:])):
-            client = await door.connect()
+            client = await receiver.connect()
             step = 40 if pause_s else 1
             for start in range(0, len(data), step):
                 await client.send(data[start : start + step])
                 await asyncio.sleep(pause_s)
             assert (await client.reply()).status == 202
-        assert len(door.inlet.readings) == 2
+        assert len(receiver.inlet.readings) == 2
 
 
 async def test_large_body_passes_at_its_bound_and_not_beyond() -> None:
     """The bound is inclusive, for a declared length and for chunks."""
-    async with running_door(body_bytes_max=100_000, inflated_bytes_max=200_000) as door:
+    async with running_receiver(body_bytes_max=100_000, inflated_bytes_max=200_000) as receiver:
         for size, status in ((100_000, 202), (100_001, 413)):
             body = GOOD + b" " * (size - len(GOOD))
             for data in (post(body), head(headers=CHUNKED) + chunks(body[:70_000], body[70_000:])):
-                client = await door.connect()
+                client = await receiver.connect()
                 await client.send(data)
                 reply = await client.reply()
                 assert reply.status == status
@@ -332,34 +334,34 @@ async def test_large_body_passes_at_its_bound_and_not_beyond() -> None:
 
 async def test_declared_body_too_large_is_refused_before_it_comes() -> None:
     """413 while the client still holds the body in its hands; nothing is read into memory."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         await client.send(head(headers={**JSON, "Content-Length": str(10**12)}))
         assert (await client.reply(2)).code == "body_too_large"
 
 
 async def test_small_body_over_the_bound_in_one_packet_is_413() -> None:
     """The bound holds where the body came together with its head, too."""
-    async with running_door(body_bytes_max=1024) as door:
-        assert (await door.post(GOOD + b" " * 1024)).code == "body_too_large"
+    async with running_receiver(body_bytes_max=1024) as receiver:
+        assert (await receiver.post(GOOD + b" " * 1024)).code == "body_too_large"
 
 
 @pytest.mark.parametrize("headers", [SIZE, CHUNKED, {**JSON, "Content-Length": "50000"}])
 async def test_body_that_does_not_come_is_408(headers: dict[str, str]) -> None:
     """Whoever promises a body and does not send it is told so and let go."""
-    async with running_door(body_s_max=0.1) as door:
-        client = await door.connect()
+    async with running_receiver(body_s_max=0.1) as receiver:
+        client = await receiver.connect()
         await client.send(head(headers=headers) + (b"" if headers is CHUNKED else GOOD[:10]))
         reply = await client.reply(2)
         assert (reply.status, reply.code) == (408, "body_timeout")
         assert reply.headers["connection"] == "close"
-        assert not door.inlet.blocks
+        assert not receiver.inlet.blocks
 
 
 async def test_body_that_trickles_is_408() -> None:
     """The deadline is for the whole body, not for each byte."""
-    async with running_door(body_s_max=0.2) as door:
-        client = await door.connect()
+    async with running_receiver(body_s_max=0.2) as receiver:
+        client = await receiver.connect()
         await client.send(head(headers=SIZE))
         before_s = time.monotonic()
 
@@ -376,8 +378,8 @@ async def test_body_that_trickles_is_408() -> None:
 
 async def test_expect_continue_gets_it_before_the_body() -> None:
     """A client that asks first is answered first; twice on one connection."""
-    async with running_door() as door:
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
         for body in (GOOD, GOOD + b" " * 50_000):
             asks = {**JSON, "Content-Length": str(len(body)), "Expect": "100-continue"}
             await client.send(head(headers=asks))
@@ -388,9 +390,9 @@ async def test_expect_continue_gets_it_before_the_body() -> None:
 
 async def test_expect_continue_refused_gets_only_the_refusal() -> None:
     """No 100 for a body that nobody wants; the connection ends, since the body may never come."""
-    async with running_door() as door:
-        door.admission.code = "starting"
-        client = await door.connect()
+    async with running_receiver() as receiver:
+        receiver.admission.code = "starting"
+        client = await receiver.connect()
         await client.send(head(headers={**SIZE, "Expect": "100-continue"}))
         reply = await client.reply()
         assert (reply.status, reply.code) == (503, "starting")
@@ -401,22 +403,22 @@ async def test_client_gone_in_the_middle_of_its_body_leaves_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Fifty clients break off: nothing kept, nothing counted, nothing logged."""
-    async with running_door() as door:
+    async with running_receiver() as receiver:
         for cut in range(1, 51):
-            client = await door.connect()
+            client = await receiver.connect()
             await client.send(post(GOOD)[:-cut])
             await client.close()
         await asyncio.sleep(0.05)
-        assert door.endpoint._posts_inside == 0
-        assert door.metrics.received == 0
-        assert not door.inlet.blocks
+        assert receiver.endpoint._posts_inside == 0
+        assert receiver.ledger.received == 0
+        assert not receiver.inlet.blocks
     out, err = capfd.readouterr()
     assert not any(word in out + err for word in QUIET)
 
 
-async def held_up(door: Door, count: int, size_bytes: int = 60_000) -> list[Client]:
+async def held_up(receiver: Receiver, count: int, size_bytes: int = 60_000) -> list[Client]:
     """Open connections that promise a large body and send a part of it."""
-    clients = [await door.connect() for _ in range(count)]
+    clients = [await receiver.connect() for _ in range(count)]
     for client in clients:
         await client.send(head(headers={**JSON, "Content-Length": str(size_bytes)}) + GOOD)
     return clients
@@ -424,15 +426,15 @@ async def held_up(door: Door, count: int, size_bytes: int = 60_000) -> list[Clie
 
 async def test_large_bodies_take_turns_and_small_ones_pass() -> None:
     """Slow large bodies fill the door's bytes: further large ones wait, small posts do not."""
-    async with running_door(
+    async with running_receiver(
         body_bytes_max=65_536, receiver_bytes_max=131_072, body_s_max=1.0
-    ) as door:
-        slow = await held_up(door, 2)
-        await until(lambda: door.endpoint._intake._bodies._bytes_taken == 120_000)
-        waiting = (await held_up(door, 1))[0]
-        await until(lambda: len(door.endpoint._intake._bodies._line) == 1)
+    ) as receiver:
+        slow = await held_up(receiver, 2)
+        await until(lambda: receiver.endpoint._plain_bodies._bodies._bytes_taken == 120_000)
+        waiting = (await held_up(receiver, 1))[0]
+        await until(lambda: len(receiver.endpoint._plain_bodies._bodies._queue) == 1)
         await waiting.send(b" " * (60_000 - len(GOOD)))
-        split = await door.connect()
+        split = await receiver.connect()
         await split.send(head(headers=SIZE))
         await asyncio.sleep(0.01)
         await split.send(GOOD)
@@ -440,24 +442,24 @@ async def test_large_bodies_take_turns_and_small_ones_pass() -> None:
         assert not await waiting.closed(0.05)
         assert [(await each.reply()).status for each in slow] == [408, 408]
         assert (await waiting.reply()).status in {202, 503}  # its turn came in time, or just not
-        assert door.endpoint._intake._bodies._bytes_taken == 0
+        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
 
 
 async def test_large_body_without_a_turn_is_503() -> None:
     """Waiting for a turn has its end too, and it is our lack, not the client's slowness."""
     half_mib = 524_288
-    async with running_door(
+    async with running_receiver(
         body_bytes_max=half_mib, receiver_bytes_max=half_mib, body_s_max=0.5
-    ) as door:
-        bodies = door.endpoint._intake._bodies
-        holder = (await held_up(door, 1, half_mib))[0]
+    ) as receiver:
+        bodies = receiver.endpoint._plain_bodies._bodies
+        holder = (await held_up(receiver, 1, half_mib))[0]
         await until(lambda: bodies._bytes_taken)
         await asyncio.sleep(0.2)  # the holder's time is up that much before theirs
-        second = (await held_up(door, 1, half_mib))[0]
-        await until(lambda: len(bodies._line) == 1)
-        third = (await held_up(door, 1, half_mib))[0]
-        await until(lambda: len(bodies._line) == 2)
-        fourth = (await held_up(door, 1, half_mib))[0]
+        second = (await held_up(receiver, 1, half_mib))[0]
+        await until(lambda: len(bodies._queue) == 1)
+        third = (await held_up(receiver, 1, half_mib))[0]
+        await until(lambda: len(bodies._queue) == 2)
+        fourth = (await held_up(receiver, 1, half_mib))[0]
         assert (await fourth.reply(0.2)).code == "buffer_full"  # the line is full: at once
         assert (await holder.reply()).code == "body_timeout"
         assert (await third.reply()).code == "buffer_full"  # no turn in time
@@ -467,24 +469,26 @@ async def test_large_body_without_a_turn_is_503() -> None:
 
 async def test_waiting_client_gone_leaves_the_line() -> None:
     """Whoever breaks off while waiting for a turn gives it on."""
-    async with running_door(body_bytes_max=65_536, receiver_bytes_max=65_536, body_s_max=5) as door:
-        holder = (await held_up(door, 1))[0]
-        await until(lambda: door.endpoint._intake._bodies._bytes_taken)
-        waiting = (await held_up(door, 1))[0]
-        await until(lambda: len(door.endpoint._intake._bodies._line))
+    async with running_receiver(
+        body_bytes_max=65_536, receiver_bytes_max=65_536, body_s_max=5
+    ) as receiver:
+        holder = (await held_up(receiver, 1))[0]
+        await until(lambda: receiver.endpoint._plain_bodies._bodies._bytes_taken)
+        waiting = (await held_up(receiver, 1))[0]
+        await until(lambda: len(receiver.endpoint._plain_bodies._bodies._queue))
         await waiting.close()
         await holder.send(b" " * (60_000 - len(GOOD)))
         assert (await holder.reply()).status == 202
-        await until(lambda: door.endpoint._intake._bodies._bytes_taken == 0)
-        assert (await door.post(GOOD + b" " * 50_000)).status == 202
+        await until(lambda: receiver.endpoint._plain_bodies._bodies._bytes_taken == 0)
+        assert (await receiver.post(GOOD + b" " * 50_000)).status == 202
 
 
 async def test_turn_given_to_somebody_who_leaves_is_given_on() -> None:
     """A handler cancelled in the moment its turn comes does not keep the bytes."""
     bodies = Bodies(body_bytes_max=65_536, body_s_max=10, all_bytes_max=65_536)
     request: Any = SimpleNamespace(transport=None)
-    await bodies._take_turn(request, 60_000)
-    waiting = asyncio.create_task(bodies._take_turn(request, 60_000))
+    await bodies._wait_for_memory(request, 60_000)
+    waiting = asyncio.create_task(bodies._wait_for_memory(request, 60_000))
     await asyncio.sleep(0)
     bodies.let_go(60_000)
     waiting.cancel()
@@ -495,16 +499,16 @@ async def test_turn_given_to_somebody_who_leaves_is_given_on() -> None:
 
 async def test_bad_chunk_behind_a_post_in_work_ends_only_its_own_request() -> None:
     """A pipelined body that breaks off before its turn: the first post gets its answer."""
-    async with running_door(body_s_max=30) as door:
-        door.inlet.open.clear()
-        client = await door.connect()
+    async with running_receiver(body_s_max=30) as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
         await client.send(post(GOOD))
-        await until(lambda: door.inlet.waiting)
+        await until(lambda: receiver.inlet.waiting)
         await client.send(head(headers=CHUNKED) + b"5\r\n[1,2,\r\n")
         await asyncio.sleep(0.02)
         await client.send(b"nonsense\r\n")
         await asyncio.sleep(0.02)
-        door.inlet.open.set()
+        receiver.inlet.open.set()
         assert (await client.reply(2)).status == 202
         assert (await client.reply(2)).code == "bad_request"
         assert await client.closed()
@@ -513,14 +517,14 @@ async def test_bad_chunk_behind_a_post_in_work_ends_only_its_own_request() -> No
 async def test_gzip_bombs_leave_other_clients_alone() -> None:
     """While bombs are being refused, a plain post is answered quickly."""
     bomb = await asyncio.to_thread(lambda: gzip.compress(bytes(200 * 1024 * 1024), 9))
-    async with running_door() as door:
+    async with running_receiver() as receiver:
 
         async def throw() -> None:
-            reply = await door.post(bomb, headers={"Content-Encoding": "gzip"})
+            reply = await receiver.post(bomb, headers={"Content-Encoding": "gzip"})
             assert (reply.status, reply.code) == (413, "inflated_too_large")
 
         throwing = [asyncio.create_task(throw()) for _ in range(20)]
-        client = await door.connect()
+        client = await receiver.connect()
         took_s = []
         while not all(task.done() for task in throwing):
             before_s = time.perf_counter()
@@ -534,13 +538,13 @@ async def test_gzip_bombs_leave_other_clients_alone() -> None:
 async def test_a_crowd_of_posts_leaves_the_loop_to_others_between() -> None:
     """A writer needs several turns of the loop for a batch: no turn takes in the whole crowd."""
     body = array(*[GOOD] * 150)
-    async with running_door() as door:
-        clients = [await door.connect() for _ in range(100)]
+    async with running_receiver() as receiver:
+        clients = [await receiver.connect() for _ in range(100)]
         for client in clients:
             client.writer.write(post(body))  # at once on its way: the door looks when we wait
         kept = [0]
-        while len(door.inlet.blocks) < len(clients):
+        while len(receiver.inlet.blocks) < len(clients):
             await asyncio.sleep(0)
-            kept.append(len(door.inlet.blocks))
+            kept.append(len(receiver.inlet.blocks))
         most = max(after - before for before, after in pairwise(kept))
-        assert most <= -(-TURN_BYTES // len(body))
+        assert most <= -(-ROUND_BYTES // len(body))

@@ -13,15 +13,15 @@ from ingest.model.reading import Reading
 from ingest.model.rows import encode_reading
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
-from ingest.writer.breaker import Breaker
+from ingest.writer.breaker import CircuitBreaker
 
 WINDOW, ROWS_MAX = 1_000, 200
 FLEET = [f"d{number}" for number in range(50)]
 
 
-def make_breaker() -> Breaker:
+def make_breaker() -> CircuitBreaker:
     """Make a breaker with the service's own numbers."""
-    return Breaker(window_rows=WINDOW, rows_max=ROWS_MAX)
+    return CircuitBreaker(window_rows=WINDOW, rows_max=ROWS_MAX)
 
 
 def encoded(devices: Iterable[str]) -> list[bytes]:
@@ -36,7 +36,7 @@ def fleet(rows: int) -> list[str]:
 
 
 def judged(
-    breaker: Breaker, devices: list[str], bad: Iterable[int], *, received_s: float = 1.0
+    breaker: CircuitBreaker, devices: list[str], bad: Iterable[int], *, received_s: float = 1.0
 ) -> bool:
     """Whether a batch may be isolated; if so it is remembered as written."""
     rows = sorted(bad)
@@ -166,7 +166,7 @@ batches = st.lists(
 def test_verdict_is_that_of_the_rule_taken_literally(script: list[list[tuple[int, bool]]]) -> None:
     """Over 4 of any 20 rows in a row, of over a fifth of their devices, a new one among them."""
     window, rows_max = 20, 4
-    breaker = Breaker(window_rows=window, rows_max=rows_max)
+    breaker = CircuitBreaker(window_rows=window, rows_max=rows_max)
     past: list[tuple[int, bool]] = []
     for batch in script:
         rows = [*past, *batch]

@@ -10,7 +10,7 @@ import structlog
 
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
-from ingest.writer.database_state import Gate
+from ingest.writer.database_state import DatabaseState
 
 AWAY = WriteFailed(Verdict.WAIT, "connection refused")
 HELD = WriteFailed(Verdict.HOLD, "no such table", sqlstate="42P01", reason="schema")
@@ -18,75 +18,106 @@ FULL = WriteFailed(Verdict.HOLD, "no room", reason="dead_letters_full")
 
 
 @pytest.fixture
-def gate() -> Gate:
+def state() -> DatabaseState:
     """Give a gate with the service's own times."""
-    return Gate(wait_s_min=0.1, wait_s_max=10.0, hold_probe_s=5.0)
+    return DatabaseState(wait_s_min=0.1, wait_s_max=10.0, hold_probe_s=5.0)
 
 
-def test_gate_tells_what_the_server_is_like(gate: Gate) -> None:
+def test_gate_tells_what_the_server_is_like(state: DatabaseState) -> None:
     """Every way from one state to another; a reason only while on hold."""
-    assert (gate.is_open, gate.up, gate.hold_reason) == (True, True, None)
-    gate.failed(AWAY)
-    assert (gate.is_open, gate.up, gate.hold_reason) == (False, False, None)
-    gate.failed(HELD)
-    assert (gate.is_open, gate.up, gate.hold_reason) == (False, True, "schema")
-    gate.failed(FULL)
-    assert (gate.is_open, gate.hold_reason, gate.message) == (False, "dead_letters_full", "no room")
-    gate.failed(AWAY)
-    assert (gate.up, gate.hold_reason, gate.message) == (False, None, "connection refused")
-    gate.opened()
-    assert (gate.is_open, gate.up, gate.reason, gate.message) == (True, True, "", "")
+    assert (state.is_open, state.up, state.hold_reason) == (
+        True,
+        True,
+        None,
+    )
+    state.failed(AWAY)
+    assert (state.is_open, state.up, state.hold_reason) == (
+        False,
+        False,
+        None,
+    )
+    state.failed(HELD)
+    assert (state.is_open, state.up, state.hold_reason) == (
+        False,
+        True,
+        "schema",
+    )
+    state.failed(FULL)
+    assert (state.is_open, state.hold_reason, state.message) == (
+        False,
+        "dead_letters_full",
+        "no room",
+    )
+    state.failed(AWAY)
+    assert (state.up, state.hold_reason, state.message) == (
+        False,
+        None,
+        "connection refused",
+    )
+    state.opened()
+    assert (
+        state.is_open,
+        state.up,
+        state.reason,
+        state.message,
+    ) == (True, True, "", "")
 
 
-def test_only_wait_is_away_and_all_other_verdicts_hold(gate: Gate) -> None:
+def test_only_wait_is_away_and_all_other_verdicts_hold(state: DatabaseState) -> None:
     """What the writer cannot deal with holds: an unknown code after its tries too."""
     for verdict in (Verdict.HOLD, Verdict.UNKNOWN, Verdict.ISOLATE):
-        gate.failed(WriteFailed(verdict, "", reason=verdict.value))
-        assert gate.hold_reason == verdict.value
+        state.failed(WriteFailed(verdict, "", reason=verdict.value))
+        assert state.hold_reason == verdict.value
 
 
-def test_answer_of_a_probe_opens_after_waiting_and_never_after_a_hold(gate: Gate) -> None:
+def test_answer_of_a_probe_opens_after_waiting_and_never_after_a_hold(
+    state: DatabaseState,
+) -> None:
     """A failed batch proves that the server is there; it proves nothing about the hold."""
     retry = WriteFailed(Verdict.RETRY, "deadlock")
-    gate.failed(AWAY)
-    gate.answered(AWAY)
-    gate.answered(HELD)
-    assert not gate.is_open
-    gate.answered(retry)
-    assert gate.is_open
-    gate.failed(HELD)
-    gate.answered(retry)
-    assert gate.hold_reason == "schema"
+    state.failed(AWAY)
+    state.answered(AWAY)
+    state.answered(HELD)
+    assert not state.is_open
+    state.answered(retry)
+    assert state.is_open
+    state.failed(HELD)
+    state.answered(retry)
+    assert state.hold_reason == "schema"
 
 
-def test_pause_grows_while_the_server_is_away_within_its_bounds(gate: Gate) -> None:
+def test_pause_grows_while_the_server_is_away_within_its_bounds(
+    state: DatabaseState,
+) -> None:
     """Full jitter below a ceiling that doubles from 0.1 s to 10 s, never near nothing."""
     for tries in range(12):
-        gate.failed(AWAY)
+        state.failed(AWAY)
         ceiling_s = min(10.0, 0.1 * 2**tries)
-        pauses = [gate.pause_s() for _ in range(200)]
+        pauses = [state.pause_s() for _ in range(200)]
         assert ceiling_s / 10 <= min(pauses) < ceiling_s / 3
         assert ceiling_s * 2 / 3 < max(pauses) <= ceiling_s
-    gate.opened()
-    gate.failed(AWAY)
-    assert gate.pause_s() <= 0.1, "a new outage begins with a short pause"
+    state.opened()
+    state.failed(AWAY)
+    assert state.pause_s() <= 0.1, "a new outage begins with a short pause"
 
 
-def test_pause_on_hold_is_steady(gate: Gate) -> None:
+def test_pause_on_hold_is_steady(state: DatabaseState) -> None:
     """An operator's fault is mended by hand: every 5 s is soon enough, and never slower."""
     for _ in range(20):
-        gate.failed(HELD)
-        assert gate.pause_s() == 5.0
+        state.failed(HELD)
+        assert state.pause_s() == 5.0
 
 
-def test_one_line_tells_of_a_hold_or_outage_however_many_tries(gate: Gate) -> None:
+def test_one_line_tells_of_a_hold_or_outage_however_many_tries(
+    state: DatabaseState,
+) -> None:
     """Logs say what changed: one line when it begins, one when it ends, with how long it took."""
     with structlog.testing.capture_logs() as lines:
         for failure in (AWAY, HELD, FULL):
             for _ in range(50):
-                gate.failed(failure)
-        gate.opened()
-        gate.opened()
+                state.failed(failure)
+        state.opened()
+        state.opened()
     assert [line["event"] for line in lines] == [
         "database_away",
         "on_hold",
@@ -98,14 +129,14 @@ def test_one_line_tells_of_a_hold_or_outage_however_many_tries(gate: Gate) -> No
     assert lines[3]["after_s"] >= 0
 
 
-async def test_prober_is_one_at_a_time(gate: Gate) -> None:
+async def test_prober_is_one_at_a_time(state: DatabaseState) -> None:
     """A server that comes back meets one client, not a crowd."""
-    gate.failed(AWAY)
+    state.failed(AWAY)
     probing = 0
 
     async def probe() -> None:
         nonlocal probing
-        async with gate.probing:
+        async with state.probing:
             probing += 1
             assert probing == 1
             await asyncio.sleep(0.001)
@@ -114,21 +145,21 @@ async def test_prober_is_one_at_a_time(gate: Gate) -> None:
     await asyncio.gather(*(probe() for _ in range(10)))
 
 
-async def paused_s(gate: Gate, halted: asyncio.Event) -> float:
+async def paused_s(state: DatabaseState, halted: asyncio.Event) -> float:
     """Return how long a pause took, in seconds."""
     began_s = monotonic_s()
     async with asyncio.timeout(2):
-        await gate.pause(halted)
+        await state.pause(halted)
     return monotonic_s() - began_s
 
 
 async def test_pause_ends_by_itself_by_a_nudge_or_by_the_stop() -> None:
     """`ingest hold release` and SIGTERM do not wait for the next probe."""
     loop, halted = asyncio.get_running_loop(), asyncio.Event()
-    short = Gate(wait_s_min=0.02, wait_s_max=0.02, hold_probe_s=0.02)
+    short = DatabaseState(wait_s_min=0.02, wait_s_max=0.02, hold_probe_s=0.02)
     short.failed(HELD)
     assert 0.015 <= await paused_s(short, halted) < 1
-    long = Gate(wait_s_min=60, wait_s_max=60, hold_probe_s=60)
+    long = DatabaseState(wait_s_min=60, wait_s_max=60, hold_probe_s=60)
     long.failed(HELD)
     for end in (long.nudge, long.nudge, halted.set):  # a nudge serves one pause
         loop.call_later(0.01, end)
@@ -138,9 +169,9 @@ async def test_pause_ends_by_itself_by_a_nudge_or_by_the_stop() -> None:
 
 async def test_pause_cancelled_leaves_no_task_behind() -> None:
     """A prober that is cancelled takes its two waits with it."""
-    gate = Gate(wait_s_min=60, wait_s_max=60, hold_probe_s=60)
+    state = DatabaseState(wait_s_min=60, wait_s_max=60, hold_probe_s=60)
     before = asyncio.all_tasks()
-    task = asyncio.create_task(gate.pause(asyncio.Event()))
+    task = asyncio.create_task(state.pause(asyncio.Event()))
     await asyncio.sleep(0.001)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -149,35 +180,37 @@ async def test_pause_cancelled_leaves_no_task_behind() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_wait_for_a_hold_gives_its_reason(gate: Gate) -> None:
+async def test_wait_for_a_hold_gives_its_reason(state: DatabaseState) -> None:
     """The door answers `database_on_hold` at once, not at the end of its wait."""
-    waiting = asyncio.create_task(gate.wait_hold())
-    gate.failed(AWAY)
+    waiting = asyncio.create_task(state.wait_hold())
+    state.failed(AWAY)
     await asyncio.sleep(0.001)
     assert not waiting.done()
-    gate.failed(HELD)
+    state.failed(HELD)
     assert await waiting == "schema"
-    assert await gate.wait_hold() == "schema"
+    assert await state.wait_hold() == "schema"
 
 
-async def test_wait_for_a_hold_that_was_over_in_a_moment_goes_on(gate: Gate) -> None:
+async def test_wait_for_a_hold_that_was_over_in_a_moment_goes_on(
+    state: DatabaseState,
+) -> None:
     """A reason is never empty, and a hold that is over is none."""
-    waiting = asyncio.create_task(gate.wait_hold())
+    waiting = asyncio.create_task(state.wait_hold())
     await asyncio.sleep(0)
-    gate.failed(HELD)
-    gate.opened()
+    state.failed(HELD)
+    state.opened()
     await asyncio.sleep(0.001)
     assert not waiting.done()
-    gate.failed(FULL)
+    state.failed(FULL)
     assert await waiting == "dead_letters_full"
 
 
-async def test_wait_for_a_hold_can_be_cancelled(gate: Gate) -> None:
+async def test_wait_for_a_hold_can_be_cancelled(state: DatabaseState) -> None:
     """The client hung up; others still learn of the hold."""
-    waits: list[asyncio.Task[Any]] = [asyncio.create_task(gate.wait_hold()) for _ in range(2)]
+    waits: list[asyncio.Task[Any]] = [asyncio.create_task(state.wait_hold()) for _ in range(2)]
     await asyncio.sleep(0)
     waits[0].cancel()
-    gate.failed(HELD)
+    state.failed(HELD)
     results = await asyncio.gather(*waits, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
     assert results[1] == "schema"

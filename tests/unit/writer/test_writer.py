@@ -31,9 +31,9 @@ async def test_posts_are_answered_once_stored() -> None:
     await path.until(path.resolved)
     assert [await ack.wait() for ack in acks] == [Outcome()] * 3
     assert kinds(path) == [("copy", 36)]
-    assert path.metrics.committed == 36
-    assert path.metrics.flushes == {"count": 0, "time": 0, "backlog": 1, "drain": 0}
-    assert sum(path.metrics.commit_s.counts) == 3
+    assert path.ledger.committed == 36
+    assert path.ledger.flushes == {"count": 0, "time": 0, "backlog": 1, "drain": 0}
+    assert sum(path.ledger.commit_s.counts) == 3
     await path.drain()
     await path.check()
 
@@ -45,7 +45,7 @@ async def test_rows_stored_by_a_lost_commit_count_as_duplicates() -> None:
     path.start(1)
     await path.until(path.resolved)
     assert kinds(path) == [("copy", 10), ("idempotent", 10)]
-    assert (path.metrics.committed, path.metrics.duplicate) == (0, 10)
+    assert (path.ledger.committed, path.ledger.duplicate) == (0, 10)
     await path.drain()
     await path.check()
 
@@ -62,7 +62,7 @@ async def test_bad_rows_are_named_to_their_own_post_and_the_rest_is_stored() -> 
         Outcome((Refusal(0, "23514", "not that value"), Refusal(4, "23514", "not that value"))),
         Outcome((Refusal(1, "23514", "not that value"),)),
     ]
-    assert path.metrics.dead_lettered[REFUSED] == 3
+    assert path.ledger.dead_lettered[REFUSED] == 3
     assert [letter.item for letter in path.letters.letters] == [0, 4, 1]
     assert {letter.code for letter in path.letters.letters} == {"23514"}
     await path.drain()
@@ -84,7 +84,7 @@ async def test_large_batch_with_a_bad_row_is_cut_at_block_borders() -> None:
         ("isolating", 20),
         ("copy", 30),
     ]
-    assert path.metrics.retries["isolate"] == 3
+    assert path.ledger.retries["isolate"] == 3
     await path.drain()
     await path.check()
 
@@ -112,13 +112,13 @@ async def test_batch_that_always_fails_is_set_aside_after_its_retries(retries_ma
     await path.until(path.resolved)
     assert await ack.wait() == Outcome(set_aside=True)
     assert script.calls == retries_max + 1
-    assert path.metrics.dead_lettered[EXHAUSTED] == 10
-    assert path.metrics.retries["retry"] == retries_max + 1
+    assert path.ledger.dead_lettered[EXHAUSTED] == 10
+    assert path.ledger.retries["retry"] == retries_max + 1
     assert [each.item for each in path.letters.letters] == list(range(10))
     assert {(each.code, each.attempts) for each in path.letters.letters} == {
         ("57014", retries_max + 1)
     }
-    assert path.gate.is_open
+    assert path.database_state.is_open
     await path.drain()
     await path.check()
 
@@ -142,11 +142,11 @@ async def test_writing_holds_while_nothing_can_be_set_aside(
     ack = await path.post(10, bad=() if exhausted else (2,))
     path.start(2)
     await path.until(lambda: path.letters.failing < 7)
-    assert path.gate.hold_reason == reason
+    assert path.database_state.hold_reason == reason
     assert not ack.resolved
-    assert (path.letters.letters, path.metrics.held, path.table) == ([], 10, {})
+    assert (path.letters.letters, path.ledger.held, path.table) == ([], 10, {})
     await path.until(path.resolved)  # the operator made room
-    assert path.gate.is_open
+    assert path.database_state.is_open
     await path.drain()
     await path.check()
 
@@ -160,7 +160,7 @@ async def test_rows_set_aside_by_an_append_that_lost_its_answer_are_kept_once() 
     path.start(2)
     await path.until(path.resolved)
     assert path.letters.appends == 2
-    assert path.metrics.dead_lettered[REFUSED] == len(path.letters.letters) == 2
+    assert path.ledger.dead_lettered[REFUSED] == len(path.letters.letters) == 2
     await path.drain()
     await path.check()
 
@@ -175,16 +175,16 @@ async def test_unknown_code_is_tried_a_few_times_and_then_held(
     path = Writing(script, unknown_tries_max=tries_max, retries_max=retries_max, hold_probe_s=60)
     await path.post(10)
     path.start(2)
-    await path.until(lambda: path.gate.hold_reason is not None)
-    assert (script.calls, path.gate.hold_reason) == (tries_max, script.failure().reason)
-    assert path.metrics.retries["retry"] == tries_max - 1
-    assert path.metrics.retries["hold"] == 1
-    assert path.metrics.held == 10
-    path.gate.nudge()
-    await path.until(lambda: path.metrics.retries["hold"] == 2)
+    await path.until(lambda: path.database_state.hold_reason is not None)
+    assert (script.calls, path.database_state.hold_reason) == (tries_max, script.failure().reason)
+    assert path.ledger.retries["retry"] == tries_max - 1
+    assert path.ledger.retries["hold"] == 1
+    assert path.ledger.held == 10
+    path.database_state.nudge()
+    await path.until(lambda: path.ledger.retries["hold"] == 2)
     assert script.calls == tries_max + 1, "on hold one try a probe"
     script.heal()
-    path.gate.nudge()
+    path.database_state.nudge()
     await path.until(path.resolved)
     await path.drain()
     await path.check()
@@ -198,7 +198,7 @@ async def test_hold_is_probed_with_one_batch_by_one_writer() -> None:
     for _ in range(10):
         await path.post(20)
     path.start(2)
-    await path.until(lambda: path.gate.hold_reason is not None)
+    await path.until(lambda: path.database_state.hold_reason is not None)
     in_hand: list[int] = []
 
     def look() -> None:
@@ -208,7 +208,7 @@ async def test_hold_is_probed_with_one_batch_by_one_writer() -> None:
     script.hooks = dict.fromkeys(range(script.calls + 3, script.calls + 20), look)
     await path.until(lambda: len(in_hand) > 5)
     assert set(in_hand) == {20}
-    assert path.metrics.held == 200
+    assert path.ledger.held == 200
     script.hooks = {}
     script.heal()
     await path.until(path.resolved)
@@ -221,9 +221,9 @@ async def test_hold_ends_though_readings_lie_where_nobody_can_read_them() -> Non
     path = Writing(hold_probe_s=0.005)
     stats = path.buffer.stats
     path.buffer.stats = lambda: stats()._replace(rows=50)  # type: ignore[method-assign]
-    path.gate.failed(WriteFailed(Verdict.HOLD, "no such table", sqlstate="42P01"))
+    path.database_state.failed(WriteFailed(Verdict.HOLD, "no such table", sqlstate="42P01"))
     path.start(2)
-    await path.until(lambda: path.gate.is_open)
+    await path.until(lambda: path.database_state.is_open)
     await path.drain()
 
 
@@ -233,14 +233,14 @@ async def test_server_that_lets_in_and_refuses_to_write_meets_slower_and_slower_
     path = Writing(script, wait_s_min=0.005, wait_s_max=0.5)
     await path.post(5)
     states: list[str] = []
-    script.hooks = dict.fromkeys(range(1, 200), lambda: states.append(path.gate.state))
+    script.hooks = dict.fromkeys(range(1, 200), lambda: states.append(path.database_state.state))
     path.start(2)
     await asyncio.sleep(0.4)
     assert set(states[1:]) == {"wait"}
     assert 3 < len(states) < 20
-    assert path.metrics.held == 5
+    assert path.ledger.held == 5
     script.heal()
-    path.gate.nudge()
+    path.database_state.nudge()
     await path.until(path.resolved)
     await path.drain()
     await path.check()
@@ -254,11 +254,11 @@ async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_s
     path = Writing(script, retry_s_max=60, wait_s_min=30, wait_s_max=60)
     await path.post(10)
     path.start(1)
-    await path.until(lambda: path.metrics.retries["retry"] == 1)
-    path.gate.failed(WriteFailed(Verdict.WAIT, "gone"))
+    await path.until(lambda: path.ledger.retries["retry"] == 1)
+    path.database_state.failed(WriteFailed(Verdict.WAIT, "gone"))
     await path.until(lambda: path.buffer.rows_waiting == 10)
     assert script.calls == 1
-    path.gate.nudge()
+    path.database_state.nudge()
     await path.until(path.resolved)
     await path.drain()
     await path.check()
@@ -267,12 +267,12 @@ async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_s
 async def test_answer_to_a_write_from_before_does_not_open_the_gate() -> None:
     """Another writer found the server gone while this one's batch was failing: still gone."""
     path = Writing(Script(1, Verdict.RETRY), wait_s_min=60, wait_s_max=60)
-    path.script.hooks[1] = lambda: path.gate.failed(WriteFailed(Verdict.WAIT, "gone"))
+    path.script.hooks[1] = lambda: path.database_state.failed(WriteFailed(Verdict.WAIT, "gone"))
     await path.post(10)
     path.start(1)
     await path.until(lambda: path.script.calls == 1 and path.buffer.rows_waiting == 10)
-    assert path.gate.state == "wait"
-    path.gate.nudge()
+    assert path.database_state.state == "wait"
+    path.database_state.nudge()
     await path.until(path.resolved)
     await path.drain()
     await path.check()
@@ -283,14 +283,14 @@ async def test_breaker_trips_before_anything_is_set_aside() -> None:
     path = Writing(batch_rows=20, batch_rows_max=1000)
     await path.post(1000, bad=tuple(range(0, 1000, 2)))
     path.start(2)
-    await path.until(lambda: path.gate.hold_reason is not None)
-    assert path.gate.hold_reason == "breaker"
-    await path.until(lambda: path.metrics.retries["hold"] > 2)
-    assert (path.letters.appends, path.table, path.metrics.held) == (0, {}, 1000)
+    await path.until(lambda: path.database_state.hold_reason is not None)
+    assert path.database_state.hold_reason == "breaker"
+    await path.until(lambda: path.ledger.retries["hold"] > 2)
+    assert (path.letters.appends, path.table, path.ledger.held) == (0, {}, 1000)
     path.breaker.release(received_until_s=monotonic_s())
-    path.gate.nudge()
+    path.database_state.nudge()
     await path.until(path.resolved)
-    assert path.metrics.dead_lettered[REFUSED] == 500
+    assert path.ledger.dead_lettered[REFUSED] == 500
     await path.drain()
     await path.check()
 
@@ -304,16 +304,16 @@ async def test_release_with_dead_letters_is_for_all_that_is_held_however_many_ba
     for _ in range(30):
         await path.post(100, bad=tuple(range(100)))
     path.start(2)
-    await path.until(lambda: path.gate.hold_reason == "breaker")
+    await path.until(lambda: path.database_state.hold_reason == "breaker")
     path.breaker.release(received_until_s=monotonic_s())
-    holds = path.metrics.retries["hold"]
-    path.gate.nudge()
+    holds = path.ledger.retries["hold"]
+    path.database_state.nudge()
     for _ in range(200):
         await path.post(50)
         await asyncio.sleep(0)
     await path.until(path.resolved)
-    assert path.metrics.dead_lettered[REFUSED] == 3_000
-    assert path.metrics.retries["hold"] - holds < 3  # of probes that were under way
+    assert path.ledger.dead_lettered[REFUSED] == 3_000
+    assert path.ledger.retries["hold"] - holds < 3  # of probes that were under way
     await path.drain()
     await path.check()
 
@@ -324,9 +324,9 @@ async def test_many_small_posts_of_refused_rows_set_aside_no_more_than_the_break
     for _ in range(100):
         await path.post(10, bad=tuple(range(10)))
     path.start(2)
-    await path.until(lambda: path.gate.hold_reason == "breaker")
-    await path.until(lambda: path.metrics.retries["hold"] > 3)
-    assert path.metrics.dead_lettered[REFUSED] <= 200
+    await path.until(lambda: path.database_state.hold_reason == "breaker")
+    await path.until(lambda: path.ledger.retries["hold"] > 3)
+    assert path.ledger.dead_lettered[REFUSED] <= 200
     await path.check()
     await path.halt()
     await path.check()
@@ -341,8 +341,8 @@ async def test_one_device_gone_mad_does_not_stop_the_others() -> None:
         await path.post(50 if mad else 10, bad=tuple(range(50)) if mad else (), device_id=device_id)
     path.start(2)
     await path.until(path.resolved)
-    assert path.metrics.dead_lettered[REFUSED] == 150
-    assert path.metrics.retries["hold"] == 0
+    assert path.ledger.dead_lettered[REFUSED] == 150
+    assert path.ledger.retries["hold"] == 0
     await path.drain()
     await path.check()
 
@@ -353,8 +353,8 @@ async def test_row_refused_even_row_by_row_is_held_not_dropped() -> None:
     await path.post(3)
     path.start(1)
     await path.until(lambda: path.script.fired > 5)
-    assert path.gate.hold_reason == path.script.failure().reason
-    assert (path.letters.appends, path.metrics.held) == (0, 3)
+    assert path.database_state.hold_reason == path.script.failure().reason
+    assert (path.letters.appends, path.ledger.held) == (0, 3)
     path.script.heal()
     await path.until(path.resolved)
     await path.drain()

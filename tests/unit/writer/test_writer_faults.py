@@ -55,7 +55,7 @@ async def test_no_reading_is_lost_or_doubled_when_any_call_fails_once(
         await all_answered(path)
         assert len(path.table) == ROWS - BAD_ROWS
         assert path.letters.rows(REFUSED) == BAD_ROWS == len(path.letters.letters)
-        assert path.gate.is_open
+        assert path.database_state.is_open
         if not path.script.fired:
             return
     pytest.fail("the sweep did not come to a clean run")
@@ -72,9 +72,9 @@ async def test_no_reading_is_lost_or_doubled_when_every_call_from_one_on_fails(
         await path.check()
         struck = path.script.fired
         if verdict is Verdict.WAIT and struck:
-            assert path.gate.state == "wait"
+            assert path.database_state.state == "wait"
         elif verdict is not Verdict.RETRY and struck:
-            assert path.gate.state == "hold"
+            assert path.database_state.state == "hold"
         path.script.heal()
         await all_answered(path)
         if verdict is not Verdict.RETRY:

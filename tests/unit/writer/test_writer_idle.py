@@ -42,9 +42,9 @@ async def test_server_that_goes_and_comes_is_noticed_without_a_post() -> None:
     for sink in path.sinks:
         sink.inner.is_open = False
     script.at, script.forever = script.calls + 1, True
-    await path.until(lambda: not path.gate.up)
+    await path.until(lambda: not path.database_state.up)
     script.heal()
-    await path.until(lambda: path.gate.is_open)
+    await path.until(lambda: path.database_state.is_open)
     assert opened(path) == 1
     await path.drain()
 
@@ -55,7 +55,7 @@ async def test_line_that_is_not_needed_is_not_opened() -> None:
     path = await idle(script)
     script.at, script.forever = script.calls + 1, True
     await asyncio.sleep(0.2)
-    assert (script.fired, path.gate.state, opened(path)) == (0, "open", 1)
+    assert (script.fired, path.database_state.state, opened(path)) == (0, "open", 1)
     await path.drain()
 
 
@@ -68,7 +68,7 @@ async def test_error_that_passes_puts_nothing_on_hold() -> None:
     for sink in path.sinks:
         sink.inner.is_open = False
     await path.until(lambda: script.fired > 3)
-    assert path.gate.is_open
+    assert path.database_state.is_open
     script.heal()
     await path.until(lambda: opened(path) == 1)
     await path.drain()
@@ -77,14 +77,14 @@ async def test_error_that_passes_puts_nothing_on_hold() -> None:
 class OneSeat:
     """Lets a sink in only while the other one is out, like a role that may have one connection."""
 
-    def __init__(self, mine: ScriptedSink, other: ScriptedSink, door: asyncio.Lock) -> None:
-        self._mine, self._other, self._door = mine, other, door
+    def __init__(self, mine: ScriptedSink, other: ScriptedSink, receiver: asyncio.Lock) -> None:
+        self._mine, self._other, self._receiver = mine, other, receiver
         self._open, self._write = mine.open, mine.write
         self.refused = 0
 
     async def open(self) -> None:
         """Connect."""
-        async with self._door:
+        async with self._receiver:
             if not self._mine.is_open and self._other.is_open:
                 self.refused += 1
                 raise WriteFailed(Verdict.WAIT, "too many connections", reason=TOO_MANY_CONNECTIONS)
@@ -99,8 +99,8 @@ class OneSeat:
 def seat(path: Writing) -> list[OneSeat]:
     """Let both writers of a path share one seat."""
     first, second = path.sinks
-    door = asyncio.Lock()  # no two of them find it free at once
-    seats = [OneSeat(first, second, door), OneSeat(second, first, door)]
+    receiver = asyncio.Lock()  # no two of them find it free at once
+    seats = [OneSeat(first, second, receiver), OneSeat(second, first, receiver)]
     for sink, its in zip(path.sinks, seats, strict=True):
         sink.open, sink.write = its.open, its.write  # type: ignore[method-assign]
     return seats
@@ -114,14 +114,14 @@ async def test_writer_that_is_not_let_in_leaves_the_gate_to_the_one_who_is() -> 
     for _ in range(200):
         await path.post(5)
         await asyncio.sleep(0)
-        states.add(path.gate.state)
+        states.add(path.database_state.state)
     await path.until(path.resolved)
     await path.until(lambda: sum(each.refused for each in seats) > 3)
     assert (states, opened(path)) == ({"open"}, 1)
     for sink in path.sinks:
         sink.inner.is_open = False
     await path.until(lambda: opened(path) == 1)
-    assert path.gate.is_open
+    assert path.database_state.is_open
     await path.post(5)
     await path.until(path.resolved)
     async with asyncio.timeout(1):
@@ -132,7 +132,7 @@ async def test_writer_that_is_not_let_in_leaves_the_gate_to_the_one_who_is() -> 
 async def test_stop_waits_for_no_server_if_nothing_is_to_be_written() -> None:
     """A pause between probes, or one after the other, would be most of a drain's time."""
     path = Writing(Script(1, forever=True), wait_s_min=60, wait_s_max=60)
-    path.gate.failed(WriteFailed(Verdict.WAIT, "gone"))
+    path.database_state.failed(WriteFailed(Verdict.WAIT, "gone"))
     path.start(2)
     await asyncio.sleep(0.05)
     async with asyncio.timeout(1):
@@ -144,14 +144,14 @@ async def test_stop_cuts_a_connect_that_nobody_answers(verdict: Verdict | None) 
     """Nothing is to be written. That it was cut is not told as a database that went away."""
     path = Writing(Script(1, where=HANG, forever=True))
     if verdict is not None:
-        path.gate.failed(WriteFailed(verdict, "as it was"))
-    before = (path.gate.state, path.gate.message)
+        path.database_state.failed(WriteFailed(verdict, "as it was"))
+    before = (path.database_state.state, path.database_state.message)
     path.start(2)
     await path.until(lambda: path.script.fired == 1)
     with structlog.testing.capture_logs() as lines:
         async with asyncio.timeout(1):
             await path.drain()
-    assert (path.gate.state, path.gate.message) == before
+    assert (path.database_state.state, path.database_state.message) == before
     assert lines == []
     assert path.script.fired == 1  # the other writer, which waited for its turn, does not begin
 

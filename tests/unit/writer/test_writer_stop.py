@@ -20,7 +20,7 @@ async def test_writers_end_when_the_buffer_is_shut_and_empty() -> None:
     path.script.heal()
     await path.drain()
     assert path.resolved()
-    assert path.metrics.held == 0
+    assert path.ledger.held == 0
     await path.check()
 
 
