@@ -1,4 +1,4 @@
-"""The composition roots: they make the parts, connect them, and start and stop them in order.
+"""The composition roots: what makes the parts, connects them, and starts and stops them in order.
 
 Imports anything but cli. Only cli imports it.
 """

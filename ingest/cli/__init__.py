@@ -1,4 +1,4 @@
-"""The command line: `main` reads the arguments, and each command has a file of its own.
+"""The command line: `main`, and one file a command.
 
 Imports anything. Nothing imports it but `ingest.__main__`.
 """

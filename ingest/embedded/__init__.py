@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: its programs, its data, its process.
+"""The embedded PostgreSQL: its programs, data and process.
 
 Imports the ground. app and cli may import it.
 """

@@ -287,3 +287,25 @@ def subclasses(files: Files, base: str) -> Iterator[tuple[str, str]]:
                 ast.unparse(each) for each in node.bases
             ]:
                 yield str(path), node.name
+
+
+def layers_table() -> str:
+    """Return the layers of `ingest`, from above, as DESIGN.md shows them."""
+    lines = ["| layer | folder | holds | alone knows |", "| --- | --- | --- | --- |"]
+    for row in range(len(LAYERS["ingest"]), 0, -1):
+        for name in LAYERS["ingest"][row - 1]:
+            docstring = ast.get_docstring(ast.parse(_init_of(name).read_text())) or ""
+            holds = docstring.partition("\n")[0].partition(": ")[2].rstrip(".")
+            alone = ", ".join(
+                f"`{each}`" for each, at in LIBRARIES.items() if at == f"ingest/{name}"
+            )
+            lines.append(f"| {row} | `{name}` | {holds} | {alone or '-'} |")
+    return "\n".join(lines)
+
+
+def _init_of(folder: str) -> Path:
+    return REPOSITORY / "ingest" / folder / "__init__.py"
+
+
+if __name__ == "__main__":
+    print(layers_table())  # noqa: T201

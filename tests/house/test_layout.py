@@ -26,6 +26,7 @@ from tests.house.layout import (
     imports_go_down,
     init_is_a_docstring,
     keeps_to_public_names,
+    layers_table,
     lists_said_twice,
     long_files,
     made_elsewhere,
@@ -266,3 +267,9 @@ def test_every_contract_has_a_suite() -> None:
     suites = "".join(path.read_text() for path in (REPOSITORY / "tests/contract").glob("*.py"))
     assert contracts
     assert {name for name in contracts if not re.search(rf"\b{name}\b", suites)} == set()
+
+
+def test_design_shows_the_layers_of_the_rule() -> None:
+    """`python -m tests.house.layout` prints the table."""
+    shown = (REPOSITORY / "DESIGN.md").read_text().split("<!-- generated: layers -->")[1]
+    assert shown.split("<!-- end -->")[0].strip() == layers_table()
