@@ -25,8 +25,8 @@ COLUMNS = (
     "rows/s",
     "p50 ms",
     "p99 ms",
-    "its CPU, us a reading",
-    "PostgreSQL's",
+    "CPU of the service, us per reading",
+    "CPU of PostgreSQL, us per reading",
     "peak memory, MiB",
 )
 _REGION = re.compile(r"(<!-- measured: sizing -->\n).*?(<!-- end measured -->)", re.DOTALL)

@@ -39,7 +39,9 @@ class Settings:
     """All settings of the service; see each field's reason. Times in seconds, sizes in bytes."""
 
     listen: str = setting(
-        "127.0.0.1:8080", "data port, HOST:PORT; port 0: any free port", opens="Places"
+        "127.0.0.1:8080",
+        "data port, HOST:PORT; port 0: any free port",
+        opens="Addresses, folders, database",
     )
     admin_listen: str = setting("127.0.0.1:8081", "admin port: probes, metrics, dashboard")
     admin_token: str = setting(

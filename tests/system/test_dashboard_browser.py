@@ -169,7 +169,7 @@ async def test_dead_letters_are_shown_in_full_replayed_and_discarded_after_a_que
         await page.check("#letters-all")
         await page.click("#discard")
         await page.click("#ask-yes")
-        await seen.wait_text("#letters-note", "1 letters discarded")
+        await seen.wait_text("#letters-note", "1 dead letters discarded")
         await seen.wait_text("#letters-empty", "No dead letters")
         await service.wait_sample("ingest_dlq_readings", 0)
 
@@ -432,7 +432,7 @@ async def test_what_waits_for_the_table_is_not_called_dealt_with(
         async with readings_connection.transaction():
             await readings_connection.execute("lock table readings")
             assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 202
-            await seen.wait_text("#state-text", "1 readings are kept (0 % of the journal) and are")
+            await seen.wait_text("#state-text", "1 readings are kept (0 % of the journal). They")
         await seen.wait_text("#state-text", "None is waiting")
 
 

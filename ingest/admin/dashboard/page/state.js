@@ -13,6 +13,10 @@ const WORDS = {
 const HOLDS = {
   schema: "The table is not as the service needs it. Fix the table; `./run schema show` prints the difference.",
   breaker: "The database refuses more than one row in five. Fix the constraint. If the rows are really bad, move them to the dead letters: `./run hold release --dead-letter`.",
+  permission: "The role may not write. An administrator runs `./run schema apply --role ROLE`.",
+  authentication: "The database refuses the password or the role. Correct the role; or correct `database_url` and restart the service.",
+  database_missing: "There is no such database. Create it; or correct `database_url` and restart the service.",
+  not_durable: "The database can lose committed readings in a crash. `./run doctor` says what to set.",
   dead_letters_full: "The dead letters are full. Replay or discard some below, or raise dlq_bytes_max.",
   dead_letters_broken: "The dead letters cannot be written. Check the disk of the state folder.",
 };
