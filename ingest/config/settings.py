@@ -160,7 +160,7 @@ class Settings:
         1_000, "the circuit breaker looks at this many last rows", within=(1, 1_000_000)
     )
     breaker_rows_max: int = setting(
-        200, "more refused rows than this, of several devices: on hold", within=(1, 1_000_000)
+        200, "more refused rows than this, of several devices, pause writes", within=(1, 1_000_000)
     )
     drain_s_max: float = setting(20.0, "at a stop: time to empty the buffer", within=(0, 600))
 
