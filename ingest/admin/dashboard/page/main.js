@@ -29,7 +29,7 @@ const CURVES = [
     { name: "flush_ms", label: "time", tone: "t5" }] },
   { id: "c-dead", title: "Dead letters", unit: "readings per second, by reason", tell: rate, series: [
     { name: "dead_invalid", label: "invalid", tone: "t3" }, { name: "dead_refused_by_database", label: "refused", tone: "t4" },
-    { name: "dead_retries_exhausted", label: "retries exhausted", tone: "t5" }, { name: "dead_drained", label: "drained", tone: "t6" }] },
+    { name: "dead_retries_exhausted", label: "retries", tone: "t5" }, { name: "dead_drained", label: "drained", tone: "t6" }] },
   { id: "c-retries", title: "Retries", unit: "failed writes per second", tell: rate, series: [
     { name: "retries", label: "failed", tone: "t4" }] },
 ];
@@ -62,7 +62,7 @@ function showFigures(news) {
   figure("committed", "Committed", `${short(value("committed"))}/s`, `${count(sum.committed)} rows`);
   figure("duplicate", "Duplicate", `${short(value("duplicate"))}/s`, `${count(sum.duplicate)} readings`);
   figure("rejected", "Rejected", `${short(value("rejected"))}/s`, `${count(sum.rejected)} readings`, value("rejected") ? "warn" : "");
-  figure("commit", "Commit latency", ms(value("commit_p99_ms")), `p99 (p50: ${ms(value("commit_p50_ms"))})`);
+  figure("commit", "Commit latency", ms(value("commit_p99_ms")), `p99, p50 ${ms(value("commit_p50_ms"))}`);
   figure("flush", "Mean batch", short(value("flush_rows")), `rows in ${ms(value("flush_ms"))}`);
   figure("buffer", "Buffer", `${fill && fill < 10 ? fill.toFixed(1) : Math.round(fill)} %`, value("buffer_rows") ? `oldest ${duration(value("oldest_s"))}` : "empty", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   figure("retries", "Retries", `${short(value("retries"))}/s`, "failed writes", value("retries") ? "warn" : "");
