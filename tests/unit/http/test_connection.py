@@ -219,7 +219,7 @@ async def port(
     """Run a bare port with the short way, and a client of it."""
 
     class Lets:
-        def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+        def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
             asyncio.get_running_loop().call_soon(begin)
             return True
 

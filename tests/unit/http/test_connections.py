@@ -173,7 +173,7 @@ async def test_slow_head_within_its_time_is_served() -> None:
 class Open:
     """A door that lets all in."""
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+    def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
         """Come in."""
         asyncio.get_running_loop().call_soon(begin)
         return True

@@ -114,14 +114,6 @@ async def test_inflater_heavy_body_leaves_the_loop_free(monkeypatch: pytest.Monk
     inflater.close()
 
 
-async def test_inflater_light_body_costs_no_thread() -> None:
-    """The common post is inflated where it is."""
-    inflater = Inflater(4 * MIB, 64 * MIB)
-    assert await inflater.inflate(gzip.compress(BODY, mtime=0)) == BODY
-    assert not any(thread.name.startswith("inflate") for thread in threading.enumerate())
-    inflater.close()
-
-
 async def test_inflater_many_heavy_bodies_wait_within_bounds() -> None:
     """At most two bodies are in work, and more bytes than allowed do not wait: they are refused."""
     heavy = gzip.compress(bytes(LIGHT_INFLATED_BYTES + 1), mtime=0)

@@ -33,8 +33,7 @@ async def served(sizes: list[int]) -> list[tuple[int, int]]:
     order: list[tuple[int, int]] = []
 
     async def post(place: int, size: int) -> None:
-        if not turns.take(size):
-            await turns.wait(size)
+        await turns.wait(size)
         order.append((place, watch.turn))
 
     await asyncio.gather(*(post(place, size) for place, size in enumerate(sizes)))

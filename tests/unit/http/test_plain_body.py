@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
 from collections.abc import Callable
 
 from ingest.http.bodies import FREE_BYTES
@@ -77,6 +78,14 @@ async def test_few_inflated_bodies_wait_for_the_loop_at_once() -> None:
         assert turns.waiting == INFLATED_MAX
         turns.go()
         assert {(await client.reply()).status for client in clients} == {202}
+
+
+async def test_light_gzip_body_costs_no_thread() -> None:
+    """The common post is decompressed on the event loop."""
+    async with running_receiver() as receiver:
+        reply = await receiver.post(gzip.compress(GOOD), headers={"Content-Encoding": "gzip"})
+        assert reply.status == 202
+        assert not any(thread.name.startswith("inflate") for thread in threading.enumerate())
 
 
 async def test_a_client_that_left_has_its_turn_like_any_other() -> None:

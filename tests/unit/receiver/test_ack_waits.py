@@ -86,7 +86,7 @@ async def test_committed_post_undecided_is_unknown_and_counts_as_accepted() -> N
     async with running_receiver(ack_wait_s_max=0.05) as receiver:
         reply = await receiver.post(GOOD, "?ack=committed")
         assert (reply.status, reply.code) == (503, "outcome_unknown")
-        assert reply.document["detail"] == f"not decided within 0.05 s; {AGAIN}"
+        assert reply.document["detail"] == f"the outcome was not known within 0.05 s; {AGAIN}"
         assert receiver.ledger.accepted == 1
         (block,) = receiver.inlet.blocks
         assert block.ack is not None

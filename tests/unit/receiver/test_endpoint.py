@@ -104,7 +104,7 @@ async def test_post_refused_for_its_items_names_them() -> None:
     async with running_receiver() as receiver:
         reply = await receiver.post(b"[" + GOOD + b"," + BAD + b"]", "?strict=true")
         assert [error["index"] for error in reply.document["errors"]] == [1]
-        assert reply.document["detail"] == "1 invalid reading, and strict=true was asked"
+        assert reply.document["detail"] == "the post has 1 invalid reading and strict=true"
         assert dict(receiver.ledger.rejected) == {"invalid_items": 2}
 
 

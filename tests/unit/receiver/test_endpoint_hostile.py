@@ -99,9 +99,9 @@ async def test_fault_before_any_page_does_not_blame_the_request() -> None:
     async with running_receiver() as receiver:
         site = receiver.endpoint._port
         assert json.loads(site._malformed("internal").body)["detail"] == (
-            "the service met a fault of its own"
+            "the service has a fault; its log has the details"
         )
-        assert b"not well-formed" in site._malformed("bad_request").body
+        assert b"the request is not valid" in site._malformed("bad_request").body
 
 
 @pytest.mark.parametrize(
@@ -490,7 +490,7 @@ async def test_turn_given_to_somebody_who_leaves_is_given_on() -> None:
     await bodies._wait_for_memory(request, 60_000)
     waiting = asyncio.create_task(bodies._wait_for_memory(request, 60_000))
     await asyncio.sleep(0)
-    bodies.let_go(60_000)
+    bodies.count_out(60_000)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
