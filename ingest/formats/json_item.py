@@ -42,28 +42,27 @@ def read_item(original: bytes, item: int, post: Post) -> tuple[list[Reading], li
 
     Raises RecursionError if it is nested too deeply to be read, Refused (`too_many_readings`).
     """
-    errors: list[ItemError] = []
     try:
         fields = _fields(_DECODER.decode(original.decode()), post.ignore_unknown)
         device_id = _name(fields, "device_id")
         ts_us = _ts_us(fields, post)
         if "values" not in fields:
-            reading = _single(fields, ts_us, device_id)
-            return [reading], errors
-        readings: list[Reading] = []
+            return [_single(fields, ts_us, device_id)], []
         entries = _entries(fields)
-        if len(entries) > post.rules.post_rows_max:
-            raise too_many(post.rules.post_rows_max, f"`values` has {len(entries)} entries")
-        times = Counter(metric for metric, _ in entries)
-        for metric, value in dict(entries).items():
-            entry = _entry(metric, value, times[metric])
-            if isinstance(entry, float):
-                readings.append(Reading(ts_us, device_id, metric, entry))
-            else:
-                errors.append(ItemError(item, f"values.{_cut(metric)}", *entry, original))
     except _Invalid as fault:
         field, code, message = fault.args
         return [], [ItemError(item, field, code, message, original)]
+    if len(entries) > post.rules.post_rows_max:
+        raise too_many(post.rules.post_rows_max, f"`values` has {len(entries)} entries")
+    readings: list[Reading] = []
+    errors: list[ItemError] = []
+    times = Counter(metric for metric, _ in entries)
+    for metric, value in dict(entries).items():
+        entry = _entry(metric, value, times[metric])
+        if isinstance(entry, float):
+            readings.append(Reading(ts_us, device_id, metric, entry))
+        else:
+            errors.append(ItemError(item, f"values.{_cut(metric)}", *entry, original))
     return readings, errors
 
 

@@ -75,11 +75,12 @@ def _one(item: _Item, body: bytes, post: Post) -> Rows | None:
         ts_us, present = post.received_us, 0
     else:
         ts_us = number_us(stamp, post.precision)
-    if not isinstance(ts_us, int) or not _is_between(ts_us, ts_us, post):
-        return None
-    if body.count(b",") != 2 + present and _repeats([item], body, post):
-        return None
-    if post.ignore_unknown and _open_doubtful(body, 1, present):
+    if (
+        not isinstance(ts_us, int)
+        or not _is_between(ts_us, ts_us, post)
+        or (body.count(b",") != 2 + present and _repeats([item], body, post))
+        or (post.ignore_unknown and _open_doubtful(body, 1, present))
+    ):
         return None
     value = item.value + 0.0  # type: ignore[operator]
     row = encode_row(ts_us, SERIES.names(item.metric, item.device_id), value)
@@ -97,12 +98,12 @@ def _many(items: list[_Item], body: bytes, post: Post) -> Rows | None:
     except TypeError:
         return _spread(items, body, post)
     times = _times(items, post)
-    if times is None:
-        return None
     present = 0 if items[0].ts is UNSET else count
-    if body.count(b",") != 3 * count - 1 + present and _repeats(items, body, post):
-        return None
-    if post.ignore_unknown and _open_doubtful(body, count, present):
+    if (
+        times is None
+        or (body.count(b",") != 3 * count - 1 + present and _repeats(items, body, post))
+        or (post.ignore_unknown and _open_doubtful(body, count, present))
+    ):
         return None
     known = SERIES.known
     try:
@@ -181,20 +182,18 @@ def _times(items: list[_Item], post: Post) -> Times | None:
     """Return all times, or None if one cannot be read or is outside the allowed window."""
     stamps = [item.ts for item in items]
     kinds = set(map(type, stamps))
-    times: Times | None
+    if kinds == {UnsetType}:
+        return Times([post.received_us] * len(stamps), post.received_us, post.received_us)
     if kinds == {int}:
         times = integers_us(cast("list[int]", stamps), post.precision)
     elif kinds == {str}:
         times = texts_us(cast("list[str]", stamps))
-    elif kinds == {UnsetType}:
-        return Times([post.received_us] * len(stamps), post.received_us, post.received_us)
     elif kinds <= {int, float}:
         times = numbers_us(cast("list[int | float]", stamps), post.precision)
     else:
         return None
-    if times is None or not _is_between(times.oldest_us, times.newest_us, post):
-        return None
-    return times
+    is_sound = times is not None and _is_between(times.oldest_us, times.newest_us, post)
+    return times if is_sound else None
 
 
 def _is_between(oldest_us: int, newest_us: int, post: Post) -> bool:

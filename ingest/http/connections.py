@@ -205,7 +205,7 @@ class Connections(web.Server):
                 f"with {flag} HOST:PORT"
             ) from error
         self._sweeper = asyncio.create_task(self._sweep())
-        if not _is_loopback(bound):
+        if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
             self._log.warning("open_to_the_network", address=bound, tokens=tokens)
         return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
 
@@ -233,7 +233,3 @@ class Connections(web.Server):
 
 def _why(error: OSError | OverflowError) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback

@@ -36,10 +36,9 @@ def gunzip(body: bytes, inflated_bytes_max: int) -> bytes:
     Raises Refused("bad_encoding") and Refused("inflated_too_large").
     """
     claimed = claimed_bytes(body)
-    stop_bytes = min(claimed, inflated_bytes_max)
     inflater = zlib.decompressobj(wbits=31)  # 16 + 15: a gzip wrapper, and nothing else
     try:
-        inflated = inflater.decompress(body, stop_bytes + 1)
+        inflated = inflater.decompress(body, min(claimed, inflated_bytes_max) + 1)
     except zlib.error as error:
         raise Refused("bad_encoding", "the body is not valid gzip") from error
     if len(inflated) > inflated_bytes_max:

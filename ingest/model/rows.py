@@ -83,23 +83,19 @@ def row_offsets(tuples: bytes) -> list[int]:
     end = 0
     size_of = _SIZE.unpack_from
     while end < len(tuples):
-        end += 18 + size_of(tuples, end + 14)[0]  # head and device_id
+        end += 18 + size_of(tuples, end + DEVICE_COLUMN)[0]  # head and device_id
         end += 16 + size_of(tuples, end)[0]  # metric and value
         offsets.append(end)
     return offsets
 
 
 def device_ids(tuples: bytes) -> list[bytes]:
-    """Return the device_id of each row, in UTF-8, at a quarter of the cost of decoding the rows."""
-    found: list[bytes] = []
-    at = 0
+    """Return the device_id of each row, in UTF-8, at half the cost of decoding the rows."""
     size_of = _SIZE.unpack_from
-    while at < len(tuples):
-        start = at + 18
-        end = start + size_of(tuples, at + 14)[0]
-        found.append(tuples[start:end])
-        at = end + 16 + size_of(tuples, end)[0]
-    return found
+    return [
+        tuples[at + 18 : at + 18 + size_of(tuples, at + DEVICE_COLUMN)[0]]
+        for at in row_offsets(tuples)[:-1]
+    ]
 
 
 def first_readings(head: bytes, rows_max: int) -> list[Reading]:

@@ -14,7 +14,7 @@ from ingest.model.errors import Refused
 from ingest.model.ports import Database
 from ingest.system.clock import monotonic_s
 
-ON_HOLD = "on_hold"  # why a post will not learn its outcome in time
+ON_HOLD = "on_hold"  # the reason of a wait that ended because writes are paused
 
 
 class AckWaits:

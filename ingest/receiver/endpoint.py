@@ -186,10 +186,8 @@ class Endpoint:
         return replies.accepted(query.ack or "", block.rows, errors)
 
     def _decoded(self, decode: Decode, body: bytes, query: Query, received_s: float) -> Decoded:
-        rules = self._rules
-        return decode(
-            body, Post(query.precision, query.ignore_unknown, unix_us(), received_s, rules)
-        )
+        precision, ignore_unknown = query.precision, query.ignore_unknown
+        return decode(body, Post(precision, ignore_unknown, unix_us(), received_s, self._rules))
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
