@@ -106,7 +106,7 @@ class Endpoint:
         )
         self._outcomes = AckWaits(database, ack_wait_s_max)
         self._posts_inside = 0
-        self._tails: set[asyncio.Task[None]] = set()
+        self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
         self._left = asyncio.Event()  # set whenever a post or a tail has ended
         self._log = get_logger("endpoint")
 

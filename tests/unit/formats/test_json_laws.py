@@ -1,4 +1,4 @@
-"""Laws of decoding that hold for all bodies: exact, total, and the same on both paths."""
+"""Decoding of all possible bodies: exact, without exceptions, and the same on both paths."""
 
 from __future__ import annotations
 
