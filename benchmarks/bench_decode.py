@@ -18,7 +18,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ingest.formats.json_post import decode
-from ingest.formats.post import ItemError, Rules
+from ingest.formats.post import ItemError, Post, Rules
 
 RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
 NOW_S = 1_795_600_000
@@ -86,14 +86,8 @@ def test_decode_a_post(benchmark: BenchmarkFixture, body: bytes, rows: int, bad:
     def many() -> tuple[int, int]:
         block, errors = None, list[ItemError]()
         for _ in range(times):
-            block, errors = decode(
-                body,
-                precision=None,
-                ignore_unknown=b"unit" in body,
-                received_us=NOW_S * 1_000_000,
-                received_s=0.0,
-                rules=RULES,
-            )
+            post = Post(None, b"unit" in body, NOW_S * 1_000_000, 0.0, RULES)
+            block, errors = decode(body, post)
         return block.rows if block else 0, len(errors)
 
     benchmark.extra_info["posts"] = times

@@ -22,6 +22,7 @@ from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.formats.json_post import decode
+from ingest.formats.post import Post
 from ingest.model.ack import Ack
 from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s, unix_us
@@ -51,14 +52,7 @@ class Wired:
 
     async def post(self, body: bytes) -> None:
         """Take a body in as the door does; return once all of it is committed."""
-        block, errors = decode(
-            body,
-            precision=None,
-            ignore_unknown=False,
-            received_us=unix_us(),
-            received_s=monotonic_s(),
-            rules=self._rules,
-        )
+        block, errors = decode(body, Post(None, False, unix_us(), monotonic_s(), self._rules))
         assert block is not None, errors
         block.ack = Ack()
         reservation = await self._buffer.reserve(block.rows, len(block.tuples))

@@ -23,7 +23,7 @@ from benchmarks.processes import REPOSITORY
 from ingest.admin.dashboard.devices import Devices
 from ingest.admin.dashboard.tail import Tail
 from ingest.formats.json_post import decode
-from ingest.formats.post import Decoded, Rules
+from ingest.formats.post import Decoded, Post, Rules
 
 RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
 PAGES = 10
@@ -188,14 +188,7 @@ def body_of(count: int, number: int, devices: int) -> bytes:
 
 def take(body: bytes) -> Decoded:
     """Decode as the door does."""
-    return decode(
-        body,
-        precision=None,
-        ignore_unknown=False,
-        received_us=1_790_000_000_000_000,
-        received_s=0.0,
-        rules=RULES,
-    )
+    return decode(body, Post(None, False, 1_790_000_000_000_000, 0.0, RULES))
 
 
 async def observed_post(count: int, devices: int) -> float:

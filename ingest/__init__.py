@@ -25,7 +25,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     receiver/       endpoint (a post, from request to answer), query, replies, ack_waits
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay
     http/           listener, connections, requests, bodies, responses, routes
-    formats/        json_post (json_whole, json_item), timestamp
+    formats/        media_type (their list), json_post (json_whole, json_item), timestamp
     buffers/        memory; journal/ (its log, entries, loader, folder, reader, format)
     writer/         writer, batch, database_state, breaker, set_aside
     sinks/          postgres/: sink, connection, sqlstate, schema, durability, lookup

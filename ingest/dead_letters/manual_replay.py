@@ -19,7 +19,7 @@ from ingest.dead_letters.files import try_replay_lock
 from ingest.dead_letters.format import BadLine, id_in, original_in, reading_object, time_in
 from ingest.dead_letters.reader import LiveLetter
 from ingest.formats.json_post import decode
-from ingest.formats.post import Decoded, Rules
+from ingest.formats.post import Decoded, Post, Rules
 from ingest.formats.timestamp import PRECISIONS
 from ingest.model.errors import IngestError, Refused, ReplayStopped
 from ingest.model.ports import BadRow, Sink, Stored
@@ -172,15 +172,9 @@ class ManualReplay:
         # The time of receipt stays what it was, since it stands in for a missing `ts`.
         since_us = max(0, unix_us() - item.received_us)
         rules = self._rules._replace(ts_ahead_us_max=self._rules.ts_ahead_us_max + since_us)
+        post = Post(item.precision, self._ignore_unknown, item.received_us, monotonic_s(), rules)
         try:
-            decoded = decode(
-                b"[" + item.original + b"]",
-                precision=item.precision,
-                ignore_unknown=self._ignore_unknown,
-                received_us=item.received_us,
-                received_s=monotonic_s(),
-                rules=rules,
-            )
+            decoded = decode(b"[" + item.original + b"]", post)
         except Refused as refused:
             self.summary.refuse(RefusedItem(item.id, item.place, refused.code, refused.detail))
             return None

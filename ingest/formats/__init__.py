@@ -1,4 +1,4 @@
-"""Formats: from the bytes of a post to readings, as a block, and the errors of the others.
+"""Formats: from the bytes of a post to a block of its valid readings, and errors for the others.
 
-Imports the ground. receiver, dead_letters, admin, app and cli may import it.
+Imports the ground only. receiver, dead_letters, admin, app and cli may import it.
 """

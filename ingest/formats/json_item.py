@@ -1,8 +1,8 @@
-"""One JSON item of a post into readings, with every error named. The slow path, some 6 us an item.
+"""The careful path for JSON: one item to its readings, with a name for every error.
 
-json_post.py takes posts as a whole, and comes here with items that it could not take as they are.
-This file alone decides what is an error: what it finds without fault is a reading.
-The item must be JSON that msgspec has accepted, and UTF-8.
+It costs some 6 us an item. json_post.py calls it for items that the fast path did not accept. This
+file alone decides which item is invalid. Before the call, msgspec has accepted the item as JSON,
+and it is UTF-8.
 """
 
 from __future__ import annotations
@@ -12,27 +12,22 @@ import math
 from collections import Counter
 
 from ingest.formats.post import ItemError, Post, too_many
-from ingest.formats.timestamp import Fault, number_us, shown, text_us
+from ingest.formats.timestamp import Fault, number_us, text_us
 from ingest.model.reading import Reading, name_fault
 from ingest.system.clock import rfc3339
+from ingest.system.words import quoted
 
 FIELDS = ("device_id", "metric", "ts", "value", "values")
 FIELD_CHARACTERS_MAX = 64  # of a field's name in an error
-INT_DIGITS_MAX = 400  # a float64 has at most 309; int() takes time that grows with the square
+INT_DIGITS_MAX = 400  # a float64 has at most 309; the time of int() grows with their square
 
 
 class _Invalid(Exception):
-    """The item as a whole is no reading."""
-
-    def __init__(self, field: str | None, code: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-        self.code = code
-        self.message = message
+    """The item as a whole is invalid. Arguments: field or None, code, message."""
 
 
 class _Object(list[tuple[str, object]]):
-    """A JSON object as its pairs: a dict would hide repeated names."""
+    """A JSON object as a list of pairs; a dict would hide repeated names."""
 
 
 def _int(digits: str) -> int | float:
@@ -43,36 +38,36 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_int=_int)
 
 
 def read_item(original: bytes, item: int, post: Post) -> tuple[list[Reading], list[ItemError]]:
-    """Return the readings and the errors of one item; at least one of either.
+    """Return the readings and the errors of one item; together at least one.
 
-    Raises RecursionError if it is nested too deeply to be read, Refused `too_many_readings`.
+    Raises RecursionError if it is nested too deeply to be read, Refused (`too_many_readings`).
     """
-    errors: list[ItemError] = []
     try:
         fields = _fields(_DECODER.decode(original.decode()), post.ignore_unknown)
         device_id = _name(fields, "device_id")
         ts_us = _ts_us(fields, post)
         if "values" not in fields:
-            reading = _single(fields, ts_us, device_id)
-            return [reading], errors
-        readings: list[Reading] = []
+            return [_single(fields, ts_us, device_id)], []
         entries = _entries(fields)
-        if len(entries) > post.rules.post_rows_max:
-            raise too_many(post.rules.post_rows_max, f"`values` has {len(entries)} entries")
-        times = Counter(metric for metric, _ in entries)
-        for metric, value in dict(entries).items():
-            entry = _entry(metric, value, times[metric])
-            if isinstance(entry, float):
-                readings.append(Reading(ts_us, device_id, metric, entry))
-            else:
-                errors.append(ItemError(item, f"values.{_cut(metric)}", *entry, original))
     except _Invalid as fault:
-        return [], [ItemError(item, fault.field, fault.code, fault.message, original)]
+        field, code, message = fault.args
+        return [], [ItemError(item, field, code, message, original)]
+    if len(entries) > post.rules.post_rows_max:
+        raise too_many(post.rules.post_rows_max, f"`values` has {len(entries)} entries")
+    readings: list[Reading] = []
+    errors: list[ItemError] = []
+    times = Counter(metric for metric, _ in entries)
+    for metric, value in dict(entries).items():
+        entry = _entry(metric, value, times[metric])
+        if isinstance(entry, float):
+            readings.append(Reading(ts_us, device_id, metric, entry))
+        else:
+            errors.append(ItemError(item, f"values.{_cut(metric)}", *entry, original))
     return readings, errors
 
 
 def _fields(value: object, ignore_unknown: bool) -> dict[str, object]:
-    """Return the fields of the item by name, every one known and there once."""
+    """Return the fields of the item by name. Each is known and stands there once."""
     if not isinstance(value, _Object):
         raise _Invalid(None, "not_an_object", f"is {_kind(value)}; an item is a JSON object")
     fields: dict[str, object] = {}
@@ -82,21 +77,25 @@ def _fields(value: object, ignore_unknown: bool) -> dict[str, object]:
         if name in FIELDS:
             fields[name] = content
         elif not ignore_unknown:
-            message = f"is not a field of a reading; those are {', '.join(FIELDS)}"
+            message = f"is not a field of a reading; the fields are {', '.join(FIELDS)}"
             raise _Invalid(_cut(name), "unknown_field", message)
     return fields
 
 
 def _name(fields: dict[str, object], field: str) -> str:
-    name = fields.get(field)
-    if field not in fields:
-        raise _Invalid(field, "missing_field", "is missing")
+    name = _required(fields, field)
     if not isinstance(name, str):
         raise _Invalid(field, "wrong_type", f"is {_kind(name)}; must be a string")
     fault = name_fault(name)
     if fault is not None:
         raise _Invalid(field, *fault)
     return name
+
+
+def _required(fields: dict[str, object], field: str) -> object:
+    if field not in fields:
+        raise _Invalid(field, "missing_field", "is missing")
+    return fields[field]
 
 
 def _ts_us(fields: dict[str, object], post: Post) -> int:
@@ -108,34 +107,30 @@ def _ts_us(fields: dict[str, object], post: Post) -> int:
     elif isinstance(ts, int | float) and not isinstance(ts, bool):
         ts_us = number_us(ts, post.precision)
     else:
-        message = f"is {_kind(ts)}; must be RFC 3339 text or a number; leave it out for `now`"
+        message = (
+            f"is {_kind(ts)}; must be an RFC 3339 string or a number; without `ts`, the reading "
+            "gets the time of receipt"
+        )
         raise _Invalid("ts", "wrong_type", message)
-    if isinstance(ts_us, int):
-        fault = _window_fault(ts_us, post)
-        if fault is None:
-            return ts_us
-        ts_us = fault
-    raise _Invalid("ts", *ts_us)
-
-
-def _window_fault(ts_us: int, post: Post) -> Fault | None:
+    if not isinstance(ts_us, int):
+        raise _Invalid("ts", *ts_us)
     oldest_us = post.rules.ts_min_us
     newest_us = post.received_us + post.rules.ts_ahead_us_max
     if ts_us < oldest_us:
-        return "ts_too_old", f"is {_when(ts_us)}; the oldest accepted is {_when(oldest_us)}"
+        message = f"is {_when(ts_us)}; the oldest accepted time is {_when(oldest_us)}"
+        raise _Invalid("ts", "ts_too_old", message)
     if ts_us > newest_us:
-        return "ts_in_future", f"is {_when(ts_us)}; the newest accepted is {_when(newest_us)}"
-    return None
+        message = f"is {_when(ts_us)}; the newest accepted time is {_when(newest_us)}"
+        raise _Invalid("ts", "ts_in_future", message)
+    return ts_us
 
 
 def _single(fields: dict[str, object], ts_us: int, device_id: str) -> Reading:
     if "metric" not in fields and "value" not in fields:
-        message = "is missing (`metric` and `value`, or `values`)"
+        message = "is missing; an item has `metric` and `value`, or `values`"
         raise _Invalid("metric", "missing_field", message)
     metric = _name(fields, "metric")
-    if "value" not in fields:
-        raise _Invalid("value", "missing_field", "is missing")
-    value = _value(fields["value"])
+    value = _value(_required(fields, "value"))
     if not isinstance(value, float):
         raise _Invalid("value", *value)
     return Reading(ts_us, device_id, metric, value)
@@ -144,10 +139,10 @@ def _single(fields: dict[str, object], ts_us: int, device_id: str) -> Reading:
 def _entries(fields: dict[str, object]) -> _Object:
     for field in ("metric", "value"):
         if field in fields:
-            raise _Invalid(field, "both_shapes", "cannot stand beside `values`")
+            raise _Invalid(field, "both_shapes", "is not allowed together with `values`")
     values = fields["values"]
     if not isinstance(values, _Object):
-        message = f"is {_kind(values)}; must be an object of metric and value"
+        message = f"is {_kind(values)}; must be an object with a number for each metric"
         raise _Invalid("values", "wrong_type", message)
     if not values:
         raise _Invalid("values", "values_empty", "has no entry")
@@ -155,7 +150,7 @@ def _entries(fields: dict[str, object]) -> _Object:
 
 
 def _entry(metric: str, value: object, times: int) -> float | Fault:
-    """Judge one entry of `values`. Of a repeated one nobody knows which is meant: none is kept."""
+    """Check one entry of `values`. If a name is repeated, no value of it is kept."""
     if times > 1:
         return "repeated_field", f"appears {times} times in `values`"
     return name_fault(metric) or _value(value)
@@ -189,7 +184,7 @@ def _kind(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return f"the string {shown(value)}"
+        return f"the string {quoted(value)}"
     if isinstance(value, int | float):
         return "a number"
     return "an object" if isinstance(value, _Object) else "an array"

@@ -1,7 +1,7 @@
-"""A JSON body into a block: its valid readings encoded, and the errors of the others.
+"""The JSON format: from a body to a block of its valid readings, and errors for the others.
 
-json_whole.py takes most bodies as a whole. A body that it leaves is tried again in chunks, and
-what it leaves of those goes through json_item.py, item by item.
+json_whole.py decodes most bodies as a whole. Where it returns None, the body is tried again in
+chunks. A chunk for which it returns None goes through json_item.py, item by item.
 """
 
 from __future__ import annotations
@@ -11,51 +11,41 @@ from msgspec import Raw
 
 from ingest.formats.json_item import read_item
 from ingest.formats.json_whole import Rows, fast
-from ingest.formats.post import Decoded, ItemError, Post, Rules, too_many
+from ingest.formats.post import Decoded, ItemError, Post, too_many
 from ingest.formats.series import SERIES
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 
 CHUNK_ITEMS = 16
 LARGE_BODY_BYTES = 65_536
-COMMAS_PER_READING_MAX = 16  # a reading has 4; more than 65,536 in a post may be refused unread
+COMMAS_PER_READING_MAX = 16  # a reading has 4; a post with over 65,536 may be refused unread
 JSON_SPACE = b" \t\n\r"
-
 
 _RAWS = msgspec.json.Decoder(list[Raw])
 _RAW = msgspec.json.Decoder(Raw)
 
 
-def decode(
-    body: bytes,
-    *,
-    precision: str | None,
-    ignore_unknown: bool,
-    received_us: int,
-    received_s: float,
-    rules: Rules,
-) -> Decoded:
-    """Turn a body into one block of its valid readings, and the errors of the others.
+def decode(body: bytes, post: Post) -> Decoded:
+    """Return one block of the valid readings, and errors for the others.
 
-    `precision` is the unit of numeric `ts` (s, ms, us, ns; None: by magnitude). Readings without
-    `ts` get `received_us`. Raises Refused: `not_json`, `empty`, `too_many_readings`.
+    Raises Refused: `not_json`, `empty`, `too_many_readings`.
     """
-    post = Post(precision, ignore_unknown, received_us, rules)
-    _refuse_crowd(body, rules.post_rows_max)
+    if len(body) > LARGE_BODY_BYTES:
+        _refuse_crowd(body, post.rules.post_rows_max)
     errors: list[ItemError] = []
     try:
         rows = fast(body, post) or _careful(body, post, errors)
     except RecursionError:
         raise Refused("not_json", "the body is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise Refused("not_json", f"the body is not JSON: {fault}") from None
+        raise Refused("not_json", f"the body is not valid JSON: {fault}") from None
     if rows.rows == 0:
         return Decoded(None, errors)
     block = Block(
         rows.tuples,
         rows.rows,
-        received_s=received_s,
-        received_us=received_us,
+        received_s=post.received_s,
+        received_us=post.received_us,
         newest_ts_us=rows.newest_us,
         items=rows.items,
     )
@@ -63,19 +53,17 @@ def decode(
 
 
 def _refuse_crowd(body: bytes, rows_max: int) -> None:
-    """Refuse a body of very many small parts before anything is made of them.
+    """Refuse a body of very many small parts before it is parsed, since each part takes memory.
 
     Every reading and every item but the first has a comma before it.
     """
-    if len(body) <= LARGE_BODY_BYTES:
-        return
     commas = body.count(b",")
     if commas > COMMAS_PER_READING_MAX * max(rows_max, 4_096):
-        raise too_many(rows_max, f"the body has {commas} commas, too many to be looked at")
+        raise too_many(rows_max, f"the body has {commas} commas, so it was not read")
 
 
 def _careful(body: bytes, post: Post, errors: list[ItemError]) -> Rows:
-    """Encode what is good in a body, chunk by chunk, item by item; append errors for the rest."""
+    """Encode the valid readings, chunk by chunk, item by item; append errors for the others."""
     originals = _originals(body, post.rules.post_rows_max)
     tuples: list[bytes] = []
     newest_us = 0
@@ -95,13 +83,16 @@ def _careful(body: bytes, post: Post, errors: list[ItemError]) -> Rows:
             owners += [item] * len(readings)
             errors += faults
         if len(owners) + len(errors) > post.rules.post_rows_max:
-            raise too_many(post.rules.post_rows_max, "the post has more")
+            raise too_many(post.rules.post_rows_max, "the post has more readings")
     return Rows(b"".join(tuples), len(owners), newest_us, owners)
 
 
 def _originals(body: bytes, rows_max: int) -> list[bytes]:
-    """Return the bytes of each item, all of them JSON and UTF-8 (or raise what says otherwise)."""
-    body.decode()  # msgspec does not look into the text that it skips
+    """Return the bytes of each item.
+
+    Raises msgspec.DecodeError or UnicodeDecodeError if the body is not JSON in UTF-8.
+    """
+    body.decode()  # msgspec does not check the text that it skips
     if body.lstrip(JSON_SPACE)[:1] != b"[":
         _RAW.decode(body)
         return [body.strip(JSON_SPACE)]

@@ -1,4 +1,4 @@
-"""What every format shares: the rules of a post, what it asks for, and what came of its body."""
+"""What all formats share: what a decoder is given besides the body, and what it returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ingest.model.errors import Refused
 
 
 class Rules(NamedTuple):
-    """What the settings say about a post."""
+    """The settings that decide what a valid post is."""
 
     post_rows_max: int
     ts_min_us: int
@@ -17,7 +17,7 @@ class Rules(NamedTuple):
 
 
 class ItemError(NamedTuple):
-    """One reading, or one item as a whole, that is not kept.
+    """One invalid reading, or one item that is invalid as a whole.
 
     `item` is the index in the array, `code` a key of `codes.ITEM_CODES`, `original` the bytes of
     the whole item as posted.
@@ -31,18 +31,24 @@ class ItemError(NamedTuple):
 
 
 class Post(NamedTuple):
-    """What all items of one post have in common."""
+    """What all items of one post have in common.
+
+    `precision` is the unit of numeric times (s, ms, us, ns; None: by magnitude). The post was
+    received at `received_us` (Unix microseconds) and at `received_s` (monotonic). A reading without
+    a time gets `received_us`.
+    """
 
     precision: str | None
     ignore_unknown: bool
     received_us: int
+    received_s: float
     rules: Rules
 
 
 class Decoded(NamedTuple):
-    """What a body held. `block` is None if no reading is valid.
+    """What a decoder returns. `block` is None if no reading is valid.
 
-    Readings posted: `block.rows` and one for each error.
+    The number of readings posted is `block.rows` and one for each error.
     """
 
     block: Block | None
@@ -50,7 +56,7 @@ class Decoded(NamedTuple):
 
 
 def too_many(rows_max: int, found: str) -> Refused:
-    """Return the refusal of a post that has more readings than it may."""
+    """Return the refusal of a post that has more readings than allowed."""
     return Refused(
         "too_many_readings",
         f"{found}; a post may have {rows_max} readings",

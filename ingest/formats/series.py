@@ -1,7 +1,7 @@
-"""The series (device and metric) that were met: their names, checked and encoded once.
+"""A cache of series (device and metric) that were posted: their names, checked and encoded once.
 
-A hit costs two look-ups in a dict. Admin asks which series were met, and so learns which devices
-post, at no cost per reading. Formats share the one cache of the process.
+A hit costs two look-ups in a dict. The admin port asks which series were posted. So it learns which
+devices are active, at no cost per reading. All formats share the one cache of the process.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from ingest.model.reading import Reading, name_fault
 from ingest.model.rows import encode_row, names_between
 
 SERIES_CACHED_MAX = 32_768
-CACHES_KEPT_MAX = 4  # full ones, until somebody takes them: 26 MB
+CACHES_KEPT_MAX = 4  # full ones that `take` has not returned yet: 26 MB
 
-# What stands between ts and value in the rows of a series, by metric and device_id. By metric
-# first, because there are few: one large dict beats many small ones.
+# The bytes between ts and value in the rows of a series, by metric and device_id. By metric first,
+# because there are few metrics: one large dict is faster than many small ones.
 Names = dict[str | UnsetType, dict[str, bytes]]
 
 
 class SeriesCache:
-    """Names that are known to be good. `known` is for the hot path, which only reads it.
+    """Valid names. `known` is for the hot path, which only reads it.
 
-    It is emptied when it is full or taken, so it holds what was met since then.
+    The cache is emptied when it is full or taken. So it holds the series posted since then.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class SeriesCache:
         self._forgotten = 0  # full caches that found no place in _filled
 
     def names(self, metric: str | UnsetType, device_id: str) -> bytes:
-        """Return what is between ts and value in a row. Raises KeyError for a bad or no name."""
+        """Return the bytes between ts and value. Raises KeyError for an invalid or missing name."""
         try:
             return self.known[metric][device_id]
         except KeyError:
@@ -47,19 +47,19 @@ class SeriesCache:
         return names
 
     def encode(self, reading: Reading) -> bytes:
-        """Encode one reading whose names are known to be good; its series counts as met."""
+        """Encode one reading whose names are valid; its series counts as posted."""
         return encode_row(
             reading.ts_us, self.names(reading.metric, reading.device_id), reading.value
         )
 
     def met(self) -> int:
-        """Return how many series were met since the last `take`, or more."""
+        """Return how many series were posted since the last `take`, or a larger number."""
         return self._known_count + SERIES_CACHED_MAX * len(self._filled)
 
     def take(self) -> tuple[list[Names], bool]:
-        """Return the series met since the last call, by metric and device; whether these are all.
+        """Return the series posted since the last call, and whether the list is complete.
 
-        Costs the posts that come next a miss for each series, some 2 us, and all others nothing.
+        The next posts then pay a miss for each series, some 2 us. Other posts pay nothing.
         """
         if self._known_count:
             self._begin_anew()
@@ -69,7 +69,7 @@ class SeriesCache:
         return taken, complete
 
     def _begin_anew(self) -> None:
-        """Put the cache by, and begin an empty one."""
+        """Keep the cache for `take`, and start an empty one."""
         self._forgotten += len(self._filled) == CACHES_KEPT_MAX
         self._filled.append(self.known)
         self.known, self._known_count = {}, 0

@@ -1,8 +1,10 @@
-"""When a reading was taken: RFC 3339 text or a Unix number, to whole Unix microseconds.
+"""The time of a reading: from RFC 3339 text or a Unix number to whole Unix microseconds.
 
-Exact: all arithmetic is done in integers, and rounds half to even. `datetime.fromisoformat` is not
-used because it takes more than RFC 3339 (week dates, compact forms) and cuts digits off.
-Whether a time is too old or in the future is not judged here.
+Promises: exact results; all arithmetic is done in integers and rounds half to even.
+Does not: decide whether a time is too old or in the future.
+
+`datetime.fromisoformat` is not used: it accepts more than RFC 3339 (week dates, compact forms) and
+drops digits.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from typing import NamedTuple, cast
 
 import msgspec
 
+from ingest.system.words import quoted
+
 Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message for the client
 
 PRECISIONS = ("s", "ms", "us", "ns")
-TEXT_CHARACTERS_SHOWN = 40
 MINUTES_CACHED_MAX = 4_096
-ALIKE_MIN = 12  # texts from which on reading them together pays
+ALIKE_MIN = 12  # from this many texts on, reading them together is faster
 
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))?",
@@ -32,17 +35,10 @@ _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _US_PER_UNIT = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}
 
 
-def shown(text: str) -> str:
-    """Quote text of a client for a message: escaped, and cut to a few dozen characters."""
-    if len(text) > TEXT_CHARACTERS_SHOWN:
-        return f"{text[:TEXT_CHARACTERS_SHOWN]!r}.."
-    return repr(text)
-
-
 def text_us(text: str) -> int | Fault:
     """Read RFC 3339 (`T`, `t` or a space between date and time); return Unix microseconds.
 
-    A leap second (`:60`) is the second after it, as in PostgreSQL.
+    A leap second (`:60`) is read as the second after it, as in PostgreSQL.
     """
     match = _RFC3339.fullmatch(text)
     if match is None:
@@ -53,27 +49,28 @@ def text_us(text: str) -> int | Fault:
     try:
         days = date(int(year), int(month), int(day)).toordinal() - _EPOCH_DAY
     except ValueError:
-        return "ts_unreadable", f"{shown(text)} names a day that does not exist"
+        return "ts_unreadable", f"{quoted(text)} has a day that does not exist"
     if int(hour) > 23 or int(minute) > 59 or int(second) > 60:
-        return "ts_unreadable", f"{shown(text)} names a time of day that does not exist"
+        return "ts_unreadable", f"{quoted(text)} has a time of day that does not exist"
     offset_s = 0
     if sign:
         if int(off_hour) > 23 or int(off_minute) > 59:
-            return "ts_unreadable", f"{shown(text)} has an offset that does not exist"
+            return "ts_unreadable", f"{quoted(text)} has an offset that does not exist"
         offset_s = (int(off_hour) * 60 + int(off_minute)) * (-60 if sign == "-" else 60)
     elif not zulu:
-        return "ts_without_offset", f"{shown(text)} has no offset: append Z or one like +02:00"
+        message = f"{quoted(text)} has no offset: append Z, or an offset like +02:00"
+        return "ts_without_offset", message
     whole_s = ((days * 24 + int(hour)) * 60 + int(minute)) * 60 + int(second) - offset_s
     return whole_s * 1_000_000 + (_fraction_us(fraction) if fraction else 0)
 
 
 def number_us(number: int | float, precision: str | None) -> int | Fault:
-    """Turn Unix time in `precision` (a unit, or None: by magnitude) into Unix microseconds."""
+    """Convert Unix time in `precision` (a unit, or None: by magnitude) to Unix microseconds."""
     if precision is None:
         precision = _unit(number)
     times, parts = _US_PER_UNIT[precision]
     if isinstance(number, float):
-        if not math.isfinite(number):  # infinite: JSON like 1e999
+        if not math.isfinite(number):  # JSON like 1e999 is read as infinite
             return ("ts_in_future" if number > 0 else "ts_too_old"), "does not fit into a float64"
         number, denominator = number.as_integer_ratio()
         parts *= denominator
@@ -83,7 +80,7 @@ def number_us(number: int | float, precision: str | None) -> int | Fault:
 
 
 class Times(NamedTuple):
-    """Several times, in Unix microseconds, and the extremes of them."""
+    """Several times, in Unix microseconds; the oldest and the newest of them."""
 
     us: Sequence[int]
     oldest_us: int
@@ -91,7 +88,7 @@ class Times(NamedTuple):
 
 
 def integers_us(numbers: Sequence[int], precision: str | None) -> Times | None:
-    """Do as number_us does for each of one or more integers; None if one has a fault."""
+    """Do what number_us does for each of one or more integers; None if one has a fault."""
     least, most = min(numbers), max(numbers)
     unit = precision or _unit(most)
     times, parts = _US_PER_UNIT[unit]
@@ -102,18 +99,18 @@ def integers_us(numbers: Sequence[int], precision: str | None) -> Times | None:
 
 
 def numbers_us(numbers: Sequence[int | float], precision: str | None) -> Times | None:
-    """Do as number_us does for each of one or more; None if one has a fault."""
+    """Do what number_us does for each of one or more numbers; None if one has a fault."""
     return _sound(number_us(number, precision) for number in numbers)
 
 
 def texts_us(texts: Sequence[str]) -> Times | None:
-    """Do as text_us does for each of one or more; None if one has a fault."""
+    """Do what text_us does for each of one or more texts; None if one has a fault."""
     times_us = _alike_us(texts) if len(texts) >= ALIKE_MIN else None
     return _sound(times_us or map(plain_us, texts))
 
 
 def _sound(times_us: Iterable[int | Fault]) -> Times | None:
-    """Return the times, or None if there is a fault among them."""
+    """Return the times, or None if one of them is a fault."""
     all_us = list(times_us)
     if set(map(type, all_us)) != {int}:
         return None
@@ -122,7 +119,7 @@ def _sound(times_us: Iterable[int | Fault]) -> Times | None:
 
 
 class _Minutes(dict[str, int]):
-    """Unix microseconds at the start of minutes written like `2026-01-31T23:59:`, as UTC."""
+    """Unix microseconds at the start of a minute, by its text like `2026-01-31T23:59:` (UTC)."""
 
     def __missing__(self, minute: str) -> int:
         start_us = text_us(f"{minute}00Z")
@@ -138,7 +135,7 @@ _minutes = _Minutes()
 
 
 def plain_us(text: str) -> int | Fault:
-    """Do as text_us does; a third of its cost if the text ends in Z and its minute is known."""
+    """Do what text_us does; at a third of its cost for a text with Z whose minute is known."""
     rest = text[17:]
     if rest[-1:] == "Z" and (len(rest) == 3 or (rest[2:3] == "." and 5 <= len(rest) <= 10)):
         digits = rest[:2] + rest[3:-1]
@@ -153,10 +150,12 @@ def plain_us(text: str) -> int | Fault:
 def _alike_us(texts: Sequence[str]) -> list[int] | None:
     """Read texts of one form: same length, same offset, at most six digits after the point.
 
-    None if they are not, or one of them has a fault. One device or gateway writes all of its times
-    in one form. Laid end to end, each column of theirs is one slice with a stride, so the digits of
-    all seconds are gathered and read as numbers without a step of Python for each text: a third of
-    what reading them one by one costs.
+    Returns None if they differ in form, or if one of them has a fault.
+
+    One device or gateway writes all of its times in one form. The texts are joined to one text.
+    Each column of digits is then one slice with a stride. So the seconds of all texts are read as
+    one JSON array of numbers, without a step of Python for each text. It costs a third of reading
+    the texts one by one.
     """
     count, size = len(texts), len(texts[0])
     offset = "Z" if texts[0][-1:] == "Z" else texts[0][-6:]
@@ -171,7 +170,9 @@ def _alike_us(texts: Sequence[str]) -> list[int] | None:
     ):
         return None
     columns = joined.encode()
-    numbers = bytearray(b",100000000" * count)  # a leading 1, for JSON has no leading zeros
+    # One number a text: a comma, a 1 (JSON allows no leading zeros), two digits of the second, six
+    # of the fraction.
+    numbers = bytearray(b",100000000" * count)
     for to, at in enumerate((17, 18, *range(20, 20 + digits)), 2):
         numbers[to::10] = columns[at::size]
     constant = list(enumerate(offset, size - len(offset)))
@@ -206,7 +207,7 @@ def _unit(number: int | float) -> str:
 
 
 def _divided(dividend: int, divisor: int) -> int:
-    """Divide, rounding half to even."""
+    """Divide and round half to even."""
     quotient, rest = divmod(dividend, divisor)
     if 2 * rest > divisor or (2 * rest == divisor and quotient & 1):
         quotient += 1
@@ -216,7 +217,8 @@ def _divided(dividend: int, divisor: int) -> int:
 def _fraction_us(digits: str) -> int:
     """Return the microseconds of the digits after the point, however many there are."""
     us = int(digits[:6].ljust(6, "0"))
-    rest = digits[6:].rstrip("0")  # compared as text: int() refuses more than 4,300 digits
+    # The rest is compared as text, because int() refuses more than 4,300 digits.
+    rest = digits[6:].rstrip("0")
     if rest > "5" or (rest == "5" and us & 1):
         us += 1
     return us
@@ -224,5 +226,5 @@ def _fraction_us(digits: str) -> int:
 
 def _unreadable(text: str) -> str:
     if _NUMBER.fullmatch(text):
-        return f"{shown(text)} is text: a Unix time is a number without quotes"
-    return f"{shown(text)} is not RFC 3339, like 2026-01-31T23:59:59.5Z"
+        return f"{quoted(text)} is a string; write a Unix time as a number, without quotes"
+    return f"{quoted(text)} is not an RFC 3339 time like 2026-01-31T23:59:59.5Z"

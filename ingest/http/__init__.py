@@ -1,4 +1,5 @@
 """HTTP: ports, connections, requests and answers.
 
-The only folder that knows aiohttp. Imports the ground; receiver, admin, app and cli may import it.
+The only folder that imports aiohttp. Imports the ground only. receiver, admin, app and cli may
+import it.
 """

@@ -1,10 +1,11 @@
-"""Receive the body of one post: bounded in bytes and time, each alone and all together.
+"""Receives the body of one post; bounds the bytes and the time of each body and of all together.
 
-Promises: the first FREE_BYTES of a body are received at once; a larger one takes a turn out of
-`all_bytes_max`, first come, first served, and stays unread on its socket until then. A body has
-`body_s_max` to arrive, counted from its turn; one that gets no turn for so long is refused with 503
-(the lack is ours). So slow large bodies delay other large bodies, never small ones, nor memory.
-A body counts until whoever asked for it is done with it; what came whole counts from then on.
+Promises: the first FREE_BYTES of a body are received at once. A larger body must reserve its whole
+size out of `all_bytes_max`, first come, first served, and stays unread on its socket until then. It
+then has `body_s_max` to arrive. A body that gets no reservation within `body_s_max` is refused with
+503, since the lack is ours. So slow large bodies delay other large bodies, but never small ones,
+and use no more memory than allowed.
+A body counts until the caller has finished with it. One that arrived whole counts from then on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ingest.http.request import Request
 from ingest.model.errors import Refused
 
 FREE_BYTES = 16 * 1024
-SOCKET_BYTES = 256 * 1024  # one read of a socket may bring so much before it can be paused
+SOCKET_BYTES = 256 * 1024  # one read of a socket may bring this much before it can be paused
 
 
 class Bodies:
@@ -35,7 +36,7 @@ class Bodies:
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def check(self, size_bytes: int) -> None:
-        """Raise Refused("body_too_large") if it is."""
+        """Raise Refused("body_too_large") if a body of this size is not allowed."""
         if size_bytes > self._body_bytes_max:
             raise Refused(
                 "body_too_large",
@@ -45,7 +46,7 @@ class Bodies:
 
     @asynccontextmanager
     async def received(self, request: Request) -> AsyncIterator[bytes]:
-        """Give the whole body, when it has arrived; it counts as held until the context is left.
+        """Give the whole body once it has arrived; it counts until the context ends.
 
         Raises Refused (`body_too_large`, `body_timeout`, `buffer_full`, `bad_request`) or
         ConnectionError if the client is gone.
@@ -59,14 +60,14 @@ class Bodies:
         elif declared is None or declared <= FREE_BYTES:
             _send_continue(request)
             start = await self._read(content, FREE_BYTES)
-        held_bytes = len(start)
-        self.check(held_bytes)
+        counted_bytes = len(start)
+        self.check(counted_bytes)
         if content.at_eof():
-            if not self.hold(held_bytes):
-                raise Refused("buffer_full", "too many bodies at once", retry_after_s=2)
+            if not self.count_in(counted_bytes):
+                raise _too_many("too many bodies at once")
         else:
-            held_bytes = declared or self._body_bytes_max
-            await self._wait_for_memory(request, held_bytes)
+            counted_bytes = declared or self._body_bytes_max
+            await self._wait_for_memory(request, counted_bytes)
         try:
             if not start:
                 _send_continue(request)
@@ -75,22 +76,22 @@ class Bodies:
                 self.check(len(start))
             yield start
         finally:
-            self.let_go(held_bytes)
+            self.count_out(counted_bytes)
 
-    def hold(self, size_bytes: int) -> bool:
-        """Count a body that is in memory already. False if that would be too much of them."""
+    def count_in(self, size_bytes: int) -> bool:
+        """Count a body as in memory. Returns False if there is no room for it."""
         if self._bytes_taken + size_bytes > self._bytes_max:
             return False
         self._bytes_taken += size_bytes
         return True
 
-    def let_go(self, size_bytes: int) -> None:
-        """Count a body no longer; the next of those that wait for that has its turn."""
+    def count_out(self, size_bytes: int) -> None:
+        """Count a body no longer; the next bodies in the queue may now be received."""
         self._bytes_taken -= size_bytes
         self._grant()
 
     async def _read(self, content: StreamReader, stop_bytes: int) -> bytes:
-        """Read to the end, or until more than `stop_bytes` are there."""
+        """Read to the end, or until more than `stop_bytes` have arrived."""
         parts: list[bytes] = []
         size_bytes = 0
         try:
@@ -104,17 +105,16 @@ class Bodies:
                 "body_timeout", f"the body did not arrive within {self._body_s_max:g} s"
             ) from None
         except web.RequestPayloadError:
-            raise Refused("bad_request", "the body breaks off") from None
-        except RuntimeError as error:  # aiohttp's word for a transport that is closed already
+            raise Refused("bad_request", "the body is not complete") from None
+        except RuntimeError as error:  # aiohttp raises it if the transport is closed already
             raise ConnectionResetError("the client is gone") from error
         return b"".join(parts)
 
     async def _wait_for_memory(self, request: Request, size_bytes: int) -> None:
-        if not self._queue and self._bytes_taken + size_bytes <= self._bytes_max:
-            self._bytes_taken += size_bytes
+        if not self._queue and self.count_in(size_bytes):
             return
         if len(self._queue) >= max(1, self._bytes_max // SOCKET_BYTES):
-            raise Refused("buffer_full", "too many large bodies at once", retry_after_s=2)
+            raise _too_many("too many large bodies at once")
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         place = (size_bytes, granted)
         self._queue.append(place)
@@ -123,11 +123,10 @@ class Bodies:
         try:
             async with asyncio.timeout(self._body_s_max):
                 await granted
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as gave_up:
             self._leave(place)
-            raise Refused("buffer_full", "too many large bodies at once", retry_after_s=2) from None
-        except asyncio.CancelledError:
-            self._leave(place)
+            if isinstance(gave_up, TimeoutError):
+                raise _too_many("too many large bodies at once") from None
             raise
         finally:
             if request.transport is not None and not request.transport.is_closing():
@@ -137,15 +136,18 @@ class Bodies:
         if place in self._queue:
             self._queue.remove(place)
             self._grant()
-        else:  # the turn came in the same moment
-            self.let_go(place[0])
+        else:  # granted in the same moment
+            self.count_out(place[0])
 
     def _grant(self) -> None:
-        while self._queue and self._bytes_taken + self._queue[0][0] <= self._bytes_max:
-            size_bytes, granted = self._queue.popleft()
-            self._bytes_taken += size_bytes
+        while self._queue and self.count_in(self._queue[0][0]):
+            _, granted = self._queue.popleft()
             if not granted.done():
                 granted.set_result(None)
+
+
+def _too_many(detail: str) -> Refused:
+    return Refused("buffer_full", detail, retry_after_s=2)
 
 
 def _send_continue(request: Request) -> None:

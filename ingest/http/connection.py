@@ -1,23 +1,26 @@
-"""One connection: aiohttp's protocol, with a short way for the requests that arrive whole.
+"""One connection: aiohttp's protocol, with a short way for requests that arrive whole.
 
-aiohttp wakes a task for each request, makes a request and a writer, and goes back through all of
-it; with a thousand connections that is 40 us of a post's 55, most of it memory that has left the
-cache meanwhile. What arrives whole waits in the door's line as bytes instead, and is answered in
-one step when its turn comes: after all sockets have been read, since a client that is answered
-between two reads asks again at once, and each look at the sockets finds less (33 us a post, or 28).
-All else goes aiohttp's way: bodies still on their way or compressed, HTTP/1.0, the last request of
-a connection, clients that do not read their answers.
-Promises: one request at a time, in order; the owner is told of a broken body, and of half a head
-where nothing else is under way.
+For each request aiohttp wakes a task, makes a request and a writer, and returns through all of
+them. With a thousand connections this is 40 us of a post's 55, most of it for memory that is no
+longer in the CPU's cache. On the short way, a request that arrived whole waits in the round queue
+as bytes, and is answered in one step when its round comes. That is after all sockets have been
+read. If a client is answered between two reads, it sends its next request at once; then each
+reading of the sockets finds fewer requests (33 us a post instead of 28).
 
-The private names of aiohttp that it looks at stand in fence.py.
+All other requests go aiohttp's way: bodies that have not arrived or are compressed, HTTP/1.0, the
+last request of a connection, clients that do not read their answers.
+Promises: one request at a time, in order. A wait for a body that is broken ends with an error. The
+owner is called when half a head has come and no request is in work.
+
+The private names of aiohttp that this file uses are listed in fence.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, cast
 
 from aiohttp import http_parser, web
@@ -26,18 +29,26 @@ from aiohttp.http_exceptions import LineTooLong
 from ingest.http.request import WholeRequest, is_whole
 from ingest.http.response import Answer
 
-LINGER_S = 5.0  # a refused body is read and dropped for so long, or the client never sees why
+# The body of a refused request is read and dropped for this long. If the connection were closed at
+# once, many clients would see an error of the connection and not the answer.
+LINGER_S = 5.0
 HEADERS_MAX = 64  # of a request
 LINE_BYTES_MAX = 8 * 1024  # of its target, and of each header
-HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head that has not come to its end, between two requests
-READ_BYTES = 64 * 1024  # of a body, unread by the handler, before the socket is paused
+HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come, between two requests
+READ_BYTES = 64 * 1024  # of a body that the handler has not read; then the socket is paused
+
+# Where Python can, a new task runs at once until it has to wait. Most answers never wait.
+if sys.version_info >= (3, 12):
+    _start_task: Callable[..., asyncio.Task[Answer]] = partial(asyncio.Task, eager_start=True)
+else:
+    _start_task = asyncio.Task
 
 
 class RoundQueue(Protocol):
-    """Who says when a whole request is begun."""
+    """Decides in which round of the event loop a whole request begins."""
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
-        """Have `begin` called in a later turn. False: too much waits, it will not be."""
+    def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
+        """Call `begin` in a later round. Returns False if too much waits: `begin` is not called."""
 
 
 class Owner(Protocol):
@@ -47,22 +58,22 @@ class Owner(Protocol):
     round_queue: RoundQueue | None  # None: every request goes aiohttp's way
 
     def malformed(self, code: str) -> Answer:
-        """Render (and count) the answer to what is not HTTP."""
+        """Return (and count) the answer to bytes that are not valid HTTP."""
 
     def head_begun(self, handler: web.RequestHandler) -> None:
-        """Bytes came that do not complete a head."""
+        """Called when bytes came that do not complete a head."""
 
     def work_begun(self, handler: web.RequestHandler) -> None:
-        """A whole request is here."""
+        """Called when a whole request has arrived."""
 
     def work_ended(self, handler: web.RequestHandler) -> None:
-        """It is answered, or nobody is there to read an answer."""
+        """Called when a request is answered, or its client is gone."""
 
     async def answer(self, request: WholeRequest) -> Answer:
-        """Answer it. Raises ConnectionError if its client is gone."""
+        """Answer a request. Raises ConnectionError if its client is gone."""
 
     def suspended(self, task: asyncio.Task[Answer]) -> None:
-        """An answer takes its time."""
+        """Called when an answer has to wait for something."""
 
 
 class Connection(web.RequestHandler):
@@ -74,7 +85,7 @@ class Connection(web.RequestHandler):
         super().__init__(
             server,
             loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # None is how aiohttp switches it off
+            access_log=None,  # type: ignore[arg-type]  # None switches it off in aiohttp
             auto_decompress=False,
             keepalive_timeout=2 * owner.keepalive_s_max,  # never used, see _process_keepalive
             lingering_time=LINGER_S,
@@ -84,19 +95,20 @@ class Connection(web.RequestHandler):
             max_field_size=LINE_BYTES_MAX,
         )
         self._owner = owner
-        # aiohttp's parser stops after so many requests, and one earlier once a body came in pieces;
-        # if the socket was not paused then too, nobody would ask it to go on.
+        # aiohttp's parser stops after this many requests, and one request earlier if a body came in
+        # parts. The socket must be paused in that case too: only its resuming starts the parser
+        # again.
         self._max_msg_queue_size -= 1
         self._half_bytes = 0  # of a head that has begun
-        self._busy = False  # the first of _messages waits for its turn, or one is being answered
+        self._busy = False  # the first of _messages waits for its round, or one is being answered
 
     def data_received(self, data: bytes) -> None:
-        """Parse; begin what is whole; note whether the connection now holds half a head."""
+        """Parse; enqueue a request that is whole; count the bytes of half a head."""
         waiter = self._waiter
         if waiter is None or waiter.done():
             super().data_received(data)
         else:
-            self._waiter = None  # or aiohttp would wake its task
+            self._waiter = None  # otherwise aiohttp would wake its task
             try:
                 super().data_received(data)
             finally:
@@ -112,19 +124,19 @@ class Connection(web.RequestHandler):
                 self._bound_what_waits()
 
     def _half_head(self, more_bytes: int) -> None:
-        """Bytes of a head came, and not its end: there must not be too many of them."""
+        """Count bytes of a head whose end has not come. If they are too many, close."""
         self._half_bytes += more_bytes
         if self._half_bytes <= HALF_HEAD_BYTES_MAX:
             self._owner.head_begun(self)
         elif self.transport is not None and not self.transport.is_closing():
             self.transport.write(self._owner.malformed("headers_too_large").rendered())
-            self.force_close()  # once that is sent, or the owner finds it late
+            self.force_close()  # closes once the answer is sent; else the owner closes it later
 
     def _bound_what_waits(self) -> None:
-        """Read no more while the requests in line on this connection are many bytes.
+        """Pause reading while the requests that wait on this connection are too many bytes.
 
-        aiohttp bounds their number: 32 bodies of 128 KiB, 32 heads of a megabyte. Its task goes on
-        reading as it takes them.
+        aiohttp bounds only their number: that may be 32 bodies of 128 KiB, or 32 heads of a
+        megabyte. Its task resumes reading when it takes them.
         """
         if not self._buffer_paused:
             waiting_bytes = sum(
@@ -136,14 +148,12 @@ class Connection(web.RequestHandler):
     # The short way
 
     def _go_on(self) -> None:
-        """Have the next request begun in its turn, or wake aiohttp's task, which waits for one."""
-        if not self._messages or self._busy:
+        """Enqueue the next request, or wake aiohttp's task, which waits for a request."""
+        waiter = self._waiter
+        if not self._messages or self._busy or waiter is None or waiter.done():
             return
         if self.transport is None or self.transport.is_closing():
-            return  # aiohttp's task, woken now, would find the connection gone and fail
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            return
+            return  # aiohttp's task, if woken now, would fail because the connection is gone
         message, content = self._messages[0]
         round_queue = self._owner.round_queue
         if round_queue is not None and is_whole(message, content) and self._is_free():
@@ -151,11 +161,11 @@ class Connection(web.RequestHandler):
             self._busy = True
             if round_queue.enqueue(content.total_bytes, self._begin_in_round):
                 return
-            self._busy = False  # too much waits: that way it is refused
+            self._busy = False  # too much waits: aiohttp's way refuses the request
         waiter.set_result(None)
 
     def _is_free(self) -> bool:
-        """Whether the connection is as plain as its next request."""
+        """Whether the connection's state allows the short way."""
         return not (
             self.transport is None
             or self.transport.get_write_buffer_size()  # its client does not read
@@ -164,29 +174,21 @@ class Connection(web.RequestHandler):
             or self._payload_parser is not None
         )
 
-    def _begin_in_round(self) -> bool:
-        self._begin()  # even if its client has left: the post is whole
-        self._go_on()
-        return True
-
-    def _begin(self) -> None:
+    def _begin_in_round(self) -> None:
+        """Start the first request, even if its client is gone: the post is whole, and is kept."""
         message, content = self._messages.popleft()
-        if self._parser is not None:  # else the connection is gone
+        if self._parser is not None:  # None: the connection is gone
             self._parser.message_consumed()
         request = WholeRequest(cast(http_parser.RawRequestMessage, message), content)
-        task = _started(self._owner.answer(request), self._loop)
+        task = _start_task(self._owner.answer(request), loop=self._loop)
         if task.done():
             self._end(task)
         else:
             self._owner.suspended(task)
-            task.add_done_callback(self._end_later)
-
-    def _end_later(self, task: asyncio.Task[Answer]) -> None:
-        self._end(task)
-        self._go_on()
+            task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[Answer]) -> None:
-        """Write the answer, if somebody is there to read it."""
+        """Write the answer, if the client is still connected; go on with the next request."""
         self._busy = False
         self._owner.work_ended(self)
         transport = self.transport
@@ -201,23 +203,26 @@ class Connection(web.RequestHandler):
             if transport is not None and not transport.is_closing():
                 transport.write(answer.rendered())
                 if not answer.keep_alive or self._close:
-                    self.force_close()  # once that is sent, or the owner finds it late
+                    self.force_close()  # closes once the answer is sent, as above
+        self._go_on()
 
     def _process_keepalive(self) -> None:
-        """aiohttp's own limit knows nothing of the short way; the owner's sweep comes instead."""
+        """Do nothing. The owner's sweep replaces aiohttp's limit, which ignores the short way."""
         self._keepalive_handle = None
 
     # aiohttp's way
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Go on where reading was paused. aiohttp asks after every body, paused or not, and would
-        parse and wake the socket for nothing: 1.1 us of a small post's 18.5, measured.
+        """Resume reading if it was paused.
+
+        aiohttp calls this after every body, paused or not. Without this check it would parse and
+        wake the socket for nothing: 1.1 us of a small post's 18.5, measured.
         """
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
     def _break_off_bodies(self) -> None:
-        """The parser gave up (a bad chunk): who waits for the body must not wait for ever."""
+        """End all waits for a body with an error: the parser failed, so its bytes never come."""
         broken = web.RequestPayloadError("the body breaks off")
         request = self._current_request
         if request is not None and not request.content.is_eof():
@@ -233,7 +238,10 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what never reached the handler; the parser's text repeats input, so it is cut."""
+        """Answer a request that never reached the handler.
+
+        The parser's own text is not sent, since it repeats bytes of the request.
+        """
         if isinstance(exc, ConnectionError):
             code = "bad_request"  # the client left before its body was here; nobody reads this
         elif status >= 500:
@@ -247,22 +255,6 @@ class Connection(web.RequestHandler):
 
 
 def _head_bytes(message: Any) -> int:
-    """Return some of the bytes of a request's head: those that a client may have many of."""
-    headers = getattr(message, "raw_headers", ())  # none: it is no request, but an error
+    """Return the bytes of a request's headers: the part of the head that may be large."""
+    headers = getattr(message, "raw_headers", ())  # an error in place of a request has none
     return sum(len(name) + len(value) for name, value in headers)
-
-
-if sys.version_info >= (3, 12):
-
-    def _started(
-        work: Coroutine[Any, Any, Answer], loop: asyncio.AbstractEventLoop
-    ) -> asyncio.Task[Answer]:
-        """Run it until it has to wait; most never do."""
-        return asyncio.Task(work, loop=loop, eager_start=True)
-
-else:
-
-    def _started(
-        work: Coroutine[Any, Any, Answer], loop: asyncio.AbstractEventLoop
-    ) -> asyncio.Task[Answer]:
-        return loop.create_task(work)

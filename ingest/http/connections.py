@@ -1,9 +1,10 @@
-"""A listening port that hostile or forgetful clients cannot exhaust.
+"""The connections of a port, bounded so that hostile or faulty clients cannot exhaust it.
 
-Promises: at most `connections_max` connections; one that has not sent a whole head in time, idles
-too long or does not read its answers is closed; where room is needed the oldest half-open one goes
-first, then the one idle for longest. No timer per request: one sweep a second.
-Does not: know any route. Malformed requests become a problem answer without a log line.
+Promises: at most `connections_max` connections. A connection is closed if it has not sent a whole
+head in time, idles too long or does not read its answers. If there are too many, the oldest
+half-open one is closed first, then the one that has been idle for longest. There is no timer for
+each request: one sweep a second checks all connections.
+Does not: know any route. Malformed requests get a problem answer and no log line.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from ingest.system.limits import SPARE_FILES
 from ingest.system.logs import Occasionally, get_logger
 
 SWEEP_S_MAX = 1.0
-# Ten thousand at once would hold the loop for 0.1 s, and all of them may come back at once.
+# To close ten thousand connections at once would block the event loop for 0.1 s, and then all of
+# these clients might connect again at once.
 DROPS_A_ROUND, DROP_PAUSE_S = 20, 0.005
 
 Handle = Callable[[Request], Coroutine[Any, Any, Answer]]
@@ -43,9 +45,9 @@ def raise_open_files_limit() -> int:
 
 
 class Connections(web.Server):
-    """The connections of one port. `malformed` renders (and counts) a problem by its code.
+    """The connections of one port. `malformed` returns (and counts) the answer for a problem code.
 
-    With a `door`, requests that arrive whole are answered without aiohttp's detours.
+    With a `round_queue`, requests that arrive whole are answered on the short way.
     """
 
     def __init__(
@@ -65,10 +67,11 @@ class Connections(web.Server):
         self.malformed = malformed
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
-        # Not the handler's own transport: a handler that has closed it has none any more.
+        # The transports are kept here, because a handler that was closed has no transport any more.
         self._open: dict[web.RequestHandler, asyncio.Transport] = {}
         self._suspended: set[asyncio.Task[Answer]] = set()
-        # Since when; in that order. A connection with a request in work is in neither.
+        # Each with the time of its begin, oldest first. A connection with a request in work is in
+        # neither.
         self._half_open: OrderedDict[web.RequestHandler, float] = OrderedDict()
         self._idle: OrderedDict[web.RequestHandler, float] = OrderedDict()
         self._listener: Listener | None = None
@@ -95,10 +98,10 @@ class Connections(web.Server):
         """Connections open now."""
         return len(self._open)
 
-    # What aiohttp's protocol tells
+    # Called by the connections
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """Count a new connection in; where there is no room, close the least useful one."""
+        """Add a new connection; if there are too many, close another one, or this one."""
         super().connection_made(handler, transport)
         if len(self._open) >= self._connections_max:
             kept_back = self._occasionally.due("full")
@@ -117,27 +120,27 @@ class Connections(web.Server):
     def connection_lost(
         self, handler: web.RequestHandler, exc: BaseException | None = None
     ) -> None:
-        """Forget a connection."""
+        """Remove a connection."""
         self._forget(handler)
         super().connection_lost(handler, exc)
 
     def head_begun(self, handler: web.RequestHandler) -> None:
-        """Bytes came that do not complete a head: its deadline runs from the first of them."""
+        """Start the deadline of a head, at its first bytes."""
         if self._idle.pop(handler, None) is not None:
             self._half_open[handler] = monotonic_s()
 
     def work_begun(self, handler: web.RequestHandler) -> None:
-        """Leave a connection alone: it is our turn."""
+        """Exempt a connection from the sweep while its request is in work."""
         self._half_open.pop(handler, None)
         self._idle.pop(handler, None)
 
     def work_ended(self, handler: web.RequestHandler) -> None:
-        """It is the client's turn, to read the answer and to send the next head."""
+        """Count the connection as idle, until its client sends the next head."""
         if handler in self._open:
             self._idle[handler] = monotonic_s()
 
     def suspended(self, task: asyncio.Task[Answer]) -> None:
-        """Hold an answer that takes its time; `close` waits for it."""
+        """Keep the task of an answer that has to wait; `close` waits for it."""
         self._suspended.add(task)
         task.add_done_callback(self._suspended.discard)
 
@@ -149,7 +152,7 @@ class Connections(web.Server):
         finally:
             self.work_ended(handler)
 
-    # Closing what is late
+    # Closing connections that are late
 
     def _forget(self, handler: web.RequestHandler) -> None:
         self._open.pop(handler, None)
@@ -160,7 +163,7 @@ class Connections(web.Server):
         transport = self._open.get(handler)
         self._forget(handler)
         if transport is not None and transport.get_write_buffer_size():
-            transport.abort()  # a polite close waits for a client that does not read, for ever
+            transport.abort()  # a normal close would wait for ever for a client that does not read
         handler.force_close()
 
     async def _sweep(self) -> None:
@@ -170,7 +173,7 @@ class Connections(web.Server):
             await asyncio.sleep(DROP_PAUSE_S if more else period_s)
 
     def _drop_late(self) -> int:
-        """Close connections that are too late, at most DROPS_A_TURN; return how many."""
+        """Close connections that are too late, at most DROPS_A_ROUND; return how many."""
         now_s = monotonic_s()
         dropped = 0
         for waiting, most_s in (
@@ -190,7 +193,8 @@ class Connections(web.Server):
     async def listen(self, host: str, port: int, flag: str, *, tokens: str = "none yet") -> str:
         """Bind and serve; return the real HOST:PORT. Raises StartError that names `flag`.
 
-        `tokens` says beyond the loopback what is protected.
+        `tokens` goes into the warning for an address other than loopback: it says which pages need
+        a token.
         """
         self._listener = Listener(self)
         try:
@@ -201,12 +205,12 @@ class Connections(web.Server):
                 f"with {flag} HOST:PORT"
             ) from error
         self._sweeper = asyncio.create_task(self._sweep())
-        if not _is_loopback(bound):
+        if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
             self._log.warning("open_to_the_network", address=bound, tokens=tokens)
         return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
 
     async def close(self, timeout_s: float = 1.0) -> None:
-        """Stop listening, let requests in work end within `timeout_s`, close all. Repeatable."""
+        """Stop listening, wait `timeout_s` for requests in work, close all. Repeatable."""
         listener, self._listener = self._listener, None
         if listener is None:
             return
@@ -220,7 +224,7 @@ class Connections(web.Server):
             for task in late:
                 task.cancel()
             if late:
-                await asyncio.wait(late)  # they count themselves out
+                await asyncio.wait(late)  # each still counts its post as ended
         await self.shutdown(timeout_s)
         for transport in transports:
             if transport.get_write_buffer_size():  # its client does not read
@@ -229,7 +233,3 @@ class Connections(web.Server):
 
 def _why(error: OSError | OverflowError) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback

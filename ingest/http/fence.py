@@ -1,8 +1,8 @@
-"""The private names of aiohttp that the connections use, and whether the installed one has them.
+"""The list of aiohttp's private names that the connections use; checks the installed version.
 
-aiohttp has no public way to answer a request without a task of its own, to bound what waits on a
-connection, or to see half a head. So these names are listed, and the list may only shrink. A test
-holds that it is the list of those that are used.
+aiohttp has no public way to answer a request without a task of its own, to bound the requests that
+wait on a connection, or to notice half a head. So we use private names. The list may only get
+shorter. A test checks that it has the names in use, and no others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from aiohttp import http_parser, web
 from ingest.model.errors import StartError
 from ingest.system.logs import get_logger
 
-SERIES = "3.14."  # the versions that the short way was tried with; pyproject.toml has the bound
+SERIES = "3.14."  # the short way was tested with these versions; pyproject.toml has the bound
 OF_HANDLER = (
     "_buffer_paused",
     "_close",
@@ -39,18 +39,19 @@ def check_names(server: web.Server) -> None:
     missing = [name for name in OF_HANDLER if not hasattr(web.RequestHandler, name)]
     missing += [name for name in OF_SERVER if not hasattr(server, name)]
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-        missing.append("its parser in C (the other one is slow and let requests be smuggled in)")
+        missing.append("its parser in C (the one in Python is slow and allows request smuggling)")
     if missing:
         raise StartError(
-            f"aiohttp {version('aiohttp')} cannot be used, it lacks {', '.join(missing)}; "
+            f"aiohttp {version('aiohttp')} cannot be used: it lacks {', '.join(missing)}; "
             f"install aiohttp {SERIES}x for this platform"
         )
 
 
 def short_way_is_known() -> bool:
-    """Whether requests may be answered the short way; with an unknown aiohttp none is.
+    """Whether requests may be answered on the short way: only with a tested version of aiohttp.
 
-    All then go aiohttp's own way and get the same answers. One warning says so.
+    With another version all requests go aiohttp's own way and get the same answers. One warning is
+    logged.
     """
     installed = version("aiohttp")
     if installed.startswith(SERIES):

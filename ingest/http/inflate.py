@@ -1,8 +1,8 @@
-"""Strict, capped gunzip of one body.
+"""Strict, bounded decompression of a gzip body.
 
-Promises: the result is exactly what one whole gzip member holds, checksum and length verified, and
-never more than the cap. Several members, bytes after the end and cut-off bodies are refused.
-A light body (less than 1 ms of work, even if it lies) is inflated at once, others on threads.
+Promises: the result is exactly the content of one whole gzip member, with checksum and length
+verified, and never more than the bound. Several members, bytes after the end and incomplete bodies
+are refused. Decompressing a light body takes less than 1 ms, even if its trailer has a wrong size.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import asyncio
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-from ingest.http.response import shown
 from ingest.model.errors import Refused
+from ingest.system.words import quoted
 
 LIGHT_PACKED_BYTES = 64 * 1024
 LIGHT_INFLATED_BYTES = 256 * 1024
@@ -20,48 +20,47 @@ THREADS = 2
 
 
 def claimed_bytes(body: bytes) -> int:
-    """Return the inflated size that the gzip trailer claims (modulo 4 GiB; may be a lie)."""
+    """Return the decompressed size in the gzip trailer (modulo 4 GiB). It may be wrong."""
     return int.from_bytes(body[-4:], "little")
 
 
 def is_light(body: bytes) -> bool:
-    """Whether `gunzip` of this body is quick, however much its trailer lies."""
+    """Whether `gunzip` of this body is quick, even if the size in the trailer is wrong."""
     return len(body) <= LIGHT_PACKED_BYTES and claimed_bytes(body) <= LIGHT_INFLATED_BYTES
 
 
 def gunzip(body: bytes, inflated_bytes_max: int) -> bytes:
-    """Inflate one gzip member; blocks for about 1 ms per MiB that comes out.
+    """Decompress one gzip member; blocks for about 1 ms per MiB of the result.
 
-    Inflates no further than the trailer's claim, so a small claim before a bomb costs little.
+    It stops at the size in the trailer. So a bomb with a small size in its trailer costs little.
     Raises Refused("bad_encoding") and Refused("inflated_too_large").
     """
     claimed = claimed_bytes(body)
-    stop_bytes = min(claimed, inflated_bytes_max)
     inflater = zlib.decompressobj(wbits=31)  # 16 + 15: a gzip wrapper, and nothing else
     try:
-        inflated = inflater.decompress(body, stop_bytes + 1)
+        inflated = inflater.decompress(body, min(claimed, inflated_bytes_max) + 1)
     except zlib.error as error:
         raise Refused("bad_encoding", "the body is not valid gzip") from error
     if len(inflated) > inflated_bytes_max:
         raise Refused(
             "inflated_too_large",
-            f"the inflated body has more than {inflated_bytes_max} bytes",
+            f"the decompressed body has more than {inflated_bytes_max} bytes",
             inflated_bytes_max=inflated_bytes_max,
         )
     if len(inflated) > claimed:
-        raise Refused("bad_encoding", "the gzip body is cut off, or followed by further bytes")
+        raise Refused("bad_encoding", "the gzip body is not complete, or more bytes follow it")
     if not inflater.eof:
-        raise Refused("bad_encoding", "the gzip body is cut off")
+        raise Refused("bad_encoding", "the gzip body is not complete")
     if inflater.unused_data:
-        raise Refused("bad_encoding", "bytes follow the gzip body; send one member only")
+        raise Refused("bad_encoding", "more bytes follow the gzip body; send one member only")
     return inflated
 
 
 class Inflater:
-    """Inflates on the loop what is light, and on two threads what is not.
+    """Decompresses bodies that are not light, on two threads.
 
-    `waiting_bytes_max` bounds the bodies that wait for a thread: a flood of bombs is refused with
-    503 instead of filling memory.
+    `waiting_bytes_max` bounds the bodies that wait for a thread. A body over the bound is refused
+    with 503, so a flood of bombs does not fill the memory.
     """
 
     def __init__(self, inflated_bytes_max: int, waiting_bytes_max: int) -> None:
@@ -71,9 +70,7 @@ class Inflater:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="inflate")
 
     async def inflate(self, body: bytes) -> bytes:
-        """Return the inflated body. Raises Refused; safe to cancel."""
-        if is_light(body):
-            return gunzip(body, self._inflated_bytes_max)
+        """Return the decompressed body. Raises Refused; safe to cancel."""
         if self._waiting_bytes + len(body) > self._waiting_bytes_max:
             raise Refused("buffer_full", "too many large gzip bodies at once", retry_after_s=2)
         self._waiting_bytes += len(body)
@@ -84,18 +81,18 @@ class Inflater:
             self._waiting_bytes -= len(body)
 
     def close(self) -> None:
-        """Let the threads go; blocks for the bodies in work only (milliseconds)."""
+        """End the threads; blocks for the bodies in work only (milliseconds)."""
         self._threads.shutdown(cancel_futures=True)
 
 
 def is_gzip(header: str | None) -> bool:
-    """Whether the body is gzipped; raise Refused("unsupported_encoding") for other encodings."""
+    """Whether the body is gzip. Raises Refused("unsupported_encoding") for other encodings."""
     encoding = (header or "identity").strip().lower()
     if encoding in {"gzip", "x-gzip"}:
         return True
     if encoding != "identity":
         raise Refused(
             "unsupported_encoding",
-            f"the header Content-Encoding may be gzip or absent, not {shown(encoding)}",
+            f"the header Content-Encoding may be gzip or absent, not {quoted(encoding)}",
         )
     return False

@@ -1,9 +1,10 @@
-"""A listening socket that takes many connections in a turn of the loop.
+"""A listening socket that accepts many connections in one round of the event loop.
 
-uvloop's own server takes one: while posts fill each turn, a thousand devices that come back at once
-stand in line for seconds, and those beyond the backlog for the kernel's retries.
-Promises: at most ACCEPTS_A_TURN a turn, so that a storm does not stop those who are inside.
-Does not: limit how many connections there are.
+uvloop's own server accepts one connection a round. While posts fill each round, a thousand devices
+that connect at once would wait for seconds. Those beyond the backlog would wait for the kernel to
+try again.
+Promises: at most ACCEPTS_A_ROUND a round, so many new connections do not delay the open ones.
+Does not: limit the number of connections.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from ingest.system.logs import Occasionally, get_logger
 BACKLOG = 2048
 ACCEPTS_A_ROUND = 16  # some 0.1 ms each
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # `localhost` without IPv6
-PAUSE_S = 0.1  # after an accept that failed for want of files or memory
+PAUSE_S = 0.1  # after an accept that failed because files or memory were missing
 
 
 class Listener:
-    """Listens on one address, on all sockets that it means (`localhost` may be two).
+    """Listens on one address, with a socket for each of its meanings (`localhost` may have two).
 
     `protocol` makes the protocol of one connection.
     """
@@ -72,7 +73,7 @@ class Listener:
             opening.add_done_callback(self._opening.discard)
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
-        """Who waits goes on waiting; asking at once again would take all of the CPU."""
+        """Accept nothing for PAUSE_S; to try again at once would use the whole CPU."""
         kept_back = self._occasionally.due("accept")
         if kept_back is not None:
             self._log.error("accept_failed", error=str(error), similar_suppressed=kept_back)
@@ -86,11 +87,14 @@ class Listener:
     async def _open(self, accepted: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._protocol, accepted)
-        except OSError:  # it is gone already
+        except OSError:  # the client is gone already
             accepted.close()
 
     async def close(self) -> None:
-        """Listen no more: who waits in the line is reset, who was taken is there. Repeatable."""
+        """Stop listening: the kernel resets connections not accepted yet. Repeatable.
+
+        Connections that were accepted have their protocol when this returns.
+        """
         while self._sockets:
             listening = self._sockets.pop()
             self._loop.remove_reader(listening)

@@ -1,9 +1,9 @@
-"""From a request to its whole, plain body, at the moment when it may be decoded.
+"""From a request to its whole, decompressed body, in the round in which it may be decoded.
 
-Promises: all bodies that are received, wait for their turn of the loop or have been inflated are
-bounded together: those that are in memory as posted by `all_bytes_max`, the large inflated ones by
-INFLATED_MAX of them. What is over the bound waits unread, or is refused with 503.
-Does not: look into a body.
+Promises: all bodies in memory are bounded together, whether they are being received, wait for their
+round or are decompressed. Bodies as posted are bounded by `all_bytes_max`, large decompressed ones
+by INFLATED_MAX of them. A body over the bound waits unread, or is refused with 503.
+Does not: parse a body.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ingest.http.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_gzi
 from ingest.http.loop_share import LoopShare
 from ingest.http.request import WholeRequest
 
-INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for the loop
+INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for a round
 
 
 class PlainBodies:
@@ -36,50 +36,47 @@ class PlainBodies:
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
         self._loop_share = LoopShare()
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
-        """Have `begin` called in a later turn. False: too many bodies wait already.
+    def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
+        """Call `begin` in a later round. Returns False if too many bodies are in memory already.
 
-        What waits counts as held. `begin` says whether its post is still there.
+        The body of a queued request counts as in memory.
         """
-        if not self._bodies.hold(body_bytes):
+        if not self._bodies.count_in(body_bytes):
             return False
 
         def begin_in_round() -> bool:
-            self._bodies.let_go(body_bytes)
-            return begin()
+            self._bodies.count_out(body_bytes)
+            begin()
+            return True
 
         self._loop_share.enqueue(body_bytes, begin_in_round)
         return True
 
     def whole_body(self, request: WholeRequest) -> bytes:
-        """Return the body of a request whose turn has come. Raises Refused if it is too large."""
+        """Return the body of a request whose round has come. Raises Refused if it is too large."""
         self._bodies.check(request.content.total_bytes)
         return request.content.read_nowait()
 
     @asynccontextmanager
     async def body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
-        """Give the plain body; it counts as held until the context is left.
+        """Give the decompressed body; it counts as in memory until the context ends.
 
         Raises Refused, or ConnectionError if the client is gone. Safe to cancel.
         """
         gzipped = is_gzip(request.headers.get("Content-Encoding"))
         async with self._bodies.received(request) as body:
             if not gzipped:
-                await self._wait_for_round(len(body))
+                await self._loop_share.wait(len(body))
                 yield body
             elif is_light(body):
-                await self._wait_for_round(claimed_bytes(body))
+                await self._loop_share.wait(claimed_bytes(body))
                 yield gunzip(body, self._inflated_bytes_max)
             else:
                 async with self._inflated:
                     inflated = await self._inflater.inflate(body)
-                    await self._wait_for_round(len(inflated))
+                    await self._loop_share.wait(len(inflated))
                     yield inflated
 
-    async def _wait_for_round(self, size_bytes: int) -> None:
-        if not self._loop_share.take(size_bytes):
-            await self._loop_share.wait(size_bytes)
-
     def close(self) -> None:
-        """Let the threads go; blocks for the bodies in work only (milliseconds)."""
+        """End the threads; blocks for the bodies in work only (milliseconds)."""
         self._inflater.close()

@@ -1,7 +1,7 @@
-"""A request whose head and body are there: what the pages read of it, without aiohttp's request.
+"""A request whose head and body have arrived: what the pages read of it, without aiohttp's request.
 
-aiohttp's own costs 4 us of a small post's 17, measured, for cookies, forms, ranges and streams that
-no post has.
+aiohttp's own request costs 4 us of a small post's 17, measured: it makes cookies, forms, ranges and
+streams, which no post has.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from multidict import CIMultiDictProxy
 
 
 class WholeRequest:
-    """Has the names of aiohttp's BaseRequest, as far as the pages use them.
+    """Has the names of aiohttp's BaseRequest that the pages use.
 
-    Its turn of the loop has been taken, and it wants its connection kept (HTTP/1.1).
+    Its round of the event loop has come. Its client keeps the connection open (HTTP/1.1).
     """
 
-    transport = None  # nothing is left to be read from it
+    transport = None  # nothing more is read for this request
 
     __slots__ = ("_message", "content", "headers", "method", "raw_path")
 
@@ -40,12 +40,12 @@ class WholeRequest:
         return self._message.url.path
 
 
-UnreadRequest = web.BaseRequest  # its body may be on its way yet
+UnreadRequest = web.BaseRequest  # a part of its body may not have arrived yet
 Request = UnreadRequest | WholeRequest
 
 
 def is_whole(message: object, content: StreamReader) -> bool:
-    """Whether a parsed message needs nothing that only aiohttp's own request can do."""
+    """Whether a parsed request is complete and needs nothing that only aiohttp's request can do."""
     return (
         isinstance(message, RawRequestMessage)
         and content.is_eof()

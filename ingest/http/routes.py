@@ -1,13 +1,15 @@
-"""One port and its routes: finds the page, answers what no page takes, counts every answer.
+"""One port and its routes: finds the page of a request, and counts every answer.
 
-Promises: every request gets an answer of ours, a refusal as a problem document, a fault of the
-service as 500 `internal` with one log line now and then; nothing of an exception is shown.
-Does not: know what the pages do.
+Promises: every request gets an answer. A refusal is answered with a problem document. A fault of
+the service is answered with 500 `internal` and logged now and then; the client sees nothing of the
+exception.
+Does not: know the content of the pages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from ingest.http.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX, RoundQueue
@@ -19,23 +21,23 @@ from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 
-OTHER = "other"  # the label of all requests that no page takes
+OTHER = "other"  # the label of all requests for which there is no page
 
-# What is wrong with a request that no page has seen.
+# The details of problems that no page has raised.
 _MALFORMED = {
-    "bad_request": "the request is not well-formed HTTP",
+    "bad_request": "the request is not valid HTTP",
     "headers_too_large": (
-        f"a request's head may have {HEADERS_MAX} headers, {LINE_BYTES_MAX // 1024} KiB in a line, "
-        f"and {HALF_HEAD_BYTES_MAX // 1024} KiB before its end has come"
+        f"the head of a request may have {HEADERS_MAX} headers, {LINE_BYTES_MAX // 1024} KiB in a "
+        f"line, and {HALF_HEAD_BYTES_MAX // 1024} KiB before its end has come"
     ),
-    "internal": "the service met a fault of its own",
+    "internal": "the service has a fault; its log has the details",
 }
 
 
 class Route(NamedTuple):
     """A page: its methods, and `answer(request, query string, monotonic time of receipt)`.
 
-    `answer` may raise Refused, or ConnectionError where the client is gone.
+    `answer` may raise Refused, or ConnectionError if the client is gone.
     """
 
     methods: tuple[str, ...]
@@ -47,7 +49,7 @@ POST = ("POST",)
 
 
 class Port:
-    """A port with pages by path. `tokens` says in a warning which of them need one."""
+    """A port with pages by path. `tokens` says for a warning which of them need a token."""
 
     def __init__(
         self,
@@ -62,31 +64,29 @@ class Port:
         round_queue: RoundQueue | None = None,
     ) -> None:
         self._pages = pages
-        self._round_queue = round_queue
         self._ledger = ledger
         self._flag = flag
         self._tokens = tokens
-        self._connections_max = connections_max
-        self._header_s_max = header_s_max
-        self._keepalive_s_max = keepalive_s_max
+        self._make_connections = partial(  # called by start, since it needs a running event loop
+            Connections,
+            self._answer,
+            self._malformed,
+            round_queue=round_queue,
+            connections_max=connections_max,
+            header_s_max=header_s_max,
+            keepalive_s_max=keepalive_s_max,
+        )
         self._connections: Connections | None = None
         self._log = get_logger("port")
         self._occasionally = Occasionally(10.0)
 
     async def start(self, host: str, port: int) -> str:
         """Listen; return the real HOST:PORT. Raises StartError that names the flag."""
-        self._connections = Connections(
-            self._answer,
-            self._malformed,
-            round_queue=self._round_queue,
-            connections_max=self._connections_max,
-            header_s_max=self._header_s_max,
-            keepalive_s_max=self._keepalive_s_max,
-        )
+        self._connections = self._make_connections()
         return await self._connections.listen(host, port, self._flag, tokens=self._tokens)
 
     async def close(self) -> None:
-        """Close the port and all its connections. Repeatable, also before `start`."""
+        """Close the port and all its connections. Repeatable, and allowed before `start`."""
         if self._connections is not None:
             await self._connections.close()
 
@@ -101,12 +101,12 @@ class Port:
             if page is None:
                 raise Refused("not_found", f"there are {', '.join(self._pages)}")
             if request.method not in page.methods:
-                raise Refused("method_not_allowed", f"{path} takes {' and '.join(page.methods)}")
+                raise Refused("method_not_allowed", f"{path} allows {' and '.join(page.methods)}")
             answer = await page.answer(request, query, received_s)
         except Refused as refused:
             answer = _refusal(request, page, refused)
         except ConnectionError:
-            raise  # the client is gone: nobody to answer, nothing kept, nothing to log
+            raise  # the client is gone: nothing was kept, nothing to answer or to log
         except Exception:
             kept_back = self._occasionally.due(path)
             if kept_back is not None:
@@ -118,7 +118,7 @@ class Port:
         return answer
 
     def _malformed(self, code: str) -> Answer:
-        """Answer what aiohttp could not parse."""
+        """Answer a request that aiohttp could not parse."""
         answer = problem(Refused(code, _MALFORMED[code]), close=True)
         self._ledger.request_answered(OTHER, answer.status, 0.0)
         return answer
@@ -130,7 +130,7 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
         headers = b"Allow: %b\r\n" % ", ".join(page.methods).encode()
     elif refused.code == "unauthorized":
         headers = b"WWW-Authenticate: Bearer\r\n"
-    # A body that is still on its way is not waited for.
+    # If the body has not arrived, the connection is closed: the service does not wait for it.
     close = refused.code == "draining" or not request.content.is_eof()
     return problem(refused, headers=headers, close=close)
 

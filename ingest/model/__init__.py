@@ -1,4 +1,4 @@
-"""Ground: what a reading is and what the parts say to each other. Knows no library.
+"""Model: what a reading is, and the types that the folders pass to each other. Knows no library.
 
-Imports nothing of ours; everybody may import it.
+Imports nothing of ours. Every folder may import it.
 """

@@ -1,6 +1,6 @@
-"""What a post waits for: the acknowledgement of its block, and what may become of the block.
+"""The acknowledgement of a block, and the possible outcomes of the block.
 
-Does not: decide anything, or know who waits.
+Does not: decide an outcome, or know which part waits for it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Refusal(NamedTuple):
-    """One row of a block that the database refused and that is now in the dead-letter queue."""
+    """One row of a block that the database refused. It is in the dead-letter queue now."""
 
     row: int
     sqlstate: str
@@ -19,14 +19,14 @@ class Refusal(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a block: the rows refused one by one, or all of it set aside for later."""
+    """The outcome of a block: the refused rows, or the whole block set aside for later."""
 
     refusals: tuple[Refusal, ...] = ()
     set_aside: bool = False
 
 
 class Ack:
-    """Travels with a block and is resolved once: after commit, or after the dead-letter fsync."""
+    """It belongs to a block and is resolved once: after commit, or after the dead-letter fsync."""
 
     __slots__ = ("_calls", "_outcome")
 
@@ -35,7 +35,7 @@ class Ack:
         self._calls: list[Callable[[], None]] = []
 
     def resolve(self, outcome: Outcome) -> None:
-        """Tell whoever waits. A second call is our own mistake and fails loudly."""
+        """Set the outcome and call all callbacks. A second call is a fault of ours and fails."""
         assert self._outcome is None, "an ack is resolved once"
         self._outcome = outcome
         for call in self._calls:
@@ -43,7 +43,7 @@ class Ack:
 
     @property
     def outcome(self) -> Outcome | None:
-        """What became of the block, once it is known."""
+        """The outcome of the block, None while it is not known."""
         return self._outcome
 
     @property
@@ -52,7 +52,7 @@ class Ack:
         return self._outcome is not None
 
     def when_resolved(self, call: Callable[[], None]) -> None:
-        """Have `call` called, by whoever resolves; it must only take note. Before that only."""
+        """Add a callback for `resolve`. It must be short. Not allowed once the outcome is known."""
         assert self._outcome is None, "it is known already"
         self._calls.append(call)
 
@@ -62,5 +62,5 @@ class Ack:
             known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self.when_resolved(lambda: None if known.done() else known.set_result(None))
             await known
-        assert self._outcome is not None, "waited for"
+        assert self._outcome is not None, "the wait ends when the outcome is known"
         return self._outcome

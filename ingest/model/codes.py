@@ -1,6 +1,6 @@
-"""Every code that a client can get, once: problems of a post, and errors of one item.
+"""Every code that a client can get: problems of a post, and errors of one item.
 
-The tables of docs/ are printed from here (`python -m ingest.cli.docs`), and a test compares.
+The tables of docs/ are printed from this file (`python -m ingest.cli.docs`). A test compares them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Problem(NamedTuple):
-    """A problem document's constant part: HTTP status, title, what the client should do."""
+    """The constant part of a problem document: HTTP status, title, what the client should do."""
 
     status: int
     title: str

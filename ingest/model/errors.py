@@ -1,29 +1,29 @@
-"""What went wrong, named for what the caller does next.
+"""The exceptions that this service raises on purpose. Each is named for what its caller does next.
 
-Holds every exception this service raises on purpose. Foreign exceptions (driver, sockets, files)
-are turned into one of these at the adapter that met them, with the cause kept.
+The part that meets a foreign exception (driver, socket, file) raises one of these instead, with
+the foreign one as its cause.
 """
 
 from __future__ import annotations
 
 
 class IngestError(Exception):
-    """Anything this service raises on purpose; its text is fit for a user to read."""
+    """Base of all exceptions that this service raises on purpose. Users may read its text."""
 
 
 class ConfigError(IngestError):
-    """Mend the named setting and start again."""
+    """A setting is wrong. The text names the setting that the operator has to correct."""
 
 
 class StartError(IngestError):
-    """The service cannot start; the text says what is in the way and what to do about it."""
+    """The service cannot start. The text says why, and what to do."""
 
 
 class Refused(IngestError):
-    """Nothing of the post is kept; tell the client so with a stable code.
+    """Nothing of the post is kept; the client gets a problem document.
 
-    `code` is a key of `codes.PROBLEMS`; `fields` are further members of the problem document
-    (JSON values); `retry_after_s` asks for a Retry-After header of about that many seconds.
+    `code` is a key of `codes.PROBLEMS`. `fields` are further members of the problem document (JSON
+    values). `retry_after_s` asks for a Retry-After header of about that many seconds.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Refused(IngestError):
 
 
 class BufferFull(IngestError):
-    """No room came free in time; the client should come back after `retry_after_s` seconds."""
+    """No room became free in time. The client should try again after `retry_after_s` seconds."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("the buffer has no room for this post")
@@ -45,20 +45,20 @@ class BufferFull(IngestError):
 
 
 class DeadLettersFull(IngestError):
-    """The dead-letter folder has reached its share of `dlq_bytes_max`; nothing was appended."""
+    """The dead-letter folder has used its share of `dlq_bytes_max`. Nothing was appended."""
 
 
 class DeadLettersBroken(IngestError):
-    """The dead-letter file could not be written (disk full, fsync failed); nothing is promised."""
+    """The dead-letter file could not be written (disk full, fsync failed). Nothing is promised."""
 
 
 class JournalBroken(IngestError):
-    """The journal could not be written (disk full, fsync failed); nothing of the block is kept."""
+    """The journal could not be written (disk full, fsync failed). Nothing of the block is kept."""
 
 
 class Stopping(IngestError):
-    """The service is shutting down and this wait will not be finished; nothing was changed."""
+    """The service is stopping, so this wait has ended early. Nothing was changed."""
 
 
 class ReplayStopped(IngestError):
-    """The database cannot take letters now; what was done before is done."""
+    """The database cannot take dead letters now. Those replayed before stay replayed."""

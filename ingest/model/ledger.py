@@ -1,9 +1,9 @@
-"""The ledger: what the path counts, and the law that the counts keep.
+"""The ledger: the counters of the path of a reading, and the balance between them.
 
-Plain integers on one event loop (an increment costs 30 ns; a client library's counter 300).
-exposition.py shows them as metrics. Counters are per life of a process.
+The counters are plain integers on one event loop: an increment costs 30 ns, the counter of a client
+library 300. admin/exposition.py shows them as metrics. They start at 0 with each process.
 
-The law, at every quiet moment:
+The balance, whenever no reading is on its way between two counters:
 received + recovered + replayed = committed + duplicate + rejected + dead_lettered + held
 """
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 from ingest.model.letter import REASONS
@@ -42,17 +44,13 @@ class Histogram:
         self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Return (upper bound, count so far) pairs as Prometheus wants them."""
-        rows: list[tuple[str, float]] = []
-        running = 0
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            running += count
-            rows.append((f"{bound:g}" if bound != float("inf") else "+Inf", running))
-        return rows
+        """Return pairs (upper bound, count up to it), the form that Prometheus expects."""
+        bounds = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
+        return list(zip(bounds, accumulate(self.counts), strict=True))
 
 
 class DeadLetterStats(NamedTuple):
-    """What the dead-letter folder holds: bytes of all files, live readings, the oldest's age."""
+    """State of the dead-letter folder: bytes of all files, live readings, age of the oldest."""
 
     size_bytes: int = 0
     live: int = 0
@@ -60,7 +58,7 @@ class DeadLetterStats(NamedTuple):
 
 
 class Gauges(NamedTuple):
-    """Where the gauges of the running service are read, when somebody scrapes."""
+    """Functions that read the gauges of the running service, called at each scrape."""
 
     buffer: Callable[[], BufferStats]
     dead_letters: Callable[[], DeadLetterStats]
@@ -74,7 +72,7 @@ class Ledger:
     """The counters of one service."""
 
     def __init__(self) -> None:
-        # The ledger, in readings.
+        # The balance, in readings.
         self.received = 0
         self.accepted = 0
         self.committed = 0
@@ -85,12 +83,12 @@ class Ledger:
         self.rejected: defaultdict[str, int] = defaultdict(int)
         self.dead_lettered: dict[str, int] = dict.fromkeys(REASONS, 0)
         self.at_receiver = 0  # decoded, and neither in the buffer nor answered yet
-        # The machinery.
+        # Requests and writes.
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
-        self.request_s: dict[str, Histogram] = {}
+        self.request_s: defaultdict[str, Histogram] = defaultdict(partial(Histogram, SECONDS_HTTP))
         self.flushes: dict[str, int] = dict.fromkeys(TRIGGERS, 0)
         self.flush_rows = Histogram(ROWS_FLUSH)
-        self.flush_s: dict[str, Histogram] = {}
+        self.flush_s: defaultdict[str, Histogram] = defaultdict(partial(Histogram, SECONDS_COMMIT))
         self.commit_s = Histogram(SECONDS_COMMIT)
         self.lag_s = Histogram(SECONDS_LAG)
         self.journal_sync_s = Histogram(SECONDS_SYNC)
@@ -100,41 +98,35 @@ class Ledger:
     def request_answered(self, route: str, status: int, took_s: float) -> None:
         """Count one answered HTTP request; `route` is one of a closed set."""
         self.requests[route, status] += 1
-        histogram = self.request_s.get(route)
-        if histogram is None:
-            histogram = self.request_s[route] = Histogram(SECONDS_HTTP)
-        histogram.observe(took_s)
+        self.request_s[route].observe(took_s)
 
     def batch_gathered(self, trigger: str, rows: int) -> None:
-        """Count one batch that goes to the database for the first time."""
+        """Count one batch that is written to the database for the first time."""
         self.flushes[trigger] += 1
         self.flush_rows.observe(rows)
 
     def batch_stored(self, method: str, took_s: float, committed: int, duplicate: int) -> None:
         """Count one committed write."""
-        histogram = self.flush_s.get(method)
-        if histogram is None:
-            histogram = self.flush_s[method] = Histogram(SECONDS_COMMIT)
-        histogram.observe(took_s)
+        self.flush_s[method].observe(took_s)
         self.committed += committed
         self.duplicate += duplicate
 
     def readings_dead_lettered(self, reason: str, count: int) -> None:
-        """Count readings that are safe in the dead-letter queue."""
+        """Count readings that are on disk in the dead-letter queue."""
         self.dead_lettered[reason] += count
 
     def readings_rejected(self, code: str, count: int) -> None:
-        """Count readings that were refused with a problem code and not kept."""
+        """Count readings that were refused with a problem code, and not kept."""
         self.rejected[code] += count
 
     @property
     def held(self) -> int:
-        """Readings received and neither stored, set aside nor refused yet."""
+        """Readings that are neither in the table, dead-lettered nor refused yet."""
         return (self.gauges.buffer().rows if self.gauges else 0) + self.at_receiver
 
     @property
     def imbalance(self) -> int:
-        """What the law leaves over: 0, or readings were lost (> 0) or counted twice (< 0)."""
+        """The balance check: 0, or readings were lost (> 0) or counted twice (< 0)."""
         came = self.received + self.recovered + self.replayed
         went = self.committed + self.duplicate + sum(self.rejected.values())
         return came - went - sum(self.dead_lettered.values()) - self.held

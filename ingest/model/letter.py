@@ -1,6 +1,6 @@
-"""A dead letter: what could not be written, with the reason why, as the path hands it over.
+"""A dead letter: a reading that could not be written, or an invalid item, with the reason.
 
-Does not: know how it is kept (dead_letter_format.py), or whether it comes back.
+Does not: know its form on disk (dead_letters/format.py), or whether it is replayed later.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from ingest.model.reading import Reading
 
 
 class Letter(NamedTuple):
-    """One dead letter: a reading, or the original bytes of an item that could not become one.
+    """One dead letter: a reading, or the original bytes of an invalid item.
 
-    `reason` is one of REASONS; `code` an item code or a SQLSTATE. `precision`, `field` and `item`
-    (the index in the array) are those of the post. `received_us` is Unix microseconds.
+    `reason` is one of REASONS, `code` an item code or a SQLSTATE. `precision`, `field` and `item`
+    (the index in the array) come from the post. `received_us` is in Unix microseconds.
     """
 
     reason: str

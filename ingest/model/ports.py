@@ -1,9 +1,9 @@
-"""The few contracts between the stages of the path, structural: a part fits if it has the shape.
+"""The contracts between the parts of the path, as Protocols: a part fits if it has these methods.
 
-    door --reserve/put--> buffer --take--> writer --write--> sink
-                                             `--settle (ack) | give_back (nack)--> buffer
+    receiver --reserve/put--> buffer --take--> writer --write--> sink
+                                                 `--settle (ack) | give_back (nack)--> buffer
 
-Each contract has one suite in tests/contract that runs over every implementation, fakes included.
+Each contract has a suite in tests/contract, which runs over every implementation, fakes included.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class Reservation(Protocol):
     """Room in a buffer that is promised to one block."""
 
     def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
-        """Hand the block over; await the result. The block must not be larger than the reservation.
+        """Put the block; await the result. The block must not be larger than the reservation.
 
-        A buffer in memory has taken the block when this returns, and cannot fail. A journal has the
-        block on the disk once the result has been awaited. If it cannot be written the await raises
-        JournalBroken, and nothing of the block is kept. With `durable` not set the block is in
-        memory at once, and is written a little later. A cancellation does not interrupt the write:
+        A buffer in memory has the block when this returns, and cannot fail. A journal has the block
+        on disk once the result has been awaited. If the block cannot be written, the await raises
+        JournalBroken, and nothing of the block is kept. If `durable` is false, the block is in
+        memory at once and is written a little later. A cancellation does not interrupt the write:
         it is raised at the caller's next await.
         """
 
     def release(self) -> None:
-        """Give the room back; does nothing after put or a second time."""
+        """Give the room back. After `put`, or a second time, this does nothing."""
 
 
 class Inlet(Protocol):
@@ -39,21 +39,21 @@ class Inlet(Protocol):
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room, first come first served, at most `put_wait_s_max`.
 
-        `awaited`: the post waits until its block is stored, so the block stays in memory and is
-        not written to a journal.
+        `awaited`: the post waits until its block is in the table. So the block stays in memory and
+        is not written to a journal.
 
-        Raises BufferFull when no room came free in time, Stopping once the buffer is shut,
-        JournalBroken while the disk takes nothing.
-        Safe to cancel: nothing stays reserved.
+        Raises BufferFull if no room became free in time, Stopping once the buffer is shut,
+        JournalBroken while the disk cannot be written. Safe to cancel: nothing stays reserved.
         """
 
 
 class BufferStats(NamedTuple):
-    """What a buffer holds now. `rows` is all that is not settled, taken blocks included.
+    """The content of a buffer now.
 
-    `rows_taken` of them are with a writer, `rows_kept` outlive the process. `rows_max` and
-    `bytes_max` bound what is in memory.
-    `disk_used` is the share of the disk's bound in use where that decides who gets room, else None.
+    `rows` counts all rows that are not settled. `rows_taken` of them are with a writer. `rows_kept`
+    of them survive the end of the process. `rows_max` and `bytes_max` bound the content in memory.
+    `disk_used` is the used share of the disk's bound, if that bound decides whether there is room;
+    else None.
     """
 
     rows: int
@@ -70,14 +70,14 @@ class BufferStats(NamedTuple):
 
     @property
     def used(self) -> float:
-        """The share of the bounds that is in use: at 1 a post must wait."""
+        """The used share of the bounds. At 1 a post must wait."""
         if self.disk_used is not None:
             return self.disk_used
         return max(self.rows / max(1, self.rows_max), self.size_bytes / max(1, self.bytes_max))
 
 
 class JournalStats(NamedTuple):
-    """What the journal's folder holds: bytes and files now, damage met since the start."""
+    """The journal's folder: bytes and files now, damage found since the start."""
 
     size_bytes: int = 0
     segments: int = 0
@@ -85,7 +85,7 @@ class JournalStats(NamedTuple):
 
 
 class Outlet(Protocol):
-    """The buffer as a writer sees it. Blocks taken count until settled or given back."""
+    """The buffer as a writer sees it. A taken block counts until it is settled or given back."""
 
     @property
     def rows_waiting(self) -> int:
@@ -93,69 +93,69 @@ class Outlet(Protocol):
 
     @property
     def shut(self) -> bool:
-        """Whether no block will ever come in any more."""
+        """Whether the buffer accepts no more blocks."""
 
     def first_received_s(self) -> float | None:
-        """Return the monotonic time at which the first waiting block was received."""
+        """Return the monotonic time of receipt of the first block that waits, None if none does."""
 
     async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows wait or the buffer is shut. Safe to cancel."""
+        """Return once at least `rows` rows can be taken, or the buffer is shut. Safe to cancel."""
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
 
     def settle(self, blocks: Sequence[Block]) -> None:
-        """Forget blocks that are in the table or dead-lettered; their room comes free (ack)."""
+        """Remove blocks that are in the table or dead-lettered; their room becomes free (ack)."""
 
     def give_back(self, blocks: Sequence[Block]) -> None:
-        """Put blocks back to the front, in their order (nack). Cannot fail."""
+        """Put blocks back to the front of the queue, in their order (nack). Cannot fail."""
 
     def stats(self) -> BufferStats:
-        """Return what is held now."""
+        """Return the content now."""
 
 
 Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
 
 
 class Buffer(Inlet, Outlet, Protocol):
-    """The buffer as the service sees it: both ends, the start and the stop."""
+    """The buffer as the service sees it: inlet and outlet, start and stop."""
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The acknowledgements that it can give without the database, best first."""
+        """The acknowledgements that the buffer gives without the database, best first."""
 
     @property
     def broken(self) -> bool:
-        """Whether what it needs to keep readings has failed."""
+        """Whether the disk or another part that the buffer needs has failed."""
 
     def open(self) -> list[Work]:
-        """Begin; return the work to be run in the background from now on. Raises StartError."""
+        """Start; return the work that must run in the background from now on. Raises StartError."""
 
     def shut_inlet(self) -> None:
-        """Let nothing in any more: waiting posts get Stopping, writers get what is left."""
+        """Accept no more blocks. Waiting posts get Stopping; writers get the remaining blocks."""
 
     async def keep_rest(self) -> None:
-        """Keep what waits for the next start, where that is possible; the rest goes on waiting.
+        """Keep waiting blocks for the next start, if the buffer can; other blocks go on waiting.
 
-        Call it when no writer works any more. It may be called again.
+        Call it when all writers have ended. Repeatable.
         """
 
     async def close(self) -> None:
-        """Finish what was begun, and let go of everything outside of memory. Repeatable."""
+        """Finish work that has begun; close files and threads. Repeatable."""
 
     def journal_stats(self) -> JournalStats:
-        """Return what the journal's folder holds; zeros without a journal."""
+        """Return the state of the journal's folder; zeros without a journal."""
 
 
 class Stored(NamedTuple):
-    """Rows of one committed write: new in the table, and already there."""
+    """Rows of one committed write: those new in the table, and those already there."""
 
     committed: int
     duplicate: int
 
 
 class BadRow(NamedTuple):
-    """One row (0-based, in the batch) that the database refuses, with its SQLSTATE."""
+    """One row (its index in the batch) that the database refuses, with the SQLSTATE."""
 
     row: int
     sqlstate: str
@@ -166,10 +166,10 @@ SetAside = Callable[[list[BadRow]], Awaitable[None]]
 
 
 class Sink(Protocol):
-    """One line to the database, owned by one writer. Not for concurrent use.
+    """One connection to the database, owned by one writer. Not for concurrent use.
 
-    Every method raises verdict.WriteFailed and nothing else of the driver's. After any doubt the
-    connection is gone and the next call opens a new one.
+    Every method raises verdict.WriteFailed in place of the driver's errors. If the state of the
+    connection is not certain, the connection is closed and the next call opens a new one.
     """
 
     @property
@@ -178,32 +178,31 @@ class Sink(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a line and, as far as the driver has noticed, the server at its end."""
+        """Whether there is a connection, and the driver has not noticed its end."""
 
     async def open(self) -> None:
-        """Connect and check the schema, within `connect_s_max`; at once if already open."""
+        """Connect and check the schema, within `connect_s_max`. Does nothing if already open."""
 
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
-        """Commit all rows, or none that we know of. Opens the connection if there is none."""
+        """Commit all rows, or raise WriteFailed. Opens the connection if there is none."""
 
     async def write_isolating(
         self, tuples: Sequence[bytes], rows: int, set_aside: SetAside
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction.
 
-        Calls `set_aside` once with the bad rows, in order, when all of them are known and before
-        the commit (not at all if there are none). If it raises, nothing is committed and its error
-        passes through.
+        Calls `set_aside` once with all refused rows, in order, before the commit; not at all if
+        there are none. If `set_aside` raises, nothing is committed and its error is raised.
         """
 
     def abort(self) -> None:
-        """Cut the line now; a call under way fails with WriteFailed(WAIT, doubtful)."""
+        """Break the connection now; a running call fails with WriteFailed(WAIT, doubtful)."""
 
     async def close(self) -> None:
-        """Close politely, within a second."""
+        """End the session and close the connection, within a second."""
 
 
-# What /readyz says of the service; health.py has their meaning.
+# The states of the service that /readyz shows; app/health.py has their meaning.
 STATES = ("starting", "accepting", "slowed", "on_hold", "full", "disk_low", "draining")
 
 
@@ -211,30 +210,30 @@ class DeadLetters(Protocol):
     """The dead-letter queue as the path sees it."""
 
     async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
-        """Return once all letters are on disk (fdatasync). All or none is promised.
+        """Return once all letters are on disk (fdatasync); all are kept, or none is promised.
 
-        Raises DeadLettersFull at the cap (the door's share of it if `from_door`),
-        DeadLettersBroken if the disk failed. Once begun it is not cancelled half-way.
+        Raises DeadLettersFull at the bound (the receiver's share of it if `from_receiver`),
+        DeadLettersBroken if the disk failed. A cancellation does not interrupt a write.
         """
 
 
 class Admission(Protocol):
-    """Whether posts are let in at all."""
+    """Decides whether the service accepts posts."""
 
     def refusal(self) -> str | None:
-        """Return the problem code `starting`, `draining` or `disk_low`, or None: come in."""
+        """Return the problem code `starting`, `draining` or `disk_low`, or None to accept."""
 
 
 class Database(Protocol):
-    """What the receiver, and the state that /readyz shows, may know of the database."""
+    """The database state as the receiver and /readyz see it."""
 
     @property
     def hold_reason(self) -> str | None:
-        """Why writing is on hold, or None."""
+        """Why writes are paused, or None."""
 
     @property
     def up(self) -> bool:
-        """Whether the server answered when last asked."""
+        """Whether the server answered the last time."""
 
     async def wait_hold(self) -> str:
-        """Wait until writing is on hold; return the reason. Safe to cancel."""
+        """Wait until writes are paused; return the reason. Safe to cancel."""

@@ -1,7 +1,7 @@
-"""A reading: one fact that a sensor reported, and the rules that make it one.
+"""A reading: one fact that a sensor reported, and the rules for its names.
 
 A fact is (ts, device_id, metric, value) after normalisation: `ts_us` is Unix microseconds in UTC,
-`-0.0` is `0.0`. Two readings are the same reading when all four agree.
+`-0.0` becomes `0.0`. Two readings are the same reading if all four are equal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import unicodedata
 from typing import NamedTuple
 
 NAME_CHARACTERS_MAX = 128
-NAME_BYTES_MAX = 256  # two names of this size still fit into one index row (2,704 bytes)
+NAME_BYTES_MAX = 256  # two names of this size fit into one index row (2,704 bytes)
 
 
 class Reading(NamedTuple):
@@ -35,7 +35,7 @@ def name_fault(name: str) -> tuple[str, str] | None:
         try:
             size_bytes = len(name.encode())
         except UnicodeEncodeError:
-            return "name_control_character", "holds half of a surrogate pair"
+            return "name_control_character", "contains half of a surrogate pair"
         if size_bytes > NAME_BYTES_MAX:
             return "name_too_long", f"has {size_bytes} bytes in UTF-8, at most {NAME_BYTES_MAX}"
     if not name.isprintable():  # also false for spaces other than U+0020 and for unassigned ones
@@ -43,6 +43,6 @@ def name_fault(name: str) -> tuple[str, str] | None:
             if unicodedata.category(character) == "Cc":
                 return (
                     "name_control_character",
-                    f"holds the control character U+{ord(character):04X} at position {place}",
+                    f"contains the control character U+{ord(character):04X} at position {place}",
                 )
     return None

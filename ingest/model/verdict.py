@@ -1,8 +1,9 @@
-"""What to do after a failed write, and why it failed, in words that every sink shares.
+"""What to do after a failed write, and why it failed. All sinks use these verdicts and reasons.
 
-Four verdicts. WAIT: the server is not there; nothing counts against the batch. RETRY: a server that
-is there failed this batch. ISOLATE: one row's fault. HOLD: the operator's fault; keep everything.
-Does not: know a driver's errors; a sink judges those (sqlstate.py those of PostgreSQL).
+WAIT: the server does not answer; the failure does not count against the batch. RETRY: the server
+answers and failed this batch. ISOLATE: one row is the cause. HOLD: an operator must fix the cause;
+keep everything.
+Does not: know a driver's errors; each sink maps its own (sinks/postgres/sqlstate.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from enum import Enum
 
 from ingest.model.errors import IngestError
 
-# Why a write failed, in one word: a metric's label, so a closed set (but for unknown codes).
+# Why a write failed. These are labels of a metric, so a closed set (except for unknown codes).
 UNREACHABLE = "unreachable"
 SCHEMA = "schema"
 CONFIGURATION = "configuration"
@@ -27,16 +28,16 @@ class Verdict(Enum):
     RETRY = "retry"
     ISOLATE = "isolate"
     HOLD = "hold"
-    UNKNOWN = "unknown"  # a code of no class below: tried a few times, then held
-    DUPLICATE = "duplicate"  # our own key: not a fault, the idempotent path counts it
+    UNKNOWN = "unknown"  # an unknown code: a few tries, then writes are paused
+    DUPLICATE = "duplicate"  # the row is in the table already; the idempotent path counts it
 
 
 class WriteFailed(IngestError):
-    """A write ended without a commit that we know of; `verdict` says what to do.
+    """A write ended, and no commit of it is known. `verdict` says what to do.
 
-    `sqlstate` is None where no server spoke (socket, time-out), and then `reason` is UNREACHABLE.
-    `doubtful` means that the rows may be in the table all the same. `row` is the 0-based index of
-    the row that the server blamed.
+    `sqlstate` is None if no server answered (socket, time-out); `reason` is UNREACHABLE then.
+    `doubtful` means that the rows may be in the table. `row` is the index of the row that the
+    server named as the cause.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The receiver: from a request to an answer, by way of formats, dead letters and buffer.
+"""The receiver: answers a post, with the help of formats, dead letters and the buffer.
 
-Imports http and formats and the ground. admin, app and cli may import it.
+Imports http, formats and the ground. admin, app and cli may import it.
 """

@@ -1,6 +1,7 @@
-"""What a post with `ack=committed` waits for: its block is decided, its time is up, or a hold.
+"""How a post with `ack=committed` waits: until its outcome, its time limit, or a pause of writes.
 
-Promises: one timer and one watch of holds, however many wait; nothing here changes the block.
+Promises: one timer and one watch of the database state, however many posts wait.
+Does not: change a block.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from ingest.model.errors import Refused
 from ingest.model.ports import Database
 from ingest.system.clock import monotonic_s
 
-ON_HOLD = "on_hold"  # why a post will not learn its outcome in time
+ON_HOLD = "on_hold"  # the reason of a wait that ended because writes are paused
 
 
 class AckWaits:
-    """The outcomes that one door waits for, each at most `wait_s_max`."""
+    """The outcomes that the posts of one receiver wait for, each at most `wait_s_max`."""
 
     def __init__(self, database: Database, wait_s_max: float) -> None:
         self._database = database
         self._wait_s_max = wait_s_max
-        self._undecided: dict[asyncio.Future[str], float] = {}  # posts that wait, until when
+        self._undecided: dict[asyncio.Future[str], float] = {}  # waiting posts: end of the wait
         self._time_watch: asyncio.TimerHandle | None = None
         self._hold_watch: asyncio.Task[str] | None = None
 
     async def of(self, ack: Ack) -> Outcome:
-        """Wait until the block is decided. Raises Refused: it may be stored all the same."""
+        """Wait for the outcome of a block. Raises Refused; the block may be stored nevertheless."""
         why = ""
         if ack.outcome is None:
             decided: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -43,16 +44,16 @@ class AckWaits:
         if outcome is not None:
             if not outcome.set_aside:
                 return outcome
-            why = "it is set aside and will be tried again later"
+            why = "the post is set aside and will be tried again later"
         elif why == ON_HOLD:
             raise Refused(
-                "database_on_hold", "the post is kept and may still be stored once it goes on"
+                "database_on_hold", "the post is kept and may still be stored once writes continue"
             )
-        # The others get the time of each receipt: sent again they are another row.
+        # A reading without `ts` gets the time of receipt. Sent again, it would be another row.
         raise Refused("outcome_unknown", f"{why}; sending again is safe for readings with a `ts`")
 
     def _watch_time(self, first_s: float) -> None:
-        """Have one timer, for the post that has waited longest: all may wait equally long."""
+        """Keep one timer, for the first post: all posts have the same limit."""
         if self._time_watch is None:
             self._time_watch = asyncio.get_running_loop().call_later(
                 first_s - monotonic_s(), self._time_came
@@ -65,10 +66,10 @@ class AckWaits:
             if until_s > now_s:
                 self._watch_time(until_s)
                 break
-            _decide(decided, f"not decided within {self._wait_s_max:g} s")
+            _decide(decided, f"the outcome was not known within {self._wait_s_max:g} s")
 
     def _watch_hold(self) -> None:
-        """Have one task that waits for a hold, whoever waits for an outcome."""
+        """Keep one task that waits for a pause of writes, for all posts together."""
         if self._hold_watch is None or self._hold_watch.done():
             self._hold_watch = asyncio.create_task(self._database.wait_hold())
             self._hold_watch.add_done_callback(self._hold_came)

@@ -1,10 +1,12 @@
-"""The door: POST /v1/readings, and the probes, on the data port.
+"""The receiver's port: POST /v1/readings, and the probes.
 
-Order: let in or not; receive; inflate; decode; reserve room; dead-letter the invalid items; put
-(which fails only if a journal's disk does); answer. So a refusal leaves nothing behind (but perhaps
-letters of what was invalid anyhow), and a 2xx means that every reading is kept. Every reading that
-is decoded leaves the door once: accepted, dead-lettered or rejected.
-Does not: know the database, or what kind of buffer stands behind it.
+A post goes through these steps: check admission; receive; decompress; decode; reserve room;
+dead-letter the invalid items; put the block into the buffer; answer. `put` fails only if the disk
+of a journal fails.
+Promises: after a refusal nothing of the post is kept, except perhaps dead letters of its invalid
+items. A 2xx means that every reading is kept. Every decoded reading is counted once: as accepted,
+dead-lettered or rejected.
+Does not: know the database, or the kind of the buffer.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import asyncio
 from collections.abc import Callable
 from functools import lru_cache
 
-from ingest.formats.json_post import decode
-from ingest.formats.post import Decoded, ItemError, Rules
+from ingest.formats.media_type import FORMATS, Decode, format_of
+from ingest.formats.post import Decoded, ItemError, Post, Rules
 from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Request, WholeRequest
 from ingest.http.response import Answer
@@ -34,7 +36,7 @@ from ingest.model.letter import INVALID, Letter
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver import replies
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.query import Query, check_media_type, parse_query
+from ingest.receiver.query import Query, parse_query
 from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
 from ingest.system.words import counted
@@ -42,9 +44,9 @@ from ingest.system.words import counted
 READINGS = "/v1/readings"
 BUFFERED, COMMITTED = "buffered", "committed"
 ADMISSION_DETAILS = {
-    "starting": "the service has not seen its database and table yet",
-    "draining": "the service is stopping; another one may take over",
-    "disk_low": "the disk that keeps the journal and the dead letters is full or broken",
+    "starting": "the service has not connected to its database and checked its table yet",
+    "draining": "the service is stopping; another one may replace it",
+    "disk_low": "the disk with the journal and the dead letters is full or has failed",
 }
 
 
@@ -52,8 +54,8 @@ class Endpoint:
     """The data port.
 
     `levels` are the acknowledgements that the buffer gives without the database, best first;
-    `committed` is available besides. Raises ConfigError if `ack_default` is none of them.
-    `witness` is shown every decoded post, kept or not; it must be quick and must not fail.
+    `committed` is always available. Raises ConfigError if `ack_default` is none of them.
+    `on_decoded` is called with every decoded post, kept or not. It must be quick and must not fail.
     """
 
     def __init__(
@@ -104,8 +106,8 @@ class Endpoint:
         )
         self._outcomes = AckWaits(database, ack_wait_s_max)
         self._posts_inside = 0
-        self._tails: set[asyncio.Task[None]] = set()
-        self._left = asyncio.Event()  # set whenever a post or a tail has left
+        self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
+        self._left = asyncio.Event()  # set whenever a post or a tail has ended
         self._log = get_logger("endpoint")
 
     async def start(self, host: str, port: int) -> str:
@@ -113,7 +115,7 @@ class Endpoint:
         return await self._port.start(host, port)
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait until no post is inside, at most `timeout_s`. Let nobody in first (Admission)."""
+        """Wait until no post is in work, at most `timeout_s`. Admission must refuse new ones."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self._posts_inside or self._tails:
@@ -123,7 +125,7 @@ class Endpoint:
             self._log.warning("posts_left_inside", count=self._posts_inside + len(self._tails))
 
     async def close(self) -> None:
-        """Close the port; what is being dead-lettered is finished first. Repeatable."""
+        """Close the port. Dead letters that are being written are finished first. Repeatable."""
         await self._port.close()
         if self._tails:
             await asyncio.wait(self._tails)
@@ -156,22 +158,22 @@ class Endpoint:
         return query
 
     async def _post(self, request: Request, query: Query, received_s: float) -> Answer:
-        headers = request.headers
-        media_type = headers.get("Content-Type")
-        if media_type != "application/json":
-            check_media_type(media_type)
+        media_type = request.headers.get("Content-Type", "")
+        decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
         if isinstance(request, WholeRequest):
-            decoded = self._decoded(self._plain_bodies.whole_body(request), query, received_s)
+            body = self._plain_bodies.whole_body(request)
+            decoded = self._decoded(decode, body, query, received_s)
         else:
             async with self._plain_bodies.body(request) as body:
-                decoded = self._decoded(body, query, received_s)
-                del body
+                decoded = self._decoded(decode, body, query, received_s)
+        del body  # its memory is free while the post waits for room or for its outcome
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         if not decoded.errors:
             await self._take_in(decoded, query)
         else:
-            # Once invalid items are being dead-lettered the rest must follow, come what may.
+            # Once invalid items are being dead-lettered, the other readings must be kept too, even
+            # if the client disconnects and this task is cancelled.
             tail = asyncio.create_task(self._take_in(decoded, query))
             self._tails.add(tail)
             tail.add_done_callback(self._tail_done)
@@ -183,26 +185,22 @@ class Endpoint:
             return replies.committed(block, errors, outcome)
         return replies.accepted(query.ack or "", block.rows, errors)
 
-    def _decoded(self, body: bytes, query: Query, received_s: float) -> Decoded:
-        return decode(
-            body,
-            precision=query.precision,
-            ignore_unknown=query.ignore_unknown,
-            received_us=unix_us(),
-            received_s=received_s,
-            rules=self._rules,
-        )
+    def _decoded(self, decode: Decode, body: bytes, query: Query, received_s: float) -> Decoded:
+        precision, ignore_unknown = query.precision, query.ignore_unknown
+        return decode(body, Post(precision, ignore_unknown, unix_us(), received_s, self._rules))
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
         self._left.set()
         if not tail.cancelled():
-            tail.exception()  # seen, even if the handler was cancelled and nobody awaits it
+            # Read here: if the handler was cancelled, no task awaits the tail, and asyncio would
+            # log its exception as never retrieved.
+            tail.exception()
 
-    # From the door into the buffer
+    # From the receiver into the buffer
 
     async def _take_in(self, decoded: Decoded, query: Query) -> None:
-        """Count the readings in, keep them or raise Refused, count them out."""
+        """Count the readings as received, keep them or raise Refused, count the result."""
         ledger = self._ledger
         block, errors = decoded
         rows = block.rows if block is not None else 0
@@ -240,18 +238,21 @@ class Endpoint:
         """Reserve, dead-letter, put. Nothing is kept if this raises."""
         block, errors = decoded
         if block is None:
-            raise Refused("all_invalid", "no reading of the post is valid", **replies.named(errors))
+            raise Refused(
+                "all_invalid", "all readings of the post are invalid", **replies.named(errors)
+            )
         if errors and query.strict:
             raise Refused(
                 "invalid_items",
-                f"{counted(len(errors), 'invalid reading')}, and strict=true was asked",
+                f"the post has {counted(len(errors), 'invalid reading')} and strict=true",
                 **replies.named(errors),
             )
         if query.ack == COMMITTED:
             if self._database.hold_reason is not None:
                 raise Refused("database_on_hold", "nothing of the post is kept")
             block.ack = Ack()
-        # Each bad entry of `values` keeps its whole item: 4,999 times a large one is gigabytes.
+        # Each invalid entry of `values` keeps the whole item: 4,999 copies of a large one would be
+        # gigabytes.
         original_bytes = sum(len(error.original) for error in errors)
         if original_bytes > self._inflated_bytes_max:
             raise _letters_full(errors)
@@ -290,7 +291,7 @@ class Endpoint:
 def _letters_full(errors: list[ItemError]) -> Refused:
     return Refused(
         "dead_letters_full",
-        "invalid items cannot be kept any more; post the others without them",
+        "there is no space to keep the invalid items; post the other items without them",
         items=sorted({error.item for error in errors}),
         **replies.named(errors),
     )

@@ -1,7 +1,7 @@
-"""The bodies of a post's answer: what was accepted, and which items were not.
+"""The bodies of a post's answer: how many readings were accepted, and the errors of the others.
 
-Promises: `accepted + dead_lettered` is the number of readings posted; at most ERRORS_MAX errors are
-listed, and `errors_truncated` says when there are more.
+Promises: `accepted + dead_lettered` is the number of readings posted. At most ERRORS_MAX errors are
+listed; `errors_truncated` is true if there are more.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from ingest.http.response import Answer
 from ingest.model.ack import Outcome
 from ingest.model.block import Block
 from ingest.model.codes import ITEM_CODES
+from ingest.model.letter import REFUSED
 
 ERRORS_MAX = 100
-REFUSED = "refused_by_database"
 
 
 def named(errors: Sequence[ItemError]) -> dict[str, Any]:
-    """Return the members `errors` and, where needed, `errors_truncated`."""
+    """Return the members `errors` and, if there are too many, `errors_truncated`."""
     return _limited([_shown(error) for error in errors[:ERRORS_MAX]], len(errors))
 
 
 def accepted(ack: str, rows: int, errors: Sequence[ItemError]) -> Answer:
-    """Answer a post that is on its way: 202."""
+    """Answer a post whose readings are in the buffer: 202."""
     if not errors:
         return Answer(
             202,
@@ -38,39 +38,35 @@ def accepted(ack: str, rows: int, errors: Sequence[ItemError]) -> Answer:
 
 
 def committed(block: Block, errors: Sequence[ItemError], outcome: Outcome) -> Answer:
-    """Answer a post that is in the table, but for the rows that the database refused: 200.
+    """Answer a post that is in the table, without the rows that the database refused: 200.
 
-    The database's own words stay inside: its messages show names of tables and constraints.
+    The database's own messages are not shown: they have names of tables and constraints.
     """
-    shown = [_shown(error) for error in errors]
-    for refusal in outcome.refusals:
-        index = refusal.row if block.items is None else block.items[refusal.row]
-        shown.append(
-            {
-                "index": index,
-                "code": REFUSED,
-                "message": ITEM_CODES[REFUSED],
-                "sqlstate": refusal.sqlstate,
-            }
-        )
+    shown = [_shown(error) for error in errors[:ERRORS_MAX]] + [
+        {
+            "index": row if block.items is None else block.items[row],
+            "code": REFUSED,
+            "message": ITEM_CODES[REFUSED],
+            "sqlstate": sqlstate,
+        }
+        for row, sqlstate, _ in outcome.refusals[:ERRORS_MAX]
+    ]
     shown.sort(key=lambda error: error["index"])
+    invalid = len(errors) + len(outcome.refusals)
     document = {
         "accepted": block.rows - len(outcome.refusals),
-        "dead_lettered": len(errors) + len(outcome.refusals),
+        "dead_lettered": invalid,
         "ack": "committed",
-        **_limited(shown[:ERRORS_MAX], len(shown)),
+        **_limited(shown[:ERRORS_MAX], invalid),
     }
     return Answer(200, orjson.dumps(document))
 
 
 def _shown(error: ItemError) -> dict[str, Any]:
-    shown = {"index": error.item, "code": error.code, "message": error.message}
-    if error.field is not None:
-        shown["field"] = error.field
-    return shown
+    field = {} if error.field is None else {"field": error.field}
+    return {"index": error.item, "code": error.code, "message": error.message, **field}
 
 
 def _limited(shown: list[dict[str, Any]], count: int) -> dict[str, Any]:
-    if count > len(shown):
-        return {"errors": shown, "errors_truncated": True}
-    return {"errors": shown}
+    truncated = {"errors_truncated": True} if count > len(shown) else {}
+    return {"errors": shown, **truncated}

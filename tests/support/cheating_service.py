@@ -18,7 +18,7 @@ from aiohttp import web
 
 from ingest.dead_letters.format import encode_line, letter_id
 from ingest.formats.json_post import decode
-from ingest.formats.post import ItemError, Rules
+from ingest.formats.post import ItemError, Post, Rules
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
@@ -113,14 +113,7 @@ class CheatingService:
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/metrics":
             return web.Response(text=self._metrics())
-        decoded = decode(
-            await request.read(),
-            precision=None,
-            ignore_unknown=False,
-            received_us=unix_us(),
-            received_s=0.0,
-            rules=_RULES,
-        )
+        decoded = decode(await request.read(), Post(None, False, unix_us(), 0.0, _RULES))
         self.posts += 1
         if self.posts == BUSY_POSTS:
             self.busy.set()

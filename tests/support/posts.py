@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ingest.formats.json_post import decode
-from ingest.formats.post import Decoded, Rules
+from ingest.formats.post import Decoded, Post, Rules
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 
@@ -23,14 +23,7 @@ def decoded(
     rules: Rules = RULES,
 ) -> Decoded:
     """Decode a body that was received at NOW_US."""
-    return decode(
-        body,
-        precision=precision,
-        ignore_unknown=ignore_unknown,
-        received_us=NOW_US,
-        received_s=7.0,
-        rules=rules,
-    )
+    return decode(body, Post(precision, ignore_unknown, NOW_US, 7.0, rules))
 
 
 def readings_of(result: Decoded) -> list[Reading]:

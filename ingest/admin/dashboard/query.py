@@ -9,10 +9,10 @@ import orjson
 
 from ingest.dead_letters.format import ID_CHARACTERS
 from ingest.dead_letters.reader import Selection
-from ingest.http.response import shown
 from ingest.model.errors import Refused
 from ingest.model.letter import REASONS
 from ingest.model.reading import name_fault
+from ingest.system.words import quoted
 
 IDS_MAX = 500
 
@@ -35,7 +35,7 @@ def parameters(text: str, *known: str) -> dict[str, str]:
         if name not in known:
             raise Refused(
                 "unknown_parameter",
-                f"there is no query parameter {shown(name)}; known: {', '.join(known) or 'none'}",
+                f"there is no query parameter {quoted(name)}; known: {', '.join(known) or 'none'}",
             )
         if name in given:
             raise Refused("bad_parameter", f"{name} is given twice")

@@ -7,7 +7,7 @@ import pytest
 from ingest.admin.dashboard import devices as dashboard_devices
 from ingest.admin.dashboard.devices import Devices
 from ingest.formats.json_post import decode
-from ingest.formats.post import Rules
+from ingest.formats.post import Post, Rules
 from ingest.formats.series import CACHES_KEPT_MAX, SERIES, SERIES_CACHED_MAX
 
 RULES = Rules(post_rows_max=100_000, ts_min_us=0, ts_ahead_us_max=10**12)
@@ -16,14 +16,7 @@ NOW_US = 1_800_000_000_000_000
 
 def post(*items: str) -> None:
     """Let a body pass the door's decoder."""
-    decode(
-        f"[{','.join(items)}]".encode(),
-        precision=None,
-        ignore_unknown=False,
-        received_us=NOW_US,
-        received_s=0.0,
-        rules=RULES,
-    )
+    decode(f"[{','.join(items)}]".encode(), Post(None, False, NOW_US, 0.0, RULES))
 
 
 def item(device: str, metric: str = "m") -> str:

@@ -28,6 +28,7 @@ from benchmarks.processes import Broken, Child, Missing, cpu_clock_s, free_port,
 from benchmarks.stories import close_all, is_open
 from ingest.app.rules import make_rules
 from ingest.config.settings import Settings
+from ingest.formats import post as posted
 from ingest.formats.json_post import decode
 from ingest.model.rows import HEADER, TRAILER, decode_rows
 from loadgen.driver.ports import Loss
@@ -194,14 +195,7 @@ def test_program_is_fetched_once(programs: Path, tmp_path: Path) -> None:
 def decoded(body: bytes) -> list[object]:
     """Give the readings of a body, as the service takes them."""
     rules = make_rules(Settings())
-    block, errors = decode(
-        body,
-        precision=None,
-        ignore_unknown=False,
-        received_us=1_800_000_000_000_000,
-        received_s=0.0,
-        rules=rules,
-    )
+    block, errors = decode(body, posted.Post(None, False, 1_800_000_000_000_000, 0.0, rules))
     assert not errors
     assert block is not None
     return list(decode_rows(block.tuples))

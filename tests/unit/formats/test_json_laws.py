@@ -1,4 +1,4 @@
-"""Laws of decoding that hold for all bodies: exact, total, and the same on both paths."""
+"""Decoding of all possible bodies: exact, without exceptions, and the same on both paths."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_post_is_what_its_items_are_one_by_one(
 ) -> None:
     """The fast path, the chunks and the slow path agree about every body."""
     originals = [each.encode() for each in items]
-    post = Post(precision, ignore_unknown, NOW_US, RULES)
+    post = Post(precision, ignore_unknown, NOW_US, 7.0, RULES)
     readings: list[Reading] = []
     owners: list[int] = []
     errors = []

@@ -1,4 +1,4 @@
-"""Laws of decoding: what is a reading, what is an error of which code."""
+"""Decoding of JSON posts: which items are readings, and which are errors of which code."""
 
 from __future__ import annotations
 

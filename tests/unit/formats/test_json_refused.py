@@ -1,4 +1,4 @@
-"""Laws of posts that are refused whole: no JSON, nothing in it, or too much."""
+"""Posts that are refused as a whole: no JSON, no reading in it, or too many."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_body_that_is_not_json_is_refused_whole(body: bytes, ignore_unknown: boo
 
 @pytest.mark.parametrize("body", [b"[]", b" [ \n] "])
 def test_empty_array_is_refused_as_empty(body: bytes) -> None:
-    """A post of nothing is a mistake of the client's, and said so."""
+    """A post without readings is a mistake of the client, and is refused."""
     with pytest.raises(Refused) as caught:
         decoded(body)
     assert caught.value.code == "empty"

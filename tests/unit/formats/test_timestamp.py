@@ -1,4 +1,4 @@
-"""Laws of times: RFC 3339 and Unix numbers become exact microseconds, or a named fault."""
+"""RFC 3339 texts and Unix numbers become exact microseconds, or a named fault."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ async def test_what_follows_a_post_that_waits_waits_too() -> None:
 
 
 async def test_a_refusal_that_closes_closes() -> None:
-    """Who drains wants no more of this connection."""
+    """An answer that closes the connection is the last one: further requests get none."""
     async with running_receiver() as receiver:
         receiver.admission.code = "draining"
         client = await receiver.connect()
@@ -219,7 +219,7 @@ async def port(
     """Run a bare port with the short way, and a client of it."""
 
     class Lets:
-        def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
+        def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
             asyncio.get_running_loop().call_soon(begin)
             return True
 
@@ -248,7 +248,7 @@ async def port(
 
 @pytest.mark.short_way
 async def test_close_lets_an_answer_come_to_its_end() -> None:
-    """The port closes; who waits inside still gets the answer."""
+    """The port closes; a request in work still gets its answer."""
     gate = asyncio.Event()
     async with port(lambda _: Answer(200, b"{}", JSON), gate) as (connections, client):
         await client.send(head("GET", "/"))
@@ -311,7 +311,7 @@ async def test_a_connection_lost_as_its_answer_comes_is_no_fault() -> None:
         assert connection.transport is not None
         (answering,) = connections._suspended
         gate.set()
-        while not answering.done():  # noqa: ASYNC110  this very turn is wanted
+        while not answering.done():  # noqa: ASYNC110  it must stay in this round
             await asyncio.sleep(0)
         connection.transport.abort()
         await asyncio.wait([task])

@@ -79,7 +79,7 @@ async def test_half_open_crowd_does_not_hinder_a_client() -> None:
 
 
 async def test_limit_closes_half_open_before_idle_and_idle_before_new() -> None:
-    """Who has proven to be a client is kept while there is somebody who has not."""
+    """Half-open connections are closed before idle ones, which have sent a request."""
     async with running_receiver(connections_max=3) as receiver:
         first, second = await receiver.connect(), await receiver.connect()
         for client in (first, second):
@@ -171,10 +171,10 @@ async def test_slow_head_within_its_time_is_served() -> None:
 
 
 class Open:
-    """A door that lets all in."""
+    """A round queue that begins every request in the next round."""
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> bool:
-        """Come in."""
+    def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
+        """Begin it in the next round."""
         asyncio.get_running_loop().call_soon(begin)
         return True
 
@@ -210,7 +210,7 @@ async def listening(
 
 @BOTH_WAYS
 async def test_client_that_does_not_read_is_let_go(short: bool) -> None:
-    """Answers that nobody reads hold a connection no longer than idling does."""
+    """A client that does not read its answers is closed as early as an idle one."""
     async with listening(bytes(8_000_000), keepalive_s_max=0.3, short=short) as (
         connections,
         address,
@@ -256,7 +256,7 @@ async def test_pipelining_without_end_is_bounded(short: bool) -> None:
 
 
 async def test_close_ends_idle_and_half_open_connections_quickly() -> None:
-    """Closing the port does not wait for those who have nothing in work; twice is fine."""
+    """Closing the port does not wait for connections without a request in work. Repeatable."""
     async with running_receiver() as receiver:
         idle = await receiver.connect()
         await idle.send(GET)

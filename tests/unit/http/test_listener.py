@@ -1,4 +1,4 @@
-"""Connections that come at once are all taken, some in each turn of the loop."""
+"""Connections that come together are all accepted, a bounded number in each round."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def crowd(port: int, count: int) -> list[socket.socket]:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_a_crowd_is_let_in_by_several_a_turn(run: object) -> None:
-    """Not one, or a reconnecting fleet waits; not all, or those inside wait."""
+def test_a_crowd_is_accepted_several_in_a_round(run: object) -> None:
+    """With one a round, many new connections wait long; with all, the open ones wait."""
     taken: list[int] = []
-    turn = 0
+    rounds = 0
 
     def protocol() -> Greeter:
-        taken.append(turn)
+        taken.append(rounds)
         return Greeter()
 
     async def let_in() -> list[socket.socket]:
-        nonlocal turn
+        nonlocal rounds
         listener = Listener(protocol)
         _, port = await listener.open("127.0.0.1", 0)
         clients = crowd(port, 100)
         while len(taken) < 100:
-            turn += 1
+            rounds += 1
             await asyncio.sleep(0)
-            assert turn < 1_000
+            assert rounds < 1_000
         await listener.close()
         await asyncio.sleep(0.01)
         return clients
@@ -77,7 +77,7 @@ async def test_localhost_is_all_of_its_addresses_and_a_port_in_use_is_an_error()
 async def test_an_accept_that_fails_is_tried_again_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Out of files for a moment: the connection waits in the line, the loop does not spin."""
+    """Without free files the connection waits in the backlog, and the loop does not spin."""
     listener = Listener(Greeter)
     _, port = await listener.open("127.0.0.1", 0)
     (listening,) = listener._sockets

@@ -1,9 +1,10 @@
-"""What the door holds of bodies is bounded, however many come at once, whatever they inflate to."""
+"""The bytes of all bodies in memory are bounded, also of many bodies and of compressed ones."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
 from collections.abc import Callable
 
 from ingest.http.bodies import FREE_BYTES
@@ -15,7 +16,7 @@ from tests.support.receiver import GOOD, post, running_receiver, until
 
 
 class Stopped(LoopShare):
-    """A loop whose turns are all taken, until `go`."""
+    """A loop without a free share in any round, until `go`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +25,7 @@ class Stopped(LoopShare):
 
     @property
     def waiting(self) -> int:
-        """How many are in the line."""
+        """How many are queued."""
         return len(self._begins)
 
     def take(self, body_bytes: int) -> bool:
@@ -42,21 +43,21 @@ class Stopped(LoopShare):
             begin()
 
 
-async def test_bodies_that_wait_for_their_turn_count_and_what_is_too_much_is_503() -> None:
-    """Small bodies too: twenty thousand connections hold a lot of them."""
+async def test_bodies_that_wait_for_their_round_count_and_what_is_too_much_is_503() -> None:
+    """Small bodies count too: twenty thousand connections may have many of them."""
     body = GOOD + b" " * (FREE_BYTES - len(GOOD))
     async with running_receiver(
         receiver_bytes_max=10 * FREE_BYTES, body_bytes_max=FREE_BYTES
     ) as receiver:
-        turns = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        share = receiver.endpoint._plain_bodies._loop_share = Stopped()
         clients = [await receiver.connect() for _ in range(15)]
         for client in clients:
             await client.send(post(body))
-        await until(lambda: turns.waiting == 10)
+        await until(lambda: share.waiting == 10)
         refused = [asyncio.create_task(client.reply()) for client in clients]
         await until(lambda: sum(each.done() for each in refused) == 5)
         assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 10 * FREE_BYTES
-        turns.go()
+        share.go()
         replies = await asyncio.gather(*refused)
         assert sorted(each.status for each in replies) == [202] * 10 + [503] * 5
         assert {each.code for each in replies if each.status == 503} == {"buffer_full"}
@@ -68,26 +69,34 @@ async def test_few_inflated_bodies_wait_for_the_loop_at_once() -> None:
     items = -(-LIGHT_INFLATED_BYTES // len(GOOD)) + 100
     body = gzip.compress(array(*[GOOD] * items), 1)
     async with running_receiver(post_rows_max=items, batch_rows_max=items) as receiver:
-        turns = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        share = receiver.endpoint._plain_bodies._loop_share = Stopped()
         clients = [await receiver.connect() for _ in range(3 * INFLATED_MAX)]
         for client in clients:
             await client.send(post(body, headers={"Content-Encoding": "gzip"}))
-        await until(lambda: turns.waiting == INFLATED_MAX)
+        await until(lambda: share.waiting == INFLATED_MAX)
         await asyncio.sleep(0.05)
-        assert turns.waiting == INFLATED_MAX
-        turns.go()
+        assert share.waiting == INFLATED_MAX
+        share.go()
         assert {(await client.reply()).status for client in clients} == {202}
 
 
-async def test_a_client_that_left_has_its_turn_like_any_other() -> None:
+async def test_light_gzip_body_costs_no_thread() -> None:
+    """The common post is decompressed on the event loop."""
+    async with running_receiver() as receiver:
+        reply = await receiver.post(gzip.compress(GOOD), headers={"Content-Encoding": "gzip"})
+        assert reply.status == 202
+        assert not any(thread.name.startswith("inflate") for thread in threading.enumerate())
+
+
+async def test_a_client_that_left_has_its_round_like_any_other() -> None:
     """Its bytes are given back then; its post is whole, and is kept."""
     async with running_receiver() as receiver:
-        turns = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        share = receiver.endpoint._plain_bodies._loop_share = Stopped()
         client = await receiver.connect()
         await client.send(post(GOOD))
-        await until(lambda: turns.waiting)
+        await until(lambda: share.waiting)
         await client.close()
         assert receiver.endpoint._plain_bodies._bodies._bytes_taken == len(GOOD)
-        turns.go()
+        share.go()
         await receiver.blocks(1)
         assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0

@@ -12,7 +12,7 @@ from itertools import islice
 import pytest
 
 from ingest.formats.json_post import decode
-from ingest.formats.post import Rules
+from ingest.formats.post import Post, Rules
 from ingest.model.rows import decode_rows
 from loadgen.proof.readings import INVALID, METRICS, REFUSED, VALID, WINDOW, Item, Names, Plan
 
@@ -107,12 +107,7 @@ def test_service_decodes_each_post_to_the_readings_of_the_plan() -> None:
     rules = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
     for post, items in zip(range(300), PLAN.posts(), strict=False):
         decoded = decode(
-            names.body(items, post),
-            precision=None,
-            ignore_unknown=False,
-            received_us=FIRST_US + 1_000_000,
-            received_s=0.0,
-            rules=rules,
+            names.body(items, post), Post(None, False, FIRST_US + 1_000_000, 0.0, rules)
         )
         expected = []
         errors = []

@@ -1,4 +1,4 @@
-"""The ack: resolved once, and nobody who waits for it can harm it."""
+"""The ack is resolved once, and a wait for it cannot change it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of names: what may be a device_id or a metric."""
+"""Names: which texts may be a device_id or a metric."""
 
 from __future__ import annotations
 

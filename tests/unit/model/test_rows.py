@@ -1,4 +1,4 @@
-"""Laws of blocks: encoder and decoder are inverse, and rows can be told apart."""
+"""Rows: the decoder is the inverse of the encoder, and the offset of each row is found."""
 
 from __future__ import annotations
 

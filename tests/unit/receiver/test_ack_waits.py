@@ -86,15 +86,15 @@ async def test_committed_post_undecided_is_unknown_and_counts_as_accepted() -> N
     async with running_receiver(ack_wait_s_max=0.05) as receiver:
         reply = await receiver.post(GOOD, "?ack=committed")
         assert (reply.status, reply.code) == (503, "outcome_unknown")
-        assert reply.document["detail"] == f"not decided within 0.05 s; {AGAIN}"
+        assert reply.document["detail"] == f"the outcome was not known within 0.05 s; {AGAIN}"
         assert receiver.ledger.accepted == 1
         (block,) = receiver.inlet.blocks
         assert block.ack is not None
-        block.ack.resolve(Outcome())  # later, with nobody waiting: no error
+        block.ack.resolve(Outcome())  # later, and no post waits for it: no error
 
 
 async def test_committed_post_on_hold_is_refused_and_not_kept() -> None:
-    """A hold at entry: 503 at once, nothing kept; buffered posts still come in."""
+    """Writes are paused: 503 at once, nothing kept; buffered posts are still accepted."""
     async with running_receiver() as receiver:
         receiver.database.hold("28P01")
         reply = await receiver.post(GOOD, "?ack=committed")
@@ -105,7 +105,7 @@ async def test_committed_post_on_hold_is_refused_and_not_kept() -> None:
 
 
 async def test_committed_post_met_by_a_hold_is_told_that_it_is_kept() -> None:
-    """A hold while it waits ends the wait; the detail does not claim that nothing is kept."""
+    """A pause of writes ends the wait; the detail does not claim that nothing is kept."""
     async with running_receiver() as receiver:
         client = await receiver.connect()
         await client.send(post(GOOD, "?ack=committed"))
@@ -144,7 +144,7 @@ async def test_dead_letters_full_names_every_invalid_item() -> None:
 
 
 async def test_dead_letters_broken_is_503() -> None:
-    """A disk that fails promises nothing: 503 disk_low, nothing kept, the room given back."""
+    """A disk that fails: 503 disk_low, nothing is kept, and the room is given back."""
     async with running_receiver() as receiver:
         receiver.dead_letters.error = DeadLettersBroken("I/O error")
         reply = await receiver.post(MIXED)

@@ -104,7 +104,7 @@ async def test_post_refused_for_its_items_names_them() -> None:
     async with running_receiver() as receiver:
         reply = await receiver.post(b"[" + GOOD + b"," + BAD + b"]", "?strict=true")
         assert [error["index"] for error in reply.document["errors"]] == [1]
-        assert reply.document["detail"] == "1 invalid reading, and strict=true was asked"
+        assert reply.document["detail"] == "the post has 1 invalid reading and strict=true"
         assert dict(receiver.ledger.rejected) == {"invalid_items": 2}
 
 
@@ -131,7 +131,7 @@ async def test_post_query_parameters_reach_the_decoder() -> None:
 
 
 async def test_post_without_ts_gets_the_time_of_receipt() -> None:
-    """Set once at the door: the block's own time."""
+    """The time of receipt is set once, and the block has it."""
     async with running_receiver() as receiver:
         assert (await receiver.post(b'{"device_id":"d","metric":"m","value":1}')).status == 202
         (block,) = receiver.inlet.blocks
@@ -222,7 +222,7 @@ async def test_post_badly_encoded_is_refused(
 
 @pytest.mark.parametrize("code", ["starting", "draining", "disk_low"])
 async def test_post_not_admitted_is_503(code: str) -> None:
-    """Nobody is let in; the client is told when to come back; a draining door closes behind."""
+    """No post is accepted; Retry-After is there; a stopping service closes the connection."""
     async with running_receiver() as receiver:
         receiver.admission.code = code
         client = await receiver.connect()
@@ -252,7 +252,7 @@ async def test_post_without_room_is_503_with_retry_after() -> None:
 
 
 async def test_post_met_by_the_stop_is_503_draining() -> None:
-    """A buffer that is shut while a post waits for room means the same as a closed door."""
+    """A buffer that is shut while a post waits for room gives the same answer as draining."""
     async with running_receiver() as receiver:
         receiver.inlet.error = Stopping("the buffer is shut")
         reply = await receiver.post(GOOD)
@@ -261,7 +261,7 @@ async def test_post_met_by_the_stop_is_503_draining() -> None:
 
 
 async def test_post_met_by_a_bug_is_500_once_logged(capsys: pytest.CaptureFixture[str]) -> None:
-    """A fault of ours: 500 without a word of it, the ledger balanced, one line however often."""
+    """A fault of ours: 500 without its details, the ledger balanced, one log line at most."""
     async with running_receiver() as receiver:
         receiver.inlet.error = RuntimeError("secret connection string")
         for _ in range(5):
@@ -322,7 +322,7 @@ async def test_start_on_a_busy_port_says_which_and_what_to_do() -> None:
 
 
 async def test_start_on_an_unknown_host_is_a_start_error() -> None:
-    """A name that does not resolve is told, not thrown."""
+    """A name that does not resolve is a StartError, and not an error of the resolver."""
     receiver = Receiver(Settings())
     with pytest.raises(StartError, match=r"no\.such\.host\.invalid"):
         await receiver.endpoint.start("no.such.host.invalid", 0)
@@ -330,7 +330,7 @@ async def test_start_on_an_unknown_host_is_a_start_error() -> None:
 
 
 async def test_start_beyond_loopback_warns(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without tokens yet, a port open to the network is worth a line; loopback is not."""
+    """A port open to the network is logged, since there are no tokens; loopback is not."""
     for host, warned in (("0.0.0.0", 1), ("127.0.0.1", 0)):
         receiver = Receiver(Settings())
         await receiver.endpoint.start(host, 0)
@@ -350,12 +350,12 @@ async def test_start_on_ipv6_gives_an_address_in_brackets() -> None:
 
 
 def make_endpoint(**settings: Any) -> Endpoint:
-    """Make a door that is not started."""
+    """Make a receiver that is not started."""
     return Receiver(Settings(**settings)).endpoint
 
 
 async def test_ack_default_that_the_buffer_cannot_give_is_a_config_error() -> None:
-    """A default that could never be kept is told at start."""
+    """A default acknowledgement that the service cannot give is an error at start."""
     with pytest.raises(ConfigError, match="ack_default: durable"):
         make_endpoint(ack_default="durable")
 
@@ -368,7 +368,7 @@ async def test_ack_default_committed_is_used() -> None:
 
 
 async def test_finish_waits_for_posts_inside_and_only_for_them() -> None:
-    """Draining: who is in gets an answer, who comes gets 503, finish returns with the last."""
+    """Draining: posts in work get answers, new ones get 503, finish returns with the last."""
     async with running_receiver() as receiver:
         receiver.inlet.open.clear()
         client = await receiver.connect()
@@ -384,7 +384,7 @@ async def test_finish_waits_for_posts_inside_and_only_for_them() -> None:
 
 
 async def test_finish_gives_up_in_time() -> None:
-    """A post that never ends does not hold up the stop for longer than asked."""
+    """A post that never ends does not delay the stop for longer than asked."""
     async with running_receiver() as receiver:
         receiver.inlet.open.clear()
         client = await receiver.connect()

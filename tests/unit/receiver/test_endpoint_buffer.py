@@ -1,4 +1,4 @@
-"""The door before the real memory buffer: waiting for room, refusing, and the law all the while."""
+"""The receiver with the real memory buffer: posts wait for room or are refused, in balance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.receiver import BAD, GOOD, Client, post, until
 
 
 class Rig:
-    """A door over a buffer of ten readings."""
+    """A receiver with a buffer of ten readings."""
 
     def __init__(self, put_wait_s_max: float) -> None:
         self.buffer = MemoryBuffer(rows_max=10, bytes_max=100_000, put_wait_s_max=put_wait_s_max)
@@ -48,7 +48,7 @@ class Rig:
 
 @asynccontextmanager
 async def running(put_wait_s_max: float) -> AsyncIterator[Rig]:
-    """Run a door; the law holds at the end."""
+    """Run a receiver; the balance check is 0 at the end."""
     rig = Rig(put_wait_s_max)
     rig.address = await rig.endpoint.start("127.0.0.1", 0)
     yield rig
@@ -80,7 +80,7 @@ async def test_post_waits_for_room_and_gets_it() -> None:
 
 
 async def test_post_that_gets_no_room_is_503() -> None:
-    """After put_wait_s_max the client is told to come back, and nothing stays behind."""
+    """After put_wait_s_max the client gets 503 with Retry-After, and nothing is kept."""
     async with running(0.05) as rig:
         client = await Client.connect(rig.address)
         await client.send(many(10))

@@ -99,9 +99,9 @@ async def test_fault_before_any_page_does_not_blame_the_request() -> None:
     async with running_receiver() as receiver:
         site = receiver.endpoint._port
         assert json.loads(site._malformed("internal").body)["detail"] == (
-            "the service met a fault of its own"
+            "the service has a fault; its log has the details"
         )
-        assert b"not well-formed" in site._malformed("bad_request").body
+        assert b"the request is not valid" in site._malformed("bad_request").body
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ async def test_endless_head_of_a_client_that_does_not_read_leaves_no_connection(
             assert transport is not None
             with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as same:
                 same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
-            while not transport.get_write_buffer_size():  # one by one: none may wait for its turn
+            while not transport.get_write_buffer_size():  # one by one: none may wait for its round
                 await loop.sock_sendall(client, head(method="GET", target="/no"))
                 await asyncio.sleep(0.002)
             await loop.sock_sendall(client, b"GET / HTTP/1.1\r\n")
@@ -183,7 +183,7 @@ async def test_head_that_comes_in_many_pieces_is_taken() -> None:
 
 
 async def test_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_ours() -> None:
-    """A radio that drops: nobody is woken for it."""
+    """A client that disconnects within its body is counted as 400, and not as a fault of ours."""
     async with running_receiver() as receiver:
         client = await receiver.connect()
         await client.send(head(headers={**JSON, "Content-Length": "50"}) + b"[")
@@ -247,7 +247,7 @@ async def test_head_on_the_route_has_no_body() -> None:
 
 
 async def test_body_on_get_is_dropped() -> None:
-    """A body that nobody asked for is not taken for the next request."""
+    """The body of a refused request is not read as the next request."""
     async with running_receiver() as receiver:
         client = await receiver.connect()
         smuggled = post(GOOD)
@@ -348,7 +348,7 @@ async def test_small_body_over_the_bound_in_one_packet_is_413() -> None:
 
 @pytest.mark.parametrize("headers", [SIZE, CHUNKED, {**JSON, "Content-Length": "50000"}])
 async def test_body_that_does_not_come_is_408(headers: dict[str, str]) -> None:
-    """Whoever promises a body and does not send it is told so and let go."""
+    """A client that does not send its declared body gets an answer, and its connection ends."""
     async with running_receiver(body_s_max=0.1) as receiver:
         client = await receiver.connect()
         await client.send(head(headers=headers) + (b"" if headers is CHUNKED else GOOD[:10]))
@@ -389,7 +389,7 @@ async def test_expect_continue_gets_it_before_the_body() -> None:
 
 
 async def test_expect_continue_refused_gets_only_the_refusal() -> None:
-    """No 100 for a body that nobody wants; the connection ends, since the body may never come."""
+    """No 100 for a refused body; the connection ends, since the body may never come."""
     async with running_receiver() as receiver:
         receiver.admission.code = "starting"
         client = await receiver.connect()
@@ -425,7 +425,7 @@ async def held_up(receiver: Receiver, count: int, size_bytes: int = 60_000) -> l
 
 
 async def test_large_bodies_take_turns_and_small_ones_pass() -> None:
-    """Slow large bodies fill the door's bytes: further large ones wait, small posts do not."""
+    """Slow large bodies use all bytes allowed: further large ones wait, small posts do not."""
     async with running_receiver(
         body_bytes_max=65_536, receiver_bytes_max=131_072, body_s_max=1.0
     ) as receiver:
@@ -441,12 +441,12 @@ async def test_large_bodies_take_turns_and_small_ones_pass() -> None:
         assert (await split.reply(0.8)).status == 202
         assert not await waiting.closed(0.05)
         assert [(await each.reply()).status for each in slow] == [408, 408]
-        assert (await waiting.reply()).status in {202, 503}  # its turn came in time, or just not
+        assert (await waiting.reply()).status in {202, 503}  # it got its bytes in time, or just not
         assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
 
 
-async def test_large_body_without_a_turn_is_503() -> None:
-    """Waiting for a turn has its end too, and it is our lack, not the client's slowness."""
+async def test_large_body_that_waits_too_long_is_503() -> None:
+    """The wait for bytes is bounded too, and is our lack, not the fault of a slow client."""
     half_mib = 524_288
     async with running_receiver(
         body_bytes_max=half_mib, receiver_bytes_max=half_mib, body_s_max=0.5
@@ -460,15 +460,15 @@ async def test_large_body_without_a_turn_is_503() -> None:
         third = (await held_up(receiver, 1, half_mib))[0]
         await until(lambda: len(bodies._queue) == 2)
         fourth = (await held_up(receiver, 1, half_mib))[0]
-        assert (await fourth.reply(0.2)).code == "buffer_full"  # the line is full: at once
+        assert (await fourth.reply(0.2)).code == "buffer_full"  # the queue is full: at once
         assert (await holder.reply()).code == "body_timeout"
-        assert (await third.reply()).code == "buffer_full"  # no turn in time
-        assert (await second.reply()).code == "body_timeout"  # had its turn, and its time
+        assert (await third.reply()).code == "buffer_full"  # no bytes in time
+        assert (await second.reply()).code == "body_timeout"  # it had its bytes, and its time
         assert bodies._bytes_taken == 0
 
 
 async def test_waiting_client_gone_leaves_the_line() -> None:
-    """Whoever breaks off while waiting for a turn gives it on."""
+    """A client that disconnects while it waits for bytes leaves them to the others."""
     async with running_receiver(
         body_bytes_max=65_536, receiver_bytes_max=65_536, body_s_max=5
     ) as receiver:
@@ -483,14 +483,14 @@ async def test_waiting_client_gone_leaves_the_line() -> None:
         assert (await receiver.post(GOOD + b" " * 50_000)).status == 202
 
 
-async def test_turn_given_to_somebody_who_leaves_is_given_on() -> None:
-    """A handler cancelled in the moment its turn comes does not keep the bytes."""
+async def test_bytes_granted_to_a_cancelled_handler_are_given_on() -> None:
+    """A handler that is cancelled as it is granted its bytes does not keep them."""
     bodies = Bodies(body_bytes_max=65_536, body_s_max=10, all_bytes_max=65_536)
     request: Any = SimpleNamespace(transport=None)
     await bodies._wait_for_memory(request, 60_000)
     waiting = asyncio.create_task(bodies._wait_for_memory(request, 60_000))
     await asyncio.sleep(0)
-    bodies.let_go(60_000)
+    bodies.count_out(60_000)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -498,7 +498,7 @@ async def test_turn_given_to_somebody_who_leaves_is_given_on() -> None:
 
 
 async def test_bad_chunk_behind_a_post_in_work_ends_only_its_own_request() -> None:
-    """A pipelined body that breaks off before its turn: the first post gets its answer."""
+    """A pipelined body that breaks off while it waits: the first post gets its answer."""
     async with running_receiver(body_s_max=30) as receiver:
         receiver.inlet.open.clear()
         client = await receiver.connect()
@@ -536,12 +536,14 @@ async def test_gzip_bombs_leave_other_clients_alone() -> None:
 
 
 async def test_a_crowd_of_posts_leaves_the_loop_to_others_between() -> None:
-    """A writer needs several turns of the loop for a batch: no turn takes in the whole crowd."""
+    """A writer needs several rounds of the loop for a batch: no round serves all posts."""
     body = array(*[GOOD] * 150)
     async with running_receiver() as receiver:
         clients = [await receiver.connect() for _ in range(100)]
         for client in clients:
-            client.writer.write(post(body))  # at once on its way: the door looks when we wait
+            client.writer.write(
+                post(body)
+            )  # it is sent at once; the receiver reads it when we wait
         kept = [0]
         while len(receiver.inlet.blocks) < len(clients):
             await asyncio.sleep(0)

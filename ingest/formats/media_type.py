@@ -1,0 +1,44 @@
+"""The list of formats: for each media type, the function that decodes a body of it.
+
+A new format is a file of this folder and one entry in FORMATS.
+tests/contract/test_formats.py runs over all entries and states what every format keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ingest.formats import json_post
+from ingest.formats.post import Decoded, Post
+from ingest.model.errors import Refused
+from ingest.system.words import quoted
+
+# From the bytes of a body to a block and errors. Raises Refused and nothing else.
+Decode = Callable[[bytes, Post], Decoded]
+
+FORMATS: dict[str, Decode] = {"application/json": json_post.decode}
+
+_CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
+
+
+def format_of(header: str) -> Decode:
+    """Return the format that a Content-Type header names, "" for none.
+
+    Raises Refused("unsupported_media_type"), also if the text is not UTF-8.
+    """
+    media_type, *parameters = header.split(";")
+    decode = FORMATS.get(media_type.strip().lower())
+    if decode is not None and all(map(_is_harmless, parameters)):
+        return decode
+    known = " or ".join(FORMATS)
+    raise Refused(
+        "unsupported_media_type",
+        f"the header must be `Content-Type: {known}`, "
+        f"{f'not {quoted(header)}' if header else 'and the post has none'} "
+        f"(curl: -H 'content-type: {next(iter(FORMATS))}')",
+    )
+
+
+def _is_harmless(parameter: str) -> bool:
+    name, _, value = parameter.partition("=")
+    return name.strip().lower() != "charset" or value.strip(' "').lower() in _CHARSETS
