@@ -73,13 +73,15 @@ class Settings:
     )
     connections_max: int = setting(
         20_000,
-        "most open connections; above it the oldest idle or half-open one is closed",
+        "most open connections; above it the oldest that waits for a request is closed",
         within=(1, 1_000_000),
     )
     header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
     body_s_max: float = setting(10.0, "time for a request's body to arrive", within=(0.05, 600))
     keepalive_s_max: float = setting(
-        75.0, "idle connections are closed after this; proxies use 60 s", within=(0.05, 3600)
+        75.0,
+        "idle connections are closed after this; more than your proxy's (often 60 s)",
+        within=(0.05, 3600),
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
     ts_ahead_s_max: float = setting(
@@ -113,7 +115,9 @@ class Settings:
         within=(16 * KIB, 16 * TIB),
     )
     journal_segment_bytes: int = setting(
-        64 * MIB, "a file of the journal is finished at this size", within=(4 * KIB, 16 * GIB)
+        64 * MIB,
+        "a new file is begun at this size; at most 1/4 of journal_bytes_max",
+        within=(4 * KIB, 16 * GIB),
     )
     journal_unsafe: bool = setting(False, "accept a file system that loses data at a restart")
     full_s_min: float = setting(
@@ -121,19 +125,24 @@ class Settings:
     )
 
     batch_rows: int = setting(
-        100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"
+        100,
+        "a batch is written when this many readings wait",
+        within=(1, 1_000_000),
+        opens="Batches, writers",
     )
     batch_rows_max: int = setting(
         20_000, "largest batch, reached when many readings wait", within=(1, 1_000_000)
     )
     batch_linger_s: float = setting(
-        0.02, "a batch closes this long after its first reading", within=(0, 10)
+        0.02, "a batch is written at the latest this long after its first reading", within=(0, 10)
     )
     writers: int = setting(2, "batches written at once, one connection each", within=(1, 64))
     write_method: str = setting(
         "copy", "write by binary COPY or by multi-row INSERT", one_of=("copy", "insert")
     )
-    connect_s_max: float = setting(5.0, "time to connect and check the table", within=(0.1, 60))
+    connect_s_max: float = setting(
+        5.0, "longest time to connect and check the table", within=(0.1, 60)
+    )
     lock_s_max: float = setting(3.0, "PostgreSQL's lock_timeout", within=(0.05, 600))
     statement_s_max: float = setting(
         10.0, "PostgreSQL's statement_timeout; less than command_s_max", within=(0.1, 600)
@@ -145,40 +154,52 @@ class Settings:
 
     retries_max: int = setting(
         8,
-        "retries of a failing batch before it goes to the dead letters",
+        "after so many failed retries a post's readings go to the dead letters",
         within=(0, 1_000),
         opens="Failures",
     )
     retry_s_max: float = setting(30.0, "longest pause between retries", within=(0.01, 3600))
     wait_s_min: float = setting(0.1, "first pause while the database is away", within=(0.001, 60))
     wait_s_max: float = setting(10.0, "longest pause while it is away", within=(0.001, 3600))
-    hold_probe_s: float = setting(5.0, "pause between tries while on hold", within=(0.01, 3600))
+    hold_probe_s: float = setting(
+        5.0, "pause between tries while writes are paused", within=(0.01, 3600)
+    )
     unknown_tries_max: int = setting(
         5, "tries with an unknown SQLSTATE before writes are paused", within=(1, 1_000)
     )
     breaker_window_rows: int = setting(
-        1_000, "the circuit breaker looks at this many last rows", within=(1, 1_000_000)
+        1_000,
+        "circuit breaker: so many rows in sequence are judged together",
+        within=(1, 1_000_000),
     )
     breaker_rows_max: int = setting(
-        200, "more refused rows than this, of several devices, pause writes", within=(1, 1_000_000)
+        200,
+        "more refused rows among them, from over 1/5 of the devices: writes are paused",
+        within=(1, 1_000_000),
     )
     drain_s_max: float = setting(20.0, "at a stop: time to empty the buffer", within=(0, 600))
 
     dlq_bytes_max: int = setting(
         GIB,
-        "size of all files; invalid items may use 1/2 of it, retries_exhausted 3/4",
+        "most bytes of all files; for invalid items 1/2, for retries_exhausted 3/4",
         within=(64 * KIB, 16 * TIB),
         opens="Dead letters",
     )
     dlq_segment_bytes: int = setting(
         64 * MIB,
-        "a file is finished at this size; at most 1/4 of dlq_bytes_max",
+        "a new file is begun at this size; at most 1/4 of dlq_bytes_max",
         within=(4 * KIB, 16 * GIB),
     )
-    dlq_keep_days: float = setting(7.0, "finished files are kept this long", within=(0, 36_500))
+    dlq_keep_days: float = setting(
+        7.0,
+        "a file whose every entry is replayed or discarded is deleted after this",
+        within=(0, 36_500),
+    )
     dlq_auto_replay: bool = setting(True, "replay retries_exhausted and drained automatically")
     dlq_replay_rows_per_s: int = setting(
-        2_000, "rate of the automatic replay; keep it below the live rate", within=(1, 10_000_000)
+        2_000,
+        "rate of the automatic replay; keep it below the rate of normal posts",
+        within=(1, 10_000_000),
     )
     dlq_replay_pause_s: float = setting(
         5.0, "pause between searches for entries to replay", within=(0.01, 86_400)
