@@ -80,7 +80,7 @@ class Settings:
     body_s_max: float = setting(10.0, "time for a request's body to arrive", within=(0.05, 600))
     keepalive_s_max: float = setting(
         75.0,
-        "idle connections are closed after this; more than your proxy's (often 60 s)",
+        "idle connections are closed after this; longer than a proxy's 60 s",
         within=(0.05, 3600),
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
@@ -115,9 +115,7 @@ class Settings:
         within=(16 * KIB, 16 * TIB),
     )
     journal_segment_bytes: int = setting(
-        64 * MIB,
-        "a new file is begun at this size; at most 1/4 of journal_bytes_max",
-        within=(4 * KIB, 16 * GIB),
+        64 * MIB, "a new file is begun at this size", within=(4 * KIB, 16 * GIB)
     )
     journal_unsafe: bool = setting(False, "accept a file system that loses data at a restart")
     full_s_min: float = setting(
@@ -125,24 +123,19 @@ class Settings:
     )
 
     batch_rows: int = setting(
-        100,
-        "a batch is written when this many readings wait",
-        within=(1, 1_000_000),
-        opens="Batches, writers",
+        100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"
     )
     batch_rows_max: int = setting(
         20_000, "largest batch, reached when many readings wait", within=(1, 1_000_000)
     )
     batch_linger_s: float = setting(
-        0.02, "a batch is written at the latest this long after its first reading", within=(0, 10)
+        0.02, "a batch closes this long after its first reading", within=(0, 10)
     )
     writers: int = setting(2, "batches written at once, one connection each", within=(1, 64))
     write_method: str = setting(
         "copy", "write by binary COPY or by multi-row INSERT", one_of=("copy", "insert")
     )
-    connect_s_max: float = setting(
-        5.0, "longest time to connect and check the table", within=(0.1, 60)
-    )
+    connect_s_max: float = setting(5.0, "time to connect and check the table", within=(0.1, 60))
     lock_s_max: float = setting(3.0, "PostgreSQL's lock_timeout", within=(0.05, 600))
     statement_s_max: float = setting(
         10.0, "PostgreSQL's statement_timeout; less than command_s_max", within=(0.1, 600)
@@ -168,13 +161,11 @@ class Settings:
         5, "tries with an unknown SQLSTATE before writes are paused", within=(1, 1_000)
     )
     breaker_window_rows: int = setting(
-        1_000,
-        "circuit breaker: so many rows in sequence are judged together",
-        within=(1, 1_000_000),
+        1_000, "the circuit breaker judges this many rows in sequence", within=(1, 1_000_000)
     )
     breaker_rows_max: int = setting(
         200,
-        "more refused rows among them, from over 1/5 of the devices: writes are paused",
+        "more refused rows than this, of over 1/5 of the devices, pause writes",
         within=(1, 1_000_000),
     )
     drain_s_max: float = setting(20.0, "at a stop: time to empty the buffer", within=(0, 600))
@@ -191,15 +182,11 @@ class Settings:
         within=(4 * KIB, 16 * GIB),
     )
     dlq_keep_days: float = setting(
-        7.0,
-        "a file whose every entry is replayed or discarded is deleted after this",
-        within=(0, 36_500),
+        7.0, "files are kept this long when each entry is replayed or discarded", within=(0, 36_500)
     )
     dlq_auto_replay: bool = setting(True, "replay retries_exhausted and drained automatically")
     dlq_replay_rows_per_s: int = setting(
-        2_000,
-        "rate of the automatic replay; keep it below the rate of normal posts",
-        within=(1, 10_000_000),
+        2_000, "rate of the automatic replay; keep it below the normal rate", within=(1, 10_000_000)
     )
     dlq_replay_pause_s: float = setting(
         5.0, "pause between searches for entries to replay", within=(0.01, 86_400)
