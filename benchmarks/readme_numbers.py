@@ -25,8 +25,8 @@ COLUMNS = (
     "rows/s",
     "p50 ms",
     "p99 ms",
-    "CPU of the service, us per reading",
-    "CPU of PostgreSQL, us per reading",
+    "CPU of the service, µs per reading",
+    "CPU of PostgreSQL, µs per reading",
     "peak memory, MiB",
 )
 _REGION = re.compile(r"(<!-- measured: sizing -->\n).*?(<!-- end measured -->)", re.DOTALL)
@@ -76,8 +76,9 @@ def _machine(lines: Sequence[Line]) -> str:
         f"Measured on {'; '.join(said)}\n"
         f"({' and '.join(days)}). Driver, service and PostgreSQL share that machine. Figures are\n"
         f"medians of several runs. At the peak, {CONNECTIONS} connections post as fast as they\n"
-        "get answers. With `ack=committed` each waits for its batch: more connections get more.\n"
-        f"All measurements, and the aims that were missed: [RESULTS.md]({RESULTS}).\n"
+        "get answers. With `ack=committed` each connection waits for the commit of its batch, so\n"
+        "more connections give a higher rate. All measurements, and which targets we did not\n"
+        f"reach: [RESULTS.md]({RESULTS}).\n"
     )
 
 
@@ -143,9 +144,9 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
     stories = (
         (
             "half_peak",
-            "- Single readings at random moments, at half of the peak. `durable`, with a journal\n"
-            "  ({durable_offered_posts_per_s} a second): p50 {durable_p50_ms} ms, "
-            "p99 {durable_p99_ms} ms. With a buffer in memory\n"
+            "- Latency when single readings arrive at random times, at half of the peak rate.\n"
+            "  `durable`, with the journal ({durable_offered_posts_per_s} a second): "
+            "p50 {durable_p50_ms} ms, p99 {durable_p99_ms} ms. With a buffer in memory\n"
             "  ({buffered_offered_posts_per_s} a second): `buffered` p50 {buffered_p50_ms} ms, "
             "p99 {buffered_p99_ms} ms;\n"
             "  `committed` p50 {committed_p50_ms} ms, p99 {committed_p99_ms} ms.",
@@ -153,10 +154,10 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
         ("idle", "- An idle connection takes {connection_kib} KiB."),
         (
             "slowed",
-            "- A database is slowed to {takes_rows_per_s} rows/s and gets four times that load. "
-            "{four_times_rows_per_s} rows/s\n"
-            "  are stored (both are medians of runs that differ), the rest gets 503, and "
-            "{lost_rows} acknowledged readings\n  are lost.",
+            "- We slowed a database until it took about {takes_rows_per_s} rows/s, and sent four "
+            "times as much.\n  The service stored what the database took ({four_times_rows_per_s} "
+            "rows/s: the limit differs a little\n  between runs). It answered 503 to the rest. "
+            "Acknowledged readings that were lost: {lost_rows}.",
         ),
         (
             "start",

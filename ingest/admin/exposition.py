@@ -23,7 +23,7 @@ from ingest.model.ledger import Histogram, Ledger
 from ingest.model.ports import STATES, JournalStats
 from ingest.system.clock import monotonic_s
 
-_STATE = "1 for what /readyz says, 0 for the other states."
+_STATE = "1 for the state that /readyz shows, 0 for the others."
 
 
 class Exposition:
@@ -64,11 +64,15 @@ class _LedgerCollector(Collector):
         yield requests
         for name, count, meaning in (
             ("received", m.received, "Readings decoded by the receiver, including invalid ones."),
-            ("accepted", m.accepted, "Readings kept on their way to the table."),
+            ("accepted", m.accepted, "Readings that were accepted: kept until they are stored."),
             ("committed", m.committed, "Readings newly in the table, by the database's own count."),
             ("duplicate", m.duplicate, "Readings that were in the table already."),
-            ("recovered", m.recovered, "Readings that came from a journal at start."),
-            ("replayed", m.replayed, "Readings that came back from the dead-letter queue."),
+            ("recovered", m.recovered, "Readings read from the journal of an earlier process."),
+            (
+                "replayed",
+                m.replayed,
+                "Readings that the automatic replay took from the dead letters.",
+            ),
             ("dropped", m.dropped, "Readings lost. Must stay 0."),
         ):
             yield CounterMetricFamily(f"ingest_readings_{name}", meaning, value=count)
@@ -77,43 +81,46 @@ class _LedgerCollector(Collector):
         )
         yield _labelled(
             "ingest_readings_dead_lettered",
-            "Readings kept in the dead-letter queue.",
+            "Readings kept as dead letters.",
             "reason",
             m.dead_lettered,
         )
         yield _labelled(
             "ingest_flush",
-            "Batches sent to the database, by what closed the batch.",
+            "Batches sent to the database, by the reason why the batch was closed.",
             "trigger",
             m.flushes,
         )
         verdicts = {each: m.retries.get(each, 0) for each in ("wait", "retry", "isolate", "hold")}
         yield _labelled(
-            "ingest_retries", "Failed writes, by verdict.", "verdict", {**verdicts, **m.retries}
+            "ingest_retries",
+            "Failed writes, by what was decided: wait, retry, isolate or hold.",
+            "verdict",
+            {**verdicts, **m.retries},
         )
 
     def _histograms(self) -> Iterator[Metric]:
         m = self._ledger
         yield _histogram(
             "ingest_http_request_duration_seconds",
-            "From the head of a request to its answer.",
+            "From the end of the request headers to the answer.",
             {"route": m.request_s},
         )
         yield _histogram("ingest_flush_rows", "Readings in a batch.", m.flush_rows)
         yield _histogram(
             "ingest_flush_duration_seconds",
-            "A committed write, from sending to commit.",
+            "Time of a write that succeeded, from sending a batch to its commit.",
             {"method": m.flush_s},
         )
         yield _histogram(
-            "ingest_commit_latency_seconds", "From receipt to commit, per post.", m.commit_s
+            "ingest_commit_latency_seconds", "From the receipt of a post to its commit.", m.commit_s
         )
         yield _histogram(
             "ingest_event_lag_seconds", "Age of a post's newest ts when it is committed.", m.lag_s
         )
         yield _histogram(
             "ingest_journal_sync_seconds",
-            "Writing and syncing a group of posts.",
+            "Time to write some posts to the journal, with one fsync for all.",
             m.journal_sync_s,
         )
 
@@ -124,7 +131,7 @@ class _LedgerCollector(Collector):
         yield build
         yield GaugeMetricFamily(
             "ingest_readings_held",
-            "Readings received, with no outcome yet.",
+            "Readings received, and not yet stored, dead-lettered or rejected.",
             value=m.held,
         )
         yield GaugeMetricFamily(
@@ -139,7 +146,7 @@ class _LedgerCollector(Collector):
         letters = m.gauges.dead_letters()
         for name, meaning, value in (
             ("buffer_rows", "Readings in the buffer, including those on the disk.", stats.rows),
-            ("buffer_rows_max", "Readings that memory may hold.", stats.rows_max),
+            ("buffer_rows_max", "Most readings in memory.", stats.rows_max),
             ("buffer_used_ratio", "Share of the buffer in use; at 1 posts wait.", stats.used),
             ("buffer_bytes", "Bytes in memory, including waiting posts.", stats.size_bytes),
             (

@@ -68,11 +68,11 @@ def file_systems_table() -> str:
         ", ".join(f"`{each}`" for each in sorted(kinds)) for kinds in (VOLATILE, REMOTE)
     )
     return (
-        "| file system | `durable` there |\n| --- | --- |\n"
+        "| file system | what happens with `durable` on it |\n| --- | --- |\n"
         f"| {volatile}, and an `overlay` on one of them | `serve` refuses to start, unless "
         "`--journal-unsafe true`; `doctor` fails |\n"
         f"| {remote} | a warning: locks and fsync may not work |\n"
-        "| every other one | is trusted |"
+        "| any other | the service trusts it |"
     )
 
 

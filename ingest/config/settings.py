@@ -73,13 +73,15 @@ class Settings:
     )
     connections_max: int = setting(
         20_000,
-        "most open connections; above it the oldest idle or half-open one is closed",
+        "most open connections; above it the oldest that waits for a request is closed",
         within=(1, 1_000_000),
     )
     header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
     body_s_max: float = setting(10.0, "time for a request's body to arrive", within=(0.05, 600))
     keepalive_s_max: float = setting(
-        75.0, "idle connections are closed after this; proxies use 60 s", within=(0.05, 3600)
+        75.0,
+        "idle connections are closed after this; longer than a proxy's 60 s",
+        within=(0.05, 3600),
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
     ts_ahead_s_max: float = setting(
@@ -113,7 +115,7 @@ class Settings:
         within=(16 * KIB, 16 * TIB),
     )
     journal_segment_bytes: int = setting(
-        64 * MIB, "a file of the journal is finished at this size", within=(4 * KIB, 16 * GIB)
+        64 * MIB, "a new file is begun at this size", within=(4 * KIB, 16 * GIB)
     )
     journal_unsafe: bool = setting(False, "accept a file system that loses data at a restart")
     full_s_min: float = setting(
@@ -145,40 +147,46 @@ class Settings:
 
     retries_max: int = setting(
         8,
-        "retries of a failing batch before it goes to the dead letters",
+        "after so many failed retries a post's readings go to the dead letters",
         within=(0, 1_000),
         opens="Failures",
     )
     retry_s_max: float = setting(30.0, "longest pause between retries", within=(0.01, 3600))
     wait_s_min: float = setting(0.1, "first pause while the database is away", within=(0.001, 60))
     wait_s_max: float = setting(10.0, "longest pause while it is away", within=(0.001, 3600))
-    hold_probe_s: float = setting(5.0, "pause between tries while on hold", within=(0.01, 3600))
+    hold_probe_s: float = setting(
+        5.0, "pause between tries while writes are paused", within=(0.01, 3600)
+    )
     unknown_tries_max: int = setting(
         5, "tries with an unknown SQLSTATE before writes are paused", within=(1, 1_000)
     )
     breaker_window_rows: int = setting(
-        1_000, "the circuit breaker looks at this many last rows", within=(1, 1_000_000)
+        1_000, "the circuit breaker judges this many rows in sequence", within=(1, 1_000_000)
     )
     breaker_rows_max: int = setting(
-        200, "more refused rows than this, of several devices, pause writes", within=(1, 1_000_000)
+        200,
+        "more refused rows than this, of over 1/5 of the devices, pause writes",
+        within=(1, 1_000_000),
     )
     drain_s_max: float = setting(20.0, "at a stop: time to empty the buffer", within=(0, 600))
 
     dlq_bytes_max: int = setting(
         GIB,
-        "size of all files; invalid items may use 1/2 of it, retries_exhausted 3/4",
+        "most bytes of all files; for invalid items 1/2, for retries_exhausted 3/4",
         within=(64 * KIB, 16 * TIB),
         opens="Dead letters",
     )
     dlq_segment_bytes: int = setting(
         64 * MIB,
-        "a file is finished at this size; at most 1/4 of dlq_bytes_max",
+        "a new file is begun at this size; at most 1/4 of dlq_bytes_max",
         within=(4 * KIB, 16 * GIB),
     )
-    dlq_keep_days: float = setting(7.0, "finished files are kept this long", within=(0, 36_500))
+    dlq_keep_days: float = setting(
+        7.0, "files are kept this long when each entry is replayed or discarded", within=(0, 36_500)
+    )
     dlq_auto_replay: bool = setting(True, "replay retries_exhausted and drained automatically")
     dlq_replay_rows_per_s: int = setting(
-        2_000, "rate of the automatic replay; keep it below the live rate", within=(1, 10_000_000)
+        2_000, "rate of the automatic replay; keep it below the normal rate", within=(1, 10_000_000)
     )
     dlq_replay_pause_s: float = setting(
         5.0, "pause between searches for entries to replay", within=(0.01, 86_400)

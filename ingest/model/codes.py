@@ -20,7 +20,7 @@ PROBLEMS: dict[str, Problem] = {
     "bad_request": Problem(400, "The request is not valid HTTP", "fix the request"),
     "not_json": Problem(400, "The body is not JSON", "fix the body"),
     "bad_encoding": Problem(
-        400, "The body does not match its content encoding", "send it again, complete"
+        400, "The body does not match its content encoding", "compress the body again"
     ),
     "unknown_parameter": Problem(400, "Unknown query parameter", "remove the parameter"),
     "bad_parameter": Problem(400, "Wrong value of a query parameter", "use a listed value"),
@@ -33,7 +33,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "not_found": Problem(404, "No such page", "post to /v1/readings"),
     "method_not_allowed": Problem(405, "Method not allowed", "use POST"),
-    "body_timeout": Problem(408, "The body did not arrive in time", "send it again, faster"),
+    "body_timeout": Problem(408, "The body did not arrive in time", "send it again"),
     "body_too_large": Problem(413, "The body is too large", "split the post"),
     "inflated_too_large": Problem(413, "The decompressed body is too large", "split the post"),
     "too_many_readings": Problem(413, "Too many readings in one post", "split the post"),
@@ -41,7 +41,7 @@ PROBLEMS: dict[str, Problem] = {
     "unsupported_encoding": Problem(
         415, "Unsupported content encoding", "send gzip, or no encoding"
     ),
-    "wrong_host": Problem(421, "This port does not have that host name", "use localhost"),
+    "wrong_host": Problem(421, "The host name is not a name of the loopback", "use localhost"),
     "empty": Problem(422, "There are no readings in the post", "send at least one"),
     "all_invalid": Problem(422, "Every item is invalid", "fix the items"),
     "invalid_items": Problem(422, "Some items are invalid, and strict=true", "fix the items"),
@@ -55,16 +55,24 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "starting": Problem(503, "The service is starting", "send it again after Retry-After"),
     "draining": Problem(503, "The service is stopping", "send it again after Retry-After"),
-    "disk_low": Problem(503, "The disk of the service is nearly full", "send it again later"),
+    "disk_low": Problem(
+        503,
+        "The disk of the service is nearly full, or cannot be written",
+        "send it again after Retry-After",
+    ),
     "outcome_unknown": Problem(
         503,
         "It is not known yet whether the post was stored",
-        "send it again; readings with `ts` are stored only once",
+        "send it again after Retry-After; readings with `ts` are stored only once",
     ),
     "busy": Problem(503, "There are too many requests at once", "send it again after Retry-After"),
-    "database_away": Problem(503, "The database does not answer", "send it again later"),
+    "database_away": Problem(
+        503, "The database does not answer", "send it again after Retry-After"
+    ),
     "database_on_hold": Problem(
-        503, "Writes are paused until an operator fixes the cause", "send it again later"
+        503,
+        "Writes are paused until an operator fixes the cause",
+        "send it again after Retry-After; readings with `ts` are stored only once",
     ),
 }
 
@@ -75,7 +83,7 @@ ITEM_CODES: dict[str, str] = {
     "repeated_field": "a name appears twice in one object",
     "both_shapes": "the item has `values`, and also `metric` or `value`",
     "values_empty": "`values` has no entry",
-    "wrong_type": "a field has a JSON type that it cannot have",
+    "wrong_type": "a field has the wrong JSON type",
     "name_empty": "a name is empty",
     "name_too_long": "a name has more than 128 characters or 256 bytes",
     "name_control_character": "a name contains a control character (NUL, line feed, ..)",

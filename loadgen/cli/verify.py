@@ -2,7 +2,7 @@
 
 Exit codes: 0 all as promised, 1 something is not, 2 wrong use or no proof (none was possible, or
 most outcomes are not known),
-130 interrupted (and what was sent until then is as promised).
+130 interrupted (as promised until then, if the comparison was printed).
 """
 
 from __future__ import annotations

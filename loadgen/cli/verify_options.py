@@ -154,13 +154,14 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verify = words.add_parser(
         "verify",
         help="prove that nothing is lost, doubled or altered",
-        description="Sends readings and writes a ledger of each one before it is sent and of every "
-        "answer. At the end it looks for each reading in the table and among the dead letters. "
+        description="Writes each reading to a record file (the ledger) before it is sent, and each "
+        "answer when it comes. At the end it looks for each reading in the table and among the "
+        "dead letters. "
         "With a service of this machine it finds database and dead letters by itself.",
         epilog="Exit code 0: everything is as it was promised; 1: something is not (the first "
         "readings of each kind are listed); 2: wrong use, or no proof: none was "
         "possible, or of more than half of the readings the outcome is not known; "
-        "130: interrupted, and as promised so far.",
+        "130: interrupted, and as promised so far if the comparison was printed.",
     )
     verify.set_defaults(sends=())
     add_all(verify, OPTIONS, {SENDS: _NoteGiven})

@@ -31,7 +31,7 @@ class DeadLettersError(Exception):
 
 
 class Letter(NamedTuple):
-    """A live dead letter: a reading, or the text of an item that is none. `place` is for people."""
+    """An open dead letter: a reading, or the text of an invalid item. `place` is for people."""
 
     id: str
     reason: str

@@ -7,13 +7,13 @@ from loadgen.proof.reconcile import FAULTS, Fault
 from loadgen.words import counted
 
 INVARIANTS = {
-    "I1": "no loss: what was acknowledged is in the table, or a live dead letter",
-    "I2": "once: no reading twice, none in the table and dead-lettered",
-    "I3": "nothing is there that was never sent",
+    "I1": "no loss: what was acknowledged is in the table, or in an open dead letter",
+    "I2": "once: no reading is twice in the table, or there and in an open dead letter",
+    "I3": "nothing is stored that was never sent",
     "I4": "every value to the last bit, every dead letter to the last byte",
-    "I5": "what was refused is nowhere, and answers say what happened",
-    "I6": "what the service replays by itself has come back",
-    "I9": "the balance: received = committed + duplicate + rejected + dead-lettered + held",
+    "I5": "what was refused is not stored, and each answer was true",
+    "I6": "all that the service replays by itself has been replayed",
+    "I9": "the balance of the service is 0, and it dropped nothing",
 }
 TEXT_CHARACTERS_MAX = 200
 

@@ -101,5 +101,7 @@ def table() -> str:
         f"| `synchronous_commit = {value}` beside synchronous standbys: {risk} | `doctor` warns |"
         for value, risk in _STANDBY_BEHIND.items()
     ]
-    lines.append("| `on`, `remote_apply`; `local`, `remote_write` without standbys | is trusted |")
+    lines.append(
+        "| `on`, `remote_apply`; `local`, `remote_write` without standbys | the service trusts it |"
+    )
     return "\n".join(lines)
