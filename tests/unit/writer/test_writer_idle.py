@@ -18,7 +18,7 @@ from tests.support.writing import Writing
 @pytest.fixture(autouse=True)
 def _short_idling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "IDLE_S", 0.01)
-    monkeypatch.setattr(writer, "FULL_S", 0.01)
+    monkeypatch.setattr(writer, "RECONNECT_S", 0.01)
 
 
 async def idle(script: Script) -> Writing:
