@@ -1,4 +1,5 @@
-"""Buffers: they hold what was accepted until it is in the table.
+"""Buffers: they keep accepted blocks until these are stored.
 
-Each keeps the contract `Buffer` of model/ports. Imports the ground; app and cli may import it.
+Each one implements `Buffer` of model/ports.py. Imports model, system and config. app and cli may
+import it.
 """

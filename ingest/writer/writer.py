@@ -194,7 +194,7 @@ class Writer:
     # Delivering one batch
 
     async def _deliver(self, batch: Batch, *, probing: bool = False) -> bool:
-        """Write a batch, in pieces if need be, and give back the rest; return whether all is done."""
+        """Write a batch, in pieces if need be; give back the rest; return whether none is left."""
         self._in_hand = list(batch.blocks)
         if not self._database_state.is_open and not probing:
             self._give_back()  # the write of another writer failed meanwhile

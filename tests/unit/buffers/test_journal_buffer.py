@@ -750,21 +750,21 @@ async def test_sector_that_turns_bad_after_the_start_is_read_again_later(
     blocks, whole, bad = await _left_with_a_bad_page(tmp_path)
     async with Life(tmp_path / "b") as after:
         await after.scan()
-        monkeypatch.setattr(os, "pread", _reads_to_a_bad_page(bad))
-        after.load()
         found: list[Block] = []
-        async with asyncio.timeout(10):
-            while len(found) < whole:
-                taken = await after.take(4000)
-                after.settle(taken)
-                found += taken
-        async with asyncio.timeout(5):
-            while after.buffer.journal_stats().damaged == 0:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
-        assert after.buffer.journal_stats().damaged == 1
-        assert after.buffer.stats().rows == 4000 * (8 - whole)
-        monkeypatch.undo()
+        with monkeypatch.context() as bad_disk:  # READ_AGAIN_S stays short when it ends
+            bad_disk.setattr(os, "pread", _reads_to_a_bad_page(bad))
+            after.load()
+            async with asyncio.timeout(10):
+                while len(found) < whole:
+                    taken = await after.take(4000)
+                    after.settle(taken)
+                    found += taken
+            async with asyncio.timeout(5):
+                while after.buffer.journal_stats().damaged == 0:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            assert after.buffer.journal_stats().damaged == 1
+            assert after.buffer.stats().rows == 4000 * (8 - whole)
         found += await after.drain(rows_max=100_000)
         assert tuples_of(found) == tuples_of(blocks)
         assert after.ledger.dropped == 0
