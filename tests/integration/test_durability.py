@@ -168,7 +168,7 @@ async def test_every_value_of_synchronous_commit_is_judged(
     await connection.close()
     assert found is not None
     row = dict(found) | {"synchronous_commit": value, "standbys": standbys}
-    judged = {each.name: each for each in durability._judged(row)}["synchronous_commit"]
+    judged = {each.name: each for each in durability._judge(row)}["synchronous_commit"]
     assert (bool(judged.risk), judged.refuses) == (warns, refuses)
 
 
