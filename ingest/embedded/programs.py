@@ -99,17 +99,14 @@ def _candidates(environ: Mapping[str, str]) -> list[Path]:
             Path(each) / "pginstall" / "bin" for each in spec.submodule_search_locations or ()
         ]
     system = SYSTEM.glob("*/bin")
-    found += sorted(system, key=lambda each: _number(each.parent.name), reverse=True)
+    found += sorted(system, key=lambda each: _version(each.parent.name), reverse=True)
     if on_path := shutil.which("initdb", path=environ.get("PATH")):
         found.append(Path(on_path).resolve().parent)
     return found
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+def _version(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _complete(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import re
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from zlib import crc32
@@ -214,7 +215,7 @@ def encode_done(first: int, last: int) -> bytes:
 
 
 class Done:
-    """The sequences of settled blocks. `in` is cheap for increasing sequences."""
+    """The sequences of settled blocks."""
 
     def __init__(self, records: bytes = b"") -> None:
         found = sorted(
@@ -222,18 +223,15 @@ class Done:
             for at in range(0, len(records) - DONE_BYTES + 1, DONE_BYTES)
             if records[at : at + DONE_BYTES] == _with_crc(records[at : at + _DONE.size])
         )
-        self._ranges: list[tuple[int, int]] = []  # without overlap, in order
+        self._firsts: list[int] = []  # of ranges without overlap, in order
+        self._lasts: list[int] = []
         for first, last in found:
-            if self._ranges and first <= self._ranges[-1][1] + 1:
-                self._ranges[-1] = (self._ranges[-1][0], max(last, self._ranges[-1][1]))
+            if self._lasts and first <= self._lasts[-1] + 1:
+                self._lasts[-1] = max(last, self._lasts[-1])
             else:
-                self._ranges.append((first, last))
-        self._at = 0
+                self._firsts.append(first)
+                self._lasts.append(last)
 
     def __contains__(self, sequence: int) -> bool:
-        ranges = self._ranges
-        if self._at and sequence <= ranges[self._at - 1][1]:
-            self._at = 0
-        while self._at < len(ranges) and ranges[self._at][1] < sequence:
-            self._at += 1
-        return self._at < len(ranges) and ranges[self._at][0] <= sequence
+        at = bisect_right(self._firsts, sequence)
+        return at > 0 and sequence <= self._lasts[at - 1]

@@ -136,6 +136,30 @@ def deadline(connection: Connection, limit_s: float) -> Iterator[None]:
         timer.cancel()
 
 
+class OneConnection:
+    """A part with one connection, which its own methods open."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection that nobody has closed."""
+        return self._connection is not None and not self._connection.is_closed()
+
+    async def close(self) -> None:
+        """Close in order, within a second."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await close_politely(connection)
+
+    def _drop(self) -> None:
+        """Cut the connection, whatever is under way on it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+
 async def close_politely(connection: Connection, limit_s: float = 1.0) -> None:
     """Close in order, or cut the connection after `limit_s`. Raises no error of the driver."""
     try:

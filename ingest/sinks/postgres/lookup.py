@@ -17,7 +17,7 @@ from asyncpg import Connection
 
 from ingest.model.errors import Refused
 from ingest.sinks.postgres import connection as sink_connection
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, Expired
+from ingest.sinks.postgres.connection import DRIVER_ERRORS, Expired, OneConnection
 from ingest.sinks.postgres.schema import TABLE
 from ingest.system.clock import rfc3339
 
@@ -29,12 +29,12 @@ where device_id = $1 order by ts desc limit $2"""  # noqa: S608  a constant of o
 _QUERY_CANCELED = "57014"
 
 
-class Lookup:
+class Lookup(OneConnection):
     """Looks up readings in the database of `database_url`. It connects when first needed."""
 
     def __init__(self, database_url: str) -> None:
+        super().__init__()
         self._database_url = database_url
-        self._connection: Connection | None = None
         self._queue = asyncio.Lock()
         self._waiting = 0
 
@@ -89,7 +89,7 @@ class Lookup:
         ]
 
     async def _open(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or not self.is_open:
             self._connection = await sink_connection.connect(
                 self._database_url,
                 name="iot-ingest dashboard",
@@ -97,17 +97,6 @@ class Lookup:
                 lock_s_max=1.0,
             )
         return self._connection
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.terminate()
-
-    async def close(self) -> None:
-        """Close politely, within a second."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await sink_connection.close_politely(connection)
 
 
 def _too_slow() -> Refused:

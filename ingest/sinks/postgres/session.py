@@ -6,7 +6,6 @@ Promises: each failure is a StartError, without a password in its text.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -15,7 +14,7 @@ from asyncpg import Connection
 
 from ingest.config.values import mask_url
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, text_of
+from ingest.sinks.postgres.connection import DRIVER_ERRORS, close_politely, text_of
 
 
 @contextmanager
@@ -41,5 +40,4 @@ async def connected(
     try:
         yield opened
     finally:
-        with contextlib.suppress(Exception):
-            await opened.close(timeout=1)
+        await close_politely(opened)

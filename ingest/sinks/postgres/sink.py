@@ -22,7 +22,13 @@ from ingest.model.rows import row_offsets
 from ingest.model.verdict import CONFIGURATION, NOT_DURABLE, SCHEMA, Verdict, WriteFailed
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import durability, schema, statements
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, Expired, Timeouts, text_of
+from ingest.sinks.postgres.connection import (
+    DRIVER_ERRORS,
+    Expired,
+    OneConnection,
+    Timeouts,
+    text_of,
+)
 from ingest.sinks.postgres.sqlstate import server_failed
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
@@ -43,7 +49,7 @@ log = get_logger("database")
 _occasionally = Occasionally(UNSAFE_WARNING_S)  # for all connections together
 
 
-class SinkPostgres:
+class SinkPostgres(OneConnection):
     """A ports.Sink on one connection to `database_url`, which is opened when it is first needed.
 
     `method` is `copy` or `insert`. `unsafe` allows a database that may lose a commit. The server
@@ -53,22 +59,17 @@ class SinkPostgres:
     def __init__(
         self, database_url: str, timeouts: Timeouts, *, method: str, unsafe: bool, name: str
     ) -> None:
+        super().__init__()
         self.method = method
         self._database_url = database_url
         self._timeouts = timeouts
         self._unsafe = unsafe
         self._name = name
-        self._connection: Connection | None = None
         self._connecting: asyncio.Timeout | None = None
         self._checked_s = 0.0
         self._keys: set[tuple[str, str]] = set()
         self._duplicate_run = 0
         self._idempotent_left = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a connection that nobody has closed."""
-        return self._connection is not None and not self._connection.is_closed()
 
     async def open(self) -> None:
         """Connect within `connect_s_max`, and check the table. Does nothing if already open."""
@@ -163,12 +164,6 @@ class SinkPostgres:
             self._connecting.reschedule(asyncio.get_running_loop().time())
         if self._connection is not None:
             self._connection.terminate()
-
-    async def close(self) -> None:
-        """Close politely, within a second."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await sink_connection.close_politely(connection)
 
     async def _ready(self) -> None:
         """Open the connection if need be, and check the table if the last check is too old."""
@@ -292,9 +287,3 @@ class SinkPostgres:
                 failed.verdict = Verdict.DUPLICATE
         elif failed.reason == SCHEMA and (found := await schema.difference(connection)):
             failed.message = found
-
-    def _drop(self) -> None:
-        """Cut the connection, whatever is under way on it."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.terminate()
