@@ -48,6 +48,16 @@ class BatchCap:
         """Allow half of `rows`, which a failed or slow write had."""
         self.rows = max(self.rows_min, min(self.rows, rows // 2))
 
+    def halved(self, blocks: list[Block], rows: int) -> list[list[Block]]:
+        """Return the halves of a piece of a batch, the last one first.
+
+        A piece of one block, or of at most `rows_min` rows, stays whole.
+        """
+        if len(blocks) == 1 or rows <= self.rows_min:
+            return [blocks]
+        first, second = halves(blocks)
+        return [second, first]
+
 
 class Gatherer:
     """Gathers batches from an outlet, for one writer at a time. Writers wait in order."""

@@ -21,7 +21,7 @@ from ingest.model.verdict import TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
-from ingest.writer.batch import Batch, BatchCap, Gatherer, halves
+from ingest.writer.batch import Batch, BatchCap, Gatherer
 from ingest.writer.breaker import BREAKER, CircuitBreaker
 from ingest.writer.database_state import DatabaseState
 from ingest.writer.set_aside import (
@@ -263,18 +263,11 @@ class Writer:
         """Halve a piece that has a bad row; mark it `isolate` if it is too small for that."""
         rows = sum(block.rows for block in piece)
         self._cap.shrink(rows)
-        pieces = self._halved(piece, rows)
+        pieces = self._cap.halved(piece, rows)
         if len(pieces) == 1:
             for block in piece:
                 block.isolate = True
         return pieces
-
-    def _halved(self, piece: list[Block], rows: int) -> list[list[Block]]:
-        """Return the halves, last one first; a piece that is too small for that stays whole."""
-        if len(piece) == 1 or rows <= self._cap.rows_min:
-            return [piece]
-        first, second = halves(piece)
-        return [second, first]
 
     async def _retried(self, piece: list[Block], failure: WriteFailed) -> list[list[Block]]:
         """Pause; return what to write again. Blocks that failed too often are dead-lettered."""
@@ -302,7 +295,7 @@ class Writer:
         attempt = min(block.attempts for block in piece) - 1
         pause_s = backoff_s(attempt, first_s=RETRY_S_MIN, cap_s=self._retry_s_max)
         await sleep_unless(self._halted, pause_s)
-        return self._halved(piece, rows)
+        return self._cap.halved(piece, rows)
 
     async def _exhaust(self, blocks: list[Block], failure: WriteFailed) -> None:
         """Dead-letter whole blocks, for the automatic replay. Raises WriteFailed(HOLD)."""
