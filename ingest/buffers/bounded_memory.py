@@ -1,8 +1,8 @@
 """The memory of a buffer: how much of it is in use, and reservations of it.
 
-Promises: there are never more than `rows_max` rows and `bytes_max` bytes in it, reserved ones
-included. A block that is larger than its reservation fails loudly: it would break the bounds.
-Does not: let posts wait. It tells the buffer when room came free.
+Promises: reservations never exceed `rows_max` rows and `bytes_max` bytes, blocks in memory
+included. A block that is larger than its reservation raises an AssertionError.
+Does not: let posts wait. It calls the buffer when room came free.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from ingest.model.block import Block
 
 
 class BoundedMemory:
-    """Room for blocks; those that come in go to `queue`. `freed` is called when room came free."""
+    """Room for the blocks of `queue`. It calls `freed` when room came free."""
 
     def __init__(
         self, queue: BlockQueue, rows_max: int, bytes_max: int, freed: Callable[[], None]
     ) -> None:
         self.rows_max = rows_max
         self.bytes_max = bytes_max
-        self.rows = 0  # of blocks that are not settled, and reserved
-        self.size_bytes = 0  # the same
+        self.rows = 0  # of blocks that are not settled, and of reservations
+        self.size_bytes = 0  # of the same
         self._queue = queue
         self._freed = freed
 
@@ -36,13 +36,13 @@ class BoundedMemory:
         return self.rows + rows <= self.rows_max and self.size_bytes + size_bytes <= self.bytes_max
 
     def add(self, rows: int, size_bytes: int) -> None:
-        """Count room as in use, whether there is enough or not."""
+        """Count room as in use, even if there is not enough."""
         self.rows += rows
         self.size_bytes += size_bytes
 
     def place(self, rows: int, size_bytes: int) -> MemoryReservation | None:
         """Reserve room for a block; None if there is not enough now."""
-        # As `fits` and `add` do, without two calls for each post.
+        # What `fits` and `add` do, without two calls for each post.
         if self.rows + rows > self.rows_max or self.size_bytes + size_bytes > self.bytes_max:
             return None
         self.rows += rows
@@ -50,22 +50,22 @@ class BoundedMemory:
         return MemoryReservation(self, rows, size_bytes)
 
     def free(self, rows: int, size_bytes: int) -> None:
-        """Count room no longer: a reservation is released, or blocks are settled."""
+        """Count room as free: a reservation is released, or blocks are settled."""
         self.rows -= rows
         self.size_bytes -= size_bytes
         self._freed()
 
     def accept(self, block: Block, rows: int, size_bytes: int) -> None:
-        """Let the writers have a block; `rows` and `size_bytes` were reserved for it."""
+        """Append a block to the queue; `rows` and `size_bytes` were reserved for it."""
         self._queue.append(block)
         rows -= block.rows
         size_bytes -= len(block.tuples)
-        if rows or size_bytes:  # some invalid items fell out of the post
+        if rows or size_bytes:  # the post had invalid items, which are not in the block
             self.free(rows, size_bytes)
 
 
 class MemoryReservation:
-    """Room in memory for one block: put the block, or release the room."""
+    """Room in memory for one block. Put the block, or release the room."""
 
     __slots__ = ("_memory", "_rows", "_size_bytes")
 
@@ -75,27 +75,27 @@ class MemoryReservation:
         self._size_bytes = size_bytes
 
     def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
-        """Hand the block over, at once: there is nothing to wait for."""
+        """Hand the block over. It is in the buffer at once."""
         memory = self._memory
         assert memory is not None, "a reservation is used once"
         assert block.rows <= self._rows, "more rows than reserved"
         assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
         self._memory = None
         memory.accept(block, self._rows, self._size_bytes)
-        return DONE
+        return COMPLETED
 
     def release(self) -> None:
-        """Give the room back; does nothing after put or a second time."""
+        """Give the room back. Does nothing after `put`, or when called again."""
         memory, self._memory = self._memory, None
         if memory is not None:
             memory.free(self._rows, self._size_bytes)
 
 
-class _Done:
-    """An awaitable that is done already. A coroutine that returns at once would cost more."""
+class _Completed:
+    """An awaitable that is complete already. It costs less than a coroutine that only returns."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield from ()
 
 
-DONE = _Done()
+COMPLETED = _Completed()

@@ -1,9 +1,10 @@
-"""A buffer that holds accepted readings in memory until a writer has stored them.
+"""The buffer in memory: it keeps accepted blocks until a writer has stored them.
 
-Promises: never more than `rows_max` readings and `bytes_max` bytes; first in, first out, also for
-posts that wait for room; a post waits at most `put_wait_s_max`; nothing is lost when a wait is
-cancelled. Room comes free only when blocks are settled, so giving blocks back cannot overflow.
-Does not: survive the process, look inside a block, or know what becomes of it.
+Promises: it never has more than `rows_max` rows and `bytes_max` bytes. Blocks, and posts that wait
+for room, are served first in, first out. A post waits at most `put_wait_s_max`. A wait that is
+cancelled loses nothing. Room comes free only when blocks are settled, so giving blocks back cannot
+exceed the bounds.
+Does not: outlive the process, read the rows of a block, or know what becomes of the block.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ class MemoryBuffer:
         self._memory = BoundedMemory(self._queue, rows_max, bytes_max, self._waiting.admit)
 
     def open(self) -> list[Work]:
-        """Do nothing: memory needs no preparation and no work in the background."""
+        """Return no work: memory needs none."""
         return []
 
     async def keep_rest(self) -> None:
-        """Keep nothing: what memory holds ends with the process."""
+        """Do nothing: no block here outlives the process."""
 
     async def close(self) -> None:
-        """Do nothing: there is nothing outside of memory."""
+        """Do nothing: there are no files."""
 
     # The inlet
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
-        """Wait for room for one block of `rows` readings and `size_bytes` bytes.
+        """Wait for room for one block of `rows` rows and `size_bytes` bytes.
 
-        Raises BufferFull after `put_wait_s_max`, or at once if the waiting posts' bytes are at the
-        bound too; Stopping once the buffer is shut.
+        Raises BufferFull after `put_wait_s_max`, or at once if the bodies of waiting posts take too
+        much memory. Raises Stopping once the buffer is shut.
         """
         waiting, place = self._waiting, self._memory.place
         if not (waiting.posts or waiting.shut):
@@ -62,7 +63,7 @@ class MemoryBuffer:
         return memory.size_bytes + self._waiting.size_bytes + size_bytes <= memory.bytes_max
 
     def shut_inlet(self) -> None:
-        """Let nothing in any more: waiting posts get Stopping, writers get what is left."""
+        """Accept no post any more. Waiting posts get Stopping; writers take what is left."""
         self._waiting.shut_out()
         self._writers.shut_out()
 
@@ -70,12 +71,12 @@ class MemoryBuffer:
 
     @property
     def rows_waiting(self) -> int:
-        """Rows that may be taken now."""
+        """Rows that writers may take now."""
         return self._writers.rows
 
     @property
     def shut(self) -> bool:
-        """Whether no block will ever come in any more."""
+        """Whether no block will come in any more."""
         return self._waiting.shut
 
     def first_received_s(self) -> float | None:
@@ -83,7 +84,7 @@ class MemoryBuffer:
         return self._queue.first_received_s()
 
     async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows wait or the buffer is shut."""
+        """Wait until `rows` rows may be taken, or the buffer is shut."""
         await self._writers.wait_rows(rows)
 
     def take(self, rows_max: int) -> list[Block]:
@@ -91,15 +92,15 @@ class MemoryBuffer:
         return self._queue.take(rows_max)
 
     def settle(self, blocks: Sequence[Block]) -> None:
-        """Forget blocks; their room comes free."""
+        """Drop blocks that were taken; their room comes free."""
         self._memory.free(*self._queue.settle(blocks))
 
     def give_back(self, blocks: Sequence[Block]) -> None:
-        """Put blocks back to the front, in their order; behind older ones of another writer."""
+        """Put blocks back to the front, in order of receipt."""
         self._queue.give_back(blocks)
 
     def stats(self) -> BufferStats:
-        """Return what is held now; a writer may have taken the oldest."""
+        """Return what is in the buffer now, blocks that writers have taken included."""
         memory, rows = self._memory, self._queue.rows
         return BufferStats(
             rows=rows,
@@ -114,5 +115,5 @@ class MemoryBuffer:
         )
 
     def journal_stats(self) -> JournalStats:
-        """Return that there is no journal."""
+        """Return zeros: there is no journal."""
         return JournalStats()

@@ -1,8 +1,8 @@
-"""A queue of blocks: the first block in is the first one out.
+"""A queue of blocks, first in, first out.
 
-Promises: a block that was taken is counted until it is settled. Blocks that are given back stand in
-the order of their receipt again, also if several writers give blocks back.
-Does not: bound anything. The buffer does that.
+Promises: a block that was taken counts until it is settled. Blocks that are given back are in the
+order of their receipt again, even if several writers give blocks back.
+Does not: have a bound. The buffer has one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ingest.model.block import Block
 
 
 class BlockQueue:
-    """Blocks in the order of their receipt, and those taken. `writers` count what may be taken."""
+    """Blocks in the order of receipt. `writers.rows` counts the rows that may be taken."""
 
     def __init__(self, writers: WaitingWriters) -> None:
         self.blocks: deque[Block] = deque()
@@ -23,10 +23,10 @@ class BlockQueue:
         self._writers = writers
         self._received_s: dict[int, float] = {}  # of each block taken, by its id
         self._taken_oldest_s: float | None = None
-        self._taken_changed = False  # since _taken_oldest_s was computed
+        self._taken_changed = False  # since `_taken_oldest_s` was computed
 
     def append(self, block: Block) -> None:
-        """Let the writers have a block."""
+        """Add a block, which writers may take from now on."""
         rows = block.rows
         writers = self._writers
         self.blocks.append(block)
@@ -50,7 +50,7 @@ class BlockQueue:
         return taken
 
     def settle(self, blocks: Sequence[Block]) -> tuple[int, int]:
-        """Forget blocks that were taken; return how many rows and bytes they had."""
+        """Drop blocks that were taken; return how many rows and bytes they had."""
         rows = size_bytes = 0
         for block in blocks:
             rows += block.rows
@@ -61,7 +61,7 @@ class BlockQueue:
         return rows, size_bytes
 
     def give_back(self, blocks: Sequence[Block]) -> None:
-        """Put blocks back to the front, in their order; behind older ones of another writer."""
+        """Put blocks back to the front; older ones of another writer stay before them."""
         waiting = self.blocks
         front: list[Block] = []
         for block in blocks:
@@ -78,8 +78,9 @@ class BlockQueue:
         return self.blocks[0].received_s if self.blocks else None
 
     def oldest_s(self) -> float | None:
-        """Return when the oldest block was received; a writer may have taken it."""
-        if self._taken_changed:  # once a write: every post that is refused asks, thousands a second
+        """Return when the oldest block was received, blocks that were taken included."""
+        # Every post that is refused asks this, thousands a second. So it is computed once a write.
+        if self._taken_changed:
             self._taken_oldest_s = min(self._received_s.values(), default=None)
             self._taken_changed = False
         oldest_s = self._taken_oldest_s

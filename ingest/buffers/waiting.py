@@ -1,9 +1,9 @@
-"""Who waits at a buffer: posts for room, and writers for rows.
+"""Waits at a buffer: posts wait for room, and writers wait for rows.
 
-Promises: posts get room in the order in which they came, and none overtakes another. A post waits
-at most `wait_s_max`. A wait may be cancelled at any time: no room is lost, not even if it was
-granted in the same round of the event loop.
-Does not: know how much room there is. The buffer knows it, and places the posts.
+Promises: posts get room in the order in which they came. A post waits at most `wait_s_max`. A wait
+may be cancelled at any time: no room is lost, even if it was granted in the same round of the event
+loop.
+Does not: know how much room there is. The buffer does, and makes the reservations.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ingest.model.errors import BufferFull, Stopping
 from ingest.model.ports import Reservation
@@ -24,8 +25,8 @@ Place = Callable[[int, int], Reservation | None]  # rows, bytes; None: there is 
 class WaitingPosts:
     """A queue of posts that wait for room.
 
-    `may_wait` is asked with the bytes of a post whether it may wait: a body that waits needs memory
-    too. `oldest_s` returns when the oldest block of the buffer was received, None if it is empty.
+    `may_wait` is called with the bytes of a post and returns whether it may wait: its body needs
+    memory too. `oldest_s` returns when the oldest block of the buffer was received, or None.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class WaitingPosts:
         self._oldest_s = oldest_s
 
     async def wait(self, rows: int, size_bytes: int, place: Place) -> Reservation:
-        """Wait until `place` grants room for `rows` readings and `size_bytes` bytes.
+        """Wait until `place` returns a reservation of `rows` rows and `size_bytes` bytes.
 
         Raises BufferFull after `wait_s_max`, or at once if the post may not wait; Stopping once the
         queue is shut.
@@ -52,11 +53,12 @@ class WaitingPosts:
             raise Stopping("the buffer is shut")
         if self._wait_s_max <= 0 or not self._may_wait(size_bytes):
             raise BufferFull(self._retry_after_s())
-        post = _WaitingPost(rows, size_bytes, place)
+        loop = asyncio.get_running_loop()
+        post = _WaitingPost(rows, size_bytes, place, loop.create_future())
         self.posts.append(post)
         self.size_bytes += size_bytes
-        # Not asyncio.timeout: a timer that ends the wait itself costs less.
-        timer = asyncio.get_running_loop().call_later(self._wait_s_max, self._expire, post)
+        # A timer that ends the wait itself costs less than asyncio.timeout.
+        timer = loop.call_later(self._wait_s_max, self._expire, post)
         try:
             return await post.granted
         except asyncio.CancelledError:
@@ -70,19 +72,16 @@ class WaitingPosts:
         posts = self.posts
         while posts:
             post = posts[0]
-            reservation = None
-            # A post may be cancelled already while its task has not run since.
-            if not (is_cancelled := post.granted.done()):
+            if not post.granted.done():  # else it was cancelled, and its task has not run yet
                 reservation = post.place(post.rows, post.size_bytes)
-            if reservation is None and not is_cancelled:
-                return
+                if reservation is None:
+                    return
+                post.granted.set_result(reservation)
             posts.popleft()
             self.size_bytes -= post.size_bytes
-            if reservation is not None:
-                post.granted.set_result(reservation)
 
     def shut_out(self) -> None:
-        """Let no post wait any more: those that wait get Stopping."""
+        """Let no post wait any more. Those that wait get Stopping."""
         self.shut = True
         for post in self.posts:
             if not post.granted.done():
@@ -99,45 +98,46 @@ class WaitingPosts:
     def _remove(self, post: _WaitingPost) -> None:
         self.posts.remove(post)
         self.size_bytes -= post.size_bytes
-        self.admit()  # it may have been too large for the room there is, and the next one not
+        self.admit()  # this post may have been too large for the free room, and the next one not
 
     def _leave(self, post: _WaitingPost) -> None:
-        """Take back what a post had that was cancelled: its place, or room granted just now."""
+        """Remove a post that was cancelled, or release the room that it was granted just now."""
         if post in self.posts:
             self._remove(post)
         elif not post.granted.cancelled() and post.granted.exception() is None:
             post.granted.result().release()
 
     def _retry_after_s(self) -> float:
-        """Half the age of the oldest block: the longer the database is away, the later to retry."""
+        """Return half the age of the oldest block.
+
+        The longer the database is away, the later clients come back.
+        """
         oldest_s = self._oldest_s()
         age_s = monotonic_s() - oldest_s if oldest_s is not None else 0.0
         return min(max(age_s / 2, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
 
 
+@dataclass(eq=False, slots=True)
 class _WaitingPost:
-    __slots__ = ("granted", "place", "rows", "size_bytes")
-
-    def __init__(self, rows: int, size_bytes: int, place: Place) -> None:
-        self.rows = rows
-        self.size_bytes = size_bytes
-        self.place = place
-        self.granted: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+    rows: int
+    size_bytes: int
+    place: Place
+    granted: asyncio.Future[Reservation]
 
 
 class WaitingWriters:
-    """Writers that wait for rows, and how many may be taken from all queues of the buffer.
+    """Writers that wait for rows; `rows` may be taken from all queues of the buffer together.
 
     A queue changes `rows`, and calls `wake` after it has added some.
     """
 
     def __init__(self) -> None:
         self.rows = 0
-        self.waits: list[tuple[int, asyncio.Future[None]]] = []  # rows, and the wait for them
+        self.waits: list[tuple[int, asyncio.Future[None]]] = []  # of how many rows
         self._shut = False
 
     async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows may be taken, or no more will come."""
+        """Wait until `rows` rows may be taken, or no more rows will come."""
         if self.rows >= rows or self._shut:
             return
         wait = (rows, asyncio.get_running_loop().create_future())

@@ -1,4 +1,4 @@
 """The embedded PostgreSQL: its programs, data and process.
 
-Imports the ground. app and cli may import it.
+Imports model, system and config. app and cli may import it.
 """

@@ -1,7 +1,7 @@
-"""The folder of an embedded PostgreSQL: locked for us, checked, its data made, its past waited for.
+"""The folder of an embedded PostgreSQL: it is locked and checked, and its data is made.
 
-Promises: data of another version or owner is never touched, and making data is all or nothing.
-Every obstacle is a StartError that names the folder and what to do about it.
+Promises: data of another version or owner is never changed. Data is made whole or not at all. Each
+problem is a StartError with the name of the folder and what to do.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from ingest.embedded.programs import (
 )
 from ingest.model.errors import StartError
 from ingest.system import clock
-from ingest.system.files import Lock
+from ingest.system.files import Lock, sync_folder
 
-PREVIOUS_S_MAX = 20.0  # an earlier server on the same data that is shutting down
-UNMARKED_S_MAX = 2.0  # from its parent's death to its note in the pid file that it stops
+PREVIOUS_S_MAX = 20.0  # for an earlier server on the same data that is shutting down
+UNMARKED_S_MAX = 2.0  # from the end of its parent until its pid file says that it stops
 LOG_BYTES_MAX = 8 * 1024**2
 HAS_PROC = Path("/proc/self/cmdline").exists()
 
 
 class Home(NamedTuple):
-    """All that a server needs to be started; as root, `data` and `sockets` belong to `user`."""
+    """What is needed to start a server. `data` and `sockets` belong to `user`."""
 
     data: Path
     log: Path
@@ -46,7 +46,7 @@ class Home(NamedTuple):
 
 
 def lock(folder: Path) -> Lock:
-    """Lock the folder, create it if missing; return the lock, which holds until it is closed."""
+    """Lock the folder, and make it if it is missing. Return the lock, to be closed at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     taken = Lock.try_take(folder / "postgres.lock", create=True)
     if taken is None:
@@ -58,7 +58,7 @@ def lock(folder: Path) -> Lock:
 
 
 def prepare(folder: Path) -> Home:
-    """Check what a locked folder holds and get everything but the data ready; blocks up to 1 s."""
+    """Check a locked folder, and prepare all but the data. Blocks up to 1 s."""
     data = folder / "data"
     user = database_user(data)
     if user.uid >= 0 and not may_enter(user, folder):
@@ -116,7 +116,7 @@ def _make_socket_folder(folder: Path, user: DatabaseUser) -> Path:
 
 
 async def await_previous(data: Path) -> None:
-    """Wait for a server whose service died a moment ago; clear away a pid file of nobody's.
+    """Wait for the end of a server whose service has just died. Remove a pid file without a server.
 
     Raises StartError if a server of this data goes on running.
     """
@@ -125,8 +125,8 @@ async def await_previous(data: Path) -> None:
     while (lines := pid_file_lines(data)) and lines[0].isdecimal():
         pid = int(lines[0])
         if not _is_postgres_on(pid, data):
-            # PostgreSQL would refuse to start if the number belongs to another process by now.
-            # Should a child of the old server still live, its shared memory blocks the start.
+            # PostgreSQL would refuse to start if the number belongs to another process now. If a
+            # child of the old server still lives, the shared memory blocks the start.
             pid_file.unlink(missing_ok=True)
             return
         patience_s = PREVIOUS_S_MAX if status_of(lines) == "stopping" else UNMARKED_S_MAX
@@ -147,12 +147,12 @@ def pid_file_lines(data: Path) -> list[str]:
 
 
 def status_of(lines: list[str]) -> str:
-    """Return what the server says of itself in its pid file: starting, ready, stopping, ..."""
+    """Return the server's state by its pid file: starting, ready, stopping, ..."""
     return lines[7].strip() if len(lines) > 7 else "starting"
 
 
 def _is_postgres_on(pid: int, data: Path) -> bool:
-    """Whether the process is a server of this data; where that cannot be seen, whether it lives."""
+    """Whether the process is a server of this data. Without /proc: whether it lives."""
     if HAS_PROC:
         try:
             return os.fsencode(data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -168,17 +168,17 @@ def _is_postgres_on(pid: int, data: Path) -> bool:
 
 
 async def make_data(home: Home) -> None:
-    """Make the data if there is none. Killed half-way, it leaves nothing that looks whole."""
+    """Make the data if there is none. If it is killed, no part of it is taken for data."""
     if home.data.exists():
         return
-    # A name of its own: the children of an initdb that was killed may write for a moment longer.
+    # Each try has its own name: the children of an initdb that was killed may still write.
     for left in home.data.parent.glob("data.new*"):
         shutil.rmtree(left, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="data.new.", dir=home.data.parent))
     if home.user.uid >= 0:
         os.chown(new, home.user.uid, home.user.gid)
     locale = ["--locale=C"]
-    if major_of(home.binaries) >= 17:  # brings UTF-8 rules of its own; C is everywhere
+    if major_of(home.binaries) >= 17:  # it has its own UTF-8 rules; every system has C
         locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     options = ["--auth=trust", "--encoding=UTF8", "--data-checksums", "--no-instructions"]
     process = await asyncio.create_subprocess_exec(
@@ -196,15 +196,7 @@ async def make_data(home: Home) -> None:
         if process.returncode is None:
             process.kill()
     if process.returncode != 0:
-        said = output.decode(errors="replace").strip()[-600:]
-        raise StartError(f"cannot make a database in {home.data.parent}: {said}")
+        text = output.decode(errors="replace").strip()[-600:]
+        raise StartError(f"cannot make a database in {home.data.parent}: {text}")
     new.rename(home.data)
-    _fsync_folder(home.data.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_folder(home.data.parent)

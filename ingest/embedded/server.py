@@ -1,8 +1,9 @@
-"""A PostgreSQL of our own: started, watched, stopped; reached through a private socket.
+"""The embedded PostgreSQL server: it is started, watched and stopped. It has a private socket.
 
-Promises: its data survives restarts and kills of either side; it ends when we end, even by
-SIGKILL (Linux); killed alone, it is started again. Durable by default (fsync on).
-Does not upgrade data between major versions, and does not listen on the network.
+Promises: its data survives a restart or a kill of the server or of this process. The server ends
+when this process ends, even by SIGKILL (on Linux). If only the server dies, it is started again. By
+default it keeps what it has committed (fsync is on).
+Does not: upgrade data between major versions, or listen on the network.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ SETTINGS: dict[str, str] = {
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
-    # Pages that the kernel gathers for 30 s and then writes at once hold up whoever waits for the
-    # same disk (the journal: 50 to 190 ms): so they are written early. Keys come in order of time,
-    # so few pages are written twice for it. What is in shared_buffers has a page of zeros there.
+    # The kernel gathers pages for 30 s and then writes them at once. Meanwhile others wait for the
+    # same disk (the journal: 50 to 190 ms). So pages are written early. Keys come in the order of
+    # time, so few pages are written twice because of this. A page that is in shared_buffers is a
+    # page of zeros in the file until then.
     "backend_flush_after": "256kB",
     "shared_buffers": "64MB",
     "wal_buffers": "4MB",
@@ -41,15 +43,15 @@ SETTINGS: dict[str, str] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "jit": "off",
-    # what the database refuses is reported by the service itself; here it would flood the log
+    # The service itself reports rows that the database refuses. Here they would flood the log.
     "log_min_messages": "log",
     "log_checkpoints": "off",
 }
 
-START_S_MAX = 120.0  # crash recovery may read max_wal_size again
+START_S_MAX = 120.0  # the recovery after a crash may read max_wal_size of log
 STOP_S_MAX, QUIT_S_MAX, KILL_S_MAX = 20.0, 5.0, 5.0
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
-STEADY_S = 60.0  # having run so long, the next restart starts with the short pause again
+STEADY_S = 60.0  # after so long the next restart begins with the short pause again
 _PORT = 5432  # only names the socket file
 _IN_USE = "pre-existing shared memory block"
 
@@ -57,7 +59,7 @@ _log = structlog.get_logger("ingest.embedded.server")
 
 
 class EmbeddedPostgres:
-    """One PostgreSQL on `folder`/data; `settings` add to or replace SETTINGS.
+    """One PostgreSQL server on `folder`/data. `settings` add to SETTINGS or replace them.
 
     Start it from the main thread: it ends with the thread that started it.
     """
@@ -81,8 +83,8 @@ class EmbeddedPostgres:
     async def start(self) -> str:
         """Make the data if there is none, start the server, return its database URL.
 
-        Waits for an earlier server on the same data that is shutting down, and for the recovery
-        after a crash. Cancelled, it leaves nothing running. Raises StartError.
+        It waits for an earlier server on the same data that is shutting down, and for the recovery
+        after a crash. If it is cancelled, no server goes on running. Raises StartError.
         """
         assert self._supervision is None, "started once, until stopped"
         self._stopping.clear()
@@ -102,17 +104,17 @@ class EmbeddedPostgres:
         return f"postgresql://postgres@/postgres?{query}"
 
     async def stop(self) -> None:
-        """Shut the server down (fast: open transactions are rolled back); it leaves clean data."""
+        """Shut the server down. This is fast: open transactions are rolled back."""
         if self._supervision is not None:
             self._stopping.set()
             await asyncio.shield(self._supervision)
             self._supervision = None
 
     async def _launch(self, home: Home) -> None:
-        """Start the server and wait until it is ready, or we stop. Raises StartError."""
+        """Start the server and wait until it is ready, or `stop` is called. Raises StartError."""
         started_s = clock.monotonic_s()
         while True:
-            process, said_from = await self._spawn(home)
+            process, log_start = await self._spawn(home)
             self._process = process
             while process.returncode is None:
                 lines = postgres_data.pid_file_lines(home.data)
@@ -124,23 +126,24 @@ class EmbeddedPostgres:
                     raise StartError(f"PostgreSQL is not ready after {START_S_MAX:g} s: {home.log}")
                 await asyncio.sleep(0.01)
             self._process = None
-            said = _tail(home.log, said_from)
+            text = _tail(home.log, log_start)
             patience_s = postgres_data.PREVIOUS_S_MAX
-            # the children of a killed server end by themselves, a moment after it
-            if _IN_USE not in said or clock.monotonic_s() - started_s > patience_s:
-                raise StartError(f"PostgreSQL did not start ({home.log}): {said}")
+            # The children of a server that was killed end by themselves, a moment later.
+            if _IN_USE not in text or clock.monotonic_s() - started_s > patience_s:
+                raise StartError(f"PostgreSQL did not start ({home.log}): {text}")
             await asyncio.sleep(0.1)
 
     async def _spawn(self, home: Home) -> tuple[asyncio.subprocess.Process, int]:
-        """Start the program; also return the length of the log before it."""
-        for left in home.sockets.iterdir():  # of a killed server: its number may be in use again
+        """Start the program; also return the length of the log before that."""
+        # Left by a server that was killed. The process id in it may be used again.
+        for left in home.sockets.iterdir():
             left.unlink()
         arguments = ["-D", str(home.data), "-h", "", "-k", str(home.sockets), "-p", str(_PORT)]
         for name, value in self._settings.items():
             arguments += ["-c", f"{name}={value}"]
         log_fd = os.open(home.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            said_from = os.fstat(log_fd).st_size
+            log_start = os.fstat(log_fd).st_size
             process = await asyncio.create_subprocess_exec(
                 *command(home.user, home.binaries / "postgres", *arguments),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -150,10 +153,10 @@ class EmbeddedPostgres:
             )
         finally:
             os.close(log_fd)
-        return process, said_from
+        return process, log_start
 
     async def _supervise(self, home: Home) -> None:
-        """Keep a server running until told to stop, then stop it."""
+        """Keep a server running until `stop` is called; then stop it."""
         try:
             await self._keep_running(home)
         finally:
@@ -198,7 +201,7 @@ class EmbeddedPostgres:
                 await _terminate(self._process)
                 self._process = None
                 shutil.rmtree(self._home.sockets, ignore_errors=True)
-            elif self._home is not None:  # not launched: what is in there is another's
+            elif self._home is not None:  # not started: files in there belong to another server
                 with contextlib.suppress(OSError):
                     self._home.sockets.rmdir()
         finally:

@@ -1,4 +1,4 @@
-"""Sinks: where batches are written to. Each keeps the contract `Sink` of model/ports.
+"""Sinks: they store batches in a database. Each one implements `Sink` of model/ports.py.
 
-Imports the ground. admin, app and cli may import it.
+Imports model, system and config. admin, app and cli may import it.
 """

@@ -1,4 +1,4 @@
-"""The writer: batches from a buffer into a sink, and what to do when a write fails.
+"""The writer: it writes batches from a buffer into a sink, and handles writes that fail.
 
-Imports the ground. app and cli may import it.
+Imports model, system and config. app and cli may import it.
 """

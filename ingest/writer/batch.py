@@ -1,8 +1,9 @@
-"""Gather blocks into batches: when a batch closes, and how large it may be.
+"""Batches: when a batch is closed, and how many rows it may have.
 
-A batch closes once `rows_min` readings wait, or `linger_s` after the first of them was received.
-Blocks are never split. Under backlog a batch takes all that waits, up to a cap that halves after
-trouble and doubles with each clean write (batches of 100 reach 200 k rows/s, of 5,000 a million).
+A batch is closed once `rows_min` rows wait, or `linger_s` after its first block was received.
+Blocks are never split. If more rows wait, a batch takes all of them, up to a cap. The cap is halved
+after a slow or failed write, and doubled after a quick one. Large batches are faster: batches of
+100 rows reach 200,000 rows/s, and batches of 5,000 a million.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ingest.system.clock import monotonic_s
 
 
 class Batch(NamedTuple):
-    """Blocks for one write, and what closed it: count, time, backlog or drain."""
+    """Blocks for one write. `trigger` is what closed the batch: count, time, backlog or drain."""
 
     blocks: list[Block]
     rows: int
@@ -24,10 +25,10 @@ class Batch(NamedTuple):
 
 
 class BatchCap:
-    """How many rows a batch may have now, `rows_min` to `rows_max`; all writers share it.
+    """How many rows a batch may have now, from `rows_min` to `rows_max`. All writers share it.
 
-    `write_s_max` is what a write may take. A batch that came near it is followed by smaller ones:
-    one that exceeds it costs all of that time, and a try of each of its posts.
+    A write may take `write_s_max`. If one comes near to that, the next batches are smaller. A write
+    that takes longer is cut off: its time is lost, and each of its posts has used one try.
     """
 
     def __init__(self, rows_min: int, rows_max: int, *, write_s_max: float) -> None:
@@ -37,19 +38,29 @@ class BatchCap:
         self._write_s_max = write_s_max
 
     def written(self, rows: int, took_s: float) -> None:
-        """Allow twice as many after a quick clean write, half of `rows` after a slow one."""
+        """Double the cap after a quick write. After a slow one allow half of its `rows`."""
         if took_s > self._write_s_max / 2:
             self.shrink(rows)
         elif took_s < self._write_s_max / 8 and self.rows < self.rows_max:
             self.rows = min(self.rows * 2, self.rows_max)
 
     def shrink(self, rows: int) -> None:
-        """Allow half of `rows`, the size that met trouble."""
+        """Allow half of `rows`, which a failed or slow write had."""
         self.rows = max(self.rows_min, min(self.rows, rows // 2))
+
+    def halved(self, blocks: list[Block], rows: int) -> list[list[Block]]:
+        """Return the halves of a piece of a batch, the last one first.
+
+        A piece of one block, or of at most `rows_min` rows, stays whole.
+        """
+        if len(blocks) == 1 or rows <= self.rows_min:
+            return [blocks]
+        first, second = halves(blocks)
+        return [second, first]
 
 
 class Gatherer:
-    """Gathers batches from an outlet, for one writer at a time, in the order of arrival."""
+    """Gathers batches from an outlet, for one writer at a time. Writers wait in order."""
 
     def __init__(self, outlet: Outlet, cap: BatchCap, *, linger_s: float) -> None:
         self._outlet = outlet
@@ -58,11 +69,11 @@ class Gatherer:
         self._gathering = asyncio.Lock()
 
     async def gather(self) -> Batch | None:
-        """Wait for a batch. None once the outlet is shut and empty. Safe to cancel."""
+        """Wait for a batch; return None once the outlet is shut and empty. Safe to cancel."""
         async with self._gathering:
             outlet = self._outlet
             if outlet.rows_waiting >= self._cap.rows_min:
-                trigger = "backlog"  # it was waiting for a writer, not the other way round
+                trigger = "backlog"  # the rows waited for a writer
             else:
                 await outlet.wait_rows(1)
                 trigger = await self._linger()
@@ -90,7 +101,7 @@ class Gatherer:
 
 
 def halves(blocks: list[Block]) -> tuple[list[Block], list[Block]]:
-    """Cut between two blocks, as near to half of the rows as that allows; needs two blocks."""
+    """Cut between two blocks, as near as possible to half of the rows. Needs two blocks."""
     half = sum(block.rows for block in blocks) / 2
     rows = 0
     for cut, block in enumerate(blocks[:-1], start=1):

@@ -1,8 +1,10 @@
-"""The breaker: many rows of many devices refused at once is a fault of ours or the operator's.
+"""The circuit breaker: it pauses writes when the database refuses many rows of many devices.
 
-Decided per batch, before any of it is dead-lettered: if more than `rows_max` of any
-`window_rows` consecutive rows would be isolated, and they come from more than one device in five of
-that window, writing goes on hold instead. Losing a constraint must not move a fleet into a file.
+The cause is then a fault of ours or of the operator, such as a wrong constraint. Without the
+breaker such a fault would move the readings of a whole fleet into the dead letters.
+It decides for each batch, before any row of it is dead-lettered. It looks at each window of
+`window_rows` consecutive rows. Writes are paused if in a window more than `rows_max` rows would be
+isolated, and these come from more than a fifth of the window's devices.
 """
 
 from __future__ import annotations
@@ -16,19 +18,19 @@ from ingest.model.ports import BadRow
 from ingest.model.rows import device_ids
 from ingest.model.verdict import Verdict, WriteFailed
 
-BREAKER = "breaker"  # the reason of its hold
+BREAKER = "breaker"  # the reason of a pause by the circuit breaker
 
 
 class _Written(NamedTuple):
-    """One past write, still encoded: it is decoded only if a decision needs its devices."""
+    """One past write. Its rows stay encoded, and are decoded only if a decision needs devices."""
 
     tuples: Sequence[bytes]
     rows: int
     bad: frozenset[int]
 
 
-class _Moving:
-    """Counts the different devices in a window of `devices` that only moves on."""
+class _DeviceWindow:
+    """Counts the different devices in a part of `devices`. The part only moves forward."""
 
     def __init__(self, devices: Sequence[bytes]) -> None:
         self._devices = devices
@@ -36,7 +38,7 @@ class _Moving:
         self._start = self._end = 0
 
     def move(self, start: int, end: int) -> int:
-        """Return how many there are in devices[start:end]; neither may be less than before."""
+        """Return how many are in devices[start:end]. Neither bound may be less than before."""
         counts = self._counts
         for device in self._devices[self._end : end]:
             counts[device] = counts.get(device, 0) + 1
@@ -59,7 +61,7 @@ class CircuitBreaker:
         self._pass_until_s = float("-inf")
 
     def written(self, tuples: Sequence[bytes], rows: int, bad: Iterable[int] = ()) -> None:
-        """Remember a write that committed; `bad` are its isolated rows. O(1) a write."""
+        """Remember a committed write. `bad` are its isolated rows. The cost is O(1)."""
         self._past.append(_Written(tuples, rows, frozenset(bad)))
         self._past_rows += rows
         while self._past_rows - self._past[0].rows >= self._window_rows:
@@ -68,7 +70,7 @@ class CircuitBreaker:
     def judge(
         self, tuples: Sequence[bytes], rows: int, bad: Sequence[BadRow], *, received_s: float
     ) -> None:
-        """Raise WriteFailed(HOLD, reason `breaker`) if these bad rows are too many to set aside.
+        """Raise WriteFailed(HOLD, reason `breaker`) if these are too many bad rows.
 
         `received_s` is the monotonic time at which the first of the rows was received.
         """
@@ -84,8 +86,9 @@ class CircuitBreaker:
             bad_at += sorted(start + row for row in write.bad)
             for part in write.tuples:
                 devices += device_ids(part)
-        seen, refused = _Moving(devices), _Moving([devices[at] for at in bad_at])
-        past_bad = len(bad_at) - len(bad)  # judged already
+        seen = _DeviceWindow(devices)
+        refused = _DeviceWindow([devices[at] for at in bad_at])
+        past_bad = len(bad_at) - len(bad)  # an earlier call has judged these
         for last in range(max(past_bad, self._rows_max), len(bad_at)):
             first = last - self._rows_max
             if bad_at[last] - bad_at[first] >= self._window_rows:
@@ -104,14 +107,15 @@ class CircuitBreaker:
                 )
 
     def forget(self) -> None:
-        """Forget the past: what was refused before says nothing about what comes."""
+        """Forget past writes: refusals of before do not count any more."""
         self._past.clear()
         self._past_rows = 0
 
     def release(self, *, received_until_s: float) -> None:
-        """Forget the past; let what was received until then be isolated without a verdict.
+        """Forget past writes, and judge no row that was received until then.
 
-        Not so many rows: what comes meanwhile, and is written first, would use them up.
+        The limit is a time and not a number of rows. Otherwise posts that come meanwhile, and are
+        written first, would use up that number.
         """
         self.forget()
         self._pass_until_s = received_until_s

@@ -1,7 +1,9 @@
-"""Whether batches may go to the database now: open, waiting for the server, or on hold.
+"""The database state: whether batches may be written now. It is open, away (`wait`), or paused.
 
-The gate knows no connection. Writers report what they met; while it is not open exactly one of them
-probes (`probing` is its lock), so a server that comes back meets one client, not a crowd.
+Writers report each success and failure here. While the state is not open, only one writer at a
+time probes the server; the lock `probing` holds this. So a server that comes back gets one client
+first, and not all at once.
+Does not: know a connection.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
 
-OPEN, WAIT, HOLD = "open", "wait", "hold"
+OPEN, WAIT, HOLD = "open", "wait", "hold"  # HOLD: writes are paused
+
+log = get_logger("database_state")
 
 
 class DatabaseState:
@@ -26,11 +30,10 @@ class DatabaseState:
         self._tries = 0
         self._held = asyncio.Event()
         self._nudged = asyncio.Event()
-        self._log = get_logger("database_state")
         self.probing = asyncio.Lock()
         self.state = OPEN
-        self.reason = ""  # of a closed set, for metrics
-        self.message = ""  # what the server said, for people
+        self.reason = ""  # one of a closed set, for metrics
+        self.message = ""  # of the server, for people
         self.since_us = unix_us()
         self._since_s = monotonic_s()
 
@@ -41,17 +44,17 @@ class DatabaseState:
 
     @property
     def up(self) -> bool:
-        """Whether the server answered when last asked."""
+        """Whether the server answered at the last try."""
         return self.state != WAIT
 
     @property
     def hold_reason(self) -> str | None:
-        """Why writing is on hold, or None."""
+        """Why writes are paused, or None."""
         return self.reason if self.state == HOLD else None
 
     async def wait_hold(self) -> str:
-        """Wait until writing is on hold; return the reason."""
-        while self.hold_reason is None:  # it may have gone on before we were woken
+        """Wait until writes are paused; return the reason."""
+        while self.hold_reason is None:  # the pause may be over before this task runs
             await self._held.wait()
         return self.reason
 
@@ -59,23 +62,23 @@ class DatabaseState:
         """A probe succeeded."""
         if self.state != OPEN:
             after_s = round(monotonic_s() - self._since_s, 3)
-            self._log.info("database_back", was=self.state, after_s=after_s)
+            log.info("database_back", was=self.state, after_s=after_s)
             self._change(OPEN, "", "")
         self._tries = 0
 
     def answered(self, failure: WriteFailed) -> None:
-        """A probe's write failed: for a reason of its own, so a server that was away is there."""
+        """A probe's write failed. If the batch is the cause, a server that was away is back."""
         if self.state == WAIT and failure.verdict not in (Verdict.WAIT, Verdict.HOLD):
             self.opened()
 
     def failed(self, failure: WriteFailed) -> None:
-        """A write or a probe failed because of the server (WAIT) or of its operator (the rest)."""
+        """A write or a probe failed: the server is away (WAIT), or an operator has to fix it."""
         state = WAIT if failure.verdict is Verdict.WAIT else HOLD
         self._tries += 1
         if state == self.state and failure.reason == self.reason:
-            return  # one line per hold, not one per try
+            return  # one log line for each pause, not for each try
         if state == HOLD:
-            self._log.error(
+            log.error(
                 "on_hold",
                 reason=failure.reason,
                 sqlstate=failure.sqlstate,
@@ -83,7 +86,7 @@ class DatabaseState:
                 probe_s=self._hold_probe_s,
             )
         elif self.state != WAIT:
-            self._log.warning("database_away", sqlstate=failure.sqlstate, message=failure.message)
+            log.warning("database_away", sqlstate=failure.sqlstate, message=failure.message)
         self._change(state, failure.reason, failure.message)
 
     def _change(self, state: str, reason: str, message: str) -> None:
@@ -98,13 +101,13 @@ class DatabaseState:
             self._held.clear()
 
     def pause_s(self) -> float:
-        """Return how long the prober waits before its next try."""
+        """Return how long to wait before the next probe."""
         if self.state == HOLD:
             return self._hold_probe_s
         return backoff_s(self._tries, first_s=self._wait_s_min, cap_s=self._wait_s_max)
 
     async def pause(self, halted: asyncio.Event) -> None:
-        """Wait `pause_s`, or until `halted` is set or somebody asks for a try at once."""
+        """Wait `pause_s`. `halted` or a call of `nudge` ends the wait earlier."""
         waits = [
             asyncio.ensure_future(halted.wait()),
             asyncio.ensure_future(self._nudged.wait()),
@@ -117,5 +120,5 @@ class DatabaseState:
             self._nudged.clear()
 
     def nudge(self) -> None:
-        """Ask the prober to try at once."""
+        """Have the next probe made at once."""
         self._nudged.set()

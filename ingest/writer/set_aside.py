@@ -1,6 +1,6 @@
-"""Turn blocks into dead letters: rows that the database refused, blocks that nobody can write now.
+"""Makes dead letters of blocks: of rows that the database refused, and of whole blocks.
 
-Does not decide that it is time to: the writer does, and the end of a drain.
+Does not: decide when. The writer does, and the end of a drain.
 """
 
 from __future__ import annotations
@@ -16,19 +16,16 @@ from ingest.model.ledger import Ledger
 from ingest.model.letter import DRAINED, REFUSED, Letter
 from ingest.model.ports import BadRow, DeadLetters, Outlet
 from ingest.model.rows import decode_rows
+from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
 from ingest.system.logs import get_logger
 
-REST_ROWS = 1_000  # at a drain's end, a group: if one fails, not all do
+REST_ROWS = 1_000  # in one append at the end of a drain: if one append fails, others may not
 
 
 async def set_aside_rest(outlet: Outlet, dead_letters: DeadLetters, ledger: Ledger) -> None:
-    """Dead-letter all that still waits as `drained`; what the disk does not take is dropped."""
+    """Dead-letter all blocks that wait, as `drained`. Rows that cannot be appended are dropped."""
     while blocks := outlet.take(REST_ROWS):
-        letters = [
-            letter
-            for block in blocks
-            for letter in block_letters(block, DRAINED, "", "the service stopped before it")
-        ]
+        letters = block_letters(blocks, DRAINED, "", "the service stopped before it")
         try:
             await dead_letters.append(letters)
         except (DeadLettersFull, DeadLettersBroken) as error:
@@ -42,8 +39,18 @@ async def set_aside_rest(outlet: Outlet, dead_letters: DeadLetters, ledger: Ledg
                 block.ack.resolve(Outcome(set_aside=True))
 
 
+async def append_or_hold(dead_letters: DeadLetters, letters: Sequence[Letter]) -> None:
+    """Append dead letters. If that fails raise WriteFailed(HOLD): the rows have no other place."""
+    try:
+        await dead_letters.append(letters)
+    except DeadLettersFull as error:
+        raise WriteFailed(Verdict.HOLD, str(error), reason=LETTERS_FULL) from error
+    except DeadLettersBroken as error:
+        raise WriteFailed(Verdict.HOLD, str(error), reason="dead_letters_broken") from error
+
+
 def refusals_by_block(piece: list[Block], bad: Sequence[BadRow]) -> dict[int, list[Refusal]]:
-    """Return the refusals of each block (by its place in `piece`) that has some."""
+    """Return the refusals of each block that has some, by the block's index in `piece`."""
     ends = list(accumulate(block.rows for block in piece))
     found: dict[int, list[Refusal]] = {}
     for each in bad:
@@ -74,8 +81,8 @@ def refusal_letters(piece: list[Block], bad: Sequence[BadRow]) -> list[Letter]:
     return letters
 
 
-def block_letters(block: Block, reason: str, code: str, message: str) -> list[Letter]:
-    """Return one dead letter for each reading of a block that is set aside as a whole."""
+def block_letters(blocks: list[Block], reason: str, code: str, message: str) -> list[Letter]:
+    """Return one dead letter for each reading of blocks that are set aside as a whole."""
     return [
         Letter(
             reason,
@@ -86,5 +93,6 @@ def block_letters(block: Block, reason: str, code: str, message: str) -> list[Le
             item=block.items[row] if block.items else row,
             attempts=block.attempts,
         )
+        for block in blocks
         for row, reading in enumerate(decode_rows(block.tuples))
     ]

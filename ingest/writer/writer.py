@@ -1,8 +1,10 @@
-"""The loop of the second half: gather a batch, write it, tell its posts; or wait, retry, isolate.
+"""The writer: a loop that gathers a batch, writes it, and resolves the acks of its blocks.
 
-Promises: a block is settled only after the commit, or after the dead-letter fsync of all of it that
-did not commit; on every other way out it goes back to the front of the buffer, in order.
-A writer is stopped by flags, never by cancellation: the buffer's shut and empty, or `halted`.
+After a failed write the verdict decides: the writer waits, retries, isolates, or pauses writes.
+
+Promises: a block is settled only when each of its rows is committed, or fsynced as a dead letter.
+In all other cases the block goes back to the front of the buffer, in order.
+A writer is never cancelled. It ends when the buffer is shut and empty, or when `halted` is set.
 """
 
 from __future__ import annotations
@@ -12,27 +14,32 @@ from collections.abc import Sequence
 
 from ingest.model.ack import Outcome
 from ingest.model.block import Block
-from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Ledger
-from ingest.model.letter import EXHAUSTED, REFUSED, Letter
+from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.ports import BadRow, DeadLetters, Outlet, Sink, Stored
-from ingest.model.verdict import LETTERS_FULL, TOO_MANY_CONNECTIONS, Verdict, WriteFailed
+from ingest.model.verdict import TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
-from ingest.writer.batch import Batch, BatchCap, Gatherer, halves
+from ingest.writer.batch import Batch, BatchCap, Gatherer
 from ingest.writer.breaker import BREAKER, CircuitBreaker
 from ingest.writer.database_state import DatabaseState
-from ingest.writer.set_aside import block_letters, refusal_letters, refusals_by_block
+from ingest.writer.set_aside import (
+    append_or_hold,
+    block_letters,
+    refusal_letters,
+    refusals_by_block,
+)
 
 STORED = Outcome()
 RETRY_S_MIN = 0.1
-FULL_S = 2.0  # between the tries of a writer that is not let in while another writes
-IDLE_S = 2.0  # without a batch: then a server that is gone is noticed, not at the next post
+# Between two tries to connect, while the server is full and another writer has a connection.
+RECONNECT_S = 2.0
+IDLE_S = 2.0  # without a batch: then the server is checked, and not only at the next post
 
 
 def stop_connecting(outlet: Outlet, sinks: Sequence[Sink]) -> None:
-    """If nothing is to be written, wait for no server; who has a line closes it politely."""
+    """If nothing is to be written, cut connections that are being opened. Open ones stay."""
     if outlet.rows_waiting == 0 and outlet.stats().rows_taken == 0:
         for sink in sinks:
             if not sink.is_open:
@@ -40,7 +47,7 @@ def stop_connecting(outlet: Outlet, sinks: Sequence[Sink]) -> None:
 
 
 class Writer:
-    """One writer with a line to the database of its own. `run` ends when there is nothing left."""
+    """One writer, with a sink of its own; `sinks` are those of all writers."""
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class Writer:
         self._gatherer = gatherer
         self._cap = cap
         self._sink = sink
-        self._sinks = sinks  # of all writers
+        self._sinks = sinks
         self._database_state = database_state
         self._breaker = breaker
         self._dead_letters = dead_letters
@@ -74,82 +81,82 @@ class Writer:
         self._halted = halted
         self._log = get_logger("writer")
         self._unknown_tries_left = 0
-        self._is_left_out = False
-        self._in_hand: list[Block] = []  # taken and neither settled nor given back, in order
+        self._lacks_connection = False  # the server is full, and another writer has a connection
+        self._in_hand: list[Block] = []  # taken, and neither settled nor given back; in order
 
     async def run(self) -> None:
-        """Write until the buffer is shut and empty, or `halted` is set. Raises nothing expected."""
+        """Write until the buffer is shut and empty, or `halted` is set. Raises no WriteFailed."""
         try:
-            while not self._halted.is_set():
+            while not self._is_over():
                 if not self._database_state.is_open:
                     await self._probe()
-                    if self._has_ended():
-                        return
-                    continue
-                if self._is_left_out:
-                    await self._knock()
-                    if self._has_ended():
-                        return
-                    continue
-                try:
-                    async with asyncio.timeout(IDLE_S):
-                        batch = await self._gatherer.gather()
-                except TimeoutError:
-                    await self._look()
-                    continue
-                if batch is None:
-                    return
-                await self._deliver(batch)
+                elif self._lacks_connection:
+                    await self._reconnect()
+                else:
+                    await self._write_next()
         finally:
             self._give_back()
             await self._sink.close()
 
+    def _is_over(self) -> bool:
+        return self._halted.is_set() or self._has_ended()
+
     def _has_ended(self) -> bool:
         return self._outlet.shut and self._outlet.rows_waiting == 0
 
-    async def _look(self) -> None:
-        """Nobody posts, and no writer has a line any more: see whether the server is there.
+    async def _write_next(self) -> None:
+        """Deliver the next batch. If none comes for IDLE_S, check the server."""
+        try:
+            async with asyncio.timeout(IDLE_S):
+                batch = await self._gatherer.gather()
+        except TimeoutError:
+            await self._check_server()
+        else:
+            if batch is not None:
+                await self._deliver(batch)
 
-        While one has a line no other is opened: who needs none may not be let in.
+    async def _check_server(self) -> None:
+        """Connect if no writer has a connection, to see whether the server is there.
+
+        Otherwise this writer needs none now, and a server with a limit might refuse a second one.
         """
         database_state = self._database_state
         async with database_state.probing:
-            over = self._halted.is_set() or self._has_ended()
-            if over or not database_state.is_open or self._any_connection():
+            if self._is_over() or not database_state.is_open or self._any_connection():
                 return
             try:
                 await self._sink.open()
             except WriteFailed as failure:
-                passes = failure.verdict not in (Verdict.WAIT, Verdict.HOLD)  # looked at again
-                if not (passes or self._any_connection() or self._has_ended()):
+                # Any other verdict may be gone at the next check.
+                lasts = failure.verdict in (Verdict.WAIT, Verdict.HOLD)
+                if lasts and not (self._any_connection() or self._has_ended()):
                     self._failed(failure)
 
-    async def _knock(self) -> None:
-        """The server is full, and another writer has a line: try again, without a batch."""
-        await sleep_unless(self._halted, FULL_S)
-        if self._halted.is_set() or self._has_ended():
+    async def _reconnect(self) -> None:
+        """The server was full, and another writer has a connection: try again, without a batch."""
+        await sleep_unless(self._halted, RECONNECT_S)
+        if self._is_over():
             return
-        self._is_left_out = False
+        self._lacks_connection = False
         try:
             await self._sink.open()
         except WriteFailed:
-            self._is_left_out = (
-                self._any_connection()
-            )  # it will tell what is wrong; else our next batch
+            # If no other writer has a connection, our next batch finds out what is wrong.
+            self._lacks_connection = self._any_connection()
 
     def _any_connection(self) -> bool:
         return any(sink.is_open for sink in self._sinks)
 
-    # Probing, while the gate is not open
+    # While the server is away, or writes are paused
 
     async def _probe(self) -> None:
-        """Wait, then try the server: one writer at a time, with one batch if any waits."""
+        """Pause, then try the server, with one batch if any waits. One writer at a time does so."""
         database_state = self._database_state
         async with database_state.probing:
             if database_state.is_open or self._has_ended():
                 return
             await database_state.pause(self._halted)
-            if self._halted.is_set() or self._has_ended():
+            if self._is_over():
                 return
             try:
                 await self._sink.open()
@@ -157,22 +164,27 @@ class Writer:
                 if not self._has_ended():
                     self._failed(failure)
                 return
-            self._is_left_out = False
-            if self._outlet.rows_waiting == 0:  # else write: a full disk lets us in all the same
-                if self._outlet.stats().rows_taken == 0:  # else another writer's batch will tell
+            self._lacks_connection = False
+            # A server with a full disk accepts connections. So if rows wait, a connection proves
+            # nothing: only a batch does.
+            if self._outlet.rows_waiting == 0:
+                if self._outlet.stats().rows_taken == 0:  # else another writer's batch decides
                     database_state.opened()
                 return
             batch = await self._gatherer.gather()
             if batch is not None and await self._deliver(batch, probing=True):
                 if database_state.hold_reason == BREAKER:
-                    self._breaker.forget()  # mended, or released for what is held
+                    self._breaker.forget()  # fixed, or released for what waits
                 database_state.opened()
 
     def _failed(self, failure: WriteFailed) -> None:
-        """Close the gate; not if the server is there, and full, and another writer has a line."""
+        """Report it to the database state: the server is away, or an operator has to fix it.
+
+        If the server is full, and another writer has a connection, only this writer waits.
+        """
         if failure.reason == TOO_MANY_CONNECTIONS and self._any_connection():
-            if not self._is_left_out:
-                self._is_left_out = True
+            if not self._lacks_connection:
+                self._lacks_connection = True
                 self._log.warning("writer_left_out", message=failure.message)
             return
         verdict = Verdict.WAIT if failure.verdict is Verdict.WAIT else Verdict.HOLD
@@ -182,10 +194,10 @@ class Writer:
     # Delivering one batch
 
     async def _deliver(self, batch: Batch, *, probing: bool = False) -> bool:
-        """See a batch through, in pieces if need be. False: what is left went back (gate shut)."""
+        """Write a batch, in pieces if need be; give back the rest; return whether none is left."""
         self._in_hand = list(batch.blocks)
         if not self._database_state.is_open and not probing:
-            self._give_back()  # another writer met trouble while this one gathered
+            self._give_back()  # the write of another writer failed meanwhile
             return False
         self._ledger.batch_gathered(batch.trigger, batch.rows)
         on_hold = self._database_state.hold_reason is not None
@@ -208,7 +220,7 @@ class Writer:
         return done
 
     async def _write(self, piece: list[Block]) -> None:
-        """Write one piece and settle it. Isolates row by row if it cannot be cut any more."""
+        """Write one piece and settle it. If it is marked `isolate`, write it row by row."""
         sink = self._sink
         rows = sum(block.rows for block in piece)
         tuples = [block.tuples for block in piece]
@@ -225,25 +237,15 @@ class Writer:
         async def set_aside(refused: list[BadRow]) -> None:
             received_s = min(block.received_s for block in piece)
             self._breaker.judge(tuples, rows, refused, received_s=received_s)
-            await self._append(refusal_letters(piece, refused))
-            bad[:] = refused
+            await append_or_hold(self._dead_letters, refusal_letters(piece, refused))
+            bad.extend(refused)
 
         stored = await sink.write_isolating(tuples, rows, set_aside)
         self._breaker.written(tuples, rows, [each.row for each in bad])
         self._settle(piece, stored, began_s, bad)
 
-    async def _append(self, letters: Sequence[Letter]) -> None:
-        """Dead-letter, or hold: what can be neither stored nor set aside stays where it is."""
-        try:
-            await self._dead_letters.append(letters)
-        except DeadLettersFull as error:
-            raise WriteFailed(Verdict.HOLD, str(error), reason=LETTERS_FULL) from error
-        except DeadLettersBroken as error:
-            raise WriteFailed(Verdict.HOLD, str(error), reason="dead_letters_broken") from error
-
-    # After a failed write: what to try next, or WriteFailed again if nothing may be tried now
-
     async def _pieces_after(self, failure: WriteFailed, piece: list[Block]) -> list[list[Block]]:
+        """Return what to write after a failure. Raises it again if nothing may be written now."""
         if failure.doubtful:
             for block in piece:
                 block.doubtful = True
@@ -258,18 +260,17 @@ class Writer:
         return self._cut(piece) if to_cut else await self._retried(piece, failure)
 
     def _cut(self, piece: list[Block]) -> list[list[Block]]:
-        """Halve a piece that holds a bad row; a small one is written again row by row."""
+        """Halve a piece that has a bad row; mark it `isolate` if it is too small for that."""
         rows = sum(block.rows for block in piece)
         self._cap.shrink(rows)
-        if len(piece) > 1 and rows > self._cap.rows_min:
-            first, second = halves(piece)
-            return [second, first]
-        for block in piece:
-            block.isolate = True
-        return [piece]
+        pieces = self._cap.halved(piece, rows)
+        if len(pieces) == 1:
+            for block in piece:
+                block.isolate = True
+        return pieces
 
     async def _retried(self, piece: list[Block], failure: WriteFailed) -> list[list[Block]]:
-        """Back off; return what to try again. Blocks that failed too often are set aside."""
+        """Pause; return what to write again. Blocks that failed too often are dead-lettered."""
         rows = sum(block.rows for block in piece)
         self._log.warning(
             "write_failed",
@@ -280,9 +281,11 @@ class Writer:
         )
         for block in piece:
             block.attempts += 1
-            block.doubtful = True  # a time-out is not "not written": only the key makes it safe
+            # The rows may be in the table. From now on only the key makes another write safe.
+            block.doubtful = True
         self._cap.shrink(rows)
-        if failure.verdict is Verdict.RETRY:  # what is unknown goes on hold, never aside
+        # A failure with an unknown SQLSTATE never costs a reading: it pauses writes in the end.
+        if failure.verdict is Verdict.RETRY:
             retries_max = self._retries_max
             if exhausted := [each for each in piece if each.attempts > retries_max]:
                 await self._exhaust(exhausted, failure)
@@ -292,31 +295,24 @@ class Writer:
         attempt = min(block.attempts for block in piece) - 1
         pause_s = backoff_s(attempt, first_s=RETRY_S_MIN, cap_s=self._retry_s_max)
         await sleep_unless(self._halted, pause_s)
-        if len(piece) > 1 and rows > self._cap.rows_min:
-            first, second = halves(piece)
-            return [second, first]
-        return [piece]
+        return self._cap.halved(piece, rows)
 
     async def _exhaust(self, blocks: list[Block], failure: WriteFailed) -> None:
-        """Set whole blocks aside for the auto-replay. Raises WriteFailed(HOLD) if that fails."""
-        letters = [
-            letter
-            for block in blocks
-            for letter in block_letters(block, EXHAUSTED, failure.sqlstate or "", failure.message)
-        ]
-        await self._append(letters)
+        """Dead-letter whole blocks, for the automatic replay. Raises WriteFailed(HOLD)."""
+        letters = block_letters(blocks, EXHAUSTED, failure.sqlstate or "", failure.message)
+        await append_or_hold(self._dead_letters, letters)
         self._ledger.readings_dead_lettered(EXHAUSTED, len(letters))
         self._release(blocks)
         for block in blocks:
             if block.ack is not None:
                 block.ack.resolve(Outcome(set_aside=True))
 
-    # Ends
+    # When blocks leave the writer
 
     def _settle(
         self, piece: list[Block], stored: Stored, began_s: float, bad: Sequence[BadRow] = ()
     ) -> None:
-        """Everything of this piece is in the table or the dead-letter queue: count and tell."""
+        """Settle a piece whose rows are committed or dead letters; resolve the acks, and count."""
         now_s = monotonic_s()
         now_us = unix_us()
         ledger = self._ledger

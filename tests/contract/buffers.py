@@ -1,4 +1,4 @@
-"""The buffers under test, and the hands of the tests: a new buffer adds its factory here."""
+"""The buffers under test, and helpers of their tests. A new buffer adds its factory here."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def spin() -> None:
 
 
 async def queue_up(buffer: Inlet, *rows: int) -> list[asyncio.Task[Reservation]]:
-    """Let posts ask for room, one after the other; each byte stands for a row."""
+    """Let posts wait for room, one after the other. Each byte is a row."""
     posts = []
     for each in rows:
         posts.append(asyncio.create_task(buffer.reserve(each, each)))
@@ -81,6 +81,6 @@ async def end(posts: Sequence[asyncio.Task[Reservation]]) -> None:
 
 
 def empty(buffer: Outlet) -> bool:
-    """Whether no room is taken by anybody."""
+    """Whether no room is in use."""
     stats = buffer.stats()
     return (stats.rows, stats.size_bytes, stats.rows_waiting, stats.posts_waiting) == (0, 0, 0, 0)

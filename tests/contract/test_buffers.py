@@ -1,4 +1,4 @@
-"""What every buffer promises to the receiver: room, first come first served, within a time."""
+"""What every buffer promises to the receiver: room, first come, first served, within a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.blocks import make_block
 
 
 async def test_room_comes_free_only_when_settled(make: MakeBuffer) -> None:
-    """What a writer has in hand still counts, so that giving it back cannot overflow."""
+    """Blocks that a writer has taken still count, so that giving them back cannot overflow."""
     buffer = make(4, PLENTY, 0)
     await put_rows(buffer, 4)
     taken = buffer.take(4)
@@ -50,7 +50,7 @@ async def test_room_released_twice_or_after_put_counts_once(make: MakeBuffer) ->
 
 
 async def test_put_of_less_than_reserved_frees_the_difference(make: MakeBuffer) -> None:
-    """A post whose invalid items fell out takes only what it needs; a waiting one gets the rest."""
+    """A post with invalid items takes only the room that it needs. A waiting post gets the rest."""
     buffer = make(10, PLENTY, 5)
     reservation = await buffer.reserve(10, 1000)
     (post,) = await queue_up(buffer, 4)
@@ -62,7 +62,7 @@ async def test_put_of_less_than_reserved_frees_the_difference(make: MakeBuffer) 
 
 
 async def test_waiting_posts_are_served_in_order_and_nobody_overtakes(make: MakeBuffer) -> None:
-    """First come, first served: a small post waits behind a large one."""
+    """A small post waits behind a large one."""
     buffer = make(10, PLENTY, 5)
     reservation = await buffer.reserve(8, 8)
     large, small, latecomer = await queue_up(buffer, 5, 1, 1)
@@ -76,7 +76,7 @@ async def test_waiting_posts_are_served_in_order_and_nobody_overtakes(make: Make
 
 
 async def test_waiting_post_gets_room_when_a_writer_settles(make: MakeBuffer) -> None:
-    """Waiting is the point: a full buffer slows posts down before it refuses them."""
+    """A full buffer slows posts down before it refuses them."""
     buffer = make(4, PLENTY, 5)
     await put_rows(buffer, 4)
     (post,) = await queue_up(buffer, 2)
@@ -86,7 +86,7 @@ async def test_waiting_post_gets_room_when_a_writer_settles(make: MakeBuffer) ->
 
 
 async def test_wait_for_room_is_bounded(make: MakeBuffer) -> None:
-    """A post waits `put_wait_s_max`, not less and not much more, and leaves nothing behind."""
+    """A post waits `put_wait_s_max`, not less and not much more, and no room is lost."""
     buffer = make(4, PLENTY, 0.05)
     reservation = await buffer.reserve(4, 4)
     began_s = monotonic_s()
@@ -98,7 +98,7 @@ async def test_wait_for_room_is_bounded(make: MakeBuffer) -> None:
 
 
 async def test_post_that_gives_up_lets_a_smaller_one_in(make: MakeBuffer) -> None:
-    """A large post at the head blocks the others no longer than its own wait."""
+    """A large post at the head delays the others no longer than its own wait."""
     buffer = make(10, PLENTY, 0.05)
     reservation = await buffer.reserve(8, 8)
     large = asyncio.create_task(buffer.reserve(5, 5))
@@ -112,7 +112,7 @@ async def test_post_that_gives_up_lets_a_smaller_one_in(make: MakeBuffer) -> Non
 
 
 async def test_bytes_over_the_bound_are_refused_at_once(make: MakeBuffer) -> None:
-    """Waiting bodies are memory too: beyond `bytes_max` with them a post does not wait."""
+    """Bodies that wait need memory too. If they would exceed `bytes_max`, a post does not wait."""
     buffer = make(10, 100, 60)
     reservation = await buffer.reserve(10, 60)
     posts = await queue_up(buffer, 30)
@@ -131,7 +131,7 @@ async def test_bytes_over_the_bound_are_refused_at_once(make: MakeBuffer) -> Non
 async def test_post_larger_than_the_buffer_is_refused(
     make: MakeBuffer, rows_and_bytes: tuple[int, int]
 ) -> None:
-    """What can never fit is refused within the wait, and harms nobody behind it."""
+    """It is refused within the wait, and does not harm the posts behind it."""
     buffer = make(10, 100, 0.02)
     with pytest.raises(BufferFull):
         await buffer.reserve(*rows_and_bytes)
@@ -140,7 +140,7 @@ async def test_post_larger_than_the_buffer_is_refused(
 
 
 async def test_waiter_cancelled_before_its_grant_leaks_nothing(make: MakeBuffer) -> None:
-    """A client that hangs up while it waits leaves its place to the next."""
+    """If a client hangs up while it waits, the next one gets its place."""
     buffer = make(4, PLENTY, 5)
     reservation = await buffer.reserve(4, 4)
     gone, next_one = await queue_up(buffer, 4, 2)
@@ -157,7 +157,7 @@ async def test_waiter_cancelled_before_its_grant_leaks_nothing(make: MakeBuffer)
 async def test_waiter_cancelled_in_the_tick_of_its_grant_leaks_nothing(
     make: MakeBuffer, first: str, by: str
 ) -> None:
-    """Whichever of the two comes first, room is neither lost nor given to the dead."""
+    """In either order of the two, no room is lost."""
     buffer = make(4, PLENTY, 5)
     block = make_block(4)
     reservation = await buffer.reserve(4, len(block.tuples))
@@ -181,7 +181,7 @@ async def test_waiter_cancelled_in_the_tick_of_its_grant_leaks_nothing(
 
 
 async def test_waiter_cancelled_after_its_grant_keeps_its_room(make: MakeBuffer) -> None:
-    """A reservation in hand is the caller's, to put or to release."""
+    """The caller has the reservation, and puts or releases it."""
     buffer = make(4, PLENTY, 5)
     reservation = await buffer.reserve(4, 4)
     (post,) = await queue_up(buffer, 3)
@@ -194,7 +194,7 @@ async def test_waiter_cancelled_after_its_grant_keeps_its_room(make: MakeBuffer)
 
 
 async def test_wait_that_ends_in_the_tick_of_its_grant_leaks_nothing(make: MakeBuffer) -> None:
-    """A deadline that strikes together with the grant either has the room or has given it back."""
+    """The caller has the room, or the room is free again."""
     for settle_after_s in (0.018, 0.019, 0.02, 0.021, 0.022):
         buffer = make(4, PLENTY, 0.02)
         reservation = await buffer.reserve(4, 4)
@@ -211,7 +211,7 @@ async def test_wait_that_ends_in_the_tick_of_its_grant_leaks_nothing(make: MakeB
 
 
 async def test_shut_wakes_everybody(make: MakeBuffer) -> None:
-    """At stop nobody sleeps on: posts get Stopping, takers look at what is left."""
+    """Posts get Stopping, and writers see what is left."""
     buffer = make(4, PLENTY, 60)
     reservation = await buffer.reserve(4, 400)
     posts = await queue_up(buffer, 1, 2)
@@ -236,7 +236,7 @@ async def test_shut_wakes_everybody(make: MakeBuffer) -> None:
 async def test_refused_posts_are_told_to_come_back_later_as_the_outage_lasts(
     make: MakeBuffer,
 ) -> None:
-    """Retry-After grows with the age of what is held, from a second up to a bound."""
+    """Retry-After grows with the age of the oldest block, from a second to a bound."""
     hints = []
     for age_s in (0, 8, 20, 3600):
         buffer = make(1, PLENTY, 0)

@@ -1,4 +1,4 @@
-"""What every buffer promises to the service: how it begins, and what becomes of the rest."""
+"""What every buffer promises to the service: its begin, and what becomes of blocks at the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.contract.buffers import PLENTY, MakeBuffer, empty, put_rows
 
 
 async def test_rest_is_kept_or_goes_on_waiting(make: MakeBuffer) -> None:
-    """At a drain's end no row is in both places or in none, however often it is asked for."""
+    """At the end of a drain each row is in one place, even if `keep_rest` is called again."""
     buffer = make(100, PLENTY, 0)
     await put_rows(buffer, 1, 2, 3)
     buffer.settle(buffer.take(1))

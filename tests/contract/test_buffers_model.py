@@ -1,4 +1,4 @@
-"""Any sequence of what doors and writers may do to a buffer, against a model of ten lines."""
+"""Any sequence of calls of receiver and writers to a buffer, compared with a small model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Post:
 
 @dataclass
 class Model:
-    """What a buffer should hold."""
+    """What should be in a buffer."""
 
     queue: deque[Post] = field(default_factory=deque)
     rooms: list[Post] = field(default_factory=list)
@@ -49,12 +49,12 @@ class Model:
 
     @property
     def rows(self) -> int:
-        """Rows that are held or promised."""
+        """Rows that are not settled, or reserved."""
         return sum(each.rows for each in self.held) + sum(each.rows for each in self.rooms)
 
     @property
     def size(self) -> int:
-        """Bytes that are held or promised."""
+        """Bytes that are not settled, or reserved."""
         return sum(len(b.tuples) for b in self.held) + sum(each.size for each in self.rooms)
 
     def fits(self, post: Post) -> bool:
@@ -62,7 +62,7 @@ class Model:
         return self.rows + post.rows <= ROWS_MAX and self.size + post.size <= BYTES_MAX
 
     def admit(self) -> None:
-        """Let in whom there is room for, in order."""
+        """Reserve room for posts that wait, in order."""
         while self.queue and self.fits(self.queue[0]):
             post = self.queue.popleft()
             post.expected = "room"
@@ -86,7 +86,7 @@ class BufferMachine(RuleBasedStateMachine):
         return type(self).make(ROWS_MAX, BYTES_MAX, 1000)
 
     def _settled(self, *posts: Post) -> None:
-        """Let the loop run dry, then hold what posts got against what the model says."""
+        """Let the loop finish, then compare what posts got with the model."""
         self.loop.run_until_complete(spin())
         for post in posts:
             got = "waits"
@@ -178,7 +178,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), give_back=st.booleans())
     def settle(self, data: st.DataObject, give_back: bool) -> None:
-        """A writer stores part of its batch and gives the rest back, or keeps it in hand."""
+        """A writer stores a part of its batch, and gives the rest back or keeps it."""
         if not self.model.taken:
             return
         at = data.draw(st.integers(0, len(self.model.taken) - 1))
@@ -196,7 +196,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), settle=st.sampled_from(["no", "before", "after"]))
     def cancel(self, data: st.DataObject, settle: str) -> None:
-        """A waiting client hangs up, perhaps in the same tick as a writer settles a batch."""
+        """A waiting client hangs up, perhaps in the round in which a writer settles a batch."""
         if not self.model.queue:
             return
         post = self.model.queue[data.draw(st.integers(0, len(self.model.queue) - 1))]
@@ -211,7 +211,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(chance=st.integers(0, 9))
     def shut(self, chance: int) -> None:
-        """The service stops (seldom, or nothing else would be tried)."""
+        """The service stops (seldom, or no other step would be tried)."""
         if chance:
             return
         posts = self._everybody()
@@ -224,7 +224,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        """The buffer tells what the model holds, and never more than its bounds."""
+        """The buffer's numbers are those of the model, and within its bounds."""
         model, stats = self.model, self.buffer.stats()
         assert stats.rows == sum(block.rows for block in model.held)
         assert stats.size_bytes == model.size + sum(each.size for each in model.queue)
@@ -249,7 +249,7 @@ class BufferMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_buffer_agrees_with_the_model_after_any_steps(factory: Any, tmp_path: Path) -> None:
-    """Bounds, order, and every counter, whatever posts, writers and the stop do when."""
+    """Bounds, order and all counters agree, for any order of posts, writers and the stop."""
     attributes: dict[str, Any] = {"make": staticmethod(partial(factory, tmp_path))}
     machine = type("Machine", (BufferMachine,), attributes)
     run_state_machine_as_test(

@@ -1,4 +1,4 @@
-"""What every buffer promises to the writers: order, and that held means held."""
+"""What every buffer promises to the writers: order, and blocks that count until settled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def test_blocks_put_are_taken_in_order(make: MakeBuffer) -> None:
 
 
 async def test_take_stops_before_the_block_that_would_exceed(make: MakeBuffer) -> None:
-    """At most `rows_max` rows, and a block behind that would fit does not overtake."""
+    """At most `rows_max` rows are taken. A smaller block behind does not overtake."""
     buffer = make(100, PLENTY, 1)
     first, second, third = await put_rows(buffer, 3, 5, 1)
     assert buffer.take(4) == [first]
@@ -27,14 +27,14 @@ async def test_take_stops_before_the_block_that_would_exceed(make: MakeBuffer) -
 
 
 async def test_take_gives_a_first_block_however_large(make: MakeBuffer) -> None:
-    """At least one block if any waits: a block larger than the cap is not stuck."""
+    """At least one block is taken if any waits, even if it is larger than the cap."""
     buffer = make(100, PLENTY, 1)
     (block,) = await put_rows(buffer, 50)
     assert buffer.take(1) == [block]
 
 
 async def test_stats_hold_taken_blocks_until_settled(make: MakeBuffer) -> None:
-    """Held is what is neither in the table nor set aside; reserved is not held yet."""
+    """Blocks count until they are settled. Reserved room does not count as rows."""
     buffer = make(10, PLENTY, 1)
     reservation = await buffer.reserve(4, 400)
     stats = buffer.stats()
@@ -62,7 +62,7 @@ async def test_given_back_blocks_come_first_again_in_order(make: MakeBuffer) -> 
 
 @pytest.mark.parametrize("older_first", [True, False])
 async def test_two_writers_giving_back_keep_the_order(make: MakeBuffer, older_first: bool) -> None:
-    """Whoever fails first: the oldest block is the next to go, and none is starved."""
+    """The oldest block is the next one to be taken, whichever writer fails first."""
     buffer = make(100, PLENTY, 1)
     blocks = await put_rows(buffer, 1, 1, 1, 1, 1, 1)
     older, younger = buffer.take(2), buffer.take(2)
@@ -73,7 +73,7 @@ async def test_two_writers_giving_back_keep_the_order(make: MakeBuffer, older_fi
 
 
 async def test_part_given_back_part_settled_adds_up(make: MakeBuffer) -> None:
-    """A batch may end in pieces: some in the table, some back in front."""
+    """A part of a batch may be settled, and the rest given back."""
     buffer = make(100, PLENTY, 1)
     first, second, third = await put_rows(buffer, 1, 2, 3)
     taken = buffer.take(100)
@@ -87,7 +87,7 @@ async def test_part_given_back_part_settled_adds_up(make: MakeBuffer) -> None:
 
 
 async def test_oldest_is_told_also_while_it_is_with_a_writer(make: MakeBuffer) -> None:
-    """The age that people watch is that of the oldest block not settled, wherever it is."""
+    """The age is that of the oldest block that is not settled."""
     buffer = make(100, PLENTY, 1)
     assert buffer.stats().oldest_received_s is None
     blocks = [await put(buffer, make_block(1, age_s=age_s)) for age_s in (40, 30, 20, 10)]
@@ -104,7 +104,7 @@ async def test_oldest_is_told_also_while_it_is_with_a_writer(make: MakeBuffer) -
 
 
 async def test_taker_waits_for_as_many_rows_as_it_asked(make: MakeBuffer) -> None:
-    """`wait_rows` returns at the row that makes it enough, given-back ones counted."""
+    """`wait_rows` returns when enough rows wait; blocks that were given back count."""
     buffer = make(100, PLENTY, 1)
     assert buffer.first_received_s() is None
     taker = asyncio.create_task(buffer.wait_rows(5))
@@ -122,7 +122,7 @@ async def test_taker_waits_for_as_many_rows_as_it_asked(make: MakeBuffer) -> Non
 
 
 async def test_taker_cancelled_takes_nothing_with_it(make: MakeBuffer) -> None:
-    """Cancelling a wait for rows, even as they come, leaves them to the next taker."""
+    """If a wait for rows is cancelled, even as rows come, the next writer gets them."""
     buffer = make(100, PLENTY, 1)
     for cancel_first in (True, False):
         taker = asyncio.create_task(buffer.wait_rows(1))

@@ -1,4 +1,4 @@
-"""What every sink promises, over the real one (both methods) and the one in memory."""
+"""What every sink promises, tested with the real one (both methods) and the one in memory."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def subject(request: pytest.FixtureRequest, shared_url: str) -> AsyncItera
 
 
 class SetAsides:
-    """Collects what is set aside; fails if told to."""
+    """Collects refused rows. It fails if it is told to."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.calls: list[list[BadRow]] = []
@@ -99,7 +99,7 @@ def with_refused(rows: list[Reading], *places: int) -> list[Reading]:
 
 
 async def test_fresh_rows_written_are_all_in_the_table(subject: Subject) -> None:
-    """A write that returns has committed every row, in one or many blocks."""
+    """When a write returns, all rows of its blocks are committed."""
     rows = readings(100)
     await subject.sink.open()
     stored = await subject.sink.write(encode(rows, posts=7), 100, idempotent=False)
@@ -108,7 +108,7 @@ async def test_fresh_rows_written_are_all_in_the_table(subject: Subject) -> None
 
 
 async def test_unopened_sink_opens_itself_at_the_first_write(subject: Subject) -> None:
-    """Open is not needed before write."""
+    """A call of `open` is not needed before."""
     assert await subject.sink.write(encode(readings(1)), 1, idempotent=False) == Stored(1, 0)
 
 
@@ -124,7 +124,7 @@ async def test_rows_written_twice_are_stored_once(subject: Subject, idempotent: 
 
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_rows_partly_there_count_both_ways(subject: Subject, idempotent: bool) -> None:
-    """New rows of a batch are committed though others are there, also within one batch."""
+    """New rows of a batch are committed even if others are in the table, or twice in the batch."""
     await subject.sink.write(encode(readings(10)), 10, idempotent=False)
     rows = [*readings(15, start=5), *readings(3, start=12)]
     assert await subject.sink.write(encode(rows), 18, idempotent=idempotent) == Stored(10, 8)
@@ -140,7 +140,7 @@ async def test_facts_that_differ_in_value_only_are_both_kept(subject: Subject) -
 
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_extreme_values_come_back_bit_exact(subject: Subject, idempotent: bool) -> None:
-    """Every float64, microsecond and name that the door lets through is what the table holds."""
+    """The table has exactly each float64, microsecond and name that the receiver accepts."""
     rows = [
         Reading(PG_EPOCH_US, "a", "m", 0.0),
         Reading(PG_EPOCH_US + 1, "b", "m", 5e-324),
@@ -157,7 +157,7 @@ async def test_extreme_values_come_back_bit_exact(subject: Subject, idempotent: 
 
 
 async def test_write_with_a_refused_row_stores_nothing_and_says_isolate(subject: Subject) -> None:
-    """A plain write is all or nothing, definitely so when the server blames a row."""
+    """A plain write stores all rows or none, without doubt if the server names a row."""
     rows = with_refused(readings(10), 6)
     with pytest.raises(WriteFailed) as failed:
         await subject.sink.write(encode(rows), 10, idempotent=False)
@@ -173,7 +173,7 @@ async def test_write_with_a_refused_row_stores_nothing_and_says_isolate(subject:
 async def test_isolating_write_sets_aside_the_refused_rows_only(
     subject: Subject, places: tuple[int, ...]
 ) -> None:
-    """The refused rows, in order, and no other; the rest is committed in the same call."""
+    """The refused rows come in order; all others are committed in the same call."""
     rows = with_refused(readings(100), *places)
     set_aside = SetAsides()
     stored = await subject.sink.write_isolating(encode(rows, posts=3), 100, set_aside)
@@ -185,7 +185,7 @@ async def test_isolating_write_sets_aside_the_refused_rows_only(
 
 
 async def test_isolating_write_of_refused_rows_only_commits_nothing(subject: Subject) -> None:
-    """A batch may be bad from end to end."""
+    """All rows of a batch may be bad."""
     set_aside = SetAsides()
     rows = with_refused(readings(40), *range(40))
     assert await subject.sink.write_isolating(encode(rows), 40, set_aside) == Stored(0, 0)
@@ -201,7 +201,7 @@ async def test_isolating_write_without_refused_rows_sets_nothing_aside(subject: 
 
 
 async def test_isolating_write_with_duplicates_counts_all_three(subject: Subject) -> None:
-    """Rows that are there already are neither bad nor new."""
+    """Rows that are in the table already are neither bad nor new."""
     await subject.sink.write(encode(readings(30)), 30, idempotent=False)
     rows = with_refused(readings(60), 45, 10)
     set_aside = SetAsides()
@@ -212,7 +212,7 @@ async def test_isolating_write_with_duplicates_counts_all_three(subject: Subject
 
 
 async def test_failing_set_aside_commits_nothing_and_passes_through(subject: Subject) -> None:
-    """A row that could not be kept elsewhere must not be missing from a committed batch."""
+    """A row that could not be dead-lettered must not be missing from a committed batch."""
     rows = with_refused(readings(10), 3)
     with pytest.raises(OverflowError):
         await subject.sink.write_isolating(encode(rows), 10, SetAsides(OverflowError("full")))
@@ -221,7 +221,7 @@ async def test_failing_set_aside_commits_nothing_and_passes_through(subject: Sub
 
 
 async def test_set_aside_happens_before_the_commit(subject: Subject) -> None:
-    """Nothing is in the table while the bad rows are being kept."""
+    """While the bad rows are dead-lettered, no row is in the table."""
     seen: list[Any] = []
 
     async def look(_: list[BadRow]) -> None:
@@ -233,7 +233,7 @@ async def test_set_aside_happens_before_the_commit(subject: Subject) -> None:
 
 
 async def test_write_cancelled_half_way_leaves_the_sink_usable(subject: Subject) -> None:
-    """Cancellation passes through; what was sent may be stored once, never twice."""
+    """The cancellation is raised. Rows that were sent may be stored once, never twice."""
     rows = readings(2_000)
     await subject.sink.open()
     task = asyncio.create_task(subject.sink.write(encode(rows), 2_000, idempotent=False))
@@ -246,7 +246,7 @@ async def test_write_cancelled_half_way_leaves_the_sink_usable(subject: Subject)
 
 
 async def test_closed_sink_opens_again(subject: Subject) -> None:
-    """Close is polite, may be repeated, and is not the end."""
+    """`close` may be called again, and the sink may be used after it."""
     assert not subject.sink.is_open
     await subject.sink.open()
     assert subject.sink.is_open
@@ -268,7 +268,7 @@ async def test_aborted_sink_without_a_call_opens_again(subject: Subject) -> None
 
 
 async def test_write_aborted_under_way_fails_with_wait(subject: Subject) -> None:
-    """The writer is told that it does not know, and sending again stores once."""
+    """The failure is doubtful, and writing again stores each row once."""
     rows = readings(5_000)
     await subject.sink.open()
     task = asyncio.create_task(subject.sink.write(encode(rows), 5_000, idempotent=False))

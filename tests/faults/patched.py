@@ -126,17 +126,17 @@ def drops_one() -> None:
 
 def no_key() -> None:
     """What may be there already is written again as if it were new, into a table without a key."""
-    from ingest.sinks.postgres import schema
-    from ingest.sinks.postgres import sink as sink_postgres
+    from ingest.sinks.postgres import schema, statements
+    from ingest.sinks.postgres.sink import SinkPostgres
 
     async def stored(self: Any, tuples: Any) -> int:
         async with self._exchange(doubt=True) as connection:
-            return await sink_postgres._copy(connection, tuples)
+            return await statements.copy(connection, tuples)
 
     async def no_difference(_: Any) -> None:
         return None
 
-    sink_postgres.SinkPostgres._write_staged = stored  # type: ignore[method-assign]
+    SinkPostgres._write_staged = stored  # type: ignore[method-assign]
     schema.difference = no_difference  # type: ignore[assignment]
 
 

@@ -39,6 +39,7 @@ MODULES = (
     "writer/set_aside",
     "sinks/postgres/sink",
     "sinks/postgres/connection",
+    "sinks/postgres/statements",
     "app/buffer",
 )
 # Awaits of these come before the first reading, or are of no reading's way.

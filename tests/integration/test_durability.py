@@ -1,6 +1,6 @@
-"""What a commit rests on, asked of a real PostgreSQL: by the sink, by doctor, for the README.
+"""Whether a commit is kept, asked of a real PostgreSQL by the sink and by doctor.
 
-The server that most tests share does not fsync: here each test starts one as it needs it.
+The server of the other tests does not fsync. Here each test starts its own server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.rows import encode, readings
 
 
 class Kept(NamedTuple):
-    """A durable server with the table, and its administrator's line to it."""
+    """A durable server with the table, and a connection of its administrator."""
 
     url: str
     line: asyncpg.Connection[Any]
@@ -88,7 +88,7 @@ async def doctor(url: str, **settings: Any) -> dict[str, tuple[str, str]]:
 async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
     kept: Kept, sql: str, undo: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the sink's own role and database see it; once mended the next connection writes."""
+    """The settings count as the sink's role and database have them. Once fixed, writing goes on."""
     url = kept.url.replace("postgres@", "writer@")
     sink = make_sink(url, Settings())
     await sink.open()
@@ -118,7 +118,7 @@ async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
 
 
 async def test_open_connection_notices_a_change_within_the_period_of_checks(kept: Kept) -> None:
-    """Before anything is written after `schema_check_s`: no new connection is needed."""
+    """After `schema_check_s` it is noticed before the next write, without a new connection."""
     sink = make_sink(kept.url, Settings())
     await sink.open()
     await kept.line.execute("alter table readings set unlogged")
@@ -130,7 +130,7 @@ async def test_open_connection_notices_a_change_within_the_period_of_checks(kept
 
 @pytest.mark.parametrize("name", ["fsync", "full_page_writes"])
 async def test_server_started_without_it_is_refused(made: Path, name: str) -> None:
-    """These two are the server's own; each alone is enough, and is named alone."""
+    """These two settings are the server's own. Each one alone is enough, and is named."""
     server = EmbeddedPostgres(made, settings={"shared_buffers": "8MB", name: "off"})
     url = await server.start()
     try:
@@ -162,20 +162,20 @@ async def test_server_started_without_it_is_refused(made: Path, name: str) -> No
 async def test_every_value_of_synchronous_commit_is_judged(
     readings_url: str, value: str, standbys: str, warns: bool, refuses: bool
 ) -> None:
-    """All but `off` wait for the primary's disk; less than a standby's is a warning beside one."""
+    """All but `off` wait for the primary's disk. Less than a standby's disk is a warning."""
     connection = await asyncpg.connect(readings_url)
     found = await connection.fetchrow(durability._QUESTION, schema.TABLE)
     await connection.close()
     assert found is not None
     row = dict(found) | {"synchronous_commit": value, "standbys": standbys}
-    judged = {each.name: each for each in durability._judged(row)}["synchronous_commit"]
+    judged = {each.name: each for each in durability._judge(row)}["synchronous_commit"]
     assert (bool(judged.risk), judged.refuses) == (warns, refuses)
 
 
 async def test_replay_by_hand_marks_nothing_done_that_a_crash_could_take_back(
     here: Here, readings_url: str, tmp_path: Path
 ) -> None:
-    """A dead letter that is done is gone: that rests on the commit too (this server's is none)."""
+    """A dead letter that is done is removed, so the replay needs a database that keeps commits."""
     folder = tmp_path / "dead-letters"
     store = make_store(folder)
     keep(store, drained(2))

@@ -17,7 +17,7 @@ from tests.support.embedded import ask, gone, running, start_parent
 
 
 async def test_start_of_a_second_instance_is_refused(made: Path) -> None:
-    """Data has one server; who comes second is told so, and the first goes on."""
+    """The second one gets an error, and the first one goes on."""
     async with running(made) as (_, url):
         with pytest.raises(StartError, match=r"another service .*--state-dir"):
             await EmbeddedPostgres(made).start()
@@ -25,7 +25,7 @@ async def test_start_of_a_second_instance_is_refused(made: Path) -> None:
 
 
 async def test_stale_pid_file_of_another_process_is_cleared(made: Path) -> None:
-    """A pid file whose number is another process's by now does not prevent the start."""
+    """A pid file with the number of another process does not prevent the start."""
     pid_file = made / "data" / "postmaster.pid"
     for number in (os.getpid(), 1, 2**22 - 1):
         pid_file.write_text(f"{number}\n{made / 'data'}\n1700000000\n5432\n/tmp\n\n\n")
@@ -37,7 +37,7 @@ async def test_stale_pid_file_of_another_process_is_cleared(made: Path) -> None:
 async def test_server_that_is_not_ours_is_named(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that somebody else runs on the data is not touched; its pid is in the message."""
+    """A foreign server on the data goes on running. Its pid is in the message."""
     monkeypatch.setattr(postgres_data, "UNMARKED_S_MAX", 0.2)
     parent, url, pid = start_parent(made)
     (made / "postgres.lock").unlink()  # as if it had been started by hand
@@ -52,14 +52,14 @@ async def test_server_that_is_not_ours_is_named(
 
 
 async def test_data_of_another_major_version_is_refused(made: Path) -> None:
-    """Data of another version is not touched, and the message says what to do."""
+    """It is not changed, and the message says what to do."""
     (made / "data" / "PG_VERSION").write_text("9\n")
     with pytest.raises(StartError, match=r"PostgreSQL 9.*INGEST_PG_BIN.*pg_dump"):
         await EmbeddedPostgres(made).start()
 
 
 async def test_data_that_is_no_database_is_refused(open_tmp_path: Path) -> None:
-    """A folder `data` of somebody else's is left alone."""
+    """A foreign folder `data` is not changed."""
     data = open_tmp_path / "data"
     data.mkdir()
     (data / "precious").write_text("x")
@@ -70,7 +70,7 @@ async def test_data_that_is_no_database_is_refused(open_tmp_path: Path) -> None:
 
 
 async def test_making_data_killed_half_way_is_made_again(open_tmp_path: Path) -> None:
-    """What a killed initdb leaves is never mistaken for data."""
+    """Files that a killed initdb has left are not taken for data."""
     half = open_tmp_path / "data.new"
     half.mkdir()
     (half / "PG_VERSION").write_text("18\n")
@@ -116,7 +116,7 @@ async def test_socket_left_by_a_killed_server_is_cleared(made: Path) -> None:
 
 
 async def test_private_folder_is_refused_only_to_root(open_tmp_path: Path) -> None:
-    """Below a private folder the data works for its owner; root is told why it cannot."""
+    """Its owner can use it. For root the message says why it cannot."""
     private = open_tmp_path / "private"
     private.mkdir(mode=0o700)
     if os.geteuid() == 0:
@@ -137,7 +137,7 @@ async def test_folder_that_cannot_be_made_is_a_clear_error(open_tmp_path: Path) 
 async def test_stale_pid_file_where_processes_cannot_be_seen_stops_only_for_a_live_one(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without /proc a dead number is cleared, and a live one is an error that names it."""
+    """Without /proc a dead process is ignored. A live one is an error with its number."""
     monkeypatch.setattr(postgres_data, "HAS_PROC", False)
     monkeypatch.setattr(postgres_data, "UNMARKED_S_MAX", 0.1)
     pid_file = made / "data" / "postmaster.pid"
@@ -152,7 +152,7 @@ async def test_stale_pid_file_where_processes_cannot_be_seen_stops_only_for_a_li
 async def test_making_data_that_fails_shows_why(
     open_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the data cannot be made, the error holds the program's own words."""
+    """The error has the output of the program."""
     programs = open_tmp_path / "bin"
     programs.mkdir()
     (programs / "postgres").write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 18.0'\n")
@@ -166,7 +166,7 @@ async def test_making_data_that_fails_shows_why(
 
 
 async def test_log_too_long_is_set_aside(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's log does not grow for ever; refused statements are not in it at all."""
+    """The server's log does not grow for ever. Refused statements are not in it."""
     monkeypatch.setattr(postgres_data, "LOG_BYTES_MAX", 100)
     async with running(made) as (_, url):
         with pytest.raises(asyncpg.UndefinedTableError):

@@ -1,4 +1,4 @@
-"""PostgreSQL's programs: which are taken, whom they run as, what is said when there are none."""
+"""PostgreSQL's programs: which are used, as which user, and the errors if there are none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.embedded import ask, running
 async def test_programs_in_a_private_folder_still_run(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Programs that the database's user cannot reach are copied once, and when they change."""
+    """Programs that the database's user cannot reach are copied once, and again if they change."""
     package = find_binaries().parent.parent
     private = made / "private"
     shutil.copytree(package, private / package.name, symlinks=True)
@@ -53,7 +53,7 @@ async def test_programs_in_a_private_folder_still_run(
 def test_database_user_of_root_is_never_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Root becomes the owner of the data, else a user that is there, else is told what to do."""
+    """It is the owner of the data, else a user that exists, else an error."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert database_user(tmp_path / "absent").uid > 0
     owner = tmp_path.stat()
@@ -74,7 +74,7 @@ def test_database_user_of_root_is_never_root(
 def test_database_user_of_a_user_is_himself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An ordinary user runs the programs as he is, and is told whose the data is if not his."""
+    """An ordinary user runs the programs as itself. Data of another user is an error."""
     monkeypatch.setattr(os, "geteuid", lambda: 54_321)
     user = database_user(tmp_path / "absent")
     assert user.uid == -1
@@ -85,7 +85,7 @@ def test_database_user_of_a_user_is_himself(
 
 
 def test_programs_that_cannot_be_run_by_the_user_are_an_error(tmp_path: Path) -> None:
-    """Programs that do not run even as a copy are named."""
+    """If even a copy does not run, the error names the programs."""
     programs = tmp_path / "pg" / "inst" / "bin"
     programs.mkdir(parents=True)
     (programs / "postgres").write_text("#!/bin/sh\nexit 1\n")
@@ -96,7 +96,7 @@ def test_programs_that_cannot_be_run_by_the_user_are_an_error(tmp_path: Path) ->
 
 
 def test_the_starter_reads_nothing_after_it_became_the_user() -> None:
-    """A Python in root's own folder can import nothing more once it is another user."""
+    """A Python in root's own folder can import no more modules as another user."""
     line = command(DatabaseUser(-1, -1, ""), "/bin/true")
     at = line.index("-c") + 1
     watch = """
@@ -117,7 +117,7 @@ sys.addaudithook(look)
 def test_a_user_that_can_run_nothing_is_not_called_a_private_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the starter says is passed on."""
+    """The error has the output of the starter."""
     monkeypatch.setattr(postgres_binaries, "_STARTER", "import no_such_module")
     with pytest.raises(StartError, match=r"as the user somebody: .*no_such_module"):
         may_enter(DatabaseUser(os.geteuid(), os.getegid(), "somebody"), tmp_path)
@@ -134,7 +134,7 @@ def test_find_binaries_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
 def test_find_binaries_of_the_system_takes_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Among the system's versions the newest whole one is taken, then what is on PATH."""
+    """The newest version of the system that is complete is taken, and else the one on PATH."""
     monkeypatch.setattr(postgres_binaries, "WHEEL", "no_such_package")
     monkeypatch.setattr(postgres_binaries, "SYSTEM", tmp_path)
     for version in ("9.6", "15", "17", "18", "devel"):
@@ -150,7 +150,7 @@ def test_find_binaries_of_the_system_takes_the_newest(
 
 
 def test_find_binaries_named_but_wrong_is_an_error(tmp_path: Path) -> None:
-    """A wrong INGEST_PG_BIN is not passed over in silence."""
+    """A wrong INGEST_PG_BIN is not ignored."""
     with pytest.raises(StartError, match="INGEST_PG_BIN"):
         find_binaries({"INGEST_PG_BIN": str(tmp_path)})
 

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL, with the real programs: starts, survives, ends with its parent."""
+"""The embedded PostgreSQL with its real programs: it starts, survives, and ends with its parent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.embedded import SMALL, answers_again, ask, gone, running, sta
 
 
 async def test_restart_keeps_the_data(open_tmp_path: Path) -> None:
-    """What was committed is there after stop and start, with a space and umlauts in the path."""
+    """Committed rows are there after stop and start, with a space and umlauts in the path."""
     folder = open_tmp_path / "a b" / "ü'%$"
     async with running(folder) as (server, url):
         assert server.pid is not None
@@ -30,7 +30,7 @@ async def test_restart_keeps_the_data(open_tmp_path: Path) -> None:
 
 
 async def test_start_defaults_are_durable_and_private(open_tmp_path: Path) -> None:
-    """Without settings of ours the server fsyncs, checks its pages, and listens on no network."""
+    """By default the server fsyncs, checks its pages, and does not listen on the network."""
     server = EmbeddedPostgres(open_tmp_path)
     url = await server.start()
     try:
@@ -57,7 +57,7 @@ async def test_start_defaults_are_durable_and_private(open_tmp_path: Path) -> No
 
 
 async def test_killed_server_is_started_again(made: Path) -> None:
-    """A server that is killed comes back by itself, again and again, with what was committed."""
+    """It is started again each time, with all committed rows."""
     async with running(made) as (server, url):
         await ask(url, "create table kept (n int)")
         for n in range(3):
@@ -71,7 +71,7 @@ async def test_killed_server_is_started_again(made: Path) -> None:
 
 
 async def test_server_killed_in_a_statement_is_started_again(made: Path) -> None:
-    """A busy child that outlives its killed server delays the restart, and does not prevent it."""
+    """A busy child that outlives its server delays the restart, and does not prevent it."""
     async with running(made) as (server, url):
         connection = await asyncpg.connect(url)
         busy = asyncio.create_task(
@@ -86,7 +86,7 @@ async def test_server_killed_in_a_statement_is_started_again(made: Path) -> None
 
 
 async def test_stop_while_a_restart_fails_ends(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that cannot come back is tried until told to stop; then nothing is left."""
+    """Restarts are tried until `stop` is called; then no process is left."""
     monkeypatch.setattr(postgres_embedded, "RESTART_S_MAX", 0.1)
     async with running(made) as (server, url):
         (made / "data" / "PG_VERSION").rename(made / "hidden")
@@ -106,7 +106,7 @@ async def test_stop_while_a_restart_fails_ends(made: Path, monkeypatch: pytest.M
 
 
 async def test_start_cancelled_leaves_nothing(open_tmp_path: Path) -> None:
-    """Cancelled at any moment of it, a start leaves no process and no lock; the next one works."""
+    """A start that is cancelled at any moment leaves no process and no lock."""
     for delay_s in (0.05, 0.2, 0.4, 0.6):
         server = EmbeddedPostgres(open_tmp_path, settings=SMALL)
         starting = asyncio.create_task(server.start())
@@ -123,7 +123,7 @@ async def test_start_cancelled_leaves_nothing(open_tmp_path: Path) -> None:
 
 
 async def test_parent_killed_leaves_no_process_and_clean_data(made: Path) -> None:
-    """A SIGKILLed service takes its database along, cleanly; the next start waits for that."""
+    """The database ends in order after a SIGKILL of the service. The next start waits for that."""
     parent, url, pid = start_parent(made)
     await ask(url, "create table kept as select 42 as answer")
     parent.kill()
@@ -140,7 +140,7 @@ async def test_parent_killed_leaves_no_process_and_clean_data(made: Path) -> Non
 async def test_parent_killed_while_clients_are_connected_ends_the_server(
     made: Path,
 ) -> None:
-    """Open connections and transactions do not keep an orphan alive."""
+    """Open connections and transactions do not keep it running."""
     parent, url, pid = start_parent(made)
     connection = await asyncpg.connect(url)
     await connection.execute("begin")
@@ -153,7 +153,7 @@ async def test_parent_killed_while_clients_are_connected_ends_the_server(
 
 
 async def test_both_killed_recovers(made: Path) -> None:
-    """Service and database killed at once, as by a power cut: the next start recovers."""
+    """If both are killed at once, as by a power cut, the next start recovers the data."""
     parent, url, pid = start_parent(made)
     await ask(url, "create table kept as select 42 as answer")
     parent.send_signal(signal.SIGSTOP)
@@ -167,7 +167,7 @@ async def test_both_killed_recovers(made: Path) -> None:
 async def test_frozen_server_is_killed_in_the_end(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that does not react to being asked is stopped all the same; its data recovers."""
+    """A server that does not react is stopped by a kill, and its data recovers."""
     monkeypatch.setattr(postgres_embedded, "STOP_S_MAX", 0.1)
     monkeypatch.setattr(postgres_embedded, "QUIT_S_MAX", 0.1)
     async with running(made) as (server, url):
@@ -183,7 +183,7 @@ async def test_frozen_server_is_killed_in_the_end(
 async def test_server_not_ready_in_time_is_ended(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start has a deadline; after it nothing runs."""
+    """After the deadline of a start no process is left."""
     monkeypatch.setattr(postgres_embedded, "START_S_MAX", 0)
     server = EmbeddedPostgres(made, settings=SMALL)
     with pytest.raises(StartError, match="not ready"):
@@ -193,7 +193,7 @@ async def test_server_not_ready_in_time_is_ended(
 
 
 async def test_setting_unknown_to_the_server_shows_its_words(made: Path) -> None:
-    """A server that does not start says why, in the error."""
+    """The error has the server's own message."""
     server = EmbeddedPostgres(made, settings={"no_such_setting": "1"})
     with pytest.raises(StartError, match="no_such_setting"):
         await server.start()

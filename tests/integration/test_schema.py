@@ -1,4 +1,4 @@
-"""Making the table, and seeing that it is still the one we write to."""
+"""The table: how it is made, and the check that it is still as we need it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_table_applied_is_as_the_contract_says(connection: asyncpg.Connect
 
 
 async def test_apply_again_changes_nothing(connection: asyncpg.Connection) -> None:
-    """It runs at every start; the rows and the operator's own index stay."""
+    """It runs at every start. Rows, and an index of the operator, stay."""
     await schema.apply(connection)
     await connection.execute(
         "insert into readings values (now(), 'd', 'm', 1); create index mine on readings (metric)"
@@ -65,7 +65,7 @@ async def test_apply_again_changes_nothing(connection: asyncpg.Connection) -> No
 async def test_apply_by_many_at_once_makes_one_table(
     connection: asyncpg.Connection, shared_url: str
 ) -> None:
-    """Several services that start together do not fail each other."""
+    """Services that start at the same time do not make each other fail."""
     others = [await asyncpg.connect(shared_url) for _ in range(4)]
     await asyncio.gather(*(schema.apply(each, device_index=True) for each in others))
     assert await schema.difference(connection) is None
@@ -76,7 +76,7 @@ async def test_apply_by_many_at_once_makes_one_table(
 async def test_apply_needs_no_right_to_create_where_the_table_is(
     connection: asyncpg.Connection,
 ) -> None:
-    """The service's own role may start on a table that somebody else made."""
+    """The service's role can start on a table that another role has made."""
     await connection.execute('create role "least ""role" login')
     await schema.apply(connection, role='least "role')
     await connection.execute('set role "least ""role"')
@@ -95,7 +95,7 @@ async def test_apply_needs_no_right_to_create_where_the_table_is(
 async def test_apply_for_a_missing_role_says_so_and_makes_nothing(
     connection: asyncpg.Connection,
 ) -> None:
-    """All or nothing, and what to do about it."""
+    """The error says what to do."""
     with pytest.raises(StartError, match=r"no role 'nobody'.*CREATE ROLE"):
         await schema.apply(connection, role="nobody")
     assert await connection.fetchval("select to_regclass('readings')") is None
@@ -104,7 +104,7 @@ async def test_apply_for_a_missing_role_says_so_and_makes_nothing(
 async def test_apply_on_a_foreign_table_changes_nothing_and_says_why(
     connection: asyncpg.Connection,
 ) -> None:
-    """A table that happens to have the name is not ours to alter."""
+    """A table of that name that is not ours is not altered."""
     await connection.execute("create table readings (id int)")
     with pytest.raises(StartError, match=r"no column ts.*never changed"):
         await schema.apply(connection, device_index=True)
@@ -121,7 +121,7 @@ async def test_device_index_is_made_when_asked_for(connection: asyncpg.Connectio
 
 
 async def test_table_is_found_by_the_search_path(connection: asyncpg.Connection) -> None:
-    """Another schema than public is the operator's choice."""
+    """An operator may choose another schema than public."""
     await connection.execute('create schema "Fleet 1"; create role r login')
     await connection.execute('set search_path to "Fleet 1"')
     await schema.apply(connection, role="r")
@@ -161,7 +161,7 @@ DIFFERENCES = {
 async def test_difference_is_named_in_a_sentence(
     connection: asyncpg.Connection, change: str
 ) -> None:
-    """What the operator reads on /readyz."""
+    """An operator reads it on /readyz."""
     await schema.apply(connection)
     await connection.execute(change)
     found = await schema.difference(connection)
@@ -194,7 +194,7 @@ HARMLESS = [
 async def test_what_we_can_live_with_is_no_difference(
     connection: asyncpg.Connection, change: str
 ) -> None:
-    """The operator may add columns that fill themselves, indexes, partitions."""
+    """An operator may add columns with defaults, indexes and partitions."""
     await schema.apply(connection)
     await connection.execute(change)
     assert await schema.difference(connection) is None
@@ -202,7 +202,7 @@ async def test_what_we_can_live_with_is_no_difference(
 
 
 async def test_key_is_recognised_by_its_columns(connection: asyncpg.Connection) -> None:
-    """The key's name is the operator's, a partition's has another; other unique indexes are not."""
+    """Its name does not matter, and a partition's key counts too. Other unique indexes do not."""
     await schema.apply(connection)
     await connection.execute('create unique index "one Value" on readings (value)')
     assert await schema.is_key(connection, "public", "readings_pkey")

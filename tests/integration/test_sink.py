@@ -1,4 +1,4 @@
-"""What the sink says when a real server refuses: the verdict of each code, and which row."""
+"""The sink, when a real server refuses: the verdict of each code, and the row at fault."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Bench:
         return failed.value
 
     async def isolate(self, rows: list[Reading]) -> tuple[Stored, list[BadRow]]:
-        """Write rows, the bad ones aside."""
+        """Write rows, and collect the refused ones."""
         aside: list[BadRow] = []
 
         async def set_aside(bad: list[BadRow]) -> None:
@@ -109,7 +109,7 @@ ROW_FAULTS = {
 
 @pytest.mark.parametrize("sqlstate", sorted(ROW_FAULTS))
 async def test_row_fault_isolates_and_names_its_row(bench: Bench, sqlstate: str) -> None:
-    """One bad row in 100: nothing of a plain write, 99 of an isolating one, its code told."""
+    """With one bad row in 100, a plain write stores none, and an isolating one stores 99."""
     await bench.operator.execute(ROW_FAULTS[sqlstate])
     before = await bench.count()
     failed = await bench.failure(with_bad(100, 58))
@@ -124,7 +124,7 @@ async def test_row_fault_isolates_and_names_its_row(bench: Bench, sqlstate: str)
 
 @pytest.mark.parametrize("sqlstate", ["23503", "23505"])
 async def test_deferred_constraint_is_found_before_the_commit(bench: Bench, sqlstate: str) -> None:
-    """A constraint that waits for the COMMIT would fail it with no row named."""
+    """If it were checked at the COMMIT, no row would be named."""
     if sqlstate == "23503":
         deferred = ROW_FAULTS["23503"] + " deferrable initially deferred"
     else:
@@ -139,7 +139,7 @@ async def test_deferred_constraint_is_found_before_the_commit(bench: Bench, sqls
 
 
 async def test_nul_in_a_name_isolates_its_row(bench: Bench) -> None:
-    """22021, though the door lets none through."""
+    """22021. The receiver accepts no such name."""
     rows = readings(50)
     rows[17] = rows[17]._replace(metric="nul\0nul")
     failed = await bench.failure(rows)
@@ -149,7 +149,7 @@ async def test_nul_in_a_name_isolates_its_row(bench: Bench) -> None:
 
 
 async def test_two_rows_that_only_clash_together_lose_one(bench: Bench) -> None:
-    """A row that is fine alone and not beside another is found where it stands."""
+    """A row that is refused only beside another one is found."""
     await bench.operator.execute("create unique index one on readings (device_id, metric, value)")
     rows = readings(30)
     rows[20] = rows[10]._replace(ts_us=rows[10].ts_us + 1)
@@ -160,7 +160,7 @@ async def test_two_rows_that_only_clash_together_lose_one(bench: Bench) -> None:
 
 @pytest.mark.parametrize("into", ["audit", "readings"])
 async def test_key_violated_by_a_trigger_is_the_rows_fault(bench: Bench, into: str) -> None:
-    """Another table may have the same key, and ON CONFLICT does not cover what a trigger does."""
+    """A trigger may insert into a table with the same key; ON CONFLICT does not cover that."""
     await bench.operator.execute(
         f"""create table audit (like readings including all);
         insert into {into} values ('2020-01-01+0', 'other', 'other', 1);
@@ -175,7 +175,7 @@ async def test_key_violated_by_a_trigger_is_the_rows_fault(bench: Bench, into: s
 
 
 async def test_duplicates_and_bad_rows_together_are_told_apart(bench: Bench) -> None:
-    """On the idempotent path no row is named: halving finds it all the same."""
+    """On the idempotent path the server names no row. Halving finds it."""
     await bench.sink.write(encode(readings(100)), 100, idempotent=False)
     await bench.operator.execute(ROW_FAULTS["P0001"])
     rows = with_bad(120, 3, 64, 119)
@@ -185,7 +185,7 @@ async def test_duplicates_and_bad_rows_together_are_told_apart(bench: Bench) -> 
 
 
 async def test_batch_of_bad_rows_only_takes_bounded_work(bench: Bench) -> None:
-    """2,000 bad rows are named in a second: ranges shrink, so little is sent twice."""
+    """2,000 bad rows are found in a second: ranges shrink, so few rows are sent twice."""
     await bench.operator.execute(ROW_FAULTS["23514"])
     stored, aside = await bench.isolate(
         [Reading(START_US + n, "d", "m", -601.0 - n) for n in range(2_000)]
@@ -210,7 +210,7 @@ HOLDS = {
 
 @pytest.mark.parametrize("sqlstate", sorted(HOLDS))
 async def test_operators_fault_holds_with_its_reason(bench: Bench, sqlstate: str) -> None:
-    """Found by the write itself, between two schema checks, and nothing is stored."""
+    """The write itself finds it, between two checks of the table, and stores nothing."""
     await bench.operator.execute(
         """drop role if exists writer; create role writer login;
         grant usage on schema public to writer; grant insert, select on readings to writer"""
@@ -233,7 +233,7 @@ async def test_operators_fault_holds_with_its_reason(bench: Bench, sqlstate: str
 
 
 async def test_unknown_code_is_unknown(bench: Bench) -> None:
-    """A code of no class is for the writer to try a few times and then to hold."""
+    """The writer tries it a few times, and then pauses writes."""
     await bench.operator.execute(
         RAISE.format("raise using errcode = '72000', message = 'hm';", "before insert")
     )
@@ -247,7 +247,7 @@ RETRIES = ["40001", "40P01", "55000", "55006", "57014", "55P03"]
 @pytest.mark.parametrize("sqlstate", RETRIES)
 @pytest.mark.parametrize("isolating", [False, True])
 async def test_batchs_bad_luck_is_retried(bench: Bench, sqlstate: str, isolating: bool) -> None:
-    """Whole batch again, also out of the middle of an isolating write, which stores nothing."""
+    """The whole batch is written again. An isolating write that is interrupted stores nothing."""
     await bench.operator.execute(
         RAISE.format(f"raise using errcode = '{sqlstate}', message = 'hm';", "before insert")
     )
@@ -264,7 +264,7 @@ async def test_batchs_bad_luck_is_retried(bench: Bench, sqlstate: str, isolating
 
 @pytest.mark.parametrize("sqlstate", ["53100", "53200", "53000", "57P03"])
 async def test_server_out_of_resources_is_waited_for(bench: Bench, sqlstate: str) -> None:
-    """Nothing is counted against the batch."""
+    """It does not count as a try of the batch."""
     await bench.operator.execute(
         RAISE.format(f"raise using errcode = '{sqlstate}', message = 'hm';", "before insert")
     )
@@ -274,7 +274,7 @@ async def test_server_out_of_resources_is_waited_for(bench: Bench, sqlstate: str
 
 @pytest.mark.parametrize("damage", ["22P04", "22P03"])
 async def test_bytes_that_are_no_rows_hold(bench: Bench, damage: str) -> None:
-    """A fault of our encoding would refuse every row alike: never dead-letter for it."""
+    """A fault of our encoding would refuse every row, so none is dead-lettered."""
     (data,) = encode(readings(2))
     if damage == "22P04":
         broken = data[:-8] + HEADER
@@ -288,7 +288,7 @@ async def test_bytes_that_are_no_rows_hold(bench: Bench, damage: str) -> None:
 
 
 async def test_partition_without_room_isolates_and_with_it_takes_duplicates(bench: Bench) -> None:
-    """In a partitioned table the key that is violated is a partition's, and ours all the same."""
+    """In a partitioned table the violated key is that of a partition, which counts as ours."""
     await bench.operator.execute(
         """alter table readings rename to old; alter index readings_pkey rename to old_pkey;
         create table readings (like old, primary key (ts, device_id, metric, value))
@@ -305,7 +305,7 @@ async def test_partition_without_room_isolates_and_with_it_takes_duplicates(benc
 
 
 async def test_run_of_duplicates_takes_the_idempotent_path_for_a_while(bench: Bench) -> None:
-    """A COPY that fails on a duplicate costs a COPY; fresh rows lead back to plain COPY."""
+    """A COPY that fails on a duplicate is lost. New rows lead back to plain COPY."""
     statements = "select query from pg_stat_activity where application_name = 'iot-ingest'"
     rows = readings(10)
     for _ in range(3):

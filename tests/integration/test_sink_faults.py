@@ -74,14 +74,14 @@ async def sink(readings_url: str) -> AsyncIterator[SinkPostgres]:
 
 @pytest.fixture
 async def line(readings_url: str) -> AsyncIterator[Line]:
-    """Give a TCP line to the server's socket."""
+    """Give a TCP connection to the server's socket, through a proxy of the test."""
     query = parse_qs(urlsplit(readings_url).query)
     async with Line.to_unix(f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}") as line:
         yield line
 
 
 def by_tcp(url: str, line: Line) -> str:
-    """Return the URL of the same database by the line."""
+    """Return the URL of the same database by this proxy."""
     return f"postgresql://postgres@127.0.0.1:{line.port}{urlsplit(url).path}"
 
 
@@ -103,7 +103,7 @@ async def backend_pid(operator: asyncpg.Connection) -> int:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """Stop a process, and let it go on in the end."""
+    """Stop a process, and continue it in the end."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -112,7 +112,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 async def until(operator: asyncpg.Connection, query: str, expected: object) -> None:
-    """Wait until a query gives what is expected, some seconds at most."""
+    """Wait until a query returns the expected value, some seconds at most."""
     for _ in range(500):
         if await operator.fetchval(query) == expected:
             return
@@ -123,7 +123,7 @@ async def until(operator: asyncpg.Connection, query: str, expected: object) -> N
 async def test_locked_table_is_retried(
     sink: SinkPostgres, readings_connection: asyncpg.Connection
 ) -> None:
-    """55P03, from the server, before any deadline of ours."""
+    """The server sends 55P03 before any deadline of ours."""
     async with readings_connection.transaction():
         await readings_connection.execute("lock table readings in access exclusive mode")
         failed = await failure(sink, readings(5))
@@ -136,7 +136,7 @@ async def test_locked_table_is_retried(
 async def test_slow_statement_is_stopped_by_the_server(
     sink: SinkPostgres, readings_connection: asyncpg.Connection, idempotent: bool
 ) -> None:
-    """57014, a definite answer: the order of deadlines sees to that."""
+    """57014 is a definite answer. Our own deadline is later."""
     await readings_connection.execute(LAZY)
     failed = await failure(sink, readings(5), idempotent=idempotent)
     assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, "57014")
@@ -146,7 +146,7 @@ async def test_slow_statement_is_stopped_by_the_server(
 async def test_backend_terminated_in_a_copy_waits_in_doubt(
     readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """57P01 or a closed line: the server shuts down; what became of the rows is not known."""
+    """57P01, or a closed connection: it is not known whether the rows are stored."""
     await readings_connection.execute(LAZY)
     sink = make_sink(readings_url, Settings(database_unsafe=True), name="under test")
     await sink.open()
@@ -169,10 +169,10 @@ async def test_connection_lost_while_idle_is_replaced_unseen(
     assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(5, 0)
 
 
-async def test_line_cut_as_its_last_reply_came_waits(
+async def test_connection_cut_as_its_last_reply_came_waits(
     sink: SinkPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that stood still finds reply and deadline at once; the deadline is served first."""
+    """If a process stood still, reply and deadline come at once, and the deadline counts."""
     real = durability.findings
 
     async def cut_after(connection: asyncpg.Connection) -> Any:
@@ -193,7 +193,7 @@ async def test_line_cut_as_its_last_reply_came_waits(
 async def test_late_commit_of_a_frozen_backend_is_no_double(
     line: Line, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """A time-out is not "not written": the rows come late, and the retry finds them."""
+    """A time-out does not mean "not written": the rows come late, and the retry finds them."""
     sink = make_sink(by_tcp(readings_url, line), Settings(**QUICK), name="under test")
     await sink.open()
     rows = readings(500)
@@ -214,7 +214,7 @@ async def test_late_commit_of_a_frozen_backend_is_no_double(
 async def test_frozen_backend_is_left_in_time(
     sink: SinkPostgres, readings_connection: asyncpg.Connection, count: int
 ) -> None:
-    """The deadline holds whether or not the batch fits into the socket, and the retry is single."""
+    """The deadline holds whether or not the batch fits into the socket. Rows are stored once."""
     rows = readings(count)
     with frozen(await backend_pid(readings_connection)):
         began_s = monotonic_s()
@@ -229,7 +229,7 @@ async def test_frozen_backend_is_left_in_time(
 async def test_time_out_before_the_commit_leaves_no_doubt(
     sink: SinkPostgres, readings_connection: asyncpg.Connection
 ) -> None:
-    """On the idempotent path nothing can be stored until COMMIT is sent."""
+    """On the idempotent path no row is stored until COMMIT is sent."""
     with frozen(await backend_pid(readings_connection)):
         failed = await failure(sink, readings(5), idempotent=True)
     assert failed.verdict is Verdict.RETRY
@@ -239,7 +239,7 @@ async def test_time_out_before_the_commit_leaves_no_doubt(
 async def test_cancellation_and_close_do_not_wait_for_a_frozen_backend(
     sink: SinkPostgres, readings_connection: asyncpg.Connection
 ) -> None:
-    """The driver's own way out asks the server first."""
+    """The driver's own way to cancel asks the server first."""
     with frozen(await backend_pid(readings_connection)):
         task = asyncio.create_task(sink.write(encode(readings(5)), 5, idempotent=False))
         await asyncio.sleep(0.05)
@@ -262,7 +262,7 @@ async def test_cancellation_and_close_do_not_wait_for_a_frozen_backend(
 async def test_isolating_write_on_a_frozen_backend_ends_in_time(
     sink: SinkPostgres, readings_connection: asyncpg.Connection
 ) -> None:
-    """Each statement has its deadline; nothing is stored, definitely."""
+    """Each statement has its deadline. No row is stored, without doubt."""
 
     async def set_aside(_: object) -> None:
         raise AssertionError("no row was refused")
@@ -276,7 +276,7 @@ async def test_isolating_write_on_a_frozen_backend_ends_in_time(
 async def test_abort_while_rows_are_set_aside_commits_nothing(
     sink: SinkPostgres, readings_connection: asyncpg.Connection
 ) -> None:
-    """The commit finds the line cut and says that it does not know."""
+    """The commit fails on the cut connection, with doubt."""
     await readings_connection.execute("alter table readings add check (value <> 0)")
 
     async def set_aside(_: object) -> None:
@@ -291,7 +291,7 @@ async def test_abort_while_rows_are_set_aside_commits_nothing(
 async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
     line: Line, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """Committed, and nobody was told."""
+    """The rows are committed, and the reply is lost."""
     sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
     line.lose_replies(until=b"COPY 100\0")
@@ -335,10 +335,10 @@ async def test_tcp_connection_notices_a_dead_peer(line: Line, readings_url: str)
     await sink.close()
 
 
-async def test_cut_line_waits_and_comes_back(
+async def test_cut_connection_waits_and_comes_back(
     line: Line, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """A reset before the answer to a batch; the next write finds a new way."""
+    """After a reset before the answer to a batch, the next write opens a connection."""
     sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
     line.stall("to_client")

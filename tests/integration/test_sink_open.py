@@ -1,4 +1,4 @@
-"""The sink that cannot get in: who is to wait, and who is to hold."""
+"""The sink that cannot connect: which failures wait, and which pause writes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_nobody_listening_waits(free_port: int) -> None:
 
 
 async def test_missing_socket_folder_waits() -> None:
-    """The embedded server may not be up yet."""
+    """The embedded server may not be started yet."""
     failed = await open_failure("postgresql://postgres@/postgres?host=/nonexistent/folder")
     assert failed.verdict is Verdict.WAIT
     assert failed.message.startswith("/nonexistent/folder: ")
@@ -62,27 +62,27 @@ async def test_missing_socket_folder_waits() -> None:
 def test_address_tells_where_and_never_who(
     url: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What stands before the @ stays there, also where a password was not escaped."""
+    """The part before the @ is never shown, even if a password was not escaped."""
     for name in ("PGHOST", "PGPORT"):
         monkeypatch.delenv(name, raising=False)
     assert address(url) == told
 
 
 def test_address_of_the_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver goes there when the URL names no other."""
+    """The driver connects there if the URL names no other address."""
     monkeypatch.setenv("PGHOST", "elsewhere")
     monkeypatch.setenv("PGPORT", "6")
     assert address("postgresql://u@/db") == "elsewhere:6"
 
 
 async def test_unresolvable_host_waits() -> None:
-    """Names come back too."""
+    """A name may become known again."""
     failed = await open_failure("postgresql://postgres@nowhere.invalid/x")
     assert failed.verdict is Verdict.WAIT
 
 
 async def test_server_that_never_speaks_waits_within_the_deadline() -> None:
-    """A frozen server accepts connections, in its kernel, and says nothing."""
+    """The kernel of a frozen server accepts connections, and no answer comes."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began_s = monotonic_s()
         failed = await open_failure(f"postgresql://p@127.0.0.1:{silent.getsockname()[1]}/x")
@@ -92,7 +92,7 @@ async def test_server_that_never_speaks_waits_within_the_deadline() -> None:
 
 
 async def test_abort_while_connecting_ends_the_wait() -> None:
-    """A drain does not wait for a server that never speaks."""
+    """A drain does not wait for a server that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         sink = make_sink(
             f"postgresql://p@127.0.0.1:{silent.getsockname()[1]}/x", Settings(database_unsafe=True)
@@ -111,7 +111,7 @@ async def test_abort_while_connecting_ends_the_wait() -> None:
 
 @pytest.mark.parametrize("url", ["postgresql://u@h:port/db", "mysql://u@h/db"])
 async def test_url_that_is_none_holds(url: str) -> None:
-    """Only the operator can mend it."""
+    """Only an operator can fix it."""
     failed = await open_failure(url)
     assert (failed.verdict, failed.reason) == (Verdict.HOLD, "configuration")
 
@@ -133,7 +133,7 @@ async def test_missing_role_holds(readings_url: str) -> None:
 async def test_wrong_password_holds(
     readings_connection: asyncpg.Connection, readings_url: str
 ) -> None:
-    """28P01; the right one again goes on."""
+    """28P01. With the right password writing goes on."""
     operator = readings_connection
     await operator.execute("create role guarded login password 'right'")
     await operator.execute(
@@ -170,7 +170,7 @@ ROLES = {
 async def test_role_that_is_kept_out_gets_its_verdict(
     readings_connection: asyncpg.Connection, readings_url: str, sqlstate: str
 ) -> None:
-    """No connection left, read-only (a standby looks alike), no right to a temporary table."""
+    """No connection left, read-only (like a standby), or no right to a temporary table."""
     operator = readings_connection
     options, verdict = ROLES[sqlstate]
     await operator.execute(f"create role limited login {options}")
@@ -189,7 +189,7 @@ async def test_role_that_is_kept_out_gets_its_verdict(
 async def test_role_of_least_privilege_can_write_every_way(
     readings_connection: asyncpg.Connection, readings_url: str
 ) -> None:
-    """INSERT, SELECT and TEMP are all it takes."""
+    """INSERT, SELECT and TEMP are enough."""
     operator = readings_connection
     database = await operator.fetchval("select current_database()")
     await operator.execute(

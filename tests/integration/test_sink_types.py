@@ -55,7 +55,7 @@ def readings_url(shared_url: str, readings_connection: asyncpg.Connection) -> st
 
 
 async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> None:
-    """Write rows in one of the ways that a sink has."""
+    """Write rows in one of the ways of a sink."""
 
     async def set_aside(bad: list[BadRow]) -> None:
         raise AssertionError(f"no row is at fault: {bad}")
@@ -67,7 +67,7 @@ async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> None:
 
 
 def sink_for(way: str, url: str) -> SinkPostgres:
-    """Give a sink that looks at the schema once and never again."""
+    """Give a sink that checks the table once and never again."""
     method = "insert" if way == "insert" else "copy"
     return make_sink(
         url, Settings(write_method=method, schema_check_s=3_600.0, database_unsafe=True)
@@ -78,7 +78,7 @@ def sink_for(way: str, url: str) -> SinkPostgres:
 async def test_other_column_type_holds_whatever_the_way(
     readings_connection: asyncpg.Connection, readings_url: str, way: str
 ) -> None:
-    """Between two schema checks too, also where the bytes would fit; and back again it goes on."""
+    """This holds between two checks too, and if the bytes would fit. Then writing goes on."""
     ours = {"value": "float8", "ts": "timestamptz", "device_id": "text", "metric": "text"}
     sink = sink_for(way, readings_url)
     await write(sink, way, readings(1))
@@ -104,7 +104,7 @@ async def test_other_column_type_holds_whatever_the_way(
 async def test_type_altered_and_back_under_load_stores_no_wrong_value(
     readings_connection: asyncpg.Connection, readings_url: str
 ) -> None:
-    """Four writers, four ways, a column that is bigint every other moment: all values exact."""
+    """Four writers, four ways, and a column that is bigint half of the time: all values exact."""
     stop = asyncio.Event()
     stored: dict[str, int] = dict.fromkeys(WAYS, 0)
     held: dict[str, int] = dict.fromkeys(WAYS, 0)
@@ -155,7 +155,7 @@ async def test_type_altered_and_back_under_load_stores_no_wrong_value(
 async def test_missing_key_holds_at_the_next_look(
     readings_connection: asyncpg.Connection, readings_url: str
 ) -> None:
-    """Nothing else would notice: without the key a retry stores twice."""
+    """Without the key a retry would store rows twice, and only this check can notice that."""
     sink = make_sink(readings_url, Settings(schema_check_s=0.1, database_unsafe=True))
     await sink.write(encode(readings(1)), 1, idempotent=False)
     await readings_connection.execute("alter table readings drop constraint readings_pkey")
@@ -173,7 +173,7 @@ async def test_missing_key_holds_at_the_next_look(
 async def test_two_writers_with_the_same_rows_never_store_twice_nor_deadlock_for_good(
     readings_connection: asyncpg.Connection, readings_url: str
 ) -> None:
-    """Crossing batches may fail each other once; the idempotent path, sorted, gets through."""
+    """Batches that cross may fail each other once. The idempotent path, sorted, succeeds."""
     rows = readings(1_000)
 
     async def load(backwards: bool) -> None:

@@ -197,7 +197,7 @@ class Life:
     async def quiet(self) -> None:
         """Wait until the journal has nothing to do."""
         async with asyncio.timeout(5):
-            await self.journal.rest()
+            await self.journal.wait_done()
 
     async def end(self) -> None:
         """Stop in order."""

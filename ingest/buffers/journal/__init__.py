@@ -1,4 +1,4 @@
-"""The journal: a buffer on the disk, which outlives the process.
+"""The journal: a buffer whose blocks are on the disk too, and outlive the process.
 
-Part of buffers; see there who may import it.
+A part of buffers/, whose __init__.py says who may import it.
 """

@@ -1,13 +1,15 @@
-"""A buffer on a journal: each block is on the disk, and as many as fit are in memory too.
+"""The buffer on a journal: each block is on the disk, and in memory too if there is room.
 
-Promises what the buffer in memory does, and: once the put of a block has been awaited, the block
-outlives the process. A block that memory has no room for is on the disk only (spilled). Spilled
-blocks, and those that an earlier process left (recovered), are read back as memory comes free, and
-wait in a queue of their own (the backlog). Writers take live blocks first, but every fourth batch
-from the backlog, and every batch while no live block waits.
-A post that waits until its block is stored has been promised nothing. So such a block is not
-journaled, and it needs room in memory.
-Does not: write files (journal*.py do), or know what becomes of a block.
+A block without room in memory is *spilled*: it is only on the disk. A block that an earlier process
+left is *recovered*. Spilled and recovered blocks are read back when memory comes free. They wait in
+a queue of their own, the *backlog*. Writers take live blocks first; but every fourth batch, and
+every batch while no live block waits, comes from the backlog.
+A post that waits until its block is stored has been promised nothing yet. So its block is not
+written to the journal, and needs room in memory.
+
+Promises: what the buffer in memory promises. Once the put of a block has been awaited, the block
+outlives the process.
+Does not: write files (log.py, thread.py and folder.py do), or know what becomes of a block.
 """
 
 from __future__ import annotations
@@ -31,17 +33,18 @@ from ingest.model.ports import BufferStats, JournalStats, Reservation, Work
 from ingest.system.clock import monotonic_s, unix_us
 
 BACKLOG_EVERY = 4  # batches
-LIVE_S = 1.0  # for so long after a live post more of them are expected
-# Of memory in use. Ending it earlier would switch often, and leave many short ranges on the disk.
+LIVE_S = 1.0  # for so long after a live post more live posts are expected
+# Spilling ends when so much of memory is in use. A larger share would begin and end spilling more
+# often, and leave many short ranges on the disk.
 SPILL_ENDS_AT = 0.5
 
 
 class JournalBuffer:
     """A bounded buffer on a journal: implements ports.Buffer.
 
-    `rows_max` and `bytes_max` bound memory. Beside them a quarter of `bytes_max` may be on the way
-    to the disk, and another quarter wait for room. `journal_bytes_max` bounds the disk. Without
-    `spills` each block needs room in memory. Call `open` before anything else, `close` at the end.
+    `rows_max` and `bytes_max` bound memory. In addition a quarter of `bytes_max` may be on the way
+    to the disk, and another quarter may wait for room. `journal_bytes_max` bounds the disk. Without
+    `spills` each block needs room in memory. Call `open` first, and `close` at the end.
     """
 
     levels: tuple[str, ...] = ("durable", "buffered")
@@ -61,7 +64,7 @@ class JournalBuffer:
         self.loader: Loader  # made by open
         self.read_wanted = asyncio.Event()  # there may be something to read back, or room for it
         self.rows_unconfirmed = 0
-        self.live_put_s = -inf  # when a block of a post, or of the replay, came in last
+        self.live_put_s = -inf  # when the last block of a post, or of a replay, came in
         self.unwritten = UnwrittenFrames(bytes_max)
         self._counts = counts
         self._journal_bytes_max = journal_bytes_max
@@ -70,37 +73,37 @@ class JournalBuffer:
         self._live, self._backlog = BlockQueue(self._writers), BlockQueue(self._writers)
         self._backlog_bytes = 0  # of blocks that were read back and are not settled
         self._batches = 0  # taken while there was a backlog
-        # Two queues: a post whose block can be spilled need not wait behind one that needs memory.
+        # Two queues: a post whose block can be spilled must not wait for one that needs memory.
         self._waiting, self._waiting_for_memory = (
             WaitingPosts(put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s)
             for _ in range(2)
         )
         self._spilling = False
         self._rows_left = 0  # in memory when the service stopped, and in the journal
-        self._rows_gone = 0  # on the disk only, in files that somebody has removed
+        self._rows_gone = 0  # only on the disk, in files that somebody has removed
         self.memory = BoundedMemory(self._live, rows_max, bytes_max, self._memory_freed)
         journal.changed = self._admit
 
     # Start and end
 
     def open(self) -> list[Work]:
-        """Take the journal's folder; return what reads it, to be run while posts come in."""
+        """Open the journal's folder; return the work that reads it while posts come in."""
         self.journal.open()
         self.loader = Loader(self, self._counts)
         return [self.loader.scan, self.loader.load]
 
     def shut_inlet(self) -> None:
-        """Let nothing in any more, and read nothing back."""
+        """Accept no post any more, and read nothing back."""
         self._waiting.shut_out()
         self._waiting_for_memory.shut_out()
         self._writers.shut_out()
         self.read_wanted.set()
 
     async def keep_rest(self) -> None:
-        """Leave to the journal what waits, also what was not in it; tell the posts that wait.
+        """Write all blocks that wait to the journal, and resolve their acks as set aside.
 
-        A block that cannot be written waits on. If somebody has removed a file of the journal, its
-        blocks are written again if memory has them; the others are counted as kept no longer.
+        Blocks that cannot be written go on waiting. If somebody has removed a file of the journal,
+        its blocks that are in memory are written again; the others do not count as kept any more.
         """
         gone = await self.journal.missing()
         index = self.journal.index
@@ -118,7 +121,7 @@ class JournalBuffer:
                     block.ack.resolve(Outcome(set_aside=True))
 
     async def close(self) -> None:
-        """Finish what was begun, and let go of the folder. Repeatable."""
+        """End what was begun, and close the folder. It may be called again."""
         await self.journal.close()
 
     # The inlet
@@ -141,7 +144,7 @@ class JournalBuffer:
     def _may_wait(self, size_bytes: int) -> bool:
         """Whether there is memory for one more post that waits."""
         bytes_waiting = self._bytes_waiting + size_bytes
-        if self._spills:  # posts wait when memory is full, so they have a bound of their own
+        if self._spills:  # posts also wait while memory is full, so they have a bound of their own
             return bytes_waiting <= self.memory.bytes_max // 4
         return self.memory.size_bytes + bytes_waiting <= self.memory.bytes_max
 
@@ -150,14 +153,14 @@ class JournalBuffer:
         return self._waiting.size_bytes + self._waiting_for_memory.size_bytes
 
     def _place_in_memory(self, rows: int, size_bytes: int) -> Reservation | None:
-        """Reserve room for a block that is not journaled; None if there is not enough now."""
+        """Reserve room for a block that is not journaled; return None if there is none now."""
         reservation = self.memory.place(rows, size_bytes)
         if reservation is not None:
             self.live_put_s = monotonic_s()
         return reservation
 
     def _place(self, rows: int, size_bytes: int) -> Reservation | None:
-        """Reserve room on the disk, and in memory unless the block is spilled; or None."""
+        """Reserve room on the disk, and in memory unless the block is spilled; or return None."""
         memory = self.memory
         if self._disk_bytes + HEAD_BYTES + size_bytes > self._journal_bytes_max:
             return None
@@ -177,7 +180,7 @@ class JournalBuffer:
         return self.journal.index.size_bytes + self.unwritten.size_bytes
 
     def keep_spilled(self, segment: Segment, start: int, block: Block) -> None:
-        """A block is on the disk and not in memory; its frame begins at `start`."""
+        """Note that a block is on the disk and not in memory; its frame begins at `start`."""
         self.journal.index.on_disk(segment, start, block)
         self.read_wanted.set()
 
@@ -186,7 +189,7 @@ class JournalBuffer:
         self.read_wanted.set()
 
     def _admit(self) -> None:
-        """Grant room to posts that wait, if there is room now."""
+        """Grant room to posts that wait, as long as there is room."""
         self._waiting.admit()
         self._waiting_for_memory.admit()
 
@@ -194,12 +197,12 @@ class JournalBuffer:
 
     @property
     def rows_waiting(self) -> int:
-        """Rows that may be taken now."""
+        """Rows that writers may take now."""
         return self._writers.rows
 
     @property
     def shut(self) -> bool:
-        """Whether no block will ever come in any more."""
+        """Whether no block will come in any more."""
         return self._waiting.shut
 
     def first_received_s(self) -> float | None:
@@ -207,11 +210,11 @@ class JournalBuffer:
         return _earliest(self._live.first_received_s(), self._backlog.first_received_s())
 
     async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows wait or the buffer is shut."""
+        """Wait until `rows` rows may be taken, or the buffer is shut."""
         await self._writers.wait_rows(rows)
 
     def take(self, rows_max: int) -> list[Block]:
-        """Take whole blocks in order, live ones or from the backlog."""
+        """Take whole blocks in order: live ones, or blocks of the backlog."""
         if not self._backlog.blocks:
             return self._live.take(rows_max)
         self._batches += 1
@@ -222,29 +225,29 @@ class JournalBuffer:
         return self._backlog.take(rows_max)
 
     def settle(self, blocks: Sequence[Block]) -> None:
-        """Forget blocks, in memory and on the disk; their room comes free."""
+        """Drop blocks that were taken; their room in memory and on the disk comes free."""
         self.journal.settle(blocks)
-        live, old = self._parted(blocks)
+        live, old = self._split(blocks)
         rows, size_bytes = self._live.settle(live)
         old_rows, old_bytes = self._backlog.settle(old)
         self._backlog_bytes -= old_bytes
         self.memory.free(rows + old_rows, size_bytes + old_bytes)
 
     def give_back(self, blocks: Sequence[Block]) -> None:
-        """Put blocks back to the front, in their order."""
-        live, old = self._parted(blocks)
+        """Put blocks back to the front, in order of receipt."""
+        live, old = self._split(blocks)
         self._live.give_back(live)
         self._backlog.give_back(old)
 
-    def _parted(self, blocks: Sequence[Block]) -> tuple[Sequence[Block], Sequence[Block]]:
-        """Return the live ones of these blocks, and those that were read back."""
+    def _split(self, blocks: Sequence[Block]) -> tuple[Sequence[Block], Sequence[Block]]:
+        """Return the live ones of these blocks, and those that were read back from the disk."""
         if not self._backlog.rows:
             return blocks, ()
         live = [block for block in blocks if not block.reloaded]
         return live, [block for block in blocks if block.reloaded]
 
     def stats(self) -> BufferStats:
-        """Return what is held now, on the disk too."""
+        """Return what is in the buffer now, blocks that are only on the disk included."""
         live, backlog, memory = self._live, self._backlog, self.memory
         kept = self.journal.index.rows
         return BufferStats(
@@ -267,11 +270,11 @@ class JournalBuffer:
 
     @property
     def broken(self) -> bool:
-        """Whether the disk takes nothing now, or does not answer."""
+        """Whether the journal cannot be written now, or the disk does not answer."""
         return self.journal.broken is not None or self.journal.hangs
 
     def journal_stats(self) -> JournalStats:
-        """Return what the folder holds."""
+        """Return what is in the folder."""
         index = self.journal.index
         return JournalStats(index.size_bytes, len(index.segments), self.journal.damaged)
 
@@ -279,30 +282,31 @@ class JournalBuffer:
 
     @property
     def live_first(self) -> bool:
-        """Whether reading back must not delay live posts: they come, and memory takes them all.
+        """Whether reading back must not delay live posts.
 
-        If it does not there is overload. Then the rate counts, not who comes first.
+        That is so while live posts come and memory has room for all of them. Without room there is
+        overload, and then the rate counts, not the order.
         """
         spills = self._spilling and self.memory.used > SPILL_ENDS_AT
         return not (spills or self._bytes_waiting) and monotonic_s() - self.live_put_s < LIVE_S
 
     def room_to_load(self) -> tuple[int, int] | None:
-        """Return how many rows and bytes may be read back now; None if there is no room."""
+        """Return how many rows and bytes may be read back now; None if there is no room.
+
+        The backlog may fill a quarter of memory. If the bounds are tiny it may have one block.
+        """
         memory = self.memory
-        rows_free, bytes_free = memory.rows_max - memory.rows, memory.bytes_max - memory.size_bytes
-        rows = min(memory.rows_max // 4 - self._backlog.rows, rows_free)
-        size_bytes = min(memory.bytes_max // 4 - self._backlog_bytes, bytes_free)
-        if rows > 0 and size_bytes > 0:
-            return rows, size_bytes
-        # A bound so small that a quarter of it is nothing: one block at a time.
-        alone = not self._backlog.rows and rows_free > 0 and bytes_free > 0
-        return (1, 1) if alone else None
+        rows = max(1, memory.rows_max // 4) - self._backlog.rows
+        rows = min(rows, memory.rows_max - memory.rows)
+        size_bytes = max(1, memory.bytes_max // 4) - self._backlog_bytes
+        size_bytes = min(size_bytes, memory.bytes_max - memory.size_bytes)
+        return (rows, size_bytes) if rows > 0 and size_bytes > 0 else None
 
     def load(self, blocks: Sequence[Block], *, newest_s: float) -> None:
-        """Take blocks that were read back. They may exceed the room by one block.
+        """Queue blocks that were read back. They may exceed the room by one block.
 
-        All were received before `newest_s` (monotonic). The age by the wall clock may be wrong: it
-        may have been set since.
+        All of them were received before `newest_s` (monotonic clock). Their age by the wall clock
+        may be wrong: somebody may have set that clock since then.
         """
         now_s, now_us = monotonic_s(), unix_us()
         for block in blocks:

@@ -1,17 +1,18 @@
-"""What a buffer appends to its journal: an entry has a block, and learns what became of it.
+"""The entries that a buffer appends to its journal. Each has one block.
 
-Promises: the wait of a post ends when it is decided whether its block is on the disk. It does not
-end earlier, even if the post is cancelled.
-Does not: write, or hold blocks. What an entry asks of its buffer stands in `JournalingBuffer`.
+The journal calls `kept` or `refused` of an entry when it is known whether the block is on the disk.
+Promises: the wait of a post does not end before that, even if the post is cancelled.
+Does not: write files, or queue blocks.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from ingest.buffers.bounded_memory import DONE, BoundedMemory
+from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
 from ingest.buffers.journal.format import HEAD_BYTES
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.log import Journal
@@ -21,33 +22,34 @@ from ingest.system.clock import monotonic_s
 
 
 class JournalingBuffer(Protocol):
-    """What a reservation with room in the journal asks of its buffer."""
+    """The parts of its buffer that a reservation with room in the journal uses."""
 
     journal: Journal
     memory: BoundedMemory
     unwritten: UnwrittenFrames
-    rows_unconfirmed: int  # on the disk, of posts whose tasks have not run since
+    rows_unconfirmed: int  # on the disk, of posts whose tasks have not run since then
     live_put_s: float  # when the last block came in
 
     def keep_spilled(self, segment: Segment, start: int, block: Block) -> None:
-        """A block is on the disk and not in memory; its frame begins at `start`."""
+        """Note that a block is on the disk and not in memory; its frame begins at `start`."""
 
 
 class UnwrittenFrames:
-    """Counts frames from the reservation of their room on the disk until they are written.
+    """Counts the bytes of frames that have room on the disk reserved and are not written yet.
 
-    Of their blocks at most `bytes_max` are in memory, and at most a quarter of that is spilled. A
-    larger block may be there alone. The first bound is needed if the disk hangs: writers may store
-    a block before it is written here. The memory counts it no longer, but it is still there.
+    Their blocks may have `bytes_max` bytes, and spilled ones a quarter of that. A single block may
+    be larger. The first bound is needed when the disk hangs: the database may have stored a block
+    before it is written here. `BoundedMemory` then does not count it any more, but it still needs
+    memory.
     """
 
     def __init__(self, bytes_max: int) -> None:
         self.size_bytes = 0  # of the frames
-        self._bytes_max = {False: bytes_max, True: bytes_max // 4}  # of blocks, True: spilled ones
+        self._bytes_max = {False: bytes_max, True: bytes_max // 4}  # of blocks; True: spilled
         self._block_bytes = {False: 0, True: 0}
 
     def add(self, size_bytes: int, *, spilled: bool) -> bool:
-        """Count the frame of a block of `size_bytes`; False if it has to wait."""
+        """Count the frame of a block of `size_bytes`; return False if it has to wait."""
         block_bytes = self._block_bytes[spilled]
         if block_bytes and block_bytes + size_bytes > self._bytes_max[spilled]:
             return False
@@ -56,7 +58,7 @@ class UnwrittenFrames:
         return True
 
     def remove(self, size_bytes: int, *, spilled: bool) -> None:
-        """A frame is written, or will not be."""
+        """Do not count a frame any more: it was written, or will not be."""
         self._block_bytes[spilled] -= size_bytes
         self.size_bytes -= HEAD_BYTES + size_bytes
 
@@ -64,7 +66,7 @@ class UnwrittenFrames:
 class JournalReservation:
     """Room for one block in the journal, and in memory unless it is `spilled`.
 
-    With `put` it becomes the journal's entry of that block.
+    After `put` it is also the journal's entry for the block.
     """
 
     __slots__ = (
@@ -82,12 +84,12 @@ class JournalReservation:
         self._used = False
         self._decided = False
         self._error: JournalBroken | None = None
-        # Of the post that waits. None: it does not wait, and the writers have its block at once.
+        # Of the post that waits. None if it does not wait: writers may take its block at once.
         self._ready: asyncio.Future[None] | None = None
         self.block: Block
 
     def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
-        """Hand the block over; with `durable`, or without room in memory, wait for the disk."""
+        """Hand the block over. If it is `durable`, or spilled, wait until it is on the disk."""
         assert not self._used, "a reservation is used once"
         assert block.rows <= self._rows, "more rows than reserved"
         assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
@@ -101,10 +103,10 @@ class JournalReservation:
         buffer.live_put_s = monotonic_s()
         buffer.journal.append(self)
         buffer.memory.accept(block, self._rows, self._size_bytes)
-        return DONE
+        return COMPLETED
 
     async def _wait(self) -> None:
-        """Wait until it is decided, also if cancelled: the write is under way and cannot stop."""
+        """Wait until it is decided, even if cancelled: a write under way cannot be stopped."""
         cancelled = False
         while not self._decided:
             assert self._ready is not None, "made by put"
@@ -114,7 +116,7 @@ class JournalReservation:
                 cancelled = True
                 self._ready = asyncio.get_running_loop().create_future()
         if cancelled and (task := asyncio.current_task()) is not None:
-            # Cancel again at the next await: before it the caller counts what was kept.
+            # Cancel again at the next await. Before that the caller counts what was kept.
             task.uncancel()
             task.cancel()
         if self._error is not None:
@@ -122,7 +124,7 @@ class JournalReservation:
         self._buffer.rows_unconfirmed -= self.block.rows
 
     def release(self) -> None:
-        """Give the room back, in memory and on the disk; does nothing after put or again."""
+        """Give the room back. Does nothing after `put`, or when called again."""
         if not self._used:
             self._used = True
             self._unreserve()
@@ -136,7 +138,7 @@ class JournalReservation:
             buffer.memory.free(self._rows, self._size_bytes)
 
     def kept(self, segment: Segment, start: int) -> None:
-        """The block is on the disk: let the writers have it, or leave it there if spilled."""
+        """The block is on the disk: queue it for the writers, or leave it there if spilled."""
         buffer = self._buffer
         buffer.unwritten.remove(self._size_bytes, spilled=self._spilled)
         buffer.live_put_s = monotonic_s()
@@ -146,13 +148,13 @@ class JournalReservation:
             buffer.memory.accept(self.block, self._rows, self._size_bytes)
         buffer.journal.changed()
         if self._ready is not None:
-            # The balance counts these rows in the receiver until the post has seen that they are
-            # kept. If the buffer counted them too they would be counted twice.
+            # The balance counts these rows in the receiver until the task of the post runs. The
+            # buffer must not count them as well.
             buffer.rows_unconfirmed += self.block.rows
         self._decide()
 
     def refused(self, error: JournalBroken) -> None:
-        """The block is not on the disk. Nothing of it is kept, unless the writers have it."""
+        """The block is not on the disk, so it is not kept, unless it was queued in `put`."""
         if self._ready is None:
             self._buffer.unwritten.remove(self._size_bytes, spilled=False)
             self._buffer.journal.changed()
@@ -167,26 +169,21 @@ class JournalReservation:
             self._ready.set_result(None)
 
 
+@dataclass
 class _LastEntry:
-    """An entry for a block that only memory held when the service stopped."""
+    """An entry for a block that is only in memory when the service stops."""
 
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.decided = asyncio.Event()
+    block: Block
 
     def kept(self, segment: Segment, start: int) -> None:
-        """It is on the disk."""
-        self.decided.set()
+        """Do nothing: the block has a sequence."""
 
     def refused(self, error: JournalBroken) -> None:
-        """It is not on the disk: its sequence is 0 now."""
-        self.decided.set()
+        """Do nothing: the sequence of the block is 0 again."""
 
 
 async def append_last(journal: Journal, blocks: Sequence[Block]) -> None:
-    """Append blocks that only memory holds; return when it is decided whether they are kept."""
-    entries = [_LastEntry(block) for block in blocks]
-    for each in entries:
-        journal.append(each)
-    for each in entries:
-        await each.decided.wait()
+    """Append blocks that are only in memory. Those that are not kept have the sequence 0 then."""
+    for block in blocks:
+        journal.append(_LastEntry(block))
+    await journal.wait_done()

@@ -1,8 +1,8 @@
-"""The journal's folder: appends groups to segments, notes what is done, removes segments.
+"""The journal's folder: appends groups to segments, notes settled blocks, removes segments.
 
-Promises: when `write` returns the group is on the disk. Nothing is ever appended to a segment of an
+Promises: when `write` returns, the group is on the disk. Nothing is appended to a segment of an
 earlier process.
-Does not: allow two calls at a time. Every method blocks, and journal_thread makes one call after
+Does not: allow two calls at a time. All methods block; the thread of thread.py makes one call after
 the other.
 """
 
@@ -38,25 +38,25 @@ from ingest.system.files import (
 )
 from ingest.system.logs import get_logger
 
-# Between two looks whether the file is still there. A look waits for the interpreter twice, which
-# would take a quarter of the time of each group.
+# Between two checks that the file is still there. A check waits for the interpreter twice, and in
+# each group that would take a quarter of the time.
 UNSEEN_S_MAX = 1.0
-PROBE_FREE_BYTES_MIN = 1 << 20  # with less a disk that was full still counts as full
+PROBE_FREE_BYTES_MIN = 1 << 20  # with less free space a disk that was full still counts as full
 
 log = get_logger("journal")
 
 
 class GroupPlace(NamedTuple):
-    """Where a group is on the disk: its segment, and the offsets of its first frame and its end."""
+    """Where a group is on the disk: its segment, the offset of its first frame, and its end."""
 
     file: SegmentFile
     start: int
     end: int
-    is_last: bool  # of its segment, which is full
+    is_last: bool  # of its segment, which is full now
 
 
 class JournalFolder:
-    """A journal's folder, locked. A segment is finished when it has `segment_bytes`."""
+    """A journal's folder, locked. A segment is full when it has `segment_bytes`."""
 
     def __init__(self, folder: Path, *, segment_bytes: int, calls: FileCalls = REAL_CALLS) -> None:
         self.folder = folder
@@ -64,7 +64,7 @@ class JournalFolder:
         self._calls = calls
         self._lock: FolderLock | None = None
         self._current: tuple[SegmentFile, AppendFile] | None = None
-        self._notes: tuple[SegmentFile, int] | None = None  # written last, and its descriptor
+        self._notes: tuple[SegmentFile, int] | None = None  # of which segment, and the descriptor
         self._noting_failed = False
         self._tidying_failed = False
 
@@ -95,9 +95,9 @@ class JournalFolder:
             ) from error
 
     def write(self, blocks: Sequence[Block]) -> GroupPlace:
-        """Append the blocks' frames and bring them to the disk, all or none. Raises OSError.
+        """Append the frames of the blocks and fsync them, all or none. Raises OSError.
 
-        After an error nothing more is written to the file if its contents are uncertain.
+        If after an error the contents of the file are uncertain, nothing more is written to it.
         """
         file, out = self._current or self._create(blocks[0].sequence)
         start = out.size
@@ -132,13 +132,14 @@ class JournalFolder:
         return self._current
 
     def _keep_lock(self) -> None:
-        """Lock the folder at our path once more if somebody has replaced it.
+        """Lock the folder at our path again if somebody has replaced it.
 
-        Raises OSError if another service has locked it: that one would remove our files.
+        Raises OSError if another service has locked it, since that service would remove our files.
         """
         if self._lock is not None and self._lock.holds():
             return
-        lost, self._lock = self._lock, None  # so that it is closed once: descriptors are reused
+        # Set to None first, so that it is closed only once: a descriptor's number is used again.
+        lost, self._lock = self._lock, None
         if lost is not None:
             lost.close()
         self._lock = FolderLock.try_take(self.folder)
@@ -146,17 +147,17 @@ class JournalFolder:
             raise OSError(errno.EBUSY, "another service writes this journal", str(self.folder))
 
     def finish(self) -> None:
-        """Write to the current segment no more; the next group begins another one."""
+        """Write no more to the current segment. The next group begins another one."""
         if self._current is not None:
             file, out = self._current
             self._current = None
             with contextlib.suppress(OSError):  # all that was appended is on the disk already
                 out.close()
             if out.size <= HEADER_BYTES:
-                file.path.unlink(missing_ok=True)  # it holds no block
+                file.path.unlink(missing_ok=True)  # it has no block
 
     def probe(self, next_sequence: int) -> None:
-        """Begin a new segment, to see whether the disk takes anything. Raises OSError if not."""
+        """Begin a new segment, to see whether the disk can be written. Raises OSError if not."""
         self.finish()
         make_folder(self.folder, self._calls)  # somebody may have removed it
         free = os.statvfs(self.folder)
@@ -165,9 +166,9 @@ class JournalFolder:
         self._create(next_sequence)
 
     def note(self, file: SegmentFile, ranges: Iterable[tuple[int, int]]) -> None:
-        """Note what is done, without fsync.
+        """Note which blocks are settled, without fsync.
 
-        If a note is lost its blocks are written to the table again, and the key absorbs them.
+        If a note is lost, its blocks are written to the table again, and the key absorbs them.
         """
         records = b"".join(encode_done(first, last) for first, last in ranges)
         try:
@@ -190,9 +191,9 @@ class JournalFolder:
             os.close(notes[1])
 
     def remove(self, file: SegmentFile, *, damaged: bool) -> bool:
-        """Remove a segment, or rename it to *.damaged; return whether it is gone.
+        """Remove a segment, or rename it to *.damaged if `damaged`; return whether it is gone.
 
-        It is gone, too, if somebody else has removed it.
+        It is also gone if somebody else has removed it.
         """
         if self._notes is not None and self._notes[0] == file:
             self._close_notes()
@@ -201,19 +202,19 @@ class JournalFolder:
                 if damaged:
                     file.path.rename(file.path.with_suffix(".damaged"))
                 else:
-                    unlink_aside(file.path)  # in a thread of its own: groups wait for this one
+                    unlink_aside(file.path)  # in another thread: groups wait for this one
         except OSError as error:
             if not self._tidying_failed:
                 log.warning("journal_tidy_failed", file=file.path.name, error=str(error))
             self._tidying_failed = True
             return False
         self._tidying_failed = False
-        with contextlib.suppress(OSError):  # it does no harm; the next start removes it
+        with contextlib.suppress(OSError):  # harmless: the next start removes it
             file.done_path.unlink(missing_ok=True)
         return True
 
     def close(self) -> None:
-        """Close what is open, unlock the folder."""
+        """Close the files, and unlock the folder."""
         self.finish()
         self._close_notes()
         if self._lock is not None:
@@ -222,7 +223,7 @@ class JournalFolder:
 
 
 def _open_notes(file: SegmentFile) -> int:
-    """Open a segment's notes for appending, after the last whole one."""
+    """Open a segment's notes for appending, and cut off a note that is not whole."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(file.done_path, flags, 0o600)
     try:

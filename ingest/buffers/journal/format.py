@@ -1,4 +1,6 @@
-"""The journal's files, byte by byte: written and read here only. All numbers are big-endian.
+"""The bytes of the journal's files. Only this file writes and reads them.
+
+All numbers are big-endian.
 
 A segment `journal-FIRST-SALT.log` (FIRST: the least sequence it may hold, 20 digits; SALT: 8 hex):
 
@@ -7,22 +9,24 @@ A segment `journal-FIRST-SALT.log` (FIRST: the least sequence it may hold, 20 di
     frame, 44 + n      mark f7 4a 52 0a | crc32 u32 | length u32 (= n) | sequence u64 | rows u32
                        | received_us i64 | newest_ts_us i64 | zero u32 | tuples, n bytes
 
-The CRC of a frame is over all that follows it, begun with the salt. A salt is random and secret,
-so nobody can post readings that look like a frame: after damage the reader looks for the next mark
-with a right CRC and a greater sequence, and goes on from there. Sequences increase in a segment and
-over segments; there may be gaps (of what could not be written). `tuples` are block.py's rows.
+The CRC of a frame is computed over all bytes that follow it, with the salt as its start value. A
+salt is random and secret, so nobody can post readings that look like a frame. After damage the
+reader searches for the next mark with a right CRC and a greater sequence, and goes on there.
+Sequences increase in a segment, and from segment to segment. There may be gaps, for frames that
+could not be written. `tuples` are the rows of model/rows.py.
 
-Beside it `journal-FIRST-SALT.done`: records of 20 bytes, `from u64 | to u64 | crc32 u32`: the
-blocks of these sequences, both included, need nothing any more. It is not fsynced: what is missing
-there is written to the table again, where the key absorbs it.
+Beside it is `journal-FIRST-SALT.done`, with records of 20 bytes: `from u64 | to u64 | crc32 u32`.
+The blocks of these sequences, both included, are settled. The file is not fsynced. A block whose
+record is missing is written to the table again, and the key of the table absorbs it.
 
-A torn tail is where the last frame ends: what follows was never acknowledged.
+Bytes behind the last frame are a torn tail: they belong to a write that was never acknowledged.
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from zlib import crc32
@@ -32,14 +36,14 @@ from ingest.model.block import Block
 MAGIC = b"IOTJRNL\n"
 VERSION = 1
 MARK = b"\xf7JR\n"
-FRAME_BYTES_MAX = 1 << 27  # more is damage: a post holds at most 100,000 rows of 546 bytes
+FRAME_BYTES_MAX = 1 << 27  # more is damage: a post has at most 100,000 rows of 546 bytes
 
 _HEADER = struct.Struct(">8sIQII")
 _CRC = struct.Struct(">I")
-_HEAD = struct.Struct(">IQIqqI")  # of a frame, what follows mark and CRC
+_HEAD = struct.Struct(">IQIqqI")  # of a frame, without mark and CRC
 _DONE = struct.Struct(">QQ")
 _NAME = re.compile(r"journal-([0-9]{20})-([0-9a-f]{8})\.log")
-FIRST_MAX = 1 << 63  # a name that says more is none of ours
+FIRST_MAX = 1 << 63  # a file with a greater number in its name is not ours
 
 _pack_head, _pack_crc = _HEAD.pack, _CRC.pack  # for the hot path
 
@@ -54,7 +58,7 @@ def segment_name(first: int, salt: int) -> str:
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
-    """Return (first, salt) of a segment's name, or None if it is none."""
+    """Return (first, salt) of a segment's name, or None if it is not one."""
     match = _NAME.fullmatch(name)
     if match is None or int(match[1]) >= FIRST_MAX:
         return None
@@ -63,8 +67,11 @@ def parse_name(name: str) -> tuple[int, int] | None:
 
 def encode_header(first: int, salt: int) -> bytes:
     """Return the header of a new segment."""
-    header = _HEADER.pack(MAGIC, VERSION, first, salt, 0)
-    return header + _CRC.pack(crc32(header))
+    return _with_crc(_HEADER.pack(MAGIC, VERSION, first, salt, 0))
+
+
+def _with_crc(data: bytes) -> bytes:
+    return data + _CRC.pack(crc32(data))
 
 
 def header_fault(header: bytes, first: int, salt: int) -> str:
@@ -74,17 +81,14 @@ def header_fault(header: bytes, first: int, salt: int) -> str:
     if len(header) < HEADER_BYTES:
         return "cut off"
     magic, version, *_ = _HEADER.unpack_from(header)
-    if magic == MAGIC and version != VERSION and _is_right(header):
+    has_right_crc = header[:HEADER_BYTES] == _with_crc(header[: _HEADER.size])
+    if magic == MAGIC and version != VERSION and has_right_crc:
         return f"version {version}"
     return "altered"
 
 
-def _is_right(header: bytes) -> bool:
-    return header[_HEADER.size : HEADER_BYTES] == _CRC.pack(crc32(header[: _HEADER.size]))
-
-
 def encode_head(block: Block, salt: int) -> bytes:
-    """Return all of a block's frame but its tuples."""
+    """Return a block's frame without its tuples."""
     tuples = block.tuples
     head = _pack_head(
         len(tuples), block.sequence, block.rows, block.received_us, block.newest_ts_us, 0
@@ -93,7 +97,7 @@ def encode_head(block: Block, salt: int) -> bytes:
 
 
 def frame_end(head: bytes, start: int) -> int:
-    """Return where a frame that starts with `head` ends; if nothing can tell, `start`."""
+    """Return where a frame that begins with `head` ends; `start` if that cannot be known."""
     if not head.startswith(MARK[: len(head)]):
         return start
     if len(head) < HEAD_BYTES:
@@ -103,7 +107,7 @@ def frame_end(head: bytes, start: int) -> int:
 
 
 def is_whole(data: bytes, salt: int) -> bool:
-    """Whether `data` is all of a frame, whatever its length field says."""
+    """Whether `data` is a whole frame. Its length field is not used."""
     if len(data) < HEAD_BYTES:
         return False
     crc: int = _CRC.unpack_from(data, len(MARK))[0]
@@ -112,7 +116,7 @@ def is_whole(data: bytes, salt: int) -> bool:
 
 
 class Frame(NamedTuple):
-    """One frame as it was read: where it lies in the file, and what it holds."""
+    """One frame as it was read, and where it is in the file."""
 
     start: int
     end: int
@@ -127,10 +131,10 @@ ReadAt = Callable[[int, int], bytes]  # (count, offset); fewer bytes at the end,
 
 
 class FrameReader:
-    """Reads the frames of [start, end) in order, over damage. Iterate it once.
+    """Reads the frames of [start, end) in order, and skips damage. Iterate it once.
 
-    `gaps` are the damaged stretches between good frames, `tail` is where the last good frame ends
-    if anything follows it that is no frame, else None. Both are complete at the end.
+    After that, `gaps` are the damaged parts between good frames. `tail` is the end of the last good
+    frame if other bytes follow it, else None.
     """
 
     def __init__(
@@ -142,7 +146,7 @@ class FrameReader:
         self._salt = salt
         self._end = end
         self._chunk_bytes = chunk_bytes
-        self._base = start  # of _data in the file
+        self._base = start  # where _data begins in the file
         self._data = b""
         self._last = 0  # sequence
 
@@ -161,20 +165,21 @@ class FrameReader:
         self.tail = lost_at if lost_at < self._end else None
 
     def _has(self, at: int, count: int) -> bool:
-        """Whether the file has `count` bytes from `at`; then they are in _data."""
+        """Whether the file has `count` bytes from `at` on. If so, they are in _data."""
         if at + count > self._end:
             return False
         if at + count > self._base + len(self._data):
             wanted = min(max(count, self._chunk_bytes), self._end - at)
             data = self._read_at(wanted, at)
-            # Before a bad sector the kernel gives what is good; asked for the next byte it fails.
+            # The kernel returns the good bytes before a bad sector, and fails only when it is asked
+            # for the next one.
             while len(data) < count and (more := self._read_at(count - len(data), at + len(data))):
                 data += more
             self._base, self._data = at, data
         return at + count <= self._base + len(self._data)
 
     def _frame(self, at: int) -> Frame | None:
-        """Return the frame at `at`, or None if there is none; its head is in _data."""
+        """Return the frame at `at`, or None if there is none. Its head must be in _data."""
         start = at - self._base
         if self._data[start : start + len(MARK)] != MARK:
             return None
@@ -195,7 +200,7 @@ class FrameReader:
         return Frame(at, end, sequence, rows, received_us, newest_ts_us, tuples)
 
     def _next_mark(self, at: int) -> int:
-        """Return where the next mark at or after `at` is, or the end."""
+        """Return the offset of the next mark at or after `at`, or the end."""
         while self._has(at, len(MARK)):
             found = self._data.find(MARK, at - self._base)
             if found >= 0:
@@ -205,34 +210,28 @@ class FrameReader:
 
 
 def encode_done(first: int, last: int) -> bytes:
-    """Return the record that says: the blocks `first` to `last` are done."""
-    record = _DONE.pack(first, last)
-    return record + _CRC.pack(crc32(record))
+    """Return the record that the blocks `first` to `last` are settled."""
+    return _with_crc(_DONE.pack(first, last))
 
 
 class Done:
-    """Sequences that are done: ranges without overlap, in order. `in` costs little in order."""
+    """The sequences of settled blocks."""
 
     def __init__(self, records: bytes = b"") -> None:
         found = sorted(
             _DONE.unpack_from(records, at)
             for at in range(0, len(records) - DONE_BYTES + 1, DONE_BYTES)
-            if records[at + _DONE.size : at + DONE_BYTES]
-            == _CRC.pack(crc32(records[at : at + _DONE.size]))
+            if records[at : at + DONE_BYTES] == _with_crc(records[at : at + _DONE.size])
         )
-        self._ranges: list[tuple[int, int]] = []
+        self._firsts: list[int] = []  # of ranges without overlap, in order
+        self._lasts: list[int] = []
         for first, last in found:
-            if self._ranges and first <= self._ranges[-1][1] + 1:
-                merged = max(last, self._ranges[-1][1])
-                self._ranges[-1] = (self._ranges[-1][0], merged)
+            if self._lasts and first <= self._lasts[-1] + 1:
+                self._lasts[-1] = max(last, self._lasts[-1])
             else:
-                self._ranges.append((first, last))
-        self._at = 0
+                self._firsts.append(first)
+                self._lasts.append(last)
 
     def __contains__(self, sequence: int) -> bool:
-        ranges = self._ranges
-        if self._at and sequence <= ranges[self._at - 1][1]:
-            self._at = 0
-        while self._at < len(ranges) and ranges[self._at][1] < sequence:
-            self._at += 1
-        return self._at < len(ranges) and ranges[self._at][0] <= sequence
+        at = bisect_right(self._firsts, sequence)
+        return at > 0 and sequence <= self._lasts[at - 1]

@@ -1,8 +1,9 @@
-"""The journal's index in memory: its segments, and the ranges of them that are on the disk only.
+"""The journal's index in memory: its segments, and ranges of blocks that are only on the disk.
 
-Makes no system calls. A segment may be removed when nothing more is written to it and all of its
-blocks are settled. Spilled and recovered blocks are known as ranges of a segment, not one by one:
-so fifty million of them need no memory.
+A segment may be removed when nothing more is written to it and all of its blocks are settled.
+Spilled and recovered blocks are not in the index one by one, but as ranges of a segment. So fifty
+million of them need hardly any memory.
+Does not: make system calls.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
 
 from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES, Done
 from ingest.buffers.journal.reader import SegmentFile
@@ -18,58 +21,46 @@ from ingest.model.block import Block
 DoneRanges = dict["Segment", list[tuple[int, int]]]  # sequences, both included
 
 
+@dataclass(eq=False, slots=True)
 class Segment:
-    """One segment: its file, its size in bytes, how many of its blocks are not settled (`undone`).
+    """One file of the journal."""
 
-    `sealed`: nothing more is written to it. `damaged`: it is set aside instead of removed.
-    `unread`: nobody has counted its blocks yet, so it stays. `removing`: it is being removed.
-    """
-
-    __slots__ = ("damaged", "file", "removing", "sealed", "size", "undone", "unread")
-
-    def __init__(self, file: SegmentFile, size: int, *, sealed: bool) -> None:
-        self.file = file
-        self.size = size
-        self.undone = 0
-        self.sealed = sealed
-        self.damaged = False
-        self.unread = False
-        self.removing = False
+    file: SegmentFile
+    size: int  # in bytes
+    sealed: bool  # nothing more is written to it
+    unread: bool = False  # its blocks have not been counted yet, so it stays
+    undone: int = 0  # blocks that are not settled
+    damaged: bool = False  # it will be renamed instead of removed
+    removing: bool = False
 
     @property
     def is_removable(self) -> bool:
-        """Whether it is not needed any more."""
+        """Whether it is not needed any more, and not being removed yet."""
         return self.sealed and not self.undone and not self.unread and not self.removing
 
 
+@dataclass(eq=False, slots=True)
 class Range:
-    """Blocks that are on the disk only: from `start` to `end` of a segment, without those `done`.
+    """Blocks that are only on the disk: those from `start` to `end` of a segment that are not done.
 
-    By the monotonic clock, the first of them was received at `oldest_s`, and all of them before
-    `newest_s`. `last` is the sequence loaded last, `failures` how often in a row reading failed.
-    `stays`: the segment has more blocks, which cannot be read now.
+    `oldest_s` and `newest_s` are by the monotonic clock.
     """
 
-    __slots__ = (
-        *("blocks", "done", "end", "failures", "last", "newest_s", "oldest_s", "rows", "segment"),
-        *("start", "stays"),
-    )
-
-    def __init__(self, segment: Segment, start: int, end: int, oldest_s: float) -> None:
-        self.segment = segment
-        self.start = start
-        self.end = end
-        self.blocks = 0
-        self.rows = 0
-        self.oldest_s = self.newest_s = oldest_s
-        self.last = 0
-        self.failures = 0
-        self.stays = False
-        self.done: Done | None = None
+    segment: Segment
+    start: int
+    end: int
+    oldest_s: float  # when the first of the blocks was received
+    newest_s: float = -inf  # all of them were received before
+    blocks: int = 0
+    rows: int = 0
+    done: Done | None = None
+    stays: bool = False  # the segment has more blocks, which cannot be read now
+    last: int = 0  # the sequence that was loaded last
+    failures: int = 0  # of reading, in a row
 
 
 class JournalIndex:
-    """The segments in order, and the ranges to be read back: recovered ones first."""
+    """The segments in order, and the ranges to be read back. Recovered ranges come first."""
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []
@@ -77,8 +68,8 @@ class JournalIndex:
         self.size_bytes = 0
         self.recovered: deque[Range] = deque()
         self.spilled: deque[Range] = deque()
-        self.postponed: list[Range] = []  # reading them failed; to be tried again later
-        self.loading: Range | None = None  # begun, and not at its end
+        self.postponed: list[Range] = []  # reading them failed, and is tried again later
+        self.loading: Range | None = None  # begun, and not read to its end
         self.rows = 0  # in all ranges
         self.blocks = 0
         self._growing: Range | None = None  # the last range, until it is being loaded
@@ -89,13 +80,13 @@ class JournalIndex:
         return self.segments[-1] if self.segments else None
 
     def add(self, segment: Segment) -> None:
-        """Add a segment; its sequences are greater than those of all others."""
+        """Add a segment. Its sequences must be greater than those of all others."""
         self.segments.append(segment)
         self._firsts.append(segment.file.first)
         self.size_bytes += segment.size
 
     def add_recovered(self, found: Range) -> None:
-        """Add what an earlier process left. Its segment may be removed when that is settled."""
+        """Add blocks of an earlier process. Their segment may be removed when they are settled."""
         found.segment.unread = found.stays
         found.segment.undone += found.blocks
         self.recovered.append(found)
@@ -103,7 +94,7 @@ class JournalIndex:
         self.blocks += found.blocks
 
     def group(self, file: SegmentFile) -> Segment:
-        """Return the segment of a group that was written: a new one or the last one."""
+        """Return the segment that a group was written to: the last one, or a new one."""
         last = self.last
         if last is not None and last.file == file:
             return last
@@ -114,16 +105,16 @@ class JournalIndex:
         return segment
 
     def wrote(self, segment: Segment, blocks: int, end: int) -> None:
-        """Note that a group of so many blocks was written, up to `end` of its segment."""
+        """Note that a group of so many blocks was written, and ends at `end` of its segment."""
         self.size_bytes += end - segment.size
         segment.size = end
         segment.undone += blocks
 
     def on_disk(self, segment: Segment, start: int, block: Block) -> None:
-        """Note that a block is on the disk only; its frame begins at `start`. Call it in order."""
+        """Note that a block is only on the disk; its frame begins at `start`. Call it in order."""
         rows = block.rows
         growing = self._growing
-        # A block between two of them is in memory as well: it must not be in a range.
+        # A block that is in memory as well must not be in a range: the range ends before it.
         if growing is None or growing.end != start or growing.segment is not segment:
             growing = self._growing = Range(segment, start, start, block.received_s)
             self.spilled.append(growing)
@@ -135,7 +126,7 @@ class JournalIndex:
         self.blocks += 1
 
     def next_range(self) -> Range | None:
-        """Return the range that is being loaded, or begin the next one: it grows no more."""
+        """Return the range that is being loaded, or begin the next one, which then cannot grow."""
         ranges = self.recovered or self.spilled
         if self.loading is None and ranges:
             self.loading = ranges.popleft()
@@ -149,34 +140,34 @@ class JournalIndex:
         return [*self.recovered, *self.spilled, *self.postponed, *loading]
 
     def oldest_s(self) -> float | None:
-        """Return when the oldest block of the ranges was received, by the monotonic clock."""
+        """Return when the oldest block of all ranges was received, by the monotonic clock."""
         firsts = [each[0] for each in (self.recovered, self.spilled, self.postponed) if each]
         firsts += [self.loading] if self.loading is not None else []
         return min((each.oldest_s for each in firsts), default=None)
 
     def postpone(self, failed: Range) -> None:
-        """Put aside a range that cannot be read now; its rows still count."""
+        """Remember a range that cannot be read now. Its rows still count."""
         self.postponed.append(failed)
 
     def resume(self, failed: Range) -> None:
-        """Put a postponed range behind the others, to be loaded once more."""
+        """Put a postponed range behind the others, to be loaded again."""
         self.postponed.remove(failed)
         self.spilled.append(failed)
 
     def loaded(self, rows: int, blocks: int) -> None:
-        """Count blocks of a range no longer: they are in memory now, or lost."""
+        """Do not count blocks of a range any more: they are in memory now, or lost."""
         self.rows -= rows
         self.blocks -= blocks
 
     def segment_of(self, sequence: int) -> Segment:
-        """Return the segment that holds the block of this sequence."""
+        """Return the segment of the block with this sequence."""
         return self.segments[bisect_right(self._firsts, sequence) - 1]
 
     def settled(self, sequences: Sequence[int]) -> DoneRanges:
-        """Blocks are not needed any more; return their ranges, to be noted. Call it in order."""
+        """Count blocks as settled; return their ranges, to be noted. Sequences must increase."""
         ranges_of: DoneRanges = {}
         segment: Segment | None = None
-        below = 0  # the sequences of `segment` are below it
+        below = 0  # greater than all sequences of `segment`
         for sequence in sequences:
             if segment is None or sequence >= below:
                 at = bisect_right(self._firsts, sequence)
@@ -192,7 +183,7 @@ class JournalIndex:
         return ranges_of
 
     def forget(self, segment: Segment) -> None:
-        """Drop a segment that was removed."""
+        """Remove a segment whose file was removed."""
         at = self.segments.index(segment)
         del self.segments[at], self._firsts[at]
         self.size_bytes -= segment.size

@@ -1,9 +1,10 @@
-"""Reads back the blocks that are on the disk only: of an earlier process, or spilled by this one.
+"""The loader reads back blocks that are only on the disk: recovered and spilled ones.
 
 `scan` reads the segments that were there at the start. It counts the blocks in them that are not
-done, and cuts off the torn tail of the last segment. `load` brings blocks back into memory as there
-is room. Both work in a thread, in small steps. Damage never stops them: the blocks that are whole
-are loaded, and the file is set aside.
+settled, and cuts off the torn tail of the last segment. `load` reads blocks into memory when there
+is room. Both work in a thread, in small steps.
+
+Promises: damage does not stop it. Blocks that are whole are loaded, and the file is set aside.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from ingest.system.clock import monotonic_s, process_cpu_s, sleep_unless, unix_u
 from ingest.system.logs import get_logger
 
 READ_BYTES_MAX = 1 << 18
-# While live posts come, their fsync waits for the disk behind the commits of what was read back. So
-# those commits are small, with pauses between them. The p99 of 5 s was 2.4 to 2.8 times the normal
-# one with batches of 1,000 rows, and 2.2 times with 300.
+# While live posts come, their fsync waits for the disk behind the commits of blocks that were read
+# back. So these commits are small, with pauses between them. The p99 over 5 s was 2.4 to 2.8 times
+# the normal one with batches of 1,000 rows, and 2.2 times with 300.
 LIVE_READ_BYTES_MAX = 1 << 16
 LIVE_BATCH_ROWS_MAX = 300  # or one block
-BUSY_MAX = 0.2  # of a core; above it the pauses grow
-PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # after 300 readings: at least 50,000 readings a second
+BUSY_MAX = 0.2  # of a core, used by this process; above it the pauses become longer
+PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.005  # after 300 rows: at least 50,000 rows a second
 READ_AGAIN_S = 5.0
-READS_MAX = 3  # then it counts as damage; the tries go on
+READS_MAX = 3  # so many failures in a row count as damage; reading is still tried again
 
 log = get_logger("journal")
 
@@ -40,14 +41,14 @@ _T = TypeVar("_T")
 
 
 class LoadingBuffer(Protocol):
-    """What the loader asks of its buffer."""
+    """The parts of its buffer that the loader uses."""
 
     journal: Journal
     read_wanted: asyncio.Event  # there may be something to read back, or room for it
 
     @property
     def shut(self) -> bool:
-        """Whether nothing is to be read back any more."""
+        """Whether to read nothing back any more."""
 
     @property
     def live_first(self) -> bool:
@@ -57,18 +58,18 @@ class LoadingBuffer(Protocol):
         """Return how many rows and bytes may be read back now; None if there is no room."""
 
     def load(self, blocks: Sequence[Block], *, newest_s: float) -> None:
-        """Take blocks that were read back; all were received before `newest_s`."""
+        """Queue blocks that were read back. All of them were received before `newest_s`."""
 
 
 class RecoveryCounts(Protocol):
-    """The part of the balance that the loader writes."""
+    """The numbers of the balance that the loader changes."""
 
     recovered: int  # rows that an earlier process left
     dropped: int  # rows that are lost
 
 
 class Loader:
-    """The loader of one buffer. Both coroutines end soon after `stopping` is set."""
+    """The loader of one buffer. `scan` and `load` end soon after `stopping` is set."""
 
     def __init__(self, buffer: LoadingBuffer, counts: RecoveryCounts) -> None:
         self._buffer = buffer
@@ -80,23 +81,23 @@ class Loader:
         self._began_s = monotonic_s()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
         self._pause_s = 0.0
-        self._looked_s = self._cpu_s = 0.0  # when the CPU time was read last, and what it was
+        self._measured_s = self._cpu_s = 0.0  # when the CPU time was read last, and its value
 
     async def _step(self, work: Callable[[], _T]) -> _T:
-        """Do one small step in the thread, then pause for as long as it took, for live posts."""
+        """Do one small step in the thread. Then pause as long, to leave time for live posts."""
         async with self._stepping:
             began_s = monotonic_s()
             done = await asyncio.get_running_loop().run_in_executor(self._thread, work)
             await asyncio.sleep(monotonic_s() - began_s)
             return done
 
-    # What earlier processes left
+    # Blocks of earlier processes
 
     async def scan(self, stopping: asyncio.Event) -> None:
-        """Read the segments that were there at the start, and count what is in them."""
-        self._thread.submit(int)  # starts the thread now: later there may be a limit of threads
+        """Read the segments that were there at the start, and count the blocks in them."""
+        self._thread.submit(int)  # starts the thread now: later a limit of threads may be reached
         unread = [each for each in self._index.segments if each.unread]
-        # The last one first: its tail can be cut off only while no other segment follows it.
+        # The last one is first: its tail can be cut off only while no other segment follows it.
         left, last = [*unread[-1:], *unread[:-1]], unread[-1:]
         for tries in range(1, READS_MAX + 1):
             left = await self._scan_all(left, last, stopping, gives_up=tries == READS_MAX)
@@ -106,7 +107,7 @@ class Loader:
     async def _scan_all(
         self, segments: list[Segment], last: list[Segment], stopping: asyncio.Event, gives_up: bool
     ) -> list[Segment]:
-        """Scan segments; return those that could not be read, to be tried again."""
+        """Scan segments; return those that could not be read."""
         newest: Range | None = None
         again: list[Segment] = []
         for segment in segments:
@@ -140,28 +141,28 @@ class Loader:
             if not gives_up:
                 raise
             self._damaged(segment, f"cannot be read: {error.strerror}")
-            found = _found(segment, scan)  # what was read; the file stays for the next start
-            found.stays = True
+            found = _range_of(segment, scan)  # of the blocks that were read
+            found.stays = True  # the next start may be able to read the rest
             return found if found.blocks else None
         finally:
             scan.close()
         if scan.torn and is_last:
             await self._cut_tail(segment, scan)
-        return self._judged(segment, scan, is_last=is_last)
+        return self._checked(segment, scan, is_last=is_last)
 
     async def _cut_tail(self, segment: Segment, scan: SegmentScan) -> None:
         name = segment.file.path.name
         try:
             await self._step(partial(os.truncate, segment.file.path, scan.end))
-        except OSError as error:  # what is whole is loaded all the same
+        except OSError as error:  # blocks that are whole are loaded all the same
             log.warning("journal_tail_not_cut", file=name, error=str(error))
         else:
             segment.size -= scan.tail_bytes
             self._index.size_bytes -= scan.tail_bytes
             log.warning("journal_tail_cut", file=name, bytes=scan.tail_bytes)
 
-    def _judged(self, segment: Segment, scan: SegmentScan, *, is_last: bool) -> Range | None:
-        """Say what is wrong with a segment; return what is to be loaded of it."""
+    def _checked(self, segment: Segment, scan: SegmentScan, *, is_last: bool) -> Range | None:
+        """Report what is wrong with a segment; return the range to be loaded, if there is one."""
         if scan.fault.startswith("version"):
             self._damaged(segment, f"has {scan.fault}, which this service cannot read")
             return None  # it stays unread: another version of the service may read it
@@ -177,7 +178,7 @@ class Loader:
             segment.unread = False
             self._journal.remove(segment)
             return None
-        return _found(segment, scan)
+        return _range_of(segment, scan)
 
     def _damaged(self, segment: Segment, why: str) -> None:
         self._journal.damaged += 1
@@ -193,7 +194,7 @@ class Loader:
     # Back into memory
 
     async def load(self, stopping: asyncio.Event) -> None:
-        """Bring blocks back as there is room, until `stopping` is set or the buffer is shut."""
+        """Read blocks back when there is room, until `stopping` is set or the buffer is shut."""
         buffer, index = self._buffer, self._index
         try:
             while not (stopping.is_set() or buffer.shut):
@@ -212,15 +213,15 @@ class Loader:
             self._close_reader()
 
     async def _pause(self) -> None:
-        """While live posts come, pause; the longer, the busier the process is."""
+        """While live posts come, pause. The pauses become longer while the process is busy."""
         now_s, cpu_s = monotonic_s(), process_cpu_s()
-        if now_s > self._looked_s:
-            busy = (cpu_s - self._cpu_s) / (now_s - self._looked_s)
+        if now_s > self._measured_s:
+            busy = (cpu_s - self._cpu_s) / (now_s - self._measured_s)
             if busy > BUSY_MAX:
                 self._pause_s = min(max(self._pause_s, PAUSE_S_MIN) * 1.25, PAUSE_S_MAX)
             else:
                 self._pause_s *= 0.8
-        self._looked_s, self._cpu_s = now_s, cpu_s
+        self._measured_s, self._cpu_s = now_s, cpu_s
         if self._buffer.live_first:
             await asyncio.sleep(self._pause_s)
 
@@ -229,12 +230,12 @@ class Loader:
             self._reader = SegmentReader(
                 current.segment.file, current.start, current.end, current.done
             )
-        most_bytes = READ_BYTES_MAX
+        bytes_max = min(bytes_max, READ_BYTES_MAX)
         if self._buffer.live_first:
-            rows_max, most_bytes = min(rows_max, LIVE_BATCH_ROWS_MAX), LIVE_READ_BYTES_MAX
-        read = partial(self._reader.read, rows_max, min(bytes_max, most_bytes))
-        found = await self._step(read)
-        current.start = self._reader.at  # from here on if it is postponed
+            rows_max = min(rows_max, LIVE_BATCH_ROWS_MAX)
+            bytes_max = min(bytes_max, LIVE_READ_BYTES_MAX)
+        found = await self._step(partial(self._reader.read, rows_max, bytes_max))
+        current.start = self._reader.at  # for the case that the range is postponed
         if self._buffer.shut:
             return  # it stays on the disk
         blocks = [block for block in found or () if block.sequence > current.last]
@@ -251,7 +252,7 @@ class Loader:
 
     def _ended(self, current: Range) -> None:
         self._index.loading = None
-        if current.blocks:  # the file had them when they were written or scanned
+        if current.blocks:  # they were in the file when they were written or scanned
             log.critical("readings_lost", rows=current.rows, file=current.segment.file.path.name)
             self._counts.dropped += current.rows
             self._index.loaded(current.rows, current.blocks)
@@ -266,29 +267,35 @@ class Loader:
         self._close_reader()
         self._index.loading = None
         if not current.blocks:
-            return  # all its blocks are loaded: only the end could not be read
+            return  # all of its blocks are loaded: only the end could not be read
         current.failures += 1
         if current.failures <= READS_MAX:
             log.error("journal_read_failed", error=str(error), tries=current.failures)
         if current.failures == READS_MAX:
             self._damaged(current.segment, "cannot be read; what is in it waits until it can")
         self._index.postpone(current)
-        asyncio.get_running_loop().call_later(READ_AGAIN_S, self._again, current)
+        asyncio.get_running_loop().call_later(READ_AGAIN_S, self._resume, current)
 
-    def _again(self, current: Range) -> None:
+    def _resume(self, current: Range) -> None:
         self._index.resume(current)
         self._buffer.read_wanted.set()
 
     def _close_reader(self) -> None:
-        """Close it in the thread: it takes the kernel 17 ms if the file was removed already."""
+        """Close it in the thread: if the file is removed already, the kernel needs 17 ms for it."""
         reader, self._reader = self._reader, None
         if reader is not None:
             self._thread.submit(reader.close)
 
 
-def _found(segment: Segment, scan: SegmentScan) -> Range:
+def _range_of(segment: Segment, scan: SegmentScan) -> Range:
     """Return the blocks that a scan has found, as a range to be loaded."""
     age_s = max(0.0, (unix_us() - scan.oldest_us) / 1e6)
-    found = Range(segment, HEADER_BYTES, scan.end, monotonic_s() - age_s)
-    found.blocks, found.rows, found.done = scan.blocks, scan.rows, scan.done
-    return found
+    return Range(
+        segment,
+        HEADER_BYTES,
+        scan.end,
+        monotonic_s() - age_s,
+        blocks=scan.blocks,
+        rows=scan.rows,
+        done=scan.done,
+    )

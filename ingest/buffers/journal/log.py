@@ -1,10 +1,11 @@
-"""The journal as a buffer uses it: takes entries and writes them in groups, with one fsync each.
+"""The journal as a buffer uses it. It writes entries in groups, with one fsync for each group.
 
-While a thread writes one group, the next one gathers. When a group is on the disk, one call into
-the event loop lets all its entries know. After an fsync has failed nothing more is written to that
-file: the kernel may have dropped what it could not write, and would not say so again. The group is
-refused, and a new file is begun. While no file can be written the journal is `broken`: it refuses
-entries at once, and tries the disk every PROBE_S.
+While a thread writes one group, the next one is gathered. When a group is on the disk, one call
+into the event loop reports it to all its entries.
+After an fsync has failed, nothing more is written to that file. The kernel may have dropped data
+that it could not write, and reports this only once. The group is refused, and a new file is begun.
+While no file can be written the journal is `broken`: it refuses entries at once, and tries the disk
+again every PROBE_S.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from ingest.buffers.journal.folder import GroupPlace, JournalFolder
 from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES
 from ingest.buffers.journal.index import JournalIndex, Segment
-from ingest.buffers.journal.reader import is_believed
+from ingest.buffers.journal.reader import is_plausible
 from ingest.buffers.journal.thread import Entry, JournalThread, Notes
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken
@@ -26,16 +27,16 @@ from ingest.system.files import REAL_CALLS, FileCalls
 from ingest.system.logs import get_logger
 
 PROBE_S = 2.0
-NOTE_S = 0.01  # between two notes of what is done, while groups are written
+NOTE_S = 0.01  # between two notes of settled blocks, while groups are written
 HANGS_S = 10.0  # if a job takes longer, posts are refused instead of waiting for the disk
-IDLE_S = 2.0  # after it the last segment is removed as well if it is not needed, to free the disk
+IDLE_S = 2.0  # after so long the last segment is removed too if it is not needed, to free space
 IDLE_SHARE_MIN = 1 / 64  # of segment_bytes; a smaller segment is not worth a removal
 
 log = get_logger("journal")
 
 
 class Journal:
-    """A folder of segments, for one event loop. `observe_sync_s` gets the time of each write."""
+    """A folder of segments, for one event loop. `observe_sync_s` gets the time of each group."""
 
     def __init__(
         self,
@@ -49,16 +50,17 @@ class Journal:
         self.index = JournalIndex()
         self.broken: JournalBroken | None = None
         self.damaged = 0
-        self.changed: Callable[[], None] = lambda: None  # room came free, or broken changed
+        # Set by the buffer, and called when room came free, or when `broken` changed.
+        self.changed: Callable[[], None] = lambda: None
         self._folder = JournalFolder(folder, segment_bytes=segment_bytes, calls=calls)
         self._observe_sync_s = observe_sync_s
         self._probe_s = probe_s
         self._loop: asyncio.AbstractEventLoop  # set by open
         self._thread = JournalThread(self._folder, self)
         self._is_open = False
-        self._sequence = 1  # the next one
+        self._sequence = 1  # of the next block
         self._decided = 0  # up to this sequence all blocks are on the disk, or refused
-        self._settled_early: set[int] = set()  # sequences above it
+        self._settled_early: set[int] = set()  # sequences above that
         self._gathering: list[Entry] = []
         self._settled: list[int] = []
         self._removing: list[Segment] = []
@@ -68,23 +70,21 @@ class Journal:
         self._busy = False
         self._busy_since_s = 0.0
         self._job_due = False
-        self._rested = asyncio.Event()
+        self._all_done = asyncio.Event()
 
     def open(self) -> None:
-        """Take the folder and begin; `index` has the segments found. Raises StartError."""
+        """Lock the folder and begin. `index` then has the segments found. Raises StartError."""
         self._loop = asyncio.get_running_loop()
         for file, size in self._folder.open():
-            if not is_believed(file):
+            if not is_plausible(file):
                 self.damaged += 1
                 log.error("journal_damaged", file=file.path.name, why="neither name nor header fit")
                 continue
-            segment = Segment(file, size, sealed=True)
-            segment.unread = True
-            self.index.add(segment)
-            # The size bounds the number of frames, so no sequence of it is given again.
+            self.index.add(Segment(file, size, sealed=True, unread=True))
+            # The size bounds the number of frames. So none of its sequences is given again.
             self._sequence = max(self._sequence, file.first + size // HEAD_BYTES + 1)
-        # Somebody may have moved a file away and put it back later. Sequences begin at the time of
-        # day, so those in that file are smaller than all new ones.
+        # Somebody may move a file away and put it back later. Sequences begin at the time of the
+        # wall clock, so those in such a file are smaller than all new ones.
         self._sequence = max(self._sequence, unix_us())
         self._decided = self._sequence - 1
         self._thread.start(self._loop)
@@ -93,7 +93,7 @@ class Journal:
     # Appending
 
     def append(self, entry: Entry) -> None:
-        """Take an entry into the next group. Its block gets a sequence."""
+        """Add an entry to the next group. Its block gets a sequence."""
         if self.broken is not None:
             entry.refused(self.broken)
             return
@@ -103,7 +103,7 @@ class Journal:
         self._schedule_job()
 
     def settle(self, blocks: Sequence[Block]) -> None:
-        """Note that blocks are not needed any more; those without a sequence are not here."""
+        """Note that blocks are not needed any more. Those without a sequence are not in a file."""
         decided = self._decided
         for block in blocks:
             if block.sequence > decided:
@@ -114,13 +114,13 @@ class Journal:
             self._schedule_job()
 
     def _schedule_job(self) -> None:
-        """Start a job when this round of the event loop is over: its posts share a group."""
+        """Start a job at the end of this round of the event loop. Its posts share a group."""
         if not self._busy and not self._job_due:
             self._job_due = True
             self._loop.call_soon(self._start_job)
 
     def _start_job(self) -> None:
-        """Give the thread the gathered group, notes of what is done, and segments to remove."""
+        """Give the thread the gathered group, notes of settled blocks, and segments to remove."""
         self._job_due = False
         if self._busy:
             return
@@ -140,10 +140,10 @@ class Journal:
         group, self._gathering = self._gathering, []
         removing, self._removing = self._removing, []
         if not group and not notes and not removing:
-            self._rested.set()
+            self._all_done.set()
             return
         self._busy, self._busy_since_s = True, monotonic_s()
-        self._rested.clear()
+        self._all_done.clear()
         self._thread.work(group, notes, removing)
 
     @property
@@ -156,9 +156,9 @@ class Journal:
             self._idle = self._loop.call_later(IDLE_S, self._is_idle, size_bytes)
 
     def _is_idle(self, size_bytes: int) -> None:
-        """Remove the last segment if it is not needed and has not grown since `size_bytes`.
+        """Remove the last segment if it is not needed, and has not grown since `size_bytes`.
 
-        Otherwise it would stay until the next group fills it, and there may be none for days.
+        Otherwise it would stay until it is full, and there may be no posts for days.
         """
         self._idle = None
         last = self.index.last
@@ -170,29 +170,29 @@ class Journal:
             self._end_segment(last)
 
     def _end_segment(self, last: Segment) -> None:
-        """Write to the last segment no more. Call it only while no group is being written."""
+        """Write no more to the last segment. Call it only while no group is being written."""
         self._thread.finish()
         last.sealed = True
         if last.is_removable:
             self.remove(last)
 
     def remove(self, segment: Segment) -> None:
-        """Remove a segment, with the next job."""
+        """Have a segment removed by the next job."""
         assert segment.is_removable, "a segment stays while a block of it is not settled"
         segment.removing = True
         self._removing.append(segment)
         self._schedule_job()
 
     def _remove_again(self, segment: Segment) -> None:
-        """Try once more to remove a segment: until then it takes room on the disk."""
+        """Try again to remove a segment."""
         segment.removing = False
         if self._is_open:
             self.remove(segment)
 
-    # Called by the thread, in the event loop
+    # Reports of the thread, in the event loop
 
     def wrote(self, group: list[Entry], written: GroupPlace, took_s: float, is_all: bool) -> None:
-        """A group is on the disk: let its entries know, in their order."""
+        """A group is on the disk: report it to its entries, in their order."""
         self._observe_sync_s(took_s)
         index = self.index
         before = index.last
@@ -211,7 +211,7 @@ class Journal:
             self.job_over([], [])
 
     def failed(self, group: list[Entry], error: Exception, goes_on: bool) -> None:
-        """A group is not on the disk. Unless the journal `goes_on` it is broken now."""
+        """A group is not on the disk. If the journal does not go on it is broken now."""
         log.error("journal_write_failed", error=repr(error), posts=len(group), again=goes_on)
         broken = JournalBroken(f"the journal could not be written: {error}")
         if not goes_on:
@@ -234,7 +234,7 @@ class Journal:
             self._settled += early
 
     def job_over(self, removing: list[Segment], gone: list[Segment]) -> None:
-        """A job is over; of the segments `removing` those in `gone` are removed."""
+        """A job is over. Of the segments `removing`, those in `gone` have been removed."""
         for segment in removing:
             if segment in gone:
                 self.index.forget(segment)
@@ -243,10 +243,7 @@ class Journal:
         self._busy = False
         if gone:
             self.changed()
-        if self._gathering or self._settled or self._removing:
-            self._start_job()
-        else:
-            self._rested.set()
+        self._start_job()
 
     def _break(self, broken: JournalBroken) -> None:
         if self.broken is None:
@@ -274,43 +271,43 @@ class Journal:
     async def missing(self) -> set[Segment]:
         """Return the segments that somebody has removed or moved: the next start cannot read them.
 
-        What is appended afterwards goes to a new file.
+        After that, a new file is begun for the blocks that are appended.
         """
-        await self.rest()
+        await self.wait_done()
         segments = list(self.index.segments)
 
-        def look() -> set[Segment]:
+        def find() -> set[Segment]:
             return {each for each in segments if not os.path.lexists(each.file.path)}
 
-        gone = await asyncio.to_thread(look)
+        gone = await asyncio.to_thread(find)
         gone = {each for each in gone if not each.removing and each in self.index.segments}
         if gone:
             log.critical("journal_files_gone", files=len(gone))
-            # Posts may have come during the look. Write them first: no block that a file holds may
-            # have a sequence below the one in the file's name.
-            await self.rest()
+            # Posts may have come meanwhile. Write them first: no block in a file may have a
+            # sequence below the one in the file's name.
+            await self.wait_done()
             self._thread.begin(self._sequence)
         return gone
 
     async def close(self) -> None:
-        """Finish what was begun; remove the last segment if it is not needed. Repeatable."""
+        """End what was begun; remove the last segment if it is not needed. May be called again."""
         is_open, self._is_open = self._is_open, False
         if not is_open:
             return
         if self._idle is not None:
             self._idle.cancel()
-        await self.rest()
+        await self.wait_done()
         last = self.index.last
         if last is not None and not last.sealed:
             self._end_segment(last)
-            await self.rest()
+            await self.wait_done()
         self._thread.stop()
 
-    async def rest(self) -> None:
-        """Wait until there is nothing to do: all that was appended is on the disk or refused."""
+    async def wait_done(self) -> None:
+        """Wait until there is nothing to do. Then each appended block is on the disk or refused."""
         while self._busy or self._job_due or self._gathering or self._settled or self._removing:
-            self._rested.clear()
-            await self._rested.wait()
+            self._all_done.clear()
+            await self._all_done.wait()
 
 
 assert HEADER_BYTES < HEAD_BYTES, "a segment's size bounds the number of its frames"

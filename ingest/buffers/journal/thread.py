@@ -1,7 +1,7 @@
-"""The journal's thread: it does one job after the other, and reports each to the event loop.
+"""The journal's thread: it does one job after the other, and reports each one to the event loop.
 
-Promises: a failure is reported as well, whatever it is, so nobody waits for ever. The next job is
-done all the same.
+Promises: each failure is reported too, so no post waits for ever. The next job is done all the
+same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ingest.model.errors import JournalBroken
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 
-CLOSE_S_MAX = 5.0  # a disk may hang; the thread is a daemon
-LOG_S = 60.0  # between log lines that say that the disk still takes nothing
+CLOSE_S_MAX = 5.0  # the disk may hang; the thread is a daemon, so the process can still end
+LOG_S = 60.0  # between log lines that the disk still cannot be written
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger("journal")
@@ -32,32 +32,32 @@ Notes = list[tuple[SegmentFile, list[tuple[int, int]]]]
 
 
 class Entry(Protocol):
-    """What is appended: a block. Then one of the two methods is called, once."""
+    """A block to be appended. The journal then calls one of the two methods, once."""
 
     block: Block
 
     def kept(self, segment: Segment, start: int) -> None:
-        """Its frame is on the disk, and begins at `start`."""
+        """The frame of the block is on the disk, and begins at `start`."""
 
     def refused(self, error: JournalBroken) -> None:
         """The block is not in the journal."""
 
 
 class JobObserver(Protocol):
-    """What the thread reports to, in the event loop and in the order of the jobs."""
+    """It gets the reports of the thread, in the event loop and in the order of the jobs."""
 
     def wrote(self, group: list[Entry], written: GroupPlace, took_s: float, is_all: bool) -> None:
-        """A group is on the disk; `is_all`: the job is over, and `job_over` is not called."""
+        """A group is on the disk. `is_all`: the job is over, and `job_over` is not called."""
 
     def failed(self, group: list[Entry], error: Exception, goes_on: bool) -> None:
-        """A group is not on the disk; `goes_on`: another file has been begun."""
+        """A group is not on the disk. `goes_on`: another file has been begun."""
 
     def job_over(self, removing: list[Segment], gone: list[Segment]) -> None:
-        """A job is over; of the segments `removing` those in `gone` are removed."""
+        """A job is over. Of the segments `removing`, those in `gone` have been removed."""
 
 
 class JournalThread:
-    """The thread of one journal's folder. Only `stop` waits for it."""
+    """The thread of one journal's folder. Only the method `stop` waits for it."""
 
     def __init__(self, folder: JournalFolder, observer: JobObserver) -> None:
         self._folder = folder
@@ -68,20 +68,20 @@ class JournalThread:
         self._occasionally = Occasionally(LOG_S)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin; jobs are reported in `loop`."""
+        """Start the thread. It reports its jobs in `loop`."""
         self._call_in_loop = loop.call_soon_threadsafe
         self._thread.start()
 
     def work(self, group: list[Entry], notes: Notes, removing: list[Segment]) -> None:
-        """Write a group, then note what is done, then remove segments."""
+        """Write a group, then note which blocks are settled, then remove segments."""
         self._jobs.put(partial(self._work, group, notes, removing))
 
     def finish(self) -> None:
-        """Write to the current segment no more."""
+        """Write no more to the current segment."""
         self._jobs.put(self._folder.finish)
 
     def begin(self, sequence: int, report: Callable[[bool], None] | None = None) -> None:
-        """Begin another segment; call `report` with whether that was possible."""
+        """Begin another segment. `report` is called with whether that was possible."""
 
         def begin() -> None:
             begun = self._can_begin(sequence)
@@ -91,7 +91,7 @@ class JournalThread:
         self._jobs.put(begin)
 
     def stop(self) -> None:
-        """Do the jobs asked for so far, close the folder, and end; wait at most CLOSE_S_MAX."""
+        """Do the jobs that are queued, close the folder, and end. Wait at most CLOSE_S_MAX."""
         self._jobs.put(self._folder.close)
         self._jobs.put(None)
         self._thread.join(CLOSE_S_MAX)
@@ -107,12 +107,12 @@ class JournalThread:
 
     def _work(self, group: list[Entry], notes: Notes, removing: list[Segment]) -> None:
         report, observer = self._call_in_loop, self._observer
-        is_all = not notes and not removing  # then one call into the loop reports all
+        is_all = not notes and not removing  # then one report is enough
         if group:
             began_s = monotonic_s()
             try:
                 written = self._folder.write([entry.block for entry in group])
-            except Exception as error:  # whatever it is: posts wait for a report
+            except Exception as error:  # any error: posts wait for a report
                 report(observer.failed, group, error, self._try_another(error, group))
             else:
                 report(observer.wrote, group, written, monotonic_s() - began_s, is_all)
@@ -137,7 +137,7 @@ class JournalThread:
     def _can_begin(self, sequence: int) -> bool:
         try:
             self._folder.probe(sequence)
-        except Exception as error:  # whatever it is: the journal waits for a report
+        except Exception as error:  # any error: the journal waits for a report
             if self._occasionally.due("probe") is not None:
                 log.warning("journal_still_not_writable", error=str(error))
             return False

@@ -1,8 +1,8 @@
-"""The connection a sink writes through: how it is made, and how it is cut.
+"""The connection of a sink: how it is made, and how it is cut.
 
-Promises that no exchange takes longer than its deadline: the driver's own time-outs ask the server
-to cancel and wait for it, which a frozen server never answers, so here the socket is cut instead.
-Does not judge errors: the driver's pass through.
+Promises: no exchange takes longer than its deadline. The driver's own time-outs ask the server to
+cancel, and wait for its answer. A frozen server never answers, so here the socket is cut instead.
+Does not: judge errors; the driver's errors pass through.
 """
 
 from __future__ import annotations
@@ -22,19 +22,13 @@ from asyncpg.connect_utils import SessionAttribute
 
 from ingest.config.values import is_torn
 
-# COPY fills it on the idempotent path: its types are ours, whatever became of the table's.
-STAGING = "ingest_staging"
-_CREATE_STAGING = f"""create temp table {STAGING} (
-    ts timestamptz, device_id text collate "C", metric text collate "C", value double precision
-) on commit delete rows"""
-
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
-_SEND_BYTES = 4 * 1024**2  # the kernel cuts it to what it allows
-_IDLE_IN_TRANSACTION_MS = 30_000  # our own dead transactions must not keep their locks
+_SEND_BYTES = 4 * 1024**2  # the kernel reduces it to its own limit
+_IDLE_IN_TRANSACTION_MS = 30_000  # a transaction of ours that is dead must not keep its locks
 
 
 class Timeouts(NamedTuple):
-    """How long a sink waits, and how often it checks the table. The settings say what each is."""
+    """How long a sink waits, and how often it checks the table: the settings of the same names."""
 
     connect_s_max: float
     lock_s_max: float
@@ -44,10 +38,10 @@ class Timeouts(NamedTuple):
 
 
 class Expired(Exception):
-    """The deadline passed and the connection was cut; the server may go on all the same."""
+    """The deadline passed, and the connection was cut. The server may still go on."""
 
 
-# What the driver raises where no server spoke. Of a server's own errors see asyncpg.PostgresError.
+# What the driver raises if the server has sent no error. Errors of the server are PostgresError.
 DRIVER_ERRORS = (
     OSError,  # sockets, TLS, names, time-outs
     asyncpg.InterfaceError,
@@ -60,7 +54,10 @@ DRIVER_ERRORS = (
 async def connect(
     database_url: str, *, name: str, statement_s_max: float, lock_s_max: float
 ) -> Connection:
-    """Connect to a server that can be written to. Raises the driver's errors; the caller limits."""
+    """Connect to a server that can be written to. The caller limits the time.
+
+    Raises the driver's errors.
+    """
     connection: Connection = await asyncpg.connect(
         database_url,
         target_session_attrs=SessionAttribute.read_write,
@@ -80,7 +77,7 @@ async def connect(
 
 
 def address(database_url: str) -> str:
-    """Return where a URL leads, `host:port` or a socket's folder; never who logs in."""
+    """Return the `host:port` or the socket's folder of a URL, without user and password."""
     parts = urlsplit(database_url)
     if is_torn(parts):
         return "the database"
@@ -90,46 +87,37 @@ def address(database_url: str) -> str:
     return hosts if hosts and re.search(r"^/|:\d+$", hosts) else f"{hosts or 'localhost'}:{port}"
 
 
-async def prepare_for_copy(connection: Connection) -> None:
-    """Make the staging table, once per connection. Needs the TEMP privilege."""
-    await connection.execute(_CREATE_STAGING)
-
-
-async def prepare_for_insert(connection: Connection) -> None:
-    """Let timestamps be passed as (microseconds since 2000,): exact, no datetime per row."""
-    await connection.set_type_codec(
-        "timestamptz",
-        schema="pg_catalog",
-        encoder=lambda parts: parts,
-        decoder=lambda parts: parts,
-        format="tuple",
-    )
+def text_of(error: BaseException) -> str:
+    """Return the text of an error. Some errors of the driver have none."""
+    name = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    return str(error) or name
 
 
 def _tune(connection: Connection) -> None:
-    """Give the socket room for a whole batch; notice a dead peer while idle, in some 25 s.
+    """Let the socket take a whole batch at once, and notice a dead peer while idle, in some 25 s.
 
-    A batch of 5,000 rows has 300 kB and a Unix socket takes 200 kB at once: the rest would wait for
-    the loop, which under load is busy with posts for milliseconds, and the server with it.
+    A batch of 5,000 rows has 300 kB, and a Unix socket takes 200 kB at once. The rest would wait
+    for the event loop, which under load is busy with posts for milliseconds. Meanwhile the server
+    would wait too.
     """
     transport: asyncio.BaseTransport = connection._transport  # type: ignore[attr-defined]
-    line = transport.get_extra_info("socket")
-    if line is None:
+    own = transport.get_extra_info("socket")
+    if own is None:
         return
-    # uvloop's socket object cannot set options; a duplicate of its descriptor shares them.
-    with socket.socket(fileno=os.dup(line.fileno())) as same:
+    # uvloop's socket object cannot set options. A duplicate of its descriptor shares them.
+    with socket.socket(fileno=os.dup(own.fileno())) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
-        if line.family not in (socket.AF_INET, socket.AF_INET6):
+        if own.family not in (socket.AF_INET, socket.AF_INET6):
             return
         same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE.items():
-            if hasattr(socket, option):  # not all of them everywhere
+            if hasattr(socket, option):  # not every system has all of them
                 same.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 @contextmanager
 def deadline(connection: Connection, limit_s: float) -> Iterator[None]:
-    """Cut the connection if the body takes longer than `limit_s`; the body then raises Expired."""
+    """Cut the connection if the body takes longer than `limit_s`, and raise Expired then."""
     expired = False
 
     def cut() -> None:
@@ -148,8 +136,32 @@ def deadline(connection: Connection, limit_s: float) -> Iterator[None]:
         timer.cancel()
 
 
+class OneConnection:
+    """A part with one connection, which its own methods open."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection that nobody has closed."""
+        return self._connection is not None and not self._connection.is_closed()
+
+    async def close(self) -> None:
+        """Close in order, within a second."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await close_politely(connection)
+
+    def _drop(self) -> None:
+        """Cut the connection, whatever is under way on it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+
 async def close_politely(connection: Connection, limit_s: float = 1.0) -> None:
-    """Say goodbye to the server, or cut the line after `limit_s`. Raises nothing of the driver."""
+    """Close in order, or cut the connection after `limit_s`. Raises no error of the driver."""
     try:
         with deadline(connection, limit_s):
             await connection.close(timeout=limit_s)

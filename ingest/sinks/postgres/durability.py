@@ -1,8 +1,9 @@
-"""Whether what PostgreSQL says it has committed outlives a crash of its machine.
+"""Checks whether what PostgreSQL has committed outlives a crash of its machine.
 
-`ack=committed` rests on it, and so does every file of the journal that is removed once its readings
-are in the table. One round trip that reads settings as the asking connection has them: of the
-server, the database and the role. Changes nothing; driver errors pass through.
+`ack=committed` depends on that. So does the journal, which removes a file once its readings are in
+the table. The check is one query. It reads the settings as they are for this connection: those of
+the server, of the database and of the role. The driver's errors pass through.
+Does not: change anything in the database.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ select current_setting('fsync') as fsync,
        exists (select from pg_class where oid = to_regclass($1) and relpersistence = 'u')
            as unlogged"""
 
-# What is `off`, and what a crash then does.
+# Each of these settings may be `off`, and this is what a crash then does.
 _OFF = {
     "fsync": "a crash of the machine can destroy the whole database",
     "full_page_writes": "a crash of the machine can tear pages beyond repair",
     "synchronous_commit": "a crash can undo the last committed readings",
 }
 _UNLOGGED = "a crash of the server empties it"
-# `on` waits for a standby's disk and `remote_apply` for more; these two wait for less. All four
-# wait for the primary's own disk, so a crash of it alone loses nothing.
+# `on` waits for the disk of a standby, `remote_apply` for more, and these two for less. All four
+# wait for the disk of the primary, so a crash of the primary alone loses nothing.
 _STANDBY_BEHIND = {
     "local": "a failover loses readings that no standby has",
     "remote_write": "a failover may lose readings that are only in the memory of a standby",
@@ -40,10 +41,10 @@ _STANDBY_BEHIND = {
 
 
 class Finding(NamedTuple):
-    """One thing the promise rests on: its name, its value, and what is wrong with it.
+    """One thing that was checked: its name, its value, and what is wrong with it.
 
-    `risk` is empty where nothing is. `refuses`: the database must not be called durable; else it
-    is a risk to warn of. `mend` is what to do.
+    `risk` is empty if nothing is wrong. `refuses`: the database must not be called durable;
+    otherwise a warning is enough. `fix` is what to do.
     """
 
     name: str
@@ -54,13 +55,13 @@ class Finding(NamedTuple):
 
 
 async def findings(connection: Connection) -> list[Finding]:
-    """Ask the server and judge its answers; one finding for each thing that was looked at."""
+    """Ask the server; return one finding for each thing that was checked."""
     row = await connection.fetchrow(_QUESTION, TABLE)
     assert row is not None, "the question always has one row"
-    return list(_judged(dict(row)))
+    return list(_judge(dict(row)))
 
 
-def _judged(found: dict[str, Any]) -> Iterator[Finding]:
+def _judge(found: dict[str, Any]) -> Iterator[Finding]:
     for name, risk in _OFF.items():
         value = str(found[name])
         if value == "off":
@@ -77,22 +78,22 @@ def _judged(found: dict[str, Any]) -> Iterator[Finding]:
 
 
 def fault(found: list[Finding]) -> str | None:
-    """Say why the database must not be called durable, or None if it may."""
+    """Return why the database must not be called durable, or None if it may."""
     wrong = [each for each in found if each.refuses]
-    said = "; ".join(f"{each.name} is {each.value}: {each.risk} ({each.fix})" for each in wrong)
-    return said or None
+    text = "; ".join(f"{each.name} is {each.value}: {each.risk} ({each.fix})" for each in wrong)
+    return text or None
 
 
-def refusal(said: str) -> str:
-    """Return what a service that refuses the database for this `fault` says."""
+def refusal(fault: str) -> str:
+    """Return the message of a service that refuses the database for this fault."""
     return (
-        f"the database may lose what it has committed: {said}; fix that, or accept the risk with "
+        f"the database may lose what it has committed: {fault}; fix that, or accept the risk with "
         f"{OVERRIDE}"
     )
 
 
 def table() -> str:
-    """Return the table of what refuses and what only warns, for the README."""
+    """Return the table of findings that refuse or warn, for the README."""
     lines = ["| PostgreSQL, as the service's role sees it | what happens |", "| --- | --- |"]
     refuses = f"`serve` refuses to start, unless `{OVERRIDE}`; `doctor` fails"
     lines += [f"| `{name} = off`: {risk} | {refuses} |" for name, risk in _OFF.items()]

@@ -1,6 +1,7 @@
-"""What a person wants to know of the database: one question to it, and what the start would check.
+"""Examines the database for `ingest doctor`: one query, and the checks that the start makes too.
 
-Changes nothing there. Raises what the driver raises.
+Raises the driver's errors.
+Does not: change anything in the database.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ select current_setting('server_version') as version,
 
 
 async def examine(connection: Connection) -> dict[str, Any]:
-    """Return the columns of the question, by name, and what follows from them.
+    """Return the columns of the query by name, and some more values.
 
-    `ahead_s` is how far the database's clock is ahead of ours, known to `doubt_s`; `difference`
-    says how the table differs from ours (None: it does not); `durability` holds Findings.
+    `ahead_s` is how far the database's clock is ahead of ours, give or take `doubt_s`.
+    `difference` says how the table differs from the one that we need, or is None. `durability` is a
+    list of Finding.
     """
     before_us = unix_us()
     row = await connection.fetchrow(_QUESTION)

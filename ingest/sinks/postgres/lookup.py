@@ -1,8 +1,10 @@
-"""The last readings of one device, from the table: so that an installer can confirm a sensor.
+"""Looks up the last readings of one device in the table, so that an installer can check a sensor.
 
-Reads only, on a connection of its own, one question at a time, each within LOOKUP_S_MAX of its turn
-and that within as much: the key begins with `ts`, so without an index per device a device that has
-been silent for long is found by looking through all that came since.
+It reads on a connection of its own, one query at a time. A query waits at most LOOKUP_S_MAX for
+the ones before it, and then takes at most LOOKUP_S_MAX. It may be slow: the key begins with `ts`.
+So without an index for devices, the server searches through all readings that came since the last
+one of the device.
+Does not: change anything in the database.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from asyncpg import Connection
 
 from ingest.model.errors import Refused
 from ingest.sinks.postgres import connection as sink_connection
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, Expired
+from ingest.sinks.postgres.connection import DRIVER_ERRORS, Expired, OneConnection
 from ingest.sinks.postgres.schema import TABLE
 from ingest.system.clock import rfc3339
 
@@ -27,19 +29,19 @@ where device_id = $1 order by ts desc limit $2"""  # noqa: S608  a constant of o
 _QUERY_CANCELED = "57014"
 
 
-class Lookup:
-    """Asks the database of `database_url`; connects when it is first needed."""
+class Lookup(OneConnection):
+    """Looks up readings in the database of `database_url`. It connects when first needed."""
 
     def __init__(self, database_url: str) -> None:
+        super().__init__()
         self._database_url = database_url
-        self._connection: Connection | None = None
         self._queue = asyncio.Lock()
         self._waiting = 0
 
     async def last_readings(self, device_id: str, count: int) -> list[dict[str, Any]]:
         """Return at most `count` readings, newest `ts` first. Raises Refused.
 
-        `ts` is RFC 3339, or Unix microseconds where that cannot be written.
+        `ts` is RFC 3339, or Unix microseconds if its year is not between 1 and 9999.
         """
         if self._waiting >= WAITING_MAX:
             raise Refused("busy", "too many ask for readings at once", retry_after_s=2)
@@ -54,7 +56,7 @@ class Lookup:
             self._waiting -= 1
 
     async def _wait_in_queue(self) -> None:
-        """Wait for those who asked before, who may all wait for a database that is away."""
+        """Wait for the queries before this one, which may wait for a database that is away."""
         try:
             async with asyncio.timeout(LOOKUP_S_MAX):
                 await self._queue.acquire()
@@ -74,7 +76,7 @@ class Lookup:
                 sound = True
                 raise _too_slow() from error
             raise Refused("database_away", "the database does not answer the question") from error
-        except (Expired, TimeoutError) as error:  # it did not even say that it takes too long
+        except (Expired, TimeoutError) as error:  # not even the error that it takes too long
             raise Refused("database_away", "the database does not answer") from error
         except (*DRIVER_ERRORS, ValueError) as error:
             raise Refused("database_away", "the database cannot be reached") from error
@@ -87,7 +89,7 @@ class Lookup:
         ]
 
     async def _open(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or not self.is_open:
             self._connection = await sink_connection.connect(
                 self._database_url,
                 name="iot-ingest dashboard",
@@ -95,17 +97,6 @@ class Lookup:
                 lock_s_max=1.0,
             )
         return self._connection
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.terminate()
-
-    async def close(self) -> None:
-        """Close politely, within a second."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await sink_connection.close_politely(connection)
 
 
 def _too_slow() -> Refused:

@@ -1,6 +1,7 @@
-"""Make a missing table at start, where the setting `schema_apply` and the role allow it.
+"""Makes the table at the start if it is missing, and if the setting `schema_apply` allows it.
 
-Leaves alone what is there. Why it could not is logged; the schema check that follows decides.
+Does not: change a table that exists, or raise if it fails. It logs why, and the check of the table
+that follows decides.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from ingest.model.errors import StartError
 from ingest.model.verdict import Verdict
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.connection import Timeouts
+from ingest.sinks.postgres.connection import Timeouts, text_of
 from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.system.logs import get_logger
 
 
 async def make_table(database_url: str, timeouts: Timeouts) -> bool:
-    """Connect, create the table if it is missing, disconnect. Raises nothing of the driver's.
+    """Connect, create the table if it is missing, and disconnect. Raises no error of the driver.
 
-    Returns False if it is worth another try: the server was away, or a lock was not to be had.
+    Returns False if another try may help: the server was away, or the table was locked.
     """
     try:
         async with asyncio.timeout(timeouts.connect_s_max):
@@ -36,7 +37,7 @@ async def make_table(database_url: str, timeouts: Timeouts) -> bool:
         finally:
             await sink_connection.close_politely(connection)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, StartError) as error:
-        get_logger("schema").warning("table_not_made", why=str(error) or type(error).__name__)
+        get_logger("schema").warning("table_not_made", why=text_of(error))
         verdict = verdict_for(getattr(error, "sqlstate", None))
         return isinstance(error, StartError) or verdict not in (Verdict.WAIT, Verdict.RETRY)
     return True

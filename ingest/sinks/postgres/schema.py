@@ -1,8 +1,8 @@
-"""The table: how it is made, and the check that it is still the table we write to.
+"""The table `readings`: how it is made, and the check that it is still as we need it.
 
-`apply` is idempotent and needs a role that may create tables; `difference` is one round trip that
-only reads the catalog. Both find `readings` by the search_path, as every write does.
-Driver errors pass through: the caller knows whether it is a sink or a command.
+`apply` is idempotent, and needs a role that may create tables. `difference` is one query that reads
+the catalog. Both find the table by the search_path, as every write does. The driver's errors pass
+through: a sink and a command handle them in different ways.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ _TYPES = {  # OID and name
     "value": (701, "float8"),
 }
 
-# A condition on the table that is always true, and an error (42883) unless our columns have our
-# types. Binary COPY and INSERT .. SELECT would both take a double for a bigint: the first stores
-# another number, the second rounds. But arrays have no implicit casts between element types. It is
-# resolved when the statement is parsed, after that has locked the table: no ALTER can slip in
-# between. Being strict on a null it folds to a constant and costs nothing per row (measured).
+# A condition that is always true, but is an error (42883) unless the columns have these types.
+# Without it a column `value` that is a bigint would be filled with wrong numbers: a binary COPY
+# stores the bytes of the double as another number, and INSERT .. SELECT rounds it. With it that
+# cannot happen, since there is no implicit cast between arrays of different types.
+# The server resolves the condition when it parses the statement, after it has locked the table. So
+# no ALTER TABLE can come between. Comparing with null makes it a constant: no cost per row
+# (measured).
 TYPE_GUARD = " and ".join(
     f"(array[{name}] = null::{type_name}[]) is null" for name, (_, type_name) in _TYPES.items()
 )
@@ -45,7 +47,7 @@ _HAS_DEVICE_INDEX = """
 select exists (select from pg_class i join pg_class t on t.relnamespace = i.relnamespace
                where t.oid = to_regclass($1) and i.relname = $2)"""
 
-# Unique indexes on exactly our four columns, of any name and order: what makes a retry safe.
+# Unique indexes on exactly our four columns, of any name and order. They make a retry safe.
 _UNIQUE_KEYS = """
 select from pg_index i
 where i.indisunique and i.indimmediate and i.indisvalid and i.indnkeyatts = 4
@@ -54,8 +56,9 @@ where i.indisunique and i.indimmediate and i.indisvalid and i.indnkeyatts = 4
       where a.attrelid = i.indrelid and a.attnum = any (i.indkey[0:3])
   ) = array['device_id', 'metric', 'ts', 'value']"""
 
-# One row a column. A column must be filled by us if nothing on the server does it: no default (its
-# own or its domain's), not generated, no trigger before the insert that could set it.
+# One row for each column. `must_fill`: an INSERT must set the column, as the server does not. It
+# has no default (of its own or of its domain), is not generated, and no trigger before the insert
+# could set it.
 _COLUMNS = f"""
 select a.attname as name, a.atttypid::int8 as type_oid,
        format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull as not_null,
@@ -82,17 +85,17 @@ select pg_get_indexdef(indexrelid) from pg_index where indrelid = to_regclass($1
 async def apply(
     connection: Connection, *, device_index: bool = False, role: str | None = None
 ) -> list[str]:
-    """Create the table where it is missing, the index per device and the grants where asked for.
+    """Create the table if it is missing, and on request the index for devices and the grants.
 
-    Returns what was done, a sentence each. What is there is left alone, so it may run at every
-    start, and in several processes at once. Waits for locks as long as the connection's settings
-    allow. Raises StartError, saying what to do, if a table of that name is not ours or `role` does
-    not exist.
+    Returns one sentence for each step. What exists is not changed, so it may run at every start,
+    and in several processes at once. It waits for locks as long as the settings of the connection
+    allow. Raises StartError, with what to do, if a table of that name differs from ours or `role`
+    does not exist.
     """
     done = list[str]()
     async with connection.transaction():
         await connection.execute("set local client_min_messages = warning")
-        # Two services that start at once must not both create it.
+        # Two services that start at the same time must not both create it.
         await connection.execute("select pg_advisory_xact_lock(hashtext('iot-ingest schema'))")
         if not await connection.fetchval("select to_regclass($1) is not null", TABLE):
             await connection.execute(_CREATE_TABLE)
@@ -113,7 +116,7 @@ async def apply(
 
 
 async def _grant(connection: Connection, role: str) -> None:
-    """Let `role` write and read the table, and no more."""
+    """Allow `role` to write and read the table, and nothing else."""
     names = await connection.fetchrow(
         """select format('%I', r.rolname) as role, format('%I', current_database()) as database,
                   (select format('%I', n.nspname) from pg_class c
@@ -131,7 +134,7 @@ async def _grant(connection: Connection, role: str) -> None:
 
 
 async def difference(connection: Connection) -> str | None:
-    """Say in one sentence how the table differs from the contract, or None if it does not."""
+    """Return in one sentence how the table differs from the contract; None if it does not."""
     rows = await connection.fetch(_COLUMNS, TABLE)
     if not rows:
         return f"there is no table {TABLE} that this role can see: run `ingest schema apply`"
@@ -159,12 +162,12 @@ def _column_difference(name: str, column: Record | None) -> str | None:
 
 
 async def is_key(connection: Connection, schema: str, index: str) -> bool:
-    """Whether `index` is the table's unique key, or that of one of its partitions."""
+    """Whether `index` is the unique key of the table, or of one of its partitions."""
     return bool(await connection.fetchval(_IS_KEY, schema, index, TABLE))
 
 
 async def show(connection: Connection) -> str:
-    """Describe the table for a person: columns, indexes, and how it differs from the contract."""
+    """Describe the table for a user: columns, indexes, and how it differs from the contract."""
     rows = await connection.fetch(_COLUMNS, TABLE)
     lines = [f"table {TABLE}"]
     for row in rows:

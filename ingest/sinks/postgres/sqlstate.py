@@ -1,6 +1,6 @@
-"""The one table that turns an error of PostgreSQL into what to do next.
+"""The table that turns an error of PostgreSQL into a verdict.
 
-Only the SQLSTATE and the constraint decide, never a message text (they are translated).
+Only the SQLSTATE and the column decide, never the text of a message: a server may translate it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from ingest.model.verdict import SCHEMA, TOO_MANY_CONNECTIONS, UNREACHABLE, Verd
 from ingest.sinks.postgres.schema import KEY
 
 # Exact codes first, then classes (the first two characters). Sources: docs/contract.md, section 5,
-# then PostgreSQL's Appendix A. A code that stands in neither is unknown on purpose: unknown is
-# never dead-lettered.
+# then PostgreSQL's Appendix A. A code that is in neither is unknown on purpose: rows are never
+# dead-lettered because of an unknown code.
 _BY_CODE: dict[str, Verdict] = {
-    "08P01": Verdict.HOLD,  # binary COPY into a numeric column yields it: our shape, not the line
-    "21000": Verdict.ISOLATE,  # an operator's trigger got more than one row for this one
-    "22P03": Verdict.HOLD,  # bad binary format: every row would fail alike
+    "08P01": Verdict.HOLD,  # of binary COPY into a numeric column: the format is wrong
+    "21000": Verdict.ISOLATE,  # a query in an operator's trigger returned more than one row
+    "22P03": Verdict.HOLD,  # bad binary format: every row would fail in the same way
     "22P04": Verdict.HOLD,  # bad COPY file format: the same
     "23502": Verdict.ISOLATE,
     "23503": Verdict.ISOLATE,
@@ -25,10 +25,10 @@ _BY_CODE: dict[str, Verdict] = {
     "23514": Verdict.ISOLATE,
     "23P01": Verdict.ISOLATE,
     "25006": Verdict.WAIT,  # a standby: the primary is elsewhere or not yet promoted
-    "25P02": Verdict.RETRY,  # the session's transaction is not what we think: on a new one
+    "25P02": Verdict.RETRY,  # our transaction has failed already: a new session helps
     "25P03": Verdict.RETRY,  # idle_in_transaction_session_timeout
     "25P04": Verdict.RETRY,  # transaction_timeout
-    "53400": Verdict.ISOLATE,  # TimescaleDB's limit on decompression; retrying never helps
+    "53400": Verdict.ISOLATE,  # TimescaleDB's limit on decompression: a retry does not help
     "54000": Verdict.ISOLATE,  # an index row too large
     "54001": Verdict.ISOLATE,  # an operator's trigger recursed on it
     "54023": Verdict.ISOLATE,
@@ -39,7 +39,7 @@ _BY_CODE: dict[str, Verdict] = {
     "57P01": Verdict.WAIT,
     "57P02": Verdict.WAIT,
     "57P03": Verdict.WAIT,
-    "57P04": Verdict.WAIT,  # the database was dropped: the next connect says 3D000, which holds
+    "57P04": Verdict.WAIT,  # the database was dropped: the next connect gets 3D000, a HOLD
     "57P05": Verdict.WAIT,
     "P0001": Verdict.ISOLATE,  # RAISE in an operator's trigger
     "P0004": Verdict.ISOLATE,  # ASSERT in one
@@ -74,16 +74,16 @@ REASONS: dict[str, str] = {
     "XX": "internal",
 }
 
-# The standard leaves classes that begin with I to Z to implementations and users; PostgreSQL's own
-# there are P0 and XX.
+# The standard leaves classes that begin with I to Z to implementations and users. PostgreSQL's own
+# of these are P0 and XX.
 _USERS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
 
 
 def verdict_for(sqlstate: str | None, *, column: str | None = None) -> Verdict:
     """Return the verdict for a server's error; `column` is the error's own field.
 
-    None (socket error, closed connection) is WAIT. For 23505 it is ISOLATE, and DUPLICATE only
-    for whoever has found out that the violated constraint is our key.
+    None (socket error, closed connection) is WAIT. 23505 is ISOLATE: only the sink can find out
+    whether the violated constraint is our key, which is DUPLICATE.
     """
     if sqlstate is None:
         return Verdict.WAIT
@@ -96,14 +96,14 @@ def verdict_for(sqlstate: str | None, *, column: str | None = None) -> Verdict:
 
 
 def reason_for(sqlstate: str | None) -> str:
-    """Return the one word for why a write failed; `sqlstate_XXXXX` where there is no better one."""
+    """Return in one word why a write failed: `sqlstate_XXXXX` if there is no better word."""
     if sqlstate is None:
         return UNREACHABLE
     return REASONS.get(sqlstate) or REASONS.get(sqlstate[:2]) or f"sqlstate_{sqlstate}"
 
 
 class ServerError(Protocol):
-    """The fields of an error as the driver has them; None where nothing came."""
+    """The fields of a server's error as the driver has them; None if the server sent none."""
 
     @property
     def sqlstate(self) -> str:
@@ -120,15 +120,15 @@ _MESSAGE_CHARACTERS_MAX = 1_000
 
 
 def server_failed(error: ServerError, *, doubt: bool = False) -> WriteFailed:
-    """Judge a server's error; `doubt` says that the rows could have been committed by then."""
-    # ERROR means that the server has rolled back; FATAL, PANIC or the driver's own 08003 do not.
-    told = error.severity_en == "ERROR" and error.sqlstate not in _UNKNOWN_OUTCOME
+    """Turn a server's error into WriteFailed. `doubt`: the rows may have been committed before."""
+    # ERROR means that the server has rolled back. FATAL, PANIC and the driver's own 08003 do not.
+    rolled_back = error.severity_en == "ERROR" and error.sqlstate not in _UNKNOWN_OUTCOME
     return WriteFailed(
         verdict_for(error.sqlstate, column=error.column_name),
         (error.message or str(error))[:_MESSAGE_CHARACTERS_MAX],
         sqlstate=error.sqlstate,
         reason=reason_for(error.sqlstate),
-        doubtful=doubt and not told,
+        doubtful=doubt and not rolled_back,
         row=copy_row(error.context),
     )
 
@@ -137,10 +137,10 @@ _COPY_LINE = re.compile(r"\b(?:readings|ingest_staging)\b\D*(\d+)", re.ASCII)
 
 
 def copy_row(context: str | None) -> int | None:
-    """Return the 0-based row that COPY blames in an error's context, None if it names none.
+    """Return the 0-based row that COPY names in an error's context, or None.
 
-    The context is translated (`COPY readings, line 58`, `COPY readings, Zeile 58`); its outermost
-    frame comes last, and the first number after the table's name is the line.
+    The context may be translated (`COPY readings, line 58`, `COPY readings, Zeile 58`). Its
+    outermost frame comes last. The first number after the table's name is the line.
     """
     last = context.rsplit("\n", 1)[-1] if context else ""
     found = _COPY_LINE.search(last) if "COPY" in last else None

@@ -1,4 +1,4 @@
-"""Spilling, reading back, and process after process: nothing is lost, in memory or on the disk."""
+"""The journal buffer: it spills, reads back and recovers, and loses nothing in any process."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ async def put_many(life: Life, count: int, rows: int = 1) -> list[Block]:
 
 
 def tuples_of(blocks: list[Block]) -> list[bytes]:
-    """Return what the blocks hold."""
+    """Return the bytes of the rows of blocks."""
     return [block.tuples for block in blocks]
 
 
 async def test_what_memory_cannot_hold_is_spilled_and_comes_back_in_order(tmp_path: Path) -> None:
-    """A long outage: all is accepted; then first what memory held, the rest in its order."""
+    """All posts of a long outage are accepted. Blocks of memory come first, then spilled ones."""
     async with Life(tmp_path, rows_max=100, segment_bytes=4000) as life:
         blocks = await put_many(life, 1000)
         stats = life.buffer.stats()
@@ -65,7 +65,7 @@ async def test_what_memory_cannot_hold_is_spilled_and_comes_back_in_order(tmp_pa
 async def test_backlog_comes_back_where_no_more_threads_are_to_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit of processes, met by whomever: it used to end the service, with a traceback."""
+    """A limit of threads that is reached later does not stop the loader."""
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -79,7 +79,7 @@ async def test_backlog_comes_back_where_no_more_threads_are_to_be_had(
 
 
 async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
-    """Nothing is remembered block by block: a range grows while nothing else is written."""
+    """A range grows while no other block is written, so blocks are not remembered one by one."""
     calls = FailingCalls()
     async with Life(tmp_path, rows_max=20, calls=calls) as life:
         await put_many(life, 500)
@@ -99,7 +99,7 @@ async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
 
 
 async def test_memory_never_holds_more_than_its_bounds(tmp_path: Path) -> None:
-    """A journal much larger than memory goes through a quarter of it."""
+    """A journal much larger than memory is read back through a quarter of memory."""
     async with Life(
         tmp_path, rows_max=80, bytes_max=6000, segment_bytes=5000, put_wait_s_max=5
     ) as life:
@@ -119,7 +119,7 @@ async def test_memory_never_holds_more_than_its_bounds(tmp_path: Path) -> None:
 
 
 async def test_live_blocks_are_not_starved_by_the_backlog_nor_it_by_them(tmp_path: Path) -> None:
-    """Live first, one batch in four for the backlog; all for it while nothing live waits."""
+    """One batch in four is of the backlog, and each one while no live block waits."""
     async with Life(tmp_path, rows_max=400) as life:
         await put_many(life, 700)
         life.load()
@@ -137,7 +137,7 @@ async def test_live_blocks_are_not_starved_by_the_backlog_nor_it_by_them(tmp_pat
 
 
 async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
-    """Hysteresis: ranges stay few, and a short crowd does not send posts to the disk for ever."""
+    """So ranges stay few, and a short overload does not send posts to the disk for ever."""
     async with Life(tmp_path, rows_max=100) as life:
         await put_many(life, 101)
         life.settle(life.buffer.take(30))
@@ -152,7 +152,7 @@ async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
 
 
 async def test_room_reserved_before_the_spilling_splits_the_range(tmp_path: Path) -> None:
-    """A slow post has room in memory while others spill: nothing is read back twice."""
+    """A block that is in memory is in no range, so it is not read back a second time."""
     async with Life(tmp_path, rows_max=10) as life:
         slow = make_block(5)
         reservation = await life.buffer.reserve(5, len(slow.tuples))
@@ -167,7 +167,7 @@ async def test_room_reserved_before_the_spilling_splits_the_range(tmp_path: Path
 
 
 async def test_post_that_waits_for_its_commit_is_not_spilled(tmp_path: Path) -> None:
-    """It waits for memory, as before; the others do not stand behind it."""
+    """It waits for memory. Other posts do not wait behind it."""
     async with Life(tmp_path, rows_max=4, put_wait_s_max=5) as life:
         await put_many(life, 6)
         block = make_block(1, ack=Ack())
@@ -188,7 +188,7 @@ async def test_post_that_waits_for_its_commit_is_not_spilled(tmp_path: Path) -> 
 
 
 async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None:
-    """Bounded in bytes: `buffer_full`, and room again once a segment has gone."""
+    """It is bounded in bytes. There is room again once a segment is removed."""
     async with Life(
         tmp_path, rows_max=10, segment_bytes=1000, journal_bytes_max=5000, put_wait_s_max=0.4
     ) as life:
@@ -212,8 +212,8 @@ async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None
         assert life.buffer.unwritten.size_bytes == 0
 
 
-async def test_killed_life_is_recovered_but_for_what_was_settled(tmp_path: Path) -> None:
-    """kill -9: recovered is what was acknowledged and not stored, exactly."""
+async def test_killed_process_is_recovered_but_for_what_was_settled(tmp_path: Path) -> None:
+    """After kill -9 exactly the blocks that were acknowledged and not stored are recovered."""
     async with Life(tmp_path / "a", rows_max=50, segment_bytes=2000) as life:
         blocks = await put_many(life, 200)
         taken = life.buffer.take(40)
@@ -238,7 +238,7 @@ async def test_killed_life_is_recovered_but_for_what_was_settled(tmp_path: Path)
 
 
 async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_path: Path) -> None:
-    """A segment whose blocks nobody has counted is not one without blocks."""
+    """A segment whose blocks are not counted yet is not removed."""
     async with Life(tmp_path / "a", segment_bytes=600) as life:
         blocks = [await life.put(make_block(1)) for _ in range(60)]
         await killed(tmp_path / "a", tmp_path / "b")
@@ -261,8 +261,8 @@ async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_pa
         assert sorted(found) == sorted(tuples_of(blocks + fresh))
 
 
-async def test_lives_that_end_early_add_up(tmp_path: Path) -> None:
-    """Each process is killed while it reads back; in the end each block comes back once."""
+async def test_processes_that_end_early_add_up(tmp_path: Path) -> None:
+    """Processes are killed while they read back. In the end each block has come back once."""
     blocks: list[Block] = []
     stored: list[bytes] = []
     for number in range(5):
@@ -287,7 +287,7 @@ async def test_lives_that_end_early_add_up(tmp_path: Path) -> None:
 
 
 async def test_drain_leaves_everything_to_the_journal(tmp_path: Path) -> None:
-    """What is not written at the end stays there, also what only memory had; who waits is told."""
+    """Blocks that are not stored are in the journal, those of memory too. Posts are answered."""
     async with Life(tmp_path, rows_max=20) as life:
         blocks = await put_many(life, 30)
         life.load()
@@ -311,7 +311,7 @@ async def test_drain_leaves_everything_to_the_journal(tmp_path: Path) -> None:
 
 
 async def test_torn_tail_is_cut_off_and_is_no_damage(tmp_path: Path) -> None:
-    """What a write left that did not come to its end was never acknowledged."""
+    """A write that was not finished was never acknowledged."""
     for torn in (b"\xf7", b"\xf7JR\n" + b"\1" * 60, bytes(5000)):
         folder, copy = tmp_path / f"a{len(torn)}", tmp_path / f"b{len(torn)}"
         async with Life(folder) as life:
@@ -334,7 +334,7 @@ async def test_torn_tail_is_cut_off_and_is_no_damage(tmp_path: Path) -> None:
 async def test_damaged_segment_gives_what_is_whole_and_is_set_aside(
     tmp_path: Path, place: int
 ) -> None:
-    """A flipped byte costs one block, is counted, and the file is kept for a human to look at."""
+    """A flipped byte costs one block and counts as damage. The file is kept."""
     async with Life(tmp_path / "a", segment_bytes=1000) as life:
         blocks = await put_many(life, 60, rows=2)
         await killed(tmp_path / "a", tmp_path / "b")
@@ -359,7 +359,7 @@ async def test_damaged_segment_gives_what_is_whole_and_is_set_aside(
 async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
     tmp_path: Path, place: int, bit: int
 ) -> None:
-    """It may have been acknowledged: it is counted, and the file kept as it was found."""
+    """Its block may have been acknowledged, so it counts as damage and the file is kept."""
     async with Life(tmp_path / "a") as life:
         blocks = await put_many(life, 5)
         await killed(tmp_path / "a", tmp_path / "b")
@@ -379,7 +379,7 @@ async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
 
 
 async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
-    """A kill may cut a note short; the notes of the next process begin at a whole record again."""
+    """If a kill tears a note, the notes of the next process begin at a whole record."""
     async with Life(tmp_path / "a") as life:
         blocks = await put_many(life, 9)
         life.settle(life.buffer.take(3))
@@ -404,7 +404,7 @@ async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
 
 
 async def test_segment_of_another_version_is_left_alone(tmp_path: Path) -> None:
-    """A newer service wrote it: this one starts, says so, and touches nothing."""
+    """The service starts, reports the file, and does not change it."""
     async with Life(tmp_path / "a") as life:
         await put_many(life, 2)
         await killed(tmp_path / "a", tmp_path / "b")
@@ -428,7 +428,7 @@ async def test_segment_of_another_version_is_left_alone(tmp_path: Path) -> None:
 async def test_segment_that_cannot_be_read_does_not_stop_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder of that name, a segment without a byte: counted or removed, and on it goes."""
+    """A folder with such a name counts as damage. A segment without a byte is removed."""
     monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
     tmp_path.joinpath("journal-00000000000000000001-00000001.log").mkdir()
     tmp_path.joinpath("journal-00000000000000000009-00000001.log").write_bytes(b"")
@@ -442,7 +442,7 @@ async def test_segment_that_cannot_be_read_does_not_stop_the_start(
 
 
 async def test_blocks_that_vanish_between_scan_and_load_are_told_as_lost(tmp_path: Path) -> None:
-    """A file altered while it is used: the balance shows the loss, and nothing hangs."""
+    """The balance shows the loss, and nothing hangs."""
     async with Life(tmp_path / "a") as life:
         await put_many(life, 10)
         await killed(tmp_path / "a", tmp_path / "b")
@@ -465,7 +465,7 @@ async def test_blocks_that_vanish_between_scan_and_load_are_told_as_lost(tmp_pat
 
 
 async def test_given_back_backlog_keeps_its_order_and_its_place(tmp_path: Path) -> None:
-    """A failed batch of the backlog goes back to the backlog, a live one to the live ones."""
+    """A failed batch of the backlog goes back to the backlog, and a live one to the live ones."""
     async with Life(tmp_path, rows_max=40) as life:
         await put_many(life, 60)
         life.load()
@@ -500,9 +500,9 @@ class HangingDisk(FailingCalls):
 
 
 async def test_disk_that_hangs_does_not_fill_memory_with_what_is_stored(tmp_path: Path) -> None:
-    """Buffered posts are stored while the journal hangs: what waits for it is memory all the same.
+    """Blocks that are stored, but not yet in the journal, still need memory.
 
-    Its bytes are bounded, posts wait then, and go on once the disk does.
+    Their bytes are bounded. At the bound posts wait, and go on when the disk does.
     """
     disk = HangingDisk()
     async with Life(tmp_path, bytes_max=5000, put_wait_s_max=5, calls=disk) as life:
@@ -527,7 +527,7 @@ async def test_disk_that_hangs_does_not_fill_memory_with_what_is_stored(tmp_path
 
 
 async def test_durable_post_does_not_wait_behind_one_that_needs_memory(tmp_path: Path) -> None:
-    """Memory is full and stays so: when the way to the disk is free the durable post goes on."""
+    """While memory is full, a durable post goes on as soon as the disk has room."""
     disk = HangingDisk()
     block = make_block(1)
     size = len(block.tuples)
@@ -554,7 +554,7 @@ async def test_durable_post_does_not_wait_behind_one_that_needs_memory(tmp_path:
 
 
 async def test_way_to_the_disk_given_back_lets_the_next_post_in(tmp_path: Path) -> None:
-    """A reservation of what would be spilled came to nothing: another one may be written."""
+    """When a reservation for a spilled block is released, the next post gets its room."""
     size = len(make_block(1).tuples)
     async with Life(tmp_path, rows_max=2, bytes_max=40 * size, put_wait_s_max=5) as life:
         await put_many(life, 3)
@@ -572,7 +572,7 @@ async def test_way_to_the_disk_given_back_lets_the_next_post_in(tmp_path: Path) 
 async def test_buffered_block_that_cannot_be_written_leaves_room_on_the_disk(
     tmp_path: Path,
 ) -> None:
-    """Its write failed once and the journal goes on: the post that waited for room is kept."""
+    """After its write failed once, the post that waited for room is kept."""
     disk = HangingDisk()
     frame = HEAD_BYTES + len(make_block(1).tuples)
     async with Life(
@@ -592,7 +592,7 @@ async def test_buffered_block_that_cannot_be_written_leaves_room_on_the_disk(
 
 
 async def test_room_given_back_wakes_the_loader(tmp_path: Path) -> None:
-    """Memory was promised to a post that came to nothing: what is on the disk comes back."""
+    """When a reservation of memory is released, blocks are read back from the disk."""
     async with Life(tmp_path / "a") as life:
         await put_many(life, 5)
         await killed(tmp_path / "a", tmp_path / "b")
@@ -611,7 +611,7 @@ async def test_room_given_back_wakes_the_loader(tmp_path: Path) -> None:
 async def test_scan_that_fails_for_a_moment_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """No descriptor free at the start: the others come first, and it is no damage."""
+    """If no descriptor is free at the start, the file is read later, and it is no damage."""
     monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
     async with Life(tmp_path / "a", segment_bytes=1000) as life:
         blocks = [await life.put(make_block(1)) for _ in range(100)]
@@ -640,7 +640,7 @@ async def test_scan_that_fails_for_a_moment_costs_nothing(
 async def test_what_cannot_be_read_back_comes_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No descriptor free, a folder moved for a while: the others go on, and it is tried again."""
+    """If a file cannot be read for a while, the others are read first, and then this one."""
     monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
     async with Life(tmp_path, rows_max=20, segment_bytes=1000) as life:
         blocks = [await life.put(make_block(1)) for _ in range(100)]
@@ -668,7 +668,7 @@ async def test_what_cannot_be_read_back_comes_once_it_can(
 async def test_drain_does_not_call_kept_what_is_in_removed_files(
     tmp_path: Path, whole_folder: bool
 ) -> None:
-    """Memory's part is written again, what was on the disk only is not kept: lost, and told so."""
+    """Blocks of memory are written again. Blocks that were only on the disk count as lost."""
     folder = tmp_path / "journal"
     life = Life(folder, rows_max=20, segment_bytes=1 << 20)
     life.buffer.open()
@@ -692,7 +692,7 @@ PAGE_BYTES = 4096
 
 
 def _reads_to_a_bad_page(bad: int) -> Callable[[int, int, int], bytes]:
-    """Read as the kernel does: up to the bad page, and only what begins on it fails."""
+    """Return a `pread` like the kernel's with a bad page: a read that begins there fails."""
     pread = os.pread
 
     def read(fd: int, count: int, offset: int) -> bytes:
@@ -704,7 +704,7 @@ def _reads_to_a_bad_page(bad: int) -> Callable[[int, int, int], bytes]:
 
 
 async def _left_with_a_bad_page(folder: Path) -> tuple[list[Block], int, int]:
-    """Leave a journal in `folder`/b; return its 8 blocks, how many lie before a page, that page."""
+    """Leave a journal in `folder`/b; return its 8 blocks, how many are before a page, that page."""
     async with Life(folder / "a", segment_bytes=1 << 24) as life:
         blocks = [await life.put(make_block(4000)) for _ in range(8)]
         await killed(folder / "a", folder / "b")
@@ -717,7 +717,7 @@ async def _left_with_a_bad_page(folder: Path) -> tuple[list[Block], int, int]:
 async def test_bad_sector_costs_what_comes_behind_it_and_not_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes before it is stored, once; the file stays until somebody can read the rest."""
+    """Blocks before it are stored once. The file stays until the rest can be read."""
     blocks, whole, bad = await _left_with_a_bad_page(tmp_path)
     monkeypatch.setattr(os, "pread", _reads_to_a_bad_page(bad))
     monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
@@ -745,26 +745,26 @@ async def test_bad_sector_costs_what_comes_behind_it_and_not_the_file(
 async def test_sector_that_turns_bad_after_the_start_is_read_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is called lost: what lies before it is stored, the rest once it can be read."""
+    """Nothing is lost: blocks before it are stored, and the rest once it can be read."""
     monkeypatch.setattr("ingest.buffers.journal.loader.READ_AGAIN_S", 0.05)
     blocks, whole, bad = await _left_with_a_bad_page(tmp_path)
     async with Life(tmp_path / "b") as after:
         await after.scan()
-        monkeypatch.setattr(os, "pread", _reads_to_a_bad_page(bad))
-        after.load()
         found: list[Block] = []
-        async with asyncio.timeout(10):
-            while len(found) < whole:
-                taken = await after.take(4000)
-                after.settle(taken)
-                found += taken
-        async with asyncio.timeout(5):
-            while after.buffer.journal_stats().damaged == 0:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
-        assert after.buffer.journal_stats().damaged == 1
-        assert after.buffer.stats().rows == 4000 * (8 - whole)
-        monkeypatch.undo()
+        with monkeypatch.context() as bad_disk:  # READ_AGAIN_S stays short when it ends
+            bad_disk.setattr(os, "pread", _reads_to_a_bad_page(bad))
+            after.load()
+            async with asyncio.timeout(10):
+                while len(found) < whole:
+                    taken = await after.take(4000)
+                    after.settle(taken)
+                    found += taken
+            async with asyncio.timeout(5):
+                while after.buffer.journal_stats().damaged == 0:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            assert after.buffer.journal_stats().damaged == 1
+            assert after.buffer.stats().rows == 4000 * (8 - whole)
         found += await after.drain(rows_max=100_000)
         assert tuples_of(found) == tuples_of(blocks)
         assert after.ledger.dropped == 0
@@ -773,7 +773,7 @@ async def test_sector_that_turns_bad_after_the_start_is_read_again_later(
 async def test_tail_that_cannot_be_cut_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that may be read only: what is whole in it is loaded."""
+    """If the file is read-only, its whole blocks are loaded."""
     async with Life(tmp_path / "a") as life:
         blocks = await put_many(life, 5)
         await killed(tmp_path / "a", tmp_path / "b")
@@ -796,7 +796,7 @@ async def test_tail_that_cannot_be_cut_stops_nothing(
 async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_be_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tail of a post with letters may come then: the file begun next begins behind it."""
+    """No block in the file that is begun then has a sequence below the number of the file."""
     admin_side, go, lexists = threading.Event(), threading.Event(), os.path.lexists
 
     def slow(path: Path) -> bool:
@@ -822,7 +822,7 @@ async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_b
 async def test_batches_of_the_backlog_are_small_while_live_posts_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Live posts wait for the disk behind them; otherwise nobody does."""
+    """Live posts wait for the disk behind these batches. Without live posts they are large."""
     monkeypatch.setattr("ingest.buffers.journal.buffer.LIVE_S", 1_000.0)
     async with Life(tmp_path, rows_max=8_000) as life:
         await put_many(life, 10_000)
@@ -850,7 +850,7 @@ async def test_batches_of_the_backlog_are_small_while_live_posts_come(
 async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full journal has room again once it has been read back: that is not to be slow then."""
+    """A full journal gets room only by being read back, so that must not be slow then."""
     monkeypatch.setattr("ingest.buffers.journal.buffer.LIVE_S", 1_000.0)
     async with Life(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
         await life.put(make_block(1))
@@ -868,7 +868,7 @@ async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
 
 
 async def test_post_that_waits_for_its_commit_is_a_live_one(tmp_path: Path) -> None:
-    """It is not journaled, but reading back must not delay it either."""
+    """It is not journaled, but reading back must not delay it."""
     async with Life(tmp_path) as life:
         assert not life.buffer.live_first
         await life.put(make_block(1, ack=Ack()))
@@ -879,7 +879,7 @@ async def test_post_that_waits_for_its_commit_is_a_live_one(tmp_path: Path) -> N
 async def test_replay_gives_way_to_live_posts_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The busier the process, the longer the pauses, up to a bound; none without live posts."""
+    """The busier the process is, the longer are the pauses, up to a bound. Without posts: none."""
     cpu_s, pauses = 0.0, []
     busy = 1.0
 
@@ -913,7 +913,7 @@ async def test_replay_gives_way_to_live_posts_only(
 async def test_no_reading_is_counted_in_the_receiver_and_in_the_buffer_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_max: int
 ) -> None:
-    """When it is on the disk and its post has not run since, it counts once: the balance is 0."""
+    """A block on the disk whose post has not run since counts once: the balance check is 0."""
     seen = []
     kept = JournalReservation.kept
 

@@ -1,4 +1,4 @@
-"""One journal, one service: whatever a hand does to the folder, its lock or the clock."""
+"""The journal's folder, when somebody changes the folder, its lock or the clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _look_always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def put_until_kept(life: Life) -> bytes:
-    """Post until the disk takes something again; return what."""
+    """Post until the disk can be written again; return the block that was kept."""
     async with asyncio.timeout(5):
         while True:
             try:
@@ -35,7 +35,7 @@ async def put_until_kept(life: Life) -> bytes:
 
 
 async def test_lock_that_a_hand_removed_lets_nobody_in(tmp_path: Path) -> None:
-    """The usual cure of a stale lock: the second service would remove what the first appends."""
+    """A second service would remove the files that the first one writes."""
     async with Life(tmp_path) as life:
         await life.put(make_block(1))
         (tmp_path / "lock").unlink()
@@ -47,7 +47,7 @@ async def test_lock_that_a_hand_removed_lets_nobody_in(tmp_path: Path) -> None:
 
 
 async def test_folder_moved_away_is_taken_anew_with_its_lock(tmp_path: Path) -> None:
-    """What the service then makes under the old name is its own: nobody else may have it."""
+    """The folder that the service then makes under the old name is locked too."""
     folder = tmp_path / "journal"
     life = Life(folder)
     life.buffer.open()
@@ -71,7 +71,7 @@ async def test_folder_moved_away_is_taken_anew_with_its_lock(tmp_path: Path) -> 
 async def test_folder_gone_before_anything_was_written_closes_nobodys_descriptors(
     tmp_path: Path,
 ) -> None:
-    """What was closed once may be a client's by now; and the folder is made and held again."""
+    """A descriptor is closed only once. The folder is made and locked again."""
     folder = tmp_path / "journal"
     life = Life(folder)
     life.buffer.open()
@@ -93,7 +93,7 @@ async def test_folder_gone_before_anything_was_written_closes_nobodys_descriptor
 async def test_folder_of_another_service_under_our_name_gets_nothing_of_ours(
     tmp_path: Path,
 ) -> None:
-    """It would be scanned up to where it was, and removed with all that came later."""
+    """The other service would remove the files that we write there."""
     folder = tmp_path / "journal"
     life = Life(folder)
     life.buffer.open()
@@ -115,7 +115,7 @@ async def test_folder_of_another_service_under_our_name_gets_nothing_of_ours(
 def test_folder_that_cannot_be_locked_is_held_by_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some network file systems lock no folders."""
+    """Some network file systems cannot lock folders."""
     lock = fcntl.flock
 
     def no_folders(fd: int, operation: int) -> None:
@@ -135,7 +135,7 @@ def test_folder_that_cannot_be_locked_is_held_by_its_file(
 
 
 async def test_segment_that_a_hand_appended_to_takes_nothing_more(tmp_path: Path) -> None:
-    """What comes behind bytes of somebody else would not be where we say that it is."""
+    """Behind foreign bytes our frames would not be at the offsets that we remember."""
     life = Life(tmp_path)
     life.buffer.open()
     before = await life.put(make_block(1))
@@ -159,7 +159,7 @@ def of_an_hour_ahead() -> Block:
 
 
 async def test_clock_set_back_makes_nothing_received_later_than_it_was(tmp_path: Path) -> None:
-    """`hold release --dead-letter` is for what was received before it, also in an earlier life."""
+    """`hold release --dead-letter` covers all that was received before, in earlier runs too."""
     async with Life(tmp_path / "first") as first:
         await first.put(of_an_hour_ahead())
         await killed(tmp_path / "first", tmp_path / "second")

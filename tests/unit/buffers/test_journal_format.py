@@ -1,4 +1,4 @@
-"""The journal's bytes: what was written is read, and nothing else, whatever befell the file."""
+"""The bytes of the journal: what was written is read, and nothing else, in any file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ for _block in BLOCKS:
 
 
 def test_what_was_written_is_read_again() -> None:
-    """Every field that a block needs to live again, in order, and where it lies."""
+    """A frame has all fields of its block. Frames come in order, with their offsets."""
     frames = list(reader_of(WHOLE))
     assert [(each.start, each.end) for each in frames] == list(pairwise(ENDS))
     for frame, block in zip(frames, BLOCKS, strict=True):
@@ -54,7 +54,7 @@ def test_what_was_written_is_read_again() -> None:
 def test_any_bytes_come_back_through_any_window(
     contents: list[bytes], salt: int, chunk_bytes: int
 ) -> None:
-    """Whatever the tuples hold, marks of frames included, and however the file is read."""
+    """The tuples may have any bytes, also marks of frames, and chunks may have any size."""
     blocks = []
     for sequence, content in enumerate(contents, 1):
         tuples = content + MARK * 3
@@ -69,7 +69,7 @@ def test_any_bytes_come_back_through_any_window(
 
 @pytest.mark.parametrize("chunk_bytes", [50, 1 << 16])
 def test_every_prefix_gives_the_whole_frames_in_it(chunk_bytes: int) -> None:
-    """A file cut off anywhere: all frames before, the rest is its tail, nothing is invented."""
+    """A file that is cut off anywhere gives all whole frames; the rest is its tail."""
     for size in range(HEADER_BYTES, len(WHOLE) + 1):
         reader = reader_of(WHOLE[:size], chunk_bytes=chunk_bytes)
         whole = sum(end <= size for end in ENDS[1:])
@@ -80,7 +80,7 @@ def test_every_prefix_gives_the_whole_frames_in_it(chunk_bytes: int) -> None:
 
 @pytest.mark.parametrize("chunk_bytes", [50, 1 << 16])
 def test_every_flipped_byte_costs_its_own_frame_only(chunk_bytes: int) -> None:
-    """The frames before and behind are read; the damage is told, and where it is."""
+    """The frames before and behind are read. The place of the damage is known."""
     for at in range(HEADER_BYTES, len(WHOLE)):
         for flip in (0x01, 0x80, 0xFF):
             damaged = bytearray(WHOLE)
@@ -97,7 +97,7 @@ def test_every_flipped_byte_costs_its_own_frame_only(chunk_bytes: int) -> None:
 
 @given(st.binary(max_size=400), st.integers(0, 4))
 def test_rubbish_between_frames_is_passed_over(rubbish: bytes, place: int) -> None:
-    """Any bytes anywhere cost nothing but themselves."""
+    """Foreign bytes cost no frame."""
     data = WHOLE[: ENDS[place]] + rubbish + WHOLE[ENDS[place] :]
     reader = reader_of(data)
     assert [frame.sequence for frame in reader] == [1, 2, 3, 4]
@@ -105,7 +105,7 @@ def test_rubbish_between_frames_is_passed_over(rubbish: bytes, place: int) -> No
 
 
 def test_frame_of_another_segment_is_none() -> None:
-    """What looks like a frame but has not the file's salt was posted, or is of another file."""
+    """Bytes that look like a frame, but do not have the file's salt, are no frame."""
     (stranger,) = numbered(1, first=9)
     forged = encode_head(stranger, SALT ^ 1) + stranger.tuples
     reader = reader_of(WHOLE[: ENDS[2]] + forged + WHOLE[ENDS[2] :])
@@ -114,20 +114,20 @@ def test_frame_of_another_segment_is_none() -> None:
 
 
 def test_frame_met_a_second_time_is_none() -> None:
-    """Sequences only grow: a block copied by an accident of the disk is not replayed twice."""
+    """Sequences increase, so a block that was copied by a fault of the disk is read once."""
     data = WHOLE + WHOLE[ENDS[0] : ENDS[1]]
     assert [frame.sequence for frame in reader_of(data)] == [1, 2, 3, 4]
 
 
 def test_length_beyond_reason_reads_no_gigabytes() -> None:
-    """A length that no post can have is damage, and is not allocated."""
+    """A length that no post can have is damage. No memory is allocated for it."""
     huge = bytearray(WHOLE)
     struct.pack_into(">I", huge, ENDS[1] + 8, 0xFFFF_FFF0)
     assert [frame.sequence for frame in reader_of(bytes(huge))] == [1, 3, 4]
 
 
 def test_header_tells_what_is_wrong_with_it() -> None:
-    """Altered, cut off, or of another version: three things with three answers."""
+    """A header is altered, cut off, or of another version."""
     header = encode_header(7, SALT)
     assert header_fault(header, 7, SALT) == ""
     assert header_fault(header[:20], 7, SALT) == "cut off"
@@ -140,7 +140,7 @@ def test_header_tells_what_is_wrong_with_it() -> None:
 
 
 def test_name_tells_first_and_salt() -> None:
-    """A segment with a damaged header can still be read: its name says what is needed."""
+    """So a segment with a damaged header can still be read."""
     assert parse_name(segment_name(12, SALT)) == (12, SALT)
     assert segment_name(9, 0) < segment_name(10, 0) < segment_name(2**63, 0)
     for other in ("journal-1-00000000.log", "lock", segment_name(1, 2) + "x", "journal-.log"):
@@ -149,7 +149,7 @@ def test_name_tells_first_and_salt() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 12)), max_size=20), st.integers())
 def test_done_holds_what_was_noted(spans: list[tuple[int, int]], seed: int) -> None:
-    """Ranges in any order and overlap; asked in order, out of order, twice."""
+    """Ranges may come in any order and overlap. Sequences may be asked in any order."""
     records = b"".join(encode_done(first, first + more) for first, more in spans)
     expected = {n for first, more in spans for n in range(first, first + more + 1)}
     done = Done(records)
@@ -160,7 +160,7 @@ def test_done_holds_what_was_noted(spans: list[tuple[int, int]], seed: int) -> N
 
 
 def test_done_believes_only_whole_records() -> None:
-    """A torn or altered note is no note: what it said is written twice, not lost."""
+    """A torn or altered note does not count: its blocks are written again, and not lost."""
     records = encode_done(1, 3) + encode_done(7, 9)
     for size in range(len(records)):
         assert (8 in Done(records[:size])) is False

@@ -1,4 +1,4 @@
-"""Group commit: what was awaited is on the disk, whatever write, fsync or ftruncate fails when."""
+"""Groups of the journal: after the put the block is on the disk, whatever call fails when."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CALLS_MAX = 200  # more than any run needs
 
 
 async def works_again(life: Life) -> None:
-    """Wait until the journal takes posts again."""
+    """Wait until the journal can be written again."""
     async with asyncio.timeout(5):
         while life.buffer.broken:  # noqa: ASYNC110  the probe is on a timer
             await asyncio.sleep(0.002)
@@ -47,7 +47,7 @@ async def put_all(life: Life, blocks: list[Block]) -> list[bool]:
 
 
 async def test_awaited_put_is_on_the_disk_before_the_writers_have_it(tmp_path: Path) -> None:
-    """Durable means: written and synced when put returns; the writer's copy comes after."""
+    """A durable block is written and synced when put returns; writers get it after that."""
     calls = FailingCalls()
     async with Life(tmp_path, calls=calls) as life:
         block = await life.put(make_block(3))
@@ -58,7 +58,7 @@ async def test_awaited_put_is_on_the_disk_before_the_writers_have_it(tmp_path: P
 
 
 async def test_posts_that_meet_share_one_fsync(tmp_path: Path) -> None:
-    """A hundred posts of one moment are one group, in the order in which they came."""
+    """A hundred posts of one round are one group, in the order in which they came."""
     calls = FailingCalls()
     async with Life(tmp_path, calls=calls) as life:
         await life.put(make_block(1))
@@ -71,7 +71,7 @@ async def test_posts_that_meet_share_one_fsync(tmp_path: Path) -> None:
 
 
 async def test_buffered_put_does_not_wait_and_is_on_the_disk_soon(tmp_path: Path) -> None:
-    """`ack=buffered`: the writers have it at once, the disk with the next group."""
+    """With `ack=buffered` writers get the block at once, and the disk with the next group."""
     async with Life(tmp_path) as life:
         block = make_block(2)
         reservation = await life.buffer.reserve(2, len(block.tuples))
@@ -86,7 +86,7 @@ async def test_buffered_put_does_not_wait_and_is_on_the_disk_soon(tmp_path: Path
 
 
 async def test_block_with_an_ack_is_not_journaled(tmp_path: Path) -> None:
-    """Who waits for the commit was promised nothing before: no fsync for it, no replay of it."""
+    """A post that waits for the commit was promised nothing before, so it needs no fsync."""
     async with Life(tmp_path) as life:
         block = make_block(2)
         reservation = await life.buffer.reserve(2, len(block.tuples), awaited=True)
@@ -98,7 +98,7 @@ async def test_block_with_an_ack_is_not_journaled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [True, False])
 async def test_cancelled_put_is_counted_as_what_it_became(tmp_path: Path, kept: bool) -> None:
-    """A client that hangs up during the fsync: the group decides, then the cancellation strikes."""
+    """If a client hangs up during the fsync, the group decides before the cancellation counts."""
     calls = FailingCalls() if kept else FailingCalls(fdatasync=errno.EIO)
     async with Life(tmp_path, calls=calls) as life:
         block = make_block(2)
@@ -142,9 +142,9 @@ async def test_cancelled_put_is_counted_as_what_it_became(tmp_path: Path, kept: 
 async def test_nth_call_that_fails_loses_no_promise(
     tmp_path: Path, failing: dict[str, int], forever: bool
 ) -> None:
-    """For every n: what was kept is read by the next process, once; what was refused costs nothing.
+    """For every n: kept blocks are read by the next process, once; refused ones cost nothing.
 
-    Once, or for ever until the disk works again; afterwards posts are kept again.
+    The call fails once, or until the disk works again. After that posts are kept again.
     """
     for nth in range(1, CALLS_MAX):
         folder = tmp_path / str(nth)
@@ -186,7 +186,7 @@ async def test_nth_call_that_fails_loses_no_promise(
 
 
 async def test_failed_fsync_is_never_tried_again_on_its_file(tmp_path: Path) -> None:
-    """The kernel forgets what it could not write: another file, and the posts are refused."""
+    """The kernel drops data that it could not write. So the posts are refused."""
     calls = FailingCalls()
     async with Life(tmp_path, calls=calls) as life:
         first = await life.put(make_block(1))
@@ -202,7 +202,7 @@ async def test_failed_fsync_is_never_tried_again_on_its_file(tmp_path: Path) -> 
 
 
 async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> None:
-    """Full: refused at once with `disk_low`, nothing torn, tried by itself, and then it goes on."""
+    """A full disk refuses posts at once with `disk_low`, tears no frame, and is tried again."""
     calls = FailingCalls()
     async with Life(tmp_path, calls=calls) as life:
         kept = await life.put(make_block(1))
@@ -225,7 +225,7 @@ async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> 
 
 
 async def test_buffered_post_outlives_a_broken_disk_in_memory(tmp_path: Path) -> None:
-    """`buffered` promises memory only: a failing disk takes nothing back of it."""
+    """`buffered` promises memory only, so a failing disk does not remove the block."""
     calls = FailingCalls(write=NO_SPACE)
     async with Life(tmp_path, calls=calls) as life:
         block = await life.put(make_block(3), durable=False)
@@ -235,7 +235,7 @@ async def test_buffered_post_outlives_a_broken_disk_in_memory(tmp_path: Path) ->
 
 
 async def test_segment_goes_when_all_of_it_is_settled(tmp_path: Path) -> None:
-    """Rotation at `segment_bytes`; out of order; the one being written goes at the end."""
+    """Segments rotate at `segment_bytes`. Blocks may be settled in any order."""
     async with Life(tmp_path, segment_bytes=400) as life:
         blocks = [await life.put(make_block(2)) for _ in range(13)]
         there = len(segment_files(tmp_path))
@@ -255,7 +255,7 @@ async def test_segment_goes_when_all_of_it_is_settled(tmp_path: Path) -> None:
 
 
 async def test_second_service_on_a_folder_is_told(tmp_path: Path) -> None:
-    """Two writers of one journal would each remove what the other needs."""
+    """Two writers of one journal would remove each other's files."""
     async with Life(tmp_path):
         other = Life(tmp_path)
         with pytest.raises(StartError, match="another service writes the journal"):
@@ -265,7 +265,7 @@ async def test_second_service_on_a_folder_is_told(tmp_path: Path) -> None:
 
 
 async def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    """A file in the place of the folder: a sentence, not a traceback."""
+    """If a file is in the place of the folder, the error is one sentence."""
     (tmp_path / "journal").write_text("")
     life = Life(tmp_path / "journal")
     with pytest.raises(StartError, match="--buffer memory"):
@@ -273,7 +273,7 @@ async def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 
 async def test_notes_of_a_segment_that_is_gone_are_removed(tmp_path: Path) -> None:
-    """Else they could say of another segment's blocks that they are done."""
+    """Otherwise they could count for the blocks of another segment."""
     stale = tmp_path / "journal-00000000000000000001-00000000.done"
     stale.write_bytes(b"x" * 40)
     strange = tmp_path / "journal-00000000000000000002-00000000.done"
@@ -288,7 +288,7 @@ async def test_notes_of_a_segment_that_is_gone_are_removed(tmp_path: Path) -> No
 async def test_segment_that_cannot_be_removed_goes_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its bytes count meanwhile, and not for ever: else the journal would fill with nothing."""
+    """Its bytes count until then. Otherwise the journal would become full of removed segments."""
     unlink, refusing = Path.unlink, True
 
     def refuse(path: Path, missing_ok: bool = False) -> None:
@@ -312,7 +312,7 @@ async def test_segment_that_cannot_be_removed_goes_once_it_can(
 
 
 async def test_segment_removed_by_a_hand_gives_its_room_back(tmp_path: Path) -> None:
-    """Somebody makes room on the disk: what is not there does not count, nor its block twice."""
+    """A segment that somebody has removed does not count, nor do its blocks count twice."""
     async with Life(tmp_path, segment_bytes=400) as life:
         for _ in range(13):
             await life.put(make_block(2))
@@ -329,7 +329,7 @@ async def test_segment_removed_by_a_hand_gives_its_room_back(tmp_path: Path) -> 
 async def test_note_that_is_cut_short_spoils_no_other_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk takes half a note and says nothing: the next ones begin at a whole one again."""
+    """A full disk may write half a note without an error. The next one begins at a whole record."""
     write = os.write
 
     def cut(fd: int, data: bytes) -> int:
@@ -355,7 +355,7 @@ async def test_note_that_is_cut_short_spoils_no_other_note(
 async def test_folder_made_anew_is_brought_to_the_disk_with_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody removed it: a file that is fsynced in a folder without a name is lost in a crash."""
+    """A file in a folder whose name is not on the disk would be lost in a crash."""
     synced: list[Path] = []
 
     class Calls(FailingCalls):
@@ -382,7 +382,7 @@ async def test_folder_made_anew_is_brought_to_the_disk_with_its_name(
 async def test_name_with_a_number_that_is_none_does_not_stop_the_start(
     tmp_path: Path, number: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody's file: left alone, and what has a name of ours is read."""
+    """A foreign file is not changed, and our own files are read."""
     monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)  # the link leads nowhere
     strange = tmp_path / f"journal-{number}-00000001.log"
     strange.write_bytes(b"x" * 100)
@@ -398,7 +398,7 @@ async def test_name_with_a_number_that_is_none_does_not_stop_the_start(
 async def test_last_segment_goes_too_once_nothing_of_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a further post: while the disk is low there is none, and this file fills it."""
+    """No further post is needed for that: while the disk is low there are none."""
     monkeypatch.setattr(journal, "IDLE_S", 0.02)
     async with Life(tmp_path, segment_bytes=1 << 16) as life:
         for size in (2, 20):  # the first is too small to be worth a new file
@@ -417,7 +417,7 @@ async def test_last_segment_goes_too_once_nothing_of_it_is_needed(
 async def test_segment_that_grows_is_not_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Posts that are stored before the next one comes: a new file every 2 s would cost fsyncs."""
+    """Posts that are stored before the next one comes do not begin a new file every 2 s."""
     monkeypatch.setattr(journal, "IDLE_S", 0.1)
     async with Life(tmp_path, segment_bytes=1 << 16) as life:
         for _ in range(30):
@@ -432,7 +432,7 @@ async def test_segment_that_grows_is_not_idle(
 async def test_posts_go_on_while_idle_segments_come_and_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whenever a segment ends for being idle, no group is on its way to it."""
+    """A segment is ended for being idle only while no group is being written to it."""
     monkeypatch.setattr(journal, "IDLE_S", 0.0)
     async with Life(tmp_path, segment_bytes=1000) as life:
         life.load()
@@ -448,7 +448,7 @@ async def test_posts_go_on_while_idle_segments_come_and_go(
 
 
 async def test_full_segment_goes_without_another_group(tmp_path: Path) -> None:
-    """A journal of which nothing is needed has room for the greatest post, whatever came last."""
+    """A journal of which nothing is needed has room for the largest post."""
     async with Life(tmp_path, segment_bytes=400, journal_bytes_max=4000) as life:
         await life.put(make_block(40))
         await life.drain()
@@ -458,7 +458,7 @@ async def test_full_segment_goes_without_another_group(tmp_path: Path) -> None:
 
 
 async def test_full_disk_gets_the_room_of_what_is_stored_back(tmp_path: Path) -> None:
-    """The file that fills it goes once it is done, though no group can follow it."""
+    """A file that fills the disk is removed once it is settled, even if no group can follow."""
     calls = FailingCalls()
     async with Life(tmp_path, calls=calls) as life:
         for _ in range(20):
@@ -479,7 +479,7 @@ async def test_full_disk_gets_the_room_of_what_is_stored_back(tmp_path: Path) ->
 async def test_great_name_of_somebody_costs_no_reading_of_ours(
     tmp_path: Path, content: bytes
 ) -> None:
-    """Its number is believed only with a header: else our next names would be none of ours."""
+    """A number beyond any clock needs a right header. Otherwise our next names would be invalid."""
     folder = tmp_path / "journal"
     folder.mkdir()
     strange = folder / "journal-09223372036854775807-00000001.log"
@@ -500,8 +500,8 @@ async def test_great_name_of_somebody_costs_no_reading_of_ours(
     assert (tmp_path / "copy" / strange.name).read_bytes() == content
 
 
-async def test_segment_put_back_beside_those_of_later_lives_is_read(tmp_path: Path) -> None:
-    """Somebody took a copy of the folder; since then all was stored, and more came."""
+async def test_segment_put_back_beside_those_of_later_runs_is_read(tmp_path: Path) -> None:
+    """A copy of the folder may be put back after later runs have stored more."""
     async with Life(tmp_path / "a") as first:
         old = [await first.put(make_block(1)) for _ in range(30)]
         await killed(tmp_path / "a", tmp_path / "copy")
@@ -528,7 +528,7 @@ async def test_segment_put_back_beside_those_of_later_lives_is_read(tmp_path: Pa
 async def test_segment_cut_off_by_a_hand_takes_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rotation of logs gone wrong: what comes after it is in a file that is whole."""
+    """After that the frames go to a new file, which is whole."""
     monkeypatch.setattr("ingest.buffers.journal.folder.UNSEEN_S_MAX", 0.0)
     life = Life(tmp_path)
     life.buffer.open()
@@ -546,7 +546,7 @@ async def test_segment_cut_off_by_a_hand_takes_nothing_more(
 async def test_disk_that_does_not_answer_is_told_as_broken_until_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Posts are better refused than left to wait; nothing of those that wait is lost."""
+    """Posts are refused and do not wait. Blocks of posts that wait are not lost."""
     monkeypatch.setattr(journal, "HANGS_S", 0.05)
     calls, frozen = FailingCalls(), Event()
     sync = calls.fdatasync

@@ -1,6 +1,6 @@
-"""Process after process on one journal, at random: posts, full disks, kills; nothing is lost.
+"""Many processes, one after the other, on one journal: posts, full disks and kills, at random.
 
-Each seed is a story of its own and always the same one.
+Each seed gives one story, and always the same one. Nothing is lost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FAILURES = (
 
 
 class Story:
-    """What has been promised and what has become of it, over all processes."""
+    """What was promised, and what became of it, over all processes."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.random = random.Random(seed)
@@ -37,7 +37,7 @@ class Story:
         self.in_hand: list[list[Block]] = []
 
     async def run(self) -> None:
-        """Tell it, and hold its end against what was promised."""
+        """Run the story, and compare its end with the promises."""
         for number in range(LIVES):
             calls = FailingCalls()
             life = Life(
@@ -127,6 +127,6 @@ class Story:
 
 
 @pytest.mark.parametrize("seed", range(25))
-async def test_story_of_many_lives_loses_and_doubles_nothing(seed: int, tmp_path: Path) -> None:
-    """Recovered is what was acknowledged and not stored, in each process, whatever happened."""
+async def test_story_of_many_processes_loses_and_doubles_nothing(seed: int, tmp_path: Path) -> None:
+    """In each process exactly the blocks that were acknowledged and not stored are recovered."""
     await Story(seed, tmp_path).run()

@@ -1,6 +1,6 @@
-"""What is special to the buffer in memory: it is fast where it is asked often, and forgets nothing.
+"""The buffer in memory: calls that come often are fast, and no block is kept for ever.
 
-What every buffer promises is in tests/contract.
+What every buffer promises is tested in tests/contract.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.blocks import make_block
 
 
 async def test_put_larger_than_its_reservation_fails_loudly() -> None:
-    """Our own mistake, not the client's: the bounds would be a lie."""
+    """This is a fault of ours and not of the client: the bounds would be exceeded."""
     buffer = MemoryBuffer(rows_max=10, bytes_max=10_000, put_wait_s_max=0)
     for rows, size_bytes in ((1, 10_000), (2, 1)):
         reservation = await buffer.reserve(rows, size_bytes)
@@ -30,7 +30,7 @@ async def test_put_larger_than_its_reservation_fails_loudly() -> None:
 
 
 async def test_retry_after_is_half_the_age_of_what_is_held_within_bounds() -> None:
-    """An outage of a minute asks for half a minute; nobody is sent away for an hour."""
+    """After an outage of a minute it is half a minute. It is never an hour."""
     for age_s, expected_s in ((0.0, RETRY_AFTER_S_MIN), (20.0, 10.0), (9_999.0, RETRY_AFTER_S_MAX)):
         buffer = MemoryBuffer(rows_max=1, bytes_max=10_000, put_wait_s_max=0)
         block = make_block(1, age_s=age_s)
@@ -56,7 +56,7 @@ async def test_refusing_stays_cheap_with_many_blocks_in_hand() -> None:
 
 
 async def test_thousands_of_posts_that_give_up_together_do_not_stop_the_loop() -> None:
-    """A database that is away meets a fleet: every post waits its second and goes."""
+    """While the database is away, all posts of a fleet end their wait at the same time."""
     buffer = MemoryBuffer(rows_max=1, bytes_max=1 << 26, put_wait_s_max=0.05)
     reservation = await buffer.reserve(1, 1)
     posts = [asyncio.create_task(buffer.reserve(1, 1)) for _ in range(3_000)]

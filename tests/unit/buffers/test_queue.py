@@ -1,4 +1,4 @@
-"""A queue of blocks by itself, and two that share their writers."""
+"""The queue of blocks: one by itself, and two that share their writers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def queue_of(*rows: int) -> tuple[BlockQueue, WaitingWriters, list[Block]]:
 
 
 def test_rows_count_until_they_are_settled_and_wait_until_they_are_taken() -> None:
-    """What a writer has is held, but may not be taken; settling tells how much room comes free."""
+    """Blocks that a writer has taken still count. `settle` returns how much room comes free."""
     queue, writers, blocks = queue_of(1, 2, 3)
     taken = queue.take(3)
     assert taken == blocks[:2]
@@ -43,7 +43,7 @@ def test_batches_given_back_in_any_order_end_in_the_order_of_receipt() -> None:
 
 
 def test_oldest_is_known_wherever_it_is() -> None:
-    """Waiting, with a writer, given back, settled: the time is that of the oldest block held."""
+    """It is the time of the oldest block that waits, or that a writer has taken."""
     queue, _, _ = queue_of(1, 1, 1)
     assert (queue.oldest_s(), queue.first_received_s()) == (0.0, 0.0)
     taken = queue.take(2)
@@ -57,7 +57,7 @@ def test_oldest_is_known_wherever_it_is() -> None:
 
 
 def test_block_settled_twice_fails_loudly() -> None:
-    """Our own mistake: its room would come free twice."""
+    """This is a fault of ours: the room would come free twice."""
     queue, _, _ = queue_of(1)
     taken = queue.take(1)
     queue.settle(taken)
@@ -66,7 +66,7 @@ def test_block_settled_twice_fails_loudly() -> None:
 
 
 def test_queues_of_one_buffer_share_what_writers_may_take() -> None:
-    """A writer waits for rows, whichever queue they are in; each queue keeps its own account."""
+    """A writer waits for rows of any queue. Each queue counts its own rows."""
     queue, writers, _ = queue_of(2)
     other = BlockQueue(writers)
     other.append(make_block(3))

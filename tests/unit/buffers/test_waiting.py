@@ -1,4 +1,4 @@
-"""Who waits at a buffer: posts by themselves, and writers, without a buffer around them."""
+"""Waits at a buffer: posts for room, and writers for rows, without a buffer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_posts_of_one_queue_may_need_different_room() -> None:
 
 
 async def test_post_that_may_not_wait_is_refused_at_once() -> None:
-    """The bound of waiting bytes belongs to the buffer, and so does a wait of no time."""
+    """So is every post if `wait_s_max` is 0."""
     for rig in (Rig(may_wait=False), Rig(wait_s_max=0.0)):
         with pytest.raises(BufferFull):
             await rig.waiting.wait(1, 1, rig.memory.place)
@@ -64,7 +64,7 @@ async def test_post_that_may_not_wait_is_refused_at_once() -> None:
 
 
 async def test_post_that_got_room_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of posts a second wait for a moment: each would be kept in memory for the time."""
+    """Thousands of posts a second wait for a moment. A timer would keep each of them in memory."""
     expired: list[object] = []
     monkeypatch.setattr(WaitingPosts, "_expire", lambda _, post: expired.append(post))
     rig = Rig(wait_s_max=0.01)
@@ -76,7 +76,7 @@ async def test_post_that_got_room_leaves_no_timer(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_expired_post_leaves_no_bytes() -> None:
-    """It is refused within its time, and the next post gets the room that was too small for it."""
+    """It is refused in time. The next post gets the room that was too small for it."""
     rig = Rig(wait_s_max=0.02)
     large = await rig.post(11)
     await asyncio.sleep(0.01)
@@ -92,7 +92,7 @@ async def test_expired_post_leaves_no_bytes() -> None:
 async def test_post_cancelled_in_the_round_of_its_refusal_is_cancelled(
     by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The error that nobody fetches any more is not reported as forgotten."""
+    """asyncio does not report the error of the refusal as never retrieved."""
     rig = Rig()
     post = await rig.post(1)
     if by == "expires":
@@ -109,7 +109,7 @@ async def test_post_cancelled_in_the_round_of_its_refusal_is_cancelled(
 
 
 async def test_expiry_in_the_round_of_a_grant_changes_nothing() -> None:
-    """The post has its room; a timer that strikes then neither refuses it nor takes it back."""
+    """The post has its room. A timer that fires then does not take it back."""
     rig = Rig()
     task = await rig.post(4)
     (post,) = rig.waiting.posts
@@ -120,7 +120,7 @@ async def test_expiry_in_the_round_of_a_grant_changes_nothing() -> None:
 
 
 async def test_nobody_waits_after_the_end() -> None:
-    """A queue that is shut refuses at once, whatever room there is."""
+    """A queue that is shut refuses posts at once, even if there is room."""
     rig = Rig()
     rig.waiting.shut_out()
     rig.free()
@@ -129,7 +129,7 @@ async def test_nobody_waits_after_the_end() -> None:
 
 
 async def test_writers_are_woken_when_their_rows_are_there_and_at_the_end() -> None:
-    """Each by its own number; a wait for what is there already is none."""
+    """Each waits for its own number of rows. If these are there already, it does not wait."""
     writers = WaitingWriters()
     few, many = (asyncio.create_task(writers.wait_rows(rows)) for rows in (2, 100))
     await spin()

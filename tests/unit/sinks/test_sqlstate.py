@@ -1,4 +1,4 @@
-"""The table of verdicts, against the contract's own words."""
+"""The table of verdicts, compared with the contract."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server_error(sqlstate: str, **fields: Any) -> Any:
     [(code, verdict) for verdict, codes in TABLE.items() for code in codes.split()],
 )
 def test_code_gets_the_verdict_of_the_contract(sqlstate: str, verdict: Verdict) -> None:
-    """Section 5, word by word; what stands nowhere is unknown and never dead-lettered."""
+    """A code that is not in section 5 is unknown, and its rows are never dead-lettered."""
     assert verdict_for(sqlstate) is verdict
 
 
@@ -52,7 +52,7 @@ def test_null_in_our_column_is_a_row_fault(column: str) -> None:
 
 @pytest.mark.parametrize("column", ["site", None])
 def test_null_in_a_foreign_column_is_the_operators_fault(column: str | None) -> None:
-    """A NOT NULL column that is not ours must not empty the buffer into the dead letters."""
+    """A NOT NULL column that is not ours must not move all readings into the dead letters."""
     assert verdict_for("23502", column=column) is HOLD
 
 
@@ -80,7 +80,7 @@ def test_failure_without_a_server_is_waited_out() -> None:
     ],
 )
 def test_reason_is_one_word_of_a_closed_set(sqlstate: str, reason: str) -> None:
-    """It becomes a metric's label."""
+    """It becomes a label of a metric."""
     assert reason_for(sqlstate) == reason
     assert server_failed(server_error(sqlstate)).reason == reason
 
@@ -100,14 +100,14 @@ def test_reason_is_one_word_of_a_closed_set(sqlstate: str, reason: str) -> None:
 def test_only_a_server_that_rolled_back_removes_doubt(
     sqlstate: str, severity: str | None, doubtful: bool
 ) -> None:
-    """ERROR is definite; a dying session and the codes that say so are not."""
+    """ERROR is definite. A session that dies, and the codes for an unknown outcome, are not."""
     error = server_error(sqlstate, severity_en=severity)
     assert server_failed(error, doubt=True).doubtful is doubtful
     assert not server_failed(error, doubt=False).doubtful
 
 
 def test_long_message_is_cut() -> None:
-    """An operator's RAISE may be a megabyte; a dead letter must not."""
+    """The message of an operator's RAISE may have a megabyte, and a dead letter must not."""
     assert len(server_failed(server_error("P0001", message="x" * 10**6)).message) == 1_000
 
 
@@ -130,11 +130,11 @@ def test_long_message_is_cut() -> None:
     ],
 )
 def test_blamed_row_is_read_in_any_language(context: str | None, row: int | None) -> None:
-    """lc_messages is the operator's; the first number after the table's name is the line."""
+    """The operator may set lc_messages. The first number after the table's name is the line."""
     assert copy_row(context) == row
 
 
 @pytest.mark.parametrize("sqlstate", ["U0001", "IN001", "Z9999"])
 def test_code_of_the_operators_own_is_one_rows_fault(sqlstate: str) -> None:
-    """A trigger that raises it must not hold the whole fleet."""
+    """A trigger that raises it must not pause all writes."""
     assert verdict_for(sqlstate) is Verdict.ISOLATE

@@ -1,4 +1,4 @@
-"""When a batch closes, how large it may be, and where it is cut."""
+"""Batches: when a batch is closed, how large it may be, and where it is cut."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def gathered(gatherer: Gatherer) -> Batch:
 
 
 async def test_batch_closes_by_time_after_the_first_reading() -> None:
-    """A few readings do not wait longer than the linger, and not shorter either."""
+    """A few readings wait as long as the linger, and not shorter."""
     buffer = make_buffer()
     blocks = await put(buffer, 1)
     began_s = blocks[0].received_s
@@ -58,7 +58,7 @@ async def test_batch_closes_by_time_after_the_first_reading() -> None:
 
 
 async def test_linger_is_measured_from_the_receipt_of_the_first() -> None:
-    """A reading that has waited its time elsewhere (full buffer, given back) waits no more."""
+    """A reading that has waited elsewhere (buffer full, given back) does not wait again."""
     buffer = make_buffer()
     await put(buffer, 1, age_s=10)
     async with asyncio.timeout(1):
@@ -68,7 +68,7 @@ async def test_linger_is_measured_from_the_receipt_of_the_first() -> None:
 
 
 async def test_batch_closes_by_count_at_once() -> None:
-    """The reading that makes it enough closes the batch, however long the linger."""
+    """The batch is closed by the reading that makes it large enough."""
     buffer = make_buffer()
     task = asyncio.create_task(gathered(gatherer_of(buffer, linger_s=60)))
     blocks = await put(buffer, 60)
@@ -79,7 +79,7 @@ async def test_batch_closes_by_count_at_once() -> None:
 
 
 async def test_idle_writer_that_gets_a_large_post_closes_by_count() -> None:
-    """It is backlog only where readings waited for a writer."""
+    """The trigger is `backlog` only if readings waited for a writer."""
     buffer = make_buffer()
     task = asyncio.create_task(gathered(gatherer_of(buffer, linger_s=60)))
     await asyncio.sleep(0.01)
@@ -88,7 +88,7 @@ async def test_idle_writer_that_gets_a_large_post_closes_by_count() -> None:
 
 
 async def test_batch_takes_all_that_waited_for_a_writer_up_to_the_cap() -> None:
-    """Under backlog batches are large: that is where the throughput comes from."""
+    """Large batches make the throughput when many readings wait."""
     buffer = make_buffer()
     blocks = await put(buffer, *[90] * 20)
     gatherer = gatherer_of(buffer)
@@ -97,7 +97,7 @@ async def test_batch_takes_all_that_waited_for_a_writer_up_to_the_cap() -> None:
 
 
 async def test_block_larger_than_a_shrunk_cap_goes_alone_and_whole() -> None:
-    """A block is never split, not even after trouble."""
+    """A block is never split."""
     buffer = make_buffer()
     blocks = await put(buffer, 5, 900, 5)
     cap = BatchCap(ROWS_MIN, ROWS_MAX, write_s_max=10)
@@ -108,7 +108,7 @@ async def test_block_larger_than_a_shrunk_cap_goes_alone_and_whole() -> None:
 
 
 async def test_drain_closes_batches_at_once_and_then_says_none() -> None:
-    """At stop nobody lingers; when all is taken there is no batch any more."""
+    """At a stop no batch waits. When all blocks are taken, there is no batch any more."""
     buffer = make_buffer()
     blocks = await put(buffer, 1, 1)
     gatherer = gatherer_of(buffer, linger_s=60)
@@ -120,7 +120,7 @@ async def test_drain_closes_batches_at_once_and_then_says_none() -> None:
 
 
 async def test_idle_gatherers_end_when_the_buffer_shuts() -> None:
-    """Two writers that have nothing to do both learn of the stop."""
+    """Two writers without work both end at a stop."""
     buffer = make_buffer()
     gatherer = gatherer_of(buffer)
     tasks = [asyncio.create_task(gatherer.gather()) for _ in range(2)]
@@ -131,7 +131,7 @@ async def test_idle_gatherers_end_when_the_buffer_shuts() -> None:
 
 
 async def test_two_writers_share_the_readings_in_order() -> None:
-    """One gathers at a time, so that a trickle makes one batch, not two halves."""
+    """Only one gathers at a time. So slow posts make one batch, and not two halves."""
     buffer = make_buffer()
     gatherer = gatherer_of(buffer, linger_s=0.03)
     tasks = [asyncio.create_task(gatherer.gather()) for _ in range(2)]
@@ -146,7 +146,7 @@ async def test_two_writers_share_the_readings_in_order() -> None:
 
 @pytest.mark.parametrize("after_s", [0.0, 0.01, 0.02])
 async def test_gather_cancelled_loses_nothing(after_s: float) -> None:
-    """Cancelled while it waits for a first reading, for more, or for its turn: all still there."""
+    """It may wait for a first reading, for more of them, or for the lock."""
     buffer = make_buffer()
     gatherer = gatherer_of(buffer, linger_s=0.02)
     tasks = [asyncio.create_task(gatherer.gather()) for _ in range(2)]
@@ -165,7 +165,7 @@ async def test_gather_cancelled_loses_nothing(after_s: float) -> None:
 
 
 async def test_gather_cancelled_by_its_deadline_at_the_last_moment_loses_nothing() -> None:
-    """Whether a deadline or the linger strikes first: readings are in the batch or waiting."""
+    """Each reading is in the batch, or it still waits."""
     for early_s in (-0.002, -0.001, 0.0, 0.001, 0.002):
         buffer = make_buffer()
         await put(buffer, 3)
@@ -180,7 +180,7 @@ async def test_gather_cancelled_by_its_deadline_at_the_last_moment_loses_nothing
 
 
 def test_cap_halves_after_trouble_and_doubles_after_clean_writes() -> None:
-    """Halving down to the least, growth from there, never beyond the most."""
+    """It stays between `rows_min` and `rows_max`."""
     cap = BatchCap(100, 5_000, write_s_max=10)
     sizes = []
     for _ in range(8):
@@ -195,7 +195,7 @@ def test_cap_halves_after_trouble_and_doubles_after_clean_writes() -> None:
 
 
 def test_cap_follows_the_size_that_met_trouble_and_never_rises_by_it() -> None:
-    """Half of the batch that failed, not half of what would have been allowed."""
+    """The cap becomes half of the failed batch, not half of the cap."""
     cap = BatchCap(100, 5_000, write_s_max=10)
     cap.shrink(1_000)
     assert cap.rows == 500
@@ -207,7 +207,7 @@ def test_cap_follows_the_size_that_met_trouble_and_never_rises_by_it() -> None:
 
 @given(st.lists(st.integers(1, 5_000), min_size=2, max_size=60))
 def test_halves_are_both_there_in_order_and_as_even_as_blocks_allow(rows: list[int]) -> None:
-    """No cut between two blocks would be more even than the one taken."""
+    """No other cut between two blocks would be more even."""
     blocks = [Block(b"", each, received_s=0, received_us=0, newest_ts_us=0) for each in rows]
     first, second = halves(blocks)
     assert first
@@ -219,7 +219,7 @@ def test_halves_are_both_there_in_order_and_as_even_as_blocks_allow(rows: list[i
 
 
 def test_cap_grows_after_quick_writes_and_shrinks_before_the_deadline() -> None:
-    """A slow database gets batches that it can write in time, without one that fails each time."""
+    """A slow database gets batches that it can write in time."""
     cap = BatchCap(100, 20_000, write_s_max=10)
     cap.written(20_000, 6)
     assert cap.rows == 10_000

@@ -1,4 +1,4 @@
-"""When many refused rows are a device's fault, and when they are ours."""
+"""The circuit breaker: when many refused rows are a device's fault, and when they are ours."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def judged(
 
 
 def test_breaker_says_hold_and_why() -> None:
-    """The hold's reason is the breaker; the last refusal tells what the database said."""
+    """The reason is `breaker`. The message has the last refusal of the database."""
     rows = fleet(300)
     refused = [BadRow(row, "23514", "check") for row in range(300)]
     with pytest.raises(
@@ -69,7 +69,7 @@ def test_two_hundred_of_a_thousand_pass_and_one_more_trips() -> None:
 
 
 def test_rows_of_earlier_batches_count() -> None:
-    """The same 201 rows in small batches: the one that goes beyond is stopped, and only it."""
+    """201 bad rows in small batches: only the batch that exceeds the limit is stopped."""
     breaker = make_breaker()
     verdicts = [judged(breaker, fleet(50), range(10)) for _ in range(20)]
     assert verdicts == [True] * 20
@@ -77,7 +77,7 @@ def test_rows_of_earlier_batches_count() -> None:
     assert judged(breaker, fleet(50), range(10))
 
 
-def test_first_rows_of_a_life_are_enough_to_trip() -> None:
+def test_first_rows_of_a_run_are_enough_to_trip() -> None:
     """A service that has just started does not wait for a thousand rows."""
     assert not judged(make_breaker(), fleet(201), range(201))
     assert judged(make_breaker(), fleet(200), range(200))
@@ -92,7 +92,7 @@ def test_one_bad_device_in_five_is_its_own_fault(devices: int, allowed: bool) ->
 
 
 def test_bad_device_among_many_never_trips_however_much_it_sends() -> None:
-    """One device gone mad is dead-lettered, batch after batch; the fleet goes on."""
+    """Its rows are dead-lettered, batch after batch. Rows of other devices are stored."""
     breaker = make_breaker()
     for _ in range(10):
         rows = [*fleet(100), *["mad"] * 900]
@@ -100,7 +100,7 @@ def test_bad_device_among_many_never_trips_however_much_it_sends() -> None:
 
 
 def test_window_slides() -> None:
-    """Bad rows more than a thousand rows ago are past."""
+    """Bad rows more than a thousand rows ago do not count."""
     for rows_since, allowed in ((799, False), (800, True)):
         breaker = make_breaker()
         assert judged(breaker, fleet(200), range(200))
@@ -117,7 +117,7 @@ def test_bad_stretch_of_a_large_batch_trips_even_if_the_whole_is_mostly_good() -
 
 
 def test_rows_judged_before_are_not_judged_again() -> None:
-    """What an operator released is behind us: a single bad row later does not hold again."""
+    """After a release one more bad row does not pause writes again."""
     breaker = make_breaker()
     breaker.release(received_until_s=0.5)
     assert judged(breaker, fleet(5_000), range(500), received_s=0.5)
@@ -125,7 +125,7 @@ def test_rows_judged_before_are_not_judged_again() -> None:
 
 
 def test_what_is_forgotten_counts_no_more_and_trips_again() -> None:
-    """A probe went well: judged as if nothing had been; the same batch trips again."""
+    """After a probe that succeeded nothing counts. The same batch then trips the breaker again."""
     breaker = make_breaker()
     assert judged(breaker, fleet(200), range(200))
     assert not judged(breaker, fleet(1), [0])
@@ -135,7 +135,7 @@ def test_what_is_forgotten_counts_no_more_and_trips_again() -> None:
 
 
 def test_release_with_dead_letters_is_for_what_was_received_before() -> None:
-    """`--dead-letter` is for what is held now, however much is written meanwhile; not for ever."""
+    """`--dead-letter` covers all that waits now, however much is written meanwhile, and no more."""
     breaker = make_breaker()
     breaker.release(received_until_s=2.0)
     assert judged(breaker, fleet(300), range(300), received_s=1.0)
@@ -147,7 +147,7 @@ def test_release_with_dead_letters_is_for_what_was_received_before() -> None:
 
 
 def test_judging_the_worst_batch_does_not_stop_the_loop() -> None:
-    """5,000 rows, half of them one device's bad ones: well under a deadline of anybody."""
+    """With 5,000 rows, half of them bad rows of one device, it takes less than any deadline."""
     breaker = make_breaker()
     breaker.written(encoded(fleet(1_000)), 1_000)
     rows = [device_id if row % 2 else "mad" for row, device_id in enumerate(fleet(5_000))]
@@ -164,7 +164,7 @@ batches = st.lists(
 @settings(deadline=None, max_examples=200)
 @given(batches)
 def test_verdict_is_that_of_the_rule_taken_literally(script: list[list[tuple[int, bool]]]) -> None:
-    """Over 4 of any 20 rows in a row, of over a fifth of their devices, a new one among them."""
+    """More than 4 of any 20 rows, of more than a fifth of their devices, and at least one new."""
     window, rows_max = 20, 4
     breaker = CircuitBreaker(window_rows=window, rows_max=rows_max)
     past: list[tuple[int, bool]] = []

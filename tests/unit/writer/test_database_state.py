@@ -1,4 +1,4 @@
-"""Open, waiting, on hold: who probes, how often, and what is said about it."""
+"""The database state: open, away or paused. Who probes, how often, and what is logged."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FULL = WriteFailed(Verdict.HOLD, "no room", reason="dead_letters_full")
 
 @pytest.fixture
 def state() -> DatabaseState:
-    """Give a gate with the service's own times."""
+    """Give a database state with the service's own times."""
     return DatabaseState(wait_s_min=0.1, wait_s_max=10.0, hold_probe_s=5.0)
 
 
-def test_gate_tells_what_the_server_is_like(state: DatabaseState) -> None:
+def test_every_way_from_one_state_to_another(state: DatabaseState) -> None:
     """Every way from one state to another; a reason only while on hold."""
     assert (state.is_open, state.up, state.hold_reason) == (
         True,
@@ -64,7 +64,7 @@ def test_gate_tells_what_the_server_is_like(state: DatabaseState) -> None:
 
 
 def test_only_wait_is_away_and_all_other_verdicts_hold(state: DatabaseState) -> None:
-    """What the writer cannot deal with holds: an unknown code after its tries too."""
+    """A failure that a writer cannot handle pauses writes; an unknown code too, after its tries."""
     for verdict in (Verdict.HOLD, Verdict.UNKNOWN, Verdict.ISOLATE):
         state.failed(WriteFailed(verdict, "", reason=verdict.value))
         assert state.hold_reason == verdict.value
@@ -73,7 +73,7 @@ def test_only_wait_is_away_and_all_other_verdicts_hold(state: DatabaseState) -> 
 def test_answer_of_a_probe_opens_after_waiting_and_never_after_a_hold(
     state: DatabaseState,
 ) -> None:
-    """A failed batch proves that the server is there; it proves nothing about the hold."""
+    """A failed batch proves that the server is there. It does not prove that the pause may end."""
     retry = WriteFailed(Verdict.RETRY, "deadlock")
     state.failed(AWAY)
     state.answered(AWAY)
@@ -89,7 +89,7 @@ def test_answer_of_a_probe_opens_after_waiting_and_never_after_a_hold(
 def test_pause_grows_while_the_server_is_away_within_its_bounds(
     state: DatabaseState,
 ) -> None:
-    """Full jitter below a ceiling that doubles from 0.1 s to 10 s, never near nothing."""
+    """Full jitter below a ceiling that doubles from 0.1 s to 10 s, and never near 0."""
     for tries in range(12):
         state.failed(AWAY)
         ceiling_s = min(10.0, 0.1 * 2**tries)
@@ -102,7 +102,7 @@ def test_pause_grows_while_the_server_is_away_within_its_bounds(
 
 
 def test_pause_on_hold_is_steady(state: DatabaseState) -> None:
-    """An operator's fault is mended by hand: every 5 s is soon enough, and never slower."""
+    """While writes are paused, a probe every 5 s is enough: an operator has to fix the fault."""
     for _ in range(20):
         state.failed(HELD)
         assert state.pause_s() == 5.0
@@ -111,7 +111,7 @@ def test_pause_on_hold_is_steady(state: DatabaseState) -> None:
 def test_one_line_tells_of_a_hold_or_outage_however_many_tries(
     state: DatabaseState,
 ) -> None:
-    """Logs say what changed: one line when it begins, one when it ends, with how long it took."""
+    """One log line when it begins, and one with its duration when it ends."""
     with structlog.testing.capture_logs() as lines:
         for failure in (AWAY, HELD, FULL):
             for _ in range(50):
@@ -130,7 +130,7 @@ def test_one_line_tells_of_a_hold_or_outage_however_many_tries(
 
 
 async def test_prober_is_one_at_a_time(state: DatabaseState) -> None:
-    """A server that comes back meets one client, not a crowd."""
+    """A server that comes back gets one client first, not all at once."""
     state.failed(AWAY)
     probing = 0
 
@@ -168,7 +168,7 @@ async def test_pause_ends_by_itself_by_a_nudge_or_by_the_stop() -> None:
 
 
 async def test_pause_cancelled_leaves_no_task_behind() -> None:
-    """A prober that is cancelled takes its two waits with it."""
+    """Both waits of the pause are cancelled too."""
     state = DatabaseState(wait_s_min=60, wait_s_max=60, hold_probe_s=60)
     before = asyncio.all_tasks()
     task = asyncio.create_task(state.pause(asyncio.Event()))
@@ -181,7 +181,7 @@ async def test_pause_cancelled_leaves_no_task_behind() -> None:
 
 
 async def test_wait_for_a_hold_gives_its_reason(state: DatabaseState) -> None:
-    """The door answers `database_on_hold` at once, not at the end of its wait."""
+    """So a post is answered with `database_on_hold` at once, and not at the end of its wait."""
     waiting = asyncio.create_task(state.wait_hold())
     state.failed(AWAY)
     await asyncio.sleep(0.001)
@@ -194,7 +194,7 @@ async def test_wait_for_a_hold_gives_its_reason(state: DatabaseState) -> None:
 async def test_wait_for_a_hold_that_was_over_in_a_moment_goes_on(
     state: DatabaseState,
 ) -> None:
-    """A reason is never empty, and a hold that is over is none."""
+    """The reason is never empty. A pause that is over does not end the wait."""
     waiting = asyncio.create_task(state.wait_hold())
     await asyncio.sleep(0)
     state.failed(HELD)
@@ -206,7 +206,7 @@ async def test_wait_for_a_hold_that_was_over_in_a_moment_goes_on(
 
 
 async def test_wait_for_a_hold_can_be_cancelled(state: DatabaseState) -> None:
-    """The client hung up; others still learn of the hold."""
+    """If one client hangs up, other waits still get the reason."""
     waits: list[asyncio.Task[Any]] = [asyncio.create_task(state.wait_hold()) for _ in range(2)]
     await asyncio.sleep(0)
     waits[0].cancel()

@@ -1,4 +1,4 @@
-"""What a writer does after each verdict, and what it tells the posts."""
+"""What a writer does after each verdict, and what posts are answered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def kinds(path: Writing) -> list[tuple[str, int]]:
 
 
 async def test_posts_are_answered_once_stored() -> None:
-    """The plain case: one write for what waits, each post told, the room free again."""
+    """One write stores all that waits. Each post is answered, and the room is free again."""
     path = Writing()
     acks = [await path.post(rows) for rows in (1, 5, 30)]
     path.start(1)
@@ -39,7 +39,7 @@ async def test_posts_are_answered_once_stored() -> None:
 
 
 async def test_rows_stored_by_a_lost_commit_count_as_duplicates() -> None:
-    """The answer to a commit was lost: the retry finds the rows there, and says so."""
+    """If the answer to a commit is lost, the retry finds the rows and counts them as duplicates."""
     path = Writing(Script(1, Verdict.RETRY, AFTER, doubtful=True))
     await path.post(10)
     path.start(1)
@@ -51,7 +51,7 @@ async def test_rows_stored_by_a_lost_commit_count_as_duplicates() -> None:
 
 
 async def test_bad_rows_are_named_to_their_own_post_and_the_rest_is_stored() -> None:
-    """Readings of other posts never change an answer; refusals carry the row of the post."""
+    """Readings of other posts never change an answer. A refusal has the row's index in its post."""
     path = Writing()
     acks = [await path.post(3), await path.post(5, bad=(0, 4)), await path.post(2, bad=(1,))]
     path.start(1)
@@ -70,7 +70,7 @@ async def test_bad_rows_are_named_to_their_own_post_and_the_rest_is_stored() -> 
 
 
 async def test_large_batch_with_a_bad_row_is_cut_at_block_borders() -> None:
-    """Halving finds the small piece; the clean rows go by plain writes, none is written alone."""
+    """Halving finds the small piece. The other rows are stored by plain writes."""
     path = Writing(batch_rows=20, batch_rows_max=100)
     for row in range(10):
         await path.post(10, bad=(3,) if row == 6 else ())
@@ -90,7 +90,7 @@ async def test_large_batch_with_a_bad_row_is_cut_at_block_borders() -> None:
 
 
 async def test_timed_out_batch_is_halved_and_new_batches_start_small() -> None:
-    """A batch that is too large for the server's time comes again in halves, idempotent."""
+    """A batch that takes too long is written again in halves, on the idempotent path."""
     path = Writing(Script(1, Verdict.RETRY), batch_rows=10, batch_rows_max=80)
     for _ in range(8):
         await path.post(10)
@@ -104,7 +104,7 @@ async def test_timed_out_batch_is_halved_and_new_batches_start_small() -> None:
 
 @pytest.mark.parametrize("retries_max", [0, 1, 4])
 async def test_batch_that_always_fails_is_set_aside_after_its_retries(retries_max: int) -> None:
-    """One write and `retries_max` retries, then the dead letters; the post is told it is kept."""
+    """After one write and `retries_max` retries it is dead-lettered; the post learns that."""
     script = Script(1, Verdict.RETRY, sqlstate="57014", doubtful=True, forever=True)
     path = Writing(script, retries_max=retries_max)
     ack = await path.post(10)
@@ -134,7 +134,7 @@ async def test_batch_that_always_fails_is_set_aside_after_its_retries(retries_ma
 async def test_writing_holds_while_nothing_can_be_set_aside(
     error: Make, reason: str, exhausted: bool
 ) -> None:
-    """What can be neither stored nor set aside stays; a bad row is not committed around either."""
+    """Rows that can be neither stored nor dead-lettered stay. Nothing is committed without them."""
     at = 1 if exhausted else 0
     script = Script(at, Verdict.RETRY, doubtful=True, forever=True, writes_only=True)
     path = Writing(script)
@@ -152,7 +152,7 @@ async def test_writing_holds_while_nothing_can_be_set_aside(
 
 
 async def test_rows_set_aside_by_an_append_that_lost_its_answer_are_kept_once() -> None:
-    """The dead-letter file kept them and failed all the same: appended again, live once."""
+    """If the append fails after it wrote the rows, they are appended again and count once."""
     path = Writing()
     path.letters.fault = lambda: DeadLettersBroken("disk")
     path.letters.failing, path.letters.lost_answer = 1, True
@@ -170,7 +170,7 @@ async def test_rows_set_aside_by_an_append_that_lost_its_answer_are_kept_once() 
 async def test_unknown_code_is_tried_a_few_times_and_then_held(
     tries_max: int, retries_max: int
 ) -> None:
-    """Nobody knows whose fault it is: five writes, then hold, and never set aside."""
+    """After five writes it pauses writes. Its rows are never dead-lettered."""
     script = Script(1, Verdict.UNKNOWN, sqlstate="ZZ123", forever=True, writes_only=True)
     path = Writing(script, unknown_tries_max=tries_max, retries_max=retries_max, hold_probe_s=60)
     await path.post(10)
@@ -192,7 +192,7 @@ async def test_unknown_code_is_tried_a_few_times_and_then_held(
 
 
 async def test_hold_is_probed_with_one_batch_by_one_writer() -> None:
-    """On hold each probe is one connection check and one trial; the rest stays in the buffer."""
+    """Each probe is one connection check and one batch. The rest stays in the buffer."""
     script = Script(1, Verdict.HOLD, sqlstate="42P01", forever=True, writes_only=True)
     path = Writing(script, batch_rows_max=20, hold_probe_s=0.005)
     for _ in range(10):
@@ -217,7 +217,7 @@ async def test_hold_is_probed_with_one_batch_by_one_writer() -> None:
 
 
 async def test_hold_ends_though_readings_lie_where_nobody_can_read_them() -> None:
-    """On a disk with a bad sector: no writer has them, so none of them will tell."""
+    """Readings that cannot be read back from the disk do not keep writes paused."""
     path = Writing(hold_probe_s=0.005)
     stats = path.buffer.stats
     path.buffer.stats = lambda: stats()._replace(rows=50)  # type: ignore[method-assign]
@@ -228,7 +228,7 @@ async def test_hold_ends_though_readings_lie_where_nobody_can_read_them() -> Non
 
 
 async def test_server_that_lets_in_and_refuses_to_write_meets_slower_and_slower_probes() -> None:
-    """A full disk: connecting proves nothing, so the pause grows and the gate stays shut."""
+    """With a full disk a connection proves nothing. So the pause grows, and the state is away."""
     script = Script(1, Verdict.WAIT, sqlstate="53100", forever=True, writes_only=True)
     path = Writing(script, wait_s_min=0.005, wait_s_max=0.5)
     await path.post(5)
@@ -249,7 +249,7 @@ async def test_server_that_lets_in_and_refuses_to_write_meets_slower_and_slower_
 async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_server_gone() -> (
     None
 ):
-    """A server that comes back meets one client: nobody writes on while the gate is shut."""
+    """While the state is not open, only the prober writes."""
     script = Script(1, Verdict.RETRY)
     path = Writing(script, retry_s_max=60, wait_s_min=30, wait_s_max=60)
     await path.post(10)
@@ -264,8 +264,8 @@ async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_s
     await path.check()
 
 
-async def test_answer_to_a_write_from_before_does_not_open_the_gate() -> None:
-    """Another writer found the server gone while this one's batch was failing: still gone."""
+async def test_answer_to_an_earlier_write_does_not_open_the_state() -> None:
+    """A write that began before another writer found the server gone does not open the state."""
     path = Writing(Script(1, Verdict.RETRY), wait_s_min=60, wait_s_max=60)
     path.script.hooks[1] = lambda: path.database_state.failed(WriteFailed(Verdict.WAIT, "gone"))
     await path.post(10)
@@ -279,7 +279,7 @@ async def test_answer_to_a_write_from_before_does_not_open_the_gate() -> None:
 
 
 async def test_breaker_trips_before_anything_is_set_aside() -> None:
-    """A constraint gone wrong refuses a fleet: nothing goes to the dead letters, all is held."""
+    """If a wrong constraint refuses a fleet, no row is dead-lettered, and all rows wait."""
     path = Writing(batch_rows=20, batch_rows_max=1000)
     await path.post(1000, bad=tuple(range(0, 1000, 2)))
     path.start(2)
@@ -296,7 +296,7 @@ async def test_breaker_trips_before_anything_is_set_aside() -> None:
 
 
 async def test_release_with_dead_letters_is_for_all_that_is_held_however_many_batches() -> None:
-    """The first batch is the probe; when it was over the release was, and the next one held.
+    """It covers all batches that wait, and not only the one of the probe.
 
     Good posts that come meanwhile do not use it up.
     """
@@ -319,7 +319,7 @@ async def test_release_with_dead_letters_is_for_all_that_is_held_however_many_ba
 
 
 async def test_many_small_posts_of_refused_rows_set_aside_no_more_than_the_breaker_allows() -> None:
-    """Pieces are judged one by one, so up to 200 rows may go before the breaker trips; no more."""
+    """Pieces are judged one by one, so at most 200 rows are dead-lettered before it trips."""
     path = Writing(batch_rows=20, batch_rows_max=1000)
     for _ in range(100):
         await path.post(10, bad=tuple(range(10)))
@@ -333,7 +333,7 @@ async def test_many_small_posts_of_refused_rows_set_aside_no_more_than_the_break
 
 
 async def test_one_device_gone_mad_does_not_stop_the_others() -> None:
-    """One of twenty devices sends nothing but bad rows, however many: no hold."""
+    """If one of twenty devices sends only bad rows, writes are not paused."""
     path = Writing(batch_rows=20, batch_rows_max=200)
     for number in range(60):
         device_id = f"d{number % 20}"
@@ -348,7 +348,7 @@ async def test_one_device_gone_mad_does_not_stop_the_others() -> None:
 
 
 async def test_row_refused_even_row_by_row_is_held_not_dropped() -> None:
-    """The sink cannot name the row: nothing is known to be bad, so nothing is set aside."""
+    """If the sink cannot name the row, no row is known to be bad, and none is dead-lettered."""
     path = Writing(Script(1, Verdict.ISOLATE, sqlstate="23514", forever=True, writes_only=True))
     await path.post(3)
     path.start(1)

@@ -1,6 +1,6 @@
-"""Sweeps of faults over the writers: call n fails, for every n, every verdict, once and for ever.
+"""Sweeps of faults over the writers: call n fails, for every n and verdict, once or for ever.
 
-Whatever fails: the law holds, every answer is true and given once, nothing is stored twice.
+The balance check is 0, each post gets one true answer, and no row is stored twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ main_faults = pytest.mark.parametrize(FAULT, [each for each in FAULTS if each[1:
 
 
 async def posted(script: Script) -> Writing:
-    """Post blocks of mixed sizes, three rows of them bad, and let two writers loose."""
+    """Post blocks of mixed sizes, three rows of them bad, and start two writers."""
     path = Writing(script, batch_rows_max=60)
     for rows in (1, 30, 2, 2, 60, 9, 40, 1, 1, 1, 1, 50, 6, 50):
         await path.post(rows, bad={30: (4,), 9: (0, 8)}.get(rows, ()))
@@ -33,7 +33,7 @@ async def posted(script: Script) -> Writing:
 
 
 async def all_answered(path: Writing) -> None:
-    """Let the writers finish, and check that all is where it belongs."""
+    """Let the writers finish, and check where each row is."""
     await path.until(path.resolved)
     await path.drain()
     await path.check()
@@ -41,7 +41,7 @@ async def all_answered(path: Writing) -> None:
 
 
 async def has_lasted(path: Writing) -> None:
-    """Wait until a lasting fault has struck many times, or could not, all being answered."""
+    """Wait until a lasting fault has occurred many times, or all posts are answered."""
     await path.until(lambda: path.script.fired > 14 or path.resolved())
 
 
@@ -49,7 +49,7 @@ async def has_lasted(path: Writing) -> None:
 async def test_no_reading_is_lost_or_doubled_when_any_call_fails_once(
     verdict: Verdict, where: str, doubtful: bool
 ) -> None:
-    """One fault, anywhere: after it all is stored, but for the rows that the table refuses."""
+    """After one fault all rows are stored, except those that the table refuses."""
     for call in range(1, CALLS_MAX):
         path = await posted(Script(call, verdict, where, doubtful))
         await all_answered(path)
@@ -65,7 +65,7 @@ async def test_no_reading_is_lost_or_doubled_when_any_call_fails_once(
 async def test_no_reading_is_lost_or_doubled_when_every_call_from_one_on_fails(
     verdict: Verdict, where: str, doubtful: bool
 ) -> None:
-    """A lasting fault, from every call on: wait and hold keep everything; only retry sets aside."""
+    """With WAIT and HOLD all rows are kept. Only RETRY makes dead letters."""
     for call in range(1, CALLS_MAX):
         path = await posted(Script(call, verdict, where, doubtful, forever=True))
         await has_lasted(path)
@@ -89,7 +89,7 @@ async def test_no_reading_is_lost_or_doubled_when_every_call_from_one_on_fails(
 async def test_halted_at_any_call_leaves_all_in_the_buffer_or_answered(
     verdict: Verdict, where: str, doubtful: bool
 ) -> None:
-    """The end of `drain_s_max` may come at any moment, right after a fault too: nothing moves."""
+    """`drain_s_max` may end at any moment, right after a fault too."""
     for call in range(1, CALLS_MAX):
         script = Script(call - 1, verdict, where, doubtful)
         path = await posted(script)
@@ -105,10 +105,10 @@ async def test_halted_at_any_call_leaves_all_in_the_buffer_or_answered(
 
 
 @pytest.mark.parametrize("lines_hanging", [1, 2])
-async def test_line_cut_in_any_hanging_call_leaves_all_in_the_buffer_or_answered(
+async def test_connection_cut_in_any_hanging_call_leaves_all_in_the_buffer_or_answered(
     lines_hanging: int,
 ) -> None:
-    """A server that never answers holds a drain up no longer than until the line is cut."""
+    """A server that never answers delays a drain only until the connection is cut."""
     for call in range(1, CALLS_MAX):
         script = Script(call, where=HANG, forever=lines_hanging == 2)
         path = await posted(script)

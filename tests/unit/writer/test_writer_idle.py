@@ -1,4 +1,4 @@
-"""What writers notice of the database while nobody posts, and what they leave alone."""
+"""Writers while nobody posts: what they notice of the database, and which calls they avoid."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.support.writing import Writing
 @pytest.fixture(autouse=True)
 def _short_idling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "IDLE_S", 0.01)
-    monkeypatch.setattr(writer, "FULL_S", 0.01)
+    monkeypatch.setattr(writer, "RECONNECT_S", 0.01)
 
 
 async def idle(script: Script) -> Writing:
-    """Return a path that has written once, so that one of its two writers has a line."""
+    """Return a path that has written once, so that one of its two writers has a connection."""
     path = Writing(script)
     await path.post(5)
     path.start(2)
@@ -31,12 +31,12 @@ async def idle(script: Script) -> Writing:
 
 
 def opened(path: Writing) -> int:
-    """Return how many lines are open."""
+    """Return how many connections are open."""
     return sum(sink.is_open for sink in path.sinks)
 
 
 async def test_server_that_goes_and_comes_is_noticed_without_a_post() -> None:
-    """All lines are closed, and it cannot be reached; then it can."""
+    """All connections are closed, and the server cannot be reached; then it can."""
     script = Script()
     path = await idle(script)
     for sink in path.sinks:
@@ -49,8 +49,8 @@ async def test_server_that_goes_and_comes_is_noticed_without_a_post() -> None:
     await path.drain()
 
 
-async def test_line_that_is_not_needed_is_not_opened() -> None:
-    """A server that lets only one in would say no to the other, and all be told that it is away."""
+async def test_connection_that_is_not_needed_is_not_opened() -> None:
+    """A server with a limit might refuse it, and then the state would be wrong."""
     script = Script()
     path = await idle(script)
     script.at, script.forever = script.calls + 1, True
@@ -60,7 +60,7 @@ async def test_line_that_is_not_needed_is_not_opened() -> None:
 
 
 async def test_error_that_passes_puts_nothing_on_hold() -> None:
-    """A lock or a cancelled query, met by a batch, would be tried again quietly."""
+    """A lock or a cancelled query does not change the state: a batch would be retried after it."""
     script = Script()
     path = await idle(script)
     script.verdict, script.sqlstate = Verdict.RETRY, "55P03"
@@ -75,7 +75,7 @@ async def test_error_that_passes_puts_nothing_on_hold() -> None:
 
 
 class OneSeat:
-    """Lets a sink in only while the other one is out, like a role that may have one connection."""
+    """Allows one open sink at a time, like a role that may have one connection."""
 
     def __init__(self, mine: ScriptedSink, other: ScriptedSink, receiver: asyncio.Lock) -> None:
         self._mine, self._other, self._receiver = mine, other, receiver
@@ -97,7 +97,7 @@ class OneSeat:
 
 
 def seat(path: Writing) -> list[OneSeat]:
-    """Let both writers of a path share one seat."""
+    """Make both writers of a path use such a role."""
     first, second = path.sinks
     receiver = asyncio.Lock()  # no two of them find it free at once
     seats = [OneSeat(first, second, receiver), OneSeat(second, first, receiver)]
@@ -106,8 +106,8 @@ def seat(path: Writing) -> list[OneSeat]:
     return seats
 
 
-async def test_writer_that_is_not_let_in_leaves_the_gate_to_the_one_who_is() -> None:
-    """It takes no batch meanwhile, gets in when there is room, and does not hold up the stop."""
+async def test_writer_that_cannot_connect_leaves_the_state_to_the_one_that_can() -> None:
+    """It takes no batch until it can connect, and does not delay the stop."""
     path = await idle(Script())
     seats = seat(path)
     states: set[str] = set()
@@ -130,7 +130,7 @@ async def test_writer_that_is_not_let_in_leaves_the_gate_to_the_one_who_is() -> 
 
 
 async def test_stop_waits_for_no_server_if_nothing_is_to_be_written() -> None:
-    """A pause between probes, or one after the other, would be most of a drain's time."""
+    """Otherwise the pauses between probes would take most of a drain's time."""
     path = Writing(Script(1, forever=True), wait_s_min=60, wait_s_max=60)
     path.database_state.failed(WriteFailed(Verdict.WAIT, "gone"))
     path.start(2)
@@ -141,7 +141,7 @@ async def test_stop_waits_for_no_server_if_nothing_is_to_be_written() -> None:
 
 @pytest.mark.parametrize("verdict", [None, Verdict.WAIT, Verdict.HOLD])
 async def test_stop_cuts_a_connect_that_nobody_answers(verdict: Verdict | None) -> None:
-    """Nothing is to be written. That it was cut is not told as a database that went away."""
+    """If nothing is to be written, the cut connect does not count as a server that is away."""
     path = Writing(Script(1, where=HANG, forever=True))
     if verdict is not None:
         path.database_state.failed(WriteFailed(verdict, "as it was"))
@@ -156,8 +156,8 @@ async def test_stop_cuts_a_connect_that_nobody_answers(verdict: Verdict | None) 
     assert path.script.fired == 1  # the other writer, which waited for its turn, does not begin
 
 
-async def test_stop_leaves_a_line_that_is_open_to_a_polite_end() -> None:
-    """A server logs each line that is cut."""
+async def test_stop_leaves_an_open_connection_to_its_writer() -> None:
+    """A server logs each connection that is cut."""
     path = await idle(Script())
     (line,) = [sink for sink in path.sinks if sink.is_open]
     await path.drain()
@@ -165,7 +165,7 @@ async def test_stop_leaves_a_line_that_is_open_to_a_polite_end() -> None:
 
 
 async def test_stop_cuts_no_connect_of_what_is_to_be_written() -> None:
-    """A drain goes on trying."""
+    """A drain goes on trying to connect."""
     path = Writing(Script(1, where=HANG, forever=True))
     await path.post(5)
     path.start(1)

@@ -1,4 +1,4 @@
-"""When a writer ends, and that nothing it does depends on who still listens."""
+"""When a writer ends, and that it does not depend on clients that still wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.writing import Writing
 
 
 async def test_writers_end_when_the_buffer_is_shut_and_empty() -> None:
-    """A drain writes all that waits, also what came while nobody could write."""
+    """A drain writes all that waits, also what came while the server was away."""
     path = Writing(Script(1, Verdict.WAIT, forever=True))
     for _ in range(20):
         await path.post(10)
@@ -25,7 +25,7 @@ async def test_writers_end_when_the_buffer_is_shut_and_empty() -> None:
 
 
 async def test_halted_writer_ends_within_a_write_however_long_its_pauses() -> None:
-    """Neither back-off nor a probe's pause holds the stop up."""
+    """Neither a retry's pause nor a probe's pause delays the stop."""
     for verdict in (Verdict.WAIT, Verdict.HOLD, Verdict.RETRY):
         path = Writing(
             Script(1, verdict, forever=True),
@@ -45,7 +45,7 @@ async def test_halted_writer_ends_within_a_write_however_long_its_pauses() -> No
 
 
 async def test_client_that_no_longer_waits_changes_nothing() -> None:
-    """The one who asked for `?ack=committed` hung up: its block is stored like any other."""
+    """If a client with `?ack=committed` hangs up, its block is stored like any other."""
     path = Writing(Script(1, where=HANG))
     ack = await path.post(4)
     path.start(1)
