@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: its programs, data and process.
+"""The embedded PostgreSQL: the programs, the data and the process of that server.
 
 Imports the ground. app and cli may import it.
 """
