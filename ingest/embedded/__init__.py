@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: the programs, the data and the process of that server.
+"""Embedded: PostgreSQL's programs, its data folder, and its process.
 
 Imports the ground. app and cli may import it.
 """
