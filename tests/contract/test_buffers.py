@@ -85,7 +85,7 @@ async def test_waiting_post_gets_room_when_a_writer_settles(make: MakeBuffer) ->
     assert empty(buffer)
 
 
-async def test_wait_for_room_is_bounded(make: MakeBuffer) -> None:
+async def test_wait_for_space_is_bounded(make: MakeBuffer) -> None:
     """A post waits `put_wait_s_max`, not less and not much more, and no room is lost."""
     buffer = make(4, PLENTY, 0.05)
     reservation = await buffer.reserve(4, 4)
@@ -154,7 +154,7 @@ async def test_waiter_cancelled_before_its_grant_leaks_nothing(make: MakeBuffer)
 
 @pytest.mark.parametrize("first", ["cancel", "grant"])
 @pytest.mark.parametrize("by", ["release", "settle", "shut"])
-async def test_waiter_cancelled_in_the_tick_of_its_grant_leaks_nothing(
+async def test_waiter_cancelled_in_the_round_of_its_grant_leaks_nothing(
     make: MakeBuffer, first: str, by: str
 ) -> None:
     """In either order of the two, no room is lost."""

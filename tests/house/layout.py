@@ -291,7 +291,7 @@ def subclasses(files: Files, base: str) -> Iterator[tuple[str, str]]:
 
 def layers_table() -> str:
     """Return the layers of `ingest`, from above, as DESIGN.md shows them."""
-    lines = ["| layer | folder | holds | alone knows |", "| --- | --- | --- | --- |"]
+    lines = ["| layer | folder | holds | only this folder imports |", "| --- | --- | --- | --- |"]
     for row in range(len(LAYERS["ingest"]), 0, -1):
         for name in LAYERS["ingest"][row - 1]:
             docstring = ast.get_docstring(ast.parse(_init_of(name).read_text())) or ""

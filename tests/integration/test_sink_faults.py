@@ -273,7 +273,7 @@ async def test_isolating_write_on_a_frozen_backend_ends_in_time(
     assert not failed.value.doubtful
 
 
-async def test_abort_while_rows_are_set_aside_commits_nothing(
+async def test_abort_while_rows_are_dead_lettered_commits_nothing(
     sink: SinkPostgres, readings_connection: asyncpg.Connection
 ) -> None:
     """The commit fails on the cut connection, with doubt."""

@@ -15,7 +15,7 @@ from ingest.model.errors import Refused
 from tests.support.receiver import GOOD, answering, post, running_receiver, until
 
 
-async def test_inflating_cancelled_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_inflating_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread goes on, and its body counts no more: the next one is not refused for it."""
     packed = gzip.compress(bytes(2 * LIGHT_INFLATED_BYTES), mtime=0)
     going = threading.Event()

@@ -97,7 +97,7 @@ async def test_block_with_an_ack_is_not_journaled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-async def test_cancelled_put_is_counted_as_what_it_became(tmp_path: Path, kept: bool) -> None:
+async def test_cancelled_put_is_counted_by_its_outcome(tmp_path: Path, kept: bool) -> None:
     """If a client hangs up during the fsync, the group decides before the cancellation counts."""
     calls = FailingCalls() if kept else FailingCalls(fdatasync=errno.EIO)
     async with Life(tmp_path, calls=calls) as life:

@@ -64,7 +64,7 @@ async def test_a_body_larger_than_a_round_gets_one() -> None:
     assert order[0][1] < order[1][1] == order[2][1] < order[3][1]
 
 
-async def test_who_gives_up_waiting_keeps_nobody_waiting() -> None:
+async def test_cancelled_wait_for_a_round_delays_nobody() -> None:
     """A cancelled wait takes nothing from the share of the others."""
     share = LoopShare()
     assert share.take(ROUND_BYTES)

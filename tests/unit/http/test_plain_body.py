@@ -88,7 +88,7 @@ async def test_light_gzip_body_costs_no_thread() -> None:
         assert not any(thread.name.startswith("inflate") for thread in threading.enumerate())
 
 
-async def test_a_client_that_left_has_its_round_like_any_other() -> None:
+async def test_post_of_a_client_that_disconnected_is_decoded_too() -> None:
     """Its bytes are given back then; its post is whole, and is kept."""
     async with running_receiver() as receiver:
         share = receiver.endpoint._plain_bodies._loop_share = Stopped()

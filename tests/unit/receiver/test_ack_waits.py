@@ -104,7 +104,7 @@ async def test_committed_post_on_hold_is_refused_and_not_kept() -> None:
         assert (await receiver.post(GOOD)).status == 202
 
 
-async def test_committed_post_met_by_a_hold_is_told_that_it_is_kept() -> None:
+async def test_committed_post_is_answered_that_it_is_kept_when_writes_pause() -> None:
     """A pause of writes ends the wait; the detail does not claim that nothing is kept."""
     async with running_receiver() as receiver:
         client = await receiver.connect()
@@ -173,7 +173,7 @@ async def test_handler_cancelled_while_dead_lettering_keeps_the_whole_post() -> 
         assert receiver.ledger.at_receiver == 0
 
 
-async def test_handler_cancelled_while_waiting_for_room_keeps_nothing() -> None:
+async def test_handler_cancelled_while_waiting_for_space_keeps_nothing() -> None:
     """The other half: before anything is kept, a cancelled post counts as rejected."""
     async with running_receiver() as receiver:
         receiver.inlet.open.clear()
@@ -185,7 +185,7 @@ async def test_handler_cancelled_while_waiting_for_room_keeps_nothing() -> None:
         assert await client.closed()
 
 
-async def test_client_gone_while_its_post_waits_leaves_the_law_intact() -> None:
+async def test_client_gone_while_its_post_waits_keeps_the_balance() -> None:
     """Nobody reads the answer; the post is kept all the same and counted once."""
     async with running_receiver() as receiver:
         receiver.inlet.open.clear()

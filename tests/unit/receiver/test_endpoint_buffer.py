@@ -92,7 +92,7 @@ async def test_post_that_gets_no_room_is_503() -> None:
         await client.close()
 
 
-async def test_law_holds_among_impatient_clients() -> None:
+async def test_balance_holds_among_impatient_clients() -> None:
     """Clients of all kinds, a slow writer, some break off: every reading is somewhere, once."""
     async with running(0.05) as rig:
         chance = random.Random(7)

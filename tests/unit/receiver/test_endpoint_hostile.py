@@ -467,7 +467,7 @@ async def test_large_body_that_waits_too_long_is_503() -> None:
         assert bodies._bytes_taken == 0
 
 
-async def test_waiting_client_gone_leaves_the_line() -> None:
+async def test_waiting_client_gone_leaves_the_queue() -> None:
     """A client that disconnects while it waits for bytes leaves them to the others."""
     async with running_receiver(
         body_bytes_max=65_536, receiver_bytes_max=65_536, body_s_max=5

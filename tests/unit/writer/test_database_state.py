@@ -153,7 +153,7 @@ async def paused_s(state: DatabaseState, halted: asyncio.Event) -> float:
     return monotonic_s() - began_s
 
 
-async def test_pause_ends_by_itself_by_a_nudge_or_by_the_stop() -> None:
+async def test_pause_ends_by_itself_by_a_command_or_by_the_stop() -> None:
     """`ingest hold release` and SIGTERM do not wait for the next probe."""
     loop, halted = asyncio.get_running_loop(), asyncio.Event()
     short = DatabaseState(wait_s_min=0.02, wait_s_max=0.02, hold_probe_s=0.02)

@@ -103,7 +103,7 @@ async def test_timed_out_batch_is_halved_and_new_batches_start_small() -> None:
 
 
 @pytest.mark.parametrize("retries_max", [0, 1, 4])
-async def test_batch_that_always_fails_is_set_aside_after_its_retries(retries_max: int) -> None:
+async def test_batch_that_always_fails_is_dead_lettered_after_its_retries(retries_max: int) -> None:
     """After one write and `retries_max` retries it is dead-lettered; the post learns that."""
     script = Script(1, Verdict.RETRY, sqlstate="57014", doubtful=True, forever=True)
     path = Writing(script, retries_max=retries_max)
@@ -131,7 +131,7 @@ async def test_batch_that_always_fails_is_set_aside_after_its_retries(retries_ma
     ],
 )
 @pytest.mark.parametrize("exhausted", [True, False])
-async def test_writing_holds_while_nothing_can_be_set_aside(
+async def test_writes_pause_while_nothing_can_be_dead_lettered(
     error: Make, reason: str, exhausted: bool
 ) -> None:
     """Rows that can be neither stored nor dead-lettered stay. Nothing is committed without them."""
