@@ -51,7 +51,7 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
     try:
         notifier = Notifier.from_environment()
         service = Service(settings, folder, announce, notifier)
-        async with notifier.telling(service.health.in_words):
+        async with notifier.reporting(service.health.in_words):
             return await service.run()
     finally:
         folder.unlock()
@@ -132,7 +132,7 @@ class Service:
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        app_signals.obey(self._stopping, self._halted)
+        app_signals.handle(self._stopping, self._halted)
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
