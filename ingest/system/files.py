@@ -61,7 +61,7 @@ class AppendFile:
         calls: FileCalls = REAL_CALLS,
         unseen_s_max: float = 0.0,
     ) -> AppendFile:
-        """Open for appending. With `create` the file must not exist yet; it gets the mode 0600.
+        """Open for appending. `create`: the file must not exist yet, and gets the mode 0600.
 
         `append` checks whether somebody has removed the file, once in `unseen_s_max` seconds.
         """
@@ -91,7 +91,7 @@ class AppendFile:
         try:
             self._calls.fdatasync(self._fd)
         except OSError:
-            # Do not sync this descriptor again: the kernel has marked the pages as clean, so a second
+            # Do not sync this descriptor again: the kernel has marked the pages as clean. A second
             # fdatasync would succeed although the data is not on the disk.
             self._take_back()
             self.suspect = True
@@ -113,7 +113,7 @@ class AppendFile:
             self.suspect = True
 
     def lock(self) -> bool:
-        """Lock the file until it is closed, as one that is being written; False if it was removed."""
+        """Lock the file as one that is being written, until it is closed; False if it is gone."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         return self._is_there()
 
@@ -192,9 +192,7 @@ class Lock:
         self._fd = fd
 
     @classmethod
-    def try_take(
-        cls, path: Path, *, create: bool = False, shared: bool = False
-    ) -> Lock | None:
+    def try_take(cls, path: Path, *, create: bool = False, shared: bool = False) -> Lock | None:
         """Take the lock at once, or return None if somebody else has it.
 
         Several may have a `shared` lock at the same time, but nobody an exclusive one beside them.

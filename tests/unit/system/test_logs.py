@@ -56,7 +56,7 @@ def test_log_event_is_one_json_line(stream: io.BytesIO) -> None:
     ],
 )
 def test_log_hostile_text_stays_one_harmless_line(stream: io.BytesIO, text: str) -> None:
-    """No text starts a second line, reaches the terminal as a control character, or breaks the log."""
+    """No text starts a second line, sends control characters to a terminal, or breaks the log."""
     logs.get_logger().error("refused", value=text, **{"odd key": text[:5]})
     written = stream.getvalue()
     assert written.count(b"\n") == 1

@@ -73,7 +73,7 @@ def test_watchdog_is_sent_at_half_its_period(manager: Manager) -> None:
 
 
 async def test_watchdog_is_not_fed_more_often_than_asked(manager: Manager) -> None:
-    """WATCHDOG=1 is not sent at every check of the state, because each datagram wakes the manager."""
+    """WATCHDOG=1 is sent less often than the state is checked: each datagram wakes the manager."""
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "60000000"}
     words = iter(range(100))
     with manager:

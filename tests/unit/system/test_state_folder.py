@@ -74,7 +74,7 @@ def hold(path: Path) -> subprocess.Popen[str]:
 
 
 def test_open_missing_makes_all_of_the_path_passable(tmp_path: Path) -> None:
-    """Under any umask the database's user can pass the folder, and cannot read the secrets in it."""
+    """Under any umask the database's user can pass the folder, but not read the secrets."""
     before = os.umask(0o077)
     try:
         folder = StateFolder.open(tmp_path / "a b" / "ü")
