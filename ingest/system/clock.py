@@ -33,6 +33,11 @@ def rfc3339(ts_us: int) -> str:
     return (_EPOCH + timedelta(microseconds=ts_us)).isoformat().replace("+00:00", "Z")
 
 
+def rfc3339_s(ts_us: int) -> str:
+    """Write Unix microseconds as RFC 3339 in whole seconds, rounded down."""
+    return rfc3339(ts_us - ts_us % 1_000_000)
+
+
 def rfc3339_or_us(ts_us: int) -> str | int:
     """Return RFC 3339; for a year that it cannot write, the Unix microseconds as they are.
 

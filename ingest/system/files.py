@@ -185,6 +185,14 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(fd, "rb", buffering=256 * 1024)
 
 
+def size_bytes(path: Path) -> int:
+    """Return the size of a file; 0 if somebody has removed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 class Lock:
     """A lock on a file until it is closed. The kernel frees it when the process dies."""
 

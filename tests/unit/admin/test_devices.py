@@ -66,10 +66,10 @@ async def test_a_device_that_posts_again_is_seen_again(monkeypatch: pytest.Monke
     report = await devices.report(60)
     assert [each["device_id"] for each in report["silent"]] == ["gone"]
     assert report["silent_count"] == 1
-    steady = devices.told("steady")
+    steady = devices.described("steady")
     assert steady is not None
     assert steady["first_seen"] < steady["last_seen"]
-    assert devices.told("never") is None
+    assert devices.described("never") is None
 
 
 async def test_silent_ones_are_listed_longest_first_and_newest_ones_last_first(

@@ -32,7 +32,7 @@ class Rig:
             health=lambda: (200, self.state),
             guard=self.guard,
             bodies=Bodies(body_bytes_max=1 << 20, body_s_max=10, all_bytes_max=1 << 26),
-            said=lambda: "no <b>column</b>",
+            message=lambda: "no <b>column</b>",
             release_hold=self._release_hold,
             pages={},
         )
