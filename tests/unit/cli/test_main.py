@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest import __version__
-from ingest.cli.main import WORDS, Parser, build_parser, main, split_psql
+from ingest.cli.main import COMMANDS, Parser, build_parser, main, split_psql
 from ingest.config.settings import Settings
 from ingest.config.text import groups, metavar
 from ingest.config.values import flag_name
@@ -70,7 +70,7 @@ def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str
         for each in members:
             assert f"{flag_name(each.name)} {metavar(each)} " in shown
             assert each.metadata["why"] in shown
-    for word in set(WORDS) - {"psql"}:
+    for word in set(COMMANDS) - {"psql"}:
         inner = {"schema": ["show"], "hold": ["show"], "dlq": ["stats"]}.get(word, [])
         args = build_parser(word).parse_args([word, *inner, *every_flag()])
         assert {name for name in vars(args) if name.startswith("setting.")} == {
@@ -89,11 +89,11 @@ def test_help_lists_each_word_with_its_purpose(capsys: pytest.CaptureFixture[str
         main(["--help"])
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for word, purpose in WORDS.items():
+    for word, purpose in COMMANDS.items():
         assert f"{word} {purpose}" in shown
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", COMMANDS)
 def test_help_of_a_word_is_short_but_for_the_settings(
     word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,7 +101,7 @@ def test_help_of_a_word_is_short_but_for_the_settings(
     with pytest.raises(SystemExit):
         main([word, "--help"])
     shown = capsys.readouterr().out
-    assert WORDS[word][1:30] in " ".join(shown.split())
+    assert COMMANDS[word][1:30] in " ".join(shown.split())
     assert ("--dlq-bytes-max" in shown) == (word in {"serve", "config"})
 
 
