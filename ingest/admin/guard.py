@@ -40,11 +40,6 @@ class Guard:
         host = address.rpartition(":")[0].strip("[]").partition("%")[0]
         self._loopback = ipaddress.ip_address(host).is_loopback
 
-    @property
-    def needs_token(self) -> bool:
-        """Whether the token is needed to see the page."""
-        return not self._loopback
-
     def check_host(self, headers: Mapping[str, str]) -> None:
         """Raise Refused if the port is on the loopback and the Host header is no name of it."""
         if self._loopback and not _is_loopback_name(headers.get("Host", "")):

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 from http.client import HTTPConnection, HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ingest.config.settings import Settings, split_address, state_dir
 from ingest.model.errors import StartError
-
-if TYPE_CHECKING:
-    from ingest.system.state_folder import ServiceInfo
+from ingest.system.state_folder import ServiceInfo, existing, running_service
 
 ANSWER_S_MAX = 10.0
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  bound to all interfaces: ask on the loopback
@@ -25,8 +23,6 @@ def ask(settings: Settings, method: str, path: str, body: Any = None) -> dict[st
 
     Raises StartError if no service runs there or it does not answer.
     """
-    from ingest.system.state_folder import existing, running_service  # noqa: PLC0415
-
     folder = existing(state_dir(settings))
     service = running_service(folder)
     if service is None:

@@ -47,7 +47,15 @@ def gather(
 
 
 def _of_toml(path: Path, known: Mapping[str, Field[Any]]) -> Found:
-    written = _read_toml(path)
+    import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
+
+    raw = _read(path, TOML_BYTES_MAX + 1)
+    if len(raw) > TOML_BYTES_MAX:
+        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of settings")
+    try:
+        written = tomllib.loads(raw.decode("utf-8-sig"))
+    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
+        raise ConfigError(f"{path} is not TOML: {error}") from error
     for name in written:
         if name not in known:
             raise ConfigError(f"{path}: there is no setting {name!r}{nearest(name, known)}")
@@ -104,19 +112,6 @@ def _read(path: Path, bytes_max: int) -> bytes:
             return file.read(bytes_max)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    """Return the content of a TOML file."""
-    import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
-
-    raw = _read(path, TOML_BYTES_MAX + 1)
-    if len(raw) > TOML_BYTES_MAX:
-        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of settings")
-    try:
-        return tomllib.loads(raw.decode("utf-8-sig"))
-    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
-        raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
 def _read_secret(path: Path) -> str:

@@ -64,11 +64,7 @@ def touched_us(segment: Path) -> int:
 
 def segments(folder: Path) -> list[Path]:
     """Return the segments, oldest first; none if the folder does not exist."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    return [folder / name for name in sorted(names) if is_segment(name)]
+    return [path for path in stamps(folder) if is_segment(path.name)]
 
 
 def is_segment(name: str) -> bool:

@@ -37,7 +37,15 @@ from ingest.dead_letters.reader import LiveLetter, Tally, undone_lines
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull, IngestError, StartError
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
 from ingest.system.clock import monotonic_s, unix_us
-from ingest.system.files import REAL_CALLS, AppendFile, FileCalls, Lock, make_folder, sync_folder
+from ingest.system.files import (
+    REAL_CALLS,
+    AppendFile,
+    FileCalls,
+    Lock,
+    is_locked,
+    make_folder,
+    sync_folder,
+)
 from ingest.system.logs import get_logger
 
 IDS_MAX = 200_000  # ids in memory, 170 bytes each; beyond that, duplicate letters are not found
@@ -242,7 +250,7 @@ class Store:
         for segment in now:
             try:
                 if segment not in self._marks_read:
-                    if self._is_ours(segment) or _is_finished(segment):
+                    if self._is_ours(segment) or not is_locked(segment):
                         self._take_segment(segment)
                 elif found.get(cursor_path(segment), gone).size > self._marks_read[segment]:
                     self._take_marks(segment)
@@ -303,7 +311,7 @@ class Store:
         for segment in segments(self.folder):
             try:
                 if whatever_age or unix_us() - touched_us(segment) >= self._keep_us:
-                    if whatever_age and self._is_ours(segment) and _is_done(segment):
+                    if whatever_age and self._is_ours(segment) and not any(undone_lines(segment)):
                         self.close()
                     removed += [segment] if self._remove_if_done(segment) else []
             except FileNotFoundError:
@@ -330,14 +338,3 @@ class Store:
         self._marks_read.pop(segment, None)
         self._stamps.pop(segment, None)
         return True
-
-
-def _is_done(segment: Path) -> bool:
-    return next(undone_lines(segment), None) is None
-
-
-def _is_finished(segment: Path) -> bool:
-    lock = Lock.try_take(segment)
-    if lock is not None:
-        lock.close()
-    return lock is not None

@@ -92,10 +92,10 @@ class Summary:
 def item_of_letter(live: LiveLetter) -> Item:
     """Return the item of a live letter."""
     letter = live.letter
-    if letter.reading is not None:
-        original, precision = orjson.dumps(reading_object(letter.reading)), "us"
-    else:
+    if letter.reading is None:
         original, precision = letter.original or b"", letter.precision
+    else:
+        original, precision = orjson.dumps(reading_object(letter.reading)), "us"
     return Item(live.id, live.path.name, original, precision, letter.received_us, live)
 
 

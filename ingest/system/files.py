@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
@@ -193,7 +194,7 @@ def size_bytes(path: Path) -> int:
         return 0
 
 
-class Lock:
+class Lock(AbstractContextManager["Lock"]):
     """A lock on a file until it is closed. The kernel frees it when the process dies."""
 
     def __init__(self, fd: int) -> None:
@@ -220,9 +221,6 @@ class Lock:
         """Release the lock."""
         os.close(self._fd)
 
-    def __enter__(self) -> Lock:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -230,6 +228,14 @@ class Lock:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has an exclusive lock on a file. Takes a shared lock for a moment."""
+    lock = Lock.try_take(path, shared=True)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 class FolderLock:

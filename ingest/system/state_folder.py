@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ingest.model.errors import StartError
-from ingest.system.files import Lock, sync_folder
+from ingest.system.files import Lock, is_locked, sync_folder
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,21 +143,15 @@ def running_service(path: Path) -> ServiceInfo | None:
     folder = StateFolder(path.expanduser().absolute())
     try:
         info = msgspec.json.decode(folder._service_path.read_bytes(), type=ServiceInfo)
-        # The lock is tried last and seldom: this has a shared lock for a moment, in which a service
-        # could not start.
-        if not _is_alive(info.pid):
-            return None
-        if (lock := Lock.try_take(folder._lock_path, shared=True)) is None:
-            return info
-        lock.close()
+        # The lock is tried last and seldom, because no service can start in that moment.
+        return info if _is_alive(info.pid) and is_locked(folder._lock_path) else None
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
-        pass
+        return None
     except PermissionError as error:
         raise StartError(
             f"may not read {error.filename}: use the user the service runs as, or another "
             "--state-dir"
         ) from error
-    return None
 
 
 def _is_alive(pid: int) -> bool:

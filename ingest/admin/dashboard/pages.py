@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -50,6 +51,7 @@ WRONG_TOKEN_S = 0.3  # makes guessing slow
 GET = ("GET",)
 
 Look = Callable[[Request, str], Awaitable[Answer]]
+Action = Callable[[Selection], Awaitable[dict[str, Any]]]
 
 
 class Sources(NamedTuple):
@@ -113,9 +115,9 @@ class Dashboard:
             "/": Route(READ, self._front),
             "/login": Route(POST, self._logged_in),
             **{path: Route(READ, asset.handle) for path, asset in assets().items()},
-            **{path: Route(GET, self._guarded(look)) for path, look in looks.items()},
-            "/dead-letters/replay": Route(POST, self._replay),
-            "/dead-letters/discard": Route(POST, self._discard),
+            **{path: Route(GET, partial(self._look, look)) for path, look in looks.items()},
+            "/dead-letters/replay": Route(POST, partial(self._act, self._letters.replay)),
+            "/dead-letters/discard": Route(POST, partial(self._act, self._letters.discard)),
         }
 
     # The tick
@@ -175,12 +177,9 @@ class Dashboard:
 
     # Looking
 
-    def _guarded(self, look: Look) -> Callable[[Request, str, float], Awaitable[Answer]]:
-        async def answer(request: Request, query: str, _received_s: float) -> Answer:
-            self._guard.check_look(request.headers)
-            return await look(request, query)
-
-        return answer
+    async def _look(self, look: Look, request: Request, query: str, _received_s: float) -> Answer:
+        self._guard.check_look(request.headers)
+        return await look(request, query)
 
     async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
         if not self._guard.may_look(request.headers):
@@ -266,14 +265,8 @@ class Dashboard:
 
     # Acting
 
-    async def _replay(self, request: Request, _query: str, _received_s: float) -> Answer:
-        return await self._act(request, self._letters.replay)
-
-    async def _discard(self, request: Request, _query: str, _received_s: float) -> Answer:
-        return await self._act(request, self._letters.discard)
-
     async def _act(
-        self, request: Request, action: Callable[[Selection], Awaitable[dict[str, Any]]]
+        self, action: Action, request: Request, _query: str, _received_s: float
     ) -> Answer:
         self._guard.check_act(request.headers)
         return Answer(200, orjson.dumps(await action(wanted(await self._body(request)))))
