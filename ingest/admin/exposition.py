@@ -89,10 +89,7 @@ class _LedgerCollector(Collector):
             ),
             ("retries", "Failed writes, by verdict.", "verdict", retries),
         ):
-            family = CounterMetricFamily(f"ingest_{name}", meaning, labels=[label])
-            for value, count in sorted(counts.items()):
-                family.add_metric([value], count)
-            yield family
+            yield _labelled(CounterMetricFamily, name, meaning, label, sorted(counts.items()))
 
     def _histograms(self) -> Iterator[Metric]:
         m = self._ledger
@@ -128,9 +125,8 @@ class _LedgerCollector(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         m = self._ledger
-        build = GaugeMetricFamily("ingest_build_info", "Always 1.", labels=["version"])
-        build.add_metric([self._version], 1)
-        yield build
+        version = [(self._version, 1.0)]
+        yield _labelled(GaugeMetricFamily, "build_info", "Always 1.", "version", version)
         yield GaugeMetricFamily(
             "ingest_readings_held",
             "Readings received, with no outcome yet.",
@@ -174,11 +170,21 @@ class _LedgerCollector(Collector):
         reason = m.gauges.hold_reason()
         if reason is not None:
             self._holds_seen.add(reason)
-        hold = GaugeMetricFamily("ingest_hold", "1 while writes are paused.", labels=["reason"])
-        for each in sorted(self._holds_seen):
-            hold.add_metric([each], float(each == reason))
-        yield hold
-        state, now = GaugeMetricFamily("ingest_state", _STATE, labels=["state"]), m.gauges.state()
-        for each in STATES:
-            state.add_metric([each], float(each == now))
-        yield state
+        holds = [(each, float(each == reason)) for each in sorted(self._holds_seen)]
+        yield _labelled(GaugeMetricFamily, "hold", "1 while writes are paused.", "reason", holds)
+        now = m.gauges.state()
+        states = [(each, float(each == now)) for each in STATES]
+        yield _labelled(GaugeMetricFamily, "state", _STATE, "state", states)
+
+
+def _labelled(
+    kind: type[CounterMetricFamily | GaugeMetricFamily],
+    name: str,
+    meaning: str,
+    label: str,
+    samples: Iterable[tuple[str, float]],
+) -> Metric:
+    family = kind(f"ingest_{name}", meaning, labels=[label])
+    for value, sample in samples:
+        family.add_metric([value], sample)
+    return family

@@ -25,9 +25,15 @@ def database_checks(
     found: dict[str, Any], settings: Settings, *, service_runs: bool
 ) -> list[Check]:
     """Return a finding for each property that `examination.examine` found."""
-    checks = [_version(found), _writable(found), *_durable(found["durability"], settings)]
-    checks += [_table(found, settings), _privileges(found)]
-    return [*checks, _clock(found), _connections(found, settings, service_runs=service_runs)]
+    return [
+        _version(found),
+        _writable(found),
+        *_durable(found["durability"], settings),
+        _table(found, settings),
+        _privileges(found),
+        _clock(found),
+        _connections(found, settings, service_runs=service_runs),
+    ]
 
 
 def _version(found: dict[str, Any]) -> Check:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,50 +114,48 @@ class Store:
     def append(self, requests: Sequence[Request]) -> list[IngestError | None]:
         """Append requests with one write and one fdatasync; return each one's error, or None."""
         outcomes: list[IngestError | None] = []
-        lines: list[bytes] = []
-        fresh: dict[bytes, int] = {}
+        fresh: dict[bytes, bytes] = {}  # key -> line
         size = 0
+        failed_us = unix_us()
         for request in requests:
-            its_lines, its_keys = self._lines_of(request.letters, fresh)
-            its_size = sum(map(len, its_lines))
-            error = self._refusal(size + its_size, its_lines, request)
+            lines = self._lines_of(request.letters, fresh, failed_us)
+            its_size = sum(map(len, lines.values()))
+            error = self._refusal(size + its_size, lines.values(), request)
             outcomes.append(error)
             if error is None:
-                lines += its_lines
-                fresh |= its_keys
+                fresh |= lines
                 size += its_size
-        if not lines:
+        if not fresh:
             return outcomes
         try:
-            self._write(b"".join(lines))
+            self._write(b"".join(fresh.values()))
         except DeadLettersBroken as broken:
             return [broken if error is None else error for error in outcomes]
-        for key, failed_us in fresh.items():
+        for key in fresh:
             self._live.add(key, failed_us)
         return outcomes
 
     def _lines_of(
-        self, letters: Sequence[Letter], pending: dict[bytes, int]
-    ) -> tuple[list[bytes], dict[bytes, int]]:
-        """Encode the letters that are not live yet; return their lines, keys and times."""
-        lines: list[bytes] = []
-        keys: dict[bytes, int] = {}
-        failed_us = unix_us()
+        self, letters: Sequence[Letter], pending: Container[bytes], failed_us: int
+    ) -> dict[bytes, bytes]:
+        """Encode the letters that are neither live nor pending; return their lines by key."""
+        lines: dict[bytes, bytes] = {}
         refreshed = False
         for letter in letters:
             id_ = letter_id(letter)
             key = key_of(id_, letter.reason)
-            if key in keys or key in pending:
+            if key in lines or key in pending:
                 continue
             if key in self._live and not refreshed:
                 self.refresh()  # another process may have marked it as done
                 refreshed = True
             if key not in self._live:
-                keys[key] = failed_us
-                lines.append(encode_line(letter, id_=id_, failed_us=failed_us))
-        return lines, keys
+                lines[key] = encode_line(letter, id_=id_, failed_us=failed_us)
+        return lines
 
-    def _refusal(self, size: int, lines: list[bytes], request: Request) -> DeadLettersFull | None:
+    def _refusal(
+        self, size: int, lines: Collection[bytes], request: Request
+    ) -> DeadLettersFull | None:
         if not lines or all(letter.reason == DRAINED for letter in request.letters):
             return None  # at the end of a drain they have no other place: no limit
         if max(map(len, lines)) > LINE_BYTES_MAX:

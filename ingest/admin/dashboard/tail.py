@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ingest.dead_letters.reader import device_in
@@ -37,6 +38,17 @@ class TailSample(NamedTuple):
     rejected_sampled: bool  # there were more than were kept
 
 
+@dataclass
+class _Kept:
+    """What was kept in the running period."""
+
+    heads: list[bytes] = field(default_factory=list)
+    found: deque[bytes] = field(default_factory=lambda: deque(maxlen=FOUND_MAX))
+    errors: list[ItemError] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # devices
+    left_out: bool = False
+
+
 class Tail:
     """The tail of one service. `watched` is the number of pages that show it."""
 
@@ -46,38 +58,34 @@ class Tail:
         self._needles: list[bytes] = []
         self._posts = 0
         self._left = 0  # posts that are still to be sampled in this period
-        self._heads: list[bytes] = []
-        self._found: deque[bytes] = deque(maxlen=FOUND_MAX)
-        self._errors: list[ItemError] = []
-        self._errors_left_out = False
-        self._refused: list[str] = []
+        self._kept = _Kept()
 
     def observe(self, decoded: Decoded) -> None:
         """Keep a sample of a decoded post, quickly. Never fails."""
         block, errors = decoded
         self._posts += 1
         if errors:
-            most = max(0, ERRORS_MAX - len(self._errors))
-            kept = [each for each in errors[:most] if len(each.original) <= ERROR_BYTES_MAX]
-            self._errors += kept
-            self._errors_left_out = self._errors_left_out or len(errors) > len(kept)
+            most = max(0, ERRORS_MAX - len(self._kept.errors))
+            small = [each for each in errors[:most] if len(each.original) <= ERROR_BYTES_MAX]
+            self._kept.errors += small
+            self._kept.left_out |= len(errors) > len(small)
         if block is None:
             return
         if self._left:
             self._left -= 1
-            self._heads.append(block.tuples[:HEAD_BYTES])
+            self._kept.heads.append(block.tuples[:HEAD_BYTES])
         for needle in self._needles:
             at = block.tuples.find(needle)
             if at >= DEVICE_COLUMN:
                 start = at - DEVICE_COLUMN
-                self._found.append(block.tuples[start : start + HEAD_BYTES])
+                self._kept.found.append(block.tuples[start : start + HEAD_BYTES])
 
     def refused(self, letters: Sequence[Letter]) -> None:
         """Keep the devices whose readings the database refused."""
-        most = max(0, ERRORS_MAX - len(self._refused))
+        most = max(0, ERRORS_MAX - len(self._kept.refused))
         refused = [each.reading for each in letters if each.reason == REFUSED and each.reading]
-        self._refused += [each.device_id for each in refused[:most]]
-        self._errors_left_out = self._errors_left_out or len(refused) > most
+        self._kept.refused += [each.device_id for each in refused[:most]]
+        self._kept.left_out |= len(refused) > most
 
     def follow(self, device_id: str) -> bool:
         """Search every post for a device from now on; False if too many are followed already."""
@@ -96,26 +104,21 @@ class Tail:
 
     def take(self) -> TailSample:
         """Decode and return what was kept since the last call, and begin the next period."""
-        heads, self._heads = self._heads, []
-        found = list(self._found)
-        self._found.clear()
-        errors, self._errors = self._errors, []
-        more, self._errors_left_out = self._errors_left_out, False
+        kept, self._kept = self._kept, _Kept()
         posts, self._posts = self._posts, 0
         self._left = POSTS_PER_PERIOD if self.watched else 0
-        refused, self._refused = self._refused, []
-        devices = [device[:128] for error in errors if (device := device_in(error.original))]
+        devices = [device[:128] for each in kept.errors if (device := device_in(each.original))]
         return TailSample(
-            [reading for head in heads for reading in first_readings(head, ROWS_PER_POST)],
+            [reading for head in kept.heads for reading in first_readings(head, ROWS_PER_POST)],
             [
                 reading
-                for head in found
+                for head in kept.found
                 for reading in first_readings(head, ROWS_PER_POST)
                 if reading.device_id in self._followed
             ],
             posts,
-            devices + refused,
-            more,
+            devices + kept.refused,
+            kept.left_out,
         )
 
 
