@@ -49,14 +49,11 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
     logs.configure(settings.log_level)
     raise_open_files_limit()
     folder = StateFolder.open(state_dir(settings))
-    folder.lock()
-    try:
+    with folder.lock():
         notifier = Notifier.from_environment()
         service = Service(settings, folder, announce, notifier)
         async with notifier.reporting(service.health.in_words):
             return await service.run()
-    finally:
-        folder.unlock()
 
 
 class Service:

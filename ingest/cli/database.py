@@ -51,13 +51,10 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
             "To use another one, set --state-dir or INGEST_DATABASE_URL"
         )
     folder = StateFolder.open(path)
-    folder.lock()
-    try:
+    with folder.lock():
         server = EmbeddedPostgres(folder.postgres)
         url = await server.start()
         try:
             yield url
         finally:
             await server.stop()
-    finally:
-        folder.unlock()

@@ -44,7 +44,6 @@ class StateFolder:
         self.postgres = path / "postgres"  # the embedded database
         self._lock_path = path / "lock"
         self._service_path = path / "service.json"
-        self._lock: Lock | None = None
 
     @classmethod
     def open(cls, path: Path) -> StateFolder:
@@ -68,11 +67,10 @@ class StateFolder:
             ) from error
         return folder
 
-    def lock(self) -> None:
+    def lock(self) -> Lock:
         """Lock the folder for this process. Raises StartError with the pid of another owner."""
-        assert self._lock is None, "locked once, until unlocked"
-        self._lock = Lock.try_take(self._lock_path, create=True)
-        if self._lock is None:
+        lock = Lock.try_take(self._lock_path, create=True)
+        if lock is None:
             owner = self._lock_path.read_text(errors="replace")[:20].strip()
             raise StartError(
                 f"a service (pid {owner or 'unknown'}) already uses the state folder {self.path}: "
@@ -80,16 +78,10 @@ class StateFolder:
             )
         self._lock_path.write_text(f"{os.getpid()}\n")
         self.withdraw()  # the file that a killed service has left
-
-    def unlock(self) -> None:
-        """Release the lock. Repeatable."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        return lock
 
     def publish(self, info: ServiceInfo) -> None:
-        """Tell other commands of this user where the service is. Needs the lock."""
-        assert self._lock is not None, "only the process that has the lock is the service"
+        """Tell other commands of this user where the service is. The caller has the lock."""
         new = self.path / "service.json.new"
         new.unlink(missing_ok=True)
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -115,8 +115,7 @@ async def test_psql_starts_the_embedded_database_and_leaves_nothing_behind(
     assert (await ingest(*words, "select nonsense")).code == 1
     assert not (state / "postgres" / "data" / "postmaster.pid").exists()
     folder = StateFolder.open(state)
-    folder.lock()
-    folder.unlock()
+    folder.lock().close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -175,11 +174,11 @@ async def test_second_command_on_a_folder_in_use_names_who_has_it(
     """A second process does not start the embedded database of a locked folder."""
     folder = StateFolder.open(open_tmp_path / "state")
     (folder.postgres / "data").mkdir(parents=True)
-    folder.lock()
+    lock = folder.lock()
     try:
         done = await here("psql", "--state-dir", folder.path, "-c", "select 1")
     finally:
-        folder.unlock()
+        lock.close()
     assert done.code == 2
     assert f"(pid {os.getpid()})" in done.stderr
 
@@ -285,7 +284,7 @@ async def test_hold_is_told_when_the_service_does_not_answer(
 ) -> None:
     """A service that does not answer gives one sentence with its pid and address."""
     folder = StateFolder.open(open_tmp_path / "state")
-    folder.lock()
+    lock = folder.lock()
     try:
         folder.publish(
             ServiceInfo(
@@ -300,7 +299,7 @@ async def test_hold_is_told_when_the_service_does_not_answer(
         )
         done = await here("hold", "show", "--state-dir", folder.path)
     finally:
-        folder.unlock()
+        lock.close()
     assert done.code == 2
     assert f"pid {os.getpid()}" in done.stderr
     assert f"127.0.0.1:{free_port}" in done.stderr

@@ -247,7 +247,7 @@ def admin(tmp_path: Path) -> Iterator[type[_Admin]]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     folder.publish(
         ServiceInfo(
             pid=os.getpid(),
@@ -260,7 +260,7 @@ def admin(tmp_path: Path) -> Iterator[type[_Admin]]:
         )
     )
     yield handler
-    folder.unlock()
+    lock.close()
     server.shutdown()
     thread.join()
     server.server_close()

@@ -132,26 +132,22 @@ def test_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     (tmp_path / "service.json").write_bytes(msgspec.json.encode(INFO))
     assert running_service(tmp_path) is None
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     assert running_service(tmp_path) is None, "the notes of the killed one are gone"
-    folder.unlock()
+    lock.close()
 
 
 def test_lock_unlocked_can_be_taken_again(tmp_path: Path) -> None:
-    """After unlocking the folder can be locked again; unlocking twice does nothing."""
+    """After the lock was closed, the folder can be locked again."""
     folder = StateFolder.open(tmp_path)
-    folder.lock()
-    folder.unlock()
-    folder.unlock()
-    other = StateFolder.open(tmp_path)
-    other.lock()
-    other.unlock()
+    folder.lock().close()
+    StateFolder.open(tmp_path).lock().close()
 
 
 def test_publish_then_running_service_returns_it(tmp_path: Path) -> None:
     """What is published is found while the folder is locked, is private, and is removed after."""
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     folder.publish(INFO)
     assert running_service(tmp_path) == INFO
     assert mode(tmp_path / "service.json") == 0o600
@@ -162,39 +158,39 @@ def test_publish_then_running_service_returns_it(tmp_path: Path) -> None:
     folder.withdraw()
     folder.withdraw()
     assert running_service(tmp_path) is None
-    folder.unlock()
+    lock.close()
 
 
 def test_publish_over_what_a_killed_publish_left_works(tmp_path: Path) -> None:
     """A half-written file is replaced, and its permissions are not taken over."""
     folder = StateFolder.open(tmp_path)
     (tmp_path / "service.json.new").write_text("{")
-    folder.lock()
+    lock = folder.lock()
     folder.publish(INFO)
     assert running_service(tmp_path) == INFO
     assert mode(tmp_path / "service.json") == 0o600
-    folder.unlock()
+    lock.close()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b'{"pid":1}', b'{"pid":' * 9])
 def test_running_service_garbled_is_none(tmp_path: Path, text: bytes) -> None:
     """A file that cannot be decoded is no service."""
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     (tmp_path / "service.json").write_bytes(text)
     assert running_service(tmp_path) is None
-    folder.unlock()
+    lock.close()
 
 
 @pytest.mark.parametrize("pid", [2**22 + 1, 2**70])
 def test_running_service_of_a_dead_pid_is_none(tmp_path: Path, pid: int) -> None:
     """The file of a process that does not exist is no service."""
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     dead = msgspec.json.encode(INFO).replace(b'"pid":%d' % INFO.pid, b'"pid":%d' % pid)
     (tmp_path / "service.json").write_bytes(dead)
     assert running_service(tmp_path) is None
-    folder.unlock()
+    lock.close()
 
 
 def test_running_service_nowhere_is_none(tmp_path: Path) -> None:
@@ -208,7 +204,7 @@ def test_running_service_nowhere_is_none(tmp_path: Path) -> None:
 def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -> None:
     """A user who may not read the file gets that as an error, and not "no service"."""
     folder = StateFolder.open(open_tmp_path)
-    folder.lock()
+    lock = folder.lock()
     folder.publish(INFO)
     (open_tmp_path / "service.json").chmod(0)
     done = subprocess.run(
@@ -220,7 +216,7 @@ def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -
     )
     assert "may not read" in done.stdout
     assert "service.json" in done.stdout
-    folder.unlock()
+    lock.close()
 
 
 def test_free_bytes_is_what_the_system_says(tmp_path: Path) -> None:
