@@ -15,7 +15,7 @@ NOW_US = 1_800_000_000_000_000
 
 
 def post(*items: str) -> None:
-    """Decode a body as the receiver does."""
+    """Let a body pass the door's decoder."""
     decode(
         f"[{','.join(items)}]".encode(),
         precision=None,
