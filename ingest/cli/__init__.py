@@ -1,4 +1,4 @@
-"""The command line: main.py reads the arguments, and each command has a file of its own.
+"""The command line: `main` reads the arguments, and each command has a file of its own.
 
-It may import everything. Only `ingest.__main__` imports it.
+Imports anything. Nothing imports it but `ingest.__main__`.
 """
