@@ -1,4 +1,4 @@
-"""The dead-letter queue: keeps in files what could not be written, until it is replayed.
+"""The dead-letter queue: what could not be written, kept in files until somebody acts.
 
-It imports formats and the ground. admin, app and cli may import it.
+Imports formats and the ground. admin, app and cli may import it.
 """
