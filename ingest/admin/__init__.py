@@ -1,4 +1,4 @@
 """The admin port: probes, /metrics, the actions, and the dashboard.
 
-The only folder that knows prometheus_client. Imports what is below it; app and cli import it.
+The only folder that imports prometheus_client. It imports lower folders; app and cli import it.
 """

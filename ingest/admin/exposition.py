@@ -1,6 +1,6 @@
-"""Every metric: its name, unit and meaning. Nothing else in the service knows a metric's name.
+"""Every metric: its name, unit and meaning. No other file has the name of a metric.
 
-The path counts in a ledger; a collector turns its integers into samples when somebody scrapes.
+The path counts in a ledger. At each scrape a collector turns its integers into samples.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from ingest.model.ledger import Histogram, Ledger
-from ingest.model.ports import STATES, JournalStats
+from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s
 
 _STATE = "1 for the state that /readyz shows, 0 for the others."
 
 
 class Exposition:
-    """Shows a ledger, and what the process uses of the machine, to whoever scrapes."""
+    """The metrics of a ledger and of the process."""
 
     def __init__(self, ledger: Ledger, version: str) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
@@ -42,7 +42,7 @@ class Exposition:
 
 
 class _LedgerCollector(Collector):
-    """Turns the integers into samples; every series exists from the first scrape on."""
+    """Turns the ledger into samples. Every series exists from the first scrape on."""
 
     def __init__(self, ledger: Ledger, version: str) -> None:
         self._ledger = ledger
@@ -76,59 +76,66 @@ class _LedgerCollector(Collector):
             ("dropped", m.dropped, "Readings lost. Must stay 0."),
         ):
             yield CounterMetricFamily(f"ingest_readings_{name}", meaning, value=count)
-        yield _labelled(
-            "ingest_readings_rejected", "Readings refused and not kept.", "code", m.rejected
-        )
-        yield _labelled(
-            "ingest_readings_dead_lettered",
-            "Readings kept as dead letters.",
-            "reason",
-            m.dead_lettered,
-        )
-        yield _labelled(
-            "ingest_flush",
-            "Batches sent to the database, by the reason why the batch was closed.",
-            "trigger",
-            m.flushes,
-        )
-        verdicts = {each: m.retries.get(each, 0) for each in ("wait", "retry", "isolate", "hold")}
-        yield _labelled(
-            "ingest_retries",
-            "Failed writes, by what was decided: wait, retry, isolate or hold.",
-            "verdict",
-            {**verdicts, **m.retries},
-        )
+        retries = {**dict.fromkeys(("wait", "retry", "isolate", "hold"), 0), **m.retries}
+        for name, meaning, label, counts in (
+            ("readings_rejected", "Readings refused and not kept.", "code", m.rejected),
+            (
+                "readings_dead_lettered",
+                "Readings kept as dead letters.",
+                "reason",
+                m.dead_lettered,
+            ),
+            (
+                "flush",
+                "Batches sent to the database, by the reason why the batch was closed.",
+                "trigger",
+                m.flushes,
+            ),
+            (
+                "retries",
+                "Failed writes, by what was decided: wait, retry, isolate or hold.",
+                "verdict",
+                retries,
+            ),
+        ):
+            yield _labelled(CounterMetricFamily, name, meaning, label, sorted(counts.items()))
 
     def _histograms(self) -> Iterator[Metric]:
         m = self._ledger
-        yield _histogram(
-            "ingest_http_request_duration_seconds",
-            "From the end of the request headers to the answer.",
-            {"route": m.request_s},
-        )
-        yield _histogram("ingest_flush_rows", "Readings in a batch.", m.flush_rows)
-        yield _histogram(
-            "ingest_flush_duration_seconds",
-            "Time of a write that succeeded, from sending a batch to its commit.",
-            {"method": m.flush_s},
-        )
-        yield _histogram(
-            "ingest_commit_latency_seconds", "From the receipt of a post to its commit.", m.commit_s
-        )
-        yield _histogram(
-            "ingest_event_lag_seconds", "Age of a post's newest ts when it is committed.", m.lag_s
-        )
-        yield _histogram(
-            "ingest_journal_sync_seconds",
-            "Time to write some posts to the journal, with one fsync for all.",
-            m.journal_sync_s,
-        )
+        for name, meaning, label, source in (
+            (
+                "http_request_duration_seconds",
+                "From the end of the request headers to the answer.",
+                "route",
+                m.request_s,
+            ),
+            ("flush_rows", "Readings in a batch.", "", m.flush_rows),
+            (
+                "flush_duration_seconds",
+                "Time of a write that succeeded, from sending a batch to its commit.",
+                "method",
+                m.flush_s,
+            ),
+            ("commit_latency_seconds", "From the receipt of a post to its commit.", "", m.commit_s),
+            ("event_lag_seconds", "Age of a post's newest ts when it is committed.", "", m.lag_s),
+            (
+                "journal_sync_seconds",
+                "Time to write some posts to the journal, with one fsync for all.",
+                "",
+                m.journal_sync_s,
+            ),
+        ):
+            labels = [label] if label else None
+            family = HistogramMetricFamily(f"ingest_{name}", meaning, labels=labels)
+            children = {"": source} if isinstance(source, Histogram) else source
+            for value, histogram in sorted(children.items()):
+                family.add_metric([value] if label else [], histogram.cumulative(), histogram.total)
+            yield family
 
     def _gauges(self) -> Iterator[Metric]:
         m = self._ledger
-        build = GaugeMetricFamily("ingest_build_info", "Always 1.", labels=["version"])
-        build.add_metric([self._version], 1)
-        yield build
+        version = [(self._version, 1.0)]
+        yield _labelled(GaugeMetricFamily, "build_info", "Always 1.", "version", version)
         yield GaugeMetricFamily(
             "ingest_readings_held",
             "Readings received, and not yet stored, dead-lettered or rejected.",
@@ -143,7 +150,7 @@ class _LedgerCollector(Collector):
             return
         stats = m.gauges.buffer()
         oldest_s = stats.oldest_received_s
-        letters = m.gauges.dead_letters()
+        letters, journal = m.gauges.dead_letters(), m.gauges.journal()
         for name, meaning, value in (
             ("buffer_rows", "Readings in the buffer, including those on the disk.", stats.rows),
             ("buffer_rows_max", "Most readings in memory.", stats.rows_max),
@@ -162,49 +169,31 @@ class _LedgerCollector(Collector):
                 letters.live,
             ),
             ("dlq_oldest_age_seconds", "Age of the oldest such entry.", letters.oldest_age_s),
+            ("journal_bytes", "Bytes of the journal.", journal.size_bytes),
+            ("journal_segments", "Files of the journal.", journal.segments),
         ):
             yield GaugeMetricFamily(f"ingest_{name}", meaning, value=float(value))
-        yield from _journal_families(m.gauges.journal())
+        yield CounterMetricFamily(
+            "ingest_journal_damaged", "Files of the journal found damaged.", value=journal.damaged
+        )
         reason = m.gauges.hold_reason()
         if reason is not None:
             self._holds_seen.add(reason)
-        hold = GaugeMetricFamily("ingest_hold", "1 while writes are paused.", labels=["reason"])
-        for each in sorted(self._holds_seen):
-            hold.add_metric([each], float(each == reason))
-        yield hold
-        state, now = GaugeMetricFamily("ingest_state", _STATE, labels=["state"]), m.gauges.state()
-        for each in STATES:
-            state.add_metric([each], float(each == now))
-        yield state
+        holds = [(each, float(each == reason)) for each in sorted(self._holds_seen)]
+        yield _labelled(GaugeMetricFamily, "hold", "1 while writes are paused.", "reason", holds)
+        now = m.gauges.state()
+        states = [(each, float(each == now)) for each in STATES]
+        yield _labelled(GaugeMetricFamily, "state", _STATE, "state", states)
 
 
-def _journal_families(stats: JournalStats) -> Iterator[Metric]:
-    for name, meaning, value in (
-        ("bytes", "Bytes of the journal.", stats.size_bytes),
-        ("segments", "Files of the journal.", stats.segments),
-    ):
-        yield GaugeMetricFamily(f"ingest_journal_{name}", meaning, value=float(value))
-    yield CounterMetricFamily(
-        "ingest_journal_damaged", "Files of the journal found damaged.", value=stats.damaged
-    )
-
-
-def _labelled(name: str, meaning: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, meaning, labels=[label])
-    for value, count in sorted(counts.items()):
-        family.add_metric([value], count)
-    return family
-
-
-def _histogram(
-    name: str, meaning: str, source: Histogram | dict[str, dict[str, Histogram]]
-) -> HistogramMetricFamily:
-    if isinstance(source, Histogram):
-        family = HistogramMetricFamily(name, meaning)
-        family.add_metric([], source.cumulative(), source.total)
-        return family
-    ((label, children),) = source.items()
-    family = HistogramMetricFamily(name, meaning, labels=[label])
-    for value, histogram in sorted(children.items()):
-        family.add_metric([value], histogram.cumulative(), histogram.total)
+def _labelled(
+    kind: type[CounterMetricFamily | GaugeMetricFamily],
+    name: str,
+    meaning: str,
+    label: str,
+    samples: Iterable[tuple[str, float]],
+) -> Metric:
+    family = kind(f"ingest_{name}", meaning, labels=[label])
+    for value, sample in samples:
+        family.add_metric([value], sample)
     return family

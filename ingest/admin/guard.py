@@ -1,9 +1,10 @@
-"""Who may see the page and act: the Host header, the token, the cookie, the CSRF token.
+"""The guard of the dashboard: who may see the page, and who may act on it.
 
-On the loopback everybody on this machine may look; a page of another site must not, so the Host
-has to be a name of the loopback (a name that an attacker points to 127.0.0.1 is none) and actions
-need the CSRF token of the page. Beyond the loopback all of it needs the token, as `Authorization:
-Bearer` or as the cookie that the log-in sets. Probes and /metrics do not come by here.
+If the port listens on the loopback, every user of the machine may see the page. Pages of other
+sites may not. So the Host header must be a name of the loopback; a name that an attacker points to
+127.0.0.1 is none. Actions also need the CSRF token of the page.
+If the port listens elsewhere, everything needs the admin token, as `Authorization: Bearer` or as
+the cookie that the log-in sets. Probes and /metrics do not use the guard.
 """
 
 from __future__ import annotations
@@ -21,35 +22,31 @@ LOOPBACK_NAMES = frozenset({"localhost", "localhost."})
 
 
 class Guard:
-    """The guard of one admin port. Strict until `bound` says that it listens on the loopback."""
+    """The guard of one admin port. It needs the token until `bound` has told it of a loopback."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
         self._cookie = self._derived(b"cookie")
         self.csrf = self._derived(b"csrf")
-        self.cookie_name = "ingest-" + self._derived(b"name")[:8]  # a cookie knows no port
+        # A browser sends a cookie to all ports of a host, so each instance has a name of its own.
+        self.cookie_name = "ingest-" + self._derived(b"name")[:8]
         self._loopback = False
 
     def _derived(self, use: bytes) -> str:
         return blake2b(use, key=self._token[:64], digest_size=24).hexdigest()
 
     def bound(self, address: str) -> None:
-        """Say where the port listens, HOST:PORT as bound."""
+        """Set the address that the port is bound to, as HOST:PORT."""
         host = address.rpartition(":")[0].strip("[]").partition("%")[0]
         self._loopback = ipaddress.ip_address(host).is_loopback
 
-    @property
-    def needs_token(self) -> bool:
-        """Whether a token is needed to look."""
-        return not self._loopback
-
     def check_host(self, headers: Mapping[str, str]) -> None:
-        """Refuse names that are not of the loopback, where that is where we listen."""
+        """Raise Refused if the port is on the loopback and the Host header is no name of it."""
         if self._loopback and not _is_loopback_name(headers.get("Host", "")):
             raise Refused("wrong_host", "this port answers to localhost, 127.0.0.1 and [::1] only")
 
     def knows(self, headers: Mapping[str, str]) -> bool:
-        """Whether the request carries the token, or the cookie of a log-in."""
+        """Whether the request has the token, or the cookie of a log-in."""
         kind, _, given = headers.get("Authorization", "").partition(" ")
         if kind.lower() == "bearer" and self.is_token(given.strip()):
             return True
@@ -60,7 +57,7 @@ class Guard:
         return False
 
     def is_token(self, given: str) -> bool:
-        """Whether this is the token, in constant time."""
+        """Whether this is the token. Takes the same time for every text."""
         return _same(given, self._token)
 
     def may_look(self, headers: Mapping[str, str]) -> bool:
@@ -74,11 +71,11 @@ class Guard:
             raise Refused("unauthorized", "beyond the loopback the page needs the admin token")
 
     def check_act(self, headers: Mapping[str, str]) -> None:
-        """Raise Refused unless the request may change something: it comes from our own page."""
+        """Raise Refused unless the request has the token or comes from our own page."""
         self.check_look(headers)
         bearer = headers.get("Authorization", "")
         if bearer and self.knows({"Authorization": bearer}):
-            return  # no browser sends that by itself
+            return  # no browser adds this header by itself, so no other site caused the request
         if headers.get("Sec-Fetch-Site", "same-origin") != "same-origin" or not _same_origin(
             headers
         ):
@@ -87,14 +84,14 @@ class Guard:
             raise Refused("forbidden", f"{CSRF_HEADER} is missing or old: load the page again")
 
     def cookie_line(self) -> bytes:
-        """Return the header that logs a browser in, until it is closed."""
+        """Return the header with the cookie that logs a browser in until it is closed."""
         return (
             f"Set-Cookie: {self.cookie_name}={self._cookie}; Path=/; HttpOnly; SameSite=Strict\r\n"
         ).encode()
 
 
 def _same(given: str, wanted: bytes) -> bool:
-    # Header bytes that are no UTF-8 arrive as surrogates: encode them back, do not fail.
+    # Header bytes that are not UTF-8 come as surrogates; turn them into the same bytes.
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted)
 
 
@@ -102,7 +99,7 @@ def _same_origin(headers: Mapping[str, str]) -> bool:
     origin = headers.get("Origin")
     try:
         return origin is None or urlsplit(origin).netloc == headers.get("Host")
-    except ValueError:  # brackets that hold no IPv6 address
+    except ValueError:  # brackets without an IPv6 address
         return False
 
 

@@ -1,8 +1,8 @@
 """The admin port: probes, metrics, `hold` and `hold/release`, and the pages of the dashboard.
 
-Promises: probes and /metrics need no token; `hold/release` needs that of the state folder, or to
-come from our own page; `hold`, which may quote a reading, is for who may look at the dashboard.
-Does not: take readings, or know what the dashboard's pages do.
+Promises: probes and /metrics need no token. `hold/release` needs the admin token, or must come from
+our own page. `hold` may quote a reading, so only those who may see the dashboard get it.
+Does not: take readings, or know the pages of the dashboard.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ingest.model.ledger import Ledger
 from ingest.system.logs import get_logger
 
 METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
-# Of this port, whatever the data port's clients are allowed.
+# Limits of this port. Settings for the data port do not change them.
 CONNECTIONS_MAX, HEADER_S_MAX, KEEPALIVE_S_MAX = 256, 10.0, 75.0
 
 
 class Admin:
-    """The admin port. `release_hold(dead_letter)` makes the writers try at once, if they wait.
+    """The admin port. `bodies` receives the bodies of `hold/release`.
 
-    It returns whether they do. `said` returns what the database said last, while they wait.
-    `pages` are further addresses, which see to it by themselves who may look; `bodies` receives
-    those of `hold/release`.
+    `release_hold(dead_letter)` makes writers that wait try at once, and returns whether they
+    waited. `message` returns the last message of the database while they wait. `pages` are further
+    routes, which check access themselves.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class Admin:
         ledger: Ledger,
         exposition: Exposition,
         health: Callable[[], tuple[int, bytes]],
-        said: Callable[[], str],
+        message: Callable[[], str],
         guard: Guard,
         bodies: Bodies,
         release_hold: Callable[[bool], bool],
         pages: Mapping[str, Route],
     ) -> None:
-        self._shown = exposition
-        self._said = said
+        self._exposition = exposition
+        self._message = message
         self._guard = guard
         self._release_hold = release_hold
         self._bodies = bodies
         self._port = Port(
             {
                 **pages,
-                "/metrics": Route(READ, self._exposition),
+                "/metrics": Route(READ, self._metrics),
                 **probes(health),
                 "/hold": Route(READ, self._hold),
                 "/hold/release": Route(POST, self._release),
@@ -77,12 +77,12 @@ class Admin:
         """Close the port. Repeatable."""
         await self._port.close()
 
-    async def _exposition(self, _request: Request, _query: str, _at_s: float) -> Answer:
-        return Answer(200, self._shown.text(), METRICS_TEXT)
+    async def _metrics(self, _request: Request, _query: str, _at_s: float) -> Answer:
+        return Answer(200, self._exposition.text(), METRICS_TEXT)
 
     async def _hold(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._guard.check_look(request.headers)
-        return Answer(200, orjson.dumps({"said": self._said()}))
+        return Answer(200, orjson.dumps({"said": self._message()}))
 
     async def _release(self, request: Request, _query: str, _at_s: float) -> Answer:
         headers = request.headers
@@ -99,7 +99,7 @@ class Admin:
 
 
 def _dead_letter_asked(body: bytes) -> bool:
-    """Read `{"dead_letter": bool}`; an absent body or member means no. Raises Refused."""
+    """Read `{"dead_letter": bool}`; without a body or a member it is false. Raises Refused."""
     try:
         asked: Any = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""The composition root's other half: the admin port and the dashboard on it, which only read."""
+"""The composition root of the admin side: the admin port, its guard and its dashboard."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ingest.sinks.postgres.lookup import Lookup
 
 
 class AdminSide:
-    """The admin port of one service, its dashboard, its guard, its own lines to the database.
+    """The admin port of one service, its dashboard, its guard, its own database connections.
 
-    `readyz` is Health's, `said` returns what the database said last. Buffer and journal are asked
-    through the gauges of `metrics`. The database is known once `database` has been told.
+    `readyz` is that of Health. `message` returns the last message of the database. Figures of the
+    buffer and the journal come from the ledger's gauges. `database` sets the database's URL later.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class AdminSide:
         ledger: Ledger,
         dead_letters: DeadLetterFolder,
         readyz: Callable[[], tuple[int, bytes]],
-        said: Callable[[], str],
+        message: Callable[[], str],
         token: str,
         release_hold: Callable[[bool], bool],
     ) -> None:
@@ -46,7 +46,8 @@ class AdminSide:
         self._lookup: Lookup | None = None
         self.guard = Guard(token)
         self._dead_letters = dead_letters
-        # Whatever the data port's clients are allowed. Not one for both: anybody may try to log in.
+        # These limits are not those of the data port. The dashboard has bodies of its own, because
+        # everybody may send a log-in, and these must not use up the memory for `hold/release`.
         bodies = partial(Bodies, body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=64 * MIB)
         self.dashboard = Dashboard(
             {
@@ -57,7 +58,7 @@ class AdminSide:
                 "dlq_bytes_max": settings.dlq_bytes_max,
                 "hold_probe_s": settings.hold_probe_s,
             },
-            Sources(__version__, ledger, readyz, said, lambda: self._lookup),
+            Sources(__version__, ledger, readyz, message, lambda: self._lookup),
             Letters(dead_letters, make_rules(settings), self._sink),
             self.guard,
             bodies(),
@@ -66,7 +67,7 @@ class AdminSide:
             ledger=ledger,
             exposition=Exposition(ledger, __version__),
             health=readyz,
-            said=said,
+            message=message,
             guard=self.guard,
             bodies=bodies(),
             release_hold=release_hold,
@@ -80,11 +81,11 @@ class AdminSide:
 
     @property
     def observed_dead_letters(self) -> ObservedDeadLetters:
-        """The dead letters for the writers: the page counts whose readings are refused."""
+        """The dead letters for the writers. The page counts refused readings by device."""
         return ObservedDeadLetters(self._dead_letters, self.dashboard.tail)
 
     async def start(self, listen: str, admin_listen: str) -> str:
-        """Listen at `admin_listen`; return the real HOST:PORT. `listen` is that of the data port.
+        """Listen at `admin_listen`; return the bound HOST:PORT. `listen` is that of the data port.
 
         Raises StartError that names --admin-listen.
         """
@@ -94,12 +95,12 @@ class AdminSide:
         return bound
 
     def database(self, url: str) -> None:
-        """Say where the database is."""
+        """Set the database's URL."""
         self._database_url = url
         self._lookup = Lookup(url)
 
     async def close(self) -> None:
-        """End the streams, the line to the database and the port. Repeatable."""
+        """Close the streams, the database connection and the port. Repeatable."""
         self.dashboard.close()
         if self._lookup is not None:
             await self._lookup.close()

@@ -1,6 +1,6 @@
 """The buffer that the settings choose: makes it, opens it, and empties it at the end of a drain.
 
-Does not: hold a reading itself, or know the receiver and the writers.
+Does not: know the receiver or the writers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ingest.writer.set_aside import set_aside_rest
 
 
 def make_buffer(settings: Settings, folder: StateFolder, ledger: Ledger) -> Buffer:
-    """Return the buffer of `settings.buffer`; touches nothing yet."""
+    """Return the buffer of `settings.buffer`; touches no file yet."""
     bounds: dict[str, Any] = {
         "rows_max": settings.buffer_rows_max,
         "bytes_max": settings.buffer_bytes_max,
@@ -43,9 +43,10 @@ def make_buffer(settings: Settings, folder: StateFolder, ledger: Ledger) -> Buff
 def open_buffer(
     buffer: Buffer, settings: Settings, folder: StateFolder, announce: Callable[[str], None]
 ) -> list[Work]:
-    """Open the buffer; return its work in the background, to be run while posts come already.
+    """Open the buffer; return its background work, which runs while posts already come in.
 
-    Raises StartError. A journal that the settings do not ask for is not touched; the user is told.
+    Raises StartError. With the memory buffer an existing journal is not touched, and `announce`
+    tells the user about it.
     """
     if settings.buffer == "journal":
         parts = folder.durable_parts(embedded=not settings.database_url)
@@ -60,9 +61,9 @@ def open_buffer(
 
 
 def check_promise(folders: Sequence[Path], *, unsafe: bool) -> None:
-    """Check that what is kept in `folders` outlives a crash of the machine, as `durable` promises.
+    """Check that files in `folders` survive a crash of the machine, as `durable` promises.
 
-    Raises StartError if it does not, unless `unsafe`; warns where it may not.
+    Raises StartError if they do not, unless `unsafe`; logs a warning if they may not.
     """
     for folder in folders:
         kind = filesystem_of(folder)
@@ -79,6 +80,6 @@ def check_promise(folders: Sequence[Path], *, unsafe: bool) -> None:
 
 
 async def keep_rest(buffer: Buffer, dead_letters: DeadLetters, ledger: Ledger) -> None:
-    """Keep what no writer will store any more: in the buffer if it can, else as dead letters."""
+    """Keep rows that no writer will store: in the journal if there is one, else as dead letters."""
     await buffer.keep_rest()
     await set_aside_rest(buffer, dead_letters, ledger)

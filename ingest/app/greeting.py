@@ -1,4 +1,4 @@
-"""What `serve` prints when it listens: where to post, and where to look."""
+"""The text that `serve` prints when it listens: where to post, and where to see the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 def greeting_lines(
     *, state_dir: Path, listen: str, admin_listen: str, embedded: bool, waiting: str
 ) -> Iterator[str]:
-    """Yield the lines. `waiting` says why the database does not answer yet, or is empty."""
+    """Yield the lines. `waiting` is why the database does not answer yet, or empty."""
     yield f"iot-ingest {__version__}, state folder: {state_dir}"
     yield (
         f"post readings: curl -H 'content-type: application/json' -d '{_EXAMPLE}' "
@@ -34,10 +34,10 @@ def greeting_lines(
 
 
 def _flag(state_dir: Path) -> str:
-    """Return what a command needs to find this folder: nothing, if it is the usual one."""
+    """Return the flag with which a command finds this folder; empty for the default folder."""
     try:
         if state_dir == default_state_dir():
             return ""
-    except ConfigError:  # no home, so no usual folder
+    except ConfigError:  # no home folder, so no default
         pass
     return f" --state-dir {shlex.quote(str(state_dir))}"

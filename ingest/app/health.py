@@ -1,13 +1,15 @@
-"""Whether this instance can take readings now: /readyz, and the door's admission.
+"""Whether this instance can take readings now: /readyz, and the receiver's admission.
 
-Promises: one state at a time, with a reason and since when; `full` and `disk_low` neither start nor
-end on one sample (hysteresis). A database that is away is no reason to refuse while there is room.
-Does not: measure anything by itself but the free disk space, once per tick.
+Promises: one state at a time, with a reason and its start. `full` and `disk_low` neither start nor
+end because of one measurement (hysteresis). While the database is away, posts are accepted as long
+as the buffer has space.
+Does not: measure anything itself but the free disk space, once per tick.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import orjson
@@ -19,7 +21,7 @@ from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.system.logs import get_logger
 
 TICK_S = 1.0
-FULL_ABOVE, ROOM_BELOW = 0.95, 0.8  # of the buffer's bounds
+FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full"}
@@ -29,8 +31,8 @@ UNTAKEN = "posts are not taken until the table has been checked"
 class Health:
     """The state of the service; implements ports.Admission.
 
-    `free_bytes` returns the free space of the state folder (may raise OSError); `disk_broken` says
-    that the journal cannot be written.
+    `free_bytes` returns the free space of the state folder, and may raise OSError. `disk_broken`
+    returns True if the journal cannot be written.
     """
 
     def __init__(
@@ -51,28 +53,28 @@ class Health:
         self._draining = False
         self._disk_low = False
         self._full = False
-        self._stuck_since_s: float | None = None  # no room, and nothing moved, since then
-        self._moving_since_s: float | None = None  # full, and things move again, since then
-        self._oldest_s: float | None = None
+        self._stuck_since_s = math.inf  # since when there is no space and nothing was stored
+        self._moving_since_s = math.inf  # since when it is full and blocks are stored again
+        self._oldest_s: float | None = None  # when the oldest block was received
         self._state = "starting"
         self._since_us = unix_us()
         self._log = get_logger("health")
 
     @property
     def starting(self) -> bool:
-        """Whether the schema has not been checked yet."""
+        """Whether the table has not been checked yet."""
         return self._starting
 
     def started(self) -> None:
-        """The schema has been checked: posts may come in."""
+        """Note that the table has been checked: posts are accepted."""
         self._starting = False
 
     def draining(self) -> None:
-        """From now on no post comes in."""
+        """Note that the service drains: no post is accepted."""
         self._draining = True
 
     def refusal(self) -> str | None:
-        """Return the problem code for every post now, or None: come in."""
+        """Return the problem code for every post now, or None if posts are accepted."""
         if self._draining:
             return "draining"
         if self._starting:
@@ -87,9 +89,9 @@ class Health:
                 return
 
     def tick(self) -> None:
-        """Look at the disk and at the buffer; cheap."""
-        self._look_at_disk()
-        self._look_at_buffer(self._buffer())
+        """Check the disk and the buffer; cheap."""
+        self._check_disk()
+        self._check_buffer(self._buffer())
         self._refresh(self._buffer())
 
     def state(self) -> str:
@@ -109,51 +111,44 @@ class Health:
         return 503 if self._state in UNREADY else 200, orjson.dumps(document)
 
     def in_words(self) -> str:
-        """Return the state and its reason as one text, for a process manager."""
+        """Return the state and its reason as a text for a process manager."""
         stats = self._buffer()
         self._refresh(stats)
         reason = self._reason(stats)
         return f"{self._state}: {reason}" if reason else self._state
 
-    def _look_at_disk(self) -> None:
+    def _check_disk(self) -> None:
         least = self._settings.disk_free_bytes_min
         if not least:
             return
         try:
             free = self._free_bytes()
         except OSError:
-            free = 0  # a disk that does not answer cannot keep dead letters
+            free = 0  # a disk that cannot be asked cannot keep dead letters
         self._disk_low = free < (least * DISK_RECOVERS if self._disk_low else least)
 
-    def _look_at_buffer(self, stats: BufferStats) -> None:
-        """Full: no room, and nothing made room, for `full_s_min`. Ended by the contrary."""
+    def _check_buffer(self, stats: BufferStats) -> None:
+        """Set `full` after `full_s_min` without space and progress; end it after the contrary."""
         now_s = monotonic_s()
-        used = stats.used
         # Under overload the buffer is always at its bound, but its oldest block changes.
         moved = stats.oldest_received_s != self._oldest_s
         self._oldest_s = stats.oldest_received_s
-        no_room = stats.posts_waiting > 0 or used >= FULL_ABOVE
-        if not no_room or moved:
-            self._stuck_since_s = None
-        elif self._stuck_since_s is None:
-            self._stuck_since_s = now_s
-        if not self._full or not moved:
-            self._moving_since_s = None
-        elif self._moving_since_s is None:
-            self._moving_since_s = now_s
-        long_s = self._settings.full_s_min
-        if self._stuck_since_s is not None and now_s - self._stuck_since_s >= long_s:
+        stuck = not moved and (stats.posts_waiting > 0 or stats.used >= FULL_ABOVE)
+        self._stuck_since_s = min(self._stuck_since_s, now_s) if stuck else math.inf
+        moving = moved and self._full
+        self._moving_since_s = min(self._moving_since_s, now_s) if moving else math.inf
+        long_ago_s = now_s - self._settings.full_s_min
+        if self._stuck_since_s <= long_ago_s:
             self._full = True
         elif self._full:
-            roomy = used <= ROOM_BELOW and not stats.posts_waiting
-            moving = self._moving_since_s is not None and now_s - self._moving_since_s >= long_s
-            self._full = not (roomy or moving)
+            has_space = stats.used <= SPACE_BELOW and not stats.posts_waiting
+            self._full = not has_space and self._moving_since_s > long_ago_s
 
     def _refresh(self, stats: BufferStats) -> None:
         state = self.refusal() or self._open_state(stats)
         if state != self._state:
             was, self._state, self._since_us = self._state, state, unix_us()
-            if state in UNREADY or was in UNREADY:  # after the change: the reason is the new one's
+            if state in UNREADY or was in UNREADY:
                 self._log.info("state", state=state, was=was, reason=self._reason(stats))
 
     def _open_state(self, stats: BufferStats) -> str:
@@ -161,13 +156,15 @@ class Health:
             return "full"
         if self._database_state.hold_reason is not None:
             return "on_hold"
-        # At its bound it refuses, whoever still waits: those sent away come back after Retry-After.
+        # At its bound the buffer refuses posts even if none waits: the clients come back after
+        # Retry-After.
         return "slowed" if stats.posts_waiting or stats.used >= 1 else "accepting"
 
     def _reason(self, stats: BufferStats) -> str:
         hold = self._database_state.hold_reason
         database = "" if self._database_state.up else "the database is away; readings are kept"
-        database = f"the database refuses: {hold}" if hold is not None else database
+        if hold is not None:
+            database = f"the database refuses: {hold}"
         if self._state == "draining":
             return "the service is stopping"
         if self._state == "starting":
@@ -181,6 +178,6 @@ class Health:
         if self._state in {"full", "slowed"}:
             most = f" of {stats.rows_max}" if stats.disk_used is None else ""
             journal = "" if stats.disk_used is None else f", {stats.disk_used:.0%} of the journal"
-            room = f"{stats.rows} readings{most}{journal}, {stats.posts_waiting} posts wait"
-            return f"{room}; {database}" if database else room
+            load = f"{stats.rows} readings{most}{journal}, {stats.posts_waiting} posts wait"
+            return f"{load}; {database}" if database else load
         return database

@@ -1,9 +1,9 @@
 """The composition root of the first half: from a request to a block in the buffer.
 
-Wires: the data port, the bodies of its posts, the rules of a reading, the endpoint. It is given the
-buffer's inlet, the dead letters for invalid items, and what it may ask: whether posts are let in,
-and the state of the database.
-Does not: reach the writer or a sink, so a program may take posts in without them.
+It connects the data port, the bodies of its posts, the rules of a reading, and the endpoint. Its
+parameters are the buffer's inlet, the dead letters for invalid items, the admission of posts and
+the database state.
+Does not: import the writer or a sink, so a program can take posts in without them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def make_endpoint(
     health: Callable[[], tuple[int, bytes]],
     on_decoded: Callable[[Decoded], None] | None = None,
 ) -> Endpoint:
-    """Return the data port, not started yet; see Endpoint. Raises ConfigError."""
+    """Return the data port, which is not started yet; see Endpoint. Raises ConfigError."""
     return Endpoint(
         rules=make_rules(settings),
         plain_bodies=PlainBodies(

@@ -1,4 +1,4 @@
-"""The rules of a reading from the settings, for posts and for dead letters that are replayed."""
+"""The rules of a reading, from the settings: for posts, and for the replay of dead letters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ingest.formats.post import Rules
 
 
 def make_rules(settings: Settings) -> Rules:
-    """Return what a reading must obey."""
+    """Return the limits for posts and times."""
     return Rules(
         post_rows_max=settings.post_rows_max,
         ts_min_us=ts_min_us(settings),

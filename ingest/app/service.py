@@ -1,10 +1,12 @@
 """The service: both halves in one process, and the order in which all parts start and stop.
 
-`receiving` wires the first half of the path, `writing` the second, `admin` the port beside it.
-Start: state folder, journal, dead letters, listeners (they answer `starting`), database, writers,
-replay. Stop: no new posts, posts in flight, the buffer, what is left (it stays in the journal, or
-goes to the dead letters), data port, journal, database, admin port. Nothing that holds readings is
-ever cancelled.
+`receiving` makes the first half of the path, `writing` the second, `admin` the admin port.
+Order of the start: state folder, journal, dead letters, ports (they answer `starting`), database,
+writers, replay.
+Order of the stop: no new posts; posts in flight are finished; the writers empty the buffer; rows
+that are left stay in the journal or go to the dead letters; data port, dead letters, journal,
+embedded database and admin port are closed.
+Promises: a task that has readings is never cancelled.
 """
 
 from __future__ import annotations
@@ -42,19 +44,16 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
     """Run the service until SIGTERM or SIGINT; return the process's exit code.
 
     Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines
-    that a person at a terminal reads; everything else goes to the log.
+    for a person at a terminal; everything else goes to the log.
     """
     logs.configure(settings.log_level)
     raise_open_files_limit()
     folder = StateFolder.open(state_dir(settings))
-    folder.lock()
-    try:
+    with folder.lock():
         notifier = Notifier.from_environment()
         service = Service(settings, folder, announce, notifier)
-        async with notifier.telling(service.health.in_words):
+        async with notifier.reporting(service.health.in_words):
             return await service.run()
-    finally:
-        folder.unlock()
 
 
 class Service:
@@ -73,8 +72,8 @@ class Service:
         self._notifier = notifier
         self._log = logs.get_logger("service")
         self._token = settings.admin_token or secrets.token_urlsafe(24)
-        self._stopping = asyncio.Event()  # drain
-        self._halted = asyncio.Event()  # drain no longer: what is left is kept as it is
+        self._stopping = asyncio.Event()  # the drain begins
+        self._halted = asyncio.Event()  # the drain ends: rows that are left are kept as they are
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._embedded: EmbeddedPostgres | None = None
@@ -106,7 +105,7 @@ class Service:
             ledger=self.ledger,
             dead_letters=self.dead_letters,
             readyz=self.health.readyz,
-            said=lambda: database_state.message,
+            message=lambda: database_state.message,
             token=self._token,
             release_hold=self.writing.release_hold,
         )
@@ -132,17 +131,17 @@ class Service:
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        app_signals.obey(self._stopping, self._halted)
+        app_signals.handle(self._stopping, self._halted)
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
-                await starting  # its error, if it has one
+                await starting  # raises its error, if it has one
                 await stopping
             return await self._stop()
         finally:
-            starting.cancel()  # a signal came first: nothing has been accepted yet
+            starting.cancel()  # if a signal came first: no post has been accepted yet
             stopping.cancel()
             await asyncio.wait((starting, stopping))
             await self._end()
@@ -191,7 +190,7 @@ class Service:
             self._announce(line)
 
     async def _open_database(self, url: str) -> None:
-        """Once the table has been checked (`starting` until then), let the writers run."""
+        """Check the table; then accept posts and start writers and replay."""
         if await self.writing.open(url, self._stopping):
             self.health.started()
             self.writing.start(self.admin_side.observed_dead_letters, self._spawn)
@@ -205,7 +204,7 @@ class Service:
         return task
 
     async def _root(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task of ours; a bug in it stops the service in order, loudly."""
+        """Run a task; an unexpected error in it is logged and stops the service in order."""
         try:
             await work
         except Exception:
@@ -225,15 +224,15 @@ class Service:
         self.buffer.shut_inlet()
         await self.writing.finish()
         self._halted.set()
-        await halt  # it cuts the connection that a start still waits for
+        await halt  # it aborts the connection that a start still waits for
         await keep_rest(self.buffer, self.dead_letters, self.ledger)
         await self.endpoint.close()
-        # Of a post whose dead-letter fsync outlasted its handler:
+        # Again, for a post whose dead letters were still being synced when its handler ended:
         await keep_rest(self.buffer, self.dead_letters, self.ledger)
         await self.dead_letters.close()
         ledger = self.ledger
         lost = max(0, ledger.imbalance) + ledger.held - self.buffer.stats().rows_kept
-        app_signals.ignore()  # before it is said: whoever reads it may send another
+        app_signals.ignore()  # before the message: its reader may send another signal
         self._announce(
             f"drained: committed={ledger.committed + ledger.duplicate} "
             f"dead_lettered={sum(ledger.dead_lettered.values())} held={ledger.held} lost={lost}"
@@ -243,14 +242,14 @@ class Service:
         return EXIT_BROKEN if self._broken else EXIT_OK
 
     async def _halt_at(self, deadline_s: float) -> None:
-        """At the deadline, when hastened, or at the end, stop the writers where they are."""
+        """At the deadline, at a second signal, or at the end of the drain, abort the writers."""
         await sleep_unless(self._halted, deadline_s - monotonic_s())
         self._halted.set()
         self.buffer.shut_inlet()
         self.writing.abort()
 
     async def _end(self) -> None:
-        """Whatever happened: end all tasks, close what is open, leave no process behind."""
+        """End all tasks, close everything, and stop the embedded database. Called in any case."""
         self._stopping.set()
         self._halted.set()
         self.buffer.shut_inlet()

@@ -1,10 +1,10 @@
 """The composition root of the second half: from the buffer's blocks to rows in the table.
 
-Wires: sinks, database state, circuit breaker, gatherer, writers, and the replay of dead letters. It
-is given the buffer's outlet and the dead letters.
-Order: `open`, `start`; at the end, once the buffer is shut, `finish`, which `abort` cuts
-short. Nothing that holds readings is ever cancelled.
-Does not: reach HTTP, the formats or the receiver, so a program may write without taking posts.
+It connects sinks, database state, circuit breaker, gatherer, writers, and the automatic replay. Its
+parameters are the buffer's outlet and the dead letters.
+Order of the calls: `open`, `start`; after the buffer was shut, `finish`, which `abort` shortens.
+Promises: a task that has readings is never cancelled.
+Does not: import HTTP, the formats or the receiver, so a program can write without taking posts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ingest.writer.writer import Writer, stop_connecting
 
 
 def make_sink(url: str, settings: Settings, *, name: str = "iot-ingest") -> SinkPostgres:
-    """Return a sink that connects to `url` when it is first needed."""
+    """Return a sink that connects to `url` at its first use."""
     return SinkPostgres(
         url,
         _timeouts(settings),
@@ -51,7 +51,7 @@ def _timeouts(settings: Settings) -> Timeouts:
 
 
 class WritingHalf:
-    """The writers of one process and all that they share. `halted` stops them where they are."""
+    """The writers of one process and what they share. `halted` stops them at once."""
 
     def __init__(
         self, settings: Settings, *, outlet: Outlet, ledger: Ledger, halted: asyncio.Event
@@ -61,9 +61,9 @@ class WritingHalf:
         self._ledger = ledger
         self._halted = halted
         self._tasks: list[asyncio.Task[None]] = []
-        self.sinks: list[Sink] = []  # one a writer
-        self.first_try = asyncio.Event()  # of the database, whatever came of it
-        self.refusal = ""  # of that try: why the process must not start
+        self.sinks: list[Sink] = []  # one for each writer
+        self.first_try = asyncio.Event()  # the database was tried once, with or without success
+        self.refusal = ""  # the result of that try, if the process must not start
         self.database_state = DatabaseState(
             wait_s_min=settings.wait_s_min,
             wait_s_max=settings.wait_s_max,
@@ -79,8 +79,8 @@ class WritingHalf:
     async def open(self, url: str, stopping: asyncio.Event) -> bool:
         """Make the sinks; try until the table has been checked, and make it if it is missing.
 
-        True: `start` may follow, if need be with writes paused. False: nothing will be written,
-        since the process stops, or must not start (`refusal`).
+        Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
+        be written, because the process stops or must not start (`refusal`).
         """
         settings = self._settings
         self.sinks += [
@@ -93,10 +93,10 @@ class WritingHalf:
                 await self.sinks[0].open()
             except WriteFailed as failure:
                 if stopping.is_set():
-                    return False  # the stop cut it
+                    return False  # the stop aborted it
                 if failure.reason == SCHEMA and may_apply:
                     may_apply = not await make_table(url, _timeouts(settings))
-                    if may_apply:  # the server was not to be reached just now
+                    if may_apply:  # the server could not be reached
                         self.first_try.set()
                         await self.database_state.pause(self._halted)
                     continue
@@ -139,7 +139,7 @@ class WritingHalf:
         ]
 
     def make_replayer(self, folder: DeadLetterFolder, inlet: Inlet) -> Replayer:
-        """Return what sends dead letters of `folder` through the buffer again, by itself."""
+        """Return the automatic replay, which sends dead letters of `folder` through the buffer."""
         settings = self._settings
         return Replayer(
             sends=settings.dlq_auto_replay,
@@ -159,11 +159,14 @@ class WritingHalf:
         dead_letters: DeadLetters,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
-        """Let the writers run, each in a task that `spawn` makes."""
+        """Start the writers, each in a task that `spawn` makes."""
         self._tasks = [spawn(each.run()) for each in self.make_writers(dead_letters)]
 
     def release_hold(self, dead_letter: bool) -> bool:
-        """Try now, and with `dead_letter` set aside what the breaker stopped; False: none waits."""
+        """Try now; with `dead_letter` dead-letter the rows that stopped the circuit breaker.
+
+        Returns False if writes are not paused and the database is not away.
+        """
         if dead_letter and self.database_state.hold_reason == BREAKER:
             self.breaker.release(received_until_s=monotonic_s())
         if not self.database_state.is_open:
@@ -171,14 +174,14 @@ class WritingHalf:
         return not self.database_state.is_open
 
     async def finish(self) -> None:
-        """Wait until the writers have emptied the buffer, which is shut, or have been halted."""
-        # A writer that waits for the server may have nothing to wait for.
+        """Wait until the writers have emptied the buffer, which is shut, or are halted."""
+        # Writers that wait for the database try once more; with an empty buffer they end.
         self.database_state.nudge()
         if self._tasks:
             stop_connecting(self._outlet, self.sinks)
             await asyncio.wait(self._tasks)
 
     def abort(self) -> None:
-        """Cut all connections: a write under way fails. After `halted` has been set."""
+        """Abort all connections, so that writes in progress fail. Call it after `halted` is set."""
         for sink in self.sinks:
             sink.abort()

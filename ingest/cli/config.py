@@ -1,6 +1,6 @@
-"""`ingest config`: the current settings and their origins, one value for a script, example files.
+"""`ingest config`: prints all settings with their origins, one value for a script, example files.
 
-Passwords are masked, except where one value is asked for by name.
+Passwords are masked, except when one value is printed by its name.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import argparse
 from dataclasses import Field, fields
 from typing import Any
 
+from ingest.cli.database import known_url
 from ingest.config.settings import Loaded, Settings, secret_names, state_dir
-from ingest.config.text import bounds_text, env_example, groups, toml_example
+from ingest.config.text import bounds_text, env_example, groups, plain, toml_example
 from ingest.config.values import mask_url, nearest, shown
 from ingest.model.errors import ConfigError, StartError
 
@@ -50,17 +51,14 @@ def _one_value(name: str, settings: Settings) -> str:
     value = getattr(settings, name)
     if name == "state_dir":
         return str(state_dir(settings))
-    if name == "database_url" and not value:
-        from ingest.system.state_folder import running_service  # noqa: PLC0415
-
-        service = running_service(state_dir(settings))
-        if service is None:
+    if name == "database_url":
+        value = known_url(settings)
+        if value is None:
             raise StartError(
                 "no database_url is set and no service runs on the state folder "
                 f"{state_dir(settings)}; start one with `ingest serve`, or set INGEST_DATABASE_URL"
             )
-        return service.database_url
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return plain(value)
 
 
 def table(loaded: Loaded) -> str:

@@ -1,7 +1,7 @@
-"""Find the database for a command.
+"""Finds the database for a command.
 
-In this order: the configured one, that of the service running on the state folder, else the
-embedded one, started for the command's own duration while it holds the state folder's lock.
+The order: the configured database, that of the service that runs on the state folder, the embedded
+one. The embedded one is started for the time of the command, which locks the state folder.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from ingest.model.errors import StartError
 
 
 def connect_limits(settings: Settings) -> dict[str, float]:
-    """Return the time-outs of a command's connection, as `session.connected` takes them."""
+    """Return the time-outs of a command's connection, as arguments of `session.connected`."""
     return {"connect_s_max": settings.connect_s_max, "command_s_max": settings.command_s_max}
 
 
 def known_url(settings: Settings) -> str | None:
-    """Return the URL of the configured database or of the running service's, else None."""
+    """Return the URL of the configured database or of the running service, else None."""
     if settings.database_url:
         return settings.database_url
     from ingest.system.state_folder import running_service  # noqa: PLC0415
@@ -30,10 +30,10 @@ def known_url(settings: Settings) -> str | None:
 
 @asynccontextmanager
 async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterator[str]:
-    """Yield the database's URL; an embedded one that was started for this is stopped again.
+    """Yield the database's URL. An embedded database that this starts is stopped afterwards.
 
-    Raises StartError if there is none (unless the caller `may_make` state folder and embedded
-    database), or if the state folder is in use.
+    Raises StartError if there is no database, or if the state folder is in use. With `may_make` it
+    makes the state folder and the embedded database instead.
     """
     if url := known_url(settings):
         yield url
@@ -51,13 +51,10 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
             "To use another one, set --state-dir or INGEST_DATABASE_URL"
         )
     folder = StateFolder.open(path)
-    folder.lock()
-    try:
+    with folder.lock():
         server = EmbeddedPostgres(folder.postgres)
         url = await server.start()
         try:
             yield url
         finally:
             await server.stop()
-    finally:
-        folder.unlock()

@@ -1,7 +1,7 @@
-"""`ingest dlq`: show the dead letters, replay them, discard them.
+"""`ingest dlq`: shows the dead letters, replays them, discards them.
 
-Works beside a running service and without one. Only `replay` needs the database. What changes the
-folder (replay, discard) holds its replay lock, so that the service's own replay keeps away.
+It works beside a running service and without one. Only `replay` needs the database. `replay` and
+`discard` take the replay lock, so that no other replay changes the same letters.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ingest.model.letter import REASONS
 from ingest.system.state_folder import StateFolder, existing
 from ingest.system.words import counted
 
-IDS_COUNTED_MAX = 1_000_000  # beyond it an id that stands in two files is shown twice
+IDS_COUNTED_MAX = 1_000_000  # beyond that, an id that is in two files is shown twice
 MARKS_AT_ONCE = 1_000
 PREFIX_MIN = 6
 WHERE_HELP = "only these: reason=, code=, device=, since=RFC3339; all must match"
@@ -38,41 +38,41 @@ WHERE_HELP = "only these: reason=, code=, device=, since=RFC3339; all must match
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
     """Add the commands and their arguments."""
     metavar = "list | show | stats | replay | discard"
-    words = parser.add_subparsers(dest="dlq_command", metavar=metavar, required=True)
+    commands = parser.add_subparsers(dest="dlq_command", metavar=metavar, required=True)
 
-    def word(name: str, purpose: str) -> argparse.ArgumentParser:
-        added = words.add_parser(name, parents=[settings_flags], help=purpose)
+    def add(name: str, purpose: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[settings_flags], help=purpose)
         if name != "stats":
             added.add_argument("--where", action="append", metavar="K=V", help=WHERE_HELP)
         return added
 
     for each in (
-        word("list", "one line for each dead letter"),
-        word("show", "dead letters in full"),
+        add("list", "one line for each dead letter"),
+        add("show", "dead letters in full"),
     ):
         each.add_argument("ids", nargs="*", metavar="ID", help="an id, or its first characters")
         each.add_argument("--json", action="store_true", help="the lines of the files, unchanged")
         each.add_argument("--limit", type=int, metavar="N", help="only the oldest N")
-    stats = word("stats", "number, reasons, age and size")
+    stats = add("stats", "number, reasons, age and size")
     stats.add_argument("--json", action="store_true", help="print as JSON")
-    add_replay_arguments(word("replay", "validate dead letters again and write them to the table"))
-    discard = word("discard", "delete dead letters; their readings are lost")
+    add_replay_arguments(add("replay", "validate dead letters again and write them to the table"))
+    discard = add("discard", "delete dead letters; their readings are lost")
     discard.add_argument("ids", nargs="*", metavar="ID", help="an id, or its first characters")
     discard.add_argument("--all", action="store_true", help="all dead letters")
     discard.add_argument("--yes", action="store_true", help="discard them, not only count them")
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Do what was asked; return 0, or 1 if some of it could not be done."""
+    """Run the command; return 0, or 1 if a part of it could not be done."""
     folder = StateFolder(existing(state_dir(loaded.settings))).dead_letters
     try:
         code = _run(args, loaded, folder)
-        sys.stdout.flush()  # so that a full disk is met here
+        sys.stdout.flush()  # here, so that the error of a full disk gets the text below
         return code
     except BrokenPipeError:
-        raise  # whoever read the output has gone: not an error to tell
+        raise  # the reader of the output has gone: main() ends quietly
     except OSError as error:
-        # Perhaps of a file of the folder, perhaps of what the output goes to.
+        # The error may be of a file of the folder, or of the file that the output goes to.
         where = f"{error.filename}: " if error.filename else ""
         why = f"{where}{error.strerror or error}"
         raise IngestError(
@@ -113,7 +113,7 @@ def where_of(texts: Sequence[str] | None) -> Selection:
 
 
 def _selected(args: argparse.Namespace, folder: Path, tally: Tally) -> Iterator[LiveLetter]:
-    """Yield the live lines that were asked for."""
+    """Yield the live letters that the arguments select."""
     prefixes = tuple(each.lower() for each in args.ids)
     if short := [each for each in prefixes if len(each) < PREFIX_MIN]:
         raise IngestError(f"{short[0]}: give at least {PREFIX_MIN} characters of an id")
@@ -123,7 +123,7 @@ def _selected(args: argparse.Namespace, folder: Path, tally: Tally) -> Iterator[
 
 
 def _once(letters: Iterable[LiveLetter]) -> Iterator[LiveLetter]:
-    """Yield what was not seen before: two processes may have written the same letter."""
+    """Yield each letter once: two processes may have written the same one."""
     seen: set[tuple[str, str]] = set()
     for live in letters:
         key = (live.id, live.letter.reason)

@@ -1,7 +1,7 @@
-"""`ingest dlq replay`: which lines, through which database, and what came of it.
+"""`ingest dlq replay`: replays dead letters of the folder, or the lines of a copy.
 
-Holds the folder's replay lock throughout. Lines are marked done batch by batch; with a copy, the
-live lines of the ids that came in are marked at the end, however it ends.
+It has the replay lock all the time. Lines are marked as done after each batch. For a copy, the live
+lines with the ids that were stored are marked at the end, also if it ends by an error.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from ingest.app.rules import make_rules
@@ -29,7 +30,7 @@ from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ports import Sink
 
 EXIT_SOME_LEFT = 1
-BAD_LINES_TOLD_MAX = 20
+BAD_LINES_PRINTED_MAX = 20
 
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
 async def replay(
     args: argparse.Namespace, settings: Settings, folder: Path, where: Selection
 ) -> int:
-    """Replay what was asked for and print what came of it; 1 if some of it was left."""
+    """Replay the selected letters and print the result; return 1 if some of them are left."""
     from ingest.app.writing import make_sink  # noqa: PLC0415
     from ingest.cli.database import database  # noqa: PLC0415
 
@@ -107,9 +108,9 @@ async def _replay(
             alive = (each for each in live_letters(folder) if each.id in ids)
             mark_done(((each.path, each.mark) for each in alive), "edited")
     print(show.replayed(by_hand.summary, dry_run=args.dry_run))
-    for line in bad_lines[:BAD_LINES_TOLD_MAX]:
+    for line in bad_lines[:BAD_LINES_PRINTED_MAX]:
         print(f"not replayed: {line}", file=sys.stderr)
-    if len(bad_lines) > BAD_LINES_TOLD_MAX:
+    if len(bad_lines) > BAD_LINES_PRINTED_MAX:
         print(f"not replayed: {len(bad_lines)} lines in all", file=sys.stderr)
     if tally.damaged:
         print(f"skipped: {show.damaged(tally)}", file=sys.stderr)
@@ -120,11 +121,9 @@ async def _replay(
 
 
 def _copied(path: Path, *, edited: bool, bad_lines: list[str]) -> Iterator[Item]:
-    """Yield what the lines of a copy say; tell `bad_lines` about those that say nothing."""
+    """Yield the items of the lines of a copy; add lines that have none to `bad_lines`."""
     with path.open("rb") as file:
-        number = 0
-        while line := file.readline(LINE_BYTES_MAX):
-            number += 1
+        for number, line in enumerate(iter(partial(file.readline, LINE_BYTES_MAX), b""), 1):
             if not line.strip():
                 continue
             try:

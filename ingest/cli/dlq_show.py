@@ -1,6 +1,7 @@
-"""How dead letters look on a terminal: one line each, in full, or counted. Only text.
+"""Dead letters as text for a terminal: one line each, in full, or counted.
 
-Whatever a device sent is shown with its control characters escaped: it must not steer a terminal.
+Text of devices is shown with its control characters escaped, because they could control the
+terminal.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import orjson
 from ingest.dead_letters.format import reading_object
 from ingest.dead_letters.manual_replay import Summary
 from ingest.dead_letters.reader import LiveLetter, Tally, device_of
-from ingest.system.clock import rfc3339, unix_us
+from ingest.system.clock import rfc3339_s, unix_us
 from ingest.system.words import counted
 
 ID_CHARACTERS = 12  # enough to name a letter among millions
@@ -22,7 +23,7 @@ COLUMNS = f"{'ID':12}  {'FAILED AT':20}  {'REASON':19}  {'CODE':22}  {'DEVICE':1
 
 
 def escaped(text: str) -> str:
-    """Return text in which nothing but printable characters is left."""
+    """Return text with escapes for all characters that are not printable."""
     if text.isprintable():
         return text
     return "".join(
@@ -31,9 +32,9 @@ def escaped(text: str) -> str:
 
 
 def when(us: int) -> str:
-    """Return Unix microseconds as RFC 3339, to the second; as they are if it cannot be written."""
+    """Return Unix microseconds as RFC 3339 in whole seconds, or as a number outside its years."""
     try:
-        return rfc3339(us - us % 1_000_000)
+        return rfc3339_s(us)
     except OverflowError:
         return str(us)
 
@@ -64,7 +65,7 @@ def one_line(live: LiveLetter, width: int) -> str:
 
 
 def in_full(live: LiveLetter) -> str:
-    """Return everything that is known about a letter, a line a field."""
+    """Return all fields of a letter, one line each."""
     letter = live.letter
     rows: list[tuple[str, object]] = [
         ("id", live.id),
@@ -95,7 +96,7 @@ def in_full(live: LiveLetter) -> str:
 def count(
     letters: Iterable[LiveLetter], files: int, size_bytes: int, tally: Tally
 ) -> dict[str, Any]:
-    """Return the figures of a folder; reads all of `letters`, which fill `tally`."""
+    """Return the figures of a folder. Reading `letters` fills `tally`."""
     kinds: Counter[tuple[str, str]] = Counter()
     oldest_us: int | None = None
     for live in letters:
@@ -118,7 +119,7 @@ def count(
 
 
 def figures(counted: dict[str, Any], tally: Tally) -> str:
-    """Return what count() found, for a person."""
+    """Return the figures of count() as text."""
     lines = [f"{'dead letters':16} {counted['live']}"]
     lines += [
         escaped(f"  {each['letters']:>12}  {each['reason']:19}  {each['code']}".rstrip())
@@ -133,7 +134,7 @@ def figures(counted: dict[str, Any], tally: Tally) -> str:
 
 
 def damaged(tally: Tally) -> str:
-    """Return what was skipped while reading; nothing if nothing was."""
+    """Return a text about what was skipped while reading; empty if nothing was."""
     parts = []
     if tally.altered:
         parts.append(f"{tally.altered} altered")
@@ -144,7 +145,7 @@ def damaged(tally: Tally) -> str:
 
 
 def replayed(summary: Summary, *, dry_run: bool) -> str:
-    """Return what a replay did, with the reasons of what is still refused."""
+    """Return the result of a replay, with the reasons of letters that are still refused."""
     verb = "would be replayed" if dry_run else "replayed"
     line = f"{counted(summary.letters, 'dead letter')} {verb}: {counted(summary.rows, 'reading')}"
     if not dry_run:

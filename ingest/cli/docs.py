@@ -1,8 +1,8 @@
-"""Print the tables that documents show: settings, problems, item codes, metrics; refresh files.
+"""Prints the generated tables of the documents, and writes them into files.
 
-`python -m ingest.cli.docs` prints all; `--write FILE..` rewrites what stands in a Markdown file
-between `<!-- generated: NAME -->` and `<!-- end -->`, and the example file of the environment.
-A test compares, so a document cannot drift from the code.
+`python -m ingest.cli.docs` prints all tables. `--write FILE..` rewrites parts of Markdown files,
+from `<!-- generated: NAME -->` to `<!-- end -->`, and the example file of the environment.
+A test compares these parts with the code.
 """
 
 from __future__ import annotations
@@ -24,24 +24,29 @@ from ingest.system.filesystem import REMOTE, VOLATILE
 _REGION = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def problems_table() -> str:
     """Return the table of problem codes: the answers to refused posts."""
-    lines = ["| code | status | title | the client should |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| `{code}` | {each.status} | {each.title} | {each.client_should} |"
-        for code, each in PROBLEMS.items()
-    ]
-    return "\n".join(lines)
+    return _table(
+        ["code", "status", "title", "the client should"],
+        (
+            [f"`{code}`", str(each.status), each.title, each.client_should]
+            for code, each in PROBLEMS.items()
+        ),
+    )
 
 
 def item_codes_table() -> str:
-    """Return the table of item codes: what is wrong with one item of a post."""
-    lines = ["| code | meaning |", "| --- | --- |"]
-    return "\n".join(lines + [f"| `{code}` | {text} |" for code, text in ITEM_CODES.items()])
+    """Return the table of item codes: the faults of one item of a post."""
+    return _table(["code", "meaning"], ([f"`{code}`", text] for code, text in ITEM_CODES.items()))
 
 
 def metrics_table() -> str:
-    """Return the table of our metrics, from the collector itself."""
+    """Return the table of our metrics, as the collector names them."""
     empty = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
     ledger = Ledger()
     ledger.gauges = Gauges(
@@ -50,20 +55,18 @@ def metrics_table() -> str:
         database_up=lambda: True,
         hold_reason=lambda: None,
     )
-    lines = ["| metric | type | labels | meaning |", "| --- | --- | --- | --- |"]
+    rows = list[list[str]]()
     for family in Exposition(ledger, "").registry.collect():
         if not family.name.startswith("ingest_"):
             continue
         suffix = "_total" if family.type == "counter" else ""
         labels = ", ".join(f"`{each}`" for each in getattr(family, "_labelnames", ()))
-        lines.append(
-            f"| `{family.name}{suffix}` | {family.type} | {labels} | {family.documentation} |"
-        )
-    return "\n".join(lines)
+        rows.append([f"`{family.name}{suffix}`", family.type, labels, family.documentation])
+    return _table(["metric", "type", "labels", "meaning"], rows)
 
 
 def file_systems_table() -> str:
-    """Return the table of file systems that cannot keep, or may not keep, what was fsynced."""
+    """Return the table of file systems on which fsynced data is lost, or may be lost."""
     volatile, remote = (
         ", ".join(f"`{each}`" for each in sorted(kinds)) for kinds in (VOLATILE, REMOTE)
     )
@@ -87,9 +90,9 @@ TABLES = {
 
 
 def refreshed(text: str) -> str:
-    """Return a Markdown text with every generated region printed anew.
+    """Return a Markdown text in which every generated part is replaced.
 
-    Raises ValueError for a region of an unknown name.
+    Raises ValueError for a part with an unknown name.
     """
 
     def region(match: re.Match[str]) -> str:
@@ -102,7 +105,7 @@ def refreshed(text: str) -> str:
 
 
 def write(paths: Iterable[Path]) -> None:
-    """Refresh files in place: Markdown by its regions, `.env.example` as a whole."""
+    """Rewrite files: the generated parts of Markdown, `.env.example` as a whole."""
     for path in paths:
         if path.name.endswith(".env.example"):
             path.write_text(env_example())
@@ -111,7 +114,7 @@ def write(paths: Iterable[Path]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print all tables, or refresh the files named after --write."""
+    """Print all tables, or rewrite the files after --write."""
     parser = argparse.ArgumentParser(prog="python -m ingest.cli.docs", allow_abbrev=False)
     parser.add_argument("--write", nargs="+", type=Path, metavar="FILE")
     args = parser.parse_args(argv)

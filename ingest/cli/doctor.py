@@ -1,32 +1,37 @@
-"""`ingest doctor`: look at the machine, the state folder, the ports and the database.
+"""`ingest doctor`: checks the machine, the state folder, the ports and the database.
 
-Every finding is `ok`, `warn` (it runs, but) or `FAIL` (it will not run, or not keep its promises),
-with what to do about it. Changes nothing but the state folder, which it makes where it is missing.
+A finding is `ok`, `warn` (the service runs, but something is not good) or `FAIL` (it will not run,
+or cannot keep its promises). It says what to do. The doctor changes nothing; it only makes a state
+folder that is missing, with its embedded database.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import platform
+import resource
+import socket
 from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ingest import __version__
+from ingest.buffers.journal.reader import segment_files
+from ingest.cli.database import connect_limits, database
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli.service import ask_service
 from ingest.config.settings import Loaded, Settings, split_address, state_dir
 from ingest.config.values import shown
+from ingest.dead_letters.files import segments
+from ingest.dead_letters.reader import Tally, undone_lines
 from ingest.model.errors import IngestError, StartError
+from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.system.limits import SPARE_FILES
+from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from ingest.system.words import counted
-
-if TYPE_CHECKING:
-    from ingest.buffers.journal.reader import SegmentFile
-    from ingest.system.state_folder import ServiceInfo, StateFolder
 
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
@@ -40,15 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Print the findings; return 1 if one of them is FAIL, else 0."""
-    import asyncio  # noqa: PLC0415
-
     settings = loaded.settings
     checks = [*machine_checks(settings), *folder_checks(settings)]
+    service = None
     if not any(each.name == "state folder" and each.state == FAIL for each in checks):
-        service = _service(settings)
+        service = running_service(state_dir(settings))
         checks += [*port_checks(settings, service), dead_letters_check(settings)]
-    else:
-        service = None
     checks += asyncio.run(_database(settings, service))
     if args.json:
         print(json.dumps([each._asdict() for each in checks], indent=2))
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 def machine_checks(settings: Settings) -> Iterator[Check]:
-    """Look at Python, the libraries and the limits of the process."""
+    """Check Python, the libraries and the limits of the process."""
     python = f"Python {platform.python_version()}, iot-ingest {__version__}"
     yield Check("python", OK, f"{python}, {platform.system()} {platform.machine()}")
     yield _libraries()
@@ -100,8 +102,6 @@ def _loads(name: str) -> bool:
 
 
 def _open_files(settings: Settings) -> Check:
-    import resource  # noqa: PLC0415
-
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = settings.connections_max + SPARE_FILES
     if hard != resource.RLIM_INFINITY and hard < needed:
@@ -115,19 +115,16 @@ def _open_files(settings: Settings) -> Check:
 
 
 def folder_checks(settings: Settings) -> Iterator[Check]:
-    """Look at the state folder: usable, on which file system, how much room."""
-    from ingest.system.state_folder import StateFolder  # noqa: PLC0415
-
+    """Check the state folder: whether it can be used, its file system, its free space."""
     try:
-        path = state_dir(settings)
-        folder = StateFolder.open(path)
+        folder = StateFolder.open(state_dir(settings))
     except IngestError as error:
         yield Check("state folder", FAIL, str(error))
         return
-    yield Check("state folder", OK, str(path))
+    yield Check("state folder", OK, str(folder.path))
     yield _file_system(folder, settings)
-    yield _room(folder.free_bytes(), settings)
-    yield _journal(path, settings)
+    yield _free_space(folder.free_bytes(), settings)
+    yield _journal(folder.journal, settings)
 
 
 def _file_system(folder: StateFolder, settings: Settings) -> Check:
@@ -147,20 +144,9 @@ def _file_system(folder: StateFolder, settings: Settings) -> Check:
     return Check("file system", OK, ", ".join(sorted(set(kinds.values()))) or "unknown")
 
 
-def _size(file: SegmentFile) -> int:
-    try:
-        return file.path.stat().st_size
-    except FileNotFoundError:  # all of it was stored meanwhile
-        return 0
-
-
-def _journal(path: Path, settings: Settings) -> Check:
-    from ingest.buffers.journal.reader import segment_files  # noqa: PLC0415
-    from ingest.system.state_folder import StateFolder  # noqa: PLC0415
-
-    folder = StateFolder(path).journal
+def _journal(folder: Path, settings: Settings) -> Check:
     files = segment_files(folder)
-    size = sum(map(_size, files))
+    size = sum(size_bytes(each.path) for each in files)
     said = f"{counted(len(files), 'file')}, {size / 2**20:,.1f} MiB"
     damaged = sorted(each.name for each in folder.glob("journal-*.damaged"))
     if damaged:
@@ -181,7 +167,7 @@ def _journal(path: Path, settings: Settings) -> Check:
     return Check("journal", OK, said)
 
 
-def _room(free: int, settings: Settings) -> Check:
+def _free_space(free: int, settings: Settings) -> Check:
     said = f"{free / 2**30:,.1f} GiB free"
     least, wanted, names = settings.disk_free_bytes_min, settings.dlq_bytes_max, "dlq_bytes_max"
     if settings.buffer == "journal":
@@ -203,14 +189,8 @@ def _room(free: int, settings: Settings) -> Check:
     return Check("free space", OK, said)
 
 
-def _service(settings: Settings) -> ServiceInfo | None:
-    from ingest.system.state_folder import running_service  # noqa: PLC0415
-
-    return running_service(state_dir(settings))
-
-
 def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Check]:
-    """Check the service that runs here; if none runs, whether its two ports are free."""
+    """Check the service that runs here; if there is none, check whether its ports are free."""
     if service is not None:
         yield _running(service)
         return
@@ -243,8 +223,6 @@ def _running(service: ServiceInfo) -> Check:
 
 
 def _bind_fault(host: str, port: int) -> str | None:
-    import socket  # noqa: PLC0415
-
     try:
         family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -258,10 +236,6 @@ def _bind_fault(host: str, port: int) -> str | None:
 
 def dead_letters_check(settings: Settings) -> Check:
     """Count the dead-letter entries that are neither replayed nor discarded."""
-    from ingest.dead_letters.files import segments  # noqa: PLC0415
-    from ingest.dead_letters.reader import Tally, undone_lines  # noqa: PLC0415
-    from ingest.system.state_folder import StateFolder  # noqa: PLC0415
-
     folder = StateFolder.open(state_dir(settings)).dead_letters
     tally = Tally()
     live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
@@ -278,7 +252,6 @@ def dead_letters_check(settings: Settings) -> Check:
 
 
 async def _database(settings: Settings, service: ServiceInfo | None) -> list[Check]:
-    from ingest.cli.database import connect_limits, database  # noqa: PLC0415
     from ingest.sinks.postgres.examination import examine  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 

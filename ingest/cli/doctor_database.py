@@ -1,14 +1,12 @@
-"""What `ingest doctor` says of the database: one sentence for each answer that it gave."""
+"""The findings of `ingest doctor` about the database, one for each property."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ingest.config.settings import Settings
-
-if TYPE_CHECKING:
-    from ingest.sinks.postgres.durability import Finding
+from ingest.sinks.postgres.durability import Finding
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 VERSION_MIN = 13
@@ -16,7 +14,7 @@ CLOCK_S_MAX = 1.0
 
 
 class Check(NamedTuple):
-    """One finding: what was looked at, `ok`, `warn` or `FAIL`, and a sentence."""
+    """One finding: what was checked, `ok`, `warn` or `FAIL`, and a sentence."""
 
     name: str
     state: str
@@ -26,10 +24,16 @@ class Check(NamedTuple):
 def database_checks(
     found: dict[str, Any], settings: Settings, *, service_runs: bool
 ) -> list[Check]:
-    """Judge what `examination.examine` found."""
-    checks = [_version(found), _writable(found), *_durable(found["durability"], settings)]
-    checks += [_table(found, settings), _privileges(found)]
-    return [*checks, _clock(found), _connections(found, settings, service_runs=service_runs)]
+    """Return a finding for each property that `examination.examine` found."""
+    return [
+        _version(found),
+        _writable(found),
+        *_durable(found["durability"], settings),
+        _table(found, settings),
+        _privileges(found),
+        _clock(found),
+        _connections(found, settings, service_runs=service_runs),
+    ]
 
 
 def _version(found: dict[str, Any]) -> Check:

@@ -1,4 +1,4 @@
-"""`ingest hold`: ask the running service whether writes are paused, or have it try again now."""
+"""`ingest hold`: asks the running service whether writes are paused, or makes it try again now."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ingest.config.settings import Loaded
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
     """Add the two commands."""
-    words = parser.add_subparsers(dest="hold_command", metavar="show | release", required=True)
-    words.add_parser(
+    commands = parser.add_subparsers(dest="hold_command", metavar="show | release", required=True)
+    commands.add_parser(
         "show",
         parents=[settings_flags],
         help="print the state, the reason, and the message of the database",
     )
-    release = words.add_parser(
+    release = commands.add_parser(
         "release", parents=[settings_flags], help="try to write now; do not wait for the next try"
     )
     release.add_argument(
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         print(f"reason: {answer.get('reason') or '-'}")
         print(f"since:  {answer.get('since')}")
         if answer.get("reason") and (said := ask(loaded.settings, "GET", "/hold").get("said")):
-            # a message may quote a device's reading, which must not steer a terminal
+            # A message may quote a reading. Its control characters must not reach the terminal.
             print("said:   " + "".join(c if c.isprintable() else " " for c in str(said)))
         return 0
     answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})

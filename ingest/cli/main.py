@@ -1,8 +1,8 @@
-"""The command line: its commands, the flags of all settings, and how a failure is told.
+"""The command line: the commands, a flag for every setting, and the messages of failures.
 
-A command's module is imported only when it is used, so help and `ingest config` are quick.
-Such a module has `add_arguments(parser, settings_flags)` and `run(args, loaded) -> exit code`.
-Promises: an expected failure is one sentence on stderr and exit 2, never a traceback.
+The module of a command is imported only when that command is used, so help and `ingest config` are
+quick. It has `add_arguments(parser, settings_flags)` and `run(args, loaded) -> exit code`.
+Promises: an expected failure is one sentence on stderr and exit code 2, never a traceback.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ingest.config.text import groups, help_text, metavar
 from ingest.config.values import flag_name, full_path, nearest
 from ingest.model.errors import IngestError
 
-WORDS: dict[str, str] = {
+COMMANDS: dict[str, str] = {
     "serve": "run the service: take readings and write them to PostgreSQL",
     "schema": "create the table, or compare it with what is needed",
     "dlq": "show the dead letters, replay them, discard them",
@@ -29,14 +29,14 @@ WORDS: dict[str, str] = {
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
-_DEST = "setting."  # a setting's flag must not collide with an argument of a word
+_DEST = "setting."  # keeps flags of settings apart from arguments of a command
 _EXIT_WRONG = 2
 _EXIT_INTERRUPTED = 130
-_EXIT_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+_EXIT_PIPE = 141  # as a shell reports it for a program that SIGPIPE has ended
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises its complaints and never guesses at half a flag."""
+    """An argument parser that raises IngestError and accepts no abbreviated flags."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 def settings_flags(*, all_shown: bool) -> Parser:
     """Return a parent parser with --config and a flag for every setting.
 
-    The help shows only the first group unless `all_shown`; the others work all the same.
+    The help shows only the first group unless `all_shown`; the other flags work too.
     """
     parent = Parser(add_help=False)
     for number, (title, members) in enumerate(groups()):
@@ -72,29 +72,29 @@ def settings_flags(*, all_shown: bool) -> Parser:
                 flag_name(each.name),
                 dest=_DEST + each.name,
                 metavar=metavar(each),
-                default=argparse.SUPPRESS,  # a flag before a word of a word must survive it
+                default=argparse.SUPPRESS,  # a flag before `show` must survive the parser of `show`
                 help=help_text(each) if seen else argparse.SUPPRESS,
             )
     return parent
 
 
-def build_parser(word: str | None) -> Parser:
-    """Return the whole parser; only `word` gets its arguments (None: no word does)."""
+def build_parser(command: str | None) -> Parser:
+    """Return the parser. Only `command` gets its arguments (None: no command does)."""
     parser = Parser(
         prog="ingest",
         description="Takes sensor readings over HTTP and writes them to PostgreSQL in batches.",
         epilog="Each command has its own --help.",
     )
     parser.add_argument("--version", action="version", version=f"ingest {__version__}")
-    words = parser.add_subparsers(
-        dest="word", metavar="COMMAND", required=True, title="commands", parser_class=Parser
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, title="commands", parser_class=Parser
     )
-    for each, purpose in WORDS.items():
-        if each != word:
-            words.add_parser(each, help=purpose)
+    for each, purpose in COMMANDS.items():
+        if each != command:
+            commands.add_parser(each, help=purpose)
             continue
         flags = settings_flags(all_shown=each in {"serve", "config"})
-        added = words.add_parser(
+        added = commands.add_parser(
             each,
             help=purpose,
             description=f"{purpose[0].upper()}{purpose[1:]}.",
@@ -120,7 +120,7 @@ def load_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Loade
 def split_psql(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split what follows `psql` into our flags and psql's own arguments.
 
-    Ours are the settings, --config, and a leading -h or --help; all from `--` on is psql's.
+    Ours are the settings, --config, and -h or --help at the beginning. All after `--` is psql's.
     """
     ours, theirs = list[str](), list[str]()
     known = {"--config", *(flag_name(name) for name in Settings.__dataclass_fields__)}
@@ -141,30 +141,30 @@ def split_psql(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _run(words: list[str]) -> int:
-    word = _word_of(words)
+    command = _command_of(words)
     theirs: list[str] = []
-    if word == "psql":
+    if command == "psql":
         ours, theirs = split_psql(words[1:])
-        words = [word, *ours]
-    parser = build_parser(word)
+        words = [command, *ours]
+    parser = build_parser(command)
     args, unknown = parser.parse_known_args(words)
     if unknown:
         raise IngestError(f"there is no argument {unknown[0]}{_meant(unknown[0])}")
     args.psql_arguments = theirs
     loaded = load_settings(args, os.environ)
-    code: int = importlib.import_module(f"ingest.cli.{args.word}").run(args, loaded)
+    code: int = importlib.import_module(f"ingest.cli.{args.command}").run(args, loaded)
     sys.stdout.flush()
     return code
 
 
-def _word_of(words: list[str]) -> str | None:
-    """Return the word that begins a command line; None if that asks for help, or is empty."""
+def _command_of(words: list[str]) -> str | None:
+    """Return the command of a command line; None if it is empty or asks for help."""
     if not words or words[0] in {"-h", "--help", "--version"}:
         return None
     if words[0].startswith("-"):
         raise IngestError(f"write {words[0]} after a command, as in: ingest serve {words[0]} ..")
-    if words[0] not in WORDS:
-        near = nearest(words[0], WORDS)
+    if words[0] not in COMMANDS:
+        near = nearest(words[0], COMMANDS)
         raise IngestError(f"there is no command {words[0]!r}{near} (see ingest --help)")
     return words[0]
 
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read us has gone
+    except BrokenPipeError:  # the reader of our output has gone
         _drop_output()
         return _EXIT_PIPE
     except (IngestError, OSError) as error:
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Let the interpreter's last flush not fail again, which would change the exit code."""
+    """Make sure that the interpreter's last flush does not fail: that changes the exit code."""
     try:
         sys.stdout.flush()
     except OSError:

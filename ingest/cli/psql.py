@@ -1,6 +1,6 @@
-"""`ingest psql`: PostgreSQL's own client on the service's database.
+"""`ingest psql`: starts psql, PostgreSQL's client, on the database of the service.
 
-The password goes by the environment, not by an argument, which every user of the machine can read.
+The password is passed in the environment. Every user of the machine can read arguments.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from ingest.model.errors import StartError
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
-    """Add only a hint: main.py has taken out the arguments of psql."""
+    """Add only a hint: main.py has separated the arguments of psql."""
     parser.epilog = "All other arguments go to psql: ingest psql -c 'select count(*) from readings'"
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Become psql; or, where the database must be started for it, run it and return its code."""
+    """Replace this process by psql. If the database must be started first, run psql as a child."""
     program = find_psql()
     url = known_url(loaded.settings)
     if url is not None:
         words, environment = command(program, url, args.psql_arguments)
-        os.execve(program, words, environment)  # noqa: S606  becomes psql, so no process between
+        os.execve(program, words, environment)  # noqa: S606  this process becomes psql
     import asyncio  # noqa: PLC0415
 
     return asyncio.run(_run_beside(program, loaded.settings, args.psql_arguments))
 
 
 def find_psql() -> str:
-    """Return the psql of the embedded database's programs, else of PATH. Raises StartError."""
+    """Return psql from the embedded database's programs, else from PATH. Raises StartError."""
     from ingest.embedded.programs import find_binaries  # noqa: PLC0415
 
     try:
@@ -50,7 +50,7 @@ def find_psql() -> str:
 
 
 def command(program: str, url: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Return psql's command line and environment; a password of the URL is in the latter only."""
+    """Return psql's command line and environment. Only the environment has the URL's password."""
     environment = dict(os.environ)
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
@@ -68,8 +68,8 @@ async def _run_beside(program: str, settings: Settings, arguments: list[str]) ->
     async with database(settings) as url:
         words, environment = command(program, url, arguments)
         loop = asyncio.get_running_loop()
-        # Ctrl-C is for psql, which cancels its query by it. A handler of ours, unlike "ignore", is
-        # not handed down to psql.
+        # At Ctrl-C psql cancels its query. We must survive it. A child inherits an ignored signal,
+        # but not a handler, so this is a handler that does nothing.
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         child = await asyncio.create_subprocess_exec(*words, env=environment)
         loop.add_signal_handler(signal.SIGTERM, child.terminate)

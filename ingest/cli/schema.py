@@ -1,4 +1,4 @@
-"""`ingest schema`: create the table if it is missing, and compare it with what is needed."""
+"""`ingest schema`: creates the table if it is missing, or compares it with what is needed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ingest.config.settings import Loaded
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
     """Add the two commands."""
-    words = parser.add_subparsers(dest="schema_command", metavar="apply | show", required=True)
-    apply = words.add_parser(
+    commands = parser.add_subparsers(dest="schema_command", metavar="apply | show", required=True)
+    apply = commands.add_parser(
         "apply",
         parents=[settings_flags],
         help="create the table and its key; an existing table is not changed",
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
     apply.add_argument(
         "--role", metavar="NAME", help="allow this role to read and write the table, nothing else"
     )
-    words.add_parser(
+    commands.add_parser(
         "show",
         parents=[settings_flags],
         help="print the table, and how it differs from what is needed",
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Apply or show; return 0, or 1 if `show` found a table that we cannot write to."""
+    """Apply or show; return 0, or 1 if `show` found a table that cannot be used."""
     import asyncio  # noqa: PLC0415
 
     return asyncio.run(_run(args, loaded))

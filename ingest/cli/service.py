@@ -1,32 +1,28 @@
-"""How a command asks the running service: one request to its admin port.
+"""Requests of commands to the running service, on its admin port.
 
-Speaks HTTP by itself: the proxies of the environment are not for loopback. Blocks up to the time
-that the caller allows.
+It uses http.client, which ignores the proxies of the environment: they are not for the loopback.
+Blocks, at most for the time that the caller allows.
 """
 
 from __future__ import annotations
 
 import json
 from http.client import HTTPConnection, HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ingest.config.settings import Settings, split_address, state_dir
 from ingest.model.errors import StartError
-
-if TYPE_CHECKING:
-    from ingest.system.state_folder import ServiceInfo
+from ingest.system.state_folder import ServiceInfo, existing, running_service
 
 ANSWER_S_MAX = 10.0
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  bound to all: asked on loopback
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  bound to all interfaces: ask on the loopback
 
 
 def ask(settings: Settings, method: str, path: str, body: Any = None) -> dict[str, Any]:
     """Send one request to the service of the state folder; return its JSON answer.
 
-    Raises StartError if no service runs there, or it does not answer.
+    Raises StartError if no service runs there or it does not answer.
     """
-    from ingest.system.state_folder import existing, running_service  # noqa: PLC0415
-
     folder = existing(state_dir(settings))
     service = running_service(folder)
     if service is None:
@@ -46,12 +42,12 @@ def ask_service(
 ) -> tuple[int, dict[str, Any]]:
     """Send one request to this service; return the status and the JSON of its answer.
 
-    Raises StartError if it does not answer. `within_s` bounds each step, not their sum.
+    Raises StartError if it does not answer. `within_s` limits each step, not their sum.
     """
     host, port = split_address(service.admin_listen)
-    line = HTTPConnection(_ANY.get(host, host), port, timeout=within_s)
+    connection = HTTPConnection(_ANY.get(host, host), port, timeout=within_s)
     try:
-        line.request(
+        connection.request(
             method,
             path,
             body=None if body is None else json.dumps(body),
@@ -60,7 +56,7 @@ def ask_service(
                 "Content-Type": "application/json",
             },
         )
-        response = line.getresponse()
+        response = connection.getresponse()
         text = response.read()
     except (OSError, HTTPException) as error:
         raise StartError(
@@ -68,7 +64,7 @@ def ask_service(
             f"{str(error) or type(error).__name__}"
         ) from error
     finally:
-        line.close()
+        connection.close()
     return response.status, _answer(response.status, text)
 
 
@@ -79,7 +75,6 @@ def _answer(status: int, text: bytes) -> dict[str, Any]:
         answer = None
     if not isinstance(answer, dict):
         raise StartError(f"the service answered {status}, and the answer is not JSON")
-    refused = status >= 400 and "state" not in answer  # /readyz says 503 and yet answers
-    if refused:
+    if status >= 400 and "state" not in answer:  # /readyz has the state in its 503, too
         raise StartError(f"the service refused: {status} {answer.get('detail') or ''}".rstrip())
     return answer

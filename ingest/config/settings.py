@@ -1,8 +1,9 @@
-"""Every setting, declared once: default, unit, bounds, reason. Defaults < TOML < env < flags.
+"""Every setting, declared once: its default, its bounds and its meaning. The name has the unit.
 
 A setting `batch_rows` is `batch_rows` in the TOML file, INGEST_BATCH_ROWS in the environment and
-`--batch-rows` on the command line. A wrong value is a ConfigError that names it and its origin.
-The help, the tables of the documents and the example file are printed from here.
+`--batch-rows` on the command line. A flag wins over the environment, that over the TOML file, and
+that over the default. A wrong value raises a ConfigError that names the setting and its origin.
+The help, the tables of the documents and the example files are printed from these declarations.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from ingest.config.values import (
 from ingest.model.errors import ConfigError
 from ingest.model.reading import NAME_BYTES_MAX
 
-ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one encoded reading (block.py draws it)
+ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one row (model/rows.py shows its layout)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """All settings of the service; see each field's reason. Times in seconds, sizes in bytes."""
+    """All settings of the service, each with its meaning. Times in seconds, sizes in bytes."""
 
     listen: str = setting(
         "127.0.0.1:8080",
@@ -197,7 +198,7 @@ class Settings:
 
 
 class Loaded(NamedTuple):
-    """Settings and where each came from: `default`, a TOML path, an INGEST_ name, or a flag."""
+    """The settings, and the origin of each: `default`, a TOML path, an INGEST_ name, or a flag."""
 
     settings: Settings
     origins: dict[str, str]
@@ -209,7 +210,7 @@ def load(
     environ: Mapping[str, str] = os.environ,
     flags: Mapping[str, str] | None = None,
 ) -> Loaded:
-    """Read all sources and check every bound. Raises ConfigError, naming setting and origin.
+    """Read all sources and check every bound. Raises ConfigError with the setting and its origin.
 
     An empty variable of the environment counts as unset; an empty flag does not.
     """
@@ -227,10 +228,10 @@ def load(
 
 
 def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:
-    """Check the bounds that settings set each other. Raises ConfigError, naming both."""
+    """Check the bounds between two settings. Raises ConfigError that names both."""
     at = origins or {}
 
-    def told(name: str) -> str:
+    def named(name: str) -> str:
         return f"{name} ({shown(name, getattr(settings, name))}, {at.get(name, 'default')})"
 
     def ordered(*names: str, strict: bool = False) -> None:
@@ -238,17 +239,17 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
             low, high = getattr(settings, lower), getattr(settings, upper)
             if low > high or (strict and low == high):
                 relation = "be less than" if strict else "not exceed"
-                raise ConfigError(f"setting {told(lower)} must {relation} {told(upper)}")
+                raise ConfigError(f"setting {named(lower)} must {relation} {named(upper)}")
 
     ordered("post_rows_max", "batch_rows_max")
-    ordered("post_rows_max", "buffer_rows_max")  # a batch takes what there is
+    ordered("post_rows_max", "buffer_rows_max")
     ordered("batch_rows", "batch_rows_max")
     ordered("body_bytes_max", "inflated_bytes_max")
     ordered("body_bytes_max", "receiver_bytes_max")
     ordered("inflated_bytes_max", "buffer_bytes_max")
     if settings.post_rows_max * ROW_BYTES_MAX > settings.buffer_bytes_max:
         raise ConfigError(
-            f"setting {told('post_rows_max')} does not fit into {told('buffer_bytes_max')}: "
+            f"setting {named('post_rows_max')} does not fit into {named('buffer_bytes_max')}: "
             f"a reading with long names takes {ROW_BYTES_MAX} bytes"
         )
     ordered("lock_s_max", "statement_s_max", "command_s_max", strict=True)
@@ -261,17 +262,17 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
     ):
         if getattr(settings, segment) * 4 > getattr(settings, whole):
             raise ConfigError(
-                f"setting {told(segment)} must not exceed a quarter of {told(whole)}: "
+                f"setting {named(segment)} must not exceed a quarter of {named(whole)}: "
                 "whole files are removed"
             )
     ordered("inflated_bytes_max", "journal_bytes_max")
     ordered("breaker_rows_max", "breaker_window_rows")
     if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
-        raise ConfigError(f"setting {told('listen')} must differ from {told('admin_listen')}")
+        raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
 
 
 def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
-    """Check the texts that must have a form. Never shows a database URL: it has a password."""
+    """Check texts that must have a certain form. Never shows a database URL: it has a password."""
     for name, check in (
         ("listen", split_address),
         ("admin_listen", split_address),
@@ -304,7 +305,7 @@ def ts_min_us(settings: Settings) -> int:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Split `HOST:PORT` or `[v6]:PORT`. Raises ValueError with a sentence about it."""
+    """Split `HOST:PORT` or `[v6]:PORT`. Raises ValueError with a sentence for the user."""
     host, colon, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not colon or not bare or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
@@ -315,13 +316,13 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the usual state folder: systemd's, root's under /var/lib, or the user's XDG one."""
+    """Return the default state folder: systemd's, root's under /var/lib, or the user's XDG one."""
     if systemd := environ.get("STATE_DIRECTORY"):
         return Path(systemd.split(":", 1)[0])
     if os.geteuid() == 0:
         return Path("/var/lib/iot-ingest")
     base = Path(environ.get("XDG_STATE_HOME", ""))
-    if not base.is_absolute():  # XDG: a relative one is to be ignored
+    if not base.is_absolute():  # the XDG standard says: ignore a relative path
         try:
             base = full_path(environ.get("HOME") or "~") / ".local/state"
         except ConfigError:
@@ -330,7 +331,7 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def state_dir(settings: Settings) -> Path:
-    """Return the state folder in force, absolute."""
+    """Return the state folder that applies, as an absolute path."""
     if settings.state_dir:
         try:
             return full_path(settings.state_dir)

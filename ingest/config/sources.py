@@ -1,7 +1,7 @@
-"""Where settings come from: a TOML file < the environment < flags; files for the two secrets.
+"""The sources of settings: a TOML file, the environment, flags, and files for the two secrets.
 
-Holds `gather`, which says what was written where; config checks what the values are.
-Raises ConfigError that names the source, and never shows what a secret's file holds.
+`gather` returns what was written, and where; settings.py checks the values.
+Promises: a ConfigError names the source, and never shows the content of a secret's file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SECRET_BYTES_MAX = 16_384
 TOML_BYTES_MAX = 1_048_576
 SECRET_FILES = {"database_url": "database_url_file", "admin_token": "admin_token_file"}
 
-Found = dict[str, tuple[Any, str]]  # setting -> value as it was written, and where
+Found = dict[str, tuple[Any, str]]  # setting -> the value as it was written, and its origin
 
-# What may stand in the environment beside the settings: our own few, and the variables that
-# Kubernetes injects into every pod where a service is called `ingest`.
+# INGEST_ variables that are no settings: a few of our own, and those that Kubernetes adds to every
+# pod if a service has the name `ingest`.
 _NOT_OURS = re.compile(
     r"INGEST_(CONFIG|PG_BIN|TEST_\w+|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)\w*)?)"
 )
@@ -35,7 +35,7 @@ def gather(
     environ: Mapping[str, str],
     flags: Mapping[str, str],
 ) -> Found:
-    """Return what the sources say, the last one winning; the files of secrets have been read."""
+    """Return what the sources say; a later source wins. The files of secrets have been read."""
     found: Found = {}
     if toml_path is not None:
         _merge(found, _of_toml(toml_path, known))
@@ -47,7 +47,15 @@ def gather(
 
 
 def _of_toml(path: Path, known: Mapping[str, Field[Any]]) -> Found:
-    written = _read_toml(path)
+    import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
+
+    raw = _read(path, TOML_BYTES_MAX + 1)
+    if len(raw) > TOML_BYTES_MAX:
+        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of settings")
+    try:
+        written = tomllib.loads(raw.decode("utf-8-sig"))
+    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
+        raise ConfigError(f"{path} is not TOML: {error}") from error
     for name in written:
         if name not in known:
             raise ConfigError(f"{path}: there is no setting {name!r}{nearest(name, known)}")
@@ -68,7 +76,7 @@ def _of_environment(environ: Mapping[str, str], known: Mapping[str, Field[Any]])
 
 
 def _merge(found: Found, later: Found) -> None:
-    """Let a later origin win; a secret and a file that holds it are the same thing said twice."""
+    """Let a later source win. A secret, and the file that contains it, replace each other."""
     for name, by_file in SECRET_FILES.items():
         secret, file = later.get(name), later.get(by_file)
         if secret and secret[0] and file and file[0]:
@@ -92,10 +100,11 @@ def _read_secret_file(found: Found, name: str, declared: Field[Any]) -> None:
 
 
 def _read(path: Path, bytes_max: int) -> bytes:
-    """Return what a file begins with. Of a pipe, what comes until its writers have closed it.
+    """Return the first bytes of a file; of a pipe, the bytes until its writers have closed it.
 
-    To open a named pipe waits for somebody to write it, unless told not to; one that somebody has
-    open, as a shell's <(..) does, is then waited for.
+    Opening a named pipe waits until somebody opens it for writing. O_NONBLOCK prevents that wait,
+    for a pipe that nobody writes. A pipe that has a writer, as a shell's <(..), is then read with
+    waiting.
     """
     try:
         with open(path, "rb", opener=lambda name, how: os.open(name, how | os.O_NONBLOCK)) as file:
@@ -105,21 +114,8 @@ def _read(path: Path, bytes_max: int) -> bytes:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file says."""
-    import tomllib  # noqa: PLC0415  2 ms of every start, for those who have no such file
-
-    raw = _read(path, TOML_BYTES_MAX + 1)
-    if len(raw) > TOML_BYTES_MAX:
-        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of settings")
-    try:
-        return tomllib.loads(raw.decode("utf-8-sig"))
-    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-
-
 def _read_secret(path: Path) -> str:
-    """Return the one line of a secret's file, without its end and the blanks around it."""
+    """Return the one line of a secret's file, without the line end and blanks around it."""
     raw = _read(path, SECRET_BYTES_MAX + 1)
     try:
         text = raw.decode("utf-8-sig").strip()

@@ -1,6 +1,6 @@
-"""The settings as text: bounds in words, the documents' table, example files for the two formats.
+"""The settings as text: bounds, help, the table for the documents, two example files.
 
-Everything is printed from the declarations in config; nothing is written twice.
+All of it is printed from the declarations in settings.py, so nothing is written twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def default_text(declared: Field[Any]) -> str:
 
 
 def bounds_text(declared: Field[Any]) -> str:
-    """Return what a value may be: `1 KiB to 64 MiB`, `copy, insert`, `true, false`, or nothing."""
+    """Return the allowed values: `1 KiB to 64 MiB`, `copy, insert`, `true, false`, or nothing."""
     if declared.metadata["one_of"]:
         return ", ".join(declared.metadata["one_of"])
     if isinstance(declared.default, bool):
@@ -55,7 +55,7 @@ def metavar(declared: Field[Any]) -> str:
 
 
 def help_text(declared: Field[Any]) -> str:
-    """Return one line for --help: the reason, the default, the bounds."""
+    """Return one line for --help: the meaning, the default, the bounds."""
     limits = "" if declared.metadata["within"] is None else bounds_text(declared)
     return f"{declared.metadata['why']} [{default_text(declared)}{'; ' + limits if limits else ''}]"
 
@@ -79,7 +79,7 @@ def env_example() -> str:
         "# Settings of iot-ingest as environment variables; each line shows its default.\n"
         "# Sizes may be written as 64MiB. Printed by `ingest config --env`.\n"
     )
-    return head + _example(lambda each: f"#{env_name(each.name)}={_plain(each.default)}")
+    return head + _example(lambda each: f"#{env_name(each.name)}={plain(each.default)}")
 
 
 def toml_example() -> str:
@@ -101,5 +101,6 @@ def _example(line: Callable[[Field[Any]], str]) -> str:
     return text
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Write a value as the environment and a script take it: `true`, `100000`."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,6 +1,6 @@
-"""What the value of one setting may be: how it is declared, read, checked and shown.
+"""The value of one setting: how it is declared, read, checked and shown.
 
-Holds nothing about particular settings (config does), and knows the unit of a setting by its name.
+The unit of a setting is the end of its name. The settings themselves are in settings.py.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _WORDS |= {"false": False, "0": False, "no": False, "off": False}
 
 
 def check_token(token: str) -> None:
-    """Check a secret that opens something. Raises ValueError, without the token."""
+    """Check a token's length and characters. Raises ValueError, without the token."""
     printable = token.isascii() and token.isprintable() and " " not in token
     if token and not (len(token) >= TOKEN_CHARACTERS_MIN and printable):
         raise ValueError(f"needs at least {TOKEN_CHARACTERS_MIN} printable ASCII characters")
 
 
 def checked(declared: Field[Any], value: Any, origin: str) -> Any:
-    """Turn a source's value into the setting's type and check its own bounds."""
+    """Turn a source's value into the setting's type and check its bounds. Raises ConfigError."""
     kind: Any = type(declared.default)
     try:
         if kind is bool:
@@ -65,7 +65,7 @@ def checked(declared: Field[Any], value: Any, origin: str) -> Any:
 
 
 def full_path(named: str) -> Path:
-    """Return the absolute path that a person's words name; `~` is a home. Raises ConfigError."""
+    """Return the absolute path of a text; `~` is the home folder. Raises ConfigError."""
     try:
         return Path(named).expanduser().absolute()
     except RuntimeError:
@@ -132,7 +132,7 @@ def flag_name(name: str) -> str:
 
 def nearest(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
     """Return `; did you mean ..?` for a misspelt setting, or nothing; `spell` writes the name."""
-    import difflib  # noqa: PLC0415  only on the way to an error message
+    import difflib  # noqa: PLC0415  only error messages need it
 
     near = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {spell(near[0])}?" if near else ""
@@ -148,7 +148,7 @@ _UNITS = (
 
 
 def unit(name: str) -> str:
-    """Return the unit that a setting's name carries: `s`, `bytes`, `rows`, .. or nothing."""
+    """Return the unit at the end of a setting's name: `s`, `bytes`, `rows`, .. or nothing."""
     stem = name.removesuffix("_max").removesuffix("_min")
     return next((word for ending, word in _UNITS if stem.endswith(ending)), "")
 
@@ -169,7 +169,7 @@ def shown(name: str, value: Any) -> str:
 
 
 def mask_url(url: str) -> str:
-    """Return a database URL without its password, wherever it stands."""
+    """Return a database URL without its password, which may be in the user part or in the query."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -187,17 +187,17 @@ def mask_url(url: str) -> str:
 
 
 def is_torn(parts: SplitResult) -> bool:
-    """Return whether an unescaped / ? # or @ has cut a password: what follows may be its tail."""
+    """Whether an unescaped / ? # or @ in the password has split the URL at the wrong place."""
     return "@" in parts.path + parts.query + parts.fragment or parts.netloc.count("@") > 1
 
 
 def check_database_url(url: str) -> None:
-    """Raise ValueError with a sentence if `url` cannot be one of PostgreSQL."""
+    """Raise ValueError with a sentence for the user if `url` cannot be a URL of PostgreSQL."""
     if url and not url.startswith(("postgresql://", "postgres://")):
         raise ValueError("does not begin with postgresql://")
     try:
         parts = urlsplit(url)
-        several = "," in parts.netloc  # hosts, each with a port of its own
+        several = "," in parts.netloc  # several hosts, each with a port
         unreadable = "%00" in url or is_torn(parts) or not (several or (parts.port or 0) >= 0)
     except ValueError:
         unreadable = True

@@ -1,8 +1,10 @@
-"""Sends dead letters that only time could mend back through the buffer, by itself.
+"""The automatic replay: sends some dead letters through the buffer again.
 
-Takes `retries_exhausted` and `drained` letters of every segment, dead processes' too, one block at
-a time, slower than live readings and only while there is room and a database. A line is marked done
-once its block is decided, so a kill in between means that it is sent twice: the key absorbs it.
+It takes the letters with the reasons `retries_exhausted` and `drained`, because nothing is wrong
+with them. It reads all segments, those of earlier processes too. It sends one block at a time,
+slower than live readings, and only while the buffer has space and the database answers.
+A line is marked as done after the outcome of its block is known. If the process is killed in
+between, the line is sent twice, and the table's key makes the second time harmless.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ingest.dead_letters.files import segments, try_replay_lock
+from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.dead_letters.reader import LiveLetter, Selection, first_letters
 from ingest.model.ack import Ack, Outcome
 from ingest.model.block import Block
@@ -25,26 +28,24 @@ from ingest.model.reading import name_fault
 from ingest.model.rows import encode_reading
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless
+from ingest.system.files import size_bytes
 from ingest.system.logs import get_logger
 
-if TYPE_CHECKING:
-    from ingest.dead_letters.queue import DeadLetterFolder
-
 REPLAYED = Selection(reasons=(EXHAUSTED, DRAINED))
-BLOCK_ROWS_MAX = 500  # small beside a live batch, so that live readings wait little behind it
-FAILURES_MAX = 3  # blocks in a row that fail: the database is at fault, not they
-UNLOCKED_S_MIN = 0.02  # between blocks, so that a replay by hand finds the lock free
-LOOK_S = 1.0  # between looks whether the dead letters are full while a block is under way
-PAUSE_S_MAX = 300.0  # between tries of what fails again and again
+BLOCK_ROWS_MAX = 500  # small beside a live batch, so it delays live readings little
+FAILURES_MAX = 3  # failed blocks in a row: then the cause is the database, not the blocks
+UNLOCKED_S_MIN = 0.02  # pause between blocks, in which a replay by hand can take the lock
+LOOK_S = 1.0  # while a block has no outcome: pause between checks for full dead letters
+PAUSE_S_MAX = 300.0  # longest pause while letters keep failing
 TIDY_S = 600.0
 TS_US_MAX = 253_402_300_800_000_000  # the year 10000
 
 
 class Replayer:
-    """The replay of one service. `run` ends soon after `stopping` is set, never by cancellation.
+    """The replay of one service. `run` ends soon after `stopping` is set; it is never cancelled.
 
-    It sends at most `rows_per_s`, and looks every `pause_s` whether there is something to send.
-    Without `sends` it only tidies the folder.
+    It sends at most `rows_per_s`, and searches for letters every `pause_s`. Without `sends` it only
+    tidies the folder.
     """
 
     def __init__(
@@ -70,25 +71,26 @@ class Replayer:
         self._ledger = ledger
         self._database_up = database_up
         self._letters_full = letters_full
-        self._given_up: Ack | None = None  # of a block that is still under way
+        self._given_up: Ack | None = None  # of a block for which `_send` stopped waiting
         self._log = get_logger()
         self._rows_max = min(BLOCK_ROWS_MAX, post_rows_max, rows_per_s)
-        # Lines are only added at the end and marks are never taken back, so what was seen to be
-        # done is not read again. What fails is passed over until all the others have been tried.
+        # Lines are only appended and marks are never removed. So lines that were done once are not
+        # read again (`_done_to`). After a failure the search continues behind the failed letters
+        # until all others have been tried (`_next`).
         self._done_to: dict[Path, int] = {}
         self._next: dict[Path, int] = {}
         self._tidied_s = float("-inf")
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Look for letters every `pause_s`, less often while they keep failing."""
+        """Search for letters every `pause_s`, less often while they keep failing."""
         failures = 0
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):
             try:
-                went_well = not self._sends or await self._look(stopping)
+                went_well = not self._sends or await self._replay_all(stopping)
                 await self._tidy()
             except (BufferFull, Stopping):
-                went_well = True  # no room just now: live readings come first
+                went_well = True  # no space now: live readings come first
             except (DeadLettersBroken, OSError) as error:
                 went_well = False
                 self._log.warning("replay_failed", why=str(error))
@@ -103,12 +105,12 @@ class Replayer:
         self._tidied_s = monotonic_s()
         if removed := await self._folder.tidy():
             self._log.info("dead_letters_tidied", files=[path.name for path in removed])
-        # Where a write was taken back that had been seen already, others may lie by now.
+        # If a write was taken back after it had been read, other lines may follow in its place.
         for last in segments(self._folder.folder)[-1:]:
             self._done_to.pop(last, None)
 
-    async def _look(self, stopping: asyncio.Event) -> bool:
-        """Replay what there is to replay; return False if some of it failed again."""
+    async def _replay_all(self, stopping: asyncio.Event) -> bool:
+        """Replay all letters there are; return False if some of them failed again."""
         found = segments(self._folder.folder)
         self._done_to = {path: self._done_to.get(path, 0) for path in found}
         failed = failed_in_a_row = 0
@@ -116,9 +118,9 @@ class Replayer:
             more = True
             while more and not stopping.is_set():
                 began_s = monotonic_s()
-                lock = try_replay_lock(self._folder.folder) if self._has_room() else None
+                lock = try_replay_lock(self._folder.folder) if self._may_send() else None
                 if lock is None:
-                    return not failed  # live readings come first, and so does a replay by hand
+                    return not failed  # live readings and a replay by hand come first
                 with lock:
                     rows, well = await self._replay_some(segment, stopping)
                 more = rows == self._rows_max
@@ -133,10 +135,10 @@ class Replayer:
         return not failed
 
     async def _replay_some(self, segment: Path, stopping: asyncio.Event) -> tuple[int, bool]:
-        """Replay the next block of a segment; return its rows, and whether all is well."""
+        """Replay the next block of a segment; return its rows, and False if some failed again."""
         done_to = self._done_to[segment]
         start = max(done_to, self._next.get(segment, 0))
-        if _size(segment) <= start:
+        if size_bytes(segment) <= start:
             return 0, True
         letters, end = await asyncio.to_thread(
             first_letters, segment, start=start, where=REPLAYED, count_max=self._rows_max
@@ -144,7 +146,7 @@ class Replayer:
         if stopping.is_set():
             return 0, True
         found = len(letters)
-        letters = [each for each in letters if _is_whole(each)]
+        letters = [each for each in letters if _fits_a_row(each)]
         if len(letters) < found:
             self._log.warning("dead_letters_not_readings", lines=found - len(letters))
         well = True
@@ -162,12 +164,12 @@ class Replayer:
         return found, well
 
     async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
-        """Put one block and wait for its outcome; None if the service stops before.
+        """Send one block and wait for its outcome. Return None if the service stops before.
 
-        None too if the writers hold since the dead letters are full: whoever is to end that needs
-        the lock, to discard some. The block goes on by itself, and once it is decided its letters
-        are sent once more: the key absorbs them. Rows that the database refuses now are
-        dead-lettered by the writer under that reason.
+        Return None too if writes are paused because the dead letters are full. To discard some of
+        them an operator needs the replay lock. The block itself is still written later. Its letters
+        are not marked, so they are sent once more; the table's key makes that harmless.
+        If the database refuses rows now, the writer dead-letters them with that reason.
         """
         readings = [each.letter.reading for each in letters if each.letter.reading is not None]
         tuples = b"".join(map(encode_reading, readings))
@@ -183,7 +185,7 @@ class Replayer:
             ack=ack,
             replayed=True,
         )
-        block.doubtful = True  # nobody knows what became of the write that was given up
+        block.doubtful = True  # an earlier write of it may have been committed
         await reservation.put(block)
         self._ledger.replayed += block.rows
         stop = asyncio.create_task(stopping.wait())
@@ -203,7 +205,8 @@ class Replayer:
         self._given_up = ack
         return None
 
-    def _has_room(self) -> bool:
+    def _may_send(self) -> bool:
+        """Whether the database is open, no block is pending, and half of the buffer is free."""
         stats = self._outlet_stats()
         return (
             self._database_up()
@@ -213,15 +216,8 @@ class Replayer:
         )
 
 
-def _size(segment: Path) -> int:
-    try:
-        return segment.stat().st_size
-    except FileNotFoundError:  # tidied away since it was listed
-        return 0
-
-
-def _is_whole(live: LiveLetter) -> bool:
-    """Whether a letter holds a reading that a row can hold: a hand may have written the line."""
+def _fits_a_row(live: LiveLetter) -> bool:
+    """Whether the letter has a reading that fits a row. Somebody may have edited the line."""
     reading = live.letter.reading
     return (
         reading is not None

@@ -1,4 +1,4 @@
-"""The files of a dead-letter folder: their names, their ages, the lock of who replays them.
+"""The files of a dead-letter folder: their names, their ages, and the replay lock.
 
 Everything here blocks, and raises OSError.
 """
@@ -21,41 +21,41 @@ CURSOR_SUFFIX = ".cursor"
 
 
 class FileStamp(NamedTuple):
-    """A file as it was at some moment. A segment never shrinks, nor becomes another file."""
+    """Identity and size of a file at one moment. A segment never shrinks and is never replaced."""
 
     inode: int
     size: int
 
-    def holds(self, earlier: FileStamp) -> bool:
-        """Whether all that was there earlier can still be there."""
+    def continues(self, earlier: FileStamp) -> bool:
+        """Whether this is the same file as earlier, and not shorter."""
         return self.inode == earlier.inode and self.size >= earlier.size
 
 
 def new_segment(folder: Path, calls: FileCalls = REAL_CALLS) -> AppendFile:
-    """Create a segment, locked, its name on the disk."""
+    """Create a segment, lock it, and sync its name to the disk."""
     while True:
         now = datetime.fromtimestamp(unix_us() / 1e6, UTC)
         name = f"dlq-{now:%Y%m%dT%H%M%S%fZ}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         file = AppendFile.open(folder / name, create=True, calls=calls)
         try:
-            kept = file.lock()
+            still_there = file.lock()
             sync_folder(folder, calls)
         except OSError:
             file.close()
             raise
-        if kept:
+        if still_there:
             return file
-        file.close()  # another process tidied it away before it was locked
+        file.close()  # another process removed it before it was locked
 
 
 def sync_file(path: Path, calls: FileCalls = REAL_CALLS) -> None:
-    """Bring what another process wrote into a file to the disk."""
+    """Sync a file that another process wrote."""
     with open_regular(path) as file:
         calls.fdatasync(file.fileno())
 
 
 def touched_us(segment: Path) -> int:
-    """Return when the segment was written or marked last, in Unix microseconds."""
+    """Return when the segment or its cursor was last written, in Unix microseconds."""
     touched_ns = segment.stat().st_mtime_ns
     if cursor_path(segment).exists():
         touched_ns = max(touched_ns, cursor_path(segment).stat().st_mtime_ns)
@@ -63,21 +63,17 @@ def touched_us(segment: Path) -> int:
 
 
 def segments(folder: Path) -> list[Path]:
-    """Return the segments, oldest first; none if there is no folder."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    return [folder / name for name in sorted(names) if is_segment(name)]
+    """Return the segments, oldest first; none if the folder does not exist."""
+    return [path for path in stamps(folder) if is_segment(path.name)]
 
 
 def is_segment(name: str) -> bool:
-    """Whether a file of that name holds letters."""
+    """Whether a file of that name contains dead letters."""
     return _SEGMENT_NAME.fullmatch(name) is not None
 
 
-def look_at(folder: Path) -> dict[Path, FileStamp]:
-    """Return every file of the folder as it is now, oldest segment first; none without a folder."""
+def stamps(folder: Path) -> dict[Path, FileStamp]:
+    """Return a stamp of each file of the folder, oldest segment first; none without a folder."""
     found: dict[Path, FileStamp] = {}
     try:
         with os.scandir(folder) as entries:
@@ -85,7 +81,7 @@ def look_at(folder: Path) -> dict[Path, FileStamp]:
                 try:
                     now = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
-                    continue  # tidied away by another process since it was listed
+                    continue  # another process removed it after it was listed
                 found[folder / entry.name] = FileStamp(now.st_ino, now.st_size)
     except FileNotFoundError:
         return {}
@@ -94,14 +90,14 @@ def look_at(folder: Path) -> dict[Path, FileStamp]:
 
 def folder_bytes(folder: Path) -> int:
     """Return the size of everything in the folder, in bytes."""
-    return sum(seen.size for seen in look_at(folder).values())
+    return sum(each.size for each in stamps(folder).values())
 
 
 def cursor_path(segment: Path) -> Path:
-    """Return the file beside a segment that says which of its lines are done."""
+    """Return the file that says which lines of a segment are done."""
     return segment.with_name(segment.name + CURSOR_SUFFIX)
 
 
 def try_replay_lock(folder: Path) -> Lock | None:
-    """Take the folder's replay lock: who holds it may mark lines as done. None: it is taken."""
+    """Take the replay lock, which is needed to mark lines as done. None: somebody else has it."""
     return Lock.try_take(folder / _LOCK_NAME, create=True)

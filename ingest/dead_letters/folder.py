@@ -1,15 +1,15 @@
-"""The dead-letter folder as one process keeps it: appends, caps, live ids, clearing away.
+"""The dead-letter folder of one process: appends, caps, live ids, removal of old files.
 
-Belongs to one thread: every method blocks and none may run beside another (dead_letter.py sees to
-that). What it says is on the disk is on the disk. It never edits a file, and removes only segments
-that nobody writes and whose every line is done.
+All calls come from one thread (queue.py does that), because they block and must not overlap.
+Promises: when `append` returns without an error, the letters are on the disk. It never edits a
+file. It removes only segments that no process writes and in which every line is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ from ingest.dead_letters.files import (
     FileStamp,
     cursor_path,
     is_segment,
-    look_at,
     new_segment,
     segments,
+    stamps,
     sync_file,
     touched_us,
 )
@@ -37,25 +37,33 @@ from ingest.dead_letters.reader import LiveLetter, Tally, undone_lines
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull, IngestError, StartError
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
 from ingest.system.clock import monotonic_s, unix_us
-from ingest.system.files import REAL_CALLS, AppendFile, FileCalls, Lock, make_folder, sync_folder
+from ingest.system.files import (
+    REAL_CALLS,
+    AppendFile,
+    FileCalls,
+    Lock,
+    is_locked,
+    make_folder,
+    sync_folder,
+)
 from ingest.system.logs import get_logger
 
-IDS_MAX = 200_000  # ids kept in memory, 170 bytes each; beyond it letters are not deduplicated
-_MAKE_ROOM_S_MIN = 5.0  # between looks for something to remove while the folder is full
+IDS_MAX = 200_000  # ids in memory, 170 bytes each; beyond that, duplicate letters are not found
+_MAKE_ROOM_S_MIN = 5.0  # between two searches for files to remove while the folder is full
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger()
 
 
 class Request(NamedTuple):
-    """Letters that are appended together or not at all."""
+    """Letters of one append: all of them are written, or none."""
 
     letters: Sequence[Letter]
     from_receiver: bool
 
 
 class FolderTotals(NamedTuple):
-    """What the folder holds: bytes of all files, live letters, failed_at of the oldest one."""
+    """Bytes of all files, number of live letters, and when the oldest of these failed."""
 
     size_bytes: int = 0
     live: int = 0
@@ -63,7 +71,7 @@ class FolderTotals(NamedTuple):
 
 
 class Store:
-    """One process's hold on a dead-letter folder. See DeadLetterFolder for the arguments."""
+    """A dead-letter folder and what one process knows of it. Arguments as in DeadLetterFolder."""
 
     def __init__(
         self,
@@ -85,90 +93,89 @@ class Store:
         self._segment: AppendFile | None = None
         self._size = 0
         self._live = Live(ids_max)
-        self._marks_read: dict[Path, int] = {}  # known segments -> bytes of their cursor seen
-        self._seen: dict[Path, FileStamp] = {}  # segments as they were last
-        self._room_looked_s = float("-inf")
+        self._marks_read: dict[Path, int] = {}  # segment -> bytes of its cursor that were read
+        self._stamps: dict[Path, FileStamp] = {}  # segments at the last scan
+        self._room_made_s = float("-inf")
 
     def open(self) -> None:
         """Create or read the folder. Raises StartError if it cannot be used."""
         try:
             make_folder(self.folder, self._calls)
-            self._look()
+            self._scan()
         except OSError as error:
             raise StartError(
                 f"the dead-letter folder {self.folder} cannot be used: {error.strerror}"
             ) from error
 
-    def held(self) -> FolderTotals:
-        """Return what is known of the folder now; reads no file."""
+    def totals(self) -> FolderTotals:
+        """Return what is known of the folder; reads no file."""
         return FolderTotals(self._size, len(self._live), self._live.oldest_us)
 
     def append(self, requests: Sequence[Request]) -> list[IngestError | None]:
         """Append requests with one write and one fdatasync; return each one's error, or None."""
         outcomes: list[IngestError | None] = []
-        lines: list[bytes] = []
-        fresh: dict[bytes, int] = {}
+        fresh: dict[bytes, bytes] = {}  # key -> line
         size = 0
+        failed_us = unix_us()
         for request in requests:
-            its_lines, its_keys = self._lines_of(request.letters, fresh)
-            its_size = sum(map(len, its_lines))
-            error = self._refusal(size + its_size, its_lines, request)
+            lines = self._lines_of(request.letters, fresh, failed_us)
+            its_size = sum(map(len, lines.values()))
+            error = self._refusal(size + its_size, lines.values(), request)
             outcomes.append(error)
             if error is None:
-                lines += its_lines
-                fresh |= its_keys
+                fresh |= lines
                 size += its_size
-        if not lines:
+        if not fresh:
             return outcomes
         try:
-            self._write(b"".join(lines))
+            self._write(b"".join(fresh.values()))
         except DeadLettersBroken as broken:
             return [broken if error is None else error for error in outcomes]
-        for key, failed_us in fresh.items():
+        for key in fresh:
             self._live.add(key, failed_us)
         return outcomes
 
     def _lines_of(
-        self, letters: Sequence[Letter], pending: dict[bytes, int]
-    ) -> tuple[list[bytes], dict[bytes, int]]:
-        """Encode the letters that are not live yet."""
-        lines: list[bytes] = []
-        keys: dict[bytes, int] = {}
-        failed_us = unix_us()
-        looked = False
+        self, letters: Sequence[Letter], pending: Container[bytes], failed_us: int
+    ) -> dict[bytes, bytes]:
+        """Encode the letters that are neither live nor pending; return their lines by key."""
+        lines: dict[bytes, bytes] = {}
+        refreshed = False
         for letter in letters:
             id_ = letter_id(letter)
             key = key_of(id_, letter.reason)
-            if key in keys or key in pending:
+            if key in lines or key in pending:
                 continue
-            if key in self._live and not looked:
-                self.refresh()  # a hand may have marked it done since
-                looked = True
+            if key in self._live and not refreshed:
+                self.refresh()  # another process may have marked it as done
+                refreshed = True
             if key not in self._live:
-                keys[key] = failed_us
-                lines.append(encode_line(letter, id_=id_, failed_us=failed_us))
-        return lines, keys
+                lines[key] = encode_line(letter, id_=id_, failed_us=failed_us)
+        return lines
 
-    def _refusal(self, size: int, lines: list[bytes], request: Request) -> DeadLettersFull | None:
+    def _refusal(
+        self, size: int, lines: Collection[bytes], request: Request
+    ) -> DeadLettersFull | None:
         if not lines or all(letter.reason == DRAINED for letter in request.letters):
-            return None  # at a drain's end there is no other place: only the disk is the bound
+            return None  # at the end of a drain they have no other place: no limit
         if max(map(len, lines)) > LINE_BYTES_MAX:
             return DeadLettersFull(f"one dead letter has more than {LINE_BYTES_MAX} bytes")
         if self._size + size > self._share(request)[0]:
             self._make_room()
         share, whose = self._share(request)
         if self._size + size > share:
-            return DeadLettersFull(f"the dead letters hold {self._size} bytes of {share}{whose}")
+            return DeadLettersFull(f"the dead letters have {self._size} bytes of {share}{whose}")
         return None
 
     def _share(self, request: Request) -> tuple[int, str]:
-        """Return how large the folder may become with these letters, and words for it.
+        """Return how large the folder may become with these letters, and a text about the limit.
 
-        What comes back by itself does so only while nothing holds the writers: so it leaves room
-        for refused rows, and refused rows may wait beside it for the room that it takes.
+        Letters that the automatic replay takes leave the folder only while writes are not paused.
+        So they must not use all of it: refused rows need space too, or writes would be paused. For
+        the same reason the bytes of such letters do not count against refused rows.
         """
         if request.from_receiver:
-            return self._bytes_max // 2, " that the door may use"
+            return self._bytes_max // 2, " that invalid items may use"
         if not self._auto_replay:
             return self._bytes_max, ""
         if all(letter.reason == EXHAUSTED for letter in request.letters):
@@ -176,43 +183,45 @@ class Store:
         return self._bytes_max + self._live.returning_bytes, ""
 
     def _make_room(self) -> None:
-        """Look again, and give up what is done before its time: a full queue stops the service."""
-        if monotonic_s() - self._room_looked_s >= _MAKE_ROOM_S_MIN:
-            self._room_looked_s = monotonic_s()
+        """Remove files that are done before their time: full dead letters would pause writes."""
+        if monotonic_s() - self._room_made_s >= _MAKE_ROOM_S_MIN:
+            self._room_made_s = monotonic_s()
             self.tidy(whatever_age=True)
             self.refresh()
 
     def _write(self, data: bytes) -> None:
-        """Bring `data` to the disk, in a second file if the first fails for more than space."""
+        """Write and sync `data`; if that fails, and not for lack of space, try a new file once."""
         for last in (False, True):
             try:
                 if self._segment is None:
-                    make_folder(self.folder, self._calls)  # gone by somebody's hand?
+                    make_folder(self.folder, self._calls)  # somebody may have removed it
                     self._segment = new_segment(self.folder, self._calls)
                     self._marks_read[self._segment.path] = 0
                 self._segment.append(data)
-                self._seen[self._segment.path] = FileStamp(self._segment.inode, self._segment.size)
+                stamp = FileStamp(self._segment.inode, self._segment.size)
+                self._stamps[self._segment.path] = stamp
                 self._size += len(data)
                 if self._segment.size >= self._segment_bytes:
-                    self._finish_segment()
+                    self.close()
                 return
             except OSError as error:
                 full = error.errno in _NO_SPACE
                 log.error("dead_letter_write_failed", error=str(error), again=not (full or last))
                 if self._segment is not None and (self._segment.suspect or not full):
-                    self._finish_segment()
+                    self.close()
                 if full or last:
                     raise DeadLettersBroken(
                         f"the dead letters could not be written: {error.strerror or error}"
                     ) from error
 
-    def _finish_segment(self) -> None:
+    def close(self) -> None:
+        """Close the segment that is being written. A later append begins a new one."""
         if self._segment is not None:
             self._segment.close()
             self._segment = None
 
     def mark(self, letters: Sequence[LiveLetter], how: str) -> None:
-        """Record that lines are done. Raises DeadLettersBroken; then they stay live."""
+        """Record that lines are done. Raises DeadLettersBroken; then they are still live."""
         try:
             mark_done(((each.path, each.mark) for each in letters), how, self._calls)
         except OSError as error:
@@ -222,59 +231,57 @@ class Store:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in what others did: marks, removed segments, segments of processes that ended."""
+        """Take over changes of other processes: marks, removed segments, finished segments."""
         try:
-            self._look()
+            self._scan()
         except OSError as error:
             log.warning("dead_letters_unreadable", error=str(error))
 
-    def _look(self) -> None:
-        found = look_at(self.folder)
-        there = {path: seen for path, seen in found.items() if is_segment(path.name)}
+    def _scan(self) -> None:
+        found = stamps(self.folder)
+        now = {path: stamp for path, stamp in found.items() if is_segment(path.name)}
         gone = FileStamp(0, -1)
-        if not all(there.get(path, gone).holds(seen) for path, seen in self._seen.items()):
-            self._marks_read.clear()  # removed, cut off or replaced by another hand: count anew
+        if not all(now.get(path, gone).continues(stamp) for path, stamp in self._stamps.items()):
+            self._marks_read.clear()  # somebody removed, cut or replaced a segment: count anew
             self._live.clear()
-        self._seen = there
-        for segment in there:
+        self._stamps = now
+        for segment in now:
             try:
-                if segment in self._marks_read:
+                if segment not in self._marks_read:
+                    if self._is_ours(segment) or not is_locked(segment):
+                        self._take_segment(segment)
+                elif found.get(cursor_path(segment), gone).size > self._marks_read[segment]:
                     self._take_marks(segment)
-                elif self._is_ours(segment) or _is_finished(segment):
-                    self._take_segment(segment)
             except FileNotFoundError:
                 continue
-            except OSError as error:  # never a reason not to start
+            except OSError as error:  # the service starts all the same
                 self._marks_read.setdefault(segment, 0)
                 log.warning("dead_letters_unreadable", file=segment.name, error=str(error))
-        self._size = sum(seen.size for seen in found.values())
+        self._size = sum(stamp.size for stamp in found.values())
 
     def _is_ours(self, segment: Path) -> bool:
         return self._segment is not None and self._segment.path == segment
 
     def _take_marks(self, segment: Path) -> None:
-        """Forget the lines that were marked since the last look."""
-        try:
-            if cursor_path(segment).stat().st_size <= self._marks_read[segment]:
-                return
-        except FileNotFoundError:
-            return
+        """Forget the lines that were marked since the last scan."""
         marks, self._marks_read[segment] = read_marks(segment, self._marks_read[segment])
         for mark in marks:
             self._live.remove(key_of(mark.id, mark.reason))
 
     def _take_segment(self, segment: Path) -> None:
-        """Remember a segment's live lines. Marks first: a mark read too early would be lost.
+        """Remember a segment's live lines.
 
-        Its writer may have died before its fdatasync; what we remember must be on the disk.
+        Its writer may have died before its fdatasync, so it is synced first. The position in the
+        cursor is noted before the lines are read. So a mark that is added meanwhile is read at the
+        next scan.
         """
         sync_file(segment, self._calls)
         self._marks_read[segment] = 0
-        with contextlib.suppress(OSError):  # told below, by the tally
+        with contextlib.suppress(OSError):  # the tally below reports it
             self._marks_read[segment] = read_marks(segment)[1]
         tally = Tally()
         for _, line in undone_lines(segment, tally=tally):
-            if self._live.is_full:  # then there is no need to read it
+            if self._live.is_full:  # then its reason is enough
                 self._live.count(line[REASON_AT:])
                 continue
             try:
@@ -295,14 +302,15 @@ class Store:
     def tidy(self, *, whatever_age: bool = False) -> list[Path]:
         """Remove finished segments, older than `keep_days`, in which every line is done.
 
-        With `whatever_age` the one being written is finished for that, if every line is done.
+        With `whatever_age` their age does not count, and the segment that is being written is
+        finished if every line in it is done.
         """
         removed: list[Path] = []
         for segment in segments(self.folder):
             try:
                 if whatever_age or unix_us() - touched_us(segment) >= self._keep_us:
-                    if whatever_age and self._is_ours(segment) and _is_done(segment):
-                        self._finish_segment()
+                    if whatever_age and self._is_ours(segment) and not any(undone_lines(segment)):
+                        self.close()
                     removed += [segment] if self._remove_if_done(segment) else []
             except FileNotFoundError:
                 continue
@@ -320,25 +328,11 @@ class Store:
             tally = Tally()
             live = next(undone_lines(segment, tally=tally), None)
             if live is not None or tally.altered or tally.unreadable:
-                return False  # what was altered is left for a human to look at
+                return False  # an operator may want to look at altered lines
             segment.unlink()
-        sync_folder(self.folder, self._calls)  # before the cursor goes: it must not outlive it
+        # First: after a crash, a segment without its cursor would be live again.
+        sync_folder(self.folder, self._calls)
         cursor_path(segment).unlink(missing_ok=True)
         self._marks_read.pop(segment, None)
-        self._seen.pop(segment, None)
+        self._stamps.pop(segment, None)
         return True
-
-    def close(self) -> None:
-        """Close the segment; it is finished then."""
-        self._finish_segment()
-
-
-def _is_done(segment: Path) -> bool:
-    return next(undone_lines(segment), None) is None
-
-
-def _is_finished(segment: Path) -> bool:
-    lock = Lock.try_take(segment)
-    if lock is not None:
-        lock.close()
-    return lock is not None

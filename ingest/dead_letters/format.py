@@ -1,10 +1,12 @@
-"""One dead letter as one line of JSON, and back: the line's shape, its id, its checksum. Pure.
+"""A dead letter as a line of JSON: writes and reads the line, its id and its checksum.
 
     {"v":1,"id":"<32 hex>","reason":..,"code":..,"message":..,"attempts":..,"received_at":..,
      "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,"original":..,"sum":..}
 
-Values and original bytes come back exactly. `sum` is the CRC-32 of all bytes before it, so a line
-that was cut or changed is never taken for a letter. `v`, `id` and `reason` stand at fixed places.
+Promises: values and original bytes are read exactly as they were written. `sum` is the CRC-32 of
+all bytes before it, so a line that was cut or changed is found out. `v`, `id` and `reason` are at
+fixed offsets.
+Does not: read or write files.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ import orjson
 
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
-from ingest.system.clock import rfc3339
+from ingest.system.clock import rfc3339_or_us
 
 VERSION = 1
-LINE_BYTES_MAX = 64 * 1024 * 1024  # a reader takes no longer line into memory
+LINE_BYTES_MAX = 64 * 1024 * 1024  # readers take no longer line into memory
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SUM_BYTES = len(b',"sum":"00000000"}\n')
 ID_AT = len(b'{"v":1,"id":"')
@@ -32,11 +34,11 @@ REASON_AT = ID_AT + ID_CHARACTERS + len(b'","reason":"')
 
 
 class BadLine(ValueError):
-    """A line that is no letter; the text says why, fit for a user to read."""
+    """A line that is no letter. The text is for users and says why."""
 
 
 class Line(NamedTuple):
-    """What one line holds; `failed_us` is when it was written, in Unix microseconds."""
+    """The content of one line. `failed_us` is when it was written, in Unix microseconds."""
 
     id: str
     failed_us: int
@@ -44,9 +46,10 @@ class Line(NamedTuple):
 
 
 def letter_id(letter: Letter) -> str:
-    """Return the 128-bit hash of the fact, or of the bytes that could not become one.
+    """Return a 128-bit hash of the reading, or of the bytes of the item.
 
-    An object without `ts` is a new fact each time it comes: its time of receipt is hashed too.
+    An object without `ts` means a new reading each time it comes, so the time of receipt is hashed
+    too.
     """
     digest = blake2b(digest_size=ID_CHARACTERS // 2)
     if letter.reading is not None:
@@ -64,7 +67,7 @@ def letter_id(letter: Letter) -> str:
 
 
 def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
-    """Write a letter as one line, line feed included. Cannot fail on what a letter holds."""
+    """Write a letter as one line with its line feed. It fails on no content of a letter."""
     fields: dict[str, Any] = {
         "v": VERSION,
         "id": id_,
@@ -72,15 +75,13 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
         "code": letter.code,
         "message": letter.message,
         "attempts": letter.attempts,
-        "received_at": _time_out(letter.received_us),
-        "failed_at": _time_out(failed_us),
+        "received_at": rfc3339_or_us(letter.received_us),
+        "failed_at": rfc3339_or_us(failed_us),
         "item": letter.item,
         "field": letter.field,
         "precision": letter.precision,
-        "reading": None,
+        "reading": None if letter.reading is None else reading_object(letter.reading),
     }
-    if letter.reading is not None:
-        fields["reading"] = reading_object(letter.reading)
     if letter.original is not None:
         try:
             fields["original"] = letter.original.decode()
@@ -88,7 +89,7 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
             fields["original_base64"] = base64.b64encode(letter.original).decode()
     try:
         return seal(orjson.dumps(fields))
-    except TypeError:  # half of a surrogate pair in some text: a queue of last resort takes it
+    except TypeError:  # a text has half of a surrogate pair; such a letter must be kept too
         for name in ("code", "message", "field", "precision"):
             if fields[name] is not None:
                 fields[name] = _utf8(fields[name]).decode()
@@ -96,10 +97,9 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
 
 
 def reading_object(reading: Reading) -> dict[str, Any]:
-    """Return a reading as the JSON object that a post would hold."""
-    ts = _time_out(reading.ts_us)
+    """Return a reading as the JSON object of a post."""
     return {
-        "ts": ts,
+        "ts": rfc3339_or_us(reading.ts_us),
         "device_id": reading.device_id,
         "metric": reading.metric,
         "value": reading.value,
@@ -150,7 +150,7 @@ def line_of(fields: dict[str, Any]) -> Line:
 
 
 def id_in(fields: dict[str, Any]) -> str:
-    """Return the id that a parsed line holds. Raises KeyError, TypeError or ValueError."""
+    """Return the id of a parsed line. Raises KeyError, TypeError or ValueError."""
     id_ = _text(fields["id"])
     if len(id_) != ID_CHARACTERS or not id_.isalnum() or not id_.isascii():
         raise ValueError(f"{id_!r:.80} is not an id")
@@ -158,7 +158,7 @@ def id_in(fields: dict[str, Any]) -> str:
 
 
 def original_in(fields: dict[str, Any]) -> bytes | None:
-    """Return the original bytes that a parsed line holds. Raises TypeError or ValueError."""
+    """Return the original bytes of a parsed line. Raises TypeError or ValueError."""
     if fields.get("original") is not None:
         return _text(fields["original"]).encode()
     if fields.get("original_base64") is not None:
@@ -185,13 +185,6 @@ def unseal(line: bytes) -> bytes | None:
     """Return the JSON object without its checksum, or None if that does not match."""
     head = line[:-_SUM_BYTES]
     return head + b"}" if line == seal(head + b"}") else None
-
-
-def _time_out(us: int) -> str | int:
-    try:
-        return rfc3339(us)
-    except OverflowError:  # a table may be told to take years that RFC 3339 cannot write
-        return us
 
 
 def _reading_in(value: Any) -> Reading | None:
@@ -229,4 +222,4 @@ def _is_object_without_ts(original: bytes) -> bool:
     try:
         return "ts" not in orjson.loads(original)
     except ValueError:
-        return True  # nobody can say: rather two letters than one where there were two facts
+        return True  # unknown. One letter too many is better than two readings kept as one letter

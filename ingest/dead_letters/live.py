@@ -1,26 +1,26 @@
-"""Which letters of a folder are live, as far as a bounded number of ids in memory can say.
+"""The live letters of a folder in memory: the keys of the first `ids_max`, the number of the rest.
 
-A letter is known by its key only if its line is on the disk and no mark of it had been read: what
-is known need not be written again. Those beyond the bound are counted. Touches no file.
+A key is in memory only if its line is on the disk and no mark for it has been read. So a letter
+with such a key need not be written again. Reads and writes no file.
 """
 
 from __future__ import annotations
 
 from ingest.model.letter import DRAINED, EXHAUSTED
 
-REASON_CHARACTERS = 3  # so many tell the reasons apart
-# What replay.py brings back; no line of these is shorter (a test holds this).
+REASON_CHARACTERS = 3  # enough to tell the reasons apart
+# The reasons that auto_replay.py takes; each of their lines has at least so many bytes (tested).
 RETURNING = (DRAINED[:REASON_CHARACTERS].encode(), EXHAUSTED[:REASON_CHARACTERS].encode())
 RETURNING_BYTES_MIN = 300
 
 
 def key_of(id_: str, reason: str) -> bytes:
-    """Return what a letter is known by: its id and its reason."""
+    """Return the key of a letter: its id and the start of its reason."""
     return (id_ + reason[:REASON_CHARACTERS]).encode()
 
 
 class Live:
-    """The live letters of a folder; `ids_max` of them are known, the others only counted."""
+    """The live letters of a folder. `ids_max` keys are known; further letters are only counted."""
 
     def __init__(self, ids_max: int) -> None:
         self._ids_max = ids_max
@@ -46,11 +46,11 @@ class Live:
 
     @property
     def returning_bytes(self) -> int:
-        """How much of the folder, at least, the letters take that come back by themselves."""
+        """The least number of bytes of the letters that the automatic replay takes."""
         return self._returning * RETURNING_BYTES_MIN
 
     def add(self, key: bytes, failed_us: int) -> None:
-        """Take in a letter that is not known."""
+        """Add a letter, if its key is not known yet."""
         if self.is_full:
             self.count(key[-REASON_CHARACTERS:])
         elif key not in self._failed_us:
@@ -58,12 +58,12 @@ class Live:
             self._returning += key[-REASON_CHARACTERS:] in RETURNING
 
     def count(self, reason: bytes) -> None:
-        """Count a letter beyond those that are known; of its reason the first characters do."""
+        """Count a letter without its key; the first characters of its reason are enough."""
         self._beyond += 1
         self._returning += reason[:REASON_CHARACTERS] in RETURNING
 
     def remove(self, key: bytes) -> None:
-        """A line of that key is done."""
+        """Remove a letter, because its line is done."""
         if self._failed_us.pop(key, None) is None:
             if not self._beyond:
                 return
@@ -72,6 +72,6 @@ class Live:
             self._returning = max(0, self._returning - 1)
 
     def clear(self) -> None:
-        """Forget all, to count anew."""
+        """Forget all letters."""
         self._failed_us.clear()
         self._beyond = self._returning = 0

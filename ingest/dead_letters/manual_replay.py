@@ -1,8 +1,9 @@
-"""Sends dead letters to the table when somebody asks: validated again, through the same sink.
+"""The replay by hand: validates dead letters again and writes them to the table with a sink.
 
-What comes in is told to `done` batch by batch, after its commit, so a replay that was cut off goes
-on where it was and one that is run twice changes nothing. What is still refused is told with its
-reason and stays where it is. Touches no file but the folder's replay lock.
+Promises: `done` is called with the letters of a batch after its commit. So a replay that was
+interrupted can continue, and a replay that is run twice changes nothing. Letters that are refused
+again are counted with their reason and are not changed.
+Does not: touch any file but the replay lock.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ingest.model.errors import IngestError, Refused, ReplayStopped
 from ingest.model.ports import BadRow, Sink, Stored
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
-from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.files import Lock
 
 BATCH_ROWS = 1_000
@@ -36,22 +37,21 @@ LOCK_PAUSE_S = 0.005
 
 
 async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Lock:
-    """Wait for the replay lock, which the service's own replay gives free between blocks.
+    """Wait for the replay lock, which the automatic replay releases between blocks.
 
-    Raises IngestError if it does not come free in time (LOCK_S_MAX, if not said).
+    Raises IngestError if it is not free within `wait_s_max` (None: LOCK_S_MAX).
     """
-    never = asyncio.Event()
     for _ in range(int((wait_s_max or LOCK_S_MAX) / LOCK_PAUSE_S)):
         if (lock := try_replay_lock(folder)) is not None:
             return lock
-        await sleep_unless(never, LOCK_PAUSE_S)
+        await asyncio.sleep(LOCK_PAUSE_S)
     raise IngestError("another replay is at work in this folder; try again when it has finished")
 
 
 class Item(NamedTuple):
-    """What a letter has to say: JSON of one item as a post would hold it, and the post's terms.
+    """A letter as an item of a post: its JSON, and the precision and time of receipt of that post.
 
-    `place` tells a user where it came from; `source` is its line in the folder, if it is one.
+    `place` tells a user where it came from. `source` is its line in the folder, if it has one.
     """
 
     id: str
@@ -63,7 +63,7 @@ class Item(NamedTuple):
 
 
 class RefusedItem(NamedTuple):
-    """Why an item is still no reading of the table."""
+    """Why an item was refused again."""
 
     id: str
     place: str
@@ -73,7 +73,7 @@ class RefusedItem(NamedTuple):
 
 @dataclass
 class Summary:
-    """What a replay did. `letters` came in, as `new` and `duplicate` rows; the others stay."""
+    """The result of a replay: `letters` were stored, as `new` and `duplicate` rows."""
 
     letters: int = 0
     rows: int = 0
@@ -83,26 +83,24 @@ class Summary:
     refusals: list[RefusedItem] = field(default_factory=list)  # the first of them
 
     def refuse(self, refusal: RefusedItem) -> None:
-        """Count an item that is still refused."""
+        """Count an item that was refused again."""
         self.refused[refusal.code] = self.refused.get(refusal.code, 0) + 1
         if len(self.refusals) < REFUSALS_TOLD_MAX:
             self.refusals.append(refusal)
 
 
 def item_of_letter(live: LiveLetter) -> Item:
-    """Return what a live letter has to say."""
+    """Return the item of a live letter."""
     letter = live.letter
-    if letter.reading is not None:
-        original = orjson.dumps(reading_object(letter.reading))
-        return Item(live.id, live.path.name, original, "us", letter.received_us, live)
-    precision = letter.precision
-    return Item(
-        live.id, live.path.name, letter.original or b"", precision, letter.received_us, live
-    )
+    if letter.reading is None:
+        original, precision = letter.original or b"", letter.precision
+    else:
+        original, precision = orjson.dumps(reading_object(letter.reading)), "us"
+    return Item(live.id, live.path.name, original, precision, letter.received_us, live)
 
 
 def item_of_fields(fields: dict[str, Any], place: str) -> Item:
-    """Return what a parsed line has to say, edited by hand perhaps. Raises BadLine."""
+    """Return the item of a parsed line, which somebody may have edited. Raises BadLine."""
     try:
         id_, received_us = id_in(fields), time_in(fields["received_at"])
         precision = _precision_in(fields)
@@ -126,9 +124,9 @@ def _precision_in(fields: dict[str, Any]) -> str | None:
 
 
 class ManualReplay:
-    """One replay. `sink` None is a dry run: everything but the writing.
+    """One replay. Without a `sink` it is a dry run, which does everything but write.
 
-    `done` is told the items of each batch after its commit; `rows_per_s` bounds the speed.
+    `done` gets the items of each batch after its commit. `rows_per_s` bounds the speed.
     """
 
     def __init__(
@@ -148,9 +146,9 @@ class ManualReplay:
         self.summary = Summary()
 
     async def run(self, items: Iterable[Item]) -> None:
-        """Replay all items; `summary` is right even if it ends early.
+        """Replay all items; `summary` is correct even if this ends early.
 
-        Raises ReplayStopped if the database cannot take them now.
+        Raises ReplayStopped if the database cannot store them now.
         """
         batch_rows = min(BATCH_ROWS, self._rows_per_s or BATCH_ROWS)
         batch: list[tuple[Item, bytes, int]] = []
@@ -168,8 +166,9 @@ class ManualReplay:
             await self._write(batch, rows)
 
     def _decode(self, item: Item) -> Decoded | None:
-        """Validate as the door does, with today's window; None if any of it is refused."""
-        # The time of receipt stays what it was, since it stands in for a missing `ts`.
+        """Validate as the receiver does; None if any reading of it is refused."""
+        # The time of receipt is used for a missing `ts`, so it must be the old one. The limit for
+        # times in the future counts from now.
         since_us = max(0, unix_us() - item.received_us)
         rules = self._rules._replace(ts_ahead_us_max=self._rules.ts_ahead_us_max + since_us)
         post = Post(item.precision, self._ignore_unknown, item.received_us, monotonic_s(), rules)
@@ -192,7 +191,7 @@ class ManualReplay:
         if self._sink is not None:
             stored, bad = await _store(self._sink, [tuples for _, tuples, _ in batch], rows)
         refused = {row.row: row for row in bad}
-        came_in: list[Item] = []
+        stored_items: list[Item] = []
         first = 0
         for item, _, its_rows in batch:
             faults = [refused[row] for row in range(first, first + its_rows) if row in refused]
@@ -201,9 +200,9 @@ class ManualReplay:
                 code, message = faults[0].sqlstate, faults[0].message
                 self.summary.refuse(RefusedItem(item.id, item.place, code, message))
             else:
-                came_in.append(item)
-        self._done(came_in)
-        self.summary.letters += len(came_in)
+                stored_items.append(item)
+        self._done(stored_items)
+        self.summary.letters += len(stored_items)
         self.summary.rows += rows - len(bad)
         self.summary.new += stored.committed
         self.summary.duplicate += stored.duplicate
@@ -212,7 +211,7 @@ class ManualReplay:
 
 
 async def _store(sink: Sink, tuples: list[bytes], rows: int) -> tuple[Stored, list[BadRow]]:
-    """Write one batch, finding the rows that the database refuses. Raises ReplayStopped."""
+    """Write one batch and return the rows that the database refuses. Raises ReplayStopped."""
     bad: list[BadRow] = []
 
     async def set_aside(refused: list[BadRow]) -> None:

@@ -1,8 +1,8 @@
-"""The dead-letter queue as the path uses it: append, and know that it is on the disk.
+"""The dead-letter queue for the event loop: appends letters and waits until they are on the disk.
 
-Appends that meet share one write and one fdatasync, in a thread of their own, so the event loop
-never waits for the disk. Once begun an append is not cancelled half-way. Keeping the files is
-dead_letter_store's; reading them is dead_letter_reader's.
+Appends that come while another one is being written share the next write and fdatasync. A thread
+does that, so the event loop never waits for the disk. An append that has begun is finished even if
+its caller is cancelled. folder.py keeps the files, reader.py reads them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ingest.model.letter import Letter
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.files import REAL_CALLS, FileCalls
 
-_STATS_S_MAX = 1.0  # how old the figures may be before a scrape asks for new ones
+_STATS_S_MAX = 1.0  # `stats` starts a new scan of the folder if the last one is older
 
 _T = TypeVar("_T")
 
 
 class DeadLetterFolder:
-    """Implements ports.DeadLetters in a folder of JSON Lines. For one event loop.
+    """Implements ports.DeadLetters with a folder of JSON Lines. For one event loop.
 
-    `bytes_max` is the cap of the whole folder, `segment_bytes` where a file is finished;
-    finished files whose every line is done are kept `keep_days`, or less if room is needed.
-    `auto_replay`: a Replayer brings some back, so these may not fill it.
+    The whole folder has at most `bytes_max`. A file is finished at `segment_bytes`. A finished
+    file in which every line is done is kept `keep_days`, or less if space is needed.
+    `auto_replay`: a Replayer takes some letters out again, so these may not fill the folder.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DeadLetterFolder:
         self._writing: asyncio.Future[list[IngestError | None]] | None = None
         self._refreshing: asyncio.Future[None] | None = None
         self._refreshed_s = float("-inf")
-        self._held = FolderTotals()
+        self._totals = FolderTotals()
         self._closed = False
 
     async def open(self) -> None:
@@ -69,16 +69,16 @@ class DeadLetterFolder:
         await self._in_thread(self._store.open)
 
     async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
-        """Return once all letters are on the disk; one that is live already is not written again.
+        """Return when all letters are on the disk. A letter that is live is not written again.
 
-        Raises DeadLettersFull or DeadLettersBroken: then none is promised. Cancelling the wait
-        does not stop the write.
+        Raises DeadLettersFull or DeadLettersBroken; then no letter is promised to be there.
+        Cancelling the wait does not stop the write.
         """
         if not letters:
             return
         self._refuse_closed()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(_look_at)
+        done.add_done_callback(_take_exception)
         self._waiting.append((Request(letters, from_receiver), done))
         if self._writing is None:
             self._write()
@@ -105,25 +105,25 @@ class DeadLetterFolder:
             self._write()
 
     async def mark_done(self, letters: Sequence[LiveLetter], how: str) -> None:
-        """Record that lines are done, on the disk. The caller holds the replay lock.
+        """Record on the disk that lines are done. The caller has the replay lock.
 
-        Raises DeadLettersBroken: then they stay live.
+        Raises DeadLettersBroken; then they are still live.
         """
         self._refuse_closed()
         await self._in_thread(partial(self._store.mark, letters, how))
 
     async def tidy(self) -> list[Path]:
-        """Remove finished segments that are done and old enough; return them."""
+        """Remove finished segments that are old enough and have no live line; return them."""
         self._refuse_closed()
         return await self._in_thread(self._store.tidy)
 
     async def refresh(self) -> None:
-        """Take in what other processes did to the folder."""
+        """Take over changes that other processes made to the folder."""
         self._refuse_closed()
         await self._in_thread(self._store.refresh)
 
     def stats(self) -> DeadLetterStats:
-        """Return what the folder holds, as of the last look; asks for a new one if that is old.
+        """Return figures of the last scan of the folder; start a new scan if that is old.
 
         Live letters beyond `ids_max` are counted by lines, not by ids. Never blocks.
         """
@@ -131,13 +131,13 @@ class DeadLetterFolder:
         if idle and not self._closed and monotonic_s() - self._refreshed_s > _STATS_S_MAX:
             self._refreshed_s = monotonic_s()
             self._refreshing = self._in_thread(self._store.refresh)
-            self._refreshing.add_done_callback(_look_at)
-        held = self._held
-        age_s = 0.0 if held.oldest_us is None else max(0.0, (unix_us() - held.oldest_us) / 1e6)
-        return DeadLetterStats(held.size_bytes, held.live, age_s)
+            self._refreshing.add_done_callback(_take_exception)
+        size_bytes, live, oldest_us = self._totals
+        age_s = 0.0 if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6)
+        return DeadLetterStats(size_bytes, live, age_s)
 
     async def close(self) -> None:
-        """Wait for what was begun, then close the file. A second call does nothing."""
+        """Wait for appends that have begun, then close the file. A second call does nothing."""
         already, self._closed = self._closed, True
         while self._writing is not None:
             await asyncio.wait([self._writing])
@@ -150,18 +150,18 @@ class DeadLetterFolder:
             raise DeadLettersBroken("the dead letters are closed")
 
     def _in_thread(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
-        """Run `work` in the store's thread, after all that was handed to it before."""
+        """Run `work` in the thread of the store, after all earlier work."""
 
         def run() -> _T:
             try:
                 return work()
             finally:
-                self._held = self._store.held()
+                self._totals = self._store.totals()
 
         return asyncio.get_running_loop().run_in_executor(self._thread, run)
 
 
-def _look_at(future: asyncio.Future[None]) -> None:
-    """Mark an exception as seen: whoever waited for it may have been cancelled."""
+def _take_exception(future: asyncio.Future[None]) -> None:
+    """Read the exception, or asyncio logs it: the task that waited may have been cancelled."""
     if not future.cancelled():
         future.exception()

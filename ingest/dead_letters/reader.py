@@ -1,7 +1,8 @@
-"""Reading a dead-letter folder: its live letters, oldest first, one segment at a time in memory.
+"""Reads a dead-letter folder: its live letters, oldest first.
 
-Torn, altered and unreadable pieces are skipped and counted in a Tally, never fatal. Whatever is
-yielded has passed its checksum. Takes no lock and changes nothing. Everything here blocks.
+Promises: lines that are cut or altered, and files that cannot be read, are skipped and counted in a
+Tally. Each letter that is yielded has passed its checksum. One line at a time is in memory.
+Does not: take a lock or change anything. Everything here blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ingest.system.files import open_regular
 
 
 class LiveLetter(NamedTuple):
-    """A letter that is not done: where it stands (bytes `offset` to `end` of `path`), and what."""
+    """A letter that is not done, with its place: bytes `offset` to `end` of the file `path`."""
 
     path: Path
     offset: int
@@ -41,15 +42,15 @@ class LiveLetter(NamedTuple):
 
     @property
     def mark(self) -> Mark:
-        """What the cursor will say once it is done."""
+        """The mark that says that this line is done."""
         return Mark(self.offset, self.id, self.letter.reason)
 
 
 @dataclass
 class Tally:
-    """What a reading met and skipped: torn last lines, altered lines, files not readable.
+    """What was skipped while reading: cut last lines, altered lines, unreadable files.
 
-    `end` is the byte up to which the segment read last holds whole lines.
+    `end` is where the last whole line of the segment that was read last ends.
     """
 
     torn: int = 0
@@ -64,15 +65,19 @@ class Tally:
 
 
 class Selection(NamedTuple):
-    """Which letters are wanted; None means any. `since_us` is the earliest failed_at."""
+    """Which letters are wanted; None means any. `since_us` is the earliest failed_at.
+
+    `ids` are ids in full, as they are written in the lines.
+    """
 
     reasons: tuple[str, ...] | None = None
     code: str | None = None
     device: str | None = None
     since_us: int | None = None
+    ids: frozenset[bytes] | None = None
 
     def wants(self, line_id: str, failed_us: int, letter: Letter) -> bool:
-        """Whether all conditions hold; an empty id never does."""
+        """Whether all conditions but `ids` are met. An empty id never meets them."""
         return (
             bool(line_id)
             and (self.reasons is None or letter.reason in self.reasons)
@@ -86,14 +91,14 @@ EVERYTHING = Selection()
 
 
 def device_of(letter: Letter) -> str | None:
-    """Return the device that a letter speaks of, as far as its bytes tell."""
+    """Return the device of a letter, if its bytes name one."""
     if letter.reading is not None:
         return letter.reading.device_id
     return device_in(letter.original or b"")
 
 
 def device_in(original: bytes) -> str | None:
-    """Return the device that the bytes of an item name, if they name one."""
+    """Return the device of an item's bytes, if they name one."""
     try:
         item = orjson.loads(original)
     except ValueError:
@@ -105,7 +110,7 @@ def device_in(original: bytes) -> str | None:
 def live_letters(
     folder: Path, *, where: Selection = EVERYTHING, tally: Tally | None = None
 ) -> Iterator[LiveLetter]:
-    """Yield the live letters of all segments. An id may come more than once, in two segments."""
+    """Yield the live letters of all segments. Two segments may have the same id."""
     for segment in segments(folder):
         yield from segment_letters(segment, where=where, tally=tally)
 
@@ -118,8 +123,11 @@ def segment_letters(
     wanted = tuple(f'{reason}"'.encode() for reason in where.reasons or ())
     code = b"" if where.code is None else _code_field(where.code)
     for offset, line in undone_lines(segment, start=start, tally=tally):
+        # Most lines are sorted out without being parsed, so a search among millions is cheap.
         if (wanted and not line.startswith(wanted, REASON_AT)) or code not in line:
-            continue  # not parsed at all: looking for a few among millions stays cheap
+            continue
+        if where.ids is not None and line[ID_AT : ID_AT + ID_CHARACTERS] not in where.ids:
+            continue
         try:
             id_, failed_us, letter = decode_line(line)
         except BadLine:
@@ -130,14 +138,14 @@ def segment_letters(
 
 
 def _code_field(code: str) -> bytes:
-    """Return what every line with this code holds; other lines may hold it too."""
+    """Return bytes that every line with this code contains. Other lines may contain them too."""
     return b'"code":' + orjson.dumps(code.encode("utf-8", "replace").decode())
 
 
 def first_letters(
     segment: Path, *, start: int, where: Selection, count_max: int
 ) -> tuple[list[LiveLetter], int]:
-    """Return the first live letters from byte `start` on, and where to look for the next ones."""
+    """Return the first live letters from byte `start` on, and where to continue."""
     tally = Tally()
     letters = list(
         islice(segment_letters(segment, start=start, where=where, tally=tally), count_max)
@@ -148,12 +156,12 @@ def first_letters(
 def undone_lines(
     segment: Path, *, start: int = 0, tally: Tally | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield offset and bytes of the whole lines that no mark says are done, unchecked."""
+    """Yield offset and bytes of the whole lines that have no mark, without checking them."""
     tally = tally if tally is not None else Tally()
     done: dict[int, str] = {}
     try:
         done = {mark.offset: mark.id for mark in read_marks(segment)[0] if mark.offset >= start}
-    except OSError as error:  # then all are live: to send one twice is harmless
+    except OSError as error:  # then all lines count as live: sending one twice is harmless
         tally.unreadable.append(f"{segment.name}{CURSOR_SUFFIX}: {error.strerror}")
     try:
         with open_regular(segment) as file:
@@ -163,7 +171,7 @@ def undone_lines(
                 if id_ is None or line[ID_AT : ID_AT + ID_CHARACTERS] != id_.encode():
                     yield offset, line
     except FileNotFoundError:
-        return  # finished, and removed since it was listed
+        return  # another process removed it after it was listed
     except OSError as error:
         tally.unreadable.append(f"{segment.name}: {error.strerror}")
 
@@ -176,7 +184,7 @@ def _lines(file: BinaryIO, offset: int, tally: Tally) -> Iterator[tuple[int, byt
             offset = tally.end
             continue
         whole = offset + len(line)
-        while line and not line.endswith(b"\n"):  # no letter is that long: find its end
+        while line and not line.endswith(b"\n"):  # no letter is that long: skip to its end
             line = file.readline(LINE_BYTES_MAX)
             whole += len(line)
         if not line:

@@ -1,7 +1,7 @@
-"""The only place that asks the machine what time it is.
+"""The clock: the only file that reads the time of the machine.
 
-Durations use the monotonic clock, in seconds; wall time is Unix time in whole microseconds (UTC)
-and is only for values that are stored or shown.
+Durations use the monotonic clock, in seconds. Wall time is Unix time in whole microseconds (UTC).
+It is only for values that are stored or shown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ monotonic_s = time.monotonic
 
 
 def process_cpu_s() -> float:
-    """CPU seconds of this process so far, of all its threads."""
+    """Return the CPU seconds that all threads of this process have used so far."""
     return time.process_time()
 
 
@@ -26,15 +26,31 @@ def unix_us() -> int:
 
 
 def rfc3339(ts_us: int) -> str:
-    """Write Unix microseconds as RFC 3339 in UTC, with microseconds only where there are any.
+    """Write Unix microseconds as RFC 3339 in UTC; without a fraction if it is a whole second.
 
-    Years 1 to 9999; outside of them raises OverflowError.
+    Raises OverflowError outside of the years 1 to 9999.
     """
     return (_EPOCH + timedelta(microseconds=ts_us)).isoformat().replace("+00:00", "Z")
 
 
+def rfc3339_s(ts_us: int) -> str:
+    """Write Unix microseconds as RFC 3339 in whole seconds, rounded down."""
+    return rfc3339(ts_us - ts_us % 1_000_000)
+
+
+def rfc3339_or_us(ts_us: int) -> str | int:
+    """Return RFC 3339; for a year that it cannot write, the Unix microseconds as they are.
+
+    A table may accept such a year, so a stored reading can have one.
+    """
+    try:
+        return rfc3339(ts_us)
+    except OverflowError:
+        return ts_us
+
+
 async def sleep_unless(event: asyncio.Event, delay_s: float) -> bool:
-    """Sleep `delay_s` seconds, or less if `event` is set before; return whether it is set."""
+    """Sleep `delay_s` seconds, or until `event` is set; return whether it is set."""
     if delay_s > 0 and not event.is_set():
         try:
             async with asyncio.timeout(delay_s):

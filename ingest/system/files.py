@@ -1,8 +1,8 @@
-"""Files that must not lie: appended to by whole pieces, brought to the disk, locked.
+"""Files whose content must survive a crash: appending, syncing to the disk, locking.
 
-An AppendFile never keeps a part of what it was given, or says that it can no longer be trusted.
-The system calls that can fail are handed in, so that a test can make the n-th of them fail.
-Everything here blocks, and raises OSError.
+An AppendFile keeps the whole of what `append` was given, or nothing of it. If neither is sure, it
+says so by `suspect`. The system calls that can fail are parameters, so that a test can make the
+n-th of them fail. Everything here blocks, and raises OSError.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
@@ -22,7 +23,7 @@ from ingest.system.clock import monotonic_s
 
 
 class FileCalls(NamedTuple):
-    """The system calls whose failure must not lose a letter."""
+    """The system calls whose failure must not lose a dead letter."""
 
     write: Callable[[int, memoryview], int] = os.write
     fdatasync: Callable[[int], None] = os.fdatasync
@@ -34,10 +35,10 @@ REAL_CALLS = FileCalls()
 
 
 class AppendFile:
-    """A file that only grows, by whole pieces. Not for concurrent use.
+    """A file that only grows, by one whole `append` after the other. Not for concurrent use.
 
-    `size` is the end of the last whole piece. After an error `suspect` says whether the file may
-    hold more than that, or not hold what it was told to: then it must not be used any more.
+    `size` is the end of the last whole append. After an error `suspect` says whether the file may
+    contain more than that, or less. Then it must not be used any more.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class AppendFile:
         self.path = path
         self.inode = found.st_ino
         self._unseen_s_max = unseen_s_max
-        self._seen_s = float("-inf")
+        self._checked_s = float("-inf")
         self.size = found.st_size
         self.suspect = False
         self._fd = fd
@@ -61,9 +62,9 @@ class AppendFile:
         calls: FileCalls = REAL_CALLS,
         unseen_s_max: float = 0.0,
     ) -> AppendFile:
-        """Open for appending. `create`: it must not exist yet, and belongs to its owner only.
+        """Open for appending. `create`: the file must not exist yet, and gets the mode 0600.
 
-        That it was not removed by somebody is looked at once in `unseen_s_max` seconds.
+        `append` checks whether somebody has removed the file, once in `unseen_s_max` seconds.
         """
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT
         fd = os.open(path, flags | (os.O_EXCL if create else 0), 0o600)
@@ -74,15 +75,15 @@ class AppendFile:
             raise
 
     def append(self, data: bytes) -> None:
-        """Write all of `data` and bring it to the disk, or take back what was written of it."""
+        """Write all of `data` and sync it to the disk, or cut off the part that was written."""
         now_s = monotonic_s()
-        if now_s - self._seen_s >= self._unseen_s_max:
+        if now_s - self._checked_s >= self._unseen_s_max:
             if not self._is_there():
                 self.suspect = True
                 raise OSError(
                     errno.ENOENT, "somebody removed, moved or changed the file", str(self.path)
                 )
-            self._seen_s = now_s
+            self._checked_s = now_s
         try:
             self._write_all(data)
         except OSError:
@@ -91,7 +92,8 @@ class AppendFile:
         try:
             self._calls.fdatasync(self._fd)
         except OSError:
-            # Never again on this descriptor: the kernel has marked the pages clean.
+            # Do not sync this descriptor again: the kernel has marked the pages as clean. A second
+            # fdatasync would succeed although the data is not on the disk.
             self._take_back()
             self.suspect = True
             raise
@@ -112,15 +114,15 @@ class AppendFile:
             self.suspect = True
 
     def lock(self) -> bool:
-        """Mark the file as being written, until it is closed; False if it was removed meanwhile."""
+        """Lock the file as one that is being written, until it is closed; False if it is gone."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         return self._is_there()
 
     def _is_there(self) -> bool:
-        """Whether the name still leads to what we wrote, and to nothing else.
+        """Whether the path still names our file, with the size that we gave it.
 
-        A moved file would never be read again, nor what follows where somebody has cut it off; and
-        behind bytes of somebody else nothing would be where we say that it is.
+        Nobody would read a file that was moved away. If somebody cut the file, or appended to it,
+        further lines would not be at the offsets that we record.
         """
         try:
             ours = os.fstat(self._fd)
@@ -129,12 +131,12 @@ class AppendFile:
             return False
 
     def close(self) -> None:
-        """Close the descriptor; whatever was appended is on the disk already."""
+        """Close the descriptor. What was appended is on the disk already."""
         os.close(self._fd)
 
 
 def sync_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
-    """Bring created and removed names to the disk."""
+    """Sync a folder, so that created and removed names are on the disk."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         calls.fsync(fd)
@@ -143,12 +145,12 @@ def sync_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
 
 
 def unlink_aside(path: Path) -> None:
-    """Remove a file's name; its blocks come free in a thread, for 64 MiB takes the kernel 17 ms.
+    """Remove a file's name. A thread frees its blocks: 64 MiB take the kernel 17 ms.
 
-    Raises OSError, and then the file is still there.
+    Raises OSError; then the file is still there.
     """
     fd = -1
-    with contextlib.suppress(OSError):  # without it the caller waits, and all is well
+    with contextlib.suppress(OSError):  # without a descriptor the caller waits for the kernel
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         path.unlink()
@@ -160,14 +162,14 @@ def unlink_aside(path: Path) -> None:
 def _close_aside(fd: int) -> None:
     try:
         Thread(target=os.close, args=(fd,), name="unlinked", daemon=True).start()
-    except RuntimeError:  # no thread to be had: then the caller waits
+    except RuntimeError:  # no further thread is possible: the caller waits
         os.close(fd)
 
 
 def make_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
-    """Make a folder of ours (0700) if it is missing; bring its name, and those above, to the disk.
+    """Make a folder (0700) if it is missing; sync its name and those above it to the disk.
 
-    The last name is brought there in any case: who made the folder may have died before.
+    Its own name is synced even if the folder exists: the process that made it may have died before.
     """
     missing = [each for each in (folder, *folder.parents) if not each.exists()] or [folder]
     for each in reversed(missing):
@@ -176,7 +178,7 @@ def make_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe or a link of that name must not stop anybody."""
+    """Open a regular file for reading. A pipe or a link of that name is an error, never a wait."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -184,19 +186,30 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(fd, "rb", buffering=256 * 1024)
 
 
-class Lock:
-    """An exclusive lock on a file, held until closed; the kernel frees it when a process dies."""
+def size_bytes(path: Path) -> int:
+    """Return the size of a file; 0 if somebody has removed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+class Lock(AbstractContextManager["Lock"]):
+    """A lock on a file until it is closed. The kernel frees it when the process dies."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     @classmethod
-    def try_take(cls, path: Path, *, create: bool = False) -> Lock | None:
-        """Take the lock at once, or return None if somebody holds it."""
+    def try_take(cls, path: Path, *, create: bool = False, shared: bool = False) -> Lock | None:
+        """Take the lock at once, or return None if somebody else has it.
+
+        Several may have a `shared` lock at the same time, but nobody an exclusive one beside them.
+        """
         flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             os.close(fd)
             if isinstance(error, BlockingIOError):
@@ -205,11 +218,8 @@ class Lock:
         return cls(fd)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         os.close(self._fd)
-
-    def __enter__(self) -> Lock:
-        return self
 
     def __exit__(
         self,
@@ -220,11 +230,19 @@ class Lock:
         self.close()
 
 
-class FolderLock:
-    """One process's hold on a folder: a lock on its file `lock`, and one on the folder itself.
+def is_locked(path: Path) -> bool:
+    """Whether somebody has an exclusive lock on a file. Takes a shared lock for a moment."""
+    lock = Lock.try_take(path, shared=True)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
-    So whoever removes the file lets nobody in. Where a folder cannot be locked (on some network
-    file systems) the file must do.
+
+class FolderLock:
+    """Two locks of one process on a folder: on its file `lock`, and on the folder itself.
+
+    If somebody removes the file, the lock on the folder still keeps other processes out. Some
+    network file systems cannot lock a folder; there only the file is locked.
     """
 
     def __init__(self, folder: Path, file: Lock, fd: int) -> None:
@@ -234,7 +252,7 @@ class FolderLock:
 
     @classmethod
     def try_take(cls, folder: Path) -> FolderLock | None:
-        """Take both at once, or return None if somebody holds one of them."""
+        """Take both locks at once, or return None if somebody else has one of them."""
         file = Lock.try_take(folder / "lock", create=True)
         if file is None:
             return None
@@ -253,13 +271,13 @@ class FolderLock:
         return taken
 
     def holds(self) -> bool:
-        """Whether the folder's name still leads to the one that is locked."""
+        """Whether the path still names the folder that is locked."""
         try:
             return os.path.samestat(os.stat(self._folder), os.fstat(self._fd))
         except FileNotFoundError:
             return False
 
     def close(self) -> None:
-        """Give both back."""
+        """Release both locks."""
         os.close(self._fd)
         self._file.close()

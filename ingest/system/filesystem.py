@@ -1,6 +1,6 @@
-"""Which file system a folder is on, and whether what is fsynced there is still there after a crash.
+"""The file system of a folder, and whether fsynced data survives a crash of the machine there.
 
-Reads /proc/mounts; knows nothing where there is none.
+Reads /proc/mounts. Where that does not exist, the type is unknown.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ REMOTE = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "fuse.sshfs"}
     | {"fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.glusterfs", "vboxsf", "fuse.vmhgfs-fuse"}
 )
-_OVERLAYS_MAX = 4  # one on the other
+_OVERLAYS_MAX = 4  # one above the other
 
 
 def filesystem_of(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """Return the type of the file system that holds `path`, or an empty string.
+    """Return the type of the file system that contains `path`, or an empty string.
 
-    An overlay is what its upper folder is on, where that can be seen: `overlay on tmpfs`.
+    For an overlay it names the file system of the upper folder too, if that is visible:
+    `overlay on tmpfs`.
     """
     try:
         lines = mounts.read_text(errors="replace").splitlines()
@@ -53,10 +54,10 @@ def _plain(escaped: str) -> str:
 
 
 def is_volatile(kind: str) -> bool:
-    """Whether a file system of this kind forgets all at a restart of the machine."""
+    """Whether a file system of this kind loses all data at a restart of the machine."""
     return kind.rpartition(" on ")[2] in VOLATILE
 
 
 def is_remote(kind: str) -> bool:
-    """Whether another machine (or the host) keeps the files: locks and fsync may not hold."""
+    """Whether another machine (or the host) keeps the files: locks and fsync may not work."""
     return kind.rpartition(" on ")[2] in REMOTE

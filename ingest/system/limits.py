@@ -1,4 +1,4 @@
-"""What one process needs of the system's limits. Its neighbours are given what is left."""
+"""What one process needs of the limits that the system sets."""
 
 from __future__ import annotations
 

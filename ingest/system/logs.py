@@ -1,9 +1,9 @@
 """Structured logs: JSON lines on standard error, and a limiter for lines that repeat.
 
-Promises: one line per event whatever the input holds (control characters and line separators are
-escaped); a broken standard error never breaks the service; lines of libraries come out in the same
-form, each kind at most once per period.
-Does not: write one line per request, ever.
+Promises: an event is one line, because control characters and line separators are escaped. A broken
+standard error never breaks the service. Records of libraries have the same form; each kind comes at
+most once per period.
+Does not: write a line for every request.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ TEXT_CHARACTERS_MAX = 4_000
 LIBRARY_PERIOD_S = 10.0
 KEYS_MAX = 1_000
 
-# DEL, C1 controls, line and paragraph separators: JSON allows them raw, terminals and tools do not.
+# DEL, C1 controls, line and paragraph separators, marks that change the direction of the text. JSON
+# allows them raw, but terminals and tools act on them.
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Occasionally:
-    """Lets one line of a kind through per `period_s` seconds and counts the others."""
+    """Lets one line of a kind pass per `period_s` seconds, and counts the others."""
 
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
         self._kinds: OrderedDict[object, tuple[float, int]] = OrderedDict()
 
     def due(self, kind: object) -> int | None:
-        """Return None to stay silent, else how many lines of this kind were kept back before."""
+        """Return None if no line is due, else how many of this kind were left out before."""
         now_s = monotonic_s()
-        since_s, kept_back = self._kinds.get(kind, (float("-inf"), 0))
+        since_s, left_out = self._kinds.get(kind, (float("-inf"), 0))
         if now_s - since_s < self._period_s:
-            self._kinds[kind] = (since_s, kept_back + 1)
+            self._kinds[kind] = (since_s, left_out + 1)
             return None
         self._kinds[kind] = (now_s, 0)
         self._kinds.move_to_end(kind)
         if len(self._kinds) > KEYS_MAX:
             self._kinds.popitem(last=False)
-        return kept_back
+        return left_out
 
 
 def configure(level: str, file: BinaryIO | None = None) -> None:
@@ -66,7 +67,7 @@ def configure(level: str, file: BinaryIO | None = None) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [_FromLibrary()]
-    root.setLevel(max(least, logging.WARNING))  # what libraries say below that is noise
+    root.setLevel(max(least, logging.WARNING))  # below that, libraries write lines that help nobody
 
 
 def get_logger(part: str = "") -> Any:
@@ -83,7 +84,7 @@ def _render(logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:
     cut = {key: _cut(value) for key, value in event.items()}
     try:
         text = orjson.dumps(cut, default=str).decode()
-    except TypeError:  # half surrogate pairs from raw headers, huge integers, odd keys
+    except TypeError:  # half surrogate pairs from raw headers, huge integers, keys that are no text
         text = json.dumps(cut, default=repr, skipkeys=True)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
 
@@ -96,7 +97,7 @@ def _cut(value: Any) -> Any:
 
 
 class _Lines:
-    """Writes whole lines for one part, and survives a standard error that is gone."""
+    """Writes whole lines for one part. If standard error is closed, the lines are lost."""
 
     def __init__(self, file: BinaryIO, part: str = "") -> None:
         self._file = file
@@ -111,29 +112,29 @@ class _Lines:
             self._file.write(line + b"\n")
             self._file.flush()
         except (OSError, ValueError):
-            pass  # nobody reads it any more: there is no place left to say so
+            pass  # there is no other place that could report it
 
     debug = info = warning = error = critical = msg
 
 
 class _FromLibrary(logging.Handler):
-    """Turns the standard library's records into our lines, each kind at most once per period."""
+    """Turns records of the standard library into our lines, each kind at most once per period."""
 
     def __init__(self) -> None:
         super().__init__()
         self._occasionally = Occasionally(LIBRARY_PERIOD_S)
 
     def emit(self, record: logging.LogRecord) -> None:
-        kept_back = self._occasionally.due((record.name, record.levelno, str(record.msg)[:200]))
-        if kept_back is None:
+        left_out = self._occasionally.due((record.name, record.levelno, str(record.msg)[:200]))
+        if left_out is None:
             return
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # a library's arguments do not fit its own message
+        except (TypeError, ValueError):  # the arguments do not fit the message
             text = str(record.msg)
         get_logger(record.name).log(
             record.levelno,
             text,
             exc_info=record.exc_info,
-            similar_suppressed=kept_back,
+            similar_suppressed=left_out,
         )

@@ -1,9 +1,9 @@
-"""Tell a process manager how the service is, by systemd's notification protocol.
+"""Reports the state of the service to a process manager, by systemd's notification protocol.
 
-Holds `Notifier`: READY=1, STATUS= and STOPPING=1 as datagrams to the socket that NOTIFY_SOCKET
-names, and WATCHDOG=1 at half the period that WATCHDOG_USEC asks for. All of it is sent from the
-event loop, so a loop that stands still feeds no watchdog.
-Promises: silent where nobody listens; never waits and never fails for the manager's sake.
+`Notifier` sends READY=1, STATUS= and STOPPING=1 as datagrams to the socket that NOTIFY_SOCKET
+names. It sends WATCHDOG=1 at half the period that WATCHDOG_USEC asks for. The event loop sends all
+of it. So when the loop is blocked, WATCHDOG=1 stops and the manager notices.
+Promises: sends nothing if there is no manager; never waits and never fails because of the manager.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from contextlib import asynccontextmanager
 
 from ingest.system.clock import monotonic_s
 
-STATUS_S = 1.0  # between looks at the state; the watchdog may ask for shorter ones
-STATUS_BYTES_MAX = 1_000  # a datagram must arrive whole
+STATUS_S = 1.0  # between two checks of the state; a short watchdog period makes it less
+STATUS_BYTES_MAX = 1_000  # a datagram is sent whole or not at all
 
 
 class Notifier:
-    """The line to the process manager; does nothing if `address` is empty.
+    """The socket to the process manager; does nothing if `address` is empty.
 
-    `watchdog_s` is the period in which WATCHDOG=1 must arrive; 0: nobody waits for it.
+    `watchdog_s` is the period in which WATCHDOG=1 must arrive. 0: there is no watchdog.
     """
 
     def __init__(self, address: str = "", *, watchdog_s: float = 0.0) -> None:
@@ -31,8 +31,8 @@ class Notifier:
         self._feed_s = watchdog_s / 2
         self._pause_s = min(STATUS_S, self._feed_s or STATUS_S)
         self._fed_s = float("-inf")
-        self._told = ""  # the status that has arrived
-        self._owed: list[str] = []  # what must arrive, and has not yet
+        self._status_sent = ""
+        self._unsent: list[str] = []  # READY=1 or STOPPING=1, until the manager has taken it
         self._socket: socket.socket | None = None
         if address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -40,39 +40,42 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
-        """Take what the process manager has left in the environment, so that no child gets it.
+        """Read the manager's variables, and remove them so that no child process gets them.
 
-        A period for another process, or one that is no number, is nobody's period.
+        A watchdog period counts if it is a number and meant for this process.
         """
         address, period, pid = (
             environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
         )
-        if address[:1] not in {"/", "@"}:  # other kinds of sockets exist; we speak none of them
+        if address[:1] not in {
+            "/",
+            "@",
+        }:  # vsock addresses are not supported
             address = ""
         ours = period.isascii() and period.isdecimal() and pid in {"", str(os.getpid())}
         return cls(address, watchdog_s=int(period) / 1e6 if ours else 0.0)
 
     def ready(self) -> None:
-        """Say that the ports listen."""
-        self._owe("READY=1")
+        """Report that the ports listen."""
+        self._send_surely("READY=1")
 
     def stopping(self) -> None:
-        """Say that the service drains."""
-        self._owe("STOPPING=1")
+        """Report that the service drains."""
+        self._send_surely("STOPPING=1")
 
     def close(self) -> None:
-        """Say nothing any more."""
+        """Close the socket: nothing is sent any more."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     @asynccontextmanager
-    async def telling(self, status: Callable[[], str]) -> AsyncIterator[None]:
-        """While the block runs: STATUS= whenever `status()` changes, and the watchdog's food."""
+    async def reporting(self, status: Callable[[], str]) -> AsyncIterator[None]:
+        """While the block runs, send STATUS= when `status()` changes, and WATCHDOG=1 in time."""
         if self._socket is None:
             yield
             return
-        task = asyncio.create_task(self._tell(status))
+        task = asyncio.create_task(self._report(status))
         try:
             yield
         finally:
@@ -80,41 +83,41 @@ class Notifier:
             await asyncio.wait((task,))
             self.close()
 
-    async def _tell(self, status: Callable[[], str]) -> None:
+    async def _report(self, status: Callable[[], str]) -> None:
         while True:
-            self._look(status(), monotonic_s())
+            self._report_once(_one_line(status()), monotonic_s())
             await asyncio.sleep(self._pause_s)
 
-    def _look(self, status: str, now_s: float) -> None:
+    def _report_once(self, status: str, now_s: float) -> None:
         lines: list[str] = []
         if self._feed_s and now_s - self._fed_s >= self._feed_s * 0.99:  # a sleep may end early
             lines.append("WATCHDOG=1")
-        words = _one_line(status)
-        if words != self._told:
-            lines.append(f"STATUS={words}")
+        if status != self._status_sent:
+            lines.append(f"STATUS={status}")
         if self._send(*lines):
-            self._told = words
+            self._status_sent = status
             if "WATCHDOG=1" in lines:
                 self._fed_s = now_s
 
-    def _owe(self, line: str) -> None:
-        self._owed.append(line)
+    def _send_surely(self, line: str) -> None:
+        """Send a line now, or together with a later one."""
+        self._unsent.append(line)
         self._send()
 
     def _send(self, *lines: str) -> bool:
-        """Send what is owed and `lines`; return False if it did not go: try again later."""
-        lines = (*self._owed, *lines)
+        """Send what is still unsent and `lines`; return False if it must be tried again later."""
+        lines = (*self._unsent, *lines)
         if self._socket is None or not lines:
             return True
         try:
             self._socket.sendto("\n".join(lines).encode(), self._address)
         except OSError:  # the manager restarts, or its queue is full
             return False
-        self._owed.clear()
+        self._unsent.clear()
         return True
 
 
 def _one_line(text: str) -> str:
-    """Keep a text from being read as further fields, and short enough to arrive."""
+    """Return a text as one line, so that it adds no field, and short enough for a datagram."""
     raw = " ".join(text.split()).encode("utf-8", "replace")
     return raw[:STATUS_BYTES_MAX].decode("utf-8", "ignore")

@@ -1,4 +1,4 @@
-"""The signals that end the service: the first one drains, the next hastens, then none matters."""
+"""The signals that end the service: the first one starts the drain, the next one shortens it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from ingest.system.logs import get_logger
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
-def obey(stopping: asyncio.Event, halted: asyncio.Event) -> None:
+def handle(stopping: asyncio.Event, halted: asyncio.Event) -> None:
     """From now on set `stopping` at the first signal, and `halted` at those that follow."""
     for number in _ENDING:
         asyncio.get_running_loop().add_signal_handler(
-            number, partial(_came, number, stopping, halted)
+            number, partial(_received, number, stopping, halted)
         )
 
 
 def ignore() -> None:
-    """Let no signal change how the process ends, now that the drain is over.
+    """Ignore both signals from now on, because the drain is over.
 
-    The loop takes its handlers away when it is closed: one that came then killed the process, and
-    who had read that nothing was lost saw it fail.
+    The loop removes its handlers when it is closed. A signal after that would kill the process, and
+    its exit code would say failure although nothing was lost.
     """
     for number in _ENDING:
         asyncio.get_running_loop().remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
 
 
-def _came(number: signal.Signals, stopping: asyncio.Event, halted: asyncio.Event) -> None:
+def _received(number: signal.Signals, stopping: asyncio.Event, halted: asyncio.Event) -> None:
     log = get_logger("service")
     if stopping.is_set():
         log.warning("hastened", signal=number.name)

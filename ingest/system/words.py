@@ -6,7 +6,7 @@ QUOTED_CHARACTERS_MAX = 60
 
 
 def counted(number: int, noun: str) -> str:
-    """Return `1 letter`, `2 letters`; the noun is one that takes an s."""
+    """Return `1 letter`, `2 letters`; for nouns whose plural ends in s."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -21,7 +21,7 @@ import pytest
 from compose_spec import PyCompose
 
 from ingest.admin.exposition import Exposition
-from ingest.cli.main import WORDS, build_parser, main
+from ingest.cli.main import COMMANDS, build_parser, main
 from ingest.config.settings import Settings, load
 from ingest.embedded.server import SETTINGS as EMBEDDED
 from ingest.model import verdict
@@ -175,7 +175,7 @@ def test_runbook_names_settings_commands_and_reasons_that_exist() -> None:
     for name in re.findall(r"`([a-z]+_[a-z_]+_(?:max|min|s|bytes|rows|days))`", text):
         assert name in known, name
     for word, second in re.findall(r"`ingest (?!psql)([a-z]+)(?: ([a-z]+))?", text):
-        assert word in WORDS, word
+        assert word in COMMANDS, word
         with pytest.raises(SystemExit) as ended:  # a wrong word would be told by a return
             main([word, *([second] if second else []), "--help"])
         assert ended.value.code == 0, f"ingest {word} {second}"

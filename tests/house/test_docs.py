@@ -17,7 +17,7 @@ from benchmarks import readme_numbers, results
 from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.docs import TABLES, main, metrics_table, refreshed
-from ingest.cli.main import WORDS
+from ingest.cli.main import COMMANDS
 from ingest.config.text import env_example
 from ingest.model import codes
 from loadgen.csv.client import TRY_AGAIN
@@ -89,9 +89,9 @@ def test_readme_client_repeats_what_the_client_of_loadgen_repeats() -> None:
 
 def test_documents_name_every_word_of_the_command_line() -> None:
     """A word that nobody can read about is not there."""
-    missing = [word for word in WORDS if f"ingest {word}" not in DOCUMENTS["docs/settings.md"]]
+    missing = [word for word in COMMANDS if f"ingest {word}" not in DOCUMENTS["docs/settings.md"]]
     assert not missing, f"docs/settings.md shows no `ingest {missing[0]}`"
-    assert all(WORDS.values())
+    assert all(COMMANDS.values())
 
 
 def test_example_of_the_environment_is_what_the_code_prints() -> None:

@@ -1,4 +1,4 @@
-"""Laws of the commands that need a database or a running service, all of them real."""
+"""Commands that need a database or a running service; both are real."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def test_schema_apply_makes_the_table_and_a_second_time_changes_nothing(
     here: Here,
     database_url: str,
 ) -> None:
-    """Idempotent, with the index per device only where it is asked for; it says what it did."""
+    """`schema apply` may be repeated, and makes the device index only on request."""
     connection = await asyncpg.connect(database_url)
     role = await connection.fetchval("select current_user")
     there, index = "the table readings was there, and fits\n", "the index readings_device_idx"
@@ -47,7 +47,7 @@ async def test_schema_apply_makes_the_table_and_a_second_time_changes_nothing(
 async def test_schema_show_tells_by_its_exit_code_whether_the_table_fits(
     here: Here, database_url: str, readings_url: str
 ) -> None:
-    """0 and the columns, or 1 and what is missing."""
+    """`schema show` prints the columns and returns 0, or prints the difference and returns 1."""
     done = await here("schema", "show", "--database-url", readings_url)
     assert done.code == 0
     assert "double precision" in done.stdout
@@ -59,7 +59,7 @@ async def test_schema_show_tells_by_its_exit_code_whether_the_table_fits(
 async def test_schema_failure_is_the_databases_sentence_without_password(
     here: Here, database_url: str
 ) -> None:
-    """A role that is missing, a table that is another's, a server that is away."""
+    """A missing role, a table of another owner and an unreachable server give one sentence each."""
     done = await here("schema", "apply", "--role", "nobody_here", "--database-url", database_url)
     assert done.code == 2
     assert done.stderr.startswith("ingest: ")
@@ -82,7 +82,7 @@ async def test_schema_failure_is_the_databases_sentence_without_password(
 async def test_schema_without_rights_is_a_sentence_with_its_sqlstate(
     here: Here, database_url: str, role: str
 ) -> None:
-    """42501 is for whoever looks it up."""
+    """A missing right gives a sentence, with its SQLSTATE."""
     done = await here("schema", "apply", "--database-url", with_user(database_url, role))
     assert done.code == 2
     assert "SQLSTATE 42501" in done.stderr
@@ -94,7 +94,7 @@ async def test_schema_without_rights_is_a_sentence_with_its_sqlstate(
 async def test_psql_runs_on_the_configured_database_with_its_own_arguments(
     readings_url: str,
 ) -> None:
-    """Its output, its exit code; settings may stand among its arguments."""
+    """psql's output and exit code are passed on; settings may be among its arguments."""
     done = await ingest("psql", "-At", "--database-url", readings_url, "-c", "select 6 * 7")
     assert (done.code, done.stdout, done.stderr) == (0, "42\n", "")
     done = await ingest("psql", "--database-url", readings_url, "--", "-c", "select nonsense")
@@ -105,7 +105,7 @@ async def test_psql_runs_on_the_configured_database_with_its_own_arguments(
 async def test_psql_starts_the_embedded_database_and_leaves_nothing_behind(
     open_tmp_path: Path,
 ) -> None:
-    """Data written by one command is there for the next; no server and no lock stay."""
+    """The next command finds the data of the one before; no server and no lock are left."""
     state = open_tmp_path / "state"
     assert (await ingest("schema", "apply", "--state-dir", state)).code == 0
     words = ("psql", "--state-dir", state, "-Atq", "-c")
@@ -115,15 +115,14 @@ async def test_psql_starts_the_embedded_database_and_leaves_nothing_behind(
     assert (await ingest(*words, "select nonsense")).code == 1
     assert not (state / "postgres" / "data" / "postmaster.pid").exists()
     folder = StateFolder.open(state)
-    folder.lock()
-    folder.unlock()
+    folder.lock().close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_psql_that_is_told_to_end_stops_the_database_it_started(
     open_tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Ctrl-C cancels psql's query; either signal ends all three processes in order."""
+    """Ctrl-C cancels psql's query; SIGINT and SIGTERM end all three processes in order."""
     state = open_tmp_path / "state"
     assert (await ingest("schema", "apply", "--state-dir", state)).code == 0
     process = await asyncio.create_subprocess_exec(
@@ -172,14 +171,14 @@ async def until_sleeping(state: Path) -> int:
 async def test_second_command_on_a_folder_in_use_names_who_has_it(
     here: Here, open_tmp_path: Path
 ) -> None:
-    """Two embedded servers on one folder would be the end of the data."""
+    """A second process does not start the embedded database of a locked folder."""
     folder = StateFolder.open(open_tmp_path / "state")
     (folder.postgres / "data").mkdir(parents=True)
-    folder.lock()
+    lock = folder.lock()
     try:
         done = await here("psql", "--state-dir", folder.path, "-c", "select 1")
     finally:
-        folder.unlock()
+        lock.close()
     assert done.code == 2
     assert f"(pid {os.getpid()})" in done.stderr
 
@@ -188,7 +187,7 @@ async def test_second_command_on_a_folder_in_use_names_who_has_it(
 
 
 async def test_commands_find_the_running_service(here: Here, open_tmp_path: Path) -> None:
-    """By the same --state-dir: its database for config, psql, doctor; its admin port for hold."""
+    """With its --state-dir, config, psql and doctor find the service's database, hold its port."""
     state = open_tmp_path / "state"
     async with Service(state, dlq_auto_replay=False) as service:
         await service.wait_state("accepting")
@@ -222,7 +221,7 @@ async def test_commands_find_the_running_service(here: Here, open_tmp_path: Path
 async def test_serve_whose_reader_went_away_still_ends_well(
     readings_url: str, tmp_path: Path
 ) -> None:
-    """`ingest serve | head -1` goes on; its exit code tells of readings, not of pipes."""
+    """`ingest serve | head -1` goes on, and its exit code does not depend on the pipe."""
     read, write = os.pipe()
     os.close(read)
     process = await asyncio.create_subprocess_exec(
@@ -253,7 +252,7 @@ async def test_serve_whose_reader_went_away_still_ends_well(
 async def test_hold_is_shown_with_its_reason_and_released(
     here: Here, readings_url: str, tmp_path: Path
 ) -> None:
-    """After the operator mended the table, release tries at once and not at the next probe."""
+    """After the operator fixed the table, release tries at once and not at the next probe."""
     at = ("--state-dir", tmp_path / "state")
     connection = await asyncpg.connect(readings_url)
     try:
@@ -283,9 +282,9 @@ async def test_hold_is_shown_with_its_reason_and_released(
 async def test_hold_is_told_when_the_service_does_not_answer(
     here: Here, open_tmp_path: Path, free_port: int
 ) -> None:
-    """A folder whose service is there but deaf: one sentence with its pid and address."""
+    """A service that does not answer gives one sentence with its pid and address."""
     folder = StateFolder.open(open_tmp_path / "state")
-    folder.lock()
+    lock = folder.lock()
     try:
         folder.publish(
             ServiceInfo(
@@ -300,7 +299,7 @@ async def test_hold_is_told_when_the_service_does_not_answer(
         )
         done = await here("hold", "show", "--state-dir", folder.path)
     finally:
-        folder.unlock()
+        lock.close()
     assert done.code == 2
     assert f"pid {os.getpid()}" in done.stderr
     assert f"127.0.0.1:{free_port}" in done.stderr

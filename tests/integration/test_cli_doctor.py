@@ -1,4 +1,4 @@
-"""Laws of `ingest doctor`: it finds what would lose readings or stop the service, and says so."""
+"""`ingest doctor`: it finds what would lose readings or stop the service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.commands import Here, ingest, with_user
 
 
 async def test_doctor_on_a_fresh_machine_finds_nothing_wrong(open_tmp_path: Path) -> None:
-    """It starts the embedded database for itself, and that one is durable."""
+    """On a fresh machine it starts the embedded database and finds nothing wrong."""
     state = ("--state-dir", open_tmp_path / "state")
     done = await ingest("doctor", *state, "--listen", "127.0.0.1:0", "--admin-listen", "[::1]:0")
     assert done.code == 0, done.stdout
@@ -37,7 +37,7 @@ async def test_doctor_on_a_fresh_machine_finds_nothing_wrong(open_tmp_path: Path
 async def test_doctor_on_a_database_without_fsync_fails_and_says_what_to_set(
     here: Here, readings_url: str, tmp_path: Path
 ) -> None:
-    """A reading is only safe on a server that keeps what it says, which this one does not."""
+    """A server without fsync fails the check, which names the setting."""
     done = await here("doctor", "--database-url", readings_url, "--state-dir", tmp_path, "--json")
     found = {each["name"]: each for each in json.loads(done.stdout)}
     assert done.code == 1
@@ -49,7 +49,7 @@ async def test_doctor_on_a_database_without_fsync_fails_and_says_what_to_set(
 
 
 async def test_doctor_names_the_port_in_use_and_its_flag(here: Here, tmp_path: Path) -> None:
-    """The address, who is to change it, and how."""
+    """A port in use fails the check, which names the address and the flag."""
     server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server:
@@ -65,7 +65,7 @@ async def test_doctor_names_the_port_in_use_and_its_flag(here: Here, tmp_path: P
 
 
 async def checks(url: str, settings: Settings | None = None) -> dict[str, Check]:
-    """Ask one database; return the findings by name."""
+    """Check one database; return the findings by name."""
     connection = await asyncpg.connect(url)
     try:
         found = await examine(connection)
@@ -78,7 +78,7 @@ async def checks(url: str, settings: Settings | None = None) -> dict[str, Check]
 async def test_doctor_tells_what_a_role_lacks(
     here: Here, readings_url: str, readings_connection: asyncpg.Connection[Any], role: str
 ) -> None:
-    """INSERT, SELECT, TEMP; and what the table's owner must run for them."""
+    """Missing rights (INSERT, SELECT, TEMP) are named, with the command for the table's owner."""
     await readings_connection.execute(
         f"revoke temp on database {urlsplit(readings_url).path[1:]} from public"
     )
@@ -96,7 +96,7 @@ async def test_doctor_tells_what_a_role_lacks(
 async def test_doctor_tells_a_missing_table_apart_from_one_that_serve_would_make(
     database_url: str, role: str
 ) -> None:
-    """The owner's serve makes it; a role that may not needs somebody else."""
+    """A missing table is fine for a role that may create it; for others it fails."""
     assert (await checks(database_url))["table"].state == "ok"
     found = (await checks(database_url, Settings(schema_apply=False)))["table"]
     assert found.state == "FAIL"
@@ -108,7 +108,7 @@ async def test_doctor_tells_a_missing_table_apart_from_one_that_serve_would_make
 async def test_doctor_judges_the_roles_own_settings(
     readings_connection: asyncpg.Connection[Any], readings_url: str, role: str
 ) -> None:
-    """What ALTER ROLE sets is in force for the service, whatever postgresql.conf says."""
+    """Settings of the role count, because they win over postgresql.conf."""
     for setting in ("synchronous_commit = off", "default_transaction_read_only = on"):
         await readings_connection.execute(f"alter role {role} set {setting}")
     await readings_connection.execute(f"alter role {role} connection limit 1")
@@ -125,7 +125,7 @@ async def test_doctor_judges_the_roles_own_settings(
 async def test_doctor_tells_a_column_that_differs(
     readings_connection: asyncpg.Connection[Any], readings_url: str
 ) -> None:
-    """The same check as the service's own."""
+    """A column that differs fails the check, as it does in the service."""
     await readings_connection.execute("alter table readings alter value type bigint")
     found = (await checks(readings_url))["table"]
     assert found.state == "FAIL"
@@ -135,7 +135,7 @@ async def test_doctor_tells_a_column_that_differs(
 async def test_doctor_warns_of_clocks_that_differ_and_fails_on_an_old_server(
     readings_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Readings without ts get our time; a server too old is told by its version."""
+    """Clocks that differ are a warning; a version that is too old fails."""
     found = await checks(readings_url)
     assert (found["clock"].state, found["version"].state) == ("ok", "ok")
     monkeypatch.setattr("ingest.sinks.postgres.examination.unix_us", lambda: 0)
@@ -149,7 +149,7 @@ async def test_doctor_warns_of_clocks_that_differ_and_fails_on_an_old_server(
 def test_doctor_counts_dead_letters_and_full_disks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What waits for somebody, and what is about to go wrong, is a warning or a failure."""
+    """Dead letters that wait are a warning; a nearly full disk is a warning or a failure."""
     folder = StateFolder.open(tmp_path / "state").dead_letters
     (folder / "dlq-20260101T000000000000Z-1-00000000.jsonl").write_bytes(b"{}\n{}\n{")
     words = ["doctor", "--state-dir", str(tmp_path / "state"), "--json"]
@@ -166,7 +166,7 @@ def test_doctor_counts_dead_letters_and_full_disks(
 
 @pytest.fixture
 def memory_folder() -> Iterator[Path]:
-    """Give a folder on a real file system in memory."""
+    """Return a folder on a real file system in memory."""
     base = Path("/dev/shm")  # noqa: S108  the folder below it gets a name of mkdtemp
     if not is_volatile(filesystem_of(base)):
         pytest.skip("there is no file system in memory at /dev/shm")
@@ -177,7 +177,7 @@ def memory_folder() -> Iterator[Path]:
 async def test_journal_in_memory_fails_doctor_and_start_unless_it_does_not_matter(
     here: Here, readings_url: str, memory_folder: Path
 ) -> None:
-    """A real tmpfs: exit 1, and the ways out; with one of them nothing else is wrong."""
+    """On a real tmpfs doctor and start fail and name the ways out; each of these works."""
     ports = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
     where = ("--state-dir", memory_folder / "state", "--database-url", readings_url)
     at = (*ports, *where, "--database-unsafe", "true", "--disk-free-bytes-min", "0")

@@ -1,4 +1,4 @@
-"""Dead letters and last readings by the dashboard's addresses, on a real folder and database."""
+"""Dead letters and last readings over the dashboard, with a real folder and database."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def ids(rig: Rig, query: str = "") -> list[str]:
 
 
 async def test_list_is_newest_first_filtered_short_and_bounded(tmp_path: Path) -> None:
-    """Reason, code and device select; a long original is cut in the list and whole by id."""
+    """Reason, code and device select. A long original is cut in the list, and whole by id."""
     long = b'{"device_id":"long","x":"' + b"y" * 2_000 + b'"}'
     async with running(tmp_path) as rig:
         await rig.dead_letters.append([invalid(long, code="unknown_field")])
@@ -58,7 +58,7 @@ async def test_list_is_newest_first_filtered_short_and_bounded(tmp_path: Path) -
 async def test_list_of_a_large_file_looks_at_its_end_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest are found without reading all, and it says that there may be more."""
+    """The newest are found without reading all files; the answer says that there may be more."""
     monkeypatch.setattr(dashboard_letters, "LOOK_BYTES_MAX", 5_000)
     async with running(tmp_path) as rig:
         await rig.dead_letters.append([invalid(b'{"device_id":"oldest"}'), *drained(100)])
@@ -74,7 +74,7 @@ async def test_list_of_a_large_file_looks_at_its_end_only(
 async def test_many_who_look_look_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twenty threads that parse would keep the event loop from the interpreter."""
+    """Requests at the same time read in one thread, so that the event loop is not blocked."""
     at_once: list[int] = []
     running_now = itertools.count()
     newest = dashboard_letters.newest
@@ -94,7 +94,7 @@ async def test_many_who_look_look_one_after_another(
 
 
 async def test_newest_are_of_the_newest_file(tmp_path: Path) -> None:
-    """Each life of a service begins a file; an id that stands in two is told once."""
+    """An id that is in the files of two runs is listed once."""
     old, new = drained(3, device="old"), drained(2, device="new")
     for letters in (old, [*new, old[0]]):
         folder = DeadLetterFolder(tmp_path, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
@@ -110,7 +110,7 @@ async def test_newest_are_of_the_newest_file(tmp_path: Path) -> None:
 async def test_replay_brings_in_what_is_good_now_and_leaves_the_rest(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """By ids, then by condition; what came in leaves the queue; twice stores nothing twice."""
+    """Replay works by ids and by condition. Stored letters are done; nothing is stored twice."""
     async with running(tmp_path, readings_url) as rig:
         letters: list[Letter] = [*drained(3), invalid(GOOD_LATE), invalid(b'{"device_id":"x"}')]
         await rig.dead_letters.append(letters)
@@ -131,7 +131,7 @@ async def test_replay_brings_in_what_is_good_now_and_leaves_the_rest(
 async def test_replay_that_the_database_refuses_leaves_the_letter(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """A row's own fault is told with its code; a table that is gone stops the replay."""
+    """A refused row is reported with its code; a missing table stops the replay."""
     await readings_connection.execute("alter table readings add constraint c check (value < 5)")
     async with running(tmp_path, readings_url) as rig:
         hot = Letter("refused_by_database", "23514", "", 1, Reading(10**15, "d", "m", 9.0))
@@ -147,7 +147,7 @@ async def test_replay_that_the_database_refuses_leaves_the_letter(
 
 
 async def test_discard_forgets_exactly_what_was_named(tmp_path: Path) -> None:
-    """Every line of the id, and no other."""
+    """Discard marks every line of the id, and no other."""
     async with running(tmp_path) as rig:
         await rig.dead_letters.append(drained(3))
         wanted = (await ids(rig))[1]
@@ -162,7 +162,7 @@ async def test_discard_forgets_exactly_what_was_named(tmp_path: Path) -> None:
 async def test_one_action_at_a_time_and_never_beside_another_replayer(
     tmp_path: Path, readings_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others are told to come again; the folder's lock is given back."""
+    """While another replay has the lock the answer is busy; the lock is released afterwards."""
     monkeypatch.setattr(dashboard_letters, "LOCK_WAIT_S_MAX", 0.3)
     async with running(tmp_path, readings_url) as rig:
         await rig.dead_letters.append(drained(1))
@@ -181,7 +181,7 @@ async def test_one_action_at_a_time_and_never_beside_another_replayer(
 
 
 async def test_replay_without_a_database_says_so(tmp_path: Path) -> None:
-    """The service is starting: nothing is marked."""
+    """Without a database a replay is refused and nothing is marked."""
     async with running(tmp_path) as rig:
         await rig.dead_letters.append(drained(1))
         assert (await rig.send(LIST + "/replay", {"where": {}})).code == "starting"
@@ -191,7 +191,7 @@ async def test_replay_without_a_database_says_so(tmp_path: Path) -> None:
 async def test_last_readings_of_a_device_are_its_newest(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """By `ts`, exactly, for a name with anything in it; an unknown device has none."""
+    """The last readings are ordered by `ts`, for any name; an unknown device has none."""
     name = "d'; drop table readings; --é"
     for second, device in ((1, name), (2, name), (3, "other"), (3, name)):
         await readings_connection.execute(
@@ -213,7 +213,7 @@ async def test_last_readings_of_a_device_are_its_newest(
 async def test_lookup_says_what_is_in_its_way_and_recovers(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """A locked table, a missing one, a cut line: 503 with a sentence, then answers again."""
+    """A locked or missing table or a lost connection gives 503, and later it answers again."""
     query = "/devices/readings?device_id=d"
     async with running(tmp_path, readings_url) as rig:
         assert (await rig.ask(query)).status == 200
@@ -234,7 +234,7 @@ async def test_lookup_says_what_is_in_its_way_and_recovers(
 async def test_lookup_does_not_wait_long_for_the_questions_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A database that does not answer costs each who asks one wait, not that of all before."""
+    """With a database that does not answer, each request waits once, not for all before it."""
     monkeypatch.setattr(lookup_postgres, "LOOKUP_S_MAX", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
         lookup = Lookup(f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none")

@@ -1,4 +1,4 @@
-"""Laws of replay against a real PostgreSQL: by itself or by hand, once, whatever comes between."""
+"""Replay with a real PostgreSQL, automatic and by hand: each letter is stored once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ RULES = Rules(post_rows_max=5_000, ts_min_us=0, ts_ahead_us_max=86_400_000_000)
 
 
 class Half:
-    """The second half of the service, real, over a folder of dead letters."""
+    """The real second half of the service, with a folder of dead letters."""
 
     def __init__(
         self, url: str, folder: Path, settings: Settings = SETTINGS, *, dlq_bytes_max: int = 1 << 30
@@ -87,7 +87,7 @@ class Half:
 
 @asynccontextmanager
 async def running(path: Half, *, writing: bool = True) -> AsyncIterator[None]:
-    """Run writer and replayer; stop both by their flags, in bounded time."""
+    """Run writer and replay; stop both by their events, in bounded time."""
     await path.letters.open()
     tasks = [asyncio.create_task(path.replayer.run(path.stopping))]
     if writing:
@@ -119,7 +119,7 @@ async def rows(connection: asyncpg.Connection) -> int:
 
 
 def write(folder: Path, letters: Sequence[Letter]) -> None:
-    """Leave letters behind as a process that is gone."""
+    """Write letters as an earlier process."""
     store = make_store(folder)
     keep(store, letters)
     store.close()
@@ -128,7 +128,7 @@ def write(folder: Path, letters: Sequence[Letter]) -> None:
 async def test_auto_replay_brings_in_what_dead_processes_left(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """Drained and exhausted letters of every file come in once; others stay; the law holds."""
+    """Drained and exhausted letters of all files are stored once; others stay; the balance is 0."""
     write(tmp_path, drained(700))
     write(tmp_path, [*drained(600, reason=EXHAUSTED), invalid(b"{}")])
     path = Half(readings_url, tmp_path)
@@ -146,7 +146,7 @@ async def test_auto_replay_brings_in_what_dead_processes_left(
 async def test_auto_replay_passes_over_what_no_row_can_hold(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """A sound line that a hand wrote (no reading, an impossible ts) stops nobody."""
+    """A valid line without a reading, or with an impossible ts, does not stop the replay."""
     odd = drained(2)
     odd[0] = odd[0]._replace(reading=None, original=b"{}")
     name = "d" * 300
@@ -162,7 +162,7 @@ async def test_auto_replay_passes_over_what_no_row_can_hold(
 async def test_auto_replay_value_is_bit_exact(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """What comes back from a file is the reading that went into it."""
+    """The stored reading equals the one that was dead-lettered."""
     (letter,) = drained(1)
     assert letter.reading is not None
     reading = letter.reading._replace(device_id="d\u00e4 \u2028", value=0.1 + 0.2)
@@ -177,7 +177,7 @@ async def test_auto_replay_value_is_bit_exact(
 async def test_auto_replay_row_refused_now_becomes_a_letter_of_that_reason(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """The old line is done, the fact is live once, under the reason that holds now."""
+    """A row that is refused at its replay is live once, with the new reason."""
     await readings_connection.execute("alter table readings add check (device_id <> 'bad')")
     (bad,) = drained(1, device="bad")
     write(tmp_path, [*drained(20), bad, *drained(20)])
@@ -194,7 +194,7 @@ async def test_auto_replay_row_refused_now_becomes_a_letter_of_that_reason(
 async def test_auto_replay_waits_for_database_room_and_hand(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """Live readings, a database that is away and somebody's own replay come first."""
+    """The replay waits for live readings, for the database and for a replay by hand."""
     write(tmp_path, drained(10))
     path = Half(readings_url, tmp_path)
     path.up = False
@@ -232,7 +232,7 @@ async def test_auto_replay_leaves_half_of_the_buffer_to_live_readings(
 async def test_auto_replay_stops_at_once_and_marks_nothing_undecided(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """A stop while a block is on its way leaves its lines live; the next start brings them in."""
+    """After a stop with a block in the buffer, its lines are live; the next run stores them."""
     write(tmp_path, drained(10))
     path = Half(readings_url, tmp_path)
     async with running(path, writing=False):
@@ -249,7 +249,7 @@ async def test_auto_replay_stops_at_once_and_marks_nothing_undecided(
 async def test_auto_replay_what_fails_again_stays_and_holds_nobody_up(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """Set aside again, a block is passed over: what stands behind it comes in, and it later."""
+    """After a block failed again, letters behind it are stored first, and it is tried later."""
     await readings_connection.execute(
         "create table gate (open boolean); insert into gate values (false);"
         "create function closed() returns trigger language plpgsql as $$ begin "
@@ -274,7 +274,7 @@ async def test_auto_replay_what_fails_again_stays_and_holds_nobody_up(
 async def test_auto_replay_is_not_locked_out_by_the_hold_that_it_would_end(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """Letters that come back fill the queue; refused rows find room beside them all the same."""
+    """If letters for the replay fill the folder, there is still space for refused rows."""
     await readings_connection.execute("alter table readings add check (device_id <> 'bad')")
     write(tmp_path, drained(200, reason=EXHAUSTED))
     full_bytes = sum(path.stat().st_size for path in tmp_path.iterdir())
@@ -297,7 +297,7 @@ async def test_auto_replay_is_not_locked_out_by_the_hold_that_it_would_end(
 async def test_auto_replay_goes_on_after_a_hold_because_nothing_more_could_be_set_aside(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """The batch is kept; the probe writes it once the database lets it in, and all comes back."""
+    """The batch is kept; after the database accepts it, all letters are replayed."""
     await readings_connection.execute(
         "create table gate (open boolean); insert into gate values (false);"
         "create function closed() returns trigger language plpgsql as $$ begin "
@@ -326,7 +326,7 @@ async def test_auto_replay_goes_on_after_a_hold_because_nothing_more_could_be_se
 
 
 async def test_auto_replay_keeps_its_speed(tmp_path: Path, readings_url: str) -> None:
-    """Not more than `dlq_replay_rows_per_s`."""
+    """The replay sends at most `dlq_replay_rows_per_s`."""
     write(tmp_path, drained(60))
     settings = replace(SETTINGS, dlq_replay_pause_s=0.01, dlq_replay_rows_per_s=20)
     path = Half(readings_url, tmp_path, settings)
@@ -338,7 +338,7 @@ async def test_auto_replay_keeps_its_speed(tmp_path: Path, readings_url: str) ->
 async def test_auto_replay_lets_a_replay_by_hand_in_between(
     tmp_path: Path, readings_url: str
 ) -> None:
-    """However much there is to replay, a hand gets the lock soon."""
+    """During a long automatic replay, a replay by hand soon gets the lock."""
     write(tmp_path, drained(4_000))
     path = Half(readings_url, tmp_path)
     async with running(path):
@@ -356,7 +356,7 @@ async def test_auto_replay_lets_a_replay_by_hand_in_between(
 async def test_auto_replay_clears_away_what_is_finished(
     tmp_path: Path, readings_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files whose every line is done go, here at once (`dlq_keep_days` 0)."""
+    """Files in which every line is done are removed, here at once (`dlq_keep_days` 0)."""
     monkeypatch.setattr("ingest.dead_letters.auto_replay.TIDY_S", 0.05)
     write(tmp_path, drained(3))
     write(tmp_path, [invalid(b"1")])
@@ -370,7 +370,7 @@ async def test_auto_replay_clears_away_what_is_finished(
 async def test_auto_replay_without_room_in_time_tries_again(
     tmp_path: Path, readings_url: str
 ) -> None:
-    """Posts that wait for room come first; a buffer that was shut ends nothing either."""
+    """The replay goes on after a full buffer, and ends in order with a shut one."""
     write(tmp_path, drained(500))
     path = Half(readings_url, tmp_path)
     large = await path.buffer.reserve(9_900, 1)  # reserved and not held: only reserve sees it
@@ -384,7 +384,7 @@ async def test_auto_replay_without_room_in_time_tries_again(
 
 
 async def test_auto_replay_goes_on_after_the_disk_failed(tmp_path: Path, readings_url: str) -> None:
-    """A cursor that cannot be written ends no task; once it can, the lines are done."""
+    """If the cursor cannot be written, the replay goes on; later the lines are marked."""
     write(tmp_path, drained(3))
     path = Half(readings_url, tmp_path)
     (segment,) = segments(tmp_path)
@@ -404,7 +404,7 @@ async def test_auto_replay_goes_on_after_the_disk_failed(tmp_path: Path, reading
 async def by_hand(
     items: Sequence[Item], url: str | None, *, rows_per_s: int | None = None
 ) -> tuple[ManualReplay, list[Item]]:
-    """Replay items into a database (None: a dry run); give the replay and what was done."""
+    """Replay items into a database (None: a dry run); return the replay and the done items."""
     done: list[Item] = []
     sink = make_sink(url, SETTINGS) if url is not None else None
     replay = ManualReplay(sink=sink, rules=RULES, done=done.extend, rows_per_s=rows_per_s)
@@ -417,7 +417,7 @@ async def by_hand(
 
 
 def items_of(folder: Path, letters: Sequence[Letter]) -> list[Item]:
-    """Write letters, and give the items that are read back."""
+    """Write letters, and return the items that are read from them."""
     write(folder, letters)
     return [item_of_letter(live) for live in live_letters(folder)]
 
@@ -425,7 +425,7 @@ def items_of(folder: Path, letters: Sequence[Letter]) -> list[Item]:
 async def test_hand_replay_twice_changes_nothing(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """New the first time, duplicates the second; batches are told one by one."""
+    """Rows are new at the first replay, duplicates at the second; `done` gets each batch."""
     items = items_of(tmp_path, drained(2_500))
     first, done = await by_hand(items, readings_url)
     assert (first.summary.new, first.summary.duplicate, len(done)) == (2_500, 0, 2_500)
@@ -437,7 +437,7 @@ async def test_hand_replay_twice_changes_nothing(
 async def test_hand_replay_validates_again(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """What is still invalid is told and stays; a time that was in the future may be past now."""
+    """Invalid items are reported and stay; a ts that was too far in the future may be valid now."""
     still = invalid(b'{"device_id":"d","metric":"m","ts":1,"value":"x"}')
     past = invalid(
         b'{"device_id":"d","metric":"m","ts":"2025-10-12T00:00:00Z","value":1}',
@@ -452,7 +452,7 @@ async def test_hand_replay_validates_again(
 
 
 async def test_hand_replay_dry_run_writes_and_marks_nothing(tmp_path: Path) -> None:
-    """Only told what would be."""
+    """A dry run writes nothing and marks nothing."""
     letters = [*drained(3), invalid(b'"x"'), invalid(b"]"), invalid(b"")]
     replay, _ = await by_hand(items_of(tmp_path, letters), None)
     assert (replay.summary.letters, replay.summary.rows) == (3, 3)
@@ -462,7 +462,7 @@ async def test_hand_replay_dry_run_writes_and_marks_nothing(tmp_path: Path) -> N
 async def test_hand_replay_row_that_the_database_refuses_keeps_no_other_out(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """A letter is done only if all of its readings are in."""
+    """A letter is done only if all of its readings are stored."""
     await readings_connection.execute("alter table readings add check (metric <> 'b')")
     bad = invalid(b'{"device_id":"d","ts":1760000000,"values":{"a":1,"b":1000}}')
     items = items_of(tmp_path, [*drained(1), bad, *drained(1)])
@@ -476,7 +476,7 @@ async def test_hand_replay_row_that_the_database_refuses_keeps_no_other_out(
 async def test_hand_replay_item_without_ts_keeps_its_time_of_receipt(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """The time was set once, at the door."""
+    """An item without ts keeps its time of receipt."""
     letter = invalid(b'{"device_id":"d","metric":"m","value":"5"}')
     write(tmp_path, [letter])
     (segment,) = segments(tmp_path)
@@ -490,7 +490,7 @@ async def test_hand_replay_item_without_ts_keeps_its_time_of_receipt(
 async def test_hand_replay_database_away_or_on_hold_stops_and_marks_nothing(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """The user is told why; letters stay live."""
+    """A replay that is stopped says why, and the letters stay live."""
     items = items_of(tmp_path, drained(3))
     with pytest.raises(ReplayStopped):
         await by_hand(items, "postgresql://nobody@127.0.0.1:1/none")
@@ -505,7 +505,7 @@ async def test_hand_replay_database_away_or_on_hold_stops_and_marks_nothing(
 async def test_hand_replay_tries_again_what_failed_for_a_moment(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """A lock that somebody holds for a moment is waited for."""
+    """A lock that is taken for a moment is waited for."""
     settings = Settings(lock_s_max=0.05, database_unsafe=True)
     sink = make_sink(readings_url, settings)
     done: list[Item] = []
@@ -536,7 +536,7 @@ async def test_hand_replay_tries_again_what_failed_for_a_moment(
 def test_item_of_an_edited_line_says_what_is_wrong(
     change: dict[str, object], complaint: str
 ) -> None:
-    """Hands make mistakes; each is told in words."""
+    """Each mistake in an edited line has an error of its own."""
     fields = {
         "v": 1,
         "id": "0" * 32,

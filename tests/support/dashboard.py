@@ -43,7 +43,7 @@ class Rig:
             ledger=self.ledger,
             dead_letters=self.dead_letters,
             readyz=lambda: (200, READY),
-            said=lambda: "",
+            message=lambda: "",
             token=TOKEN,
             release_hold=self._release_hold,
         )

@@ -1,4 +1,4 @@
 """The dashboard: its addresses, its history and feed, and the page that the browser gets.
 
-Part of admin; see there who may import it.
+A part of admin: app and cli may import it.
 """

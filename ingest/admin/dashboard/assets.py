@@ -1,7 +1,7 @@
-"""The files of the page: read and compressed once, served with headers that forbid all else.
+"""The files of the page: read and compressed once, and sent with strict security headers.
 
-Nothing is loaded from anywhere but this port, no script or style stands in the markup, and no text
-can become markup (Trusted Types): what a device calls itself stays text.
+The headers forbid loading anything from another address. Scripts and styles are separate files. The
+page cannot turn text into markup (Trusted Types), so the name of a device cannot become markup.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 
+from ingest.http.request import Request
 from ingest.http.response import Answer
 
 FOLDER = Path(__file__).parent / "page"
@@ -34,7 +35,7 @@ _REVALIDATE = b"Cache-Control: no-cache\r\n"
 
 
 class Asset:
-    """One file that is the same for everybody."""
+    """One file that is the same for all clients."""
 
     def __init__(self, path: Path) -> None:
         self._plain = path.read_bytes()
@@ -42,8 +43,12 @@ class Asset:
         self._kind = _TYPES[path.suffix]
         self._tag = f'"{blake2b(self._plain, digest_size=12).hexdigest()}"'
 
+    async def handle(self, request: Request, _query: str, _received_s: float) -> Answer:
+        """Answer a request for the file, as the handler of a route."""
+        return self.answer(request.headers)
+
     def answer(self, headers: Mapping[str, str]) -> Answer:
-        """Answer a request for it: 304 to a browser that has it."""
+        """Answer a request for the file; 304 if the browser has it already."""
         lines = HEADERS + _REVALIDATE + f"ETag: {self._tag}\r\nVary: Accept-Encoding\r\n".encode()
         if headers.get("If-None-Match") == self._tag:
             return Answer(304, b"", self._kind, headers=lines)
@@ -51,7 +56,7 @@ class Asset:
 
 
 def assets() -> dict[str, Asset]:
-    """Return what the page is made of, by path of the URL; `/` itself and the log-in are not."""
+    """Return the files of the page by URL path, without the two HTML pages."""
     return {
         f"/page/{path.name}": Asset(path)
         for path in sorted(FOLDER.iterdir())
@@ -60,12 +65,12 @@ def assets() -> dict[str, Asset]:
 
 
 def page(name: str) -> bytes:
-    """Return a page as it is kept, CSRF_PLACE where the token goes."""
+    """Return an HTML page; CSRF_PLACE stands where the token goes."""
     return (FOLDER / f"{name}.html").read_bytes()
 
 
 def html(headers: Mapping[str, str], text: bytes, *, status: int = 200) -> Answer:
-    """Answer with a page that no cache keeps."""
+    """Answer with an HTML page that must not be cached."""
     return compressed(headers, text, _TYPES[".html"], HEADERS + NO_STORE, status=status)
 
 
@@ -78,7 +83,7 @@ def compressed(
     small: bytes | None = None,
     status: int = 200,
 ) -> Answer:
-    """Answer with a body, gzipped if the client takes that. `small` is it, if it is at hand."""
+    """Answer with a body, compressed by gzip if the client accepts that (`small`, if given)."""
     if "gzip" not in headers.get("Accept-Encoding", ""):
         return Answer(status, plain, kind, headers=lines)
     body = small if small is not None else gzip.compress(plain, 1)

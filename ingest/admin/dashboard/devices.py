@@ -1,8 +1,9 @@
-"""The devices seen since the start: how many, the newest, the silent ones, the most rejected.
+"""The devices seen since the start: their number, the newest, the silent, the most rejected ones.
 
-Exact to DEVICES_MAX; further ones are only counted, by a bitmap (a tenth of a percent off at a
-million), and the answer says so. "Seen" means that a post with a well-formed reading of it came,
-whatever became of the post. The resolution is the time between two calls of `look`.
+Up to DEVICES_MAX this is exact. Further devices are only counted, by a bitmap, and the answer says
+so; at a million devices the error is a tenth of a percent. A device is seen when a post with a
+valid reading of it comes, whether the post is accepted or not. Times are exact to the pause between
+two calls of `look`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from math import log
 from typing import Any
 
 from ingest.formats.series import SERIES, Names
-from ingest.system.clock import rfc3339, unix_us
+from ingest.system.clock import rfc3339_s, unix_us
 
 DEVICES_MAX = 100_000
-ROUND_DEVICES = 2_000  # between two turns of the loop, less than a millisecond
-LOOK_SERIES_PER_S = 2_000  # each costs its next post a cache miss: 0.4 % of a core at most
+ROUND_DEVICES = 2_000  # in one round of the event loop: less than a millisecond
+LOOK_SERIES_PER_S = 2_000  # each causes a cache miss at its next post: at most 0.4 % of a core
 LOOK_S_MAX = 20.0
 LISTED_MAX = 50
 _BITS = 1 << 23  # 1 MiB
 
 
 class Devices:
-    """The registry. `met`, `take` are decode_fast's, where the names of all posts pass."""
+    """The registry. It takes names from formats/series.py, which sees those of all posts."""
 
     def __init__(
         self,
@@ -42,31 +43,27 @@ class Devices:
         self._rejected: dict[str, int] = {}
         self._bitmap = bytearray(_BITS // 8)
         self._bits_set = 0
-        self.missed = False  # more series at once than could be noted
+        self.missed = False  # there were more series at once than SERIES keeps
         self.rejected_sampled = False
-        self._looked_us = unix_us()
-        self._started_us = self._looked_us
+        self._looked_us = self._started_us = unix_us()
 
-    # Taking in
+    # Collecting
 
     def is_due(self) -> bool:
-        """Whether to `look` now: at once while few devices post, less often the more there are."""
+        """Whether to `look` now. The more devices post, the longer is the pause."""
         age_s = (unix_us() - self._looked_us) / 1e6
         return age_s >= min(self._met() / LOOK_SERIES_PER_S, LOOK_S_MAX)
 
     async def look(self) -> None:
-        """Note all devices met since the last look. Yields to the loop now and then."""
+        """Note all devices of posts since the last call, in several rounds of the event loop."""
         now_us = self._looked_us = unix_us()
         caches, complete = self._take()
         self.missed = self.missed or not complete
-        turn = 0
-        for cache in caches:
-            for by_device in cache.values():
-                for device_id in by_device:
-                    self.seen(device_id, now_us)
-                    turn += 1
-                    if turn % ROUND_DEVICES == 0:
-                        await asyncio.sleep(0)
+        names = (device_id for cache in caches for each in cache.values() for device_id in each)
+        for number, device_id in enumerate(names, 1):
+            self.seen(device_id, now_us)
+            if number % ROUND_DEVICES == 0:
+                await asyncio.sleep(0)
 
     def seen(self, device_id: str, now_us: int) -> None:
         """Note one device."""
@@ -85,14 +82,14 @@ class Devices:
             self._bits_set += 1
 
     def rejected(self, device_ids: Iterable[str]) -> None:
-        """Count one rejected reading for each device named; what names none is left out."""
+        """Count a rejected reading for each of these devices."""
         for device_id in device_ids:
             if device_id in self._rejected or len(self._rejected) < DEVICES_MAX // 10:
                 self._rejected[device_id] = self._rejected.get(device_id, 0) + 1
             else:
                 self.rejected_sampled = True
 
-    # Telling
+    # Reporting
 
     @property
     def exact(self) -> bool:
@@ -108,9 +105,9 @@ class Devices:
         return max(DEVICES_MAX, round(-_BITS * log(empty / _BITS)))
 
     async def report(self, silent_s: float) -> dict[str, Any]:
-        """Return counts and lists, as JSON can say them. 10 ms at 100,000 devices, in turns.
+        """Return counts and lists for JSON. Takes 10 ms at 100,000 devices, in several rounds.
 
-        `silent_s`: a device that has not been seen for longer is silent.
+        A device is silent if it has not been seen for longer than `silent_s`.
         """
         now_us = unix_us()
         latest_us = now_us - int(silent_s * 1e6)
@@ -127,30 +124,26 @@ class Devices:
         newest = range(len(names) - 1, max(-1, len(names) - 1 - LISTED_MAX), -1)
         most = heapq.nlargest(LISTED_MAX, self._rejected.items(), key=lambda each: each[1])
         return {
-            "since": _when(self._started_us),
+            "since": rfc3339_s(self._started_us),
             "count": self.count,
             "exact": self.exact,
             "followed_max": DEVICES_MAX,
             "silent_s": silent_s,
             "silent_count": len(silent),
-            "silent": [self._told(names[place], place) for place in longest],
-            "newest": [self._told(names[place], place) for place in newest],
+            "silent": [self._described(names[place], place) for place in longest],
+            "newest": [self._described(names[place], place) for place in newest],
             "rejected": [{"device_id": name, "rejected": count} for name, count in most],
             "rejected_sampled": self.rejected_sampled,
         }
 
-    def told(self, device_id: str) -> dict[str, Any] | None:
-        """Return what is known of one device, or None if it has not been seen."""
+    def described(self, device_id: str) -> dict[str, Any] | None:
+        """Return when one device was first and last seen, or None if it was not seen."""
         place = self._place.get(device_id)
-        return None if place is None else self._told(device_id, place)
+        return None if place is None else self._described(device_id, place)
 
-    def _told(self, device_id: str, place: int) -> dict[str, Any]:
+    def _described(self, device_id: str, place: int) -> dict[str, Any]:
         return {
             "device_id": device_id,
-            "first_seen": _when(self._first_us[place]),
-            "last_seen": _when(self._last_us[place]),
+            "first_seen": rfc3339_s(self._first_us[place]),
+            "last_seen": rfc3339_s(self._last_us[place]),
         }
-
-
-def _when(us: int) -> str:
-    return rfc3339(us - us % 1_000_000)

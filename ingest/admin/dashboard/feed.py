@@ -1,7 +1,8 @@
 """The feed: one event a second to every open page, as server-sent events.
 
-Each event is rendered once, however many pages are open. A page that does not read gets nothing
-more until it does, and is let go after SLOW_S_MAX: it comes back and asks for what it missed.
+Each event is rendered once for all pages. A page that does not read gets no more events until it
+reads again. After SLOW_S_MAX its connection is closed. The page then connects again and asks for
+the data that it missed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ingest.http.response import Answer
 from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
 
-CLIENTS_MAX = 64  # a quarter of the port's connections: probes and scrapes must get in
+CLIENTS_MAX = 64  # a quarter of the port's connections, so that probes and scrapes have enough
 UNREAD_BYTES_MAX = 64 * 1024
 SLOW_S_MAX = 20.0
 RETRY_MS = 1_000
@@ -26,7 +27,7 @@ _HEAD = (
 
 
 class AlreadySent(Answer):
-    """What stands for an answer that has been written already."""
+    """An answer for aiohttp when everything has been written already."""
 
     def __init__(self, began_s: float) -> None:
         super().__init__(200, b"", close=True)
@@ -48,25 +49,26 @@ class Feed:
         self._closed = False
 
     def send(self, event: bytes) -> None:
-        """Send an event (its data, one line) to every page that is open."""
-        waiting, self._next = self._next, None
-        if waiting is not None and not waiting.done():
-            waiting.set_result(_data(event))
+        """Send an event (its data, one line) to every open page."""
+        self._wake(_data(event))
 
     def close(self) -> None:
         """End all streams."""
         self._closed = True
+        self._wake(b"")
+
+    def _wake(self, event: bytes) -> None:
         waiting, self._next = self._next, None
         if waiting is not None and not waiting.done():
-            waiting.set_result(b"")
+            waiting.set_result(event)
 
     async def stream(
         self, request: UnreadRequest, first: bytes, own: Callable[[], bytes]
     ) -> Answer:
-        """Keep a page informed until it is gone or the feed is closed.
+        """Send events to a page until it is gone or the feed is closed. Raises Refused.
 
-        `first` is the event that it gets at once (if any), not to wait for the next second; `own`
-        returns events of this page alone, whole or none, after each of everybody's. Raises Refused.
+        `first` is an event that the page gets at once, if it is not empty. `own` returns whole
+        events for this page alone, or nothing; they are sent after each common event.
         """
         if self.clients >= CLIENTS_MAX:
             raise Refused("busy", f"{CLIENTS_MAX} pages are open already", retry_after_s=10)

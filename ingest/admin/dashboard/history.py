@@ -1,7 +1,7 @@
-"""The last half hour of the service, second by second: what the page's curves are drawn from.
+"""The history: figures of the last half hour, second by second, for the curves of the page.
 
-Reads the counters that `metrics` keeps for all: page and /metrics cannot disagree. Bounded:
-one number per column and second, 350 kB in all. A second that nobody measured is a gap, not a 0.
+It reads the same ledger as /metrics, so both agree. It keeps one number per column and second,
+350 kB in all. A second without a measurement is a gap, not a 0.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s, unix_us
 
 SECONDS_KEPT = 1_800
-# Each is a curve or a part of one. Rates are per second, over the second before.
+# The columns are the curves, or parts of them. A rate is the mean over the last second.
 COLUMNS = (
-    "posts",  # requests to the data port answered, 1/s
-    "received",  # readings/s, as the four that follow
+    "posts",  # answers to requests to the data port, 1/s
+    "received",  # readings/s, as in the columns up to `dead_..`
     "committed",
     "duplicate",
     "rejected",
@@ -30,9 +30,9 @@ COLUMNS = (
     "flush_rows",  # mean of the batches of this second
     "flush_ms",
     "flushes",  # 1/s
-    "buffer_used_pct",  # of the room that decides who waits: the journal's, else memory's
+    "buffer_used_pct",  # of the space that decides whether posts wait: the journal's, else memory's
     "buffer_rows",
-    "disk_rows",  # of them only in the journal; all gaps if the buffer keeps none
+    "disk_rows",  # those of them that are only in the journal; gaps if there is no journal
     "oldest_s",  # age of the oldest post in the buffer
     "retries",  # failed writes/s
     "held",
@@ -56,14 +56,14 @@ class _Counts(NamedTuple):
 
 
 class History:
-    """The ring. `state` returns a state of STATES; all the rest is asked of `metrics`."""
+    """The rows of the last half hour. `state` returns one of STATES."""
 
     def __init__(self, ledger: Ledger, *, state: Callable[[], str]) -> None:
         self._ledger = ledger
         self._state = state
         self._ring = {name: array("d", [math.nan]) * SECONDS_KEPT for name in COLUMNS}
         self._second = 0  # Unix time of the newest row
-        self._begun = 0  # and of the first
+        self._begun = 0  # Unix time of the oldest row
         self._before: _Counts | None = None
 
     @property
@@ -72,12 +72,12 @@ class History:
         return self._second
 
     def sample(self, second: int | None = None) -> bool:
-        """Add the row of `second` (now); False if it is there already. Takes some 50 us."""
+        """Add the row of `second` (default: now); False if it exists already. Takes some 50 us."""
         second = unix_us() // 1_000_000 if second is None else second
         if second <= self._second:
             if second > self._second - 5:
                 return False
-            self._second = 0  # the wall clock was put back: begin anew
+            self._second = 0  # the wall clock was set back: begin anew
         if not self._second:
             self._begun = second
         since = second - self._second if self._second else SECONDS_KEPT
@@ -146,9 +146,9 @@ class History:
         return [_short(column[place]) for column in self._ring.values()]
 
     def since(self, second: int) -> tuple[int, dict[str, list[float | int | None]]]:
-        """Return the Unix second of the first row later than `second`, and the columns from it on.
+        """Return the Unix second of the first row after `second`, and the columns from it on.
 
-        Never before the first row, and empty columns if there is nothing later.
+        The columns are empty if there is no later row.
         """
         first = max(second + 1, self._second - SECONDS_KEPT + 1, self._begun)
         places = [each % SECONDS_KEPT for each in range(first, self._second + 1)]
@@ -164,7 +164,7 @@ def _place_of(state: str) -> float:
 def quantile_s(histogram: Histogram, counts: Sequence[int], share: float) -> float:
     """Return a quantile of some counts of a histogram, linear within a bucket; NaN if none.
 
-    Beyond the last bound it is that bound, as Prometheus' histogram_quantile has it.
+    Beyond the last bound it is that bound, as in histogram_quantile of Prometheus.
     """
     total = sum(counts)
     if not total:
@@ -184,7 +184,7 @@ def _difference(before: tuple[int, float], now: tuple[int, float]) -> tuple[int,
 
 
 def _short(value: float) -> float | int | None:
-    """Return a number in few digits, as a feed that goes out every second should have it."""
+    """Return a number with few digits, to keep the feed short."""
     if math.isnan(value):
         return None
     if value.is_integer() or abs(value) >= 1000:

@@ -1,24 +1,22 @@
-"""Dead letters as the page sees them: the newest ones, one in full, replay and discard.
+"""Dead letters for the page: lists the newest ones, shows one in full, replays and discards.
 
-Looks from the end of the files, LOOK_BYTES_MAX of them at most, in one thread for all who ask: the
-newest letters are what somebody who opens the page asks about; `ingest dlq` sees all of them. What
-changes something holds the folder's replay lock, and marks lines through the service's own
-dead-letter thread.
+The list is read from the end of the files, at most LOOK_BYTES_MAX, in one thread for all requests.
+The newest letters are what a user of the page needs first; `ingest dlq` shows all of them. Replay
+and discard take the replay lock, and mark lines in the dead-letter thread of the service.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ingest.dead_letters.files import segments
-from ingest.dead_letters.format import ID_AT, ID_CHARACTERS, BadLine, decode_line, reading_object
+from ingest.dead_letters.format import reading_object
 from ingest.dead_letters.manual_replay import (
     Item,
     ManualReplay,
@@ -27,30 +25,29 @@ from ingest.dead_letters.manual_replay import (
 )
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.dead_letters.reader import (
-    EVERYTHING,
     LiveLetter,
     Selection,
     device_of,
+    live_letters,
     segment_letters,
-    undone_lines,
 )
 from ingest.formats.post import Rules
 from ingest.model.errors import DeadLettersBroken, IngestError, Refused, ReplayStopped
 from ingest.model.ports import Sink
-from ingest.system.clock import rfc3339
+from ingest.system.clock import rfc3339_or_us
 from ingest.system.files import open_regular
 
 LISTED_MAX = 200
 LOOK_BYTES_MAX = 4 * 1024**2  # some 10,000 letters, 0.1 s in a thread
 ACT_LETTERS_MAX = 5_000
 ACT_BYTES_MAX = 16 * 1024**2
-ROUND_LETTERS = 100  # decoded and written between two turns of the loop, about a millisecond
+ROUND_LETTERS = 100  # decoded in one round of the event loop: about a millisecond
 TEXT_CHARACTERS_MAX = 300  # of an original in the list
 LOCK_WAIT_S_MAX = 5.0
 
 
 class Letters:
-    """The dead letters of one service. `make_sink` gives a sink, or None: there is no database."""
+    """The dead letters of one service. `make_sink` returns None while there is no database."""
 
     def __init__(
         self,
@@ -61,32 +58,32 @@ class Letters:
         self._folder = folder
         self._rules = rules
         self._make_sink = make_sink
-        self._looking = asyncio.Lock()  # many threads at once would keep the loop from the GIL
+        self._reading = asyncio.Lock()  # one thread: many would take the GIL from the event loop
 
     async def listed(self, where: Selection, count: int) -> dict[str, Any]:
-        """Return the newest live letters that are wanted, short. Raises Refused."""
+        """Return the newest live letters that are wanted, with shortened texts. Raises Refused."""
         count = max(1, min(count, LISTED_MAX))
-        async with self._looking:
+        async with self._reading:
             found, whole = await self._in_thread(lambda: newest(self._folder.folder, where, count))
-        return {"letters": [_told(each) for each in found], "looked_at_all": whole}
+        return {"letters": [_described(each) for each in found], "looked_at_all": whole}
 
     async def in_full(self, id_: str) -> dict[str, Any]:
-        """Return one live letter with all that is kept of it. Raises Refused `not_found`."""
-        async with self._looking:
-            found = await self._find(EVERYTHING, (id_,))
+        """Return one live letter in full. Raises Refused `not_found`."""
+        async with self._reading:
+            found = await self._find(Selection(ids=frozenset([id_.encode()])))
         if not found:
             raise Refused("not_found", "there is no such live dead letter (any more)")
-        return _told(found[0], characters_max=1_000_000)
+        return _described(found[0], characters_max=1_000_000)
 
-    async def discard(self, where: Selection, ids: Sequence[str] | None) -> dict[str, Any]:
-        """Mark letters as done without sending them anywhere. Raises Refused."""
-        letters = await self._locked(where, ids, lambda found: self._mark(found, "discarded"))
+    async def discard(self, where: Selection) -> dict[str, Any]:
+        """Mark letters as done without writing them to the table. Raises Refused."""
+        letters = await self._locked(where, lambda found: self._mark(found, "discarded"))
         return {"discarded": len(letters)}
 
-    async def replay(self, where: Selection, ids: Sequence[str] | None) -> dict[str, Any]:
+    async def replay(self, where: Selection) -> dict[str, Any]:
         """Validate letters again and write them to the table. Raises Refused.
 
-        At most ACT_LETTERS_MAX at once; what is refused again is told, and stays.
+        At most ACT_LETTERS_MAX at once. Letters that are refused again are reported and kept.
         """
         sink = self._make_sink()
         if sink is None:
@@ -107,7 +104,7 @@ class Letters:
                 await self._mark([each.source for each in done if each.source], "replayed")
 
         try:
-            letters = await self._locked(where, ids, send)
+            letters = await self._locked(where, send)
         finally:
             await sink.close()
         summary = hand.summary
@@ -125,23 +122,20 @@ class Letters:
         }
 
     async def _locked(
-        self, where: Selection, ids: Sequence[str] | None, act: Callable[[list[LiveLetter]], Any]
+        self, where: Selection, act: Callable[[list[LiveLetter]], Any]
     ) -> list[LiveLetter]:
-        """Find letters and do something with them while nobody else may mark lines."""
+        """Find letters and call `act` with them while nobody else may mark lines."""
         try:
             lock = await hold_replay_lock(self._folder.folder, LOCK_WAIT_S_MAX)
         except IngestError as error:
             raise Refused("busy", str(error), retry_after_s=5) from error
         with lock:
-            letters = await self._find(where, ids)
+            letters = await self._find(where)
             await act(letters)
         return letters
 
-    async def _find(self, where: Selection, ids: Sequence[str] | None) -> list[LiveLetter]:
-        named = frozenset(map(str.encode, ids)) if ids is not None else None
-        found: list[LiveLetter] = await self._in_thread(
-            lambda: _wanted(self._folder.folder, where, named)
-        )
+    async def _find(self, where: Selection) -> list[LiveLetter]:
+        found: list[LiveLetter] = await self._in_thread(lambda: _wanted(self._folder.folder, where))
         return found
 
     async def _mark(self, letters: Sequence[LiveLetter], how: str) -> None:
@@ -162,9 +156,9 @@ class Letters:
 
 
 def newest(folder: Path, where: Selection, count: int) -> tuple[list[LiveLetter], bool]:
-    """Return the newest `count` live letters, newest first; whether all files were looked at.
+    """Return the newest `count` live letters, newest first, and whether all files were read.
 
-    An id that stands in two files is told once.
+    An id that is in two files is returned once.
     """
     found: dict[tuple[str, str], LiveLetter] = {}
     left = LOOK_BYTES_MAX
@@ -196,33 +190,22 @@ def _line_start(segment: Path, bytes_max: int) -> tuple[int, int]:
             file.readline(bytes_max)
             return file.tell(), bytes_max
     except FileNotFoundError:
-        return 0, 0  # finished, and removed since it was listed
+        return 0, 0  # another process removed it after it was listed
 
 
-def _wanted(folder: Path, where: Selection, ids: frozenset[bytes] | None) -> list[LiveLetter]:
-    """Return live letters to act on, oldest first, every line of an id."""
+def _wanted(folder: Path, where: Selection) -> list[LiveLetter]:
+    """Return the live letters for an action, oldest first, with every line of an id."""
     found: list[LiveLetter] = []
     size = 0
-    for segment in segments(folder):
-        named = segment_letters(segment, where=where) if ids is None else _named(segment, ids)
-        for live in named:
-            found.append(live)
-            size += len(live.line)
-            if len(found) >= ACT_LETTERS_MAX or size >= ACT_BYTES_MAX:
-                return found
+    for live in live_letters(folder, where=where):
+        found.append(live)
+        size += len(live.line)
+        if len(found) >= ACT_LETTERS_MAX or size >= ACT_BYTES_MAX:
+            break
     return found
 
 
-def _named(segment: Path, ids: frozenset[bytes]) -> Iterator[LiveLetter]:
-    """Yield the live letters with these ids; the others are not parsed: 1 us a line."""
-    for offset, line in undone_lines(segment):
-        if line[ID_AT : ID_AT + ID_CHARACTERS] in ids:
-            with contextlib.suppress(BadLine):
-                id_, failed_us, letter = decode_line(line)
-                yield LiveLetter(segment, offset, offset + len(line), id_, failed_us, letter, line)
-
-
-def _told(live: LiveLetter, characters_max: int = TEXT_CHARACTERS_MAX) -> dict[str, Any]:
+def _described(live: LiveLetter, characters_max: int = TEXT_CHARACTERS_MAX) -> dict[str, Any]:
     letter = live.letter
     original = _text(letter.original)
     return {
@@ -232,8 +215,8 @@ def _told(live: LiveLetter, characters_max: int = TEXT_CHARACTERS_MAX) -> dict[s
         "message": letter.message[:characters_max],
         "field": letter.field,
         "attempts": letter.attempts,
-        "received_at": _when(letter.received_us),
-        "failed_at": _when(live.failed_us),
+        "received_at": rfc3339_or_us(letter.received_us),
+        "failed_at": rfc3339_or_us(live.failed_us),
         "device": device_of(letter),
         "reading": reading_object(letter.reading) if letter.reading is not None else None,
         "original": original[:characters_max] if original is not None else None,
@@ -248,10 +231,3 @@ def _text(original: bytes | None) -> str | None:
         return original.decode()
     except UnicodeDecodeError:
         return "base64:" + base64.b64encode(original).decode()
-
-
-def _when(us: int) -> str | int:
-    try:
-        return rfc3339(us)
-    except OverflowError:
-        return us

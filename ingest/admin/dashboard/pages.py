@@ -1,10 +1,10 @@
-"""The dashboard: its addresses on the admin port, and the tick that feeds it.
+"""The dashboard: its routes on the admin port, and the tick that updates it every second.
 
-    /                       the page (or the log-in)      /history, /feed    the curves, their news
+    /                       the page (or the log-in)      /history, /feed    data of the curves
     /devices[/readings]     devices seen, last readings   /dead-letters[/..] list, replay, discard
 
-A reader: it asks metrics, buffer and files, and looks later at what the door has shown it. Nothing
-of the path waits for it. Who may see and act is the guard's business.
+It reads the ledger, the dead-letter files, and samples that the tail has kept. The path never waits
+for it. The guard decides who may see and act.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,7 +20,6 @@ import orjson
 from ingest.admin.dashboard.assets import (
     CSRF_PLACE,
     NO_STORE,
-    Asset,
     assets,
     compressed,
     html,
@@ -32,6 +32,7 @@ from ingest.admin.dashboard.letters import LISTED_MAX, Letters
 from ingest.admin.dashboard.query import device, number, parameters, wanted, where
 from ingest.admin.dashboard.tail import Tail, TailSample
 from ingest.admin.guard import Guard
+from ingest.dead_letters.reader import Selection
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request, WholeRequest
 from ingest.http.response import JSON, Answer
@@ -39,24 +40,24 @@ from ingest.http.routes import POST, READ, Route
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import STATES
-from ingest.model.reading import Reading
 from ingest.sinks.postgres.lookup import READINGS_MAX, Lookup
-from ingest.system.clock import rfc3339, sleep_unless, unix_us
+from ingest.system.clock import rfc3339_s, sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
 
-LATE_S = 0.05  # a tick is so long after the full second, so that it is not before it
-FOLLOWED_TOLD_MAX = 20
+LATE_S = 0.05  # a tick comes this long after the full second, so that it is never before it
+FOLLOWED_SENT_MAX = 20
 SILENT_S = 60.0
-WRONG_TOKEN_S = 0.3  # who guesses shall not guess fast
+WRONG_TOKEN_S = 0.3  # makes guessing slow
 GET = ("GET",)
 
 Look = Callable[[Request, str], Awaitable[Answer]]
+Action = Callable[[Selection], Awaitable[dict[str, Any]]]
 
 
 class Sources(NamedTuple):
-    """What the dashboard reads of the running service, all of it cheap and never waiting.
+    """What the dashboard reads of the running service. All calls are cheap and never wait.
 
-    `hold_message` is what the database said; `lookup` is None until there is a database.
+    `hold_message` is the message of the database. `lookup` is None until there is a database.
     """
 
     version: str
@@ -67,7 +68,7 @@ class Sources(NamedTuple):
 
 
 class Dashboard:
-    """The dashboard of one service. `run` ticks; `close` ends all streams, before the port.
+    """The dashboard of one service. `close` ends all streams; it comes before the port's close.
 
     `settings` are those that the page shows, by name.
     """
@@ -86,12 +87,12 @@ class Dashboard:
         self._guard = guard
         self._bodies = bodies
         self._started_us = unix_us()
-        self.listen = ""  # of the data port, once it is known
+        self.listen = ""  # the address of the data port, when it is known
         self.tail = Tail()
         self.devices = Devices()
         self.history = History(sources.ledger, state=self._state)
         self.feed = Feed()
-        self._told = TailSample([], [], 0, [], False)
+        self._sample = TailSample([], [], 0, [], False)
         self._log = get_logger("dashboard")
         self._occasionally = Occasionally(60.0)
         self._page, self._log_in = page("index"), page("login")
@@ -102,7 +103,7 @@ class Dashboard:
 
     @property
     def pages(self) -> dict[str, Route]:
-        """The addresses, for a Site."""
+        """The routes, by path."""
         looks: dict[str, Look] = {
             "/history": self._history,
             "/feed": self._feed,
@@ -113,35 +114,34 @@ class Dashboard:
         return {
             "/": Route(READ, self._front),
             "/login": Route(POST, self._logged_in),
-            **{path: Route(READ, _asset(asset)) for path, asset in assets().items()},
-            **{path: Route(GET, self._guarded(look)) for path, look in looks.items()},
-            "/dead-letters/replay": Route(POST, self._replay),
-            "/dead-letters/discard": Route(POST, self._discard),
+            **{path: Route(READ, asset.handle) for path, asset in assets().items()},
+            **{path: Route(GET, partial(self._look, look)) for path, look in looks.items()},
+            "/dead-letters/replay": Route(POST, partial(self._act, self._letters.replay)),
+            "/dead-letters/discard": Route(POST, partial(self._act, self._letters.discard)),
         }
 
     # The tick
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Tick at every full second until `stop` is set. A tick that fails is only a gap."""
+        """Tick at every full second until `stop` is set. A tick that fails leaves a gap."""
         while True:
             now_s = unix_us() / 1e6
             if await sleep_unless(stop, 1.0 - now_s % 1.0 + LATE_S):
                 return
             try:
                 await self.tick()
-            except Exception:  # a fault of the page must not stop the service
-                kept_back = self._occasionally.due("tick")
-                if kept_back is not None:
-                    self._log.error("tick_failed", exc_info=True, similar_suppressed=kept_back)
+            except Exception:  # an error of the page must not stop the service
+                left_out = self._occasionally.due("tick")
+                if left_out is not None:
+                    self._log.error("tick_failed", exc_info=True, similar_suppressed=left_out)
 
     async def tick(self) -> None:
-        """Measure, take in what the door has shown, tell the pages."""
+        """Add a row to the history, take the sample of the tail, and send an event to the pages."""
         if not self.history.sample():
             return
-        self._told = self.tail.take()
-        self.devices.rejected(self._told.rejected)
-        if self._told.rejected_sampled:
-            self.devices.rejected_sampled = True
+        self._sample = self.tail.take()
+        self.devices.rejected(self._sample.rejected)
+        self.devices.rejected_sampled |= self._sample.rejected_sampled
         if self.devices.is_due():
             await self.devices.look()
         if self.feed.clients:
@@ -177,12 +177,9 @@ class Dashboard:
 
     # Looking
 
-    def _guarded(self, look: Look) -> Callable[[Request, str, float], Awaitable[Answer]]:
-        async def answer(request: Request, query: str, _received_s: float) -> Answer:
-            self._guard.check_look(request.headers)
-            return await look(request, query)
-
-        return answer
+    async def _look(self, look: Look, request: Request, query: str, _received_s: float) -> Answer:
+        self._guard.check_look(request.headers)
+        return await look(request, query)
 
     async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
         if not self._guard.may_look(request.headers):
@@ -195,7 +192,7 @@ class Dashboard:
         first, columns = self.history.since(int(number(given, "since", 0, 0, 1e12)))
         document = {
             "version": self._sources.version,
-            "started": rfc3339(self._started_us - self._started_us % 1_000_000),
+            "started": rfc3339_s(self._started_us),
             "listen": self.listen,
             "seconds_kept": SECONDS_KEPT,
             "states": STATES,
@@ -229,12 +226,12 @@ class Dashboard:
     def _tail_event(self, given: dict[str, str], followed: str | None) -> bytes:
         if given.get("tail") != "true":
             return b""
-        told = self._told
-        readings = told.sampled
+        readings = self._sample.sampled
         if followed is not None:
-            readings = [each for each in told.followed if each.device_id == followed]
-            readings = readings[-FOLLOWED_TOLD_MAX:]
-        document = {"posts": told.posts, "readings": [_line(each) for each in readings]}
+            readings = [each for each in self._sample.followed if each.device_id == followed]
+            readings = readings[-FOLLOWED_SENT_MAX:]
+        lines = [[each.ts_us, each.device_id, each.metric, each.value] for each in readings]
+        document = {"posts": self._sample.posts, "readings": lines}
         return b"event: tail\ndata: " + orjson.dumps(document) + b"\n\n"
 
     async def _devices(self, request: Request, query: str) -> Answer:
@@ -252,7 +249,7 @@ class Dashboard:
             raise Refused("starting", "the service has not seen its database yet")
         document = {
             "device_id": device_id,
-            "seen": self.devices.told(device_id),
+            "seen": self.devices.described(device_id),
             "readings": await lookup.last_readings(device_id, count),
         }
         return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
@@ -268,17 +265,11 @@ class Dashboard:
 
     # Acting
 
-    async def _replay(self, request: Request, _query: str, _received_s: float) -> Answer:
-        asked = wanted(await self._body_of_action(request))
-        return Answer(200, orjson.dumps(await self._letters.replay(asked.where, asked.ids)))
-
-    async def _discard(self, request: Request, _query: str, _received_s: float) -> Answer:
-        asked = wanted(await self._body_of_action(request))
-        return Answer(200, orjson.dumps(await self._letters.discard(asked.where, asked.ids)))
-
-    async def _body_of_action(self, request: Request) -> bytes:
+    async def _act(
+        self, action: Action, request: Request, _query: str, _received_s: float
+    ) -> Answer:
         self._guard.check_act(request.headers)
-        return await self._body(request)
+        return Answer(200, orjson.dumps(await action(wanted(await self._body(request)))))
 
     async def _body(self, request: Request) -> bytes:
         async with self._bodies.received(request) as body:
@@ -298,14 +289,3 @@ class Dashboard:
     def close(self) -> None:
         """End all streams."""
         self.feed.close()
-
-
-def _asset(asset: Asset) -> Callable[[Request, str, float], Awaitable[Answer]]:
-    async def answer(request: Request, _query: str, _received_s: float) -> Answer:
-        return asset.answer(request.headers)
-
-    return answer
-
-
-def _line(reading: Reading) -> list[Any]:
-    return [reading.ts_us, reading.device_id, reading.metric, reading.value]

@@ -1,8 +1,8 @@
-"""What a request to the page's addresses asks for: query parameters and bodies, checked."""
+"""The requests to the dashboard: reads and checks query parameters and bodies."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
@@ -17,19 +17,12 @@ from ingest.system.words import quoted
 IDS_MAX = 500
 
 
-class LetterFilter(NamedTuple):
-    """Which dead letters an action is about: those of `ids`, or (None) all that `where` wants."""
-
-    where: Selection
-    ids: tuple[str, ...] | None
-
-
 def parameters(text: str, *known: str) -> dict[str, str]:
-    """Parse a query string. Raises Refused for names that are not known or stand twice."""
+    """Parse a query string. Raises Refused for a name that is unknown or given twice."""
     given: dict[str, str] = {}
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
-    except UnicodeDecodeError as error:  # replaced, it would be the name of another device
+    except UnicodeDecodeError as error:  # with replaced bytes it could be another device's name
         raise Refused("bad_parameter", "the query string is not UTF-8") from error
     for name, value in pairs:
         if name not in known:
@@ -44,7 +37,7 @@ def parameters(text: str, *known: str) -> dict[str, str]:
 
 
 def number(given: dict[str, str], name: str, default: float, least: float, most: float) -> float:
-    """Return a number out of parameters. Raises Refused `bad_parameter`."""
+    """Return a parameter that is a number. Raises Refused `bad_parameter`."""
     text = given.get(name, "")
     try:
         value = float(text) if text else default
@@ -56,7 +49,7 @@ def number(given: dict[str, str], name: str, default: float, least: float, most:
 
 
 def device(given: dict[str, str], name: str = "device_id") -> str:
-    """Return the device that is named. Raises Refused `bad_parameter`."""
+    """Return a parameter that is the name of a device. Raises Refused `bad_parameter`."""
     device_id = given.get(name, "")
     if fault := name_fault(device_id):
         raise Refused("bad_parameter", f"{name} {fault[1]}")
@@ -64,11 +57,11 @@ def device(given: dict[str, str], name: str = "device_id") -> str:
 
 
 def where(given: dict[str, Any]) -> Selection:
-    """Return which dead letters are wanted. Raises Refused `bad_parameter`."""
+    """Return the wanted dead letters by reason, code and device. Raises Refused `bad_parameter`."""
     texts: dict[str, str | None] = {}
     for name in ("reason", "code", "device"):
         value = given.get(name)
-        # Not even false or [] may stand for "any": a discard would take everything.
+        # A wrong type such as false or [] must not mean "any": a discard would take everything.
         if value is not None and not isinstance(value, str):
             raise Refused("bad_parameter", f"{name} is a text")
         texts[name] = value or None
@@ -78,8 +71,8 @@ def where(given: dict[str, Any]) -> Selection:
     return Selection((reason,) if reason else None, texts["code"], texts["device"])
 
 
-def wanted(body: bytes) -> LetterFilter:
-    """Read `{"ids": [..]}` or `{"where": {..}}`, one of them. Raises Refused."""
+def wanted(body: bytes) -> Selection:
+    """Return the dead letters of `{"ids": [..]}` or `{"where": {..}}`. Raises Refused."""
     try:
         asked: Any = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -89,11 +82,11 @@ def wanted(body: bytes) -> LetterFilter:
     if isinstance(conditions := asked.get("where"), dict):
         if not conditions.keys() <= {"reason", "code", "device"}:
             raise Refused("bad_request", "where takes reason, code and device")
-        return LetterFilter(where(conditions), None)
+        return where(conditions)
     ids = asked.get("ids")
     if not isinstance(ids, list) or not 0 < len(ids) <= IDS_MAX or not all(map(_is_id, ids)):
         raise Refused("bad_request", f"ids is a list of 1 to {IDS_MAX} ids, in full")
-    return LetterFilter(Selection(), tuple(ids))
+    return Selection(ids=frozenset(map(str.encode, ids)))
 
 
 def _is_id(value: Any) -> bool:

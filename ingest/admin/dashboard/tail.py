@@ -1,15 +1,16 @@
-"""A live tail: some readings as they come in, and what the door found wrong with others.
+"""The live tail: a sample of the readings as they come in, and of the rejected items.
 
-The door shows every decoded post to `Tail.witness`, which keeps a few of them a second (or, while
-somebody follows a device, looks for its name in the post's bytes) and returns: 0.1 us a post when
-nobody looks. Decoding happens later, once a second, and only for what was kept. Bounded everywhere;
-what does not fit is left out, never waited for.
+The receiver calls `Tail.observe` for every decoded post. It keeps the first bytes of a few posts a
+second. While a page follows a device, it also searches the bytes of each post for its name. It
+takes 0.1 us a post if no page watches. Once a second what was kept is decoded. All of it is
+bounded; what is too much is left out, and nothing waits.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ingest.dead_letters.reader import device_in
@@ -19,68 +20,75 @@ from ingest.model.ports import DeadLetters
 from ingest.model.reading import Reading
 from ingest.model.rows import DEVICE_COLUMN, device_needle, first_readings
 
-POSTS_PER_PERIOD = 3  # sampled; the periods are those between two calls of `take`
-HEAD_BYTES = 1_200  # of a post: two rows at least, whatever their names
+POSTS_PER_PERIOD = 3  # sampled; a period is the time between two calls of `take`
+HEAD_BYTES = 1_200  # of a post: at least two rows, even with the longest names
 ROWS_PER_POST = 3
-FOLLOWED_MAX = 8  # devices at once, over all pages
+FOLLOWED_MAX = 8  # devices at once, for all pages together
 FOUND_MAX = 25  # readings of followed devices per period
 ERRORS_MAX, ERROR_BYTES_MAX = 500, 4_096  # per period, and of each
 
 
 class TailSample(NamedTuple):
-    """What one period brought. `followed` holds the readings of devices that are followed."""
+    """The sample of one period. `followed` has the readings of devices that a page follows."""
 
     sampled: list[Reading]
     followed: list[Reading]
-    posts: int  # all posts with a valid reading, sampled or not
-    rejected: list[str]  # device of each rejected item, as far as it names one
-    rejected_sampled: bool  # there were more
+    posts: int  # all decoded posts, sampled or not
+    rejected: list[str]  # device of each rejected item that names one
+    rejected_sampled: bool  # there were more than were kept
+
+
+@dataclass
+class _Kept:
+    """What was kept in the running period."""
+
+    heads: list[bytes] = field(default_factory=list)
+    found: deque[bytes] = field(default_factory=lambda: deque(maxlen=FOUND_MAX))
+    errors: list[ItemError] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # devices
+    left_out: bool = False
 
 
 class Tail:
-    """The tail of one door. `watched` is how many pages look at it."""
+    """The tail of one service. `watched` is the number of pages that show it."""
 
     def __init__(self) -> None:
         self.watched = 0
-        self._followed: dict[str, int] = {}  # device -> pages that follow it
+        self._followed: dict[str, int] = {}  # device -> number of pages that follow it
         self._needles: list[bytes] = []
         self._posts = 0
-        self._left = 0
-        self._heads: list[bytes] = []
-        self._found: deque[bytes] = deque(maxlen=FOUND_MAX)
-        self._errors: list[ItemError] = []
-        self._errors_left_out = False
-        self._refused: list[str] = []
+        self._left = 0  # posts that are still to be sampled in this period
+        self._kept = _Kept()
 
     def observe(self, decoded: Decoded) -> None:
-        """Look at a decoded post, quickly. Cannot fail."""
+        """Keep a sample of a decoded post, quickly. Never fails."""
         block, errors = decoded
         self._posts += 1
         if errors:
-            room = max(0, ERRORS_MAX - len(self._errors))
-            kept = [each for each in errors[:room] if len(each.original) <= ERROR_BYTES_MAX]
-            self._errors += kept
-            self._errors_left_out = self._errors_left_out or len(errors) > len(kept)
+            most = max(0, ERRORS_MAX - len(self._kept.errors))
+            small = [each for each in errors[:most] if len(each.original) <= ERROR_BYTES_MAX]
+            self._kept.errors += small
+            self._kept.left_out |= len(errors) > len(small)
         if block is None:
             return
         if self._left:
             self._left -= 1
-            self._heads.append(block.tuples[:HEAD_BYTES])
+            self._kept.heads.append(block.tuples[:HEAD_BYTES])
         for needle in self._needles:
             at = block.tuples.find(needle)
             if at >= DEVICE_COLUMN:
                 start = at - DEVICE_COLUMN
-                self._found.append(block.tuples[start : start + HEAD_BYTES])
+                self._kept.found.append(block.tuples[start : start + HEAD_BYTES])
 
     def refused(self, letters: Sequence[Letter]) -> None:
-        """Note whose readings the database refused."""
-        room = max(0, ERRORS_MAX - len(self._refused))
+        """Keep the devices whose readings the database refused."""
+        most = max(0, ERRORS_MAX - len(self._kept.refused))
         refused = [each.reading for each in letters if each.reason == REFUSED and each.reading]
-        self._refused += [each.device_id for each in refused[:room]]
-        self._errors_left_out = self._errors_left_out or len(refused) > room
+        self._kept.refused += [each.device_id for each in refused[:most]]
+        self._kept.left_out |= len(refused) > most
 
     def follow(self, device_id: str) -> bool:
-        """Look for a device in every post from now on; False if too many are followed already."""
+        """Search every post for a device from now on; False if too many are followed already."""
         if device_id not in self._followed and len(self._followed) >= FOLLOWED_MAX:
             return False
         self._followed[device_id] = self._followed.get(device_id, 0) + 1
@@ -88,39 +96,34 @@ class Tail:
         return True
 
     def unfollow(self, device_id: str) -> None:
-        """Take back one `follow`."""
+        """End one `follow`."""
         self._followed[device_id] -= 1
         if not self._followed[device_id]:
             del self._followed[device_id]
         self._needles = [device_needle(each) for each in self._followed]
 
     def take(self) -> TailSample:
-        """Return what was kept since the last call, decoded, and begin the next period."""
-        heads, self._heads = self._heads, []
-        found = list(self._found)
-        self._found.clear()
-        errors, self._errors = self._errors, []
-        more, self._errors_left_out = self._errors_left_out, False
+        """Decode and return what was kept since the last call, and begin the next period."""
+        kept, self._kept = self._kept, _Kept()
         posts, self._posts = self._posts, 0
         self._left = POSTS_PER_PERIOD if self.watched else 0
-        refused, self._refused = self._refused, []
-        devices = [device[:128] for error in errors if (device := device_in(error.original))]
+        devices = [device[:128] for each in kept.errors if (device := device_in(each.original))]
         return TailSample(
-            [reading for head in heads for reading in first_readings(head, ROWS_PER_POST)],
+            [reading for head in kept.heads for reading in first_readings(head, ROWS_PER_POST)],
             [
                 reading
-                for head in found
+                for head in kept.found
                 for reading in first_readings(head, ROWS_PER_POST)
                 if reading.device_id in self._followed
             ],
             posts,
-            devices + refused,
-            more,
+            devices + kept.refused,
+            kept.left_out,
         )
 
 
 class ObservedDeadLetters:
-    """A ports.DeadLetters that shows the tail what it has appended to another one."""
+    """A ports.DeadLetters that appends to another one, and then tells the tail."""
 
     def __init__(self, letters: DeadLetters, tail: Tail) -> None:
         self._letters = letters

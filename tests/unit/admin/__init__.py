@@ -1,1 +1,1 @@
-"""One part at a time, without a database."""
+"""Tests of ingest/admin, one part at a time, without a database."""

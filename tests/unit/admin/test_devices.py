@@ -1,4 +1,4 @@
-"""The registry of devices: exact where it says so, bounded, honest beyond."""
+"""The registry of devices: exact up to its bound, and it says when it is not exact."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def item(device: str, metric: str = "m") -> str:
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    """Forget what other tests have posted."""
+    """Empty the cache of series, which other tests fill."""
     SERIES.take()
 
 
 async def test_every_device_that_posts_is_seen_however_it_posts() -> None:
-    """Alone, in arrays, as `values`, beside a broken item; one that only errs is not."""
+    """A device with a valid item in any form is seen; a device with only invalid items is not."""
     devices = Devices()
     post(item("alone"))
     post(item("a"), item("b"), item("a", "n"))
@@ -45,7 +45,7 @@ async def test_every_device_that_posts_is_seen_however_it_posts() -> None:
 
 
 async def test_a_device_that_posts_again_is_seen_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name is in the cache only once per look: the look must not be the last to see it."""
+    """A device that posts after each look has a new last_seen each time."""
     devices = Devices()
     clock = [NOW_US]
     monkeypatch.setattr(dashboard_devices, "unix_us", lambda: clock[0])
@@ -59,16 +59,16 @@ async def test_a_device_that_posts_again_is_seen_again(monkeypatch: pytest.Monke
     report = await devices.report(60)
     assert [each["device_id"] for each in report["silent"]] == ["gone"]
     assert report["silent_count"] == 1
-    steady = devices.told("steady")
+    steady = devices.described("steady")
     assert steady is not None
     assert steady["first_seen"] < steady["last_seen"]
-    assert devices.told("never") is None
+    assert devices.described("never") is None
 
 
 async def test_silent_ones_are_listed_longest_first_and_newest_ones_last_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Lists are bounded; the count is not."""
+    """The lists are bounded; the count has no bound."""
     devices = Devices()
     for number in range(200):
         devices.seen(f"d{number}", NOW_US + number * 1_000_000)
@@ -83,7 +83,7 @@ async def test_silent_ones_are_listed_longest_first_and_newest_ones_last_first(
 async def test_beyond_the_bound_the_count_is_near_and_says_that_it_is_not_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At 100 times what is followed it is off by less than a percent; memory does not grow."""
+    """At 100 times DEVICES_MAX the count is wrong by less than a percent, in the same memory."""
     monkeypatch.setattr(dashboard_devices, "DEVICES_MAX", 1_000)
     devices = Devices()
     for number in range(999):
@@ -99,7 +99,7 @@ async def test_beyond_the_bound_the_count_is_near_and_says_that_it_is_not_exact(
 
 
 async def test_more_series_at_once_than_are_noted_is_said() -> None:
-    """Nobody took them in time: some are forgotten, and the count does not pretend."""
+    """If series were dropped before a look, the report says that it is not exact."""
     devices = Devices()
     for number in range((CACHES_KEPT_MAX + 2) * SERIES_CACHED_MAX):
         SERIES.names("m", f"d{number}")
@@ -110,7 +110,7 @@ async def test_more_series_at_once_than_are_noted_is_said() -> None:
 
 
 async def test_look_is_due_at_once_for_few_and_later_for_many() -> None:
-    """Each series taken costs its next post a cache miss."""
+    """The more series there are, the rarer are the looks, because each costs cache misses."""
     count = [0]
     devices = Devices(met=lambda: count[0], take=lambda: ([], True))
     assert devices.is_due()
@@ -121,7 +121,7 @@ async def test_look_is_due_at_once_for_few_and_later_for_many() -> None:
 async def test_rejected_are_counted_per_device_up_to_a_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An attacker's many names do not fill the memory, and the list says that it is a sample."""
+    """Many names of rejected devices do not fill the memory; the report says that it is partial."""
     monkeypatch.setattr(dashboard_devices, "DEVICES_MAX", 20)
     devices = Devices()
     devices.rejected(["a", "b", "a"])

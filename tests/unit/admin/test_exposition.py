@@ -1,4 +1,4 @@
-"""Every metric that the contract names is there, well formed, and the ledger adds up."""
+"""The metrics: all of the contract exist, are well formed, and show the ledger."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HISTOGRAMS = {
 
 
 def busy() -> Ledger:
-    """Make metrics as they look after everything has happened once."""
+    """Return a ledger in which everything has happened once."""
     ledger = Ledger()
     held = BufferStats(7, 100, 700, 10_000, 5, 2, 0, monotonic_s() - 3)
     ledger.gauges = Gauges(
@@ -70,7 +70,7 @@ def busy() -> Ledger:
 
 
 def samples(source: Ledger | Exposition) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Yield name, labels and value of each sample, as a scraper reads them."""
+    """Yield name, labels and value of each sample as a scraper parses them."""
     shown = source if isinstance(source, Exposition) else Exposition(source, "0.0")
     for family in text_string_to_metric_families(shown.text().decode()):
         for sample in family.samples:
@@ -84,7 +84,7 @@ def value_of(ledger: Ledger, name: str, **labels: str) -> float:
 
 
 def test_every_metric_of_the_contract_is_exported_with_its_labels() -> None:
-    """The names are an interface: dashboards and alerts stand on them."""
+    """The names do not change, because dashboards and alerts use them."""
     exported: dict[str, set[str]] = {}
     for name, labels, _ in samples(busy()):
         family = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
@@ -100,7 +100,7 @@ def test_every_metric_of_the_contract_is_exported_with_its_labels() -> None:
 
 
 def test_closed_label_sets_are_there_from_the_first_scrape() -> None:
-    """`rate()` needs a zero before the first event."""
+    """Counters are 0 before the first event, as `rate()` needs it."""
     fresh = list(samples(Ledger()))
     labels = {(name, value) for name, has, number in fresh for value in has.values() if number == 0}
     for reason in REASONS:
@@ -112,7 +112,7 @@ def test_closed_label_sets_are_there_from_the_first_scrape() -> None:
 
 
 def test_no_series_tells_when_it_was_created() -> None:
-    """`_created` doubles the number of series and nobody reads it."""
+    """There are no `_created` series, which would double the number of series."""
     for ledger in (Ledger(), busy()):
         assert not [name for name, _, _ in samples(ledger) if name.endswith("_created")]
         assert b"_created" not in Exposition(ledger, "0.0").text()
@@ -120,7 +120,7 @@ def test_no_series_tells_when_it_was_created() -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
 def test_exposition_passes_promtool() -> None:
-    """Prometheus' own linter has nothing to say, on the first scrape and later."""
+    """Prometheus' linter finds nothing, at the first scrape and later."""
     for ledger in (Ledger(), busy()):
         done = subprocess.run(
             ["promtool", "check", "metrics"],
@@ -136,7 +136,7 @@ def test_exposition_passes_promtool() -> None:
 
 
 def test_values_are_those_counted() -> None:
-    """What went in comes out, under the right name."""
+    """Each value is shown under its name."""
     ledger = busy()
     assert value_of(ledger, "ingest_readings_received_total") == 100
     assert value_of(ledger, "ingest_readings_committed_total") == 80
@@ -158,7 +158,7 @@ def test_state_is_one_of_all_those_that_readyz_may_say() -> None:
 
 
 def test_hold_that_is_over_goes_to_zero_instead_of_vanishing() -> None:
-    """A series that disappears cannot resolve an alert for certain."""
+    """After the pause its series is 0 and does not disappear, so that an alert can resolve."""
     ledger = busy()
     shown = Exposition(ledger, "0.0")
     assert ledger.gauges is not None
@@ -173,7 +173,7 @@ def test_hold_that_is_over_goes_to_zero_instead_of_vanishing() -> None:
 
 @given(st.lists(st.floats(0, 1e6), max_size=50))
 def test_histogram_buckets_are_cumulative_and_complete(values: list[float]) -> None:
-    """Each bucket counts all that is not above its bound; the last one counts everything."""
+    """Each bucket counts the values up to its bound; the last one counts all."""
     histogram = Histogram(SECONDS_COMMIT)
     for value in values:
         histogram.observe(value)
@@ -185,7 +185,7 @@ def test_histogram_buckets_are_cumulative_and_complete(values: list[float]) -> N
 
 
 def test_exported_histograms_have_ascending_buckets_that_end_in_their_count() -> None:
-    """What a scraper gets obeys the format, whatever the bounds are written like."""
+    """Exported histograms have ascending bounds, and the last bucket equals the count."""
     series: dict[str, list[tuple[float, float]]] = {}
     counts: dict[str, float] = {}
     for name, labels, value in samples(busy()):
@@ -207,7 +207,7 @@ amounts = st.integers(0, 1_000)
 
 @given(st.lists(amounts, min_size=7, max_size=7), st.integers(-50, 50))
 def test_imbalance_is_exactly_what_was_lost_or_counted_twice(rows: list[int], lost: int) -> None:
-    """The law: positive if readings vanished, negative if some were counted twice."""
+    """The balance check is positive if readings vanished, negative if some were counted twice."""
     committed, duplicate, rejected, aside, held, at_receiver, came_back = rows
     ledger = Ledger()
     stats = BufferStats(held, 0, 0, 0, 0, 0, 0, None)

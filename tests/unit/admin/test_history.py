@@ -1,4 +1,4 @@
-"""The history ring: rates, percentiles, gaps, its bound, and a clock that is put back."""
+"""The history: rates, percentiles, gaps, its bound, and a clock that is set back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = 1_800_000_000
 
 
 class Rig:
-    """A history over metrics that a test moves."""
+    """A history of a ledger that the test changes."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
@@ -36,7 +36,7 @@ class Rig:
 
 
 def test_first_row_is_a_gap_and_the_second_holds_what_came_in_between() -> None:
-    """Nothing is known of the second before the first look; rates are differences."""
+    """The first row has no rates; later rates are differences to the row before."""
     rig = Rig()
     rig.ledger.received = 500
     rig.history.sample(T)
@@ -63,7 +63,7 @@ def test_first_row_is_a_gap_and_the_second_holds_what_came_in_between() -> None:
 
 
 def test_latency_and_flushes_are_of_that_second_alone() -> None:
-    """What was observed before says nothing of now."""
+    """Percentiles are those of the last second only."""
     rig = Rig()
     for _ in range(1000):
         rig.ledger.commit_s.observe(20)
@@ -80,7 +80,7 @@ def test_latency_and_flushes_are_of_that_second_alone() -> None:
 
 
 def test_journal_says_what_is_only_there_and_decides_how_full_the_buffer_is() -> None:
-    """With a journal memory may be full and beyond, and there is room all the same."""
+    """With a journal the share in use is that of the journal, even if memory is full."""
     rig = Rig()
     rig.stats = rig.stats._replace(rows=250, rows_kept=151, disk_used=0.125)
     rig.journal = JournalStats(size_bytes=4096, segments=2)
@@ -92,7 +92,7 @@ def test_journal_says_what_is_only_there_and_decides_how_full_the_buffer_is() ->
 
 
 def test_seconds_without_a_sample_are_gaps_and_none_is_taken_twice() -> None:
-    """A service that was frozen shows a gap, not a line across it."""
+    """Seconds without a measurement are gaps."""
     rig = Rig()
     assert [rig.history.sample(second) for second in (T, T + 1, T + 1, T + 4)] == [
         True,
@@ -107,7 +107,7 @@ def test_seconds_without_a_sample_are_gaps_and_none_is_taken_twice() -> None:
 
 
 def test_ring_keeps_half_an_hour_and_no_more() -> None:
-    """After hours of running the answer is as long as after half an hour; old rows do not shine."""
+    """After hours there are as many rows as after half an hour, and no old values in them."""
     rig = Rig()
     for second in range(T, T + SECONDS_KEPT + 100):
         rig.stats = rig.stats._replace(rows=second - T)
@@ -122,7 +122,7 @@ def test_ring_keeps_half_an_hour_and_no_more() -> None:
 
 
 def test_clock_put_back_begins_anew() -> None:
-    """A correction of a second is passed over; one of an hour must not stop the curves."""
+    """If the clock is set back by a second, rows are skipped; by an hour, it begins anew."""
     rig = Rig()
     rig.history.sample(T)
     assert not rig.history.sample(T - 2)
@@ -132,7 +132,7 @@ def test_clock_put_back_begins_anew() -> None:
 
 
 def test_every_state_of_readyz_can_be_drawn() -> None:
-    """And one that the page does not know is a gap."""
+    """A state is its index; an unknown state is a gap."""
     rig = Rig()
     for at, state in enumerate(STATES):
         rig.state = state
@@ -153,6 +153,6 @@ def test_every_state_of_readyz_can_be_drawn() -> None:
     ],
 )
 def test_quantile_is_linear_within_a_bucket(counts: list[int], share: float, wanted: float) -> None:
-    """As Prometheus has it, the last bound for what lies beyond."""
+    """A quantile beyond the last bound is that bound, as in Prometheus."""
     found = quantile_s(Histogram((1, 2)), counts, share)
     assert found == pytest.approx(wanted, nan_ok=True)

@@ -1,4 +1,4 @@
-"""The dashboard's addresses over HTTP: who may look and act, headers, the feed, bad requests."""
+"""The dashboard over HTTP: who may see and act, headers, the feed, wrong requests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def open_rig(tmp_path: Path) -> AsyncIterator[Rig]:
 async def test_open_port_warns_of_what_needs_no_token(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Beyond the loopback: the page has a token, so the line must not say that there is none."""
+    """Beyond the loopback the warning says which parts have no token."""
     for host, warned in (("0.0.0.0", 1), ("127.0.0.1", 0)):
         async with running(tmp_path, host=host):
             pass
@@ -55,7 +55,7 @@ async def test_open_port_warns_of_what_needs_no_token(
 
 
 async def test_page_carries_the_csrf_token_and_no_cache_keeps_it(rig: Rig) -> None:
-    """The placeholder is gone; everything but our own files is forbidden."""
+    """The page has the CSRF token, and its headers forbid everything but our own files."""
     reply = await rig.ask("/")
     assert reply.status == 200
     assert f'content="{rig.admin_side.guard.csrf}"'.encode() in reply.body
@@ -70,7 +70,7 @@ async def test_page_carries_the_csrf_token_and_no_cache_keeps_it(rig: Rig) -> No
 
 
 def test_markup_holds_no_script_style_or_foreign_address() -> None:
-    """What the policy forbids would be dead letters of another kind."""
+    """The page has nothing that its own policy forbids."""
     for page in FOLDER.glob("*.html"):
         text = page.read_text()
         assert not re.search(r"<style|style=|\son\w+=|https?://|<script(?![^>]*src=)", text), page
@@ -82,7 +82,7 @@ def test_markup_holds_no_script_style_or_foreign_address() -> None:
 
 
 async def test_every_file_that_the_page_names_is_served_small_and_revalidated(rig: Rig) -> None:
-    """With its type; gzipped to who takes that; 304 to who has it."""
+    """A file has its type, is compressed if the client accepts that, and 304 if it is unchanged."""
     named = set(re.findall(r'(?:href|src)="(/page/[^"]+)"', (FOLDER / "index.html").read_text()))
     imported = {
         f"/page/{name}"
@@ -114,7 +114,7 @@ async def test_every_file_that_the_page_names_is_served_small_and_revalidated(ri
 async def test_name_that_is_not_of_the_loopback_is_refused(
     rig: Rig, target: str, host: str
 ) -> None:
-    """A name of an attacker's that leads to 127.0.0.1 shows nothing (DNS rebinding)."""
+    """A Host that is no name of the loopback is refused (DNS rebinding)."""
     assert (await rig.ask(target, {"Host": host})).code == "wrong_host"
 
 
@@ -122,12 +122,12 @@ async def test_name_that_is_not_of_the_loopback_is_refused(
     "host", ["localhost", "LocalHost:9", "127.0.0.1", "127.0.0.1:9", "[::1]", "[::1]:9"]
 )
 async def test_names_of_the_loopback_may_look(rig: Rig, host: str) -> None:
-    """Through an SSH tunnel the port may be another one."""
+    """All names of the loopback are accepted, with any port, as an SSH tunnel needs it."""
     assert (await rig.ask("/history", {"Host": host})).status == 200
 
 
 async def test_probes_and_metrics_need_neither_name_nor_token(rig: Rig, open_rig: Rig) -> None:
-    """Prometheus and Kubernetes ask by address or service name."""
+    """Probes and metrics need no token and no Host of the loopback."""
     for each in (rig, open_rig):
         for target in ("/metrics", "/livez", "/readyz"):
             assert (await each.ask(target, {"Host": "pod.example"})).status == 200
@@ -137,7 +137,7 @@ async def test_probes_and_metrics_need_neither_name_nor_token(rig: Rig, open_rig
 async def test_beyond_the_loopback_nothing_is_shown_without_the_token(
     open_rig: Rig, target: str
 ) -> None:
-    """The page is the log-in, the rest is 401; any Host will do, and the token opens."""
+    """Beyond the loopback, without the token the page is the log-in and the rest is 401."""
     headers = {"Host": "ingest.example", "Authorization": "Bearer wrong", "Cookie": "a=b; c"}
     reply = await open_rig.ask(target, headers)
     assert reply.status == 401
@@ -148,7 +148,7 @@ async def test_beyond_the_loopback_nothing_is_shown_without_the_token(
 
 
 async def test_log_in_gives_a_cookie_that_opens_and_a_wrong_token_does_not(open_rig: Rig) -> None:
-    """The cookie is not the token, is not for scripts, and is not sent by other sites."""
+    """The cookie is not the token, scripts cannot read it, and other sites cannot use it."""
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     wrong = await open_rig.send("/login", b"token=wrong", form)
     assert wrong.status == 401
@@ -187,14 +187,14 @@ async def test_log_in_gives_a_cookie_that_opens_and_a_wrong_token_does_not(open_
 async def test_other_sites_cannot_act(
     rig: Rig, target: str, headers: dict[str, str], status: set[int]
 ) -> None:
-    """Each of the signs alone is enough to refuse; nothing happens."""
+    """Each sign of another site is enough to refuse an action, and nothing is done."""
     body: object = BODIES.get(target, {"where": {}})
     assert (await rig.send(target, body, headers)).status in status
     assert not rig.released
 
 
 async def test_own_page_and_bearer_of_the_token_may_act(rig: Rig) -> None:
-    """The page with what a browser adds; a script with the token and nothing else."""
+    """Our page and a script with the token may act."""
     ours = {"Origin": f"http://{rig.address}", "Sec-Fetch-Site": "same-origin"}
     bearer = {"X-CSRF-Token": "", "Authorization": f"Bearer {TOKEN}"}
     for headers in (ours, bearer):
@@ -205,7 +205,7 @@ async def test_own_page_and_bearer_of_the_token_may_act(rig: Rig) -> None:
 
 
 async def test_beyond_the_loopback_the_csrf_token_alone_opens_nothing(open_rig: Rig) -> None:
-    """It is no log-in."""
+    """The CSRF token is no log-in."""
     assert (await open_rig.send("/dead-letters/discard", {"where": {}})).status == 401
 
 
@@ -233,7 +233,7 @@ async def test_beyond_the_loopback_the_csrf_token_alone_opens_nothing(open_rig: 
     ],
 )
 async def test_bad_questions_are_refused_by_name(rig: Rig, target: str, code: str) -> None:
-    """With a problem document, never with 500."""
+    """A wrong request gets a problem document, never a 500."""
     assert (await rig.ask(target)).code == code
 
 
@@ -259,7 +259,7 @@ async def test_bad_questions_are_refused_by_name(rig: Rig, target: str, code: st
     ],
 )
 async def test_bad_actions_are_refused_and_do_nothing(rig: Rig, body: bytes, code: str) -> None:
-    """A wish that is not understood is not guessed."""
+    """An action with a wrong body is refused and does nothing."""
     assert (await rig.send("/dead-letters/discard", body)).code == code
 
 
@@ -267,7 +267,7 @@ async def test_bad_actions_are_refused_and_do_nothing(rig: Rig, body: bytes, cod
 
 
 async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> None:
-    """The first event comes at once; columns and values match; the state is that of /readyz."""
+    """The first event comes at once, has a value for each column, and the state of /readyz."""
     rig.dashboard.history.sample(1000)
     rig.ledger.received = 5
     rig.dashboard.history.sample(1001)
@@ -299,7 +299,7 @@ async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> 
 async def test_tick_that_fails_is_told_and_the_next_one_comes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A fault of the page is a gap in a curve, never the end of the service."""
+    """A tick that fails does not end the ticks."""
     logs.configure("info")
     monkeypatch.setattr(dashboard, "LATE_S", -0.999)
     ticks: list[int] = []
@@ -318,13 +318,13 @@ async def test_tick_that_fails_is_told_and_the_next_one_comes(
 
 
 def _gone(rig: Rig) -> bool:
-    """Whether the stream has noticed that its page is gone; it does at an event."""
+    """Send an event; return whether the stream has noticed that its page is gone."""
     rig.dashboard.feed.send(b"{}")
     return rig.dashboard.feed.clients == 0
 
 
 async def test_tail_of_a_feed_is_its_own(rig: Rig) -> None:
-    """Who follows a device sees it and no other; leaving takes the watch off the door."""
+    """A page that follows a device gets only that one; when it leaves, nothing is searched for."""
     tail = rig.dashboard.tail
     async with rig.connected() as all_, rig.connected() as one:
         await all_.send(rig.head("GET", "/feed?tail=true"))
@@ -349,7 +349,7 @@ async def test_tail_of_a_feed_is_its_own(rig: Rig) -> None:
 
 
 async def test_page_that_does_not_read_is_not_waited_for(rig: Rig) -> None:
-    """Others get their events; its own pile up to a bound."""
+    """A page that does not read is closed after a bound; other pages get their events."""
     async with rig.connected() as deaf, rig.connected() as other:
         for client in (deaf, other):
             await client.send(rig.head("GET", "/feed"))
@@ -371,7 +371,7 @@ async def test_page_that_does_not_read_is_not_waited_for(rig: Rig) -> None:
 async def test_pages_beyond_the_bound_are_told_to_come_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crowd of pages must not shut out probes; who leaves makes room."""
+    """The number of pages is bounded, so that probes get in; a page that leaves is replaced."""
     monkeypatch.setattr(dashboard_feed, "CLIENTS_MAX", 1)
     async with rig.connected() as client:
         await client.send(rig.head("GET", "/feed"))
@@ -386,7 +386,7 @@ async def test_pages_beyond_the_bound_are_told_to_come_again(
 
 
 async def test_close_ends_the_streams_at_once(rig: Rig) -> None:
-    """A page that is open does not delay the stop."""
+    """An open page does not delay the stop."""
     async with rig.connected() as client:
         await client.send(rig.head("GET", "/feed"))
         await client.reply()
@@ -398,7 +398,7 @@ async def test_close_ends_the_streams_at_once(rig: Rig) -> None:
 
 
 async def test_streams_do_not_spoil_the_request_durations(rig: Rig) -> None:
-    """An hour on the feed is no request of an hour."""
+    """The time on the feed does not count as the duration of a request."""
     async with rig.connected() as client:
         await client.send(rig.head("GET", "/feed"))
         await client.reply()

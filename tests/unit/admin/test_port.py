@@ -32,7 +32,7 @@ class Rig:
             health=lambda: (200, self.state),
             guard=self.guard,
             bodies=Bodies(body_bytes_max=1 << 20, body_s_max=10, all_bytes_max=1 << 26),
-            said=lambda: "no <b>column</b>",
+            message=lambda: "no <b>column</b>",
             release_hold=self._release_hold,
             pages={},
         )
@@ -81,7 +81,7 @@ async def test_metrics_are_prometheus_text(rig: Rig) -> None:
 
 
 async def test_probes_are_there(rig: Rig) -> None:
-    """Like on the data port."""
+    """The probes answer as on the data port."""
     assert (await rig.ask(head("GET", "/livez"))).body == b"ok\n"
     assert (await rig.ask(head("GET", "/readyz"))).body == rig.state
 
@@ -96,7 +96,7 @@ async def test_probes_are_there(rig: Rig) -> None:
     ],
 )
 async def test_release_with_the_token_releases(rig: Rig, body: bytes, dead_letter: bool) -> None:
-    """Once per request, with the wish of its body."""
+    """Each request releases once, with the value in its body."""
     reply = await rig.release(body, f"Bearer {TOKEN}")
     assert (reply.status, reply.document) == (200, {"released": True})
     assert rig.released == [dead_letter]
@@ -108,7 +108,7 @@ async def test_release_with_the_token_releases(rig: Rig, body: bytes, dead_lette
      "Bearer \xff\xfe", "Bearer s3cret-tokén"],
 )  # fmt: skip
 async def test_release_without_the_token_is_401(rig: Rig, authorization: str | None) -> None:
-    """Nothing happens, whatever was sent in its place."""
+    """Without the right token nothing is released."""
     reply = await rig.release(b"", authorization)
     assert (reply.status, reply.code) == (401, "unauthorized")
     assert reply.headers["www-authenticate"] == "Bearer"
@@ -126,21 +126,21 @@ async def test_release_without_the_token_is_401(rig: Rig, authorization: str | N
     ],
 )
 async def test_release_with_a_wrong_body_is_refused(rig: Rig, body: bytes, code: str) -> None:
-    """A wish that is not understood is not guessed."""
+    """A wrong body is refused and releases nothing."""
     reply = await rig.release(body, f"Bearer {TOKEN}")
     assert reply.code == code
     assert not rig.released
 
 
 async def test_release_says_when_there_was_nothing_to_release(rig: Rig) -> None:
-    """Whoever asked believes else that something was mended."""
+    """If no writer waits, the answer says so."""
     rig.waits = False
     reply = await rig.release(b'{"dead_letter":true}', f"Bearer {TOKEN}")
     assert (reply.status, reply.document) == (200, {"released": False})
 
 
 async def test_hold_quotes_the_database_to_who_may_look(rig: Rig) -> None:
-    """Its message may name readings: on all interfaces it needs the token."""
+    """/hold may quote readings, so on all interfaces it needs the token."""
     rig.guard.bound("0.0.0.0:1")
     assert (await rig.ask(head("GET", "/hold"))).status == 401
     reply = await rig.ask(head("GET", "/hold", {"Authorization": f"Bearer {TOKEN}"}))
@@ -148,7 +148,7 @@ async def test_hold_quotes_the_database_to_who_may_look(rig: Rig) -> None:
 
 
 async def test_release_body_may_come_later(rig: Rig) -> None:
-    """Head and body in two packets, as http.client sends them."""
+    """Head and body may come in two packets, as from http.client."""
     client = await Client.connect(rig.address)
     body = b'{"dead_letter":true}'
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Length": str(len(body))}
@@ -180,12 +180,12 @@ async def test_other_pages_and_methods_are_problems(
 
 
 async def test_malformed_request_is_counted_as_other(rig: Rig) -> None:
-    """Here too: 400, a problem document, a label out of a closed set."""
+    """A malformed request gets 400 with a problem document, and counts under a fixed label."""
     assert (await rig.ask(b"nonsense\r\n\r\n")).code == "bad_request"
     assert rig.ledger.requests["other", 400] == 1
 
 
 async def test_start_on_a_busy_port_names_its_own_flag(rig: Rig) -> None:
-    """Not the flag of the other port."""
+    """An address that cannot be bound is an error that names --admin-listen."""
     with pytest.raises(StartError, match="--admin-listen HOST:PORT"):
         await Rig().admin.start("127.0.0.1", int(rig.address.rpartition(":")[2]))

@@ -1,4 +1,4 @@
-"""The tail: samples within its bounds, follows a device through every post, believes no bytes."""
+"""The tail: it samples within bounds, finds a followed device in every post, checks all bytes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def reading(device: str, value: float = 1.0) -> Reading:
 
 
 def test_nothing_is_kept_while_nobody_looks() -> None:
-    """The door's blocks are not held on to."""
+    """While no page shows the tail, posts are counted and nothing of them is kept."""
     tail = Tail()
     tail.take()
     for _ in range(10):
@@ -61,7 +61,7 @@ def test_nothing_is_kept_while_nobody_looks() -> None:
 
 
 def test_sample_is_a_few_readings_of_a_few_posts() -> None:
-    """However many come."""
+    """At most POSTS_PER_PERIOD posts are sampled per period."""
     tail = Tail()
     tail.watched = 1
     tail.take()
@@ -74,7 +74,7 @@ def test_sample_is_a_few_readings_of_a_few_posts() -> None:
 
 
 def test_followed_device_is_found_in_every_post() -> None:
-    """Also in the middle of one, and not where a metric or another device is called alike."""
+    """A device is found in the middle of a post, and not mixed up with similar names."""
     tail = Tail()
     assert tail.follow("wanted")
     crowd = [reading(f"other-{row}") for row in range(30)]
@@ -88,7 +88,7 @@ def test_followed_device_is_found_in_every_post() -> None:
 
 
 def test_followed_devices_and_what_is_found_are_bounded() -> None:
-    """One more device is refused, one that is followed already is not; the newest are kept."""
+    """One device too many is refused, one that is followed already is not; the newest are kept."""
     tail = Tail()
     assert all(tail.follow(f"d{number}") for number in range(FOLLOWED_MAX))
     assert not tail.follow("more")
@@ -102,7 +102,7 @@ def test_followed_devices_and_what_is_found_are_bounded() -> None:
 
 
 def test_errors_name_their_devices_within_bounds() -> None:
-    """Many, large and nameless ones are left out, and it is said that some were."""
+    """Too many or too large items are left out, and the sample says so."""
     tail = Tail()
     tail.observe(decoded(errors=2))
     assert tail.take()[3:] == (["e", "e"], False)
@@ -118,7 +118,7 @@ def test_errors_name_their_devices_within_bounds() -> None:
 
 
 async def test_refused_by_the_database_counts_and_what_only_time_could_mend_does_not() -> None:
-    """Only what was kept is told; the fault of a server is no device's."""
+    """Only refused rows count for a device, and only after they were appended."""
     tail = Tail()
     letters = FakeDeadLetters()
     observed = ObservedDeadLetters(letters, tail)
@@ -145,7 +145,7 @@ async def test_refused_by_the_database_counts_and_what_only_time_could_mend_does
 def test_first_readings_of_a_cut_block_are_its_first_whole_ones(
     found: list[Reading], cut: int
 ) -> None:
-    """Whatever the names and wherever the cut."""
+    """Whole rows are decoded, for all names and wherever the bytes end."""
     rows = [encode_reading(each) for each in found]
     head = b"".join(rows)[:cut]
     whole = sum(sum(map(len, rows[: n + 1])) <= cut for n in range(len(rows)))
@@ -154,14 +154,14 @@ def test_first_readings_of_a_cut_block_are_its_first_whole_ones(
 
 @given(st.binary(max_size=200))
 def test_bytes_that_only_look_like_rows_do_no_harm(head: bytes) -> None:
-    """Sizes out of bounds, negative ones, names that are no UTF-8: nothing is believed."""
+    """Wrong sizes and names that are not UTF-8 end the decoding without an error."""
     for data in (head, struct.pack(">hiqi", 4, 8, 0, 4) + head):
         assert len(first_readings(data, ROWS_PER_POST)) <= ROWS_PER_POST
 
 
 @pytest.mark.parametrize("size", [-18, -1, 0, 257, 2**31 - 1])
 def test_size_that_no_name_has_ends_the_look(size: int) -> None:
-    """What stands before it is told, what follows is not taken for a row."""
+    """Rows before wrong bytes are returned, and nothing after them."""
     row = encode_reading(reading("d"))
     liar = bytearray(encode_reading(reading("d")))
     liar[14:18] = struct.pack(">i", size)

@@ -1,4 +1,4 @@
-"""/readyz and admission: one state at a time, with reason and since, and no flapping."""
+"""/readyz and admission: one state at a time, with reason and start, and no rapid changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EMPTY = BufferStats(0, 1000, 0, 10**6, 0, 0, 0, None)
 
 
 class Rig:
-    """Health over values that a test sets, and a clock that it moves."""
+    """Health with values and a clock that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
@@ -35,13 +35,13 @@ class Rig:
         )
 
     def free_bytes(self) -> int:
-        """Return what the disk says, or fail like one."""
+        """Return the free space, or fail as a disk does."""
         if isinstance(self.free, OSError):
             raise self.free
         return self.free
 
     def tick(self, seconds: int = 1, **stats: Any) -> str:
-        """Let seconds pass with these statistics; return the state."""
+        """Let seconds pass with these figures; return the state."""
         self.stats = self.stats._replace(**stats)
         for _ in range(seconds):
             self.now_s += 1
@@ -77,7 +77,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 
 def test_state_before_the_schema_check_is_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not ready, posts refused, the reason says so and what it waits for; nothing is kept."""
+    """Before the table is checked it is not ready, refuses posts, and the reason says why."""
     rig = Rig(monkeypatch)
     assert rig.health.starting
     assert (rig.state, rig.status, rig.health.refusal()) == ("starting", 503, "starting")
@@ -95,21 +95,21 @@ def test_state_before_the_schema_check_is_starting(monkeypatch: pytest.MonkeyPat
 
 
 def test_database_away_with_room_is_accepting(rig: Rig) -> None:
-    """The buffer is for that: 200, and the reason says so."""
+    """While the database is away it is ready, and the reason says so."""
     rig.database.up = False
     assert (rig.state, rig.status) == ("accepting", 200)
     assert "away" in rig.document["reason"]
 
 
 def test_hold_is_ready_with_its_reason(rig: Rig) -> None:
-    """On hold readings still come in."""
+    """On hold it is ready, and accepts posts."""
     rig.database.hold("28P01")
     assert (rig.state, rig.status, rig.health.refusal()) == ("on_hold", 200, None)
     assert "28P01" in rig.document["reason"]
 
 
 def test_post_that_waits_is_slowed(rig: Rig) -> None:
-    """Somebody waits for room: slowed, and 200; over when nobody does."""
+    """While a post waits for space it is slowed, with 200."""
     rig.stats = EMPTY._replace(posts_waiting=3)
     assert (rig.state, rig.status) == ("slowed", 200)
     rig.stats = EMPTY
@@ -117,7 +117,7 @@ def test_post_that_waits_is_slowed(rig: Rig) -> None:
 
 
 def test_no_room_for_long_is_full(rig: Rig) -> None:
-    """Five seconds without any movement at the bound; not before."""
+    """Full comes after five seconds at the bound without progress, not before."""
     assert rig.tick(5, rows=1000, posts_waiting=1, oldest_received_s=1.0) == "slowed"
     assert rig.tick(2) == "full"
     assert rig.status == 503
@@ -126,21 +126,21 @@ def test_no_room_for_long_is_full(rig: Rig) -> None:
 
 
 def test_full_by_bytes_is_full(rig: Rig) -> None:
-    """Either bound will do, also when the balancer has sent everybody away."""
+    """Each of the two bounds is enough, also if no post waits any more."""
     assert rig.tick(7, size_bytes=990_000, oldest_received_s=1.0) == "full"
     rig.database.hold("42P01")
     assert "42P01" in rig.document["reason"]
 
 
 def test_overload_that_moves_is_never_full(rig: Rig) -> None:
-    """At the bound all the time, but blocks go out: slowed, not full."""
+    """At the bound, while blocks are stored, it is slowed and not full."""
     for second in range(30):
         state = rig.tick(1, rows=1000, posts_waiting=5, oldest_received_s=float(second))
         assert state == "slowed"
 
 
 def test_journal_beyond_its_bound_is_slowed_while_it_empties(rig: Rig) -> None:
-    """`journal_bytes_max` was lowered: blocks go out, and every post is refused until it fits."""
+    """Above a bound that was lowered it is slowed while blocks are stored."""
     rig.stats = EMPTY._replace(rows=340_550)
     for second in range(15):
         used = 4.7 - second / 4
@@ -152,7 +152,7 @@ def test_journal_beyond_its_bound_is_slowed_while_it_empties(rig: Rig) -> None:
 
 
 def test_full_ends_with_room_or_lasting_movement(rig: Rig) -> None:
-    """A little room or one block written does not make it ready again; a fifth free does."""
+    """Full ends with a fifth of the space, or with lasting progress; less does not end it."""
     rig.tick(8, rows=1000, posts_waiting=1, oldest_received_s=1.0)
     assert rig.tick(1, rows=900, posts_waiting=0, oldest_received_s=2.0) == "full"
     assert rig.tick(3) == "full"
@@ -165,7 +165,7 @@ def test_full_ends_with_room_or_lasting_movement(rig: Rig) -> None:
 
 
 def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
-    """Below the bound nobody comes in; at the bound again is not enough."""
+    """Below the least free space posts are refused until there is clearly more than that."""
     rig.free = 999
     assert rig.tick() == "disk_low"
     assert (rig.status, rig.health.refusal()) == (503, "disk_low")
@@ -179,7 +179,7 @@ def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
 
 
 def test_disk_bound_is_told_as_people_say_it() -> None:
-    """Nobody reads 214748364800 as 200 GiB."""
+    """The reason writes the least free space with its unit."""
     health = Health(
         settings=Settings(disk_free_bytes_min=200 * 1024**3),
         buffer=lambda: EMPTY,
@@ -192,7 +192,7 @@ def test_disk_bound_is_told_as_people_say_it() -> None:
 
 
 def test_disk_bound_zero_never_looks() -> None:
-    """0 switches it off."""
+    """With disk_free_bytes_min 0 the disk is not checked."""
     health = Health(
         settings=Settings(disk_free_bytes_min=0),
         buffer=lambda: EMPTY,
@@ -205,7 +205,7 @@ def test_disk_bound_zero_never_looks() -> None:
 
 
 def test_draining_comes_before_everything(rig: Rig) -> None:
-    """A service that stops says so, whatever else is wrong."""
+    """Draining comes before all other states."""
     rig.free = 0
     rig.tick(8, rows=1000, posts_waiting=1, oldest_received_s=1.0)
     rig.database.hold("28P01")
@@ -217,7 +217,7 @@ def test_draining_comes_before_everything(rig: Rig) -> None:
 
 
 def test_log_says_why_the_state_is_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operator reads the log for the cause: each line has the reason of the state it names."""
+    """Each line of the log about a state has the reason of that state."""
     rig = Rig(monkeypatch)
     with structlog.testing.capture_logs() as lines:
         rig.health.started()
@@ -248,7 +248,7 @@ def test_log_says_why_the_state_is_the_new_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_since_is_when_the_state_began(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RFC 3339, and it does not move while the state stays."""
+    """`since` is RFC 3339, and is the same while the state is the same."""
     now_us = 1_750_000_000_000_000
     monkeypatch.setattr("ingest.app.health.unix_us", lambda: now_us)
     rig.database.hold("x")
@@ -261,7 +261,7 @@ def test_since_is_when_the_state_began(rig: Rig, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_run_ticks_until_stopped(rig: Rig) -> None:
-    """The task looks at once and then again, and ends with the event."""
+    """The task ticks at once and repeatedly, and ends with the event."""
     rig.free = 0
     stop = asyncio.Event()
     running = asyncio.create_task(rig.health.run(stop))

@@ -1,1 +1,1 @@
-"""One part at a time, without a database."""
+"""Tests of ingest/cli, one part at a time, without a database."""

@@ -1,4 +1,4 @@
-"""Laws of `ingest config`: what is in force and why, one value, example files."""
+"""`ingest config`: all settings with their origins, one value, example files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = [each.name for each in fields(Settings)]
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Take away what the machine sets; the state folder is the test's own."""
+    """Remove the variables of the machine, and use a state folder of the test."""
     for name in list(os.environ):
         if name.startswith("INGEST_") or name == "STATE_DIRECTORY":
             monkeypatch.delenv(name)
@@ -38,7 +38,7 @@ def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_config_shows_value_origin_and_bounds_of_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line per setting; the columns tell what is in force and who said so."""
+    """Each setting has one line with its value and its origin."""
     path = tmp_path / "s.toml"
     path.write_text("batch_linger_s = 0.5\nbatch_rows = 7\n")
     monkeypatch.setenv("INGEST_CONFIG", str(path))
@@ -69,7 +69,7 @@ def test_config_flag_wins_over_the_variable_of_the_file(
 def test_config_masks_passwords_but_where_the_value_is_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table is pasted into tickets; --print is for scripts."""
+    """The table masks secrets, because people send it to others; --print shows them."""
     url = "postgresql://me:hunter2@db.example/x"
     monkeypatch.setenv("INGEST_DATABASE_URL", url)
     shown = output(capsys, "config")
@@ -91,14 +91,14 @@ def test_config_masks_passwords_but_where_the_value_is_asked_for(
 def test_config_prints_one_value_for_a_script(
     name: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Bare, without unit or separators: what could be given back as it is."""
+    """A value is printed without unit and separators, so that it can be used as input."""
     assert output(capsys, "config", "--print", name) == f"{text}\n"
 
 
 def test_config_prints_the_state_folder_in_force(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Also where the setting is empty: a script wants the folder, not the rule."""
+    """The state folder is printed as a path, also if the setting is empty."""
     assert output(capsys, "config", "--print", "state_dir") == f"{tmp_path / 'state'}\n"
     shown = output(capsys, "config", "--print", "state_dir", "--state-dir", "")
     assert Path(shown.strip()).is_absolute()
@@ -107,7 +107,7 @@ def test_config_prints_the_state_folder_in_force(
 def test_examples_hold_every_setting_at_its_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Uncommented as a whole, an example changes nothing."""
+    """An example file without its comment signs sets only the defaults."""
     text = output(capsys, "config", "--toml")
     assert text == toml_example()
     live = "\n".join(
@@ -128,7 +128,7 @@ def test_examples_hold_every_setting_at_its_default(
 
 
 def test_every_group_has_a_title_and_all_settings_are_in_one() -> None:
-    """The order of the declaration is the order that people read."""
+    """The examples have the order of the declarations."""
     assert [each.name for _, members in groups() for each in members] == NAMES
     assert all(title for title, _ in groups())
     assert {bounds_text(each) for _, m in groups() for each in m if each.metadata["one_of"]}

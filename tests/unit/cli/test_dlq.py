@@ -1,4 +1,4 @@
-"""Laws of `ingest dlq`: readable, safe for a terminal, nothing forgotten without `--yes`."""
+"""`ingest dlq`: readable, safe for a terminal, and nothing is discarded without `--yes`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Give the dead-letter folder of an empty state folder."""
+    """Return the dead-letter folder of an empty state folder."""
     return tmp_path / "dead-letters"
 
 
 @pytest.fixture
 def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Dlq:
-    """Give `ingest dlq ..` on that state folder: exit code, stdout, stderr."""
+    """Return a call of `ingest dlq ..` on that folder, which gives exit code, stdout, stderr."""
     for name in ("INGEST_DATABASE_URL", "INGEST_STATE_DIR", "INGEST_CONFIG"):
         monkeypatch.delenv(name, raising=False)
 
@@ -49,14 +49,14 @@ def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 def write(folder: Path, letters: list[Letter]) -> None:
-    """Leave letters behind."""
+    """Write letters into the folder."""
     store = make_store(folder)
     keep(store, letters)
     store.close()
 
 
 def test_dlq_empty_state_folder_is_no_error(dlq: Dlq, folder: Path) -> None:
-    """Nothing there: said so, exit 0, nothing created."""
+    """Without letters each command says so, returns 0 and makes nothing."""
     for words in (["list"], ["show"], ["replay"], ["discard", "--all", "--yes"]):
         assert dlq(*words) == (0, "", "no dead letters\n")
     assert "dead letters     0" in dlq("stats")[1]
@@ -65,7 +65,7 @@ def test_dlq_empty_state_folder_is_no_error(dlq: Dlq, folder: Path) -> None:
 
 
 def test_dlq_list_is_a_line_a_letter_with_an_id_that_show_takes(dlq: Dlq, folder: Path) -> None:
-    """The table's ids lead to the letters in full."""
+    """`show` takes the ids of the table."""
     write(folder, [*drained(1, device="pump"), invalid(MULTI)._replace(field="values.humidity")])
     code, out, err = dlq("list")
     assert (code, err) == (0, "")
@@ -83,7 +83,7 @@ def test_dlq_list_is_a_line_a_letter_with_an_id_that_show_takes(dlq: Dlq, folder
 
 
 def test_dlq_show_escapes_what_a_device_sent(dlq: Dlq, folder: Path) -> None:
-    """No byte of a letter steers a terminal or starts a line of its own."""
+    """Control characters and line feeds of a letter are escaped."""
     write(
         folder,
         [
@@ -99,7 +99,7 @@ def test_dlq_show_escapes_what_a_device_sent(dlq: Dlq, folder: Path) -> None:
 
 
 def test_dlq_list_json_gives_the_lines_as_they_are_kept(dlq: Dlq, folder: Path) -> None:
-    """A copy for machines and for editing."""
+    """--json prints the lines of the files unchanged."""
     write(folder, drained(3))
     (segment,) = segments(folder)
     assert dlq("list", "--json")[1] == segment.read_text()
@@ -107,7 +107,7 @@ def test_dlq_list_json_gives_the_lines_as_they_are_kept(dlq: Dlq, folder: Path) 
 
 
 def test_dlq_list_shows_a_letter_of_two_processes_once(dlq: Dlq, folder: Path) -> None:
-    """An id counts once, and is discarded in both files."""
+    """An id in two files counts once, and is discarded in both."""
     letters = drained(2)
     stores = [make_store(folder), make_store(folder)]
     for store in stores:
@@ -120,7 +120,7 @@ def test_dlq_list_shows_a_letter_of_two_processes_once(dlq: Dlq, folder: Path) -
 
 
 def test_dlq_stats_tells_what_why_and_damage(dlq: Dlq, folder: Path) -> None:
-    """Counts by reason and code; altered and torn lines are told, not fatal."""
+    """`stats` counts by reason and code, and reports altered and cut lines."""
     write(folder, [*drained(3), invalid(b"1"), invalid(b"2", code="ts_too_old")])
     (segment,) = segments(folder)
     segment.write_bytes(segment.read_bytes().replace(b"stopped", b"STOPPED", 1) + b"torn")
@@ -150,7 +150,7 @@ def test_dlq_stats_tells_what_why_and_damage(dlq: Dlq, folder: Path) -> None:
     ],
 )
 def test_dlq_wrong_words_are_one_sentence(dlq: Dlq, folder: Path, words: list[str]) -> None:
-    """A mistake is told in one line, exit 2, and nothing is done."""
+    """A wrong argument gives one line and exit code 2, and nothing is done."""
     write(folder, drained(1))
     code, out, err = dlq(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -158,7 +158,7 @@ def test_dlq_wrong_words_are_one_sentence(dlq: Dlq, folder: Path, words: list[st
 
 
 def test_dlq_where_joins_conditions(dlq: Dlq, folder: Path) -> None:
-    """Several in one, or several times."""
+    """Conditions may be given in one --where or in several."""
     write(folder, [*drained(1, device="a,b"), *drained(1, reason=EXHAUSTED), invalid(MULTI)])
     assert len(dlq("list", "--where", "reason=drained,device=a,b")[1].splitlines()) == 2
     both = ("--where", "reason=drained", "--where", "device=c")
@@ -167,7 +167,7 @@ def test_dlq_where_joins_conditions(dlq: Dlq, folder: Path) -> None:
 
 
 def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder: Path) -> None:
-    """Without --yes it only counts."""
+    """Without --yes `discard` only counts."""
     write(folder, [*drained(2), *drained(1, reason=EXHAUSTED)])
     assert "2 dead letters would be discarded" in dlq("discard", "--where", "reason=drained")[1]
     assert len(read(folder)) == 3
@@ -184,7 +184,7 @@ def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder
 def test_dlq_second_replayer_is_refused(
     dlq: Dlq, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One replayer per folder, told after a while."""
+    """While another replay has the lock, `replay` fails after a while."""
     write(folder, drained(1))
     monkeypatch.setattr(replay_by_hand, "LOCK_S_MAX", 0.3)
     lock = try_replay_lock(folder)
@@ -197,7 +197,7 @@ def test_dlq_second_replayer_is_refused(
 
 
 def test_dlq_replay_marks_what_came_in(dlq: Dlq, folder: Path, readings_url: str) -> None:
-    """New once, nothing to do the second time, what is refused stays with its reason."""
+    """Letters are stored once; refused ones stay and are reported with their reason."""
     write(folder, [*drained(3), invalid(MULTI)])
     assert dlq("replay", "--dry-run")[1].startswith("3 dead letters would be replayed")
     assert len(read(folder)) == 4
@@ -222,7 +222,7 @@ async def _count(url: str) -> int:
 def test_dlq_replay_of_an_edited_copy_brings_it_in_and_ends_the_letter(
     dlq: Dlq, folder: Path, readings_url: str, tmp_path: Path
 ) -> None:
-    """Mended lines come in whole; lines that a hand broke are told by number and left."""
+    """Lines of an edited copy are stored; wrong lines are reported by their number."""
     letter = invalid(MULTI)._replace(field="values.humidity")
     other = invalid(b'{"device_id":"x","ts":1,"metric":"m","value":null}')
     write(folder, [letter, other, *drained(1)])
@@ -248,7 +248,7 @@ def test_dlq_replay_of_an_edited_copy_brings_it_in_and_ends_the_letter(
 
 
 def test_dlq_replay_without_a_database_says_so_and_keeps_all(dlq: Dlq, folder: Path) -> None:
-    """Told why; to be run again."""
+    """Without a database, `replay` says so and keeps all letters."""
     write(folder, drained(1))
     code, out, err = dlq("replay", url="postgresql://nobody@127.0.0.1:1/none")
     assert code == 1
@@ -258,7 +258,7 @@ def test_dlq_replay_without_a_database_says_so_and_keeps_all(dlq: Dlq, folder: P
 
 
 def test_dlq_replay_tells_the_first_of_many(dlq: Dlq, folder: Path, tmp_path: Path) -> None:
-    """A long list of complaints is cut, its length told."""
+    """A long list of wrong lines is cut, with the number of all."""
     write(folder, [invalid(b"%d" % number) for number in range(30)])
     out = dlq("replay", "--dry-run")[1]
     assert "30  not_an_object" in out
@@ -270,7 +270,7 @@ def test_dlq_replay_tells_the_first_of_many(dlq: Dlq, folder: Path, tmp_path: Pa
 
 
 def test_dlq_folder_that_cannot_be_read_is_told(dlq: Dlq, folder: Path) -> None:
-    """A file where the folder should be: one sentence."""
+    """A file instead of the folder gives one sentence."""
     folder.write_text("")
     code, _, err = dlq("list")
     assert (code, err.count("\n")) == (2, 1)
@@ -280,7 +280,7 @@ def test_dlq_folder_that_cannot_be_read_is_told(dlq: Dlq, folder: Path) -> None:
 def test_dlq_output_that_cannot_be_written_is_not_blamed_on_a_file(
     folder: Path, unbuffered: str
 ) -> None:
-    """A full disk behind `> file` is told as that; where the letters are is only mentioned."""
+    """A full disk behind `> file` is reported as such, with the place of the dead letters."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "ingest", "dlq", "stats", "--state-dir", str(folder.parent)],

@@ -1,4 +1,4 @@
-"""Laws of the command line: where flags may stand, how a failure is told, how quick it is."""
+"""The command line: the places of flags, the messages of failures, the speed of help."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest import __version__
-from ingest.cli.main import WORDS, Parser, build_parser, main, split_psql
+from ingest.cli.main import COMMANDS, Parser, build_parser, main, split_psql
 from ingest.config.settings import Settings
 from ingest.config.text import groups, metavar
 from ingest.config.values import flag_name
@@ -25,7 +25,7 @@ NAMES = [each.name for each in fields(Settings)]
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Take away what the machine sets; the state folder is the test's own."""
+    """Remove the variables of the machine, and use a state folder of the test."""
     for name in list(os.environ):
         if name.startswith("INGEST_") or name == "STATE_DIRECTORY":
             monkeypatch.delenv(name)
@@ -33,7 +33,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Run a command that must fail; return its one sentence."""
+    """Run a command that must fail; return its message of one sentence."""
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -60,7 +60,7 @@ def interpreter(*arguments: str, **environment: str) -> subprocess.CompletedProc
 
 
 def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str]) -> None:
-    """A flag stands after the word; --help of serve names them all, with bounds and reason."""
+    """Every setting is a flag of every command; `serve --help` lists all of them."""
     with pytest.raises(SystemExit) as caught:
         main(["serve", "--help"])
     assert caught.value.code == 0
@@ -70,7 +70,7 @@ def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str
         for each in members:
             assert f"{flag_name(each.name)} {metavar(each)} " in shown
             assert each.metadata["why"] in shown
-    for word in set(WORDS) - {"psql"}:
+    for word in set(COMMANDS) - {"psql"}:
         inner = {"schema": ["show"], "hold": ["show"], "dlq": ["stats"]}.get(word, [])
         args = build_parser(word).parse_args([word, *inner, *every_flag()])
         assert {name for name in vars(args) if name.startswith("setting.")} == {
@@ -84,29 +84,29 @@ def every_flag() -> list[str]:
 
 
 def test_help_lists_each_word_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
-    """`ingest --help` is the map of the command line."""
+    """`ingest --help` lists all commands with their purposes."""
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for word, purpose in WORDS.items():
+    for word, purpose in COMMANDS.items():
         assert f"{word} {purpose}" in shown
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", COMMANDS)
 def test_help_of_a_word_is_short_but_for_the_settings(
     word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Words that use few settings show few; none fails to describe itself."""
+    """The help of commands that use few settings shows few; all have a help."""
     with pytest.raises(SystemExit):
         main([word, "--help"])
     shown = capsys.readouterr().out
-    assert WORDS[word][1:30] in " ".join(shown.split())
+    assert COMMANDS[word][1:30] in " ".join(shown.split())
     assert ("--dlq-bytes-max" in shown) == (word in {"serve", "config"})
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    """One number, in one place."""
+    """--version prints the version of the package."""
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
@@ -141,7 +141,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_use_is_one_sentence_and_exit_two(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No usage dump, no traceback: what is wrong, and what was perhaps meant."""
+    """A mistake gives one sentence with what was perhaps meant, no usage and no traceback."""
     told = failure(capsys, *words)
     assert said in told
     assert "pw" not in told
@@ -161,7 +161,7 @@ def test_wrong_use_is_one_sentence_and_exit_two(
 def test_state_folder_that_is_not_there_is_told_and_not_made(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mistyped one is neither a folder without letters nor a place for a new database."""
+    """A state folder that does not exist is an error, and is not made."""
     told = failure(capsys, *words)
     assert str(tmp_path / "state") in told
     assert "--state-dir" in told
@@ -171,7 +171,7 @@ def test_state_folder_that_is_not_there_is_told_and_not_made(
 def test_state_folder_without_a_service_or_a_database_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It may be any folder: nothing is made in it."""
+    """A folder without service or database is an error, and nothing is made in it."""
     here = ("--state-dir", str(tmp_path))
     assert "no service runs on the state folder" in failure(capsys, "hold", "show", *here)
     assert "no service runs on the state folder" in failure(capsys, "hold", "release", *here)
@@ -182,7 +182,7 @@ def test_state_folder_without_a_service_or_a_database_is_told(
 def test_state_folder_that_is_a_file_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the file system says is told with the path."""
+    """An error of the file system is reported with the path."""
     (tmp_path / "file").touch()
     told = failure(capsys, "hold", "show", "--state-dir", str(tmp_path / "file"))
     assert str(tmp_path / "file") in told
@@ -206,7 +206,7 @@ def test_state_folder_that_is_a_file_is_one_sentence(
     ],
 )
 def test_psql_gets_what_is_not_ours(words: list[str], ours: list[str], theirs: list[str]) -> None:
-    """Settings are ours wherever they stand, the rest is psql's, in its order."""
+    """Flags of settings are ours at any place; the rest is psql's, in its order."""
     assert split_psql(words) == (ours, theirs)
 
 
@@ -218,14 +218,14 @@ def test_flag_stands_before_or_after_a_word_of_a_word() -> None:
 
 
 def test_complaint_is_raised_not_printed() -> None:
-    """argparse's own exit would print a usage of fifty flags."""
+    """The parser raises an error and prints no usage."""
     with pytest.raises(Exception, match="see x --help"):
         Parser(prog="x").parse_args(["--nothing", "y"])
 
 
 @pytest.mark.parametrize("words", [["--help"], ["config"], ["config", "--print", "listen"]])
 def test_quick_word_imports_no_driver(words: list[str]) -> None:
-    """Help and config answer at once because nothing heavy is loaded for them."""
+    """Help and config are quick, because no large library is imported for them."""
     code = (
         "import sys; from ingest.cli.main import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
@@ -268,7 +268,7 @@ def test_expected_end_of_a_command_has_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Ctrl-C says nothing, a full disk and a fault of the user's one line."""
+    """Ctrl-C prints nothing; a full disk and a mistake of the user give one line."""
 
     def ended(*_: object) -> int:
         raise error
@@ -279,7 +279,7 @@ def test_expected_end_of_a_command_has_no_traceback(
 
 
 def test_misspelt_variable_stops_every_word() -> None:
-    """The real interpreter, the real environment: named on stderr, exit 2."""
+    """A wrong variable is named on stderr, with exit code 2, in a real process."""
     done = interpreter("-m", "ingest", "config", INGEST_BACTH_ROWS="5")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -290,7 +290,7 @@ def test_misspelt_variable_stops_every_word() -> None:
 def test_doctor_on_a_file_instead_of_a_folder_fails_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every other finding is still made; the database is told to be out of reach."""
+    """If the database is out of reach, doctor still makes all other checks."""
     (tmp_path / "file").touch()
     words = ["--state-dir", str(tmp_path / "file"), "--json"]
     assert main(["doctor", *words, "--database-url", "postgresql://127.0.0.1:1/x"]) == 1
@@ -304,7 +304,7 @@ def test_doctor_on_a_file_instead_of_a_folder_fails_and_says_so(
 def test_doctor_on_a_folder_that_names_nobody_makes_the_other_findings(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The home of a user who is not there is a folder that cannot be used, like any other."""
+    """A state folder in the home of an unknown user fails like any other unusable folder."""
     assert main(["doctor", "--state-dir", "~no_such_user/x", "--json"]) == 1
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert found["state folder"]["state"] == found["database"]["state"] == "FAIL"
@@ -313,7 +313,7 @@ def test_doctor_on_a_folder_that_names_nobody_makes_the_other_findings(
 
 
 def test_serve_freezes_what_is_imported_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else each full collection looks through all of it, and stops the loop meanwhile."""
+    """Imported objects are frozen, so that the garbage collector does not check them again."""
     frozen = []
 
     async def serve(*_args: object, **_flags: object) -> int:

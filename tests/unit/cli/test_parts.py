@@ -1,4 +1,4 @@
-"""Laws of the commands' parts that need no database: psql's command line, mounts, answers."""
+"""Parts of the commands that need no database: psql's command line, file systems, answers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 def test_psql_gets_the_password_by_the_environment_only(
     url: str, shown: str, password: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every user of a machine can read the arguments of every process."""
+    """The password is not in psql's arguments, which every user can read."""
     monkeypatch.delenv("PGPASSWORD", raising=False)
     words, environment = command("/bin/psql", url, ["-c", "select 1"])
     assert words == ["/bin/psql", "-d", shown, "-c", "select 1"]
@@ -59,7 +59,7 @@ def test_psql_gets_the_password_by_the_environment_only(
 def test_psql_is_found_beside_the_database_first_then_on_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the same version as the server if possible; a client alone is enough; none is told."""
+    """psql comes from the embedded programs, else from PATH; a missing psql is an error."""
     bundled, system = tmp_path / "bundled", tmp_path / "system"
     for folder, names in ((bundled, ("postgres", "initdb", "psql")), (system, ("psql",))):
         folder.mkdir()
@@ -79,7 +79,7 @@ def test_psql_is_found_beside_the_database_first_then_on_the_path(
 
 
 def test_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
-    """The longest mount point above the folder, the later one of two; spaces are escaped there."""
+    """The longest mount point above the folder counts, of two equal ones the later one."""
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/a / ext4 rw 0 0\n"
@@ -97,7 +97,7 @@ def test_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
 
 
 def test_overlay_is_what_its_upper_folder_is_on(tmp_path: Path) -> None:
-    """A container's root on a disk is a disk, on tmpfs it forgets."""
+    """An overlay is what its upper folder is on."""
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/a / ext4 rw 0 0\nnone /fast tmpfs rw 0 0\n"
@@ -132,7 +132,7 @@ def test_state_folder_on_a_forgetful_or_remote_disk_is_told(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A 202 in memory is not durable; flock and fsync over a network are hopes."""
+    """File systems in memory are volatile; those over a network are remote."""
     monkeypatch.setattr(cli_doctor, "filesystem_of", lambda _: kind)
     settings = Settings(state_dir=str(tmp_path), **changed)
     found = {each.name: each for each in cli_doctor.folder_checks(settings)}
@@ -143,7 +143,7 @@ def test_state_folder_on_a_forgetful_or_remote_disk_is_told(
 def test_journal_on_a_forgetful_disk_does_not_start(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason, and three ways out; one of them is to say that it does not matter."""
+    """The error names the reason and three ways out."""
     monkeypatch.setattr(app_buffer, "filesystem_of", lambda _: kind)
     with pytest.raises(StartError, match="--journal-unsafe true") as refused:
         app_buffer.check_promise([tmp_path], unsafe=False)
@@ -156,7 +156,7 @@ def test_journal_on_a_forgetful_disk_does_not_start(
 def test_part_that_is_a_mount_of_its_own_is_what_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """A reading leaves the journal for the table or the dead letters: all three must be kept."""
+    """Journal, dead letters and embedded database are all checked: each may have the reading."""
 
     def kind_of(path: Path) -> str:
         return "tmpfs" if path.name == part else "ext4"
@@ -182,7 +182,7 @@ def test_part_that_is_a_mount_of_its_own_is_what_counts(
 
 
 def test_doctor_tells_of_damaged_segments_and_of_a_journal_left_behind(tmp_path: Path) -> None:
-    """Names the files, and what to do about them."""
+    """Files of the journal that are not read are reported with advice."""
     journal = tmp_path / "journal"
     journal.mkdir()
 
@@ -201,7 +201,7 @@ def test_doctor_tells_of_damaged_segments_and_of_a_journal_left_behind(tmp_path:
 
 
 def test_machine_lacking_parts_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing library fails; pure Python instead of C, or few open files, warns."""
+    """A missing library fails; missing compiled parts or too few open files are a warning."""
     monkeypatch.setattr(cli_doctor, "LIBRARIES", ("asyncpg", "not-there"))
     monkeypatch.setattr(cli_doctor, "COMPILED", ("msgspec._core", "aiohttp._not_there"))
     found = {each.name: each for each in machine_checks(Settings(connections_max=2**40))}
@@ -213,7 +213,7 @@ def test_machine_lacking_parts_is_told_which(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_address_that_cannot_be_bound_is_told() -> None:
-    """A host that is not of this machine fails as a port in use does."""
+    """An address of another machine fails as a port in use does."""
     settings = Settings(listen="192.0.2.1:80", admin_listen="no-such-host.invalid:1")
     assert [each.state for each in port_checks(settings, None)] == ["FAIL", "FAIL"]
 
@@ -241,13 +241,13 @@ class _Admin(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def admin(tmp_path: Path) -> Iterator[type[_Admin]]:
-    """Run an admin port that answers what the test wants, published as on all interfaces."""
+    """Run an admin port with answers of the test, published as bound to all interfaces."""
     handler = type("Admin", (_Admin,), {"asked": [], "by_path": {}})
     server = http.server.HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     folder.publish(
         ServiceInfo(
             pid=os.getpid(),
@@ -260,7 +260,7 @@ def admin(tmp_path: Path) -> Iterator[type[_Admin]]:
         )
     )
     yield handler
-    folder.unlock()
+    lock.close()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -269,7 +269,7 @@ def admin(tmp_path: Path) -> Iterator[type[_Admin]]:
 def test_request_to_the_service_carries_its_token_past_any_proxy(
     admin: type[_Admin], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bound to all interfaces it is asked on loopback, never through the environment's proxy."""
+    """A port on all interfaces is asked on the loopback, without the environment's proxy."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     admin.answer = (200, b'{"ok": true}')
     settings = Settings(state_dir=str(tmp_path))
@@ -289,14 +289,14 @@ def test_request_to_the_service_carries_its_token_past_any_proxy(
 def test_answer_that_is_none_is_a_sentence(
     admin: type[_Admin], tmp_path: Path, status: int, body: bytes, told: str
 ) -> None:
-    """Another program on the port, a token that does not fit."""
+    """An answer that is not JSON and a refused token are errors."""
     admin.answer = (status, body)
     with pytest.raises(StartError, match=told):
         ask(Settings(state_dir=str(tmp_path)), "GET", "/readyz")
 
 
 def test_readiness_that_says_no_is_an_answer(admin: type[_Admin], tmp_path: Path) -> None:
-    """503 with a state is what `hold show` came for."""
+    """A 503 with a state is an answer, not an error."""
     admin.answer = (503, b'{"state": "draining"}')
     assert ask(Settings(state_dir=str(tmp_path)), "GET", "/readyz") == {"state": "draining"}
 
@@ -314,7 +314,7 @@ def test_readiness_that_says_no_is_an_answer(admin: type[_Admin], tmp_path: Path
 def test_doctor_tells_how_the_running_service_is(
     admin: type[_Admin], tmp_path: Path, answer: tuple[int, bytes], level: str, told: str
 ) -> None:
-    """That it runs is not enough: it warns where it only keeps, and fails where it refuses."""
+    """doctor warns if the service is not accepting, and fails if it refuses posts."""
     admin.answer = answer
     (check,) = port_checks(Settings(), running_service(tmp_path))
     assert (check.name, check.state) == ("service", level)
@@ -325,7 +325,7 @@ def test_doctor_tells_how_the_running_service_is(
 def test_doctor_tells_of_a_service_that_does_not_answer(
     admin: type[_Admin], tmp_path: Path, free_port: int
 ) -> None:
-    """Its process is there, its port is not."""
+    """A service whose port does not answer fails the check."""
     service = running_service(tmp_path)
     assert service is not None
     deaf = msgspec.structs.replace(service, admin_listen=f"127.0.0.1:{free_port}")
@@ -337,7 +337,7 @@ def test_doctor_tells_of_a_service_that_does_not_answer(
 def test_hold_show_quotes_the_database_and_release_says_if_it_did(
     admin: type[_Admin], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without what would steer a terminal; a hold that is not there is not released."""
+    """`hold show` prints no control characters; `hold release` says if nothing is on hold."""
     admin.by_path = {
         "/readyz": (200, b'{"state": "on_hold", "reason": "refuses", "since": "now"}'),
         "/hold": (200, b'{"said": "no column \\u001b[2J here"}'),
@@ -356,7 +356,7 @@ def test_hold_show_quotes_the_database_and_release_says_if_it_did(
 def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`ingest serve` adds the loop and nothing else."""
+    """`ingest serve` passes settings and exit code on, and runs uvloop."""
     from ingest.app import service as app  # noqa: PLC0415
     from ingest.cli import serve as cli_serve  # noqa: PLC0415
     from ingest.config.settings import load  # noqa: PLC0415
@@ -371,7 +371,7 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
 def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As the shell wants it: without it `psql` would open another database."""
+    """The greeting quotes the state folder for the shell, and omits the default one."""
     for name in ("STATE_DIRECTORY", "HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1)

@@ -1,4 +1,4 @@
-"""Laws of the settings: their defaults, bounds, order of origins, and what a wrong one is told."""
+"""The settings: defaults, bounds, the order of sources, and the errors for wrong values."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def toml(tmp_path: Path, text: str) -> Path:
 
 
 def refusal(**sources: Any) -> str:
-    """Return what load() says about wrong sources."""
+    """Return the error of load() for wrong sources."""
     with pytest.raises(ConfigError) as caught:
         load(**{"environ": {}, **sources})
     return str(caught.value)
 
 
 def test_defaults_are_those_of_the_contract() -> None:
-    """Each default in the contract's table (section 8) holds to the unit."""
+    """The defaults are those of this table."""
     contract = {
         "body_bytes_max": 1_048_576,
         "inflated_bytes_max": 4_194_304,
@@ -77,14 +77,14 @@ def test_defaults_are_those_of_the_contract() -> None:
 
 
 def test_defaults_pass_their_own_bounds() -> None:
-    """A default is a value that a user may write down."""
+    """Each default is an allowed value."""
     for each in fields(Settings):
         assert checked(each, each.default, "test") == each.default
         assert each.metadata["why"]
 
 
 def test_every_number_names_its_unit_and_has_two_bounds() -> None:
-    """Nothing is unbounded, and a float without a unit in its name is a riddle."""
+    """Every number has bounds, and the name of every float ends in a unit."""
     for each in NUMBERS:
         least, most = each.metadata["within"]
         assert 0 <= least < most < math.inf, each.name
@@ -94,7 +94,7 @@ def test_every_number_names_its_unit_and_has_two_bounds() -> None:
 
 @pytest.mark.parametrize("declared", NUMBERS, ids=lambda each: each.name)
 def test_number_at_its_bound_is_taken_and_beyond_is_refused(declared: Field[Any]) -> None:
-    """Both bounds belong to the allowed values; the next value does not, and the error says so."""
+    """Both bounds are allowed; the next value beyond is not, and the error names the bound."""
     for bound, beyond, words in zip(
         declared.metadata["within"], (-1, 1), ("too small", "too large"), strict=True
     ):
@@ -106,7 +106,7 @@ def test_number_at_its_bound_is_taken_and_beyond_is_refused(declared: Field[Any]
 
 
 def test_later_origin_wins_over_earlier_one(tmp_path: Path) -> None:
-    """Defaults < TOML < environment < flags, whichever of them are there."""
+    """Flags win over the environment, that over TOML, that over the default."""
     path = toml(tmp_path, "writers = 3\n")
     steps: list[tuple[dict[str, Any], int, str]] = [
         ({}, 2, "default"),
@@ -134,13 +134,13 @@ def test_later_origin_wins_over_earlier_one(tmp_path: Path) -> None:
 
 
 def test_wrong_value_of_an_origin_that_loses_does_not_matter() -> None:
-    """Only the value in force is judged: a flag mends a broken environment."""
+    """Only the value that applies is checked: a flag replaces a wrong one of the environment."""
     environ = {"INGEST_WRITERS": "many"}
     assert load(environ=environ, flags={"writers": "1"}).settings.writers == 1
 
 
 def test_empty_variable_counts_as_unset_and_empty_flag_does_not() -> None:
-    """Compose files pass `NAME=` for what is not set; a flag is always meant."""
+    """An empty variable counts as not set, as in Compose files; an empty flag is a value."""
     environ = {"INGEST_WRITERS": "", "INGEST_STATE_DIR": "/x", "INGEST_BACTH_ROWS": ""}
     assert load(environ=environ).settings.writers == 2
     assert load(environ=environ, flags={"state_dir": ""}).settings.state_dir == ""
@@ -158,7 +158,7 @@ def test_empty_variable_counts_as_unset_and_empty_flag_does_not() -> None:
     ],
 )
 def test_unknown_variable_is_named_with_the_nearest(variable: str, words: str) -> None:
-    """A misspelt variable must not be silence that looks like success."""
+    """A misspelt variable is an error."""
     said = refusal(environ={variable: "5"})
     assert said.startswith(f"the environment has {variable}, ")
     assert words in said
@@ -180,7 +180,7 @@ def test_unknown_variable_is_named_with_the_nearest(variable: str, words: str) -
     ],
 )
 def test_variable_that_is_not_a_setting_of_ours_is_left_alone(variable: str) -> None:
-    """Tests, the launcher, and Kubernetes with a service called `ingest` set their own."""
+    """The INGEST_ variables of tests, `./run` and Kubernetes are no errors."""
     assert load(environ={variable: "tcp://10.0.0.1:8080"}).settings == Settings()
 
 
@@ -212,7 +212,7 @@ def test_variable_that_is_not_a_setting_of_ours_is_left_alone(variable: str) -> 
     ],
 )
 def test_wrong_toml_is_told_by_setting_and_file(tmp_path: Path, text: str, words: str) -> None:
-    """An operator learns which file, which setting, what it was and what it may be."""
+    """The error names the file, the setting, the value and the allowed values."""
     path = toml(tmp_path, text)
     said = refusal(toml_path=path)
     assert words.format(path=path) in said if "{path}" in words else words in said
@@ -220,7 +220,7 @@ def test_wrong_toml_is_told_by_setting_and_file(tmp_path: Path, text: str, words
 
 
 def test_unreadable_toml_is_told_with_its_path(tmp_path: Path) -> None:
-    """A missing file, a folder, and bytes that are not UTF-8 are three plain sentences."""
+    """A missing file, a folder, and bytes that are not UTF-8 each give a sentence of their own."""
     assert refusal(toml_path=tmp_path / "no.toml").endswith("no.toml: No such file or directory")
     assert "Is a directory" in refusal(toml_path=tmp_path)
     (tmp_path / "latin.toml").write_bytes(b'state_dir = "\xe9"')
@@ -228,7 +228,7 @@ def test_unreadable_toml_is_told_with_its_path(tmp_path: Path) -> None:
 
 
 def test_toml_of_all_types_is_taken(tmp_path: Path) -> None:
-    """Numbers, text, booleans and sizes as text arrive as what they are; a BOM does no harm."""
+    """Numbers, text, booleans and sizes as text are read; a byte order mark is ignored."""
     text = (
         '\ufeffwriters = 3\nbatch_linger_s = 1\ndlq_auto_replay = false\nlisten = "[::1]:0"\n'
         'body_bytes_max = "2 MiB"\nbatch_rows = 50.0\n'
@@ -249,12 +249,12 @@ def test_toml_of_all_types_is_taken(tmp_path: Path) -> None:
     [("true", True), ("YES", True), ("1", True), ("on", True), ("False", False), ("0", False)],
 )
 def test_boolean_is_read_from_its_usual_words(word: str, value: bool) -> None:
-    """The words that env files use all work, in any case."""
+    """true, yes, on, 1 and their opposites are read, in capitals too."""
     assert load(environ={"INGEST_SCHEMA_APPLY": word}).settings.schema_apply is value
 
 
 def test_choice_is_read_in_any_case_and_kept_in_ours() -> None:
-    """LOG_LEVEL=INFO is what people write."""
+    """A choice may be written in capitals."""
     assert load(environ={"INGEST_LOG_LEVEL": " WARNING "}).settings.log_level == "warning"
 
 
@@ -277,7 +277,7 @@ def test_choice_is_read_in_any_case_and_kept_in_ours() -> None:
 def test_bounds_between_settings_name_both_with_origin(
     lower: str, low: str, upper: str, high: str
 ) -> None:
-    """Two values that cannot hold together are told together, with where each came from."""
+    """If two values contradict each other, the error names both with their origins."""
     said = refusal(environ={env_name(upper): high}, flags={lower: low})
     assert said.startswith(f"setting {lower} (")
     assert f", --{lower.replace('_', '-')}) must " in said
@@ -286,7 +286,7 @@ def test_bounds_between_settings_name_both_with_origin(
 
 
 def test_post_with_the_longest_names_fits_the_buffer() -> None:
-    """A post within every limit of its own must not be one that can never have room."""
+    """A post of allowed size always fits into the buffer."""
     said = refusal(
         flags={"buffer_bytes_max": "2MiB", "inflated_bytes_max": "1MiB", "body_bytes_max": "1k"}
     )
@@ -297,7 +297,7 @@ def test_post_with_the_longest_names_fits_the_buffer() -> None:
 
 @pytest.mark.parametrize("queue", ["dlq", "journal"])
 def test_file_of_a_queue_is_a_quarter_of_it_at_most(queue: str) -> None:
-    """Whole files are removed; to lower the cap alone is told in a sentence that names both."""
+    """A cap below four segments is an error that names both settings."""
     segment, whole = f"{queue}_segment_bytes", f"{queue}_bytes_max"
     said = refusal(environ={env_name(whole): "255MiB"})
     assert said == (
@@ -310,12 +310,12 @@ def test_file_of_a_queue_is_a_quarter_of_it_at_most(queue: str) -> None:
 
 
 def test_no_drain_at_all_is_allowed() -> None:
-    """drain_s_max = 0 means: straight to the dead letters; it need not cover a write."""
+    """drain_s_max = 0 is allowed, although it is shorter than a write."""
     assert load(environ={}, flags={"drain_s_max": "0"}).settings.drain_s_max == 0
 
 
 def test_one_address_for_both_listeners_is_refused_unless_the_port_is_free_choice() -> None:
-    """The second bind would fail with a worse message."""
+    """Two equal addresses are an error of the settings, before anything is bound."""
     said = refusal(flags={"listen": "127.0.0.1:8081"})
     assert "listen (127.0.0.1:8081, --listen) must differ from admin_listen" in said
     both = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
@@ -323,7 +323,7 @@ def test_one_address_for_both_listeners_is_refused_unless_the_port_is_free_choic
 
 
 def test_settings_made_by_hand_can_be_checked_too() -> None:
-    """check_together works without origins, for settings that no file gave."""
+    """check_together works without origins."""
     check_together(Settings())
     with pytest.raises(ConfigError, match=r"batch_rows \(29,000 rows, default\)"):
         check_together(Settings(batch_rows=29_000))
@@ -340,13 +340,13 @@ def test_settings_made_by_hand_can_be_checked_too() -> None:
     ],
 )
 def test_database_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
-    """Said at once and with the remedy, not as the driver's words later."""
+    """A wrong database URL is an error at the start, which says how to write it."""
     with pytest.raises(ConfigError, match=r"database_url.*%2F") as caught:
         load(environ={"INGEST_DATABASE_URL": url})
     assert "ss:w" not in str(caught.value)
 
 
 def test_database_url_of_several_hosts_is_taken() -> None:
-    """A primary and its standbys, each with a port."""
+    """Several hosts, each with a port, are one allowed URL."""
     url = "postgresql://u:p@one:5432,two:5433/x"
     assert load(environ={"INGEST_DATABASE_URL": url}).settings.database_url == url

@@ -1,4 +1,4 @@
-"""Laws of the files that hold secrets: where they count, and what a wrong one is told."""
+"""Files of secrets: which source wins, and the errors for wrong files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def secret(tmp_path: Path, raw: bytes) -> str:
 
 @pytest.mark.parametrize("raw", [URL.encode(), f"\ufeff {URL} \r\n".encode(), f"{URL}\n".encode()])
 def test_database_url_is_read_from_its_file(tmp_path: Path, raw: bytes) -> None:
-    """A secret that is mounted as a file needs no shell to reach the service, from any origin."""
+    """The path of a secret's file may come from each source."""
     path = secret(tmp_path, raw)
     origins: tuple[dict[str, Any], ...] = (
         {"environ": {"INGEST_DATABASE_URL_FILE": path}},
@@ -41,7 +41,7 @@ def test_database_url_is_read_from_its_file(tmp_path: Path, raw: bytes) -> None:
 
 
 def test_url_and_its_file_are_one_setting_said_in_two_ways(tmp_path: Path) -> None:
-    """A later origin wins, whichever way it says it; one origin that says both contradicts itself.
+    """A later source wins, by value or by file; one source that has both is an error.
 
     So an administrator's `--database-url` works where the service's own URL is in a file.
     """
@@ -76,7 +76,7 @@ def test_url_and_its_file_are_one_setting_said_in_two_ways(tmp_path: Path) -> No
 def test_unusable_file_of_the_url_is_told_without_its_content(
     tmp_path: Path, raw: bytes | None, words: str
 ) -> None:
-    """The error names the setting, its origin and the file; what the file holds is a secret."""
+    """The error names the setting, its origin and the file, and never shows the file's content."""
     path = str(tmp_path / "absent") if raw is None else secret(tmp_path, raw)
     told = refusal(environ={"INGEST_DATABASE_URL_FILE": path})
     assert re.match(rf"setting database_url_file \(INGEST_DATABASE_URL_FILE\): .*{words}", told)
@@ -85,7 +85,7 @@ def test_unusable_file_of_the_url_is_told_without_its_content(
 
 
 def test_pipe_is_read_if_somebody_writes_it_and_refused_if_nobody_does(tmp_path: Path) -> None:
-    """A shell's `<(..)` is a pipe too; a named one that nobody has open used to hang the start."""
+    """A pipe that has a writer is read; a named pipe without a writer does not block the start."""
     reading, writing = os.pipe()
 
     def write() -> None:
@@ -108,7 +108,7 @@ def test_pipe_is_read_if_somebody_writes_it_and_refused_if_nobody_does(tmp_path:
 
 
 def test_home_that_nobody_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it is nobody's words: a container's user without a name, and no HOME."""
+    """A `~` without a home folder, as in a container, is an error of the setting."""
     words = "no such user, or one without a home folder"
     nobody = "~nobody-of-that-name/url"
     told = refusal(environ={"INGEST_DATABASE_URL_FILE": nobody})
@@ -123,14 +123,14 @@ def test_home_that_nobody_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wrong_url_of_a_file_names_the_file(tmp_path: Path) -> None:
-    """The same checks hold, and a password is not shown."""
+    """A database URL from a file is checked in the same way, and its password is not shown."""
     path = secret(tmp_path, b"mysql://geheim")
     told = refusal(environ={"INGEST_DATABASE_URL_FILE": path})
     assert told == f"setting database_url ({path}): does not begin with postgresql://"
 
 
 def test_token_of_the_admin_port_is_read_from_its_file_as_the_url_is(tmp_path: Path) -> None:
-    """Two secrets beside each other, each in its own setting; a later origin wins here too."""
+    """Each of the two secrets has its own file; a later source wins here too."""
     url, token = tmp_path / "database_url", tmp_path / "admin_token"
     url.write_text(f"{URL}\n")
     token.write_text(f"{TOKEN}\n")
@@ -150,7 +150,7 @@ def test_token_of_the_admin_port_is_read_from_its_file_as_the_url_is(tmp_path: P
 
 
 def test_weak_or_missing_token_of_a_file_is_told_without_being_shown(tmp_path: Path) -> None:
-    """The bounds of the setting hold for what the file says."""
+    """The bounds of the setting apply to the file's content."""
     path = tmp_path / "admin_token"
     told = refusal(environ={"INGEST_ADMIN_TOKEN_FILE": str(path)})
     assert told.startswith("setting admin_token_file (INGEST_ADMIN_TOKEN_FILE): cannot read")

@@ -1,4 +1,4 @@
-"""Laws of single values: sizes, numbers, addresses, times, folders, and how they are shown."""
+"""Single values: sizes, numbers, addresses, times, folders, and how they are shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KNOWN = {each.name: each for each in fields(Settings)}
 
 
 def refusal(**flags: str) -> str:
-    """Return what load() says about wrong flags."""
+    """Return the error of load() for wrong flags."""
     with pytest.raises(ConfigError) as caught:
         load(environ={}, flags=flags)
     return str(caught.value)
@@ -44,25 +44,25 @@ def refusal(**flags: str) -> str:
     ],
 )
 def test_size_may_carry_a_binary_suffix(text: str, value: int) -> None:
-    """Sizes are written as people write them; K, M, G and T are powers of 1,024."""
+    """Sizes may have a unit; K, M, G and T are powers of 1,024."""
     assert checked(KNOWN["journal_bytes_max"], text, "test") == value
 
 
 @pytest.mark.parametrize("text", ["64MB", "1.5GiB", "MiB", "-1KiB", "64 M iB", "64TiBs", "6e7"])
 def test_size_of_another_form_is_refused(text: str) -> None:
-    """A suffix of doubtful meaning is not guessed at: those that work are named."""
+    """A unit that could mean two sizes is an error, which names those that work."""
     with pytest.raises(ConfigError, match="not a whole number of bytes, KiB, MiB, GiB or TiB"):
         checked(KNOWN["buffer_bytes_max"], text, "test")
 
 
 def test_size_suffix_on_a_count_of_rows_is_refused() -> None:
-    """5k rows would be 5,120 of them: a surprise."""
+    """Only sizes may have a unit: 5k rows would be 5,120."""
     assert refusal(batch_rows_max="5k").endswith("'5k' is not a whole number")
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "-1", "ten", "1,5", "1 s", ""])
 def test_number_that_is_none_is_refused(text: str) -> None:
-    """NaN and infinity are no durations, and no unit is read after a number."""
+    """NaN, infinity and a number with a unit are no durations."""
     with pytest.raises(ConfigError, match="setting batch_linger_s"):
         checked(KNOWN["batch_linger_s"], text, "test")
 
@@ -78,7 +78,7 @@ def test_number_that_is_none_is_refused(text: str) -> None:
     ],
 )
 def test_address_is_split_into_host_and_port(address: str, parts: tuple[str, int]) -> None:
-    """IPv6 stands in brackets, as in a URL."""
+    """An IPv6 address needs brackets, as in a URL."""
     assert split_address(address) == parts
 
 
@@ -87,7 +87,7 @@ def test_address_is_split_into_host_and_port(address: str, parts: tuple[str, int
     ["", "8080", ":8080", "host:", "host:http", "h:65536", "h:-1", "h:٨", "[]:1", "::1:80"],
 )
 def test_address_of_another_form_is_refused_by_setting(address: str) -> None:
-    """A port alone, a name for a port, digits of other scripts, IPv6 without brackets."""
+    """A port alone, a port by name, digits of other scripts, IPv6 without brackets: errors."""
     assert refusal(admin_listen=address).startswith("setting admin_listen (--admin-listen): ")
 
 
@@ -101,13 +101,13 @@ def test_address_of_another_form_is_refused_by_setting(address: str) -> None:
     ],
 )
 def test_oldest_ts_is_exact_to_the_microsecond(text: str, ts_us: int) -> None:
-    """Also before 1970, where rounding towards zero would be a second off."""
+    """Times before 1970 are exact too."""
     assert ts_min_us(Settings(ts_min=text)) == ts_us
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2000-01-01", "2000-01-01T00:00:00", "0"])
 def test_oldest_ts_without_offset_is_refused(text: str) -> None:
-    """A local time would move the window with the machine's time zone."""
+    """ts_min without an offset is an error: it would depend on the time zone of the machine."""
     assert "setting ts_min (--ts-min)" in refusal(ts_min=text)
     with pytest.raises(ConfigError, match="with an offset"):
         ts_min_us(Settings(ts_min=text))
@@ -115,14 +115,14 @@ def test_oldest_ts_without_offset_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("token", ["short", "with a space in it", "línea-de-admisión", "x" * 15])
 def test_weak_admin_token_is_refused_without_being_shown(token: str) -> None:
-    """It opens replay and discard, and is sent in a header."""
+    """A token is long enough, and can be sent in a header."""
     said = refusal(admin_token=token)
     assert said.startswith("setting admin_token (--admin-token): needs at least 16")
     assert token not in said
 
 
 def test_database_url_is_never_shown_in_an_error() -> None:
-    """A password in a log outlives its rotation."""
+    """An error about the database URL does not show the URL."""
     said = refusal(database_url="mysql://me:hunter2@db/x")
     assert said == "setting database_url (--database-url): does not begin with postgresql://"
     assert "hunter2" not in refusal(database_url="hunter2\0")
@@ -140,7 +140,7 @@ TORN = (
 
 @pytest.mark.parametrize("url", TORN)
 def test_url_that_its_password_tears_is_refused_and_not_quoted(url: str) -> None:
-    """The driver's own words for it would show the password's tail, in the log and on the page."""
+    """A URL that its password splits wrongly is an error, and nothing of the password is shown."""
     said = refusal(database_url=url)
     assert "cannot be read as a URL; in a password write / as %2F" in said
     assert "hunter2" not in said
@@ -166,12 +166,12 @@ def test_url_that_its_password_tears_is_refused_and_not_quoted(url: str) -> None
     ],
 )
 def test_masked_url_keeps_all_but_the_password(url: str, masked: str) -> None:
-    """An operator sees which server it is; nobody sees the password."""
+    """A masked URL still shows user, host and database."""
     assert mask_url(url) == masked
 
 
 def test_state_folder_is_systemds_roots_or_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    """STATE_DIRECTORY first; root's under /var/lib; a user's absolute XDG one."""
+    """STATE_DIRECTORY comes first, then /var/lib for root, then the user's absolute XDG folder."""
     assert default_state_dir({"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}) == Path("/var/lib/a")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert default_state_dir({"HOME": "/h"}) == Path("/var/lib/iot-ingest")
@@ -204,10 +204,10 @@ def test_state_folder_is_systemds_roots_or_the_users(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_value_is_shown_with_its_unit(name: str, value: object, text: str) -> None:
-    """A size as MiB where it is whole, a number with its unit, nothing rounded."""
+    """A size is shown as MiB if it is whole, a number with its unit, and nothing is rounded."""
     assert shown(name, value) == text
 
 
 def test_shown_number_is_not_rounded() -> None:
-    """What is printed is what is in force."""
+    """The value that is printed is the one that applies."""
     assert shown("batch_linger_s", 0.123456789) == "0.123456789 s"

@@ -1,4 +1,4 @@
-"""Laws of one process's hold on a folder: on the disk or refused, never twice, within the cap."""
+"""The folder of one process: letters are on the disk or refused, never twice, within the cap."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Faults:
-    """System calls that fail when told to: `fail[name]` lists which calls of it (from 1) fail."""
+    """System calls that fail on request: `fail[name]` lists which calls of it (from 1) fail."""
 
     def __init__(self, **fail: set[int]) -> None:
         self.fail = fail
@@ -44,7 +44,7 @@ class Faults:
         self.bytes_at_once = 1 << 30
 
     def calls(self) -> FileCalls:
-        """Give the calls to hand to a store."""
+        """Return the calls for a store."""
         return FileCalls(
             write=lambda fd, data: self._do("write", os.write, fd, data[: self.bytes_at_once]),
             fdatasync=lambda fd: self._do("fdatasync", os.fdatasync, fd),
@@ -62,7 +62,7 @@ class Faults:
 
 
 def test_folder_and_files_belong_to_their_owner_only(tmp_path: Path) -> None:
-    """What devices sent is nobody else's business, whatever the umask."""
+    """Under any umask only the owner can read what devices sent."""
     old = os.umask(0)
     try:
         store = make_store(tmp_path / "dead-letters")
@@ -77,7 +77,7 @@ def test_folder_and_files_belong_to_their_owner_only(tmp_path: Path) -> None:
 
 
 def test_open_in_a_place_that_is_no_folder_is_a_start_error(tmp_path: Path) -> None:
-    """The service says what is in the way."""
+    """A file instead of the folder is a StartError."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match="file/dead"):
         make_store(tmp_path / "file" / "dead")
@@ -91,62 +91,62 @@ def test_append_twice_writes_one_line_per_fact_and_reason(tmp_path: Path) -> Non
     keep(store, letters)
     keep(store, [letters[0]._replace(reason=EXHAUSTED), letters[0]._replace(reason=REFUSED)])
     assert [each.reason for each in read(tmp_path)] == ["drained", "drained", EXHAUSTED, REFUSED]
-    assert store.held().live == 4
+    assert store.totals().live == 4
     store.close()
 
 
 def test_append_after_done_writes_again(tmp_path: Path) -> None:
-    """Done by whatever hand, in whatever process: the fact is a new letter when it fails again."""
+    """After a letter was marked as done, by any process, the same reading is a new letter."""
     store, hand = make_store(tmp_path), make_store(tmp_path)
     letters = drained(2)
     keep(store, letters)
     mark(hand)
     keep(store, letters[:1])
     assert read(tmp_path) == letters[:1]
-    assert store.held().live == 1
+    assert store.totals().live == 1
     store.close()
     hand.close()
 
 
 def test_append_after_restart_knows_what_is_live(tmp_path: Path) -> None:
-    """Letters of dead processes count, and are not written again."""
+    """Letters of earlier processes are known, and are not written again."""
     letters = drained(3)
     store = make_store(tmp_path)
     keep(store, letters)
     mark(store, lambda live: live.letter == letters[0])
     store.close()
     again = make_store(tmp_path)
-    assert again.held().live == 2
+    assert again.totals().live == 2
     keep(again, letters)
     assert sorted(read(tmp_path)) == sorted(letters)
-    assert again.held().live == 3
+    assert again.totals().live == 3
     again.close()
 
 
 def test_append_beyond_the_ids_kept_is_written_and_counted(tmp_path: Path) -> None:
-    """Memory is bounded: beyond it letters are kept twice rather than not at all."""
+    """Ids in memory are bounded: beyond that, a letter may be written twice, but never left out."""
     store = make_store(tmp_path, ids_max=3)
     letters = drained(5)
     keep(store, letters)
     keep(store, letters)
     assert len(read(tmp_path)) == 7
-    assert store.held().live == 7
+    assert store.totals().live == 7
     mark(store)
-    assert store.held().live == 0
+    assert store.totals().live == 0
     store.close()
     again = make_store(tmp_path, ids_max=3)
-    assert again.held().live == 0
+    assert again.totals().live == 0
     again.close()
 
 
-def test_cap_refuses_whole_requests_and_the_door_at_half(tmp_path: Path) -> None:
-    """The door may use half, the writers all; what does not fit is refused whole."""
+def test_cap_refuses_whole_requests_and_invalid_items_at_half(tmp_path: Path) -> None:
+    """Invalid items may use half of the cap, and a request is refused as a whole."""
     store = make_store(tmp_path, bytes_max=20_000)
     with pytest.raises(DeadLettersFull):
         keep(store, drained(40, reason=REFUSED), from_receiver=True)
     assert read(tmp_path) == []
     keep(store, drained(25, reason=REFUSED), from_receiver=True)
-    with pytest.raises(DeadLettersFull, match="door"):
+    with pytest.raises(DeadLettersFull, match="that invalid items may use"):
         keep(store, drained(10, reason=REFUSED), from_receiver=True)
     keep(store, drained(25, reason=REFUSED))
     with pytest.raises(DeadLettersFull):
@@ -157,7 +157,7 @@ def test_cap_refuses_whole_requests_and_the_door_at_half(tmp_path: Path) -> None
 
 
 def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) -> None:
-    """Requests that share a write are judged one by one."""
+    """Each request of a shared write is accepted or refused for itself."""
     store = make_store(tmp_path, bytes_max=10_000)
     small, large, again = (
         drained(2, reason=REFUSED),
@@ -171,7 +171,7 @@ def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) ->
 
 
 def fill(store: Store, reason: str) -> int:
-    """Append letters one by one until the store refuses; return how many it took."""
+    """Append letters one by one until the store refuses one; return the number before."""
     for count in itertools.count():
         try:
             keep(store, drained(1, reason=reason))
@@ -181,7 +181,7 @@ def fill(store: Store, reason: str) -> int:
 
 
 def test_cap_leaves_a_quarter_to_what_does_not_come_back_by_itself(tmp_path: Path) -> None:
-    """Letters that come back once nothing is on hold must not be what the hold is about."""
+    """Letters for the automatic replay, which needs open writes, cannot be the cause of a pause."""
     store = make_store(tmp_path, bytes_max=40_000)
     fill(store, EXHAUSTED)
     assert 29_000 < folder_bytes(tmp_path) <= 30_000
@@ -197,9 +197,9 @@ def test_cap_leaves_a_quarter_to_what_does_not_come_back_by_itself(tmp_path: Pat
 def test_cap_refused_rows_do_not_wait_for_what_waits_for_them(
     tmp_path: Path, reason: str, ids_max: int
 ) -> None:
-    """A queue full of what comes back takes refused rows beyond the cap, by no more than that.
+    """Letters for the automatic replay do not count against refused rows.
 
-    Full from an earlier life, too. Once it has come back the cap holds again.
+    That is so too if an earlier process wrote them. After their replay the cap holds again.
     """
     before = make_store(tmp_path)
     keep(before, drained(100, reason=reason))
@@ -216,7 +216,7 @@ def test_cap_refused_rows_do_not_wait_for_what_waits_for_them(
 
 
 def test_cap_is_one_for_all_where_nothing_comes_back_by_itself(tmp_path: Path) -> None:
-    """Without `dlq_auto_replay` no letter makes room for another."""
+    """Without `dlq_auto_replay` the cap is the same for all letters."""
     store = make_store(tmp_path, bytes_max=20_000, auto_replay=False)
     fill(store, EXHAUSTED)
     assert 19_500 < folder_bytes(tmp_path) <= 20_000
@@ -225,7 +225,7 @@ def test_cap_is_one_for_all_where_nothing_comes_back_by_itself(tmp_path: Path) -
 
 
 def test_cap_full_of_refused_rows_takes_no_more(tmp_path: Path) -> None:
-    """They do not come back by themselves: an operator has to look."""
+    """Refused rows are not replayed automatically, so they count in full."""
     store = make_store(tmp_path, bytes_max=20_000)
     fill(store, REFUSED)
     assert 19_500 < folder_bytes(tmp_path) <= 20_000
@@ -234,14 +234,14 @@ def test_cap_full_of_refused_rows_takes_no_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reason", [EXHAUSTED, DRAINED])
 def test_line_that_comes_back_is_never_shorter_than_what_is_counted_for_it(reason: str) -> None:
-    """So the folder exceeds its cap by no more than will come back."""
+    """RETURNING_BYTES_MIN is not more than the length of any such line."""
     letter = Letter(reason, "", "", 0, reading=Reading(0, "d", "m", 0.0))
     line = encode_line(letter, id_=letter_id(letter), failed_us=0)
     assert RETURNING_BYTES_MIN <= len(line) < RETURNING_BYTES_MIN * 1.2
 
 
 def test_cap_does_not_bind_the_end_of_a_drain(tmp_path: Path) -> None:
-    """What memory held when the service stops has no other place: it is kept beyond the cap."""
+    """Rows that are left at the end of a drain have no other place: they may exceed the cap."""
     store = make_store(tmp_path, bytes_max=10_000)
     keep(store, drained(100))
     assert folder_bytes(tmp_path) > 10_000
@@ -252,7 +252,7 @@ def test_cap_does_not_bind_the_end_of_a_drain(tmp_path: Path) -> None:
 
 
 def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
-    """Files kept only for looking at must not stop the service."""
+    """When the cap is reached, files without live lines are removed early."""
     store = make_store(tmp_path, bytes_max=60_000, segment_bytes=4_000, keep_days=7)
     for _ in range(5):
         keep(store, drained(20))
@@ -263,7 +263,7 @@ def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
 
 
 def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Path) -> None:
-    """After `discard --all` there is room at once, not after a restart."""
+    """After `discard --all` there is space at once, not only after a restart."""
     store, hand = make_store(tmp_path, bytes_max=20_000), make_store(tmp_path)
     keep(store, drained(25, reason=REFUSED), from_receiver=True)
     (first,) = segments(tmp_path)
@@ -272,13 +272,13 @@ def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Pat
     keep(store, letters, from_receiver=True)
     assert read(tmp_path) == letters
     assert first not in segments(tmp_path)
-    assert store.held().size_bytes == folder_bytes(tmp_path) < 10_000
+    assert store.totals().size_bytes == folder_bytes(tmp_path) < 10_000
     store.close()
     hand.close()
 
 
 def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Path) -> None:
-    """A look for room while the queue is full must not make a file each time."""
+    """A search for space while the folder is full does not start a new file."""
     store = make_store(tmp_path, bytes_max=20_000)
     keep(store, drained(25, reason=REFUSED), from_receiver=True)
     mark(store, lambda live: live.offset > 0)
@@ -292,7 +292,7 @@ def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Pat
 def test_letter_longer_than_readers_take_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What nobody could read back is not promised."""
+    """A line that readers would not take into memory is refused."""
     monkeypatch.setattr("ingest.dead_letters.folder.LINE_BYTES_MAX", 1_000)
     store = make_store(tmp_path)
     with pytest.raises(DeadLettersFull, match="1000 bytes"):
@@ -301,7 +301,7 @@ def test_letter_longer_than_readers_take_is_refused(
 
 
 def test_segment_is_rotated_and_removed_when_done_and_old(tmp_path: Path) -> None:
-    """A finished file goes with its cursor once every line is done, and not before."""
+    """A finished file and its cursor are removed when every line is done, and not before."""
     store = make_store(tmp_path, segment_bytes=4_000, keep_days=0)
     keep(store, drained(20))
     keep(store, drained(20, reason=EXHAUSTED))
@@ -314,7 +314,7 @@ def test_segment_is_rotated_and_removed_when_done_and_old(tmp_path: Path) -> Non
     assert len(read(tmp_path)) == 20
     store.close()
     assert store.tidy() == [current]
-    assert store.held().live == 20
+    assert store.totals().live == 20
 
 
 def test_segment_done_but_young_is_kept(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_segment_done_but_young_is_kept(tmp_path: Path) -> None:
 
 
 def test_segment_with_an_altered_line_is_left_for_a_person(tmp_path: Path) -> None:
-    """Nothing is removed that somebody might still want to read."""
+    """A file with an altered line is not removed."""
     store = make_store(tmp_path, keep_days=0)
     letters = drained(2)
     keep(store, letters)
@@ -363,19 +363,19 @@ def test_segments_removed_by_hand_are_forgotten(tmp_path: Path) -> None:
 
 
 def cut_off(path: Path) -> None:
-    """What copytruncate of logrotate does, and `: > file`."""
+    """Empty the file, as copytruncate of logrotate and `: > file` do."""
     os.truncate(path, 0)
 
 
 def replace_by_less(path: Path) -> None:
-    """What `sed -i` does, here with the first line deleted."""
+    """Replace the file without its first line, as `sed -i` does."""
     other = path.with_name("other")
     other.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
     other.rename(path)
 
 
 def replace_by_more(path: Path) -> None:
-    """Another file of that name, and not a smaller one."""
+    """Replace the file by another one that is not smaller."""
     other = path.with_name("other")
     other.write_bytes(b"#" * path.stat().st_size + b"\n")
     other.rename(path)
@@ -386,7 +386,7 @@ def replace_by_more(path: Path) -> None:
 def test_segment_cut_off_or_replaced_by_hand_is_counted_anew(
     tmp_path: Path, change: Callable[[Path], None], *, is_finished: bool
 ) -> None:
-    """A letter whose line is gone is written again when it comes again: the answer says so."""
+    """A letter whose line was removed is written again when it comes again."""
     store = make_store(tmp_path, segment_bytes=1 if is_finished else 1 << 26)
     letters, others = drained(2), drained(1)
     keep(store, letters)
@@ -397,22 +397,22 @@ def test_segment_cut_off_or_replaced_by_hand_is_counted_anew(
     assert letters[0] in read(tmp_path)
     keep(store, [*letters, *others])
     assert sorted(read(tmp_path)) == sorted([*letters, *others])
-    assert store.held().live == 3
+    assert store.totals().live == 3
     store.close()
 
 
 def test_segment_cut_off_since_the_last_look_is_noticed_by_the_next(tmp_path: Path) -> None:
-    """The figures follow too, without an append."""
+    """The figures are corrected at the next scan, without an append."""
     store = make_store(tmp_path)
     keep(store, drained(3))
     os.truncate(segments(tmp_path)[0], 0)
     store.refresh()
-    assert store.held() == (0, 0, None)
+    assert store.totals() == (0, 0, None)
     store.close()
 
 
 def test_short_writes_are_finished(tmp_path: Path) -> None:
-    """A write that took only a part is gone on with."""
+    """After a write of a part, the rest is written."""
     faults = Faults()
     faults.bytes_at_once = 11
     store = make_store(tmp_path, calls=faults.calls())
@@ -437,7 +437,7 @@ def test_write_that_takes_nothing_is_an_error_not_a_loop(tmp_path: Path) -> None
 def test_failure_of_one_call_is_made_good_in_a_new_file(
     tmp_path: Path, name: str, ftruncate_fails: bool
 ) -> None:
-    """After an error nothing more goes to that descriptor, and the letters are kept elsewhere."""
+    """After an error that descriptor is not used again; the letters go to a new file."""
     faults = Faults(**{name: {2}}, ftruncate={1} if ftruncate_fails else set())
     store = make_store(tmp_path, calls=faults.calls())
     first, second, third = drained(1), drained(2), drained(1)
@@ -450,20 +450,20 @@ def test_failure_of_one_call_is_made_good_in_a_new_file(
         assert found == [*first, *second, *third]
     store.close()
     again = make_store(tmp_path)
-    assert again.held().live == 4
+    assert again.totals().live == 4
     again.close()
 
 
 @pytest.mark.parametrize("name", ["write", "fdatasync", "fsync"])
 def test_failure_twice_is_told_and_nothing_is_promised(tmp_path: Path, name: str) -> None:
-    """Both files fail: the caller hears it, no line is left, and the next append works."""
+    """If both files fail, the caller gets an error, no line is left, and the next append works."""
     faults = Faults(**{name: {2, 3, 4} if name == "fsync" else {1, 2}})
     store = make_store(tmp_path, calls=faults.calls())
     letters = drained(2)
     with pytest.raises(DeadLettersBroken):
         keep(store, letters)
     assert read(tmp_path) == []
-    assert store.held().live == 0
+    assert store.totals().live == 0
     faults.fail.clear()
     keep(store, letters)
     assert read(tmp_path) == letters
@@ -471,7 +471,7 @@ def test_failure_twice_is_told_and_nothing_is_promised(tmp_path: Path, name: str
 
 
 def test_full_disk_keeps_the_file_and_tries_no_second_one(tmp_path: Path) -> None:
-    """Without space a new file helps nobody."""
+    """Without free space no second file is tried, and the first one is used further."""
     faults = Faults(write={2})
     faults.code = errno.ENOSPC
     store = make_store(tmp_path, calls=faults.calls())
@@ -491,7 +491,7 @@ def test_full_disk_keeps_the_file_and_tries_no_second_one(tmp_path: Path) -> Non
 def test_failure_of_the_nth_call_never_loses_a_kept_letter(
     tmp_path: Path, name: str, nth: int
 ) -> None:
-    """Swept over every call: what append promised is there, what is there can be read."""
+    """If any one call fails, letters of successful appends are there and can be read."""
     faults = Faults()
     store = make_store(tmp_path, segment_bytes=700, calls=faults.calls())
     faults.seen.clear()
@@ -511,7 +511,7 @@ def test_failure_of_the_nth_call_never_loses_a_kept_letter(
 
 
 def test_mark_that_cannot_be_written_leaves_letters_live(tmp_path: Path) -> None:
-    """A replay whose cursor failed is done again; that is harmless."""
+    """If the marks cannot be written, the letters are still live."""
     faults = Faults()
     store = make_store(tmp_path, calls=faults.calls())
     letters = drained(2)
@@ -521,12 +521,12 @@ def test_mark_that_cannot_be_written_leaves_letters_live(tmp_path: Path) -> None
         mark(store)
     assert read(tmp_path) == letters
     mark(store)
-    assert store.held().live == 0
+    assert store.totals().live == 0
     store.close()
 
 
 def test_file_size_limit_loses_nothing_that_was_kept(tmp_path: Path) -> None:
-    """The kernel's own refusal (RLIMIT_FSIZE): a short write, then an error, then a new file."""
+    """At the kernel's limit of a file's size (RLIMIT_FSIZE) a new file is used."""
     store = make_store(tmp_path)
     kept = drained(5)
     keep(store, kept)
@@ -545,7 +545,7 @@ def test_file_size_limit_loses_nothing_that_was_kept(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Give a file system of 64 KiB; where none can be mounted, nothing is left to try here."""
+    """Mount a file system of 64 KiB; skip the test where that is not possible."""
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(
@@ -559,7 +559,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk_for_real_keeps_what_was_kept_and_goes_on(small_disk: Path) -> None:
-    """ENOSPC of a real file system (where one can be mounted) leaves whole lines only."""
+    """ENOSPC of a real file system leaves only whole lines."""
     is_small = small_disk.name == "disk"
     store = make_store(small_disk / "dead", bytes_max=1 << 30 if is_small else 60_000)
     kept = []
@@ -580,7 +580,7 @@ def test_full_disk_for_real_keeps_what_was_kept_and_goes_on(small_disk: Path) ->
 
 
 def test_replay_lock_is_held_by_one(tmp_path: Path) -> None:
-    """One replayer per folder."""
+    """Only one replay at a time has the lock of a folder."""
     first = try_replay_lock(tmp_path)
     assert first is not None
     assert try_replay_lock(tmp_path) is None
@@ -591,7 +591,7 @@ def test_replay_lock_is_held_by_one(tmp_path: Path) -> None:
 
 
 def test_file_removed_under_the_writer_is_not_written_to(tmp_path: Path) -> None:
-    """Letters in a file without a name would be lost: the write fails instead."""
+    """An append to a file that was removed fails, because nobody could read the letters."""
     file = new_segment(tmp_path)
     file.path.unlink()
     with pytest.raises(FileNotFoundError):
@@ -620,20 +620,20 @@ def test_new_segment_tidied_away_before_its_lock_is_made_again(
 
 
 def test_folder_that_cannot_be_listed_is_told_and_goes_on(tmp_path: Path) -> None:
-    """A look that fails changes nothing of what is known."""
+    """A scan that fails changes no figures."""
     store = make_store(tmp_path / "dead")
     keep(store, drained(1))
     (tmp_path / "dead").rename(tmp_path / "moved")
     (tmp_path / "dead").write_text("")
     store.refresh()
-    assert store.held().live == 1
+    assert store.totals().live == 1
     store.close()
 
 
 def test_letters_of_a_killed_process_are_on_the_disk_before_they_count_as_kept(
     tmp_path: Path,
 ) -> None:
-    """It may have died before its own fdatasync: a letter deduplicated against it is promised."""
+    """The file of a killed process is synced before its letters count as kept."""
     store = make_store(tmp_path)
     letters = drained(1)
     keep(store, letters)
@@ -650,7 +650,7 @@ def test_letters_of_a_killed_process_are_on_the_disk_before_they_count_as_kept(
 
 @pytest.mark.parametrize("place", ["beside", "elsewhere"])
 def test_file_moved_under_the_writer_is_noticed(tmp_path: Path, place: str) -> None:
-    """What follows goes into a new file that readers find; the moved one keeps what it had."""
+    """Further letters go into a new file; the file that was moved is not changed."""
     folder = tmp_path / "letters"
     store = make_store(folder)
     keep(store, drained(2))

@@ -1,4 +1,4 @@
-"""Laws of a dead letter's line: nothing is lost, nothing altered is believed, ids are facts."""
+"""The line of a dead letter: it loses nothing, alterations are found, and ids are stable."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ LETTERS = st.builds(
 
 
 def line_for(letter: Letter, failed_us: int = START_US) -> bytes:
-    """Encode a letter under its own id."""
+    """Encode a letter with its own id."""
     return encode_line(letter, id_=letter_id(letter), failed_us=failed_us)
 
 
 def bits(letter: Letter) -> object:
-    """Give a letter with its value as text that tells 0.0 from -0.0."""
+    """Return a letter with its value as text, in which 0.0 and -0.0 differ."""
     if letter.reading is None:
         return letter
     return letter._replace(reading=None), letter.reading[:3], letter.reading.value.hex()
@@ -62,7 +62,7 @@ def bits(letter: Letter) -> object:
 
 @given(LETTERS, TIMES)
 def test_line_any_letter_comes_back_bit_exact(letter: Letter, failed_us: int) -> None:
-    """What is written is what is read: every field, every bit of the value, every byte."""
+    """Every field, every bit of the value and every byte is read as it was written."""
     line = line_for(letter, failed_us)
     id_, when_us, back = decode_line(line)
     assert (id_, when_us, bits(back)) == (letter_id(letter), failed_us, bits(letter))
@@ -82,7 +82,7 @@ def test_line_any_flipped_bit_is_refused(letter: Letter, data: st.DataObject) ->
 
 @given(LETTERS)
 def test_line_any_cut_is_refused(letter: Letter) -> None:
-    """A beginning of a line is no letter, wherever it was cut."""
+    """A line that was cut at any place is no letter."""
     line = line_for(letter)
     for end in range(len(line)):
         with pytest.raises(BadLine):
@@ -91,7 +91,7 @@ def test_line_any_cut_is_refused(letter: Letter) -> None:
 
 @given(st.binary(max_size=60))
 def test_line_sealed_rubbish_is_refused_not_fatal(body: bytes) -> None:
-    """A right checksum over anything else than a letter is a BadLine and nothing worse."""
+    """Other content with a correct checksum raises BadLine and nothing else."""
     with pytest.raises(BadLine):
         decode_line(seal(body))
     assert unseal(seal(body[:1] + b"x}")) == body[:1] + b"x}"
@@ -114,7 +114,7 @@ def test_line_sealed_rubbish_is_refused_not_fatal(body: bytes) -> None:
     ],
 )
 def test_line_with_a_wrong_field_is_refused(name: str, value: object) -> None:
-    """A line of a kind that we do not write is refused even if its checksum is right."""
+    """A line with a wrong field is refused even if its checksum is correct."""
     fields = json.loads(line_for(invalid(b"{}")))
     del fields["sum"]
     assert decode_line(seal(json.dumps(fields).encode()))
@@ -128,7 +128,7 @@ def test_line_with_a_wrong_field_is_refused(name: str, value: object) -> None:
 
 
 def test_line_is_readable_by_a_person() -> None:
-    """The reading, its times and the original stand there as text."""
+    """The reading, its times and the original are text in the line."""
     reading = Reading(1_760_000_000_123_456, "pump", "temp", 21.5)
     fields = json.loads(line_for(Letter("drained", "", "m", START_US, reading=reading)))
     assert fields["reading"] == {
@@ -144,7 +144,7 @@ def test_line_is_readable_by_a_person() -> None:
 
 
 def test_line_id_and_reason_stand_at_fixed_places() -> None:
-    """Readers skip lines by their place, without parsing."""
+    """Id and reason are at fixed offsets, so that readers can skip lines without parsing them."""
     letter = invalid(b'{"ts":1}')
     line = line_for(letter)
     assert line[ID_AT : ID_AT + 32] == letter_id(letter).encode()
@@ -152,7 +152,7 @@ def test_line_id_and_reason_stand_at_fixed_places() -> None:
 
 
 def test_line_with_half_a_surrogate_pair_is_written_all_the_same() -> None:
-    """A queue of last resort takes whatever text a message holds."""
+    """A message with half of a surrogate pair is written too."""
     letter = Letter("invalid", "c", "m\ud800", START_US, original=b"1", field="values.\udfff")
     assert decode_line(line_for(letter)).letter.message == "m?"
     letter_id(Letter("drained", "", "", 0, reading=Reading(0, "\ud800", "m", 1.0)))
@@ -160,7 +160,7 @@ def test_line_with_half_a_surrogate_pair_is_written_all_the_same() -> None:
 
 @given(READINGS, READINGS)
 def test_id_of_readings_equal_only_for_equal_facts(one: Reading, other: Reading) -> None:
-    """The id is the fact: how and when it failed does not matter, every part of it does."""
+    """The id depends on every part of the reading, and not on how and when it failed."""
     first = letter_id(Letter("drained", "", "", 1, reading=one))
     assert first == letter_id(Letter("retries_exhausted", "40001", "x", 2, reading=one, attempts=8))
     same = one[:3] == other[:3] and one.value.hex() == other.value.hex()
@@ -168,7 +168,7 @@ def test_id_of_readings_equal_only_for_equal_facts(one: Reading, other: Reading)
 
 
 def test_id_of_names_depends_on_where_they_end() -> None:
-    """`ab`,`c` is not `a`,`bc`."""
+    """The names `ab`, `c` give another id than `a`, `bc`."""
     ids = {
         letter_id(Letter("drained", "", "", 1, reading=Reading(1, device, metric, math.pi)))
         for device, metric in (("ab", "c"), ("a", "bc"), ("abc", ""))
@@ -177,7 +177,7 @@ def test_id_of_names_depends_on_where_they_end() -> None:
 
 
 def test_id_of_an_item_with_ts_is_its_bytes_and_terms() -> None:
-    """The same bytes under the same terms are one letter, whenever they came."""
+    """Equal bytes with equal precision and field are one letter, whenever they came."""
     letter = invalid(b'{"ts":1,"value":"x"}')
     assert letter_id(letter) == letter_id(letter._replace(received_us=5, item=9, message="y"))
     assert letter_id(letter) != letter_id(letter._replace(precision="ms"))
@@ -187,13 +187,13 @@ def test_id_of_an_item_with_ts_is_its_bytes_and_terms() -> None:
 
 @pytest.mark.parametrize("original", [b'{"value":"x"}', b' {"value":"x"', b'{"a":"\\ud800"}'])
 def test_id_of_an_object_without_ts_is_new_each_time(original: bytes) -> None:
-    """Such an item is a new fact each time it comes; where nobody can say, it is taken for one."""
+    """An object without `ts` is a new letter each time; so is one that cannot be parsed."""
     letter = invalid(original)
     assert letter_id(letter) == letter_id(letter)
     assert letter_id(letter) != letter_id(letter._replace(received_us=START_US + 1))
 
 
 def test_line_is_a_named_tuple_of_its_parts() -> None:
-    """A decoded line compares by what it holds."""
+    """Decoded lines with equal content are equal."""
     letter = invalid(b"7")
     assert decode_line(line_for(letter)) == Line(letter_id(letter), START_US, letter)

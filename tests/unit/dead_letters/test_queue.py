@@ -1,4 +1,4 @@
-"""Laws of the queue as the path uses it: shared fdatasync, no half-way, kill -9, two processes."""
+"""The queue: shared fdatasync, cancelled appends, kill -9, two processes in one folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def opened(
 
 
 async def test_append_nothing_does_nothing(tmp_path: Path) -> None:
-    """No letters, no file."""
+    """An append without letters makes no file."""
     queue = await opened(tmp_path)
     await queue.append([])
     assert segments(tmp_path) == []
@@ -58,7 +58,7 @@ async def test_append_concurrent_ones_share_an_fdatasync(tmp_path: Path) -> None
 
 
 async def test_append_returns_only_after_its_fdatasync(tmp_path: Path) -> None:
-    """No promise before the disk has it, and the event loop goes on meanwhile."""
+    """An append returns after its fdatasync, and the event loop is not blocked meanwhile."""
     gate = threading.Event()
 
     def waiting(fd: int) -> None:
@@ -75,7 +75,7 @@ async def test_append_returns_only_after_its_fdatasync(tmp_path: Path) -> None:
 
 
 async def test_append_cancelled_is_finished_all_the_same(tmp_path: Path) -> None:
-    """A handler that is cancelled leaves whole lines, and nobody else's append suffers."""
+    """A cancelled append is written as a whole, and other appends are not disturbed."""
     gate = threading.Event()
 
     def waiting(fd: int) -> None:
@@ -98,7 +98,7 @@ async def test_append_cancelled_is_finished_all_the_same(tmp_path: Path) -> None
 
 
 async def test_append_broken_is_told_to_all_who_shared_the_write(tmp_path: Path) -> None:
-    """Nobody is told that a letter is safe when the disk refused it."""
+    """If a write fails, every append that shared it fails."""
 
     def broken(_fd: int) -> None:
         raise OSError(5, "Input/output error")
@@ -114,7 +114,7 @@ async def test_append_broken_is_told_to_all_who_shared_the_write(tmp_path: Path)
 async def test_append_bug_in_the_thread_reaches_the_caller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever goes wrong, no append waits for ever."""
+    """An unexpected error in the thread is raised to the caller, so no append waits for ever."""
     queue = await opened(tmp_path)
     monkeypatch.setattr("ingest.dead_letters.folder.letter_id", lambda _letter: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -125,7 +125,7 @@ async def test_append_bug_in_the_thread_reaches_the_caller(
 
 
 async def test_closed_queue_refuses(tmp_path: Path) -> None:
-    """After close nothing is promised, and closing again is harmless."""
+    """After close an append is refused, and a second close does nothing."""
     queue = await opened(tmp_path)
     await queue.append(drained(1))
     await queue.close()
@@ -137,7 +137,7 @@ async def test_closed_queue_refuses(tmp_path: Path) -> None:
 
 
 async def test_close_waits_for_appends_under_way(tmp_path: Path) -> None:
-    """What was begun is finished."""
+    """Close waits for appends that have begun."""
     queue = await opened(tmp_path)
     letters = [drained(1) for _ in range(10)]
     tasks = [asyncio.create_task(queue.append(each)) for each in letters]
@@ -147,8 +147,8 @@ async def test_close_waits_for_appends_under_way(tmp_path: Path) -> None:
     assert len(read(tmp_path)) == 10
 
 
-async def test_door_has_half_of_the_cap(tmp_path: Path) -> None:
-    """The door is refused where it asks for more; the writers are not."""
+async def test_invalid_items_have_half_of_the_cap(tmp_path: Path) -> None:
+    """Invalid items may use half of the cap; refused rows may use more."""
     queue = await opened(tmp_path, bytes_max=100_000)
     await queue.append([invalid(b"x" * 30_000)], from_receiver=True)
     with pytest.raises(DeadLettersFull):
@@ -158,7 +158,7 @@ async def test_door_has_half_of_the_cap(tmp_path: Path) -> None:
 
 
 async def test_stats_follow_appends_and_marks_of_others(tmp_path: Path) -> None:
-    """The figures are the folder's, not the process's."""
+    """The figures include what other processes did in the folder."""
     queue = await opened(tmp_path)
     assert queue.stats() == (0, 0, 0.0)
     await queue.append(drained(3))
@@ -205,7 +205,7 @@ asyncio.run(main())
 
 
 async def _killed_after(folder: Path, device: str, lines: int) -> set[int]:
-    """Run an appending process, kill it -9 after some acknowledgements; give all it gave."""
+    """Run a process that appends, kill it -9 after some acknowledgements; return all of these."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", KILLED, str(folder), device, stdout=subprocess.PIPE
     )
@@ -220,7 +220,7 @@ async def _killed_after(folder: Path, device: str, lines: int) -> set[int]:
 
 
 async def test_kill_9_while_two_processes_append_loses_nothing(tmp_path: Path) -> None:
-    """Every acknowledged letter of both is readable, torn tails are skipped, a third goes on."""
+    """Every acknowledged letter of both can be read, and cut lines are skipped."""
     one, other = await asyncio.gather(
         _killed_after(tmp_path, "one", 300), _killed_after(tmp_path, "other", 700)
     )

@@ -1,4 +1,4 @@
-"""Laws of reading a folder: damage is skipped and counted, never fatal and never believed."""
+"""Reading a folder: damage is skipped and counted, and never taken for a letter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder_of(folder: Path, letters: list[Letter]) -> Path:
 
 
 def test_reader_every_prefix_of_a_file_gives_its_whole_lines(tmp_path: Path) -> None:
-    """Wherever a file was cut off, the whole lines before are read and nothing else is."""
+    """Of a file that was cut at any place, the whole lines are read and nothing else."""
     letters = [*drained(3), invalid(b'{"ts":"x"}')]
     segment = folder_of(tmp_path, letters)
     data = segment.read_bytes()
@@ -55,7 +55,7 @@ def test_reader_every_flipped_byte_costs_its_line_at_most(tmp_path: Path) -> Non
 
 
 def test_reader_every_prefix_of_a_cursor_leaves_letters_live(tmp_path: Path) -> None:
-    """A torn record of the cursor marks nothing; a record after it is not glued to it."""
+    """A cut record of the cursor marks nothing; the record after it begins on a new line."""
     letters = drained(4)
     segment = folder_of(tmp_path, letters)
     lines = list(live_letters(tmp_path))
@@ -97,7 +97,7 @@ def test_reader_mark_of_another_line_does_not_count(tmp_path: Path) -> None:
 
 
 def test_reader_pipe_link_and_folder_of_a_segments_name_are_skipped(tmp_path: Path) -> None:
-    """Nothing that only looks like a segment stops a reader; each is counted."""
+    """A pipe, a link or a folder with the name of a segment is skipped and counted."""
     letters = drained(1)
     segment = folder_of(tmp_path, letters)
     os.mkfifo(tmp_path / "dlq-20200101T000000000000Z-1-aa.jsonl")
@@ -108,14 +108,14 @@ def test_reader_pipe_link_and_folder_of_a_segments_name_are_skipped(tmp_path: Pa
     assert [live.letter for live in live_letters(tmp_path, tally=tally)] == letters
     assert len(tally.unreadable) == 3
     store = make_store(tmp_path)
-    assert store.held().live == 1
+    assert store.totals().live == 1
     store.close()
 
 
 def test_reader_endless_line_takes_little_memory_and_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line longer than any letter is passed over; what stands behind it is read."""
+    """A line longer than any letter is skipped; the lines behind it are read."""
     letters = drained(2)
     segment = folder_of(tmp_path, letters)
     monkeypatch.setattr(dead_letter_reader, "LINE_BYTES_MAX", 1_000)
@@ -127,12 +127,12 @@ def test_reader_endless_line_takes_little_memory_and_is_skipped(
 
 
 def test_reader_absent_folder_is_empty(tmp_path: Path) -> None:
-    """No folder, no letters."""
+    """A folder that does not exist has no letters."""
     assert read(tmp_path / "none") == []
 
 
 def test_where_each_condition_selects(tmp_path: Path) -> None:
-    """Conditions are joined by `and`."""
+    """All conditions must be met."""
     first = invalid(b'{"ts":1,"device_id":"a"}', code="wrong_type")
     second = invalid(b'{"ts":2,"device_id":"b"}', code="ts_too_old")
     third = drained(1, device="a")[0]
@@ -151,7 +151,7 @@ def test_where_each_condition_selects(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", ["", 'qu"ote', "caf\xe9", "back\\slash", "line\n", "\udcff"])
 def test_any_code_can_be_looked_for(tmp_path: Path, code: str) -> None:
-    """Lines are chosen by their bytes before they are parsed; what looks alike is no code."""
+    """A code is found exactly, although lines are sorted out by their bytes first."""
     wanted = invalid(b"1", code=code)
     folder_of(tmp_path, [wanted, invalid(b'{"code":"","x":"other"}', code="other")])
     codes = [live.letter.code for live in live_letters(tmp_path, where=Selection(code=code))]
@@ -161,7 +161,7 @@ def test_any_code_can_be_looked_for(tmp_path: Path, code: str) -> None:
 def test_what_another_code_says_is_not_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A discard by code looks through millions of letters in a second or two."""
+    """Lines with another code are not parsed, so a discard by code is fast."""
     folder_of(tmp_path, [invalid(b"%d" % number, code="many") for number in range(20)])
     parsed: list[bytes] = []
     monkeypatch.setattr(dead_letter_reader, "decode_line", parsed.append)
@@ -171,12 +171,12 @@ def test_what_another_code_says_is_not_parsed(
 
 @pytest.mark.parametrize("original", [b"", b"{", b"[1]", b'{"device_id":5}', b"\xff"])
 def test_device_of_an_unreadable_item_is_unknown(original: bytes) -> None:
-    """Whatever the bytes are, asking for the device does not fail."""
+    """The device of any bytes is None or a text; it never raises."""
     assert device_of(invalid(original)) is None
 
 
 def test_first_letters_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """Read in pieces, a segment gives every wanted letter once, and then nothing more."""
+    """Read in parts, a segment gives every wanted letter once, and then nothing more."""
     letters = [*drained(3), invalid(b"1"), *drained(2, reason=EXHAUSTED), invalid(b"2")]
     segment = folder_of(tmp_path, letters)
     where = Selection(reasons=(DRAINED, EXHAUSTED))
@@ -204,7 +204,7 @@ def test_reader_same_letter_in_two_segments_comes_twice(tmp_path: Path) -> None:
 
 
 def test_reader_unreadable_cursor_leaves_all_letters_live(tmp_path: Path) -> None:
-    """Nobody knows what was done: to send a letter twice is harmless, to forget one is not."""
+    """If the cursor cannot be read, all letters are live: sending one twice is harmless."""
     letters = drained(2)
     segment = folder_of(tmp_path, letters)
     cursor_path(segment).mkdir()
@@ -212,6 +212,6 @@ def test_reader_unreadable_cursor_leaves_all_letters_live(tmp_path: Path) -> Non
     assert [live.letter for live in live_letters(tmp_path, tally=tally)] == letters
     assert tally.unreadable == [f"{segment.name}.cursor: not a regular file"]
     store = make_store(tmp_path, keep_days=0)
-    assert store.held().live == 2
+    assert store.totals().live == 2
     assert store.tidy() == []
     store.close()

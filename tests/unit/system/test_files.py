@@ -1,4 +1,4 @@
-"""What files.py does beside appending: a name is gone at once, its blocks a moment later."""
+"""Removing a file: its name is gone at once, and a thread frees its blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ingest.system.files import unlink_aside
 
 
 def _await_closed(path: Path) -> None:
-    """Wait until this process has the file no longer open, under its name or without one."""
+    """Wait until this process has closed the file, whether it still has a name or not."""
     end_s = time.monotonic() + 5
     while any(each.startswith(str(path)) for each in _open_files()):
         assert time.monotonic() < end_s, "it stays open, so its blocks never come free"
@@ -32,7 +32,7 @@ def _open_files() -> list[str]:
 
 
 def test_unlink_aside_takes_the_name_and_leaves_nothing_open(tmp_path: Path) -> None:
-    """The name first: what follows may take long."""
+    """The name is removed before the blocks are freed, which may take long."""
     path = tmp_path / "segment"
     path.write_bytes(bytes(1 << 20))
     unlink_aside(path)
@@ -41,7 +41,7 @@ def test_unlink_aside_takes_the_name_and_leaves_nothing_open(tmp_path: Path) -> 
 
 
 def test_unlink_aside_of_what_is_not_there_says_so(tmp_path: Path) -> None:
-    """As unlink does: the caller decides what it means."""
+    """A name that does not exist raises FileNotFoundError, as unlink does."""
     with pytest.raises(FileNotFoundError):
         unlink_aside(tmp_path / "segment")
 
@@ -49,7 +49,7 @@ def test_unlink_aside_of_what_is_not_there_says_so(tmp_path: Path) -> None:
 def test_unlink_aside_refused_leaves_the_file_and_nothing_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is tried again for ever: each try must give back what it took."""
+    """A failing removal closes its descriptor, because callers repeat it without end."""
     path = tmp_path / "segment"
     path.write_bytes(b"x")
 
@@ -66,7 +66,7 @@ def test_unlink_aside_refused_leaves_the_file_and_nothing_open(
 def test_unlink_aside_without_a_thread_left_waits_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit of tasks is reached: slower, but nothing stays open."""
+    """Without a further thread it is slower, but no descriptor stays open."""
     path = tmp_path / "segment"
     path.write_bytes(b"x")
 
@@ -82,7 +82,7 @@ def test_unlink_aside_without_a_thread_left_waits_itself(
 def test_unlink_aside_without_a_descriptor_left_removes_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections may have taken all descriptors: the room on the disk is wanted even so."""
+    """The file is removed even if the process has no free descriptor."""
     path = tmp_path / "segment"
     path.write_bytes(b"x")
     real = os.open

@@ -1,4 +1,4 @@
-"""Logs: one JSON line per event, whatever is in it; few lines, whatever happens."""
+"""Logs: an event is one JSON line, whatever its values are, and repeated events make few lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ingest.system.logs import Occasionally
 
 @pytest.fixture
 def stream() -> Iterator[io.BytesIO]:
-    """A configured log into memory; the settings of the process come back afterwards."""
+    """Send the log to memory; afterwards restore the settings of the process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     stream = io.BytesIO()
@@ -36,7 +36,7 @@ def lines(stream: io.BytesIO) -> list[dict[str, Any]]:
 
 
 def test_log_event_is_one_json_line(stream: io.BytesIO) -> None:
-    """A line says when, how grave, what, which part, and the values given."""
+    """A line has the time, the level, the event, the part and the values."""
     logs.get_logger("door").warning("something_happened", count=3)
     (line,) = lines(stream)
     assert line.pop("ts").endswith("Z")
@@ -56,7 +56,7 @@ def test_log_event_is_one_json_line(stream: io.BytesIO) -> None:
     ],
 )
 def test_log_hostile_text_stays_one_harmless_line(stream: io.BytesIO, text: str) -> None:
-    """No input starts a second line, reaches the terminal as a control, or breaks the log."""
+    """No text starts a second line, sends control characters to a terminal, or breaks the log."""
     logs.get_logger().error("refused", value=text, **{"odd key": text[:5]})
     written = stream.getvalue()
     assert written.count(b"\n") == 1
@@ -69,13 +69,13 @@ def test_log_hostile_text_stays_one_harmless_line(stream: io.BytesIO, text: str)
 
 @pytest.mark.parametrize("value", [2**80, {1: "odd"}, object, b"bytes", {"set"}, float("nan")])
 def test_log_odd_value_still_gives_a_line(stream: io.BytesIO, value: Any) -> None:
-    """Whatever is given as a value, the line comes out."""
+    """A line is written for values of every kind."""
     logs.get_logger().info("odd", value=value)
     assert lines(stream)[0]["event"] == "odd"
 
 
 def test_log_exception_is_inside_the_line(stream: io.BytesIO) -> None:
-    """A traceback does not spread over lines."""
+    """A traceback is in the same one line."""
     try:
         raise RuntimeError("first\nsecond")
     except RuntimeError:
@@ -85,20 +85,20 @@ def test_log_exception_is_inside_the_line(stream: io.BytesIO) -> None:
 
 
 def test_log_below_the_level_is_silent(stream: io.BytesIO) -> None:
-    """The level is the least that is written."""
+    """Events below the level are not written."""
     logs.get_logger().debug("too_fine")
     assert stream.getvalue() == b""
 
 
 def test_log_broken_stderr_does_not_raise(stream: io.BytesIO) -> None:
-    """A reader of the log that went away takes nothing with it."""
+    """If the reader of the log has gone, logging does not fail."""
     logger = logs.get_logger()
     stream.close()
     logger.error("nobody_listens")
 
 
 def test_library_lines_come_in_our_form_and_rarely(stream: io.BytesIO) -> None:
-    """A thousand equal complaints of a library are one line."""
+    """A thousand equal records of a library are one line."""
     for number in range(1000):
         logging.getLogger("asyncio").warning("socket.accept() failed: %s", f"n\n{number}")
     logging.getLogger("aiohttp.server").error("another kind")
@@ -118,7 +118,7 @@ def test_library_line_with_wrong_arguments_is_kept(stream: io.BytesIO) -> None:
 
 
 def test_occasionally_lets_one_through_per_period(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next line that passes tells how many were kept back."""
+    """The next line that passes has the number of lines that were left out."""
     now_s = 100.0
     monkeypatch.setattr("ingest.system.logs.monotonic_s", lambda: now_s)
     occasionally = Occasionally(10.0)

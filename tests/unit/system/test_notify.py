@@ -1,4 +1,4 @@
-"""Laws of the line to the process manager: what is sent, to whom, and what is never sent."""
+"""Notifications to the process manager: what is sent, when, and what is never sent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_ready_status_and_stopping_arrive_in_order(manager: Manager) -> No
     words = "starting"
     notifier = Notifier.from_environment({"NOTIFY_SOCKET": manager.address})
     with manager:
-        async with notifier.telling(lambda: words):
+        async with notifier.reporting(lambda: words):
             notifier.ready()
             await manager.wait("STATUS", "starting")
             await asyncio.sleep(0.1)  # several looks
@@ -45,10 +45,10 @@ async def test_ready_status_and_stopping_arrive_in_order(manager: Manager) -> No
 async def test_watchdog_is_fed_at_half_its_period_and_not_by_a_loop_that_stands(
     manager: Manager,
 ) -> None:
-    """A service that is stuck must look dead to its manager."""
+    """While the event loop is blocked, no WATCHDOG=1 is sent."""
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}
     with manager:
-        async with Notifier.from_environment(environ).telling(lambda: "accepting"):
+        async with Notifier.from_environment(environ).reporting(lambda: "accepting"):
             await manager.wait_more("WATCHDOG", 3)
             fed = len(manager.values("WATCHDOG"))
             time.sleep(0.5)  # noqa: ASYNC251  the loop stands still
@@ -56,8 +56,8 @@ async def test_watchdog_is_fed_at_half_its_period_and_not_by_a_loop_that_stands(
             await manager.wait_more("WATCHDOG", 2)
 
 
-def test_watchdog_is_fed_at_half_its_period_to_the_look(manager: Manager) -> None:
-    """Played by a clock of the test's own: looks every second, of a period of eight."""
+def test_watchdog_is_sent_at_half_its_period(manager: Manager) -> None:
+    """With a period of 8 s, it is sent every 4 s. The test sets the time."""
     notifier = Notifier.from_environment(
         {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "8000000"}
     )
@@ -65,7 +65,7 @@ def test_watchdog_is_fed_at_half_its_period_to_the_look(manager: Manager) -> Non
     with manager:
         for now_s in range(20):
             before = len(manager.values("WATCHDOG"))
-            notifier._look("accepting", float(now_s))
+            notifier._report_once("accepting", float(now_s))
             if len(manager.values("WATCHDOG")) > before:
                 fed.append(now_s)
         notifier.close()
@@ -73,11 +73,11 @@ def test_watchdog_is_fed_at_half_its_period_to_the_look(manager: Manager) -> Non
 
 
 async def test_watchdog_is_not_fed_more_often_than_asked(manager: Manager) -> None:
-    """Every datagram wakes the manager; looks at the state are more frequent than that."""
+    """WATCHDOG=1 is sent less often than the state is checked: each datagram wakes the manager."""
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "60000000"}
     words = iter(range(100))
     with manager:
-        async with Notifier.from_environment(environ).telling(lambda: str(next(words))):
+        async with Notifier.from_environment(environ).reporting(lambda: str(next(words))):
             await manager.wait_more("STATUS", 5)
         assert manager.values("WATCHDOG") == ["1"]
 
@@ -93,26 +93,26 @@ async def test_watchdog_is_not_fed_more_often_than_asked(manager: Manager) -> No
     ids=["none", "of another process", "no number", "nought"],
 )
 async def test_watchdog_of_nobody_is_not_fed(manager: Manager, period: dict[str, str]) -> None:
-    """Without a period of ours there is nothing to feed."""
+    """Without a period for this process no WATCHDOG=1 is sent."""
     environ = {"NOTIFY_SOCKET": manager.address, **period}
     with manager:
-        async with Notifier.from_environment(environ).telling(lambda: "accepting"):
+        async with Notifier.from_environment(environ).reporting(lambda: "accepting"):
             await manager.wait("STATUS", "accepting")
             await asyncio.sleep(0.25)
         assert manager.values("WATCHDOG") == []
 
 
 async def test_watchdog_of_this_process_is_fed(manager: Manager) -> None:
-    """The process id is how a manager says whom it means."""
+    """A period with the id of this process counts."""
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "100000"}
     environ["WATCHDOG_PID"] = str(os.getpid())
     with manager:
-        async with Notifier.from_environment(environ).telling(lambda: "accepting"):
+        async with Notifier.from_environment(environ).reporting(lambda: "accepting"):
             await manager.wait("WATCHDOG", "1")
 
 
 def test_environment_is_taken_so_that_no_child_inherits_it() -> None:
-    """A PostgreSQL of ours would report itself as ready in our name."""
+    """No child gets the variables: the embedded PostgreSQL would report READY=1 for the service."""
     environ = {"NOTIFY_SOCKET": "-", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "HOME": "/"}
     Notifier.from_environment(environ)
     assert environ == {"HOME": "/"}
@@ -120,20 +120,20 @@ def test_environment_is_taken_so_that_no_child_inherits_it() -> None:
 
 @pytest.mark.parametrize("address", ["", "vsock:2:1234", "/nobody/listens/here"])
 async def test_nobody_who_listens_is_no_fault(address: str) -> None:
-    """Outside of a process manager the service is the same."""
+    """Without a process manager nothing is sent and nothing fails."""
     notifier = Notifier.from_environment({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000"})
-    async with notifier.telling(lambda: "accepting"):
+    async with notifier.reporting(lambda: "accepting"):
         notifier.ready()
         await asyncio.sleep(0.01)
         notifier.stopping()
 
 
 async def test_what_must_arrive_is_sent_again_to_a_manager_that_was_away(tmp_path: Path) -> None:
-    """A manager that restarts just then would else wait for READY=1 until it gives up."""
+    """READY=1 is sent again until the manager, which may be restarting, has taken it."""
     address = str(tmp_path / "notify")
     environ = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "40000"}
     notifier = Notifier.from_environment(environ)
-    async with notifier.telling(lambda: "accepting"):
+    async with notifier.reporting(lambda: "accepting"):
         notifier.ready()
         await asyncio.sleep(0)
         with Manager(address) as manager:
@@ -142,11 +142,11 @@ async def test_what_must_arrive_is_sent_again_to_a_manager_that_was_away(tmp_pat
 
 
 async def test_status_cannot_forge_fields_and_is_cut(manager: Manager) -> None:
-    """A reason may hold what a database said."""
+    """A status with line feeds or of great length is one short line."""
     words = "on_hold: x\nMAINPID=1\r\nREADY=1 " + "é" * STATUS_BYTES_MAX
     with manager:
         notifier = Notifier.from_environment({"NOTIFY_SOCKET": manager.address})
-        async with notifier.telling(lambda: words):
+        async with notifier.reporting(lambda: words):
             await manager.wait("STATUS", "on_hold")
         ((name, value),) = manager.read()
         assert name == "STATUS"

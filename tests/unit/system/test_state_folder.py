@@ -1,4 +1,4 @@
-"""The state folder: made, locked, published in, and clear about what is in its way."""
+"""The state folder: made, locked, and used to publish a service. Its errors name the cause."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def mode(path: Path) -> int:
 
 
 def hold(path: Path) -> subprocess.Popen[str]:
-    """Start another process that holds the folder's lock until its stdin closes."""
+    """Start another process that locks the folder until its stdin is closed."""
     child = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)],
         stdin=subprocess.PIPE,
@@ -74,7 +74,7 @@ def hold(path: Path) -> subprocess.Popen[str]:
 
 
 def test_open_missing_makes_all_of_the_path_passable(tmp_path: Path) -> None:
-    """Under any umask, the folder can be passed by the database's user, and secrets cannot."""
+    """Under any umask the database's user can pass the folder, but not read the secrets."""
     before = os.umask(0o077)
     try:
         folder = StateFolder.open(tmp_path / "a b" / "ü")
@@ -89,7 +89,7 @@ def test_open_missing_makes_all_of_the_path_passable(tmp_path: Path) -> None:
 def test_open_missing_brings_every_name_to_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut may not take the folder from under a journal that was fsynced in it."""
+    """The folder is synced into its parent, so it exists after a power cut, as its journal does."""
     synced: list[Path] = []
     monkeypatch.setattr(statefolder, "sync_folder", synced.append)
     StateFolder.open(tmp_path / "a" / "b" / "state")
@@ -97,7 +97,7 @@ def test_open_missing_brings_every_name_to_the_disk(
 
 
 def test_open_existing_leaves_its_mode_alone(tmp_path: Path) -> None:
-    """A folder that the operator made keeps the permissions he gave it."""
+    """A folder that the operator made keeps its permissions."""
     tmp_path.chmod(0o750)
     StateFolder.open(tmp_path)
     assert mode(tmp_path) == 0o750
@@ -105,7 +105,7 @@ def test_open_existing_leaves_its_mode_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["file", "file/below", "y" * 300])
 def test_open_impossible_names_the_path_and_the_flag(tmp_path: Path, name: str) -> None:
-    """What cannot be a folder is a clear error."""
+    """A path that cannot be a folder is an error that names it and the flag."""
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StartError, match="--state-dir") as caught:
         StateFolder.open(tmp_path / name)
@@ -113,7 +113,7 @@ def test_open_impossible_names_the_path_and_the_flag(tmp_path: Path, name: str) 
 
 
 def test_lock_held_names_pid_and_folder(tmp_path: Path) -> None:
-    """A second service on a folder is told who has it and what to do."""
+    """A second service on a folder fails with the pid of the first one and with advice."""
     child = hold(tmp_path)
     try:
         with pytest.raises(StartError, match="--state-dir") as caught:
@@ -132,26 +132,22 @@ def test_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     (tmp_path / "service.json").write_bytes(msgspec.json.encode(INFO))
     assert running_service(tmp_path) is None
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     assert running_service(tmp_path) is None, "the notes of the killed one are gone"
-    folder.unlock()
+    lock.close()
 
 
 def test_lock_unlocked_can_be_taken_again(tmp_path: Path) -> None:
-    """Unlocking gives the folder free, and twice does no harm."""
+    """After the lock was closed, the folder can be locked again."""
     folder = StateFolder.open(tmp_path)
-    folder.lock()
-    folder.unlock()
-    folder.unlock()
-    other = StateFolder.open(tmp_path)
-    other.lock()
-    other.unlock()
+    folder.lock().close()
+    StateFolder.open(tmp_path).lock().close()
 
 
 def test_publish_then_running_service_returns_it(tmp_path: Path) -> None:
-    """What is published is found while the lock is held, is private, and is gone after."""
+    """What is published is found while the folder is locked, is private, and is removed after."""
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     folder.publish(INFO)
     assert running_service(tmp_path) == INFO
     assert mode(tmp_path / "service.json") == 0o600
@@ -162,43 +158,43 @@ def test_publish_then_running_service_returns_it(tmp_path: Path) -> None:
     folder.withdraw()
     folder.withdraw()
     assert running_service(tmp_path) is None
-    folder.unlock()
+    lock.close()
 
 
 def test_publish_over_what_a_killed_publish_left_works(tmp_path: Path) -> None:
-    """A half-written note is replaced, and its loose permissions are not taken over."""
+    """A half-written file is replaced, and its permissions are not taken over."""
     folder = StateFolder.open(tmp_path)
     (tmp_path / "service.json.new").write_text("{")
-    folder.lock()
+    lock = folder.lock()
     folder.publish(INFO)
     assert running_service(tmp_path) == INFO
     assert mode(tmp_path / "service.json") == 0o600
-    folder.unlock()
+    lock.close()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b'{"pid":1}', b'{"pid":' * 9])
 def test_running_service_garbled_is_none(tmp_path: Path, text: bytes) -> None:
-    """Notes that cannot be read are no service."""
+    """A file that cannot be decoded is no service."""
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     (tmp_path / "service.json").write_bytes(text)
     assert running_service(tmp_path) is None
-    folder.unlock()
+    lock.close()
 
 
 @pytest.mark.parametrize("pid", [2**22 + 1, 2**70])
 def test_running_service_of_a_dead_pid_is_none(tmp_path: Path, pid: int) -> None:
-    """Notes of a process that is not there are no service."""
+    """The file of a process that does not exist is no service."""
     folder = StateFolder.open(tmp_path)
-    folder.lock()
+    lock = folder.lock()
     dead = msgspec.json.encode(INFO).replace(b'"pid":%d' % INFO.pid, b'"pid":%d' % pid)
     (tmp_path / "service.json").write_bytes(dead)
     assert running_service(tmp_path) is None
-    folder.unlock()
+    lock.close()
 
 
 def test_running_service_nowhere_is_none(tmp_path: Path) -> None:
-    """A folder that is not there, or a file, holds no service, and none is made."""
+    """A missing folder, or a file instead of it, has no service, and no folder is made."""
     assert running_service(tmp_path / "absent") is None
     (tmp_path / "file").write_text("")
     assert running_service(tmp_path / "file") is None
@@ -206,9 +202,9 @@ def test_running_service_nowhere_is_none(tmp_path: Path) -> None:
 
 
 def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -> None:
-    """Who may not read the notes is told so, and not that there is no service."""
+    """A user who may not read the file gets that as an error, and not "no service"."""
     folder = StateFolder.open(open_tmp_path)
-    folder.lock()
+    lock = folder.lock()
     folder.publish(INFO)
     (open_tmp_path / "service.json").chmod(0)
     done = subprocess.run(
@@ -220,7 +216,7 @@ def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -
     )
     assert "may not read" in done.stdout
     assert "service.json" in done.stdout
-    folder.unlock()
+    lock.close()
 
 
 def test_free_bytes_is_what_the_system_says(tmp_path: Path) -> None:
@@ -234,7 +230,7 @@ def test_free_bytes_is_what_the_system_says(tmp_path: Path) -> None:
 def test_free_bytes_is_that_of_the_fullest_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """Each may be a mount of its own, and none may run full unseen."""
+    """Each part may be a mount of its own; the one with the least free space counts."""
     folder = StateFolder.open(tmp_path)
     folder.journal.mkdir()
 

@@ -1,7 +1,7 @@
 // Curves over time on canvases that share one time axis and one read-out.
 //
-// A Board holds the columns of the last half hour; each Chart draws some of them. A missing value is
-// null and is drawn as a gap. Pointer or arrow keys on one chart move the read-out of all of them.
+// A Board has the columns of the last half hour; each Chart draws some of them. A missing value is
+// null and is drawn as a gap. Pointer or arrow keys on one chart move the read-out of all charts.
 
 import { clock, make } from "./text.js";
 
@@ -28,7 +28,7 @@ export class Board {
     return this.columns.values().next().value?.length ?? 0;
   }
 
-  /** Put a stretch of rows behind what is there; rows missing in between become gaps. */
+  /** Append rows. Seconds without a row become gaps. */
   append(first, columns) {
     const length = Object.values(columns)[0]?.length ?? 0;
     if (!length) return;
@@ -140,7 +140,7 @@ export class Chart {
     return Math.round(last - span + 1 + ((x - LEFT) / this.plot.width) * (span - 1));
   }
 
-  /** Draw everything; what is said beside the curves too. */
+  /** Draw the curves, and the texts beside them. */
   draw() {
     const { canvas, board } = this;
     const { clientWidth: width, clientHeight: height } = canvas;
@@ -197,7 +197,7 @@ export class Chart {
     }
   }
 
-  /** Shade the seconds in which the service was in trouble, for `level` to name the tone. */
+  /** Shade the seconds in which the service was in trouble; `level` returns the tone. */
   trouble(pen, from) {
     if (!this.level) return;
     for (let second = from; second <= this.board.last; second++) {

@@ -1,4 +1,4 @@
-// The connection to the service: the history once, then the feed; again by itself after a break.
+// The connection to the service: loads the history, then reads the feed. It reconnects by itself.
 
 import { ask } from "./text.js";
 
@@ -20,7 +20,7 @@ export class Feed {
     document.addEventListener("visibilitychange", () => this.seen());
   }
 
-  /** Connect, or connect anew with another device in the tail. */
+  /** Connect, or connect again with another device in the tail. */
   async open() {
     clearTimeout(this.timer);
     this.close();
@@ -58,7 +58,7 @@ export class Feed {
     this.on.news(event);
   }
 
-  /** Try again soon, ever less often. */
+  /** Try again soon, with longer and longer pauses. */
   again() {
     this.close();
     this.lostMs ||= performance.now();

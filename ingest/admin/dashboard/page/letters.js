@@ -25,7 +25,7 @@ export class Letters {
     setInterval(() => this.stale && !this.chosen.size && !document.hidden && this.load(), PERIOD_MS);
   }
 
-  /** Told every second how many letters are live: the list is loaded again when that changes. */
+  /** Called every second with the number of live letters; loads the list again if it changed. */
   hear(live) {
     if (live !== this.live) this.stale = true;
     this.live = live;

@@ -1,4 +1,4 @@
-// The page: its figures and charts, and what each part is told.
+// The page: its figures and charts, and the data for each part.
 
 import { Board, Chart } from "./charts.js";
 import { Devices } from "./devices.js";
@@ -158,7 +158,7 @@ for (const radio of document.querySelectorAll("[name=range]")) {
   radio.addEventListener("change", () => board && (board.show(Number(radio.value)), drawRibbon()));
 }
 
-// Colours: as the system has them, or as somebody chose here.
+// Colours: those of the system, or those that the user chose here.
 const THEMES = ["auto", "light", "dark"];
 const theme = byId("theme");
 function paint(chosen) {

@@ -1,4 +1,4 @@
-// The state of the service in words: the state of /readyz, the reason, since when, what to do.
+// The state of the service as text: the state of /readyz, its reason, its start, and what to do.
 
 import { act, byId, count, duration, moment, say, short } from "./text.js";
 
@@ -47,7 +47,7 @@ function word(state, reason, away) {
   return state === "disk_low" && broken(reason) ? "The journal cannot be written" : WORDS[state] ?? state;
 }
 
-/** How many readings wait, and where. */
+/** The number of readings that wait, and where they are. */
 function kept(about, value) {
   const held = count(value("held"));
   if (about.buffer !== "journal") return `${held} of ${count(about.buffer_rows_max)} readings are kept`;
@@ -93,7 +93,7 @@ function announce(text, change) {
   byId("state-said").textContent = text;
 }
 
-/** Show whether the page hears from the service. */
+/** Show whether the page is connected to the service. */
 export function showLink(link, seconds) {
   document.body.dataset.link = link;
   byId("link").textContent = link === "live" ? "Live" : `Not connected for ${duration(seconds)}`;

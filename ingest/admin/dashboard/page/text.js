@@ -1,5 +1,5 @@
 // Texts and elements: numbers with units, times, and a DOM made of text only.
-// Nothing here parses markup; what a device calls itself can only ever become a text node.
+// Nothing here parses markup, so the name of a device can only become a text node.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -14,7 +14,7 @@ export function make(name, has = {}, ...children) {
   return element;
 }
 
-/** Put a text into an element; what stands between backticks is shown as code. */
+/** Put a text into an element; text between backticks is shown as code. */
 export function say(element, text) {
   if (element.dataset.said === text) return; // a screen reader need not hear it again
   element.dataset.said = text;
@@ -42,13 +42,13 @@ export function short(value) {
   return whole.format(value);
 }
 
-/** Milliseconds as a person says them. */
+/** Milliseconds for people. */
 export function ms(value) {
   if (value == null) return "–";
   return value < 1000 ? `${short(value)} ms` : `${short(value / 1000)} s`;
 }
 
-/** Seconds as a person says them: 4 s, 3 min 12 s, 2 h 5 min. */
+/** Seconds for people: 4 s, 3 min 12 s, 2 h 5 min. */
 export function duration(seconds) {
   if (seconds == null || Number.isNaN(seconds)) return "–";
   const s = Math.max(0, seconds);
@@ -59,7 +59,7 @@ export function duration(seconds) {
   return `${Math.floor(s / 86400)} d ${Math.round((s % 86400) / 3600)} h`;
 }
 
-/** Bytes as a person says them. */
+/** Bytes for people. */
 export function bytes(value) {
   if (value == null) return "–";
   let left = value;
@@ -79,7 +79,7 @@ export function clock(second, withSeconds = true) {
   return withSeconds ? `${minutes}:${two(date.getSeconds())}` : minutes;
 }
 
-/** Day and time of an RFC 3339 text; what cannot be read as one is shown as it is. */
+/** Day and time of an RFC 3339 text; another text is shown as it is. */
 export function moment(text) {
   const date = new Date(text);
   if (typeof text !== "string" || Number.isNaN(date.getTime())) return String(text);
@@ -88,7 +88,7 @@ export function moment(text) {
   return (today ? "" : day) + clock(date.getTime() / 1000);
 }
 
-/** Ask the service for JSON. Throws an Error whose text is fit for a person. */
+/** Ask the service for JSON. Throws an Error with a text for the user. */
 export async function ask(path, options = {}) {
   let response;
   try {
@@ -108,7 +108,7 @@ export async function ask(path, options = {}) {
   return document_;
 }
 
-/** Ask the service to do something: the token shows that it is this page that asks. */
+/** Ask the service for an action. The token shows that the request comes from this page. */
 export const act = (path, body) =>
   ask(path, {
     method: "POST",
