@@ -18,13 +18,14 @@ The path of a reading (`-->` hands over; each name is a folder of this package):
 
 The folders. Imports go down only, and folders of one row do not know each other:
 
-    cli/            the commands of `ingest`: main, and one file a command
-    app/            makes and connects the parts: service (start and stop) of receiving and writing,
-                    buffer, rules, health, admin
+    cli/            the commands of `ingest`: main (lists them), and one file a command
+    app/            makes and connects the parts: service (the order of start and stop), receiving,
+                    writing (starts and stops the writers), buffer, rules, health, admin
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (a post, from request to answer), query, replies, ack_waits
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay
-    http/           listener, connections, requests, bodies, responses, routes
+    http/           listener, connections (limits of a port), connection (one), bodies, response,
+                    routes
     formats/        media_type (their list), json_post (json_whole, json_item), timestamp
     buffers/        memory; journal/ (its log, entries, loader, folder, reader, format)
     writer/         writer, batch, database_state, breaker, set_aside

@@ -9,7 +9,7 @@ import argparse
 from dataclasses import Field, fields
 from typing import Any
 
-from ingest.cli.database import known_url
+from ingest.cli.find_database import known_url
 from ingest.config.settings import Loaded, Settings, secret_names, state_dir
 from ingest.config.text import bounds_text, env_example, groups, plain, toml_example
 from ingest.config.values import mask_url, nearest, shown

@@ -51,7 +51,7 @@ async def replay(
 ) -> int:
     """Replay the selected letters and print the result; return 1 if some of them are left."""
     from ingest.app.writing import make_sink  # noqa: PLC0415
-    from ingest.cli.database import database  # noqa: PLC0415
+    from ingest.cli.find_database import database  # noqa: PLC0415
 
     if args.edited and args.file is None:
         raise IngestError("--edited needs --file COPY")

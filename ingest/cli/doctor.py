@@ -19,9 +19,9 @@ from pathlib import Path
 
 from ingest import __version__
 from ingest.buffers.journal.reader import segment_files
-from ingest.cli.database import connect_limits, database
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
-from ingest.cli.service import ask_service
+from ingest.cli.find_database import connect_limits, database
+from ingest.cli.running_service import ask_service
 from ingest.config.settings import Loaded, Settings, split_address, state_dir
 from ingest.config.values import shown
 from ingest.dead_letters.files import segments

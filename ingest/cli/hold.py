@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ingest.cli.service import ask
+from ingest.cli.running_service import ask
 from ingest.config.settings import Loaded
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from ingest.cli.database import database, known_url
+from ingest.cli.find_database import database, known_url
 from ingest.config.settings import Loaded, Settings
 from ingest.model.errors import StartError
 

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
-    from ingest.cli.database import connect_limits, database  # noqa: PLC0415
+    from ingest.cli.find_database import connect_limits, database  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 

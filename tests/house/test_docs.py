@@ -1,6 +1,6 @@
 """Nothing is documented twice by hand: what the code knows, documents show as the code prints it.
 
-`python -m ingest.cli.docs --write docs/*.md deploy/ingest.env.example` and `python -m
+`python -m ingest.cli.print_docs --write docs/*.md deploy/ingest.env.example` and `python -m
 benchmarks.results` mend what fails here; links, the author.
 """
 
@@ -16,8 +16,8 @@ import pytest
 from benchmarks import readme_numbers, results
 from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
-from ingest.cli.docs import TABLES, main, metrics_table, refreshed
 from ingest.cli.main import COMMANDS
+from ingest.cli.print_docs import TABLES, main, metrics_table, refreshed
 from ingest.config.text import env_example
 from ingest.model import codes
 from loadgen.csv.client import TRY_AGAIN

@@ -21,7 +21,7 @@ from ingest.cli.doctor import machine_checks, port_checks
 from ingest.cli.doctor_database import Check
 from ingest.cli.main import main
 from ingest.cli.psql import command, find_psql
-from ingest.cli.service import ask
+from ingest.cli.running_service import ask
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger

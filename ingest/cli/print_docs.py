@@ -1,7 +1,7 @@
 """Prints the generated tables of the documents, and writes them into files.
 
-`python -m ingest.cli.docs` prints all tables. `--write FILE..` rewrites parts of Markdown files,
-from `<!-- generated: NAME -->` to `<!-- end -->`, and the example file of the environment.
+`python -m ingest.cli.print_docs` prints all tables. `--write FILE..` rewrites parts of Markdown
+files, from `<!-- generated: NAME -->` to `<!-- end -->`, and the example file of the environment.
 A test compares these parts with the code.
 """
 
@@ -115,7 +115,7 @@ def write(paths: Iterable[Path]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print all tables, or rewrite the files after --write."""
-    parser = argparse.ArgumentParser(prog="python -m ingest.cli.docs", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m ingest.cli.print_docs", allow_abbrev=False)
     parser.add_argument("--write", nargs="+", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     if args.write:
