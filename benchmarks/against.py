@@ -1,9 +1,9 @@
 """`./run bench --against COMMIT`: is this working tree slower than that commit?
 
-Starts both, puts the same short loads on them in turn (alternating.py), and judges the ratios of
-the pairs (ratios.py says what "not slower" means). Prints one line a case. `--times 10` does it all
-ten times and says how often it passed: with `--against HEAD` on a clean tree this is how sure the
-command is of itself. Does not: record in RESULTS.md.
+It starts both, puts the same short loads on them in turn (alternating.py), and judges the ratios of
+the pairs (ratios.py says what "not slower" means). It prints one line a case. `--times 10` does all
+of it ten times and says how often it passed: with `--against HEAD` on a clean tree this shows how
+reliable the command is. Does not: record in RESULTS.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -23,25 +22,25 @@ from typing import Any, NamedTuple
 
 from benchmarks import machine
 from benchmarks.alternating import WAYS, Pair, Two, Way, two_services
-from benchmarks.processes import REPOSITORY, Broken, raise_open_files_limit, scratch
-from benchmarks.ratios import MORE_IS_BETTER, PAIRS_FOR_INTERVAL, Ratios, enough, slower, told
-from benchmarks.side_by_side import count
+from benchmarks.options import count, seconds_within, some_of
+from benchmarks.processes import Broken, raise_open_files_limit, scratch
+from benchmarks.ratios import MORE_IS_BETTER, PAIRS_FOR_INTERVAL, Ratios, enough, slower, summary
 
 SECONDS, QUICK_SECONDS = 0.6, 0.1
 PASSES_OF_TEN = 9
-NAMES = tuple(way.name for way in WAYS)
+BY_NAME = {way.name: way for way in WAYS}
 EPILOG = f"""exit codes: 0 not slower (with --times: in at least {PASSES_OF_TEN} of 10),
 1 something is slower, or broke, 2 wrong use, 130 interrupted
 
-cases: {", ".join(NAMES)}"""
+cases: {", ".join(BY_NAME)}"""
 
 
 class Unknown(Exception):
-    """Not a commit that could be checked out; says why."""
+    """The commit cannot be checked out; the text says why."""
 
 
 class Compared(NamedTuple):
-    """One case: its pairs, and what they say."""
+    """One case and its pairs."""
 
     way: Way
     pairs: list[Pair]
@@ -53,11 +52,11 @@ class Compared(NamedTuple):
         return {name: [ratios[name] for ratios in each] for name in MORE_IS_BETTER}
 
     def as_record(self) -> dict[str, Any]:
-        """Return what is written down."""
+        """Return the case as `--write` writes it."""
         return {
             "case": self.way.name,
             "slower": slower(self.ratios),
-            "told": told(self.ratios),
+            "told": summary(self.ratios),
             "this": _columns([pair.this for pair in self.pairs]),
             "other": _columns([pair.other for pair in self.pairs]),
         }
@@ -72,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, write; return the exit code."""
     chosen = _parser().parse_args(arguments)
     chosen.seconds = chosen.seconds or (QUICK_SECONDS if chosen.quick else SECONDS)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so all programs end
     raise_open_files_limit()
     began_s = time.monotonic()
     try:
@@ -119,12 +118,12 @@ def compare(ways: Sequence[Way], tree: Path, seconds: float, *, quick: bool) -> 
         with two_services(tree, flags, seconds) as two:
             for way in group:
                 compared.append(Compared(way, measured(two, way, quick=quick)))
-                print(f"{way.name}: {told(compared[-1].ratios)}", flush=True)
+                print(f"{way.name}: {summary(compared[-1].ratios)}", flush=True)
     return compared
 
 
 def measured(two: Two, way: Way, *, quick: bool) -> list[Pair]:
-    """Return as many pairs as it takes."""
+    """Return as many pairs as the rule asks for."""
     pairs: list[Pair] = []
     for pair in two.pairs(way, _say):
         pairs.append(pair)
@@ -132,10 +131,11 @@ def measured(two: Two, way: Way, *, quick: bool) -> list[Pair]:
             f"{name} {pair.this[name]:,.2f} and {pair.other[name]:,.2f}" for name in pair.this
         )
         _say(f"{way.name} {len(pairs)}: {figures}")
-        are_balanced = len(pairs) % 2 == 0  # as many A B B A as B A A B
-        if len(pairs) >= PAIRS_FOR_INTERVAL and quick:
-            break
-        if are_balanced and enough(Compared(way, pairs).ratios):
+        if quick:
+            is_over = len(pairs) >= PAIRS_FOR_INTERVAL
+        else:  # an even count: as many A B B A as B A A B
+            is_over = len(pairs) % 2 == 0 and enough(Compared(way, pairs).ratios)
+        if is_over:
             break
     return pairs
 
@@ -148,19 +148,13 @@ def checked_out(commit: str, folder: Path) -> str:
     """Put the files of a commit into a folder; return its short name. Raises Unknown."""
     if commit.startswith("-"):  # git would take it for an option
         raise Unknown(f"{commit} is no commit")
-    named = _git("rev-parse", "--short", "--verify", "--quiet", f"{commit}^{{commit}}")
-    if named.returncode != 0:
+    named = machine.git("rev-parse", "--short", "--verify", "--quiet", f"{commit}^{{commit}}")
+    files = named and machine.git("archive", "--format=tar", f"{commit}^{{commit}}")
+    if not files:
         raise Unknown(f"there is no commit {commit} here, or no repository")
-    files = _git("archive", "--format=tar", f"{commit}^{{commit}}")
-    if files.returncode != 0:
-        raise Unknown(f"git archive failed: {files.stderr.decode(errors='replace').strip()}")
-    with tarfile.open(fileobj=io.BytesIO(files.stdout)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(files)) as tar:
         tar.extractall(folder, filter="data")
-    return named.stdout.decode().strip()
-
-
-def _git(*words: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, check=False)
+    return named.decode().strip()
 
 
 def _write(chosen: argparse.Namespace, commit: str, compared: Sequence[Compared]) -> None:
@@ -185,12 +179,16 @@ def _parser() -> argparse.ArgumentParser:
         "turn. Compared are CPU a reading, rate and latency, by the ratios of the pairs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # __main__ looks for whole words
+        allow_abbrev=False,  # __main__ compares whole words
     )
     parser.add_argument("--against", required=True, metavar="COMMIT", help="the other one")
-    parser.add_argument("--only", type=_ways, default=WAYS, metavar="CASE,..", help="these cases")
+    parser.add_argument(
+        "--only", type=some_of(BY_NAME), default=WAYS, metavar="CASE,..", help="these cases"
+    )
     parser.add_argument("--times", type=count, default=1, help="the whole so often [1]")
-    parser.add_argument("--seconds", type=_seconds, help=f"that one load drives [{SECONDS:g}]")
+    parser.add_argument(
+        "--seconds", type=seconds_within(0.1, 60), help=f"that one load drives [{SECONDS:g}]"
+    )
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="add a line of JSON for each time to this file"
     )
@@ -198,18 +196,3 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="few and tiny loads: see that it works, judge nothing"
     )
     return parser
-
-
-def _ways(text: str) -> list[Way]:
-    asked = text.split(",")
-    for name in asked:
-        if name not in NAMES:
-            raise argparse.ArgumentTypeError(f"{name!r} is no case; there are {', '.join(NAMES)}")
-    return [way for way in WAYS if way.name in asked]
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 60:
-        raise argparse.ArgumentTypeError("must be 0.1 to 60")
-    return seconds

@@ -1,4 +1,4 @@
-"""What the buffer costs a post: reserve, put, take, settle (compare runs, not machines).
+"""The cost of the buffer for a post: reserve, put, take, settle (compare runs, not machines).
 
 pytest benchmarks/bench_buffer.py
 """
@@ -6,10 +6,8 @@ pytest benchmarks/bench_buffer.py
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
-import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ingest.buffers.memory import MemoryBuffer
@@ -20,14 +18,6 @@ from ingest.model.rows import encode_reading
 
 POSTS = 1_000
 ROW = encode_reading(Reading(0, "device-1", "temperature", 21.5))
-
-
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Give the loop that the service runs on."""
-    loop = uvloop.new_event_loop()
-    yield loop
-    loop.close()
 
 
 def block_of(rows: int) -> Block:

@@ -1,4 +1,4 @@
-"""What keeping a dead letter costs, fdatasync included (compare runs, not machines).
+"""The cost of keeping a dead letter, with fdatasync (compare runs, not machines).
 
 pytest benchmarks/bench_dead_letter.py
 """
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.processes import scratch
@@ -25,14 +24,6 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Give the loop that the service runs on."""
-    loop = uvloop.new_event_loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def folder() -> Iterator[Path]:
     """Give a folder on the disk."""
     with scratch() as folder:
@@ -40,7 +31,7 @@ def folder() -> Iterator[Path]:
 
 
 def fresh(count: int) -> list[Letter]:
-    """Give letters of the door that no call gave before: what is live is not written again."""
+    """Give letters that no call gave before: a letter that is live is not written again."""
     return [
         Letter(
             reason=INVALID,

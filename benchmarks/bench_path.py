@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.database import Database, running_database
+from benchmarks.database import Database
 from benchmarks.processes import scratch
 from ingest.app.rules import make_rules
 from ingest.app.writing import WritingHalf, make_sink
@@ -33,7 +33,7 @@ _numbers = itertools.count()
 
 
 class Wired:
-    """Everything between the door's HTTP and the table. Made on the loop that it runs on."""
+    """Everything between the receiver's HTTP and the table. Made on the loop that it runs on."""
 
     def __init__(self, url: str, dead_letters: DeadLetterFolder) -> None:
         settings = Settings()
@@ -50,7 +50,7 @@ class Wired:
         ]
 
     async def post(self, body: bytes) -> None:
-        """Take a body in as the door does; return once all of it is committed."""
+        """Take a body in as the receiver does; return when all of it is committed."""
         block, errors = decode(
             body,
             precision=None,
@@ -73,13 +73,6 @@ class Wired:
         """Write what is left, and end."""
         self._buffer.shut_inlet()
         await asyncio.gather(*self._writers)
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Database]:
-    """Give a server."""
-    with running_database() as database:
-        yield database
 
 
 @pytest.fixture
@@ -132,4 +125,4 @@ def test_bodies_to_committed_rows(
         rounds=ROUNDS,
         warmup_rounds=1,
     )
-    assert database.count() == given
+    assert database.rows() == given

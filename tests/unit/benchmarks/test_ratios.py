@@ -22,7 +22,7 @@ from benchmarks.ratios import (
     interval_of,
     rank,
     slower,
-    told,
+    summary,
 )
 
 STEADY = [0.995, 1.005] * 20
@@ -120,12 +120,12 @@ def test_pairs_are_added_while_it_is_wide_or_looks_slower(
 
 def test_verdict_is_told_on_one_line() -> None:
     """It names what is slower, and says so if 40 pairs were not enough for the width."""
-    assert told(ratios()).startswith("not slower: CPU 1.000 (0.995 to 1.005), rate 1.000 (")
-    assert told(ratios()).endswith("; 12 pairs")
+    assert summary(ratios()).startswith("not slower: CPU 1.000 (0.995 to 1.005), rate 1.000 (")
+    assert summary(ratios()).endswith("; 12 pairs")
     both = ratios(CPU=[1.05, 1.06] * 20, p99=[1.2, 1.3] * 20)
     assert slower(both) == [CPU, "p99"]
-    assert told(both).startswith("SLOWER in CPU and p99: CPU 1.055 (1.050 to 1.060)")
-    wide = told(ratios(PAIRS_MAX, CPU=[0.9, 1.1] * 20))
+    assert summary(both).startswith("SLOWER in CPU and p99: CPU 1.055 (1.050 to 1.060)")
+    wide = summary(ratios(PAIRS_MAX, CPU=[0.9, 1.1] * 20))
     assert wide.startswith("not slower: ")
     assert wide.endswith("; 40 pairs, which did not bring CPU below a width of 0.04")
 

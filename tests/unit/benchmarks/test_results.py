@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
@@ -11,10 +12,12 @@ from xml.etree import ElementTree as xml
 import pytest
 
 from benchmarks import readme_numbers, results, side_by_side
-from benchmarks.cases import ALL, CASES, NAMES, Wanted, chosen_cases, judge
+from benchmarks.cases import ALL, BY_NAME, CASES, Wanted, judge
 from benchmarks.charts import Bar, bars, shown
 from benchmarks.contenders import Contender, Figures, Plan
 from benchmarks.document import anchor, seconds_shown, title_of
+from benchmarks.options import some_of
+from benchmarks.parts import read_parts
 from benchmarks.processes import Broken
 from benchmarks.record import Line, read
 from benchmarks.results import record, write
@@ -146,13 +149,13 @@ def test_parts_are_read_from_pytest_benchmark(tmp_path: Path) -> None:
         "stats": {"median": 0.00125},
     }
     found.write_text(json.dumps({"benchmarks": [entry]}))
-    record(singles([(100, 90)], parts=results.read_parts(found)), tmp_path)
+    record(singles([(100, 90)], parts=read_parts(found)), tmp_path)
     assert "| `bench_buffer.py::test_post[1]` | 1.25 ms |" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_every_case_can_be_judged_and_drawn() -> None:
     """The names of figures in bounds and pictures are those that the contenders give."""
-    assert set(NAMES) == {case.name for case in CASES}
+    assert list(BY_NAME) == [case.name for case in CASES]
     for case in CASES:
         assert set(case.contenders) <= set(ALL)
         for _, contender, _ in case.bars:
@@ -164,7 +167,7 @@ def test_every_case_can_be_judged_and_drawn() -> None:
 @pytest.mark.parametrize(("value", "met"), [(4.9, True), (5.0, True), (5.1, False)])
 def test_upper_bound_includes_itself(value: float, met: bool) -> None:
     """At most 5 is 5 too."""
-    case = chosen_cases(["start"])[0]._replace(
+    case = BY_NAME["start"]._replace(
         wanted=(Wanted("latency", lambda of: of("start", "x"), 5, at_least=False),)
     )
     assert judge(case, {"start": [{"x": value}]})[0].met is met
@@ -200,9 +203,10 @@ def test_what_broke_is_recorded_as_such_and_is_an_error(
 
 def test_chosen_cases_keep_our_order_and_name_a_wrong_one() -> None:
     """What is asked for is measured in one order; a misspelt case is not left out silently."""
-    assert [each.name for each in chosen_cases(["start", "singles"])] == ["singles", "start"]
-    with pytest.raises(ValueError, match="'single' is no case; there are singles, "):
-        chosen_cases(["single"])
+    read = some_of(BY_NAME)
+    assert [each.name for each in read("start,singles")] == ["singles", "start"]
+    with pytest.raises(ArgumentTypeError, match="'single' is no case; there are singles, "):
+        read("single")
 
 
 def test_chart_draws_each_median_to_scale() -> None:

@@ -22,7 +22,7 @@ from benchmarks.attack import most_mib
 from benchmarks.attackers import HALF_HEAD
 from benchmarks.contenders import PHASE_US
 from benchmarks.floors import copy, ready_batches
-from benchmarks.open_loop import Openly, Readings, Tally, first_us_of_taken
+from benchmarks.open_loop import Load, OpenLoop, Readings, Tally, first_us_of_taken
 from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import Broken, Child, Missing, cpu_clock_s, free_port, run_driver
 from benchmarks.stories import close_all, is_open
@@ -210,7 +210,7 @@ def decoded(body: bytes) -> list[object]:
 @pytest.mark.parametrize("rows", [1, 100])
 def test_open_loop_posts_are_taken_and_all_new(rows: int) -> None:
     """Whole requests, whose bodies the service takes; no reading twice, from `first_us` on."""
-    source = Readings("/v1/readings?ack=committed", 8080, rows, 1_700_000_000_000_000)
+    source = Readings(Load(8080, 1, 1, 1_700_000_000_000_000, rows, "/v1/readings?ack=committed"))
     posts = [source.take() for _ in range(5)]
     assert [post.readings for post in posts] == [rows] * 5
     found = []
@@ -251,8 +251,8 @@ def test_tally_of_a_warm_up_counts_answers_and_no_latencies() -> None:
 
 def flood_of(taken_us: list[int]) -> Flood:
     """Give a flood that took these posts."""
-    seen = Openly(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
-    return Flood(0.0, seen, taken_us, 0.0, 0.0)
+    found = OpenLoop(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
+    return Flood(0.0, found, taken_us, 0.0, 0.0)
 
 
 def test_reading_that_is_lost_is_not_made_good_by_another_one(
