@@ -7,6 +7,7 @@ this working tree with a commit (against.py).
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from benchmarks import against, side_by_side
@@ -16,7 +17,12 @@ def main() -> int:
     """Run one of the two commands; return its exit code."""
     words = sys.argv[1:]
     compares = any(each.partition("=")[0] == "--against" for each in words)
-    return against.main(words) if compares else side_by_side.main(words)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so all programs end
+    try:
+        return against.main(words) if compares else side_by_side.main(words)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

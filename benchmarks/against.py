@@ -1,9 +1,9 @@
 """`./run bench --against COMMIT`: is this working tree slower than that commit?
 
-It starts both, puts the same short loads on them in turn (alternating.py), and judges the ratios of
-the pairs (ratios.py says what "not slower" means). It prints one line a case. `--times 10` does all
-of it ten times and says how often it passed: with `--against HEAD` on a clean tree this shows how
-reliable the command is. Does not: record in RESULTS.md.
+It starts both, puts the same short loads on them alternately (alternating.py), and judges the
+ratios of the pairs (ratios.py defines "not slower"). It prints one line a case. `--times 10` does
+all of it ten times and says how often it passed: with `--against HEAD` on a clean tree this shows
+how reliable the command is. Does not: record in RESULTS.md.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import signal
 import sys
 import tarfile
 import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import machine
 from benchmarks.alternating import WAYS, Pair, Two, Way, two_services
@@ -51,16 +50,6 @@ class Compared(NamedTuple):
         each = [pair.ratios() for pair in self.pairs]
         return {name: [ratios[name] for ratios in each] for name in MORE_IS_BETTER}
 
-    def as_record(self) -> dict[str, Any]:
-        """Return the case as `--write` writes it."""
-        return {
-            "case": self.way.name,
-            "slower": slower(self.ratios),
-            "told": summary(self.ratios),
-            "this": _columns([pair.this for pair in self.pairs]),
-            "other": _columns([pair.other for pair in self.pairs]),
-        }
-
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     """Return a list a figure, to four digits."""
@@ -71,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, write; return the exit code."""
     chosen = _parser().parse_args(arguments)
     chosen.seconds = chosen.seconds or (QUICK_SECONDS if chosen.quick else SECONDS)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so all programs end
     raise_open_files_limit()
     began_s = time.monotonic()
     try:
@@ -82,9 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Broken as why:
         print(f"broke: {why}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     print(f"took {time.monotonic() - began_s:.0f} s", file=sys.stderr)
     return code
 
@@ -166,7 +151,16 @@ def _write(chosen: argparse.Namespace, commit: str, compared: Sequence[Compared]
         "seconds": chosen.seconds,
         "quick": chosen.quick,
         "passed": not any(slower(each.ratios) for each in compared),
-        "cases": [each.as_record() for each in compared],
+        "cases": [
+            {
+                "case": each.way.name,
+                "slower": slower(each.ratios),
+                "told": summary(each.ratios),
+                "this": _columns([pair.this for pair in each.pairs]),
+                "other": _columns([pair.other for pair in each.pairs]),
+            }
+            for each in compared
+        ],
     }
     with chosen.write.open("a") as file:
         file.write(json.dumps(record) + "\n")
@@ -175,8 +169,8 @@ def _write(chosen: argparse.Namespace, commit: str, compared: Sequence[Compared]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="./run bench",
-        description="Compare this working tree with a commit: the same short loads on both, in\n"
-        "turn. Compared are CPU a reading, rate and latency, by the ratios of the pairs.",
+        description="Compare this working tree with a commit: the same short loads on both,\n"
+        "alternately. CPU a reading, rate and latency are compared, by the ratios of the pairs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # __main__ compares whole words

@@ -1,4 +1,4 @@
-"""Two services of two commits under the same short loads, in turn.
+"""Two services of two commits under the same short loads, alternately.
 
 Both run all the time, each with a state folder, a PostgreSQL and ports of its own, and with the
 same settings. One of them has load while the other one is idle. A pair is four loads, A B B A, and
@@ -16,8 +16,8 @@ Posts of 100 are driven at half of their peak, which is measured once: they come
 only that the service keeps up.
 
 Nothing is spilled to the disk. The memory has space for ROWS_MAX readings, as the metrics confirm.
-A load begins when nothing is held, and a load of more readings than that is an error. So a journal
-is written, and never read.
+A load begins when the service is empty, and a load of more readings than that is an error. So a
+journal is written, and never read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import uvloop
 from benchmarks.contenders import FIRST_US, JOURNAL
 from benchmarks.database import execute
 from benchmarks.open_loop import Load, Tally, send
-from benchmarks.processes import REPOSITORY, Broken, cpu_clock_s, scratch
+from benchmarks.processes import REPOSITORY, Broken, scratch
 from benchmarks.ratios import MORE_IS_BETTER
 from benchmarks.service import Service
 from benchmarks.wrk import READINGS
@@ -143,12 +143,12 @@ class Two:
         target = f"{READINGS}?ack={way.ack}"
         load = Load(service.port, rate_per_s, self._seconds, first_us, way.rows, target)
         before = service.committed()
-        used_s, began_s = cpu_clock_s(service.child.pid), time.monotonic()
+        used_s, began_s = service.child.cpu_s(), time.monotonic()
         gc.collect()
         gc.freeze()  # else a collection that walks all objects would count as latency
         _, tally = uvloop.run(send(load))
         samples = service.quiet(poll_s=QUIET_POLL_S)
-        cpu_s = cpu_clock_s(service.child.pid) - used_s
+        cpu_s = service.child.cpu_s() - used_s
         whole_s = time.monotonic() - began_s
         if samples["ingest_buffer_rows_max"] != ROWS_MAX:
             raise Broken("the service does not use the memory that its flags allow")
@@ -164,12 +164,9 @@ class Two:
 @contextmanager
 def two_services(other_tree: Path, flags: tuple[str, ...], seconds: float) -> Iterator[Two]:
     """Start the service of this tree and that of another one."""
-    with ExitStack() as ending:
-        folder = ending.enter_context(scratch())
-        services = []
-        for name, tree in (("this", REPOSITORY), ("other", other_tree)):
-            service = Service(folder / name, *MEMORY, *flags, tree=tree, env=SAME_SEED)
-            ending.callback(service.child.stop)  # if the other one does not start
-            services.append(service)
-        this, other = (ending.enter_context(each) for each in services)
+    with scratch() as folder, ExitStack() as ending:
+        this, other = (
+            ending.enter_context(Service(folder / name, *MEMORY, *flags, tree=tree, env=SAME_SEED))
+            for name, tree in (("this", REPOSITORY), ("other", other_tree))
+        )
         yield Two(this, other, seconds)

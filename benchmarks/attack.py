@@ -21,8 +21,7 @@ from benchmarks.contenders import (
     running_service,
 )
 from benchmarks.open_loop import Load, OpenLoop, drive_openly
-from benchmarks.processes import Broken, Child, serving
-from benchmarks.sampler import sampled
+from benchmarks.processes import Broken, Child, sampled, serving
 from benchmarks.service import Service
 
 ORDINARY_PER_S = 1_000
@@ -33,7 +32,7 @@ REST_S = 1.0  # after an attack, before its memory is read
 
 
 def measure_attack(plan: Plan) -> Figures:
-    """Post steadily, alone and beside each attack, in turn; ROUNDS times on one service."""
+    """Post steadily, alone and beside each attack; ROUNDS times on one service."""
     seconds = max(plan.seconds, SECONDS_MIN)
     p99_ms: dict[str, list[float]] = {}
     figures: Figures = {}
@@ -44,7 +43,7 @@ def measure_attack(plan: Plan) -> Figures:
         for number in range(1, ROUNDS + 1):
             for kind in ("alone", *KINDS):
                 phase += 1
-                with sampled(service.rss_mib) as memory:
+                with sampled(service.child.rss_mib) as memory:
                     found = beside(service, kind, seconds, phase)
                 service.quiet()
                 time.sleep(REST_S)
@@ -54,7 +53,7 @@ def measure_attack(plan: Plan) -> Figures:
                     f"{kind}_{number}_p99_ms": found.p99_ms,
                     f"{kind}_{number}_max_ms": found.max_ms,
                     f"{kind}_{number}_rss_during_mib": max(each.value for each in memory),
-                    f"{kind}_{number}_rss_after_mib": service.rss_mib(),
+                    f"{kind}_{number}_rss_after_mib": service.child.rss_mib(),
                 }
         check_table(service)
     allowed_ms = max(P99_MS_MAX, 2 * min(p99_ms["alone"]))
@@ -78,7 +77,7 @@ def beside(service: Service, kind: str, seconds: float, phase: int) -> OpenLoop:
     """Post steadily beside an attack. Raises Broken if the attack ended before."""
     if kind not in KINDS:
         return steady(service, seconds, phase)
-    command = [sys.executable, "-m", "benchmarks.attackers", kind, "--port", str(service.port)]
+    command = [sys.executable, "-m", "benchmarks.attackers", kind, str(service.port)]
     attacker = Child(kind, command, service.folder)
     with serving(attacker, lambda: READY in attacker.output().split()):
         found = steady(service, seconds, phase)

@@ -21,7 +21,7 @@ from ingest.writer.breaker import CircuitBreaker
 
 
 def blocks_of(rows: int, count: int) -> list[Block]:
-    """Make blocks of so many rows each, their devices in turn."""
+    """Make blocks of so many rows each, of 50 devices."""
     row = [encode_reading(Reading(0, f"device-{at}", "temperature", 21.5)) for at in range(50)]
     return [
         Block(row[at % 50] * rows, rows, received_s=0.0, received_us=0, newest_ts_us=0)

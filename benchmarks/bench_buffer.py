@@ -46,7 +46,7 @@ def test_post_through_a_buffer_with_room(
 def test_post_that_waits_for_room(
     benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """A thousand posts at a buffer that holds a tenth of them: the price of back-pressure."""
+    """A thousand posts at a buffer with space for a tenth of them: the cost of back-pressure."""
     buffer = MemoryBuffer(rows_max=100, bytes_max=1 << 30, put_wait_s_max=60)
 
     async def post() -> None:
@@ -68,7 +68,7 @@ def test_post_that_waits_for_room(
 
 
 def test_post_refused_at_once(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop) -> None:
-    """A thousand posts at a buffer that is full, its blocks with the writers."""
+    """A thousand posts at a full buffer, whose blocks the writers have taken."""
     buffer = MemoryBuffer(rows_max=POSTS, bytes_max=1 << 30, put_wait_s_max=0)
 
     async def fill() -> None:

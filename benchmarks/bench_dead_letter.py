@@ -14,6 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.processes import scratch
+from benchmarks.rounds import run_rounds
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.dead_letters.reader import live_letters
 from ingest.model.letter import INVALID, Letter
@@ -63,16 +64,11 @@ def test_append_until_it_is_on_the_disk(
     async def append(group: list[list[Letter]]) -> None:
         await asyncio.gather(*(queue.append(each, from_receiver=True) for each in group))
 
-    def run(group: list[list[Letter]]) -> None:
-        loop.run_until_complete(append(group))
-
-    given = 0
-
-    def prepare() -> tuple[tuple[list[list[Letter]]], dict[str, object]]:
-        nonlocal given
-        given += posts * letters
-        return ([fresh(letters) for _ in range(posts)],), {}
-
-    benchmark.pedantic(run, setup=prepare, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    rounds = run_rounds(
+        benchmark,
+        lambda group: loop.run_until_complete(append(group)),
+        lambda: [fresh(letters) for _ in range(posts)],
+        ROUNDS,
+    )
     loop.run_until_complete(queue.close())
-    assert sum(1 for _ in live_letters(folder)) == given
+    assert sum(1 for _ in live_letters(folder)) == rounds * posts * letters

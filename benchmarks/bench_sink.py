@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.database import Database
+from benchmarks.database import Database, count_rows, fresh_table
+from benchmarks.rounds import run_rounds
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.reading import Reading
@@ -75,7 +76,7 @@ def flat(batch: Batch) -> tuple[str, list[Any]]:
 @pytest.fixture
 def sinks(database: Database) -> Iterator[dict[str, SinkPostgres]]:
     """Give the service's sink, by both of its methods, on an empty table."""
-    database.empty()
+    fresh_table(database.url)
     found = {
         method: make_sink(database.url, Settings(write_method=method))
         for method in ("copy", "insert")
@@ -143,19 +144,13 @@ def test_write_a_batch(
     if way == "all_there":
         database.run(sinks["copy"].write(posts(same), rows, idempotent=False))
 
-    given = 0
+    async def awaited(batch: Any) -> None:
+        await write(batch)
 
-    def prepare() -> tuple[tuple[Any], dict[str, object]]:
-        nonlocal given
-        given += rows
-        return (ready(same if way == "all_there" else readings(rows)),), {}
-
-    def run(batch: Any) -> None:
-        database.run(_awaited(write, batch))
-
-    benchmark.pedantic(run, setup=prepare, rounds=rounds)  # type: ignore[no-untyped-call]
-    assert database.rows() == (rows if way == "all_there" else given)
-
-
-async def _awaited(write: Write, batch: Any) -> None:
-    await write(batch)
+    times = run_rounds(
+        benchmark,
+        lambda batch: database.run(awaited(batch)),
+        lambda: ready(same if way == "all_there" else readings(rows)),
+        rounds,
+    )
+    assert count_rows(database.url) == (rows if way == "all_there" else times * rows)

@@ -1,6 +1,6 @@
 """The claims, and the figures that show them: the cases that `--only` names.
 
-A case names its contenders (measured in turn, in every run) and the bounds of their medians.
+A case names its contenders (measured alternately, in every run) and the bounds of their medians.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ALL: dict[str, Contender] = {
     each.name: each for each in (*CONTENDERS, *OVERLOADS, *ATTACKS, *STORIES)
 }
 Runs = Mapping[str, list[Figures]]  # by contender
+Medians = Callable[[str, str], float]  # of contender and figure
 
 
 class Wanted(NamedTuple):
     """A bound on one number: `at_least` or, if that is False, at most `bound`.
 
-    `value` takes a function from contender and figure to its median. It raises KeyError if a
-    contender was left out.
+    `value` takes the medians; it raises KeyError or StatisticsError if a contender was left out.
     """
 
     what: str
@@ -50,19 +50,6 @@ class Case(NamedTuple):
     chart: str = ""
     bars: tuple[tuple[str, str, str], ...] = ()
     unit: str = ""
-
-
-class Medians(NamedTuple):
-    """The medians of all runs."""
-
-    runs: Runs
-
-    def __call__(self, contender: str, figure: str) -> float:
-        """Return a median. Raises KeyError if it was not measured."""
-        found = [each[figure] for each in self.runs[contender]]
-        if not found:
-            raise KeyError(contender)
-        return statistics.median(found)
 
 
 class Verdict(NamedTuple):
@@ -306,10 +293,13 @@ BY_NAME = {case.name: case for case in CASES}
 
 def judge(case: Case, runs: Runs) -> list[Verdict]:
     """Return a verdict for each bound of a case."""
-    return [Verdict(wanted, _value(wanted, Medians(runs))) for wanted in case.wanted]
 
+    def median(contender: str, figure: str) -> float:
+        return statistics.median(each[figure] for each in runs[contender])
 
-def _value(wanted: Wanted, medians: Medians) -> float | None:
-    with suppress(KeyError, ZeroDivisionError):
-        return wanted.value(medians)
-    return None
+    def value(wanted: Wanted) -> float | None:
+        with suppress(KeyError, ZeroDivisionError, statistics.StatisticsError):
+            return wanted.value(median)
+        return None
+
+    return [Verdict(wanted, value(wanted)) for wanted in case.wanted]

@@ -2,9 +2,10 @@
 
 python -m benchmarks.dashboard [--seconds 20]
 
-A page is a reader of the feed that asks for devices as often as the real page does. CPU seconds are
-the service's own, so other work on the machine disturbs little. Posts are decoded in this process,
-with and without the observation of posts and the search for devices.
+A page is a reader of the feed that asks for devices as often as the real page does, and accepts
+gzip as a browser does. CPU seconds are the service's own, so other work on the machine disturbs
+little. Posts are decoded in this process, with and without the observation of posts and the search
+for devices.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import suppress
 import aiohttp
 
 from benchmarks.contenders import running_service
-from benchmarks.processes import cpu_clock_s, rss_mib, run_driver
+from benchmarks.processes import rss_mib, run_driver
 from benchmarks.service import Service
 from benchmarks.soak import AS_DELIVERED
 from ingest.admin.dashboard.devices import Devices
@@ -74,12 +75,12 @@ async def measure_pages(service: Service, seconds: float) -> None:
         f"http://{service.info['admin_listen']}", timeout=aiohttp.ClientTimeout(total=None)
     ) as session:
         for count in (0, PAGES, 0, PAGES):
-            used_s = cpu_clock_s(service.child.pid)
+            used_s = service.child.cpu_s()
             _, sizes = await asyncio.gather(
                 asyncio.to_thread(load, service, seconds),
                 asyncio.gather(*(page(session, seconds) for _ in range(count))),
             )
-            share = (cpu_clock_s(service.child.pid) - used_s) / seconds
+            share = (service.child.cpu_s() - used_s) / seconds
             shares[count] = min(share, shares.get(count, share))
             feed_bytes += sizes
     print(f"ten pages, CPU of one core, %: {100 * (shares[PAGES] - shares[0]):.2f}")

@@ -54,19 +54,14 @@ def count_rows(url: str) -> int:
     return number(url, COUNT)
 
 
-async def make_anew(connection: asyncpg.Connection) -> None:
-    """Make the table anew, and wait for a checkpoint."""
-    await connection.execute(f"drop table if exists {TABLE}")
-    await apply(connection)
-    await connection.execute("checkpoint")
-
-
 def fresh_table(url: str) -> None:
     """Make the table anew, and wait for a checkpoint."""
 
     async def run() -> None:
         async with connected(url) as connection:
-            await make_anew(connection)
+            await connection.execute(f"drop table if exists {TABLE}")
+            await apply(connection)
+            await connection.execute("checkpoint")
 
     uvloop.run(run())
 
@@ -82,18 +77,10 @@ class Database(NamedTuple):
         """Run a coroutine on the loop, to its end."""
         return self.runner.run(work)
 
-    def empty(self) -> None:
-        """Make the table anew."""
-        self.run(make_anew(self.connection))
-
-    def rows(self) -> int:
-        """Return how many rows there are."""
-        return int(self.run(self.connection.fetchval(COUNT)))
-
 
 @contextmanager
 def running_database() -> Iterator[Database]:
-    """Give a server with an empty table and its durable defaults; remove all of it afterwards."""
+    """Give a server with its durable defaults, but no table; remove all of it afterwards."""
     loop = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     with scratch() as folder, loop as runner, ExitStack() as ending:
         server = EmbeddedPostgres(folder / "postgres")
@@ -101,6 +88,4 @@ def running_database() -> Iterator[Database]:
         ending.callback(lambda: runner.run(server.stop()))
         connection = runner.run(asyncpg.connect(url))
         ending.callback(lambda: runner.run(connection.close()))
-        database = Database(runner, url, connection)
-        database.empty()
-        yield database
+        yield Database(runner, url, connection)

@@ -45,7 +45,7 @@ CONDITIONS = """## Conditions
   it is given with each figure (cores: CPU seconds a second). Peaks are closed loop, by wrk: one
   thread, {connections} connections. Latencies are open loop, by loadgen's driver: posts come at
   random moments (Poisson), and their time counts from the moment at which they were due.
-- Contenders take turns: each run measures every one of them once, on fresh data, after a second of
+- Contenders alternate: each run measures every one of them once, on fresh data, after a second of
   warming up. Figures are medians of all runs; in brackets the lowest and the highest.
 - The same readings everywhere (200 devices, one metric), as JSON or as line protocol; every
   timestamp is new. After each run the rows in the table (or the peer's own count) are compared with
@@ -65,7 +65,7 @@ CONDITIONS = """## Conditions
   Each reading with a 2xx is searched by its timestamp. Those of wrk can only be counted: wrk does
   not say which readings they were.
 - Idle connections: memory counts from a service that has had no post. The peaks with and without
-  them take turns (beside, alone, alone, beside), each into a fresh table.
+  them alternate (with, without, without, with), each into a fresh table.
 - The attack: {ordinary:,} single readings a second, open loop, alone and beside each attack, on one
   service; then all of that again. Attackers are processes of their own, on the same cores.
 - "One INSERT per request" is what people write first: aiohttp, `json.loads`, an asyncpg pool with

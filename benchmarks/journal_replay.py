@@ -140,17 +140,19 @@ class Found(NamedTuple):
     @property
     def faults(self) -> list[str]:
         """The bounds that were not kept, in words."""
-        faults = []
-        if self.rss_peak_mib > RSS_MIB_MAX:
-            faults.append(f"RSS {self.rss_peak_mib:.0f} MiB is over {RSS_MIB_MAX:.0f} MiB")
-        if self.p99_times > P99_TIMES_MAX:
-            faults.append(f"p99 is {self.p99_times:.1f} times normal, over {P99_TIMES_MAX:g}")
-        elif self.phases_over > OVER_SHARE_MAX * len(self.beside):
-            faults.append(f"{self.phases_over} of {len(self.beside)} phases had a p99 over that")
+        times, over, phases = self.p99_times, self.phases_over, len(self.beside)
         failed = sum(each.failed for each in (*self.before, *self.beside, *self.after))
-        if failed:
-            faults.append(f"{failed} live posts were refused, lost or skipped")
-        return faults
+        found = {
+            f"RSS {self.rss_peak_mib:.0f} MiB is over {RSS_MIB_MAX:.0f} MiB": (
+                self.rss_peak_mib > RSS_MIB_MAX
+            ),
+            f"p99 is {times:.1f} times normal, over {P99_TIMES_MAX:g}": times > P99_TIMES_MAX,
+            f"{over} of {phases} phases had a p99 over that": (
+                times <= P99_TIMES_MAX and over > OVER_SHARE_MAX * phases
+            ),
+            f"{failed} live posts were refused, lost or skipped": failed > 0,
+        }
+        return [text for text, is_fault in found.items() if is_fault]
 
 
 def _p99(phases: Sequence[Phase]) -> float:
@@ -197,22 +199,21 @@ def summary(found: Found) -> str:
         f"replayed in   {found.replay_s:.0f} s, with live posts beside it: "
         f"{found.backlog_rows / found.replay_s:,.0f} readings/s",
         f"most memory   {found.rss_peak_mib:.0f} MiB (wanted: at most {RSS_MIB_MAX:.0f})",
-    ]
-    for name, phases in (
-        ("live before", found.before),
-        ("live beside", found.beside),
-        ("live after", found.after),
-    ):
-        worst = max(each.p99_ms for each in phases)
-        lines.append(
+        *(
             f"{name:<12}  p50 {statistics.median(each.p50_ms for each in phases):.2f} ms, "
-            f"p99 {_p99(phases):.2f} ms (worst phase {worst:.2f}), {len(phases)} phases"
-        )
-    lines.append(
+            f"p99 {_p99(phases):.2f} ms (worst phase {max(each.p99_ms for each in phases):.2f}), "
+            f"{len(phases)} phases"
+            for name, phases in (
+                ("live before", found.before),
+                ("live beside", found.beside),
+                ("live after", found.after),
+            )
+        ),
         f"p99           {found.p99_times:.2f} times normal (median phase; at most "
-        f"{P99_TIMES_MAX:g}); over that: {found.phases_over} of {len(found.beside)} phases"
-    )
-    return "\n".join([*lines, *(f"NOT KEPT: {each}" for each in found.faults)])
+        f"{P99_TIMES_MAX:g}); over that: {found.phases_over} of {len(found.beside)} phases",
+        *(f"NOT KEPT: {each}" for each in found.faults),
+    ]
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

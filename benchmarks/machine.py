@@ -42,8 +42,8 @@ def git(*words: str) -> bytes:
 
 def environment() -> dict[str, str]:
     """Return the conditions that a reader must know to compare figures, by name."""
-    processor = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
-    memory = re.search(r"MemTotal:\s+(\d+)", _read("/proc/meminfo"))
+    processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     return {
         "processor": processor[1].strip() if processor else platform.machine(),
@@ -56,24 +56,13 @@ def environment() -> dict[str, str]:
     }
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
 def fsync_us() -> float:
     """Measure an fdatasync after a small append, on the disk of the databases."""
     took_s = []
-    with scratch() as folder:
-        file = os.open(folder / "file", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            for _ in range(FSYNCS):
-                os.write(file, bytes(FSYNC_BYTES))
-                began_s = time.perf_counter()
-                os.fdatasync(file)
-                took_s.append(time.perf_counter() - began_s)
-        finally:
-            os.close(file)
+    with scratch() as folder, (folder / "file").open("ab", buffering=0) as file:
+        for _ in range(FSYNCS):
+            file.write(bytes(FSYNC_BYTES))
+            began_s = time.perf_counter()
+            os.fdatasync(file)
+            took_s.append(time.perf_counter() - began_s)
     return statistics.median(took_s) * 1e6

@@ -14,9 +14,7 @@ import gc
 import json
 import sys
 import time
-from array import array
 from collections import Counter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvloop
@@ -36,7 +34,7 @@ class Load(NamedTuple):
     """What to send: posts of `rows` readings, whose timestamps count up from `first_us`.
 
     `rate_per_s` is in posts; None is the closed loop. It lasts `warm_s` and `seconds`; latencies
-    are of the latter only. `taken_to` is a file for the posts with a 2xx: see `first_us_of_taken`.
+    are of the latter only. `lists_taken`: the result lists the posts with a 2xx.
     """
 
     port: int
@@ -47,7 +45,7 @@ class Load(NamedTuple):
     target: str = READINGS
     connections: int = CONNECTIONS
     warm_s: float = 0.0
-    taken_to: str = ""
+    lists_taken: bool = False
 
 
 class OpenLoop(NamedTuple):
@@ -56,10 +54,10 @@ class OpenLoop(NamedTuple):
     `taken_rows` are readings of posts with a 2xx, `refused` posts with another answer, `lost` posts
     without an answer, `skipped` posts that were due and not sent, since too many had no answer yet.
     `lag_ms_max` is the driver's own delay. Latencies are of posts with a 2xx. `began_s` is the
-    moment of the first post by time.monotonic, which is the same for all processes (Linux).
+    moment of the first post by time.monotonic, which is the same for all processes. `taken_us`, if
+    asked for, is the first timestamp of each post with a 2xx; those of its other rows follow it.
     """
 
-    posts: int
     taken_rows: int
     refused: int
     lost: int
@@ -71,6 +69,7 @@ class OpenLoop(NamedTuple):
     lag_ms_max: float
     statuses: dict[str, int]
     began_s: float
+    taken_us: list[int]
     cpu_cores: float = 0.0
 
     @property
@@ -83,9 +82,8 @@ class Readings:
     """The source of the driver: every timestamp is new."""
 
     def __init__(self, load: Load) -> None:
+        self._load = load
         self._head = head_of(load.target, f"127.0.0.1:{load.port}")
-        self._rows = load.rows
-        self._next_us = load.first_us
         self._number = 0
         self._items = [
             f'{{"device_id":"device-{at * 7 % 200:03d}","metric":"temperature",'
@@ -96,25 +94,26 @@ class Readings:
 
     def take(self) -> Post:
         """Render the next post."""
-        number, first_us = self._number, self._next_us
+        number, rows = self._number, self._load.rows
         self._number += 1
-        self._next_us += self._rows
-        if self._rows == 1:
+        first_us = self._load.first_us + number * rows
+        if rows == 1:
             body = self._items[number % 200] % first_us
         else:
-            body = self._pattern % tuple(range(first_us, self._next_us))
-        return Post(finish(self._head, body.encode()), self._rows, "live", number)
+            body = self._pattern % tuple(range(first_us, first_us + rows))
+        return Post(finish(self._head, body.encode()), rows, "live", number)
 
 
 class Tally:
     """The observer of the driver."""
 
-    def __init__(self, measured_from_s: float = 0.0) -> None:
+    def __init__(self, load: Load, measured_from_s: float) -> None:
+        self._load = load
         self._measured_from_s = measured_from_s
         self.statuses: Counter[int] = Counter()
         self.lost_posts = 0
         self.taken_rows = 0
-        self.taken = array("I")  # the numbers of the posts with a 2xx
+        self.taken_us: list[int] = []  # the first timestamp of each post with a 2xx
         self.latencies = Histogram()
         self.took_s = 0.0  # from the first post to the last answer
 
@@ -128,7 +127,7 @@ class Tally:
         self.statuses[status] += 1
         if status < 300:
             self.taken_rows += post.readings
-            self.taken.append(post.number)
+            self.taken_us.append(self._load.first_us + post.number * post.readings)
             if intended_s >= self._measured_from_s:
                 self.latencies.add(max(0.0, now_s - intended_s))
 
@@ -140,7 +139,7 @@ class Tally:
 async def send(load: Load) -> tuple[Driver, Tally]:
     """Send a load from this process."""
     within_s = load.warm_s + load.seconds
-    tally = Tally(time.monotonic() + load.warm_s)
+    tally = Tally(load, time.monotonic() + load.warm_s)
     driver = Driver(
         "127.0.0.1",
         load.port,
@@ -169,13 +168,6 @@ def drive_openly(load: Load) -> OpenLoop:
     return OpenLoop(**found)._replace(cpu_cores=cpu_s / seconds)
 
 
-def first_us_of_taken(path: Path, first_us: int, rows: int) -> list[int]:
-    """Return the first timestamp of each post with a 2xx; those of its rows follow it."""
-    numbers = array("I")
-    numbers.frombytes(path.read_bytes())
-    return [first_us + number * rows for number in numbers]
-
-
 def main() -> None:
     """Send; print the result."""
     load = Load(**json.loads(sys.argv[1]))
@@ -183,11 +175,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # else a collection that walks all imported objects would count as latency
     driver, tally = uvloop.run(send(load))
-    if load.taken_to:
-        Path(load.taken_to).write_bytes(tally.taken.tobytes())
     quantile = tally.latencies.quantile
     found = OpenLoop(
-        posts=driver.taken,
         taken_rows=tally.taken_rows,
         refused=sum(count for status, count in tally.statuses.items() if status >= 300),
         lost=tally.lost_posts,
@@ -198,6 +187,7 @@ def main() -> None:
         max_ms=tally.latencies.max_s * 1e3,
         lag_ms_max=driver.lag_s_max * 1e3,
         began_s=driver.started_s,
+        taken_us=tally.taken_us if load.lists_taken else [],
         statuses={str(status): count for status, count in sorted(tally.statuses.items())},
     )
     print(json.dumps(found._asdict()))

@@ -27,15 +27,14 @@ from benchmarks.contenders import (
     warm_up,
 )
 from benchmarks.database import COUNT, count_rows, fresh_table, number
-from benchmarks.open_loop import Load, OpenLoop, drive_openly, first_us_of_taken
-from benchmarks.processes import Broken, own_server, scratch
-from benchmarks.sampler import Sample, sampled
+from benchmarks.open_loop import Load, OpenLoop, drive_openly
+from benchmarks.processes import Broken, Sample, own_server, sampled, scratch
 from benchmarks.service import Service
 from ingest.sinks.postgres.schema import TABLE
 
 ROW_BYTES = 55  # a reading of the wrk scripts as binary COPY
 SLOWED_TO = 0.25
-BUFFER_S = 1.0  # the buffer holds so many seconds, so that all is written soon after
+BUFFER_S = 1.0  # of load that the buffer has space for, so that all is written soon after
 MANY_CONNECTIONS = 5_000  # a post that waits for room must not keep others waiting
 FIRST_FLOOD_S, FLOOD_S_MIN = 3.0, 3.0  # a batch of single readings takes most of a second
 MISSING = (
@@ -83,7 +82,6 @@ class Flood(NamedTuple):
 
     committed_per_s: float
     found: OpenLoop
-    taken_us: list[int]  # the first timestamp of each post with a 2xx
     rss_mib: float
     cpu_cores: float
 
@@ -91,23 +89,20 @@ class Flood(NamedTuple):
 def flood(service: Service, rate_per_s: float, seconds: float, phase: int, rows: int) -> Flood:
     """Offer so many posts a second; return what was committed a second meanwhile."""
     cpu_s = service.child.cpu_s()
-    first_us = FIRST_US + phase * PHASE_US
-    taken_to = service.folder / "taken"
     load = Load(
         service.port,
         rate_per_s,
         seconds,
-        first_us,
+        FIRST_US + phase * PHASE_US,
         rows=rows,
         connections=MANY_CONNECTIONS,
-        taken_to=str(taken_to),
+        lists_taken=True,
     )
     with sampled(service.committed) as samples:
         found = drive_openly(load)
     committed_per_s = commit_rate(samples, found.began_s, found.began_s + seconds)
     cpu_cores = (service.child.cpu_s() - cpu_s) / (time.monotonic() - found.began_s)
-    taken_us = first_us_of_taken(taken_to, first_us, rows)
-    return Flood(committed_per_s, found, taken_us, service.rss_mib(), cpu_cores)
+    return Flood(committed_per_s, found, service.child.rss_mib(), cpu_cores)
 
 
 def lost_rows(url: str, closed: Mapping[int, int], floods: Sequence[Flood], rows: int) -> int:
@@ -118,7 +113,7 @@ def lost_rows(url: str, closed: Mapping[int, int], floods: Sequence[Flood], rows
     the drive. wrk does not say which readings they are. So posts without an answer at its end could
     hide as many lost readings, in that drive only.
     """
-    lost = sum(number(url, MISSING, flood.taken_us, rows) for flood in floods)
+    lost = sum(number(url, MISSING, flood.found.taken_us, rows) for flood in floods)
     for first_us, taken in closed.items():
         lost += max(0, taken - number(url, BETWEEN, first_us, first_us + PHASE_US))
     return lost

@@ -21,7 +21,7 @@ USUAL = ("--benchmark-min-rounds=5", "--benchmark-max-time=0.5", "--benchmark-wa
 
 
 def run_parts(*, quick: bool) -> tuple[int, dict[str, float]]:
-    """Run all parts; return pytest's exit code (130 if interrupted), and the medians."""
+    """Run all parts; return pytest's exit code, and the medians."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "parts.json"
         command = [
@@ -31,10 +31,7 @@ def run_parts(*, quick: bool) -> tuple[int, dict[str, float]]:
             *(QUICK if quick else USUAL),
             *map(str, sorted(Path(__file__).parent.glob("bench_*.py"))),
         ]
-        try:
-            code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
-        except KeyboardInterrupt:
-            code = 130
+        code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
         return code, {} if code else read_parts(found)
 
 

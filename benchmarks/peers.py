@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.processes import Broken, Child, Missing, fetch, free_port, serving
+from benchmarks.processes import Broken, Child, Missing, answers, fetch, free_port, serving
 
 COUNT_S_MAX = 30.0
 
@@ -45,7 +45,7 @@ def program(package: str, name: str) -> Path:
         unpacked = Path(beside) / "unpacked"
         _run(package, ["dpkg", "-x", str(packages[0]), str(unpacked)], Path(beside))
         if not (unpacked / "usr" / "bin" / name).exists():
-            raise Missing(f"the package {package} holds no {name}")
+            raise Missing(f"the package {package} has no {name}")
         shutil.rmtree(cache / package, ignore_errors=True)
         unpacked.rename(cache / package)
     return found
@@ -70,14 +70,6 @@ class Peer(NamedTuple):
     port: int
     target: str
     stored: Callable[[], int]
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        fetch(url)
-    except OSError:
-        return False
-    return True
 
 
 INFLUX_SETTINGS = """reporting-disabled = true
@@ -108,7 +100,7 @@ def influx(folder: Path) -> Iterator[Peer]:
         return int(series[0]["values"][0][1]) if series else 0
 
     child = Child("influxdb", [binary, "-config", settings], folder)
-    with serving(child, lambda: _is_ready(f"{url}/ping")):
+    with serving(child, lambda: answers(f"{url}/ping")):
         fetch(f"{url}/query", urllib.parse.urlencode({"q": "create database bench"}).encode())
         yield Peer(child, port, "/write?db=bench&precision=u", count)
 
@@ -133,7 +125,7 @@ def victoria(folder: Path) -> Iterator[Peer]:
         raise Broken("VictoriaMetrics has no vm_rows_added_to_storage_total")
 
     child = Child("victoria-metrics", command, folder)
-    with serving(child, lambda: _is_ready(f"{url}/health")):
+    with serving(child, lambda: answers(f"{url}/health")):
         yield Peer(child, port, "/write?precision=u", count)
 
 

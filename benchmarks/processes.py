@@ -1,7 +1,7 @@
 """Programs that a benchmark starts: their start, their CPU and memory, their end.
 
-Promises: a program started here ends with this process, even if this process is killed (Linux). It
-is stopped by its own pid. Its data is in a folder of its own, which is removed afterwards.
+Promises: a program started here ends with this process, even if this process is killed. It is
+stopped by its own pid. Its data is in a folder of its own, which is removed afterwards.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 START_S_MAX = 60.0
 STOP_S_MAX = 60.0
 DRIVER_S_MAX = 60.0
 OUTPUT_BYTES_MAX = 2_000
+SAMPLES_PER_S = 20
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ON_DISK = Path("/var/tmp")  # noqa: S108  folders below it have names of mkdtemp
+END_WITH_PARENT = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -40,6 +44,13 @@ class Broken(Exception):
 
 class Missing(Exception):
     """This machine lacks something; the text says what to do. The contender is left out."""
+
+
+class Sample(NamedTuple):
+    """A number, and when it was read by time.monotonic."""
+
+    at_s: float
+    value: float
 
 
 class Child:
@@ -67,7 +78,7 @@ class Child:
                 cwd=REPOSITORY,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
-                preexec_fn=_end_with_parent(),  # noqa: PLW1509  one prctl, no allocation
+                preexec_fn=END_WITH_PARENT,  # noqa: PLW1509  one prctl, no allocation
             )
         self.pid = self._process.pid
 
@@ -92,8 +103,7 @@ class Child:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to end and wait; kill it after STOP_S_MAX. Return its exit code."""
-        if self.running:
-            self._process.send_signal(number)
+        self._process.send_signal(number)  # nothing, if it has ended
         try:
             return self._process.wait(STOP_S_MAX)
         except subprocess.TimeoutExpired:
@@ -101,8 +111,8 @@ class Child:
             return self._process.wait()
 
     def cpu_s(self) -> float:
-        """Return the CPU seconds of its own process so far."""
-        return cpu_s(self.pid)
+        """Return the CPU seconds of its own process so far. Raises Broken if it has ended."""
+        return cpu_clock_s(self.pid)
 
     def rss_mib(self) -> float:
         """Return the memory of its own process now."""
@@ -113,19 +123,11 @@ class Child:
         return rss_mib(self.pid, "VmHWM")
 
 
-def _end_with_parent() -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-
-    return partial(libc.prctl, 1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 @contextmanager
-def serving(child: Child, is_ready: Callable[[], bool]) -> Iterator[Child]:
+def serving(child: Child, is_ready: Callable[[], bool], *, poll_s: float = 0.02) -> Iterator[Child]:
     """Give a program once it is ready; stop it afterwards."""
     try:
-        child.wait_until(is_ready)
+        child.wait_until(is_ready, poll_s=poll_s)
         yield child
     finally:
         child.stop()
@@ -138,18 +140,6 @@ def own_server(folder: Path, module: str, *words: str) -> Iterator[tuple[Child, 
     command = [sys.executable, "-m", f"benchmarks.{module}", str(port), *words]
     with serving(Child(module, command, folder), partial(accepts, port)) as child:
         yield child, port
-
-
-def cpu_s(pid: int, *, with_ended: bool = False) -> float:
-    """Return the CPU seconds of one process; 0 if it has ended.
-
-    `with_ended` adds those of its children that have ended, but not of those that still run.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11 : 15 if with_ended else 13])) / _TICKS_PER_S
 
 
 def cpu_clock_s(pid: int) -> float:
@@ -175,8 +165,35 @@ def descendants(pid: int) -> list[int]:
 
 
 def cpu_below_s(pid: int) -> float:
-    """Return the CPU seconds of all processes below one, of their ended children too."""
-    return sum(cpu_s(each, with_ended=True) for each in descendants(pid))
+    """Return the CPU seconds of all processes below one, and of their children that have ended."""
+    ticks = 0
+    for each in descendants(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / _TICKS_PER_S
+
+
+@contextmanager
+def sampled(read: Callable[[], float]) -> Iterator[list[Sample]]:
+    """Give a list that grows by SAMPLES_PER_S samples a second until the end; at least one."""
+    samples: list[Sample] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while True:
+            value = read()
+            samples.append(Sample(time.monotonic(), value))
+            if over.wait(1 / SAMPLES_PER_S):
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
 
 
 def rss_mib(pid: int, name: str = "VmRSS") -> float:
@@ -192,6 +209,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def answers(url: str, text: str = "") -> bool:
+    """Whether a server answers with a 2xx that contains `text`."""
+    try:
+        return text in fetch(url)
+    except OSError:
+        return False
 
 
 def accepts(port: int) -> bool:

@@ -6,7 +6,7 @@ ratios, gives intervals and words.
 **The interval.** The n ratios are sorted: x(1) <= .. <= x(n). Each of them lies below the true
 median with probability 1/2, so the number of those below it follows the binomial distribution
 Bin(n, 1/2). The interval from x(r) to x(n+1-r) misses the median only if fewer than r ratios lie on
-one side of it. So it holds the median with probability
+one side of it. So it contains the median with probability
 
     1 - 2 * P(Bin(n, 1/2) <= r - 1)
 
@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 CONFIDENCE = 0.90
@@ -61,14 +62,11 @@ def rank(pairs: int) -> int:
 
     Raises ValueError if there are too few.
     """
-    if pairs < PAIRS_FOR_INTERVAL:
+    outside = accumulate(math.comb(pairs, below) * 2.0 ** (1 - pairs) for below in range(pairs))
+    found = sum(each <= 1 - CONFIDENCE for each in outside)
+    if not found:
         raise ValueError(f"{pairs} pairs give no interval of 90 %")
-    found, outside = 0, 0.0
-    while True:
-        outside += 2 * math.comb(pairs, found) / 2**pairs
-        if outside > 1 - CONFIDENCE:
-            return found
-        found += 1
+    return found
 
 
 def interval_of(ratios: Sequence[float]) -> Interval:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.cases import ALL, CASES, Case
+from benchmarks.cases import ALL, CASES
 from benchmarks.contenders import Figures
 from benchmarks.document import cell, median_shown, table
 from benchmarks.record import Line
@@ -77,40 +77,27 @@ def _machine(lines: Sequence[Line]) -> str:
 
 
 def _peaks(newest: Mapping[str, Line], posts: str) -> str:
-    """Return the table of one kind of posts: ours first, then what it was compared with.
+    """Return the table of one kind of posts: the service first, then the other contenders.
 
     All of it was measured in one run, since figures of two runs have no ratio: the run that shows
     most of it in RESULTS.md, and of those the last one.
     """
-    by_run: dict[str, list[Case]] = {}
+    by_run: dict[str, dict[str, Sequence[Figures]]] = {}
     for case in CASES:
         if case.name in newest and case.name.startswith(posts) and case.chart:
-            by_run.setdefault(newest[case.name].at, []).append(case)
-    tables = [_measured(newest, by_run[at], posts) for at in sorted(by_run, reverse=True)]
-    measured = max(tables, key=len, default={})
+            line = newest[case.name]
+            for name in case.contenders:
+                # A bare handler and a bare COPY are floors: no reader has to choose them.
+                is_shown = ALL[name].title.startswith(OURS) or case.name != posts
+                if line.runs.get(name) and is_shown:
+                    by_run.setdefault(line.at, {}).setdefault(name, line.runs[name])
+    measured = max((by_run[at] for at in sorted(by_run, reverse=True)), key=len, default={})
     if not measured:
         return ""
     head = (f"{POSTS[posts]}, at the peak", *COLUMNS)
-    names = sorted(measured, key=lambda each: _place(ALL[each].title))
-    rows = ((_way(ALL[name].title), *_cells(measured[name])) for name in names)
-    return "\n".join(table(head, rows)) + "\n"
-
-
-def _measured(
-    newest: Mapping[str, Line], cases: Sequence[Case], posts: str
-) -> dict[str, Sequence[Figures]]:
-    measured: dict[str, Sequence[Figures]] = {}
-    for case in cases:
-        for name in case.contenders:
-            runs = newest[case.name].runs.get(name)
-            # A bare handler and a bare COPY are floors: no reader has to choose them.
-            if runs and (ALL[name].title.startswith(OURS) or case.name != posts):
-                measured.setdefault(name, runs)
-    return measured
-
-
-def _place(title: str) -> int:
-    return 0 if title == DEFAULT else 1 if title.startswith(OURS) else 2
+    rows = [(ALL[name].title, _cells(runs)) for name, runs in measured.items()]
+    rows.sort(key=lambda row: (row[0] != DEFAULT, not row[0].startswith(OURS)))
+    return "\n".join(table(head, ((_way(title), *cells) for title, cells in rows))) + "\n"
 
 
 def _cells(runs: Sequence[Figures]) -> list[str]:

@@ -53,13 +53,10 @@ def write(folder: Path) -> None:
 
 def chart(case: Case, runs: Runs) -> str:
     """Return the picture of a case as SVG; empty if it has none, or nothing was measured."""
-    if case.chart:
-        wanted = [(ALL[name].title, name, case.chart) for name in case.contenders]
-    else:
-        wanted = list(case.bars)
+    charted = [(ALL[name].title, name, case.chart) for name in case.contenders]
     drawn = [
         Bar(label, values, ours=label.startswith("iot-ingest") or not case.chart)
-        for label, name, figure in wanted
+        for label, name, figure in (charted if case.chart else case.bars)
         if (values := [each[figure] for each in runs.get(name, []) if figure in each])
     ]
     return bars(case.title, case.unit or document.title_of(case.chart), drawn) if drawn else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from benchmarks.processes import REPOSITORY, Broken, Child, cpu_below_s, fetch
+from benchmarks.processes import REPOSITORY, Broken, Child, answers, cpu_below_s, fetch
 
 QUIET_S_MAX = 60.0
 BUFFERED = ("--buffer", "memory", "--ack-default", "buffered")
@@ -46,7 +46,7 @@ class Service:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
-        self._info: dict[str, Any] | None = None
+        self.info: dict[str, Any] = {}  # of its service.json, once entered
         self.child = Child(
             "service",
             [
@@ -78,21 +78,15 @@ class Service:
             raise Broken(f"the service ended with code {code}: {output}")
 
     def _is_ready(self) -> bool:
-        info = self.folder / "service.json"
-        if self._info is None and info.exists():
-            found: dict[str, Any] = json.loads(info.read_text())
+        path = self.folder / "service.json"
+        if not self.info and path.exists():
+            found = json.loads(path.read_text())
             if found["pid"] == self.child.pid:  # else it is of an earlier start
-                self._info = found
-        try:
-            return self._info is not None and '"accepting"' in self._get("/readyz")
-        except OSError:  # nothing listens yet, or a 503
-            return False
+                self.info = found
+        return bool(self.info) and answers(self._admin_url("readyz"), '"accepting"')
 
-    @property
-    def info(self) -> dict[str, Any]:
-        """The contents of its service.json."""
-        assert self._info is not None, "enter it first"
-        return self._info
+    def _admin_url(self, path: str) -> str:
+        return f"http://{self.info['admin_listen']}/{path}"
 
     @property
     def port(self) -> int:
@@ -104,12 +98,9 @@ class Service:
         """Its embedded database, through a unix socket."""
         return str(self.info["database_url"])
 
-    def _get(self, path: str) -> str:
-        return fetch(f"http://{self.info['admin_listen']}{path}")
-
     def samples(self) -> dict[str, float]:
         """Return all samples of /metrics by their text."""
-        lines = (line for line in self._get("/metrics").splitlines() if line[:1] != "#")
+        lines = (line for line in fetch(self._admin_url("metrics")).splitlines() if line[:1] != "#")
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     def committed(self) -> float:
@@ -117,14 +108,14 @@ class Service:
         return self.samples()["ingest_readings_committed_total"]
 
     def quiet(self, *, poll_s: float = 0.01, within_s: float = QUIET_S_MAX) -> dict[str, float]:
-        """Wait until the service holds nothing; return the samples.
+        """Wait until the service has written all readings; return the samples.
 
         Raises Broken if that takes longer than `within_s`, or if the balance is not 0.
         """
         end_s = time.monotonic() + within_s
         while (samples := self.samples())["ingest_readings_held"]:
             if time.monotonic() > end_s:
-                raise Broken(f"the service still holds readings after {within_s:g} s")
+                raise Broken(f"the service still has readings after {within_s:g} s")
             time.sleep(poll_s)
         if samples["ingest_ledger_imbalance_rows"] or samples["ingest_readings_dropped_total"]:
             raise Broken("the service's balance is not 0, or it dropped readings")
@@ -133,7 +124,3 @@ class Service:
     def cpu(self) -> Cpu:
         """Return the CPU seconds so far."""
         return Cpu(self.child.cpu_s(), cpu_below_s(self.child.pid))
-
-    def rss_mib(self) -> float:
-        """Return the memory of the service's own process now."""
-        return self.child.rss_mib()

@@ -1,6 +1,6 @@
 """The whole service beside its floors and its peers, alternating in one run: `./run bench`.
 
-Every run measures each contender of the chosen cases once, in turn, on fresh data, every timestamp
+Every run measures each contender of the chosen cases once, on fresh data, every timestamp
 new. The embedded PostgreSQL has its durable defaults, the service has its buffer in memory and
 `ack=buffered`, unless a contender names others. A contender for which the machine lacks something
 (wrk, a package) is left out and named. Medians and spreads are printed. A full run also adds a line
@@ -10,7 +10,6 @@ to benchmarks/results.ndjson and writes benchmarks/RESULTS.md.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 import traceback
@@ -45,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen.runs = chosen.runs or (1 if chosen.quick else 5)
     chosen.seconds = chosen.seconds or (1.0 if chosen.quick else 5.0)
     cases: Sequence[Case] = chosen.only or CASES
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so all programs end
     parts: dict[str, float] = {}
     if chosen.parts_only or not (chosen.no_parts or chosen.only):
         code, parts = run_parts(quick=chosen.quick)
@@ -99,7 +97,7 @@ def write(
 
 
 def measure(cases: Sequence[Case], plan: Plan, runs: int, measured: Measured) -> None:
-    """Run all contenders of the cases `runs` times, in turn. Fills `measured` run by run.
+    """Run all contenders of the cases `runs` times, alternately. Fills `measured` run by run.
 
     A contender that lacks something, or breaks, is not tried again.
     """

@@ -65,7 +65,7 @@ def prove(
             except (Broken, OSError):
                 break  # it has just ended
             if not rss_early and passed_s > seconds / 10:
-                rss_early = service.rss_mib()
+                rss_early = service.child.rss_mib()
             if kill_at_s is not None and passed_s > kill_at_s and not back_s:
                 back_s = _kill_database(service)
     finally:
@@ -83,7 +83,7 @@ def prove(
         f"{found[2]} readings; cores: service "
         f"{(after.service_s - before.service_s) / took_s:.2f}, {database}"
         f"verify {verify_s / took_s:.2f}; RSS of the service {rss_early:.0f} MiB after a tenth, "
-        f"{service.rss_mib():.0f} at the end, most {service.child.rss_peak_mib():.0f}; "
+        f"{service.child.rss_mib():.0f} at the end, most {service.child.rss_peak_mib():.0f}; "
         f"of verify, most {rss_verify:.0f}"
     )
     posts = int(found[1].replace(",", ""))

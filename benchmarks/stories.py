@@ -35,7 +35,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.database import count_rows, execute, fresh_table
 from benchmarks.open_loop import Load, drive_openly
-from benchmarks.processes import Broken, free_port, raise_open_files_limit, scratch
+from benchmarks.processes import Broken, free_port, raise_open_files_limit, scratch, serving
 from benchmarks.service import Service
 from ingest.sinks.postgres.schema import TABLE
 
@@ -138,17 +138,17 @@ def measure_table(plan: Plan, name: str) -> Figures:
 def measure_idle(plan: Plan) -> Figures:
     """Measure the peak of single readings, without idle connections and with many.
 
-    Memory counts from a service that has not had a post. The two peaks take turns, beside, alone,
+    Memory counts from a service that has not had a post. The two peaks alternate, beside, alone,
     alone, beside, each into a fresh table.
     """
     raise_open_files_limit()
     seconds = max(1.0, plan.seconds / 2)
     peaks: dict[str, list[float]] = {"beside": [], "alone": []}
     with running_service() as service, ExitStack() as ending:
-        fresh_mib = service.rss_mib()
+        fresh_mib = service.child.rss_mib()
         devices = idle_devices(service.port, WARM_US - 2 * IDLE_CONNECTIONS)
         ending.callback(lambda: close_all(devices))
-        held_mib = service.rss_mib() - fresh_mib
+        held_mib = service.child.rss_mib() - fresh_mib
         warm_up(service, "singles")
         for phase, kind in enumerate(("beside", "alone", "alone", "beside")):
             if kind == "beside" and not devices:
@@ -223,11 +223,8 @@ def measure_start(_plan: Plan) -> Figures:
         port = free_port()
         began_s = time.monotonic()
         service = Service(folder / "state", port=port)
-        try:
-            service.child.wait_until(partial(_commits_one, port), poll_s=0.002)
+        with serving(service.child, partial(_commits_one, port), poll_s=0.002):
             took_s = time.monotonic() - began_s
-        finally:
-            service.child.stop()
     return {"start_to_committed_s": took_s}
 
 

@@ -44,14 +44,14 @@ def test_bounds_that_are_kept_are_no_faults() -> None:
     ],
 )
 def test_every_bound_that_is_not_kept_is_named(wrong: dict[str, float], words: str) -> None:
-    """Each alone, and in the printed text too."""
+    """Each fault is named alone, and in the printed text too."""
     (fault,) = found(**wrong).faults  # type: ignore[arg-type]
     assert fault.startswith(words)
     assert f"NOT KEPT: {words}" in summary(found(**wrong))  # type: ignore[arg-type]
 
 
 def test_journal_is_of_the_size_that_was_asked_for_and_every_row_another(tmp_path: Path) -> None:
-    """As the service itself would read it: whole, in several segments, no reading twice."""
+    """The service can read it whole: several segments, and no reading twice."""
     folder = tmp_path / "state" / "journal"
     rows, written = write_journal(folder, size_bytes=3_000_000, segment_bytes=1_500_000)
     files = segment_files(folder)
