@@ -1,9 +1,9 @@
 """`./run bench --against COMMIT`: is this working tree slower than that commit?
 
-Starts both, puts the same short loads on them in turn (alternating.py), and judges the ratios of
-the pairs (ratios.py says what "not slower" means). Prints one line a case. `--times 10` does it all
-ten times and says how often it passed: with `--against HEAD` on a clean tree this is how sure the
-command is of itself. Does not: record in RESULTS.md.
+It starts both, puts the same short loads on them alternately (alternating.py), and judges the
+ratios of the pairs (ratios.py defines "not slower"). It prints one line a case. `--times 10` does
+all of it ten times and says how often it passed: with `--against HEAD` on a clean tree this shows
+how reliable the command is. Does not: record in RESULTS.md.
 """
 
 from __future__ import annotations
@@ -11,37 +11,35 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import signal
-import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import machine
 from benchmarks.alternating import WAYS, Pair, Two, Way, two_services
-from benchmarks.processes import REPOSITORY, Broken, raise_open_files_limit, scratch
-from benchmarks.ratios import MORE_IS_BETTER, PAIRS_FOR_INTERVAL, Ratios, enough, slower, told
-from benchmarks.side_by_side import count
+from benchmarks.options import count, seconds_within, some_of
+from benchmarks.processes import Broken, raise_open_files_limit, scratch
+from benchmarks.ratios import MORE_IS_BETTER, PAIRS_FOR_INTERVAL, Ratios, enough, slower, summary
 
 SECONDS, QUICK_SECONDS = 0.6, 0.1
 PASSES_OF_TEN = 9
-NAMES = tuple(way.name for way in WAYS)
+BY_NAME = {way.name: way for way in WAYS}
 EPILOG = f"""exit codes: 0 not slower (with --times: in at least {PASSES_OF_TEN} of 10),
 1 something is slower, or broke, 2 wrong use, 130 interrupted
 
-cases: {", ".join(NAMES)}"""
+cases: {", ".join(BY_NAME)}"""
 
 
 class Unknown(Exception):
-    """Not a commit that could be checked out; says why."""
+    """The commit cannot be checked out; the text says why."""
 
 
 class Compared(NamedTuple):
-    """One case: its pairs, and what they say."""
+    """One case and its pairs."""
 
     way: Way
     pairs: list[Pair]
@@ -51,16 +49,6 @@ class Compared(NamedTuple):
         """The ratios of all pairs, by figure."""
         each = [pair.ratios() for pair in self.pairs]
         return {name: [ratios[name] for ratios in each] for name in MORE_IS_BETTER}
-
-    def as_record(self) -> dict[str, Any]:
-        """Return what is written down."""
-        return {
-            "case": self.way.name,
-            "slower": slower(self.ratios),
-            "told": told(self.ratios),
-            "this": _columns([pair.this for pair in self.pairs]),
-            "other": _columns([pair.other for pair in self.pairs]),
-        }
 
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
@@ -72,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, write; return the exit code."""
     chosen = _parser().parse_args(arguments)
     chosen.seconds = chosen.seconds or (QUICK_SECONDS if chosen.quick else SECONDS)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
     raise_open_files_limit()
     began_s = time.monotonic()
     try:
@@ -83,9 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Broken as why:
         print(f"broke: {why}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     print(f"took {time.monotonic() - began_s:.0f} s", file=sys.stderr)
     return code
 
@@ -119,12 +103,12 @@ def compare(ways: Sequence[Way], tree: Path, seconds: float, *, quick: bool) -> 
         with two_services(tree, flags, seconds) as two:
             for way in group:
                 compared.append(Compared(way, measured(two, way, quick=quick)))
-                print(f"{way.name}: {told(compared[-1].ratios)}", flush=True)
+                print(f"{way.name}: {summary(compared[-1].ratios)}", flush=True)
     return compared
 
 
 def measured(two: Two, way: Way, *, quick: bool) -> list[Pair]:
-    """Return as many pairs as it takes."""
+    """Return as many pairs as the rule asks for."""
     pairs: list[Pair] = []
     for pair in two.pairs(way, _say):
         pairs.append(pair)
@@ -132,10 +116,11 @@ def measured(two: Two, way: Way, *, quick: bool) -> list[Pair]:
             f"{name} {pair.this[name]:,.2f} and {pair.other[name]:,.2f}" for name in pair.this
         )
         _say(f"{way.name} {len(pairs)}: {figures}")
-        are_balanced = len(pairs) % 2 == 0  # as many A B B A as B A A B
-        if len(pairs) >= PAIRS_FOR_INTERVAL and quick:
-            break
-        if are_balanced and enough(Compared(way, pairs).ratios):
+        if quick:
+            is_over = len(pairs) >= PAIRS_FOR_INTERVAL
+        else:  # an even count: as many A B B A as B A A B
+            is_over = len(pairs) % 2 == 0 and enough(Compared(way, pairs).ratios)
+        if is_over:
             break
     return pairs
 
@@ -148,19 +133,13 @@ def checked_out(commit: str, folder: Path) -> str:
     """Put the files of a commit into a folder; return its short name. Raises Unknown."""
     if commit.startswith("-"):  # git would take it for an option
         raise Unknown(f"{commit} is no commit")
-    named = _git("rev-parse", "--short", "--verify", "--quiet", f"{commit}^{{commit}}")
-    if named.returncode != 0:
+    named = machine.git("rev-parse", "--short", "--verify", "--quiet", f"{commit}^{{commit}}")
+    files = named and machine.git("archive", "--format=tar", f"{commit}^{{commit}}")
+    if not files:
         raise Unknown(f"there is no commit {commit} here, or no repository")
-    files = _git("archive", "--format=tar", f"{commit}^{{commit}}")
-    if files.returncode != 0:
-        raise Unknown(f"git archive failed: {files.stderr.decode(errors='replace').strip()}")
-    with tarfile.open(fileobj=io.BytesIO(files.stdout)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(files)) as tar:
         tar.extractall(folder, filter="data")
-    return named.stdout.decode().strip()
-
-
-def _git(*words: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, check=False)
+    return named.decode().strip()
 
 
 def _write(chosen: argparse.Namespace, commit: str, compared: Sequence[Compared]) -> None:
@@ -172,7 +151,16 @@ def _write(chosen: argparse.Namespace, commit: str, compared: Sequence[Compared]
         "seconds": chosen.seconds,
         "quick": chosen.quick,
         "passed": not any(slower(each.ratios) for each in compared),
-        "cases": [each.as_record() for each in compared],
+        "cases": [
+            {
+                "case": each.way.name,
+                "slower": slower(each.ratios),
+                "told": summary(each.ratios),
+                "this": _columns([pair.this for pair in each.pairs]),
+                "other": _columns([pair.other for pair in each.pairs]),
+            }
+            for each in compared
+        ],
     }
     with chosen.write.open("a") as file:
         file.write(json.dumps(record) + "\n")
@@ -181,16 +169,20 @@ def _write(chosen: argparse.Namespace, commit: str, compared: Sequence[Compared]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="./run bench",
-        description="Compare this working tree with a commit: the same short loads on both, in\n"
-        "turn. Compared are CPU a reading, rate and latency, by the ratios of the pairs.",
+        description="Compare this working tree with a commit: the same short loads on both,\n"
+        "alternately. CPU a reading, rate and latency are compared, by the ratios of the pairs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # __main__ looks for whole words
+        allow_abbrev=False,  # __main__ compares whole words
     )
     parser.add_argument("--against", required=True, metavar="COMMIT", help="the other one")
-    parser.add_argument("--only", type=_ways, default=WAYS, metavar="CASE,..", help="these cases")
+    parser.add_argument(
+        "--only", type=some_of(BY_NAME), default=WAYS, metavar="CASE,..", help="these cases"
+    )
     parser.add_argument("--times", type=count, default=1, help="the whole so often [1]")
-    parser.add_argument("--seconds", type=_seconds, help=f"that one load drives [{SECONDS:g}]")
+    parser.add_argument(
+        "--seconds", type=seconds_within(0.1, 60), help=f"that one load drives [{SECONDS:g}]"
+    )
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="add a line of JSON for each time to this file"
     )
@@ -198,18 +190,3 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="few and tiny loads: see that it works, judge nothing"
     )
     return parser
-
-
-def _ways(text: str) -> list[Way]:
-    asked = text.split(",")
-    for name in asked:
-        if name not in NAMES:
-            raise argparse.ArgumentTypeError(f"{name!r} is no case; there are {', '.join(NAMES)}")
-    return [way for way in WAYS if way.name in asked]
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 60:
-        raise argparse.ArgumentTypeError("must be 0.1 to 60")
-    return seconds

@@ -1,17 +1,14 @@
-"""What other clients, and the memory, feel of an attack on the door.
+"""Latency of other clients, and memory of the service, during an attack on the receiver.
 
 A client posts ORDINARY_PER_S single readings a second, open loop: alone, then beside 10,000 half
-heads, then beside gzip bombs of 200 MiB; and all of that once more, so that memory which grows with
-every attack is told from memory that an attack needs once.
+heads, then beside gzip bombs of 200 MiB. Then all of that runs once more: so memory that grows with
+every attack is not confused with memory that an attack needs once.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from types import TracebackType
-from typing import Self
 
 from benchmarks.attackers import KINDS, READY
 from benchmarks.contenders import (
@@ -23,49 +20,19 @@ from benchmarks.contenders import (
     check_table,
     running_service,
 )
-from benchmarks.open_loop import Openly, drive_openly
-from benchmarks.processes import Broken, Child
+from benchmarks.open_loop import Load, OpenLoop, drive_openly
+from benchmarks.processes import Broken, Child, sampled, serving
 from benchmarks.service import Service
 
 ORDINARY_PER_S = 1_000
 SECONDS_MIN = 3.0
 ROUNDS = 2
-P99_MS_MAX = 25.0  # or twice what it is alone (the better one of the rounds), if that is more
-LOOKS_PER_S = 20
-REST_S = 1.0  # after an attack, before its memory is told
-
-
-class Memory:
-    """The most memory that a service has while this is entered, looked at LOOKS_PER_S a second."""
-
-    def __init__(self, service: Service) -> None:
-        self.most_mib = 0.0
-        self._service = service
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while True:
-            self.most_mib = max(self.most_mib, self._service.rss_mib())
-            if self._over.wait(1 / LOOKS_PER_S):
-                return
+P99_MS_MAX = 25.0  # or twice the p99 alone (the better one of the rounds), if that is more
+REST_S = 1.0  # after an attack, before its memory is read
 
 
 def measure_attack(plan: Plan) -> Figures:
-    """Post steadily, alone and beside each attack, in turn; ROUNDS times on one service."""
+    """Post steadily, alone and beside each attack; ROUNDS times on one service."""
     seconds = max(plan.seconds, SECONDS_MIN)
     p99_ms: dict[str, list[float]] = {}
     figures: Figures = {}
@@ -76,16 +43,18 @@ def measure_attack(plan: Plan) -> Figures:
         for number in range(1, ROUNDS + 1):
             for kind in ("alone", *KINDS):
                 phase += 1
-                with Memory(service) as memory:
-                    seen = beside(service, kind, seconds, phase)
+                with sampled(service.child.rss_mib) as memory:
+                    found = beside(service, kind, seconds, phase)
                 service.quiet()
                 time.sleep(REST_S)
-                p99_ms.setdefault(kind, []).append(seen.p99_ms)
-                figures[f"{kind}_{number}_p99_ms"] = seen.p99_ms
-                figures[f"{kind}_{number}_max_ms"] = seen.max_ms
-                figures[f"{kind}_{number}_rss_during_mib"] = memory.most_mib
-                figures[f"{kind}_{number}_rss_after_mib"] = service.rss_mib()
-                driver_cores = max(driver_cores, seen.cpu_cores)
+                p99_ms.setdefault(kind, []).append(found.p99_ms)
+                driver_cores = max(driver_cores, found.cpu_cores)
+                figures |= {
+                    f"{kind}_{number}_p99_ms": found.p99_ms,
+                    f"{kind}_{number}_max_ms": found.max_ms,
+                    f"{kind}_{number}_rss_during_mib": max(each.value for each in memory),
+                    f"{kind}_{number}_rss_after_mib": service.child.rss_mib(),
+                }
         check_table(service)
     allowed_ms = max(P99_MS_MAX, 2 * min(p99_ms["alone"]))
     return {
@@ -104,28 +73,26 @@ def most_mib(figures: Figures, number: int) -> float:
     )
 
 
-def beside(service: Service, kind: str, seconds: float, phase: int) -> Openly:
-    """Post steadily while somebody attacks. Raises Broken if the attack ended before."""
+def beside(service: Service, kind: str, seconds: float, phase: int) -> OpenLoop:
+    """Post steadily beside an attack. Raises Broken if the attack ended before."""
     if kind not in KINDS:
         return steady(service, seconds, phase)
-    command = [sys.executable, "-m", "benchmarks.attackers", kind, "--port", str(service.port)]
+    command = [sys.executable, "-m", "benchmarks.attackers", kind, str(service.port)]
     attacker = Child(kind, command, service.folder)
-    try:
-        attacker.wait_until(lambda: READY in attacker.said().split())
-        seen = steady(service, seconds, phase)
+    with serving(attacker, lambda: READY in attacker.output().split()):
+        found = steady(service, seconds, phase)
         if not attacker.running:
-            raise Broken(f"the attack ended early: {attacker.said()}")
-        return seen
-    finally:
-        attacker.stop()
+            raise Broken(f"the attack ended early: {attacker.output()}")
+    return found
 
 
-def steady(service: Service, seconds: float, phase: int) -> Openly:
+def steady(service: Service, seconds: float, phase: int) -> OpenLoop:
     """Post steadily. Raises Broken if a post is not taken: an attack is no reason for that."""
-    seen = drive_openly(service.port, ORDINARY_PER_S, seconds, FIRST_US + phase * PHASE_US)
-    if seen.refused or seen.lost or seen.skipped or not seen.taken_rows:
-        raise Broken(f"not every post was taken: {seen}")
-    return seen
+    first_us = FIRST_US + phase * PHASE_US
+    found = drive_openly(Load(service.port, ORDINARY_PER_S, seconds, first_us))
+    if found.failed or not found.taken_rows:
+        raise Broken(f"not every post was taken: {found}")
+    return found
 
 
 ATTACKS = (Contender("attack", "1,000 posts a second", measure_attack, by_wrk=False),)

@@ -1,16 +1,16 @@
-"""Clients that mean harm: `python -m benchmarks.attackers half_heads|bombs --port N`.
+"""Hostile clients: `python -m benchmarks.attackers half_heads PORT`, `.. bombs PORT`.
 
-`half_heads` holds HALF_HEADS connections that have sent half of a request's head, and opens again
-each one that the service closes. `bombs` posts gzip bombs of BOMB_BYTES on BOMBERS connections, one
-after another. Both print `ready` once all are at it, and go on until they are killed; a bomb that
-is not answered with 413 ends them with an error.
+`half_heads` keeps HALF_HEADS connections that have sent half of a request's head, and opens a new
+one for each that the service closes. `bombs` posts gzip bombs of BOMB_BYTES on BOMBERS connections,
+one after another. Both print `ready` when all connections attack, and go on until they are killed.
+`bombs` ends with an error if a bomb is not answered with 413.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gzip
+import sys
 
 import aiohttp
 import uvloop
@@ -22,23 +22,23 @@ HALF_HEAD = b"POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Ty"
 OPENED_AT_ONCE = 50
 BOMB_BYTES = 200 * 1024**2
 BOMBERS = 8
-PAUSE_S = 0.02  # of a bomber: else they would take the core that the others post from
+PAUSE_S = 0.02  # of a bomber: else they would use the core of the ordinary client
 KINDS = ("half_heads", "bombs")
 READY = "ready"
 
 
 async def half_heads(port: int) -> None:
-    """Hold the connections, for ever."""
-    held = 0
+    """Keep the connections, for ever."""
+    opened = 0
 
-    async def hold() -> None:
-        nonlocal held
+    async def keep() -> None:
+        nonlocal opened
         while True:
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(HALF_HEAD)
-                held += 1
-                if held == HALF_HEADS:
+                opened += 1
+                if opened == HALF_HEADS:
                     print(READY, flush=True)
                 await reader.read()
                 writer.close()
@@ -47,7 +47,7 @@ async def half_heads(port: int) -> None:
 
     async with asyncio.TaskGroup() as group:
         for number in range(1, HALF_HEADS + 1):
-            group.create_task(hold())
+            group.create_task(keep())
             if number % OPENED_AT_ONCE == 0:
                 await asyncio.sleep(0.01)
 
@@ -75,15 +75,11 @@ async def bombs(port: int) -> None:
             group.create_task(post(session))
 
 
-def main() -> None:
+def main(kind: str, port: str) -> None:
     """Attack until killed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--port", type=int, required=True)
-    chosen = parser.parse_args()
     raise_open_files_limit()
-    uvloop.run(half_heads(chosen.port) if chosen.kind == "half_heads" else bombs(chosen.port))
+    uvloop.run({"half_heads": half_heads, "bombs": bombs}[kind](int(port)))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What gathering costs a batch, and the breaker a write (compare runs, not machines).
+"""The cost of gathering a batch, and of the circuit breaker (compare runs, not machines).
 
 pytest benchmarks/bench_batch.py
 """
@@ -6,10 +6,8 @@ pytest benchmarks/bench_batch.py
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
-import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ingest.buffers.memory import MemoryBuffer
@@ -22,16 +20,8 @@ from ingest.writer.batch import BatchCap, Gatherer, halves
 from ingest.writer.breaker import CircuitBreaker
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Give the loop that the service runs on."""
-    loop = uvloop.new_event_loop()
-    yield loop
-    loop.close()
-
-
 def blocks_of(rows: int, count: int) -> list[Block]:
-    """Make blocks of so many rows each, their devices in turn."""
+    """Make blocks of so many rows each, of 50 devices."""
     row = [encode_reading(Reading(0, f"device-{at}", "temperature", 21.5)) for at in range(50)]
     return [
         Block(row[at % 50] * rows, rows, received_s=0.0, received_us=0, newest_ts_us=0)
@@ -69,17 +59,17 @@ def test_halves_of_single_readings(benchmark: BenchmarkFixture) -> None:
 
 
 def test_breaker_remembers_a_clean_write(benchmark: BenchmarkFixture) -> None:
-    """What every good write pays for the breaker."""
+    """The cost of the circuit breaker for every good write."""
     breaker = CircuitBreaker(window_rows=1_000, rows_max=200)
     tuples = [block.tuples for block in blocks_of(100, 50)]
     benchmark(breaker.written, tuples, 5_000)
 
 
 def test_breaker_judges_a_noisy_device(benchmark: BenchmarkFixture) -> None:
-    """The most that a decision costs: 1,500 of 5,000 rows are bad, all of one device in 36.
+    """The highest cost of a decision: 1,500 of 5,000 rows are bad, all of one device in 36.
 
-    Each window holds more bad rows than are allowed, so that every one of them is looked at; as
-    they are of one device only, it lets them pass.
+    Each window has more bad rows than are allowed, so the breaker checks every one of them. It lets
+    them pass, because they are of one device only.
     """
     devices = ["noisy" if at % 10 < 3 else f"device-{at % 50}" for at in range(5_000)]
     rows = [encode_reading(Reading(at, name, "m", 21.5)) for at, name in enumerate(devices)]
@@ -87,6 +77,6 @@ def test_breaker_judges_a_noisy_device(benchmark: BenchmarkFixture) -> None:
     bad = [BadRow(at, "23514", "check") for at, name in enumerate(devices) if name == "noisy"]
     breaker = CircuitBreaker(window_rows=1_000, rows_max=200)
     of_all = [BadRow(at, "23514", "check") for at in range(0, 5_000, 3)]
-    with pytest.raises(WriteFailed):  # so it does decide: as many of all devices are too many
+    with pytest.raises(WriteFailed):  # it does decide: as many bad rows of all devices are too many
         breaker.judge(tuples, 5_000, of_all, received_s=0.0)
     benchmark(breaker.judge, tuples, 5_000, bad, received_s=0.0)

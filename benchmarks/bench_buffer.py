@@ -1,4 +1,4 @@
-"""What the buffer costs a post: reserve, put, take, settle (compare runs, not machines).
+"""The cost of the buffer for a post: reserve, put, take, settle (compare runs, not machines).
 
 pytest benchmarks/bench_buffer.py
 """
@@ -6,10 +6,8 @@ pytest benchmarks/bench_buffer.py
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
-import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ingest.buffers.memory import MemoryBuffer
@@ -20,14 +18,6 @@ from ingest.model.rows import encode_reading
 
 POSTS = 1_000
 ROW = encode_reading(Reading(0, "device-1", "temperature", 21.5))
-
-
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Give the loop that the service runs on."""
-    loop = uvloop.new_event_loop()
-    yield loop
-    loop.close()
 
 
 def block_of(rows: int) -> Block:
@@ -56,7 +46,7 @@ def test_post_through_a_buffer_with_room(
 def test_post_that_waits_for_room(
     benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """A thousand posts at a buffer that holds a tenth of them: the price of back-pressure."""
+    """A thousand posts at a buffer with space for a tenth of them: the cost of back-pressure."""
     buffer = MemoryBuffer(rows_max=100, bytes_max=1 << 30, put_wait_s_max=60)
 
     async def post() -> None:
@@ -78,7 +68,7 @@ def test_post_that_waits_for_room(
 
 
 def test_post_refused_at_once(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop) -> None:
-    """A thousand posts at a buffer that is full, its blocks with the writers."""
+    """A thousand posts at a full buffer, whose blocks the writers have taken."""
     buffer = MemoryBuffer(rows_max=POSTS, bytes_max=1 << 30, put_wait_s_max=0)
 
     async def fill() -> None:

@@ -1,4 +1,4 @@
-"""What keeping a dead letter costs, fdatasync included (compare runs, not machines).
+"""The cost of keeping a dead letter, with fdatasync (compare runs, not machines).
 
 pytest benchmarks/bench_dead_letter.py
 """
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.processes import scratch
+from benchmarks.rounds import run_rounds
 from ingest.dead_letters.queue import DeadLetterFolder
 from ingest.dead_letters.reader import live_letters
 from ingest.model.letter import INVALID, Letter
@@ -25,14 +25,6 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Give the loop that the service runs on."""
-    loop = uvloop.new_event_loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def folder() -> Iterator[Path]:
     """Give a folder on the disk."""
     with scratch() as folder:
@@ -40,7 +32,7 @@ def folder() -> Iterator[Path]:
 
 
 def fresh(count: int) -> list[Letter]:
-    """Give letters of the door that no call gave before: what is live is not written again."""
+    """Give letters that no call gave before: a letter that is live is not written again."""
     return [
         Letter(
             reason=INVALID,
@@ -72,16 +64,11 @@ def test_append_until_it_is_on_the_disk(
     async def append(group: list[list[Letter]]) -> None:
         await asyncio.gather(*(queue.append(each, from_receiver=True) for each in group))
 
-    def run(group: list[list[Letter]]) -> None:
-        loop.run_until_complete(append(group))
-
-    given = 0
-
-    def prepare() -> tuple[tuple[list[list[Letter]]], dict[str, object]]:
-        nonlocal given
-        given += posts * letters
-        return ([fresh(letters) for _ in range(posts)],), {}
-
-    benchmark.pedantic(run, setup=prepare, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    rounds = run_rounds(
+        benchmark,
+        lambda group: loop.run_until_complete(append(group)),
+        lambda: [fresh(letters) for _ in range(posts)],
+        ROUNDS,
+    )
     loop.run_until_complete(queue.close())
-    assert sum(1 for _ in live_letters(folder)) == given
+    assert sum(1 for _ in live_letters(folder)) == rounds * posts * letters

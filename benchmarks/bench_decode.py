@@ -1,4 +1,4 @@
-"""What decoding and encoding a post costs, in CPU time (compare runs, not machines).
+"""The CPU time of decoding and encoding a post (compare runs, not machines).
 
 pytest benchmarks/bench_decode.py
 

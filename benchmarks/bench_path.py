@@ -14,8 +14,9 @@ from collections.abc import Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.database import Database, running_database
+from benchmarks.database import Database, count_rows, fresh_table
 from benchmarks.processes import scratch
+from benchmarks.rounds import run_rounds
 from ingest.app.rules import make_rules
 from ingest.app.writing import WritingHalf, make_sink
 from ingest.buffers.memory import MemoryBuffer
@@ -34,7 +35,7 @@ _numbers = itertools.count()
 
 
 class Wired:
-    """Everything between the door's HTTP and the table. Made on the loop that it runs on."""
+    """Everything between the receiver's HTTP and the table. Made on the loop that it runs on."""
 
     def __init__(self, url: str, dead_letters: DeadLetterFolder) -> None:
         settings = Settings()
@@ -51,7 +52,7 @@ class Wired:
         ]
 
     async def post(self, body: bytes) -> None:
-        """Take a body in as the door does; return once all of it is committed."""
+        """Take a body in as the receiver does; return once all of it is committed."""
         block, errors = decode(body, Post(None, False, unix_us(), monotonic_s(), self._rules))
         assert block is not None, errors
         block.ack = Ack()
@@ -69,17 +70,10 @@ class Wired:
         await asyncio.gather(*self._writers)
 
 
-@pytest.fixture(scope="module")
-def database() -> Iterator[Database]:
-    """Give a server."""
-    with running_database() as database:
-        yield database
-
-
 @pytest.fixture
 def wired(database: Database) -> Iterator[Wired]:
     """Give the path on an empty table."""
-    database.empty()
+    fresh_table(database.url)
     with scratch() as folder:
         letters = DeadLetterFolder(
             folder / "dead-letters", bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=7
@@ -112,18 +106,11 @@ def test_bodies_to_committed_rows(
     benchmark: BenchmarkFixture, database: Database, wired: Wired, posts: int, rows: int
 ) -> None:
     """All posts arrive at once; until the last one is in the table."""
-
-    given = 0
-
-    def prepare() -> tuple[tuple[list[bytes]], dict[str, object]]:
-        nonlocal given
-        given += posts * rows
-        return (bodies_of(posts, rows),), {}
-
-    benchmark.pedantic(  # type: ignore[no-untyped-call]
+    rounds = run_rounds(
+        benchmark,
         lambda bodies: database.run(wired.post_all(bodies)),
-        setup=prepare,
-        rounds=ROUNDS,
+        lambda: bodies_of(posts, rows),
+        ROUNDS,
         warmup_rounds=1,
     )
-    assert database.count() == given
+    assert count_rows(database.url) == rounds * posts * rows

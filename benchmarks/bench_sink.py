@@ -1,11 +1,11 @@
-"""Ways to write a batch, one line to a durable PostgreSQL, every fact new (compare the ways).
+"""Ways to write a batch, one connection to a durable PostgreSQL, every row new (compare the ways).
 
 pytest benchmarks/bench_sink.py
 
-`copy` is the driver alone with ready bytes, the floor; `sink` what the service does, `staged` the
-same for rows that may be there already, `all_there` for rows that are; `unnest` is the service's
-write_method=insert. `values`, `executemany` and `one_by_one` are what others do, with tuples that
-the driver encodes. Medians are of one batch: divide by its rows.
+`copy` is the driver alone with ready bytes, the floor. `sink` is the service's way, `staged` the
+same for rows that may be in the table already, `all_there` for rows that are; `unnest` is the
+service's write_method=insert. `values`, `executemany` and `one_by_one` are the ways of others, with
+tuples that the driver encodes. Medians are of one batch: divide by its rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.database import Database, running_database
+from benchmarks.database import Database, count_rows, fresh_table
+from benchmarks.rounds import run_rounds
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.reading import Reading
@@ -72,17 +73,10 @@ def flat(batch: Batch) -> tuple[str, list[Any]]:
     return f"{INSERT} {places}", [value for row in tuples(batch) for value in row]
 
 
-@pytest.fixture(scope="module")
-def database() -> Iterator[Database]:
-    """Give a server for all ways."""
-    with running_database() as database:
-        yield database
-
-
 @pytest.fixture
 def sinks(database: Database) -> Iterator[dict[str, SinkPostgres]]:
     """Give the service's sink, by both of its methods, on an empty table."""
-    database.empty()
+    fresh_table(database.url)
     found = {
         method: make_sink(database.url, Settings(write_method=method))
         for method in ("copy", "insert")
@@ -96,18 +90,23 @@ def sinks(database: Database) -> Iterator[dict[str, SinkPostgres]]:
 
 def ways(database: Database, sinks: dict[str, SinkPostgres], rows: int) -> dict[str, Kind]:
     """Give each way to write a batch."""
-    line = database.line
+    connection = database.connection
 
     async def copy(ready: bytes) -> None:
         source = memoryview(ready)
-        await line.copy_to_table(TABLE, source=source, columns=KEY, format="binary")  # type: ignore[arg-type]
+        await connection.copy_to_table(
+            TABLE,
+            source=source,  # type: ignore[arg-type]
+            columns=KEY,
+            format="binary",
+        )
 
     async def insert(ready: tuple[str, list[Any]]) -> None:
-        await line.execute(ready[0], *ready[1])
+        await connection.execute(ready[0], *ready[1])
 
     async def one_by_one(ready: list[tuple[Any, ...]]) -> None:
         for row in ready:
-            await line.execute(ONE, *row)
+            await connection.execute(ONE, *row)
 
     def by_sink(method: str, idempotent: bool) -> Write:
         return lambda ready: sinks[method].write(ready, rows, idempotent=idempotent)
@@ -119,7 +118,7 @@ def ways(database: Database, sinks: dict[str, SinkPostgres], rows: int) -> dict[
         "all_there": (posts, by_sink("copy", True)),
         "unnest": (posts, by_sink("insert", False)),
         "values": (flat, insert),
-        "executemany": (tuples, lambda ready: line.executemany(ONE, ready)),
+        "executemany": (tuples, lambda ready: connection.executemany(ONE, ready)),
         "one_by_one": (tuples, one_by_one),
     }
 
@@ -145,19 +144,13 @@ def test_write_a_batch(
     if way == "all_there":
         database.run(sinks["copy"].write(posts(same), rows, idempotent=False))
 
-    given = 0
+    async def awaited(batch: Any) -> None:
+        await write(batch)
 
-    def prepare() -> tuple[tuple[Any], dict[str, object]]:
-        nonlocal given
-        given += rows
-        return (ready(same if way == "all_there" else readings(rows)),), {}
-
-    def run(batch: Any) -> None:
-        database.run(_awaited(write, batch))
-
-    benchmark.pedantic(run, setup=prepare, rounds=rounds)  # type: ignore[no-untyped-call]
-    assert database.count() == (rows if way == "all_there" else given)
-
-
-async def _awaited(write: Write, batch: Any) -> None:
-    await write(batch)
+    times = run_rounds(
+        benchmark,
+        lambda batch: database.run(awaited(batch)),
+        lambda: ready(same if way == "all_there" else readings(rows)),
+        rounds,
+    )
+    assert count_rows(database.url) == (rows if way == "all_there" else times * rows)

@@ -1,12 +1,13 @@
-"""What is claimed, and which figures show it: the cases that `--only` names.
+"""The claims, and the figures that show them: the cases that `--only` names.
 
-A case names its contenders (measured in turn, in every run) and what is wanted of their medians.
+A case names its contenders (measured alternately, in every run) and the bounds of their medians.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from benchmarks.attack import ATTACKS
@@ -19,13 +20,13 @@ ALL: dict[str, Contender] = {
     each.name: each for each in (*CONTENDERS, *OVERLOADS, *ATTACKS, *STORIES)
 }
 Runs = Mapping[str, list[Figures]]  # by contender
+Medians = Callable[[str, str], float]  # of contender and figure
 
 
 class Wanted(NamedTuple):
     """A bound on one number: `at_least` or, if that is False, at most `bound`.
 
-    `value` takes what `median` is for this case: contender and figure, to its median. It raises
-    KeyError where a contender was left out.
+    `value` takes the medians; it raises KeyError or StatisticsError if a contender was left out.
     """
 
     what: str
@@ -38,9 +39,8 @@ class Wanted(NamedTuple):
 class Case(NamedTuple):
     """One claim.
 
-    `chart` is the figure by which the contenders are compared. Empty: they are stories with
-    figures of their own, of which the picture shows those of `bars` (label, contender, figure),
-    in `unit`.
+    `chart` is the figure by which the contenders are compared. If it is empty, each contender has
+    figures of its own, and the picture shows those of `bars` (label, contender, figure), in `unit`.
     """
 
     name: str
@@ -52,22 +52,8 @@ class Case(NamedTuple):
     unit: str = ""
 
 
-class Medians:
-    """The medians of all runs."""
-
-    def __init__(self, runs: Runs) -> None:
-        self._runs = runs
-
-    def __call__(self, contender: str, figure: str) -> float:
-        """Return a median. Raises KeyError if it was not measured."""
-        found = [each[figure] for each in self._runs[contender]]
-        if not found:
-            raise KeyError(contender)
-        return statistics.median(found)
-
-
 class Verdict(NamedTuple):
-    """What became of a Wanted: its value, or None if something that it needs was left out."""
+    """A bound and its value, which is None if a contender of it was left out."""
 
     wanted: Wanted
     value: float | None
@@ -89,7 +75,7 @@ def ratio(
 
 
 def figure(contender: str, name: str) -> Callable[[Medians], float]:
-    """Return one figure as it is."""
+    """Return one figure unchanged."""
     return lambda of: of(contender, name)
 
 
@@ -105,7 +91,7 @@ def _beside_peers(script: str) -> tuple[str, ...]:
 
 
 def _of_influx(script: str, bound: float) -> tuple[Wanted, ...]:
-    """InfluxDB answers after an fsync, as `durable` does; the aim was set before there was one."""
+    """InfluxDB answers after an fsync, as `durable` does; the aim is older than `durable`."""
     return tuple(
         Wanted(f"{way}, of InfluxDB's rows/s", ratio(mine, f"{script}_influx"), bound)
         for way, mine in (("buffered", script), ("durable", f"{script}_journal_durable"))
@@ -302,26 +288,18 @@ CASES = (
         ),
     ),
 )
-NAMES = tuple(case.name for case in CASES)
-
-
-def chosen_cases(words: Iterable[str]) -> list[Case]:
-    """Return the cases of these names, in our order. Raises ValueError that names a wrong one."""
-    asked = list(words)
-    for word in asked:
-        if word not in NAMES:
-            raise ValueError(f"{word!r} is no case; there are {', '.join(NAMES)}")
-    return [case for case in CASES if case.name in asked]
+BY_NAME = {case.name: case for case in CASES}
 
 
 def judge(case: Case, runs: Runs) -> list[Verdict]:
-    """Say what became of each bound of a case."""
-    medians = Medians(runs)
-    verdicts = []
-    for wanted in case.wanted:
-        try:
-            value = wanted.value(medians)
-        except (KeyError, ZeroDivisionError):
-            value = None
-        verdicts.append(Verdict(wanted, value))
-    return verdicts
+    """Return a verdict for each bound of a case."""
+
+    def median(contender: str, figure: str) -> float:
+        return statistics.median(each[figure] for each in runs[contender])
+
+    def value(wanted: Wanted) -> float | None:
+        with suppress(KeyError, ZeroDivisionError, statistics.StatisticsError):
+            return wanted.value(median)
+        return None
+
+    return [Verdict(wanted, value(wanted)) for wanted in case.wanted]

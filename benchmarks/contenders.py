@@ -1,27 +1,25 @@
-"""What is measured against what: one function a contender and run, each on fresh data.
+"""The contenders: one function a contender and run, each on fresh data.
 
 A measurement is a mapping of figures by name, units at the end. `rows_per_s` of the service is
-readings committed a second, from the first post until the last is in the table; every measurement
-checks that what was taken is there, and raises Broken if it is not.
+readings committed a second, from the first post until the last is in the table. Every measurement
+checks that all taken readings are stored, and raises Broken if they are not.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import asyncpg
 import uvloop
 
 from benchmarks import floors, peers, wrk
-from benchmarks.processes import Broken, Child, accepts, free_port, scratch
+from benchmarks.database import count_rows
+from benchmarks.processes import Broken, Child, own_server, scratch
 from benchmarks.service import Service
-from ingest.sinks.postgres.schema import TABLE
 
 Figures = dict[str, float]
 WARM_US = 1_600_000_000_000_000
@@ -29,18 +27,20 @@ FIRST_US = 1_700_000_000_000_000
 PHASE_US = 1_000_000_000_000  # between the first timestamps of two drives of one service
 WARM_S = 1.0
 INSERTS_S_MIN = 3.0
-COPY_ROWS_PER_S = 500_000  # about what a run of `seconds` should take
+COPY_ROWS_PER_S = 500_000  # about; says how many rows a run of `seconds` copies
+JOURNAL = ("--buffer", "journal")
+COMMITTED = f"{wrk.READINGS}?ack=committed"
 
 
 class Plan(NamedTuple):
-    """How long a run drives, in seconds, and whether it is only to see that all works."""
+    """How long a run drives, in seconds; `quick` only shows that everything works."""
 
     seconds: float
     quick: bool = False
 
 
 class Contender(NamedTuple):
-    """One thing that is measured: its name, what a reader calls it, one run of it.
+    """One thing that is measured: its name, its title for a reader, one run of it.
 
     `stays`: it leaves servers running for its next run, so it is measured after all others.
     """
@@ -58,21 +58,8 @@ class Contender(NamedTuple):
         return self.measure(plan)
 
 
-def count_rows(url: str) -> int:
-    """Return how many rows the table has."""
-
-    async def ask() -> int:
-        line = await asyncpg.connect(url)
-        try:
-            return int(await line.fetchval(f"select count(*) from {TABLE}"))
-        finally:
-            await line.close()
-
-    return uvloop.run(ask())
-
-
 def peak_figures(peak: wrk.Peak, rows: int) -> Figures:
-    """Return what every run of wrk tells."""
+    """Return the figures that every run of wrk has. Raises Broken if nothing was taken."""
     if peak.broken:
         raise Broken(f"{peak.broken} connections of wrk broke")
     if peak.taken == 0:
@@ -94,15 +81,16 @@ def running_service(*flags: str) -> Iterator[Service]:
         yield service
 
 
+def warm_up(service: Service, script: str, target: str = wrk.READINGS) -> None:
+    """Drive a service for WARM_S, until all is in the table."""
+    wrk.drive(script, service.port, WARM_S, WARM_US, target=target)
+    service.quiet()
+
+
 def service_peak(
-    service: Service,
-    script: str,
-    seconds: float,
-    first_us: int,
-    *,
-    target: str = wrk.READINGS,
+    service: Service, script: str, seconds: float, first_us: int, *, target: str = wrk.READINGS
 ) -> Figures:
-    """Drive a service that runs, until all is in the table; return its figures."""
+    """Drive a running service, until all is in the table; return its figures."""
     rows = wrk.ROWS[script]
     before, cpu = service.committed(), service.cpu()
     began_s = time.monotonic()
@@ -113,19 +101,20 @@ def service_peak(
     committed = samples["ingest_readings_committed_total"] - before
     if committed < peak.taken * rows:
         raise Broken(f"{peak.taken * rows} readings taken, {committed:.0f} committed")
-    figures = peak_figures(peak, rows)
-    figures["rows_per_s"] = committed / took_s
-    figures["server_cores"] = (used.service_s - cpu.service_s) / took_s
-    figures["postgres_cores"] = (used.postgres_s - cpu.postgres_s) / took_s
-    figures["rss_peak_mib"] = service.child.rss_peak_mib()
-    return figures
+    return {
+        **peak_figures(peak, rows),
+        "rows_per_s": committed / took_s,
+        "server_cores": (used.service_s - cpu.service_s) / took_s,
+        "postgres_cores": (used.postgres_s - cpu.postgres_s) / took_s,
+        "rss_peak_mib": service.child.rss_peak_mib(),
+    }
 
 
 def check_table(service: Service) -> None:
-    """Raise Broken unless the table holds what the service says that it has committed."""
-    said, there = service.committed(), count_rows(service.database_url)
-    if said != there:
-        raise Broken(f"the service has committed {said:.0f} readings, the table has {there}")
+    """Raise Broken unless the table has as many readings as the service has committed."""
+    committed, there = service.committed(), count_rows(service.database_url)
+    if committed != there:
+        raise Broken(f"the service has committed {committed:.0f} readings, the table has {there}")
 
 
 def measure_service(
@@ -133,35 +122,29 @@ def measure_service(
 ) -> Figures:
     """Measure a fresh service at its peak."""
     with running_service(*flags) as service:
-        wrk.drive(script, service.port, WARM_S, WARM_US, target=target)
-        service.quiet()
+        warm_up(service, script, target)
         figures = service_peak(service, script, plan.seconds, FIRST_US, target=target)
         check_table(service)
     return figures
 
 
-@contextmanager
-def handler(folder: Path, kind: str, *words: str) -> Iterator[tuple[Child, int]]:
-    """Serve a handler of floors.py."""
-    port = free_port()
-    command = [sys.executable, "-m", "benchmarks.floors", kind, str(port), *words]
-    child = Child(kind, command, folder)
-    try:
-        child.wait_until(partial(accepts, port))
-        yield child, port
-    finally:
-        child.stop()
+def program_peak(
+    child: Child, drive: Callable[[float, int], wrk.Peak], seconds: float, rows: int
+) -> tuple[wrk.Peak, Figures]:
+    """Drive another program; return what wrk saw, and its figures."""
+    cpu_s = child.cpu_s()
+    peak = drive(seconds, FIRST_US)
+    cores = (child.cpu_s() - cpu_s) / peak.seconds
+    own = {"server_cores": cores, "rss_peak_mib": child.rss_peak_mib()}
+    return peak, {**peak_figures(peak, rows), **own}
 
 
 def measure_bare(plan: Plan) -> Figures:
-    """Measure the floor of the door."""
-    with scratch() as folder, handler(folder, "bare") as (child, port):
-        wrk.drive("singles", port, WARM_S, WARM_US)
-        cpu_s = child.cpu_s()
-        peak = wrk.drive("singles", port, plan.seconds, FIRST_US)
-        figures = peak_figures(peak, 1)
-        figures["server_cores"] = (child.cpu_s() - cpu_s) / peak.seconds
-        figures["rss_peak_mib"] = child.rss_peak_mib()
+    """Measure the floor of the receiver."""
+    with scratch() as folder, own_server(folder, "floors", "bare") as (child, port):
+        drive = partial(wrk.drive, "singles", port)
+        drive(WARM_S, WARM_US)
+        _, figures = program_peak(child, drive, plan.seconds, 1)
     del figures["rows_per_s"]  # it keeps none
     return figures
 
@@ -171,103 +154,103 @@ def measure_inserts(plan: Plan, script: str, kind: str = "first") -> Figures:
     rows = wrk.ROWS[script]
     with running_service() as service, scratch() as folder:
         url = service.database_url
-        with handler(folder, kind, url) as (child, port):
-            wrk.drive(script, port, WARM_S, WARM_US)
-            cpu_s, database_s = child.cpu_s(), service.cpu().postgres_s
+        with own_server(folder, "floors", kind, url) as (child, port):
+            drive = partial(wrk.drive, script, port)
+            drive(WARM_S, WARM_US)
+            database_s = service.cpu().postgres_s
             before, began_s = count_rows(url), time.monotonic()
-            # A post of 100 takes a second: what is under way at the end must count as well.
-            peak = wrk.drive(script, port, max(plan.seconds, INSERTS_S_MIN), FIRST_US)
+            # A post of 100 takes a second: posts that have no answer at the end must count too.
+            peak, figures = program_peak(child, drive, max(plan.seconds, INSERTS_S_MIN), rows)
             there = count_rows(url) - before
             took_s = time.monotonic() - began_s
-            figures = {**peak_figures(peak, rows), "rows_per_s": there / took_s}
-            figures["server_cores"] = (child.cpu_s() - cpu_s) / peak.seconds
             used_s = service.cpu().postgres_s - database_s
-            figures["postgres_cores"] = used_s / peak.seconds
-            figures["rss_peak_mib"] = child.rss_peak_mib()
     if there < peak.taken * rows:
         raise Broken(f"{peak.taken * rows} readings taken, {there} in the table")
-    return figures
+    return {**figures, "rows_per_s": there / took_s, "postgres_cores": used_s / peak.seconds}
 
 
-_streams: dict[tuple[int, int, int], list[bytes]] = {}
-
-
-def _ready(rows: int, batch_rows: int, first_us: int) -> list[bytes]:
-    """Return streams that are encoded once; every run has a fresh table."""
-    key = rows, batch_rows, first_us
-    if key not in _streams:
-        _streams[key] = floors.ready_batches(*key)
-    return _streams[key]
+# Streams are encoded once: every run has a fresh table.
+_ready = cache(floors.ready_batches)
 
 
 def measure_copy(plan: Plan, batch_rows: int) -> Figures:
     """Measure the floor of the database; the service only lends its database."""
-    rows = int(plan.seconds * COPY_ROWS_PER_S)
-    warm_rows = int(WARM_S * COPY_ROWS_PER_S)
+    rows, warm_rows = (int(seconds * COPY_ROWS_PER_S) for seconds in (plan.seconds, WARM_S))
     warming, streams = _ready(warm_rows, batch_rows, WARM_US), _ready(rows, batch_rows, FIRST_US)
     with running_service() as service:
         url = service.database_url
         uvloop.run(floors.copy(url, warming))
-        postgres_s, mine_s = service.cpu().postgres_s, time.process_time()
+        postgres_s, own_s = service.cpu().postgres_s, time.process_time()
         took_s = uvloop.run(floors.copy(url, streams))
         figures = {
             "rows_per_s": rows / took_s,
             "postgres_cores": (service.cpu().postgres_s - postgres_s) / took_s,
-            "driver_cores": (time.process_time() - mine_s) / took_s,
+            "driver_cores": (time.process_time() - own_s) / took_s,
         }
         if (there := count_rows(url)) != rows + warm_rows:
             raise Broken(f"COPY of {rows + warm_rows} rows left {there} in the table")
     return figures
 
 
-def measure_peer(plan: Plan, kind: Callable[[Path], peers.Peer], script: str) -> Figures:
+def measure_peer(
+    plan: Plan, peer_in: Callable[[Path], AbstractContextManager[peers.Peer]], script: str
+) -> Figures:
     """Measure another server with the same readings as line protocol."""
     rows = wrk.ROWS[script]
-    with scratch() as folder, kind(folder) as peer:
+    with scratch() as folder, peer_in(folder) as peer:
         drive = partial(wrk.drive, script, peer.port, target=peer.target, form="line")
         warm = drive(WARM_S, WARM_US)
-        cpu_s = peer.child.cpu_s()
-        peak = drive(plan.seconds, FIRST_US)
-        used_s = peer.child.cpu_s() - cpu_s
-        peers.check_count(
-            peer, (warm.taken + peak.taken) * rows, unanswered=2 * wrk.CONNECTIONS * rows
-        )
-        figures = peak_figures(peak, rows)
-        figures["server_cores"] = used_s / peak.seconds
-        figures["rss_peak_mib"] = peer.child.rss_peak_mib()
+        peak, figures = program_peak(peer.child, drive, plan.seconds, rows)
+        taken = (warm.taken + peak.taken) * rows
+        peers.check_count(peer, taken, unanswered=2 * wrk.CONNECTIONS * rows)
+        figures["rss_peak_mib"] = peer.child.rss_peak_mib()  # it may still have been writing
     return figures
 
 
-JOURNAL = ("--buffer", "journal")
-COMMITTED = f"{wrk.READINGS}?ack=committed"
+# Ways to run the service: end of the name, title, target of the posts, flags.
+WAYS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("", "memory, ack=buffered", wrk.READINGS, ()),
+    ("_committed", "memory, ack=committed", COMMITTED, ()),
+    ("_journal_buffered", "journal, ack=buffered", f"{wrk.READINGS}?ack=buffered", JOURNAL),
+    ("_journal_durable", "journal, ack=durable", f"{wrk.READINGS}?ack=durable", JOURNAL),
+)
+
+
+def _of_script(script: str) -> tuple[Contender, ...]:
+    """Return the contenders that there are for singles and for hundreds."""
+    return (
+        *(
+            Contender(
+                script + end,
+                f"iot-ingest, {title}",
+                partial(measure_service, script=script, target=target, flags=flags),
+            )
+            for end, title, target, flags in WAYS
+        ),
+        Contender(
+            f"{script}_inserts",
+            f"one INSERT per {'request' if script == 'singles' else 'reading'}",
+            partial(measure_inserts, script=script),
+        ),
+        *(
+            Contender(
+                f"{script}_{name}", title, partial(measure_peer, peer_in=peer_in, script=script)
+            )
+            for name, title, peer_in in (
+                ("influx", "InfluxDB 1.x", peers.influx),
+                ("victoria", "VictoriaMetrics", peers.victoria),
+            )
+        ),
+    )
+
 
 CONTENDERS = (
     Contender("bare", "bare aiohttp handler", measure_bare),
-    Contender(
-        "singles",
-        "iot-ingest, memory, ack=buffered",
-        partial(measure_service, script="singles"),
-    ),
-    Contender(
-        "singles_committed",
-        "iot-ingest, memory, ack=committed",
-        partial(measure_service, script="singles", target=COMMITTED),
-    ),
-    Contender(
-        "singles_inserts", "one INSERT per request", partial(measure_inserts, script="singles")
-    ),
+    *_of_script("singles"),
     Contender(
         "singles_inserts_tuned",
         "the same, on uvloop and with msgspec",
         partial(measure_inserts, script="singles", kind="tuned"),
-    ),
-    Contender(
-        "singles_influx", "InfluxDB 1.x", partial(measure_peer, kind=peers.Influx, script="singles")
-    ),
-    Contender(
-        "singles_victoria",
-        "VictoriaMetrics",
-        partial(measure_peer, kind=peers.Victoria, script="singles"),
     ),
     *(
         Contender(
@@ -278,41 +261,5 @@ CONTENDERS = (
         )
         for rows in floors.COPY_BATCHES
     ),
-    Contender(
-        "hundreds",
-        "iot-ingest, memory, ack=buffered",
-        partial(measure_service, script="hundreds"),
-    ),
-    Contender(
-        "hundreds_committed",
-        "iot-ingest, memory, ack=committed",
-        partial(measure_service, script="hundreds", target=COMMITTED),
-    ),
-    Contender(
-        "hundreds_inserts", "one INSERT per reading", partial(measure_inserts, script="hundreds")
-    ),
-    Contender(
-        "hundreds_influx",
-        "InfluxDB 1.x",
-        partial(measure_peer, kind=peers.Influx, script="hundreds"),
-    ),
-    Contender(
-        "hundreds_victoria",
-        "VictoriaMetrics",
-        partial(measure_peer, kind=peers.Victoria, script="hundreds"),
-    ),
-    *(
-        Contender(
-            f"{script}_journal_{ack}",
-            f"iot-ingest, journal, ack={ack}",
-            partial(
-                measure_service,
-                script=script,
-                target=f"{wrk.READINGS}?ack={ack}",
-                flags=JOURNAL,
-            ),
-        )
-        for script in wrk.ROWS
-        for ack in ("buffered", "durable")
-    ),
+    *_of_script("hundreds"),
 )

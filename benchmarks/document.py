@@ -1,4 +1,4 @@
-"""The text of RESULTS.md: what is wanted and what came, the conditions, a table a case.
+"""The text of RESULTS.md: bounds and values, the conditions, a table a case.
 
 Pure: takes figures, gives Markdown.
 """
@@ -6,7 +6,7 @@ Pure: takes figures, gives Markdown.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from benchmarks.attack import ORDINARY_PER_S
 from benchmarks.cases import ALL, CASES, Case, Verdict, judge
@@ -31,11 +31,12 @@ TITLES = {
 
 HEAD = """# Results
 
-Written by `./run bench` from `results.ndjson`, which has the figures of every single run. Only the
-last section is written by hand. How to measure it yourself: `./run bench` (some 30 minutes, needs
-`wrk` and 8 GB of disk; the peers come from Debian's packages by themselves), `./run bench --quick`
-to see that it works, `./run bench --only singles,hundreds --runs 3` for some of it. Whether a
-change made it slower: `./run bench --against COMMIT`, which writes nothing here.
+`./run bench` writes this file from `results.ndjson`, which has the figures of every single run.
+Only the last section is written by hand. To measure yourself: `./run bench` (some 30 minutes; it
+needs `wrk` and 8 GB of disk, and fetches Debian's packages of the peers). `./run bench --quick`
+shows that everything works, `./run bench --only singles,hundreds --runs 3` measures some cases.
+`./run bench --against COMMIT` shows whether a change made the service slower, and writes nothing
+here.
 """
 
 CONDITIONS = """## Conditions
@@ -44,27 +45,27 @@ CONDITIONS = """## Conditions
   it is given with each figure (cores: CPU seconds a second). Peaks are closed loop, by wrk: one
   thread, {connections} connections. Latencies are open loop, by loadgen's driver: posts come at
   random moments (Poisson), and their time counts from the moment at which they were due.
-- Contenders take turns: each run measures every one of them once, on fresh data, after a second of
+- Contenders alternate: each run measures every one of them once, on fresh data, after a second of
   warming up. Figures are medians of all runs; in brackets the lowest and the highest.
 - The same readings everywhere (200 devices, one metric), as JSON or as line protocol; every
   timestamp is new. After each run the rows in the table (or the peer's own count) are compared with
   what was answered; a difference fails the run.
 - `rows/s` of iot-ingest are committed rows, from the first post until the last row is in the table.
 - Durability. PostgreSQL: `fsync`, `full_page_writes` and `synchronous_commit` on; a committed row
-  survives a power cut. iot-ingest runs with `--buffer memory`, not with its default, the journal,
-  unless a journal is named: `ack=buffered`, which is meant where no other is named, answers when
-  the reading is in its memory; `ack=durable` when it is in the journal and fsynced; `ack=committed`
-  after the commit. InfluxDB 1.x answers after an fsync of its WAL
-  (`wal-fsync-delay` 0, its default). VictoriaMetrics answers from memory and writes within 5 s
-  (`inmemoryDataFlushInterval`, its default); a crash loses those. It keeps only milliseconds.
-- The slowed database: the service has one writer, on a line that takes a quarter of the bytes a
-  second that the same load reached just before, and a buffer that holds a second of that. What is
-  taken then is measured with a full buffer; offered are 2 and 4 times as much over {many:,}
+  survives a power cut. iot-ingest runs with `--buffer memory` unless a journal, its default, is
+  named. `ack=buffered` applies where no other is named, and answers when the reading is in its
+  memory; `ack=durable` when it is in the journal and fsynced; `ack=committed` after the commit.
+  InfluxDB 1.x answers after an fsync of its WAL (`wal-fsync-delay` 0, its default). VictoriaMetrics
+  answers from memory and writes within 5 s (`inmemoryDataFlushInterval`, its default); a crash
+  loses those readings. It keeps only milliseconds.
+- The slowed database: the service has one writer, on a connection that takes a quarter of the bytes
+  a second that the same load reached just before, and a buffer for one second of that. What the
+  database takes is measured with a full buffer; then 2 and 4 times as much is offered over {many:,}
   connections. Committed rates are counted from the first commit seen to the last.
-  A reading with a 2xx is looked for by its timestamp. What wrk was told to be kept can only be
-  counted: it does not say which readings those were.
-- Idle connections: memory counts from a service that has had no post. The peaks beside and without
-  them take turns (beside, alone, alone, beside), each into a fresh table.
+  Each reading with a 2xx is searched by its timestamp. Those of wrk can only be counted: wrk does
+  not say which readings they were.
+- Idle connections: memory counts from a service that has had no post. The peaks with and without
+  them alternate (with, without, without, with), each into a fresh table.
 - The attack: {ordinary:,} single readings a second, open loop, alone and beside each attack, on one
   service; then all of that again. Attackers are processes of their own, on the same cores.
 - "One INSERT per request" is what people write first: aiohttp, `json.loads`, an asyncpg pool with
@@ -92,6 +93,12 @@ def title_of(figure: str) -> str:
     return figure.replace("_", " ")
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> list[str]:
+    """Return the lines of a table; all columns but the first are `numbers`, or texts."""
+    ruler = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    return [f"| {' | '.join(each)} |" for each in (head, ruler, *rows)]
+
+
 def whole(
     newest: Mapping[str, Line], lines: Sequence[Line], drawn: Collection[str], by_hand: str | None
 ) -> str:
@@ -114,41 +121,32 @@ def whole(
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """Return what is wanted and what came on one line."""
-    wanted = verdict.wanted
-    return f"{wanted.what}: {_value(verdict)} (wanted: {_bound(verdict)}) {_word(verdict)}"
+    """Return the value, the bound and the judgement on one line."""
+    value, bound, judgement = _texts(verdict)
+    return f"{verdict.wanted.what}: {value} (wanted: {bound}) {judgement}"
 
 
-def _word(verdict: Verdict) -> str:
-    if verdict.value is None:
-        return "left out"
-    return "met" if verdict.met else "MISSED"
-
-
-def _value(verdict: Verdict) -> str:
-    if verdict.value is None:
-        return "-"
-    value = shown(verdict.value)
-    if not verdict.met and value == shown(verdict.wanted.bound):
-        value = f"{verdict.value:.4g}"  # missed by so little that it would read as met
-    return f"{value} {verdict.wanted.unit}".strip()
-
-
-def _bound(verdict: Verdict) -> str:
-    wanted = verdict.wanted
+def _texts(verdict: Verdict) -> tuple[str, str, str]:
+    """Return the value, the bound and the judgement."""
+    wanted, value = verdict
     side = "at least" if wanted.at_least else "at most"
-    return f"{side} {wanted.bound:g} {wanted.unit}".strip()
+    bound = f"{side} {wanted.bound:g} {wanted.unit}".strip()
+    if value is None:
+        return "-", bound, "left out"
+    text = shown(value)
+    if not verdict.met and text == shown(wanted.bound):
+        text = f"{value:.4g}"  # missed by so little that it would read as met
+    return f"{text} {wanted.unit}".strip(), bound, "met" if verdict.met else "MISSED"
 
 
 def _in_short(cases: Sequence[Case], newest: Mapping[str, Line]) -> str:
-    rows = ["| case | | measured | wanted | |", "| --- | --- | --- | --- | --- |"]
-    for case in cases:
-        for verdict in judge(case, newest[case.name].runs):
-            rows.append(
-                f"| [{case.title}](#{anchor(case.title)}) | {verdict.wanted.what} "
-                f"| {_value(verdict)} | {_bound(verdict)} | {_word(verdict)} |"
-            )
-    return "## In short\n\n" + "\n".join(rows) + "\n"
+    rows = [
+        (f"[{case.title}](#{anchor(case.title)})", verdict.wanted.what, *_texts(verdict))
+        for case in cases
+        for verdict in judge(case, newest[case.name].runs)
+    ]
+    lines = table(("case", "", "measured", "wanted", ""), rows, numbers=False)
+    return "## In short\n\n" + "\n".join(lines) + "\n"
 
 
 def anchor(title: str) -> str:
@@ -161,16 +159,12 @@ def _machines(cases: Sequence[Case], newest: Mapping[str, Line]) -> str:
     """Name the machine; each one, if the cases come from several."""
     found: list[dict[str, str]] = []
     for case in cases:
-        environment = {
-            name: value for name, value in newest[case.name].environment.items() if name != "fsync"
-        }
+        environment = {**newest[case.name].environment}
+        environment.pop("fsync", None)
         if environment not in found:
             found.append(environment)
-    tables = []
-    for environment in found:
-        rows = [f"| {name} | {value} |" for name, value in environment.items()]
-        tables.append("\n".join(["| machine | |", "| --- | --- |", *rows]))
-    return "\n\n".join(tables) + "\n"
+    tables = (table(("machine", ""), each.items(), numbers=False) for each in found)
+    return "\n\n".join(map("\n".join, tables)) + "\n"
 
 
 def _case(case: Case, line: Line, has_chart: bool) -> str:
@@ -181,69 +175,73 @@ def _case(case: Case, line: Line, has_chart: bool) -> str:
     ]
     if has_chart:
         lines += ["", f"![{case.title}](charts/{case.name}.svg)"]
-    measured = {name: line.runs[name] for name in case.contenders if line.runs.get(name)}
-    if measured:
-        lines += ["", *(_compared if case.chart else _told)(case, measured)]
+    if measured := {name: line.runs[name] for name in case.contenders if line.runs.get(name)}:
+        lines += ["", *_figures(case, measured)]
     for name in case.contenders:
         if name in line.left_out:
             lines += ["", f"{ALL[name].title}: {line.left_out[name]}."]
     fsync = line.environment.get("fsync", "not measured")
     lines += [
         "",
-        f"{line.at}, commit {line.commit or 'unknown'}, {line.runs_wanted} runs of "
-        f"{line.seconds:g} s, fdatasync {fsync}.",
+        f"{_when(line)}, {line.runs_wanted} runs of {line.seconds:g} s, fdatasync {fsync}.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _compared(case: Case, measured: Mapping[str, Sequence[Figures]]) -> list[str]:
-    """A row a contender, a column a figure; the spread only of the one that counts."""
-    figures = [each for each in TITLES if any(each in runs[0] for runs in measured.values())]
-    lines = [
-        "| | " + " | ".join(title_of(each) for each in figures) + " |",
-        "| --- |" + " ---: |" * len(figures),
-    ]
-    for name, runs in measured.items():
-        cells = [cell(runs, each, spread=each == case.chart) for each in figures]
-        lines.append(f"| {ALL[name].title} | " + " | ".join(cells) + " |")
-    return lines
+def _when(line: Line) -> str:
+    return f"{line.at}, commit {line.commit or 'unknown'}"
 
 
-def _told(_case: Case, measured: Mapping[str, Sequence[Figures]]) -> list[str]:
-    """A row a figure, a column a story."""
-    figures = list(dict.fromkeys(each for runs in measured.values() for each in runs[0]))
-    lines = [
-        "| | " + " | ".join(ALL[name].title for name in measured) + " |",
-        "| --- |" + " ---: |" * len(measured),
-    ]
-    for figure in figures:
-        cells = [cell(runs, figure, spread=True) for runs in measured.values()]
-        lines.append(f"| {title_of(figure)} | " + " | ".join(cells) + " |")
-    return lines
+def _figures(case: Case, measured: Mapping[str, Sequence[Figures]]) -> list[str]:
+    """Return a table.
+
+    With a chart: a row a contender, a column a figure, the spread only of the charted figure. Else
+    a row a figure, a column a contender.
+    """
+    figures = dict.fromkeys(each for runs in measured.values() for each in runs[0])
+    titles = {name: ALL[name].title for name in measured}
+    if not case.chart:
+        return table(
+            ("", *titles.values()),
+            (
+                (title_of(each), *(cell(runs, each, spread=True) for runs in measured.values()))
+                for each in figures
+            ),
+        )
+    columns = [each for each in TITLES if each in figures]
+    return table(
+        ("", *map(title_of, columns)),
+        (
+            (titles[name], *(cell(runs, each, spread=each == case.chart) for each in columns))
+            for name, runs in measured.items()
+        ),
+    )
 
 
-def cell(runs: Sequence[Figures], figure: str, *, spread: bool) -> str:
-    """Return a median, with lowest and highest if there was more than one run."""
-    values = sorted(each[figure] for each in runs if figure in each)
+def cell(runs: Sequence[Figures], figure: str, *, spread: bool = False) -> str:
+    """Return the median of one figure of all runs."""
+    return median_shown([each[figure] for each in runs if figure in each], spread=spread)
+
+
+def median_shown(values: Sequence[float], *, spread: bool = False) -> str:
+    """Return a median, with lowest and highest if there are several values; empty without any."""
     if not values:
         return ""
     median = shown(statistics.median(values))
     if not spread or len(values) == 1:
         return median
-    return f"{median} ({shown(values[0])} to {shown(values[-1])})"
+    return f"{median} ({shown(min(values))} to {shown(max(values))})"
 
 
 def _parts(line: Line) -> str:
-    rows = [f"| `{name}` | {seconds_shown(each)} |" for name, each in line.parts.items()]
+    rows = [(f"`{name}`", seconds_shown(each)) for name, each in line.parts.items()]
     return "\n".join(
         [
             "## The parts, each alone",
             "",
-            f"Medians of pytest-benchmark, {line.at}, commit {line.commit or 'unknown'}.",
+            f"Medians of pytest-benchmark, {_when(line)}.",
             "",
-            "| benchmark | median |",
-            "| --- | ---: |",
-            *rows,
+            *table(("benchmark", "median"), rows),
             "",
         ]
     )

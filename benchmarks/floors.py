@@ -1,9 +1,10 @@
-"""What the service is measured against that we wrote ourselves: floors, and the obvious way.
+"""Programs of our own that the service is compared with: floors, and the usual first program.
 
-`python -m benchmarks.floors bare PORT` answers after decoding and keeps nothing: the floor of the
-door (uvloop, msgspec). `.. first PORT URL` is what people write first: aiohttp, an asyncpg pool,
-one INSERT a reading, each its own transaction, into the same keyed table; `.. tuned PORT URL` is
-the same on uvloop and with msgspec. The floor of the database is `copy`: ready bytes by asyncpg.
+`python -m benchmarks.floors PORT bare` decodes a post, answers, and keeps nothing: the floor of the
+receiver (uvloop, msgspec). `.. PORT first URL` is what people write first: aiohttp, an asyncpg
+pool, one INSERT a reading, each in its own transaction, into the same keyed table. `.. PORT tuned
+URL` is the same on uvloop and with msgspec. The floor of the database is `copy`: ready bytes by
+asyncpg.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
@@ -21,9 +23,10 @@ import msgspec
 import uvloop
 from aiohttp import web
 
+from benchmarks.database import connected
 from ingest.model.reading import Reading
 from ingest.model.rows import HEADER, TRAILER, encode_reading
-from ingest.sinks.postgres.schema import KEY, TABLE, apply
+from ingest.sinks.postgres.schema import KEY, TABLE
 
 COPY_CONNECTIONS = 2
 COPY_BATCHES = (1_000, 5_000)
@@ -32,7 +35,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Plain(msgspec.Struct):
-    """A reading as the handlers decode it; `ts` is Unix microseconds."""
+    """A reading as the bare handler decodes it; `ts` is Unix microseconds."""
 
     device_id: str
     metric: str
@@ -70,16 +73,17 @@ async def insert_handler(url: str, decode: Callable[[bytes], Any]) -> Handler:
     async def handle(request: web.Request) -> web.Response:
         found = decode(await request.read())
         readings = found if isinstance(found, list) else [found]
-        async with pool.acquire() as line:
+        async with pool.acquire() as connection:
             for each in readings:
                 ts = EPOCH + timedelta(microseconds=each["ts"])
-                await line.execute(INSERT, ts, each["device_id"], each["metric"], each["value"])
+                values = each["device_id"], each["metric"], each["value"]
+                await connection.execute(INSERT, ts, *values)
         return web.json_response({"accepted": len(readings)}, status=201)
 
     return handle
 
 
-async def serve(kind: str, port: int, url: str) -> None:
+async def serve(port: int, kind: str, url: str = "") -> None:
     """Serve one of the handlers until killed."""
     if kind == "bare":
         handle = bare_handler()
@@ -110,55 +114,33 @@ def ready_batches(rows: int, batch_rows: int, first_us: int) -> list[bytes]:
     return streams
 
 
-async def fresh_table(url: str) -> None:
-    """Make the table anew, and let the server settle."""
-    line = await asyncpg.connect(url)
-    try:
-        await line.execute(f"drop table if exists {TABLE}")
-        await apply(line)
-        await line.execute("checkpoint")
-    finally:
-        await line.close()
-
-
-async def settle(url: str) -> None:
-    """Do what the server would do by itself some time after a large load."""
-    line = await asyncpg.connect(url)
-    try:
-        await line.execute(f"vacuum (freeze, analyze) {TABLE}")
-        await line.execute("checkpoint")
-    finally:
-        await line.close()
-
-
 async def copy(url: str, streams: Sequence[bytes]) -> float:
     """COPY all streams over COPY_CONNECTIONS; return the seconds that it took."""
-    lines = [await asyncpg.connect(url) for _ in range(COPY_CONNECTIONS)]
     todo = iter(streams)
 
-    async def work(line: asyncpg.Connection) -> None:
+    async def work(connection: asyncpg.Connection) -> None:
         for stream in todo:
-            await line.copy_to_table(
+            await connection.copy_to_table(
                 TABLE,
                 source=memoryview(stream),  # type: ignore[arg-type]  # sent in one piece
                 columns=KEY,
                 format="binary",
             )
 
-    try:
+    async with AsyncExitStack() as ending:
+        connections = [
+            await ending.enter_async_context(connected(url)) for _ in range(COPY_CONNECTIONS)
+        ]
         began_s = time.monotonic()
-        await asyncio.gather(*(work(line) for line in lines))
+        await asyncio.gather(*map(work, connections))
         return time.monotonic() - began_s
-    finally:
-        for line in lines:
-            await line.close()
 
 
 def main(words: Sequence[str]) -> None:
-    """Serve `bare PORT`, `first PORT URL` or `tuned PORT URL`."""
-    kind, port = words[0], int(words[1])
+    """Serve `PORT bare`, `PORT first URL` or `PORT tuned URL`."""
+    port, kind, *url = words
     run = asyncio.run if kind == "first" else uvloop.run
-    run(serve(kind, port, "".join(words[2:])))
+    run(serve(int(port), kind, *url))
 
 
 if __name__ == "__main__":

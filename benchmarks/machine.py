@@ -1,4 +1,4 @@
-"""Where and on what a benchmark ran: cores, memory, versions, the cost of an fsync."""
+"""The machine of a benchmark: cores, memory, versions, the cost of an fsync; and the commit."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def now() -> str:
 
 def commit() -> str:
     """Return the short commit; with `+` if files differ from it, empty without a repository."""
-    found = _git("rev-parse", "--short", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "ingest", "loadgen")
+    found = git("rev-parse", "--short", "HEAD").decode().strip()
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "ingest", "loadgen")
     return found + ("+" if found and changed else "")
 
 
-def _git(*words: str) -> str:
+def git(*words: str) -> bytes:
+    """Return the output of a command of git; empty if it failed."""
     try:
-        done = subprocess.run(
-            ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return subprocess.run(
+            ["git", *words], cwd=REPOSITORY, capture_output=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return b""
 
 
 def environment() -> dict[str, str]:
-    """Return what a reader must know to compare, by its name."""
-    processor = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
-    memory = re.search(r"MemTotal:\s+(\d+)", _read("/proc/meminfo"))
+    """Return the conditions that a reader must know to compare figures, by name."""
+    processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     return {
         "processor": processor[1].strip() if processor else platform.machine(),
@@ -56,24 +56,13 @@ def environment() -> dict[str, str]:
     }
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
 def fsync_us() -> float:
-    """Measure what an fdatasync of a small append costs where the databases lie."""
+    """Measure an fdatasync after a small append, on the disk of the databases."""
     took_s = []
-    with scratch() as folder:
-        file = os.open(folder / "file", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            for _ in range(FSYNCS):
-                os.write(file, bytes(FSYNC_BYTES))
-                began_s = time.perf_counter()
-                os.fdatasync(file)
-                took_s.append(time.perf_counter() - began_s)
-        finally:
-            os.close(file)
+    with scratch() as folder, (folder / "file").open("ab", buffering=0) as file:
+        for _ in range(FSYNCS):
+            file.write(bytes(FSYNC_BYTES))
+            began_s = time.perf_counter()
+            os.fdatasync(file)
+            took_s.append(time.perf_counter() - began_s)
     return statistics.median(took_s) * 1e6

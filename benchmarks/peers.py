@@ -1,27 +1,26 @@
 """InfluxDB 1.x and VictoriaMetrics from Debian's packages, unpacked to a cache, never installed.
 
 Each runs on the loopback with its default settings but for paths, ports, retention and the log of
-requests, with a data folder of its own, and is stopped by its pid. What each promises when it has
-answered: InfluxDB has written the post to its WAL and called fsync (`wal-fsync-delay` is 0 by
-default). VictoriaMetrics holds it in memory, up to some seconds; a crash loses those.
+requests. Each has a data folder of its own, and is stopped by its pid. The meaning of their
+answers: InfluxDB has written the post to its WAL and called fsync (`wal-fsync-delay` is 0 by
+default). VictoriaMetrics has it in memory for up to some seconds; a crash loses those.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple
 
-from benchmarks.processes import Broken, Child, Missing, free_port
+from benchmarks.processes import Broken, Child, Missing, answers, fetch, free_port, serving
 
 COUNT_S_MAX = 30.0
 
@@ -37,7 +36,7 @@ def program(package: str, name: str) -> Path:
         if shutil.which(tool) is None:
             raise Missing(f"{package} comes from Debian's packages, and there is no {tool} here")
     cache.mkdir(parents=True, exist_ok=True)
-    # Unpacked beside its place and moved: a broken download leaves nothing that looks whole.
+    # Unpacked beside its place and moved: after a broken download the cache has no such folder.
     with tempfile.TemporaryDirectory(dir=cache) as beside:
         _run(package, ["apt-get", "download", "-qq", package], Path(beside))
         packages = list(Path(beside).glob("*.deb"))
@@ -46,7 +45,7 @@ def program(package: str, name: str) -> Path:
         unpacked = Path(beside) / "unpacked"
         _run(package, ["dpkg", "-x", str(packages[0]), str(unpacked)], Path(beside))
         if not (unpacked / "usr" / "bin" / name).exists():
-            raise Missing(f"the package {package} holds no {name}")
+            raise Missing(f"the package {package} has no {name}")
         shutil.rmtree(cache / package, ignore_errors=True)
         unpacked.rename(cache / package)
     return found
@@ -55,71 +54,22 @@ def program(package: str, name: str) -> Path:
 def _run(package: str, command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        why = done.stderr.strip().splitlines()
+        why = done.stderr.strip().splitlines() or [str(done.returncode)]
         raise Missing(
-            f"{package} could not be fetched ({why[-1] if why else done.returncode}); "
-            "is there a network? try apt-get update"
+            f"{package} could not be fetched ({why[-1]}); is there a network? try apt-get update"
         )
 
 
-class Peer(Protocol):
-    """Another server that takes the same readings. `with Influx(folder) as peer:`."""
+class Peer(NamedTuple):
+    """Another server that takes the same readings, at `target` of its port.
+
+    `stored` returns how many readings it has stored since its start, by its own words.
+    """
 
     child: Child
     port: int
     target: str
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-    def count(self) -> int:
-        """Return how many readings it says that it has stored since its start."""
-
-
-class _Started(ABC):
-    """What both have in common: a child, a port, and an end."""
-
-    child: Child
-    port: int
-
-    @abstractmethod
-    def _health(self) -> str:
-        """Return a URL that answers once it serves."""
-
-    def __enter__(self) -> Self:
-        try:
-            self.child.wait_until(self._answers)
-        except BaseException:
-            self.child.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.child.stop()
-
-    def _answers(self) -> bool:
-        try:
-            self.ask(self._health())
-        except OSError:
-            return False
-        return True
-
-    def ask(self, path: str, body: bytes | None = None) -> str:
-        """Return what it answers; a body is posted."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return str(answer.read().decode())
+    stored: Callable[[], int]
 
 
 INFLUX_SETTINGS = """reporting-disabled = true
@@ -133,85 +83,59 @@ bind-address = "127.0.0.1:{rpc_port}"
   bind-address = "127.0.0.1:{port}"
   log-enabled = false
 """
+INFLUX_COUNT = {"db": "bench", "q": 'select count("value") from "temperature"'}
 
 
-class Influx(_Started):
-    """InfluxDB 1.x, `/write` of line protocol with microseconds."""
+@contextmanager
+def influx(folder: Path) -> Iterator[Peer]:
+    """Run InfluxDB 1.x: `/write` of line protocol with microseconds."""
+    binary, port = program("influxdb", "influxd"), free_port()
+    url = f"http://127.0.0.1:{port}"
+    settings = folder / "influxdb.conf"
+    settings.write_text(INFLUX_SETTINGS.format(folder=folder, port=port, rpc_port=free_port()))
 
-    target = "/write?db=bench&precision=u"
+    def count() -> int:
+        found = json.loads(fetch(f"{url}/query?{urllib.parse.urlencode(INFLUX_COUNT)}"))
+        series = found["results"][0].get("series")
+        return int(series[0]["values"][0][1]) if series else 0
 
-    def __init__(self, folder: Path) -> None:
-        binary = program("influxdb", "influxd")
-        self.port = free_port()
-        settings = folder / "influxdb.conf"
-        settings.write_text(
-            INFLUX_SETTINGS.format(folder=folder, port=self.port, rpc_port=free_port())
-        )
-        self.child = Child("influxdb", [binary, "-config", settings], folder)
-
-    def _health(self) -> str:
-        return "/ping"
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        try:
-            self.ask("/query", urllib.parse.urlencode({"q": "create database bench"}).encode())
-        except BaseException:
-            self.child.stop()
-            raise
-        return self
-
-    def count(self) -> int:
-        """Return how many readings a query finds."""
-        query = urllib.parse.urlencode(
-            {"db": "bench", "q": 'select count("value") from "temperature"', "format": "csv"}
-        )
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/query?{query}", headers={"Accept": "application/csv"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            lines = answer.read().decode().split()
-        return int(lines[-1].split(",")[-1]) if lines else 0
+    child = Child("influxdb", [binary, "-config", settings], folder)
+    with serving(child, lambda: answers(f"{url}/ping")):
+        fetch(f"{url}/query", urllib.parse.urlencode({"q": "create database bench"}).encode())
+        yield Peer(child, port, "/write?db=bench&precision=u", count)
 
 
-class Victoria(_Started):
-    """VictoriaMetrics, `/write` of line protocol. It stores milliseconds."""
+@contextmanager
+def victoria(folder: Path) -> Iterator[Peer]:
+    """Run VictoriaMetrics: `/write` of line protocol. It stores milliseconds."""
+    binary, port = program("victoria-metrics", "victoria-metrics"), free_port()
+    url = f"http://127.0.0.1:{port}"
+    command: list[str | Path] = [
+        binary,
+        f"-storageDataPath={folder}/data",
+        f"-httpListenAddr=127.0.0.1:{port}",
+        "-retentionPeriod=100y",  # by default it drops samples that are older than a month
+        "-loggerLevel=ERROR",
+    ]
 
-    target = "/write?precision=u"
-
-    def __init__(self, folder: Path) -> None:
-        binary = program("victoria-metrics", "victoria-metrics")
-        self.port = free_port()
-        self.child = Child(
-            "victoria-metrics",
-            [
-                binary,
-                f"-storageDataPath={folder}/data",
-                f"-httpListenAddr=127.0.0.1:{self.port}",
-                "-retentionPeriod=100y",  # by default what is older than a month is thrown away
-                "-loggerLevel=ERROR",
-            ],
-            folder,
-        )
-
-    def _health(self) -> str:
-        return "/health"
-
-    def count(self) -> int:
-        """Return how many samples its storage has taken in."""
-        for line in self.ask("/metrics").splitlines():
+    def count() -> int:
+        for line in fetch(f"{url}/metrics").splitlines():
             if line.startswith("vm_rows_added_to_storage_total"):
                 return int(float(line.split()[-1]))
         raise Broken("VictoriaMetrics has no vm_rows_added_to_storage_total")
 
+    child = Child("victoria-metrics", command, folder)
+    with serving(child, lambda: answers(f"{url}/health")):
+        yield Peer(child, port, "/write?precision=u", count)
+
 
 def check_count(peer: Peer, expected: int, unanswered: int) -> None:
-    """Raise Broken unless a peer has stored what it has taken.
+    """Raise Broken unless a peer has stored the readings that it has taken.
 
-    `unanswered` readings were under way when the driver ended: they may be there too.
+    `unanswered` readings had no answer when the driver ended: they may be stored too.
     """
     end_s = time.monotonic() + COUNT_S_MAX
-    while (there := peer.count()) < expected and time.monotonic() < end_s:
+    while (there := peer.stored()) < expected and time.monotonic() < end_s:
         time.sleep(0.1)
     if not expected <= there <= expected + unanswered:
         raise Broken(f"{peer.child.name} took {expected} readings and has {there}")

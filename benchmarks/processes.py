@@ -1,7 +1,7 @@
-"""Programs that a benchmark starts, what they cost, and their end.
+"""Programs that a benchmark starts: their start, their CPU and memory, their end.
 
-Promises: a program started here ends with us, even if we are killed (Linux); it is stopped by its
-own pid; its data lies in a folder of its own that is removed afterwards.
+Promises: a program started here ends with this process, even if this process is killed. It is
+stopped by its own pid. Its data is in a folder of its own, which is removed afterwards.
 """
 
 from __future__ import annotations
@@ -18,32 +18,45 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 START_S_MAX = 60.0
 STOP_S_MAX = 60.0
 DRIVER_S_MAX = 60.0
-SAID_BYTES_MAX = 2_000
+OUTPUT_BYTES_MAX = 2_000
+SAMPLES_PER_S = 20
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ON_DISK = Path("/var/tmp")  # noqa: S108  folders below it have names of mkdtemp
+END_WITH_PARENT = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class Broken(Exception):
-    """A program did not start, ended early or did not do what it is measured for; says which."""
+    """A program did not start, ended early or did not do its work; the text says which."""
 
 
 class Missing(Exception):
-    """Something that this machine lacks; the text says what to do. What needs it is left out."""
+    """This machine lacks something; the text says what to do. The contender is left out."""
+
+
+class Sample(NamedTuple):
+    """A number, and when it was read by time.monotonic."""
+
+    at_s: float
+    value: float
 
 
 class Child:
-    """One program, started in a session of its own: Ctrl-C reaches it through us only.
+    """One program, in a session of its own: Ctrl-C reaches this process only, which stops it.
 
-    What it prints goes to `folder`/NAME.log, and `said()` is the end of that.
+    Its output goes to `folder`/NAME.log.
     """
 
     def __init__(
@@ -65,7 +78,7 @@ class Child:
                 cwd=REPOSITORY,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
-                preexec_fn=_end_with_parent(),  # noqa: PLW1509  one prctl, no allocation
+                preexec_fn=END_WITH_PARENT,  # noqa: PLW1509  one prctl, no allocation
             )
         self.pid = self._process.pid
 
@@ -74,8 +87,8 @@ class Child:
         """Whether it has not ended."""
         return self._process.poll() is None
 
-    def said(self, bytes_max: int = SAID_BYTES_MAX) -> str:
-        """Return the end of what it printed."""
+    def output(self, bytes_max: int = OUTPUT_BYTES_MAX) -> str:
+        """Return the end of its output."""
         return self._log.read_bytes()[-bytes_max:].decode(errors="replace").strip()
 
     def wait_until(self, is_ready: Callable[[], bool], *, poll_s: float = 0.02) -> None:
@@ -83,15 +96,14 @@ class Child:
         end_s = time.monotonic() + START_S_MAX
         while not is_ready():
             if not self.running:
-                raise Broken(f"{self.name} ended while starting: {self.said()}")
+                raise Broken(f"{self.name} ended while starting: {self.output()}")
             if time.monotonic() > end_s:
-                raise Broken(f"{self.name} is not ready after {START_S_MAX:g} s: {self.said()}")
+                raise Broken(f"{self.name} is not ready after {START_S_MAX:g} s: {self.output()}")
             time.sleep(poll_s)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to end and wait; kill it after STOP_S_MAX. Return its exit code."""
-        if self.running:
-            self._process.send_signal(number)
+        self._process.send_signal(number)  # nothing, if it has ended
         try:
             return self._process.wait(STOP_S_MAX)
         except subprocess.TimeoutExpired:
@@ -99,46 +111,42 @@ class Child:
             return self._process.wait()
 
     def cpu_s(self) -> float:
-        """Return the CPU seconds of its own process so far."""
-        return cpu_s(self.pid)
+        """Return the CPU seconds of its own process so far. Raises Broken if it has ended."""
+        return cpu_clock_s(self.pid)
 
     def rss_mib(self) -> float:
         """Return the memory of its own process now."""
-        return _status_kib(self.pid, "VmRSS") / 1024
+        return rss_mib(self.pid)
 
     def rss_peak_mib(self) -> float:
         """Return the most memory that its own process has had."""
-        return _status_kib(self.pid, "VmHWM") / 1024
+        return rss_mib(self.pid, "VmHWM")
 
 
-def _end_with_parent() -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-
-    def ask() -> None:
-        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-    return ask
-
-
-def cpu_s(pid: int, *, with_ended: bool = False) -> float:
-    """Return the CPU seconds of one process; 0 if it is gone.
-
-    `with_ended` adds those of its children that have ended, but not of those that are there.
-    """
+@contextmanager
+def serving(child: Child, is_ready: Callable[[], bool], *, poll_s: float = 0.02) -> Iterator[Child]:
+    """Give a program once it is ready; stop it afterwards."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11 : 15 if with_ended else 13])) / _TICKS_PER_S
+        child.wait_until(is_ready, poll_s=poll_s)
+        yield child
+    finally:
+        child.stop()
+
+
+@contextmanager
+def own_server(folder: Path, module: str, *words: str) -> Iterator[tuple[Child, int]]:
+    """Run `python -m benchmarks.MODULE PORT WORDS..`; give it and its port once it listens."""
+    port = free_port()
+    command = [sys.executable, "-m", f"benchmarks.{module}", str(port), *words]
+    with serving(Child(module, command, folder), partial(accepts, port)) as child:
+        yield child, port
 
 
 def cpu_clock_s(pid: int) -> float:
     """Return the CPU seconds of one process, to the microsecond: /proc counts in ticks of 10 ms.
 
     It is the kernel's CPU clock of the process (POSIX, clock_getcpuclockid): user and system, all
-    threads, those that have ended too; no children. Raises Broken if the process is gone.
+    threads, also ended ones; no children. Raises Broken if the process has ended.
     """
     clock = ctypes.c_int()
     if ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)) != 0:
@@ -147,7 +155,7 @@ def cpu_clock_s(pid: int) -> float:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return all processes below one, as far as they are there now."""
+    """Return all processes below one that exist now."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -157,42 +165,81 @@ def descendants(pid: int) -> list[int]:
 
 
 def cpu_below_s(pid: int) -> float:
-    """Return the CPU seconds of all processes below one, of their ended children too."""
-    return sum(cpu_s(each, with_ended=True) for each in descendants(pid))
+    """Return the CPU seconds of all processes below one, and of their children that have ended."""
+    ticks = 0
+    for each in descendants(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / _TICKS_PER_S
 
 
-def _status_kib(pid: int, name: str) -> int:
+@contextmanager
+def sampled(read: Callable[[], float]) -> Iterator[list[Sample]]:
+    """Give a list that grows by SAMPLES_PER_S samples a second until the end; at least one."""
+    samples: list[Sample] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while True:
+            value = read()
+            samples.append(Sample(time.monotonic(), value))
+            if over.wait(1 / SAMPLES_PER_S):
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+
+
+def rss_mib(pid: int, name: str = "VmRSS") -> float:
+    """Return the memory of one process. Raises Broken if the process has ended."""
     found = re.search(rf"{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     if found is None:
         raise Broken(f"process {pid} has ended")
-    return int(found[1])
+    return int(found[1]) / 1024
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody uses at the moment."""
+    """Return a port of the loopback that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def accepts(port: int) -> bool:
-    """Whether somebody listens on a port of the loopback."""
+def answers(url: str, text: str = "") -> bool:
+    """Whether a server answers with a 2xx that contains `text`."""
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
+        return text in fetch(url)
     except OSError:
         return False
-    return True
+
+
+def accepts(port: int) -> bool:
+    """Whether a program listens on a port of the loopback."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def fetch(url: str, body: bytes | None = None) -> str:
+    """Return the answer to a GET, or to a POST of `body`. Raises OSError."""
+    with urllib.request.urlopen(url, body, timeout=60) as answer:
+        return str(answer.read().decode())
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
     """Give a folder on a disk (in /tmp an fsync may cost nothing), removed afterwards.
 
-    TMPDIR, where it is set, says where. Others may pass: the embedded server has its own user.
+    It is below TMPDIR, if that is set. Other users may pass it: the embedded server has its own
+    user.
     """
-    parent = os.environ.get("TMPDIR")
-    if parent is None and ON_DISK.is_dir():
-        parent = str(ON_DISK)
+    parent = os.environ.get("TMPDIR") or (ON_DISK if ON_DISK.is_dir() else None)
     folder = Path(tempfile.mkdtemp(prefix="ingest-bench-", dir=parent))
     folder.chmod(0o755)
     try:
@@ -207,19 +254,19 @@ def raise_open_files_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def children_cpu_s() -> float:
+def _children_cpu_s() -> float:
     """Return the CPU seconds of all children that have ended and were waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def run_driver(command: Sequence[str | Path], seconds: float) -> tuple[str, float]:
-    """Run a load driver, which takes `seconds`; return what it printed and its CPU seconds.
+    """Run a load driver, which takes `seconds`; return its output and its CPU seconds.
 
-    Raises Broken if it fails, or takes DRIVER_S_MAX longer. Nothing else of ours may end meanwhile:
-    its CPU would count too.
+    Raises Broken if it fails, or takes DRIVER_S_MAX longer. No other child may end meanwhile: its
+    CPU would count too.
     """
-    before_s = children_cpu_s()
+    before_s = _children_cpu_s()
     words = [str(each) for each in command]
     try:
         done = subprocess.run(
@@ -233,6 +280,6 @@ def run_driver(command: Sequence[str | Path], seconds: float) -> tuple[str, floa
     except subprocess.TimeoutExpired as error:
         raise Broken(f"{shlex.join(words)} did not end in time") from error
     if done.returncode != 0:
-        said = (done.stdout + done.stderr)[-SAID_BYTES_MAX:].strip()
-        raise Broken(f"{words[0]} ended with code {done.returncode}: {said}")
-    return done.stdout, children_cpu_s() - before_s
+        output = (done.stdout + done.stderr)[-OUTPUT_BYTES_MAX:].strip()
+        raise Broken(f"{words[0]} ended with code {done.returncode}: {output}")
+    return done.stdout, _children_cpu_s() - before_s

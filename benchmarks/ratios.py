@@ -6,7 +6,7 @@ ratios, gives intervals and words.
 **The interval.** The n ratios are sorted: x(1) <= .. <= x(n). Each of them lies below the true
 median with probability 1/2, so the number of those below it follows the binomial distribution
 Bin(n, 1/2). The interval from x(r) to x(n+1-r) misses the median only if fewer than r ratios lie on
-one side of it. So it holds the median with probability
+one side of it. So it contains the median with probability
 
     1 - 2 * P(Bin(n, 1/2) <= r - 1)
 
@@ -20,9 +20,9 @@ W. J. Conover, Practical Nonparametric Statistics, section 3.2.
 latency: the interval contains 1.0, or lies on the better side.
 
 **Pairs are added**, from 12 up to 40, while the interval of CPU is too wide, and also while a
-figure looks slower: an interval of 90 % is wrong once in ten times, and here are many of them. The
-last word has whatever the pairs until then say. So the rule leans towards "not slower" for a
-commit at the border, and not for one that is clearly slower (a test draws both).
+figure looks slower: an interval of 90 % is wrong once in ten times, and here are many of them. All
+pairs until then decide. So the rule leans towards "not slower" for a commit at the border, but not
+for one that is clearly slower (a test draws both).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 CONFIDENCE = 0.90
@@ -61,14 +62,11 @@ def rank(pairs: int) -> int:
 
     Raises ValueError if there are too few.
     """
-    if pairs < PAIRS_FOR_INTERVAL:
+    outside = accumulate(math.comb(pairs, below) * 2.0 ** (1 - pairs) for below in range(pairs))
+    found = sum(each <= 1 - CONFIDENCE for each in outside)
+    if not found:
         raise ValueError(f"{pairs} pairs give no interval of 90 %")
-    found, outside = 0, 0.0
-    while True:
-        outside += 2 * math.comb(pairs, found) / 2**pairs
-        if outside > 1 - CONFIDENCE:
-            return found
-        found += 1
+    return found
 
 
 def interval_of(ratios: Sequence[float]) -> Interval:
@@ -78,20 +76,15 @@ def interval_of(ratios: Sequence[float]) -> Interval:
     return Interval(ordered[at], statistics.median(ordered), ordered[-1 - at])
 
 
-def cpu_holds(found: Interval) -> bool:
-    """Whether the CPU a reading is not slower. A wide interval must reach down to 1.0."""
-    return found.high <= CPU_HIGH_MAX if found.width < CPU_WIDTH_MAX else found.low <= 1.0
-
-
 def holds(name: str, found: Interval) -> bool:
-    """Whether one figure is not slower."""
-    if name == CPU:
-        return cpu_holds(found)
+    """Whether one figure is not slower. A wide interval of CPU must reach down to 1.0."""
+    if name == CPU and found.width < CPU_WIDTH_MAX:
+        return found.high <= CPU_HIGH_MAX
     return found.high >= 1.0 if MORE_IS_BETTER[name] else found.low <= 1.0
 
 
 def slower(ratios: Ratios) -> list[str]:
-    """Return the names of the figures that are slower by what is known."""
+    """Return the names of the figures that are slower by these ratios."""
     return [name for name, each in ratios.items() if not holds(name, interval_of(each))]
 
 
@@ -108,7 +101,7 @@ def enough(ratios: Ratios) -> bool:
     return pairs >= PAIRS_MAX or not (is_wide(ratios) or slower(ratios))
 
 
-def told(ratios: Ratios) -> str:
+def summary(ratios: Ratios) -> str:
     """Return the verdict and all figures on one line."""
     found = {name: interval_of(each) for name, each in ratios.items()}
     bad = slower(ratios)

@@ -1,6 +1,6 @@
-"""The figures that README.md shows, taken from results.ndjson: nobody copies them by hand.
+"""The figures in README.md, taken from results.ndjson: nobody copies them by hand.
 
-Pure: takes figures, gives Markdown. They stand between `<!-- measured: sizing -->` and `<!-- end
+Pure: takes figures, gives Markdown. They are between `<!-- measured: sizing -->` and `<!-- end
 measured -->`; `python -m benchmarks.results` and every recorded run write them again, and a test
 compares. A figure that was not measured is left out with its row.
 """
@@ -8,12 +8,11 @@ compares. A figure that was not measured is left out with its row.
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.cases import ALL, CASES, Case
-from benchmarks.charts import shown
+from benchmarks.cases import ALL, CASES
 from benchmarks.contenders import Figures
+from benchmarks.document import cell, median_shown, table
 from benchmarks.record import Line
 from benchmarks.wrk import CONNECTIONS
 
@@ -29,6 +28,10 @@ COLUMNS = (
     "CPU of PostgreSQL, µs per reading",
     "peak memory, MiB",
 )
+UNKNOWN = {
+    "processor": "unknown processor",
+    **dict.fromkeys(("cores", "memory", "system", "python"), "?"),
+}
 _REGION = re.compile(r"(<!-- measured: sizing -->\n).*?(<!-- end measured -->)", re.DOTALL)
 
 
@@ -38,12 +41,16 @@ def refreshed(text: str, newest: Mapping[str, Line]) -> str:
 
 
 def sizing(newest: Mapping[str, Line]) -> str:
-    """Return the table of peaks, what else was measured, and the conditions of both."""
-    lines = _lines(newest)
-    parts = [_machine(lines), *filter(None, (_peaks(newest, posts) for posts in POSTS))]
+    """Return the table of peaks, other figures, and the conditions of both."""
+    lines = {newest[case.name].at: newest[case.name] for case in CASES if case.name in newest}
+    parts = [
+        _machine(list(lines.values())),
+        *filter(None, (_peaks(newest, posts) for posts in POSTS)),
+    ]
     if others := list(_others(newest)):
         parts.append("\n".join(others) + "\n")
-    if not any("durable" in ALL[name].title for line in lines for name in line.runs if name in ALL):
+    measured = {name for line in lines.values() for name in line.runs} & ALL.keys()
+    if not any("durable" in ALL[name].title for name in measured):
         parts.append(
             "`ack=durable`, the default, is not among the recorded figures yet: what is called\n"
             "`buffered` here ran with `--buffer memory`.\n"
@@ -51,29 +58,17 @@ def sizing(newest: Mapping[str, Line]) -> str:
     return "\n".join(parts)
 
 
-def _lines(newest: Mapping[str, Line]) -> list[Line]:
-    """Return the lines that are shown, each once, in the order of the cases."""
-    found: list[Line] = []
-    for case in CASES:
-        if case.name in newest and newest[case.name] not in found:
-            found.append(newest[case.name])
-    return found
-
-
 def _machine(lines: Sequence[Line]) -> str:
     """Say on what, when and how it was measured; each machine, if there were several."""
-    said = []
-    for line in lines:
-        of = line.environment
-        words = f"{of.get('processor', 'unknown processor')}, {of.get('cores', '?')} cores"
-        words += (
-            f", {of.get('memory', '?')}, {of.get('system', '?')}, Python {of.get('python', '?')}"
+    machines = dict.fromkeys(
+        "{processor}, {cores} cores, {memory}, {system}, Python {python}".format_map(
+            {**UNKNOWN, **line.environment}
         )
-        if words not in said:
-            said.append(words)
+        for line in lines
+    )
     days = sorted({line.at[:10] for line in lines})
     return (
-        f"Measured on {'; '.join(said)}\n"
+        f"Measured on {'; '.join(machines)}\n"
         f"({' and '.join(days)}). Driver, service and PostgreSQL share that machine. Figures are\n"
         f"medians of several runs. At the peak, {CONNECTIONS} connections post as fast as they\n"
         "get answers. With `ack=committed` each connection waits for the commit of its batch, so\n"
@@ -82,56 +77,37 @@ def _machine(lines: Sequence[Line]) -> str:
     )
 
 
-def _median(runs: Sequence[Figures], figure: str) -> str:
-    values = [each[figure] for each in runs if figure in each]
-    return shown(statistics.median(values)) if values else ""
-
-
 def _peaks(newest: Mapping[str, Line], posts: str) -> str:
-    """Return the table of one kind of posts: ours first, then what it was compared with.
+    """Return the table of one kind of posts: the service first, then the other contenders.
 
     All of it was measured in one run, since figures of two runs have no ratio: the run that shows
     most of it in RESULTS.md, and of those the last one.
     """
-    by_run: dict[str, list[Case]] = {}
+    by_run: dict[str, dict[str, Sequence[Figures]]] = {}
     for case in CASES:
         if case.name in newest and case.name.startswith(posts) and case.chart:
-            by_run.setdefault(newest[case.name].at, []).append(case)
-    tables = [_measured(newest, by_run[at], posts) for at in sorted(by_run, reverse=True)]
-    measured = max(tables, key=len, default={})
+            line = newest[case.name]
+            for name in case.contenders:
+                # A bare handler and a bare COPY are floors: no reader has to choose them.
+                is_shown = ALL[name].title.startswith(OURS) or case.name != posts
+                if line.runs.get(name) and is_shown:
+                    by_run.setdefault(line.at, {}).setdefault(name, line.runs[name])
+    measured = max((by_run[at] for at in sorted(by_run, reverse=True)), key=len, default={})
     if not measured:
         return ""
-    rows = [f"| {POSTS[posts]}, at the peak | " + " | ".join(COLUMNS) + " |"]
-    rows.append("| --- |" + " ---: |" * len(COLUMNS))
-    for name in sorted(measured, key=lambda each: _place(ALL[each].title)):
-        rows.append(f"| {_way(ALL[name].title)} | " + " | ".join(_cells(measured[name])) + " |")
-    return "\n".join(rows) + "\n"
-
-
-def _measured(
-    newest: Mapping[str, Line], cases: Sequence[Case], posts: str
-) -> dict[str, Sequence[Figures]]:
-    measured: dict[str, Sequence[Figures]] = {}
-    for case in cases:
-        for name in case.contenders:
-            runs = newest[case.name].runs.get(name)
-            # A bare handler and a bare COPY are floors for us, no choice of a reader.
-            if runs and (ALL[name].title.startswith(OURS) or case.name != posts):
-                measured.setdefault(name, runs)
-    return measured
-
-
-def _place(title: str) -> int:
-    return 0 if title == DEFAULT else 1 if title.startswith(OURS) else 2
+    head = (f"{POSTS[posts]}, at the peak", *COLUMNS)
+    rows = [(ALL[name].title, _cells(runs)) for name, runs in measured.items()]
+    rows.sort(key=lambda row: (row[0] != DEFAULT, not row[0].startswith(OURS)))
+    return "\n".join(table(head, ((_way(title), *cells) for title, cells in rows))) + "\n"
 
 
 def _cells(runs: Sequence[Figures]) -> list[str]:
     """Write one row; the CPU of a reading is that of a second over the readings of a second."""
-    cells = [_median(runs, each) for each in ("rows_per_s", "p50_ms", "p99_ms")]
+    cells = [cell(runs, each) for each in ("rows_per_s", "p50_ms", "p99_ms")]
     for cores in ("server_cores", "postgres_cores"):
         costs = [each[cores] / each["rows_per_s"] * 1e6 for each in runs if cores in each]
-        cells.append(shown(statistics.median(costs)) if costs else "")
-    return [*cells, _median(runs, "rss_peak_mib")]
+        cells.append(median_shown(costs))
+    return [*cells, cell(runs, "rss_peak_mib")]
 
 
 def _way(title: str) -> str:
@@ -140,7 +116,7 @@ def _way(title: str) -> str:
 
 
 def _others(newest: Mapping[str, Line]) -> Iterator[str]:
-    """Yield what else is asked before one buys a machine: how late, how much memory, how soon."""
+    """Yield the other figures that a buyer of a machine needs: latency, memory, start."""
     stories = (
         (
             "half_peak",
@@ -168,4 +144,4 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
         runs = newest[name].runs.get(name) if name in newest else None
         wanted = re.findall(r"{(\w+)}", text)
         if runs and all(each in runs[0] for each in wanted):
-            yield text.format_map({each: _median(runs, each) for each in wanted})
+            yield text.format_map({each: cell(runs, each) for each in wanted})

@@ -1,4 +1,4 @@
-"""The runs on record: results.ndjson, one line a run. Does not: print them, or judge them."""
+"""The recorded runs: results.ndjson, one line a run. Does not: print them, or judge them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LINES = "results.ndjson"
 class Line(NamedTuple):
     """One run of the benchmark, as it is written to results.ndjson.
 
-    `runs` holds the figures of each run by contender, `left_out` why a contender has none or too
-    few, `parts` the medians of pytest-benchmark in seconds by test.
+    `runs` has the figures of each run by contender, `left_out` the reason why a contender has none
+    or too few, `parts` the medians of pytest-benchmark in seconds by test.
     """
 
     at: str

@@ -1,8 +1,8 @@
-"""Keeps what was measured: one line a run in results.ndjson, and RESULTS.md made from it.
+"""The record: one line a run in results.ndjson, and RESULTS.md made from it.
 
-RESULTS.md shows each case as the newest line has it that measured it. What stands between the
-markers `by hand` and `end` is the author's and stays. `python -m benchmarks.results` only writes
-RESULTS.md, its charts and the figures of the README beside its folder again.
+RESULTS.md shows each case from the newest line that measured it. The text between the markers `by
+hand` and `end` is the author's and stays. `python -m benchmarks.results` only writes RESULTS.md,
+its charts and the figures of README.md again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import re
 import textwrap
 from pathlib import Path
-from typing import Any
 
 from benchmarks import document, readme_numbers
 from benchmarks.cases import ALL, CASES, Case, Runs, judge
@@ -33,19 +32,8 @@ def record(line: Line, folder: Path) -> None:
     write(folder)
 
 
-def read_parts(path: Path) -> dict[str, float]:
-    """Return the medians, in seconds by test, of a file of pytest-benchmark."""
-    found: list[dict[str, Any]] = json.loads(path.read_text())["benchmarks"]
-    return {
-        f"{each['fullname'].partition('::')[0].rpartition('/')[2]}::{each['name']}": float(
-            each["stats"]["median"]
-        )
-        for each in found
-    }
-
-
 def write(folder: Path) -> None:
-    """Write RESULTS.md and its charts from results.ndjson, keeping what was written by hand."""
+    """Write RESULTS.md and its charts from results.ndjson, and keep the text by hand."""
     lines = read(folder)
     path = folder / DOCUMENT
     old = path.read_text() if path.exists() else ""
@@ -65,13 +53,10 @@ def write(folder: Path) -> None:
 
 def chart(case: Case, runs: Runs) -> str:
     """Return the picture of a case as SVG; empty if it has none, or nothing was measured."""
-    if case.chart:
-        wanted = [(ALL[name].title, name, case.chart) for name in case.contenders]
-    else:
-        wanted = list(case.bars)
+    charted = [(ALL[name].title, name, case.chart) for name in case.contenders]
     drawn = [
         Bar(label, values, ours=label.startswith("iot-ingest") or not case.chart)
-        for label, name, figure in wanted
+        for label, name, figure in (charted if case.chart else case.bars)
         if (values := [each[figure] for each in runs.get(name, []) if figure in each])
     ]
     return bars(case.title, case.unit or document.title_of(case.chart), drawn) if drawn else ""
@@ -83,22 +68,19 @@ def brief(figures: Figures) -> str:
 
 
 def plain(case: Case, runs: Runs) -> str:
-    """Return a case for a terminal: medians, spreads of what counts, and what is wanted."""
+    """Return a case for a terminal: medians, spreads of the main figures, and the bounds."""
     lines = [case.title]
     for name in case.contenders:
         measured = runs.get(name, [])
-        if not measured:
-            lines.append(f"  {ALL[name].title}: left out")
-            continue
-        told = {
+        texts = {
             figure: f"{document.title_of(figure)} {document.cell(measured, figure, spread=main)}"
-            for figure in measured[0]
-            for main in [figure == case.chart or not case.chart]
+            for figure in (measured[0] if measured else ())
+            for main in [case.chart in ("", figure)]
         }
-        first = told.pop(case.chart, "")
-        lines.append(f"  {ALL[name].title}: {first}" if first else f"  {ALL[name].title}")
+        first = texts.pop(case.chart, "" if measured else "left out")
+        lines.append(f"  {ALL[name].title}" + (f": {first}" if first else ""))
         lines += textwrap.wrap(
-            ", ".join(told.values()), 96, initial_indent="    ", subsequent_indent="    "
+            ", ".join(texts.values()), 96, initial_indent="    ", subsequent_indent="    "
         )
     lines += [f"  => {document.verdict_line(each)}" for each in judge(case, runs)]
     return "\n".join(lines)

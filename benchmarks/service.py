@@ -1,8 +1,8 @@
 """The real service for a benchmark: its own command line, its own embedded PostgreSQL.
 
-Promises: free ports, a state folder of its own, durable defaults of the database. `stop` fails
-loudly if the service lost something, or its ledger does not add up. Its buffer is memory and its
-202 is `buffered`, unless flags or a target say otherwise: so were all figures on record measured.
+Promises: free ports, a state folder of its own, durable defaults of the database. The end raises
+Broken if the service lost a reading, or if its balance is not 0. Its buffer is memory and its 202
+is `buffered`, unless flags or a target name others: all recorded figures were measured so.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from benchmarks.processes import REPOSITORY, Broken, Child, cpu_below_s
+from benchmarks.processes import REPOSITORY, Broken, Child, answers, cpu_below_s, fetch
 
 QUIET_S_MAX = 60.0
 BUFFERED = ("--buffer", "memory", "--ack-default", "buffered")
@@ -33,8 +31,8 @@ class Cpu(NamedTuple):
 class Service:
     """`ingest serve` on free ports: `with Service(folder, "--writers", "1") as service:`.
 
-    `folder` is the state folder; what is in it from an earlier start is used again. `flags` come
-    after BUFFERED, so they win. `tree` is the checkout whose code runs, by its `python -m ingest`.
+    `folder` is the state folder; the service uses again what an earlier start left there. `flags`
+    come after BUFFERED, so they win. `tree` is the checkout whose code runs (`python -m ingest`).
     """
 
     def __init__(
@@ -48,7 +46,7 @@ class Service:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
-        self._info: dict[str, Any] | None = None
+        self.info: dict[str, Any] = {}  # of its service.json, once entered
         self.child = Child(
             "service",
             [
@@ -75,23 +73,20 @@ class Service:
         traceback: TracebackType | None,
     ) -> None:
         code = self.child.stop()
-        said = self.child.said()
-        if error is None and (code != 0 or "lost=0" not in said):
-            raise Broken(f"the service ended with code {code}: {said}")
+        output = self.child.output()
+        if error is None and (code != 0 or "lost=0" not in output):
+            raise Broken(f"the service ended with code {code}: {output}")
 
     def _is_ready(self) -> bool:
-        info = self.folder / "service.json"
-        if self._info is None and info.exists():
-            found: dict[str, Any] = json.loads(info.read_text())
-            if found["pid"] == self.child.pid:  # else of a start before
-                self._info = found
-        return self._info is not None and self.state() == "accepting"
+        path = self.folder / "service.json"
+        if not self.info and path.exists():
+            found = json.loads(path.read_text())
+            if found["pid"] == self.child.pid:  # else it is of an earlier start
+                self.info = found
+        return bool(self.info) and answers(self._admin_url("readyz"), '"accepting"')
 
-    @property
-    def info(self) -> dict[str, Any]:
-        """What it has published about itself."""
-        assert self._info is not None, "enter it first"
-        return self._info
+    def _admin_url(self, path: str) -> str:
+        return f"http://{self.info['admin_listen']}/{path}"
 
     @property
     def port(self) -> int:
@@ -103,47 +98,29 @@ class Service:
         """Its embedded database, through a unix socket."""
         return str(self.info["database_url"])
 
-    def _get(self, path: str) -> str:
-        url = f"http://{self.info['admin_listen']}{path}"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return str(answer.read().decode())
-
-    def state(self) -> str:
-        """Return the state that /readyz tells."""
-        try:
-            return str(json.loads(self._get("/readyz"))["state"])
-        except urllib.error.HTTPError as error:
-            return str(json.loads(error.read())["state"])
-        except OSError:
-            return "starting"
-
     def samples(self) -> dict[str, float]:
         """Return all samples of /metrics by their text."""
-        lines = (line for line in self._get("/metrics").splitlines() if line[:1] != "#")
+        lines = (line for line in fetch(self._admin_url("metrics")).splitlines() if line[:1] != "#")
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     def committed(self) -> float:
         """Return how many readings are in the table by now."""
         return self.samples()["ingest_readings_committed_total"]
 
-    def quiet(self, *, poll_s: float = 0.01) -> dict[str, float]:
-        """Wait until nothing is held; return the samples. Raises Broken if the law is broken."""
-        end_s = time.monotonic() + QUIET_S_MAX
-        while True:
-            samples = self.samples()
-            if samples["ingest_readings_held"] == 0:
-                break
+    def quiet(self, *, poll_s: float = 0.01, within_s: float = QUIET_S_MAX) -> dict[str, float]:
+        """Wait until the service has written all readings; return the samples.
+
+        Raises Broken if that takes longer than `within_s`, or if the balance is not 0.
+        """
+        end_s = time.monotonic() + within_s
+        while (samples := self.samples())["ingest_readings_held"]:
             if time.monotonic() > end_s:
-                raise Broken(f"the service still holds readings after {QUIET_S_MAX:g} s")
+                raise Broken(f"the service still has readings after {within_s:g} s")
             time.sleep(poll_s)
         if samples["ingest_ledger_imbalance_rows"] or samples["ingest_readings_dropped_total"]:
-            raise Broken("the service's ledger does not add up")
+            raise Broken("the service's balance is not 0, or it dropped readings")
         return samples
 
     def cpu(self) -> Cpu:
         """Return the CPU seconds so far."""
         return Cpu(self.child.cpu_s(), cpu_below_s(self.child.pid))
-
-    def rss_mib(self) -> float:
-        """Return the memory of the service's own process now."""
-        return self.child.rss_mib()

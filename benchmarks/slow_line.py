@@ -1,8 +1,8 @@
-"""A slow line to a database: `python -m benchmarks.slow_line PORT SOCKET BYTES_PER_S`.
+"""A slow connection to a database: `python -m benchmarks.slow_line PORT SOCKET BYTES_PER_S`.
 
-Forwards a port of the loopback to a unix socket; what goes to the server takes its time, as with a
-database that cannot keep up. Paced by the clock, not by pauses: what the line is late because the
-processor was busy it makes up for, so that its rate is the same under load. Serves until killed.
+It forwards a port of the loopback to a unix socket, and limits the bytes a second that go to the
+server, as if the database could not keep up. The clock gives the pace, not pauses: a delay by a
+busy processor is made up for, so that the rate is the same under load. It serves until killed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Sequence
 import uvloop
 
 PIECES_PER_S = 50
-MAKES_UP_S = 0.25  # for no more than so much
+MAKES_UP_S = 0.25  # the longest delay that is made up for
 
 
 async def pump(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bytes_per_s: float
 ) -> None:
-    """Forward one direction until its end, at most so many bytes a second (or infinite)."""
+    """Forward one direction until its end, at most `bytes_per_s`, which may be infinite."""
     piece = 1 << 16 if math.isinf(bytes_per_s) else max(1, int(bytes_per_s / PIECES_PER_S))
     due_s = time.monotonic()
     with contextlib.suppress(OSError):

@@ -1,20 +1,19 @@
 """Measurements that are more than one peak: latency, a big table, idle devices, a start.
 
 Each is a contender as in contenders.py: one function, one run, its figures. They drive with
-loadgen's open loop where a rate must not yield, else with wrk.
+loadgen's open loop where the rate must not depend on the answers, else with wrk.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import http.client
 import json
 import socket
 import statistics
 import time
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
+from itertools import count
 
 import uvloop
 
@@ -30,16 +29,18 @@ from benchmarks.contenders import (
     Figures,
     Plan,
     check_table,
-    count_rows,
     running_service,
     service_peak,
+    warm_up,
 )
-from benchmarks.open_loop import drive_openly
-from benchmarks.processes import Broken, free_port, raise_open_files_limit, scratch
+from benchmarks.database import count_rows, execute, fresh_table
+from benchmarks.open_loop import Load, drive_openly
+from benchmarks.processes import Broken, free_port, raise_open_files_limit, scratch, serving
 from benchmarks.service import Service
+from ingest.sinks.postgres.schema import TABLE
 
 IDLE_CONNECTIONS = 5_000
-# Of a service with these flags: the levels, and the connections of each. As many as at the peak;
+# For a service with these flags: the levels, and the connections of each. As many as at the peak;
 # `committed` waits some 10 ms for its batch, which is 150 posts at half the peak.
 HALF_PEAK: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     ((), {"buffered": 64, "committed": 512}),
@@ -56,143 +57,111 @@ def measure_half_peak(plan: Plan) -> Figures:
     figures: Figures = {}
     for flags, levels in HALF_PEAK:
         with running_service(*flags) as service:
-            wrk.drive("singles", service.port, WARM_S, WARM_US)
-            service.quiet()
+            warm_up(service, "singles")
             target = f"{wrk.READINGS}?ack={next(iter(levels))}"
             half_s = max(1, plan.seconds / 2)
             peak = service_peak(service, "singles", half_s, FIRST_US, target=target)
             for phase, (ack, connections) in enumerate(levels.items(), start=1):
-                figures |= _half_peak(
-                    service,
-                    plan,
-                    ack,
-                    rate=peak["posts_per_s"] / 2,
+                load = Load(
+                    service.port,
+                    peak["posts_per_s"] / 2,
+                    plan.seconds,
+                    FIRST_US + phase * PHASE_US,
+                    target=f"{wrk.READINGS}?ack={ack}",
                     connections=connections,
-                    first_us=FIRST_US + phase * PHASE_US,
+                    warm_s=WARM_S,
                 )
+                figures |= {f"{ack}_{name}": each for name, each in _latency(load).items()}
+                service.quiet()
             check_table(service)
     return figures
 
 
-def _half_peak(
-    service: Service, plan: Plan, ack: str, *, rate: float, connections: int, first_us: int
-) -> Figures:
-    seen = drive_openly(
-        service.port,
-        rate,
-        plan.seconds,
-        first_us,
-        target=f"{wrk.READINGS}?ack={ack}",
-        connections=connections,
-        warm_s=WARM_S,
-    )
-    service.quiet()
-    if seen.refused or seen.lost or seen.skipped:
-        raise Broken(f"at half the peak, ack={ack}: {seen}")
+def _latency(load: Load) -> Figures:
+    found = drive_openly(load)
+    if found.failed:
+        raise Broken(f"at half the peak, {load.target}: {found}")
     return {
-        f"{ack}_offered_posts_per_s": rate,
-        f"{ack}_connections": connections,
-        f"{ack}_p50_ms": seen.p50_ms,
-        f"{ack}_p99_ms": seen.p99_ms,
-        f"{ack}_p999_ms": seen.p999_ms,
-        f"{ack}_max_ms": seen.max_ms,
-        f"{ack}_driver_lag_ms_max": seen.lag_ms_max,
-        f"{ack}_driver_cores": seen.cpu_cores,
+        "offered_posts_per_s": load.rate_per_s or 0.0,
+        "connections": load.connections,
+        "p50_ms": found.p50_ms,
+        "p99_ms": found.p99_ms,
+        "p999_ms": found.p999_ms,
+        "max_ms": found.max_ms,
+        "driver_lag_ms_max": found.lag_ms_max,
+        "driver_cores": found.cpu_cores,
     }
 
 
 # A big table
 
+_phases = count(1)  # of the services of `tables`: every drive comes later than all before
 
-class Filled:
-    """Two services that stay for all runs, one with a big table; started when first asked for."""
 
-    def __init__(self) -> None:
-        self._ending = ExitStack()
-        self._there: dict[str, Service] = {}
-        self._rows = 0
-        self._phase = 0
-        atexit.register(self.close)
-
-    def open(self, rows: int) -> dict[str, Service]:
-        """Return the services by `big` and `small`; fill the big table if there is none yet."""
-        if self._rows != rows:
-            self.close()
-            self._there = {
-                name: self._ending.enter_context(running_service()) for name in ("small", "big")
-            }
-            fill(self._there["big"].database_url, rows)
-            self._rows = rows
-        return self._there
-
-    def next_us(self) -> int:
-        """Return the first timestamp of the next drive: later than all before."""
-        self._phase += 1
-        return FIRST_US + self._phase * PHASE_US
-
-    def close(self) -> None:
-        """Stop the services. Repeatable."""
-        self._rows = 0
-        self._there = {}
-        self._ending.close()
+@cache
+def tables(rows: int) -> dict[str, Service]:
+    """Start two services that stay for all runs: `small`, and `big` with so many rows."""
+    with ExitStack() as ending:
+        there = {name: ending.enter_context(running_service()) for name in ("small", "big")}
+        fill(there["big"].database_url, rows)
+        atexit.register(ending.pop_all().close)
+    return there
 
 
 def fill(url: str, rows: int) -> None:
     """Make a fresh table with so many readings from before the benchmark's."""
-    uvloop.run(floors.fresh_table(url))
+    fresh_table(url)
     at_once = min(rows, 1_000_000)
     for first in range(0, rows, at_once):
         streams = floors.ready_batches(min(at_once, rows - first), 5_000, WARM_US - rows + first)
         uvloop.run(floors.copy(url, streams))
-    uvloop.run(floors.settle(url))
-
-
-filled = Filled()
+    # The server would do this by itself some time after a large load.
+    execute(url, f"vacuum (freeze, analyze) {TABLE}", "checkpoint")
 
 
 def measure_table(plan: Plan, name: str) -> Figures:
     """Measure posts of 100 into a table with many rows, or one with SMALL_ROWS."""
-    service = filled.open(QUICK_ROWS if plan.quick else BIG_ROWS)[name]
+    service = tables(QUICK_ROWS if plan.quick else BIG_ROWS)[name]
     if name == "small":
         fill(service.database_url, SMALL_ROWS)
     rows_before = count_rows(service.database_url)
-    wrk.drive("hundreds", service.port, WARM_S, filled.next_us())
+    warm_us, first_us = (FIRST_US + next(_phases) * PHASE_US for _ in range(2))
+    wrk.drive("hundreds", service.port, WARM_S, warm_us)
     service.quiet()
-    figures = service_peak(service, "hundreds", plan.seconds, filled.next_us())
+    figures = service_peak(service, "hundreds", plan.seconds, first_us)
     return {"table_rows_before": float(rows_before), **figures}
 
 
-# Devices that say nothing
+# Devices that send nothing
 
 
 def measure_idle(plan: Plan) -> Figures:
-    """Measure the peak of single readings without and with many idle connections beside.
+    """Measure the peak of single readings, without idle connections and with many.
 
-    Memory counts from a service that has not had a post. The two peaks take turns, beside, alone,
+    Memory counts from a service that has not had a post. The two peaks alternate, beside, alone,
     alone, beside, each into a fresh table.
     """
     raise_open_files_limit()
     seconds = max(1.0, plan.seconds / 2)
     peaks: dict[str, list[float]] = {"beside": [], "alone": []}
-    with running_service() as service, contextlib.ExitStack() as ending:
-        fresh_mib = service.rss_mib()
+    with running_service() as service, ExitStack() as ending:
+        fresh_mib = service.child.rss_mib()
         devices = idle_devices(service.port, WARM_US - 2 * IDLE_CONNECTIONS)
         ending.callback(lambda: close_all(devices))
-        held_mib = service.rss_mib() - fresh_mib
-        wrk.drive("singles", service.port, WARM_S, WARM_US)
-        service.quiet()
-        for turn, kind in enumerate(("beside", "alone", "alone", "beside")):
+        held_mib = service.child.rss_mib() - fresh_mib
+        warm_up(service, "singles")
+        for phase, kind in enumerate(("beside", "alone", "alone", "beside")):
             if kind == "beside" and not devices:
                 devices += idle_devices(service.port, WARM_US - IDLE_CONNECTIONS)
                 service.quiet()
             elif kind == "alone":
                 close_all(devices)
-            uvloop.run(floors.fresh_table(service.database_url))
+            fresh_table(service.database_url)
             before = service.committed()
-            figures = service_peak(service, "singles", seconds, FIRST_US + turn * PHASE_US)
+            figures = service_peak(service, "singles", seconds, FIRST_US + phase * PHASE_US)
             peaks[kind].append(figures["posts_per_s"])
             if (there := count_rows(service.database_url)) != service.committed() - before:
-                raise Broken(f"the table has {there} readings, the service says otherwise")
+                raise Broken(f"the table has {there} readings, the service committed another count")
             if closed := sum(not is_open(each) for each in devices):
                 raise Broken(f"{closed} of the idle connections were closed meanwhile")
     alone, beside = statistics.mean(peaks["alone"]), statistics.mean(peaks["beside"])
@@ -206,16 +175,18 @@ def measure_idle(plan: Plan) -> Figures:
 
 
 def idle_devices(port: int, first_us: int) -> list[socket.socket]:
-    """Open IDLE_CONNECTIONS connections that have posted one reading each."""
+    """Open IDLE_CONNECTIONS connections; post one reading on each. Raises Broken without a 202."""
     devices = []
     for number in range(IDLE_CONNECTIONS):
         devices.append(socket.create_connection(("127.0.0.1", port), 10))
-        post_one(devices[-1], first_us + number)
+        answer = post_one(devices[-1], first_us + number)
+        if not answer.startswith(b"HTTP/1.1 202"):
+            raise Broken(f"an idle device got {answer[:100]!r}")
     return devices
 
 
 def close_all(devices: list[socket.socket]) -> None:
-    """Close them, and have none."""
+    """Close all connections, and empty the list."""
     while devices:
         devices.pop().close()
 
@@ -231,20 +202,14 @@ def is_open(device: socket.socket) -> bool:
         return False
 
 
-def post_one(device: socket.socket, ts_us: int) -> bytes:
-    """Post one reading as a device that will be back; return the answer.
-
-    Raises Broken unless it is a 202.
-    """
+def post_one(device: socket.socket, ts_us: int, target: str = wrk.READINGS) -> bytes:
+    """Post one reading on a connection that stays open; return the answer."""
     body = json.dumps({"device_id": "idle", "metric": "m", "ts": ts_us, "value": 1.5})
     device.sendall(
-        b"POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%b" % (len(body), body.encode())
+        b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (target.encode(), len(body), body.encode())
     )
-    answer = device.recv(4_096)
-    if not answer.startswith(b"HTTP/1.1 202"):
-        raise Broken(f"an idle device got {answer[:100]!r}")
-    return answer
+    return device.recv(4_096)
 
 
 # A start
@@ -258,32 +223,17 @@ def measure_start(_plan: Plan) -> Figures:
         port = free_port()
         began_s = time.monotonic()
         service = Service(folder / "state", port=port)
-        try:
-            first_s = first_committed_s(service, port, began_s)
-        finally:
-            service.child.stop()
-    return {"start_to_committed_s": first_s}
+        with serving(service.child, partial(_commits_one, port), poll_s=0.002):
+            took_s = time.monotonic() - began_s
+    return {"start_to_committed_s": took_s}
 
 
-def first_committed_s(service: Service, port: int, began_s: float) -> float:
-    """Post one reading until it is committed; return when, in seconds since `began_s`."""
-    body = b'{"device_id":"first","metric":"m","ts":1700000000000000,"value":1.5}'
-    status = 0
-
-    def is_committed() -> bool:
-        nonlocal status
-        line = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        try:
-            line.request("POST", COMMITTED, body, {"Content-Type": "application/json"})
-            status = line.getresponse().status
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            line.close()
-        return status == 200
-
-    service.child.wait_until(is_committed, poll_s=0.002)
-    return time.monotonic() - began_s
+def _commits_one(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 10) as device:
+            return post_one(device, FIRST_US, COMMITTED).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
 
 
 STORIES = (

@@ -1,6 +1,6 @@
-"""wrk as the driver of peaks: closed loop, one thread, 64 connections, every timestamp new.
+"""wrk, the driver of peaks: closed loop, one thread, 64 connections, every timestamp new.
 
-The Lua scripts beside this file make the bodies; the same readings as JSON or as line protocol.
+The Lua scripts beside this file make the bodies: the same readings as JSON or as line protocol.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ _MISSING = "wrk is not on PATH: install it (Debian: apt-get install wrk)"
 
 
 class Peak(NamedTuple):
-    """What one run of wrk saw. `refused` counts answers that are not 2xx or 3xx, `broken` errors
-    of connections; latencies are those of a closed loop: not to be compared between servers.
+    """The result of one run of wrk.
+
+    `refused` counts answers that are not 2xx or 3xx, `broken` errors of connections. Latencies are
+    of a closed loop: do not compare them between servers.
     """
 
     posts: int
@@ -58,7 +60,7 @@ def drive(
 
     Timestamps count up from `first_us`, one microsecond a reading. Raises Missing, Broken.
     """
-    said, cpu_s = run_driver(
+    output, cpu_s = run_driver(
         [
             *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"),
             *("--timeout", "30s", "-s", HERE / f"{script}.lua", f"http://127.0.0.1:{port}{target}"),
@@ -66,19 +68,19 @@ def drive(
         ],
         seconds,
     )
-    return understand(said, cpu_s)
+    return understand(output, cpu_s)
 
 
-def understand(said: str, cpu_s: float) -> Peak:
-    """Read what wrk printed. Raises Broken if it is not what wrk 4 prints."""
-    total = re.search(r"(\d+) requests in ([\d.]+)(ms|s|m)", said)
-    p50 = re.search(r"50%\s+([\d.]+)(us|ms|s|m)", said)
-    p99 = re.search(r"99%\s+([\d.]+)(us|ms|s|m)", said)
+def understand(output: str, cpu_s: float) -> Peak:
+    """Read the output of wrk 4. Raises Broken if it is another text."""
+    total = re.search(r"(\d+) requests in ([\d.]+)(ms|s|m)", output)
+    p50 = re.search(r"50%\s+([\d.]+)(us|ms|s|m)", output)
+    p99 = re.search(r"99%\s+([\d.]+)(us|ms|s|m)", output)
     if total is None or p50 is None or p99 is None:
-        raise Broken(f"wrk printed what we do not know: {said}")
-    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+        raise Broken(f"wrk printed what is not known: {output}")
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     errors = re.search(
-        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said
+        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output
     )
     seconds = float(total[2]) * _MS[total[3]] / 1e3
     return Peak(

@@ -1,4 +1,4 @@
-"""`./run bench` as a developer uses it: a measurement, a record, what is missing, Ctrl-C."""
+"""`./run bench` as a developer uses it: a measurement, a record, missing programs, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
 
 
 async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
-    """Both services run and are driven in turn; a line a case, a record, and nothing is left."""
+    """Both services run under loads in turn; one line a case, a record, and no file is left."""
     scratch, record = open_tmp_path / "scratch", open_tmp_path / "record.ndjson"
     scratch.mkdir()
     scratch.chmod(0o755)
@@ -67,7 +67,7 @@ async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
 
 
 def test_service_is_measured_with_the_buffer_that_the_record_names() -> None:
-    """Not with the default, which fsyncs: figures on record would be compared with others."""
+    """The buffer is memory, as for all recorded figures; the default, a journal, is slower."""
     with scratch() as folder, Service(folder) as service:
         with socket.create_connection(("127.0.0.1", service.port), 10) as device:
             assert b'"ack":"buffered"' in post_one(device, 1_700_000_000_000_000)
@@ -77,7 +77,7 @@ def test_service_is_measured_with_the_buffer_that_the_record_names() -> None:
 
 @pytest.mark.parametrize("word", ["--quick", "--no-record"])
 async def test_quick_and_no_record_write_nothing(tmp_path: Path, word: str) -> None:
-    """Figures of a run that only sees whether all works are not kept."""
+    """A run that only shows that everything works records no figures."""
     done = await bench("--only", "singles", word, "--results", tmp_path, path="/nonexistent")
     assert done.code == 0, done.stderr
     assert "left out" in done.stdout
@@ -85,7 +85,7 @@ async def test_quick_and_no_record_write_nothing(tmp_path: Path, word: str) -> N
 
 
 async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> None:
-    """Without wrk there is no peak: the case says so, in RESULTS.md too, and it is no error."""
+    """A case without wrk is left out with the reason, in RESULTS.md too; it is no error."""
     done = await bench("--only", "singles", "--runs", 2, "--results", tmp_path, path="/nonexistent")
     assert done.code == 0, done.stderr
     assert "left out: singles: wrk is not on PATH" in done.stderr
@@ -107,14 +107,14 @@ async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> N
     ],
 )
 async def test_wrong_option_is_named_before_anything_runs(words: tuple[str, ...], why: str) -> None:
-    """The parts take a minute: a misspelt option must not wait for them."""
+    """A misspelt option is an error before the parts run, which takes a minute."""
     done = await bench(*words, within_s=10)
     assert done.code == 2
     assert why in done.stderr
 
 
 async def test_help_names_every_case() -> None:
-    """What `--only` takes can be read."""
+    """All names that `--only` takes are in the help."""
     done = await bench("--help")
     assert done.code == 0
     assert all(case.name in done.stdout for case in CASES)
@@ -126,7 +126,7 @@ async def test_help_names_every_case() -> None:
 async def test_interrupt_shows_what_there_is_and_leaves_nothing(
     open_tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Ctrl-C or a kill ends what was started, prints the runs until then, records no half."""
+    """Ctrl-C or a kill ends all programs, prints the runs until then, and records nothing."""
     results, scratch = open_tmp_path / "results", open_tmp_path / "scratch"
     scratch.mkdir()
     scratch.chmod(0o755)
@@ -160,7 +160,7 @@ async def test_interrupt_shows_what_there_is_and_leaves_nothing(
 
 
 async def test_every_part_runs() -> None:
-    """Once each, unmeasured: a part calls the service's own functions, which may have changed."""
+    """Each part runs once without measurement, with the service's functions as they are now."""
     parts = sorted(REPOSITORY.glob("benchmarks/bench_*.py"))
     options = ("-q", "--benchmark-disable", "-p", "no:cacheprovider")
     done = await run_command("pytest", *options, *parts, within_s=50)
@@ -171,7 +171,7 @@ async def test_every_part_runs() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_quick_run_measures_every_case() -> None:
-    """All contenders really run, all data arrives, and no case is left out where all is there.
+    """All contenders run, all data arrives, and no case is left out if nothing is missing.
 
     Needs wrk, and Debian's packages or the cache that holds them.
     """
@@ -184,7 +184,7 @@ async def test_quick_run_measures_every_case() -> None:
 
 @pytest.mark.slow
 async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
-    """All rows of it are found in the table; whether the bounds are kept is this machine's."""
+    """All rows of it are in the table. Whether the bounds are kept depends on the machine."""
     words = ("--gib", 0.02, "--seconds", 0.5, "--rate", 50, "--json")
     done = await run_command("benchmarks.journal_replay", *words, within_s=60)
     assert done.code in (0, 1), done.stderr
@@ -201,7 +201,7 @@ async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_soak_proves_beside_a_kill_of_the_database(tmp_path: Path) -> None:
-    """A short one: the verdict of verify is its own, the database was killed once and came back."""
+    """A short soak gives the verdict of verify; the database is killed once and comes back."""
     done = await run_command(
         *("benchmarks.soak", "--seconds", 8, "--peak-seconds", 3, "--share", 0.3),
         within_s=150,

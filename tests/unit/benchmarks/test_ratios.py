@@ -22,48 +22,48 @@ from benchmarks.ratios import (
     interval_of,
     rank,
     slower,
-    told,
+    summary,
 )
 
 STEADY = [0.995, 1.005] * 20
 
 
 def ratios(pairs: int = PAIRS_MIN, **other: list[float]) -> dict[str, list[float]]:
-    """Give steady figures around 1.0, but those that are named."""
+    """Give steady figures around 1.0, except for the named ones."""
     return {name: other.get(name, STEADY)[:pairs] for name in MORE_IS_BETTER}
 
 
 def held(pairs: int, r: int) -> Fraction:
-    """Give the probability that x(r) to x(n+1-r) holds the median, counted out."""
+    """Give the probability that x(r) to x(n+1-r) contains the median, by counting."""
     return 1 - Fraction(2 * sum(comb(pairs, below) for below in range(r)), 2**pairs)
 
 
 @pytest.mark.parametrize("pairs", range(5, PAIRS_MAX + 1))
 def test_interval_is_the_narrowest_that_holds_the_median_in_nine_of_ten(pairs: int) -> None:
-    """By the binomial distribution: one rank further inside it would not."""
+    """By the binomial distribution: an interval one rank narrower contains it less often."""
     nine_tenths = Fraction(9, 10)
     assert held(pairs, rank(pairs)) >= nine_tenths > held(pairs, rank(pairs) + 1)
 
 
 def test_ranks_are_those_of_the_tables() -> None:
-    """3 of 12 and 15 of 40, the first and the last that are used."""
+    """The rank is 3 of 12 and 15 of 40: the smallest and the largest number of pairs in use."""
     assert (rank(5), rank(12), rank(40)) == (1, 3, 15)
 
 
 def test_too_few_pairs_have_no_interval() -> None:
-    """The extremes of four hold the median in 0.875 only."""
+    """The extremes of four ratios contain the median with probability 0.875 only."""
     with pytest.raises(ValueError, match="4 pairs give no interval"):
         interval_of([1.0] * 4)
 
 
 def test_interval_takes_the_ranks_from_both_ends() -> None:
-    """Whatever the order of the pairs was; one outlier on each side does not matter."""
+    """The order of the pairs does not matter, nor does one outlier on each side."""
     values = [1.12, 0.2, *(1 + n / 100 for n in range(1, 10)), 9.0]
     assert interval_of(values) == pytest.approx((1.02, 1.055, 1.09))
 
 
 def test_interval_holds_the_true_median_of_skew_ratios() -> None:
-    """Of 2,000 drawn sets, with a distribution far from normal, at least 90 % do."""
+    """At least 90 % of 2,000 drawn sets do, with a distribution far from normal."""
     drawn = random.Random(1)
     kept = 0
     for _ in range(2_000):
@@ -94,7 +94,7 @@ def test_interval_holds_the_true_median_of_skew_ratios() -> None:
 def test_each_bound_can_be_kept_and_missed(
     name: str, found: tuple[float, float, float], kept: bool
 ) -> None:
-    """CPU by its upper end, or by 1.0 if it is wide; the others by 1.0 and the better side."""
+    """CPU is judged by its upper end, or by 1.0 if it is wide; the others by 1.0."""
     assert holds(name, Interval(*found)) is kept
 
 
@@ -114,18 +114,18 @@ def test_each_bound_can_be_kept_and_missed(
 def test_pairs_are_added_while_it_is_wide_or_looks_slower(
     found: dict[str, list[float]], is_enough: bool
 ) -> None:
-    """Never fewer than 12, never more than 40."""
+    """There are never fewer than 12 pairs, and never more than 40."""
     assert enough(found) is is_enough
 
 
 def test_verdict_is_told_on_one_line() -> None:
-    """It names what is slower, and says so if 40 pairs were not enough for the width."""
-    assert told(ratios()).startswith("not slower: CPU 1.000 (0.995 to 1.005), rate 1.000 (")
-    assert told(ratios()).endswith("; 12 pairs")
+    """It names the slower figures, and says if 40 pairs did not make CPU narrow enough."""
+    assert summary(ratios()).startswith("not slower: CPU 1.000 (0.995 to 1.005), rate 1.000 (")
+    assert summary(ratios()).endswith("; 12 pairs")
     both = ratios(CPU=[1.05, 1.06] * 20, p99=[1.2, 1.3] * 20)
     assert slower(both) == [CPU, "p99"]
-    assert told(both).startswith("SLOWER in CPU and p99: CPU 1.055 (1.050 to 1.060)")
-    wide = told(ratios(PAIRS_MAX, CPU=[0.9, 1.1] * 20))
+    assert summary(both).startswith("SLOWER in CPU and p99: CPU 1.055 (1.050 to 1.060)")
+    wide = summary(ratios(PAIRS_MAX, CPU=[0.9, 1.1] * 20))
     assert wide.startswith("not slower: ")
     assert wide.endswith("; 40 pairs, which did not bring CPU below a width of 0.04")
 
@@ -149,7 +149,7 @@ class Drawn(Two):
 
 
 def passes(times: int, **of: float) -> int:
-    """Compare so often; return how often nothing was slower."""
+    """Compare `times` times; return how often nothing was slower."""
     drawn = [measured(Drawn(seed, **of), WAYS[0], quick=False) for seed in range(times)]
     return sum(not slower(Compared(WAYS[0], pairs).ratios) for pairs in drawn)
 
@@ -163,7 +163,7 @@ def test_a_commit_passes_against_itself_and_a_slower_one_does_not() -> None:
 
 
 def test_pairs_end_balanced_and_at_forty() -> None:
-    """A B B A as often as B A A B; what cannot be told apart ends there."""
+    """A B B A runs as often as B A A B; a comparison without a clear result ends at 40 pairs."""
     for seed in range(20):
         assert len(measured(Drawn(seed), WAYS[0], quick=False)) in range(12, 41, 2)
     assert len(measured(Drawn(1, noise=0.3), WAYS[0], quick=False)) == PAIRS_MAX
@@ -176,5 +176,5 @@ def test_pairs_end_balanced_and_at_forty() -> None:
     [(1, 1, True), (0, 1, False), (9, 10, True), (8, 10, False), (2, 3, False), (3, 3, True)],
 )
 def test_nine_of_ten_must_pass(passed: int, times: int, kept: bool) -> None:
-    """One comparison has no second chance."""
+    """A single comparison must pass."""
     assert often_enough(passed, times) is kept

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.journal_replay` writes and judges, without a service."""
+"""`python -m benchmarks.journal_replay`: the journal that it writes, and its bounds; no service."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.journal_replay import BACKLOG_US, ROWS, Found, Phase, told, write_journal
+from benchmarks.journal_replay import BACKLOG_US, ROWS, Found, Phase, summary, write_journal
 from ingest.buffers.journal.reader import SegmentScan, segment_files
 from ingest.model.rows import decode_rows
 from tests.support.journals import on_disk
@@ -17,7 +17,7 @@ FINE = Phase(p50_ms=1, p99_ms=2, max_ms=3, failed=0, left_rows=0)
 def found(
     *, rss: float = 399, beside_ms: float = 5.9, over: int = 1, failed: int = 0, after: Phase = FINE
 ) -> Found:
-    """Give what a run found that kept all bounds, but for what is said."""
+    """Give the result of a run that kept all bounds, except for the named figures."""
     p99s_ms = [beside_ms] * (11 - over) + [99.0] * over
     beside = [FINE._replace(p99_ms=each) for each in p99s_ms]
     beside[0] = beside[0]._replace(failed=failed)
@@ -25,12 +25,12 @@ def found(
 
 
 def test_bounds_that_are_kept_are_no_faults() -> None:
-    """The median phase counts, and how many are bad: one in ten is told, and no fault."""
+    """The median phase counts, and the share of bad ones: one in ten is printed, and no fault."""
     assert found().faults == []
-    assert "p99           2.95 times normal" in told(found())
-    assert "worst phase 99.00" in told(found())
-    assert "over that: 1 of 11 phases" in told(found())
-    assert "NOT KEPT" not in told(found())
+    assert "p99           2.95 times normal" in summary(found())
+    assert "worst phase 99.00" in summary(found())
+    assert "over that: 1 of 11 phases" in summary(found())
+    assert "NOT KEPT" not in summary(found())
 
 
 @pytest.mark.parametrize(
@@ -44,14 +44,14 @@ def test_bounds_that_are_kept_are_no_faults() -> None:
     ],
 )
 def test_every_bound_that_is_not_kept_is_named(wrong: dict[str, float], words: str) -> None:
-    """Each alone, and in what a person reads too."""
+    """Each fault is named alone, and in the printed text too."""
     (fault,) = found(**wrong).faults  # type: ignore[arg-type]
     assert fault.startswith(words)
-    assert f"NOT KEPT: {words}" in told(found(**wrong))  # type: ignore[arg-type]
+    assert f"NOT KEPT: {words}" in summary(found(**wrong))  # type: ignore[arg-type]
 
 
 def test_journal_is_of_the_size_that_was_asked_for_and_every_row_another(tmp_path: Path) -> None:
-    """As the service itself would read it: whole, in several segments, no reading twice."""
+    """The service can read it whole: several segments, and no reading twice."""
     folder = tmp_path / "state" / "journal"
     rows, written = write_journal(folder, size_bytes=3_000_000, segment_bytes=1_500_000)
     files = segment_files(folder)

@@ -1,9 +1,9 @@
-"""What `./run bench` writes: RESULTS.md, its charts and results.ndjson, and what they must say."""
+"""The output of `./run bench`: RESULTS.md, its charts and results.ndjson."""
 
 from __future__ import annotations
 
 import json
-import signal
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
@@ -11,10 +11,12 @@ from xml.etree import ElementTree as xml
 import pytest
 
 from benchmarks import readme_numbers, results, side_by_side
-from benchmarks.cases import ALL, CASES, NAMES, Wanted, chosen_cases, judge
+from benchmarks.cases import ALL, BY_NAME, CASES, Wanted, judge
 from benchmarks.charts import Bar, bars, shown
 from benchmarks.contenders import Contender, Figures, Plan
 from benchmarks.document import anchor, seconds_shown, title_of
+from benchmarks.options import some_of
+from benchmarks.parts import read_parts
 from benchmarks.processes import Broken
 from benchmarks.record import Line, read
 from benchmarks.results import record, write
@@ -42,14 +44,14 @@ def singles(rates: list[tuple[float, float]], **more: Any) -> Line:
 
 
 def row_of(text: str, words: str) -> str:
-    """Give the one line of the table at the top that holds these words."""
+    """Give the one line of the table at the top that has these words."""
     short = text.partition("## Conditions")[0]
     (row,) = (line for line in short.splitlines() if words in line)
     return row
 
 
 def test_medians_of_odd_runs_decide(tmp_path: Path) -> None:
-    """One run that was lucky, or unlucky, changes neither the verdict nor the figure."""
+    """One very fast or very slow run changes neither the verdict nor the figure."""
     record(singles([(100, 90), (100, 10), (100, 95)]), tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| 0.90 | at least 0.85 | met |" in row_of(text, "bare handler's posts/s")
@@ -59,7 +61,7 @@ def test_medians_of_odd_runs_decide(tmp_path: Path) -> None:
 def test_service_that_answers_faster_than_it_commits_is_judged_by_what_it_commits(
     tmp_path: Path,
 ) -> None:
-    """Readings that are only in memory at the end of the drive are not yet stored."""
+    """Readings that are only in memory at the end of the load do not count as stored."""
     line = singles([(100, 95)])
     line.runs["singles"][0]["rows_per_s"] = 80.0
     record(line, tmp_path)
@@ -68,7 +70,7 @@ def test_service_that_answers_faster_than_it_commits_is_judged_by_what_it_commit
 
 
 def test_missed_bound_is_said(tmp_path: Path) -> None:
-    """What is not reached stands there as such."""
+    """A bound that is not kept is marked MISSED."""
     record(singles([(100, 80)]), tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| 0.80 | at least 0.85 | MISSED |" in row_of(text, "bare handler's posts/s")
@@ -78,7 +80,7 @@ def test_missed_bound_is_said(tmp_path: Path) -> None:
 
 
 def test_left_out_contender_is_named_with_its_reason(tmp_path: Path) -> None:
-    """A case that could not be measured is there, and says why."""
+    """A case that could not be measured is in the document, with the reason."""
     line = singles([], runs={}, left_out={"bare": "there is no wrk", "singles": "no wrk here"})
     record(line, tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
@@ -146,13 +148,13 @@ def test_parts_are_read_from_pytest_benchmark(tmp_path: Path) -> None:
         "stats": {"median": 0.00125},
     }
     found.write_text(json.dumps({"benchmarks": [entry]}))
-    record(singles([(100, 90)], parts=results.read_parts(found)), tmp_path)
+    record(singles([(100, 90)], parts=read_parts(found)), tmp_path)
     assert "| `bench_buffer.py::test_post[1]` | 1.25 ms |" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_every_case_can_be_judged_and_drawn() -> None:
     """The names of figures in bounds and pictures are those that the contenders give."""
-    assert set(NAMES) == {case.name for case in CASES}
+    assert list(BY_NAME) == [case.name for case in CASES]
     for case in CASES:
         assert set(case.contenders) <= set(ALL)
         for _, contender, _ in case.bars:
@@ -163,8 +165,8 @@ def test_every_case_can_be_judged_and_drawn() -> None:
 
 @pytest.mark.parametrize(("value", "met"), [(4.9, True), (5.0, True), (5.1, False)])
 def test_upper_bound_includes_itself(value: float, met: bool) -> None:
-    """At most 5 is 5 too."""
-    case = chosen_cases(["start"])[0]._replace(
+    """A value equal to the bound keeps it."""
+    case = BY_NAME["start"]._replace(
         wanted=(Wanted("latency", lambda of: of("start", "x"), 5, at_least=False),)
     )
     assert judge(case, {"start": [{"x": value}]})[0].met is met
@@ -187,7 +189,6 @@ def test_what_broke_is_recorded_as_such_and_is_an_error(
     for name, measure in (("singles", broken), ("bare", measured)):
         contender = Contender(name, ALL[name].title, measure, by_wrk=False)
         monkeypatch.setitem(ALL, name, contender)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own stays
     assert side_by_side.main(["--only", "singles", "--runs", "3", "--results", str(tmp_path)]) == 1
     assert tried == ["singles"]
     (line,) = read(tmp_path)
@@ -199,10 +200,11 @@ def test_what_broke_is_recorded_as_such_and_is_an_error(
 
 
 def test_chosen_cases_keep_our_order_and_name_a_wrong_one() -> None:
-    """What is asked for is measured in one order; a misspelt case is not left out silently."""
-    assert [each.name for each in chosen_cases(["start", "singles"])] == ["singles", "start"]
-    with pytest.raises(ValueError, match="'single' is no case; there are singles, "):
-        chosen_cases(["single"])
+    """Cases are measured in one order; a misspelt name is an error."""
+    read = some_of(BY_NAME)
+    assert [each.name for each in read("start,singles")] == ["singles", "start"]
+    with pytest.raises(ArgumentTypeError, match="'single' is no case; there are singles, "):
+        read("single")
 
 
 def test_chart_draws_each_median_to_scale() -> None:
@@ -222,7 +224,7 @@ def test_chart_draws_each_median_to_scale() -> None:
     [(0, "0"), (0.894, "0.89"), (12.34, "12.3"), (999.94, "999.9"), (474_512.3, "474,512")],
 )
 def test_numbers_show_what_they_say(value: float, text: str) -> None:
-    """Three or four digits, thousands apart."""
+    """Numbers have three or four digits, and commas between thousands."""
     assert shown(value) == text
 
 
@@ -239,7 +241,7 @@ def test_durations_and_figures_have_their_unit() -> None:
 
 
 def test_figures_of_the_readme_are_medians_of_what_was_measured() -> None:
-    """Who reads the front page sees the service's rate, costs worked out, and no row of guesses."""
+    """README.md shows the service's rate and its costs, and no row that was not measured."""
     line = singles([(100, 90), (100, 10), (100, 95)])
     line.runs["singles"] = [{**each, "server_cores": 0.9} for each in line.runs["singles"]]
     told = readme_numbers.sizing({"singles": line})
@@ -252,7 +254,7 @@ def test_figures_of_the_readme_are_medians_of_what_was_measured() -> None:
 
 
 def test_rows_of_one_table_are_of_one_run() -> None:
-    """Whoever divides two figures that stand together gets a ratio that was measured."""
+    """The ratio of two figures in one table was measured in one run."""
     peers = ("singles_influx", "singles", "singles_journal_durable")
     whole = singles(
         [], cases=["singles_peers"], runs={each: [{"rows_per_s": 70}] for each in peers}
@@ -269,7 +271,7 @@ def test_rows_of_one_table_are_of_one_run() -> None:
 def test_figures_of_the_readme_stand_between_their_markers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recorded run writes them; text around them is the author's; elsewhere nothing changes."""
+    """A recorded run writes them, keeps the text around them, and changes no other README."""
     readme, folder = tmp_path / "README.md", tmp_path / "benchmarks"
     readme.write_text("a\n<!-- measured: sizing -->\nold\n<!-- end measured -->\nb\n")
     monkeypatch.setattr(results, "README", readme)

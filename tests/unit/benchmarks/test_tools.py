@@ -1,4 +1,4 @@
-"""The tools of the benchmarks: what wrk says, programs and their end, packages, the readings."""
+"""The tools of the benchmarks: wrk, programs and their end, packages, the readings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from array import array
 from pathlib import Path
 
-import asyncpg
 import pytest
 import uvloop
 from aiohttp import web
@@ -21,8 +19,9 @@ from benchmarks import peers, wrk
 from benchmarks.attack import most_mib
 from benchmarks.attackers import HALF_HEAD
 from benchmarks.contenders import PHASE_US
+from benchmarks.database import execute
 from benchmarks.floors import copy, ready_batches
-from benchmarks.open_loop import Openly, Readings, Tally, first_us_of_taken
+from benchmarks.open_loop import Load, OpenLoop, Readings, Tally
 from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import Broken, Child, Missing, cpu_clock_s, free_port, run_driver
 from benchmarks.stories import close_all, is_open
@@ -53,14 +52,14 @@ Transfer/sec:      3.52MB
 
 
 def test_wrk_is_understood() -> None:
-    """Counts, units and the driver's share of a core."""
+    """Counts, units and the driver's share of a core are read right."""
     peak = wrk.understand(SAID.format(more=""), cpu_s=2.0)
     assert peak == wrk.Peak(123_021, 5.0, 0, 0, 2.44, 0.5, 0.4)
     assert peak.taken == 123_021
 
 
 def test_wrk_refused_and_broken_ones_are_counted() -> None:
-    """An answer that is not 2xx is not taken; a connection that broke is no answer."""
+    """Answers that are not 2xx, and broken connections, are not taken posts."""
     more = (
         "  Socket errors: connect 1, read 20, write 300, timeout 4000\n"
         "  Non-2xx or 3xx responses: 21\n"
@@ -70,13 +69,13 @@ def test_wrk_refused_and_broken_ones_are_counted() -> None:
 
 
 def test_wrk_that_says_something_else_is_no_figure() -> None:
-    """A changed output fails loudly, with what it said."""
+    """An unknown output of wrk is an error that shows the output."""
     with pytest.raises(Broken, match="unable to connect"):
         wrk.understand("unable to connect to 127.0.0.1:1", cpu_s=0)
 
 
 def test_cpu_clock_counts_user_and_system_of_all_threads() -> None:
-    """Of any process by its id, as exact as the process's own clock; one that is gone has none."""
+    """It is as exact as the process's own clock; a process that has ended has no clock."""
     began_s = cpu_clock_s(os.getpid())
     own_s = time.process_time()
 
@@ -105,13 +104,13 @@ def test_wrk_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_driver_that_fails_is_broken() -> None:
-    """Its code and its last words are told."""
+    """The error has its exit code and the end of its output."""
     with pytest.raises(Broken, match="code 3: no such thing"):
         run_driver([sys.executable, "-c", "print('no such thing'); exit(3)"], 1)
 
 
 def test_child_that_ends_while_starting_tells_why(tmp_path: Path) -> None:
-    """What it printed is in the error, and nobody waits for a dead program."""
+    """Its output is in the error, which is raised without a wait."""
     child = Child("mute", [sys.executable, "-c", "print('bad flag'); exit(1)"], tmp_path)
     with pytest.raises(Broken, match="mute ended while starting: bad flag"):
         child.wait_until(lambda: False)
@@ -143,7 +142,7 @@ async def test_child_ends_with_its_killed_parent(tmp_path: Path) -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a PATH of one folder, for programs that stand in for Debian's, and an empty cache."""
+    """Give a PATH of one folder for programs in place of Debian's, and an empty cache."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -203,8 +202,8 @@ def decoded(body: bytes) -> list[object]:
 
 @pytest.mark.parametrize("rows", [1, 100])
 def test_open_loop_posts_are_taken_and_all_new(rows: int) -> None:
-    """Whole requests, whose bodies the service takes; no reading twice, from `first_us` on."""
-    source = Readings("/v1/readings?ack=committed", 8080, rows, 1_700_000_000_000_000)
+    """The service takes the bodies; timestamps count from `first_us`, and none comes twice."""
+    source = Readings(Load(8080, 1, 1, 1_700_000_000_000_000, rows, "/v1/readings?ack=committed"))
     posts = [source.take() for _ in range(5)]
     assert [post.readings for post in posts] == [rows] * 5
     found = []
@@ -219,23 +218,23 @@ def test_open_loop_posts_are_taken_and_all_new(rows: int) -> None:
 
 
 def test_tally_counts_only_what_was_taken() -> None:
-    """A 503 is refused, not taken, and its latency is not one of the service's promises."""
-    tally = Tally()
+    """A 503 is refused, not taken, and its latency does not count."""
+    tally = Tally(Load(0, 1, 1, 1_000, 100), 0.0)
     post = Post(b"", 100, "live", 0)
     tally.answered(post, 202, b"", 10.0, 10.5, final=True)
     tally.answered(post, 503, b"", 10.0, 12.0, final=True)
     tally.lost(Loss(post, "gone", True, 10.0, 11.0, True))
     tally.answered(post._replace(number=7), 200, b"", 10.0, 10.5, final=True)
     assert (tally.taken_rows, tally.lost_posts) == (200, 1)
-    assert list(tally.taken) == [0, 7]
+    assert tally.taken_us == [1_000, 1_700]
     assert tally.statuses == {200: 1, 202: 1, 503: 1}
     assert tally.latencies.count == 2
     assert tally.latencies.max_s == 0.5
 
 
 def test_tally_of_a_warm_up_counts_answers_and_no_latencies() -> None:
-    """What was due before the measurement began is taken, not timed."""
-    tally = Tally(measured_from_s=10.0)
+    """Posts that were due before the measurement are taken, but have no latency."""
+    tally = Tally(Load(0, 1, 1, 1_000), 10.0)
     post = Post(b"", 1, "live", 0)
     tally.answered(post, 202, b"", 9.9, 12.0, final=True)
     tally.answered(post, 202, b"", 10.0, 10.25, final=True)
@@ -245,36 +244,22 @@ def test_tally_of_a_warm_up_counts_answers_and_no_latencies() -> None:
 
 def flood_of(taken_us: list[int]) -> Flood:
     """Give a flood that took these posts."""
-    seen = Openly(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0)
-    return Flood(0.0, seen, taken_us, 0.0, 0.0)
+    found = OpenLoop(0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, {}, 0.0, taken_us)
+    return Flood(0.0, found, 0.0, 0.0)
 
 
-def test_reading_that_is_lost_is_not_made_good_by_another_one(
-    readings_url: str, tmp_path: Path
-) -> None:
-    """A post that was stored without an answer must not hide one that was promised and is gone."""
+def test_reading_that_is_lost_is_not_made_good_by_another_one(readings_url: str) -> None:
+    """A post that was stored without an answer does not hide an acknowledged one that is lost."""
     first_us = 1_700_000_000_000_000
-    taken = tmp_path / "taken"
-    taken.write_bytes(array("I", [0, 1, 3]).tobytes())
-    taken_us = first_us_of_taken(taken, first_us, 10)
-    assert taken_us == [first_us, first_us + 10, first_us + 30]
+    taken_us = [first_us, first_us + 10, first_us + 30]
     uvloop.run(copy(readings_url, ready_batches(40, 100, first_us)))  # post 2 without an answer
     assert lost_rows(readings_url, {first_us: 40}, [flood_of(taken_us)], 10) == 0
-    gone = "delete from readings where ts = timestamptz 'epoch' + $1 * interval '1 microsecond'"
-    uvloop.run(execute(readings_url, gone, first_us + 39))
+    gone = f"timestamptz 'epoch' + {first_us + 39} * interval '1 microsecond'"
+    execute(readings_url, f"delete from readings where ts = {gone}")
     assert lost_rows(readings_url, {}, [flood_of(taken_us)], 10) == 1
     assert lost_rows(readings_url, {first_us: 40}, [], 10) == 1
     uvloop.run(copy(readings_url, ready_batches(10, 100, first_us + PHASE_US)))  # another drive's
     assert lost_rows(readings_url, {first_us: 40}, [flood_of(taken_us)], 10) == 2
-
-
-async def execute(url: str, sql: str, *values: object) -> None:
-    """Run one statement."""
-    line = await asyncpg.connect(url)
-    try:
-        await line.execute(sql, *values)
-    finally:
-        await line.close()
 
 
 def test_ready_batches_are_whole_streams_of_new_rows() -> None:
@@ -292,7 +277,7 @@ def test_ready_batches_are_whole_streams_of_new_rows() -> None:
 
 
 def test_idle_connection_that_the_other_side_closed_is_not_taken_for_one_that_is_held() -> None:
-    """Else the peak beside 5,000 connections would be one beside none."""
+    """A peak beside 5,000 connections needs 5,000 open connections."""
     mine, its = socket.socketpair()
     other, held = socket.socketpair()
     with held:
@@ -305,8 +290,16 @@ def test_idle_connection_that_the_other_side_closed_is_not_taken_for_one_that_is
         assert other.fileno() == -1
 
 
+def attack_with(name: str, value: int) -> str:
+    """Give a program that attacks as usual, with another value of one number."""
+    return (
+        f"import sys; from benchmarks import attackers; attackers.{name} = {value}; "
+        "attackers.main(*sys.argv[1:])"
+    )
+
+
 async def test_bombs_that_are_not_refused_for_their_size_end_the_attack() -> None:
-    """An attack that is none must not make the service look good."""
+    """An attack that the service does not refuse is an error, not a good result."""
     sizes = []
 
     async def accept(request: web.Request) -> web.Response:
@@ -320,8 +313,11 @@ async def test_bombs_that_are_not_refused_for_their_size_end_the_attack() -> Non
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     attacker = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-c", "from benchmarks import attackers; attackers.BOMB_BYTES = 9; attackers.main()"),
-        *("bombs", "--port", str(runner.addresses[0][1])),
+        *(
+            "-c",
+            attack_with("BOMB_BYTES", 9),
+        ),
+        *("bombs", str(runner.addresses[0][1])),
         cwd=REPOSITORY,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -336,7 +332,7 @@ async def test_bombs_that_are_not_refused_for_their_size_end_the_attack() -> Non
 
 
 async def test_half_heads_hold_their_connections_and_open_them_again() -> None:
-    """One that the service closes is there again, and none sends the end of its head."""
+    """A connection that the service closes is opened again; no connection ends its head."""
     heads: list[bytes] = []
 
     async def close_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -349,8 +345,11 @@ async def test_half_heads_hold_their_connections_and_open_them_again() -> None:
     port = server.sockets[0].getsockname()[1]
     attacker = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-c", "from benchmarks import attackers; attackers.HALF_HEADS = 5; attackers.main()"),
-        *("half_heads", "--port", str(port)),
+        *(
+            "-c",
+            attack_with("HALF_HEADS", 5),
+        ),
+        *("half_heads", str(port)),
         cwd=REPOSITORY,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -366,7 +365,7 @@ async def test_half_heads_hold_their_connections_and_open_them_again() -> None:
 
 
 def test_attacks_of_two_rounds_are_compared_by_the_most_memory_of_each() -> None:
-    """Whichever attack, and whether during it or after."""
+    """The most memory counts of all attacks, during them and after them."""
     figures = {
         f"{kind}_{number}_rss_{when}_mib": 50.0
         for kind in ("half_heads", "bombs")
@@ -380,7 +379,7 @@ def test_attacks_of_two_rounds_are_compared_by_the_most_memory_of_each() -> None
 
 
 async def test_slow_line_forwards_all_bytes_both_ways(tmp_path: Path) -> None:
-    """What is slowed still arrives whole, and its end too."""
+    """All bytes arrive, and the end of the stream too."""
     path = str(tmp_path / "socket")
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
