@@ -10,7 +10,7 @@ A folder imports from folders below it; folders side by side do not know each ot
     measure   proof        a run of load, and counts | numbered readings, a ledger, a comparison
     driver                 sends when due, and again: connections, retries, metrics
     traffic   csv          what is sent, and when    | a CSV file, and a client for it
-    words, live            on the ground: numbers with nouns; what is shown while a command works
+    words, live, answer    ground: numbers with nouns; progress of a command; JSON of an answer
 
 The path of a post (folder/file):
 

@@ -9,14 +9,15 @@ Does not: look into a body, or split one.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import aiohttp
+
+from loadgen.answer import counts_of, fields_of, item_errors_of
 
 CONNECT_S_MAX = 10.0
 ANSWER_S_MAX = 60.0  # the service's own `ack_wait_s_max` is 10 s by default
@@ -44,7 +45,6 @@ class Reply(NamedTuple):
     code: str
     detail: str
     errors: tuple[ItemError, ...]
-    took_s: float
 
     @property
     def ok(self) -> bool:
@@ -60,8 +60,8 @@ class Client:
     """An HTTP client of one service. `async with Client(url) as client:`.
 
     `url` is the service's (`http://127.0.0.1:8080`) or the full one of its readings.
-    Counts `posts` (answered, retries not included) and `retries`; `trouble` is why a post is
-    being tried again at the moment, or empty.
+    `retries` counts the tries after the first of their post; `trouble` is why a post is being
+    tried again at the moment, or empty.
     """
 
     def __init__(
@@ -75,7 +75,6 @@ class Client:
         self.url = url.rstrip("/")
         if not self.url.endswith("/v1/readings"):
             self.url += "/v1/readings"
-        self.posts = 0
         self.retries = 0
         self.trouble = ""
         self._give_up_s = give_up_s
@@ -110,7 +109,6 @@ class Client:
             tries += 1
             answer, why, retry_after_s = await self._try(body)
             if answer is not None:
-                self.posts += 1
                 self.trouble = ""
                 return answer
             pause_s = retry_after_s
@@ -127,7 +125,6 @@ class Client:
     async def _try(self, body: bytes) -> tuple[Reply | None, str, float | None]:
         """Return (final answer or None, why not, seconds of Retry-After or None)."""
         assert self._session is not None, "use `async with`"
-        began_s = time.monotonic()
         try:
             async with self._session.post(
                 self.url, data=body, params=self._parameters, allow_redirects=False
@@ -140,8 +137,7 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             why = str(error) or type(error).__name__
             return None, f"no answer from {self.url}: {why}", None
-        took_s = time.monotonic() - began_s
-        answer = _understand(response.status, text, took_s)
+        answer = _reply_of(response.status, text)
         if answer.status in TRY_AGAIN:
             why = f"{answer.status} {answer.code} {answer.detail}".strip()
             return None, why, _retry_after_s(response.headers.get("Retry-After"))
@@ -154,35 +150,28 @@ def _retry_after_s(header: str | None) -> float | None:
     return float(text) if text.isascii() and text.isdecimal() else None
 
 
-def _understand(status: int, text: bytes, took_s: float) -> Reply:
-    """Read the service's JSON, or make do with whatever a proxy in between has sent."""
-    try:
-        document = json.loads(text)
-    except ValueError:  # also bytes that are not UTF-8
-        document = None
-    fields: dict[str, Any] = document if isinstance(document, dict) else {}
-    listed = fields.get("errors")
-    errors = tuple(
-        ItemError(
-            each["index"],
-            str(each.get("code", "")),
-            f"{each['field']}: {each.get('message', '')}"
-            if each.get("field")
-            else str(each.get("message", "")),
-        )
-        for each in (listed if isinstance(listed, list) else [])
-        if isinstance(each, dict) and isinstance(each.get("index"), int)
-    )
-    if 200 <= status < 300 and not isinstance(fields.get("accepted"), int):
+def _reply_of(status: int, body: bytes) -> Reply:
+    """Read the answer; whatever a proxy in between has sent is read as far as it goes."""
+    fields = fields_of(body)
+    counts = counts_of(fields)
+    if 200 <= status < 300 and counts is None:
         # Something else answered (a proxy's page, another service): no promise about readings.
-        detail = "whatever answers there is not iot-ingest"
-        return Reply(status, 0, 0, "not_the_service", detail, (), took_s)
+        return Reply(
+            status, 0, 0, "not_the_service", "whatever answers there is not iot-ingest", ()
+        )
+    accepted, dead_lettered = counts or (0, 0)
     return Reply(
-        status=status,
-        accepted=fields.get("accepted", 0),
-        dead_lettered=fields.get("dead_lettered", 0),
+        status,
+        accepted,
+        dead_lettered,
         code=str(fields.get("code", "")),
         detail=str(fields.get("detail") or fields.get("title") or ""),
-        errors=errors,
-        took_s=took_s,
+        errors=tuple(
+            ItemError(
+                each["index"],
+                str(each.get("code", "")),
+                (f"{each['field']}: " if each.get("field") else "") + str(each.get("message", "")),
+            )
+            for each in item_errors_of(fields)
+        ),
     )

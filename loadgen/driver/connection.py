@@ -55,14 +55,13 @@ class Answers:
     most are found there and none is read twice. Connections may share it.
     """
 
-    __slots__ = ("_body", "_chunks", "_head", "_heads", "_kept")
+    __slots__ = ("_body", "_head", "_heads", "_kept")
 
     def __init__(self, heads: dict[bytes, Head] | None = None) -> None:
         self._heads: dict[bytes, Head] = {} if heads is None else heads
         self._kept = bytearray()  # of a head that is not complete
         self._head: Head | None = None  # of an answer whose body is not complete
         self._body = bytearray()
-        self._chunks: _Chunks | None = None
 
     @property
     def begun(self) -> bool:
@@ -90,7 +89,6 @@ class Answers:
         if len(data) == end + 4 + head.body_bytes:  # nearly always
             return Answer(head.status, data[end + 4 :], head.closes, head.retry_after_s)
         self._head = head
-        self._chunks = _Chunks(self._body) if head.body_bytes == _CHUNKED else None
         return self._feed_body(head, data[end + 4 :])
 
     def _keep_head(self, data: bytes) -> None:
@@ -109,72 +107,58 @@ class Answers:
         return head
 
     def _feed_body(self, head: Head, data: bytes) -> Answer | None:
-        if self._chunks is not None:
-            whole = self._chunks.feed(data)
-        else:
-            self._body += data
-            if len(self._body) > head.body_bytes:
-                raise BadAnswer("more bytes than one answer has")
-            whole = len(self._body) == head.body_bytes
-        if not whole:
+        self._body += data
+        if head.body_bytes == _CHUNKED:
+            body = _joined(self._body)
+            if body is None:
+                return None
+        elif len(self._body) > head.body_bytes:
+            raise BadAnswer("more bytes than one answer has")
+        elif len(self._body) < head.body_bytes:
             return None
-        body = bytes(self._body)
+        else:
+            body = bytes(self._body)
         self._head = None
         self._body.clear()
         return Answer(head.status, body, head.closes, head.retry_after_s)
 
 
-class _Chunks:
-    """Joins the chunks of a body."""
+def _joined(raw: bytearray) -> bytes | None:
+    """Return the body that comes in chunks; None if more of them must come. Raises BadAnswer.
 
-    def __init__(self, body: bytearray) -> None:
-        self._body = body
-        self._kept = bytearray()
-        self._chunk_bytes: int | None = None  # None: its length comes next
-        self._trailer = False
-
-    def feed(self, data: bytes) -> bool:
-        """Take some bytes; return whether the body is complete. Raises BadAnswer."""
-        self._kept += data
-        while True:
-            if self._chunk_bytes is not None:
-                if len(self._kept) < self._chunk_bytes + 2:
-                    return False
-                self._take_chunk(self._chunk_bytes)
+    Reads from the first chunk on each time: only a proxy answers in chunks, and its answers are
+    short.
+    """
+    if len(raw) > 2 * ANSWER_BYTES_MAX:
+        raise BadAnswer("an answer of more than 1 MiB")
+    body = bytearray()
+    at, is_last = 0, False
+    while True:
+        end = raw.find(b"\r\n", at, at + CHUNK_LINE_BYTES_MAX)
+        if end < 0 and len(raw) - at < CHUNK_LINE_BYTES_MAX:
+            return None
+        line, at = bytes(raw[at : max(end, at)]), end + 2
+        if is_last and end >= 0:  # fields may follow the last chunk, then an empty line
+            if line:
                 continue
-            end = self._kept.find(b"\r\n", 0, CHUNK_LINE_BYTES_MAX)
-            if end < 0:
-                if len(self._kept) >= CHUNK_LINE_BYTES_MAX:
-                    raise BadAnswer("an answer with chunks that cannot be read")
-                return False
-            line = bytes(self._kept[:end])
-            del self._kept[: end + 2]
-            if self._trailer:
-                if not line:
-                    if self._kept:
-                        raise BadAnswer("more bytes than one answer has")
-                    return True
-            else:
-                self._take_length(line)
-
-    def _take_length(self, line: bytes) -> None:
+            if len(raw) > at:
+                raise BadAnswer("more bytes than one answer has")
+            return bytes(body)
         found = _CHUNK_LINE.fullmatch(line)
         if found is None:
             raise BadAnswer("an answer with chunks that cannot be read")
         length_bytes = int(found[1], 16)
-        if len(self._body) + length_bytes > ANSWER_BYTES_MAX:
+        if len(body) + length_bytes > ANSWER_BYTES_MAX:
             raise BadAnswer("an answer of more than 1 MiB")
-        if length_bytes == 0:
-            self._trailer = True
-        else:
-            self._chunk_bytes = length_bytes
-
-    def _take_chunk(self, length_bytes: int) -> None:
-        if self._kept[length_bytes : length_bytes + 2] != b"\r\n":
+        is_last = length_bytes == 0
+        if is_last:
+            continue
+        if len(raw) < at + length_bytes + 2:
+            return None
+        body += raw[at : at + length_bytes]
+        at += length_bytes + 2
+        if raw[at - 2 : at] != b"\r\n":
             raise BadAnswer("an answer with chunks that cannot be read")
-        self._body += self._kept[:length_bytes]
-        del self._kept[: length_bytes + 2]
-        self._chunk_bytes = None
 
 
 def read_head(text: bytes) -> Head:
@@ -250,7 +234,7 @@ class Connection(asyncio.Protocol):
         self.sent_s = 0.0
         self._owner = owner
         self._answers = Answers(heads)
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport  # while `open`
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin (called by the loop)."""
@@ -259,7 +243,6 @@ class Connection(asyncio.Protocol):
 
     def send(self, request: bytes) -> None:
         """Write one whole request. Only if `open` and not `busy`."""
-        assert self._transport is not None, "not connected"
         self.busy = True
         self._transport.write(request)
 
@@ -268,7 +251,6 @@ class Connection(asyncio.Protocol):
         if not self.open:
             return
         self.open = False
-        assert self._transport is not None, "open"
         self._transport.abort()
         self._tell(why)
 
@@ -287,7 +269,6 @@ class Connection(asyncio.Protocol):
         self.busy = False
         if answer.closes:
             self.open = False
-            assert self._transport is not None, "open"
             self._transport.abort()
         self._owner.answered(self, answer)
 

@@ -87,8 +87,8 @@ class Driver:
         self._behind_s_max = math.inf if schedule is None else behind_s_max
         self._pool = Pool(host, port, self, connections)
         self._waiting = RetryQueue(retry, seed)
-        self._waker: Waker | None = None
-        self._over: asyncio.Future[None] | None = None
+        self._waker: Waker  # these two from `run` on
+        self._over: asyncio.Future[None]
         self._begun = self._stopping = self._ended = False
 
     @property
@@ -159,14 +159,12 @@ class Driver:
         self._pump()
 
     def _end_if_over(self) -> None:
-        if not (self._due.next_s < math.inf or self.in_flight or self._waiting) and self._begun:
-            assert self._over is not None, "begun"
-            if not self._over.done():
-                self._over.set_result(None)
+        left = self._due.next_s < math.inf or self.in_flight or self._waiting
+        if self._begun and not left and not self._over.done():
+            self._over.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         """End the run: callbacks are called by the loop, which would only log what they raise."""
-        assert self._over is not None, "begun"
         if not self._over.done():
             self._over.set_exception(error)
 
@@ -175,7 +173,7 @@ class Driver:
         self._stopping = True
         self._due.end()
         self._give_up_waiting(why)
-        for flight in self._pool.opening():
+        for flight in self._pool.opening.values():
             self._lose(flight, why)
         self._pool.drop_all(why)
         self.in_flight = 0
@@ -194,11 +192,11 @@ class Driver:
     # Sending
 
     def _arm(self) -> None:
-        """Have the bell wake us when the next post is due."""
+        """Set the alarm to the moment at which the next post is due."""
         due_s = self._waiting.next_s
         if not (self._closed_loop or self._stopping):
             due_s = min(due_s, self._due.next_s)
-        if self._waker is not None and due_s < self._waker.next_s:
+        if due_s < self._waker.next_s:
             self._waker.wake_by(due_s)
 
     def _pump(self) -> None:
@@ -327,12 +325,12 @@ class Driver:
         if self._closed_loop:  # which would otherwise ask again at once, and again
             asyncio.get_running_loop().call_later(RECONNECT_PAUSE_S, self._give_back)
         else:
-            self._pool.give_back()
+            self._pool.places += 1
         self._fall(flight, why)
         self._pump()
 
     def _give_back(self) -> None:
-        self._pool.give_back()
+        self._pool.places += 1
         self._pump()
 
     def _fall(self, flight: Flight, why: str) -> None:

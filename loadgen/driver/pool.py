@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Protocol
 
 from loadgen.driver.connection import Connection, Head, Owner
@@ -45,7 +44,7 @@ class Opener(Owner, Protocol):
         """Take the connection that `open` was asked for."""
 
     def not_connected(self, flight: Flight, why: str) -> None:
-        """Take note that there is none; its place must be given back with `give_back`."""
+        """Take note that there is none; the opener must add one to `places`."""
 
 
 class Pool:
@@ -58,7 +57,7 @@ class Pool:
         self._opener = opener
         self._heads: dict[bytes, Head] = {}
         self._connections: set[Connection] = set()
-        self._opening: dict[asyncio.Task[None], Flight] = {}
+        self.opening: dict[asyncio.Task[None], Flight] = {}  # what each new connection is for
 
     @property
     def ready(self) -> bool:
@@ -85,8 +84,8 @@ class Pool:
         """Open one more for this flight. Only if there are `places`."""
         self.places -= 1
         task = asyncio.get_running_loop().create_task(self._open(flight))
-        self._opening[task] = flight
-        task.add_done_callback(lambda done: self._opening.pop(done, None))
+        self.opening[task] = flight
+        task.add_done_callback(lambda done: self.opening.pop(done, None))
 
     async def _open(self, flight: Flight) -> None:
         found = await self._connect()
@@ -111,10 +110,6 @@ class Pool:
         self._connections.add(connection)
         return connection
 
-    def give_back(self) -> None:
-        """Have a place again, of a connection that could not be opened."""
-        self.places += 1
-
     def forget(self, connection: Connection) -> None:
         """Have a place again, of a connection that is closed."""
         self._connections.discard(connection)
@@ -131,10 +126,6 @@ class Pool:
             ]:
                 connection.drop(why)
 
-    def opening(self) -> Iterator[Flight]:
-        """Yield the flights that a connection is being opened for."""
-        yield from self._opening.values()
-
     def drop_all(self, why: str) -> None:
         """Close all connections at once; the owner is told."""
         for connection in list(self._connections):
@@ -142,7 +133,7 @@ class Pool:
 
     async def close(self) -> None:
         """Close all and open no more."""
-        tasks = list(self._opening)
+        tasks = list(self.opening)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

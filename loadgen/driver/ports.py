@@ -38,7 +38,8 @@ class Observer(Protocol):
     """
 
     def sending(self, post: Post) -> None:
-        """Tell that a try begins: its first byte is not written yet."""
+        """Tell that a try begins: its first byte is not written yet. By default nothing is done."""
+        return
 
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool

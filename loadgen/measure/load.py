@@ -49,11 +49,6 @@ class LoadPlan:
     metrics_url: str | None = None
     measured_from_s: float = 0.0
 
-    @property
-    def backlog_posts(self) -> int:
-        """Posts that are all due at the start, one a device."""
-        return self.recipe.devices if self.recipe.backlog_minutes else 0
-
     def moments(self) -> Iterator[float] | None:
         """Return when posts are due, in seconds from the start; None in closed loop."""
         if self.shape is None:
@@ -61,7 +56,7 @@ class LoadPlan:
         within_s = float("inf") if self.duration_s is None else self.duration_s
         live = moments(self.shape, arrivals=self.arrivals, seed=self.recipe.seed, within_s=within_s)
         # What is skipped counts among `posts_max`: a service that is too slow does not prolong it.
-        return islice(chain(repeat(0.0, self.backlog_posts), live), self.recipe.posts_max)
+        return islice(chain(repeat(0.0, self.recipe.backlog_posts), live), self.recipe.posts_max)
 
     def readings_a_post(self) -> float:
         """Return the mean of the mix."""
@@ -143,7 +138,7 @@ class Load:
         if plan.shape is None:
             return self.driver.taken
         within_s = elapsed_s if plan.duration_s is None else min(elapsed_s, plan.duration_s)
-        due = plan.backlog_posts + plan.shape.posts(within_s)
+        due = plan.recipe.backlog_posts + plan.shape.posts(within_s)
         return due if plan.recipe.posts_max is None else min(due, plan.recipe.posts_max)
 
     def stop(self) -> None:

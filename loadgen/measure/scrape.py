@@ -49,7 +49,6 @@ class Scraper:
         if samples is not None:
             self.seen = True
             self._note(samples)
-            self._total = samples[COMMITTED]
 
     async def watch(self) -> None:
         """Read once a second until cancelled."""
@@ -78,13 +77,13 @@ class Scraper:
         before_s, self.at_s = self.at_s, self._elapsed_s()
         total = samples[COMMITTED]
         new = total - self._total if total >= self._total else total  # restarted: from 0 again
-        self._total = total
         self.committed += new
         self._timeline.commit(before_s, self.at_s, new)
         self._note(samples)
         return True
 
     def _note(self, samples: dict[str, float]) -> None:
+        self._total = samples[COMMITTED]
         self.held, self.imbalance = samples.get(HELD, 0.0), samples.get(IMBALANCE, 0.0)
 
     async def _read(self, session: aiohttp.ClientSession) -> dict[str, float] | None:

@@ -8,12 +8,12 @@ Does not: remember single posts (see `verify`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from typing import Protocol
 
-from loadgen.driver.ports import Loss
+from loadgen.answer import counts_of, fields_of
+from loadgen.driver.ports import Loss, Observer
 from loadgen.measure.histogram import Histogram
 from loadgen.measure.timeline import LOST, Timeline
 from loadgen.traffic.post import Post
@@ -34,7 +34,7 @@ class _NotStarted:
     started_s = 0.0
 
 
-class Tally:
+class Tally(Observer):
     """What became of all posts so far.
 
     `bad_items` is the traffic's: so many items of a mixed post are to be dead-lettered.
@@ -74,15 +74,12 @@ class Tally:
 
     # The driver's calls
 
-    def sending(self, post: Post) -> None:
-        """Nothing to count: the driver counts tries."""
-
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
         """Count an answer."""
         cell = self.timeline.at(now_s - self.start.started_s)
-        cell.add_status(status)
+        cell.statuses[status] += 1
         self.statuses[status] += 1
         if status >= 300:
             self._note_code(status, body)
@@ -101,7 +98,7 @@ class Tally:
 
     def lost(self, loss: Loss) -> None:
         """Count a try without an answer."""
-        self.timeline.at(loss.now_s - self.start.started_s).add_status(LOST)
+        self.timeline.at(loss.now_s - self.start.started_s).statuses[LOST] += 1
         self.statuses[LOST] += 1
         if loss.why in self.whys or len(self.whys) < WHYS_MAX:
             self.whys[loss.why] += 1
@@ -120,9 +117,9 @@ class Tally:
 
     def _judge(self, post: Post, status: int, accepted: int, dead_lettered: int) -> None:
         ok = 200 <= status < 300
-        whole = accepted + dead_lettered == post.readings
+        whole = ok and accepted + dead_lettered == post.readings
         if post.kind == GOOD:
-            if ok and whole and not dead_lettered:
+            if whole and not dead_lettered:
                 self.right += 1
             elif ok:
                 self.not_whole += 1
@@ -130,8 +127,7 @@ class Tally:
                 self.refused += 1
             return
         if post.kind == MIXED:
-            bad = self._bad_items.pop(post.number, 0)
-            deserved = ok and whole and dead_lettered == bad
+            deserved = dead_lettered == self._bad_items.pop(post.number, 0) and whole
         else:
             deserved = status == _STATUS_DUE[post.kind]
         if deserved:
@@ -152,13 +148,4 @@ def _kept(body: bytes, readings: int) -> tuple[int, int]:
     """Return (accepted, dead-lettered) of a 2xx; a body that says neither means all."""
     if body.startswith(b'{"accepted":%d,"dead_lettered":0,' % readings):
         return readings, 0
-    try:
-        document = json.loads(body)
-    except ValueError:
-        return readings, 0
-    if not isinstance(document, dict):
-        return readings, 0
-    accepted, dead_lettered = document.get("accepted"), document.get("dead_lettered", 0)
-    if not isinstance(accepted, int) or not isinstance(dead_lettered, int):
-        return readings, 0
-    return accepted, dead_lettered
+    return counts_of(fields_of(body)) or (readings, 0)

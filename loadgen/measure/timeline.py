@@ -27,19 +27,15 @@ class Cell:
     offered: float = 0.0
     accepted: int = 0
     committed: float = 0.0
-    statuses: dict[int, int] = field(default_factory=dict)  # `LOST`: no answer
+    statuses: Counter[int] = field(default_factory=Counter)  # `LOST`: no answer
     durations: Histogram = field(default_factory=Histogram)
-
-    def add_status(self, status: int) -> None:
-        """Count an answer."""
-        self.statuses[status] = self.statuses.get(status, 0) + 1
 
     def merge(self, other: Cell) -> None:
         """Take in what the other cell counted."""
         self.offered += other.offered
         self.accepted += other.accepted
         self.committed += other.committed
-        self.statuses = dict(Counter(self.statuses) + Counter(other.statuses))
+        self.statuses += other.statuses
         self.durations.merge(other.durations)
 
     def quantile_s(self, share: float) -> float | None:
@@ -64,13 +60,11 @@ class Timeline:
 
     def at(self, at_s: float) -> Cell:
         """Return the cell of a moment; what lies before the start counts to the first."""
+        while at_s >= CELLS_MAX * self.width_s:
+            self._widen()
         index = max(0, int(at_s / self.width_s))
         while index >= len(self._cells):
-            if index >= CELLS_MAX:
-                self._widen()
-                index = max(0, int(at_s / self.width_s))
-            else:
-                self._cells.append(Cell())
+            self._cells.append(Cell())
         return self._cells[index]
 
     def _widen(self) -> None:

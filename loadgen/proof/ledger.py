@@ -89,7 +89,6 @@ class LedgerWriter:
         self._codes: dict[str, int] = {}
         self._reserved = 0
         self._due = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self.failed: OSError | None = None
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
@@ -150,9 +149,7 @@ class LedgerWriter:
         self._records.append(record)
         if not self._due:
             self._due = True
-            if self._loop is None:
-                self._loop = asyncio.get_running_loop()
-            self._loop.call_soon(self._flush_group)
+            asyncio.get_running_loop().call_soon(self._flush_group)
 
     def _flush_group(self) -> None:
         self._due = False

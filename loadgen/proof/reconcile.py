@@ -60,6 +60,7 @@ class Reconciliation:
         self.plan = Plan.from_json(ledger.header["plan"])
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()  # live letters of the run, by reason
+        self.rows = 0  # of the table, so far
         self._ledger = ledger
         self._names = Names(self.plan)
         self._fault = fault
@@ -95,8 +96,8 @@ class Reconciliation:
             if final is None or final.details or final.odd or flags == _REFUSED:
                 self._judge(post, items, final)
             if flags == _ACK and final is not None and not final.grants(asked):
-                said = f"answer {final.status} with ack {final.ack}"
-                self._wrong(post, items[0], f"{said}, asked for {asked or 'any'}")
+                ack = f"ack {final.ack}, asked for {asked or 'any'}"
+                self._wrong(post, items[0], f"answer {final.status} with {ack}")
             while len(open_items) > WINDOW:
                 yield open_items.popleft()
         yield from open_items
@@ -117,8 +118,7 @@ class Reconciliation:
             return
         details = self._ledger.details(post) if final.details else None
         if final.odd:
-            said = f"answer {final.status} that is not one of the service"
-            self._wrong(post, items[0], said)
+            self._wrong(post, items[0], f"answer {final.status} that is not one of the service")
             return
         if details is None or not 200 <= final.status < 300:
             code = details.codes.get(PROBLEM, "") if details is not None else ""
@@ -166,6 +166,7 @@ class Reconciliation:
 
     def feed(self, rows: Sequence[Any]) -> None:
         """Take the next rows (ts in Unix us, device_id, metric, value), in the order of ts."""
+        self.rows += len(rows)
         for row in rows:
             ts_us = row[0]
             while self._at_us < ts_us:
@@ -220,24 +221,17 @@ class Reconciliation:
 
     def _close_valid(self, item: Item, got: list[Row], letters: list[Letter]) -> None:
         device = self._names.device(item)
-        rows, open_letters = list(got), list(letters)
-        for place, metric in enumerate(self._names.metrics(item)):
-            value = self._names.value(item.first + place)
-            mine = [row for row in rows if row[1] == device and row[2] == metric]
-            mine_kept = [
-                each
-                for each in open_letters
-                if each.row and each.row[1] == device and each.row[2] == metric
-            ]
-            rows = [row for row in rows if row not in mine]
-            open_letters = [each for each in open_letters if each not in mine_kept]
-            self._compare(item, place, value, mine, mine_kept)
-        for row in rows:
-            self._unexpected(row)
-        if open_letters:
-            self._letters.setdefault(-1 - item.first, []).extend(
-                open_letters
-            )  # reported at the end
+        names = [(device, metric) for metric in self._names.metrics(item)]
+        for place, name in enumerate(names):
+            rows = [row for row in got if (row[1], row[2]) == name]
+            kept = [each for each in letters if each.row and each.row[1:3] == name]
+            self._compare(item, place, self._names.value(item.first + place), rows, kept)
+        for row in got:
+            if (row[1], row[2]) not in names:
+                self._unexpected(row)
+        others = [each for each in letters if not each.row or each.row[1:3] not in names]
+        if others:
+            self._letters.setdefault(-1 - item.first, []).extend(others)  # reported at the end
 
     def _compare(
         self, item: Item, place: int, value: float, rows: list[Row], letters: list[Letter]

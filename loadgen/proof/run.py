@@ -6,16 +6,15 @@ and its database may be killed and come back meanwhile. Does not: judge, or prin
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadgen.answer import counts_of, fields_of, item_errors_of
 from loadgen.driver.driver import Driver
-from loadgen.driver.ports import Loss
+from loadgen.driver.ports import Loss, Observer
 from loadgen.driver.retry import Retry
 from loadgen.proof.balance import read_balance
 from loadgen.proof.ledger import ACKS, Details, Final, LedgerWriter
@@ -53,7 +52,7 @@ class Job:
     admin_url: str | None = None
 
 
-class Run:
+class Run(Observer):
     """One run of traffic: it is the driver's source and its observer. `await run.go()`, once.
 
     Counters may be read at any time. Raises OSError if the ledger cannot be written.
@@ -74,8 +73,17 @@ class Run:
         self._plain: dict[bytes, tuple[int, str]] = {}
         self._stopped = self._accepted = False
         self._started_s = self._end_s = 0.0
-        self._writer: LedgerWriter | None = None
-        self._driver: Driver | None = None
+        self._writer: LedgerWriter  # from `go` on
+        self._driver = Driver(
+            job.target.host,
+            job.target.port,
+            self,
+            self,
+            connections=job.connections,
+            schedule=None if job.rate is None else moments(constant(job.rate)),
+            retry=job.retry or Retry(job.give_up_s),
+            answer_s_max=job.answer_s_max,
+        )
 
     async def go(self) -> None:
         """Send it all; returns when every post has its final answer or was given up."""
@@ -88,16 +96,6 @@ class Run:
         }
         self._writer = LedgerWriter(job.ledger, header, fsync=job.fsync)
         try:
-            self._driver = Driver(
-                job.target.host,
-                job.target.port,
-                self,
-                self,
-                connections=job.connections,
-                schedule=self._schedule(),
-                retry=job.retry or Retry(job.give_up_s),
-                answer_s_max=job.answer_s_max,
-            )
             self._started_s = time.monotonic()
             self._end_s = self._started_s + (job.duration_s or float("inf"))
             await self._driver.run()
@@ -111,7 +109,7 @@ class Run:
     @property
     def skipped(self) -> int:
         """Posts that an open loop left out because too many were without an answer."""
-        return 0 if self._driver is None else self._driver.skipped
+        return self._driver.skipped
 
     @property
     def took_s(self) -> float:
@@ -125,20 +123,14 @@ class Run:
     def stop(self) -> None:
         """Send nothing new; what is in flight finishes, what waits for a retry is given up."""
         self._stopped = True
-        if self._driver is not None:
-            self._driver.stop()
-
-    def _schedule(self) -> Iterator[float] | None:
-        return None if self.job.rate is None else moments(constant(self.job.rate))
+        self._driver.stop()
 
     # Source
 
     def take(self) -> Post | None:
         """Return the next post, which is on record by then."""
-        job = self.job
-        assert self._writer is not None, "running"
         number = self.taken
-        if number == job.posts or self._stopped or time.monotonic() >= self._end_s:
+        if number == self.job.posts or self._stopped or time.monotonic() >= self._end_s:
             return None
         self._writer.take(number)
         self.taken += 1
@@ -149,14 +141,10 @@ class Run:
 
     # Observer
 
-    def sending(self, post: Post) -> None:
-        """Nothing to note: `take` has."""
-
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
         """Note an answer."""
-        assert self._writer is not None, "running"
         at_ms = self._at_ms(now_s)
         if not final:
             self.retried += 1
@@ -185,7 +173,6 @@ class Run:
 
     def lost(self, loss: Loss) -> None:
         """Note a try without an answer, or that the post was given up."""
-        assert self._writer is not None, "running"
         number, at_ms = loss.post.number, self._at_ms(loss.now_s)
         if loss.written:
             self._doubtful.add(number)
@@ -203,29 +190,19 @@ class Run:
 
     def _understood(self, status: int, body: bytes, doubt: bool) -> tuple[Final, Details | None]:
         """Read what an answer says. A 503 or 429 at the end is no promise of either kind."""
-        try:
-            fields = json.loads(body)
-        except (ValueError, RecursionError):
-            fields = None
-        fields = fields if isinstance(fields, dict) else {}
+        fields = fields_of(body)
         if not 200 <= status < 300:
             if status >= 500 or status in {408, 429}:
                 return Final(status, doubt=True), None
             code = str(fields.get("code", "")) or "without_code"
             return Final(status, doubt=doubt), Details(0, 0, False, {PROBLEM: code})
-        accepted, dead_lettered = fields.get("accepted"), fields.get("dead_lettered", 0)
-        ack = fields.get("ack")
-        if not isinstance(accepted, int) or not isinstance(dead_lettered, int):
+        counts, ack = counts_of(fields), fields.get("ack")
+        if counts is None or min(counts) < 0 or ack not in ACKS[1:]:
             return Final(status, doubt=doubt, odd=True), None
-        if accepted < 0 or dead_lettered < 0 or ack not in ACKS[1:]:
-            return Final(status, doubt=doubt, odd=True), None
-        errors = fields.get("errors")
         codes = {
             # An index that no post can have is kept as one: the comparison names it.
             each["index"] if 0 <= each["index"] < NO_INDEX else NO_INDEX: str(each.get("code", ""))
-            for each in (errors if isinstance(errors, list) else ())
-            if isinstance(each, dict) and isinstance(each.get("index"), int)
+            for each in item_errors_of(fields)
         }
         truncated = bool(fields.get("errors_truncated"))
-        details = Details(accepted, dead_lettered, truncated, codes)
-        return Final(status, ack, doubt), details
+        return Final(status, ack, doubt), Details(*counts, truncated, codes)

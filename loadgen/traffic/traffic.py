@@ -56,6 +56,11 @@ class Recipe:
     backlog_minutes: int = 0
     posts_max: int | None = None
 
+    @property
+    def backlog_posts(self) -> int:
+        """Posts that are all due at the start, one a device."""
+        return self.devices if self.backlog_minutes else 0
+
 
 class Traffic:
     """A source of posts for the driver. `now_us` is called once a post: its moment (Unix, us).
@@ -92,7 +97,6 @@ class Traffic:
         self._measured_us = 0
         pause_us = MEASURED_ANEW_US // recipe.devices
         self._measure_pause_us = max(pause_us, MEASURE_PAUSE_US_MIN)
-        self._backlog_posts = recipe.devices if recipe.backlog_minutes else 0
         self._next_duplicate = self._gap(recipe.duplicates) - 1
         self._next_broken = self._gap(recipe.broken) - 1
         self._shares = {
@@ -106,12 +110,12 @@ class Traffic:
 
     def prepare(self, at_us: int) -> None:
         """Do ahead what would make the first posts late; takes 3 us a series and measurement."""
-        if not self._backlog_posts:
+        if not self._recipe.backlog_posts:
             for number in range(len(self._fleet)):
                 self._first(number, at_us)
             return
         held_bytes = 0
-        for number in range(min(self._backlog_posts, self._posts_max)):
+        for number in range(min(self._recipe.backlog_posts, self._posts_max)):
             if held_bytes > BACKLOG_BYTES_AHEAD:
                 return  # the rest is made when its turn comes
             self._ahead.append(self._backlog(number, at_us + number))
@@ -128,7 +132,7 @@ class Traffic:
             return None
         self._posts += 1
         at_us = max(self._now_us(), self._last_us + 1)
-        if number < self._backlog_posts:
+        if number < recipe.backlog_posts:
             return self._ahead.popleft() if self._ahead else self._backlog(number, at_us)
         if number >= self._next_broken:
             self._next_broken = number + self._gap(recipe.broken)

@@ -33,7 +33,6 @@ class Traffic(Run):
     def sending(self, post: Post) -> None:
         """Note that a try begins."""
         self._sent.add(post.number)
-        super().sending(post)
 
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool

@@ -57,7 +57,11 @@ def test_shapes_are_read_as_the_help_shows_them(
 def test_storm_brings_a_backlog_of_each_device_and_a_connection_for_it() -> None:
     """All devices at once, each over a connection of its own, then the rate."""
     plan = _plan("--shape", "storm:5", "--devices", "200", "--rate", "10", "--duration-s", "2")
-    assert (plan.recipe.backlog_minutes, plan.backlog_posts, plan.connections) == (5, 200, 200)
+    assert (plan.recipe.backlog_minutes, plan.recipe.backlog_posts, plan.connections) == (
+        5,
+        200,
+        200,
+    )
     times = list(plan.moments() or ())
     assert times[:201] == [0.0] * 201, "200 of the backlog, and the first live one"
     assert len(times) == 220

@@ -34,8 +34,8 @@ def test_timeline_keeps_every_count_in_bounded_cells(moments: list[float]) -> No
         cell = timeline.at(at_s)
         cell.offered += 2
         cell.accepted += 1
-        cell.add_status(202)
-        cell.add_status(LOST)
+        cell.statuses[202] += 1
+        cell.statuses[LOST] += 1
         cell.durations.add(0.01)
     points = list(timeline.points(200_000))
     assert len(points) <= CELLS_MAX
