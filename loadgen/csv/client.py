@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 import aiohttp
 
-from loadgen.answer import counts_of, fields_of, item_errors_of
+from loadgen.wire.answer import counts_of, fields_of, item_errors_of
 
 CONNECT_S_MAX = 10.0
 ANSWER_S_MAX = 60.0  # the service's own `ack_wait_s_max` is 10 s by default

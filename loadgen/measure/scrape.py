@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import aiohttp
 
-from loadgen.driver.metrics import read_metrics
 from loadgen.measure.timeline import Timeline
+from loadgen.wire.metrics import read_metrics
 
 PERIOD_S = 1.0
 SETTLE_POLL_S = 0.1

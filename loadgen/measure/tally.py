@@ -12,12 +12,12 @@ import re
 from collections import Counter
 from typing import Protocol
 
-from loadgen.answer import counts_of, fields_of
 from loadgen.driver.ports import Loss, Observer
 from loadgen.measure.histogram import Histogram
 from loadgen.measure.timeline import LOST, Timeline
 from loadgen.traffic.post import Post
 from loadgen.traffic.traffic import BROKEN, GOOD, INVALID, MIXED
+from loadgen.wire.answer import counts_of, fields_of
 
 WHYS_MAX = 20
 _CODE = re.compile(rb'"code"\s*:\s*"([^"]{1,40})')

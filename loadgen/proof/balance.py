@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import aiohttp
 
-from loadgen.driver.metrics import read_metrics
 from loadgen.proof.dead_letters import read_letters
+from loadgen.wire.metrics import read_metrics
 
 POLL_S = 0.1
 LETTERS_POLL_S = 1.0  # the folder may hold a gigabyte

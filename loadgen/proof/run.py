@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadgen.answer import counts_of, fields_of, item_errors_of
 from loadgen.driver.driver import Driver
 from loadgen.driver.ports import Loss, Observer
 from loadgen.driver.retry import Retry
@@ -22,6 +21,7 @@ from loadgen.proof.readings import Names, Plan
 from loadgen.proof.reconcile import PROBLEM
 from loadgen.traffic.post import Post, Target, finish, head_of
 from loadgen.traffic.schedule import constant, moments
+from loadgen.wire.answer import counts_of, fields_of, item_errors_of
 
 PLAIN_BODIES_MAX = 4_096
 NO_INDEX = PROBLEM - 1

@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
     ),
     "loadgen": (
+        ("wire",),
         ("traffic", "csv"),
         ("driver",),
         ("measure", "proof"),

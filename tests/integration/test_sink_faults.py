@@ -23,7 +23,7 @@ from ingest.sinks.postgres import durability, schema
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from tests.conftest import Server
-from tests.support.faulty_proxy import Line
+from tests.support.faulty_proxy import FaultyProxy as Line
 from tests.support.rows import encode, readings
 
 QUICK: dict[str, Any] = {

@@ -34,7 +34,10 @@ from tests.support.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Who
 
 T = TypeVar("T")
 CALLS = ("write", "fdatasync", "fsync", "ftruncate")
-PAUSES_S = (0.0, 0.005)  # what is tried again, or read in a thread, needs time, not only turns
+PAUSES_S = (
+    0.0,
+    0.005,
+)  # what is tried again, or read in a thread, needs time, not only rounds of the event loop
 # What the table does, and whether the rows may be there all the same.
 TABLE_FAULTS = (
     (Verdict.WAIT, BEFORE, False),
@@ -66,7 +69,7 @@ class PathMachine(RuleBasedStateMachine):
         self.loop = uvloop.new_event_loop()
         self.base = Path(tempfile.mkdtemp(prefix="ingest-model-"))
         self.promises = Promises()
-        self.lives = 0
+        self.runs = 0
         self.new = 0  # rows that former lives put into the table, by what they counted
         self.waiting: list[asyncio.Task[str]] = []
         self.whole = self._fresh()
@@ -76,7 +79,7 @@ class PathMachine(RuleBasedStateMachine):
 
     async def _made(self) -> Whole:
         return Whole(
-            self.base / str(self.lives),
+            self.base / str(self.runs),
             self.promises,
             Script(),
             rows_max=120,
@@ -100,7 +103,7 @@ class PathMachine(RuleBasedStateMachine):
         for ack, rows, bad, letters in several:
             work = self.whole.post(rows, ack=ack, bad=min(bad, rows), letters=letters)
             self.waiting.append(self.loop.create_task(work))
-        self._settle(turns=100, pause_s=pause_s)
+        self._settle(rounds=100, pause_s=pause_s)
 
     @rule(fault=st.sampled_from(TABLE_FAULTS), at=st.integers(1, 3), forever=st.booleans())
     def table_fails(self, fault: tuple[Verdict, str, bool], at: int, forever: bool) -> None:
@@ -124,7 +127,7 @@ class PathMachine(RuleBasedStateMachine):
     @rule()
     def work(self) -> None:
         """Time passes: the writers come as far as they can."""
-        self._settle(turns=300, pause_s=PAUSES_S[-1])
+        self._settle(rounds=300, pause_s=PAUSES_S[-1])
 
     @rule()
     def replay(self) -> None:
@@ -149,8 +152,8 @@ class PathMachine(RuleBasedStateMachine):
         """kill -9, and a next life (seldom, or faults would not meet posts)."""
         if seldom:
             return
-        self.lives += 1
-        self._run(self.whole.kill(self.base / str(self.lives)))
+        self.runs += 1
+        self._run(self.whole.kill(self.base / str(self.runs)))
         self._next()
 
     @rule(seldom=st.integers(0, 3), failing=st.sampled_from((None, "journal", "letters")))
@@ -170,23 +173,23 @@ class PathMachine(RuleBasedStateMachine):
         if failing == "letters":  # the journal needs a moment to see that it writes again
             self._run(whole.until(lambda: not whole.buffer.broken))
         self._run(whole.halt())
-        (self.base / str(self.lives)).rename(self.base / str(self.lives + 1))
-        self.lives += 1
+        (self.base / str(self.runs)).rename(self.base / str(self.runs + 1))
+        self.runs += 1
         self._next()
 
     def _next(self) -> None:
         self._settle_waiting(ended=True)
         self.new += self.whole.new
-        shutil.rmtree(self.base / str(self.lives - 1), ignore_errors=True)
+        shutil.rmtree(self.base / str(self.runs - 1), ignore_errors=True)
         self.whole = self._fresh()
         self._run(self.whole.open())
 
-    def _settle(self, turns: int = 20, pause_s: float = 0.0) -> None:
+    def _settle(self, rounds: int = 20, pause_s: float = 0.0) -> None:
         async def spin() -> None:
             await asyncio.sleep(pause_s)
-            for _ in range(turns):
+            for _ in range(rounds):
                 await asyncio.sleep(0)
-            await self.whole.life.quiet()
+            await self.whole.journal_run.quiet()
 
         self._run(spin())
         self._settle_waiting(ended=False)

@@ -44,7 +44,7 @@ CHEATS = {
     "invents": "stores a reading that nobody sent",
     "promises less": "answers ack=committed with ack=buffered",
     "hides invalid": "invalid items are not named in the answer",
-    "cooks its books": "/metrics does not add up",
+    "reports a wrong balance": "/metrics does not add up",
     "admits a loss": "/metrics says that a reading was dropped",
     "counts too little": "accepts more than it counts as accepted",
 }
@@ -61,18 +61,18 @@ class CheatingService:
         self._database_url = database_url
         self._path = dlq_dir / "dlq-20260101T000000000000Z-1-00000000.jsonl"
         self._cheat = cheat
-        self._line: asyncpg.Connection | None = None
+        self._connection: asyncpg.Connection | None = None
         self._writing = asyncio.Lock()
         self._waiting: list[Reading] = []
         self._writer: asyncio.Task[None] | None = None
         self._runner: web.ServerRunner | None = None
-        self._cheated = self._life = 0
+        self._cheated = self._run = 0
         self._received = self._committed = self._letters = self._rejected = 0
 
     async def __aenter__(self) -> Self:
-        self._line = await asyncpg.connect(self._database_url)
+        self._connection = await asyncpg.connect(self._database_url)
         if self._cheat == "writes twice":
-            await self._line.execute("alter table readings drop constraint readings_pkey")
+            await self._connection.execute("alter table readings drop constraint readings_pkey")
         await self.start()
         return self
 
@@ -83,8 +83,8 @@ class CheatingService:
         traceback: TracebackType | None,
     ) -> None:
         await self.kill()
-        assert self._line is not None, "entered"
-        await self._line.close()
+        assert self._connection is not None, "entered"
+        await self._connection.close()
 
     @property
     def url(self) -> str:
@@ -93,7 +93,7 @@ class CheatingService:
 
     async def start(self) -> None:
         """Listen (again, on the same port), with counters of a new life."""
-        self._life += 1
+        self._run += 1
         self._received = self._committed = self._letters = self._rejected = 0
         self._runner = web.ServerRunner(web.Server(self._serve), shutdown_timeout=0.0)
         await self._runner.setup()
@@ -176,7 +176,7 @@ class CheatingService:
         return rows
 
     async def _store(self, rows: list[Reading]) -> None:
-        assert self._line is not None, "entered"
+        assert self._connection is not None, "entered"
         times = [_EPOCH + timedelta(microseconds=row.ts_us) for row in rows]
         columns = (times, *zip(*((row[1], row[2], row[3]) for row in rows), strict=True))
         conflict = "" if self._cheat == "writes twice" else " on conflict do nothing"
@@ -184,8 +184,8 @@ class CheatingService:
             if self._cheat == "writes twice":  # what comes again must not be what is found
                 known = "delete from readings where (ts, device_id, metric, value) in ("
                 known += "select * from unnest($1::timestamptz[], $2::text[], $3::text[], "
-                await self._line.execute(f"{known} $4::float8[]))", *columns)
-            done = await self._line.execute(_INSERT + conflict, *columns)
+                await self._connection.execute(f"{known} $4::float8[]))", *columns)
+            done = await self._connection.execute(_INSERT + conflict, *columns)
         stored = int(done.split()[-1])
         self._committed += stored
 
@@ -211,7 +211,7 @@ class CheatingService:
         """Return books that add up, unless they are cooked: duplicates take what is left over."""
         held = len(self._waiting)
         went = self._committed + self._rejected + self._letters + held
-        left = 3 if self._cheat == "cooks its books" else 0
+        left = 3 if self._cheat == "reports a wrong balance" else 0
         accepted = self._received // 2 if self._cheat == "counts too little" else self._received
         return "\n".join(
             (
@@ -224,6 +224,6 @@ class CheatingService:
                 f"ingest_readings_dropped_total {int(self._cheat == 'admits a loss')}",
                 f"ingest_readings_held {held}",
                 "ingest_ledger_imbalance_rows 0",
-                f"process_start_time_seconds {self._life}",
+                f"process_start_time_seconds {self._run}",
             )
         )

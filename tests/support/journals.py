@@ -110,8 +110,8 @@ class FailingCalls:
         return FileCalls(self.write, self.fdatasync, self.fsync, self.ftruncate)
 
 
-class Life:
-    """One process that has the journal: `async with Life(folder) as life`. Checks the balance.
+class JournalRun:
+    """One process that has the journal: `async with JournalRun(folder) as run`. Checks the balance.
 
     `kill` ends it as a kill -9 would, as far as files are concerned.
     """
@@ -152,7 +152,7 @@ class Life:
         self.stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Life:
+    async def __aenter__(self) -> JournalRun:
         self.buffer.open()
         return self
 

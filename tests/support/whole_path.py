@@ -29,7 +29,7 @@ from ingest.system.clock import monotonic_s, unix_us
 from ingest.writer.set_aside import set_aside_rest
 from tests.support.blocks import block_of, make_reading
 from tests.support.fake_sink_scripted import Script, ScriptedSink
-from tests.support.journals import FailingCalls, Life, on_disk
+from tests.support.journals import FailingCalls, JournalRun, on_disk
 from tests.support.letters import invalid, keep, make_store, read
 from tests.support.replays import replay_by_hand
 from tests.support.writing import BAD, QUICK, refuse_bad
@@ -73,9 +73,9 @@ class Whole:
         self.script = script or Script()
         self.journal_calls = FailingCalls()
         self.letter_calls = FailingCalls()
-        self.life = Life(folder / "journal", calls=self.journal_calls, **bounds)
-        self.ledger = self.life.ledger
-        self.buffer = self.life.buffer
+        self.journal_run = JournalRun(folder / "journal", calls=self.journal_calls, **bounds)
+        self.ledger = self.journal_run.ledger
+        self.buffer = self.journal_run.buffer
         self.dead_letters = DeadLetterFolder(
             folder / "dead-letters",
             bytes_max=1 << 30,
@@ -101,8 +101,8 @@ class Whole:
         """Open both folders, and let loader and writers loose. Raises StartError."""
         self.buffer.open()
         await self.dead_letters.open()
-        await self.life.scan()
-        self.life.load()
+        await self.journal_run.scan()
+        self.journal_run.load()
         for _ in range(2):
             sink = ScriptedSink(self.script, self.promises.table, refuse=refuse_bad)
             sink.inner.pause_s = 0
@@ -176,7 +176,7 @@ class Whole:
         if self.replaying is not None:
             return
         replayer = self.half.make_replayer(self.dead_letters, self.buffer)
-        self.replaying = asyncio.create_task(replayer.run(self.life.stopping))
+        self.replaying = asyncio.create_task(replayer.run(self.journal_run.stopping))
 
     async def replay_by_hand(self) -> None:
         """Let somebody send all dead letters again, with a line to the same table."""
@@ -235,7 +235,7 @@ class Whole:
         Then also what was acknowledged from memory is on the disk or in the table, whatever comes.
         """
         self.halted.set()
-        self.life.stopping.set()
+        self.journal_run.stopping.set()
         self.buffer.shut_inlet()
         for sink in self.sinks:
             sink.abort()
@@ -253,7 +253,7 @@ class Whole:
         if self.replaying is not None:
             async with asyncio.timeout(5):
                 await self.replaying
-        await self.life.end()
+        await self.journal_run.end()
         assert self.script.complaints == []
         if keeps_rest:
             self._keep_buffered()
@@ -289,7 +289,7 @@ class Whole:
 
     async def quiet(self) -> None:
         """Wait until the journal has nothing to do, and hold the law."""
-        await self.life.quiet()
+        await self.journal_run.quiet()
         assert self.ledger.imbalance == 0
         assert self.ledger.dropped == 0
 

@@ -242,7 +242,7 @@ class Service:
                 samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
         return samples
 
-    async def law(self) -> float:
+    async def imbalance(self) -> float:
         """Return what the law leaves over; 0 at a quiet moment."""
         return (await self.metrics())["ingest_ledger_imbalance_rows"]
 

@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {
     "command_s_max": 0.6,
     "dlq_replay_pause_s": 0.1,
 }
-BREAK, MEND = "rename metric to metrik", "rename metrik to metric"
+BREAK, FIX = "rename metric to metrik", "rename metrik to metric"
 REFUSED_VALUE = 666.0
 EXHAUSTED = 'ingest_readings_dead_lettered_total{reason="retries_exhausted"}'
 
@@ -120,7 +120,7 @@ async def test_recovered_is_acknowledged_and_not_yet_stored_in_every_life(
             await alter(BREAK)
             await books.post(30, refusable=2, invalid=1)
             await service.wait_state("on_hold")
-            assert await service.law() == 0
+            assert await service.imbalance() == 0
             # 2: nothing can be written; more comes in; what is recovered stays recovered.
             samples = await books.next_life(recovers=30)
             assert samples["ingest_readings_held"] == 30
@@ -128,7 +128,7 @@ async def test_recovered_is_acknowledged_and_not_yet_stored_in_every_life(
             await books.post(20)
             # 3: the backlog of two lives is written, its refused rows are set aside.
             await books.next_life(recovers=50)
-            await alter(MEND)
+            await alter(FIX)
             samples = await service.wait_quiet()
             assert samples["ingest_readings_committed_total"] == 48
             assert samples['ingest_readings_dead_lettered_total{reason="refused_by_database"}'] == 2
@@ -189,12 +189,12 @@ async def test_service_killed_at_any_moment_recovers_what_was_not_stored(
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(open_tmp_path / "state", database_url=database.url, **QUICK)
         async with service:
-            for life in range(3):
+            for run in range(3):
                 await service.wait_state("accepting")
                 async with Fleet(
                     service.url, connections=6, rows=10, pause_s=0, ack="durable"
                 ) as fleet:
-                    fleet._next_us = FIRST_US + life * 100_000_000
+                    fleet._next_us = FIRST_US + run * 100_000_000
                     await asyncio.sleep(0.5)
                     await service.kill()
                 before = await _table(database)

@@ -189,7 +189,7 @@ HOLDS = {
 
 
 async def _hold(folder: Path, port: int, fault: str, held_s: float) -> None:
-    breaks, mends, reason = HOLDS[fault]
+    breaks, fixes, reason = HOLDS[fault]
     async with (
         Database(folder / "db", port) as database,
         Service(folder / "state", database_url=database.url, **QUICK) as service,
@@ -202,7 +202,7 @@ async def _hold(folder: Path, port: int, fault: str, held_s: float) -> None:
             assert reason in document["reason"], document
             await asyncio.sleep(held_s)
             assert (await service.metrics())[f'ingest_hold{{reason="{reason}"}}'] == 1
-            await database.run(mends)
+            await database.run(fixes)
             await service.wait_state("accepting", within_s=20)
             await asyncio.sleep(0.5)
         assert fleet.statuses() <= {"202", "503"}, fleet.answers

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.support.faulty_proxy import Line
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.receiver import until
 from tests.system.database import Database
 from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
@@ -134,27 +134,27 @@ async def test_stop_does_not_wait_for_a_server_that_says_nothing(
     """Neither at the start, nor later when nothing is to be written."""
     async with (
         Database(open_tmp_path / "db", free_port) as database,
-        Line("127.0.0.1", free_port) as line,
+        FaultyProxy("127.0.0.1", free_port) as proxy,
     ):
-        url = database.url.replace(f":{free_port}/", f":{line.port}/")
+        url = database.url.replace(f":{free_port}/", f":{proxy.port}/")
         service = Service(open_tmp_path / "state", database_url=url, connect_s_max=20)
-        line.stall()
+        proxy.stall()
         starting = asyncio.create_task(service.start())  # which says nothing before the first try
         try:
-            await _stop_while_connecting(service, line)
+            await _stop_while_connecting(service, proxy)
             await asyncio.gather(starting, return_exceptions=True)
-            line.resume()
+            proxy.resume()
             await service.start()
             await service.wait_state("accepting")
-            line.stall()
-            await line.cut()
-            await _stop_while_connecting(service, line)
+            proxy.stall()
+            await proxy.cut()
+            await _stop_while_connecting(service, proxy)
         finally:
             await service.kill()
 
 
-async def _stop_while_connecting(service: Service, line: Line) -> None:
-    await until(lambda: line.connections_open, 20)  # an idle writer looks every 2 s
+async def _stop_while_connecting(service: Service, proxy: FaultyProxy) -> None:
+    await until(lambda: proxy.connections_open, 20)  # an idle writer looks every 2 s
     async with asyncio.timeout(5):
         code, output = await service.stop()
     assert code == 0, output

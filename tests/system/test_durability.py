@@ -86,4 +86,4 @@ async def test_running_service_notices_when_its_role_stops_waiting_for_the_disk(
         await database.run("alter role fleet reset synchronous_commit")
         await service.wait_state("accepting")
         await service.wait_sample("ingest_readings_committed_total", 1)
-        assert await service.law() == 0
+        assert await service.imbalance() == 0

@@ -55,7 +55,7 @@ async def test_killed_service_recovers_exactly_what_it_had_acknowledged(
                 await service.kill()
                 await service.start()
                 await service.wait_sample("ingest_readings_recovered_total", len(more.acknowledged))
-                assert await service.law() == 0
+                assert await service.imbalance() == 0
                 assert (await service.metrics())["ingest_readings_held"] == len(more.acknowledged)
             await database.start()
             samples = await service.wait_quiet()
@@ -121,7 +121,7 @@ async def test_drain_without_database_leaves_all_to_the_journal(
             await service.start()
             await service.wait_state("accepting")
             await service.wait_sample("ingest_readings_committed_total", 100)
-            assert await service.law() == 0
+            assert await service.imbalance() == 0
 
 
 async def test_disk_that_takes_nothing_is_disk_low_until_it_does(open_tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ async def test_run_against_the_service_reports_what_the_table_holds(open_tmp_pat
             *("--posts", 50, "--connections", 3),
         )
         after = await service.query("select count(*) from readings")
-        assert await service.law() == 0
+        assert await service.imbalance() == 0
     assert posts["right"] == posts["offered"] == 1200
     assert posts["retries"] == 0
     assert report["all_right"]

@@ -39,14 +39,14 @@ async def load(service: Service) -> AsyncIterator[None]:
     stopping = asyncio.Event()
 
     async def post() -> None:
-        for turn in itertools.count():
+        for number in itertools.count():
             if stopping.is_set():
                 return
             post = [_reading(next(numbers)) for _ in range(50)]
             await service.post(post)
-            if turn % 4 == 0:
+            if number % 4 == 0:
                 await service.post(post, ack="committed")
-            if turn % 20 == 0:
+            if number % 20 == 0:
                 await service.post([*post, _reading(0, value="x")])
                 await service.post([_reading(0, value="x")])
             await asyncio.sleep(0.02)

@@ -28,7 +28,8 @@ from ingest.model.block import Block
 from ingest.model.errors import BufferFull
 from ingest.system.files import open_regular
 from tests.support.blocks import make_block
-from tests.support.journals import FailingCalls, Life, killed, on_disk
+from tests.support.journals import FailingCalls, killed, on_disk
+from tests.support.journals import JournalRun as Life
 
 
 async def put_many(life: Life, count: int, rows: int = 1) -> list[Block]:

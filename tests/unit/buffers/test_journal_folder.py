@@ -16,7 +16,8 @@ from ingest.model.errors import JournalBroken, StartError
 from ingest.system.clock import monotonic_s
 from ingest.system.files import FolderLock
 from tests.support.blocks import make_block
-from tests.support.journals import Life, killed, on_disk
+from tests.support.journals import JournalRun as Life
+from tests.support.journals import killed, on_disk
 
 
 @pytest.fixture(autouse=True)

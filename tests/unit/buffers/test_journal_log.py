@@ -19,7 +19,8 @@ from ingest.model.block import Block
 from ingest.model.errors import JournalBroken, StartError
 from ingest.model.ports import JournalStats
 from tests.support.blocks import make_block
-from tests.support.journals import NO_SPACE, FailingCalls, Life, killed, on_disk
+from tests.support.journals import NO_SPACE, FailingCalls, killed, on_disk
+from tests.support.journals import JournalRun as Life
 
 CALLS_MAX = 200  # more than any run needs
 

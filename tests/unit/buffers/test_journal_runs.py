@@ -15,7 +15,8 @@ import pytest
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull, JournalBroken
 from tests.support.blocks import make_block
-from tests.support.journals import FailingCalls, Life
+from tests.support.journals import FailingCalls
+from tests.support.journals import JournalRun as Life
 
 LIVES, STEPS = 6, 40
 FAILURES = (

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from loadgen.csv import client as client_module
 from loadgen.csv.client import Client, GaveUp
-from tests.support.faulty_proxy import Line
+from tests.support.faulty_proxy import FaultyProxy
 
 Script = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
 
@@ -171,9 +171,9 @@ async def test_post_to_nobody_gives_up_in_time_and_says_why(
 
 async def test_post_whose_reply_is_lost_is_sent_again(scripted: Scripted) -> None:
     """The server has it and the client cannot know: only sending again is safe."""
-    async with Line("127.0.0.1", scripted.port) as line:
-        line.lose_replies(1)
-        async with Client(f"http://127.0.0.1:{line.port}", connections_max=1, give_up_s=20) as it:
+    async with FaultyProxy("127.0.0.1", scripted.port) as proxy:
+        proxy.lose_replies(1)
+        async with Client(f"http://127.0.0.1:{proxy.port}", connections_max=1, give_up_s=20) as it:
             assert (await it.post(b"[1,2,3]")).accepted == 3
             assert it.retries == 1
     assert scripted.bodies == [b"[1,2,3]"] * 2

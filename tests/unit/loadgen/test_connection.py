@@ -19,7 +19,7 @@ from loadgen.driver.connection import (
     Connection,
     Head,
 )
-from tests.support.peer import Line, Peer, hangs_up, is_silent, reply, resets, says
+from tests.support.peer import Peer, PeerConnection, hangs_up, is_silent, reply, resets, says
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -284,10 +284,10 @@ async def test_free_connection_that_ends_is_told_as_closed() -> None:
 async def test_words_that_nobody_asked_for_end_a_free_connection() -> None:
     """They must not be taken for the answer to the next request."""
 
-    async def says_more(line: Line) -> bool:
-        await line.say(reply())
+    async def says_more(connection: PeerConnection) -> bool:
+        await connection.say(reply())
         await asyncio.sleep(0.01)
-        await line.say(reply(408))
+        await connection.say(reply(408))
         return True
 
     async with Peer(usual=says_more) as peer:

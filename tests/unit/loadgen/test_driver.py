@@ -26,8 +26,17 @@ from loadgen.driver.ports import Loss
 from loadgen.driver.retry import Retry
 from loadgen.traffic.post import Post, finish, head_of, target_of
 from loadgen.traffic.schedule import constant, moments
-from tests.support.faulty_proxy import Line as Proxy
-from tests.support.peer import Line, Peer, Script, hangs_up, is_silent, reply, resets, says
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.peer import (
+    Peer,
+    PeerConnection,
+    Script,
+    hangs_up,
+    is_silent,
+    reply,
+    resets,
+    says,
+)
 from tests.support.receiver import until
 from tests.system.service import Service
 
@@ -188,9 +197,9 @@ async def test_post_that_found_no_connection_counts_from_its_intended_time() -> 
 
     answer = asyncio.Event()
 
-    async def stalls(line: Line) -> bool:
+    async def stalls(connection: PeerConnection) -> bool:
         await answer.wait()
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     async with Peer(stalls) as peer:
@@ -395,7 +404,7 @@ async def test_refused_connection_after_a_written_try_still_counts_as_written() 
 
 async def test_service_that_comes_back_gets_all_that_it_missed() -> None:
     """Connections are cut and refused for a while in the middle of a run."""
-    async with Peer() as peer, Proxy("127.0.0.1", peer.port) as proxy:
+    async with Peer() as peer, FaultyProxy("127.0.0.1", peer.port) as proxy:
         run = make(proxy.port, 400, connections=8, schedule=moments(constant(1000)))
         task = asyncio.create_task(ended(run))
         await until(lambda: len(peer.requests) >= 100)
@@ -447,9 +456,9 @@ async def test_no_trouble_in_any_order_loses_track_of_a_post(seed: int, open_loo
     """Each answer is drawn: good, refused, cut, reset, garbage, late; all posts end accepted."""
     draw = random.Random(seed)
 
-    async def is_late(line: Line) -> bool:
+    async def is_late(connection: PeerConnection) -> bool:
         await asyncio.sleep(draw.uniform(0, 0.02))
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     kinds: list[Script] = [
@@ -466,8 +475,8 @@ async def test_no_trouble_in_any_order_loses_track_of_a_post(seed: int, open_loo
         resets,
     ]
 
-    async def does_any(line: Line) -> bool | None:
-        return await draw.choice(kinds)(line)
+    async def does_any(connection: PeerConnection) -> bool | None:
+        return await draw.choice(kinds)(connection)
 
     async with Peer(usual=does_any) as peer:
         schedule = moments(constant(2000), arrivals="poisson", seed=seed) if open_loop else None
@@ -503,9 +512,9 @@ async def test_posts_that_found_no_connection_for_too_long_are_skipped_and_count
     Without a bound nothing is skipped: see the test of coordinated omission.
     """
 
-    async def stalls(line: Line) -> bool:
+    async def stalls(connection: PeerConnection) -> bool:
         await asyncio.sleep(0.4)
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     async with Peer(stalls) as peer:
@@ -522,9 +531,9 @@ async def test_posts_that_found_no_connection_for_too_long_are_skipped_and_count
 async def test_post_after_those_that_are_skipped_is_not_sent_early() -> None:
     """What is passed over does not hand on its turn."""
 
-    async def stalls(line: Line) -> bool:
+    async def stalls(connection: PeerConnection) -> bool:
         await asyncio.sleep(0.2)
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     async with Peer(stalls) as peer:
@@ -583,9 +592,9 @@ async def test_stop_lets_posts_in_flight_finish_and_counts_the_unsent() -> None:
     """What is on its way is not cut; what had no post yet is counted."""
     answer = asyncio.Event()
 
-    async def answers_later(line: Line) -> bool:
+    async def answers_later(connection: PeerConnection) -> bool:
         await answer.wait()
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     async with Peer(usual=answers_later) as peer:
@@ -621,9 +630,9 @@ async def test_stop_far_behind_gives_the_loop_turns_and_counts_every_post() -> N
     """A million posts a second: Ctrl-C must not stand still, nor forget what was due."""
     answer = asyncio.Event()
 
-    async def answers_later(line: Line) -> bool:
+    async def answers_later(connection: PeerConnection) -> bool:
         await answer.wait()
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     schedule = Counted(20 * SLICE_POSTS)

@@ -116,7 +116,7 @@ WHAT_IS_FOUND = {
     "invents": "never_sent",
     "promises less": "wrong_answer",
     "hides invalid": "wrong_answer",
-    "cooks its books": "law_broken",
+    "reports a wrong balance": "law_broken",
     "counts too little": "law_broken",
     "admits a loss": "law_broken",
 }
