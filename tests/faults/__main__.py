@@ -1,7 +1,7 @@
 """`./run faults`: do harm to the service under load and account for every reading.
 
 Writes FAULTS.md if all faults were run. Exit codes: 0 all is as promised, the controls lost
-readings and the mutants were found; 1 a fault, control or mutant is red (each is named); 2 wrong use.
+readings, the mutants were found; 1 a fault, control or mutant is red (each is named); 2 wrong use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What docs/waits.md says of awaits that no other file of tests shows."""
+"""Statements of docs/waits.md about awaits that no other test file shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.receiver import GOOD, answering, post, running_receiver, unti
 
 
 async def test_inflating_cancelled_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread goes on, and its body counts no more: the next one is not refused for it."""
+    """The thread goes on, but its body is not counted any more: the next body is not refused."""
     packed = gzip.compress(bytes(2 * LIGHT_INFLATED_BYTES), mtime=0)
     going = threading.Event()
     really = inflate.gunzip
@@ -46,7 +46,7 @@ async def test_inflating_cancelled_gives_its_room_back(monkeypatch: pytest.Monke
 
 
 async def test_committed_handler_cancelled_leaves_its_block_to_the_writers() -> None:
-    """It was accepted before the wait: counted so, not as rejected, and decided without it."""
+    """The block was accepted before the wait: it is counted as accepted, and written."""
     async with running_receiver() as receiver:
         client = await receiver.connect()
         await client.send(post(GOOD, "?ack=committed"))
@@ -59,7 +59,7 @@ async def test_committed_handler_cancelled_leaves_its_block_to_the_writers() -> 
         assert receiver.ledger.at_receiver == 0
         assert dict(receiver.ledger.rejected) == {}
         assert receiver.ledger.imbalance == 0
-        block.ack.resolve(Outcome())  # as a writer does: nobody is there, and nothing breaks
+        block.ack.resolve(Outcome())  # as a writer does: no handler waits, and no error is raised
         await asyncio.sleep(0)
         second = await receiver.connect()
         await second.send(post(GOOD))

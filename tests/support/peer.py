@@ -37,7 +37,7 @@ class PeerConnection:
         await self._writer.drain()
 
     def hang_up(self) -> None:
-        """Close the connection politely."""
+        """Close the connection in order (FIN)."""
         self._writer.close()
 
     def reset(self) -> None:
@@ -60,19 +60,19 @@ def says(data: bytes, *, then_hangs_up: bool = False) -> Script:
 
 
 async def hangs_up(connection: PeerConnection) -> bool:
-    """Say nothing and close."""
+    """Close without an answer."""
     connection.hang_up()
     return False
 
 
 async def resets(connection: PeerConnection) -> bool:
-    """Say nothing and reset."""
+    """Reset without an answer."""
     connection.reset()
     return False
 
 
 async def is_silent(connection: PeerConnection) -> bool:
-    """Say nothing, and leave the connection open."""
+    """Give no answer, and leave the connection open."""
     return True
 
 

@@ -1,4 +1,4 @@
-"""`./run bench` as a developer uses it: a measurement, a record, what is missing, Ctrl-C."""
+"""`./run bench` as a developer uses it: a measurement, a record, missing programs, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.system.service import REPOSITORY, Done, environment, run_command, wai
 
 
 async def bench(*words: object, path: str | None = None, within_s: float = 60) -> Done:
-    """Run it."""
+    """Run `./run bench`."""
     extra = {} if path is None else {"PATH": path}
     return await run_command("benchmarks", *words, env=extra, within_s=within_s)
 
 
 async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
-    """A real service is started; figures, verdict and machine are printed and written down."""
+    """A real service is started; figures, verdict and machine are printed and recorded."""
     done = await bench("--only", "start", "--runs", 1, "--results", tmp_path)
     assert done.code == 0, done.stderr
     assert "run 1/1 start" in done.stderr
@@ -43,7 +43,7 @@ async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
 
 
 async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
-    """Both services run and are driven in turn; a line a case, a record, and nothing is left."""
+    """Both services run and get load alternately; a line for each case, a record, no process left."""
     scratch, record = open_tmp_path / "scratch", open_tmp_path / "record.ndjson"
     scratch.mkdir()
     scratch.chmod(0o755)
@@ -67,7 +67,7 @@ async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
 
 
 def test_service_is_measured_with_the_buffer_that_the_record_names() -> None:
-    """Not with the default, which fsyncs: figures on record would be compared with others."""
+    """Not with the default, which fsyncs: the figures would not be comparable."""
     with scratch() as folder, Service(folder) as service:
         with socket.create_connection(("127.0.0.1", service.port), 10) as device:
             assert b'"ack":"buffered"' in post_one(device, 1_700_000_000_000_000)
@@ -77,7 +77,7 @@ def test_service_is_measured_with_the_buffer_that_the_record_names() -> None:
 
 @pytest.mark.parametrize("word", ["--quick", "--no-record"])
 async def test_quick_and_no_record_write_nothing(tmp_path: Path, word: str) -> None:
-    """Figures of a run that only sees whether all works are not kept."""
+    """A run that only checks that all works records no figures."""
     done = await bench("--only", "singles", word, "--results", tmp_path, path="/nonexistent")
     assert done.code == 0, done.stderr
     assert "left out" in done.stdout
@@ -85,7 +85,7 @@ async def test_quick_and_no_record_write_nothing(tmp_path: Path, word: str) -> N
 
 
 async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> None:
-    """Without wrk there is no peak: the case says so, in RESULTS.md too, and it is no error."""
+    """Without wrk the peak is left out: the output and RESULTS.md say so, and it is no error."""
     done = await bench("--only", "singles", "--runs", 2, "--results", tmp_path, path="/nonexistent")
     assert done.code == 0, done.stderr
     assert "left out: singles: wrk is not on PATH" in done.stderr
@@ -107,14 +107,14 @@ async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> N
     ],
 )
 async def test_wrong_option_is_named_before_anything_runs(words: tuple[str, ...], why: str) -> None:
-    """The parts take a minute: a misspelt option must not wait for them."""
+    """A misspelt option is an error at once, before the measurements."""
     done = await bench(*words, within_s=10)
     assert done.code == 2
     assert why in done.stderr
 
 
 async def test_help_names_every_case() -> None:
-    """What `--only` takes can be read."""
+    """The help lists all names for `--only`."""
     done = await bench("--help")
     assert done.code == 0
     assert all(case.name in done.stdout for case in CASES)
@@ -126,7 +126,7 @@ async def test_help_names_every_case() -> None:
 async def test_interrupt_shows_what_there_is_and_leaves_nothing(
     open_tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Ctrl-C or a kill ends what was started, prints the runs until then, records no half."""
+    """Ctrl-C or a kill ends all child processes, prints the finished runs, and records nothing."""
     results, scratch = open_tmp_path / "results", open_tmp_path / "scratch"
     scratch.mkdir()
     scratch.chmod(0o755)
@@ -160,7 +160,7 @@ async def test_interrupt_shows_what_there_is_and_leaves_nothing(
 
 
 async def test_every_part_runs() -> None:
-    """Once each, unmeasured: a part calls the service's own functions, which may have changed."""
+    """Each part runs once: it calls the service's functions, which may have changed."""
     parts = sorted(REPOSITORY.glob("benchmarks/bench_*.py"))
     options = ("-q", "--benchmark-disable", "-p", "no:cacheprovider")
     done = await run_command("pytest", *options, *parts, within_s=50)
@@ -171,7 +171,7 @@ async def test_every_part_runs() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_quick_run_measures_every_case() -> None:
-    """All contenders really run, all data arrives, and no case is left out where all is there.
+    """All contenders run, all data arrives, and no case is left out if all programs are there.
 
     Needs wrk, and Debian's packages or the cache that holds them.
     """
@@ -184,7 +184,7 @@ async def test_quick_run_measures_every_case() -> None:
 
 @pytest.mark.slow
 async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
-    """All rows of it are found in the table; whether the bounds are kept is this machine's."""
+    """All its rows are in the table; the speed depends on the machine and is not tested."""
     words = ("--gib", 0.02, "--seconds", 0.5, "--rate", 50, "--json")
     done = await run_command("benchmarks.journal_replay", *words, within_s=60)
     assert done.code in (0, 1), done.stderr
@@ -201,7 +201,7 @@ async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_soak_proves_beside_a_kill_of_the_database(tmp_path: Path) -> None:
-    """A short one: the verdict of verify is its own, the database was killed once and came back."""
+    """A short soak: `verify` gives the verdict, and the database was killed once and started again."""
     done = await run_command(
         *("benchmarks.soak", "--seconds", 8, "--peak-seconds", 3, "--share", 0.3),
         within_s=150,

@@ -1,4 +1,4 @@
-"""Bad items at the door and rows that the database refuses: told, kept, fixed, brought back."""
+"""Bad items and rows that the database refuses: named, kept, fixed and posted again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _post_of_100() -> list[dict[str, Any]]:
 async def test_post_with_four_bad_items_keeps_ninety_six_and_the_bytes_of_four(
     open_tmp_path: Path,
 ) -> None:
-    """Accepted and dead-lettered add up, each error is named, and a fixed copy comes in."""
+    """Accepted and dead-lettered add up, each error is named, and fixed items are accepted."""
     state = open_tmp_path / "state"
     async with Service(state) as service:
         await service.wait_state("accepting")
@@ -76,7 +76,7 @@ async def test_post_with_four_bad_items_keeps_ninety_six_and_the_bytes_of_four(
 async def test_check_constraint_refuses_one_row_and_commits_ninety_nine_in_the_same_flush(
     open_tmp_path: Path,
 ) -> None:
-    """One row's fault stays one row's: `ack=committed` names it with its SQLSTATE."""
+    """The other rows are committed; `ack=committed` names the refused row with its SQLSTATE."""
     async with Service(open_tmp_path / "state") as service:
         await service.wait_state("accepting")
         await service.query("alter table readings add constraint warm check (value < 1000000)")
