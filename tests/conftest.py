@@ -213,7 +213,7 @@ async def readings_connection(readings_url: str) -> AsyncIterator[asyncpg.Connec
 
 @pytest.fixture
 def free_port() -> int:
-    """Give a TCP port of the loopback that was free a moment ago, and that the kernel gives no client."""
+    """Give a TCP port of the loopback that was free a moment ago, and that no client gets."""
     return tcp_ports.free_port()
 
 

@@ -1,7 +1,7 @@
 """`loadgen run`: send the load of a simulated fleet, measure, report.
 
-Exit codes: 0 every post got the answer that was right for it, 1 some did not, 2 wrong use or no
-service there, 130 interrupted.
+Exit codes: 0 every post got the right answer, 1 some did not, 2 wrong use or no service there, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from loadgen.report.json import Document, document, write_whole
 
 __all__ = ["add_parser", "main"]
 
-# What the process needs beside its connections.
+# Open files that the process needs beside its connections.
 FILES_BESIDE = 64
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -54,7 +54,7 @@ def main(chosen: argparse.Namespace) -> int:
 
 
 def _raise_open_files(connections: int) -> None:
-    """Allow so many sockets. Raises ValueError if the system does not."""
+    """Allow the sockets of the connections. Raises ValueError if the system does not."""
     needed = connections + FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed or soft == resource.RLIM_INFINITY:
@@ -80,7 +80,7 @@ def _json(report: Document) -> str:
 
 
 def _end(files: dict[Path | None, str], *, all_right: bool, interrupted: bool) -> int:
-    """Write the reports that are wanted (those with a path); return the exit code."""
+    """Write the reports that have a path; return the exit code."""
     for path, text in files.items():
         try:
             if path:

@@ -1,8 +1,7 @@
-"""`loadgen verify`: send readings, then prove that each is where the service said it would be.
+"""`loadgen verify`: send readings, then prove that each is where the service promised.
 
-Exit codes: 0 all as promised, 1 something is not, 2 wrong use or no proof (none was possible, or
-most outcomes are not known),
-130 interrupted (and what was sent until then is as promised).
+Exit codes: 0 all as promised, 1 a promise is broken, 2 wrong use or no proof (none was possible, or
+most outcomes are not known), 130 interrupted (and all that was sent is as promised).
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Evidence) 
 
 
 async def _send(job: Job, where: Evidence) -> tuple[bool, bool]:
-    """Send it all; return whether a signal came, and whether every post was ended."""
+    """Send all posts; return whether a signal came, and whether every post has ended."""
     await _look_ahead(job, where)
     print(f"run {job.plan.run}: ledger {job.ledger}", file=sys.stderr)
     run = Run(job)
@@ -104,7 +103,7 @@ async def _judge(ledger: Path, where: Evidence, chosen: argparse.Namespace) -> i
 
 
 async def _look_ahead(job: Job, where: Evidence) -> None:
-    """See whether there will be a proof. Raises CannotCheck, WrongUse."""
+    """Check that a proof is possible. Raises CannotCheck, WrongUse."""
     await check_ahead(where, job.plan.prefix)
     if why := await unreachable(job.target):
         raise CannotCheck(why)
@@ -133,7 +132,7 @@ def _progress(run: Run) -> str:
 
 
 def _too_slow(run: Run) -> str:
-    """Say that the rate was not reached: it would prove less than was asked for."""
+    """Return a note if the rate was not reached: the run proves less than was asked for."""
     job = run.job
     if job.rate is None or job.duration_s is None or run.taken == job.posts:
         return ""

@@ -1,9 +1,9 @@
-"""Post bodies to the service as a careful device does, and say what the answer means.
+"""Posts bodies to the service as a careful device does, and reads the answers.
 
-Promises: a 503, a 429, a lost connection or a time-out is answered with a pause (Retry-After, or
-growing with full jitter) and the same bytes again, until `give_up_s` have passed since the first
-try. Sending again is safe for readings that carry a `ts`.
-Does not: look into a body, or split one.
+Promises: after a 503, a 429, a lost connection or a time-out the client pauses (Retry-After, or a
+growing time with full jitter) and sends the same bytes again, until `give_up_s` have passed since
+the first try. Sending again is safe for readings that have a `ts`.
+Does not: read a body, or split one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class ItemError(NamedTuple):
-    """One item of the post that did not go to the table: its index, a code, a sentence."""
+    """An item of the post that is not accepted: its index, a code, a sentence."""
 
     item: int
     code: str
@@ -37,7 +37,7 @@ class ItemError(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What the service said. `status` is 2xx or a refusal that sending again cannot change."""
+    """An answer of the service. `status` is 2xx, or a refusal that another try cannot change."""
 
     status: int
     accepted: int
@@ -48,7 +48,7 @@ class Reply(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the post was taken, by the service itself."""
+        """Whether the service itself has accepted the post."""
         return 200 <= self.status < 300 and not self.code
 
 
@@ -113,7 +113,7 @@ class Client:
                 return answer
             pause_s = retry_after_s
             if pause_s is None:
-                # Full jitter: devices that lost one service together must not come back together.
+                # Full jitter: devices that lost the service together must not come back together.
                 pause_s = random.uniform(0, min(PAUSE_S_MAX, PAUSE_S_MIN * 2 ** min(tries, 16)))
             passed_s = time.monotonic() - first_s
             if passed_s + pause_s > self._give_up_s:
@@ -145,17 +145,17 @@ class Client:
 
 
 def _retry_after_s(header: str | None) -> float | None:
-    """Read whole seconds; a date (which proxies may send) is taken as not given."""
+    """Read whole seconds; a date (which proxies may send) counts as no header."""
     text = (header or "").strip()
     return float(text) if text.isascii() and text.isdecimal() else None
 
 
 def _reply_of(status: int, body: bytes) -> Reply:
-    """Read the answer; whatever a proxy in between has sent is read as far as it goes."""
+    """Read the answer; of a proxy's answer only what is there."""
     fields = fields_of(body)
     counts = counts_of(fields)
     if 200 <= status < 300 and counts is None:
-        # Something else answered (a proxy's page, another service): no promise about readings.
+        # Another program answered (a proxy, another service): no promise about readings.
         return Reply(
             status, 0, 0, "not_the_service", "whatever answers there is not iot-ingest", ()
         )

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection of the load driver: writes a ready request, reads the answer, calls back.
 
-Costs little: no future, no task, no timer and no table of headers per request. `Answers` is pure
-and reads answers out of whatever pieces the network makes of them; `Connection` is the connection.
+It needs no future, task, timer or table of headers for a request, so it is cheap. `Answers` is
+pure: it reads answers from the pieces that the network delivers. `Connection` is the connection.
 Promises: one request in flight; each `send` leads to one `answered` or one `broken`.
 Does not: time out, connect or reconnect by itself (the driver does).
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, cast
 
 from loadgen.driver.retry import Flight
 
-ANSWER_BYTES_MAX = 1024 * 1024  # the service's longest, with 100 errors, has some 20 kB
+ANSWER_BYTES_MAX = 1024 * 1024  # the service's longest answer, with 100 errors, has some 20 kB
 HEAD_BYTES_MAX = 16 * 1024
 CHUNK_LINE_BYTES_MAX = 256
 HEADS_MAX = 256
@@ -27,7 +27,7 @@ _CHUNKED = -1
 
 
 class Answer(NamedTuple):
-    """What came back. `retry_after_s` is None without a Retry-After in whole seconds."""
+    """One answer. `retry_after_s` is None without a Retry-After in whole seconds."""
 
     status: int
     body: bytes
@@ -36,11 +36,11 @@ class Answer(NamedTuple):
 
 
 class BadAnswer(Exception):
-    """What came is no answer to a post. Its text is one of few sentences, fit for counting."""
+    """The bytes are no answer to a post. The text is one of a few sentences, to be counted."""
 
 
 class Head(NamedTuple):
-    """What of an answer's head matters. `body_bytes` is negative if the body is chunked."""
+    """The needed parts of an answer's head. `body_bytes` is negative if the body is chunked."""
 
     status: int
     body_bytes: int
@@ -51,8 +51,8 @@ class Head(NamedTuple):
 class Answers:
     """Reads one answer after another out of bytes.
 
-    `heads` holds heads that were read before: those of one second and length are alike, so that
-    most are found there and none is read twice. Connections may share it.
+    `heads` keeps the heads that were read. Heads of one second and length are equal, so most are
+    found there and are not read again. Connections may share it.
     """
 
     __slots__ = ("_body", "_head", "_heads", "_kept")
@@ -65,13 +65,13 @@ class Answers:
 
     @property
     def begun(self) -> bool:
-        """Whether a part of an answer is here."""
+        """Whether a part of an answer has come."""
         return bool(self._kept) or self._head is not None
 
     def feed(self, data: bytes) -> Answer | None:
         """Take some bytes; return the answer if they complete it.
 
-        Raises BadAnswer, after which the connection is of no more use.
+        Raises BadAnswer; the connection cannot be used after it.
         """
         if self._head is not None:
             return self._feed_body(self._head, data)
@@ -162,7 +162,7 @@ def _joined(raw: bytearray) -> bytes | None:
 
 
 def read_head(text: bytes) -> Head:
-    """Return what a head says, without the empty line at its end. Raises BadAnswer."""
+    """Read a head, which comes without the empty line at its end. Raises BadAnswer."""
     status_line, *lines = text.split(b"\r\n")
     found = _STATUS_LINE.fullmatch(status_line)
     if found is None:
@@ -210,20 +210,20 @@ def _why_not(start: bytes) -> str:
 
 
 class Owner(Protocol):
-    """Who is called back by a connection."""
+    """The owner of a connection, which calls it back."""
 
     def answered(self, connection: Connection, answer: Answer) -> None:
-        """Take the answer to what was sent; `connection.open` says whether it can send again."""
+        """Take the answer; `connection.open` says whether the connection can send again."""
 
     def broken(self, connection: Connection, why: str) -> None:
-        """Take note that the request was written, but no answer will come; it is closed."""
+        """The connection is closed; the written request will get no answer."""
 
     def closed(self, connection: Connection) -> None:
-        """Take note that the connection was closed while nothing was in flight."""
+        """The connection is closed; no request was in flight."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection. `flight` and `sent_s` are its owner's to use."""
+    """One connection. `flight` and `sent_s` belong to its owner."""
 
     __slots__ = ("_answers", "_owner", "_transport", "busy", "flight", "open", "sent_s")
 
@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin (called by the loop)."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is no subclass of it
         self.open = True
 
     def send(self, request: bytes) -> None:
@@ -247,7 +247,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def drop(self, why: str) -> None:
-        """Close at once, whatever is in flight; the owner hears of it before this returns."""
+        """Close at once, also with a request in flight; the owner is called before this returns."""
         if not self.open:
             return
         self.open = False
@@ -255,9 +255,9 @@ class Connection(asyncio.Protocol):
         self._tell(why)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came (called by the loop)."""
+        """Take bytes that came (called by the loop)."""
         if not self.busy:
-            self.drop("")  # a goodbye that nobody asked for, such as a 408
+            self.drop("")  # an answer without a request, such as a 408
             return
         try:
             answer = self._answers.feed(data)

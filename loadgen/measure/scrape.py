@@ -1,8 +1,8 @@
-"""Reads what the service itself counts, once a second, from its admin port.
+"""Reads the service's own counters, once a second, from its admin port.
 
-Promises: counts go on over a restart of the service, whose counters begin at 0 again; a port that
-does not answer is no error, only `seen` stays False.
-Does not: know which readings are ours; another client's are counted too.
+Promises: the counts go on over a restart of the service, whose counters begin at 0 again; a port
+that does not answer is no error, then `seen` stays False.
+Does not: know which readings are ours; those of other clients are counted, too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ IMBALANCE = "ingest_ledger_imbalance_rows"
 
 
 class Scraper:
-    """What the service counted since `begin`; `committed` goes into the timeline as well.
+    """The service's counts since `begin`; `committed` goes into the timeline as well.
 
-    `held` and `imbalance` are the last values read. `at_s` is when; `elapsed_s` must return the
-    seconds since the start of the load.
+    `held` and `imbalance` are the values of the last reading, at `at_s`; `elapsed_s` must return
+    the seconds since the start of the load.
     """
 
     def __init__(self, url: str, timeline: Timeline, elapsed_s: Callable[[], float]) -> None:

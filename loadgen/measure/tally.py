@@ -1,8 +1,8 @@
-"""Counts what became of the posts: the observer of a run.
+"""Counts the outcomes of posts: the observer of a run of load.
 
 Promises: every post that the driver finished is in exactly one class; memory does not grow with the
-run. A post is *right* when its final answer is the one that it deserved: 2xx with all readings
-accepted; for spoilt ones the refusal that they were made for.
+run. A post is *right* if its final answer is the expected one: for a good post a 2xx with all
+readings accepted, for a spoilt one the refusal that it was made for.
 Does not: remember single posts (see `verify`).
 """
 
@@ -25,7 +25,7 @@ _STATUS_DUE = {BROKEN: 400, INVALID: 422}
 
 
 class HasStart(Protocol):
-    """Who knows when the run began: the driver."""
+    """Knows when the run began; the driver does."""
 
     started_s: float
 
@@ -35,25 +35,25 @@ class _NotStarted:
 
 
 class Tally(Observer):
-    """What became of all posts so far.
+    """The outcomes of all posts so far.
 
-    `bad_items` is the traffic's: so many items of a mixed post are to be dead-lettered.
+    `bad_items` is that of the traffic: how many items of each mixed post must be dead-lettered.
     Durations count from the intended moment to the final answer, of posts that were intended
     `measured_from_s` after the start or later.
     """
 
     def __init__(self, bad_items: dict[int, int], measured_from_s: float = 0.0) -> None:
-        self.start: HasStart = _NotStarted()  # the driver, handed in once it is made
-        self.last_due_s = 0.0  # of the posts that are through: the last moment, from the start
+        self.start: HasStart = _NotStarted()  # the driver, set when it is made
+        self.last_due_s = 0.0  # the last due time of finished posts, from the start
         self.timeline = Timeline()
         self.latency = Histogram()
         self.right = 0  # posts, as all down to `undeserved`
-        self.refused = 0  # a final answer that is not 2xx, though the post was good
-        self.given_up = 0  # given up without a final answer
-        self.given_up_written = 0  # of these: the service may have it all the same
-        self.not_whole = 0  # 2xx, but not all good readings were accepted
-        self.undeserved = 0  # another answer than the post was made for
-        self.offered_readings = 0  # of all posts that are through
+        self.refused = 0  # good posts with a final answer that is not 2xx
+        self.given_up = 0  # posts without a final answer
+        self.given_up_written = 0  # of these: posts that the service may have
+        self.not_whole = 0  # good posts with a 2xx that did not accept all readings
+        self.undeserved = 0  # spoilt posts with an unexpected answer
+        self.offered_readings = 0  # of all finished posts
         self.accepted_readings = 0
         self.dead_lettered_readings = 0
         self.codes: Counter[str] = Counter()  # `503 buffer_full`, of all tries that were refused
@@ -69,7 +69,7 @@ class Tally(Observer):
 
     @property
     def wrong(self) -> int:
-        """Posts that did not get what they deserved."""
+        """Posts without the expected answer."""
         return self.refused + self.given_up + self.not_whole + self.undeserved
 
     # The driver's calls
@@ -136,7 +136,7 @@ class Tally(Observer):
             self.undeserved += 1
 
     def _note_code(self, status: int, body: bytes) -> None:
-        """Count a refusal by its code, which a problem document holds: found without parsing."""
+        """Count a refusal by the code of its problem document, which is found without parsing."""
         found = _CODE.search(body)
         code = found[1].decode("ascii", "replace") if found else ""
         name = f"{status} {code}".rstrip()
@@ -145,7 +145,7 @@ class Tally(Observer):
 
 
 def _kept(body: bytes, readings: int) -> tuple[int, int]:
-    """Return (accepted, dead-lettered) of a 2xx; a body that says neither means all."""
+    """Return (accepted, dead-lettered) of a 2xx; without these counts all readings are accepted."""
     if body.startswith(b'{"accepted":%d,"dead_lettered":0,' % readings):
         return readings, 0
     return counts_of(fields_of(body)) or (readings, 0)

@@ -1,7 +1,8 @@
-"""The end of a run of `loadgen verify`: waits for quiet, compares, and says what was found.
+"""The end of a run of `loadgen verify`: waits until the service is quiet, then compares.
 
-Promises: what is green was looked at, reading by reading; a reading that is missing was missed
-twice. Raises CannotCheck where no comparison was possible. Does not: print, or write but a report.
+Promises: a green result means that each reading was compared; a reading counts as missing only
+after two comparisons. Raises CannotCheck if no comparison was possible. Does not: print, or write
+anything except a report.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from loadgen.proof.table import TableError, check_table, stream_rows
 from loadgen.words import counted
 
 FIRST_FAULTS = 20
-NO_ANSWER = frozenset({502, 503, 504})  # also a proxy's; another 5xx is a fault of the service
+NO_ANSWER = frozenset({502, 503, 504})  # also of a proxy; another 5xx is a fault of the service
 AGAIN_S = 1.0
-LATE = frozenset({"lost", "in_both", "not_replayed"})  # what a later look may see otherwise
+LATE = frozenset({"lost", "in_both", "not_replayed"})  # faults that a later comparison may not find
 
 
 class CannotCheck(Exception):
-    """Nothing was proven, neither good nor bad; the text says why."""
+    """Nothing was proven; the text says why."""
 
 
 class Evidence(NamedTuple):
-    """The places of the proof. `admin_url` None: nobody can be asked whether all is written."""
+    """The places of the proof. `admin_url` None: the service cannot be asked if all is written."""
 
     database_url: str
     dlq_dir: Path
@@ -46,7 +47,7 @@ class Evidence(NamedTuple):
 
 @dataclass
 class Result:
-    """What a comparison found. `counts` are of readings; `first` holds the first faults a kind."""
+    """The result of a comparison. `counts` are of readings; `first` has the first faults."""
 
     plan: Plan
     posts: int
@@ -62,14 +63,14 @@ class Result:
 
     @property
     def green(self) -> bool:
-        """Whether nothing is other than promised. It proves nothing unless `is_proof`."""
+        """Whether no promise is broken. It proves nothing unless `is_proof`."""
         return not self.faults.total()
 
     @property
     def is_proof(self) -> bool:
         """Whether at least half of the readings had an answer, and one was acknowledged."""
         counts = self.counts
-        maybe = counts["perhaps_never_sent"]  # its outcome is no open question
+        maybe = counts["perhaps_never_sent"]  # these are not counted as unknown
         few = (counts["unknown"] - maybe) * 2 <= counts["readings"] - maybe
         return few and bool(counts["acknowledged"])
 
@@ -93,7 +94,7 @@ class Result:
 
 @contextmanager
 def _fault_list(result: Result, report: Path | None) -> Iterator[Callable[[Fault], None]]:
-    """Give what takes a fault: counts it, keeps the first ones, writes all of them to a report.
+    """Give a function that takes a fault: it counts all, keeps the first ones, writes a report.
 
     Raises CannotCheck if the report cannot be written: half a list would look like a whole one.
     """
@@ -128,7 +129,7 @@ async def conclude(
 ) -> Result:
     """Wait until the service is quiet, then compare ledger, table and dead letters.
 
-    A comparison that is not green is made once more: what was on its way has then arrived.
+    A comparison that is not green is made once more, when late readings have arrived.
     Raises CannotCheck, also for the report. Memory: a byte a post, 600 bytes a dead letter.
     """
     try:
@@ -183,9 +184,9 @@ async def _compare(
 
 
 def _readings_after(ledger: Ledger, plan: Plan) -> int:
-    """Return the valid readings of posts that were put on record, but of which nothing is known.
+    """Return the number of valid readings of posts that are on record, but have no known outcome.
 
-    Whoever was killed had not sent all of these.
+    A run that was killed had not sent all of these.
     """
     if ledger.posts_known == ledger.posts:
         return 0
@@ -220,7 +221,7 @@ def _check_balance(ledger: Ledger, result: Result, fault: Callable[[Fault], None
 
 
 def _check_ends(ledger: Ledger, result: Result, fault: Callable[[Fault], None]) -> None:
-    """Name the posts that ended without a clear answer; a 5xx that none may give is a fault."""
+    """Note the posts that ended without a clear answer; a 5xx other than NO_ANSWER is a fault."""
     for status, count in sorted(ledger.statuses().items()):
         said = f"{counted(count, 'post')} ended with status {status}"
         if status >= 500 and status not in NO_ANSWER:
@@ -232,7 +233,7 @@ def _check_ends(ledger: Ledger, result: Result, fault: Callable[[Fault], None]) 
 
 
 def _note(ledger: Ledger, folder: RunLetters, result: Result) -> None:
-    """Say what a reader of the result should know, though nothing is wrong with it."""
+    """Add notes about facts that are no faults."""
     for count, what in (
         (not ledger.ended, "the ledger has no end: its generator was killed"),
         (ledger.torn_bytes, "the ledger's last record is torn: its answers count as not known"),
@@ -250,7 +251,7 @@ def _note(ledger: Ledger, folder: RunLetters, result: Result) -> None:
 
 
 async def check_ahead(where: Evidence, prefix: str) -> None:
-    """See whether a comparison will be possible. Raises CannotCheck."""
+    """Check that a comparison will be possible. Raises CannotCheck."""
     try:
         await asyncio.to_thread(read_letters, where.dlq_dir, prefix)
         await check_table(where.database_url)

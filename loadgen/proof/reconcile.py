@@ -1,8 +1,8 @@
-"""Compares what a run was promised with what is there: ledger against table and dead letters.
+"""Compares the promises of a run with the stored data: ledger with table and dead letters.
 
-All three are walked in the order of the readings' times, side by side. Bounded memory: a byte a
-post, and what the dead letters of the run take; the table is streamed.
-Promises: whatever is not as it was promised becomes a Fault. Does not: wait for anything.
+It reads all three together, in the order of the readings' times. Bounded memory: a byte a post, and
+the dead letters of the run; the table is streamed.
+Promises: each broken promise becomes a Fault. Does not: wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loadgen.proof.dead_letters import COMES_BACK, Letter, Row, RunLetters
 from loadgen.proof.ledger import Final, Ledger
 from loadgen.proof.readings import INVALID, VALID, WINDOW, Item, Names, Plan
 
-# What can be wrong with a reading, and which invariant it breaks.
+# The kinds of faults, and the invariant that each breaks.
 FAULTS = {
     "lost": "I1",
     "twice": "I2",
@@ -30,7 +30,7 @@ FAULTS = {
     "law_broken": "I9",
 }
 REFUSED_CODE = "refused_by_database"
-PROBLEM = 0xFFFF  # the index under which a ledger keeps the code of a 4xx
+PROBLEM = 0xFFFF  # the index of a 4xx's code in a ledger
 
 _ACK, _MAYBE, _REFUSED, _NAMED = 1, 2, 4, 8
 _NEVER = 1 << 64  # later than PostgreSQL's infinity
@@ -50,8 +50,8 @@ class Fault(NamedTuple):
 class Reconciliation:
     """One comparison. Feed it the rows of the table in the order of `ts`, then `finish`.
 
-    `fault` is called for each reading that is not as promised; `counts` says what was seen.
-    `replays`: the service runs, so letters that it replays by itself must have come back.
+    It calls `fault` for each reading that is not as promised; `counts` has the numbers of readings.
+    `replays`: the service runs, so dead letters that it replays by itself must be gone.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Reconciliation:
         self._got: list[Row] = []
         self._next_item()
 
-    # What was promised
+    # The promises
 
     def _judged(self) -> Iterator[Item]:
-        """Yield all items in order, once no later post can hold them: what is known is in them."""
+        """Yield all items in order, each with its outcome, when no later post can repeat it."""
         open_items: deque[Item] = deque()
         next_first = 0
         asked = self._ledger.asked
@@ -112,7 +112,7 @@ class Reconciliation:
         return _REFUSED if final.status else 0
 
     def _judge(self, post: int, items: list[Item], final: Final | None) -> None:
-        """Take in an answer that says more than "all accepted", or no answer."""
+        """Note an answer that is not just "all accepted", or no answer."""
         if final is None:
             self.counts["posts_unanswered"] += 1
             return
@@ -141,7 +141,7 @@ class Reconciliation:
                 self._wrong(post, item, f"a valid reading called {code}")
             item.flags |= _NAMED
             item.note = code
-        if details.truncated:  # the unnamed ones may be among the dead-lettered
+        if details.truncated:  # unnamed invalid items may be dead-lettered
             for item in items:
                 if item.kind >= 0 and not item.flags & _NAMED:
                     item.flags |= _NAMED
@@ -150,7 +150,7 @@ class Reconciliation:
     def _wrong(self, post: int, item: Item, found: str) -> None:
         self._say("wrong_answer", item, 0, f"post {post} gets an honest answer", found)
 
-    # What is there
+    # The stored data
 
     def _by_item(self, letters: Sequence[Letter]) -> dict[int, list[Letter]]:
         by_item: dict[int, list[Letter]] = {}
@@ -177,7 +177,7 @@ class Reconciliation:
                 self._unexpected(row)
 
     def finish(self) -> None:
-        """Take what is left of the ledger and of the letters."""
+        """Compare the rest of the ledger and of the letters."""
         while self._item is not None:
             self._close_item()
         for letters in self._letters.values():
@@ -193,7 +193,7 @@ class Reconciliation:
         self._at_us = _NEVER if self._item is None else self.plan.first_us + self._item.first
 
     def _close_item(self) -> None:
-        """Compare the current item with the rows of its time, and go on to the next one."""
+        """Compare the current item with the rows of its time, then take the next item."""
         item, got = self._item, self._got
         if item is None:
             return
@@ -208,7 +208,7 @@ class Reconciliation:
             and got[0][3] == self._names.value(item.first)
             and got[0][1] == self._names.device(item)
             and got[0][2] == self._names.metrics(item)[0]
-        ):  # nearly all
+        ):  # nearly all items
             counts["acknowledged"] += 1
             counts["in_table"] += 1
         elif item.kind >= 0:
@@ -236,7 +236,7 @@ class Reconciliation:
     def _compare(
         self, item: Item, place: int, value: float, rows: list[Row], letters: list[Letter]
     ) -> None:
-        """Judge one valid reading: its rows and letters are those of its ts, device and metric."""
+        """Judge one valid reading by the rows and letters of its ts, device and metric."""
         flags = item.flags
         promised = flags & (_ACK | _NAMED)
         self.counts["acknowledged"] += bool(promised)
@@ -309,7 +309,7 @@ class Reconciliation:
             self._say("wrong_answer", item, 0, f"is called {code}", f"called {item.note}")
 
     def _unexpected(self, row: Row) -> None:
-        """Judge a row where none was to be: of a refused item, a reading altered, or of nobody."""
+        """Judge an unexpected row: of a refused item, an altered or an unknown reading."""
         match = _BAD_DEVICE.search(row[1])
         what = self._shown(row)
         if match:
@@ -322,7 +322,7 @@ class Reconciliation:
         whose = "" if number is None else f"; it has the value of reading {number}"
         self._fault(Fault("never_sent", number, what, "was never sent", f"a row{whose}"))
 
-    # Words
+    # Texts
 
     def _promise(self, item: Item) -> str:
         note = item.note

@@ -1,7 +1,7 @@
 """The traffic of `loadgen verify`: readings with a ledger, over connections that may break.
 
-Promises: a post is on record before its first byte is sent, and every answer after; the service
-and its database may be killed and come back meanwhile. Does not: judge, or print.
+Promises: a post is on record before its first byte is sent, and every answer is recorded; service
+and database may be killed and started again meanwhile. Does not: judge, or print.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from loadgen.wire.answer import counts_of, fields_of, item_errors_of
 
 PLAIN_BODIES_MAX = 4_096
 NO_INDEX = PROBLEM - 1
-REFUSED_MAX = 100  # posts refused for good, and none accepted: this will not become better
+REFUSED_MAX = 100  # final refusals without an accepted post, after which the run ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class Job:
     """The traffic of one run. `rate` is in posts a second; None: closed loop.
 
     It ends after `posts` or `duration_s`, whichever comes first. `query` begins with `?` or is
-    empty. `fsync`: the ledger outlives the machine, at the price of a disk write a group.
-    `retry`: how lost and refused posts are tried again, if not as by default until `give_up_s`.
+    empty. `fsync`: the ledger survives a crash of the machine, but needs a disk write for each
+    group. `retry`: the policy of retries; by default that of the driver, until `give_up_s`.
     """
 
     target: Target
@@ -62,10 +62,10 @@ class Run(Observer):
         self.job = job
         self.taken = 0
         self.readings = 0
-        self.answers: Counter[int] = Counter()  # final ones by status; 0: none
+        self.answers: Counter[int] = Counter()  # final answers by status; 0: no answer
         self.retried = 0
         self.trouble = ""
-        self.ended = False  # all of it went as it should, and the ledger says so
+        self.ended = False  # all posts have ended, and the ledger has its end record
         self._names = Names(job.plan)
         self._head = head_of(job.target.path + job.query, job.target.authority)
         self._posts = job.plan.posts()
@@ -86,7 +86,7 @@ class Run(Observer):
         )
 
     async def go(self) -> None:
-        """Send it all; returns when every post has its final answer or was given up."""
+        """Send all posts; returns when each has its final answer or was given up."""
         job = self.job
         balance = await read_balance(job.admin_url) if job.admin_url is not None else None
         header = {
@@ -102,7 +102,7 @@ class Run(Observer):
             self._writer.end(self.taken)
             self.ended = True
         finally:
-            with suppress(OSError):  # it was raised already
+            with suppress(OSError):  # the error was raised already
                 self._writer.flush()
             self._writer.close()
 
@@ -117,18 +117,18 @@ class Run(Observer):
         return time.monotonic() - self._started_s
 
     def finish(self) -> None:
-        """Send nothing new; all that was begun gets its answer."""
+        """Send no new post; posts under way still get their answers."""
         self._stopped = True
 
     def stop(self) -> None:
-        """Send nothing new; what is in flight finishes, what waits for a retry is given up."""
+        """Send no new post; posts in flight finish, posts that wait for a retry are given up."""
         self._stopped = True
         self._driver.stop()
 
     # Source
 
     def take(self) -> Post | None:
-        """Return the next post, which is on record by then."""
+        """Return the next post, which is on record before it is returned."""
         number = self.taken
         if number == self.job.posts or self._stopped or time.monotonic() >= self._end_s:
             return None
@@ -189,7 +189,7 @@ class Run(Observer):
         return max(0, int((now_s - self._started_s) * 1000)) & 0xFFFF_FFFF
 
     def _understood(self, status: int, body: bytes, doubt: bool) -> tuple[Final, Details | None]:
-        """Read what an answer says. A 503 or 429 at the end is no promise of either kind."""
+        """Read an answer. A final 503 or 429 promises neither acceptance nor refusal."""
         fields = fields_of(body)
         if not 200 <= status < 300:
             if status >= 500 or status in {408, 429}:
@@ -200,7 +200,7 @@ class Run(Observer):
         if counts is None or min(counts) < 0 or ack not in ACKS[1:]:
             return Final(status, doubt=doubt, odd=True), None
         codes = {
-            # An index that no post can have is kept as one: the comparison names it.
+            # An index that no post can have becomes NO_INDEX: the comparison reports it.
             each["index"] if 0 <= each["index"] < NO_INDEX else NO_INDEX: str(each.get("code", ""))
             for each in item_errors_of(fields)
         }

@@ -1,4 +1,4 @@
-"""The report of a run as lines for people, from the document of `report_json`."""
+"""The report of a run as lines for people, from the document of report/json.py."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def step(step: Step) -> str:
 
 
 def found(document: Document) -> str:
-    """Return what a search came to."""
+    """Return the result of a search."""
     settings, rate = document["settings"], document["found_posts_per_s"]
     bound = f"p99 under {settings['p99_ms']:g} ms, nothing refused, lost or unsent"
     if document["interrupted"]:

@@ -88,7 +88,7 @@ def folder_of(path: PurePosixPath) -> str:
 
 
 def imports_go_down(path: PurePosixPath, tree: ast.Module) -> Found:
-    """A folder imports folders of lower rows, so never a sibling; no folder imports the top's files."""
+    """A folder imports folders of lower rows, so never a sibling."""
     package = path.parts[0]
     rows = {name: row for row, names in enumerate(LAYERS[package]) for name in names}
     own = folder_of(path)

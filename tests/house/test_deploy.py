@@ -1,7 +1,7 @@
 """Tests of the files under deploy/: each is valid for its reader, and they agree with each other.
 
-They are checked with the tools that read such files (promtool, hadolint, systemd-analyze, the schema of
-Compose), and against the service itself: its settings, metrics, ports. For Kubernetes see
+They are checked with the tools that read such files (promtool, hadolint, systemd-analyze, the
+schema of Compose), and against the service itself: its settings, metrics, ports. For Kubernetes see
 test_deploy_kubernetes.py.
 """
 

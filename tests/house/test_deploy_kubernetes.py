@@ -367,7 +367,7 @@ def recorded(folder: Path, script: str, *programs: str) -> list[list[str]]:
 
 
 def test_documented_commands_leave_nothing_out_and_nothing_late(tmp_path: Path) -> None:
-    """The commands are in order: image, role, namespace, secrets, all the rest, the end of the Job."""
+    """The order is: image, role, namespace, secrets, all the rest, the end of the Job."""
     (script,) = (each.text for each in fences(OPERATING) if "kubectl apply -k" in each.text)
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     for name in ("writer_url", "admin_url"):

@@ -46,7 +46,7 @@ class Decision(NamedTuple):
 
 
 def decisions(design: str) -> dict[int, Decision]:
-    """Return the decisions by number; a second one of a number, or one without a date, is an error."""
+    """Return the decisions by number. A number twice, or a decision without a date, is an error."""
     found = {}
     for number, title, day, _, replaced_by, split_from, text in _DECISION.findall(design):
         assert int(number) not in found, f"{number} stands twice"

@@ -214,7 +214,7 @@ def test_private_word_would_be_found(name: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_file_is_long(package: str) -> None:
-    """No file is too long, since it would have two jobs; files that are nearly too long are listed."""
+    """No file is too long, since it would have two jobs; nearly too long ones are listed."""
     paths = sorted((REPOSITORY / package).rglob("*.py"))
     assert not long_files(paths, LINES_MAX)
     for path, lines in long_files(paths, LINES_NEARLY).items():

@@ -34,7 +34,7 @@ def function() -> str:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """Give a folder as after the steps in the unit's head: settings, URL, project; and a `runuser`."""
+    """Give a folder as after the steps in the unit's head, and a `runuser`."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "ingest.env").write_text("#INGEST_BATCH_ROWS=100\nINGEST_WRITERS=7\n")
     (tmp_path / "etc" / "database_url").write_text(f"{URL}\n")

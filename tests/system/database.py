@@ -27,8 +27,8 @@ START_S_MAX = 30.0
 class Database:
     """One server. `async with Database(folder, port) as database:`.
 
-    `settings` are those of postgresql.conf, from the first start on. If `template` is set, the first
-    server leaves a copy of its fresh data there, for the others.
+    `settings` are those of postgresql.conf, from the first start on. If `template` is set, the
+    first server leaves a copy of its fresh data there, for the others.
     """
 
     template: ClassVar[Path | None] = None

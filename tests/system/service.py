@@ -143,7 +143,7 @@ class Service:
         return found
 
     async def start(self) -> None:
-        """Start it and wait until it has printed its addresses. May be called after stop or kill."""
+        """Start it (also after stop or kill) and wait until it has printed its addresses."""
         assert not self.running, "one at a time"
         flags: list[str] = []
         for name, value in self._settings.items():

@@ -65,7 +65,7 @@ class Books:
         self.invalid = 0
 
     async def post(self, rows: int, *, refusable: int = 0, invalid: int = 0) -> None:
-        """Post good, refused and invalid items; all are acknowledged as durable or dead-lettered."""
+        """Post good, refused and invalid items; all are acknowledged, durable or dead-lettered."""
         items = [reading(self._next_us + number) for number in range(rows)]
         for item in items[:refusable]:
             item["value"] = REFUSED_VALUE
@@ -185,7 +185,7 @@ async def _table(database: Database) -> set[int]:
 async def test_service_killed_at_any_moment_recovers_what_was_not_stored(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """A kill at any moment under load: no promised reading is lost, none appears that was not sent."""
+    """A kill at any moment under load loses no promised reading, and adds none."""
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(open_tmp_path / "state", database_url=database.url, **QUICK)
         async with service:

@@ -43,7 +43,7 @@ async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
 
 
 async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
-    """Both services run and get load alternately; a line for each case, a record, no process left."""
+    """Both services run and get load alternately; each case has a line; no process is left."""
     scratch, record = open_tmp_path / "scratch", open_tmp_path / "record.ndjson"
     scratch.mkdir()
     scratch.chmod(0o755)
@@ -201,7 +201,7 @@ async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_soak_proves_beside_a_kill_of_the_database(tmp_path: Path) -> None:
-    """A short soak: `verify` gives the verdict, and the database was killed once and started again."""
+    """A short soak: `verify` gives the verdict; the database was killed and started once."""
     done = await run_command(
         *("benchmarks.soak", "--seconds", 8, "--peak-seconds", 3, "--share", 0.3),
         within_s=150,

@@ -17,7 +17,7 @@ from tests.system.service import Service, wait_gone
 
 
 async def test_sigterm_under_load_loses_nothing(open_tmp_path: Path) -> None:
-    """The service ends with exit 0 and lost=0; after a restart the table agrees with all answers."""
+    """The service ends with exit 0, lost=0; after a restart the table agrees with all answers."""
     service = Service(open_tmp_path / "state")
     async with service:
         await service.wait_state("accepting")
@@ -62,7 +62,7 @@ async def test_sigterm_answers_draining_until_it_ends(open_tmp_path: Path, free_
 async def test_drain_without_database_sets_aside_what_comes_back_at_the_next_start(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Readings in memory at the deadline are dead letters `drained`, and stored after the restart."""
+    """Readings in memory at the deadline become dead letters, and are stored after the restart."""
     settings: dict[str, Any] = {"lock_s_max": 0.2, "statement_s_max": 0.4, "command_s_max": 0.6}
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(

@@ -78,7 +78,7 @@ async def _check_exported(service: Service) -> None:
 
 
 async def test_panels_show_the_service_and_alerts_fire_when_it_breaks(open_tmp_path: Path) -> None:
-    """Under load no alert fires; a renamed column, a dead database, a dead service each fire one."""
+    """No alert fires under load; renamed column, dead database, dead service each fire one."""
     async with (
         Database(open_tmp_path / "db", free_port()) as database,
         Service(open_tmp_path / "s", database_url=database.url, **QUICK) as service,
