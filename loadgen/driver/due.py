@@ -35,7 +35,7 @@ class DueTimes:
         self.next_s = self._started_s + next(self._schedule, math.inf)
 
     def pass_over(self, until_s: float) -> int:
-        """Pass over times up to `until_s`; return their number. Call again if `next_s <= until_s`."""
+        """Pass over times up to `until_s`; return how many. Call again if `next_s <= until_s`."""
         if self._closed_loop:
             return 0
         passed = 0

@@ -1,4 +1,4 @@
-"""The faulty proxy does what it says: tests of other parts believe it."""
+"""The faulty proxy makes the faults that other tests need."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @pytest.fixture
 async def proxy() -> AsyncIterator[FaultyProxy]:
-    """Yield a proxy to a server that echoes, and says bye after the end."""
+    """Yield a proxy to a server that echoes, and sends `bye` after the client's end."""
     server = await asyncio.start_server(_echo, "127.0.0.1", 0)
     async with FaultyProxy("127.0.0.1", server.sockets[0].getsockname()[1]) as proxy:
         yield proxy
@@ -46,7 +46,7 @@ async def _ask(
 
 
 async def test_proxy_left_alone_forwards_everything_and_both_ends(proxy: FaultyProxy) -> None:
-    """A proxy that was asked for no fault is a wire, half-close included."""
+    """A proxy without a fault forwards all bytes, and a half-close."""
     reader, writer = await _open(proxy)
     data = bytes(range(256)) * 4096
     assert await _ask(reader, writer, data) == data
@@ -57,7 +57,7 @@ async def test_proxy_left_alone_forwards_everything_and_both_ends(proxy: FaultyP
 
 
 async def test_proxy_cut_resets_open_connections_and_takes_new_ones(proxy: FaultyProxy) -> None:
-    """A cut is a reset, and it is over at once."""
+    """A cut resets open connections; new ones work at once."""
     reader, writer = await _open(proxy)
     await _ask(reader, writer, b"x")
     await proxy.cut()
@@ -71,7 +71,7 @@ async def test_proxy_cut_resets_open_connections_and_takes_new_ones(proxy: Fault
 
 
 async def test_proxy_refuses_new_connections_until_it_accepts_again(proxy: FaultyProxy) -> None:
-    """Refusing leaves open connections alone and comes back on the same port."""
+    """`refuse` keeps open connections; `accept` listens again on the same port."""
     port = proxy.port
     reader, writer = await _open(proxy)
     await _ask(reader, writer, b"x")
@@ -90,7 +90,7 @@ async def test_proxy_refuses_new_connections_until_it_accepts_again(proxy: Fault
 async def test_proxy_stalled_holds_bytes_and_delivers_them_after_resume(
     proxy: FaultyProxy, directions: tuple[Direction, ...]
 ) -> None:
-    """A stall loses nothing and tells nobody."""
+    """A stall loses no byte and gives no error."""
     reader, writer = await _open(proxy)
     await _ask(reader, writer, b"x")
     proxy.stall(*directions)
@@ -103,7 +103,7 @@ async def test_proxy_stalled_holds_bytes_and_delivers_them_after_resume(
 
 
 async def test_proxy_losing_replies_lets_the_request_through_then_cuts(proxy: FaultyProxy) -> None:
-    """The server has it, the client never hears so: the outcome is unknown."""
+    """The server gets the request, the client gets no reply."""
     reader, writer = await _open(proxy)
     await _ask(reader, writer, b"x")
     over = proxy.lose_replies(until=b"COMMIT")
@@ -122,7 +122,7 @@ async def test_proxy_losing_replies_lets_the_request_through_then_cuts(proxy: Fa
 
 
 async def test_proxy_losing_replies_by_size_cuts_after_that_many(proxy: FaultyProxy) -> None:
-    """A number of bytes works where no mark is known."""
+    """Replies can be lost up to a number of bytes."""
     reader, writer = await _open(proxy)
     over = proxy.lose_replies(3)
     writer.write(b"abc")
@@ -134,7 +134,7 @@ async def test_proxy_losing_replies_by_size_cuts_after_that_many(proxy: FaultyPr
 
 
 async def test_proxy_keeping_replies_again_delivers_later_ones(proxy: FaultyProxy) -> None:
-    """Without a mark the loss lasts until it is called off."""
+    """Without a bound replies are lost until `keep_replies`."""
     reader, writer = await _open(proxy)
     proxy.lose_replies()
     with pytest.raises(TimeoutError):
@@ -145,7 +145,7 @@ async def test_proxy_keeping_replies_again_delivers_later_ones(proxy: FaultyProx
 
 
 async def test_proxy_slowed_keeps_to_the_rate(proxy: FaultyProxy) -> None:
-    """A slow proxy takes size / rate seconds, and is fast again when asked."""
+    """A slow proxy takes size / rate seconds; `slow(None)` ends that."""
     loop = asyncio.get_running_loop()
     reader, writer = await _open(proxy)
     proxy.slow(20_000)
@@ -160,7 +160,7 @@ async def test_proxy_slowed_keeps_to_the_rate(proxy: FaultyProxy) -> None:
 
 
 async def test_proxy_to_a_unix_socket_forwards_and_cuts(tmp_path: Path) -> None:
-    """A server that listens on a unix socket only gets a port with faults."""
+    """A proxy to a unix socket forwards and cuts, too."""
     path = str(tmp_path / "s")
     server = await asyncio.start_unix_server(_echo, path)
     async with FaultyProxy.to_unix(path) as proxy:
@@ -174,7 +174,7 @@ async def test_proxy_to_a_unix_socket_forwards_and_cuts(tmp_path: Path) -> None:
 
 
 async def test_proxy_whose_server_is_away_resets_the_client(tmp_path: Path) -> None:
-    """Nobody behind the proxy looks like a connection that breaks."""
+    """Without a server the client's connection is reset."""
     async with FaultyProxy.to_unix(str(tmp_path / "nobody")) as proxy:
         reader, writer = await _open(proxy)
         with pytest.raises(ConnectionResetError):
@@ -186,7 +186,7 @@ async def test_proxy_whose_server_is_away_resets_the_client(tmp_path: Path) -> N
 async def test_proxy_cut_after_some_bytes_delivers_these_and_no_more(
     proxy: FaultyProxy, count: int
 ) -> None:
-    """What was counted arrives, then everything is reset; the next connection is whole."""
+    """Exactly these bytes arrive, then all is reset; the next connection works."""
     reader, writer = await _open(proxy)
     await _ask(reader, writer, b"x")
     before = proxy.bytes_forwarded["to_server"]
@@ -202,7 +202,7 @@ async def test_proxy_cut_after_some_bytes_delivers_these_and_no_more(
 
 
 async def test_proxy_counts_bytes_over_several_writes_before_it_cuts(proxy: FaultyProxy) -> None:
-    """A cut lies ahead by so many bytes, however they come; one taken back never comes."""
+    """Bytes of several writes are counted together; a cancelled cut does not happen."""
     reader, writer = await _open(proxy)
     proxy.cut_after("to_server", 8)
     assert await _ask(reader, writer, b"12345") == b"12345"
@@ -217,7 +217,7 @@ async def test_proxy_counts_bytes_over_several_writes_before_it_cuts(proxy: Faul
 
 
 async def test_proxy_loses_replies_only_after_what_the_client_sends(proxy: FaultyProxy) -> None:
-    """Until the client has sent it, replies come through."""
+    """Replies are forwarded until the client has sent the mark."""
     reader, writer = await _open(proxy)
     over = proxy.lose_replies(1, after=(b"COMMIT",))
     assert await _ask(reader, writer, b"BEGIN") == b"BEGIN"
@@ -230,7 +230,7 @@ async def test_proxy_loses_replies_only_after_what_the_client_sends(proxy: Fault
 
 
 async def test_proxy_delays_each_chunk_in_both_directions(proxy: FaultyProxy) -> None:
-    """The pauses are asked for, one a chunk, and nothing is lost."""
+    """Each chunk is delayed by one pause, and no byte is lost."""
     pauses: list[float] = []
 
     def pause_s() -> float:
