@@ -54,7 +54,7 @@ async def wait_rows_left(service: Service, rows: int) -> None:
             await asyncio.sleep(0.02)
 
 
-class Books:
+class Posted:
     """The promises to this test's posts, run by run: the other side of the balance."""
 
     def __init__(self, service: Service) -> None:
@@ -110,24 +110,24 @@ async def test_recovered_is_acknowledged_and_not_yet_stored_in_every_run(
             open_tmp_path / "state", database_url=database.url, retries_max=0, **QUICK
         )
         async with service:
-            books = Books(service)
+            posted = Posted(service)
             await service.wait_state("accepting")
             await alter(f"add constraint sane check (value <> {REFUSED_VALUE})")
             # 1: some stored, some refused, some invalid; then writes are paused (on hold).
-            await books.post(60, refusable=5, invalid=2)
+            await posted.post(60, refusable=5, invalid=2)
             samples = await service.wait_quiet()
             assert samples["ingest_readings_committed_total"] == 55
             await alter(BREAK)
-            await books.post(30, refusable=2, invalid=1)
+            await posted.post(30, refusable=2, invalid=1)
             await service.wait_state("on_hold")
             assert await service.imbalance() == 0
             # 2: no row can be written; more posts come; recovered rows stay recovered.
-            samples = await books.next_run(recovers=30)
+            samples = await posted.next_run(recovers=30)
             assert samples["ingest_readings_held"] == 30
             assert samples["ingest_dlq_readings"] == 8
-            await books.post(20)
+            await posted.post(20)
             # 3: the backlog of two runs is written, its refused rows are set aside.
-            await books.next_run(recovers=50)
+            await posted.next_run(recovers=50)
             await alter(FIX)
             samples = await service.wait_quiet()
             assert samples["ingest_readings_committed_total"] == 48
@@ -136,22 +136,22 @@ async def test_recovered_is_acknowledged_and_not_yet_stored_in_every_run(
             # 4: without retries a lock is enough for `retries_exhausted`; nothing of that is left
             # in the journal, and the dead letters come back by themselves.
             async with _locked(free_port):
-                await books.post(7)
+                await posted.post(7)
                 await service.wait_sample(EXHAUSTED, 7)
-                await books.kill(leaves=0)
+                await posted.kill(leaves=0)
                 # A replay of the killed run may wait for the lock, and commit after its release.
                 await _nobody_writes(database)
-            samples = await books.next_run(recovers=0)
+            samples = await posted.next_run(recovers=0)
             await service.wait_sample("ingest_readings_committed_total", 7)
             samples = await service.wait_quiet()
             assert samples["ingest_readings_replayed_total"] == 7
             assert samples["ingest_ledger_imbalance_rows"] == 0
             # 5: replayed readings are not recovered again.
-            await service.wait_sample("ingest_dlq_readings", books.refusable + books.invalid)
-            samples = await books.next_run(recovers=0)
+            await service.wait_sample("ingest_dlq_readings", posted.refusable + posted.invalid)
+            samples = await posted.next_run(recovers=0)
             assert samples["ingest_readings_replayed_total"] == 0
         rows = await database.run(TABLE_SQL)
-        assert len(rows) == len({row["ts_us"] for row in rows}) == books.kept - books.refusable
+        assert len(rows) == len({row["ts_us"] for row in rows}) == posted.kept - posted.refusable
 
 
 @asynccontextmanager

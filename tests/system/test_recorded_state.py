@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.path.recorded.record import HERE, REPOSITORY
-from tests.path.recorded.record_state import told_of_letters
+from tests.path.recorded.record_state import listed_letters
 from tests.path.recorded.service import Done, Running, command, run_sql
 
 RECORDED = HERE / "state-fd6d781"
@@ -79,7 +79,7 @@ async def test_recorded_state_folder_is_taken_over(
             counted[each["reason"]] += each["letters"]
         return dict(counted)
 
-    assert await told_of_letters(REPOSITORY, state_dir) == expected["dead_letters"]
+    assert await listed_letters(REPOSITORY, state_dir) == expected["dead_letters"]
     async with Running(REPOSITORY, state_dir, database_url, QUICK) as service:
         await service.wait_state("accepting")
         await service.wait_sample("ingest_readings_recovered_total", expected["recovered"])
@@ -152,7 +152,7 @@ async def test_folder_of_which_a_file_is_lost_is_not_taken_over_whole(
     max((state_dir / "journal").glob("*.log")).unlink()
     for marks in (state_dir / "dead-letters").glob("*.cursor"):
         marks.unlink()
-    assert await told_of_letters(REPOSITORY, state_dir) != expected["dead_letters"]
+    assert await listed_letters(REPOSITORY, state_dir) != expected["dead_letters"]
     async with Running(REPOSITORY, state_dir, database_url, QUICK) as service:
         await service.wait_state("accepting")
         left = len(expected["refused"]) + expected["invalid"]
