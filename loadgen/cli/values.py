@@ -70,14 +70,13 @@ def above_zero(text: str) -> float:
 
 def rate(text: str) -> float:
     """Read a rate in posts a second."""
-    number = above_zero(text)
-    _check_rate(number)
-    return number
+    return _checked_rate(above_zero(text))
 
 
-def _check_rate(per_s: float) -> None:
+def _checked_rate(per_s: float) -> float:
     if per_s > RATE_MAX:
         raise argparse.ArgumentTypeError(f"{per_s:,.0f} posts a second: at most {RATE_MAX:,}")
+    return per_s
 
 
 def path(text: str) -> Path:
@@ -151,7 +150,7 @@ def shape(text: str) -> ShapeChoice:
     try:
         wanted = ShapeChoice(text, name, _NUMBERS_OF[name](rest))
         for stretch in wanted.make(1.0, 1.0).stretches:
-            _check_rate(max(stretch.from_per_s, stretch.to_per_s))
+            _checked_rate(max(stretch.from_per_s, stretch.to_per_s))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}; may be {SHAPES}") from error
     return wanted

@@ -80,7 +80,7 @@ class Client:
         self._give_up_s = give_up_s
         self._parameters = dict(parameters or {})
         self._connections_max = connections_max
-        self._session: aiohttp.ClientSession | None = None
+        self._session: aiohttp.ClientSession  # inside of the block
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -98,8 +98,7 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
     async def post(self, body: bytes) -> Reply:
         """Post until there is a final answer. Raises GaveUp. Safe to cancel."""
@@ -124,7 +123,6 @@ class Client:
 
     async def _try(self, body: bytes) -> tuple[Reply | None, str, float | None]:
         """Return (final answer or None, why not, seconds of Retry-After or None)."""
-        assert self._session is not None, "use `async with`"
         try:
             async with self._session.post(
                 self.url, data=body, params=self._parameters, allow_redirects=False

@@ -40,10 +40,8 @@ class Search:
         self.rate: float | None = first_rate
         self.found: float | None = None
         self.confirming = False
-        self._passed: float | None = None
-        self._failed: float | None = None
-        self._times_passed = 0
-        self._relapses = 0
+        self._passed, self._failed = 0.0, math.inf  # the last rate that did
+        self._times_passed = self._relapses = 0  # while confirming
 
     def took(self, passed: bool) -> None:
         """Take the result of the last rate."""
@@ -58,19 +56,14 @@ class Search:
         self.rate = self._next()
 
     def _next(self) -> float | None:
-        if self._failed is None:
-            assert self._passed is not None, "one of the two"
-            return self._passed * 2 if self._passed < RATE_MAX else self._confirm(self._passed)
-        if self._passed is None:
+        if not self._passed:
             return self._failed / 2 if self._failed > RATE_MIN else None
-        if self._failed / self._passed > CLOSE_ENOUGH:
+        if self._failed < math.inf and self._failed / self._passed > CLOSE_ENOUGH:
             return math.sqrt(self._failed * self._passed)
-        return self._confirm(self._passed)
-
-    def _confirm(self, rate: float) -> float:
-        self.confirming = True
-        self._times_passed = 1
-        return rate
+        if self._failed == math.inf and self._passed < RATE_MAX:
+            return self._passed * 2
+        self.confirming, self._times_passed = True, 1
+        return self._passed
 
     def _confirmed(self, rate: float, passed: bool) -> None:
         """Accept a rate that passed twice; else try a slightly lower one."""

@@ -66,19 +66,18 @@ def _lines(document: Document) -> Iterator[str]:
 
 
 def _wrong(posts: Mapping[str, Any]) -> Iterator[str]:
+    stored = posts["lost_may_be_stored"]
     what = {
         "refused": "refused for good",
         "not_whole": "answered 2xx, but not with all readings accepted",
         "undeserved": "answered otherwise than they were made for",
-        "lost": "given up without a final answer",
+        "lost": "given up without a final answer"
+        + (f" ({stored:,} may be stored)" if stored else ""),
         "skipped": "not sent: too many were open, or they were due for too long (--behind-s)",
     }
     for name, shown in what.items():
         if posts[name]:
-            stored = ""
-            if name == "lost" and posts["lost_may_be_stored"]:
-                stored = f" ({posts['lost_may_be_stored']:,} may be stored)"
-            yield f"wrong       {counted(posts[name], 'post')} {shown}{stored}"
+            yield f"wrong       {counted(posts[name], 'post')} {shown}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
