@@ -53,7 +53,7 @@ OPTIONS = {
         Option(
             "--timezone",
             "of timestamps without an offset: UTC (default), +02:00, Europe/Vienna",
-            values.told(zone_named),
+            values.readable(zone_named),
             "UTC",
             "ZONE",
         ),

@@ -29,7 +29,7 @@ Mix = tuple[tuple[int, float], ...]
 Value = TypeVar("Value")
 
 
-def told(read: Callable[[str], Value]) -> Callable[[str], Value]:
+def readable(read: Callable[[str], Value]) -> Callable[[str], Value]:
     """Return a reader that does the same, and shows the user the text of its ValueError."""
 
     def read_it(text: str) -> Value:
@@ -41,7 +41,7 @@ def told(read: Callable[[str], Value]) -> Callable[[str], Value]:
     return read_it
 
 
-url = told(target_of)
+url = readable(target_of)
 
 
 def count(least: int = 1, most: float = math.inf) -> Callable[[str], int]:

@@ -117,7 +117,7 @@ def _line_of(load: Load) -> Callable[[], str]:
 
     def line() -> str:
         scraper, driver = load.scraper, load.driver
-        assert scraper is not None, "the service has told its /metrics"
+        assert scraper is not None, "the plan has the URL of /metrics"
         lately = tally.timeline.at(load.elapsed_s - tally.timeline.width_s).quantile_s(0.99)
         why = next(chain(reversed(tally.codes), reversed(tally.whys)), "no answer")
         return (

@@ -90,7 +90,7 @@ class Step(NamedTuple):
 
 
 class FindMax:
-    """A search. It calls `told` with every finished step. `stop` ends it, without a result."""
+    """A search. It calls `on_step` with every finished step. `stop` ends it, without a result."""
 
     def __init__(
         self, plan: LoadPlan, *, p99_ms: float, step_s: float, first_rate: float | None
@@ -103,14 +103,14 @@ class FindMax:
         self._load: Load | None = None
         self._stopped = False
 
-    async def run(self, told: Callable[[Step], None]) -> None:
+    async def run(self, on_step: Callable[[Step], None]) -> None:
         """Try rates until one is found or none is left."""
         while self.search.rate is not None and not self._stopped:
             step = await self._try(self.search.rate, self.search.confirming)
             if self._stopped:
                 return
             self.steps.append(step)
-            told(step)
+            on_step(step)
             self.search.took(not step.why)
             await asyncio.sleep(PAUSE_S)
 

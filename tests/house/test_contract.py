@@ -34,7 +34,7 @@ def verdicts(contract: str) -> dict[str, Verdict]:
     return found
 
 
-def told(table: dict[str, Verdict], code: str) -> Verdict:
+def expected_verdict(table: dict[str, Verdict], code: str) -> Verdict:
     """Return the verdict of the contract for a code."""
     verdict = table.get(code) or table.get(code[:2])
     if verdict is None and code[0] in OPERATORS_OWN and code[:2] != "P0":
@@ -55,7 +55,11 @@ def known_codes() -> set[str]:
 def differing(table: dict[str, Verdict]) -> set[str]:
     """Return the codes for which the service's verdict is not that of the table."""
     codes = known_codes() | {code for code in table if len(code) == 5}
-    return {code for code in codes - {BY_COLUMN} if verdict_for(code) is not told(table, code)}
+    return {
+        code
+        for code in codes - {BY_COLUMN}
+        if verdict_for(code) is not expected_verdict(table, code)
+    }
 
 
 def test_verdicts_are_those_of_the_contract() -> None:

@@ -168,8 +168,8 @@ def test_volume_holds_all_that_the_settings_let_it_hold() -> None:
     environ.pop("INGEST_DATABASE_URL_FILE")  # there is no such file here
     settings = load(environ={**image_environment(), **environ}).settings
     (claim,) = spec["volumeClaimTemplates"]
-    told = claim["spec"]["resources"]["requests"]["storage"]
-    volume_bytes = int(told[:-2]) * SUFFIXES[told[-2:]]
+    storage = claim["spec"]["resources"]["requests"]["storage"]
+    volume_bytes = int(storage[:-2]) * SUFFIXES[storage[-2:]]
     assert claim["metadata"]["name"] == "state"
     assert volume_bytes >= room_wanted(settings)
     assert volume_bytes < room_wanted(replace(settings, journal_bytes_max=2**34))
@@ -356,14 +356,14 @@ def recorded(folder: Path, script: str, *programs: str) -> list[list[str]]:
     for name in programs:
         path = shims / name
         path.write_text(
-            f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >>"{folder}/told"; echo >>"{folder}/told"\n'
+            f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >>"{folder}/calls"; echo >>"{folder}/calls"\n'
         )
         path.chmod(0o755)
     found_first = f"PATH={shims}{os.pathsep}{os.environ['PATH']}"
     code, said = run("env", found_first, "sh", "-euc", script, cwd=folder)
     assert (code, said) == (0, "")
-    told = (folder / "told").read_text().split("\n\n")
-    return [each.splitlines() for each in told if each]
+    calls = (folder / "calls").read_text().split("\n\n")
+    return [each.splitlines() for each in calls if each]
 
 
 def test_documented_commands_leave_nothing_out_and_nothing_late(tmp_path: Path) -> None:
@@ -373,19 +373,19 @@ def test_documented_commands_leave_nothing_out_and_nothing_late(tmp_path: Path) 
     for name in ("writer_url", "admin_url"):
         (tmp_path / name).write_text(f"postgresql://{name}/\n")
     given = "export ADMIN_URL=postgresql://admin@db/telemetry\n"
-    told = recorded(tmp_path, given + script, "docker", "psql", "kubectl")
+    calls = recorded(tmp_path, given + script, "docker", "psql", "kubectl")
     (image,) = document(tmp_path / "deploy" / "kubernetes" / "kustomization.yaml")["images"]
     registry = re.findall(r"^export REGISTRY=(\S+)$", script, re.MULTILINE)[0]
     assert image["newName"] == f"{registry}/{image['name']}"
     pulled = f"{image['newName']}:{image['newTag']}"
-    assert told[0] == ["docker", "build", "-f", "deploy/Dockerfile", "-t", pulled, "."]
-    assert told[1] == ["docker", "push", pulled]
+    assert calls[0] == ["docker", "build", "-f", "deploy/Dockerfile", "-t", pulled, "."]
+    assert calls[1] == ["docker", "push", pulled]
     role = urlsplit(
         manifest("Secret", "iot-ingest-database")["stringData"]["database_url"]
     ).username
-    assert told[2][:3] == ["psql", "postgresql://admin@db/telemetry", "-c"]
-    assert told[2][3].startswith(f"create role {role} login ")
-    namespace, *secrets, everything, wait, _rollout = (" ".join(each) for each in told[3:])
+    assert calls[2][:3] == ["psql", "postgresql://admin@db/telemetry", "-c"]
+    assert calls[2][3].startswith(f"create role {role} login ")
+    namespace, *secrets, everything, wait, _rollout = (" ".join(each) for each in calls[3:])
     assert namespace == "kubectl apply -f deploy/kubernetes/namespace.yaml"
     name = manifest("Namespace")["metadata"]["name"]
     made = [each.split(f"kubectl -n {name} create secret generic ")[1].split() for each in secrets]

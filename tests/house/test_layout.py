@@ -65,10 +65,10 @@ RULES: list[tuple[Rule, str]] = [
 def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
     """Each file keeps the rule; a failure lists file:line and the fault."""
     broken = [
-        f"{path}:{line}: {told}"
+        f"{path}:{line}: {fault}"
         for package in packages.split()
         for path, tree in files_of(package).items()
-        for line, told in rule(path, tree)
+        for line, fault in rule(path, tree)
     ]
     assert not broken, "\n" + "\n".join(broken)
 

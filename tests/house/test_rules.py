@@ -90,10 +90,10 @@ RULES: list[tuple[Rule, str]] = [
 def test_code_keeps_the_rule(rule: Rule, folders: str) -> None:
     """Every file of the named folders keeps the rule."""
     broken = [
-        f"{path.relative_to(REPOSITORY)}:{line}: {told}"
+        f"{path.relative_to(REPOSITORY)}:{line}: {fault}"
         for folder in folders.split()
         for path in sorted((REPOSITORY / folder).rglob("*.py"))
-        for line, told in rule(
+        for line, fault in rule(
             PurePosixPath(path.relative_to(REPOSITORY)), ast.parse(path.read_text())
         )
     ]

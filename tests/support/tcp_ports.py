@@ -17,8 +17,8 @@ _given: set[int] = set()
 
 def _candidates() -> list[int]:
     """Return the ports that no client gets, shuffled, since other test processes choose too."""
-    told = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
-    first, last = map(int, told.split())
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    first, last = map(int, text.split())
     ports = [*range(FIRST, min(first, 65_536)), *range(max(FIRST, last + 1), 65_536)]
     random.Random().shuffle(ports)
     return ports

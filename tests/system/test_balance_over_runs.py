@@ -74,8 +74,8 @@ class Posted:
         ]
         self._next_us += len(items)
         answer = await self._service.post(items, ack="durable")
-        told = (answer.status, answer.document["accepted"], answer.document["dead_lettered"])
-        assert told == (202, rows, invalid)
+        outcome = (answer.status, answer.document["accepted"], answer.document["dead_lettered"])
+        assert outcome == (202, rows, invalid)
         self.kept += rows
         self.refusable += refusable
         self.invalid += invalid

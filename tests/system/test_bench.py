@@ -53,13 +53,13 @@ async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
         env={"TMPDIR": str(scratch)},
     )
     assert done.code == 0, done.stderr
-    told, quick = done.stdout.splitlines()
-    assert re.match(r"hundreds_durable: (not slower|SLOWER in \w+.*): CPU \d\.\d{3} \(", told)
-    assert "; 5 pairs" in told
+    verdict, quick = done.stdout.splitlines()
+    assert re.match(r"hundreds_durable: (not slower|SLOWER in \w+.*): CPU \d\.\d{3} \(", verdict)
+    assert "; 5 pairs" in verdict
     assert quick.startswith("quick: ")
     (line,) = record.read_text().splitlines()
     (case,) = json.loads(line)["cases"]
-    assert f"hundreds_durable: {case['told']}" == told
+    assert f"hundreds_durable: {case['told']}" == verdict
     for side in ("this", "other"):
         assert [len(each) for each in case[side].values()] == [5, 5, 5, 5]
         assert all(0.1 < each < 100 for each in case[side]["cpu_us_per_reading"])

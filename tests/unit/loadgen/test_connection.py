@@ -190,22 +190,22 @@ def test_heads_that_were_read_are_remembered_but_not_all_of_them() -> None:
 class Owner:
     """Notes the calls of a connection."""
 
-    told: list[tuple[object, ...]] = field(default_factory=list)
+    calls: list[tuple[object, ...]] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def answered(self, connection: Connection, answer: Answer) -> None:
         """Note it."""
-        self.told.append(("answered", answer.status, answer.body, connection.open))
+        self.calls.append(("answered", answer.status, answer.body, connection.open))
         self.news.set()
 
     def broken(self, connection: Connection, why: str) -> None:
         """Note it."""
-        self.told.append(("broken", why, connection.open))
+        self.calls.append(("broken", why, connection.open))
         self.news.set()
 
     def closed(self, connection: Connection) -> None:
         """Note it."""
-        self.told.append(("closed", connection.open))
+        self.calls.append(("closed", connection.open))
         self.news.set()
 
     async def next(self) -> tuple[object, ...]:
@@ -213,8 +213,8 @@ class Owner:
         async with asyncio.timeout(5):
             await self.news.wait()
         self.news.clear()
-        (one,) = self.told
-        self.told.clear()
+        (one,) = self.calls
+        self.calls.clear()
         return one
 
 
@@ -248,7 +248,7 @@ async def test_connection_is_used_again_and_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "call"),
     [
         (hangs_up, ("broken", "the connection was closed without an answer", False)),
         (resets, ("broken", "the connection was reset", False)),
@@ -260,15 +260,15 @@ async def test_connection_is_used_again_and_again() -> None:
     ],
 )
 async def test_end_of_a_connection_is_told_once_and_named(
-    script: object, told: tuple[object, ...]
+    script: object, call: tuple[object, ...]
 ) -> None:
     """The end of a connection is one call for its request; the connection is then not open."""
     async with Peer(usual=script) as peer:  # type: ignore[arg-type]
         owner, connection = await wired(peer)
         connection.send(REQUEST)
-        assert await owner.next() == told
+        assert await owner.next() == call
         connection.drop("again")  # no further call
-    assert owner.told == []
+    assert owner.calls == []
 
 
 async def test_free_connection_that_ends_is_told_as_closed() -> None:

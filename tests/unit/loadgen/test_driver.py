@@ -62,7 +62,7 @@ class Numbers:
         return post
 
 
-class Told(NamedTuple):
+class Call(NamedTuple):
     """One call of the driver."""
 
     number: int
@@ -78,9 +78,9 @@ class Notes:
     """Notes all calls of the driver."""
 
     sent: list[tuple[int, float]] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     order: list[tuple[int, str]] = field(default_factory=list)
-    on_told: Callable[[Told], None] = lambda _: None
+    on_call: Callable[[Call], None] = lambda _: None
 
     def sending(self, post: Post) -> None:
         """Note number and moment."""
@@ -91,25 +91,25 @@ class Notes:
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
         """Note it."""
-        self._note(Told(post.number, status, True, intended_s, now_s, final))
+        self._note(Call(post.number, status, True, intended_s, now_s, final))
 
     def lost(self, loss: Loss) -> None:
         """Note it."""
-        self._note(Told(loss.post.number, *loss[1:]))
+        self._note(Call(loss.post.number, *loss[1:]))
 
-    def _note(self, told: Told) -> None:
-        self.told.append(told)
-        self.order.append((told.number, "told"))
-        self.on_told(told)
+    def _note(self, call: Call) -> None:
+        self.calls.append(call)
+        self.order.append((call.number, "called"))
+        self.on_call(call)
 
     def of(self, number: int) -> list[tuple[int | str, bool]]:
         """Return the calls about one post: (status or why, final)."""
-        return [(each.what, each.final) for each in self.told if each.number == number]
+        return [(each.what, each.final) for each in self.calls if each.number == number]
 
     @property
     def ends(self) -> dict[int, int | str]:
         """The final outcome of each post."""
-        finals = [each for each in self.told if each.final]
+        finals = [each for each in self.calls if each.final]
         assert Counter(each.number for each in finals).most_common(1) in (
             [],
             [(finals[0].number, 1)],
@@ -143,11 +143,11 @@ async def ended(run: Run, within_s: float = 20) -> Notes:
 def check(run: Run) -> None:
     """Check the promises of the driver that hold in each case."""
     driver, source, notes = run
-    finals = [each.number for each in notes.told if each.final]
+    finals = [each.number for each in notes.calls if each.final]
     assert sorted(finals) == [each.number for each in source.taken]
-    last = {each.number: each.final for each in notes.told}
-    assert all(last.values()), "something was told after the end of a post"
-    intended_s = {each.number: each.intended_s for each in notes.told}
+    last = {each.number: each.final for each in notes.calls}
+    assert all(last.values()), "there was a call after the end of a post"
+    intended_s = {each.number: each.intended_s for each in notes.calls}
     assert all(at_s >= intended_s[number] for number, at_s in notes.sent)
     on_its_way: set[int] = set()
     for number, what in notes.order:
@@ -186,9 +186,9 @@ async def test_open_loop_sends_at_the_intended_times_and_never_before(
     assert [number for number, _ in notes.sent] == list(range(len(wanted)))
     for (_, at_s), offset_s in zip(notes.sent, wanted, strict=True):
         assert at_s >= run.driver.started_s + offset_s
-    for told in notes.told:
-        assert told.intended_s == run.driver.started_s + wanted[told.number]
-        assert told.now_s > told.intended_s
+    for call in notes.calls:
+        assert call.intended_s == run.driver.started_s + wanted[call.number]
+        assert call.now_s > call.intended_s
     assert len(peer.requests) == len(wanted)
 
 
@@ -209,10 +209,10 @@ async def test_post_that_found_no_connection_counts_from_its_intended_time() -> 
         let_go_s = time.monotonic()
         answer.set()
         notes = await task
-    assert len(notes.told) == 30
-    for told in notes.told:
-        assert told.intended_s == run.driver.started_s + told.number / 100
-        assert told.now_s >= let_go_s
+    assert len(notes.calls) == 30
+    for call in notes.calls:
+        assert call.intended_s == run.driver.started_s + call.number / 100
+        assert call.now_s >= let_go_s
     assert run.driver.late_s_max >= let_go_s - run.driver.started_s - 0.01
     assert run.driver.lagged <= 1  # only the first one; the service made the others late
 
@@ -250,9 +250,9 @@ async def test_observer_hears_of_a_try_before_its_first_byte(
     monkeypatch.setattr(Connection, "send", send)
     async with Peer() as peer:
         run = make(peer.port, 3, connections=1)
-        monkeypatch.setattr(run.notes, "sending", lambda _: order.append("told"))
+        monkeypatch.setattr(run.notes, "sending", lambda _: order.append("sending"))
         await run.driver.run()
-    assert order == ["told", "byte"] * 3
+    assert order == ["sending", "byte"] * 3
 
 
 async def test_schedule_without_end_stops_with_the_source() -> None:
@@ -308,7 +308,7 @@ async def test_trouble_is_met_with_the_same_bytes_until_there_is_an_answer(
         run = make(peer.port, 1, connections=1, answer_s_max=0.5)
         notes = await ended(run)
     assert notes.of(0) == [(what, False), (what, False), (202, True)]
-    assert all(each.written for each in notes.told)
+    assert all(each.written for each in notes.calls)
     assert peer.requests == [run.source.taken[0].request] * 3
     assert (run.driver.tries, run.driver.retries) == (3, 2)
 
@@ -327,7 +327,7 @@ async def test_retry_after_is_kept_while_the_connection_goes_on_with_others() ->
     async with Peer(says(reply(503, Retry_After="1"))) as peer:
         notes = await ended(make(peer.port, 20, connections=1, unanswered_max=10))
     assert [number for number, _ in notes.sent] == [*range(20), 0]
-    first_s = notes.told[0].now_s
+    first_s = notes.calls[0].now_s
     assert notes.of(0) == [(503, False), (202, True)]
     assert notes.sent[-1][1] >= first_s + 1
 
@@ -338,7 +338,7 @@ async def test_waits_after_retry_after_are_spread() -> None:
         run = make(peer.port, 40, connections=40, seed=5)
         notes = await ended(run)
     assert len(peer.requests) == 80
-    refused_s = {each.number: each.now_s for each in notes.told if each.what == 503}
+    refused_s = {each.number: each.now_s for each in notes.calls if each.what == 503}
     waits = sorted(at_s - refused_s[number] for number, at_s in notes.sent[40:])
     assert waits[0] >= 1
     assert waits[-1] - waits[0] > 0.25  # 40 draws from half a second
@@ -379,27 +379,29 @@ async def test_service_that_is_not_there_leads_to_lost_posts_that_were_not_writt
     schedule = moments(constant(100)) if open_loop else None
     notes = await ended(make(free_port, 5, connections=2, schedule=schedule, retry=NEVER_MIND))
     assert notes.ends == dict.fromkeys(range(5), "connection refused")
-    assert not any(each.written for each in notes.told)
+    assert not any(each.written for each in notes.calls)
     assert notes.sent == []
-    assert len(notes.told) > 5
+    assert len(notes.calls) > 5
 
 
 async def test_refused_connections_are_tried_ever_more_rarely(free_port: int) -> None:
     """The pauses grow from 1 ms on, so a service that is down gets few tries."""
     retry = Retry(give_up_s=0.5, pause_s_min=0.001, pause_s_max=10)
     notes = await ended(make(free_port, 1, connections=1, schedule=[0.0], retry=retry))
-    assert 1 < len(notes.told) < 60  # about a dozen; without growing pauses some 1,000
+    assert 1 < len(notes.calls) < 60  # about a dozen; without growing pauses some 1,000
 
 
 async def test_refused_connection_after_a_written_try_still_counts_as_written() -> None:
     """Bytes of the first try may be stored, also if the second try was refused."""
     async with Peer(hangs_up) as peer:
         run = make(peer.port, 1, connections=1, retry=NEVER_MIND)
-        run.notes.on_told = lambda _: peer.refuse()
+        run.notes.on_call = lambda _: peer.refuse()
         notes = await ended(run)
-    assert [each.what for each in notes.told[1:]] == ["connection refused"] * (len(notes.told) - 1)
-    assert len(notes.told) > 1
-    assert all(each.written for each in notes.told)
+    assert [each.what for each in notes.calls[1:]] == ["connection refused"] * (
+        len(notes.calls) - 1
+    )
+    assert len(notes.calls) > 1
+    assert all(each.written for each in notes.calls)
 
 
 async def test_service_that_comes_back_gets_all_that_it_missed() -> None:
@@ -416,7 +418,7 @@ async def test_service_that_comes_back_gets_all_that_it_missed() -> None:
         notes = await task
     assert notes.ends == dict.fromkeys(range(400), 202)
     assert {*peer.bodies} == {b"%d" % number for number in range(400)}
-    assert any(each.what == "connection refused" for each in notes.told)
+    assert any(each.what == "connection refused" for each in notes.calls)
 
 
 async def test_connection_close_is_honoured_without_loss() -> None:
@@ -424,7 +426,7 @@ async def test_connection_close_is_honoured_without_loss() -> None:
     usual = says(reply(Connection="close"), then_hangs_up=True)
     async with Peer(usual=usual) as peer:
         notes = await ended(make(peer.port, 30, connections=3))
-    assert [each.what for each in notes.told] == [202] * 30
+    assert [each.what for each in notes.calls] == [202] * 30
     assert len(peer.requests) == peer.connections_total - peer_idle(peer) == 30
 
 
@@ -437,7 +439,7 @@ async def test_service_that_closes_free_connections_loses_no_post() -> None:
     """If the service closes free connections, the driver connects again."""
     async with Peer(usual=says(reply(), then_hangs_up=True)) as peer:
         notes = await ended(make(peer.port, 2, connections=1, schedule=[0.0, 0.3]))
-    assert [each.what for each in notes.told] == [202, 202]
+    assert [each.what for each in notes.calls] == [202, 202]
     assert peer.connections_total == 2
 
 
@@ -446,7 +448,7 @@ async def test_free_connection_is_kept_however_long_it_is_free() -> None:
     async with Peer() as peer:
         run = make(peer.port, 2, connections=1, schedule=[0.0, 1.1], answer_s_max=0.5)
         notes = await ended(run)
-    assert [each.what for each in notes.told] == [202, 202]
+    assert [each.what for each in notes.calls] == [202, 202]
     assert peer.connections_total == 1
 
 
@@ -523,7 +525,7 @@ async def test_posts_that_found_no_connection_for_too_long_are_skipped_and_count
         notes = await ended(run)
     assert run.driver.taken + run.driver.skipped == 300
     assert 240 <= run.driver.skipped < 300
-    due_before_s = notes.told[0].now_s - run.driver.started_s - 0.15
+    due_before_s = notes.calls[0].now_s - run.driver.started_s - 0.15
     due_before = sum(0 < number / 1000 <= due_before_s for number in range(300))
     assert run.driver.skipped == pytest.approx(due_before, abs=1)
 
@@ -539,21 +541,21 @@ async def test_post_after_those_that_are_skipped_is_not_sent_early() -> None:
     async with Peer(stalls) as peer:
         schedule = [0.0, 0.01, 0.4]
         notes = await ended(make(peer.port, 9, connections=1, schedule=schedule, behind_s_max=0.05))
-    assert [each.what for each in notes.told] == [202, 202]
+    assert [each.what for each in notes.calls] == [202, 202]
 
 
 async def test_closed_loop_holds_no_more_posts_than_its_bound() -> None:
     """At its bound the closed loop waits for the posts that wait."""
     open_max = 0
 
-    def count(_: Told) -> None:
+    def count(_: Call) -> None:
         nonlocal open_max
-        ended_before = sum(each.final for each in run.notes.told[:-1])
+        ended_before = sum(each.final for each in run.notes.calls[:-1])
         open_max = max(open_max, run.driver.taken - ended_before)
 
     async with Peer(*[says(reply(503))] * 100) as peer:
         run = make(peer.port, 60, connections=2, unanswered_max=5)
-        run.notes.on_told = count
+        run.notes.on_call = count
         notes = await ended(run)
     assert notes.ends == dict.fromkeys(range(60), 202)
     assert open_max == 5
@@ -719,14 +721,14 @@ async def test_run_cancelled_before_its_start_leaves_nothing() -> None:
             await task
         check(run)
         await peer.emptied()
-    assert run.notes.told == []
+    assert run.notes.calls == []
 
 
 async def test_cancelled_run_ends_a_post_whose_connection_is_being_opened(free_port: int) -> None:
     """A post whose connection neither opens nor fails gets its final call, too."""
     run = make(free_port, 5, connections=1)
     task = asyncio.create_task(run.driver.run())
-    await until(lambda: len(run.notes.told) > 0)
+    await until(lambda: len(run.notes.calls) > 0)
     with contextlib.ExitStack() as sockets:
         full = sockets.enter_context(socket.socket())
         full.bind(("127.0.0.1", free_port))
@@ -761,7 +763,7 @@ async def test_fault_of_source_or_observer_ends_the_run(
         with pytest.raises(LookupError, match=fault):
             async with asyncio.timeout(5):
                 await run.driver.run()
-    assert run.notes.told == []
+    assert run.notes.calls == []
 
 
 # With the rest

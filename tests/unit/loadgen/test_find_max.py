@@ -122,11 +122,11 @@ async def test_find_max_finds_what_a_real_server_takes_without_refusals(
     monkeypatch.setattr(find_max, "PAUSE_S", 0.0)
     search = FindMax(_plan(tired.url), p99_ms=60_000, step_s=0.1, first_rate=100)
 
-    def told(step_: Step) -> None:
+    def on_step(step_: Step) -> None:
         tired.posts = 0
         assert len(step(step_)) > len(STEP_HEAD) - len("result")
 
-    await search.run(told)
+    await search.run(on_step)
     assert search.search.found is not None
     assert 380 < search.search.found <= 400
     assert all("refused" in each.why for each in search.steps if each.rate > 401)
