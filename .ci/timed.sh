@@ -1,9 +1,9 @@
-# Sourced by .ci/run: runs steps, and tells at the end what took how long.
+# Sourced by .ci/run: runs steps, and prints at the end how long each took.
 steps=()
-now='' # the step that runs, and when it began
-now_began=0
+now='' # the step that runs
+now_began=0 # when it began
 
-timed() { # a command: runs it, notes its time, and fails as it does
+timed() { # a command: runs it, notes its time, and returns its exit code
     local code=0
     now="$*" now_began=$SECONDS
     echo "ci: $now"
@@ -14,7 +14,7 @@ timed() { # a command: runs it, notes its time, and fails as it does
     return "$code"
 }
 
-table() { # prints all steps until now; the one that was cut short has no exit code
+table() { # prints all steps so far; a step that was cut short has no exit code
     local step took code
     [[ -z $now ]] || steps+=("$((SECONDS - now_began))|cut|$now")
     printf '\nci: %7s  %4s  %s\n' seconds exit step

@@ -1,24 +1,25 @@
 """Clients of the service: post a CSV, send load and measure, prove that nothing was lost.
 
-They know the service from outside only (HTTP, metrics, its table, its dead letters), so that what
-they find out is what a device or an operator would: nothing of `ingest` is imported.
+They use the service only from outside (HTTP, metrics, its table, its dead letters). So they see
+what a device or an operator would see. Nothing of `ingest` is imported.
 
-A folder imports from folders below it; folders side by side do not know each other:
+A folder imports from folders below it. Folders in one row do not import each other:
 
     cli                    main; run, verify, csv and their options
     demo      report       ./run demo                | text, JSON, HTML, the verdict of a proof
     measure   proof        a run of load, and counts | numbered readings, a ledger, a comparison
-    driver                 sends when due, and again: connections, retries, metrics
+    driver                 sends when due, and again: connections, retries
     traffic   csv          what is sent, and when    | a CSV file, and a client for it
-    words, live            on the ground: numbers with nouns; what is shown while a command works
+    wire                   what the service says: JSON of answers, /metrics
+    words, live            files on the ground: numbers with nouns; the progress of a command
 
 The path of a post (folder/file):
 
     traffic/fleet --> traffic/traffic --> driver/driver --> driver/pool --> driver/connection ==>
     (curves)          (bodies)            |  ^   ^                            |      the service
                                           |  |   `-- traffic/schedule (when)  |
-                                          |  `------ driver/retry <-----------'  429, 503, nobody
-                                          v                                      there
+                                          |  `------ driver/retry <-----------'  429, 503, no
+                                          v                                      connection
         measure/tally, timeline, histogram (loadgen run)      --> report/json --> text, html
         proof/run --> ledger (loadgen verify); then balance (wait) --> table, dead_letters
                   --> reconcile --> conclude --> report/verdict

@@ -5,9 +5,10 @@ import sys
 
 
 def _standard_files() -> None:
-    """Have 0, 1 and 2 open: else a socket or a ledger would get such a number, and what is printed.
+    """Open the file numbers 0, 1 and 2 if they are closed.
 
-    Without a standard output there is nowhere to report to, which is an error (code 2).
+    Else a socket or a ledger would get such a number, and the printed texts. A closed standard
+    output is an error (code 2), since no report could be printed.
     """
     for number in range(3):
         try:
@@ -18,7 +19,7 @@ def _standard_files() -> None:
                     "loadgen: the standard output is closed: nothing to report to", file=sys.stderr
                 )
                 sys.exit(2)
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             if number == 2:
                 sys.stderr = os.fdopen(2, "w")  # without one, print() takes the standard output
 
@@ -27,7 +28,7 @@ def main() -> int:
     """Run the command line; return the exit code."""
     _standard_files()
     try:
-        from loadgen.cli.main import main as run  # noqa: PLC0415  takes a while; Ctrl-C may come
+        from loadgen.cli.main import main as run  # noqa: PLC0415  takes a while, and Ctrl-C may come meanwhile
 
         return run()
     except KeyboardInterrupt:

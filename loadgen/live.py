@@ -1,6 +1,6 @@
-"""Shows how a piece of work goes: redrawn in place on a terminal, else a line now and then.
+"""Shows the progress of a command: redrawn in place on a terminal, else a line every 5 s.
 
-Promises: what is redrawn costs the event loop little: 1 ms twice a second, which no p99 shows.
+Promises: drawing takes the event loop 1 ms twice a second, which does not change a p99.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def shown(
     on_stdout: bool = False,
     stays: bool = False,
 ) -> Iterator[None]:
-    """Show `line()` while the block runs; on a terminal `picture()`, if there is one.
+    """Show `line()` while the block runs; on a terminal `picture()`, if it is given.
 
-    On stderr, unless `on_stdout`. `stays`: the last picture is not wiped away at the end.
+    On stderr, unless `on_stdout`. `stays`: the last picture is not removed at the end.
     """
     console = Console(stderr=not on_stdout)
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
-"""Fixtures shared by all tests: a real PostgreSQL, a database for each test, a port, real data.
+"""Fixtures of all tests: a real PostgreSQL, a database for each test, a port, real data.
 
-The server is embedded and one per test process; its data is thrown away, so it does not fsync.
+Each test process has one embedded server. Its data is deleted at the end, so it does not fsync.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _skips(config: pytest.Config) -> list[Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Where everything must be there (INGEST_TEST_STRICT=1), a skipped test is a failure."""
+    """With INGEST_TEST_STRICT=1 a skipped test is a failure."""
     if os.environ.get("INGEST_TEST_STRICT") == "1" and _skips(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -66,7 +66,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Name the skipped tests that turned the session red."""
+    """Print the skipped tests that made the session fail."""
     skips = _skips(config)
     if os.environ.get("INGEST_TEST_STRICT") == "1" and skips:
         names = ", ".join(sorted({each.nodeid for each in skips}))
@@ -75,7 +75,7 @@ def pytest_terminal_summary(
 
 @pytest.fixture(autouse=True)
 def _fresh_logs() -> Iterator[None]:
-    """Undo what a test configured: logs are of the process, and a level would hide lines."""
+    """Undo a test's log settings: they are of the whole process, and a level would hide lines."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -85,7 +85,7 @@ def _fresh_logs() -> Iterator[None]:
 
 
 class Server:
-    """A running PostgreSQL and the means to make databases in it, from outside of any loop."""
+    """A running PostgreSQL; makes databases in it, outside of the tests' event loops."""
 
     def __init__(self, url: str, runner: asyncio.Runner) -> None:
         self.url = url
@@ -94,7 +94,7 @@ class Server:
         self.template_made = False
 
     def run(self, work: Callable[[asyncpg.Connection], Awaitable[Any]], database: str = "") -> Any:
-        """Run something with a connection of its own."""
+        """Run `work` with a connection of its own."""
 
         async def connected() -> Any:
             connection = await asyncpg.connect(self.url_of(database) if database else self.url)
@@ -119,7 +119,7 @@ class Server:
         return name
 
     def drop(self, name: str) -> None:
-        """Drop a database, whoever is still connected."""
+        """Drop a database; open connections are closed."""
         self.run(
             lambda connection: connection.execute(f"drop database if exists {name} with (force)")
         )
@@ -127,9 +127,9 @@ class Server:
 
 @pytest.fixture(scope="session")
 def open_tmp() -> Iterator[Path]:
-    """Give a folder that an unprivileged database user may enter (pytest's own is private)."""
+    """Give a folder that an unprivileged database user may enter (pytest's folder is private)."""
     base = Path("/tmp")  # noqa: S108  the folder below it gets a name of mkdtemp
-    if is_volatile(filesystem_of(base)):  # no place for a journal
+    if is_volatile(filesystem_of(base)):  # a journal is refused there
         base = Path("/var/tmp")  # noqa: S108
     folder = Path(tempfile.mkdtemp(prefix="ingest-test-", dir=base))
     folder.chmod(0o755)
@@ -148,7 +148,7 @@ def open_tmp_path(open_tmp: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def data_template(open_tmp: Path) -> Path:
-    """Make data once, for the tests to copy: making it costs more than all else that they do."""
+    """Make a data folder once; tests copy it, since making it takes most of their time."""
 
     async def make(folder: Path) -> Path:
         async with running(folder):
@@ -213,7 +213,7 @@ async def readings_connection(readings_url: str) -> AsyncIterator[asyncpg.Connec
 
 @pytest.fixture
 def free_port() -> int:
-    """Give a TCP port of the loopback that was free a moment ago, and that no client is given."""
+    """Give a TCP port of the loopback that was free a moment ago, and that no client gets."""
     return tcp_ports.free_port()
 
 

@@ -1,4 +1,4 @@
-"""The command line: `main`, and for each command a file, its options, and what it shows.
+"""The command line: `main`, and for each command a file, its options, and its progress.
 
-May import all of loadgen. Nobody imports it but `python -m loadgen`.
+May import all of loadgen. Only `python -m loadgen` imports it.
 """

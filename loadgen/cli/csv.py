@@ -1,6 +1,6 @@
 """`loadgen csv`: post a file of `timestamp,value`.
 
-Exit codes: 0 everything accepted, 1 something was not, 2 wrong use or no such CSV, 130 interrupted.
+Exit codes: 0 all accepted, 1 not all accepted, 2 wrong use or no such CSV, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ OPTIONS = {
         Option(
             "--timezone",
             "of timestamps without an offset: UTC (default), +02:00, Europe/Vienna",
-            values.told(zone_named),
+            values.readable(zone_named),
             "UTC",
             "ZONE",
         ),
@@ -65,7 +65,7 @@ OPTIONS = {
 
 @dataclass
 class _Tally:
-    """What became of the file so far."""
+    """The counts of the file so far."""
 
     accepted: int = 0
     dead_lettered: int = 0
@@ -75,7 +75,7 @@ class _Tally:
     trouble: list[tuple[int, str]] = field(default_factory=list)
 
     def take(self, batch: Batch, answer: Reply) -> None:
-        """Count one answer, and name the lines that it names."""
+        """Count one answer, and note the lines of its errors."""
         for each in answer.errors:
             if each.item < len(batch.lines):
                 self._note(batch.lines[each.item], f"{each.code}: {each.message}")
@@ -85,7 +85,9 @@ class _Tally:
         else:
             self.refused += len(batch.lines)
             why = f"{answer.status} {answer.code}: {answer.detail}"
-            if answer.status != 422:  # not about these items, so the next post fares no better
+            if (
+                answer.status != 422
+            ):  # not about these items, so the next post would be refused, too
                 self.fatal = f"refused at line {batch.lines[0]}: {why}"
             elif not answer.errors:
                 self._note(batch.lines[0], why)
@@ -134,7 +136,7 @@ async def _post_all(
 
 
 async def _work(batches: Iterator[Batch], client: Client, tally: _Tally) -> None:
-    """Post batches one after another until there are none or one shows that none will do."""
+    """Post batches one after another, until none is left or a refusal concerns all."""
     while not tally.fatal:
         try:
             batch = next(batches, None)
@@ -155,7 +157,7 @@ def _line(file: CsvFile, client: Client, tally: _Tally) -> str:
 
 
 def _bar(file: CsvFile, client: Client, tally: _Tally) -> Callable[[], RenderableType]:
-    """Return what draws how far it is."""
+    """Return a function that draws the progress."""
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -1,6 +1,6 @@
 """The command line: `python -m loadgen run | verify | csv ..`.
 
-Exit codes of all words: 0 all went as it should, 1 something did not, 2 wrong use, 130 interrupted.
+Exit codes of all commands: 0 success, 1 a part failed, 2 wrong use, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all words."""
+    """Return the parser of all commands."""
     loadgen = argparse.ArgumentParser(prog="loadgen", description="Clients of iot-ingest.")
     words = loadgen.add_subparsers(dest="word", required=True, metavar="WORD")
     for each in WORDS.values():

@@ -1,7 +1,7 @@
-"""The options of a command as a table: each is declared once, and the parser made from it.
+"""The options of a command as a table: each is declared once, and makes its part of the parser.
 
-An option is stored under the name that the plan of a run has for it, so that `picked` can hand
-it over without saying it again.
+An option is stored under the name of the field in the plan of a run, so that `picked` can pass it
+on without another list.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ ACKS = ("buffered", "durable", "committed")
 class Option(NamedTuple):
     """One option. `help` may name the default, as `%(default)s`.
 
-    `read` makes its value of a text; several words: it is one of them; None: it is a switch.
-    `shows` stands for the value in the help; `into` is where it is stored, if not under its name.
+    `read` makes the value from a text; a tuple: the value is one of these words; None: a switch.
+    `shows` stands for the value in the help; `into` is the name of the stored value, if another.
     """
 
     name: str
@@ -51,7 +51,7 @@ def add_all(
     table: Mapping[str, Sequence[Option]],
     actions: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add a table: options by the title of their group; without a title to none."""
+    """Add a table: options by the title of their group; those without a title to no group."""
     for title, options in table.items():
         group = parser.add_argument_group(title) if title else parser
         for option in options:
@@ -59,6 +59,6 @@ def add_all(
 
 
 def picked(chosen: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
-    """Return what was chosen for the fields of a dataclass, those that are options."""
+    """Return the chosen values of those fields of a dataclass that are options."""
     names = (field.name for field in fields(kind))
     return {name: getattr(chosen, name) for name in names if hasattr(chosen, name)}

@@ -1,7 +1,7 @@
 """`loadgen run`: send the load of a simulated fleet, measure, report.
 
-Exit codes: 0 every post got the answer that was right for it, 1 some did not, 2 wrong use or no
-service there, 130 interrupted.
+Exit codes: 0 every post got the right answer, 1 some did not, 2 wrong use or no service there, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from loadgen.measure.find_max import FindMax
 from loadgen.measure.load import Load, LoadPlan
 from loadgen.report import html as report_html
 from loadgen.report import text as report_text
-from loadgen.report.json import document, write_whole
+from loadgen.report.json import Document, document, write_whole
 
 __all__ = ["add_parser", "main"]
 
-# What the process needs beside its connections.
+# Open files that the process needs beside its connections.
 FILES_BESIDE = 64
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -54,7 +54,7 @@ def main(chosen: argparse.Namespace) -> int:
 
 
 def _raise_open_files(connections: int) -> None:
-    """Allow so many sockets. Raises ValueError if the system does not."""
+    """Allow the sockets of the connections. Raises ValueError if the system does not."""
     needed = connections + FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed or soft == resource.RLIM_INFINITY:
@@ -71,22 +71,24 @@ async def _run(plan: LoadPlan, chosen: argparse.Namespace) -> int:
         interrupted = await until_signals(load.run(), load.stop)
     report = document(load, settings_of(chosen, plan), interrupted=interrupted)
     print(report_text.text(report), flush=True)
-    written = _write(chosen.json, json.dumps(report, indent=1) + "\n")
-    written &= _write(chosen.html, report_html.html(report))
-    if interrupted:
-        return 130
-    return 0 if report["all_right"] and written else 1
+    files = {chosen.json: _json(report), chosen.html: report_html.html(report)}
+    return _end(files, all_right=report["all_right"], interrupted=interrupted)
 
 
-def _write(path: Path | None, text: str) -> bool:
-    """Write a report if it is wanted; return False if it could not be."""
-    try:
-        if path:
-            write_whole(path, text)
-    except OSError as error:
-        print(f"loadgen run: cannot write {path}: {error.strerror}", file=sys.stderr)
-        return False
-    return True
+def _json(report: Document) -> str:
+    return json.dumps(report, indent=1) + "\n"
+
+
+def _end(files: dict[Path | None, str], *, all_right: bool, interrupted: bool) -> int:
+    """Write the reports that have a path; return the exit code."""
+    for path, text in files.items():
+        try:
+            if path:
+                write_whole(path, text)
+        except OSError as error:
+            print(f"loadgen run: cannot write {path}: {error.strerror}", file=sys.stderr)
+            all_right = False
+    return 130 if interrupted else 0 if all_right else 1
 
 
 async def until_signals(work: Coroutine[Any, Any, None], stop: Callable[[], None]) -> bool:
@@ -127,7 +129,5 @@ async def _find_max(plan: LoadPlan, chosen: argparse.Namespace) -> int:
     )
     report = search.document(settings_of(chosen, plan), interrupted=interrupted)
     print(report_text.found(report), flush=True)
-    written = _write(chosen.json, json.dumps(report, indent=1) + "\n")
-    if interrupted:
-        return 130
-    return 0 if search.search.found and written else 1
+    found = search.search.found is not None
+    return _end({chosen.json: _json(report)}, all_right=found, interrupted=interrupted)

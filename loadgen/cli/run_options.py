@@ -13,11 +13,11 @@ from loadgen.traffic.traffic import Recipe
 
 DURATION_S = 10.0
 RATE_PER_S = 1000.0
-DEVICES_MAX = 100_000  # each remembers its own chances: 3 KiB
+DEVICES_MAX = 100_000  # each has its own random state: 3 KiB
 BEHIND_S = 30.0
 CONNECTIONS, STORM_CONNECTIONS_MAX = 64, 1000
 DATA_PORT, ADMIN_PORT = 8080, 8081
-# Shares of posts or readings that are not as they should be: as fields of the recipe.
+# Shares of faulty posts or readings, by field of the recipe.
 ODD = {
     "duplicates": "of the posts are sent a second time, byte for byte",
     "late": "of the readings are hours to a week old",
@@ -245,7 +245,7 @@ def _connections(chosen: argparse.Namespace) -> int:
 
 
 def _usual_metrics_url(chosen: argparse.Namespace) -> str | None:
-    """Return where the admin port is by default; another service's must not be taken for it."""
+    """Return the default admin port's URL; None for another port, where another service may be."""
     if chosen.target.port != DATA_PORT:
         return None
     host = chosen.target.host
@@ -253,7 +253,7 @@ def _usual_metrics_url(chosen: argparse.Namespace) -> str | None:
 
 
 def settings_of(chosen: argparse.Namespace, plan: LoadPlan) -> dict[str, Any]:
-    """Return what was chosen, defaults included, as a report shows it."""
+    """Return the chosen settings, with defaults, as a report shows them."""
     return {
         "url": f"http://{plan.target.authority}{plan.target.path}",
         "ack": plan.ack,

@@ -1,4 +1,4 @@
-"""How a load goes while it runs, for people: one line, or three with a bar on a terminal."""
+"""The progress of a load for people: one line, or three lines with a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ BAR_COLUMNS = 24
 
 
 class Watch:
-    """The figures of a load since the last look at it."""
+    """The figures of a load since the last call."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
         self._pace = Pace(load)
 
     def line(self) -> str:
-        """Return it all in one line."""
+        """Return all figures in one line."""
         return " | ".join([f"{self._load.elapsed_s:.0f} s", *self._rates(), *self._state()])
 
     def picture(self) -> Table:
-        """Return it as lines for a terminal."""
+        """Return the figures as lines for a terminal."""
         grid, head = Table.grid(padding=(0, 1)), Table.grid(padding=(0, 1))
         share, until = self._done()
         bar = ProgressBar(
@@ -45,7 +45,7 @@ class Watch:
         return grid
 
     def _done(self) -> tuple[float, str]:
-        """Return the share that is done, and of what."""
+        """Return the share that is done, and a text of the whole."""
         load, plan = self._load, self._load.plan
         if plan.duration_s is not None:
             return load.elapsed_s / plan.duration_s, f" of {plan.duration_s:g} s"

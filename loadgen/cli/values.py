@@ -1,7 +1,7 @@
-"""The values that options of `run` take, as text: shares, mixes, shapes, files.
+"""Reads the values of options from text: shares, mixes, shapes, files.
 
-Pure but for `file_to_write`. Each raises argparse.ArgumentTypeError with a sentence that says what
-would do; argparse puts the option's name before it.
+Pure except `file_to_write`. Each function raises argparse.ArgumentTypeError with a sentence that
+names valid values; argparse puts the option's name before it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from loadgen.traffic.post import target_of
 # The service's own bound is `post_rows_max`, 5,000 by default; its body's is 1 MiB.
 READINGS_A_POST_MAX = 100_000
 SHAPES = "constant, ramp:FROM..TO, steps:R1,R2,..[:S], burst:BASE,PEAK,EVERY_S,FOR_S, storm[:MIN]"
-# Moments of a schedule that were missed are counted one by one, at some 3 million a second: with
-# a higher rate the driver would count for ever, and hear no signal.
+# Missed moments of a schedule are counted one by one, at some 3 million a second: with a higher
+# rate the driver would count for ever, and handle no signal.
 RATE_MAX = 1_000_000
 BACKLOG_MINUTES, BACKLOG_MINUTES_MAX = 30, 1440
 
@@ -29,8 +29,8 @@ Mix = tuple[tuple[int, float], ...]
 Value = TypeVar("Value")
 
 
-def told(read: Callable[[str], Value]) -> Callable[[str], Value]:
-    """Return what reads the same, so that the user is told what its ValueError says."""
+def readable(read: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Return a reader that does the same, and shows the user the text of its ValueError."""
 
     def read_it(text: str) -> Value:
         try:
@@ -41,11 +41,11 @@ def told(read: Callable[[str], Value]) -> Callable[[str], Value]:
     return read_it
 
 
-url = told(target_of)
+url = readable(target_of)
 
 
 def count(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
-    """Return what reads a whole number within bounds."""
+    """Return a reader of a whole number within bounds."""
 
     def read(text: str) -> int:
         try:
@@ -70,14 +70,13 @@ def above_zero(text: str) -> float:
 
 def rate(text: str) -> float:
     """Read a rate in posts a second."""
-    number = above_zero(text)
-    _check_rate(number)
-    return number
+    return _checked_rate(above_zero(text))
 
 
-def _check_rate(per_s: float) -> None:
+def _checked_rate(per_s: float) -> float:
     if per_s > RATE_MAX:
         raise argparse.ArgumentTypeError(f"{per_s:,.0f} posts a second: at most {RATE_MAX:,}")
+    return per_s
 
 
 def path(text: str) -> Path:
@@ -106,7 +105,7 @@ def mix(text: str) -> Mix:
 
 
 class ShapeChoice(NamedTuple):
-    """A shape as it was asked for; `rates_given`: it says the rates itself."""
+    """A shape as the user gave it; `rates_given`: it contains the rates."""
 
     text: str
     name: str
@@ -114,12 +113,12 @@ class ShapeChoice(NamedTuple):
 
     @property
     def rates_given(self) -> bool:
-        """Whether it leaves no use for `--rate`."""
+        """Whether `--rate` has no meaning beside it."""
         return self.name in {"ramp", "steps", "burst"}
 
     @property
     def backlog_minutes(self) -> int:
-        """What each device has to catch up with before all else."""
+        """The backlog that each device posts first."""
         return int(self.numbers[0]) if self.name == "storm" else 0
 
     def make(self, rate: float, duration_s: float | None) -> schedule.Shape:
@@ -138,7 +137,7 @@ class ShapeChoice(NamedTuple):
         return schedule.constant(rate)
 
     def duration_s(self) -> float | None:
-        """How long it lasts by itself; None: as long as one likes."""
+        """Its own duration; None: it has none."""
         *rates, each_s = self.numbers or (0.0,)
         return len(rates) * each_s if self.name == "steps" and each_s else None
 
@@ -151,7 +150,7 @@ def shape(text: str) -> ShapeChoice:
     try:
         wanted = ShapeChoice(text, name, _NUMBERS_OF[name](rest))
         for stretch in wanted.make(1.0, 1.0).stretches:
-            _check_rate(max(stretch.from_per_s, stretch.to_per_s))
+            _checked_rate(max(stretch.from_per_s, stretch.to_per_s))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}; may be {SHAPES}") from error
     return wanted
@@ -191,7 +190,7 @@ def _number(text: str) -> float:
 
 
 def file_to_write(text: str) -> Path:
-    """Read the path of a file that can be written: better known before the run than after it."""
+    """Read the path of a file that can be written; checked before the run, not after it."""
     path = Path(text).absolute()
     for is_so, why in (
         (path.is_dir(), f"{text} is a folder"),

@@ -1,4 +1,4 @@
-"""The options of `loadgen verify`, and what they mean: where to look, what to send."""
+"""The options of `loadgen verify`, and their meaning: the places of the proof, the traffic."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 
 class WrongUse(Exception):
-    """The options cannot be what was meant; the text names one."""
+    """The options do not fit together; the text names one."""
 
 
 class _NoteGiven(argparse.Action):
-    """Stores an option of what is sent, and that it was given: its default does not tell."""
+    """Stores an option of the traffic, and notes that it was given, also with its default value."""
 
     def __call__(
         self,
@@ -168,7 +168,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _is_meant(chosen: argparse.Namespace, local: LocalService | None) -> bool:
-    """Whether the service of this machine is the one to look at."""
+    """Whether the service of this machine is the one to check."""
     if local is None:
         return False
     target: Target | None = chosen.url
@@ -180,7 +180,7 @@ def _is_meant(chosen: argparse.Namespace, local: LocalService | None) -> bool:
 
 
 def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Evidence:
-    """Return where the proof lies. Raises WrongUse."""
+    """Return the places of the proof. Raises WrongUse."""
     if not _is_meant(chosen, local):
         local = None
     database_url = chosen.database_url or (local.database_url if local else "")
@@ -199,7 +199,7 @@ def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Evidence
 
 
 def check_reconcile_only(chosen: argparse.Namespace) -> None:
-    """See whether there is a ledger, and nothing to send. Raises WrongUse."""
+    """Check that there is a ledger, and nothing to send. Raises WrongUse."""
     if chosen.ledger is None:
         raise WrongUse("--reconcile-only needs --ledger FILE")
     for name, option in (("keep", "--keep"), ("fsync", "--ledger-fsync")):
@@ -210,7 +210,7 @@ def check_reconcile_only(chosen: argparse.Namespace) -> None:
 
 
 def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Evidence) -> Job:
-    """Return what to send. Raises WrongUse."""
+    """Return the traffic to send. Raises WrongUse."""
     run = secrets.token_hex(4)
     ledger = chosen.ledger or Path(tempfile.gettempdir()) / f"loadgen-verify-{run}.ledger"
     shares = chosen.duplicates + chosen.invalid + chosen.refused

@@ -1,4 +1,4 @@
-"""Posts a CSV: the file as batches of readings, and a client that never gives a post up.
+"""Posts a CSV: the file as batches of readings, and a client that tries again until an answer.
 
-May import `words` only. Only `cli` imports it.
+May import `wire` and `words` only. Only `cli` imports it.
 """

@@ -1,22 +1,23 @@
-"""Post bodies to the service as a careful device does, and say what the answer means.
+"""Posts bodies to the service as a careful device does, and reads the answers.
 
-Promises: a 503, a 429, a lost connection or a time-out is answered with a pause (Retry-After, or
-growing with full jitter) and the same bytes again, until `give_up_s` have passed since the first
-try. Sending again is safe for readings that carry a `ts`.
-Does not: look into a body, or split one.
+Promises: after a 503, a 429, a lost connection or a time-out the client pauses (Retry-After, or a
+growing time with full jitter) and sends the same bytes again, until `give_up_s` have passed since
+the first try. Sending again is safe for readings that have a `ts`.
+Does not: read a body, or split one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import aiohttp
+
+from loadgen.wire.answer import counts_of, fields_of, item_errors_of
 
 CONNECT_S_MAX = 10.0
 ANSWER_S_MAX = 60.0  # the service's own `ack_wait_s_max` is 10 s by default
@@ -28,7 +29,7 @@ TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class ItemError(NamedTuple):
-    """One item of the post that did not go to the table: its index, a code, a sentence."""
+    """An item of the post that is not accepted: its index, a code, a sentence."""
 
     item: int
     code: str
@@ -36,7 +37,7 @@ class ItemError(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What the service said. `status` is 2xx or a refusal that sending again cannot change."""
+    """An answer of the service. `status` is 2xx, or a refusal that another try cannot change."""
 
     status: int
     accepted: int
@@ -44,11 +45,10 @@ class Reply(NamedTuple):
     code: str
     detail: str
     errors: tuple[ItemError, ...]
-    took_s: float
 
     @property
     def ok(self) -> bool:
-        """Whether the post was taken, by the service itself."""
+        """Whether the service itself has accepted the post."""
         return 200 <= self.status < 300 and not self.code
 
 
@@ -60,8 +60,8 @@ class Client:
     """An HTTP client of one service. `async with Client(url) as client:`.
 
     `url` is the service's (`http://127.0.0.1:8080`) or the full one of its readings.
-    Counts `posts` (answered, retries not included) and `retries`; `trouble` is why a post is
-    being tried again at the moment, or empty.
+    `retries` counts the tries after the first of their post; `trouble` is why a post is being
+    tried again at the moment, or empty.
     """
 
     def __init__(
@@ -75,13 +75,12 @@ class Client:
         self.url = url.rstrip("/")
         if not self.url.endswith("/v1/readings"):
             self.url += "/v1/readings"
-        self.posts = 0
         self.retries = 0
         self.trouble = ""
         self._give_up_s = give_up_s
         self._parameters = dict(parameters or {})
         self._connections_max = connections_max
-        self._session: aiohttp.ClientSession | None = None
+        self._session: aiohttp.ClientSession  # inside of the block
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -99,8 +98,7 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
     async def post(self, body: bytes) -> Reply:
         """Post until there is a final answer. Raises GaveUp. Safe to cancel."""
@@ -110,12 +108,11 @@ class Client:
             tries += 1
             answer, why, retry_after_s = await self._try(body)
             if answer is not None:
-                self.posts += 1
                 self.trouble = ""
                 return answer
             pause_s = retry_after_s
             if pause_s is None:
-                # Full jitter: devices that lost one service together must not come back together.
+                # Full jitter: devices that lost the service together must not come back together.
                 pause_s = random.uniform(0, min(PAUSE_S_MAX, PAUSE_S_MIN * 2 ** min(tries, 16)))
             passed_s = time.monotonic() - first_s
             if passed_s + pause_s > self._give_up_s:
@@ -126,8 +123,6 @@ class Client:
 
     async def _try(self, body: bytes) -> tuple[Reply | None, str, float | None]:
         """Return (final answer or None, why not, seconds of Retry-After or None)."""
-        assert self._session is not None, "use `async with`"
-        began_s = time.monotonic()
         try:
             async with self._session.post(
                 self.url, data=body, params=self._parameters, allow_redirects=False
@@ -140,8 +135,7 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             why = str(error) or type(error).__name__
             return None, f"no answer from {self.url}: {why}", None
-        took_s = time.monotonic() - began_s
-        answer = _understand(response.status, text, took_s)
+        answer = _reply_of(response.status, text)
         if answer.status in TRY_AGAIN:
             why = f"{answer.status} {answer.code} {answer.detail}".strip()
             return None, why, _retry_after_s(response.headers.get("Retry-After"))
@@ -149,40 +143,33 @@ class Client:
 
 
 def _retry_after_s(header: str | None) -> float | None:
-    """Read whole seconds; a date (which proxies may send) is taken as not given."""
+    """Read whole seconds; a date (which proxies may send) counts as no header."""
     text = (header or "").strip()
     return float(text) if text.isascii() and text.isdecimal() else None
 
 
-def _understand(status: int, text: bytes, took_s: float) -> Reply:
-    """Read the service's JSON, or make do with whatever a proxy in between has sent."""
-    try:
-        document = json.loads(text)
-    except ValueError:  # also bytes that are not UTF-8
-        document = None
-    fields: dict[str, Any] = document if isinstance(document, dict) else {}
-    listed = fields.get("errors")
-    errors = tuple(
-        ItemError(
-            each["index"],
-            str(each.get("code", "")),
-            f"{each['field']}: {each.get('message', '')}"
-            if each.get("field")
-            else str(each.get("message", "")),
+def _reply_of(status: int, body: bytes) -> Reply:
+    """Read the answer; of a proxy's answer only what is there."""
+    fields = fields_of(body)
+    counts = counts_of(fields)
+    if 200 <= status < 300 and counts is None:
+        # Another program answered (a proxy, another service): no promise about readings.
+        return Reply(
+            status, 0, 0, "not_the_service", "whatever answers there is not iot-ingest", ()
         )
-        for each in (listed if isinstance(listed, list) else [])
-        if isinstance(each, dict) and isinstance(each.get("index"), int)
-    )
-    if 200 <= status < 300 and not isinstance(fields.get("accepted"), int):
-        # Something else answered (a proxy's page, another service): no promise about readings.
-        detail = "whatever answers there is not iot-ingest"
-        return Reply(status, 0, 0, "not_the_service", detail, (), took_s)
+    accepted, dead_lettered = counts or (0, 0)
     return Reply(
-        status=status,
-        accepted=fields.get("accepted", 0),
-        dead_lettered=fields.get("dead_lettered", 0),
+        status,
+        accepted,
+        dead_lettered,
         code=str(fields.get("code", "")),
         detail=str(fields.get("detail") or fields.get("title") or ""),
-        errors=errors,
-        took_s=took_s,
+        errors=tuple(
+            ItemError(
+                each["index"],
+                str(each.get("code", "")),
+                (f"{each['field']}: " if each.get("field") else "") + str(each.get("message", "")),
+            )
+            for each in item_errors_of(fields)
+        ),
     )

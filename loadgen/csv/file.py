@@ -1,7 +1,7 @@
-"""Read a CSV of `timestamp,value` as batches of JSON readings, exactly and in bounded memory.
+"""Reads a CSV of `timestamp,value` as batches of JSON readings, exactly and in bounded memory.
 
-Promises: a value's digits go into the JSON as they stand in the file, wherever they are a JSON
-number; a line that is no reading is named with its number and the rest goes on.
+Promises: a value that is a JSON number goes into the JSON digit by digit; an invalid line is
+reported with its number, and the other lines are read.
 Does not: read fields that span lines, or guess another separator.
 """
 
@@ -33,7 +33,7 @@ class CsvError(Exception):
 
 
 class Batch(NamedTuple):
-    """One post: its body, the line of each item, and how far into the file it reaches."""
+    """One post: its body, the line number of each item, its end in the file."""
 
     body: bytes
     lines: list[int]
@@ -44,8 +44,9 @@ class Batch(NamedTuple):
 class CsvFile:
     """A CSV whose header names `timestamp` and `value`; other columns are ignored.
 
-    After `batches` is exhausted, `rows` is the number of readings found and `bad` lists the first
-    `bad_shown_max` of `bad_rows` lines that are none, as (line, why). `has_header`: it was found.
+    After `batches` is exhausted, `rows` is the number of readings and `bad_rows` that of invalid
+    lines; `bad` lists the first `bad_shown_max` of these as (line, why). `has_header`: a header
+    was found.
     """
 
     path: Path
@@ -122,7 +123,7 @@ class CsvFile:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield lines; one that does not end is refused, since memory is not."""
+    """Yield lines. Raises CsvError for a line of more than LINE_BYTES_MAX: memory is bounded."""
     while line := file.readline(LINE_BYTES_MAX):
         if len(line) == LINE_BYTES_MAX and not line.endswith(b"\n"):
             raise CsvError(f"{file.name} has a line of more than {LINE_BYTES_MAX} bytes")
@@ -133,7 +134,7 @@ def _ts_json(text: str, zone: tzinfo) -> str:
     """Return a timestamp as JSON: Unix time stays a number, the rest becomes RFC 3339.
 
     A time without an offset is taken to be in `zone` (the earlier one where clocks went back).
-    Its digits are kept: a fraction finer than a microsecond is the service's to round.
+    Its digits are kept; the service rounds a fraction finer than a microsecond.
     """
     if _JSON_NUMBER.fullmatch(text):
         return text
@@ -155,7 +156,7 @@ def _offset(naive: datetime, zone: tzinfo) -> str:
 
 
 def _value_json(text: str) -> str:
-    """Return a number as JSON, digit for digit if it is one, else the shortest exact form of it."""
+    """Return a number as JSON: unchanged if it is a JSON number, else its shortest exact form."""
     if _JSON_NUMBER.fullmatch(text):
         return text
     if _OTHER_NUMBER.fullmatch(text) and math.isfinite(float(text)):

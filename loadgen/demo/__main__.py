@@ -2,7 +2,7 @@
 
 Promises: never touches the usual state folder or an INGEST_DATABASE_URL; Ctrl-C stops the fleet,
 then the service in order. Exit code 0 after Ctrl-C, 1 if the service ends by itself.
-Does not: measure; its figures are for watching.
+Does not: measure; its figures are only for people to watch.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def demo(chosen: argparse.Namespace, service_flags: Sequence[str]) -> int:
 
 
 async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
-    """Run `work` to its end, or until `stopping`; return whether it came to its end."""
+    """Run `work` to its end, or until `stopping`; return whether it has ended."""
     running = asyncio.create_task(work)
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -85,7 +85,7 @@ def _introduce(service: Service, chosen: argparse.Namespace) -> None:
 
 
 async def _post(chosen: argparse.Namespace, service: Service, stopping: asyncio.Event) -> None:
-    """Let the fleet post until `stopping`. Raises ServiceEnded."""
+    """Post with the fleet until `stopping`. Raises ServiceEnded."""
     load = Load(
         LoadPlan(
             target=target_of(service.url),
@@ -112,12 +112,12 @@ async def _post(chosen: argparse.Namespace, service: Service, stopping: asyncio.
 
 
 def _line_of(load: Load) -> Callable[[], str]:
-    """Return what says how it goes, in one line; the service's own counts are its metrics."""
+    """Return a function that gives the progress in one line, with counts from /metrics."""
     tally, pace = load.tally, Pace(load)
 
     def line() -> str:
         scraper, driver = load.scraper, load.driver
-        assert scraper is not None, "the service has told its /metrics"
+        assert scraper is not None, "the plan has the URL of /metrics"
         lately = tally.timeline.at(load.elapsed_s - tally.timeline.width_s).quantile_s(0.99)
         why = next(chain(reversed(tally.codes), reversed(tally.whys)), "no answer")
         return (
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.state_dir = full_path(chosen.state_dir or usual_state_dir())
         if not chosen.state_dir.exists():
             chosen.state_dir.mkdir(parents=True)
-            chosen.state_dir.chmod(0o755)  # the database's user, if we are root, must pass
+            chosen.state_dir.chmod(0o755)  # so that the database's user can enter, if we are root
     except NoHome as error:
         parser.error(str(error))
     except OSError as error:

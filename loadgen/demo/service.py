@@ -1,7 +1,7 @@
-"""The demo's service: `ingest serve` as a child process, and what it prints.
+"""The demo's service: `ingest serve` as a child process, and its output.
 
-Promises: it writes only to the folder it is given, whatever the shell is set up for; it ends when
-we end, even by SIGKILL (Linux). Does not: start it again.
+Promises: the service writes only to the given folder, for any variables of the shell; it ends when
+the demo ends, even by SIGKILL (Linux). Does not: start it again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ NOT_INHERITED = ("INGEST_DATABASE_URL", "INGEST_STATE_DIR", "INGEST_CONFIG", "ST
 
 
 class ServiceEnded(Exception):
-    """The service ended by itself, or could not start; the text says what it said last."""
+    """The service ended by itself, or could not start; the text has its last lines."""
 
 
 class Service:
-    """`ingest serve` as a child process, and what it prints."""
+    """`ingest serve` as a child process, and its output."""
 
     def __init__(self, state_dir: Path, flags: Sequence[str]) -> None:
         self.url = ""
@@ -42,7 +42,7 @@ class Service:
         self._listening = asyncio.Event()
 
     async def start(self) -> None:
-        """Start it and wait until it has said where it listens. Raises ServiceEnded."""
+        """Start it and wait until it has printed its addresses. Raises ServiceEnded."""
         environment = {
             name: value for name, value in os.environ.items() if name not in NOT_INHERITED
         }
@@ -57,7 +57,7 @@ class Service:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is ours: first the fleet stops, then the service
+            start_new_session=True,  # Ctrl-C must not reach it: the fleet stops first
             preexec_fn=_end_with_parent(),
         )
         self._reading = asyncio.create_task(self._read(log))
@@ -84,7 +84,7 @@ class Service:
                     self._listening.set()
 
     async def ended(self) -> None:
-        """Wait for its end. Raises ServiceEnded then."""
+        """Wait for its end, then raise ServiceEnded."""
         assert self._reading is not None, "started"
         await asyncio.shield(self._reading)
         raise ServiceEnded(await self.last_lines())
@@ -98,7 +98,7 @@ class Service:
         )
 
     def terminate(self) -> None:
-        """Send SIGTERM; a second one hastens the drain."""
+        """Send SIGTERM; a second one shortens the drain."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
@@ -119,7 +119,7 @@ class Service:
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """Return what makes the child get a SIGTERM should we be killed (Linux), or None."""
+    """Return a function that lets the child get a SIGTERM when we are killed (Linux), or None."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)

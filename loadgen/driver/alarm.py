@@ -1,6 +1,6 @@
-"""Calls back at a moment, to some 0.1 ms where Linux and Python 3.13 offer a timerfd.
+"""Calls back at a moment: within about 0.1 ms by a timerfd (Linux, Python 3.13).
 
-Elsewhere the loop's own timers, which know whole milliseconds only: up to 1.5 ms late.
+Elsewhere by the event loop's timers, which have whole milliseconds: up to 1.5 ms late.
 Promises: never early.
 """
 
@@ -18,16 +18,16 @@ class Alarm(Protocol):
     """One moment at a time. Moments are of `time.monotonic`."""
 
     def set(self, at_s: float) -> None:
-        """Call back once at this moment, or at once if it is over; forget the one before."""
+        """Call back once at this moment, or at once if it is past; it replaces the one before."""
 
     def close(self) -> None:
-        """Call back no more."""
+        """Cancel the callback."""
 
 
 class Waker:
-    """Wakes by the earliest of the moments it was told, but not twice within `grain_s`.
+    """Wakes at the earliest of several moments, but not twice within `grain_s`.
 
-    At high rates that makes one wake-up of many. `next_s` is the moment that is set, or infinite.
+    At high rates this joins many wake-ups. `next_s` is the moment that is set, or infinite.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Waker:
         self._alarm = make_alarm(loop, self._ring)
 
     def wake_by(self, at_s: float) -> None:
-        """Call back at this moment, if nothing earlier is set; it is set once."""
+        """Call back at this moment, unless an earlier one is set."""
         at_s = max(at_s, self._rung_s + self._grain_s)
         if at_s < self.next_s:
             self.next_s = at_s
@@ -60,14 +60,14 @@ class Waker:
 
 
 def make_alarm(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Alarm:
-    """Return the best alarm that there is here."""
+    """Return the best alarm of this platform."""
     if sys.platform == "linux" and sys.version_info >= (3, 13):
         return TimerfdAlarm(loop, call)
     return LoopAlarm(loop, call)
 
 
 class LoopAlarm:
-    """By the loop's timers."""
+    """An alarm by the event loop's timers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
         self._loop = loop
@@ -79,7 +79,7 @@ class LoopAlarm:
         """Set the moment."""
         self.close()
         self._at_s = at_s
-        # uvloop rounds to the nearest millisecond, so that it would often be early.
+        # Rounded up: uvloop rounds to the nearest millisecond, so it would often be early.
         delay_s = max(0, math.ceil((at_s - time.monotonic()) * 1000)) / 1000
         self._handle = self._loop.call_later(delay_s, self._ring)
 
@@ -90,7 +90,7 @@ class LoopAlarm:
             self._handle = None
 
     def _ring(self) -> None:
-        # The loop counts from the start of its turn, so it may still be a little early.
+        # The event loop counts from the start of its round, so it may still be a little early.
         if time.monotonic() < self._at_s:
             self._handle = self._loop.call_later(0.001, self._ring)
             return
@@ -102,7 +102,7 @@ if sys.platform == "linux" and sys.version_info >= (3, 13):
     import os
 
     class TimerfdAlarm:
-        """By a timer of the kernel that the loop waits for like for a socket."""
+        """An alarm by a timer of the kernel; the event loop waits for it as for a socket."""
 
         def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
             self._loop = loop
@@ -115,7 +115,7 @@ if sys.platform == "linux" and sys.version_info >= (3, 13):
 
         def set(self, at_s: float) -> None:
             """Set the moment."""
-            # All zero would disarm it; to set it again also takes back a ring not yet heard.
+            # Zero would switch it off. A new setting also cancels an expiry that was not read yet.
             at_ns = max(1, math.ceil(at_s * 1e9))
             os.timerfd_settime_ns(self._fd, flags=os.TFD_TIMER_ABSTIME, initial=at_ns)
 

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection of the load driver: writes a ready request, reads the answer, calls back.
 
-Costs little: no future, no task, no timer and no table of headers per request. `Answers` is pure
-and reads answers out of whatever pieces the network makes of them; `Connection` is the connection.
+It needs no future, task, timer or table of headers for a request, so it is cheap. `Answers` is
+pure: it reads answers from the pieces that the network delivers. `Connection` is the connection.
 Promises: one request in flight; each `send` leads to one `answered` or one `broken`.
 Does not: time out, connect or reconnect by itself (the driver does).
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, cast
 
 from loadgen.driver.retry import Flight
 
-ANSWER_BYTES_MAX = 1024 * 1024  # the service's longest, with 100 errors, has some 20 kB
+ANSWER_BYTES_MAX = 1024 * 1024  # the service's longest answer, with 100 errors, has some 20 kB
 HEAD_BYTES_MAX = 16 * 1024
 CHUNK_LINE_BYTES_MAX = 256
 HEADS_MAX = 256
@@ -27,7 +27,7 @@ _CHUNKED = -1
 
 
 class Answer(NamedTuple):
-    """What came back. `retry_after_s` is None without a Retry-After in whole seconds."""
+    """One answer. `retry_after_s` is None without a Retry-After in whole seconds."""
 
     status: int
     body: bytes
@@ -36,11 +36,11 @@ class Answer(NamedTuple):
 
 
 class BadAnswer(Exception):
-    """What came is no answer to a post. Its text is one of few sentences, fit for counting."""
+    """The bytes are no answer to a post. The text is one of a few sentences, to be counted."""
 
 
 class Head(NamedTuple):
-    """What of an answer's head matters. `body_bytes` is negative if the body is chunked."""
+    """The needed parts of an answer's head. `body_bytes` is negative if the body is chunked."""
 
     status: int
     body_bytes: int
@@ -51,28 +51,27 @@ class Head(NamedTuple):
 class Answers:
     """Reads one answer after another out of bytes.
 
-    `heads` holds heads that were read before: those of one second and length are alike, so that
-    most are found there and none is read twice. Connections may share it.
+    `heads` keeps the heads that were read. Heads of one second and length are equal, so most are
+    found there and are not read again. Connections may share it.
     """
 
-    __slots__ = ("_body", "_chunks", "_head", "_heads", "_kept")
+    __slots__ = ("_body", "_head", "_heads", "_kept")
 
     def __init__(self, heads: dict[bytes, Head] | None = None) -> None:
         self._heads: dict[bytes, Head] = {} if heads is None else heads
         self._kept = bytearray()  # of a head that is not complete
         self._head: Head | None = None  # of an answer whose body is not complete
         self._body = bytearray()
-        self._chunks: _Chunks | None = None
 
     @property
     def begun(self) -> bool:
-        """Whether a part of an answer is here."""
+        """Whether a part of an answer has come."""
         return bool(self._kept) or self._head is not None
 
     def feed(self, data: bytes) -> Answer | None:
         """Take some bytes; return the answer if they complete it.
 
-        Raises BadAnswer, after which the connection is of no more use.
+        Raises BadAnswer; the connection cannot be used after it.
         """
         if self._head is not None:
             return self._feed_body(self._head, data)
@@ -90,7 +89,6 @@ class Answers:
         if len(data) == end + 4 + head.body_bytes:  # nearly always
             return Answer(head.status, data[end + 4 :], head.closes, head.retry_after_s)
         self._head = head
-        self._chunks = _Chunks(self._body) if head.body_bytes == _CHUNKED else None
         return self._feed_body(head, data[end + 4 :])
 
     def _keep_head(self, data: bytes) -> None:
@@ -109,76 +107,62 @@ class Answers:
         return head
 
     def _feed_body(self, head: Head, data: bytes) -> Answer | None:
-        if self._chunks is not None:
-            whole = self._chunks.feed(data)
-        else:
-            self._body += data
-            if len(self._body) > head.body_bytes:
-                raise BadAnswer("more bytes than one answer has")
-            whole = len(self._body) == head.body_bytes
-        if not whole:
+        self._body += data
+        if head.body_bytes == _CHUNKED:
+            body = _joined(self._body)
+            if body is None:
+                return None
+        elif len(self._body) > head.body_bytes:
+            raise BadAnswer("more bytes than one answer has")
+        elif len(self._body) < head.body_bytes:
             return None
-        body = bytes(self._body)
+        else:
+            body = bytes(self._body)
         self._head = None
         self._body.clear()
         return Answer(head.status, body, head.closes, head.retry_after_s)
 
 
-class _Chunks:
-    """Joins the chunks of a body."""
+def _joined(raw: bytearray) -> bytes | None:
+    """Return the body that comes in chunks; None if more of them must come. Raises BadAnswer.
 
-    def __init__(self, body: bytearray) -> None:
-        self._body = body
-        self._kept = bytearray()
-        self._chunk_bytes: int | None = None  # None: its length comes next
-        self._trailer = False
-
-    def feed(self, data: bytes) -> bool:
-        """Take some bytes; return whether the body is complete. Raises BadAnswer."""
-        self._kept += data
-        while True:
-            if self._chunk_bytes is not None:
-                if len(self._kept) < self._chunk_bytes + 2:
-                    return False
-                self._take_chunk(self._chunk_bytes)
+    Reads from the first chunk on each time: only a proxy answers in chunks, and its answers are
+    short.
+    """
+    if len(raw) > 2 * ANSWER_BYTES_MAX:
+        raise BadAnswer("an answer of more than 1 MiB")
+    body = bytearray()
+    at, is_last = 0, False
+    while True:
+        end = raw.find(b"\r\n", at, at + CHUNK_LINE_BYTES_MAX)
+        if end < 0 and len(raw) - at < CHUNK_LINE_BYTES_MAX:
+            return None
+        line, at = bytes(raw[at : max(end, at)]), end + 2
+        if is_last and end >= 0:  # fields may follow the last chunk, then an empty line
+            if line:
                 continue
-            end = self._kept.find(b"\r\n", 0, CHUNK_LINE_BYTES_MAX)
-            if end < 0:
-                if len(self._kept) >= CHUNK_LINE_BYTES_MAX:
-                    raise BadAnswer("an answer with chunks that cannot be read")
-                return False
-            line = bytes(self._kept[:end])
-            del self._kept[: end + 2]
-            if self._trailer:
-                if not line:
-                    if self._kept:
-                        raise BadAnswer("more bytes than one answer has")
-                    return True
-            else:
-                self._take_length(line)
-
-    def _take_length(self, line: bytes) -> None:
+            if len(raw) > at:
+                raise BadAnswer("more bytes than one answer has")
+            return bytes(body)
         found = _CHUNK_LINE.fullmatch(line)
         if found is None:
             raise BadAnswer("an answer with chunks that cannot be read")
         length_bytes = int(found[1], 16)
-        if len(self._body) + length_bytes > ANSWER_BYTES_MAX:
+        if len(body) + length_bytes > ANSWER_BYTES_MAX:
             raise BadAnswer("an answer of more than 1 MiB")
-        if length_bytes == 0:
-            self._trailer = True
-        else:
-            self._chunk_bytes = length_bytes
-
-    def _take_chunk(self, length_bytes: int) -> None:
-        if self._kept[length_bytes : length_bytes + 2] != b"\r\n":
+        is_last = length_bytes == 0
+        if is_last:
+            continue
+        if len(raw) < at + length_bytes + 2:
+            return None
+        body += raw[at : at + length_bytes]
+        at += length_bytes + 2
+        if raw[at - 2 : at] != b"\r\n":
             raise BadAnswer("an answer with chunks that cannot be read")
-        self._body += self._kept[:length_bytes]
-        del self._kept[: length_bytes + 2]
-        self._chunk_bytes = None
 
 
 def read_head(text: bytes) -> Head:
-    """Return what a head says, without the empty line at its end. Raises BadAnswer."""
+    """Read a head, which comes without the empty line at its end. Raises BadAnswer."""
     status_line, *lines = text.split(b"\r\n")
     found = _STATUS_LINE.fullmatch(status_line)
     if found is None:
@@ -226,20 +210,20 @@ def _why_not(start: bytes) -> str:
 
 
 class Owner(Protocol):
-    """Who is called back by a connection."""
+    """The owner of a connection, which calls it back."""
 
     def answered(self, connection: Connection, answer: Answer) -> None:
-        """Take the answer to what was sent; `connection.open` says whether it can send again."""
+        """Take the answer; `connection.open` says whether the connection can send again."""
 
     def broken(self, connection: Connection, why: str) -> None:
-        """Take note that the request was written, but no answer will come; it is closed."""
+        """The connection is closed; the written request will get no answer."""
 
     def closed(self, connection: Connection) -> None:
-        """Take note that the connection was closed while nothing was in flight."""
+        """The connection is closed; no request was in flight."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection. `flight` and `sent_s` are its owner's to use."""
+    """One connection. `flight` and `sent_s` belong to its owner."""
 
     __slots__ = ("_answers", "_owner", "_transport", "busy", "flight", "open", "sent_s")
 
@@ -250,32 +234,30 @@ class Connection(asyncio.Protocol):
         self.sent_s = 0.0
         self._owner = owner
         self._answers = Answers(heads)
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport  # while `open`
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin (called by the loop)."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is no subclass of it
         self.open = True
 
     def send(self, request: bytes) -> None:
         """Write one whole request. Only if `open` and not `busy`."""
-        assert self._transport is not None, "not connected"
         self.busy = True
         self._transport.write(request)
 
     def drop(self, why: str) -> None:
-        """Close at once, whatever is in flight; the owner hears of it before this returns."""
+        """Close at once, also with a request in flight; the owner is called before this returns."""
         if not self.open:
             return
         self.open = False
-        assert self._transport is not None, "open"
         self._transport.abort()
         self._tell(why)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came (called by the loop)."""
+        """Take bytes that came (called by the loop)."""
         if not self.busy:
-            self.drop("")  # a goodbye that nobody asked for, such as a 408
+            self.drop("")  # an answer without a request, such as a 408
             return
         try:
             answer = self._answers.feed(data)
@@ -287,7 +269,6 @@ class Connection(asyncio.Protocol):
         self.busy = False
         if answer.closes:
             self.open = False
-            assert self._transport is not None, "open"
             self._transport.abort()
         self._owner.answered(self, answer)
 

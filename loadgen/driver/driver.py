@@ -1,19 +1,19 @@
 """Sends posts over many connections when they are due, and again until they have an answer.
 
-Open loop: the schedule alone says when. What finds no free connection waits as an intended time
-(a place in the schedule, not a rendered body), and its latency counts from that time, so that a
-slow service cannot make itself look fast by holding up its own load. Closed loop: each connection
+Open loop: only the schedule decides the moments. A post without a free connection waits as an
+intended time (a place in the schedule, not a finished body), and its latency counts from that time.
+So a slow service cannot look fast because it delays its own load. Closed loop: each connection
 takes the next post as soon as it is free.
 
 How exact: a post is sent within 0.3 ms after its intended time (Linux, Python 3.13; elsewhere 1.5
-ms), as long as a connection is free and the machine has a core for it. Wake-ups nearer than
-`GRAIN_S` become one, which is what makes 20,000 posts a second possible on one core.
-`lagged` and `lag_s_max` tell how often and how late the driver itself has been. A driver whose
-thread uses a whole core is the bottleneck even if they are small: compare `time.thread_time` with
-the wall clock.
+ms), as long as a connection is free and the machine has a core for the driver. Wake-ups that are
+nearer than `GRAIN_S` become one; this makes 20,000 posts a second possible on one core.
+`lagged` and `lag_s_max` say how often and how late the driver itself was. A driver whose thread
+uses a whole core is the bottleneck even if they are small: compare `time.thread_time` with the
+wall clock.
 
 Promises: the same bytes in every try; a post is in flight once at most; every post taken from the
-source ends in one call with `final=True`. Does not: know what is in a post.
+source ends in one call with `final=True`. Does not: read a post's body.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from loadgen.driver.ports import Loss, Observer, Source
 from loadgen.driver.retry import RETRY, Flight, Retry, RetryQueue
 
 GRAIN_S = 0.000_25
-LAG_S = 0.001  # what is less is no lag
+LAG_S = 0.001  # less than this is no lag
 RECONNECT_PAUSE_S = 0.1
 WAITING_MAX = 10_000  # times a post of 100 readings: 100 MB
 WAITING_PER_CONNECTION_MAX = 4
@@ -41,12 +41,12 @@ class Driver:
     """Drives one service. `await Driver(..).run()`, once.
 
     `schedule` yields the intended send times in seconds from the start, growing (open loop); None
-    is the closed loop. `retry` None: never. `answer_s_max`: without an answer for so long a
-    connection is dropped. `unanswered_max` bounds the posts in flight and waiting for a retry (by
+    is the closed loop. `retry` None: no retries. `answer_s_max`: a connection without an answer
+    for so long is dropped. `unanswered_max` bounds the posts in flight and waiting for a retry (by
     default 10,000, closed loop: 4 a connection): at the bound no post is taken, and in open loop
-    the intended times that come are passed over and counted in `skipped`. So are those that found
-    no connection for `behind_s_max`, which bounds how long a run goes on after its schedule.
-    Raises ValueError for a number that cannot be.
+    the intended times are passed over and counted in `skipped`. The same happens to intended times
+    without a connection for `behind_s_max`, which bounds the time of a run after its schedule.
+    Raises ValueError for an impossible number.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Driver:
         self.skipped = 0  # intended times passed over, see above
         self.unsent = 0  # intended times that had come when `stop` was called, but had no post yet
         self.in_flight = 0
-        self.lag_s_max = 0.0  # latest send though a connection was free: the driver's own fault
+        self.lag_s_max = 0.0  # latest send although a connection was free: caused by the driver
         self.lagged = 0  # posts that the driver itself sent more than LAG_S late
-        self.late_s_max = 0.0  # latest first try after its intended time, for whatever reason
+        self.late_s_max = 0.0  # latest first try after its intended time, for any reason
         self.started_s = time.monotonic()  # what the schedule counts from; set by `run`
         self._source, self._observer = source, observer
         self._closed_loop = schedule is None
@@ -87,8 +87,8 @@ class Driver:
         self._behind_s_max = math.inf if schedule is None else behind_s_max
         self._pool = Pool(host, port, self, connections)
         self._waiting = RetryQueue(retry, seed)
-        self._waker: Waker | None = None
-        self._over: asyncio.Future[None] | None = None
+        self._waker: Waker  # these two from `run` on
+        self._over: asyncio.Future[None]
         self._begun = self._stopping = self._ended = False
 
     @property
@@ -98,15 +98,15 @@ class Driver:
 
     @property
     def behind_s(self) -> float:
-        """How long ago the next post should have been sent; 0 in time (and in closed loop)."""
+        """Seconds since the next post was due; 0 if the driver is in time (and in closed loop)."""
         due_s = self._due.next_s
         return max(0.0, time.monotonic() - due_s) if math.isfinite(due_s) else 0.0
 
     async def run(self) -> None:
         """Connect, then send until schedule or source end and every post has its final call.
 
-        A service that is not there yet is no error: posts are tried as ever. What the source or
-        the observer raises ends the run and is raised here. Cancelled, it drops all connections;
+        A service that does not run yet is no error: posts are tried as usual. An exception of the
+        source or the observer ends the run and is raised here. Cancelled, it drops all connections;
         open posts get `lost(.., final=True)` first.
         """
         loop = asyncio.get_running_loop()
@@ -128,10 +128,10 @@ class Driver:
                 await asyncio.gather(watch, self._pool.close(), return_exceptions=True)
 
     def stop(self) -> None:
-        """Take no more posts; those in flight finish, those that wait for a retry are given up.
+        """Take no more posts; posts in flight finish, posts that wait for a retry are given up.
 
-        `run` returns once the last is through (at most `answer_s_max` later) and the unsent are
-        counted, which the event loop does meanwhile. Safe to call twice.
+        `run` returns when the last one has finished (at most `answer_s_max` later) and the unsent
+        ones are counted by the event loop. May be called twice.
         """
         if not self._stopping:
             self._stopping = True
@@ -159,14 +159,12 @@ class Driver:
         self._pump()
 
     def _end_if_over(self) -> None:
-        if not (self._due.next_s < math.inf or self.in_flight or self._waiting) and self._begun:
-            assert self._over is not None, "begun"
-            if not self._over.done():
-                self._over.set_result(None)
+        left = self._due.next_s < math.inf or self.in_flight or self._waiting
+        if self._begun and not left and not self._over.done():
+            self._over.set_result(None)
 
     def _fail(self, error: Exception) -> None:
-        """End the run: callbacks are called by the loop, which would only log what they raise."""
-        assert self._over is not None, "begun"
+        """End the run with an error: the event loop would only log what its callbacks raise."""
         if not self._over.done():
             self._over.set_exception(error)
 
@@ -175,7 +173,7 @@ class Driver:
         self._stopping = True
         self._due.end()
         self._give_up_waiting(why)
-        for flight in self._pool.opening():
+        for flight in self._pool.opening.values():
             self._lose(flight, why)
         self._pool.drop_all(why)
         self.in_flight = 0
@@ -194,20 +192,20 @@ class Driver:
     # Sending
 
     def _arm(self) -> None:
-        """Have the bell wake us when the next post is due."""
+        """Set the alarm to the moment at which the next post is due."""
         due_s = self._waiting.next_s
         if not (self._closed_loop or self._stopping):
             due_s = min(due_s, self._due.next_s)
-        if self._waker is not None and due_s < self._waker.next_s:
+        if due_s < self._waker.next_s:
             self._waker.wake_by(due_s)
 
     def _pump(self) -> None:
-        """Send what is due, as long as there are free connections."""
+        """Send due posts, as long as there are free connections."""
         if self._ended:
             return
         pool = self._pool
         try:
-            while pool.ready:  # else the next answer goes on
+            while pool.ready:  # else the next answer continues
                 now_s = time.monotonic()
                 flight = self._next(now_s)
                 if flight is None:
@@ -222,7 +220,7 @@ class Driver:
             self._fail(error)
 
     def _next(self, now_s: float) -> Flight | None:
-        """Return the post whose turn it is, counted as in flight, or None: nothing is due."""
+        """Return the next due post, counted as in flight; None: none is due."""
         if self._waiting.next_s <= now_s:
             self.retries += 1
             self.in_flight += 1
@@ -253,7 +251,7 @@ class Driver:
     def _note_late(self, due_s: float, now_s: float) -> None:
         self.late_s_max = max(self.late_s_max, now_s - due_s)
         free = self._pool.free
-        if free and free[0].open:  # it was free all the time: it takes what is due at once
+        if free and free[0].open:  # it was free all the time: it takes a due post at once
             self.lagged += 1
             self.lag_s_max = max(self.lag_s_max, now_s - due_s)
 
@@ -266,10 +264,10 @@ class Driver:
         self._observer.sending(flight.post)
         connection.send(flight.post.request)
 
-    # What the connections tell
+    # Calls of the connections
 
     def answered(self, connection: Connection, answer: Answer) -> None:
-        """Take an answer, and use the connection again at once if something is due."""
+        """Take an answer; if a post is due, send it at once over this connection."""
         if self._ended:
             return
         now_s = time.monotonic()
@@ -303,7 +301,7 @@ class Driver:
             self._fail(error)
 
     def broken(self, connection: Connection, why: str) -> None:
-        """Try the post again later, if it may be."""
+        """Plan another try of the post, if the policy allows it."""
         self._pool.forget(connection)
         if not self._ended:
             assert connection.flight is not None, "it was sent"
@@ -311,32 +309,32 @@ class Driver:
             self._pump()
 
     def closed(self, connection: Connection) -> None:
-        """Have one connection less; it is opened again when one is missing."""
+        """Forget the connection; the pool opens another one when it is needed."""
         self._pool.forget(connection)
 
     def connected(self, connection: Connection, flight: Flight) -> None:
-        """Send what the connection was opened for."""
+        """Send the post for which the connection was opened."""
         try:
             self._send(connection, flight, time.monotonic())
         except Exception as error:
             self._fail(error)
 
     def not_connected(self, flight: Flight, why: str) -> None:
-        """Try the post again later, if it may be."""
+        """Plan another try of the post, if the policy allows it."""
         flight.tries += 1
-        if self._closed_loop:  # which would otherwise ask again at once, and again
+        if self._closed_loop:  # else the closed loop would try again at once, without end
             asyncio.get_running_loop().call_later(RECONNECT_PAUSE_S, self._give_back)
         else:
-            self._pool.give_back()
+            self._pool.places += 1
         self._fall(flight, why)
         self._pump()
 
     def _give_back(self) -> None:
-        self._pool.give_back()
+        self._pool.places += 1
         self._pump()
 
     def _fall(self, flight: Flight, why: str) -> None:
-        """Tell of a try without an answer, and plan the next one."""
+        """Report a try without an answer, and plan the next one."""
         now_s = time.monotonic()
         self.in_flight -= 1
         again_s = self._waiting.again_s(flight, now_s, None)

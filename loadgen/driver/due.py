@@ -1,7 +1,7 @@
-"""The intended times that lie ahead of the driver: where it is in its schedule.
+"""The intended times of the driver, and its place in the schedule.
 
-Pure: the caller tells the time. Promises: no call goes over more than `SLICE_POSTS` of them, so
-that a million posts a second never hold up the event loop. Does not: wait.
+Pure: time is an argument. Promises: no call passes over more than `SLICE_POSTS` times, so that a
+million posts a second never block the event loop. Does not: wait.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class DueTimes:
         self._schedule = repeat(-math.inf) if schedule is None else iter(schedule)
 
     def begin(self, started_s: float) -> None:
-        """Go to the first, counted from `started_s`."""
+        """Go to the first time, counted from `started_s`."""
         self._started_s = started_s
         self.advance()
 
     def advance(self) -> None:
-        """Go to the one after."""
+        """Go to the next time."""
         self.next_s = self._started_s + next(self._schedule, math.inf)
 
     def pass_over(self, until_s: float) -> int:
-        """Pass over those up to `until_s`; return how many. `next_s <= until_s`: call it again."""
+        """Pass over times up to `until_s`; return how many. Call again if `next_s <= until_s`."""
         if self._closed_loop:
             return 0
         passed = 0
@@ -45,5 +45,5 @@ class DueTimes:
         return passed
 
     def end(self) -> None:
-        """Have no more."""
+        """End the schedule."""
         self.next_s = math.inf

@@ -1,7 +1,7 @@
-"""The connections of the load driver: opens them, keeps those that are free, drops the silent.
+"""The connections of the load driver: opens them, keeps the free ones, drops silent ones.
 
-Promises: never more than `connections_max`; a free one that the service has closed is not handed
-out; whatever happens to a connection is told to the owner. Does not: know when to send.
+Promises: never more than `connections_max`; a free connection that the service has closed is not
+used; the owner is called for each end of a connection. Does not: know when to send.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Protocol
 
 from loadgen.driver.connection import Connection, Head, Owner
@@ -18,15 +17,15 @@ from loadgen.driver.retry import Flight
 from loadgen.traffic.post import Target
 
 CONNECT_S_MAX = 10.0
-# Some at a time, and slower than a uvloop server accepts (one a turn of its loop): what overflows
-# the listener's queue is tried again by the kernel a second later.
+# Some at a time, and more slowly than a uvloop server accepts (one a round of its event loop): if
+# the listener's queue overflows, the kernel tries the connection again only a second later.
 CONNECTS_AT_ONCE = 32
 CONNECTS_PAUSE_S = 0.005
 WATCHES_S_MAX = 1.0
 
 
 async def unreachable(target: Target) -> str:
-    """Return why nobody can be posted to there, or nothing."""
+    """Return why no connection to the target is possible, or an empty text."""
     try:
         async with asyncio.timeout(CONNECT_S_MAX / 2):
             _, writer = await asyncio.open_connection(target.host, target.port)
@@ -39,26 +38,26 @@ async def unreachable(target: Target) -> str:
 
 
 class Opener(Owner, Protocol):
-    """Who asked for connections, and is called back by them."""
+    """The caller of `open`, and the owner of the connections."""
 
     def connected(self, connection: Connection, flight: Flight) -> None:
-        """Take the connection that `open` was asked for."""
+        """Take the connection that `open` has made."""
 
     def not_connected(self, flight: Flight, why: str) -> None:
-        """Take note that there is none; its place must be given back with `give_back`."""
+        """Take note that there is none; the opener must add one to `places`."""
 
 
 class Pool:
     """Up to `connections_max` connections to one service."""
 
     def __init__(self, host: str, port: int, opener: Opener, connections_max: int) -> None:
-        self.free: deque[Connection] = deque()  # in turn, so that all are used; some may be closed
+        self.free: deque[Connection] = deque()  # used one after another; some may be closed
         self.places = connections_max  # connections that could still be opened
         self._address = (host, port)
         self._opener = opener
         self._heads: dict[bytes, Head] = {}
         self._connections: set[Connection] = set()
-        self._opening: dict[asyncio.Task[None], Flight] = {}
+        self.opening: dict[asyncio.Task[None], Flight] = {}  # what each new connection is for
 
     @property
     def ready(self) -> bool:
@@ -68,7 +67,7 @@ class Pool:
         return bool(self.free) or self.places > 0
 
     async def fill(self) -> None:
-        """Open all connections, some at once. Evidence nobody listens it soon stops trying."""
+        """Open all connections, some at a time. If none of these succeeds, stop."""
         while self.places:
             count = min(CONNECTS_AT_ONCE, self.places)
             self.places -= count
@@ -82,11 +81,11 @@ class Pool:
                 await asyncio.sleep(CONNECTS_PAUSE_S)
 
     def open(self, flight: Flight) -> None:
-        """Open one more for this flight. Only if there are `places`."""
+        """Open a connection for this flight. Only if there are `places`."""
         self.places -= 1
         task = asyncio.get_running_loop().create_task(self._open(flight))
-        self._opening[task] = flight
-        task.add_done_callback(lambda done: self._opening.pop(done, None))
+        self.opening[task] = flight
+        task.add_done_callback(lambda done: self.opening.pop(done, None))
 
     async def _open(self, flight: Flight) -> None:
         found = await self._connect()
@@ -111,17 +110,13 @@ class Pool:
         self._connections.add(connection)
         return connection
 
-    def give_back(self) -> None:
-        """Have a place again, of a connection that could not be opened."""
-        self.places += 1
-
     def forget(self, connection: Connection) -> None:
-        """Have a place again, of a connection that is closed."""
+        """Free the place of a closed connection."""
         self._connections.discard(connection)
         self.places += 1
 
     async def watch(self, answer_s_max: float) -> None:
-        """Drop, for ever, what owes an answer for so long: one timer for all connections."""
+        """Drop, until cancelled, connections without an answer for `answer_s_max`: by one timer."""
         why = f"no answer within {answer_s_max:g} s"
         while True:
             await asyncio.sleep(min(WATCHES_S_MAX, answer_s_max / 20))
@@ -131,19 +126,15 @@ class Pool:
             ]:
                 connection.drop(why)
 
-    def opening(self) -> Iterator[Flight]:
-        """Yield the flights that a connection is being opened for."""
-        yield from self._opening.values()
-
     def drop_all(self, why: str) -> None:
-        """Close all connections at once; the owner is told."""
+        """Close all connections at once; the owner is called."""
         for connection in list(self._connections):
             connection.drop(why)
 
     async def close(self) -> None:
-        """Close all and open no more."""
-        tasks = list(self._opening)
+        """Close all connections, and stop opening."""
+        tasks = list(self.opening)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.drop_all("")  # after the tasks, which may have opened one in the very moment
+        self.drop_all("")  # after the tasks, which may have opened one just now

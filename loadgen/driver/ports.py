@@ -1,4 +1,4 @@
-"""What stands around the driver: where posts come from, and who is told what became of them."""
+"""The contracts around the driver: the source of posts, and the observer of their outcomes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from loadgen.traffic.post import Post
 
 
 class Source(Protocol):
-    """Evidence the posts come from."""
+    """Gives the driver its posts."""
 
     def take(self) -> Post | None:
         """Return the next post, or None: finished, and never asked again. Must not block."""
@@ -17,8 +17,8 @@ class Source(Protocol):
 class Loss(NamedTuple):
     """A try that ended without an answer, or a post that was given up (`final`).
 
-    `why` is one of few sentences, fit for counting. `written`: bytes of this or an earlier try
-    may have reached the service, so the post may be stored. The times are as in `Observer`.
+    `why` is one of a few sentences, so that it can be counted. `written`: bytes of this or an
+    earlier try may have reached the service, so the post may be stored. Times as in `Observer`.
     """
 
     post: Post
@@ -30,7 +30,7 @@ class Loss(NamedTuple):
 
 
 class Observer(Protocol):
-    """Who is told what happened. Called on the loop, so each call must be short.
+    """Is called with each outcome. Calls come on the event loop, so each must be short.
 
     Each post that was taken gets exactly one call with `final=True`, the last one about it.
     All times are of `time.monotonic`; `intended_s` is the moment at which the schedule wanted the
@@ -38,15 +38,16 @@ class Observer(Protocol):
     """
 
     def sending(self, post: Post) -> None:
-        """Tell that a try begins: its first byte is not written yet."""
+        """A try begins: its first byte is not written yet. By default nothing is done."""
+        return
 
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
-        """Tell of a whole answer. Not `final`: the post will be tried again."""
+        """A whole answer has come. Not `final`: the post will be sent again."""
 
     def lost(self, loss: Loss) -> None:
-        """Tell that a try ended without an answer, or that the post was given up.
+        """A try ended without an answer, or the post was given up.
 
-        There may have been no `sending`: the connection was refused.
+        After a refused connection there was no `sending`.
         """

@@ -1,7 +1,7 @@
-"""Posts that are under way, and those that wait to be tried again.
+"""Posts that are under way, and posts that wait for another try.
 
-Pure: the caller tells the time. Promises: a pause is never shorter than what Retry-After asks for;
-who was sent away together does not come back together.
+Pure: time is an argument. Promises: a pause is never shorter than Retry-After; posts that were
+refused together do not come back together.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from loadgen.traffic.post import Post
 
 
 class Retry(NamedTuple):
-    """How to try again after 408, 429, 5xx, a lost connection, a time-out.
+    """The policy of retries after 408, 429, 5xx, a lost connection, a time-out.
 
-    Until `give_up_s` after the first try. A Retry-After is kept, plus up to half of it (an
-    impatient client takes it for `patience_s` at most); without one the pause is anything up to
-    `pause_s_min` doubled with each try, at most `pause_s_max`.
+    Tries go on until `give_up_s` after the first one. The pause after a Retry-After is that time
+    plus up to half of it (an impatient client waits at most `patience_s` and half of it). Without
+    a Retry-After it is random, up to `pause_s_min` doubled with each try, at most `pause_s_max`.
     """
 
     give_up_s: float = 300.0
@@ -47,7 +47,7 @@ class Flight:
 
 
 class RetryQueue:
-    """Those that wait for their next try. `next_s` is the moment of the first; infinite: none."""
+    """Posts that wait for a further try. `next_s` is the moment of the first; infinite: none."""
 
     def __init__(self, retry: Retry | None, seed: int | None) -> None:
         self.next_s = math.inf
@@ -60,7 +60,7 @@ class RetryQueue:
         return len(self._heap)
 
     def again_s(self, flight: Flight, now_s: float, retry_after_s: int | None) -> float | None:
-        """Return when to try it again, or None: never."""
+        """Return the moment of the next try; None: no further try."""
         retry = self._retry
         if retry is None:
             return None
@@ -73,19 +73,19 @@ class RetryQueue:
         return again_s if again_s - flight.first_s <= retry.give_up_s else None
 
     def push(self, flight: Flight, again_s: float) -> None:
-        """Let it wait until `again_s`."""
-        self._pushed += 1  # of two with one moment the first goes first
+        """Let a post wait until `again_s`."""
+        self._pushed += 1  # of two with the same moment the first one goes first
         heappush(self._heap, (again_s, self._pushed, flight))
         self.next_s = self._heap[0][0]
 
     def pop(self) -> Flight:
-        """Return the first, which waits no more."""
+        """Remove and return the first post."""
         flight = heappop(self._heap)[2]
         self.next_s = self._heap[0][0] if self._heap else math.inf
         return flight
 
     def end(self) -> list[Flight]:
-        """Return all, and plan no more."""
+        """Remove and return all posts, and plan no further try."""
         ended = [flight for _, _, flight in sorted(self._heap)]
         self._heap.clear()
         self.next_s = math.inf

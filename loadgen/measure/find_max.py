@@ -1,8 +1,8 @@
-"""Searches the highest rate that a service takes well: doubles, then halves the interval.
+"""Searches the highest rate that a service can take: doubles it, then halves the interval.
 
 Promises: every rate is tried with a run of its own; the result has passed twice. A rate passes if
-p99 from the intended moments stays under the bound and nothing is refused, lost or not sent; what
-is refused is not tried again, since a client that must try again has been refused.
+p99 from the intended moments is below the bound and no post is refused, lost or not sent. Refused
+posts are not sent again, since a refusal means that the rate is too high.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RATE_MIN, RATE_MAX = 1.0, 1e6
 CLOSE_ENOUGH = 1.05
 RELAPSES_MAX = 6
 LOOK_S = 0.1
-# So far behind, a rate will not be met any more.
+# A run that is further behind cannot reach its rate any more.
 BEHIND_S_MAX = 1.0
 SETTLE_S_MAX = 10.0
 PAUSE_S = 0.5
@@ -31,7 +31,7 @@ SCHEMA, SCHEMA_VERSION = "iot-ingest/loadgen-find-max", 1
 
 
 class Search:
-    """Which rate to try next. `rate` None: it is over; `found` is the result, or None.
+    """Chooses the next rate. `rate` None: the search is over; `found` is the result, or None.
 
     Pure. At most 20 doublings or halvings, 4 halvings of the interval, 12 confirmations.
     """
@@ -40,13 +40,11 @@ class Search:
         self.rate: float | None = first_rate
         self.found: float | None = None
         self.confirming = False
-        self._passed: float | None = None
-        self._failed: float | None = None
-        self._times_passed = 0
-        self._relapses = 0
+        self._passed, self._failed = 0.0, math.inf  # the last rate that did
+        self._times_passed = self._relapses = 0  # while confirming
 
     def took(self, passed: bool) -> None:
-        """Tell how the last rate went."""
+        """Take the result of the last rate."""
         assert self.rate is not None, "it is over"
         if self.confirming:
             self._confirmed(self.rate, passed)
@@ -58,22 +56,17 @@ class Search:
         self.rate = self._next()
 
     def _next(self) -> float | None:
-        if self._failed is None:
-            assert self._passed is not None, "one of the two"
-            return self._passed * 2 if self._passed < RATE_MAX else self._confirm(self._passed)
-        if self._passed is None:
+        if not self._passed:
             return self._failed / 2 if self._failed > RATE_MIN else None
-        if self._failed / self._passed > CLOSE_ENOUGH:
+        if self._failed < math.inf and self._failed / self._passed > CLOSE_ENOUGH:
             return math.sqrt(self._failed * self._passed)
-        return self._confirm(self._passed)
-
-    def _confirm(self, rate: float) -> float:
-        self.confirming = True
-        self._times_passed = 1
-        return rate
+        if self._failed == math.inf and self._passed < RATE_MAX:
+            return self._passed * 2
+        self.confirming, self._times_passed = True, 1
+        return self._passed
 
     def _confirmed(self, rate: float, passed: bool) -> None:
-        """Take the result, or go down a little: what passed once by luck is not it."""
+        """Accept a rate that passed twice; else try a slightly lower one."""
         if passed:
             self._times_passed += 1
             if self._times_passed == 2:
@@ -85,7 +78,7 @@ class Search:
 
 
 class Step(NamedTuple):
-    """How one rate went; `why` says what was wrong, empty if it passed."""
+    """The result of one rate; `why` says what was wrong, empty if it passed."""
 
     rate: float
     confirming: bool
@@ -97,7 +90,7 @@ class Step(NamedTuple):
 
 
 class FindMax:
-    """A search. `told` hears of every step as it ends. `stop` ends it early, without a result."""
+    """A search. It calls `on_step` with every finished step. `stop` ends it, without a result."""
 
     def __init__(
         self, plan: LoadPlan, *, p99_ms: float, step_s: float, first_rate: float | None
@@ -110,14 +103,14 @@ class FindMax:
         self._load: Load | None = None
         self._stopped = False
 
-    async def run(self, told: Callable[[Step], None]) -> None:
+    async def run(self, on_step: Callable[[Step], None]) -> None:
         """Try rates until one is found or none is left."""
         while self.search.rate is not None and not self._stopped:
             step = await self._try(self.search.rate, self.search.confirming)
             if self._stopped:
                 return
             self.steps.append(step)
-            told(step)
+            on_step(step)
             self.search.took(not step.why)
             await asyncio.sleep(PAUSE_S)
 
@@ -147,7 +140,7 @@ class FindMax:
         )
 
     async def _end_if_hopeless(self, load: Load) -> None:
-        """Stop a step that has failed already: its backlog would take as long again to go."""
+        """Stop a step that has failed: its backlog would take long to be sent."""
         while True:
             await asyncio.sleep(LOOK_S)
             if load.tally.wrong or load.driver.skipped or load.driver.behind_s > BEHIND_S_MAX:
@@ -173,7 +166,7 @@ class FindMax:
         return any(step.why and step.cpu_share >= BUSY_CPU_SHARE for step in self.steps)
 
     def document(self, settings: dict[str, Any], *, interrupted: bool) -> dict[str, Any]:
-        """Return the search as JSON has it."""
+        """Return the search as the JSON report has it."""
         return {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,

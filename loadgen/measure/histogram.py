@@ -1,10 +1,10 @@
 """A histogram of durations: small, mergeable, and exact to one part in a hundred.
 
-Log-linear: each doubling is cut into 64 equal buckets, so that a bucket is at most 1/64 of its
-value wide, and its middle at most 1/128 (0.8 %) away from what fell into it. Only buckets that
-hold something take memory: histograms of one second each are merged while a load runs.
-Our own and not hdrhistogram's: that one needs setuptools and pbr at run time, has no wheel for
-ARM machines with Linux, and takes twice as long to add a value (measured: 665 ns; here 285).
+Log-linear: each doubling has 64 equal buckets. So the width of a bucket is at most 1/64 of its
+values, and its middle is at most 1/128 (0.8 %) away from them. Only buckets with values take
+memory: histograms of one second each are merged while a load runs.
+hdrhistogram is not used: it needs setuptools and pbr at run time, has no wheel for ARM machines
+with Linux, and takes twice as long to add a value (measured: 665 ns; here 285).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 _STEPS = 64  # buckets a doubling
-_VALUE_S_MIN = 1e-9  # what is shorter falls into the first bucket: 0 has no exponent
+_VALUE_S_MIN = 1e-9  # shorter values go to the first bucket, since 0 has no exponent
 
 
 class Histogram:
@@ -35,7 +35,7 @@ class Histogram:
         """Count one duration. Raises ValueError if it is negative, infinite or not a number."""
         if not 0.0 <= value_s < math.inf:
             raise ValueError(f"{value_s} is not a duration in seconds")
-        # Comparisons, since a call of min() or max() costs as much as all the rest.
+        # Comparisons, since a call of min() or max() takes as long as all the rest.
         fraction, exponent = math.frexp(value_s if value_s > _VALUE_S_MIN else _VALUE_S_MIN)
         bucket = (exponent - 1) * _STEPS + int(fraction * (2 * _STEPS))
         self._counts[bucket] = self._counts.get(bucket, 0) + 1
@@ -47,7 +47,7 @@ class Histogram:
             self._min_s = value_s
 
     def merge(self, other: Histogram) -> None:
-        """Count all that the other one has counted; the other stays as it is."""
+        """Add all counts of the other one, which does not change."""
         counts = self._counts
         for bucket, count in other._counts.items():
             counts[bucket] = counts.get(bucket, 0) + count
@@ -67,9 +67,9 @@ class Histogram:
         return self.sum_s / self.count if self.count else 0.0
 
     def quantile(self, share: float) -> float:
-        """Return the duration that this share (0 to 1) of all did not exceed, in seconds.
+        """Return the quantile of a share (0 to 1), in seconds.
 
-        It is the one of rank ceil(share * count) in order, within 1 %; 0 if empty.
+        It is the duration of rank ceil(share * count) in order, within 1 %; 0 if empty.
         """
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"{share} is not a share: 0 to 1")

@@ -1,7 +1,7 @@
-"""One run of load: a fleet, a driver, and what came of it.
+"""One run of load: a fleet, a driver, and its counts.
 
-Promises: the same plan sends the same bodies at the same moments (open loop), but for the start
-time that is in their timestamps. Does not: talk to people (see `cli_run`).
+Promises: the same plan sends the same bodies at the same moments (open loop), except the start time
+in their timestamps. Does not: print (see cli/run.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loadgen.traffic.schedule import Arrivals, Shape, moments
 from loadgen.traffic.traffic import Recipe, Traffic
 
 SETTLE_S_MAX = 5.0
-# From here on the loop has no time left to be on time.
+# With more than this the event loop cannot be on time.
 BUSY_CPU_SHARE = 0.9
 
 
@@ -32,8 +32,8 @@ class LoadPlan:
 
     `shape` None is the closed loop. `duration_s` None: until `recipe.posts_max`. `retry` None:
     never. `measured_from_s`: posts due earlier are warm-up, their durations do not count.
-    `behind_s_max` (open loop): what could not be sent for so long is skipped, which bounds how long
-    a run goes on after its schedule.
+    `behind_s_max` (open loop): posts that could not be sent for so long are skipped, which bounds
+    the time of a run after its schedule.
     """
 
     target: Target
@@ -49,19 +49,14 @@ class LoadPlan:
     metrics_url: str | None = None
     measured_from_s: float = 0.0
 
-    @property
-    def backlog_posts(self) -> int:
-        """Posts that are all due at the start, one a device."""
-        return self.recipe.devices if self.recipe.backlog_minutes else 0
-
     def moments(self) -> Iterator[float] | None:
         """Return when posts are due, in seconds from the start; None in closed loop."""
         if self.shape is None:
             return None
         within_s = float("inf") if self.duration_s is None else self.duration_s
         live = moments(self.shape, arrivals=self.arrivals, seed=self.recipe.seed, within_s=within_s)
-        # What is skipped counts among `posts_max`: a service that is too slow does not prolong it.
-        return islice(chain(repeat(0.0, self.backlog_posts), live), self.recipe.posts_max)
+        # Skipped posts count in `posts_max`, so a slow service does not make the run longer.
+        return islice(chain(repeat(0.0, self.recipe.backlog_posts), live), self.recipe.posts_max)
 
     def readings_a_post(self) -> float:
         """Return the mean of the mix."""
@@ -70,7 +65,7 @@ class LoadPlan:
 
 
 class Load:
-    """A run. `await Load(plan).run()`, once; all that it counts can be read at any time."""
+    """A run. `await Load(plan).run()`, once; its counts can be read at any time."""
 
     def __init__(self, plan: LoadPlan) -> None:
         self.plan = plan
@@ -105,7 +100,7 @@ class Load:
         self._skipped_before = 0
 
     def _clock(self) -> Callable[[], int]:
-        """Return what gives each post its moment: when it is due; in closed loop, now."""
+        """Return a function that gives each post its moment: its due time; in closed loop, now."""
         due = self.plan.moments()
         if due is None:
             return lambda: time.time_ns() // 1000
@@ -143,7 +138,7 @@ class Load:
         if plan.shape is None:
             return self.driver.taken
         within_s = elapsed_s if plan.duration_s is None else min(elapsed_s, plan.duration_s)
-        due = plan.backlog_posts + plan.shape.posts(within_s)
+        due = plan.recipe.backlog_posts + plan.shape.posts(within_s)
         return due if plan.recipe.posts_max is None else min(due, plan.recipe.posts_max)
 
     def stop(self) -> None:
@@ -159,7 +154,7 @@ class Load:
             await self.scraper.begin()
         self.started_us = time.time_ns() // 1000
         self.traffic.prepare(self.started_us)
-        # What the fleet made stays: no need to look through it again and again while sending.
+        # The objects of the fleet stay: the garbage collector must not scan them while sending.
         gc.collect()
         gc.freeze()
         self._cpu_began_s = time.thread_time()
@@ -183,7 +178,7 @@ class Load:
 
     async def _end_after(self, duration_s: float) -> None:
         left_s = duration_s
-        while left_s > 0:  # more than once if connecting took its time
+        while left_s > 0:  # more than once if connecting took long
             await asyncio.sleep(left_s)
             left_s = duration_s - self._since_start()
         self.traffic.end()
@@ -194,7 +189,7 @@ class Load:
             self._note_skipped()
 
     def _note_skipped(self) -> None:
-        """What was never sent was offered all the same."""
+        """Count the posts that were not sent as offered."""
         skipped = self.driver.skipped + self.driver.unsent - self._skipped_before
         self._skipped_before += skipped
         readings = skipped * self.plan.readings_a_post()

@@ -1,4 +1,4 @@
-"""How fast a load goes: the rates of its counts since the last look at them."""
+"""The pace of a load: the rates of its counts since the last call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from loadgen.measure.load import Load
 
 
 class Rates(NamedTuple):
-    """Posts a second that were due, that are through, that were refused; readings accepted."""
+    """Posts a second that were due, finished, refused; readings a second that were accepted."""
 
     offered: float
     through: float

@@ -1,8 +1,8 @@
-"""Reads what the service itself counts, once a second, from its admin port.
+"""Reads the service's own counters, once a second, from its admin port.
 
-Promises: counts go on over a restart of the service, whose counters begin at 0 again; a port that
-does not answer is no error, only `seen` stays False.
-Does not: know which readings are ours; another client's are counted too.
+Promises: the counts go on over a restart of the service, whose counters begin at 0 again; a port
+that does not answer is no error, then `seen` stays False.
+Does not: know which readings are ours; those of other clients are counted, too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import aiohttp
 
-from loadgen.driver.metrics import read_metrics
 from loadgen.measure.timeline import Timeline
+from loadgen.wire.metrics import read_metrics
 
 PERIOD_S = 1.0
 SETTLE_POLL_S = 0.1
@@ -25,10 +25,10 @@ IMBALANCE = "ingest_ledger_imbalance_rows"
 
 
 class Scraper:
-    """What the service counted since `begin`; `committed` goes into the timeline as well.
+    """The service's counts since `begin`; `committed` goes into the timeline as well.
 
-    `held` and `imbalance` are the last values read. `at_s` is when; `elapsed_s` must return the
-    seconds since the start of the load.
+    `held` and `imbalance` are the values of the last reading, at `at_s`; `elapsed_s` must return
+    the seconds since the start of the load.
     """
 
     def __init__(self, url: str, timeline: Timeline, elapsed_s: Callable[[], float]) -> None:
@@ -49,7 +49,6 @@ class Scraper:
         if samples is not None:
             self.seen = True
             self._note(samples)
-            self._total = samples[COMMITTED]
 
     async def watch(self) -> None:
         """Read once a second until cancelled."""
@@ -78,13 +77,13 @@ class Scraper:
         before_s, self.at_s = self.at_s, self._elapsed_s()
         total = samples[COMMITTED]
         new = total - self._total if total >= self._total else total  # restarted: from 0 again
-        self._total = total
         self.committed += new
         self._timeline.commit(before_s, self.at_s, new)
         self._note(samples)
         return True
 
     def _note(self, samples: dict[str, float]) -> None:
+        self._total = samples[COMMITTED]
         self.held, self.imbalance = samples.get(HELD, 0.0), samples.get(IMBALANCE, 0.0)
 
     async def _read(self, session: aiohttp.ClientSession) -> dict[str, float] | None:

@@ -1,23 +1,23 @@
-"""Counts what became of the posts: the observer of a run.
+"""Counts the outcomes of posts: the observer of a run of load.
 
 Promises: every post that the driver finished is in exactly one class; memory does not grow with the
-run. A post is *right* when its final answer is the one that it deserved: 2xx with all readings
-accepted; for spoilt ones the refusal that they were made for.
+run. A post is *right* if its final answer is the expected one: for a good post a 2xx with all
+readings accepted, for a spoilt one the refusal that it was made for.
 Does not: remember single posts (see `verify`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from typing import Protocol
 
-from loadgen.driver.ports import Loss
+from loadgen.driver.ports import Loss, Observer
 from loadgen.measure.histogram import Histogram
 from loadgen.measure.timeline import LOST, Timeline
 from loadgen.traffic.post import Post
 from loadgen.traffic.traffic import BROKEN, GOOD, INVALID, MIXED
+from loadgen.wire.answer import counts_of, fields_of
 
 WHYS_MAX = 20
 _CODE = re.compile(rb'"code"\s*:\s*"([^"]{1,40})')
@@ -25,7 +25,7 @@ _STATUS_DUE = {BROKEN: 400, INVALID: 422}
 
 
 class HasStart(Protocol):
-    """Who knows when the run began: the driver."""
+    """Knows when the run began; the driver does."""
 
     started_s: float
 
@@ -34,26 +34,26 @@ class _NotStarted:
     started_s = 0.0
 
 
-class Tally:
-    """What became of all posts so far.
+class Tally(Observer):
+    """The outcomes of all posts so far.
 
-    `bad_items` is the traffic's: so many items of a mixed post are to be dead-lettered.
+    `bad_items` is that of the traffic: how many items of each mixed post must be dead-lettered.
     Durations count from the intended moment to the final answer, of posts that were intended
     `measured_from_s` after the start or later.
     """
 
     def __init__(self, bad_items: dict[int, int], measured_from_s: float = 0.0) -> None:
-        self.start: HasStart = _NotStarted()  # the driver, handed in once it is made
-        self.last_due_s = 0.0  # of the posts that are through: the last moment, from the start
+        self.start: HasStart = _NotStarted()  # the driver, set when it is made
+        self.last_due_s = 0.0  # the last due time of finished posts, from the start
         self.timeline = Timeline()
         self.latency = Histogram()
         self.right = 0  # posts, as all down to `undeserved`
-        self.refused = 0  # a final answer that is not 2xx, though the post was good
-        self.given_up = 0  # given up without a final answer
-        self.given_up_written = 0  # of these: the service may have it all the same
-        self.not_whole = 0  # 2xx, but not all good readings were accepted
-        self.undeserved = 0  # another answer than the post was made for
-        self.offered_readings = 0  # of all posts that are through
+        self.refused = 0  # good posts with a final answer that is not 2xx
+        self.given_up = 0  # posts without a final answer
+        self.given_up_written = 0  # of these: posts that the service may have
+        self.not_whole = 0  # good posts with a 2xx that did not accept all readings
+        self.undeserved = 0  # spoilt posts with an unexpected answer
+        self.offered_readings = 0  # of all finished posts
         self.accepted_readings = 0
         self.dead_lettered_readings = 0
         self.codes: Counter[str] = Counter()  # `503 buffer_full`, of all tries that were refused
@@ -69,20 +69,17 @@ class Tally:
 
     @property
     def wrong(self) -> int:
-        """Posts that did not get what they deserved."""
+        """Posts without the expected answer."""
         return self.refused + self.given_up + self.not_whole + self.undeserved
 
     # The driver's calls
-
-    def sending(self, post: Post) -> None:
-        """Nothing to count: the driver counts tries."""
 
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
         """Count an answer."""
         cell = self.timeline.at(now_s - self.start.started_s)
-        cell.add_status(status)
+        cell.statuses[status] += 1
         self.statuses[status] += 1
         if status >= 300:
             self._note_code(status, body)
@@ -101,7 +98,7 @@ class Tally:
 
     def lost(self, loss: Loss) -> None:
         """Count a try without an answer."""
-        self.timeline.at(loss.now_s - self.start.started_s).add_status(LOST)
+        self.timeline.at(loss.now_s - self.start.started_s).statuses[LOST] += 1
         self.statuses[LOST] += 1
         if loss.why in self.whys or len(self.whys) < WHYS_MAX:
             self.whys[loss.why] += 1
@@ -120,9 +117,9 @@ class Tally:
 
     def _judge(self, post: Post, status: int, accepted: int, dead_lettered: int) -> None:
         ok = 200 <= status < 300
-        whole = accepted + dead_lettered == post.readings
+        whole = ok and accepted + dead_lettered == post.readings
         if post.kind == GOOD:
-            if ok and whole and not dead_lettered:
+            if whole and not dead_lettered:
                 self.right += 1
             elif ok:
                 self.not_whole += 1
@@ -130,8 +127,7 @@ class Tally:
                 self.refused += 1
             return
         if post.kind == MIXED:
-            bad = self._bad_items.pop(post.number, 0)
-            deserved = ok and whole and dead_lettered == bad
+            deserved = dead_lettered == self._bad_items.pop(post.number, 0) and whole
         else:
             deserved = status == _STATUS_DUE[post.kind]
         if deserved:
@@ -140,7 +136,7 @@ class Tally:
             self.undeserved += 1
 
     def _note_code(self, status: int, body: bytes) -> None:
-        """Count a refusal by its code, which a problem document holds: found without parsing."""
+        """Count a refusal by the code of its problem document, which is found without parsing."""
         found = _CODE.search(body)
         code = found[1].decode("ascii", "replace") if found else ""
         name = f"{status} {code}".rstrip()
@@ -149,16 +145,7 @@ class Tally:
 
 
 def _kept(body: bytes, readings: int) -> tuple[int, int]:
-    """Return (accepted, dead-lettered) of a 2xx; a body that says neither means all."""
+    """Return (accepted, dead-lettered) of a 2xx; without these counts all readings are accepted."""
     if body.startswith(b'{"accepted":%d,"dead_lettered":0,' % readings):
         return readings, 0
-    try:
-        document = json.loads(body)
-    except ValueError:
-        return readings, 0
-    if not isinstance(document, dict):
-        return readings, 0
-    accepted, dead_lettered = document.get("accepted"), document.get("dead_lettered", 0)
-    if not isinstance(accepted, int) or not isinstance(dead_lettered, int):
-        return readings, 0
-    return accepted, dead_lettered
+    return counts_of(fields_of(body)) or (readings, 0)

@@ -1,7 +1,7 @@
-"""What happened when: one cell a second, and of any run no more than `CELLS_MAX` of them.
+"""The counts of a run over time: one cell a second, at most `CELLS_MAX` cells.
 
-Promises: bounded memory in a run of any length: when the cells are full, neighbours become one and
-all are twice as wide. Pure: moments are handed in, in seconds from the start of the run.
+Promises: bounded memory in a run of any length: when all cells are used, each two neighbours become
+one, and all are twice as wide. Pure: moments are arguments, in seconds from the start of the run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loadgen.measure.histogram import Histogram
 CELLS_MAX = 300
 FIRST_WIDTH_S = 1.0
 LOST = 0  # stands for "no answer" among the statuses
-# A rest of a cell shorter than this says little about a rate.
+# A shorter part of a cell says little about a rate.
 SPAN_SHARE_MIN = 0.2
 
 
@@ -27,28 +27,24 @@ class Cell:
     offered: float = 0.0
     accepted: int = 0
     committed: float = 0.0
-    statuses: dict[int, int] = field(default_factory=dict)  # `LOST`: no answer
+    statuses: Counter[int] = field(default_factory=Counter)  # `LOST`: no answer
     durations: Histogram = field(default_factory=Histogram)
 
-    def add_status(self, status: int) -> None:
-        """Count an answer."""
-        self.statuses[status] = self.statuses.get(status, 0) + 1
-
     def merge(self, other: Cell) -> None:
-        """Take in what the other cell counted."""
+        """Add the counts of the other cell."""
         self.offered += other.offered
         self.accepted += other.accepted
         self.committed += other.committed
-        self.statuses = dict(Counter(self.statuses) + Counter(other.statuses))
+        self.statuses += other.statuses
         self.durations.merge(other.durations)
 
     def quantile_s(self, share: float) -> float | None:
-        """Return the duration that this share of all did not exceed, None without any."""
+        """Return the quantile of the durations, None without durations."""
         return self.durations.quantile(share) if self.durations.count else None
 
 
 class Point(NamedTuple):
-    """A cell as a chart wants it: with its middle and its width in seconds."""
+    """A cell for a chart, with its middle and its width in seconds."""
 
     at_s: float
     span_s: float
@@ -63,14 +59,12 @@ class Timeline:
         self._cells: list[Cell] = []
 
     def at(self, at_s: float) -> Cell:
-        """Return the cell of a moment; what lies before the start counts to the first."""
+        """Return the cell of a moment; moments before the start belong to the first cell."""
+        while at_s >= CELLS_MAX * self.width_s:
+            self._widen()
         index = max(0, int(at_s / self.width_s))
         while index >= len(self._cells):
-            if index >= CELLS_MAX:
-                self._widen()
-                index = max(0, int(at_s / self.width_s))
-            else:
-                self._cells.append(Cell())
+            self._cells.append(Cell())
         return self._cells[index]
 
     def _widen(self) -> None:
@@ -80,7 +74,7 @@ class Timeline:
         self.width_s *= 2
 
     def commit(self, from_s: float, to_s: float, readings: float) -> None:
-        """Count readings that were committed at an even pace from one moment to another."""
+        """Count readings that were committed at a constant rate between two moments."""
         if to_s <= from_s:
             self.at(to_s).committed += readings
             return
@@ -94,7 +88,7 @@ class Timeline:
             begin_s = end_s
 
     def points(self, end_s: float) -> Iterator[Point]:
-        """Yield the cells up to `end_s`; a short rest at the end is left out."""
+        """Yield the cells up to `end_s`; a short last part is left out."""
         for index, cell in enumerate(self._cells):
             begin_s = index * self.width_s
             span_s = min(self.width_s, end_s - begin_s)

@@ -1,8 +1,8 @@
-"""Waits until a service has nothing left to do, and checks its books: the balance of /metrics.
+"""Waits until a service has nothing left to do, and checks the balance of its /metrics.
 
     received + recovered + replayed = committed + duplicate + rejected + dead_lettered + held
 
-Promises: a port that does not answer is waited for, until the time is up. Does not: judge readings.
+Promises: it waits for a port that does not answer, until the time is up. Does not: judge readings.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from typing import NamedTuple
 
 import aiohttp
 
-from loadgen.driver.metrics import read_metrics
 from loadgen.proof.dead_letters import read_letters
+from loadgen.wire.metrics import read_metrics
 
 POLL_S = 0.1
-LETTERS_POLL_S = 1.0  # the folder may hold a gigabyte
+LETTERS_POLL_S = 1.0  # the folder may have a gigabyte
 ANSWER_S_MAX = 5.0
-NEEDED = {"ingest_readings_held", "ingest_ledger_imbalance_rows"}  # else it is another service
+NEEDED = {
+    "ingest_readings_held",
+    "ingest_ledger_imbalance_rows",
+}  # without these it is another service
 
 
 class Balance(NamedTuple):
-    """The books at one moment. `left_over` is 0, or readings were lost (> 0) or counted twice.
+    """The balance at one moment. `left_over` is 0, or readings were lost (> 0) or counted twice.
 
-    `claimed` is what the service itself says of that; `life` changes when it starts anew.
+    `claimed` is the service's own value of it; `life` changes with each start of the service.
     """
 
     held: float
@@ -39,14 +42,14 @@ class Balance(NamedTuple):
 
     @property
     def is_zero(self) -> bool:
-        """Whether both sides are equal, by our sum and by theirs."""
+        """Whether both sides are equal, by our sum and by the service's own."""
         return self.left_over == 0 and self.claimed == 0
 
 
 class Settled(NamedTuple):
-    """How the wait ended. `balance` None: the admin port never answered.
+    """The result of the wait. `balance` None: the admin port never answered.
 
-    `quiet`: nothing held, the balance kept, no letters that the service replays by itself.
+    `quiet`: nothing is held, the balance is 0, and no dead letter is left that is replayed.
     """
 
     quiet: bool
@@ -54,7 +57,7 @@ class Settled(NamedTuple):
 
 
 async def read_balance(admin_url: str) -> Balance | None:
-    """Return the books as they are now; None if the admin port does not answer with them."""
+    """Return the balance now; None if the admin port does not answer with these metrics."""
     timeout = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         sums = await read_metrics(session, f"{admin_url.rstrip('/')}/metrics")
@@ -64,7 +67,7 @@ async def read_balance(admin_url: str) -> Balance | None:
 async def settle(admin_url: str | None, dlq_dir: Path, prefix: str, within_s: float) -> Settled:
     """Wait until the service is quiet, or the time is up. Raises DeadLettersError.
 
-    Without `admin_url` nobody can be asked: it returns at once, and not quiet.
+    Without `admin_url` it returns at once, and not quiet.
     """
     if admin_url is None:
         return Settled(quiet=False, balance=None)

@@ -1,21 +1,23 @@
-"""The end of a run of `loadgen verify`: waits for quiet, compares, and says what was found.
+"""The end of a run of `loadgen verify`: waits until the service is quiet, then compares.
 
-Promises: what is green was looked at, reading by reading; a reading that is missing was missed
-twice. Raises CannotCheck where no comparison was possible. Does not: print, or write but a report.
+Promises: a green result means that each reading was compared; a reading counts as missing only
+after two comparisons. Raises CannotCheck if no comparison was possible. Does not: print, or write
+anything except a report.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from loadgen.proof.balance import Balance, Settled, settle
 from loadgen.proof.dead_letters import DeadLettersError, RunLetters, read_letters
@@ -26,17 +28,17 @@ from loadgen.proof.table import TableError, check_table, stream_rows
 from loadgen.words import counted
 
 FIRST_FAULTS = 20
-NO_ANSWER = frozenset({502, 503, 504})  # also a proxy's; another 5xx is a fault of the service
+NO_ANSWER = frozenset({502, 503, 504})  # also of a proxy; another 5xx is a fault of the service
 AGAIN_S = 1.0
-LATE = frozenset({"lost", "in_both", "not_replayed"})  # what a later look may see otherwise
+LATE = frozenset({"lost", "in_both", "not_replayed"})  # faults that a later comparison may not find
 
 
 class CannotCheck(Exception):
-    """Nothing was proven, neither good nor bad; the text says why."""
+    """Nothing was proven; the text says why."""
 
 
 class Evidence(NamedTuple):
-    """Evidence the proof lies. `admin_url` None: nobody can be asked whether all is written."""
+    """The places of the proof. `admin_url` None: the service cannot be asked if all is written."""
 
     database_url: str
     dlq_dir: Path
@@ -45,7 +47,7 @@ class Evidence(NamedTuple):
 
 @dataclass
 class Result:
-    """What a comparison found. `counts` are of readings; `first` holds the first faults a kind."""
+    """The result of a comparison. `counts` are of readings; `first` has the first faults."""
 
     plan: Plan
     posts: int
@@ -61,14 +63,14 @@ class Result:
 
     @property
     def green(self) -> bool:
-        """Whether nothing is other than promised. It proves nothing unless `is_proof`."""
+        """Whether no promise is broken. It proves nothing unless `is_proof`."""
         return not self.faults.total()
 
     @property
     def is_proof(self) -> bool:
         """Whether at least half of the readings had an answer, and one was acknowledged."""
         counts = self.counts
-        maybe = counts["perhaps_never_sent"]  # its outcome is no open question
+        maybe = counts["perhaps_never_sent"]  # these are not counted as unknown
         few = (counts["unknown"] - maybe) * 2 <= counts["readings"] - maybe
         return few and bool(counts["acknowledged"])
 
@@ -90,43 +92,31 @@ class Result:
         }
 
 
-class _FaultWriter:
-    """Evidence faults are written down: counted, the first ones kept, all of them in a report.
+@contextmanager
+def _fault_list(result: Result, report: Path | None) -> Iterator[Callable[[Fault], None]]:
+    """Give a function that takes a fault: it counts all, keeps the first ones, writes a report.
 
     Raises CannotCheck if the report cannot be written: half a list would look like a whole one.
     """
 
-    def __init__(self, result: Result, report: Path | None) -> None:
-        self._result = result
-        self._report = report
-        self._file: TextIO | None = None
+    def note(fault: Fault) -> None:
         if report is not None:
-            with self._told():
-                self._file = report.open("w")
-                self._file.write('{"list": [')
-
-    def __call__(self, fault: Fault) -> None:
-        result = self._result
-        if self._file is not None:
-            with self._told():
-                self._file.write(",\n" if result.faults.total() else "\n")
-                self._file.write(json.dumps({**fault._asdict(), "invariant": FAULTS[fault.kind]}))
+            file.write(",\n" if result.faults.total() else "\n")
+            file.write(json.dumps({**fault._asdict(), "invariant": FAULTS[fault.kind]}))
         result.faults[fault.kind] += 1
         first = result.first.setdefault(fault.kind, [])
         if len(first) < FIRST_FAULTS:
             first.append(fault)
 
-    def close(self) -> None:
-        if self._file is not None:
-            with self._told(), self._file as file:
-                file.write(f'\n],\n"summary": {json.dumps(self._result.to_json())}\n}}\n')
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CannotCheck(f"--report {self._report}: {error.strerror}") from error
+    try:
+        with open(report or os.devnull, "w") as file:
+            file.write('{"list": [')
+            try:
+                yield note
+            finally:
+                file.write(f'\n],\n"summary": {json.dumps(result.to_json())}\n}}\n')
+    except OSError as error:
+        raise CannotCheck(f"--report {report}: {error.strerror}") from error
 
 
 async def conclude(
@@ -139,7 +129,7 @@ async def conclude(
 ) -> Result:
     """Wait until the service is quiet, then compare ledger, table and dead letters.
 
-    A comparison that is not green is made once more: what was on its way has then arrived.
+    A comparison that is not green is made once more, when late readings have arrived.
     Raises CannotCheck, also for the report. Memory: a byte a post, 600 bytes a dead letter.
     """
     try:
@@ -175,38 +165,28 @@ async def _compare(
     balance = settled.balance
     result = Result(plan, ledger.posts, tries=ledger.tries, balance=balance, quiet=settled.quiet)
     folder = await asyncio.to_thread(read_letters, where.dlq_dir, plan.prefix)
-    book = _FaultWriter(result, report)
-    seen_rows = 0
-
-    def feed(rows: Sequence[Any]) -> None:
-        nonlocal seen_rows
-        seen_rows += len(rows)
-        work.feed(rows)
-
-    try:
-        work = Reconciliation(ledger, folder, book, replays=balance is not None)
+    with _fault_list(result, report) as fault:
+        work = Reconciliation(ledger, folder, fault, replays=balance is not None)
         result.reasons = Counter(work.reasons)
         result.counts = work.counts
-        await stream_rows(where.database_url, plan.prefix, feed)
+        await stream_rows(where.database_url, plan.prefix, work.feed)
         work.finish()
         result.counts["perhaps_never_sent"] = _readings_after(ledger, plan)
-        _check_balance(ledger, result, book)
-        _check_ends(ledger, result, book)
-        if not seen_rows and result.counts["acknowledged"]:
+        _check_balance(ledger, result, fault)
+        _check_ends(ledger, result, fault)
+        if not work.rows and result.counts["acknowledged"]:
             result.notes.append(
                 f"the table has no row of {plan.prefix}%: is it the database of this service?"
             )
         _note(ledger, folder, result)
         result.took_s = time.monotonic() - began_s
-    finally:
-        book.close()
     return result
 
 
 def _readings_after(ledger: Ledger, plan: Plan) -> int:
-    """Return the valid readings of posts that were put on record, but of which nothing is known.
+    """Return the number of valid readings of posts that are on record, but have no known outcome.
 
-    Whoever was killed had not sent all of these.
+    A run that was killed had not sent all of these.
     """
     if ledger.posts_known == ledger.posts:
         return 0
@@ -214,37 +194,38 @@ def _readings_after(ledger: Ledger, plan: Plan) -> int:
     return sum(item.count for items in posts for item in items if item.kind < 0)
 
 
-def _check_balance(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -> None:
+def _check_balance(ledger: Ledger, result: Result, fault: Callable[[Fault], None]) -> None:
+    def broken(promised: str, found: str) -> None:
+        fault(Fault("law_broken", None, "/metrics", promised, found))
+
     balance = result.balance
     if balance is None:
         result.notes.append("I9 was not looked at: no admin port answered")
         return
     if balance.held == 0 and not balance.is_zero:
         found = f"{balance.left_over:g} by our sum, {balance.claimed:g} by the service's own"
-        book(Fault("law_broken", None, "/metrics", "both sides are equal", found))
+        broken("both sides are equal", found)
     elif not balance.is_zero:
         result.notes.append(f"the balance left {balance.left_over:g} over while readings were held")
     if balance.dropped:
-        book(
-            Fault("law_broken", None, "/metrics", "nothing dropped", f"{balance.dropped:g} dropped")
-        )
+        broken("nothing dropped", f"{balance.dropped:g} dropped")
     before = ledger.header.get("law")
     if before is not None and before["life"] == balance.life:
         counted = balance.accepted - before["accepted"]
         answered = result.counts["answered_accepted"]
         if counted < answered:
             found = f"{counted:g} counted, {answered} answered as accepted"
-            book(Fault("law_broken", None, "/metrics", "counts what it accepts", found))
+            broken("counts what it accepts", found)
     elif before is not None:
         result.notes.append("the service was started anew during the run")
 
 
-def _check_ends(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -> None:
-    """Name the posts that ended without a clear answer; a 5xx that none may give is a fault."""
+def _check_ends(ledger: Ledger, result: Result, fault: Callable[[Fault], None]) -> None:
+    """Note the posts that ended without a clear answer; a 5xx other than NO_ANSWER is a fault."""
     for status, count in sorted(ledger.statuses().items()):
         said = f"{counted(count, 'post')} ended with status {status}"
         if status >= 500 and status not in NO_ANSWER:
-            book(Fault("wrong_answer", None, "/v1/readings", "2xx, 4xx or 503", said))
+            fault(Fault("wrong_answer", None, "/v1/readings", "2xx, 4xx or 503", said))
         elif status in NO_ANSWER and count:
             result.notes.append(said)
         elif status == 0 and count:
@@ -252,7 +233,7 @@ def _check_ends(ledger: Ledger, result: Result, book: Callable[[Fault], None]) -
 
 
 def _note(ledger: Ledger, folder: RunLetters, result: Result) -> None:
-    """Say what a reader of the result should know, though nothing is wrong with it."""
+    """Add notes about facts that are no faults."""
     for count, what in (
         (not ledger.ended, "the ledger has no end: its generator was killed"),
         (ledger.torn_bytes, "the ledger's last record is torn: its answers count as not known"),
@@ -270,7 +251,7 @@ def _note(ledger: Ledger, folder: RunLetters, result: Result) -> None:
 
 
 async def check_ahead(where: Evidence, prefix: str) -> None:
-    """See whether a comparison will be possible. Raises CannotCheck."""
+    """Check that a comparison will be possible. Raises CannotCheck."""
     try:
         await asyncio.to_thread(read_letters, where.dlq_dir, prefix)
         await check_table(where.database_url)

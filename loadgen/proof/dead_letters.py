@@ -1,8 +1,8 @@
-"""The dead letters of one run: read from the service's folder, as a stranger to its code reads it.
+"""The dead letters of one run, read from the service's folder without the service's code.
 
-A folder holds segments (`dlq-*.jsonl`, a letter a line, each with a checksum) and beside some a
-cursor file that says which lines are done. Promises: only live lines whose checksum is right
-count, an id counts once. Takes no lock and changes nothing. Everything here blocks.
+A folder has segments (`dlq-*.jsonl`, a letter a line, each with a checksum), and for some segments
+a cursor file that lists the lines that are done. Promises: only live lines with a right checksum
+count, an id counts once. Takes no lock and changes nothing. All functions here block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zlib import crc32
 
 Row = tuple[int, str, str, float]  # ts in Unix microseconds, device_id, metric, value
 
-COMES_BACK = frozenset({"retries_exhausted", "drained"})  # replayed by the service by itself
+COMES_BACK = frozenset({"retries_exhausted", "drained"})  # the service itself replays these
 
 _SEGMENT = re.compile(r"dlq-[0-9TZ]+-\d+-[0-9a-f]+\.jsonl")
 _SUM = re.compile(rb',"sum":"([0-9a-f]{8})"\}\n\Z')
@@ -31,7 +31,7 @@ class DeadLettersError(Exception):
 
 
 class Letter(NamedTuple):
-    """An open dead letter: a reading, or the text of an invalid item. `place` is for people."""
+    """An open dead letter: a reading, or the text of an invalid item. `place` is for messages."""
 
     id: str
     reason: str
@@ -43,7 +43,7 @@ class Letter(NamedTuple):
 
 @dataclass
 class RunLetters:
-    """The letters of one run, and what else was met: lines torn, altered, with an id once more."""
+    """The letters of one run, and the number of lines that are torn, altered, or repeat an id."""
 
     letters: list[Letter] = field(default_factory=list)
     torn: int = 0
@@ -83,7 +83,7 @@ def read_letters(folder: Path, prefix: str) -> RunLetters:
                         ids.add(letter.id)
                         found.letters.append(letter)
         except FileNotFoundError:
-            continue  # all of it done, and removed since it was listed
+            continue  # the segment was done, and removed since it was listed
         except OSError as error:
             raise DeadLettersError(f"cannot read {segment}: {error.strerror}") from error
     return found
@@ -100,7 +100,7 @@ def _segments(folder: Path) -> list[Path]:
 
 
 def _done(segment: Path) -> dict[int, str]:
-    """Return offset and id of the lines that a cursor says are done."""
+    """Return offset and id of the lines that are done, by the cursor file."""
     done: dict[int, str] = {}
     cursor = segment.with_name(segment.name + ".cursor")
     try:

@@ -1,12 +1,12 @@
-"""The ledger of a run: what was about to be sent, and every answer. Append-only, 12 bytes a record.
+"""The ledger of a run: posts before they are sent, all answers. Append-only, 12 bytes a record.
 
     magic, header (JSON: the plan and where the run sent it), then frames of records.
     frame: length, checksum of the records, checksum of these two.
 
 Promises: a post is on record (`reserve`, handed to the kernel) before its first byte is sent;
-answers follow in groups, one write per turn of the event loop. A generator killed at any moment
-leaves a ledger that reads: an answer that is not in it counts as not known. With `fsync` this holds
-for a machine that dies, too. A torn last frame is passed over, any other damage is an error.
+answers follow in groups, one write for each round of the event loop. A generator killed at any
+moment leaves a readable ledger: an answer that is not in it counts as not known. With `fsync` this
+is also true after a crash of the machine. A torn last frame is skipped, other damage is an error.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from urllib.parse import parse_qs, urlsplit
 from zlib import crc32
 
 MAGIC = b"ingest-ledger-1\n"
-RESERVED_POSTS = 256  # posts put on record at a time: a write for each would cost 2 us a post
+RESERVED_POSTS = 256  # posts put on record at a time: a write for each would take 2 us a post
 POSTS_MAX = 1 << 32
 CODE_BYTES_MAX = 64
-CODES_MAX = 0xFFFF  # different ones; the service has some dozens
+CODES_MAX = 0xFFFF  # different codes; the service has some dozens
 OTHER_CODE = "(one code too many)"
 
 RECORD = struct.Struct("<BBHII")  # kind, flags, status or index, post, number
@@ -49,10 +49,10 @@ class LedgerError(Exception):
 
 
 class Final(NamedTuple):
-    """The last that is known of a post. `status` 0: no answer.
+    """The last known outcome of a post. `status` 0: no answer.
 
-    `doubt`: this or an earlier try may have been taken without our knowing. `odd`: a 2xx whose
-    body was not an answer of the service. `details`: its items are in `Ledger.details`.
+    `doubt`: the service may have accepted this or an earlier try, but no answer said so. `odd`: a
+    2xx whose body was no answer of the service. `details`: its items are in `Ledger.details`.
     """
 
     status: int
@@ -62,13 +62,13 @@ class Final(NamedTuple):
     details: bool = False
 
     def grants(self, asked: str) -> bool:
-        """Whether a 2xx gives no less than the ack asked for, and its status says so too."""
+        """Whether the ack of a 2xx is at least the one asked for, and fits its status."""
         enough = ACKS.index(self.ack) >= ACKS.index(asked)
         return enough and (self.status == 200) == (self.ack == "committed")
 
 
 class Details(NamedTuple):
-    """An answer that was not just "all accepted": its counts, and the code of each item named."""
+    """An answer that is not just "all accepted": its counts, and the code of each named item."""
 
     accepted: int
     dead_lettered: int
@@ -79,7 +79,7 @@ class Details(NamedTuple):
 class LedgerWriter:
     """Writes a new ledger. Raises OSError (a full disk): then the run must end.
 
-    The file is locked until `close`, or our death: half a ledger is not to be judged.
+    The file is locked until `close`, or the end of the process, so that nobody reads half of it.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], *, fsync: bool = False) -> None:
@@ -89,7 +89,6 @@ class LedgerWriter:
         self._codes: dict[str, int] = {}
         self._reserved = 0
         self._due = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self.failed: OSError | None = None
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
@@ -99,7 +98,7 @@ class LedgerWriter:
 
     def take(self, post: int) -> None:
         """Put a post on record before it is sent. Posts are taken in the order of their numbers."""
-        if self.failed is not None:  # also a post of a range that could not be reserved
+        if self.failed is not None:  # also for a post of a range that could not be put on record
             raise self.failed
         if post >= self._reserved:
             if post + RESERVED_POSTS >= POSTS_MAX:
@@ -113,7 +112,7 @@ class LedgerWriter:
         self._append(RECORD.pack(_TRY, 0, status, post, at_ms))
 
     def final(self, post: int, final: Final, at_ms: int, details: Details | None = None) -> None:
-        """Note what became of a post; `at_ms` counts from the start of the run."""
+        """Note the final outcome of a post; `at_ms` counts from the start of the run."""
         flags = ACKS.index(final.ack) << _ACK_SHIFT
         flags |= (_DOUBT if final.doubt else 0) | (_ODD if final.odd else 0)
         if details is not None:
@@ -150,15 +149,15 @@ class LedgerWriter:
         self._records.append(record)
         if not self._due:
             self._due = True
-            if self._loop is None:
-                self._loop = asyncio.get_running_loop()
-            self._loop.call_soon(self._flush_group)
+            asyncio.get_running_loop().call_soon(self._flush_group)
 
     def _flush_group(self) -> None:
         self._due = False
         try:
             self.flush()
-        except OSError as error:  # nobody above to tell: the next post is not sent
+        except (
+            OSError
+        ) as error:  # no caller can take it: `take` raises it, so the next post is not sent
             self.failed = error
 
     def flush(self) -> None:
@@ -172,7 +171,7 @@ class LedgerWriter:
             try:
                 self._write(head + _CHECK.pack(crc32(head)) + frame)
             except OSError as error:
-                self.failed = error  # half a frame may be there: nothing may follow it
+                self.failed = error  # half a frame may be there, and nothing may follow it
                 raise
 
     def _write(self, data: bytes) -> None:
@@ -183,19 +182,19 @@ class LedgerWriter:
             os.fdatasync(self._fd)
 
     def end(self, taken: int) -> None:
-        """Note that no post from number `taken` on was sent, and that all that is known is here."""
+        """Note that no post from number `taken` on was sent, and that the ledger is complete."""
         self._records.append(RECORD.pack(_END, 0, 0, taken, 0))
         self.flush()
 
     def close(self) -> None:
-        """Close the file; what `flush` did not write is not known. Repeatable."""
+        """Close the file; records that `flush` did not write are lost. May be called again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 class Ledger:
-    """A whole ledger in memory: one byte a post, and some 100 for each that has details."""
+    """A whole ledger in memory: one byte a post, and some 100 for each post with details."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -203,9 +202,9 @@ class Ledger:
         self.posts = 0  # posts from this number on were never sent
         self.ended = False
         self.torn_bytes = 0
-        self.tries: Counter[int] = Counter()  # by status, those that were not the last of a post
+        self.tries: Counter[int] = Counter()  # by status, without the last try of each post
         self._finals = bytearray()
-        self._kinds: list[Final | None] = [None]  # what the bytes of _finals stand for
+        self._kinds: list[Final | None] = [None]  # the meaning of the bytes of _finals
         self._kind_of: dict[tuple[int, int], int] = {}
         self._details_at: dict[int, int] = {}
         self._codes: dict[int, bytearray] = {}
@@ -213,7 +212,7 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Read it. Raises LedgerError, OSError."""
+        """Read a ledger. Raises LedgerError, OSError."""
         ledger = cls(path)
         with path.open("rb") as file:
             try:
@@ -245,18 +244,18 @@ class Ledger:
 
     @property
     def asked(self) -> str:
-        """The ack that the run asked for; empty: it left the choice to the service."""
+        """The ack that the run asked for; empty: the service's default."""
         query = urlsplit(str(self.header.get("url", ""))).query
         asked = parse_qs(query).get("ack", [""])[0]
         return asked if asked in ACKS else ""
 
     def final(self, post: int) -> Final | None:
-        """Return what became of a post; None: it may have been sent, and no answer is known."""
+        """Return the outcome of a post; None: it may have been sent, and no answer is known."""
         return self._kinds[self._finals[post]]
 
     @property
     def posts_known(self) -> int:
-        """Posts up to the last with an answer; those after it may never have been sent."""
+        """Posts up to the last one with an answer; later ones may not have been sent."""
         return self.posts if self.ended else len(self._finals.rstrip(b"\0"))
 
     def statuses(self) -> Counter[int]:
@@ -268,7 +267,7 @@ class Ledger:
         return found
 
     def details(self, post: int) -> Details:
-        """Return what a post's answer said, if its Final has details."""
+        """Return the details of a post's answer, if its Final has details."""
         at = self._details_at[post]
         count, accepted, dead_lettered, truncated = self._details[at : at + 4]
         pairs = self._details[at + 4 : at + 4 + 2 * count]

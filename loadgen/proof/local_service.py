@@ -1,6 +1,6 @@
-"""Finds the service that runs on this machine, by what it published in its state folder.
+"""Finds the service that runs on this machine, by `service.json` in its state folder.
 
-Promises: believes `service.json` only while the process named there lives. Blocks for a moment.
+Promises: uses the file only while the process that it names runs. Blocks for a moment.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 
 class NoHome(Exception):
-    """A folder is named by a home that nobody has; the text says whose."""
+    """A path names a home folder that does not exist; the text says whose."""
 
 
 class LocalService(NamedTuple):
-    """Evidence the parts of a running service are; `dlq_dir` is its dead-letter folder."""
+    """The addresses of a running service; `dlq_dir` is its dead-letter folder."""
 
     url: str
     admin_url: str
@@ -26,7 +26,7 @@ class LocalService(NamedTuple):
 
 
 def full_path(named: str | Path) -> Path:
-    """Return the absolute path that a person's words name; `~` is a home. Raises NoHome."""
+    """Return a path as absolute; `~` is a home folder. Raises NoHome."""
     try:
         return Path(named).expanduser().absolute()
     except RuntimeError:
@@ -34,7 +34,7 @@ def full_path(named: str | Path) -> Path:
 
 
 def state_folder(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the state folder that the service uses by the same words: flag, environment, usual.
+    """Return the state folder, found as the service does: flag, environment, default.
 
     Raises NoHome.
     """
@@ -52,7 +52,7 @@ def state_folder(chosen: Path | None, environ: Mapping[str, str] = os.environ) -
 
 
 def find(folder: Path) -> LocalService | None:
-    """Return the service running on a state folder; None if there is none, or not for us to see."""
+    """Return the service running on a state folder; None without one, or without permission."""
     try:
         info = json.loads((folder / "service.json").read_bytes())
         if not _is_alive(int(info["pid"])):
@@ -68,7 +68,7 @@ def find(folder: Path) -> LocalService | None:
 
 
 def _url(listen: str) -> str:
-    """Turn an address that is listened on into one to connect to."""
+    """Return the URL to connect to for a listen address."""
     host, _, port = listen.rpartition(":")
     near = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  not bound here
     return f"http://{near}:{port}"

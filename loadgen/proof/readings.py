@@ -1,9 +1,9 @@
-"""Readings that prove what became of them: all traffic of `loadgen verify`, by number. Pure.
+"""Numbered readings, the traffic of `loadgen verify`; each proves its own outcome. Pure.
 
-A plan (seed, sizes, shares) says what each post holds, so that a ledger notes numbers only and a
+A plan (seed, sizes, shares) decides the content of each post. So a ledger notes only numbers, and a
 reconciliation makes the readings again. Reading `n` has its own microsecond and a value whose bits
-hold `n`: negative, subnormal, huge, of 17 digits or whole, but never 0. Items of one post that
-carry several values share the first one's time. Some items come again later, within WINDOW items.
+contain `n`: negative, subnormal, huge, of 17 digits or whole, but never 0. Values of one item share
+the time of the first one. Some items come again later, within WINDOW items.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
-VERSION = 1  # of the choices below: another one makes other readings of the same plan
-WINDOW = 1_000  # fresh items within which one may come again: what a reconciliation looks ahead
+VERSION = 1  # of the choices below: another version makes other readings of the same plan
+WINDOW = (
+    1_000  # fresh items within which an item may come again; a reconciliation reads so far ahead
+)
 POST_READINGS_MAX = 4_900  # the service's limit is 5,000 by default; a repeated item may add 3
 METRICS = ("humidity", "power", "pressure", "temperature")  # in byte order, like the table's key
-REFUSED_METRIC = "refused"  # the metric that an operator's CHECK constraint is to refuse
+REFUSED_METRIC = "refused"  # the metric that an operator's CHECK constraint must refuse
 
 SEVERAL_SHARE = 0.1  # of the items: one object with several `values`
 NUMBERS_MAX = 1 << 40
@@ -28,7 +30,7 @@ VALID, REFUSED = -1, -2  # kinds of items; 0 and more: an index into INVALID
 
 
 class Invalid(NamedTuple):
-    """A way to be no reading: the code that the service gives it, and the item (`%` for parts)."""
+    """A kind of invalid item: the code that the service gives it, and its text (`%` for parts)."""
 
     code: str
     text: str
@@ -80,7 +82,7 @@ _DIGITS = [f"{number:03}" for number in range(1_000)]
 class Item:
     """One item of a post: `count` readings from number `first` on (one, if it is invalid).
 
-    `flags` and `note` are for the reconciliation, which learns about an item from several posts.
+    `flags` and `note` are for the reconciliation: several posts may have the same item.
     """
 
     first: int
@@ -92,7 +94,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run sends. The same plan gives the same posts, byte by byte.
+    """The content of a run. The same plan gives the same posts, byte by byte.
 
     `run` names it (8 hexadecimal digits); `first_us` is the time of reading 0, Unix microseconds;
     `sizes` are (readings a post, weight); shares are of the items, 0 to 1.
@@ -109,7 +111,7 @@ class Plan:
 
     @property
     def prefix(self) -> str:
-        """How the device_id of every reading of this run begins, and of no other."""
+        """The prefix of the device_id of all readings of this run, and of no others."""
         return f"verify-{self.run}-"
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Plan:
-        """Read what `to_json` gave. Raises TypeError, ValueError or KeyError."""
+        """Read the object of `to_json`. Raises TypeError, ValueError or KeyError."""
         fields = dict(fields)
         if fields.pop("version") != VERSION:
             raise ValueError("its plan is of another version of loadgen")
@@ -168,7 +170,7 @@ class Plan:
 
 
 class Names:
-    """What a plan's readings are called and worth, and what their items look like as JSON."""
+    """The names and values of a plan's readings, and their items as JSON."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -188,7 +190,7 @@ class Names:
         return self._devices[item.first * 7_919 % len(self._devices)]
 
     def invalid_device(self, item: Item) -> str:
-        """Return the device_id that stands in an invalid item, for this item only."""
+        """Return the device_id of an invalid item, which no other item has."""
         return f"{self.plan.prefix}bad-{item.first}"
 
     def metrics(self, item: Item) -> Sequence[str]:
@@ -204,7 +206,7 @@ class Names:
         return value
 
     def number(self, value: float) -> int | None:
-        """Return which reading has this value; None if none has."""
+        """Return the number of the reading with this value; None if no reading has it."""
         mixed = _BITS.unpack(_FLOAT.pack(value))[0] & _MASK
         number = ((mixed - self._salt) * _SHRINK - 1) & _MASK
         return number if self.value(number) == value else None
@@ -212,8 +214,8 @@ class Names:
     def body(self, items: Sequence[Item], post: int) -> bytes:
         """Return a post's body: a single item as an object, several as an array.
 
-        Costs 2 us a reading. The values of a post are made and written together: one by one they
-        would cost as much as all the rest.
+        It takes 2 us a reading. All values of a post are made together: one by one they would take
+        as long as all the rest.
         """
         numbers: list[int] = []
         for item in items:
@@ -222,7 +224,7 @@ class Names:
             else:
                 numbers.extend(range(item.first, item.first + item.count))
         values = self._values(numbers)
-        style = post % 5  # one a post, as devices do
+        style = post % 5  # one style for each post, as devices do
         texts: list[str] = []
         place = 0
         for item in items:
@@ -248,11 +250,11 @@ class Names:
         bits = [_bits(((number + 1) * _STRETCH + salt) & _MASK) for number in numbers]
         count = len(bits)
         floats = struct.unpack(f"<{count}d", struct.pack(f"<{count}Q", *bits))
-        # Whole ones become JSON integers: a text of repr that ends in ".0" is of such a one.
+        # Whole numbers become JSON integers: these are the texts of repr that end in ".0".
         return repr([*floats, 0])[1:-1].replace(".0,", ",").split(", ")
 
     def _odd(self, item: Item, ts: str, values: Sequence[str]) -> str:
-        """Return an item of several readings, or of one that a CHECK is to refuse."""
+        """Return an item of several readings, or one that a CHECK must refuse."""
         device = self.device(item)
         if item.kind == REFUSED:
             return (
@@ -286,7 +288,7 @@ class Names:
 
 
 def _exponents() -> list[int]:
-    """Return the exponents of values, in their place: most are those of sensors."""
+    """Return the exponents of values, shifted to their bits: most are those of sensors."""
     table = [1_013 + index % 21 for index in range(1 << 12)]  # 0.001 to 2,000
     for index in range(1, len(table), 16):
         table[index] = 1_075  # whole, 16 digits
@@ -301,6 +303,6 @@ _EXPONENTS = _exponents()
 
 
 def _bits(mixed: int) -> int:
-    """Spread 40 bits over sign, exponent and mantissa, so that they can be read off again."""
+    """Spread 40 bits over sign, exponent and mantissa, so that they can be read again."""
     more = mixed * _MIX & _MIX_MASK
     return more & _SIGN | _EXPONENTS[more >> 36 & 0xFFF] | more >> 11 & _TOP | mixed

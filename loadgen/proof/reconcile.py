@@ -1,8 +1,8 @@
-"""Compares what a run was promised with what is there: ledger against table and dead letters.
+"""Compares the promises of a run with the stored data: ledger with table and dead letters.
 
-All three are walked in the order of the readings' times, side by side. Bounded memory: a byte a
-post, and what the dead letters of the run take; the table is streamed.
-Promises: whatever is not as it was promised becomes a Fault. Does not: wait for anything.
+It reads all three together, in the order of the readings' times. Bounded memory: a byte a post, and
+the dead letters of the run; the table is streamed.
+Promises: each broken promise becomes a Fault. Does not: wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loadgen.proof.dead_letters import COMES_BACK, Letter, Row, RunLetters
 from loadgen.proof.ledger import Final, Ledger
 from loadgen.proof.readings import INVALID, VALID, WINDOW, Item, Names, Plan
 
-# What can be wrong with a reading, and which invariant it breaks.
+# The kinds of faults, and the invariant that each breaks.
 FAULTS = {
     "lost": "I1",
     "twice": "I2",
@@ -30,7 +30,7 @@ FAULTS = {
     "law_broken": "I9",
 }
 REFUSED_CODE = "refused_by_database"
-PROBLEM = 0xFFFF  # the index under which a ledger keeps the code of a 4xx
+PROBLEM = 0xFFFF  # the index of a 4xx's code in a ledger
 
 _ACK, _MAYBE, _REFUSED, _NAMED = 1, 2, 4, 8
 _NEVER = 1 << 64  # later than PostgreSQL's infinity
@@ -50,8 +50,8 @@ class Fault(NamedTuple):
 class Reconciliation:
     """One comparison. Feed it the rows of the table in the order of `ts`, then `finish`.
 
-    `fault` is called for each reading that is not as promised; `counts` says what was seen.
-    `replays`: the service runs, so letters that it replays by itself must have come back.
+    It calls `fault` for each reading that is not as promised; `counts` has the numbers of readings.
+    `replays`: the service runs, so dead letters that it replays by itself must be gone.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Reconciliation:
         self.plan = Plan.from_json(ledger.header["plan"])
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()  # live letters of the run, by reason
+        self.rows = 0  # of the table, so far
         self._ledger = ledger
         self._names = Names(self.plan)
         self._fault = fault
@@ -71,10 +72,10 @@ class Reconciliation:
         self._got: list[Row] = []
         self._next_item()
 
-    # What was promised
+    # The promises
 
     def _judged(self) -> Iterator[Item]:
-        """Yield all items in order, once no later post can hold them: what is known is in them."""
+        """Yield all items in order, each with its outcome, when no later post can repeat it."""
         open_items: deque[Item] = deque()
         next_first = 0
         asked = self._ledger.asked
@@ -95,8 +96,8 @@ class Reconciliation:
             if final is None or final.details or final.odd or flags == _REFUSED:
                 self._judge(post, items, final)
             if flags == _ACK and final is not None and not final.grants(asked):
-                said = f"answer {final.status} with ack {final.ack}"
-                self._wrong(post, items[0], f"{said}, asked for {asked or 'any'}")
+                ack = f"ack {final.ack}, asked for {asked or 'any'}"
+                self._wrong(post, items[0], f"answer {final.status} with {ack}")
             while len(open_items) > WINDOW:
                 yield open_items.popleft()
         yield from open_items
@@ -111,14 +112,13 @@ class Reconciliation:
         return _REFUSED if final.status else 0
 
     def _judge(self, post: int, items: list[Item], final: Final | None) -> None:
-        """Take in an answer that says more than "all accepted", or no answer."""
+        """Note an answer that is not just "all accepted", or no answer."""
         if final is None:
             self.counts["posts_unanswered"] += 1
             return
         details = self._ledger.details(post) if final.details else None
         if final.odd:
-            said = f"answer {final.status} that is not one of the service"
-            self._wrong(post, items[0], said)
+            self._wrong(post, items[0], f"answer {final.status} that is not one of the service")
             return
         if details is None or not 200 <= final.status < 300:
             code = details.codes.get(PROBLEM, "") if details is not None else ""
@@ -141,7 +141,7 @@ class Reconciliation:
                 self._wrong(post, item, f"a valid reading called {code}")
             item.flags |= _NAMED
             item.note = code
-        if details.truncated:  # the unnamed ones may be among the dead-lettered
+        if details.truncated:  # unnamed invalid items may be dead-lettered
             for item in items:
                 if item.kind >= 0 and not item.flags & _NAMED:
                     item.flags |= _NAMED
@@ -150,7 +150,7 @@ class Reconciliation:
     def _wrong(self, post: int, item: Item, found: str) -> None:
         self._say("wrong_answer", item, 0, f"post {post} gets an honest answer", found)
 
-    # What is there
+    # The stored data
 
     def _by_item(self, letters: Sequence[Letter]) -> dict[int, list[Letter]]:
         by_item: dict[int, list[Letter]] = {}
@@ -166,6 +166,7 @@ class Reconciliation:
 
     def feed(self, rows: Sequence[Any]) -> None:
         """Take the next rows (ts in Unix us, device_id, metric, value), in the order of ts."""
+        self.rows += len(rows)
         for row in rows:
             ts_us = row[0]
             while self._at_us < ts_us:
@@ -176,7 +177,7 @@ class Reconciliation:
                 self._unexpected(row)
 
     def finish(self) -> None:
-        """Take what is left of the ledger and of the letters."""
+        """Compare the rest of the ledger and of the letters."""
         while self._item is not None:
             self._close_item()
         for letters in self._letters.values():
@@ -192,7 +193,7 @@ class Reconciliation:
         self._at_us = _NEVER if self._item is None else self.plan.first_us + self._item.first
 
     def _close_item(self) -> None:
-        """Compare the current item with the rows of its time, and go on to the next one."""
+        """Compare the current item with the rows of its time, then take the next item."""
         item, got = self._item, self._got
         if item is None:
             return
@@ -207,7 +208,7 @@ class Reconciliation:
             and got[0][3] == self._names.value(item.first)
             and got[0][1] == self._names.device(item)
             and got[0][2] == self._names.metrics(item)[0]
-        ):  # nearly all
+        ):  # nearly all items
             counts["acknowledged"] += 1
             counts["in_table"] += 1
         elif item.kind >= 0:
@@ -220,29 +221,22 @@ class Reconciliation:
 
     def _close_valid(self, item: Item, got: list[Row], letters: list[Letter]) -> None:
         device = self._names.device(item)
-        rows, open_letters = list(got), list(letters)
-        for place, metric in enumerate(self._names.metrics(item)):
-            value = self._names.value(item.first + place)
-            mine = [row for row in rows if row[1] == device and row[2] == metric]
-            mine_kept = [
-                each
-                for each in open_letters
-                if each.row and each.row[1] == device and each.row[2] == metric
-            ]
-            rows = [row for row in rows if row not in mine]
-            open_letters = [each for each in open_letters if each not in mine_kept]
-            self._compare(item, place, value, mine, mine_kept)
-        for row in rows:
-            self._unexpected(row)
-        if open_letters:
-            self._letters.setdefault(-1 - item.first, []).extend(
-                open_letters
-            )  # reported at the end
+        names = [(device, metric) for metric in self._names.metrics(item)]
+        for place, name in enumerate(names):
+            rows = [row for row in got if (row[1], row[2]) == name]
+            kept = [each for each in letters if each.row and each.row[1:3] == name]
+            self._compare(item, place, self._names.value(item.first + place), rows, kept)
+        for row in got:
+            if (row[1], row[2]) not in names:
+                self._unexpected(row)
+        others = [each for each in letters if not each.row or each.row[1:3] not in names]
+        if others:
+            self._letters.setdefault(-1 - item.first, []).extend(others)  # reported at the end
 
     def _compare(
         self, item: Item, place: int, value: float, rows: list[Row], letters: list[Letter]
     ) -> None:
-        """Judge one valid reading: its rows and letters are those of its ts, device and metric."""
+        """Judge one valid reading by the rows and letters of its ts, device and metric."""
         flags = item.flags
         promised = flags & (_ACK | _NAMED)
         self.counts["acknowledged"] += bool(promised)
@@ -315,7 +309,7 @@ class Reconciliation:
             self._say("wrong_answer", item, 0, f"is called {code}", f"called {item.note}")
 
     def _unexpected(self, row: Row) -> None:
-        """Judge a row where none was to be: of a refused item, a reading altered, or of nobody."""
+        """Judge an unexpected row: of a refused item, an altered or an unknown reading."""
         match = _BAD_DEVICE.search(row[1])
         what = self._shown(row)
         if match:
@@ -328,7 +322,7 @@ class Reconciliation:
         whose = "" if number is None else f"; it has the value of reading {number}"
         self._fault(Fault("never_sent", number, what, "was never sent", f"a row{whose}"))
 
-    # Words
+    # Texts
 
     def _promise(self, item: Item) -> str:
         note = item.note

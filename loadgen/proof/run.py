@@ -1,21 +1,19 @@
 """The traffic of `loadgen verify`: readings with a ledger, over connections that may break.
 
-Promises: a post is on record before its first byte is sent, and every answer after; the service
-and its database may be killed and come back meanwhile. Does not: judge, or print.
+Promises: a post is on record before its first byte is sent, and every answer is recorded; service
+and database may be killed and started again meanwhile. Does not: judge, or print.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from loadgen.driver.driver import Driver
-from loadgen.driver.ports import Loss
+from loadgen.driver.ports import Loss, Observer
 from loadgen.driver.retry import Retry
 from loadgen.proof.balance import read_balance
 from loadgen.proof.ledger import ACKS, Details, Final, LedgerWriter
@@ -23,10 +21,11 @@ from loadgen.proof.readings import Names, Plan
 from loadgen.proof.reconcile import PROBLEM
 from loadgen.traffic.post import Post, Target, finish, head_of
 from loadgen.traffic.schedule import constant, moments
+from loadgen.wire.answer import counts_of, fields_of, item_errors_of
 
 PLAIN_BODIES_MAX = 4_096
 NO_INDEX = PROBLEM - 1
-REFUSED_MAX = 100  # posts refused for good, and none accepted: this will not become better
+REFUSED_MAX = 100  # final refusals without an accepted post, after which the run ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +33,8 @@ class Job:
     """The traffic of one run. `rate` is in posts a second; None: closed loop.
 
     It ends after `posts` or `duration_s`, whichever comes first. `query` begins with `?` or is
-    empty. `fsync`: the ledger outlives the machine, at the price of a disk write a group.
-    `retry`: how lost and refused posts are tried again, if not as by default until `give_up_s`.
+    empty. `fsync`: the ledger survives a crash of the machine, but needs a disk write for each
+    group. `retry`: the policy of retries; by default that of the driver, until `give_up_s`.
     """
 
     target: Target
@@ -53,7 +52,7 @@ class Job:
     admin_url: str | None = None
 
 
-class Run:
+class Run(Observer):
     """One run of traffic: it is the driver's source and its observer. `await run.go()`, once.
 
     Counters may be read at any time. Raises OSError if the ledger cannot be written.
@@ -63,10 +62,10 @@ class Run:
         self.job = job
         self.taken = 0
         self.readings = 0
-        self.answers: Counter[int] = Counter()  # final ones by status; 0: none
+        self.answers: Counter[int] = Counter()  # final answers by status; 0: no answer
         self.retried = 0
         self.trouble = ""
-        self.ended = False  # all of it went as it should, and the ledger says so
+        self.ended = False  # all posts have ended, and the ledger has its end record
         self._names = Names(job.plan)
         self._head = head_of(job.target.path + job.query, job.target.authority)
         self._posts = job.plan.posts()
@@ -74,11 +73,20 @@ class Run:
         self._plain: dict[bytes, tuple[int, str]] = {}
         self._stopped = self._accepted = False
         self._started_s = self._end_s = 0.0
-        self._writer: LedgerWriter | None = None
-        self._driver: Driver | None = None
+        self._writer: LedgerWriter  # from `go` on
+        self._driver = Driver(
+            job.target.host,
+            job.target.port,
+            self,
+            self,
+            connections=job.connections,
+            schedule=None if job.rate is None else moments(constant(job.rate)),
+            retry=job.retry or Retry(job.give_up_s),
+            answer_s_max=job.answer_s_max,
+        )
 
     async def go(self) -> None:
-        """Send it all; returns when every post has its final answer or was given up."""
+        """Send all posts; returns when each has its final answer or was given up."""
         job = self.job
         balance = await read_balance(job.admin_url) if job.admin_url is not None else None
         header = {
@@ -88,30 +96,20 @@ class Run:
         }
         self._writer = LedgerWriter(job.ledger, header, fsync=job.fsync)
         try:
-            self._driver = Driver(
-                job.target.host,
-                job.target.port,
-                self,
-                self,
-                connections=job.connections,
-                schedule=self._schedule(),
-                retry=job.retry or Retry(job.give_up_s),
-                answer_s_max=job.answer_s_max,
-            )
             self._started_s = time.monotonic()
             self._end_s = self._started_s + (job.duration_s or float("inf"))
             await self._driver.run()
             self._writer.end(self.taken)
             self.ended = True
         finally:
-            with suppress(OSError):  # it was raised already
+            with suppress(OSError):  # the error was raised already
                 self._writer.flush()
             self._writer.close()
 
     @property
     def skipped(self) -> int:
         """Posts that an open loop left out because too many were without an answer."""
-        return 0 if self._driver is None else self._driver.skipped
+        return self._driver.skipped
 
     @property
     def took_s(self) -> float:
@@ -119,26 +117,20 @@ class Run:
         return time.monotonic() - self._started_s
 
     def finish(self) -> None:
-        """Send nothing new; all that was begun gets its answer."""
+        """Send no new post; posts under way still get their answers."""
         self._stopped = True
 
     def stop(self) -> None:
-        """Send nothing new; what is in flight finishes, what waits for a retry is given up."""
+        """Send no new post; posts in flight finish, posts that wait for a retry are given up."""
         self._stopped = True
-        if self._driver is not None:
-            self._driver.stop()
-
-    def _schedule(self) -> Iterator[float] | None:
-        return None if self.job.rate is None else moments(constant(self.job.rate))
+        self._driver.stop()
 
     # Source
 
     def take(self) -> Post | None:
-        """Return the next post, which is on record by then."""
-        job = self.job
-        assert self._writer is not None, "running"
+        """Return the next post, which is on record before it is returned."""
         number = self.taken
-        if number == job.posts or self._stopped or time.monotonic() >= self._end_s:
+        if number == self.job.posts or self._stopped or time.monotonic() >= self._end_s:
             return None
         self._writer.take(number)
         self.taken += 1
@@ -149,14 +141,10 @@ class Run:
 
     # Observer
 
-    def sending(self, post: Post) -> None:
-        """Nothing to note: `take` has."""
-
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
         """Note an answer."""
-        assert self._writer is not None, "running"
         at_ms = self._at_ms(now_s)
         if not final:
             self.retried += 1
@@ -185,7 +173,6 @@ class Run:
 
     def lost(self, loss: Loss) -> None:
         """Note a try without an answer, or that the post was given up."""
-        assert self._writer is not None, "running"
         number, at_ms = loss.post.number, self._at_ms(loss.now_s)
         if loss.written:
             self._doubtful.add(number)
@@ -202,30 +189,20 @@ class Run:
         return max(0, int((now_s - self._started_s) * 1000)) & 0xFFFF_FFFF
 
     def _understood(self, status: int, body: bytes, doubt: bool) -> tuple[Final, Details | None]:
-        """Read what an answer says. A 503 or 429 at the end is no promise of either kind."""
-        try:
-            fields = json.loads(body)
-        except (ValueError, RecursionError):
-            fields = None
-        fields = fields if isinstance(fields, dict) else {}
+        """Read an answer. A final 503 or 429 promises neither acceptance nor refusal."""
+        fields = fields_of(body)
         if not 200 <= status < 300:
             if status >= 500 or status in {408, 429}:
                 return Final(status, doubt=True), None
             code = str(fields.get("code", "")) or "without_code"
             return Final(status, doubt=doubt), Details(0, 0, False, {PROBLEM: code})
-        accepted, dead_lettered = fields.get("accepted"), fields.get("dead_lettered", 0)
-        ack = fields.get("ack")
-        if not isinstance(accepted, int) or not isinstance(dead_lettered, int):
+        counts, ack = counts_of(fields), fields.get("ack")
+        if counts is None or min(counts) < 0 or ack not in ACKS[1:]:
             return Final(status, doubt=doubt, odd=True), None
-        if accepted < 0 or dead_lettered < 0 or ack not in ACKS[1:]:
-            return Final(status, doubt=doubt, odd=True), None
-        errors = fields.get("errors")
         codes = {
-            # An index that no post can have is kept as one: the comparison names it.
+            # An index that no post can have becomes NO_INDEX: the comparison reports it.
             each["index"] if 0 <= each["index"] < NO_INDEX else NO_INDEX: str(each.get("code", ""))
-            for each in (errors if isinstance(errors, list) else ())
-            if isinstance(each, dict) and isinstance(each.get("index"), int)
+            for each in item_errors_of(fields)
         }
         truncated = bool(fields.get("errors_truncated"))
-        details = Details(accepted, dead_lettered, truncated, codes)
-        return Final(status, ack, doubt), details
+        return Final(status, ack, doubt), Details(*counts, truncated, codes)

@@ -1,7 +1,7 @@
-"""The table of readings as a reconciliation sees it: one run's rows, streamed in the order of ts.
+"""The table of readings for a reconciliation: one run's rows, streamed in the order of ts.
 
-Promises: one consistent moment, of the primary only (a standby may lag behind what was promised);
-bounded memory; nothing is written. The URL is never part of an error's text.
+Promises: one consistent snapshot, of the primary only (a standby may lag behind); bounded memory;
+nothing is written. The URL is never part of an error's text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FETCH_ROWS = 5_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PG_EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01
 
-# Whole in the key's index and in its order; the collation is the column's own.
+# The key's index has all columns and this order; the collation is that of the column.
 _ROWS = """
 select ts, device_id, metric, value from readings
 where device_id collate "C" >= $1 and device_id collate "C" < $2
@@ -30,19 +30,19 @@ order by ts
 
 
 class TableError(Exception):
-    """The table cannot be read as it must be; the text says why."""
+    """The table cannot be read; the text says why."""
 
 
 async def check_table(database_url: str) -> None:
-    """See whether a reconciliation could be made. Raises TableError."""
+    """Check that a reconciliation is possible. Raises TableError."""
     async with _connected(database_url):
         pass
 
 
 async def refuses(database_url: str, plan_us: int, device: str) -> bool | None:
-    """Whether a row with the metric to be refused breaks a constraint; None: no right to try.
+    """Whether a row with REFUSED_METRIC breaks a constraint; None: no privilege to try.
 
-    The row is inserted and taken back again. Raises TableError.
+    The row is inserted and rolled back. Raises TableError.
     """
     async with _connected(database_url) as connection:
         transaction = connection.transaction()
@@ -84,12 +84,12 @@ async def stream_rows(
             cursor = await connection.cursor(_ROWS, prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
             while rows := await cursor.fetch(FETCH_ROWS):
                 feed(rows)
-                await asyncio.sleep(0)  # a signal is heard
+                await asyncio.sleep(0)  # so that signals are handled
 
 
 @asynccontextmanager
 async def _connected(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Connect to a primary that has the table. Raises TableError, also for what happens inside."""
+    """Connect to a primary that has the table. Raises TableError, also for errors in the block."""
     try:
         connection = await asyncpg.connect(database_url, timeout=CONNECT_S_MAX)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:

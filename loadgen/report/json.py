@@ -1,4 +1,4 @@
-"""The report of a run as one document: what `--json` writes, and what the other reports show.
+"""The report of a run as one document: `--json` writes it, the other reports show it.
 
 The document is versioned: fields are only ever added within a `schema_version`. Times are in
 seconds (`_s`) or milliseconds (`_ms`), rates a second (`_per_s`), shares 0 to 1.
@@ -17,7 +17,7 @@ from loadgen.measure.histogram import in_ms, latency_ms
 from loadgen.measure.load import BUSY_CPU_SHARE, Load
 
 SCHEMA, SCHEMA_VERSION = "iot-ingest/loadgen-run", 1
-# An ordinary last answer comes sooner.
+# In an ordinary run the last answer comes sooner than this.
 BEHIND_S_MIN = 1.0
 # From here on the generator's own delays reach the p99.
 LAGGED_SHARE_MIN = 0.005
@@ -77,9 +77,11 @@ def document(load: Load, settings: Mapping[str, Any], *, interrupted: bool = Fal
 
 
 def _offered_per_s(load: Load) -> float:
-    """Return the rate over the time in which posts were due, which a slow service outlasts."""
+    """Return the rate over the time in which posts were due (a slow service answers longer)."""
     due_s = load.tally.last_due_s
-    if load.driver.skipped or load.driver.unsent:  # those may have been due after the last one sent
+    if (
+        load.driver.skipped or load.driver.unsent
+    ):  # these may have been due after the last post that was sent
         due_s = max(due_s, min(load.took_s, load.plan.duration_s or load.took_s))
     return (load.offered_posts - 1) / due_s if due_s > 0 else load.offered_posts / load.took_s
 
@@ -122,13 +124,13 @@ def _timeline(load: Load, end_s: float, *, is_scraped: bool) -> Document:
 
 
 def all_right(load: Load) -> bool:
-    """Whether every post that was due was sent and got the answer that was right for it."""
+    """Whether every due post was sent and got the right answer."""
     driver = load.driver
     return not load.tally.wrong and not driver.skipped and load.tally.right > 0
 
 
 def _says(load: Load) -> str:
-    """Return what a reader must know about the generator to believe the figures, or nothing."""
+    """Return a warning if the generator itself has changed the figures, else an empty text."""
     driver, cpu_share = load.driver, load.cpu_share
     if cpu_share >= BUSY_CPU_SHARE:
         return (
@@ -145,7 +147,7 @@ def _says(load: Load) -> str:
 
 
 def _behind(load: Load) -> str:
-    """Return that the answers did not keep up with the schedule, if so: an open loop goes on."""
+    """Return a remark if the answers did not keep up with the schedule of an open loop."""
     after_s = load.took_s - load.tally.last_due_s
     if load.plan.shape is None or after_s < BEHIND_S_MIN or not load.tally.latency.count:
         return ""
@@ -157,7 +159,7 @@ def _behind(load: Load) -> str:
 
 
 def _unmeasured(load: Load) -> str:
-    """Return that the latencies are without the worst posts, if so."""
+    """Return a remark if posts without an answer are missing in the latencies."""
     posts = load.tally.given_up + load.driver.skipped
     if not posts:
         return ""
@@ -165,7 +167,7 @@ def _unmeasured(load: Load) -> str:
 
 
 def duration(ms: float | None) -> str:
-    """Return a duration with three digits, in the unit that suits it."""
+    """Return a duration with three digits, in a suitable unit."""
     if ms is None:
         return "-"
     if ms < 1:
@@ -176,9 +178,9 @@ def duration(ms: float | None) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody ever sees half of it. Raises OSError.
+    """Write a file as a whole, so that no reader gets half of it. Raises OSError.
 
-    A device or a pipe is written to, and a link followed: never replaced by a file.
+    A device or a pipe is written to, and a link is followed; none is replaced by a file.
     """
     if path.exists() and not path.is_file():
         path.write_text(text)

@@ -1,4 +1,4 @@
-"""The report of a run as lines for people, from the document of `report_json`."""
+"""The report of a run as lines for people, from the document of report/json.py."""
 
 from __future__ import annotations
 
@@ -66,19 +66,18 @@ def _lines(document: Document) -> Iterator[str]:
 
 
 def _wrong(posts: Mapping[str, Any]) -> Iterator[str]:
+    stored = posts["lost_may_be_stored"]
     what = {
         "refused": "refused for good",
         "not_whole": "answered 2xx, but not with all readings accepted",
         "undeserved": "answered otherwise than they were made for",
-        "lost": "given up without a final answer",
+        "lost": "given up without a final answer"
+        + (f" ({stored:,} may be stored)" if stored else ""),
         "skipped": "not sent: too many were open, or they were due for too long (--behind-s)",
     }
     for name, shown in what.items():
         if posts[name]:
-            stored = ""
-            if name == "lost" and posts["lost_may_be_stored"]:
-                stored = f" ({posts['lost_may_be_stored']:,} may be stored)"
-            yield f"wrong       {counted(posts[name], 'post')} {shown}{stored}"
+            yield f"wrong       {counted(posts[name], 'post')} {shown}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -97,7 +96,7 @@ def step(step: Step) -> str:
 
 
 def found(document: Document) -> str:
-    """Return what a search came to."""
+    """Return the result of a search."""
     settings, rate = document["settings"], document["found_posts_per_s"]
     bound = f"p99 under {settings['p99_ms']:g} ms, nothing refused, lost or unsent"
     if document["interrupted"]:

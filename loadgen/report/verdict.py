@@ -1,4 +1,4 @@
-"""What a comparison found, as text for people."""
+"""The result of a comparison, as text for people."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def text(result: Result) -> str:
 
 def _line(name: str, what: str, result: Result) -> str:
     broken = sum(count for kind, count in result.faults.items() if FAULTS[kind] == name)
-    balance = result.balance  # while readings are held it may be off for a moment
+    balance = result.balance  # while readings are held it may differ from 0 for a moment
     unseen = name in {"I6", "I9"} and balance is None
     unseen |= name == "I9" and balance is not None and balance.held != 0 and not balance.is_zero
     mark = f"{broken:,} BROKEN" if broken else "not seen" if unseen else "ok"

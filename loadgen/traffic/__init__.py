@@ -1,4 +1,4 @@
-"""What is sent and when: the simulated fleet, its posts, and the schedule.
+"""The content and the moments of posts: the simulated fleet, its posts, and the schedule.
 
-May import `words` only. Everything may import it but `csv`.
+May import `wire` and `words` only. Everything may import it but `csv`.
 """

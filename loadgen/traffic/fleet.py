@@ -1,4 +1,4 @@
-"""A simulated fleet: devices whose curves look like those of real rooms, meters and doors.
+"""A simulated fleet: devices with values like those of real rooms, meters and doors.
 
 Promises: the same seed gives the same fleet and, for the same moments, the same values. Pure: no
 clock, no network. Three in five devices measure the climate of a room, one the power of a machine,
@@ -14,12 +14,12 @@ from abc import ABC, abstractmethod
 DAY_S = 86_400.0
 Values = dict[str, float | bool]
 
-# A machine's consumption steps between these (standby, fan, pump, heater, all), in watts.
+# The steps of a machine's consumption (standby, fan, pump, heater, all), in watts.
 POWER_STEPS_W = (3.0, 60.0, 400.0, 1_200.0, 2_050.0)
 
 
 class Device(ABC):
-    """One device. `measure` must be called with moments that only grow."""
+    """One device. Calls of `measure` must have growing moments."""
 
     def __init__(self, name: str, seed: str) -> None:
         self.name = name
@@ -27,11 +27,11 @@ class Device(ABC):
 
     @abstractmethod
     def measure(self, at_s: float) -> Values:
-        """Return what it measures at `at_s` (Unix seconds), by metric."""
+        """Return its values at `at_s` (Unix seconds), by metric."""
 
 
 class Climate(Device):
-    """Temperature follows the day; humidity goes against it, for the same water in the air."""
+    """Temperature follows the day; humidity falls when it rises, for the same water in the air."""
 
     def __init__(self, name: str, seed: str) -> None:
         super().__init__(name, seed)
@@ -111,7 +111,7 @@ _KINDS: tuple[tuple[type[Device], str], ...] = (
 
 
 def make_fleet(devices: int, seed: int = 1) -> list[Device]:
-    """Return so many devices, named `room-0001`, `meter-0004` and so on."""
+    """Return devices with the names `room-0001`, `meter-0004` and so on."""
     fleet: list[Device] = []
     for number in range(devices):
         kind, word = _KINDS[number % len(_KINDS)]

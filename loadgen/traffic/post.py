@@ -1,7 +1,7 @@
-"""One post as it goes over the wire: a whole HTTP/1.1 request, ready before it is due.
+"""One post as it goes over the connection: a whole HTTP/1.1 request, ready before it is due.
 
 Pure. Promises: the same arguments give the same bytes (a retry sends them unchanged).
-Does not: look into a body, or know what an answer means.
+Does not: read a body, or an answer.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 READINGS_PATH = "/v1/readings"
-_GZIP_WINDOW_BITS = 31  # zlib's word for: a gzip header and trailer, largest window
+_GZIP_WINDOW_BITS = 31  # in zlib: a gzip header and trailer, the largest window
 
 
 class Post(NamedTuple):
-    """A post and what its sender knows of it.
+    """A post and the sender's facts about it.
 
-    `request` is the complete request, head and body; `readings` how many readings it holds;
-    `kind` any word that the source wants back in the observer (`live`, `poison`, ..); `number`
-    counts the posts of one source.
+    `request` is the complete request, head and body; `readings` the number of its readings; `kind`
+    any word of the source for the observer (such as `good`); `number` counts the posts of one
+    source.
     """
 
     request: bytes
@@ -29,7 +29,7 @@ class Post(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Evidence posts go: `host` and `port` to connect to, `authority` for the Host header.
+    """The target of posts: `host` and `port` to connect to, `authority` for the Host header.
 
     `path` is `/v1/readings` or whatever longer path the URL had, without a query.
     """
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 
 def target_of(url: str) -> Target:
-    """Return where a URL points (`http://127.0.0.1:8080`, with or without `/v1/readings`).
+    """Return the target of a URL (`http://127.0.0.1:8080`, with or without `/v1/readings`).
 
     Raises ValueError with a sentence that says what is wrong.
     """
@@ -67,7 +67,7 @@ def target_of(url: str) -> Target:
 def head_of(path_and_query: str, host: str, *, gzip: bool = False) -> bytes:
     """Return the part of a request's head that does not depend on its body.
 
-    `finish(head, body)` is the whole request. `gzip`: the body is gzip already (see `compress`).
+    `finish(head, body)` is the whole request. `gzip`: for a body of `compress`.
     """
     encoding = "Content-Encoding: gzip\r\n" if gzip else ""
     return (
@@ -82,6 +82,6 @@ def finish(head: bytes, body: bytes) -> bytes:
 
 
 def compress(body: bytes, level: int = 1) -> bytes:
-    """Return the body as gzip, without a time in it. Level 1: a device has little power."""
+    """Return the body as gzip, without a time in it. Level 1: a device has a slow processor."""
     packer = zlib.compressobj(level, zlib.DEFLATED, _GZIP_WINDOW_BITS)
     return packer.compress(body) + packer.flush()

@@ -1,7 +1,7 @@
-"""When to send: the shape of a rate over time, and the moments that it gives.
+"""The moments of posts: the shape of a rate over time, and the moments that it gives.
 
-Pure: iterators of seconds from the start, endless where the shape is. Promises: the same seed gives
-the same moments; they never go back; over any time their number is that which the shape asks for
+Pure: iterators of seconds from the start, without end if the shape has none. Promises: the same
+seed gives the same moments; they never decrease; over any time their number is that of the shape
 (constant: to within one; Poisson: on average).
 """
 
@@ -18,7 +18,7 @@ Arrivals = Literal["constant", "poisson"]
 
 
 class Stretch(NamedTuple):
-    """A time in which the rate goes evenly from one value to another; `for_s` may be infinite."""
+    """A time in which the rate changes linearly between two values; `for_s` may be infinite."""
 
     for_s: float
     from_per_s: float
@@ -26,13 +26,13 @@ class Stretch(NamedTuple):
 
     @property
     def posts(self) -> float:
-        """How many posts it holds."""
+        """The number of its posts."""
         if self.from_per_s == self.to_per_s == 0:
             return 0.0
         return (self.from_per_s + self.to_per_s) / 2 * self.for_s
 
     def moment(self, posts: float) -> float:
-        """Return after how many seconds it has held so many posts (0 to all)."""
+        """Return the seconds until it has given `posts` posts (0 to all)."""
         slope = 0.0
         if math.isfinite(self.for_s):
             slope = (self.to_per_s - self.from_per_s) / self.for_s
@@ -47,7 +47,7 @@ class Stretch(NamedTuple):
 class Shape:
     """Stretches in order; `repeats`: from the first again, for ever.
 
-    Raises ValueError for a rate or a time that cannot be.
+    Raises ValueError for an impossible rate or time.
     """
 
     stretches: tuple[Stretch, ...]
@@ -71,7 +71,7 @@ class Shape:
         return iter(self.stretches)
 
     def posts(self, within_s: float) -> float:
-        """Return how many posts the first `within_s` (a finite number) seconds hold."""
+        """Return the number of posts in the first `within_s` seconds (a finite number)."""
         total = 0.0
         for each in self.unroll():
             if within_s < each.for_s:
@@ -89,7 +89,7 @@ def constant(per_s: float) -> Shape:
 
 
 def ramp(from_per_s: float, to_per_s: float, over_s: float) -> Shape:
-    """Return a rate that rises (or falls) evenly, and stays there."""
+    """Return a rate that rises (or falls) linearly, and then stays."""
     hold = Stretch(math.inf, to_per_s, to_per_s)
     return Shape((Stretch(over_s, from_per_s, to_per_s), hold))
 
@@ -119,8 +119,8 @@ def moments(
 ) -> Iterator[float]:
     """Yield the moments of the posts, in seconds from the start, below `within_s`.
 
-    `constant`: evenly spaced by the rate, the first one at once. `poisson`: as many devices that
-    know nothing of each other send; a Poisson process whose time is bent to the shape.
+    `constant`: evenly spaced by the rate, the first one at once. `poisson`: as independent devices
+    send; a Poisson process whose time is scaled to the shape.
     """
     gaps = random.Random(seed)
     poisson = accumulate(gaps.expovariate(1.0) for _ in repeat(None))

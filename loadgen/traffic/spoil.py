@@ -1,7 +1,7 @@
-"""Readings and bodies that are late, impossible or broken, as real fleets send them.
+"""Makes readings and bodies that are late, impossible or broken, as real fleets send them.
 
-Pure. A reading comes as its text up to the timestamp (see `traffic`), and goes as its text up to
-the closing brace.
+Pure. A reading is an argument as its text up to the timestamp (see `traffic`); the result is its
+text up to the closing brace.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AHEAD_HOURS_MIN, AHEAD_HOURS_MAX = 48, 720
 LONG_NAME_BYTES = 300  # names end at 256 bytes
 _AFTER_NAME = '","metric"'
 
-# Makes of a reading's text and its timestamp one that no service may accept.
+# Each makes a reading that no service may accept, from its text and its timestamp.
 _POISON: tuple[Callable[[str, str], str], ...] = (
     lambda text, ts: text.replace(_AFTER_NAME, "\\u0000" + _AFTER_NAME, 1) + ts,
     lambda text, ts: re.sub(r'"value":([^,]+),', r'"value":"\1",', text, count=1) + ts,
@@ -29,7 +29,7 @@ _POISON: tuple[Callable[[str, str], str], ...] = (
 
 
 def reading(how: str, text: str, ts_us: int, draw: random.Random) -> str:
-    """Return a reading made `late` (still welcome), `future` or `poison` (refused)."""
+    """Return a reading made `late` (still accepted), `future` or `poison` (refused)."""
     if how == "late":
         # Whole hours: shifted alike, timestamps that differ still differ.
         return f"{text}{ts_us - draw.randint(1, LATE_HOURS_MAX) * HOUR_US}"
@@ -42,7 +42,7 @@ def reading(how: str, text: str, ts_us: int, draw: random.Random) -> str:
 def body(whole: bytes, draw: random.Random) -> tuple[bytes, bool]:
     """Return a body that cannot be read, and whether its head must say gzip."""
     how = draw.randrange(3)
-    if how == 0:  # the line was cut, and a proxy made it a whole request
+    if how == 0:  # the connection was cut, and a proxy made it a whole request
         return whole[: len(whole) // 2], False
     if how == 1:  # flash memory went bad: not UTF-8
         return whole[:12] + b"\xff\xfe" + whole[12:], False

@@ -1,13 +1,13 @@
 """The posts of a simulated fleet, made as fast as they can be sent.
 
-Promises: every reading of a device and metric has a timestamp of its own, but in posts repeated on
-purpose; the same recipe and the same moments give the same posts, byte for byte; memory grows with
-the number of devices, not with the length of a run.
-Does not: know a clock (moments are handed in), or what the service answers.
+Promises: every reading of a device and metric has a timestamp of its own, except in posts that are
+repeated on purpose; the same recipe and the same moments give the same posts, byte for byte; memory
+grows with the number of devices, not with the length of a run.
+Does not: read a clock (moments are arguments), or the service's answers.
 
 How: the text of a reading up to its timestamp is kept for each series (`{"device_id":"room-0001",
-"metric":"temperature","value":21.53,"ts":`). Devices measure anew in turn, each about once a
-second, so a post costs little more than joining texts and digits.
+"metric":"temperature","value":21.53,"ts":`). Devices measure one after another, each about once a
+second, so a post takes little more time than joining texts and digits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from loadgen.traffic.post import Post, compress, finish, head_of
 
 GOOD, MIXED, INVALID, BROKEN = "good", "mixed", "invalid", "broken"
 MEASURED_ANEW_US = 1_000_000
-# A measurement costs 3 us: so often at most, however many devices, and so many before one post.
+# A measurement takes 3 us. So their rate is bounded, and their number before one post.
 MEASURE_PAUSE_US_MIN = 50
 MEASURED_A_POST_MAX = 8
 REPEATABLE_POSTS = 64
@@ -37,11 +37,11 @@ MINUTE_US = 60_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the posts are made of.
+    """The content of posts.
 
-    `mix` holds (readings a post, weight). `late`, `future` and `poison` are shares of readings,
-    `duplicates` and `broken` of posts, 0 to 1. `backlog_minutes`: each device first posts what it
-    kept while it was cut off, a reading of each metric a minute. `posts_max` None: no end.
+    `mix` has (readings a post, weight). `late`, `future` and `poison` are shares of readings,
+    `duplicates` and `broken` of posts, 0 to 1. `backlog_minutes`: each device first posts its
+    backlog without a connection, a reading of each metric a minute. `posts_max` None: no end.
     """
 
     devices: int = 1000
@@ -56,14 +56,19 @@ class Recipe:
     backlog_minutes: int = 0
     posts_max: int | None = None
 
+    @property
+    def backlog_posts(self) -> int:
+        """Posts that are all due at the start, one a device."""
+        return self.devices if self.backlog_minutes else 0
+
 
 class Traffic:
     """A source of posts for the driver. `now_us` is called once a post: its moment (Unix, us).
 
-    A post's kind says what answer is right: `good` (2xx, all accepted), `mixed` (2xx, so many
-    dead-lettered as `bad_items` says for its number), `invalid` (422), `broken` (400).
-    `made` counts what was mixed in: duplicates, broken, backlog (posts); late, future, poison
-    (readings). Who has a final answer for a mixed post takes it out of `bad_items`.
+    A post's kind says which answer is right: `good` (2xx, all accepted), `mixed` (2xx, with the
+    number of dead-lettered readings that `bad_items` has for it), `invalid` (422), `broken` (400).
+    `made` counts the posts (duplicates, broken, backlog) and readings (late, future, poison) that
+    were mixed in. The observer removes a mixed post from `bad_items` at its final answer.
     """
 
     def __init__(
@@ -92,7 +97,6 @@ class Traffic:
         self._measured_us = 0
         pause_us = MEASURED_ANEW_US // recipe.devices
         self._measure_pause_us = max(pause_us, MEASURE_PAUSE_US_MIN)
-        self._backlog_posts = recipe.devices if recipe.backlog_minutes else 0
         self._next_duplicate = self._gap(recipe.duplicates) - 1
         self._next_broken = self._gap(recipe.broken) - 1
         self._shares = {
@@ -100,20 +104,20 @@ class Traffic:
             for name in ("late", "future", "poison")
             if (share := getattr(recipe, name)) > 0
         }
-        # Numbers of readings, counted over the run: so only odd ones cost anything.
+        # Numbers of readings, counted over the run: so only odd ones take time.
         self._next_odd = {name: self._gap(share) - 1 for name, share in self._shares.items()}
         self._odd_from = min(self._next_odd.values(), default=math.inf)
 
     def prepare(self, at_us: int) -> None:
-        """Do ahead what would make the first posts late; takes 3 us a series and measurement."""
-        if not self._backlog_posts:
+        """Prepare the first posts, else they would be late; takes 3 us a series and measurement."""
+        if not self._recipe.backlog_posts:
             for number in range(len(self._fleet)):
                 self._first(number, at_us)
             return
         held_bytes = 0
-        for number in range(min(self._backlog_posts, self._posts_max)):
+        for number in range(min(self._recipe.backlog_posts, self._posts_max)):
             if held_bytes > BACKLOG_BYTES_AHEAD:
-                return  # the rest is made when its turn comes
+                return  # the rest is made when it is due
             self._ahead.append(self._backlog(number, at_us + number))
             held_bytes += len(self._ahead[-1].request)
 
@@ -128,7 +132,7 @@ class Traffic:
             return None
         self._posts += 1
         at_us = max(self._now_us(), self._last_us + 1)
-        if number < self._backlog_posts:
+        if number < recipe.backlog_posts:
             return self._ahead.popleft() if self._ahead else self._backlog(number, at_us)
         if number >= self._next_broken:
             self._next_broken = number + self._gap(recipe.broken)
@@ -148,7 +152,7 @@ class Traffic:
         return post
 
     def _gap(self, share: float) -> float:
-        """Return how far it is to the next one of so many: a share without a pattern."""
+        """Return a random distance to the next one, so that a share has no pattern."""
         if share <= 0:
             return math.inf
         if share >= 1:
@@ -163,7 +167,7 @@ class Traffic:
     # Live posts
 
     def _live(self, at_us: int) -> tuple[bytes, int, int]:
-        """Return a body, its readings, and how many of them no service may accept."""
+        """Return a body, the number of its readings, and of those that no service may accept."""
         self._measure(at_us)
         rows = self._size()
         begin = self._next_series
@@ -189,7 +193,7 @@ class Traffic:
         return self._sizes[min(bisect(self._weights, drawn), len(self._sizes) - 1)]
 
     def _measure(self, at_us: int) -> None:
-        """Let the devices whose turn it is measure anew."""
+        """Let the next devices measure."""
         due = (at_us - self._measured_us) // self._measure_pause_us
         if due <= 0:
             return
@@ -216,13 +220,13 @@ class Traffic:
     # The odd ones
 
     def _spoil(self, items: list[str], texts: list[str], at_us: int) -> int:
-        """Make the readings whose turn it is late, future or poison; return how many are bad."""
+        """Make some readings late, future or poison, by their shares; return how many are bad."""
         bad = set()
         for name, share in self._shares.items():
             while (index := self._next_odd[name] - self._readings) < len(items):
                 self._next_odd[name] += self._gap(share)
                 if index in bad:
-                    continue  # one oddity each
+                    continue  # at most one fault for each reading
                 self.made[name] += 1
                 text, ts_us = texts[int(index)], at_us + int(index)
                 items[int(index)] = spoil.reading(name, text, ts_us, self._random)
@@ -232,7 +236,7 @@ class Traffic:
         return len(bad)
 
     def _broken(self, number: int, at_us: int) -> Post:
-        """Return a post whose body is not what its head says."""
+        """Return a post whose body does not fit its head."""
         self.made["broken"] += 1
         body, readings, _ = self._live(at_us)
         body, is_gzip = spoil.body(body, self._random)
@@ -240,7 +244,7 @@ class Traffic:
         return Post(finish(head, body), readings, BROKEN, number)
 
     def _backlog(self, number: int, at_us: int) -> Post:
-        """Return what device `number` kept while it was cut off, oldest first."""
+        """Return the backlog of device `number`, oldest readings first."""
         items = []
         for minutes_ago in range(self._recipe.backlog_minutes, 0, -1):
             ts_us = at_us - minutes_ago * MINUTE_US

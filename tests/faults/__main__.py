@@ -1,7 +1,7 @@
 """`./run faults`: do harm to the service under load and account for every reading.
 
-Writes FAULTS.md if all faults were run. Exit codes: 0 all is as promised, the controls lost and the
-mutants were caught; 1 something is not, each named; 2 wrong use.
+Writes FAULTS.md if all faults were run. Exit codes: 0 all is as promised, the controls lost
+readings, the mutants were found; 1 a fault, control or mutant is red (each is named); 2 wrong use.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         action="append",
         metavar="N",
-        help=f"what is drawn; several times: all of it on each [{SEED}]",
+        help=f"of all random choices; give it several times to run all faults on each [{SEED}]",
     )
     made.add_argument(
         "--only",
         default="",
         metavar="F2,F11",
-        help="these only, or a selection that has a name (ci: see below); no report",
+        help="run only these, or a named selection (ci: see below); no report",
     )
     made.add_argument(
-        "--quick", action="store_true", help="a few faults, once or twice each; no report"
+        "--quick", action="store_true", help="run a few faults, once or twice each; no report"
     )
     made.add_argument(
-        "--jobs", type=int, default=3, metavar="N", help="so many at a time; they wait mostly [3]"
+        "--jobs", type=int, default=3, metavar="N", help="faults at a time; they mostly wait [3]"
     )
-    made.add_argument("--list", action="store_true", help="say what there is, run nothing")
+    made.add_argument("--list", action="store_true", help="list the faults, run nothing")
     made.add_argument(
         "--write",
         type=Path,
         default=report.REPOSITORY / "FAULTS.md",
         metavar="FILE",
-        help="where the report goes [FAULTS.md beside ./run]",
+        help="the file of the report [FAULTS.md beside ./run]",
     )
     return made
 
 
 def say(done: Done) -> None:
-    """Print one line on what came of a fault, and why it is red."""
+    """Print a line with the result of a fault, and the reasons if it is red."""
     found = done.found
     result = "-" if done.missing else "ok" if done.green else "RED"
     print(
@@ -83,7 +83,7 @@ def say(done: Done) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run what is asked for; return the exit code."""
+    """Run the chosen faults; return the exit code."""
     chosen = parser().parse_args(words)
     names = sorted(FAULTS, key=place)
     if chosen.only:

@@ -1,4 +1,4 @@
-"""Faults of the line between service and database, and of all lines at once."""
+"""Faults of the connections: service to database, and clients to service at the same time."""
 
 from __future__ import annotations
 
@@ -17,62 +17,62 @@ RANGES = ((1, 8), (8, 64), (64, 512), (512, 4096), (4096, 16384))  # bytes after
 @fault(
     "F11",
     "reply of the COMMIT lost",
-    "the line swallows what PostgreSQL says after CopyDone or COMMIT, then resets, {n} times: what "
-    "is written twice is stored once",
+    "the proxy drops PostgreSQL's reply to CopyDone or COMMIT, then resets the connection, {n} "
+    "times: what is written twice is stored once",
     times=30,
     quick_times=5,
 )
 async def reply_lost(world: World) -> None:
-    """Lose the one answer that matters."""
+    """Lose the reply to the commit."""
     for _ in range(world.times):
-        over = world.line.lose_replies(1, after=(COPY_DONE, COMMIT))
+        over = world.proxy.lose_replies(1, after=(COPY_DONE, COMMIT))
         async with asyncio.timeout(30):
             await over.wait()
         world.count()
         await world.sleep(0.02, 0.3)
-    lost = world.line.bytes_lost  # that writes are then repeated is what mutant M4 shows
+    lost = world.proxy.bytes_lost  # that writes are then repeated is what mutant M4 shows
     world.expect(lost >= world.times, f"F11: {lost} bytes of replies lost")
-    world.mended()
+    world.fixed()
     await world.expect_none_set_aside()
 
 
 @fault(
     "F12",
-    "line cut after n bytes",
-    "reset after a drawn number of bytes to or from PostgreSQL, {n} times: each direction, from "
-    "the ranges 1-8, 8-64, 64-512, 512-4,096, 4,096-16,384 in turn",
+    "connection cut after n bytes",
+    "reset after a random number of bytes to or from PostgreSQL, {n} times: both directions, and "
+    "one after another the ranges 1-8, 8-64, 64-512, 512-4,096, 4,096-16,384",
     times=50,
 )
 async def line_cut(world: World) -> None:
-    """Cut at every range of bytes."""
+    """Cut the connection in every range of bytes."""
     for number in range(world.times):
         direction = DIRECTIONS[number % 2]
         least, most = RANGES[number // 2 % len(RANGES)]
-        before = world.line.connections_total
-        world.line.cut_after(direction, world.random.randrange(least, most))
+        before = world.proxy.connections_total
+        world.proxy.cut_after(direction, world.random.randrange(least, most))
         async with asyncio.timeout(40):
-            while world.line.connections_total == before:  # noqa: ASYNC110  of the proxy
+            while world.proxy.connections_total == before:  # noqa: ASYNC110  of the proxy
                 await asyncio.sleep(0.01)
         world.count()
         await world.sleep(0.02, 0.15)
-    world.line.keep_whole()
+    world.proxy.keep_whole()
     await world.expect_none_set_aside()
 
 
 @fault(
     "F13",
-    "line dead without a word",
-    "nothing passes in either direction for 4 to 7 s and nobody is told, {n} times",
+    "connection dead without an error",
+    "no byte passes in either direction for 4 to 7 s, and no side gets an error, {n} times",
     times=3,
 )
 async def black_hole(world: World) -> None:
-    """Let the line hang."""
+    """Stop all bytes, and keep the connection open."""
     for _ in range(world.times):
         await world.answered(20)
-        world.line.stall()
+        world.proxy.stall()
         await world.sleep(4, 7)
-        world.line.resume()
-        world.mended()
+        world.proxy.resume()
+        world.fixed()
         world.count()
         await world.service.wait_state("accepting", "slowed", within_s=45)
     await world.expect_none_set_aside()
@@ -81,26 +81,27 @@ async def black_hole(world: World) -> None:
 @fault(
     "F14",
     "slow database",
-    "the line carries 20 kB/s for 6 s, less than what comes; every insert takes 0.3 s for 4 s",
+    "the connection carries 20 kB/s for 6 s, less than the load; then every insert takes 0.3 s, "
+    "for 4 s",
     settings={"command_s_max": 10, "statement_s_max": 8, "drain_s_max": 20},
     rate=100.0,
 )
 async def slow(world: World) -> None:
-    """Make it slower than the load."""
+    """Make the database slower than the load."""
     world.run.p99_ms()
     await world.answered(200)
     normal_ms = world.run.p99_ms()
-    world.line.slow(20_000)
+    world.proxy.slow(20_000)
     await world.sleep(6)
-    world.line.slow(None)
+    world.proxy.slow(None)
     world.count()
-    on_line_ms = world.run.p99_ms()
+    slow_ms = world.run.p99_ms()
     await slow_inserts(world.server)
     await world.sleep(4)
     await world.server.run(QUICK_INSERTS)
     world.count()
     world.found.figures.append(
-        f"answers' p99 {normal_ms:.0f} ms before, {on_line_ms:.0f} ms on the slow line, "
+        f"answers' p99 {normal_ms:.0f} ms before, {slow_ms:.0f} ms on the slow connection, "
         f"{world.run.p99_ms():.0f} ms with slow inserts"
     )
     await world.expect_none_set_aside()
@@ -114,43 +115,43 @@ async def slow(world: World) -> None:
     settings={"command_s_max": 10, "statement_s_max": 8, "drain_s_max": 20, "connect_s_max": 8},
 )
 async def jitter(world: World) -> None:
-    """Put the database far away."""
-    world.line.delay(lambda: world.random.uniform(0.05, 0.4))
+    """Delay every chunk, as over a long distance."""
+    world.proxy.delay(lambda: world.random.uniform(0.05, 0.4))
     await world.sleep(world.times)
-    world.line.delay(None)
+    world.proxy.delay(None)
     world.count()
     await world.expect_none_set_aside()
 
 
 @fault(
     "F50",
-    "swizzle",
-    "lines clients-service and service-database: a drawn set is clogged one by one (stalled, "
-    "slowed, refused or cut) and let go in another order, {n} rounds",
+    "connections fail in random orders",
+    "connections clients-service and service-database: a random set of them is disturbed one by "
+    "one (stalled, slowed, refused or cut) and repaired in another order, {n} rounds",
     times=8,
     front=True,
 )
-async def swizzle(world: World) -> None:
-    """Clog lines one by one, unclog them in another order."""
-    lines = [world.line, world.front]
+async def random_orders(world: World) -> None:
+    """Disturb connections one by one, repair them in another order."""
+    proxies = [world.proxy, world.front]
     for _ in range(world.times):
         await world.answered(10, within_s=60)
-        chosen = world.random.sample(lines, world.random.randint(1, 2))
-        for line in chosen:
+        chosen = world.random.sample(proxies, world.random.randint(1, 2))
+        for proxy in chosen:
             match world.random.randrange(4):
                 case 0:
-                    line.stall(*world.random.choice(STALLS))
+                    proxy.stall(*world.random.choice(STALLS))
                 case 1:
-                    line.slow(2_000)
+                    proxy.slow(2_000)
                 case 2:
-                    line.refuse()
-                    await line.cut()
+                    proxy.refuse()
+                    await proxy.cut()
                 case _:
-                    await line.cut()
+                    await proxy.cut()
             await world.sleep(0.2, 1.5)
-        for line in world.random.sample(chosen, len(chosen)):
-            line.resume()
-            line.slow(None)
-            await line.accept()
+        for proxy in world.random.sample(chosen, len(chosen)):
+            proxy.resume()
+            proxy.slow(None)
+            await proxy.accept()
             await world.sleep(0.1, 0.5)
         world.count()

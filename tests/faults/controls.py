@@ -1,7 +1,7 @@
-"""Runs that must lose: promises that are not given, and services that break them.
+"""Runs that must lose readings: controls and mutants.
 
-A check that cannot fail proves nothing. A control takes away what the promise rests on; a mutant
-is the service with a mistake in it (patched.py). Both are green when the loss is found.
+A check that cannot fail proves nothing. A control takes away a condition of the promise; a mutant
+is the service with a mistake in it (patched.py). Both are green if the check finds the loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MEMORY_ROWS_MAX = 200
 
 
 async def _until_full(world: World) -> None:
-    """Wait until memory is full, and then as long again: more comes than it may hold."""
+    """Wait until memory is full, and then as long again: more comes than memory may take."""
     began_s = world.now_s()
     async with asyncio.timeout(20):
         while True:
@@ -34,13 +34,13 @@ async def _until_full(world: World) -> None:
 async def _kill_while_stalled(world: World, *, full: bool = False) -> None:
     for _ in range(world.times):
         await world.answered(20)
-        world.line.stall()
+        world.proxy.stall()
         await (_until_full(world) if full else world.sleep(0.3, 0.6))
         os.kill(world.service.pid, signal.SIGKILL)
         await world.service.ended()
         world.count()
-        await world.line.cut()
-        world.line.resume()
+        await world.proxy.cut()
+        world.proxy.resume()
         await world.restart()
         await world.service.wait_state("accepting", within_s=30)
 
@@ -60,7 +60,7 @@ async def _kill_while_stalled(world: World, *, full: bool = False) -> None:
     lost_each_max=MEMORY_ROWS_MAX,
 )
 async def memory(world: World) -> None:
-    """What memory held is gone; no more than it may hold (I10)."""
+    """The readings in memory are lost; no more than memory may take (I10)."""
     await _kill_while_stalled(world, full=True)
 
 
@@ -87,7 +87,7 @@ async def asynchronous(world: World) -> None:
 @fault(
     "C3",
     "journal without fdatasync",
-    "as F27, {n} times, the disk never told to keep the journal",
+    "as F27, {n} times, but the journal is never fsynced",
     kind="control",
     mutant="no_journal_sync",
     times=4,
@@ -110,7 +110,7 @@ async def journal_unsynced(world: World) -> None:
     follows=frozenset({"wrong_answer"}),  # what a constraint refuses was answered as committed
 )
 async def acks_early(world: World) -> None:
-    """Kill between the answer and the commit."""
+    """Kill the service between the answer and the commit."""
     await _kill_while_stalled(world)
 
 
@@ -125,14 +125,14 @@ async def acks_early(world: World) -> None:
     breaks=LOST,
 )
 async def drops_one(world: World) -> None:
-    """The ledger finds one in ten thousand."""
+    """The ledger finds one lost reading in ten thousand."""
     await asyncio.sleep(world.times)
 
 
 @fault(
     "M3",
     "dead letters without fsync",
-    "as F27, {n} times, the disk never told to keep the dead letters",
+    "as F27, {n} times, but the dead letters are never fsynced",
     kind="mutant",
     mutant="no_letter_sync",
     invalid=0.1,
@@ -140,7 +140,7 @@ async def drops_one(world: World) -> None:
     breaks=LOST,
 )
 async def letters_unsynced(world: World) -> None:
-    """Bad items that were answered as kept are not."""
+    """Bad items that were answered as kept are lost."""
     await power_lost(world)
 
 
@@ -151,7 +151,8 @@ async def _drop_key(world: World) -> None:
 @fault(
     "M4",
     "tries again without the key",
-    "as F11, {n} times: what may be there is written again as if it were new, no key on the table",
+    "as F11, {n} times: rows that may be there are written again as if they were new; the table "
+    "has no key",
     kind="mutant",
     mutant="no_key",
     before=_drop_key,
@@ -165,7 +166,7 @@ async def no_key(world: World) -> None:
 
 @fault(
     "M5",
-    "takes a failed write for a good one",
+    "takes a failed write for a success",
     "PostgreSQL stopped at once and started again, {n} times",
     kind="mutant",
     mutant="swallows",
@@ -173,7 +174,7 @@ async def no_key(world: World) -> None:
     breaks=LOST,
 )
 async def swallows(world: World) -> None:
-    """What was on its way is gone."""
+    """The readings of the failed write are lost."""
     for _ in range(world.times):
         await world.answered(20)
         await world.server.kill()

@@ -1,4 +1,4 @@
-"""Faults of PostgreSQL: killed, stopped, frozen, locked, out of room for clients."""
+"""Faults of PostgreSQL: killed, stopped, frozen, locked, without free connections."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ async def slow_inserts(server: Server) -> None:
 @fault(
     "F6",
     "PostgreSQL restarted",
-    "stopped in the ways `fast` and `immediate` in turn and started again, {n} times; nothing is "
+    "stopped and started again {n} times, alternately with `fast` and with `immediate`; nothing is "
     "dead-lettered for it",
     times=6,
 )
 async def restarted(world: World) -> None:
-    """Restart it."""
+    """Restart PostgreSQL in two ways."""
     for number in range(world.times):
         await world.answered(20)
         await (world.server.kill() if number % 2 else world.server.stop())
         await world.sleep(0, 1)
         await world.server.come_back()
-        world.mended()
+        world.fixed()
         world.count()
     await world.expect_none_set_aside()
 
@@ -47,8 +47,8 @@ async def restarted(world: World) -> None:
 @fault(
     "F7",
     "PostgreSQL away until all is full",
-    "stopped until memory (5,000 readings) and journal (1 MiB) are full and 3 s longer: 503 with "
-    "Retry-After, memory bounded, goes on by itself",
+    "stopped until memory (5,000 readings) and journal (1 MiB) are full, and 3 s longer: 503 with "
+    "Retry-After, memory stays bounded, the service goes on by itself",
     settings={
         "buffer_rows_max": 5_000,
         "journal_bytes_max": 1 << 20,
@@ -58,7 +58,7 @@ async def restarted(world: World) -> None:
     rate=150.0,
 )
 async def away(world: World) -> None:
-    """Take it away for long, made short by little room."""
+    """Stop PostgreSQL until the buffer is full; small bounds make that short."""
     await world.answered(20)
     await world.server.stop()
     world.count()
@@ -72,7 +72,7 @@ async def away(world: World) -> None:
     await world.sleep(3)
     world.expect((await world.service.readyz()).status == 503, "F7: full, and ready all the same")
     await world.server.come_back()
-    world.mended()
+    world.fixed()
     await world.expect_none_set_aside()
 
 
@@ -80,15 +80,15 @@ async def away(world: World) -> None:
     "F8",
     "PostgreSQL frozen",
     "SIGSTOP to postmaster and backends for 4 to 7 s (the service gives up after 3) in the middle "
-    "of an insert, SIGCONT, {n} times; `retries_max=0`, so that what was on its way is set aside "
-    "and comes back by itself: what commits late is a duplicate, not a second row; nothing comes "
-    "twice from the clients, so that each duplicate is one of these",
+    "of an insert, SIGCONT, {n} times; `retries_max=0`, so that the readings of that insert are "
+    "set aside and come back by themselves: a late commit makes duplicates, not second rows; the "
+    "clients send nothing twice, so that each duplicate has this cause",
     times=3,
     settings={"retries_max": 0},
     duplicates=0.0,
 )
 async def frozen(world: World) -> None:
-    """Freeze all of it while an insert has its rows and has not committed."""
+    """Freeze PostgreSQL while an insert has its rows and has not committed."""
     sleeping = "select from pg_stat_activity where usename = 'fleet' and wait_event = 'PgSleep'"
     for _ in range(world.times):
         await world.answered(20)
@@ -101,7 +101,7 @@ async def frozen(world: World) -> None:
             await world.sleep(4, 7)
         finally:
             await world.server.thaw()
-            world.mended()
+            world.fixed()
         world.count()
         await world.server.run(QUICK_INSERTS)
         await world.service.wait_state("accepting", "slowed", within_s=40)
@@ -124,11 +124,11 @@ async def frozen(world: World) -> None:
     times=40,
 )
 async def terminated(world: World) -> None:
-    """End its connections again and again."""
+    """End the service's connections again and again."""
     end = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'"
     for _ in range(world.times):
         world.found.count += len(await world.server.run(end))
-        world.mended()
+        world.fixed()
         await world.sleep(0.02, 0.2)
     await world.expect_none_set_aside()
 
@@ -136,15 +136,15 @@ async def terminated(world: World) -> None:
 @fault(
     "F10",
     "PostgreSQL killed",
-    "{n} times under load, in a drawn order: SIGKILL to all of its processes at once, SIGKILL to "
-    "the postmaster alone, an immediate stop, SIGKILL to one backend (which makes it crash and "
-    "recover by itself), as often each; nothing is dead-lettered for it",
+    "{n} times under load, in a random order and equally often: SIGKILL to all of its processes at "
+    "once, SIGKILL to the postmaster alone, an immediate stop, SIGKILL to one backend (PostgreSQL "
+    "then crashes and recovers by itself); nothing is dead-lettered for it",
     times=44,
     quick_times=2,
     limit_s=400,
 )
 async def killed(world: World) -> None:
-    """Kill it in four ways."""
+    """Kill PostgreSQL in four ways."""
     server = world.server
     ways = [server.kill_all, server.kill_postmaster, server.kill, server.kill_backend]
     drawn = [ways[number % 4] for number in range(world.times)]
@@ -156,27 +156,27 @@ async def killed(world: World) -> None:
         if not server.pids():
             await world.sleep(0, 0.3)
             await server.come_back()
-        world.mended()
+        world.fixed()
     await world.expect_none_set_aside()
 
 
 @fault(
     "F16",
     "table locked",
-    "ACCESS EXCLUSIVE for 3 to 5 s, {n} times: tried again, nothing dead-lettered",
+    "ACCESS EXCLUSIVE lock for 3 to 5 s, {n} times: tried again, nothing dead-lettered",
     times=2,
 )
 async def locked(world: World) -> None:
-    """Lock it against everybody."""
+    """Lock the table against all other clients."""
     for _ in range(world.times):
         await world.answered(20)
-        line = await asyncpg.connect(world.server.url)
+        connection = await asyncpg.connect(world.server.url)
         try:
-            async with line.transaction():
-                await line.execute("lock table readings in access exclusive mode")
+            async with connection.transaction():
+                await connection.execute("lock table readings in access exclusive mode")
                 await world.sleep(3, 5)
         finally:
-            await line.close()
+            await connection.close()
         world.count()
     await world.expect_none_set_aside()
 
@@ -185,7 +185,7 @@ async def locked(world: World) -> None:
     "F17",
     "deadlock",
     "another client inserts the same two keys in the other order, {n} times: PostgreSQL ends the "
-    "service's transaction with 40P01; tried again",
+    "service's transaction with 40P01; the service tries again",
     times=4,
     database={"deadlock_timeout": "200ms"},
 )
@@ -193,15 +193,15 @@ async def deadlocked(world: World) -> None:
     """Make the service the victim of a deadlock."""
     sql = "insert into readings values (to_timestamp($1), $2, 'm', 1.0)"
     waiting = "select 1 from pg_locks where not granted and locktype = 'transactionid'"
-    line = await asyncpg.connect(world.server.url_of_superuser)
+    connection = await asyncpg.connect(world.server.url_of_superuser)
     try:
-        await line.execute("set deadlock_timeout = '20s'")
+        await connection.execute("set deadlock_timeout = '20s'")
         for number in range(world.times):
             await world.answered(10)
             ts = (int(world.wall_s()) - 100_000 + number) * 1_000_000
-            held = line.transaction()
+            held = connection.transaction()
             await held.start()
-            await line.execute(sql, ts / 1e6, "second")
+            await connection.execute(sql, ts / 1e6, "second")
             posted = [
                 {"device_id": name, "metric": "m", "ts": ts, "value": 1}
                 for name in ("first", "second")
@@ -212,11 +212,11 @@ async def deadlocked(world: World) -> None:
                 while not await world.server.run(waiting):  # noqa: ASYNC110  in the database
                     await asyncio.sleep(0.01)
             with contextlib.suppress(asyncpg.DeadlockDetectedError):
-                await line.execute(sql, ts / 1e6, "first")
+                await connection.execute(sql, ts / 1e6, "first")
                 world.count()
             await held.rollback()
     finally:
-        await line.close()
+        await connection.close()
     seen = sum("40P01" in each for each in world.service.lines)
     world.expect(seen, "F17: the service was never the victim of a deadlock")
     await world.expect_none_set_aside()
@@ -225,13 +225,13 @@ async def deadlocked(world: World) -> None:
 @fault(
     "F19",
     "too many connections",
-    "the service's connections ended and all {n} free ones taken by others for 4 s: waits, and "
-    "does not storm the server",
+    "the service's connections ended, and all {n} free ones taken by other clients for 4 s: the "
+    "service waits, and does not connect too often",
     times=12,
     database={"max_connections": "16"},
 )
 async def crowded(world: World) -> None:
-    """Take every connection there is."""
+    """Take every connection that PostgreSQL allows."""
     await world.answered(20)
     taken: list[asyncpg.Connection] = []
     end = (
@@ -253,13 +253,13 @@ async def crowded(world: World) -> None:
                 except asyncpg.TooManyConnectionsError:
                     full = True
         world.found.count = len(taken)
-        before = world.line.connections_total
+        before = world.proxy.connections_total
         await world.sleep(4)
-        tries = world.line.connections_total - before
+        tries = world.proxy.connections_total - before
         world.expect(0 < tries < 60, f"F19: {tries} connections tried in 4 s")
     finally:
         for each in taken:
             each.terminate()
-        world.mended()
+        world.fixed()
     await world.service.wait_state("accepting", "slowed", within_s=30)
     await world.expect_none_set_aside()

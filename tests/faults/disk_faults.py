@@ -1,6 +1,7 @@
-"""Faults of disks: PostgreSQL's full; ours full, failing, damaged, without power.
+"""Faults of disks: PostgreSQL's disk full; the service's full, failing, damaged; power loss.
 
-Power loss is that of our own files here, by forgetting.py; of the machine: power_faults.py.
+Here a power loss concerns the service's own files (forgetting.py). power_faults.py has the power
+loss of the whole machine.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ async def _full_tablespace(world: World) -> None:
 @fault(
     "F20",
     "PostgreSQL's disk full",
-    "the table's file system (tmpfs, 4 MiB) filled by readings until 53100, 3 s longer, then made "
-    "larger; then pg_wal's (tmpfs, 80 MiB) until PostgreSQL panics",
+    "the table's file system (tmpfs, 4 MiB) filled by readings until error 53100, and 3 s longer, "
+    "then made larger; then the file system of pg_wal (tmpfs, 80 MiB) until PostgreSQL panics",
     before=_full_tablespace,
     rate=200.0,
 )
 async def disk_full(world: World) -> None:
-    """Let it run out of room, for rows and for WAL."""
+    """Fill PostgreSQL's disk: first for rows, then for WAL."""
     assert world.small is not None, "mounted before"
     full = asyncio.create_task(world.service.wait_line("53100", within_s=90))
     await full
@@ -88,7 +89,7 @@ async def _fill_wal(world: World) -> None:
     filler.unlink()
     await server.kill()
     await server.come_back()
-    world.mended()
+    world.fixed()
 
 
 async def _small_letters(world: World) -> None:
@@ -98,15 +99,16 @@ async def _small_letters(world: World) -> None:
 @fault(
     "F25",
     "disks of dead letters and journal full",
-    "dead letters on a tmpfs of 64 KiB, a fifth of the items bad, until it is full and 2 s longer; "
-    "then the journal on one of 128 KiB with the database out of reach: 503 `disk_low`, no half "
-    "letter or frame in the files while they are full, goes on when there is room",
+    "dead letters on a tmpfs of 64 KiB, a fifth of the items bad, until it is full, and 2 s "
+    "longer; then the journal on a tmpfs of 128 KiB with the database out of reach: 503 "
+    "`disk_low`, no half dead letter or frame in the files while they are full, the service goes "
+    "on when there is free space",
     before=_small_letters,
     settings={"journal_unsafe": True, "disk_free_bytes_min": 0},  # small disks, in memory
     invalid=0.2,
 )
 async def disks_full(world: World) -> None:
-    """Fill one, then the other."""
+    """Fill the disk of the dead letters, then that of the journal."""
     assert world.small is not None, "mounted before"
     await world.service.wait_line("dead_letter_write_failed", within_s=60)
     world.count()
@@ -124,7 +126,7 @@ async def disks_full(world: World) -> None:
     journal = world.undo.enter_context(SmallDisk(world.state / "journal", 128))
     await world.restart()
     await world.answered(5)
-    world.line.stall()
+    world.proxy.stall()
     await world.service.wait_state("disk_low", within_s=60)
     world.count()
     await world.sleep(1)
@@ -134,20 +136,21 @@ async def disks_full(world: World) -> None:
     world.expect(frames, "F25: no frame on the full disk")
     world.expect(not damage, f"F25: the journal on the full disk is damaged: {damage}")
     journal.grow(64 << 10)
-    await world.line.cut()
-    world.line.resume()
-    world.mended()
+    await world.proxy.cut()
+    world.proxy.resume()
+    world.fixed()
     await world.service.wait_state("accepting", "slowed", within_s=30)
 
 
 async def _expect_disk_low(world: World, item: dict[str, object]) -> None:
     answer = await world.service.post([item, {"device_id": "d", "metric": "m", "value": 1}])
-    told = answer.status == 503 and answer.document["code"] == "disk_low"
-    world.expect(told, f"F25: {answer.status} where the disk is full: {answer.text[:200]}")
+    is_low = answer.status == 503 and answer.document["code"] == "disk_low"
+    world.expect(is_low, f"F25: {answer.status} where the disk is full: {answer.text[:200]}")
 
 
 @contextlib.contextmanager
 def _standing_still(world: World) -> Iterator[None]:
+    """Stop the service's process while its files are read."""
     os.kill(world.service.pid, signal.SIGSTOP)
     try:
         yield
@@ -156,7 +159,7 @@ def _standing_still(world: World) -> Iterator[None]:
 
 
 def _look_at_journal(folder: Path) -> tuple[int, list[str]]:
-    """Return how many frames there are, and what is there that is none."""
+    """Return the number of frames, and a text for each part of the files that is no frame."""
     frames, damage = 0, []
     for file in segment_files(folder):
         with file.path.open("rb") as opened:
@@ -172,16 +175,17 @@ def _look_at_journal(folder: Path) -> tuple[int, list[str]]:
 @fault(
     "F26",
     "n-th write or sync of our files fails",
-    "{n} lives of the service; in each the n-th write or fsync of journal or dead letters (n drawn "
-    "from 1 to 200, one from each twenty-fourth) fails with EIO or ENOSPC once, five times or for "
-    "ever; 0.8 to 2 s later it is killed and started again; each time the call came and failed",
+    "{n} runs of the service; in each the n-th write or fsync of journal or dead letters (n is "
+    "random, from 1 to 200, one of each twenty-fourth of this range) fails with EIO or ENOSPC "
+    "once, five times or for ever; 0.8 to 2 s later the service is killed and started again; the "
+    "test checks that the call came and failed",
     times=24,
     quick_times=0,
     invalid=0.1,
     limit_s=300,
 )
 async def calls_fail(world: World) -> None:
-    """Let a call fail, kill, look."""
+    """Let a call fail, kill the service, start it again."""
     rng, failed = world.random, world.folder / "failed"
     step = NTH_MAX / world.times
     for number in range(world.times):
@@ -196,18 +200,18 @@ async def calls_fail(world: World) -> None:
         failed.unlink(missing_ok=True)
         try:
             await world.restart()
-        except AssertionError:  # it says that its folder cannot be used, and ends: honest
+        except AssertionError:  # allowed: it says that its folder cannot be used, and ends
             world.expect("cannot be used" in world.service.output, "F26: ended at its start")
-            world.expect(failed.exists(), f"F26: life {number} had nothing to fail")
+            world.expect(failed.exists(), f"F26: run {number} had no call to fail")
             world.found.count += 1
             continue
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(10):
                 while not failed.exists():  # noqa: ASYNC110  of the service
                     await asyncio.sleep(0.02)
-        world.expect(failed.exists(), f"F26: no call failed in life {number}")
+        world.expect(failed.exists(), f"F26: no call failed in run {number}")
         await world.sleep(0.8, 2.0)
-        world.expect(world.service.running, f"F26: life {number} ended by itself")
+        world.expect(world.service.running, f"F26: run {number} ended by itself")
         world.count()
     world.patch("")
     if world.service.running:
@@ -217,12 +221,12 @@ async def calls_fail(world: World) -> None:
 
 
 async def power_lost(world: World) -> None:
-    """Kill it at a drawn moment, and let the disk forget what it may."""
+    """Kill the service at a random moment, and take from its files what a power loss may take."""
     for _ in range(world.times):
         await world.answered(world.random.randrange(1, 40), within_s=40)
         stalled = world.random.random() < 0.7
         if stalled:
-            world.line.stall()
+            world.proxy.stall()
             await world.sleep(0.05, 0.8)
         os.kill(world.service.pid, signal.SIGKILL)
         await world.service.ended()
@@ -230,17 +234,17 @@ async def power_lost(world: World) -> None:
         world.found.forgotten_bytes += gone
         world.count()
         if stalled:
-            await world.line.cut()
-            world.line.resume()
+            await world.proxy.cut()
+            world.proxy.resume()
         await world.restart()
 
 
 @fault(
     "F27",
     "power lost",
-    "SIGKILL at a drawn moment, {n} times, 70 % with the database out of reach; then journal and "
-    "dead letters are made what a disk may hold: what was not fsynced is gone, or torn by sectors, "
-    "and names whose folder was not fsynced are there or not",
+    "SIGKILL at a random moment, {n} times, 70 % with the database out of reach; then the files of "
+    "journal and dead letters get a content that a disk may have: bytes that were not fsynced are "
+    "gone, or sectors of them; names whose folder was not fsynced are there or not",
     mutant="forgetting",
     invalid=0.05,
     times=25,
@@ -248,32 +252,33 @@ async def power_lost(world: World) -> None:
     limit_s=300,
 )
 async def power(world: World) -> None:
-    """The disk forgets."""
+    """The disk loses what was not fsynced."""
     await power_lost(world)
 
 
 @fault(
     "F28",
     "files damaged while the service is down",
-    "{n} times: noise behind the journal's last frame, a segment under a wrong name, one of noise, "
-    "an empty one, noise in the notes of what is done, a copy of the dead letters with bits "
-    "flipped and its end cut: skipped and counted, never fatal, no wrong value",
+    "{n} times: random bytes after the journal's last frame, a segment under a wrong name, a "
+    "segment of random bytes, an empty one, random bytes in the list of what is done, a copy of "
+    "the dead letters with bits flipped and its end cut: skipped and counted, never fatal, no "
+    "wrong value",
     times=5,
     invalid=0.05,
 )
 async def damaged(world: World) -> None:
-    """Damage what can be damaged without taking the only copy of anything."""
+    """Damage files, but never the only copy of a reading."""
     for _ in range(world.times):
         await world.answered(30)
-        world.line.stall()
+        world.proxy.stall()
         await world.answered(5)
         os.kill(world.service.pid, signal.SIGKILL)
         await world.service.ended()
         _damage_journal(world)
         _damage_letters(world)
         world.count()
-        await world.line.cut()
-        world.line.resume()
+        await world.proxy.cut()
+        world.proxy.resume()
         await world.restart()
         await world.service.wait_state("accepting", "slowed", within_s=30)
         async with asyncio.timeout(20):

@@ -1,11 +1,11 @@
-"""A disk that forgets what it was not told to keep: our files, and the names in our folders.
+"""A disk that loses what was not fsynced: bytes of the service's files, names in its folders.
 
-`record` goes into the service before anything else is imported and notes, after each system call
-that makes something durable, what is durable from then on. `forget` is for whoever has killed that
-service: it makes the folder what the disk would hold after a power failure, as unkindly as the
-rules allow: of what was written and not synced any sectors, or none, may be there (those missing
-read as zeros); a name that was created, removed or changed without an fsync of its folder may be
-there or not. Does not: forget what is in PostgreSQL's own files, or what was cut off a file.
+`record` runs in the service before all other imports. After each system call that makes something
+durable it notes what is durable from then on. `forget` is called after that service was killed. It
+changes the folder to a content that a disk may have after a power failure, one of the worst: of the
+bytes that were written and not synced any sectors may be there, or none (missing ones read as
+zeros); a name that was created, removed or changed without an fsync of its folder may be there or
+not. Does not: change PostgreSQL's own files, or undo a truncation of a file.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ FOLDERS = ("journal", "dead-letters")
 
 
 def record(state: Path, notes: Path, *, unsynced: str = "") -> None:
-    """Note from now on what of `state` is durable, into the folder `notes`.
+    """Note from now on which parts of `state` are durable, in the folder `notes`.
 
-    Files whose path holds `unsynced` are never brought to the disk: a service that forgot to.
+    Files whose path has `unsynced` in it are never synced: as in a service with that mistake.
     """
     _Recorder(state, notes, unsynced).put_in()
 
@@ -60,9 +60,9 @@ class _Recorder:
         real = self._real[name]
 
         def sync(fd: int) -> None:
-            found = os.fstat(fd)  # what is written after this is not promised by it
+            found = os.fstat(fd)  # bytes that are written later are not part of this sync
             path = os.readlink(f"/proc/self/fd/{fd}")
-            time.sleep(SYNC_S)  # what is written and not yet synced is met by a kill
+            time.sleep(SYNC_S)  # so that a kill meets bytes that are not synced yet
             if self._unsynced and self._unsynced in path + "/":
                 return
             if not path.startswith(str(self._state)):
@@ -78,7 +78,7 @@ class _Recorder:
         return sync
 
     def _going(self, name: str) -> Callable[..., None]:
-        """Keep a link to what loses its name: it may be there again after the power failure."""
+        """Keep a link to a file that loses its name: it may be there after the power failure."""
         real = self._real[name]
 
         def going(path: Any, *rest: Any, **more: Any) -> None:
@@ -97,9 +97,9 @@ class _Durable(NamedTuple):
 
 
 def forget(state: Path, notes: Path, rng: random.Random) -> int:
-    """Make `state` what a disk may hold after the power failed; return how many bytes are gone.
+    """Change `state` to a content after a power failure; return how many bytes are lost.
 
-    Nothing may run on it. The notes begin anew with what is there then.
+    No process may use the folder. The notes then begin anew with its files.
     """
     durable = _read(notes / "notes")
     gone = 0
@@ -127,7 +127,7 @@ def _read(path: Path) -> _Durable:
 def _forget_names(folder: Path, durable: _Durable, graves: Path, rng: random.Random) -> int:
     kept = durable.names.get(folder.name, {})
     there = {each.name: each.stat().st_ino for each in folder.iterdir() if each.is_file()}
-    worst = rng.random() < 0.5  # all that may be lost is lost
+    worst = rng.random() < 0.5  # everything that may be lost is lost
     gone = 0
     for name, inode in sorted(there.items()):
         path = folder / name
@@ -147,7 +147,7 @@ def _forget_names(folder: Path, durable: _Durable, graves: Path, rng: random.Ran
 
 
 def _forget_content(path: Path, synced: int, rng: random.Random, *, worst: bool) -> int:
-    """Take away what was not synced: all, or a tail and some sectors."""
+    """Remove what was not synced: all of it, or a tail and some sectors."""
     data = bytearray(path.read_bytes())
     end = synced if worst or synced >= len(data) else rng.randint(synced, len(data))
     gone = max(0, len(data) - end)
@@ -164,7 +164,7 @@ def _forget_content(path: Path, synced: int, rng: random.Random, *, worst: bool)
 
 
 def _begin_anew(state: Path, notes: Path) -> None:
-    """What is there after a power failure is durable."""
+    """Note all files as durable: they are what the disk has after the power failure."""
     lines: list[dict[str, object]] = []
     for name in FOLDERS:
         folder = state / name

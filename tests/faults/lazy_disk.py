@@ -1,10 +1,10 @@
-"""A file system that keeps in memory what it was not told to keep: `python -m .. BACKING MOUNT`.
+"""A file system that keeps unsynced bytes in memory only: `python -m .. BACKING MOUNT`.
 
-Over FUSE, for a whole machine without power: PostgreSQL's data and the service's files lie on it.
-What is written and not fsynced is in this process only; killing it is the power failure, and the
-folder BACKING is the disk. A stat of `/.tear-SEED` before that lets a drawn half of the unsynced
-pages reach the disk after all. Names are durable at once (forgetting.py is stricter about those,
-for the service's own folders). Needs the packages mfusepy and libfuse3, and /dev/fuse.
+It uses FUSE and simulates the power loss of a whole machine: PostgreSQL's data and the service's
+files are on it. Bytes that are written and not fsynced are only in this process. To kill it is the
+power failure; the folder BACKING is the disk. A stat of `/.tear-SEED` before that writes a random
+half of the unsynced pages to the disk. Names are durable at once (forgetting.py is stricter about
+names, for the service's own folders). Needs the packages mfusepy and libfuse3, and /dev/fuse.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _NEVER_CUT = 1 << 62
 
 
 class Lazy:
-    """One file: `fd` is what the disk has, `pages` what was written since the last fsync."""
+    """One file: `fd` is the file on the disk, `pages` are those written since the last fsync."""
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR)
         self.size = os.fstat(self.fd).st_size
         self.pages: dict[int, bytearray] = {}
-        self._cut = _NEVER_CUT  # what the disk has from here on was cut off
+        self._cut = _NEVER_CUT  # the disk's bytes from here on were cut off
 
     def _page(self, number: int) -> bytearray:
         at = number * PAGE_BYTES
@@ -46,7 +46,7 @@ class Lazy:
         return bytearray(data.ljust(PAGE_BYTES, b"\0"))
 
     def read(self, size: int, offset: int) -> bytes:
-        """Return what a reader sees."""
+        """Return the bytes that a reader gets."""
         end = min(offset + size, self.size)
         parts = []
         while offset < end:
@@ -83,7 +83,7 @@ class Lazy:
         self.size = size
 
     def sync(self) -> None:
-        """Bring all of it to the disk."""
+        """Write all pages to the disk."""
         if self._cut < _NEVER_CUT:
             os.ftruncate(self.fd, min(self._cut, self.size))
             self._cut = _NEVER_CUT
@@ -94,7 +94,7 @@ class Lazy:
         os.ftruncate(self.fd, self.size)
 
     def tear(self, rng: random.Random) -> None:
-        """Bring a drawn half of the pages to the disk."""
+        """Write a random half of the pages to the disk."""
         for number, page in sorted(self.pages.items()):
             at = number * PAGE_BYTES
             if rng.random() < 0.5:
@@ -102,7 +102,7 @@ class Lazy:
 
 
 class _Operations:
-    """What the kernel asks for, by paths below MOUNT; errors are OSError."""
+    """The operations that the kernel calls, by paths below MOUNT; errors are OSError."""
 
     use_ns = True
 
@@ -269,7 +269,7 @@ class LazyDisk:
         await asyncio.to_thread(subprocess.run, words, check=False, capture_output=True)
 
     async def power_off(self, seed: int | None) -> None:
-        """Forget what was not fsynced (`seed`: but a drawn half of its pages), and come back."""
+        """Lose what was not fsynced (with `seed`: keep a random half of its pages), mount again."""
         if seed is not None:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(os.stat, self.mount / f".tear-{seed}")

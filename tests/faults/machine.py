@@ -1,8 +1,9 @@
-"""What only root may do to this machine: small file systems, memory limits. All of it taken back.
+"""Changes to this machine that need root: small file systems, memory limits. All are undone.
 
-Beside it one thing that any process may do, up to a limit: open many files.
+And one change that each process may make, up to a limit: the number of open files.
 
-Raises NotHere where the machine does not let us; the fault is then not tested, and said to be so.
+Raises NotHere where the machine does not allow a change; the report then lists the fault as not
+tested.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class NotHere(Exception):
 
 
 def allow_files(count: int) -> None:
-    """Let this process, and those that it starts, open so many files."""
+    """Allow this process, and those that it starts, `count` open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < count:
         raise NotHere(f"may open {hard:,} files, needs {count:,}")
@@ -33,7 +34,7 @@ def allow_files(count: int) -> None:
 
 
 class SmallDisk:
-    """A tmpfs of so many KiB at a folder. `with SmallDisk(folder, 64) as disk: disk.grow(4096)`."""
+    """A tmpfs of `size_kib` at a folder. `with SmallDisk(folder, 64) as disk: disk.grow(4096)`."""
 
     def __init__(
         self, folder: Path, size_kib: int, *, owner: tuple[int, int] | None = None
@@ -88,12 +89,12 @@ class Cgroup:
         return self
 
     def adopt(self, pid: int) -> None:
-        """Put a process in; what it takes from now on counts here."""
+        """Put a process in; the memory that it takes from now on counts here."""
         (self._folder / self._limit).write_text("-1" if self._first else "max")
         (self._folder / "cgroup.procs").write_text(str(pid))
 
     def limit(self, more_bytes: int) -> None:
-        """Let all in the group have so much more than they have now."""
+        """Limit the group to `more_bytes` above its present use."""
         usage = "memory.usage_in_bytes" if self._first else "memory.current"
         used = int((self._folder / usage).read_text())
         (self._folder / self._limit).write_text(str(used + more_bytes))

@@ -1,7 +1,8 @@
-"""What a fault is, and the list of all: filled by the modules that hold them.
+"""Defines a fault, and has the list of all faults, which their modules fill.
 
-A fault is a coroutine that does harm to a World and takes it back. Everything else (load, ledger,
-waiting for quiet, comparing, the end in order) is the same for all and stands in world.py.
+A fault is a coroutine that does harm to a World and undoes it. Everything else (load, ledger, the
+wait until the service is quiet, the comparison, the end in order) is the same for all faults and
+stands in world.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Harm = Callable[[Any], Awaitable[None]]  # it is given the World, which knows this file
+Harm = Callable[[Any], Awaitable[None]]  # its argument is the World, which imports this file
 Kind = Literal["fault", "control", "mutant"]
 FILES_MAX = 400  # open files of the service (I8)
 
@@ -19,15 +20,15 @@ FILES_MAX = 400  # open files of the service (I8)
 class Fault:
     """One row of the table. `name` is that of the plan (`F11`), or of a control or mutant.
 
-    `does` says in words what is done; `{n}` is how often. `times` and `quick_times` are how often
-    in the whole run and in the quick one (0: not in it). `settings` and `database` are of the
-    service and of PostgreSQL; `mutant` is what patched.py puts into the service. `asks` is the ack
-    that posts ask for, `rate` is in posts a second, `invalid` the share of bad items, `duplicates`
-    that of items that come twice. `front`: clients come over a line of their own. `lazy_disk`: all
-    files are on one that forgets. `before` is done before the service starts. `files_max`: open
-    files of the service. A control or a mutant must break one of `breaks`, may break what follows
-    from that (`follows`), and nothing else; it may lose `lost_each_max` readings at most each time
-    that harm was done.
+    `does` describes the harm in words; `{n}` stands for the number of times. `times` and
+    `quick_times` are this number in the whole run and in the quick run (0: not part of it).
+    `settings` and `database` are settings of the service and of PostgreSQL; `mutant` names the
+    patch that patched.py puts into the service. `asks` is the ack of the posts, `rate` is in posts
+    a second, `invalid` the share of bad items, `duplicates` that of items that come twice. `front`:
+    clients connect through a proxy of their own. `lazy_disk`: all files are on a disk that loses
+    what was not fsynced. `before` is done before the service starts. `files_max`: the most open
+    files of the service. A control or a mutant must break one of `breaks`, may break `follows`, a
+    consequence of that, and nothing else; each harm may lose at most `lost_each_max` readings.
     """
 
     name: str

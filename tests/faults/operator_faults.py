@@ -16,11 +16,12 @@ async def _reload(world: World, *sql: str) -> None:
 @fault(
     "F18",
     "read-only, as after a failover",
-    "default_transaction_read_only=on for 3 s, {n} times: waits, nothing dead-lettered",
+    "default_transaction_read_only=on for 3 s, {n} times: the service waits, nothing is "
+    "dead-lettered",
     times=2,
 )
 async def read_only(world: World) -> None:
-    """Let nobody write."""
+    """Make the database read-only for a time."""
     for _ in range(world.times):
         await world.answered(20)
         await _reload(world, "alter system set default_transaction_read_only = on")
@@ -35,7 +36,7 @@ async def read_only(world: World) -> None:
     await world.expect_none_set_aside()
 
 
-async def _on_hold(world: World, reason: str, breaks: list[str], mends: list[str]) -> None:
+async def _on_hold(world: World, reason: str, breaks: list[str], fixes: list[str]) -> None:
     for sql in breaks:
         await world.server.run(sql)
     try:
@@ -43,18 +44,18 @@ async def _on_hold(world: World, reason: str, breaks: list[str], mends: list[str
         world.expect(reason in document["reason"], f"{world.fault.name}: {document['reason']}")
         await world.sleep(HOLD_S)
     finally:
-        for sql in mends:
+        for sql in fixes:
             await world.server.run(sql)
-        world.mended()
+        world.fixed()
     world.count()
     await world.service.wait_state("accepting", "slowed", within_s=30)
 
 
 @fault(
     "F21",
-    "schema changed under it",
-    "column renamed for 3 s; value altered to numeric type for 3 s; {n} rounds: on hold with the "
-    "reason, nothing dead-lettered, no wrong value",
+    "schema changed while the service runs",
+    "column renamed for 3 s; then a table whose `value` is of type bigint for 3 s; {n} rounds: "
+    "writes paused (on hold) with the reason, nothing dead-lettered, no wrong value",
     times=2,
 )
 async def schema_changed(world: World) -> None:
@@ -80,12 +81,12 @@ async def schema_changed(world: World) -> None:
 @fault(
     "F22",
     "privilege and password changed",
-    "INSERT revoked for 3 s; password changed and connections ended for 3 s; {n} rounds: on hold, "
-    "goes on by itself, nothing dead-lettered",
+    "INSERT revoked for 3 s; password changed and connections ended for 3 s; {n} rounds: writes "
+    "paused (on hold), the service goes on by itself, nothing dead-lettered",
     times=2,
 )
 async def locked_out(world: World) -> None:
-    """Lock the service out, let it in again."""
+    """Take rights from the service, give them back."""
     end = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'"
     for _ in range(world.times):
         await world.answered(20)

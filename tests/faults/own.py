@@ -1,7 +1,7 @@
-"""What a fault posts by itself, beside the traffic: on record too, and looked for at the end.
+"""The posts of a fault itself, beside the traffic: on record too, and searched at the end.
 
-Promises: each reading of it that a 2xx accepted must be in the table, and there once.
-Does not: look into the dead letters; what a fault posts is fit for the table, or not accepted.
+Promises: each of these readings that a 2xx accepted must be in the table once.
+Does not: read the dead letters; these readings are valid for the table, or not accepted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Own:
         self.accepted: set[Row] = set()
 
     async def post(self, service: Service, items: Sequence[Item]) -> Reply:
-        """Post them; what the answer accepts is on record."""
+        """Post items; the items that the answer accepts are on record."""
         reply = await service.post(list(items))
         if 200 <= reply.status < 300:
             bad = {each["index"] for each in reply.document["errors"]}
@@ -32,7 +32,7 @@ class Own:
         return reply
 
     async def look(self, server: Server) -> tuple[set[Row], set[Row]]:
-        """Return which accepted readings are not in the table, and which are there twice."""
+        """Return the accepted readings that are not in the table, and those there twice."""
         if not self.accepted:
             return set(), set()
         names = ", ".join(f"'{name}'" for name in sorted({row[1] for row in self.accepted}))

@@ -1,8 +1,8 @@
-"""The service's own start with something put in before: `python -m tests.faults.patched serve ..`.
+"""The service's own start, with a patch: `python -m tests.faults.patched serve ..`.
 
-FAULTS_MUTANT names what: a way to lose readings that the fault matrix must find (mutants), a disk
-that forgets (see forgetting.py), calls that fail, a clock that jumps. The service itself has no
-such switch: everything is put over it from here.
+FAULTS_MUTANT names the patch: a mistake that the fault matrix must find (mutants), a disk that
+loses what was not fsynced (see forgetting.py), calls that fail, a clock that jumps. The service
+itself has no such switch: this file replaces functions from outside.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EVERY = 10_000
 
 
 def clock() -> None:
-    """Wall time moves with what stands in the file `clock`; monotonic time does not."""
+    """The file `clock` moves the wall time; monotonic time stays."""
     path = FOLDER / "clock"
     real_ns, real_s = time.time_ns, time.time
 
@@ -33,9 +33,10 @@ def clock() -> None:
 
 
 def failing() -> None:
-    """The n-th write or sync of our files fails (FAULTS_NTH, FAULTS_ERROR), some more after it.
+    """The n-th write or sync of the service's files fails, and some more after it.
 
-    The file `failed` says that it came to that.
+    FAULTS_NTH, FAULTS_ERROR and FAULTS_TIMES say which, how and how often. The file `failed` shows
+    that it happened.
     """
     first, code = int(os.environ["FAULTS_NTH"]), int(os.environ["FAULTS_ERROR"])
     last = first + int(os.environ["FAULTS_TIMES"])
@@ -65,28 +66,28 @@ def failing() -> None:
 
 
 def forgetting() -> None:
-    """Note what the disk was told to keep."""
+    """Note what was fsynced."""
     from tests.faults.forgetting import record
 
     record(FOLDER / "state", FOLDER / "disk")
 
 
 def no_journal_sync() -> None:
-    """The disk is never told to keep the journal, and it forgets."""
+    """The journal is never fsynced, and the disk loses it."""
     from tests.faults.forgetting import record
 
     record(FOLDER / "state", FOLDER / "disk", unsynced="/journal/")
 
 
 def no_letter_sync() -> None:
-    """The disk is never told to keep dead letters, and it forgets."""
+    """Dead letters are never fsynced, and the disk loses them."""
     from tests.faults.forgetting import record
 
     record(FOLDER / "state", FOLDER / "disk", unsynced="/dead-letters/")
 
 
 def acks_early() -> None:
-    """`committed` is answered before it is."""
+    """`committed` is answered before the commit."""
     from ingest.writer.writer import STORED, Writer
 
     real = Writer._write
@@ -102,7 +103,7 @@ def acks_early() -> None:
 
 
 def drops_one() -> None:
-    """One reading in 10,000 is called stored, and is not."""
+    """One reading in 10,000 is reported as stored, and is not."""
     from ingest.model.ports import Stored
     from ingest.model.rows import row_offsets
     from ingest.sinks.postgres.sink import SinkPostgres
@@ -125,7 +126,7 @@ def drops_one() -> None:
 
 
 def no_key() -> None:
-    """What may be there already is written again as if it were new, into a table without a key."""
+    """Rows that may be there are written again as if they were new, into a table without a key."""
     from ingest.sinks.postgres import schema, statements
     from ingest.sinks.postgres.sink import SinkPostgres
 
@@ -141,7 +142,7 @@ def no_key() -> None:
 
 
 def swallows() -> None:
-    """A write that failed is taken for one that did not."""
+    """A failed write is taken for a success."""
     from ingest.model.ports import Stored
     from ingest.model.verdict import WriteFailed
     from ingest.sinks.postgres.sink import SinkPostgres
@@ -174,7 +175,7 @@ PATCHES: dict[str, Callable[[], None]] = {
 
 
 def main() -> int:
-    """Put it in, start the service."""
+    """Apply the patch, start the service."""
     PATCHES[os.environ["FAULTS_MUTANT"]]()
     from ingest.cli.main import main as serve
 

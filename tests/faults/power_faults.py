@@ -1,4 +1,4 @@
-"""Power lost on the whole machine: PostgreSQL and the service on one disk that forgets."""
+"""Power loss of the whole machine: PostgreSQL and the service on one disk that loses bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.faults.world import World
 
 
 async def machine_off(world: World) -> None:
-    """Kill everything at one moment, let the disk forget, start everything again."""
+    """Kill all processes at one moment, take what was not fsynced, start all again."""
     assert world.disk is not None, "mounted before"
     for _ in range(world.times):
         await world.answered(world.random.randrange(5, 60), within_s=60)
         if world.random.random() < 0.5:
-            world.line.stall()
+            world.proxy.stall()
             await world.sleep(0.05, 0.6)
         for pid in (world.service.pid, *world.server.pids()):
             os.kill(pid, signal.SIGSTOP)  # one moment for all
@@ -26,8 +26,8 @@ async def machine_off(world: World) -> None:
         torn = world.random.random() < 0.6
         await world.disk.power_off(world.random.getrandbits(32) if torn else None)
         world.count()
-        await world.line.cut()
-        world.line.resume()
+        await world.proxy.cut()
+        world.proxy.resume()
         await world.server.come_back()
         await world.restart()
 
@@ -35,9 +35,9 @@ async def machine_off(world: World) -> None:
 @fault(
     "P1",
     "power lost, whole machine",
-    "PostgreSQL's data, journal and dead letters on a FUSE file system; everything killed at one "
-    "moment, {n} times, 50 % with the database out of reach; the file system forgets what was not "
-    "fsynced (60 %: but a drawn half of those pages); everything started again",
+    "PostgreSQL's data, journal and dead letters on a FUSE file system; all processes killed at "
+    "one moment, {n} times, 50 % with the database out of reach; the file system loses what was "
+    "not fsynced (in 60 % of cases a random half of those pages is kept); all started again",
     times=10,
     lazy_disk=True,
     invalid=0.05,
@@ -45,7 +45,7 @@ async def machine_off(world: World) -> None:
     limit_s=300,
 )
 async def power(world: World) -> None:
-    """The machine's own disk forgets."""
+    """The disk of the machine loses what was not fsynced."""
     await machine_off(world)
 
 
@@ -61,5 +61,5 @@ async def power(world: World) -> None:
     breaks=LOST,
 )
 async def journal_unsynced(world: World) -> None:
-    """The file system forgets the journal."""
+    """The file system loses the journal."""
     await machine_off(world)

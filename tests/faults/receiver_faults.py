@@ -1,4 +1,4 @@
-"""Faults of the clients: slow, gone, lying about their bodies, repeating themselves."""
+"""Faults of the clients: slow, gone, with false bodies, with repeated posts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _item(world: World, device: str, number: int, value: float = 1.0) -> dict[st
 
 
 async def _rows(world: World, device: str, count: int, within_s: float = 20.0) -> int:
-    """Wait until so many readings of a device are stored; return how many are."""
+    """Wait until so many readings of a device are stored; return the number that is stored."""
     name = f"{device}-{world.run.job.plan.run}"
     sql = f"select count(*) from readings where device_id = '{name}'"
     found = -1
@@ -39,14 +39,14 @@ async def _rows(world: World, device: str, count: int, within_s: float = 20.0) -
             while found < count:
                 found = (await world.server.run(sql))[0]["count"]
                 await asyncio.sleep(0.1)
-    await asyncio.sleep(0.3)  # and none more
+    await asyncio.sleep(0.3)  # and no more follow
     return int((await world.server.run(sql))[0]["count"])
 
 
 async def _slow_client(world: World, data: bytes, *, drip: bool) -> bytes | None:
-    """Send something and then a byte now and then, or nothing.
+    """Send `data`; then with `drip` a byte every 0.2 s, else nothing.
 
-    Returns what came until the service closed the connection; None if it never did.
+    Returns the bytes that came until the service closed the connection; None if it never did.
     """
     host, _, port = world.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -76,9 +76,9 @@ async def _read_into(came: bytearray, reader: asyncio.StreamReader) -> None:
 
 
 async def _idle_client(world: World, number: int) -> float:
-    """Connect, send nothing; return how long it took until it was closed."""
+    """Connect and send nothing; return the seconds until the service closed the connection."""
     host, _, port = world.url.removeprefix("http://").partition(":")
-    await asyncio.sleep(number * IDLE_S / IDLE)  # in one turn they would hold up our own clients
+    await asyncio.sleep(number * IDLE_S / IDLE)  # all at once would delay our own clients
     began_s = world.now_s()
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -93,16 +93,16 @@ async def _idle_client(world: World, number: int) -> float:
 @fault(
     "F34",
     "slow clients",
-    "{n} connections each: a head that never ends, a body of a byte now and then, half a body; "
-    "2,000 idle ones; the deadline is 1 s: bodies are answered 408, all are closed, idle ones not "
-    "before it, and the service's files come free; the others are served",
+    "{n} connections each: a head that never ends, a body of single bytes, half a body; 2,000 idle "
+    "ones; the deadline is 1 s: bodies are answered 408, all connections are closed (idle ones not "
+    "before 1 s), the service's files are closed, and other clients are served",
     times=40,
     settings={"header_s_max": 1, "body_s_max": 1},
     rate=100.0,
     files_max=IDLE + 3 * 40 + FILES_MAX,
 )
 async def slow_clients(world: World) -> None:
-    """Hold connections, send next to nothing."""
+    """Keep connections open and send almost nothing."""
     allow_files(2 * IDLE)
     world.run.p99_ms()
     await world.answered(200)
@@ -141,13 +141,13 @@ async def slow_clients(world: World) -> None:
 @fault(
     "F35",
     "clients gone before the answer",
-    "the line to the clients is reset when the service answers, or after a drawn number of a "
-    "post's bytes, {n} times; they send again",
+    "the clients' connections are reset when the service answers, or after a random number of a "
+    "post's bytes, {n} times; the clients send again",
     times=40,
     front=True,
 )
 async def clients_gone(world: World) -> None:
-    """Cut the clients off."""
+    """Cut the clients' connections."""
     for number in range(world.times):
         if number % 2:
             over = world.front.lose_replies(1)
@@ -166,13 +166,13 @@ async def clients_gone(world: World) -> None:
 
 @fault(
     "F36",
-    "gzip that is none",
-    "cut at {n} places, checksum altered, bytes behind the end, not gzip, a bomb, twice, unknown "
-    "encodings: 400, 413 or 415, never 200 or 500, nothing of it kept",
+    "invalid gzip",
+    "cut at {n} places, wrong checksum, bytes after the end, no gzip at all, a gzip bomb, gzip "
+    "twice, unknown encodings: 400, 413 or 415, never 200 or 500, nothing of it kept",
     times=20,
 )
 async def bad_gzip(world: World) -> None:
-    """Send bodies that are not what their head says."""
+    """Send bodies that are not of the encoding that their head names."""
     body = gzip.compress(json.dumps([_item(world, "gzip", n) for n in range(50)]).encode())
     cases: list[tuple[str, bytes, str, int]] = [
         ("cut", body[: world.random.randrange(1, len(body))], "gzip", 400)
@@ -204,12 +204,12 @@ async def bad_gzip(world: World) -> None:
 @fault(
     "F37",
     "bad items anywhere in a post",
-    "{n} posts of 40 items, from 0 to all of them bad, at drawn places: exactly those are named "
-    "and dead-lettered, all others stored; all bad: 422, nothing kept",
+    "{n} posts of 40 items, from 0 to all of them bad, at random places: exactly the bad ones are "
+    "named and dead-lettered, all others stored; all bad: 422, nothing kept",
     times=25,
 )
 async def bad_items(world: World) -> None:
-    """Mix good and bad."""
+    """Post good and bad items together."""
     rng = world.random
     good = kept = number = 0
     for post in range(world.times):
@@ -244,7 +244,7 @@ async def bad_items(world: World) -> None:
     times=6,
 )
 async def storms(world: World) -> None:
-    """Send the same in parallel."""
+    """Send the same post in parallel."""
     for post in range(world.times):
         items = [_item(world, "storm", post * 20 + n) for n in range(20)]
         answers = await asyncio.gather(*(world.post(*items) for _ in range(50)))
@@ -258,12 +258,12 @@ async def storms(world: World) -> None:
 @fault(
     "F39",
     "same time, device and metric, another value",
-    "{n} pairs, in one post, in two, and while the database is away: both facts are kept (the "
-    "contract; an upstream may have meant to correct)",
+    "{n} pairs, in one post, in two posts, and while the database is away: both readings are kept, "
+    "as docs/contract.md says (the sender may have meant the second one as a correction)",
     times=30,
 )
 async def other_values(world: World) -> None:
-    """Say two things of one moment."""
+    """Post two values of one device, metric and moment."""
     await world.answered(5)
     for number in range(world.times):
         pair = [_item(world, "pair", number, value) for value in (1.5, 2.5)]
@@ -275,6 +275,6 @@ async def other_values(world: World) -> None:
             world.expect(answer.status == 202, f"F39: {answer.status}")
         world.count()
     await world.server.come_back()
-    world.mended()
+    world.fixed()
     rows = await _rows(world, "pair", 2 * world.times)
     world.expect(rows == 2 * world.times, f"F39: {rows} of {2 * world.times} facts")

@@ -1,4 +1,4 @@
-"""FAULTS.md: what is promised, what is done to it, what came of it. The text of a run's results."""
+"""FAULTS.md: the promise, the harm that is done, the results of a run. This file makes its text."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ REPOSITORY = Path(__file__).parent.parent.parent
 SERVICE_KILLED = ("F2", "F26", "F27", "F28", "F30", "P1")
 INTRO = """# Faults
 
-**What is promised.** A 2xx means that every reading of the post is kept, where its `ack` says:
-`durable` (the default) on the disk in the journal, `committed` in the table or isolated in the
-dead letters. Nothing acknowledged is lost, nothing is stored twice, no value changes, and the
-service comes back by itself. A 503 or a lost connection promises nothing; sending again is safe.
+**The promise.** A 2xx means that every reading of the post is kept in the place that its `ack`
+names: `durable` (the default) on the disk in the journal, `committed` in the table or isolated in
+the dead letters. No acknowledged reading is lost, none is stored twice, no value changes, and the
+service recovers by itself. A 503 or a lost connection promises nothing; sending again is safe.
 
-**How it is tested.** `./run faults` does to the service and its database what is in the table
-below, under load, and accounts for every single reading: it is in a ledger before its first byte is
-sent, and is looked for in the table and in the dead letters when the fault is over. What a fault
-posts by itself beside that load is on record once it is accepted, and looked for in the table.
-Two seeds, the real command line, a real PostgreSQL with its default durability, a TCP line between
-them. Everything here can be repeated: `./run faults --seed 1`, `./run faults --only F11 --seed 7`.
-The seed decides what is sent and done; the moments at which the operating system lets it happen are
-its own.
+**The test.** `./run faults` does the harm of the table below to the service and its database, under
+load, and accounts for every single reading. A ledger has each reading before its first byte is
+sent; after the fault the reading is searched in the table and in the dead letters. A fault may post
+readings of its own beside that load; these are on record once they are accepted, and are searched
+in the table. The test uses two seeds, the real command line, a real PostgreSQL with its default
+durability, and a TCP proxy between them. All of it can be repeated: `./run faults --seed 1`,
+`./run faults --only F11 --seed 7`. The seed decides what is sent and done; the operating system
+decides the exact moments.
 
-**The load** of each fault: 60 posts a second (some 40 to 400) of 1, 10 or 60 readings over 12
-connections; 5 % of the items come twice (none in F8), 1 % are bad (more where it says so), 0.3 %
-are refused by a CHECK constraint. Clients try again until they have an answer. Deadlines are
-seconds instead of tens of them, so that what happens at a deadline happens often ({prompt}).
+**The load** of each fault: 60 posts a second (in some faults 40 to 400) of 1, 10 or 60 readings
+over 12 connections; 5 % of the items come twice (none in F8), 1 % are bad (more where the table
+says so), 0.3 % are refused by a CHECK constraint. Clients try again until they have an answer.
+Deadlines are some seconds instead of tens of seconds, so that they pass often ({prompt}).
 """
 
 INVARIANTS = """## What is checked
@@ -44,53 +44,57 @@ INVARIANTS = """## What is checked
 | --- | --- | --- |
 | I1 | no loss: what was acknowledged is in the table or the dead letters | ledger against both |
 | I2 | nothing twice: no second row, no second live letter, not in both | the same |
-| I3 | nothing that nobody sent | the same; each value names its reading |
+| I3 | no reading that was never sent | the same; each value names its reading |
 | I4 | no value changed, bit by bit; bad items keep their bytes | the same |
-| I5 | honest answers: refused is not kept, bad items are named with their reason | the same |
-| I6 | what was set aside comes back by itself | no letter `retries_exhausted` or `drained` left |
-| I7 | answers again, and quiet, within 60 s of the last fault, without a hand; then SIGTERM ends \
-it with exit 0 and `lost=0` | clock, `/metrics`, exit code |
+| I5 | true answers: refused readings are not kept, bad items are named with their reason \
+| the same |
+| I6 | readings that were set aside come back by themselves \
+| no dead letter `retries_exhausted` or `drained` is left |
+| I7 | the service answers again, and is quiet, within 60 s after the last fault, without help; \
+then SIGTERM ends it with exit 0 and `lost=0` | clock, `/metrics`, exit code |
 | I8 | bounded: memory below 300 MB, open files below {files}, dead letters below 64 MB \
-| looked at every 0.3 s |
-| I9 | the law of `/metrics` holds, nothing is counted as dropped | at each quiet moment of each \
-life of the process, and at the end |
-| I10 | `buffered` in memory loses no more than memory may hold, each time | control C1 |
+| read every 0.3 s |
+| I9 | the balance of `/metrics` is 0, nothing is counted as dropped \
+| at each quiet moment of each run of the process, and at the end |
+| I10 | `buffered` in memory loses at most the readings that memory may take, each time \
+| control C1 |
 
-"Without a hand" means: nothing but starting what was killed, as a supervisor does. "Lost" counts
-readings that were acknowledged and are nowhere; "doubled" those that are there twice or in both
-places. Recovery is from the end of the last fault (where something was killed: from the moment it
-is started again) to quiet: all is answered, nothing is held. PostgreSQL's own recovery is part of
-the fault. A control or a mutant must break what it is to break, and nothing else of this table
-but what follows from it (M1 also calls committed what a constraint then refuses).
+"Without help" means: a killed process is started again, as a supervisor does, and nothing else is
+done. "Lost" counts acknowledged readings that are in no place; "doubled" those that are there twice
+or in both places. The recovery time begins at the end of the last fault (where a process was
+killed: when it is started again) and ends when the service is quiet: all posts are answered, no
+reading is held. PostgreSQL's own recovery is part of the fault. A control or a mutant must break
+the invariant that it is made for, and no other of this table except a direct consequence (M1 also
+reports as committed what a constraint then refuses).
 """
 
 NOT_TESTED = """## What is not tested here, and why
 
-- **Names in PostgreSQL's folders.** P1's file system forgets what was written and not fsynced, but
-  keeps names that were not; F27's layer forgets both, and knows the service's own files only.
+- **Names in PostgreSQL's folders.** P1's file system loses bytes that were not fsynced, but keeps
+  names that were not. F27's layer loses both, and knows the service's own files only.
 - F1, F23, F24, F33, F40 to F47 and F49 of the plan concern several workers, partitions, poolers,
   a broker or DNS, which the service does not have.
-- A disk that lies about fsync, or loses what it had: a journal on it is as good as the disk.
-- What the operating system orders differently each time: a seed repeats what is done, not the
+- A disk that reports an fsync it has not done, or loses old data: a journal is as good as its disk.
+- The order of events that the operating system chooses: a seed repeats what is done, but not the
   moment to the microsecond.
 - F20's and F25's disks and one of F48's journals are small tmpfs mounts, F30's limit is a cgroup:
   they need root, and P1 and C4 also /dev/fuse and libfuse3. F34 needs a limit of open files that
-  lets a process have 4,000. Where they are missing the run says so, and does not call it tested.
-- How fast it answers: that depends on the machine, so F14's and F34's figures are told, not judged.
-- F32's clock is moved inside the service's process (wall clock only, as a step of NTP does).
-- F48 asks `ingest doctor`; that the start refuses such a server too is tested elsewhere. C2 shows
-  what it would lose.
+  allows a process 4,000. Where one of these is missing, the run says so and lists it as not tested.
+- The speed of answers: it depends on the machine, so F14's and F34's figures are only printed.
+- F32 moves the clock inside the service's process (only the wall clock, as a step of NTP does).
+- F48 asks `ingest doctor`; other tests hold that the start refuses such a server too. C2 shows what
+  that server would lose.
 """
 
 
 def does(fault: Fault) -> str:
-    """Return what is done, with how often."""
+    """Return the text of what is done, with the number of times."""
     return fault.does.replace("{n}", f"{fault.times}")
 
 
 def commit() -> str:
-    """Return what was run, as git names it."""
-    if not (REPOSITORY / ".git").exists():  # of a repository around this folder it says nothing
+    """Return the commit that was run, as git names it."""
+    if not (REPOSITORY / ".git").exists():  # a repository around this folder is another one
         return "commit unknown"
     try:
         name, changed = (
@@ -120,9 +124,9 @@ def text(done: Sequence[Done], took_s: float, of: str = "commit unknown") -> str
         INTRO.format(prompt=prompt),
         _environment(done, took_s, of),
         "## Faults\n\n" + HEAD + "\n".join(rows["fault"]) + "\n\n" + _totals(done) + _figures(done),
-        "## Controls: they must lose\n\nWhat the promise rests on is taken away. A check that "
-        "finds nothing then proves nothing.\n\n" + HEAD + "\n".join(rows["control"]) + "\n",
-        "## Mutants: they must be caught\n\nThe service with a mistake put into it from outside "
+        "## Controls: they must lose readings\n\nA condition of the promise is taken away. A check "
+        "that then finds no loss proves nothing.\n\n" + HEAD + "\n".join(rows["control"]) + "\n",
+        "## Mutants: they must be found\n\nThe service with a mistake that is put in from outside "
         "(tests/faults/patched.py).\n\n" + HEAD + "\n".join(rows["mutant"]) + "\n",
         INVARIANTS.format(files=_files()),
         NOT_TESTED,
@@ -177,21 +181,21 @@ def _totals(done: Sequence[Done]) -> str:
         f"All faults together: {acknowledged:,} readings acknowledged, **{lost:,} lost, "
         f"{doubled:,} doubled**; slowest recovery {slowest_s:.1f} s; at most {rss_mb:.0f} MB of "
         f"memory. The service was killed {service:,} times, PostgreSQL {postgres:,} times (a "
-        f"quarter of F10's: one backend); F27's disk forgot {bytes_gone:,} bytes.\n"
+        f"quarter of F10's: one backend); F27's disk lost {bytes_gone:,} bytes.\n"
     )
 
 
 def _figures(done: Sequence[Done]) -> str:
-    told = [
+    lines = [
         f"- {each.fault.name}, seed {each.seed}: {figure}.\n"
         for each in sorted(done, key=lambda each: (place(each.fault.name), each.seed))
         for figure in each.found.figures
     ]
-    return f"\nTold, not judged:\n\n{''.join(told)}" if told else ""
+    return f"\nFigures without a limit:\n\n{''.join(lines)}" if lines else ""
 
 
 def _files() -> str:
-    """Return how many files may be open, and where more of them may."""
+    """Return how many files may be open, and the faults that may open more."""
     more = [
         f"{each.name}: {each.files_max:,}"
         for each in FAULTS.values()
@@ -213,7 +217,7 @@ def _environment(done: Sequence[Done], took_s: float, of: str) -> str:
 
 
 def missing_from(document: str) -> list[str]:
-    """Return what of the code's faults a document does not show as the code has it."""
+    """Return the faults of the code that a document does not show as they are in the code."""
     lines = document.splitlines()
     found = []
     for name, fault in FAULTS.items():

@@ -1,4 +1,4 @@
-"""Runs faults, some at a time, and says what came of each. Does not: print, or write a report."""
+"""Runs faults, some at a time, and returns their results. Does not: print, or write a report."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TEMPLATE = "template"
 
 
 class Done(NamedTuple):
-    """One fault on one seed. What this machine cannot test is green unless INGEST_TEST_STRICT=1.
+    """One fault on one seed. If this machine cannot test it: green unless INGEST_TEST_STRICT=1.
 
-    `artefacts` is the folder that was kept, if it is not green. `broken` is all that is not as
-    promised; of a control or a mutant: that it was not caught, or broke more than it was to break.
+    `artefacts` is the folder that was kept, if the fault is not green. `broken` lists what is not
+    as promised. A control or a mutant must be found, and may break nothing else.
     """
 
     fault: Fault
@@ -38,7 +38,7 @@ class Done(NamedTuple):
 
     @property
     def broken(self) -> list[str]:
-        """What is not as promised, empty if all is."""
+        """What is not as promised; empty if all is."""
         fault, found = self.fault, self.found
         broken = list(found.broken)
         if fault.kind != "fault" and not found.kinds & fault.breaks:
@@ -51,7 +51,7 @@ class Done(NamedTuple):
 
     @property
     def green(self) -> bool:
-        """Whether all was as promised; of a control or a mutant: whether it alone was caught."""
+        """Whether all was as promised; for a control or a mutant: whether only it was found."""
         if self.missing:
             return os.environ.get("INGEST_TEST_STRICT") != "1"
         return not self.broken
@@ -68,7 +68,7 @@ def make_folder() -> Path:
 
 
 async def run_one(fault: Fault, seed: int, folder: Path, template: Path, *, quick: bool) -> Done:
-    """Run one fault in a world of its own; whatever happens is in what it returns."""
+    """Run one fault in a world of its own; errors are in the result, too."""
     began_s = time.monotonic()
     own = folder / f"{fault.name}-{seed}"
     world = World(fault, seed, own, template, quick=quick)
@@ -107,10 +107,10 @@ async def run_all(
     folder = make_folder()
     try:
         template = await make_template(folder / TEMPLATE, free_port())
-        turn = asyncio.Semaphore(jobs)
+        free = asyncio.Semaphore(jobs)
 
         async def one(fault: Fault, seed: int) -> Done:
-            async with turn:
+            async with free:
                 done = await run_one(fault, seed, folder, template, quick=quick)
                 say(done)
                 return done
@@ -123,7 +123,7 @@ async def run_all(
 
 
 def _clear(folder: Path) -> None:
-    """Remove the template; what else is there was kept, of a fault that is not green."""
+    """Remove the template; keep the folders of faults that are not green."""
     shutil.rmtree(folder / TEMPLATE, ignore_errors=True)
     if not any(folder.iterdir()):
         folder.rmdir()

@@ -1,24 +1,24 @@
-"""Parts of the fault table that have a name: `./run faults --only ci`.
+"""Named parts of the fault table: `./run faults --only ci`.
 
-`ci` is what `.ci/run` runs before each merge, on one seed and in at most 12 minutes: of each family
-those that most of the promise rests on, and all controls and mutants, without which a green run
-proves nothing. The whole table, on two seeds, is run before a release. Does not: know what a fault
-does.
+`.ci/run` runs the selection `ci` before each merge, on one seed and in at most 12 minutes: of each
+family the faults that test most of the promise, and all controls and mutants, without which a green
+run proves nothing. The whole table, on two seeds, is run before a release. Does not: know what a
+fault does.
 """
 
 from __future__ import annotations
 
 CI: dict[str, str] = {
-    # The service's own end.
+    # The end of the service.
     "F2": "a killed service loses nothing that it acknowledged: the promise itself, 100 times",
-    "F4": "an ordinary stop writes all that it holds, and what it took in is what it answered",
-    # The database's end.
+    "F4": "an ordinary stop writes all readings that are held; each accepted one was answered",
+    # The end of the database.
     "F7": "without a database memory and journal fill up to their bounds, then posts get a 503",
     "F8": "a write that commits late, after the service gave up, is stored once",
     "F10": "a killed PostgreSQL loses nothing, and nothing is dead-lettered for it",
     # The connection between both.
     "F11": "a write whose COMMIT had no reply is tried again and stored once",
-    "F50": "connections that fail in drawn orders on both sides: what nobody thought of",
+    "F50": "connections that fail in random orders on both sides: cases that nobody listed",
     # What an operator does to the database.
     "F21": "a changed schema pauses writing; no reading is dead-lettered, no value goes wrong",
     # The disk.
@@ -27,29 +27,29 @@ CI: dict[str, str] = {
     "F27": "what was acknowledged was fsynced: a power cut of the service's files loses nothing",
     "F28": "damaged files are skipped and counted; the service starts",
     # The whole machine.
-    "P1": "the same of service and PostgreSQL together, on a file system that forgets",
-    # Too little of something.
-    "F29": "without free file descriptors it waits, tells so, and burns no processor",
-    "F30": "a service that the kernel kills for its memory loses nothing either",
-    # Those who post.
+    "P1": "the same as F27 for service and PostgreSQL together, on a file system that loses bytes",
+    # Missing resources.
+    "F29": "without free file descriptors the service waits, logs it, and needs little processor",
+    "F30": "a service that the kernel kills for its use of memory loses nothing",
+    # The clients.
     "F35": "a client that lost the answer sends again, and the reading is stored once",
     "F37": "in a post that is partly bad exactly the bad items are named and refused",
-    # A check that cannot fail proves nothing: these must lose.
+    # A check that cannot fail proves nothing: these must lose readings.
     "C1": "the check sees a loss: memory alone, no more than it may hold",
     "C2": "the check sees commits that PostgreSQL lost, so F10 can fail",
     "C3": "the check sees a journal that was never fsynced, so F27 can fail",
-    "C4": "the same of the file system under the whole machine, so P1 can fail",
+    "C4": "the same as C3 for the file system of the whole machine, so P1 can fail",
     "M1": "the check sees an answer that came before the commit",
     "M2": "the check sees one lost reading in 10,000",
     "M3": "the check sees dead letters that were never fsynced",
     "M4": "the check sees readings that are stored twice, so F11 can fail",
-    "M5": "the check sees a failed write that was taken for a good one",
+    "M5": "the check sees a failed write that was taken for a success",
 }
 SELECTIONS = {"ci": CI}
 
 
 def names_of(only: str) -> list[str]:
-    """Return what `--only` names, in its order, each once; a selection stands for what is in it."""
+    """Return the faults of `--only` in its order, each once; a selection stands for its faults."""
     words = only.split(",")
     return list(dict.fromkeys(name for word in words for name in SELECTIONS.get(word, (word,))))
 

@@ -1,6 +1,6 @@
-"""A PostgreSQL for one fault: data copied from a template, killed in every way there is.
+"""A PostgreSQL for one fault: its data is a copy of a template; it can be killed in four ways.
 
-Does not: decide when.
+Does not: decide when it is killed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Server(Database):
         return self
 
     def url_over(self, port: int) -> str:
-        """Return the URL for the service, over a line that listens on `port`."""
+        """Return the URL for the service, over a proxy that listens on `port`."""
         return f"postgresql://fleet:{PASSWORD}@127.0.0.1:{port}/fleet"
 
     @property
@@ -59,7 +59,7 @@ class Server(Database):
 
     @property
     def home(self) -> postgres_data.Home:
-        """Where its files are, and whose."""
+        """The place and the owner of its files."""
         assert self._home is not None, "enter it first"
         return self._home
 
@@ -80,7 +80,7 @@ class Server(Database):
         return [parent]
 
     async def kill_all(self) -> None:
-        """SIGKILL every process at one moment: frozen first, so that none sees another die."""
+        """SIGKILL every process at one moment; all are frozen before it."""
         pids = self.pids()
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
@@ -124,7 +124,7 @@ class Server(Database):
                 await asyncio.sleep(0.01)
 
     async def come_back(self) -> None:
-        """Start it again after whatever death; a start that fails is tried again."""
+        """Start it again after a kill or stop; a start that fails is tried again."""
         async with asyncio.timeout(BACK_S_MAX):
             while True:
                 starting = asyncio.ensure_future(self.start())
@@ -140,7 +140,7 @@ class Server(Database):
                 await asyncio.sleep(0.1)
 
     async def ask(self, sql: str) -> list[asyncpg.Record]:
-        """Run SQL as the superuser, as soon as a server that recovers by itself lets us."""
+        """Run SQL as the superuser, as soon as a server that recovers by itself takes it."""
         async with asyncio.timeout(BACK_S_MAX):
             while True:
                 with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -151,11 +151,11 @@ class Server(Database):
 async def make_template(folder: Path, port: int) -> Path:
     """Make data that holds the role, the database, the table and the CHECK; return its folder."""
     async with Server(folder, port, None) as server:
-        line = await asyncpg.connect(server.url)
+        connection = await asyncpg.connect(server.url)
         try:
-            await schema.apply(line)
-            await line.execute(CHECK)
+            await schema.apply(connection)
+            await connection.execute(CHECK)
         finally:
-            await line.close()
+            await connection.close()
         await server.stop()
     return folder / "data"

@@ -1,4 +1,4 @@
-"""Faults of the service's own process: killed, frozen, stopped, wrongly set."""
+"""Faults of the service's own process: killed, frozen, stopped, with wrong settings."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from tests.system.service import run_command
 
 
 async def kill_and_start(world: World) -> None:
-    """SIGKILL the service at a drawn moment, 40 % of the time with the database out of reach."""
+    """SIGKILL the service at a random moment, in 40 % of cases with the database out of reach."""
     stalled = world.random.random() < 0.4
     if stalled:
-        world.line.stall()
+        world.proxy.stall()
     await world.sleep(0.03, 0.5)
     os.kill(world.service.pid, signal.SIGKILL)
     world.count()
     await world.service.ended()
     if stalled:
-        await world.line.cut()
-        world.line.resume()
+        await world.proxy.cut()
+        world.proxy.resume()
     await world.restart()
 
 
 @fault(
     "F2",
     "service killed",
-    "SIGKILL {n} times under load, 40 % of them while the database does not answer (so that the "
-    "journal holds what was acknowledged), also during recovery; started again each time",
+    "SIGKILL {n} times under load, also during recovery; 40 % of them while the database does not "
+    "answer, so that the journal has acknowledged readings; started again each time",
     times=100,
     quick_times=2,
     limit_s=500,
 )
 async def killed(world: World) -> None:
-    """Kill it again and again."""
+    """Kill the service again and again."""
     for _ in range(world.times):
         await kill_and_start(world)
         if world.random.random() < 0.5:
@@ -59,7 +59,7 @@ async def killed(world: World) -> None:
     times=4,
 )
 async def frozen(world: World) -> None:
-    """Freeze it and let it go on."""
+    """Freeze the service and let it go on."""
     for _ in range(world.times):
         await world.answered(20)
         os.kill(world.service.pid, signal.SIGSTOP)
@@ -67,20 +67,21 @@ async def frozen(world: World) -> None:
             await world.sleep(1, 5)
         finally:
             os.kill(world.service.pid, signal.SIGCONT)
-        world.mended()
+        world.fixed()
         world.count()
 
 
 @fault(
     "F4",
     "service stopped under load",
-    "SIGTERM {n} times under load: exit 0, `lost=0`, all is written (`held=0`: the database is "
-    "there); what the service took in is what it answered with a 2xx, no reading more or less",
+    "SIGTERM {n} times under load: exit 0, `lost=0`, all is written (`held=0`, since the database "
+    "is there); the readings that the service took are those that it answered with a 2xx, no "
+    "more and no less",
     times=6,
     quick_times=1,
 )
 async def stopped(world: World) -> None:
-    """Stop it in order, start it again."""
+    """Stop the service in order, start it again."""
     traffic, before = world.run, 0
     for _ in range(world.times):
         await world.answered(30)
@@ -104,16 +105,16 @@ async def stopped(world: World) -> None:
 @fault(
     "F5",
     "second signal during the drain",
-    "SIGTERM while the database does not answer, then SIGTERM or SIGINT, {n} times: ends soon, "
-    "exit 0, `lost=0`",
+    "SIGTERM while the database does not answer, then SIGTERM or SIGINT, {n} times: the service "
+    "ends soon, exit 0, `lost=0`",
     times=5,
     settings={"drain_s_max": 60},
 )
 async def hastened(world: World) -> None:
-    """Hasten a drain that would take a minute."""
+    """Shorten a drain that would take a minute."""
     for _ in range(world.times):
         await world.answered(30)
-        world.line.stall()
+        world.proxy.stall()
         await world.sleep(0.1, 0.4)
         first = asyncio.create_task(world.service.stop())
         await world.sleep(0.2, 0.8)
@@ -124,16 +125,16 @@ async def hastened(world: World) -> None:
         world.count()
         last = output.splitlines()[-1]
         world.expect(code == 0 and "lost=0" in last, f"F5: exit {code}: {last}")
-        await world.line.cut()
-        world.line.resume()
+        await world.proxy.cut()
+        world.proxy.resume()
         await world.restart()
 
 
 @fault(
     "F32",
     "clock jumps",
-    "the service's wall clock set 1 h and 3 h back, 1 h ahead, back again, {n} times; a reading "
-    "beyond the window is then refused with its reason, not lost",
+    "the service's wall clock set 1 h back, 1 h ahead, 3 h back, and right again, {n} times; a "
+    "reading that is then too far ahead is refused with its reason, not lost",
     times=2,
     mutant="clock",
 )
@@ -156,9 +157,9 @@ async def clock_jumps(world: World) -> None:
 @fault(
     "F48",
     "wrong configuration at the start",
-    "journal on tmpfs, with its state folder or as a mount of its own: refuses to start and says "
-    "why; PostgreSQL with fsync=off, synchronous_commit=off, full_page_writes=off: `ingest doctor` "
-    "says so, exit 1",
+    "journal on tmpfs, with its state folder or as a mount of its own: the service refuses to "
+    "start and says why; PostgreSQL with fsync=off, synchronous_commit=off or "
+    "full_page_writes=off: `ingest doctor` says so, exit 1",
     times=1,
 )
 async def wrong_configuration(world: World) -> None:

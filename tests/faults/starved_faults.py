@@ -31,8 +31,8 @@ def _cpu_s(pid: int) -> float:
     "F29",
     "no file descriptors left",
     "RLIMIT_NOFILE of the running service set below what it uses while 60 clients connect, {n} "
-    "times for 1.5 s: the journal cannot begin a file, connections cannot be accepted; each time "
-    "EMFILE is told, and asking again takes less than 30 % of a core",
+    "times for 1.5 s: the journal cannot open a new file, connections cannot be accepted; each "
+    "time the log has EMFILE, and the new tries take less than 30 % of a core",
     times=3,
     settings={"journal_segment_bytes": 8192},
 )
@@ -41,7 +41,7 @@ async def without_descriptors(world: World) -> None:
     pid, lines = world.service.pid, world.service.lines
     for _ in range(world.times):
         await world.answered(20)
-        told = len(lines)
+        lines_before = len(lines)
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used - 1, before[1]))
@@ -60,32 +60,32 @@ async def without_descriptors(world: World) -> None:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
             for each in idle:
                 each.close()
-        world.mended()
+        world.fixed()
         world.count()
         await world.service.wait_state("accepting", "slowed")
-        struck = any(EMFILE in line for line in lines[told:])
-        world.expect(struck, "F29: nothing said that there are no descriptors left")
+        is_logged = any(EMFILE in line for line in lines[lines_before:])
+        world.expect(is_logged, "F29: nothing said that there are no descriptors left")
     for what in ("accept_failed", "journal_write_failed"):
-        struck = any(what in line and EMFILE in line for line in lines)
-        world.expect(struck, f"F29: no {what} for want of descriptors")
+        is_logged = any(what in line and EMFILE in line for line in lines)
+        world.expect(is_logged, f"F29: no {what} for want of descriptors")
     world.expect(world.service.pid == pid and world.service.running, "F29: the service ended")
 
 
 @fault(
     "F30",
     "out of memory",
-    "the service's cgroup may have 256 KiB more than it has, while the database does not answer "
-    "and posts of 5,000 readings come, {n} times: the kernel kills it; started again; what it "
-    "had accepted of those posts is there too",
+    "the service's cgroup gets a limit of 256 KiB above its use, while the database does not "
+    "answer and posts of 5,000 readings come, {n} times: the kernel kills the service; it is "
+    "started again; the readings of those posts that it had accepted are there too",
     times=3,
 )
 async def out_of_memory(world: World) -> None:
-    """Let the kernel kill it for its memory."""
+    """Let the kernel kill the service for its use of memory."""
     with Cgroup(f"faults-{os.getpid()}-{world.random.getrandbits(24):x}") as group:
         for number in range(world.times):
             group.adopt(world.service.pid)
             await world.answered(20)
-            world.line.stall()
+            world.proxy.stall()
             answer = await _post_large(world, number)
             world.expect(answer == 202, f"F30: {answer} before there was a limit")
             group.limit(256 << 10)
@@ -98,8 +98,8 @@ async def out_of_memory(world: World) -> None:
                 await asyncio.wait([growing])
             world.expect(code == -signal.SIGKILL, f"F30: ended with {code}, not killed")
             world.count()
-            await world.line.cut()
-            world.line.resume()
+            await world.proxy.cut()
+            world.proxy.resume()
             await world.restart()
 
 
@@ -113,7 +113,7 @@ async def _post_large(world: World, number: int) -> int:
 
 
 async def _grow(world: World, number: int) -> None:
-    """Post large bodies, several at a time, until the service is gone."""
+    """Post large bodies, several at a time, until the service has ended."""
 
     async def post() -> None:
         while world.service.running:
@@ -128,11 +128,11 @@ async def _grow(world: World, number: int) -> None:
 @fault(
     "F31",
     "no processor",
-    "stopped for 95 of each 100 ms, for {n} s",
+    "the service is stopped for 95 of each 100 ms, for {n} s",
     times=5,
 )
 async def starved(world: World) -> None:
-    """Give it a twentieth of a core."""
+    """Give the service a twentieth of a core."""
     pid = world.service.pid
     end_s = world.now_s() + world.times
     while world.now_s() < end_s:

@@ -1,4 +1,4 @@
-"""The quick part of the fault matrix, and what keeps the whole of it honest."""
+"""The quick part of the fault matrix, and tests of the matrix and its report."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.faults.selections import CI, names_of
 from tests.faults.world import Found, World
 from tests.system.service import REPOSITORY, Reply, environment, run_command
 
-# Of the plan's table: what concerns one machine without workers, partitions or a broker.
+# The faults of the plan's table for one machine without workers, partitions or a broker.
 WANTED = [f"F{number}" for number in (*range(2, 23), *range(25, 33), *range(34, 40), 48, 50)]
 
 
 @pytest.mark.timeout(180)
 async def test_quick_faults_are_green_and_the_control_loses() -> None:
-    """A kill or two of each kind under load: nothing acknowledged is lost, memory alone loses."""
+    """One or two kills of each kind under load: only the control with memory loses readings."""
     done = await run_command("tests.faults", "--quick", "--seed", 1, within_s=170)
     assert done.code == 0, done.stdout + done.stderr
     for name in ("F2", "F4", "F10", "F11", "F27", "C1"):
@@ -39,7 +39,7 @@ async def test_quick_faults_are_green_and_the_control_loses() -> None:
 
 
 def test_every_fault_of_the_plan_is_there() -> None:
-    """None is left out silently, and controls and mutants say what they must break."""
+    """No fault of the plan is missing, and controls and mutants name what they must break."""
     assert [name for name in sorted(FAULTS, key=place) if name.startswith("F")] == WANTED
     for each in FAULTS.values():
         assert (each.kind == "fault") == (not each.breaks)
@@ -53,7 +53,7 @@ def test_every_fault_of_the_plan_is_there() -> None:
 
 
 def test_selection_for_ci_is_of_every_family_and_can_fail() -> None:
-    """Its names exist, each module of faults has one in it, and so do all controls and mutants."""
+    """`ci` has existing names only, one of each module, and all controls and mutants."""
     assert set(CI) <= set(FAULTS)
     assert {FAULTS[name].harm.__module__ for name in CI} == {each.__name__ for each in MODULES}
     assert {name for name, each in FAULTS.items() if each.kind != "fault"} <= set(CI)
@@ -62,20 +62,20 @@ def test_selection_for_ci_is_of_every_family_and_can_fail() -> None:
 
 
 def test_selection_stands_for_its_faults() -> None:
-    """`--only` takes its name like a fault's, beside others too, and runs nothing twice."""
+    """`--only` takes the name of a selection like that of a fault, and runs no fault twice."""
     assert names_of("ci") == list(CI)
     assert names_of("F3,ci,F2") == ["F3", *CI]
     assert names_of("F11,F2") == ["F11", "F2"]
 
 
 def test_help_says_why_each_fault_is_in_the_selection() -> None:
-    """Who reads it sees what a merge was tested with."""
+    """`--help` shows the faults that are run before a merge, with their reasons."""
     text = parser().format_help()
     assert all(f"  {name:<4} {why}\n" in text for name, why in CI.items())
 
 
 def test_the_report_shows_all_that_the_code_has() -> None:
-    """FAULTS.md is of this code: a fault that is new, gone or done otherwise needs a new run."""
+    """FAULTS.md agrees with the code: a new, removed or changed fault needs a new run."""
     assert report.missing_from((REPOSITORY / "FAULTS.md").read_text()) == []
 
 
@@ -94,7 +94,7 @@ def _all_green() -> list[Done]:
 
 
 def test_the_report_is_red_where_a_run_is() -> None:
-    """What it says is what was found, and the check of it sees each difference."""
+    """The report shows what was found, and its check sees each difference."""
     document = report.text(_all_green(), 1.0)
     assert report.missing_from(document) == []
     for name in FAULTS:
@@ -123,7 +123,7 @@ def test_the_report_is_red_where_a_run_is() -> None:
         (_done("M4", kinds={"twice"}), True),
         (_done("M4", kinds={"twice", "lost"}, broken=["lost x 3"]), False),
         (_done("M1", kinds={"wrong_answer"}), False),
-        (_done("C2", kinds={"lost"}, broken=["I9: the law"]), False),
+        (_done("C2", kinds={"lost"}, broken=["I9: the balance"]), False),
     ],
 )
 def test_a_fault_must_break_nothing_and_a_mutant_one_thing(done: Done, green: bool) -> None:
@@ -146,7 +146,7 @@ def _noted(world: World, **faults: int) -> Found:
 
 
 def test_a_control_is_let_break_only_what_it_is_to_break(tmp_path: Path) -> None:
-    """The loss of C2 is what it is for; that it doubles something is not, and is said."""
+    """C2 must lose readings; if it also doubles some, it is red and the report says so."""
     found = _noted(World(FAULTS["C2"], 1, tmp_path, tmp_path), lost=5, twice=2)
     assert (found.lost, found.doubled, found.kinds) == (5, 2, {"lost", "twice"})
     (said,) = found.broken
@@ -157,7 +157,7 @@ def test_a_control_is_let_break_only_what_it_is_to_break(tmp_path: Path) -> None
 
 
 class _Table:
-    """A database that answers any question with these rows."""
+    """A database that answers each query with these rows."""
 
     def __init__(self, *rows: tuple[int, str, str, float]) -> None:
         self._rows = rows
@@ -167,7 +167,7 @@ class _Table:
 
 
 class _Receiver:
-    """A service that answers any post in one way."""
+    """A service that answers each post in the same way."""
 
     def __init__(self, status: int, *bad: int) -> None:
         self._reply = Reply(status, {}, "", {"errors": [{"index": at} for at in bad]})
@@ -177,7 +177,7 @@ class _Receiver:
 
 
 async def test_what_a_fault_posts_itself_is_accounted_for() -> None:
-    """Accepted items must be in the table, once; refused ones, and those of a 503, need not."""
+    """Accepted items must be in the table once; refused items and those of a 503 need not."""
     items = [{"device_id": "d", "metric": "m", "ts": ts, "value": 1} for ts in range(4)]
     own = Own()
     await own.post(_Receiver(503), [{**items[0], "ts": 77}])  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ async def test_what_a_fault_posts_itself_is_accounted_for() -> None:
 
 
 def test_what_is_left_of_a_red_fault_is_kept(tmp_path: Path) -> None:
-    """Of whatever family it is; the template, which all of them were made from, is not."""
+    """The folder of a red fault is kept; the template of all folders is removed."""
     names = {f"{name}-1" for name in FAULTS}
     for name in (*names, runner.TEMPLATE):
         (tmp_path / name).mkdir()
@@ -201,7 +201,7 @@ def test_what_is_left_of_a_red_fault_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_report_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was run can be found again; what is not committed, or has no history, is said to be."""
+    """The report names the commit, and says if changes are not committed or there is no git."""
 
     def git(*words: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
@@ -227,8 +227,8 @@ def test_the_report_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert f"{said}, seeds 1," in report.text(_all_green(), 1.0, said)
 
 
-def test_figures_are_told_and_not_judged() -> None:
-    """A p99 stands in the report, and makes nothing red."""
+def test_figures_are_printed_and_have_no_limit() -> None:
+    """A p99 stands in the report, and makes no fault red."""
     done = _done("F34", figures=["p99 999 ms"])
     assert done.green
     others = [each for each in _all_green() if each.fault.name != "F34"]
@@ -236,7 +236,7 @@ def test_figures_are_told_and_not_judged() -> None:
 
 
 def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evidence everything must be there, a fault that could not be tested is red."""
+    """With INGEST_TEST_STRICT=1 a fault that could not be tested is red."""
     done = _done("F20")._replace(missing="needs root")
     monkeypatch.delenv("INGEST_TEST_STRICT", raising=False)
     assert done.green
@@ -248,7 +248,7 @@ def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.Monke
 
 
 async def test_list_and_unknown_names() -> None:
-    """`--list` names every fault and what is done; a name that is none is wrong use."""
+    """`--list` prints every fault with its text; an unknown name is wrong use."""
     done = await run_command("tests.faults", "--list")
     assert done.code == 0
     for each in FAULTS.values():
@@ -257,8 +257,8 @@ async def test_list_and_unknown_names() -> None:
     assert (done.code, done.stderr) == (2, "./run faults: there is no F1; see --list\n")
 
 
-def test_the_word_of_the_run_script_leads_here(tmp_path: Path) -> None:
-    """`./run faults --list`, from any folder, in an environment that is set up."""
+def test_run_script_has_the_command_faults(tmp_path: Path) -> None:
+    """`./run faults --list` works from any folder, in an environment that is set up."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -287,7 +287,7 @@ def test_the_word_of_the_run_script_leads_here(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_commands_that_are_understood() -> None:
-    """Each line is one that the command line takes; all that it names is there."""
+    """The command line takes each command of docs/loadgen.md; the faults that it names exist."""
     section = (REPOSITORY / "docs/loadgen.md").read_text().split("## What it has been through")[1]
     commands = re.findall(r"^\./run faults(.*?)  ", section, re.MULTILINE)
     assert len(commands) == 5

@@ -1,6 +1,6 @@
-"""The traffic of a World: that of `loadgen verify`, and how long its answers took.
+"""The traffic of a World: that of `loadgen verify`, with the times of its answers.
 
-Does not: judge; that a figure is reported, and not judged, is for FAULTS.md to say.
+Does not: judge. FAULTS.md lists these figures, which have no limit.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from loadgen.traffic.post import Post
 
 
 class Traffic(Run):
-    """A Run that also knows what answers took, and counts two things.
+    """A Run that also keeps the times of answers, and has two more counters.
 
-    `kept` are the readings of posts that a 2xx answered; `cut_off` the tries that were sent and
-    got no answer at all (a refused connection is none, a 503 is an answer).
+    `kept` counts the readings of posts that a 2xx answered; `cut_off` the tries that were sent and
+    got no answer at all (a refused connection is no try that was sent; a 503 is an answer).
     """
 
     def __init__(self, job: Job) -> None:
@@ -26,19 +26,18 @@ class Traffic(Run):
         self._took_s: list[float] = []
 
     def p99_ms(self) -> float:
-        """Return the p99 of what answers took since the last call, from the intended moment on."""
+        """Return the p99 of the answer times since the last call, from the intended moment on."""
         took, self._took_s = sorted(self._took_s), []
         return took[ceil(len(took) * 0.99) - 1] * 1_000 if took else 0.0
 
     def sending(self, post: Post) -> None:
         """Note that a try begins."""
         self._sent.add(post.number)
-        super().sending(post)
 
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
-        """Note an answer, and what it took if it is the last one."""
+        """Note an answer; note its time if it is the last one of its post."""
         self._sent.discard(post.number)
         self.kept += post.readings if 200 <= status < 300 else 0
         if final:

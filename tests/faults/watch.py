@@ -1,6 +1,6 @@
-"""Looks at a service all the time while harm is done to it: memory, descriptors, balance, files.
+"""Watches a service while harm is done to it: memory, open files, balance, dead letters.
 
-What it finds is I8 (bounded) and I9 (the balance at each quiet moment, in each run of the process).
+It checks I8 (bounded) and I9 (the balance at each quiet moment, in each run of the process).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DLQ_MB_MAX = 64.0
 
 
 class Watched(Protocol):
-    """What is looked at; a World is."""
+    """What a Watch needs to know; a World is one."""
 
     service: Service
     state: Path
@@ -32,18 +32,17 @@ class Watched(Protocol):
 
 
 class Watch:
-    """Looks until `stop`."""
+    """Watches until `stop`."""
 
     def __init__(self, world: Watched) -> None:
         self.rss_mb = 0.0
         self.fds = 0
-        self.laws = 0  # quiet moments at which the balance was looked at
         self.broken: list[str] = []
         self._world = world
         self._task: asyncio.Task[None] | None = asyncio.create_task(self._look())
 
     async def stop(self) -> None:
-        """Look no more. Repeatable."""
+        """Stop watching. May be called again."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -62,7 +61,6 @@ class Watch:
             balance = await read_balance(self._world.admin_url)
             if balance is None or balance.held:
                 continue
-            self.laws += 1
             if not balance.is_zero:
                 self._say(f"I9: at a quiet moment the balance left {balance.left_over:g} over")
             if balance.dropped:

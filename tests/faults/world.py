@@ -1,9 +1,9 @@
-"""One service, one PostgreSQL, a line between them, and traffic whose every reading is on record.
+"""A World: one service, one PostgreSQL, a proxy between them, and traffic with a ledger.
 
-Promises: what a fault did to it is over and nothing is left behind when the block is left. The
-seed decides what is sent and every choice that a fault draws from `random`; the moments at which
-the operating system lets it happen are its own.
-Does not: judge a fault; `conclude` says what was found.
+Promises: at the end of the block the harm of a fault is undone, and no process or file is left.
+The seed decides what is sent and each random choice of a fault (`random`); the operating system
+decides the exact moments.
+Does not: judge a fault; `conclude` returns what was found.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from tests.faults.own import Item, Own
 from tests.faults.server import Server
 from tests.faults.traffic import Traffic
 from tests.faults.watch import Watch
-from tests.support.faulty_proxy import Line
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.tcp_ports import free_port
 from tests.system.database import copy_data
 from tests.system.service import Reply, Service
 
 RECOVERY_S_MAX = 60.0
-SLOW_S = 10.0  # then it is told what took so long
-AFTER_S = 0.4  # traffic goes on so long after the last fault
+SLOW_S = 10.0  # a longer recovery gets a note
+AFTER_S = 0.4  # the traffic goes on for this time after the last fault
 PLAIN = ("-m", "ingest")
 PATCHED = ("-m", "tests.faults.patched")
 
-# Deadlines of seconds instead of tens of them: what happens at them happens often.
+# Deadlines of some seconds instead of tens of seconds, so that they pass often.
 PROMPT: dict[str, object] = {
     "connect_s_max": 2,
     "lock_s_max": 0.5,
@@ -62,10 +62,10 @@ PROMPT: dict[str, object] = {
 
 @dataclass
 class Found:
-    """What one fault led to. `broken` is empty if all was as promised.
+    """The result of one fault. `broken` is empty if all was as promised.
 
-    `kinds` are the ways in which readings were not; those that a control or a mutant must break
-    are not in `broken`. `figures` are told, and not judged.
+    `kinds` are the kinds of broken promises; those that a control or a mutant must break are not in
+    `broken`. `figures` are printed and have no limit.
     """
 
     acknowledged: int = 0
@@ -98,12 +98,12 @@ class World:
         self.times = fault.quick_times if quick else fault.times
         self.found = Found()
         self.server = Server(base / "db", free_port(), template, fault.database)
-        self.line = Line("127.0.0.1", self.server.port)
-        self.service: Service = None  # type: ignore[assignment]  # made when the line has its port
+        self.proxy = FaultyProxy("127.0.0.1", self.server.port)
+        self.service: Service = None  # type: ignore[assignment]  # made when the proxy has its port
         self.run: Traffic = None  # type: ignore[assignment]  # the same
         self.own = Own()
         self.url = f"http://127.0.0.1:{free_port()}"
-        self.front = Line("127.0.0.1", int(self.url.rpartition(":")[2]))
+        self.front = FaultyProxy("127.0.0.1", int(self.url.rpartition(":")[2]))
         self.admin_url = f"http://127.0.0.1:{free_port()}"
         self.settings: dict[str, object] = {**PROMPT, **fault.settings}
         self.env = {"FAULTS_FOLDER": str(folder), "FAULTS_MUTANT": fault.mutant}
@@ -111,7 +111,7 @@ class World:
         self._traffic: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
         self.small: SmallDisk | None = None
-        self.undo = AsyncExitStack()  # what a fault has to take back when all else has ended
+        self.undo = AsyncExitStack()  # undone after all else has ended
         self._open = AsyncExitStack()
         self._run_id = f"{self.random.getrandbits(32):08x}"
         self.last_s: float | None = None
@@ -125,7 +125,7 @@ class World:
                 await copy_data(self._template, self.disk.backing / "db")
                 await self._open.enter_async_context(self.disk)
             await self._open.enter_async_context(self.server)
-            await self._open.enter_async_context(self.line)
+            await self._open.enter_async_context(self.proxy)
             await self._open.enter_async_context(self.front)
             if self.fault.before is not None:
                 await self.fault.before(self)
@@ -152,7 +152,7 @@ class World:
             await asyncio.wait([self._traffic])
         with suppress(AssertionError, ProcessLookupError):
             await self.server.thaw()
-        self.line.resume()
+        self.proxy.resume()
         self.front.resume()
         await self._open.aclose()
 
@@ -165,19 +165,19 @@ class World:
             program=PATCHED if mutant else PLAIN,
             listen=self.url.removeprefix("http://"),
             admin_listen=self.admin_url.removeprefix("http://"),
-            database_url=self.server.url_over(self.line.port),
+            database_url=self.server.url_over(self.proxy.port),
             **self.settings,
         )
 
     def patch(self, name: str, **env: object) -> None:
-        """From its next start on the service has one of the patches of patched.py; "": none."""
+        """Give the service a patch of patched.py from its next start on; "" gives none."""
         words = {key: str(value) for key, value in env.items()}
         self.service.change(
             {**self.env, **words, "FAULTS_MUTANT": name}, PATCHED if name else PLAIN
         )
 
     def begin(self) -> None:
-        """Let the traffic begin."""
+        """Start the traffic."""
         fault = self.fault
         plan = Plan(
             run=self._run_id,
@@ -206,11 +206,11 @@ class World:
     # What a fault needs
 
     async def sleep(self, least_s: float, most_s: float | None = None) -> None:
-        """Let a time pass, drawn by the seed between both."""
+        """Wait for a random time between both, which the seed decides."""
         await asyncio.sleep(self.random.uniform(least_s, most_s or least_s))
 
     async def answered(self, count: int, within_s: float = 30.0) -> None:
-        """Wait until so many further posts have their answer."""
+        """Wait until `count` more posts have their answer."""
         wanted = self.run.answers.total() + count
         async with asyncio.timeout(within_s):
             while self.run.answers.total() < wanted:
@@ -223,25 +223,25 @@ class World:
             raise AssertionError("the traffic has ended")
 
     def expect(self, holds: object, said: str) -> None:
-        """Note something that is not as promised."""
+        """If `holds` is false, note in `broken` what is not as promised."""
         if not holds and said not in self.found.broken:
             self.found.broken.append(said)
 
     async def post(self, *items: Item) -> Reply:
-        """Post a fault's own items, with `ts` in microseconds: what is accepted is on record."""
+        """Post items of a fault, with `ts` in microseconds; accepted ones are on record."""
         return await self.own.post(self.service, items)
 
     def count(self) -> None:
-        """Count one harm done."""
+        """Count one harm that was done."""
         self.found.count += 1
 
-    def mended(self) -> None:
-        """The last fault is over: recovery counts from now. Its end counts if nothing else does."""
+    def fixed(self) -> None:
+        """Note that the last fault is over: the recovery time begins now."""
         self.last_s = time.monotonic()
 
     async def restart(self) -> None:
-        """Start the killed service again, as a supervisor would: recovery counts from here."""
-        self.mended()
+        """Start the killed service again, as a supervisor would: the recovery time begins now."""
+        self.fixed()
         await self.service.start()
 
     def now_s(self) -> float:
@@ -259,7 +259,7 @@ class World:
         path.replace(self.folder / "clock")
 
     async def expect_none_set_aside(self) -> None:
-        """Expect that the fault cost no dead letter: only bad items and refused rows are there."""
+        """Expect that the fault made no dead letter: only bad items and refused rows are there."""
         samples = await self.service.metrics()
         for reason in ("retries_exhausted", "drained"):
             name = f'ingest_readings_dead_lettered_total{{reason="{reason}"}}'
@@ -269,9 +269,9 @@ class World:
     # The end
 
     async def conclude(self) -> Found:
-        """Finish the traffic, wait for quiet, compare; the service must then end in order."""
+        """Finish the traffic, wait until the service is quiet, compare, stop the service."""
         if self.last_s is None:
-            self.mended()
+            self.fixed()
         found, last_s = self.found, self.last_s or 0.0
         await asyncio.sleep(AFTER_S)
         before = self.run.answers.total()
@@ -329,7 +329,7 @@ class World:
             self.expect(not result.balance.dropped, "I9: ingest_readings_dropped_total is not 0")
 
     async def _take_own(self) -> None:
-        """Account for what the fault itself has posted."""
+        """Account for the readings that the fault itself has posted."""
         missing, twice = await self.own.look(self.server)
         found = self.found
         found.acknowledged += len(self.own.accepted)

@@ -1,7 +1,7 @@
-"""The layout of our packages as data and as functions: which folder may import which, and why not.
+"""The layout of our packages, as data and as functions: which folder may import which one.
 
 Each rule takes a file (its path from the repository, its tree) and yields the lines that break it.
-Imports for type checkers only count like all others.
+Imports that are for type checkers only count like all others.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
     ),
     "loadgen": (
+        ("wire",),
         ("traffic", "csv"),
         ("driver",),
         ("measure", "proof"),
@@ -41,14 +42,14 @@ LIBRARIES = {
     "fcntl": "ingest/system",
     "time": "ingest/system",
 }
-READ_SETTINGS = ("app", "cli", "config")  # other parts are given numbers
-# A program that only takes posts in, or only writes, is made from one of these files alone. So the
-# file reaches none of those folders, however many files of ours lie between.
+READ_SETTINGS = ("app", "cli", "config")  # other parts get numbers
+# A program that only receives posts, or only writes, is made from one of these files alone. So the
+# file must not reach those folders, also not through other files.
 HALVES = {
     "ingest/app/receiving.py": ("writer", "sinks"),
     "ingest/app/writing.py": ("http", "formats", "receiver"),
 }
-# Parts that one file alone puts together, with all that they need.
+# Parts that only one file makes, with everything that they need.
 MADE_IN = {"Endpoint": "ingest/app/receiving.py", "Writer": "ingest/app/writing.py"}
 # Private names of a library that we use because it has no public ones. This list may only shrink.
 # Those of aiohttp are in ingest/http/fence.py, which checks them at the start.
@@ -65,7 +66,7 @@ Files = Mapping[PurePosixPath, ast.Module]
 
 
 def files_of(package: str) -> Files:
-    """Return the trees of all files of a package, by path from the repository."""
+    """Return the syntax trees of all files of a package, by path from the repository."""
     return {
         PurePosixPath(path.relative_to(REPOSITORY)): ast.parse(path.read_text())
         for path in sorted((REPOSITORY / package).rglob("*.py"))
@@ -87,12 +88,12 @@ def folder_of(path: PurePosixPath) -> str:
 
 
 def imports_go_down(path: PurePosixPath, tree: ast.Module) -> Found:
-    """A folder imports folders of lower rows, so never a sibling; files at the top, nobody."""
+    """A folder imports folders of lower rows, so never a sibling."""
     package = path.parts[0]
     rows = {name: row for row, names in enumerate(LAYERS[package]) for name in names}
     own = folder_of(path)
     if path.name == "__main__.py" and not own:
-        return  # it starts everything
+        return  # it starts the package
     for line, dotted in imports(tree):
         parts = dotted.split(".")
         if parts[0] != package or len(parts) < 3:  # a file or a name at the package's top
@@ -117,14 +118,14 @@ def _are_siblings(ours: tuple[str, ...], theirs: list[str], folder: str) -> bool
 
 
 def top_holds_no_logic(path: PurePosixPath, tree: ast.Module) -> Found:
-    """A folder that nobody placed may import anything."""
+    """A folder must have a row in LAYERS; else it could import anything."""
     rows = {name for names in LAYERS[path.parts[0]] for name in names}
     if (own := folder_of(path)) and own not in rows:
         yield 1, f"{own} has no row in LAYERS"
 
 
 def one_folder_knows_the_library(path: PurePosixPath, tree: ast.Module) -> Found:
-    """Another version, or another library, is then the work of one folder."""
+    """One folder alone imports the library, so that another version concerns this folder only."""
     for line, dotted in imports(tree):
         home = LIBRARIES.get(dotted.split(".")[0])
         if home and not path.is_relative_to(home):
@@ -132,7 +133,7 @@ def one_folder_knows_the_library(path: PurePosixPath, tree: ast.Module) -> Found
 
 
 def settings_end_in_the_composition(path: PurePosixPath, tree: ast.Module) -> Found:
-    """A part is given numbers: it can be made in a test or in another program without settings."""
+    """A part gets numbers, so that a test or another program can make it without settings."""
     if folder_of(path) in READ_SETTINGS:
         return
     for line, dotted in imports(tree):
@@ -210,7 +211,7 @@ def halves_reach_each_other(files: Files) -> list[str]:
 
 
 def made_elsewhere(path: PurePosixPath, tree: ast.Module) -> Found:
-    """Who wires a part a second time forgets one day what the first place has learned."""
+    """A part is made in one file, since a second place would miss later changes of the first."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func).rpartition(".")[2]
@@ -219,7 +220,7 @@ def made_elsewhere(path: PurePosixPath, tree: ast.Module) -> Found:
 
 
 def _graph(files: Files) -> dict[PurePosixPath, set[PurePosixPath]]:
-    """Return for each file those that it imports."""
+    """Return for each file the files that it imports."""
     by_dotted = {_dotted(path): path for path in files}
     return {
         path: {
@@ -248,7 +249,7 @@ def classes_of_one_name(files: Files) -> list[str]:
 
 
 def names_of(path: PurePosixPath, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yield the names that a file gives: its own, its folders', its classes', its functions'."""
+    """Yield the names of a file, its folders, its classes and its functions."""
     yield from ((1, part) for part in path.with_suffix("").parts)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -256,7 +257,7 @@ def names_of(path: PurePosixPath, tree: ast.Module) -> Iterator[tuple[int, str]]
 
 
 def long_files(paths: Iterable[Path], lines_max: int) -> dict[str, int]:
-    """Return the files that have more lines than that, by path, with their number."""
+    """Return the files with more lines than `lines_max`, by path, with their number of lines."""
     counted = {
         str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in paths
     }
@@ -280,7 +281,7 @@ def lists_said_twice(files: Files) -> list[str]:
 
 
 def subclasses(files: Files, base: str) -> Iterator[tuple[str, str]]:
-    """Yield path and name of each class that names `base` as a base of its own."""
+    """Yield path and name of each class that has `base` as a base."""
     for path, tree in files.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and base in [

@@ -1,9 +1,12 @@
-"""`.ci/run`: what it tells about its steps, and that it asks for what there is."""
+"""`.ci/run`: what it prints about its steps, and that each step names what exists."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
+import sys
 
 from tests.faults.__main__ import parser
 from tests.faults.all_faults import FAULTS
@@ -26,8 +29,8 @@ def steps(script: str) -> tuple[int, str]:
     return done.returncode, done.stdout.partition("\n\n")[2]
 
 
-def test_table_tells_each_step_its_seconds_and_exit_code() -> None:
-    """Who wants it faster sees where the time goes."""
+def test_table_has_for_each_step_its_seconds_and_exit_code() -> None:
+    """The table shows where the time goes."""
     code, table = steps("timed true; timed sleep 1; timed env true")
     assert code == 0
     rows = [re.split(" {2,}", line.removeprefix("ci:").strip()) for line in table.splitlines()]
@@ -46,17 +49,47 @@ def test_table_is_printed_after_a_step_that_failed_and_no_step_follows() -> None
 
 
 def test_table_names_the_step_that_was_cut_short() -> None:
-    """At the end of its time the script is told to stop: then it says what it was doing."""
+    """At the end of its time the script gets a TERM: the table names the step that ran then."""
     code, table = steps("trap 'exit 143' TERM; timed bash -c 'kill -TERM $PPID'; timed echo never")
     assert code == 143
     assert re.search(r"^ci: +\d+ +cut  bash -c kill", table, re.MULTILINE)
 
 
 def test_it_has_80_minutes_and_runs_a_selection_of_faults_that_exists() -> None:
-    """The command line is one that `./run faults` takes, and bounded itself."""
+    """`./run faults` takes the command line of the step, which has a time limit of its own."""
     assert "--kill-after=30 80m bash .ci/run" in RUN
     (words,) = re.findall(r"^timed timeout .* 12m \./run faults (.*)$", RUN, re.MULTILINE)
     chosen = parser().parse_args(words.split())
     assert chosen.only == "ci"
     assert chosen.seed == [1]
     assert set(names_of(chosen.only)) < set(FAULTS)
+
+
+def test_it_tests_receiver_and_http_without_the_short_way_of_requests() -> None:
+    """The step follows `./run test`; its folders exist, and hold tests that it must leave out."""
+    (line,) = re.findall(r"^timed \./run test\n(?:#.*\n)*timed env (.* \\\n.*)$", RUN, re.MULTILINE)
+    switch, *command, http, receiver = shlex.split(line.replace("\\\n", ""))
+    assert switch == "INGEST_TEST_SHORT_WAY=off"
+    assert command == ["./run", "test", "-q", "-m", "not slow and not short_way"]
+    assert "mark.short_way" in "".join(
+        path.read_text() for path in (REPOSITORY / http).glob("test_*.py")
+    )
+    assert list((REPOSITORY / receiver).glob("test_*.py"))
+
+
+def test_switch_of_that_step_makes_the_short_way_unknown() -> None:
+    """tests/conftest.py reads the variable: without it the installed aiohttp is a known one."""
+    code = "import tests.conftest; from ingest.http.fence import short_way_is_known as known"
+    said = {}
+    for value in ("on", "off"):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{code}; print(known())"],
+            cwd=REPOSITORY,
+            env={**os.environ, "INGEST_TEST_SHORT_WAY": value},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        said[value] = done.stdout.split()[-1]
+    assert said == {"on": "True", "off": "False"}

@@ -1,4 +1,4 @@
-"""docs/contract.md against the code: its verdicts, answers and states are those that run."""
+"""docs/contract.md agrees with the code: verdicts, answers and states."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ingest.sinks.postgres.schema import KEY
 from ingest.sinks.postgres.sqlstate import verdict_for
 
 CONTRACT = (Path(ingest.__file__).parent.parent / "docs" / "contract.md").read_text()
-BY_COLUMN = "23502"  # on our columns one verdict, on others another
+BY_COLUMN = "23502"  # the verdict depends on the column
 OPERATORS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
 
 
 def verdicts(contract: str) -> dict[str, Verdict]:
-    """Return what the table says: verdict by SQLSTATE, or by class (two characters)."""
+    """Return the table of the contract: verdict by SQLSTATE, or by class (two characters)."""
     table = contract.split("<!-- verdicts -->")[1].split("<!-- end verdicts -->", maxsplit=1)[0]
     found: dict[str, Verdict] = {}
     for name, codes in re.findall(r"^\| \*\*(\w+)\*\* \| (.+?) \|", table, re.MULTILINE):
@@ -34,8 +34,8 @@ def verdicts(contract: str) -> dict[str, Verdict]:
     return found
 
 
-def told(table: dict[str, Verdict], code: str) -> Verdict:
-    """Return the verdict that a reader of the contract would expect."""
+def expected_verdict(table: dict[str, Verdict], code: str) -> Verdict:
+    """Return the verdict of the contract for a code."""
     verdict = table.get(code) or table.get(code[:2])
     if verdict is None and code[0] in OPERATORS_OWN and code[:2] != "P0":
         return Verdict.ISOLATE
@@ -43,7 +43,7 @@ def told(table: dict[str, Verdict], code: str) -> Verdict:
 
 
 def known_codes() -> set[str]:
-    """Return all SQLSTATEs that the driver knows, and some that nobody does."""
+    """Return all SQLSTATEs that the driver knows, and some unknown ones."""
     classes = [asyncpg.PostgresError]
     for each in classes:
         classes += each.__subclasses__()
@@ -53,9 +53,13 @@ def known_codes() -> set[str]:
 
 
 def differing(table: dict[str, Verdict]) -> set[str]:
-    """Return the codes that the service judges otherwise than the table says."""
+    """Return the codes for which the service's verdict is not that of the table."""
     codes = known_codes() | {code for code in table if len(code) == 5}
-    return {code for code in codes - {BY_COLUMN} if verdict_for(code) is not told(table, code)}
+    return {
+        code
+        for code in codes - {BY_COLUMN}
+        if verdict_for(code) is not expected_verdict(table, code)
+    }
 
 
 def test_verdicts_are_those_of_the_contract() -> None:
@@ -70,7 +74,7 @@ def test_verdicts_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize("gone", ["`08P01`, ", "`22xxx`, ", "`57014`, ", "`P0004` "])
 def test_code_that_is_missing_in_the_table_is_noticed(gone: str) -> None:
-    """The comparison can fail, for a code and for a class."""
+    """The comparison finds a missing code and a missing class."""
     assert gone in CONTRACT
     assert differing(verdicts(CONTRACT.replace(gone, " ")))
 
@@ -91,13 +95,13 @@ def test_answers_are_those_of_the_contract() -> None:
 
 
 def test_states_are_those_of_the_contract() -> None:
-    """/readyz says nothing that is not explained, with the status that is written there."""
+    """The contract has each state of /readyz, with its status."""
     rows = re.findall(r"^\| `(\w+)` \| (200|503) \|", CONTRACT, re.MULTILINE)
     assert {state for state, _ in rows} == set(STATES)
     assert {state for state, status in rows if status == "503"} == set(UNREADY)
 
 
 def test_reasons_of_dead_letters_are_those_of_the_contract() -> None:
-    """A reason that nobody can read about is not there."""
+    """The contract explains each reason of dead letters."""
     (line,) = re.findall(r"^- \*\*Reasons:\*\* (.+)$", CONTRACT, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", line)) == set(REASONS)

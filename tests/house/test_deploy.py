@@ -1,7 +1,7 @@
-"""Laws of the files under deploy/: each is what its reader takes, and they agree with each other.
+"""Tests of the files under deploy/: each is valid for its reader, and they agree with each other.
 
-Held against the tools that read such files (promtool, hadolint, systemd-analyze, the schema of
-Compose), and against the service itself: its settings, metrics, ports. For Kubernetes see
+They are checked with the tools that read such files (promtool, hadolint, systemd-analyze, the
+schema of Compose), and against the service itself: its settings, metrics, ports. For Kubernetes see
 test_deploy_kubernetes.py.
 """
 
@@ -63,7 +63,7 @@ _ANCHOR = re.compile(r"^## (\w+)$", re.MULTILINE)
 
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda each: str(each.relative_to(DEPLOY)))
 def test_yaml_file_is_yaml_and_repeats_no_key(path: Path) -> None:
-    """Of a key that is there twice, most readers silently take the last."""
+    """Most readers silently take the last of two equal keys."""
     assert documents(path)
     for text in path.read_text().split("\n---\n"):
         top = re.findall(r"^([\w-]+):", text, re.MULTILINE)
@@ -81,7 +81,7 @@ def test_prometheus_takes_its_configuration_and_the_alerts() -> None:
 
 
 def test_prometheus_takes_the_alertmanager_that_its_comment_shows(tmp_path: Path) -> None:
-    """It names none by itself, as the documents say; whoever takes the # away has one."""
+    """The file names none, as the documents say; without the # its comment is valid."""
     assert "alerting" not in document(DEPLOY / "prometheus.yml")
     assert "**As it stands nobody is paged**" in OPERATING
     text = uncommented(DEPLOY / "prometheus.yml", "alerting:")
@@ -94,7 +94,7 @@ def test_prometheus_takes_the_alertmanager_that_its_comment_shows(tmp_path: Path
 
 
 def test_one_command_leads_every_alert_to_the_readers_own_runbook(tmp_path: Path) -> None:
-    """The command of docs/operating.md, on a copy: all links changed, nothing else."""
+    """The command of docs/operating.md changes all links of a copy, and nothing else."""
     (command,) = (each.text for each in fences(OPERATING) if RUNBOOK_BASE[:-1] in each.text)
     path = copy_of(tmp_path, "alerts.yml", RUNBOOK_BASE, RUNBOOK_BASE)
     before = {each: each.read_text() for each in path.parent.rglob("*.y*ml")}
@@ -111,7 +111,7 @@ def test_one_command_leads_every_alert_to_the_readers_own_runbook(tmp_path: Path
 
 
 def test_metrics_are_named_as_prometheus_wants_them() -> None:
-    """promtool's own rules of names and units, for all that we export by ourselves."""
+    """All metrics of ours follow promtool's rules of names and units."""
     text = b"".join(
         line
         for line in Exposition(Ledger(), "0").text().splitlines(keepends=True)
@@ -131,7 +131,7 @@ def test_alerts_fire_and_stay_silent_as_their_tests_say() -> None:
 
 
 def test_every_alert_is_tested_for_both() -> None:
-    """An alert that cannot fire is worth as much as one that always does."""
+    """Each alert has a test in which it fires and one in which it does not."""
     fires: Counter[str] = Counter()
     silent: Counter[str] = Counter()
     for case in document(DEPLOY / "alerts_test.yml")["tests"]:
@@ -152,7 +152,7 @@ def test_altered_bound_of_an_alert_is_noticed(tmp_path: Path) -> None:
 
 
 def test_every_alert_has_a_section_of_the_runbook_and_a_severity() -> None:
-    """Whoever is woken is told what it means, what to check, and what to do."""
+    """The section says what the alert means, what to check, and what to do."""
     text = (DEPLOY / "RUNBOOK.md").read_text()
     sections = dict(zip(_ANCHOR.findall(text), _ANCHOR.split(text)[2::2], strict=True))
     assert list(sections) == [rule["alert"] for rule in alerts()]
@@ -167,7 +167,7 @@ def test_every_alert_has_a_section_of_the_runbook_and_a_severity() -> None:
 
 
 def test_runbook_names_settings_commands_and_reasons_that_exist() -> None:
-    """A runbook that is wrong is worse than none."""
+    """Each setting, command and reason in the runbook exists."""
     text = (DEPLOY / "RUNBOOK.md").read_text()
     for target in re.findall(r"\]\(#(\w+)\)", text):
         assert target in {each.lower() for each in _ANCHOR.findall(text)}
@@ -176,7 +176,7 @@ def test_runbook_names_settings_commands_and_reasons_that_exist() -> None:
         assert name in known, name
     for word, second in re.findall(r"`ingest (?!psql)([a-z]+)(?: ([a-z]+))?", text):
         assert word in COMMANDS, word
-        with pytest.raises(SystemExit) as ended:  # a wrong word would be told by a return
+        with pytest.raises(SystemExit) as ended:  # a wrong command returns an error
             main([word, *([second] if second else []), "--help"])
         assert ended.value.code == 0, f"ingest {word} {second}"
     hold = text[text.index("## IngestOnHold") : text.index("## IngestDatabaseDown")]
@@ -194,7 +194,7 @@ def test_runbook_names_settings_commands_and_reasons_that_exist() -> None:
 
 @pytest.mark.parametrize("query", queries(), ids=lambda each: each.where)
 def test_expression_asks_only_for_what_is_exported(query: Query) -> None:
-    """Names and labels."""
+    """All names and labels in expressions are exported."""
     known = exported() | OF_PROMETHEUS
     asked = selected(query.expr)
     assert asked
@@ -217,7 +217,7 @@ def test_unknown_metric_and_label_would_be_noticed() -> None:
 
 
 def test_every_metric_of_ours_is_on_the_dashboard() -> None:
-    """What is worth exporting is worth seeing."""
+    """Each metric of ours has a panel."""
     asked = {name for query in queries() for name, _labels in selected(query.expr)}
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
     ours = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported()}
@@ -236,7 +236,7 @@ def test_every_metric_of_ours_is_on_the_dashboard() -> None:
 
 
 def test_dashboard_is_laid_out_without_overlap_and_names_no_data_source() -> None:
-    """It can be imported anywhere: every panel and variable takes the chosen data source."""
+    """Every panel and variable takes the chosen data source, so any Grafana can import it."""
     board = json.loads(DASHBOARD.read_text())
     everything = board["panels"]
     assert len({each["id"] for each in everything}) == len(everything)
@@ -280,13 +280,13 @@ def test_grafana_finds_the_dashboard_and_its_data_source() -> None:
 
 
 def test_dockerfile_satisfies_hadolint() -> None:
-    """With all of its rules."""
+    """hadolint has no finding, with all of its rules."""
     code, said = run(packaged_program("hadolint"), "Dockerfile")
     assert (code, said) == (0, "")
 
 
 def test_hadolint_would_notice(tmp_path: Path) -> None:
-    """The linter that a package brought is one."""
+    """The installed linter finds a fault, so the check can fail."""
     spoilt = copy_of(tmp_path, "Dockerfile", "USER 10001:10001", "USER root\nRUN cd /tmp")
     code, said = run(packaged_program("hadolint"), spoilt)
     assert code != 0
@@ -294,7 +294,7 @@ def test_hadolint_would_notice(tmp_path: Path) -> None:
 
 
 def test_image_runs_as_nobody_in_particular_and_holds_only_the_service() -> None:
-    """A numeric user (a name might be root for all Kubernetes knows); ports and folder agree."""
+    """The user is a number (Kubernetes cannot check a name for root); ports and folder agree."""
     last = {each.word: each.text for each in dockerfile()[-1]}
     assert last["USER"] == "10001:10001"
     environ = image_environment()
@@ -374,7 +374,7 @@ def test_compose_mounts_what_is_there(services: dict[str, Any]) -> None:
 
 
 def test_compose_settings_are_settings(services: dict[str, Any], tmp_path: Path) -> None:
-    """What the containers are told, the service takes; the URL comes from a granted secret."""
+    """The service knows each variable of the containers; the URL comes from a granted secret."""
     for name in ("ingest", "schema"):
         service = services[name]
         environ = {**image_environment(), **service["environment"]}
@@ -400,7 +400,7 @@ def test_compose_settings_are_settings(services: dict[str, Any], tmp_path: Path)
 
 
 def test_simulated_fleet_is_shown_only_beside_a_table_of_its_own() -> None:
-    """Under the project's usual name it would write into the table of the real devices."""
+    """Its command sets another project name, so it does not write into the real devices' table."""
     shown = shown_in_head(DEPLOY / "compose.yaml")
     texts = [each.text for each in fences(OPERATING) if "docker compose" in each.text]
     shown += [shlex.split(line, comments=True) for text in texts for line in text.splitlines()]
@@ -414,7 +414,7 @@ def test_simulated_fleet_is_shown_only_beside_a_table_of_its_own() -> None:
 
 
 def test_head_of_the_dockerfile_keeps_what_a_container_holds() -> None:
-    """A named volume on the image's folder, time for a drain, local ports, room for WAL."""
+    """A named volume on the image's folder, time for a drain, local ports, free space for WAL."""
     build, start = shown_in_head(DEPLOY / "Dockerfile")
     assert start[-1] == build[build.index("-t") + 1]
     options = list(pairwise(start))
@@ -431,14 +431,14 @@ def test_head_of_the_dockerfile_keeps_what_a_container_holds() -> None:
 
 
 def leaves_room_for_the_database(settings: Settings) -> bool:
-    """Whether a disk that the service calls full still lets the embedded database come back."""
+    """Whether the embedded database can still start on a disk that the service calls full."""
     wal = EMBEDDED["max_wal_size"]
     assert wal.endswith("GB")
     return settings.disk_free_bytes_min >= 2 * int(wal.removesuffix("GB")) * 1024**3
 
 
 def test_secrets_are_made_once_and_are_those_of_compose(tmp_path: Path) -> None:
-    """Passwords differ, nobody else on the machine reads them, and a second run changes nothing."""
+    """Passwords differ, other users cannot read them, and a second run changes nothing."""
     script = Path(shutil.copy(DEPLOY / "make-secrets", tmp_path))
     code, said = run(script, cwd=tmp_path)
     assert code == 0, said
@@ -461,7 +461,7 @@ def test_secrets_are_made_once_and_are_those_of_compose(tmp_path: Path) -> None:
 
 
 def placed_unit(tmp_path: Path, text: str) -> Path:
-    """Write the unit with its program at a place that is there, as the tool wants."""
+    """Write the unit with the path of a program that exists, since the tool checks it."""
     home = tmp_path / "opt" / "iot-ingest"
     (home / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
     python = home / ".venv" / "bin" / "python"
@@ -472,7 +472,7 @@ def placed_unit(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_systemd_takes_the_unit_without_a_word(tmp_path: Path) -> None:
+def test_systemd_takes_the_unit_without_a_warning(tmp_path: Path) -> None:
     """Unknown keys and values are warnings to systemd, and failures here."""
     analyze = program("systemd-analyze", "systemd")
     unit = placed_unit(tmp_path, UNIT.read_text())

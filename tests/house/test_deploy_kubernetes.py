@@ -1,8 +1,7 @@
-"""Laws of deploy/kubernetes: what the API takes, what a strict namespace admits, what fits.
+"""Tests of deploy/kubernetes: valid for the API, admitted by a strict namespace, consistent.
 
-No cluster is here. The schemas are Kubernetes' own; what the pod security level `restricted`
-asks is written down below; the commands of docs/operating.md are run, with programs that only
-record.
+There is no cluster. The schemas are Kubernetes' own; this file has the rules of the pod security
+level `restricted`; the commands of docs/operating.md are run with programs that only record.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ FOREIGN_KINDS = {
     ids=lambda each: f"{each['kind']} {each['metadata']['name']}",
 )
 def test_manifest_fits_the_schema_of_kubernetes(one: Manifest) -> None:
-    """Strictly: fields that Kubernetes does not know are errors."""
+    """The schema is strict: fields that Kubernetes does not know are errors."""
     kubernetes_validate.validate(one, "1.34", strict=True)
     spoilt = json.loads(json.dumps(one))
     spoilt["metadata"]["labells"] = {}
@@ -78,7 +77,7 @@ def test_kustomization_lists_every_file_but_the_example() -> None:
 
 
 def test_kustomization_names_the_image_of_every_container() -> None:
-    """Of one registry, and of the version that Compose builds."""
+    """All images have one registry, and the version that Compose builds."""
     (image,) = document(KUBERNETES / "kustomization.yaml")["images"]
     for pod in (service_pod(), schema_pod()):
         assert [each["image"] for each in pod["spec"]["containers"]] == [image["name"]]
@@ -88,7 +87,7 @@ def test_kustomization_names_the_image_of_every_container() -> None:
 
 
 def test_kubernetes_objects_find_each_other() -> None:
-    """Labels, ports, volume: each name that one object uses, another one has."""
+    """Each label, port and volume that an object uses is defined by another one."""
     state = manifest("StatefulSet")
     pod = state["spec"]["template"]
     labels = pod["metadata"]["labels"]
@@ -160,7 +159,7 @@ def room_wanted(settings: Settings) -> float:
 
 
 def test_volume_holds_all_that_the_settings_let_it_hold() -> None:
-    """Smaller, and the disk is full before the journal is: `disk_low` instead of hours of outage.
+    """The volume is larger than the journal may be, else `disk_low` comes hours too early.
 
     Compared with the settings in force in the pod: those of the image, and its own.
     """
@@ -169,8 +168,8 @@ def test_volume_holds_all_that_the_settings_let_it_hold() -> None:
     environ.pop("INGEST_DATABASE_URL_FILE")  # there is no such file here
     settings = load(environ={**image_environment(), **environ}).settings
     (claim,) = spec["volumeClaimTemplates"]
-    told = claim["spec"]["resources"]["requests"]["storage"]
-    volume_bytes = int(told[:-2]) * SUFFIXES[told[-2:]]
+    storage = claim["spec"]["resources"]["requests"]["storage"]
+    volume_bytes = int(storage[:-2]) * SUFFIXES[storage[-2:]]
     assert claim["metadata"]["name"] == "state"
     assert volume_bytes >= room_wanted(settings)
     assert volume_bytes < room_wanted(replace(settings, journal_bytes_max=2**34))
@@ -180,7 +179,7 @@ def test_volume_holds_all_that_the_settings_let_it_hold() -> None:
 
 
 def test_job_makes_the_table_and_grants_the_role_of_the_service(tmp_path: Path) -> None:
-    """Its words are a command of ours, and name the role that the service's URL names."""
+    """The Job runs a command of ours, with the role of the service's URL."""
     (container,) = schema_pod()["spec"]["containers"]
     args = build_parser("schema").parse_args(container["args"])
     writer = urlsplit(manifest("Secret", "iot-ingest-database")["stringData"]["database_url"])
@@ -216,7 +215,7 @@ def test_each_pod_mounts_its_own_secret_where_it_looks_for_it() -> None:
 
 
 def test_schema_pod_is_covered_by_the_network_policy_and_serves_nobody() -> None:
-    """A Service that counted it would send it posts; the policy lets it to the database."""
+    """The Service must not send posts to it; the policy allows its way to the database."""
     labels = schema_pod()["metadata"]["labels"]
     policy = manifest("NetworkPolicy")["spec"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()
@@ -232,7 +231,7 @@ def test_schema_pod_is_covered_by_the_network_policy_and_serves_nobody() -> None
 
 
 def test_database_outside_of_the_cluster_can_be_let_in_by_its_comment() -> None:
-    """Without the # it is another rule of the same policy, that Kubernetes takes."""
+    """Without the # the comment is another valid rule of the same policy."""
     real = yaml.safe_load(uncommented(KUBERNETES / "networkpolicy.yaml", "- to:"))
     kubernetes_validate.validate(real, "1.34", strict=True)
     *before, outside = real["spec"]["egress"]
@@ -245,7 +244,7 @@ def test_database_outside_of_the_cluster_can_be_let_in_by_its_comment() -> None:
 
 
 def restricted_faults(spec: Manifest) -> set[str]:
-    """Return what keeps a pod out of a namespace of the level `restricted`, baseline included."""
+    """Return the rules of the level `restricted` (and baseline) that a pod breaks."""
     pod_context = spec.get("securityContext", {})
     faults = {each for each in ("hostNetwork", "hostPID", "hostIPC") if spec.get(each)}
     kinds = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
@@ -268,12 +267,12 @@ def restricted_faults(spec: Manifest) -> set[str]:
         if any("hostPort" in each for each in container.get("ports", [])):
             faults.add("hostPort")
         if context.keys() & {"procMount", "seLinuxOptions", "sysctls", "appArmorProfile"}:
-            faults.add("unusual")  # may be allowed; then say here what is
+            faults.add("unusual")  # some may be allowed; then list them here
     return faults
 
 
 def test_namespace_admits_every_pod() -> None:
-    """It enforces `restricted`; what is refused there is seen only as a pod that never comes."""
+    """The namespace enforces `restricted`, and a refused pod would just never start."""
     labels = manifest("Namespace")["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
     for pod in (service_pod(), schema_pod()):
@@ -322,7 +321,7 @@ def test_pod_that_a_strict_namespace_refuses_is_noticed(
 
 
 def test_rules_of_the_operator_are_those_of_alerts_yml(tmp_path: Path) -> None:
-    """The committed file is what the script writes, to the byte; both are alerts to Prometheus."""
+    """The committed file is the output of the script; Prometheus takes both."""
     spec = manifest("PrometheusRule")["spec"]
     assert spec == document(DEPLOY / "alerts.yml")
     plain = tmp_path / "rules.yml"
@@ -351,42 +350,42 @@ def test_altered_bound_would_reach_the_operator(tmp_path: Path) -> None:
 
 
 def recorded(folder: Path, script: str, *programs: str) -> list[list[str]]:
-    """Run a script in `folder` by a shell, with these programs only noting what they are told."""
+    """Run a script in `folder` by a shell; these programs only record their arguments."""
     shims = folder / "shims"
     shims.mkdir()
     for name in programs:
         path = shims / name
         path.write_text(
-            f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >>"{folder}/told"; echo >>"{folder}/told"\n'
+            f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >>"{folder}/calls"; echo >>"{folder}/calls"\n'
         )
         path.chmod(0o755)
     found_first = f"PATH={shims}{os.pathsep}{os.environ['PATH']}"
     code, said = run("env", found_first, "sh", "-euc", script, cwd=folder)
     assert (code, said) == (0, "")
-    told = (folder / "told").read_text().split("\n\n")
-    return [each.splitlines() for each in told if each]
+    calls = (folder / "calls").read_text().split("\n\n")
+    return [each.splitlines() for each in calls if each]
 
 
 def test_documented_commands_leave_nothing_out_and_nothing_late(tmp_path: Path) -> None:
-    """In their order: image, role, namespace, secrets, all the rest, and the end of the Job."""
+    """The order is: image, role, namespace, secrets, all the rest, the end of the Job."""
     (script,) = (each.text for each in fences(OPERATING) if "kubectl apply -k" in each.text)
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     for name in ("writer_url", "admin_url"):
         (tmp_path / name).write_text(f"postgresql://{name}/\n")
     given = "export ADMIN_URL=postgresql://admin@db/telemetry\n"
-    told = recorded(tmp_path, given + script, "docker", "psql", "kubectl")
+    calls = recorded(tmp_path, given + script, "docker", "psql", "kubectl")
     (image,) = document(tmp_path / "deploy" / "kubernetes" / "kustomization.yaml")["images"]
     registry = re.findall(r"^export REGISTRY=(\S+)$", script, re.MULTILINE)[0]
     assert image["newName"] == f"{registry}/{image['name']}"
     pulled = f"{image['newName']}:{image['newTag']}"
-    assert told[0] == ["docker", "build", "-f", "deploy/Dockerfile", "-t", pulled, "."]
-    assert told[1] == ["docker", "push", pulled]
+    assert calls[0] == ["docker", "build", "-f", "deploy/Dockerfile", "-t", pulled, "."]
+    assert calls[1] == ["docker", "push", pulled]
     role = urlsplit(
         manifest("Secret", "iot-ingest-database")["stringData"]["database_url"]
     ).username
-    assert told[2][:3] == ["psql", "postgresql://admin@db/telemetry", "-c"]
-    assert told[2][3].startswith(f"create role {role} login ")
-    namespace, *secrets, everything, wait, _rollout = (" ".join(each) for each in told[3:])
+    assert calls[2][:3] == ["psql", "postgresql://admin@db/telemetry", "-c"]
+    assert calls[2][3].startswith(f"create role {role} login ")
+    namespace, *secrets, everything, wait, _rollout = (" ".join(each) for each in calls[3:])
     assert namespace == "kubectl apply -f deploy/kubernetes/namespace.yaml"
     name = manifest("Namespace")["metadata"]["name"]
     made = [each.split(f"kubectl -n {name} create secret generic ")[1].split() for each in secrets]
@@ -402,7 +401,7 @@ def test_documented_commands_leave_nothing_out_and_nothing_late(tmp_path: Path) 
 
 
 def test_documents_name_jobs_and_sets_that_exist() -> None:
-    """Also the commands within sentences."""
+    """Commands within sentences name existing objects, too."""
     names = {
         f"{each['kind'].lower()}/{each['metadata']['name']}"
         for each in manifests()

@@ -1,4 +1,4 @@
-"""DESIGN.md, the glossary, citations: each decision is short and dated, nothing cites thin air."""
+"""DESIGN.md, the glossary, citations: each decision is short and dated, each citation exists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DECISION = re.compile(
     r"\n(.+?)(?=\n\n|\n?\Z)",
     re.MULTILINE | re.DOTALL,
 )
-# What was on a desk of the authors, and is in no repository.
+# Documents of the authors that are in no repository.
 _OUT_OF_REACH = re.compile(
     r"\.\./(?:research|design|reference)\b|\breliab" r"ility [0-9]|CONT" r"RACT\.md"
 )
@@ -46,7 +46,7 @@ class Decision(NamedTuple):
 
 
 def decisions(design: str) -> dict[int, Decision]:
-    """Return the decisions by number; one that is there twice, or has no date, is an error."""
+    """Return the decisions by number. A number twice, or a decision without a date, is an error."""
     found = {}
     for number, title, day, _, replaced_by, split_from, text in _DECISION.findall(design):
         assert int(number) not in found, f"{number} stands twice"
@@ -69,7 +69,7 @@ def never_used(design: str) -> set[int]:
 
 
 def faults_of(design: str) -> Iterator[str]:
-    """Yield what is wrong with the decisions."""
+    """Yield the faults of the decisions."""
     found = decisions(design)
     unused = never_used(design)
     if unused | set(found) != set(range(1, max(found) + 1)) or unused & set(found):
@@ -86,7 +86,7 @@ def faults_of(design: str) -> Iterator[str]:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Yield path and text of every file that somebody reads: code, tests, documents."""
+    """Yield path and text of code, tests and documents."""
     for path in sorted(REPOSITORY.rglob("*")):
         inside = path.relative_to(REPOSITORY)
         if path.suffix in {".py", ".md", ".yml", ".yaml", ".toml", ".js"} and not any(
@@ -96,7 +96,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def test_decisions_are_numbered_dated_and_short() -> None:
-    """Each number is a decision or was never used; each has a day, a status, and one idea."""
+    """Each number is a decision or was never used; each decision has a date, a status, one idea."""
     assert len(decisions(DESIGN)) > 100
     assert list(faults_of(DESIGN)) == []
 
@@ -123,13 +123,13 @@ def test_fault_of_a_decision_is_found(was: str, becomes: str) -> None:
     [("**6. ", "**7. "), ("*2026-11-25, in force.*\nFull jitter", "*in force.*\nFull jitter")],
 )
 def test_decision_that_is_twice_or_without_a_date_is_found(was: str, becomes: str) -> None:
-    """What the reader of this page would not see as a decision is an error."""
+    """A decision that is there twice, or has no date, is an error."""
     with pytest.raises(AssertionError, match=r"twice|not written as the others"):
         decisions(DESIGN.replace(was, becomes))
 
 
 def test_cited_decisions_are_in_force() -> None:
-    """Who follows `DESIGN.md 48` from the code finds a decision that counts."""
+    """Code cites only decisions that are in force."""
     found = decisions(DESIGN)
     cited = {
         (path, int(first or second))
@@ -142,7 +142,7 @@ def test_cited_decisions_are_in_force() -> None:
 
 
 def test_nothing_cites_what_a_reader_cannot_open() -> None:
-    """A page that is not in the repository explains nothing."""
+    """Each cited page is in the repository."""
     assert [
         f"{path}: {found}" for path, text in texts() for found in _OUT_OF_REACH.findall(text)
     ] == []
@@ -190,7 +190,7 @@ def test_glossary_leads_to_what_is_there() -> None:
 
 @pytest.mark.parametrize("name", ["DESIGN.md", "docs/contract.md", "docs/waits.md"])
 def test_settings_that_a_document_names_are_there(name: str) -> None:
-    """A setting with another name is one that nobody finds."""
+    """Each setting in a document exists under this name."""
     named = set(
         re.findall(
             r"`(?!ingest_)([a-z_]+_(?:max|min|s|rows|bytes|days))`",

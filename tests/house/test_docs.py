@@ -1,7 +1,7 @@
-"""Nothing is documented twice by hand: what the code knows, documents show as the code prints it.
+"""Documents show tables and figures as the code prints them; links lead somewhere.
 
 `python -m ingest.cli.print_docs --write docs/*.md deploy/ingest.env.example` and `python -m
-benchmarks.results` mend what fails here; links, the author.
+benchmarks.results` repair what fails here; the author repairs links.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"
 
 @pytest.mark.parametrize("name", TABLES)
 def test_documents_show_the_table_that_the_code_prints(name: str) -> None:
-    """A setting, code or metric that is new or gone is so in one document, and only there."""
+    """Each printed table is in one document, with all settings, codes or metrics of the code."""
     regions = [
         found
         for text in DOCUMENTS.values()
@@ -41,7 +41,7 @@ def test_documents_show_the_table_that_the_code_prints(name: str) -> None:
 
 
 def test_readme_shows_the_figures_on_record() -> None:
-    """What was measured anew is so in the README too; a figure mended by hand is put right."""
+    """The README has the newest figures on record; a figure changed by hand is corrected."""
     assert README.count("<!-- measured: sizing -->") == 1
     newest = newest_of(read(results.FOLDER))
     assert readme_numbers.refreshed(README, newest) == README
@@ -51,7 +51,7 @@ def test_readme_shows_the_figures_on_record() -> None:
 
 
 def test_readme_figures_are_those_of_the_results() -> None:
-    """Rates, latencies and memory stand in RESULTS.md to the digit; CPU a reading is worked out."""
+    """RESULTS.md has the same rates, latencies and memory; CPU a reading is calculated."""
     recorded = set(
         re.findall(r"[0-9][0-9.,]*[0-9]|[0-9]", (results.FOLDER / "RESULTS.md").read_text())
     )
@@ -68,14 +68,14 @@ def test_readme_figures_are_those_of_the_results() -> None:
 
 
 def test_readme_table_of_statuses_has_every_status() -> None:
-    """A client meets no status that the front page does not know."""
+    """The README's table has each status of the service."""
     section = README.split("### Statuses\n")[1].split("\n##")[0]
     named = {int(each) for each in re.findall(r"\b[2-5][0-9]{2}\b", section)}
     assert named == {200, 202, *(each.status for each in codes.PROBLEMS.values())}
 
 
 def test_readme_client_repeats_what_the_client_of_loadgen_repeats() -> None:
-    """Who writes a client from the front page loses nothing that our own one keeps."""
+    """The README's client repeats a post in the same cases as our own client."""
     section = README.split("### A client that loses nothing\n")[1].split("\n##")[0]
     (again,) = re.findall(r"^- On (.*?) it sends \*\*the same bytes\*\*", section, re.M | re.S)
     assert {int(each) for each in re.findall(r"\b4[0-9]{2}\b", again)} == {
@@ -88,7 +88,7 @@ def test_readme_client_repeats_what_the_client_of_loadgen_repeats() -> None:
 
 
 def test_documents_name_every_word_of_the_command_line() -> None:
-    """A word that nobody can read about is not there."""
+    """The documents name each command."""
     missing = [word for word in COMMANDS if f"ingest {word}" not in DOCUMENTS["docs/settings.md"]]
     assert not missing, f"docs/settings.md shows no `ingest {missing[0]}`"
     assert all(COMMANDS.values())
@@ -100,14 +100,14 @@ def test_example_of_the_environment_is_what_the_code_prints() -> None:
 
 
 def test_refreshing_current_documents_changes_nothing(tmp_path: Path) -> None:
-    """The command that mends documents is idempotent, and what it writes is what is compared."""
+    """The command that refreshes documents is idempotent; the tests compare with its output."""
     originals = [*(REPOSITORY / path for path in DOCUMENTS), EXAMPLE]
     copies = [Path(shutil.copy(path, tmp_path)) for path in originals]
     assert main(["--write", *map(str, copies)]) == 0
     assert [each.read_text() for each in copies] == [each.read_text() for each in originals]
 
 
-def test_refreshing_mends_a_stale_region_and_nothing_else() -> None:
+def test_refreshing_replaces_a_stale_region_and_nothing_else() -> None:
     """Text outside of the markers is the author's."""
     stale = "a\n<!-- generated: item-codes -->\nold\n<!-- end -->\nb\n<!-- end -->\nc\n"
     fresh = refreshed(stale)
@@ -190,7 +190,7 @@ def anchors(text: str) -> set[str]:
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=str)
 def test_links_of_documents_lead_somewhere(path: Path) -> None:
-    """A file that moved, or a heading with another name, is noticed by whoever moves it."""
+    """Each link of a document leads to a file and a heading that exist."""
     assert not dead_links(REPOSITORY / path, (REPOSITORY / path).read_text())
 
 
@@ -212,7 +212,7 @@ def test_dead_link_is_found(link: str) -> None:
 
 
 def test_every_document_is_reached_from_the_readme() -> None:
-    """What nobody links to nobody reads; pictures too. Some steps may lie between."""
+    """Links lead from README.md to each document and picture, over some steps or directly."""
     design = (REPOSITORY / "DESIGN.md").read_text()
     assert "(DESIGN.md)" in README
     for path in sorted((REPOSITORY / "docs").iterdir()):

@@ -1,7 +1,7 @@
-"""The layout of the house as tests: one folder a role, imports go down, no circle, one name once.
+"""The layout of the packages as tests: one folder a role, imports go down, no circle, unique names.
 
-layout.py holds the rules. Each is shown samples of what it forbids, since a rule that cannot fail
-holds nothing.
+layout.py has the rules. Each rule gets samples that it must find, since a rule that cannot fail
+proves nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PACKAGES = ("ingest", "loadgen")
 LINES_MAX = 350
 LINES_NEARLY = 320
 TOP_FILES_MAX = 4
-# What these words said is said by the standard term; docs/glossary.md has them.
+# Use the standard terms of docs/glossary.md instead of these words.
 PRIVATE_WORDS = re.compile(
     r"(^|_)(door|gate|law|laws|poison|mend|mends|intake|hello|witness|witnesses)(_|$)"
 )
@@ -64,12 +64,12 @@ RULES: list[tuple[Rule, str]] = [
     ("rule", "packages"), RULES, ids=lambda each: getattr(each, "__name__", "")
 )
 def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
-    """A failure lists file:line and what is wrong there."""
+    """Each file keeps the rule; a failure lists file:line and the fault."""
     broken = [
-        f"{path}:{line}: {told}"
+        f"{path}:{line}: {fault}"
         for package in packages.split()
         for path, tree in files_of(package).items()
-        for line, told in rule(path, tree)
+        for line, fault in rule(path, tree)
     ]
     assert not broken, "\n" + "\n".join(broken)
 
@@ -111,7 +111,7 @@ def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
     ],
 )
 def test_rule_finds_what_it_forbids(rule: Rule, path: str, code: str) -> None:
-    """A rule that cannot fail holds nothing."""
+    """The rule finds a sample that breaks it."""
     assert list(rule(PurePosixPath("ingest") / path, ast.parse(code)))
 
 
@@ -134,18 +134,18 @@ def test_rule_finds_what_it_forbids(rule: Rule, path: str, code: str) -> None:
     ],
 )
 def test_rule_lets_pass_what_it_allows(rule: Rule, path: str, code: str) -> None:
-    """Downwards, within a folder, and where a library is at home."""
+    """Allowed: imports downwards, within a folder, and of a library in its own folder."""
     assert not list(rule(PurePosixPath("ingest") / path, ast.parse(code)))
 
 
 @pytest.mark.parametrize("package", ["ingest", "loadgen", "benchmarks", "tests"])
 def test_no_files_import_each_other_in_a_circle(package: str) -> None:
-    """A circle, by types too, is one file that lies in several."""
+    """No files import each other in a circle, also not for types only."""
     assert circles(files_of(package)) == []
 
 
 def test_circle_of_types_would_be_found() -> None:
-    """Imports for type checkers only count."""
+    """A circle of imports for type checkers is found."""
     files = {
         PurePosixPath("p/a.py"): ast.parse("from p.b import B"),
         PurePosixPath("p/b.py"): ast.parse("if TYPE_CHECKING:\n    from p import a"),
@@ -171,7 +171,7 @@ def test_halves_do_not_reach_each_other() -> None:
     ],
 )
 def test_way_from_one_half_to_the_other_would_be_found(root: str, way: list[str]) -> None:
-    """Also by way of other files, and with the whole way."""
+    """Also over other files, and the whole way is listed."""
     paths = [f"ingest/app/{root}.py", *way]
     codes = [f"from {path[:-3].replace('/', '.')} import x" for path in way]
     files = {
@@ -183,7 +183,7 @@ def test_way_from_one_half_to_the_other_would_be_found(root: str, way: list[str]
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_class_name_stands_once(package: str) -> None:
-    """Who reads a name knows what it is."""
+    """No two classes of a package have the same name."""
     assert classes_of_one_name(files_of(package)) == []
 
 
@@ -196,7 +196,7 @@ def test_second_class_of_a_name_would_be_found() -> None:
 
 @pytest.mark.parametrize("package", [*PACKAGES, "benchmarks"])
 def test_no_name_is_of_a_private_dialect(package: str) -> None:
-    """Files, folders, classes and functions are called by standard terms."""
+    """Names of files, folders, classes and functions use standard terms."""
     found = [
         f"{path}:{line}: {name}"
         for path, tree in files_of(package).items()
@@ -208,14 +208,14 @@ def test_no_name_is_of_a_private_dialect(package: str) -> None:
 
 @pytest.mark.parametrize("name", ["Gate", "line_to_door", "WitnessedLetters", "test_law_of_x"])
 def test_private_word_would_be_found(name: str) -> None:
-    """In each way of writing names."""
+    """The word is found in each style of names."""
     split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     assert PRIVATE_WORDS.search(split) or "witnessed" in split
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_file_is_long(package: str) -> None:
-    """A long file has two jobs. Those that are nearly too long are listed: plan the next cut."""
+    """No file is too long, since it would have two jobs; nearly too long ones are listed."""
     paths = sorted((REPOSITORY / package).rglob("*.py"))
     assert not long_files(paths, LINES_MAX)
     for path, lines in long_files(paths, LINES_NEARLY).items():
@@ -224,12 +224,12 @@ def test_no_file_is_long(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_top_of_a_package_has_few_files(package: str) -> None:
-    """A role has a folder."""
+    """Files are in the folder of their role, not at the top."""
     assert len(list((REPOSITORY / package).glob("*.py"))) <= TOP_FILES_MAX
 
 
 def test_picture_names_every_folder() -> None:
-    """Whoever opens the package sees where each folder stands."""
+    """The docstring of `ingest` shows each folder."""
     picture = ingest.__doc__ or ""
     named = set(re.findall(r"\b([a-z_]+)/", picture))
     there = {
@@ -240,7 +240,7 @@ def test_picture_names_every_folder() -> None:
 
 
 def test_no_list_of_texts_stands_twice() -> None:
-    """Two lists of the same texts drift apart."""
+    """No list of texts is in two files, since the two would drift apart."""
     assert lists_said_twice(files_of("ingest")) == []
 
 
@@ -254,13 +254,13 @@ def test_list_said_twice_would_be_found() -> None:
 
 
 def test_every_error_of_ours_is_in_the_model() -> None:
-    """errors.py and verdict.py hold what is raised on purpose."""
+    """The service's own errors are in errors.py and verdict.py."""
     homes = {path for path, _ in subclasses(files_of("ingest"), "IngestError")}
     assert homes == {"ingest/model/errors.py", "ingest/model/verdict.py"}
 
 
 def test_every_contract_has_a_suite() -> None:
-    """Each Protocol of the ports is what some suite in tests/contract is about."""
+    """Each Protocol of the ports has a suite in tests/contract."""
     home = PurePosixPath("ingest/model/ports.py")
     ports = {home: files_of("ingest")[home]}
     contracts = {name for _, name in subclasses(ports, "Protocol")}

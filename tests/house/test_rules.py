@@ -1,6 +1,6 @@
-"""The rules of the code as tests: how long functions are, what is never written.
+"""The rules of the code as tests: the length of functions, forbidden calls, docstrings.
 
-A failure lists file:line and the rule. Who may import whom is in test_layout.py.
+A failure lists file:line and the rule. test_layout.py has the rules of imports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rule = Callable[[PurePosixPath, ast.Module], Found]
 
 
 def knows_nothing_of_the_service(path: PurePosixPath, tree: ast.Module) -> Found:
-    """The load generator measures from outside."""
+    """The load generator does not import the service, since it measures from outside."""
     for line, dotted in imports(tree):
         if dotted.split(".")[0] == "ingest":
             yield line, "loadgen imports ingest"
@@ -37,7 +37,7 @@ def is_short(path: PurePosixPath, tree: ast.Module) -> Found:
 
 
 def opens_with_a_docstring(path: PurePosixPath, tree: ast.Module) -> Found:
-    """A module says what it holds, promises, and does not do."""
+    """A module begins with a docstring: its content, what it promises, what it does not do."""
     if not ast.get_docstring(tree):
         yield 1, "no module docstring"
 
@@ -59,7 +59,7 @@ def avoids_traps(path: PurePosixPath, tree: ast.Module) -> Found:
 
 
 def prints_nothing(path: PurePosixPath, tree: ast.Module) -> Found:
-    """Only the command line talks on stdout."""
+    """Only the command line prints."""
     if path.is_relative_to("ingest/cli"):
         return
     for node in ast.walk(tree):
@@ -90,10 +90,10 @@ RULES: list[tuple[Rule, str]] = [
 def test_code_keeps_the_rule(rule: Rule, folders: str) -> None:
     """Every file of the named folders keeps the rule."""
     broken = [
-        f"{path.relative_to(REPOSITORY)}:{line}: {told}"
+        f"{path.relative_to(REPOSITORY)}:{line}: {fault}"
         for folder in folders.split()
         for path in sorted((REPOSITORY / folder).rglob("*.py"))
-        for line, told in rule(
+        for line, fault in rule(
             PurePosixPath(path.relative_to(REPOSITORY)), ast.parse(path.read_text())
         )
     ]
@@ -115,7 +115,7 @@ def test_code_keeps_the_rule(rule: Rule, folders: str) -> None:
     ],
 )
 def test_rule_finds_what_it_forbids(rule: Rule, name: str, code: str) -> None:
-    """A rule that cannot fail holds nothing."""
+    """The rule finds a sample that breaks it."""
     assert list(rule(PurePosixPath(name), ast.parse(code)))
 
 
@@ -126,12 +126,12 @@ def test_rule_finds_what_it_forbids(rule: Rule, name: str, code: str) -> None:
     ],
 )
 def test_rule_lets_pass_what_it_allows(rule: Rule, name: str, code: str) -> None:
-    """The command line talks."""
+    """The command line may print."""
     assert not list(rule(PurePosixPath(name), ast.parse(code)))
 
 
 def test_nothing_is_left_for_later() -> None:
-    """Work to do stands in the tracker, not in the code."""
+    """No file has a mark of work to do; such work stands in the tracker."""
     words = re.compile("TO" + "DO|FIX" + "ME|XX" + "X:")
     left = [
         f"{path.relative_to(REPOSITORY)}:{number}"

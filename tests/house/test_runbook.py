@@ -1,4 +1,4 @@
-"""What the runbook has somebody type at 3 a.m. does what it says there."""
+"""The commands of the runbook do what the runbook says."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def unit_value(key: str) -> str:
 
 
 def function() -> str:
-    """Return the shell function that stands for `ingest` on a machine with systemd."""
+    """Return the runbook's shell function `ingest` for a machine with systemd."""
     (found,) = (each.text for each in fences(RUNBOOK) if each.language == "sh")
     return found
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """Give a folder with what systemd's head has made: settings, URL, project; and a `runuser`."""
+    """Give a folder as after the steps in the unit's head, and a `runuser`."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "ingest.env").write_text("#INGEST_BATCH_ROWS=100\nINGEST_WRITERS=7\n")
     (tmp_path / "etc" / "database_url").write_text(f"{URL}\n")
@@ -49,7 +49,7 @@ def machine(tmp_path: Path) -> Path:
 
 
 def typed(machine: Path, block: str, line: str) -> str:
-    """Type the block and then a line, on that machine; return what is printed."""
+    """Run the block and then a line on that machine; return the output."""
     script = block.replace("/etc/iot-ingest", f"{machine}/etc")
     script = script.replace("/opt/iot-ingest/run", f"{machine}/run")
     done = subprocess.run(
@@ -64,7 +64,7 @@ def typed(machine: Path, block: str, line: str) -> str:
 
 
 def test_command_with_systemd_sees_settings_and_database_of_the_service(machine: Path) -> None:
-    """Not the defaults, which `doctor` and `config` would else judge."""
+    """`doctor` and `config` check the service's settings, not the defaults."""
     block = function()
     assert typed(machine, block, "ingest config --print writers") == "7"
     assert typed(machine, block, "ingest config --print batch_rows") == "100"
@@ -75,7 +75,7 @@ def test_command_with_systemd_sees_settings_and_database_of_the_service(machine:
 
 
 def test_command_with_systemd_names_what_the_unit_names() -> None:
-    """A folder or a user that is another one there is another one here."""
+    """Folder and user of the command are those of the unit."""
     block = function()
     for named in (
         f"runuser -u {unit_value('User')} --",

@@ -1,4 +1,4 @@
-"""The audit in docs/waits.md: it names every await of the path, what happens there, real tests."""
+"""The audit in docs/waits.md: it names every await of the path, its outcomes, and real tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import ingest
 PACKAGE = Path(ingest.__file__).parent
 REPOSITORY = PACKAGE.parent
 PAGE = REPOSITORY / "docs" / "waits.md"
-# From the body to the acknowledgement, and what holds readings meanwhile.
+# The path from the body to the acknowledgement, and the parts that have readings meanwhile.
 MODULES = (
     "http/connections",
     "http/routes",
@@ -42,7 +42,7 @@ MODULES = (
     "sinks/postgres/statements",
     "app/buffer",
 )
-# Awaits of these come before the first reading, or are of no reading's way.
+# Awaits of these come before the first reading, or concern no reading.
 ELSEWHERE = {
     "http/connections.listen",
     "http/connections._sweep",
@@ -58,7 +58,7 @@ LINE_CHARACTERS_MAX = 120
 
 
 class Place(NamedTuple):
-    """One place where the path waits: its heading, and what is said for each of CASES."""
+    """One place where the path waits: its heading, and its text for each of CASES."""
 
     heading: str
     said: dict[str, list[str]]
@@ -99,7 +99,7 @@ def awaiting(package: Path, module: str) -> Iterator[str]:
 
 
 def test_every_await_of_the_path_is_in_the_audit() -> None:
-    """A function that begins to wait, or is gone, changes the page with it."""
+    """The page has each function of the path that awaits, and no other."""
     named = named_in(PAGE.read_text())
     there = {name for module in MODULES for name in awaiting(PACKAGE, module)}
     assert there - ELSEWHERE - set(named) == set()
@@ -108,7 +108,7 @@ def test_every_await_of_the_path_is_in_the_audit() -> None:
 
 
 def test_audit_says_what_happens_in_each_case_and_which_test_shows_it() -> None:
-    """All cases are told, and the tests are there by these names."""
+    """The page has a text for each case, and tests of these names exist."""
     tests = {
         match
         for path in (REPOSITORY / "tests").rglob("test_*.py")
@@ -126,20 +126,20 @@ def test_audit_says_what_happens_in_each_case_and_which_test_shows_it() -> None:
 
 
 def test_audit_can_be_read() -> None:
-    """No line of the page is so long that nobody reads it to its end."""
+    """No line of the page is too long."""
     long = [line for line in PAGE.read_text().splitlines() if len(line) > LINE_CHARACTERS_MAX]
     assert not long
 
 
 @pytest.mark.parametrize("source", ["async def f():\n    await g()", "async def f():\n    pass"])
 def test_awaits_are_found(source: str, tmp_path: Path) -> None:
-    """A check that finds nothing would be green."""
+    """The check finds awaits in a sample, so it can fail."""
     (tmp_path / "m.py").write_text(source)
     assert list(awaiting(tmp_path, "m")) == (["m.f"] if "await" in source else [])
 
 
 def test_places_are_found() -> None:
-    """Two places are two, what a bullet goes on with belongs to it, the next chapter does not."""
+    """Places are told apart; a bullet ends where the next one or the next chapter begins."""
     page = "# P\n\n### A\n\n- In: `a/b.c`,\n  `a/b.d`\n- Cancelled: x\n\n## Q\n\n- no\n\n### B\n"
     assert [each.heading for each in places(page)] == ["A", "B"]
     assert places(page)[0].said == {"In": ["`a/b.c`, `a/b.d`"], "Cancelled": ["x"]}

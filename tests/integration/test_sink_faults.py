@@ -23,7 +23,7 @@ from ingest.sinks.postgres import durability, schema
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from tests.conftest import Server
-from tests.support.faulty_proxy import Line
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.rows import encode, readings
 
 QUICK: dict[str, Any] = {
@@ -73,14 +73,14 @@ async def sink(readings_url: str) -> AsyncIterator[SinkPostgres]:
 
 
 @pytest.fixture
-async def line(readings_url: str) -> AsyncIterator[Line]:
+async def line(readings_url: str) -> AsyncIterator[FaultyProxy]:
     """Give a TCP connection to the server's socket, through a proxy of the test."""
     query = parse_qs(urlsplit(readings_url).query)
-    async with Line.to_unix(f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}") as line:
+    async with FaultyProxy.to_unix(f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}") as line:
         yield line
 
 
-def by_tcp(url: str, line: Line) -> str:
+def by_tcp(url: str, line: FaultyProxy) -> str:
     """Return the URL of the same database by this proxy."""
     return f"postgresql://postgres@127.0.0.1:{line.port}{urlsplit(url).path}"
 
@@ -191,7 +191,7 @@ async def test_connection_cut_as_its_last_reply_came_waits(
 
 
 async def test_late_commit_of_a_frozen_backend_is_no_double(
-    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+    line: FaultyProxy, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """A time-out does not mean "not written": the rows come late, and the retry finds them."""
     sink = make_sink(by_tcp(readings_url, line), Settings(**QUICK), name="under test")
@@ -289,7 +289,7 @@ async def test_abort_while_rows_are_dead_lettered_commits_nothing(
 
 
 async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
-    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+    line: FaultyProxy, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """The rows are committed, and the reply is lost."""
     sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
@@ -302,7 +302,7 @@ async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
 
 
 async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
-    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+    line: FaultyProxy, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """The same on the idempotent path, where only the COMMIT can leave a doubt."""
     await readings_connection.execute(
@@ -323,7 +323,7 @@ async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
     await sink.close()
 
 
-async def test_tcp_connection_notices_a_dead_peer(line: Line, readings_url: str) -> None:
+async def test_tcp_connection_notices_a_dead_peer(line: FaultyProxy, readings_url: str) -> None:
     """Keepalive is on, in uvloop too, whose socket object cannot set it."""
     sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
@@ -336,7 +336,7 @@ async def test_tcp_connection_notices_a_dead_peer(line: Line, readings_url: str)
 
 
 async def test_cut_connection_waits_and_comes_back(
-    line: Line, readings_url: str, readings_connection: asyncpg.Connection
+    line: FaultyProxy, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """After a reset before the answer to a batch, the next write opens a connection."""
     sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))

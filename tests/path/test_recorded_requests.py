@@ -1,6 +1,6 @@
-"""A corpus of requests is answered as the service of an older commit answered it, byte by byte.
+"""Recorded requests are answered as the service of an older commit answered them, byte by byte.
 
-The requests, their answers and how they were recorded: tests/path/recorded/. Texts for people
+tests/path/recorded/ has the requests, their answers and the recording script. Texts for people
 (`message`, `title`, `detail`) may change; status, headers and all other fields may not.
 """
 
@@ -41,7 +41,7 @@ Line = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def recorded() -> list[Line]:
-    """Give the corpus; its last line is what the service had kept."""
+    """Give the corpus; its last line has the readings that the service had kept."""
     return read()
 
 
@@ -73,7 +73,7 @@ async def test_recorded_requests_are_answered_as_before(
 
 
 def test_corpus_is_large_and_provokes_every_code(recorded: list[Line]) -> None:
-    """What is not asked cannot be found to be different."""
+    """The corpus has many requests, and provokes each problem code."""
     *lines, last = recorded
     assert len(lines) >= RECORDED_MIN
     assert len({line["name"] for line in lines}) == len(lines)
@@ -87,7 +87,7 @@ def test_corpus_is_large_and_provokes_every_code(recorded: list[Line]) -> None:
 
 
 def test_corpus_holds_the_requests_of_its_script(recorded: list[Line]) -> None:
-    """Who adds a request records it; the compressed bytes may be those of another zlib."""
+    """Each request of the script is in the corpus; compressed bytes may be of another zlib."""
     written = {line["name"]: Case.of(line) for line in recorded[:-1]}
     scripted = {case.name: case for case in everything()}
     assert list(scripted) == list(written)
@@ -130,7 +130,7 @@ def _last(line: Line) -> Any:
 def test_altered_answer_is_found(
     recorded: list[Line], alter: Callable[[Line], Any], told: str
 ) -> None:
-    """A comparison that finds nothing would be green: each kind of difference is named."""
+    """The comparison names each kind of difference, so it can fail."""
     (line,) = (each for each in recorded if each.get("name") == "single: value null")
     assert differences(line, line["got"], line["then"]) == []
     altered = copy.deepcopy(line)
@@ -164,7 +164,7 @@ BODIES = {
 
 
 async def _canned(answer: str) -> tuple[list[Any], str]:
-    """Return what is recorded of an answer that comes as it is."""
+    """Return the recording of an answer that comes unchanged."""
 
     async def give(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -179,7 +179,7 @@ async def _canned(answer: str) -> tuple[list[Any], str]:
 
 @pytest.mark.parametrize(("header", "may_vary"), VARIES.items(), ids=VARIES.keys())
 async def test_only_what_must_vary_is_replaced(header: str, may_vary: bool) -> None:
-    """A date of last year or a Retry-After of 0 stays as it came, and so differs."""
+    """A date of last year or a Retry-After of 0 is not replaced, and so is a difference."""
     header = header.replace("{today}", formatdate(usegmt=True))
     got, then = await _canned(f"HTTP/1.1 503 X\r\n{header}\r\nContent-Length: 0\r\n\r\n")
     assert then == "closed"
@@ -190,7 +190,7 @@ async def test_only_what_must_vary_is_replaced(header: str, may_vary: bool) -> N
 
 @pytest.mark.parametrize(("body", "shown"), BODIES.items(), ids=BODIES.keys())
 async def test_texts_and_times_are_replaced_where_they_are_such(body: str, shown: str) -> None:
-    """An empty title, or a time that is none, stays as it came; the size counts if all is fixed."""
+    """An empty title, or a wrong time, is not replaced; the size is compared if all is fixed."""
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     got, _ = await _canned(f"{head}\r\n\r\n{body}")
     assert json.dumps(got[0][-1], separators=(",", ":")) == shown
@@ -198,7 +198,7 @@ async def test_texts_and_times_are_replaced_where_they_are_such(body: str, shown
     assert got[0][2] == ("Content-Length: <size>" if replaced else f"Content-Length: {len(body)}")
 
 
-async def test_answer_that_is_cut_off_is_told() -> None:
+async def test_answer_that_is_cut_off_is_found() -> None:
     """A body shorter than its length differs from every whole one."""
     got, _ = await _canned("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
     assert got[0][-1] == "only 3 bytes of its body"

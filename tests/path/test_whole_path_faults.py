@@ -1,8 +1,8 @@
-"""The n-th call fails, once and for ever, for every n: over the table's calls and both file layers.
+"""The n-th call fails, once and for ever, for every n: calls of the table and of both file layers.
 
-Whatever fails, what was promised is in the table or in the dead letters at the end, once; the law
-holds at every quiet moment; and after it is mended the path goes on by itself. Each run has a
-second life, which finds what the first one left.
+In all cases the promised readings are in the table or in the dead letters at the end, once. The
+balance is 0 at every quiet moment. After the fault is fixed, the path goes on by itself. Each case
+has a second run, which finds the files that the first one left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.journals import FailingCalls
 from tests.support.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Whole
 
 CALLS_MAX = 200  # more than any run needs
-CLEAN_RUNS = 4  # end a sweep: how posts meet in a group varies, and the number of calls with it
+CLEAN_RUNS = 4  # end a sweep: posts share groups by chance, so the number of calls varies
 NAMES = ("write", "fdatasync", "fsync", "ftruncate")
 once_and_for_ever = pytest.mark.parametrize("forever", [False, True], ids=["once", "for ever"])
 
@@ -41,8 +41,8 @@ async def post_all(whole: Whole) -> list[str]:
     return [*answers, await whole.post(6)]
 
 
-async def second_life(folder: Path, promises: Promises, *, replays: bool = False) -> None:
-    """Find what a first life left; in the end all that was promised is where it belongs."""
+async def second_run(folder: Path, promises: Promises, *, replays: bool = False) -> None:
+    """Run on the files of a first run; at the end all promises are kept."""
     whole = Whole(folder, promises)
     await whole.open()
     assert await whole.post(2) == "kept"
@@ -73,7 +73,7 @@ async def test_every_call_to_the_table_fails(
         assert set(await post_all(whole)) == {"kept"}
         await whole.until(lambda: whole.rows == 0 or script.fired >= (6 if forever else 1))  # noqa: B023
         await whole.kill(tmp_path / "b")
-        await second_life(tmp_path / "b", promises)
+        await second_run(tmp_path / "b", promises)
         for each in ("a", "b"):
             shutil.rmtree(tmp_path / each)
         if not script.fired:
@@ -88,7 +88,7 @@ async def test_every_call_to_the_table_fails(
 async def test_every_call_to_the_files_fails(
     tmp_path: Path, layer: str, code: int, forever: bool, killed: bool
 ) -> None:
-    """write, fdatasync, fsync and ftruncate, of the journal and of the dead letters; either end."""
+    """write, fdatasync, fsync and ftruncate, of journal and dead letters; stopped or killed."""
     clean = 0
     for nth in range(1, CALLS_MAX):
         promises = Promises()
@@ -102,7 +102,7 @@ async def test_every_call_to_the_files_fails(
             await whole.kill(tmp_path / "b")
         else:
             await post_all(whole)
-            # At rest: else it is mended before the last calls come, and the sweep ends too early.
+            # Only at rest: else the fault is fixed before the last calls, and the sweep ends early.
             await whole.until(lambda: whole.rows == 0 or calls.fired >= 4)  # noqa: B023
             if killed:
                 await whole.kill(tmp_path / "b")
@@ -110,7 +110,7 @@ async def test_every_call_to_the_files_fails(
                 await whole.finish()
                 await whole.check()
                 (tmp_path / "a").rename(tmp_path / "b")
-        await second_life(tmp_path / "b", promises)
+        await second_run(tmp_path / "b", promises)
         for each in ("a", "b"):
             shutil.rmtree(tmp_path / each, ignore_errors=True)
         clean = 0 if calls.fired else clean + 1
@@ -127,16 +127,16 @@ async def test_every_call_to_the_files_fails(
             "letter_calls",
             EIO,
             False,
-        ),  # beside a journal that fails for ever; more than that is loss
+        ),  # if the journal fails for ever; more of them would be a loss
     ],
     ids=str,
 )
 async def test_every_call_of_a_stop_fails(
     tmp_path: Path, layer: str, code: int, forever: bool
 ) -> None:
-    """An ordinary stop keeps what was acknowledged from memory: in the journal, or as `drained`.
+    """An ordinary stop keeps readings acknowledged from memory: in the journal, or `drained`.
 
-    The table is away, and the journal breaks before it has what memory has.
+    The table is away, and the journal breaks before it has these readings.
     """
     for nth in range(1, CALLS_MAX):
         promises = Promises()
@@ -159,15 +159,15 @@ async def test_every_call_of_a_stop_fails(
         await whole.halt()
         struck = calls.fired
         assert len(promises.kept) == 42
-        await second_life(tmp_path, promises, replays=True)
+        await second_run(tmp_path, promises, replays=True)
         shutil.rmtree(tmp_path)
         if not struck:
             return
     pytest.fail("the sweep did not come to a clean run")
 
 
-async def test_run_without_a_fault_keeps_all_and_needs_no_second_life(tmp_path: Path) -> None:
-    """The control: every post is kept, and only what the table refuses is a dead letter."""
+async def test_run_without_a_fault_keeps_all_and_needs_no_second_run(tmp_path: Path) -> None:
+    """The control: every post is kept, and only rows that the table refuses are dead letters."""
     promises = Promises()
     whole = Whole(tmp_path, promises)
     await whole.open()
@@ -175,13 +175,15 @@ async def test_run_without_a_fault_keeps_all_and_needs_no_second_life(tmp_path: 
     await whole.finish()
     await whole.check()
     assert len(promises.table) == 30 + 3 + 9 + 1 + 25 + 4 + 6 - 4
-    assert len(promises.kept) == 30 + 3 + 1 + 25 + 6  # that in memory too: the stop was in order
+    assert (
+        len(promises.kept) == 30 + 3 + 1 + 25 + 6
+    )  # also what was in memory: the stop was in order
     assert whole.ledger.recovered == 0
     assert all(ack.resolved for ack, _ in promises.acks)
 
 
 async def test_loss_would_be_seen(tmp_path: Path) -> None:
-    """The control of the control: a journal that is taken away between two lives."""
+    """The check can fail: it finds a journal that is removed between two runs."""
     promises = Promises()
     whole = Whole(tmp_path / "a", promises, Script(1, Verdict.WAIT, forever=True))
     await whole.open()
@@ -189,4 +191,4 @@ async def test_loss_would_be_seen(tmp_path: Path) -> None:
     await whole.kill(tmp_path / "b")
     shutil.rmtree(tmp_path / "b" / "journal")
     with pytest.raises(AssertionError):
-        await second_life(tmp_path / "b", promises)
+        await second_run(tmp_path / "b", promises)

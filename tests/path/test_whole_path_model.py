@@ -1,7 +1,7 @@
 """Any sequence of posts, faults, replays, kills and stops over the whole path, by Hypothesis.
 
-The model is what was promised (`whole_path.Promises`): sets of readings and letters. Journal, dead
-letters and writers are the real ones on a real folder; the table and the system calls are scripted.
+The model is the promises (`whole_path.Promises`): sets of readings and letters. Journal, dead
+letters and writers are real, on a real folder; the table and the system calls are scripted.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ from tests.support.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Who
 
 T = TypeVar("T")
 CALLS = ("write", "fdatasync", "fsync", "ftruncate")
-PAUSES_S = (0.0, 0.005)  # what is tried again, or read in a thread, needs time, not only turns
-# What the table does, and whether the rows may be there all the same.
+PAUSES_S = (
+    0.0,
+    0.005,
+)  # retries and threads need time, not only rounds of the event loop
+# The failure of the table, and whether the rows may be there all the same.
 TABLE_FAULTS = (
     (Verdict.WAIT, BEFORE, False),
     (Verdict.WAIT, AFTER, True),
@@ -54,20 +57,20 @@ posts = st.tuples(
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no step wait for the pauses of replays."""
+    """Remove the pauses of replays, so that no step waits for them."""
     hurry(monkeypatch)
 
 
 class PathMachine(RuleBasedStateMachine):
-    """Lives on one folder after the other; each step ends when the files have nothing to do."""
+    """Runs on one folder after the other; each step ends when the files have nothing to do."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = uvloop.new_event_loop()
         self.base = Path(tempfile.mkdtemp(prefix="ingest-model-"))
         self.promises = Promises()
-        self.lives = 0
-        self.new = 0  # rows that former lives put into the table, by what they counted
+        self.runs = 0
+        self.new = 0  # rows that earlier runs put into the table, by their counters
         self.waiting: list[asyncio.Task[str]] = []
         self.whole = self._fresh()
 
@@ -76,7 +79,7 @@ class PathMachine(RuleBasedStateMachine):
 
     async def _made(self) -> Whole:
         return Whole(
-            self.base / str(self.lives),
+            self.base / str(self.runs),
             self.promises,
             Script(),
             rows_max=120,
@@ -90,21 +93,21 @@ class PathMachine(RuleBasedStateMachine):
 
     @initialize(aside=st.sampled_from((0, 0, 1, 60)), refused=st.integers(0, 2))
     def begins(self, aside: int, refused: int) -> None:
-        """The first life, perhaps beside the dead letters of a service that had no journal."""
+        """Begin the first run, perhaps with the dead letters of a service without a journal."""
         self.promises.leave_aside(self.whole.folder, aside, bad=min(aside, refused))
         self._run(self.whole.open())
 
     @rule(several=st.lists(posts, min_size=1, max_size=6), pause_s=st.sampled_from(PAUSES_S))
     def post(self, several: list[tuple[str, int, int, int]], pause_s: float) -> None:
-        """Some posts at once; each is told what came of it, but who waits for room in memory."""
+        """Send some posts at once; all get an outcome, except those that wait for memory."""
         for ack, rows, bad, letters in several:
             work = self.whole.post(rows, ack=ack, bad=min(bad, rows), letters=letters)
             self.waiting.append(self.loop.create_task(work))
-        self._settle(turns=100, pause_s=pause_s)
+        self._settle(rounds=100, pause_s=pause_s)
 
     @rule(fault=st.sampled_from(TABLE_FAULTS), at=st.integers(1, 3), forever=st.booleans())
     def table_fails(self, fault: tuple[Verdict, str, bool], at: int, forever: bool) -> None:
-        """One of the next calls fails, or all from there on."""
+        """Make one of the next calls fail, or all from that one on."""
         script = self.whole.script
         script.verdict, script.where, script.doubtful = fault
         script.at, script.forever = script.calls + at, forever
@@ -116,48 +119,48 @@ class PathMachine(RuleBasedStateMachine):
         left=st.sampled_from((1, 2, 1 << 30)),
     )
     def files_fail(self, letters: bool, names: set[str], code: int, left: int) -> None:
-        """The next calls of these names fail, of the journal or of the dead letters."""
+        """Make the next calls of these names fail, of the journal or of the dead letters."""
         calls = self.whole.letter_calls if letters else self.whole.journal_calls
         calls.failing = dict.fromkeys(sorted(names), code)
         calls.left = left
 
     @rule()
     def work(self) -> None:
-        """Time passes: the writers come as far as they can."""
-        self._settle(turns=300, pause_s=PAUSES_S[-1])
+        """Let time pass: the writers write as much as they can."""
+        self._settle(rounds=300, pause_s=PAUSES_S[-1])
 
     @rule()
     def replay(self) -> None:
-        """What was set aside for a time begins to come back, by itself, till the life ends."""
+        """Start the service's own replay of dead letters, until the run ends."""
         self._run(self.whole.replay())
         self._settle(pause_s=PAUSES_S[-1])
 
     @rule()
     def replay_by_hand(self) -> None:
-        """Somebody sends all dead letters again, beside the service."""
+        """Replay all dead letters by hand, beside the service."""
         self._run(self.whole.replay_by_hand())
         self._settle()
 
     @rule()
     def heal(self) -> None:
-        """All is mended."""
+        """Fix all faults."""
         self.whole.heal()
         self._settle()
 
     @rule(seldom=st.integers(0, 3))
     def kill(self, seldom: int) -> None:
-        """kill -9, and a next life (seldom, or faults would not meet posts)."""
+        """End the run by kill -9 and begin the next one (seldom, so that faults meet posts)."""
         if seldom:
             return
-        self.lives += 1
-        self._run(self.whole.kill(self.base / str(self.lives)))
+        self.runs += 1
+        self._run(self.whole.kill(self.base / str(self.runs)))
         self._next()
 
     @rule(seldom=st.integers(0, 3), failing=st.sampled_from((None, "journal", "letters")))
     def stop(self, seldom: int, failing: str | None) -> None:
-        """An end as by SIGTERM with no time left: what is held goes where it is safe.
+        """End the run as by SIGTERM without time to write: the held readings are kept on the disk.
 
-        One of journal and dead letters may fail still, if it did; the other one has to do then.
+        One of journal and dead letters may still fail; the other one must then be enough.
         """
         if seldom:
             return
@@ -167,32 +170,32 @@ class PathMachine(RuleBasedStateMachine):
         whole.heal()
         if failing:
             calls[failing].failing = still
-        if failing == "letters":  # the journal needs a moment to see that it writes again
+        if failing == "letters":  # the journal needs a moment to notice that writes succeed again
             self._run(whole.until(lambda: not whole.buffer.broken))
         self._run(whole.halt())
-        (self.base / str(self.lives)).rename(self.base / str(self.lives + 1))
-        self.lives += 1
+        (self.base / str(self.runs)).rename(self.base / str(self.runs + 1))
+        self.runs += 1
         self._next()
 
     def _next(self) -> None:
         self._settle_waiting(ended=True)
         self.new += self.whole.new
-        shutil.rmtree(self.base / str(self.lives - 1), ignore_errors=True)
+        shutil.rmtree(self.base / str(self.runs - 1), ignore_errors=True)
         self.whole = self._fresh()
         self._run(self.whole.open())
 
-    def _settle(self, turns: int = 20, pause_s: float = 0.0) -> None:
+    def _settle(self, rounds: int = 20, pause_s: float = 0.0) -> None:
         async def spin() -> None:
             await asyncio.sleep(pause_s)
-            for _ in range(turns):
+            for _ in range(rounds):
                 await asyncio.sleep(0)
-            await self.whole.life.quiet()
+            await self.whole.journal_run.quiet()
 
         self._run(spin())
         self._settle_waiting(ended=False)
 
     def _settle_waiting(self, *, ended: bool) -> None:
-        """Look at what posts were told; at the end of a life nobody waits any more."""
+        """Check the outcomes of posts; at the end of a run no post waits."""
         if ended and self.waiting:
             self._run(self._all_told())
         for task in [each for each in self.waiting if each.done()]:
@@ -204,8 +207,8 @@ class PathMachine(RuleBasedStateMachine):
             await asyncio.wait(self.waiting)
 
     @invariant()
-    def law_holds(self) -> None:
-        """Whatever is under way; and nothing was dropped."""
+    def balance_is_kept(self) -> None:
+        """The balance is 0 at each moment, and nothing was dropped."""
         ledger = self.whole.ledger
         assert ledger.imbalance == 0
         assert ledger.dropped == 0
@@ -215,13 +218,13 @@ class PathMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_counted_as_new_twice(self) -> None:
-        """However often a reading was sent, by whom: it is new to the table once."""
+        """A reading is counted as new to the table once, however often it was sent."""
         assert self.new + self.whole.new <= len(self.promises.table)
 
     def teardown(self) -> None:
-        """Mend all, let it come to rest, and hold the end against what was promised.
+        """Fix all faults, wait until nothing is held, and compare the end with the promises.
 
-        Then what was acknowledged is in the table, once, or it is not there, and a dead letter.
+        Each acknowledged reading is then in the table once, or a dead letter and not in the table.
         """
         try:
             if self.whole.writers and not self.whole.halted.is_set():
@@ -236,7 +239,7 @@ class PathMachine(RuleBasedStateMachine):
 
 
 def run(machine: type[PathMachine], *, examples: int, same: bool = False) -> None:
-    """Run a machine; with `same` it is the same examples each time."""
+    """Run a machine; with `same` the examples are the same each time."""
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -250,10 +253,10 @@ def run(machine: type[PathMachine], *, examples: int, same: bool = False) -> Non
 
 
 def test_whole_path_keeps_its_promises_after_any_steps() -> None:
-    """No reading lost or doubled, and the law, whatever is posted, fails, dies and comes back.
+    """No reading is lost or doubled, after any sequence of posts, faults, kills and replays.
 
-    Few of these stop while much is held, or replay what fails once more: the long run does, and the
-    sweeps of test_whole_path_faults.py and test_whole_path_replay.py.
+    Few of these examples stop while much is held, or replay letters that fail once more. The long
+    test does, and so do test_whole_path_faults.py and test_whole_path_replay.py.
     """
     run(PathMachine, examples=40, same=True)
 
@@ -261,12 +264,12 @@ def test_whole_path_keeps_its_promises_after_any_steps() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_whole_path_keeps_its_promises_after_many_more_steps() -> None:
-    """The same, for long."""
+    """The same, with many more examples."""
     run(PathMachine, examples=1_000)
 
 
-def test_journal_that_cannot_be_had_is_no_life(tmp_path: Path) -> None:
-    """A second service on the folder is a StartError, which the machine would not hide."""
+def test_journal_in_use_is_a_start_error(tmp_path: Path) -> None:
+    """A second run on the folder is a StartError, so the machine cannot hide it."""
 
     async def twice() -> None:
         first, second = (Whole(tmp_path, Promises()) for _ in range(2))

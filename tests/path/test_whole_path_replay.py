@@ -1,7 +1,7 @@
-"""The n-th call fails, for every n, while dead letters come back: each comes in, and counts, once.
+"""The n-th call fails, for every n, while dead letters are replayed: each is stored once.
 
-The service's own replay and posts share the writers; after the fault it all goes on by itself, in
-the same life. What is still refused is a dead letter of that reason, and nothing else is one.
+The service's own replay and posts share the writers. After the fault all goes on by itself, in the
+same run. A row that is still refused is a dead letter of that reason; no other letter is left.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ from tests.support.replays import hurry
 from tests.support.whole_path import BUFFERED, Promises, Whole
 
 CALLS_MAX = 200  # more than any run needs
-CLEAN_RUNS = 3  # end a sweep: how letters meet posts in a batch varies, and the calls with it
+CLEAN_RUNS = (
+    3  # end a sweep: letters and posts share batches by chance, so the number of calls varies
+)
 ASIDE, REFUSED_ROWS = 50, 3
 once_and_for_ever = pytest.mark.parametrize("forever", [False, True], ids=["once", "for ever"])
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no run wait for the pauses of replays."""
+    """Remove the pauses of replays, so that no test waits for them."""
     hurry(monkeypatch)
 
 
 async def opened(folder: Path, script: Script | None = None) -> Whole:
-    """Open a life beside letters that come back."""
+    """Open a run on a folder with letters that are replayed."""
     whole = Whole(folder, Promises(), script)
     whole.promises.leave_aside(folder, ASIDE, bad=REFUSED_ROWS)
     await whole.open()
@@ -47,7 +49,7 @@ async def opened(folder: Path, script: Script | None = None) -> Whole:
 
 
 async def comes_back(whole: Whole, fired: Callable[[], int], forever: bool) -> bool:
-    """Let letters come back beside posts, over a fault; return whether it has struck."""
+    """Replay letters beside posts, over a fault; return whether a call failed."""
     await whole.replay()
     await whole.post(4, bad=1)
     await whole.post(5, ack=BUFFERED)
@@ -78,7 +80,7 @@ async def comes_back(whole: Whole, fired: Callable[[], int], forever: bool) -> b
 async def test_every_call_to_the_table_fails_while_letters_come_back(
     tmp_path: Path, verdict: Verdict, where: str, doubtful: bool, forever: bool
 ) -> None:
-    """Set aside again, a letter is no second one, and stays till the table takes it."""
+    """A letter that is set aside again stays one letter, until the table takes its reading."""
     clean = 0
     for call in range(1, CALLS_MAX):
         script = Script(call, verdict, where, doubtful, forever=forever)
@@ -96,7 +98,7 @@ async def test_every_call_to_the_table_fails_while_letters_come_back(
 async def test_every_call_to_the_dead_letters_fails_while_they_come_back(
     tmp_path: Path, code: int, forever: bool
 ) -> None:
-    """What cannot be marked as done comes once more, and the table has it already."""
+    """A letter that cannot be marked as done is replayed again; its reading is stored already."""
     clean = 0
     for nth in range(1, CALLS_MAX):
         whole = await opened(tmp_path / "a")
@@ -111,10 +113,10 @@ async def test_every_call_to_the_dead_letters_fails_while_they_come_back(
     pytest.fail("the sweep did not come to a clean run")
 
 
-async def test_hold_leaves_the_lock_to_whoever_makes_room(
+async def test_hold_leaves_the_lock_to_the_command_that_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replayed row is refused and finds the dead letters full: the cure is to discard some."""
+    """A replayed row is refused, the dead letters are full: a command can still discard some."""
     monkeypatch.setattr("ingest.dead_letters.auto_replay.LOOK_S", 0.01)
     folder = tmp_path / "dead-letters"
     whole = Whole(tmp_path, Promises())
@@ -142,11 +144,11 @@ async def test_hold_leaves_the_lock_to_whoever_makes_room(
 async def test_letters_given_up_are_not_sent_again_beside_their_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copies would pile up in the buffer as often as the hold comes and goes."""
+    """The buffer gets no second copy of a letter, however often writes are paused."""
     monkeypatch.setattr("ingest.dead_letters.auto_replay.LOOK_S", 0.001)
     whole = Whole(tmp_path, Promises())
     whole.promises.leave_aside(tmp_path, ASIDE, bad=0)
-    whole.halted.set()  # no writer: what is sent stays under way
+    whole.halted.set()  # no writer: sent blocks stay under way
     await whole.open()
     await whole.replay()
     await whole.until(lambda: whole.ledger.replayed > 0, every_s=0.002)

@@ -1,1 +1,1 @@
-"""What tests use: servers, fakes, makers of data."""
+"""Helpers of the tests: servers, fakes, makers of data."""

@@ -1,4 +1,4 @@
-"""Makes blocks for tests: real encoded rows, each a fact of its own unless told otherwise."""
+"""Makes blocks for tests: real encoded rows, all different unless the test says otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _numbers = itertools.count(1)
 
 
 def make_reading(*, device_id: str | None = None, value: float = 1.0) -> Reading:
-    """Make a reading that no other call makes; its device is one of ten unless named."""
+    """Make a reading that no other call makes; its device is one of ten unless it is given."""
     number = next(_numbers)
     return Reading(unix_us() + number, device_id or f"device-{number % 10}", "temperature", value)
 
@@ -27,7 +27,7 @@ def block_of(
     items: list[int] | None = None,
     age_s: float = 0.0,
 ) -> Block:
-    """Encode readings as the door does; `age_s` is how long ago they were received."""
+    """Encode readings as the receiver does; they were received `age_s` ago."""
     rows = list(readings)
     return Block(
         b"".join(encode_reading(each) for each in rows),

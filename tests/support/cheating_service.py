@@ -1,7 +1,7 @@
-"""A small service with the real one's wire, table and dead letters, which cheats if told to.
+"""A small service with the HTTP, the table and the dead letters of the real one, and with cheats.
 
-Honest (`cheat=""`) it keeps every promise of a post, by an INSERT a post. It exists to show that
-`loadgen verify` sees what a dishonest one does, over HTTP, in a real database.
+With `cheat=""` it keeps every promise of a post, by an INSERT a post. Its cheats show that
+`loadgen verify` finds broken promises, over HTTP and in a real database.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ingest.model.rows import decode_rows
 from ingest.system.clock import unix_us
 
 BUSY_POSTS = 40
-EVERY = 10_000  # one reading in so many is cheated about
+EVERY = 10_000  # the share of readings that a cheat concerns
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
 _INSERT = (
@@ -44,7 +44,7 @@ CHEATS = {
     "invents": "stores a reading that nobody sent",
     "promises less": "answers ack=committed with ack=buffered",
     "hides invalid": "invalid items are not named in the answer",
-    "cooks its books": "/metrics does not add up",
+    "reports a wrong balance": "/metrics does not add up",
     "admits a loss": "/metrics says that a reading was dropped",
     "counts too little": "accepts more than it counts as accepted",
 }
@@ -57,22 +57,22 @@ class CheatingService:
         assert cheat in {"", *CHEATS}
         self.port = 0
         self.posts = 0
-        self.busy = asyncio.Event()  # set once it has had its first BUSY_POSTS posts
+        self.busy = asyncio.Event()  # set after its first BUSY_POSTS posts
         self._database_url = database_url
         self._path = dlq_dir / "dlq-20260101T000000000000Z-1-00000000.jsonl"
         self._cheat = cheat
-        self._line: asyncpg.Connection | None = None
+        self._connection: asyncpg.Connection | None = None
         self._writing = asyncio.Lock()
         self._waiting: list[Reading] = []
         self._writer: asyncio.Task[None] | None = None
         self._runner: web.ServerRunner | None = None
-        self._cheated = self._life = 0
+        self._cheated = self._run = 0
         self._received = self._committed = self._letters = self._rejected = 0
 
     async def __aenter__(self) -> Self:
-        self._line = await asyncpg.connect(self._database_url)
+        self._connection = await asyncpg.connect(self._database_url)
         if self._cheat == "writes twice":
-            await self._line.execute("alter table readings drop constraint readings_pkey")
+            await self._connection.execute("alter table readings drop constraint readings_pkey")
         await self.start()
         return self
 
@@ -83,17 +83,17 @@ class CheatingService:
         traceback: TracebackType | None,
     ) -> None:
         await self.kill()
-        assert self._line is not None, "entered"
-        await self._line.close()
+        assert self._connection is not None, "entered"
+        await self._connection.close()
 
     @property
     def url(self) -> str:
-        """Where to post, and where its metrics are."""
+        """The URL of its posts and of its metrics."""
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Listen (again, on the same port), with counters of a new life."""
-        self._life += 1
+        """Listen (again, on the same port), with the counters of a new run."""
+        self._run += 1
         self._received = self._committed = self._letters = self._rejected = 0
         self._runner = web.ServerRunner(web.Server(self._serve), shutdown_timeout=0.0)
         await self._runner.setup()
@@ -103,7 +103,7 @@ class CheatingService:
         self._writer = asyncio.create_task(self._write_late())
 
     async def kill(self) -> None:
-        """Cut all connections and forget what waits, as SIGKILL does."""
+        """Cut all connections and forget readings that wait, as SIGKILL does."""
         if self._writer is not None and self._runner is not None:
             self._writer.cancel()
             self._waiting.clear()
@@ -169,16 +169,16 @@ class CheatingService:
         return rows
 
     async def _store(self, rows: list[Reading]) -> None:
-        assert self._line is not None, "entered"
+        assert self._connection is not None, "entered"
         times = [_EPOCH + timedelta(microseconds=row.ts_us) for row in rows]
         columns = (times, *zip(*((row[1], row[2], row[3]) for row in rows), strict=True))
         conflict = "" if self._cheat == "writes twice" else " on conflict do nothing"
         async with self._writing:
-            if self._cheat == "writes twice":  # what comes again must not be what is found
+            if self._cheat == "writes twice":  # the cheat must not fall on a repeated reading
                 known = "delete from readings where (ts, device_id, metric, value) in ("
                 known += "select * from unnest($1::timestamptz[], $2::text[], $3::text[], "
-                await self._line.execute(f"{known} $4::float8[]))", *columns)
-            done = await self._line.execute(_INSERT + conflict, *columns)
+                await self._connection.execute(f"{known} $4::float8[]))", *columns)
+            done = await self._connection.execute(_INSERT + conflict, *columns)
         stored = int(done.split()[-1])
         self._committed += stored
 
@@ -201,10 +201,10 @@ class CheatingService:
             file.write(encode_line(letter, id_=letter_id(letter), failed_us=unix_us()))
 
     def _metrics(self) -> str:
-        """Return books that add up, unless they are cooked: duplicates take what is left over."""
+        """Return metrics with a balance of 0, unless the cheat changes it."""
         held = len(self._waiting)
         went = self._committed + self._rejected + self._letters + held
-        left = 3 if self._cheat == "cooks its books" else 0
+        left = 3 if self._cheat == "reports a wrong balance" else 0
         accepted = self._received // 2 if self._cheat == "counts too little" else self._received
         return "\n".join(
             (
@@ -217,6 +217,6 @@ class CheatingService:
                 f"ingest_readings_dropped_total {int(self._cheat == 'admits a loss')}",
                 f"ingest_readings_held {held}",
                 "ingest_ledger_imbalance_rows 0",
-                f"process_start_time_seconds {self._life}",
+                f"process_start_time_seconds {self._run}",
             )
         )

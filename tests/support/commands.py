@@ -1,4 +1,4 @@
-"""Run `ingest ..` as a process of its own, or quicker: in this one."""
+"""Run `ingest ..` as a process of its own, or, which is quicker, in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def ingest(*words: object) -> Done:
 
 
 class Here:
-    """Runs commands in this process, which is quicker; for those that start no other process."""
+    """Runs commands in this process, which is quicker; only for commands that start no process."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys

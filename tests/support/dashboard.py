@@ -1,4 +1,4 @@
-"""A real admin port with the dashboard on it, over a real dead-letter folder, for tests."""
+"""A real admin port with the dashboard, over a real dead-letter folder, for tests."""
 
 from __future__ import annotations
 

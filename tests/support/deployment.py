@@ -1,8 +1,8 @@
 """Reads the files of deploy/ for tests: YAML, the dashboard's queries, PromQL, the Dockerfile.
 
-Also what they show in comments, and what a program says about them or about a spoilt copy.
+Also the commands in their comments, and the output of a program about them or a spoilt copy.
 
-Holds no judgement: what must be true of them stands in the tests.
+Does not: judge; the tests say what must be true of the files.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "iot-ingest.json"
-TARGET_LABELS = frozenset({"job", "instance"})  # Prometheus adds these to all that it scrapes
+TARGET_LABELS = frozenset(
+    {"job", "instance"}
+)  # Prometheus adds these labels to all metrics that it scrapes
 Manifest = dict[str, Any]  # a Kubernetes object, or a part of one
-# What Prometheus makes by itself: of a target, and of the alerts.
+# Series that Prometheus itself makes: for a target, and for the alerts.
 OF_PROMETHEUS = {
     "up": TARGET_LABELS,
     "ALERTS": TARGET_LABELS | {"alertname", "alertstate", "severity"},
@@ -39,7 +41,7 @@ OF_PROMETHEUS = {
 
 
 def program(name: str, package: str) -> str:
-    """Return the path of a program, or skip the test with the line that installs it."""
+    """Return the path of a program; else skip the test with the command that installs it."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"no {name} here: apt-get install {package}")
@@ -47,12 +49,12 @@ def program(name: str, package: str) -> str:
 
 
 def packaged_program(name: str) -> str:
-    """Return the path of a program that a package of ours has brought."""
+    """Return the path of a program that came with one of our Python packages."""
     return str(Path(sysconfig.get_path("scripts")) / name)
 
 
 def run(*words: str | Path, cwd: Path = DEPLOY) -> tuple[int, str]:
-    """Run a program to its end; return its exit code and all that it says."""
+    """Run a program to its end; return its exit code and its output."""
     done = subprocess.run(
         [str(each) for each in words], cwd=cwd, capture_output=True, text=True, check=False
     )
@@ -118,14 +120,14 @@ def environment_of(pod: Manifest) -> dict[str, str]:
 
 
 def shown_in_head(path: Path) -> list[list[str]]:
-    """Return the commands that a file's comments show, indented by three blanks, as words."""
+    """Return the commands in a file's comments (indented by three blanks), as words."""
     lines = [each[4:] for each in path.read_text().splitlines() if each.startswith("#   ")]
     commands = "\n".join(lines).replace("\\\n", " ").splitlines()
     return [shlex.split(each, comments=True) for each in commands]
 
 
 def uncommented(path: Path, first: str) -> str:
-    """Return a YAML text in which the comment from the line `first` on is real."""
+    """Return a YAML text in which the comment from the line `first` on is no comment."""
     lines = path.read_text().splitlines()
     start = next(n for n, line in enumerate(lines) if line.strip() == f"# {first}")
     for number in range(start, len(lines)):
@@ -141,13 +143,13 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """Return the panels of the dashboard that show something, in order."""
+    """Return the panels of the dashboard that have a query, in order."""
     found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
     return [each for each in found if each["type"] != "row"]
 
 
 class Query(NamedTuple):
-    """One PromQL expression, and where it stands."""
+    """One PromQL expression, and its place."""
 
     where: str
     expr: str
@@ -180,14 +182,14 @@ def concrete(expr: str, *, interval: str = "1m") -> str:
 
 
 class Selected(NamedTuple):
-    """A series that an expression asks for, and the labels that it filters by."""
+    """A series that an expression selects, and the labels that it filters by."""
 
     name: str
     labels: frozenset[str]
 
 
 def selected(expr: str) -> list[Selected]:
-    """Return what a PromQL expression asks for. Raises ValueError if it is none."""
+    """Return the series that a PromQL expression selects. Raises ValueError if it is wrong."""
     found: list[Selected] = []
 
     def visit(node: promql_parser.Expr) -> bool:
@@ -234,7 +236,7 @@ def exported() -> dict[str, frozenset[str]]:
 
 
 class Instruction(NamedTuple):
-    """One instruction of a Dockerfile: `RUN`, and all that follows it."""
+    """One instruction of a Dockerfile: `RUN` and its text."""
 
     word: str
     text: str

@@ -1,4 +1,4 @@
-"""The documents that a reader is led through, and their fenced blocks."""
+"""The documents for readers (README.md and docs/), and their fenced blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embedded PostgreSQL servers for tests: run here or by another process, asked, waited for."""
+"""Embedded PostgreSQL servers for tests, run in this process or in another one."""
 
 from __future__ import annotations
 

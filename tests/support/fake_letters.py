@@ -1,4 +1,4 @@
-"""A dead-letter queue in memory that keeps what the real one keeps, and fails when told to."""
+"""A dead-letter queue in memory for tests of the writers; some of its calls can fail."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ingest.model.letter import Letter
 
 
 class FakeLetters:
-    """Keeps letters in `letters`, a live fact once.
+    """Keeps dead letters in `letters`, each reading once.
 
-    `fault` makes a call raise the error it returns (None: succeed); `failing` says how many calls
-    it hits, `appends` counts all calls. With `lost_answer` the letters are kept all the same.
+    `fault` returns the error of a failing call (None: no call fails); `failing` calls fail;
+    `appends` counts all calls. With `lost_answer` a failing call keeps the letters all the same.
     """
 
     def __init__(self) -> None:
@@ -24,9 +24,9 @@ class FakeLetters:
 
     async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
         """Keep all letters or none."""
-        assert not from_receiver, "writers are not the door"
+        assert not from_receiver, "writers are not the receiver"
         self.appends += 1
-        await asyncio.sleep(0)  # the real one leaves the loop
+        await asyncio.sleep(0)  # the real queue waits for a thread here
         fault = self.fault
         if fault is not None and self.failing > 0:
             self.failing -= 1

@@ -1,6 +1,7 @@
-"""A Sink in memory that keeps the same promises as the real one, and fails when it is told to.
+"""A Sink in memory that keeps the same promises as the real one; its calls can fail.
 
-It passes tests/contract/test_sinks.py. Knobs: `fail`, `fail_always`, `refuse`, `pause_s`, `gate`.
+It passes tests/contract/test_sinks.py. A test controls it by `fail`, `fail_always`, `refuse`,
+`pause_s` and `database_state`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ def accept_all(_: Reading) -> tuple[str, str] | None:
 class FakeSink:
     """A table in memory; several sinks may share one by passing the same `table`.
 
-    `refuse` says for a reading (sqlstate, message) or None, like a CHECK constraint. `fail` makes
-    the n-th write from now (1 is the next) raise; `fail_always` every write and open until it is
-    set to None. `pause_s` is how long each write takes; a write waits while `gate` is not set.
-    `writes` tells of each write: (kind, rows), kind one of copy, idempotent, isolating.
+    `refuse` returns (sqlstate, message) for a refused reading, else None, like a CHECK constraint.
+    `fail` makes the n-th write from now (1 is the next) raise; `fail_always` every write and open
+    until it is set to None. A write takes `pause_s`, and waits while `database_state` is not set.
+    `writes` lists (kind, rows) of each write; kind is copy, idempotent or isolating.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class FakeSink:
         return "copy"
 
     def fail(self, nth: int, error: WriteFailed, *, stored: bool = False) -> None:
-        """Make the n-th write from now raise `error`; with `stored` the rows are in all the same.
+        """Make the n-th write from now raise `error`; `stored`: its rows are stored all the same.
 
-        `stored` is the commit whose answer was lost: pass an error that is `doubtful`.
+        `stored` stands for a commit whose reply was lost: the error should be `doubtful`.
         """
         self._planned[len(self.writes) + nth] = (error, stored)
 
@@ -94,7 +95,7 @@ class FakeSink:
         return self._store(good, planned)
 
     def abort(self) -> None:
-        """Fail the write under way, which has stored nothing but does not say so."""
+        """Fail the write under way: it has stored nothing, and its error is doubtful."""
         if self._under_way is not None:
             self._under_way.reschedule(asyncio.get_running_loop().time())
 
@@ -117,7 +118,7 @@ class FakeSink:
                 await asyncio.sleep(self.pause_s)
         except TimeoutError as error:
             self.is_open = False
-            raise WriteFailed(Verdict.WAIT, "the line was cut", doubtful=True) from error
+            raise WriteFailed(Verdict.WAIT, "the connection was cut", doubtful=True) from error
         finally:
             self._writing = False
             self._under_way = None
@@ -138,6 +139,6 @@ class FakeSink:
         return Stored(committed, len(readings) - committed)
 
     def _break(self, error: WriteFailed) -> None:
-        """Fail as told; a line that is in doubt is gone."""
+        """Raise the error; a connection in doubt is closed."""
         self.is_open = error.verdict is Verdict.ISOLATE
         raise error

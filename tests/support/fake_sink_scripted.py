@@ -1,6 +1,7 @@
-"""Sinks that follow one script: the n-th call of all of them together fails as it says.
+"""Sinks that follow one script: the n-th call of all of them together fails as the script says.
 
-The storing is FakeSink's; this file adds when to fail, and complaints about what no writer may do.
+FakeSink stores the rows. This file adds the failing calls, and complaints about calls that no
+writer may make.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ BEFORE, MIDDLE, AFTER, HANG = "before", "middle", "after", "hang"
 
 @dataclass
 class Script:
-    """Which call fails, and where in it: before or after storing, after setting aside, never ends.
+    """Which call fails, and how: before or after storing, after setting aside, or it never ends.
 
     `at` counts from 1; with `forever` all later ones fail too. `hooks[n]` runs as call n begins.
     """
@@ -35,12 +36,12 @@ class Script:
     calls: int = 0
     fired: int = 0
     complaints: list[str] = field(default_factory=list)
-    unsaid: int = 0  # rows that are new in the table by calls that failed all the same
-    # By identity: a letter that comes back may be the same bytes, and is a block of its own.
+    unsaid: int = 0  # rows that failed calls have stored all the same
+    # By identity: a replayed letter may have the same bytes, and is another block.
     doubted: dict[int, bytes] = field(default_factory=dict)
 
     def heal(self) -> None:
-        """Let every call from now on succeed."""
+        """Make every call from now on succeed."""
         self.at = 0
 
     def next_fault(self) -> str | None:
@@ -53,7 +54,7 @@ class Script:
         return self.where if hit else None
 
     def doubt(self, tuples: Sequence[bytes]) -> None:
-        """Note blocks of which nobody knows whether they are in the table."""
+        """Note blocks that may be in the table or not."""
         self.doubted.update((id(each), each) for each in tuples)
 
     def failure(self) -> WriteFailed:
@@ -64,7 +65,7 @@ class Script:
 
 
 class ScriptedSink:
-    """One writer's line to the shared table."""
+    """One writer's connection to the shared table."""
 
     def __init__(
         self, script: Script, table: dict[Reading, None], *, refuse: Refuse = accept_all
@@ -81,11 +82,11 @@ class ScriptedSink:
 
     @property
     def is_open(self) -> bool:
-        """Whether the line is there."""
+        """Whether the connection is open."""
         return self.inner.is_open
 
     async def open(self) -> None:
-        """Connect, if the script lets us."""
+        """Connect, unless the script makes it fail."""
 
         async def opened() -> Stored:
             await self.inner.open()
@@ -123,7 +124,7 @@ class ScriptedSink:
         return await self._call(written, tuples, fault=fault or "")
 
     def abort(self) -> None:
-        """Cut the line: a hanging call fails."""
+        """Cut the connection: a hanging call fails."""
         self.aborted.set()
 
     async def close(self) -> None:
@@ -140,11 +141,11 @@ class ScriptedSink:
     ) -> Stored:
         fault = self.script.next_fault() if fault is None else fault
         for _ in range(3):
-            await asyncio.sleep(0)  # let the other writer in between
+            await asyncio.sleep(0)  # let the other writer run in between
         if fault == HANG:
             await self.aborted.wait()
             self.script.doubt(tuples)
-            raise WriteFailed(Verdict.WAIT, "the line was cut", doubtful=True)
+            raise WriteFailed(Verdict.WAIT, "the connection was cut", doubtful=True)
         if fault == BEFORE:
             self._doubt(tuples)
             raise self.script.failure()

@@ -1,4 +1,4 @@
-"""Stand-ins for what the door talks to: small, and obedient to the contracts in ingest/ports.py."""
+"""Fakes of the receiver's partners: small, and true to the contracts in ingest/model/ports.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ingest.model.rows import decode_rows
 
 
 class FakeReservation:
-    """Room in a FakeInlet."""
+    """A reservation in a FakeInlet."""
 
     def __init__(self, inlet: FakeInlet) -> None:
         self._inlet = inlet
@@ -29,14 +29,14 @@ class FakeReservation:
         self._inlet.durable.append(durable)
 
     def release(self) -> None:
-        """Give the room back, if it is not used."""
+        """Give the reservation back, if it is not used."""
         if not self._used:
             self._used = True
             self._inlet.reserved -= 1
 
 
 class FakeInlet:
-    """A buffer without bounds that can be told to refuse (`error`) or to wait (`open`)."""
+    """A buffer without bounds; a test can make it refuse (`error`) or wait (`open`)."""
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
@@ -52,7 +52,7 @@ class FakeInlet:
     async def reserve(
         self, rows: int, size_bytes: int, *, awaited: bool = False
     ) -> FakeReservation:
-        """Give room once `open` is set, or raise `error`."""
+        """Return a reservation once `open` is set, or raise `error`."""
         self.waiting += 1
         try:
             await self.open.wait()
@@ -93,7 +93,7 @@ class FakeDeadLetters:
 
 
 class FakeAdmission:
-    """Lets everybody in, or refuses with `code`."""
+    """Admits every post, or refuses with `code`."""
 
     def __init__(self) -> None:
         self.code: str | None = None
@@ -104,7 +104,7 @@ class FakeAdmission:
 
 
 class FakeDatabase:
-    """A database that can be put on hold."""
+    """A database state in which writes can be paused (on hold)."""
 
     def __init__(self) -> None:
         self.hold_reason: str | None = None
@@ -112,7 +112,7 @@ class FakeDatabase:
         self._held = asyncio.Event()
 
     def hold(self, reason: str) -> None:
-        """Put writing on hold."""
+        """Pause writes."""
         self.hold_reason = reason
         self._held.set()
 

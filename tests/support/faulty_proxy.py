@@ -22,11 +22,11 @@ _CHUNK_BYTES = 64 * 1024
 _LINGER_NONE = struct.pack("ii", 1, 0)  # close() then sends RST instead of FIN
 
 
-class Line:
+class FaultyProxy:
     """One listening port on 127.0.0.1 and its connections to one server.
 
-    `async with Line(host, port) as line:` or `start()` and `close()`; all methods that are not
-    coroutines take effect at once, on open connections too.
+    `async with FaultyProxy(host, port) as proxy:` or `start()` and `close()`. All methods that are
+    not coroutines take effect at once, on open connections too.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -44,11 +44,11 @@ class Line:
         self._delay: Callable[[], float] | None = None
 
     @classmethod
-    def to_unix(cls, path: str) -> Line:
-        """Return a line to a unix socket, such as `/tmp/x/.s.PGSQL.5432`."""
-        line = cls("", 0)
-        line._target = path
-        return line
+    def to_unix(cls, path: str) -> FaultyProxy:
+        """Return a proxy to a unix socket, such as `/tmp/x/.s.PGSQL.5432`."""
+        proxy = cls("", 0)
+        proxy._target = path
+        return proxy
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -102,7 +102,7 @@ class Line:
             self.port = self._server.sockets[0].getsockname()[1]
 
     def stall(self, *directions: Direction) -> None:
-        """Stop forwarding, in the given directions or in both; nothing is lost, nobody is told."""
+        """Stop forwarding in the directions, or in both; nothing is lost, no side gets an error."""
         for each in directions or DIRECTIONS:
             self._flowing[each].clear()
 
@@ -116,7 +116,7 @@ class Line:
         self._bytes_per_s = bytes_per_s
 
     def delay(self, pause_s: Callable[[], float] | None) -> None:
-        """Hold each chunk for as long as `pause_s()` says, in order; None: not at all."""
+        """Delay each chunk by `pause_s()` seconds, in order; None: no delay."""
         self._delay = pause_s
 
     def cut_after(self, direction: Direction, count: int) -> None:
@@ -160,7 +160,7 @@ class Line:
                 pumps.create_task(self._pump(reader, server_writer, "to_server"))
                 pumps.create_task(self._pump(server_reader, writer, "to_client"))
         except asyncio.CancelledError:
-            pass  # only `cut` cancels this task, and it has nobody above to tell
+            pass  # only `cut` cancels this task, and no caller waits for it
         except (OSError, BaseExceptionGroup):
             _reset(self._open[task])  # one side broke: the other one sees the same
         finally:
@@ -213,13 +213,13 @@ class Line:
                 await asyncio.sleep(len(data) / rate)
 
     def _cut_soon(self, loss: _Loss) -> None:
-        # The pump that notices is itself among what is cut, so the cutting runs beside it.
+        # The pump that calls this is cut too, so a task of its own does the cutting.
         loss.cutter = asyncio.create_task(self.cut())
         loss.cutter.add_done_callback(lambda _: loss.over.set())
 
 
 class _Loss:
-    """What `lose_replies` was asked for, and how far it is."""
+    """A call of `lose_replies`, and its state."""
 
     def __init__(
         self, bytes_max: int | None, until: bytes | None, after: tuple[bytes, ...]
@@ -232,7 +232,7 @@ class _Loss:
         self._until = until
 
     def sent(self, data: bytes) -> None:
-        """See what a client sends: after some of it the loss begins."""
+        """Take note of bytes that a client sends: some of them begin the loss."""
         self.begun = self.begun or any(each in data for each in self._after)
 
     def swallow(self, size_bytes: int, swallowed: bytearray) -> bool:

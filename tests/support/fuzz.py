@@ -1,8 +1,8 @@
-"""Targets of fuzzing: whatever bytes come, a rule that must hold; and a command that searches long.
+"""Targets of fuzzing: a rule that must hold for all bytes; and a command that searches for long.
 
-`python -m tests.fuzz gunzip --seconds 60` lets atheris look for inputs by what they cover; it is
-not among the tests' packages, install it by hand. tests/unit/test_fuzz.py gives the same targets to
-Hypothesis: any bytes, and valid ones with bytes altered.
+`python -m tests.support.fuzz gunzip --seconds 60` lets atheris search inputs by the code that they
+reach. atheris is not among the tests' packages: install it by hand. tests/unit/support/test_fuzz.py
+gives the same targets to Hypothesis: random bytes, and valid ones with bytes altered.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INFLATED_MAX = 4_096
 
 
 def fuzz_gunzip(data: bytes) -> str:
-    """What comes out is what the standard library reads too, whole and within the cap."""
+    """The result is that of the standard library, whole and within the limit."""
     try:
         inflated = gunzip(data, INFLATED_MAX)
     except Refused as refused:
@@ -48,7 +48,7 @@ def fuzz_gunzip(data: bytes) -> str:
 
 
 def _is_one_member(data: bytes) -> bool:
-    """Whether `data` is one whole gzip member of at most INFLATED_MAX, by another road."""
+    """Whether `data` is one whole gzip member of at most INFLATED_MAX, by other code."""
     member = zlib.decompressobj(wbits=31)
     parts, size = [], 0
     try:
@@ -83,7 +83,7 @@ def fuzz_decode(data: bytes) -> str:
 
 
 def fuzz_journal(data: bytes) -> str:
-    """Frames, gaps and tail cover the whole in order, and only what was written has a right CRC."""
+    """Frames, gaps and tail cover all bytes in order; only written frames have a right CRC."""
     header_fault(data[:32], 1, SALT)
 
     def read_at(count: int, offset: int) -> bytes:
@@ -118,7 +118,7 @@ def fuzz_journal(data: bytes) -> str:
 
 
 def fuzz_letters(data: bytes) -> str:
-    """A line is a letter only if it is the line of that letter, byte by byte."""
+    """A line is read as a letter only if it is the line of that letter, byte by byte."""
     try:
         id_, failed_us, letter = decode_line(data)
     except BadLine:
@@ -128,7 +128,7 @@ def fuzz_letters(data: bytes) -> str:
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Return valid inputs of each target, the same ones each time but for their readings."""
+    """Return valid inputs of each target: the same each time, except their readings."""
     letters = [*drained(2), invalid(b'{"ts":1}'), invalid(b"\xff\0")]
     blocks = [make_block(rows) for rows in (1, 3, 2)]
     for sequence, block in enumerate(blocks, 1):

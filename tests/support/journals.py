@@ -53,11 +53,11 @@ def on_disk(folder: Path) -> list[bytes]:
     return found
 
 
-SHORT_BYTES = 200  # of a write that is not halved any more
+SHORT_BYTES = 200  # a write of fewer bytes is not halved
 
 
 class FailingCalls:
-    """The real calls, of which those in `failing` fail: every one, or the n-th only.
+    """The real system calls; those in `failing` fail: every one, or only the n-th.
 
     `failing` is set by the test: {"write": ENOSPC}; `nth` counts the calls of these names from 1,
     0: always; with `onwards` all later ones fail too. `fired` is how many failed.
@@ -68,7 +68,7 @@ class FailingCalls:
         self.nth = 0
         self.onwards = False
         self.fired = 0
-        self.left = 1 << 30  # how often they still fail
+        self.left = 1 << 30  # how often they may still fail
         self.count = 0
         self.names: list[str] = []
 
@@ -84,7 +84,7 @@ class FailingCalls:
             raise OSError(self.failing[name], os.strerror(self.failing[name]))
 
     def write(self, fd: int, data: memoryview) -> int:
-        """Write half of it, or all but the last byte if it is short: short writes are no error."""
+        """Write half of the bytes, or all but the last one if there are few: as a short write."""
         self._call("write")
         size = len(data)
         return os.write(fd, data[: size // 2 if size > SHORT_BYTES else max(1, size - 1)])
@@ -106,14 +106,14 @@ class FailingCalls:
 
     @property
     def calls(self) -> FileCalls:
-        """These, as the journal takes them."""
+        """These calls in the form that the journal takes."""
         return FileCalls(self.write, self.fdatasync, self.fsync, self.ftruncate)
 
 
-class Life:
-    """One process that has the journal: `async with Life(folder) as life`. Checks the balance.
+class JournalRun:
+    """One run of a process with a journal: `async with JournalRun(folder) as run:`.
 
-    `kill` ends it as a kill -9 would, as far as files are concerned.
+    It checks the balance. `killed` copies the files as a kill -9 would leave them.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Life:
         self.stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Life:
+    async def __aenter__(self) -> JournalRun:
         self.buffer.open()
         return self
 
@@ -180,7 +180,7 @@ class Life:
         return self.buffer.take(rows_max)
 
     def settle(self, blocks: Sequence[Block]) -> None:
-        """Settle blocks, as if they were in the table."""
+        """Settle blocks, as after their commit."""
         self.ledger.committed += sum(block.rows for block in blocks)
         self.buffer.settle(blocks)
 

@@ -18,7 +18,7 @@ START_US = 1_760_000_000_000_000
 
 
 def drained(count: int, *, reason: str = DRAINED, device: str = "d") -> list[Letter]:
-    """Give letters with readings that no other call gives."""
+    """Return letters with readings that no other call returns."""
     return [
         Letter(
             reason,
@@ -32,7 +32,7 @@ def drained(count: int, *, reason: str = DRAINED, device: str = "d") -> list[Let
 
 
 def invalid(original: bytes, *, code: str = "wrong_type", received_us: int = START_US) -> Letter:
-    """Give the letter of an item that was no reading."""
+    """Return the letter of an invalid item."""
     return Letter(INVALID, code, "no", received_us, original=original, precision="s", item=3)
 
 
@@ -61,17 +61,17 @@ def make_store(
 
 
 def keep(store: Store, letters: Iterable[Letter], *, from_receiver: bool = False) -> None:
-    """Append letters; raise what the store says."""
+    """Append letters; raise the store's error."""
     (error,) = store.append([Request(list(letters), from_receiver)])
     if error is not None:
         raise error
 
 
 def read(folder: Path) -> list[Letter]:
-    """Give the live letters of a folder."""
+    """Return the live letters of a folder."""
     return [live.letter for live in live_letters(folder)]
 
 
 def mark(store: Store, wanted: Callable[[LiveLetter], bool] = lambda _: True) -> None:
-    """Mark the live lines that are wanted as done."""
+    """Mark as done the live lines that `wanted` accepts."""
     store.mark([live for live in live_letters(store.folder) if wanted(live)], "replayed")

@@ -1,6 +1,6 @@
-"""A server on a real port that answers posts with the bytes, or the misbehaviour, that a test says.
+"""A server on a real port that answers posts as a test says: with bytes, or with misbehaviour.
 
-Promises: keeps every request that came whole, in order. Does not: check what a request says.
+Promises: keeps every request that came whole, in order. Does not: check a request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-Script = Callable[["Line"], Awaitable[bool | None]]
+Script = Callable[["PeerConnection"], Awaitable[bool | None]]
 
 _LINGER_NONE = struct.pack("ii", 1, 0)  # close() then sends RST instead of FIN
 
@@ -25,8 +25,8 @@ def reply(status: int = 202, body: bytes = b'{"accepted":1}', **headers: str) ->
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
-class Line:
-    """One connection of the peer's."""
+class PeerConnection:
+    """One connection of the peer."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
@@ -37,7 +37,7 @@ class Line:
         await self._writer.drain()
 
     def hang_up(self) -> None:
-        """Close the connection politely."""
+        """Close the connection in order (FIN)."""
         self._writer.close()
 
     def reset(self) -> None:
@@ -50,29 +50,29 @@ class Line:
 def says(data: bytes, *, then_hangs_up: bool = False) -> Script:
     """Return a script that sends these bytes."""
 
-    async def answer(line: Line) -> bool:
-        await line.say(data)
+    async def answer(connection: PeerConnection) -> bool:
+        await connection.say(data)
         if then_hangs_up:
-            line.hang_up()
+            connection.hang_up()
         return not then_hangs_up
 
     return answer
 
 
-async def hangs_up(line: Line) -> bool:
-    """Say nothing and close."""
-    line.hang_up()
+async def hangs_up(connection: PeerConnection) -> bool:
+    """Close without an answer."""
+    connection.hang_up()
     return False
 
 
-async def resets(line: Line) -> bool:
-    """Say nothing and reset."""
-    line.reset()
+async def resets(connection: PeerConnection) -> bool:
+    """Reset without an answer."""
+    connection.reset()
     return False
 
 
-async def is_silent(line: Line) -> bool:
-    """Say nothing, and leave the connection open."""
+async def is_silent(connection: PeerConnection) -> bool:
+    """Give no answer, and leave the connection open."""
     return True
 
 
@@ -135,16 +135,16 @@ class Peer:
         self._open.add(writer)
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                while await self._serve_one(reader, Line(writer)):
+                while await self._serve_one(reader, PeerConnection(writer)):
                     pass
         finally:
             self._open.discard(writer)
             writer.close()
 
-    async def _serve_one(self, reader: asyncio.StreamReader, line: Line) -> bool:
+    async def _serve_one(self, reader: asyncio.StreamReader, connection: PeerConnection) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
         length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
         body = await reader.readexactly(int(length))
         self.requests.append(head + body)
         script = self.scripts.pop(0) if self.scripts else self.usual
-        return await script(line) is not False
+        return await script(connection) is not False

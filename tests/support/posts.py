@@ -1,4 +1,4 @@
-"""Bodies of posts for tests, and decoding them with the rules of the default settings."""
+"""Bodies of posts for tests; decodes them with the rules of the default settings."""
 
 from __future__ import annotations
 

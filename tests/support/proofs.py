@@ -1,6 +1,6 @@
-"""What an honest service makes of the posts of `loadgen verify`, for tests to falsify.
+"""The result of an honest service for the posts of `loadgen verify`; tests falsify it.
 
-`World` holds all three sides as plain data: the answers, the rows, the dead letters.
+`World` has all three parts as plain data: the answers, the rows, the dead letters.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ACKED = Final(202, "buffered")
 
 
 class World:
-    """An honest run of so many posts: what was answered and what is there."""
+    """An honest run of some posts: its answers, rows and dead letters."""
 
     def __init__(self, posts: int = 600, plan: Plan = PLAN) -> None:
         self.plan = plan
@@ -67,9 +67,9 @@ class World:
         return Letter(f"r{item.first}", reason, code or "23514", row, None, "a file")
 
     def find(self, kind: int, *, several: bool = False, alone: bool = False) -> tuple[int, Item]:
-        """Return the first post (after some) that holds such a fresh item, sent once, and the item.
+        """Return the first post with an item of `kind` that is sent once, and the item.
 
-        `kind` 0 stands for any invalid one. `alone`: a post of its own; else among others.
+        `kind` 0 stands for any invalid kind. `alone`: the post has one item; else more than one.
         """
         sent = [item for items in self.posts for item in items]
         for post, items in enumerate(self.posts):
@@ -86,7 +86,7 @@ class World:
         raise AssertionError("the plan has none")
 
     def judge(self, folder: Path, *, replays: bool = True, posts: int | None = None) -> list[Fault]:
-        """Write the ledger, compare, and return what was found."""
+        """Write the ledger, compare, and return the result."""
         path = folder / "ledger"
         path.unlink(missing_ok=True)
         asyncio.run(self.write(path, posts))
@@ -103,7 +103,7 @@ class World:
         return faults
 
     async def write(self, path: Path, posts: int | None = None) -> None:
-        """Write the ledger of the run; from number `posts` on nothing was sent."""
+        """Write the ledger of the run; posts from number `posts` on were not sent."""
         writer = LedgerWriter(path, {"plan": self.plan.to_json(), "url": f"http://x/{self.query}"})
         for post in range(len(self.posts)):
             writer.take(post)

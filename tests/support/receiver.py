@@ -1,4 +1,4 @@
-"""A real door on a real socket over fakes, and a raw client that can misbehave."""
+"""A real receiver on a real socket, over fakes, and a raw client that can misbehave."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Reply(NamedTuple):
-    """One HTTP answer as it came over the wire."""
+    """One HTTP answer as it came over the connection."""
 
     status: int
     headers: dict[str, str]
@@ -73,7 +73,7 @@ class Client:
         return Reply(int(status_line.split()[1]), headers, body)
 
     async def closed(self, timeout_s: float = 5.0) -> bool:
-        """Whether the server closes the connection within `timeout_s`, saying nothing more."""
+        """Whether the server closes the connection within `timeout_s` and sends nothing more."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await self.reader.read(1) == b""
@@ -108,7 +108,7 @@ def post(body: bytes, query: str = "", headers: dict[str, str] | None = None) ->
 
 
 class Receiver:
-    """The running door and everything around it."""
+    """The running receiver and its fakes."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -142,7 +142,7 @@ class Receiver:
         return BufferStats(rows, 10**6, 0, 10**9, rows, len(self.inlet.blocks), 0, None)
 
     async def connect(self) -> Client:
-        """Open a connection that is closed with the door."""
+        """Open a connection that is closed together with the receiver."""
         client = await Client.connect(self.address)
         self._clients.append(client)
         return client
@@ -194,7 +194,7 @@ async def until(condition: Any, timeout_s: float = 5.0) -> None:
 
 @contextlib.asynccontextmanager
 async def running_receiver(**settings: Any) -> AsyncIterator[Receiver]:
-    """Run a door with these settings. At its end the law must hold and nothing be left inside."""
+    """Run a receiver with these settings. At its end the balance is 0 and nothing is held."""
     receiver = Receiver(Settings(**settings))
     receiver.address = await receiver.endpoint.start("127.0.0.1", 0)
     try:

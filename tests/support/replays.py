@@ -1,4 +1,4 @@
-"""Replays of dead letters: one by hand as `ingest dlq replay` does it, and all without pauses."""
+"""Replays of dead letters: one by hand, as `ingest dlq replay` does it; all without pauses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOCK_S_MAX = 0.02
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let replays rest neither between blocks nor between tries, and tidy up after each look."""
+    """Remove the pauses of replays, between blocks and between tries; they clean up each time."""
     monkeypatch.setattr("ingest.dead_letters.auto_replay.UNLOCKED_S_MIN", 0.0005)
     monkeypatch.setattr("ingest.dead_letters.auto_replay.TIDY_S", 0.0)
     monkeypatch.setattr("ingest.dead_letters.manual_replay.backoff_s", lambda *_, **__: 0.0)
@@ -35,7 +35,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 async def replay_by_hand(folder: Path, sink: Sink) -> Summary:
     """Replay all live letters of a folder, or as many as the table takes; its figures must fit.
 
-    None of them while the service's own replay has a block on its way, and waits for its outcome.
+    It replays none while the service's own replay waits for the outcome of a block.
     """
 
     def done(items: Sequence[Item]) -> None:

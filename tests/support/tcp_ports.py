@@ -1,8 +1,8 @@
 """Ports for the servers that tests start, and start again on the same port.
 
-Not the kernel's own choice of a free one: that lies in the range it gives to every client too, and
-a client may hold it at the moment when a server that was killed comes back. Where the machine gives
-its clients all ports there is no other choice.
+The kernel's own choice of a free port is not used. It lies in the range that the kernel gives to
+clients, so a client may have the port when a killed server starts again. If the machine gives its
+clients all ports, there is no other choice.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _given: set[int] = set()
 
 
 def _candidates() -> list[int]:
-    """Return the ports that no client is given, shuffled: other test processes look too."""
-    told = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
-    first, last = map(int, told.split())
+    """Return the ports that no client gets, shuffled, since other test processes choose too."""
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    first, last = map(int, text.split())
     ports = [*range(FIRST, min(first, 65_536)), *range(max(FIRST, last + 1), 65_536)]
     random.Random().shuffle(ports)
     return ports
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback that was free a moment ago; of `_candidates` each once."""
+    """Return a TCP port of the loopback that was free a moment ago; no port twice."""
     for port in _candidates():
         if port in _given:
             continue

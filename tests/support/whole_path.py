@@ -1,7 +1,7 @@
-"""The path below the door, whole: journal buffer, loader, two writers, dead letters, all real.
+"""The whole path behind the receiver: journal buffer, loader, two writers, dead letters, all real.
 
-Only the table is scripted, and the files' system calls may fail. `Whole` is one folder over many
-lives; it knows what was promised, and `check` holds table and dead letters against that.
+Only the table is scripted, and the system calls of files may fail. A `Whole` is one run on a
+folder. `Promises` go over all runs; `check` compares table and dead letters with them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ingest.system.clock import monotonic_s, unix_us
 from ingest.writer.set_aside import set_aside_rest
 from tests.support.blocks import block_of, make_reading
 from tests.support.fake_sink_scripted import Script, ScriptedSink
-from tests.support.journals import FailingCalls, Life, on_disk
+from tests.support.journals import FailingCalls, JournalRun, on_disk
 from tests.support.letters import invalid, keep, make_store, read
 from tests.support.replays import replay_by_hand
 from tests.support.writing import BAD, QUICK, refuse_bad
@@ -42,17 +42,17 @@ REPLAYS: dict[str, Any] = {"dlq_replay_pause_s": 0.002, "dlq_replay_rows_per_s":
 
 @dataclass
 class Promises:
-    """What was posted and what was answered, over all lives of one folder."""
+    """The posts and their answers, over all runs on one folder."""
 
     table: dict[Reading, None] = field(default_factory=dict)
     posted: set[Reading] = field(default_factory=set)
-    kept: set[Reading] = field(default_factory=set)  # told to be kept, whatever comes
-    buffered: set[Reading] = field(default_factory=set)  # the same, but for a kill; then in `kept`
-    letters: list[Letter] = field(default_factory=list)  # of the door, told to be kept
+    kept: set[Reading] = field(default_factory=set)  # answered as kept in all cases
+    buffered: set[Reading] = field(default_factory=set)  # kept except after a kill; later in `kept`
+    letters: list[Letter] = field(default_factory=list)  # of the receiver, answered as kept
     acks: list[tuple[Ack, list[Reading]]] = field(default_factory=list)
 
     def leave_aside(self, folder: Path, rows: int, *, bad: int) -> None:
-        """Leave dead letters that come back by themselves, the first `bad` to be refused then."""
+        """Leave dead letters that are replayed; the table will refuse the first `bad` of them."""
         readings = [make_reading(value=BAD if row < bad else 1.0) for row in range(rows)]
         reasons = itertools.cycle((DRAINED, EXHAUSTED))
         store = make_store(folder / "dead-letters", segment_bytes=2_000)
@@ -63,7 +63,7 @@ class Promises:
 
 
 class Whole:
-    """One life on `folder`: enter it, `post`, break it, then `finish`, `halt` or `kill` it."""
+    """One run on `folder`: `open`, `post`, let calls fail; then `finish`, `halt` or `kill`."""
 
     def __init__(
         self, folder: Path, promises: Promises, script: Script | None = None, **bounds: Any
@@ -73,9 +73,9 @@ class Whole:
         self.script = script or Script()
         self.journal_calls = FailingCalls()
         self.letter_calls = FailingCalls()
-        self.life = Life(folder / "journal", calls=self.journal_calls, **bounds)
-        self.ledger = self.life.ledger
-        self.buffer = self.life.buffer
+        self.journal_run = JournalRun(folder / "journal", calls=self.journal_calls, **bounds)
+        self.ledger = self.journal_run.ledger
+        self.buffer = self.journal_run.buffer
         self.dead_letters = DeadLetterFolder(
             folder / "dead-letters",
             bytes_max=1 << 30,
@@ -95,14 +95,14 @@ class Whole:
         self.sinks: list[ScriptedSink] = []
         self.writers: list[asyncio.Task[None]] = []
         self.replaying: asyncio.Task[None] | None = None
-        self.new_by_hand = 0  # rows that a replay by hand was told to be new
+        self.new_by_hand = 0  # rows that were new in a replay by hand
 
     async def open(self) -> None:
-        """Open both folders, and let loader and writers loose. Raises StartError."""
+        """Open both folders, start loader and writers. Raises StartError."""
         self.buffer.open()
         await self.dead_letters.open()
-        await self.life.scan()
-        self.life.load()
+        await self.journal_run.scan()
+        self.journal_run.load()
         for _ in range(2):
             sink = ScriptedSink(self.script, self.promises.table, refuse=refuse_bad)
             sink.inner.pause_s = 0
@@ -112,10 +112,10 @@ class Whole:
             self.writers.append(asyncio.create_task(writer.run()))
 
     async def post(self, rows: int, *, ack: str = DURABLE, bad: int = 0, letters: int = 0) -> str:
-        """Post as the door does: room, dead letters of invalid items, put. Return what came of it.
+        """Post as the receiver does: reserve, dead-letter invalid items, put. Return the outcome.
 
-        `kept`, or why nothing is promised: `full`, `letters`, `journal`. Of `rows` the table will
-        refuse the first `bad`; `letters` further items are no readings.
+        That is `kept`, or the reason for no promise: `full`, `letters`, `journal`, `stopping`. The
+        table will refuse the first `bad` of `rows`; `letters` further items are invalid.
         """
         self.at_receiver += 1
         try:
@@ -128,7 +128,9 @@ class Whole:
         waits = Ack() if ack == COMMITTED else None
         block = block_of(readings, ack=waits)
         try:
-            room = await self.buffer.reserve(rows, len(block.tuples), awaited=waits is not None)
+            reservation = await self.buffer.reserve(
+                rows, len(block.tuples), awaited=waits is not None
+            )
         except BufferFull:
             return "full"
         except JournalBroken:
@@ -136,7 +138,7 @@ class Whole:
         except Stopping:
             return "stopping"
         if letters and not await self._receiver_letters(letters):
-            room.release()
+            reservation.release()
             return "letters"
         self.promises.posted.update(readings)
         if waits is not None:
@@ -144,7 +146,7 @@ class Whole:
         self.ledger.received += rows
         self.ledger.at_receiver += rows
         try:
-            handed = room.put(block, durable=ack == DURABLE)
+            handed = reservation.put(block, durable=ack == DURABLE)
             await handed
         except JournalBroken:
             self.ledger.readings_rejected("disk_low", rows)
@@ -172,20 +174,20 @@ class Whole:
         return True
 
     async def replay(self) -> None:
-        """Let the service's own replay of dead letters loose, if it is not yet, until a halt."""
+        """Start the service's own replay of dead letters, unless it runs; a halt ends it."""
         if self.replaying is not None:
             return
         replayer = self.half.make_replayer(self.dead_letters, self.buffer)
-        self.replaying = asyncio.create_task(replayer.run(self.life.stopping))
+        self.replaying = asyncio.create_task(replayer.run(self.journal_run.stopping))
 
     async def replay_by_hand(self) -> None:
-        """Let somebody send all dead letters again, with a line to the same table."""
+        """Replay all dead letters by hand, with a connection of its own to the same table."""
         sink = ScriptedSink(self.script, self.promises.table, refuse=refuse_bad)
         sink.inner.pause_s = 0
         self.new_by_hand += (await replay_by_hand(self.folder / "dead-letters", sink)).new
 
     async def until(self, condition: Callable[[], bool], *, every_s: float = 0.0005) -> None:
-        """Wait until a condition holds; fail if a writer dies or it never does."""
+        """Wait until a condition is true; fail if a writer ends or the time is up."""
         deadline_s = monotonic_s() + 20
         while not condition():
             for task in [*self.writers, *([self.replaying] if self.replaying else [])]:
@@ -195,7 +197,7 @@ class Whole:
 
     @property
     def new(self) -> int:
-        """Rows that this life has put into the table, by what was counted."""
+        """Rows that this run has put into the table, by its counters."""
         return self.ledger.committed + self.script.unsaid + self.new_by_hand
 
     @property
@@ -204,7 +206,7 @@ class Whole:
         return self.buffer.stats().rows
 
     def heal(self) -> None:
-        """Let every call succeed from now on."""
+        """Make every call succeed from now on."""
         self.script.heal()
         self.journal_calls.failing = {}
         self.letter_calls.failing = {}
@@ -212,7 +214,7 @@ class Whole:
     async def finish(self, *, replays: bool = False) -> None:
         """Heal, wait until all is stored or set aside, and end in order.
 
-        With `replays` it ends once what comes back by itself has come back from the dead letters.
+        With `replays` it first waits until the dead letters that are replayed are gone.
         """
         self.heal()
         if replays:
@@ -225,17 +227,17 @@ class Whole:
 
     @property
     def has_come_back(self) -> bool:
-        """Whether nothing is held, and no dead letter is left that comes back by itself."""
+        """Whether nothing is held, and no dead letter is left that is replayed."""
         letters = live_letters(self.folder / "dead-letters", where=REPLAYED)
         return self.rows == 0 and not any(letters)
 
     async def halt(self, *, keeps_rest: bool = True) -> None:
-        """Stop as the end of `drain_s_max` does; what is left goes where it is safe.
+        """Stop as at the end of `drain_s_max`; the rest is kept on the disk.
 
-        Then also what was acknowledged from memory is on the disk or in the table, whatever comes.
+        Then readings that were acknowledged from memory are on the disk or in the table, too.
         """
         self.halted.set()
-        self.life.stopping.set()
+        self.journal_run.stopping.set()
         self.buffer.shut_inlet()
         for sink in self.sinks:
             sink.abort()
@@ -253,7 +255,7 @@ class Whole:
         if self.replaying is not None:
             async with asyncio.timeout(5):
                 await self.replaying
-        await self.life.end()
+        await self.journal_run.end()
         assert self.script.complaints == []
         if keeps_rest:
             self._keep_buffered()
@@ -269,15 +271,15 @@ class Whole:
         assert not lost, f"the stop has lost {len(lost)} readings"
 
     async def kill(self, to: Path) -> None:
-        """End as a kill -9 does, as far as files are concerned: they are copied to `to` now.
+        """End as a kill -9 does, for the files: they are copied to `to` now.
 
-        The loop stands still meanwhile, so nothing is answered or settled; the files' threads may
-        append what nobody was told of yet, and remove a segment of which all is settled.
+        The event loop does not run meanwhile, so nothing is answered or settled. The threads of the
+        files may append data that no answer was given for, and remove a settled segment.
         """
         promises = self.promises
         promises.acks = [each for each in promises.acks if each[0].resolved]
         promises.buffered.clear()
-        self.promises = Promises(promises.table, promises.posted)  # what comes now, nobody hears
+        self.promises = Promises(promises.table, promises.posted)  # later answers reach no client
         for name in ("journal", "dead-letters"):
             (to / name).mkdir(parents=True)
             for path in sorted((self.folder / name).glob("*")):
@@ -288,8 +290,8 @@ class Whole:
         await self.halt(keeps_rest=False)
 
     async def quiet(self) -> None:
-        """Wait until the journal has nothing to do, and hold the law."""
-        await self.life.quiet()
+        """Wait until the journal has nothing to do, and check the balance."""
+        await self.journal_run.quiet()
         assert self.ledger.imbalance == 0
         assert self.ledger.dropped == 0
 
@@ -298,19 +300,19 @@ class Whole:
         return {each.reading for each in letters if each.reading is not None}
 
     async def check(self, *, replayed: bool = False) -> None:
-        """Hold table, dead letters and answers against what was promised. After `finish`.
+        """Compare table, dead letters and answers with the promises. After `finish`.
 
-        `replayed`: nothing that comes back by itself is a dead letter any more.
+        `replayed`: no dead letter that is replayed may be left.
         """
         promises = self.promises
         letters = read(self.folder / "dead-letters")
-        # As sets: what could not be taken back stands there twice, and readers count an id once.
+        # As sets: a line that could not be taken back is there twice, and readers count an id once.
         refused = {each.reading for each in letters if each.reason == REFUSED}
         aside = {each.reading for each in letters if each.reason not in (REFUSED, INVALID)}
         assert not refused & promises.table.keys()
         assert not (replayed and aside)
         assert all(each is not None and each.value == BAD for each in refused)
-        # `drained`: at a stop the journal was broken still.
+        # `drained`: the journal was still broken at a stop.
         assert {each.reason for each in letters} <= {REFUSED, INVALID, EXHAUSTED, DRAINED}
         found = promises.table.keys() | refused | aside
         assert promises.kept <= found, f"{len(promises.kept - found)} readings are lost"

@@ -1,4 +1,4 @@
-"""The second half of the path, whole: everything real but the database and the dead-letter file."""
+"""The writing half of the path: all real except the database and the dead-letter file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def refuse_bad(reading: Reading) -> tuple[str, str] | None:
 
 
 class Writing:
-    """Posts go in at `post`; `check` holds the law and every ack against what really happened."""
+    """Takes posts at `post`; `check` checks the balance, and every ack against the real outcome."""
 
     def __init__(self, script: Script | None = None, **settings: Any) -> None:
         self.script = script or Script()
@@ -71,7 +71,7 @@ class Writing:
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self, writers: int = 2) -> None:
-        """Let the writers loose."""
+        """Start the writers."""
         for _ in range(writers):
             self.sinks.append(ScriptedSink(self.script, self.table, refuse=refuse_bad))
         self.half.sinks.extend(self.sinks)
@@ -88,22 +88,22 @@ class Writing:
         ]
         ack = Ack()
         block = block_of(readings, ack=ack)
-        room = await self.buffer.reserve(rows, len(block.tuples))
+        reservation = await self.buffer.reserve(rows, len(block.tuples))
         self.ledger.received += rows
         self.ledger.accepted += rows
         self.blocks.append((block, readings))
         self.acks.append(ack)
-        room.put(block)
+        reservation.put(block)
         return ack
 
     async def until(self, condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
-        """Wait until a condition holds, the law being checked all the while."""
+        """Wait until a condition is true, and check the balance all the time."""
         deadline_s = monotonic_s() + within_s
         while not condition():
             for task in self.tasks:
                 assert not task.done() or task.exception() is None, task.exception()
             assert monotonic_s() < deadline_s, (
-                f"never came true; the gate is {self.database_state.state}"
+                f"never came true; the database state is {self.database_state.state}"
             )
             assert self.ledger.imbalance == 0
             await asyncio.sleep(0.0005)
@@ -113,7 +113,7 @@ class Writing:
         return all(each.resolved for each in self.acks)
 
     def over(self) -> bool:
-        """Whether the writers have been halted, or have nothing left to do."""
+        """Whether the writers were halted, or have nothing left to do."""
         return self.halted.is_set() or self.resolved()
 
     async def settled(self) -> None:
@@ -124,14 +124,14 @@ class Writing:
             await asyncio.sleep(0.01)
 
     async def drain(self) -> None:
-        """Stop as SIGTERM does: nothing more comes in, the writers finish."""
+        """Stop as SIGTERM does: no further post is taken, the writers finish."""
         self.buffer.shut_inlet()
         self.database_state.nudge()
         stop_connecting(self.buffer, self.sinks)
         await self._ended()
 
     async def halt(self) -> None:
-        """Stop as at the end of `drain_s_max`: the writers leave what they have."""
+        """Stop as at the end of `drain_s_max`: the writers give their blocks back."""
         self.halted.set()
         self.buffer.shut_inlet()
         for sink in self.sinks:
@@ -144,7 +144,7 @@ class Writing:
         assert all(sink.closed for sink in self.sinks)
 
     async def check(self) -> None:
-        """Hold the law, and each answer against the table, the dead letters and the buffer."""
+        """Check the balance, and each answer against the table, the dead letters and the buffer."""
         assert self.script.complaints == []
         assert self.ledger.imbalance == 0
         assert self.ledger.dropped == 0
@@ -166,7 +166,7 @@ class Writing:
             assert self.table.keys() >= set(readings) - named
 
     def left(self) -> list[Block]:
-        """Take what the buffer still holds, in order; it is what has no answer, in order of put."""
+        """Take all blocks of the buffer, in order: exactly those without an answer."""
         left: list[Block] = []
         while taken := self.buffer.take(1_000):
             left += taken

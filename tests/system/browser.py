@@ -1,6 +1,6 @@
-"""A real browser on the dashboard: Debian's Chromium driven by Playwright, and axe-core.
+"""A real browser on the dashboard: Debian's Chromium, driven by Playwright, and axe-core.
 
-`Watched` notes what a page must not do: errors on its console, requests to anywhere else.
+`Watched` notes the faults of a page: errors on its console, requests to other hosts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AXE_SHA512 = (
 
 
 class Watched:
-    """A page and what it did wrong."""
+    """A page and its faults."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -66,7 +66,7 @@ class Watched:
             self.strange.append(url)
 
     def check(self) -> None:
-        """The page has met no error and asked nobody else."""
+        """Check that the page had no error and sent no request to another host."""
         assert not self.errors, self.errors
         assert not self.strange, self.strange
 

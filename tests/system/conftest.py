@@ -1,4 +1,4 @@
-"""Lets the databases of one test process have their data made once, and copied from then on."""
+"""Makes the data of databases once in a test process; later databases copy it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.system.database import Database
 
 @pytest.fixture(scope="session", autouse=True)
 def _data_is_made_once(open_tmp: Path) -> Iterator[None]:
-    """To make it takes several times as long as to copy it, and it is the same each time."""
+    """Make the data once: to copy it is several times faster, and it is always the same."""
     Database.template = open_tmp / "databases" / "data"
     yield
     Database.template = None

@@ -1,7 +1,7 @@
 """A PostgreSQL that a test kills, freezes and changes while the service writes to it.
 
-It listens on a TCP port of the loopback and is durable, like an operator's own. The role `fleet`
-owns the database `fleet` and must give a password.
+It listens on a TCP port of the loopback and is durable, like the server of an operator. The role
+`fleet` owns the database `fleet` and needs a password.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ START_S_MAX = 30.0
 class Database:
     """One server. `async with Database(folder, port) as database:`.
 
-    `settings` are of postgresql.conf; those given to the constructor hold from the first start.
-    Where `template` is set, the first one leaves a copy of its fresh data there, for the others.
+    `settings` are those of postgresql.conf, from the first start on. If `template` is set, the
+    first server leaves a copy of its fresh data there, for the others.
     """
 
     template: ClassVar[Path | None] = None
@@ -95,11 +95,11 @@ class Database:
             await self._process.wait()
 
     async def freeze(self) -> None:
-        """Stop every process of the server where it stands."""
+        """Stop every process of the server (SIGSTOP)."""
         await self._signal_all(signal.SIGSTOP)
 
     async def thaw(self) -> None:
-        """Let every process of the server go on."""
+        """Let every process of the server go on (SIGCONT)."""
         await self._signal_all(signal.SIGCONT)
 
     async def _signal_all(self, number: int) -> None:
@@ -127,7 +127,7 @@ class Database:
 
 
 async def copy_data(source: Path, folder: Path) -> None:
-    """Copy the data of a server that does not run into the folder of another, with its owner."""
+    """Copy the data of a stopped server into the folder of another one, with its owner."""
     folder.mkdir(parents=True, exist_ok=True)
     words = ["cp", "-a", str(source), str(folder / "data")]
     await asyncio.to_thread(subprocess.run, words, check=True)

@@ -1,7 +1,7 @@
-"""A small fleet that posts all the time and remembers every answer, for system tests.
+"""A small fleet that posts all the time and keeps every answer, for system tests.
 
-Holds what each fact was promised: `acknowledged`, `refused` (503, nothing kept) or `unknown` (no
-answer, or 503 `outcome_unknown`). Every fact is sent once, so the table can be compared exactly.
+Each reading is `acknowledged`, `refused` (503, nothing kept) or `unknown` (no answer, or 503
+`outcome_unknown`). Every reading is sent once, so the table can be compared exactly.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Fleet:
 
 
 def reading(ts_us: int) -> dict[str, Any]:
-    """Return the one reading that has this timestamp; its value follows from it."""
+    """Return the reading of this timestamp; the timestamp decides its value."""
     return {
         "device_id": f"device-{ts_us % 50}",
         "metric": "temperature",
@@ -105,9 +105,9 @@ def value_of(ts_us: int) -> float:
 
 
 def check_table(fleet: Fleet, rows: list[Any], *, elsewhere: set[int] | None = None) -> None:
-    """Compare the table (`rows` of ts in us and value) with what was promised.
+    """Compare the table (`rows` of ts in us and value) with the promises.
 
-    `elsewhere` are facts that are known to wait in the dead-letter queue.
+    `elsewhere` are readings that are known to be dead letters.
     """
     stored = Counter(row["ts_us"] for row in rows)
     doubled = {ts_us for ts_us, count in stored.items() if count > 1}

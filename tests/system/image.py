@@ -1,9 +1,9 @@
-"""Carries out a Dockerfile without a container engine: its very commands, in a clean folder.
+"""Runs the commands of a Dockerfile without a container engine, in a clean folder.
 
-Holds `build`, which makes the file system of the last stage under a folder, and `Image`, which says
-how a container of it would be started. Paths under the folders that the image makes are moved below
-that folder; `groupadd` and `useradd` are recorded, not done. What only an engine can show (the base
-image, the engine's own isolation) is not shown.
+`build` makes the file system of the last stage below a folder; `Image` says how a container of it
+is started. Paths under the folders that the image makes are moved below that folder; `groupadd` and
+`useradd` are recorded, not done. Not tested: what only an engine can show (the base image, the
+isolation of the engine).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECORDED = ("groupadd", "useradd")
 
 
 class Image:
-    """What was built: `root` is its file system, `environ` its environment."""
+    """A built image: `root` is its file system, `environ` its environment."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "root"
@@ -50,7 +50,7 @@ class Image:
         return [self.moved(each) for each in words]
 
     def begin(self, folder: Path, name: str) -> None:
-        """Put the stage so far aside, and begin an empty one."""
+        """Keep the present stage, and begin an empty one."""
         if self.root.exists():
             self.root.rename(folder / name)
         self.root.mkdir()
@@ -58,7 +58,7 @@ class Image:
         self.words = {"WORKDIR": "/"}
 
     def run(self, text: str) -> None:
-        """Carry out one RUN."""
+        """Run one RUN instruction."""
         path = f"{self._shims}{os.pathsep}/usr/bin{os.pathsep}/bin"
         kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         done = subprocess.run(
@@ -78,7 +78,7 @@ def _python_name() -> str:
 
 
 def build(folder: Path) -> Image:
-    """Carry out deploy/Dockerfile below `folder`. Needs the package index, or pip's cache of it."""
+    """Run deploy/Dockerfile below `folder`. Needs the package index, or pip's cache of it."""
     image = Image(folder)
     previous = ""
     for stage in dockerfile():

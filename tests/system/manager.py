@@ -1,6 +1,6 @@
-"""A process manager's end of sd_notify: a real datagram socket that a test reads.
+"""The process manager's side of sd_notify: a real datagram socket that a test reads.
 
-Holds `Manager`, on a path or (`@name`) in the abstract namespace.
+`Manager` listens on a path or (`@name`) in the abstract namespace.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Manager:
         self._socket.close()
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment of a service that this one watches."""
+        """Return the environment of a service that reports to this manager."""
         return environment({"NOTIFY_SOCKET": self.address, **more})
 
     def read(self) -> list[tuple[str, str]]:
-        """Take what has come; return all fields so far as (name, value)."""
+        """Read the messages that came; return all fields so far as (name, value)."""
         while True:
             try:
                 datagram = self._socket.recv(4096).decode()
@@ -60,7 +60,7 @@ class Manager:
                 await asyncio.sleep(0.01)
 
     async def wait_more(self, name: str, count: int, within_s: float = 20) -> None:
-        """Wait until a field has come `count` times more than by now."""
+        """Wait until a field has come `count` more times."""
         wanted = len(self.values(name)) + count
         async with asyncio.timeout(within_s):
             while len(self.values(name)) < wanted:  # noqa: ASYNC110  a socket of another process

@@ -1,6 +1,6 @@
-"""A real Prometheus that a test starts on a service: deploy/'s own files, only in more of a hurry.
+"""A real Prometheus that a test starts on a service, with the files of deploy/ and shorter times.
 
-Holds `Prometheus`. Intervals are a second, `for:` of every alert is a second; all else is as it is.
+All intervals, and `for:` of every alert, are one second; the rest is unchanged.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Prometheus:
         return [each for each in found["result"] if each["value"][1] != "NaN"]
 
     async def wait_target(self, within_s: float = 30) -> None:
-        """Wait until it has scraped the service."""
+        """Wait until Prometheus has scraped the service."""
         async with asyncio.timeout(within_s):
             while True:
                 try:
@@ -113,7 +113,7 @@ class Prometheus:
                 await asyncio.sleep(0.2)
 
     async def wait_silent(self, name: str, within_s: float = 30) -> None:
-        """Wait until an alert fires no longer."""
+        """Wait until an alert does not fire any more."""
         async with asyncio.timeout(within_s):
             while name in await self.firing():  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.2)

@@ -1,7 +1,7 @@
 """The real command line as a child process, for system tests.
 
-Holds `Service` (`python -m ingest serve` on free ports, in a clean environment) and `run_command`
-(any `python -m MODULE ..` to its end). Promises: no process is left behind, whatever the test did.
+`Service` is `python -m ingest serve` on free ports, in a clean environment; `run_command` runs any
+`python -m MODULE ..` to its end. Promises: no process is left after the test.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEPT_PREFIX = "COVERAGE_"  # coverage measures child processes if they can find
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return a clean environment for a child: no INGEST_ variable but those given."""
+    """Return a clean environment for a child: no INGEST_ variable except the given ones."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -44,7 +44,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Reply(NamedTuple):
-    """An HTTP answer; `document` is its JSON, or None if it is none."""
+    """An HTTP answer; `document` is its JSON, or None without JSON."""
 
     status: int
     headers: Mapping[str, str]
@@ -53,7 +53,7 @@ class Reply(NamedTuple):
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The end of a command."""
 
     code: int
     stdout: str
@@ -65,7 +65,7 @@ class Service:
 
     Settings are given as on the command line (`batch_rows=10` is `--batch-rows 10`); `env` adds to
     the environment. Leaving the block stops the service with SIGTERM, and kills it if need be.
-    `program` is what Python is to run: a start-up wrapper instead of the service's own module.
+    `program` are the words that Python runs: the service's module, or a wrapper of it.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class Service:
             await self.kill()
 
     def change(self, env: Mapping[str, str], program: Sequence[str]) -> None:
-        """From the next start on, take this environment and this program."""
+        """Use this environment and this program from the next start on."""
         self._env = environment(env)
         self._program = tuple(program)
 
     @property
     def running(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process runs."""
         return self._process is not None and self._process.returncode is None
 
     @property
@@ -132,18 +132,18 @@ class Service:
 
     @property
     def output(self) -> str:
-        """All that it has printed and logged since the last start."""
+        """Its output and log since the last start."""
         return "\n".join(self.lines)
 
     @property
     def info(self) -> ServiceInfo:
-        """What it has published in its state folder."""
+        """The content of `service.json` in its state folder."""
         found = running_service(self.state_dir)
         assert found is not None, "the service has published nothing"
         return found
 
     async def start(self) -> None:
-        """Start it and wait until it has said where it listens (again, after stop or kill)."""
+        """Start it (also after stop or kill) and wait until it has printed its addresses."""
         assert not self.running, "one at a time"
         flags: list[str] = []
         for name, value in self._settings.items():
@@ -224,7 +224,7 @@ class Service:
         return await self.request("GET", f"{self.admin_url}/readyz")
 
     async def wait_state(self, *states: str, within_s: float = 20) -> dict[str, Any]:
-        """Wait until /readyz says one of `states`; return the document."""
+        """Wait until /readyz has one of `states`; return the document."""
         async with asyncio.timeout(within_s):
             while True:
                 document: dict[str, Any] = (await self.readyz()).document
@@ -242,8 +242,8 @@ class Service:
                 samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
         return samples
 
-    async def law(self) -> float:
-        """Return what the law leaves over; 0 at a quiet moment."""
+    async def imbalance(self) -> float:
+        """Return the imbalance that /metrics reports; 0 at a quiet moment."""
         return (await self.metrics())["ingest_ledger_imbalance_rows"]
 
     async def wait_quiet(self, within_s: float = 30) -> dict[str, float]:
@@ -296,7 +296,7 @@ class Service:
             return await self._process.wait(), self.output
 
     async def kill(self) -> None:
-        """SIGKILL the service if it runs, and wait; close what the test holds of it."""
+        """SIGKILL the service if it runs, wait for its end; close its pipes."""
         if self._process is not None:
             if self._process.returncode is None:
                 self._process.kill()
@@ -313,7 +313,7 @@ async def run_command(
     env: Mapping[str, str] | None = None,
     within_s: float = 60,
 ) -> Done:
-    """Run `python -m MODULE ..` in a clean environment to its end; past the time it is killed."""
+    """Run `python -m MODULE ..` in a clean environment to its end; after the time it is killed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", module, *(str(each) for each in arguments)),
@@ -335,7 +335,7 @@ async def run_command(
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there and not a zombie."""
+    """Whether a process exists and is no zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -344,7 +344,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def wait_gone(pid: int, within_s: float = 20) -> None:
-    """Wait until a process that is no child of ours is gone."""
+    """Wait until a process that is no child of the test has ended."""
     end_s = time.monotonic() + within_s
     while is_alive(pid):
         assert time.monotonic() < end_s, f"process {pid} is still there"

@@ -1,6 +1,6 @@
-"""The law over restarts: `recovered` is what was acknowledged and neither stored nor set aside.
+"""The balance over restarts: `recovered` = acknowledged, and neither stored nor set aside.
 
-The real service, killed by kill -9 again and again; dead letters of all kinds are among it.
+The real service is killed by kill -9 again and again, and has dead letters of all kinds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {
     "command_s_max": 0.6,
     "dlq_replay_pause_s": 0.1,
 }
-BREAK, MEND = "rename metric to metrik", "rename metrik to metric"
+BREAK, FIX = "rename metric to metrik", "rename metrik to metric"
 REFUSED_VALUE = 666.0
 EXHAUSTED = 'ingest_readings_dead_lettered_total{reason="retries_exhausted"}'
 
@@ -40,7 +40,7 @@ def rows_left(folder: Path) -> int:
             scan = SegmentScan(file, file.path.stat().st_size)
             while scan.step():
                 pass
-        except FileNotFoundError:  # all of it was done meanwhile
+        except FileNotFoundError:  # the segment was done and removed meanwhile
             continue
         rows += scan.rows
         scan.close()
@@ -48,24 +48,24 @@ def rows_left(folder: Path) -> int:
 
 
 async def wait_rows_left(service: Service, rows: int) -> None:
-    """Wait until so many rows in the service's journal are not noted as done."""
+    """Wait until `rows` rows in the service's journal are not noted as done."""
     async with asyncio.timeout(20):
         while rows_left(service.state_dir / "journal") != rows:  # noqa: ASYNC110  files
             await asyncio.sleep(0.02)
 
 
-class Books:
-    """What was promised to this test's posts, life by life: the other side of the law."""
+class Posted:
+    """The promises to this test's posts, run by run: the other side of the balance."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._next_us = FIRST_US
-        self.kept = 0  # acknowledged for the table, over all lives
-        self.refusable = 0  # of these: the table will refuse them
+        self.kept = 0  # acknowledged for the table, over all runs
+        self.refusable = 0  # of these: rows that the table will refuse
         self.invalid = 0
 
     async def post(self, rows: int, *, refusable: int = 0, invalid: int = 0) -> None:
-        """Post a mixture; every reading of it is acknowledged as durable or dead-lettered."""
+        """Post good, refused and invalid items; all are acknowledged, durable or dead-lettered."""
         items = [reading(self._next_us + number) for number in range(rows)]
         for item in items[:refusable]:
             item["value"] = REFUSED_VALUE
@@ -74,19 +74,19 @@ class Books:
         ]
         self._next_us += len(items)
         answer = await self._service.post(items, ack="durable")
-        told = (answer.status, answer.document["accepted"], answer.document["dead_lettered"])
-        assert told == (202, rows, invalid)
+        outcome = (answer.status, answer.document["accepted"], answer.document["dead_lettered"])
+        assert outcome == (202, rows, invalid)
         self.kept += rows
         self.refusable += refusable
         self.invalid += invalid
 
     async def kill(self, *, leaves: int) -> None:
-        """Kill the service once the notes of what is done, which nobody waits for, are written."""
+        """Kill the service once the list of done blocks, for which no answer waits, is written."""
         await wait_rows_left(self._service, leaves)
         await self._service.kill()
 
-    async def next_life(self, *, recovers: int) -> dict[str, float]:
-        """Kill the service, start it, and hold what it recovers against what it must."""
+    async def next_run(self, *, recovers: int) -> dict[str, float]:
+        """Kill the service, start it, and compare what it recovers with the promises."""
         await self.kill(leaves=recovers)
         await self._service.start()
         await self._service.wait_state("on_hold", "accepting")
@@ -97,10 +97,10 @@ class Books:
         return samples
 
 
-async def test_recovered_is_acknowledged_and_not_yet_stored_in_every_life(
+async def test_recovered_is_acknowledged_and_not_yet_stored_in_every_run(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Five lives, each ended by kill -9; what is in the table or a dead letter comes never back."""
+    """Five runs end by kill -9; readings in the table or in dead letters are never recovered."""
     async with Database(open_tmp_path / "db", free_port) as database:
 
         async def alter(how: str) -> None:
@@ -110,25 +110,25 @@ async def test_recovered_is_acknowledged_and_not_yet_stored_in_every_life(
             open_tmp_path / "state", database_url=database.url, retries_max=0, **QUICK
         )
         async with service:
-            books = Books(service)
+            posted = Posted(service)
             await service.wait_state("accepting")
             await alter(f"add constraint sane check (value <> {REFUSED_VALUE})")
-            # 1: some stored, some refused, some invalid; then writing is on hold.
-            await books.post(60, refusable=5, invalid=2)
+            # 1: some stored, some refused, some invalid; then writes are paused (on hold).
+            await posted.post(60, refusable=5, invalid=2)
             samples = await service.wait_quiet()
             assert samples["ingest_readings_committed_total"] == 55
             await alter(BREAK)
-            await books.post(30, refusable=2, invalid=1)
+            await posted.post(30, refusable=2, invalid=1)
             await service.wait_state("on_hold")
-            assert await service.law() == 0
-            # 2: nothing can be written; more comes in; what is recovered stays recovered.
-            samples = await books.next_life(recovers=30)
+            assert await service.imbalance() == 0
+            # 2: no row can be written; more posts come; recovered rows stay recovered.
+            samples = await posted.next_run(recovers=30)
             assert samples["ingest_readings_held"] == 30
             assert samples["ingest_dlq_readings"] == 8
-            await books.post(20)
-            # 3: the backlog of two lives is written, its refused rows are set aside.
-            await books.next_life(recovers=50)
-            await alter(MEND)
+            await posted.post(20)
+            # 3: the backlog of two runs is written, its refused rows are set aside.
+            await posted.next_run(recovers=50)
+            await alter(FIX)
             samples = await service.wait_quiet()
             assert samples["ingest_readings_committed_total"] == 48
             assert samples['ingest_readings_dead_lettered_total{reason="refused_by_database"}'] == 2
@@ -136,27 +136,27 @@ async def test_recovered_is_acknowledged_and_not_yet_stored_in_every_life(
             # 4: without retries a lock is enough for `retries_exhausted`; nothing of that is left
             # in the journal, and the dead letters come back by themselves.
             async with _locked(free_port):
-                await books.post(7)
+                await posted.post(7)
                 await service.wait_sample(EXHAUSTED, 7)
-                await books.kill(leaves=0)
-                # A replay of the dead life may wait for the lock: it would commit once it is gone.
+                await posted.kill(leaves=0)
+                # A replay of the killed run may wait for the lock, and commit after its release.
                 await _nobody_writes(database)
-            samples = await books.next_life(recovers=0)
+            samples = await posted.next_run(recovers=0)
             await service.wait_sample("ingest_readings_committed_total", 7)
             samples = await service.wait_quiet()
             assert samples["ingest_readings_replayed_total"] == 7
             assert samples["ingest_ledger_imbalance_rows"] == 0
-            # 5: and once replayed they come never back.
-            await service.wait_sample("ingest_dlq_readings", books.refusable + books.invalid)
-            samples = await books.next_life(recovers=0)
+            # 5: replayed readings are not recovered again.
+            await service.wait_sample("ingest_dlq_readings", posted.refusable + posted.invalid)
+            samples = await posted.next_run(recovers=0)
             assert samples["ingest_readings_replayed_total"] == 0
         rows = await database.run(TABLE_SQL)
-        assert len(rows) == len({row["ts_us"] for row in rows}) == books.kept - books.refusable
+        assert len(rows) == len({row["ts_us"] for row in rows}) == posted.kept - posted.refusable
 
 
 @asynccontextmanager
 async def _locked(port: int) -> AsyncIterator[None]:
-    """Keep everybody from writing to the table."""
+    """Lock the table, so that no client can write."""
     line = await asyncpg.connect(f"postgresql://postgres@127.0.0.1:{port}/fleet")
     try:
         async with line.transaction():
@@ -175,7 +175,7 @@ async def _nobody_writes(database: Database) -> None:
 
 
 async def _table(database: Database) -> set[int]:
-    """Return the facts in the table, once nobody writes to it any more."""
+    """Return the readings in the table, once no client writes to it any more."""
     await _nobody_writes(database)
     rows = await database.run(TABLE_SQL)
     assert len(rows) == len({row["ts_us"] for row in rows})
@@ -185,16 +185,16 @@ async def _table(database: Database) -> set[int]:
 async def test_service_killed_at_any_moment_recovers_what_was_not_stored(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Under load the moment is anybody's: no less than promised, no more than was ever sent."""
+    """A kill at any moment under load loses no promised reading, and adds none."""
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(open_tmp_path / "state", database_url=database.url, **QUICK)
         async with service:
-            for life in range(3):
+            for run in range(3):
                 await service.wait_state("accepting")
                 async with Fleet(
                     service.url, connections=6, rows=10, pause_s=0, ack="durable"
                 ) as fleet:
-                    fleet._next_us = FIRST_US + life * 100_000_000
+                    fleet._next_us = FIRST_US + run * 100_000_000
                     await asyncio.sleep(0.5)
                     await service.kill()
                 before = await _table(database)

@@ -24,7 +24,7 @@ from tests.system.browser import (
 from tests.system.fleet import Fleet
 from tests.system.service import Service
 
-# One browser for all of them: it takes longer to start than the service.
+# One browser for all tests: it takes longer to start than the service.
 pytestmark = [NEEDS_CHROMIUM, pytest.mark.asyncio(loop_scope="module")]
 
 WEIGHT_BYTES_MAX = 150_000
@@ -46,7 +46,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def table(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Give a connection of the operator's."""
+    """Give a database connection of the operator."""
     connection = await asyncpg.connect(database_url)
     try:
         yield connection
@@ -58,7 +58,7 @@ async def table(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 async def dashboard(
     browser: Browser, folder: Path, database_url: str, **settings: object
 ) -> AsyncIterator[tuple[Service, Watched]]:
-    """Run a service and look at it; at the end the page must have met no error."""
+    """Run a service and open its page; at the end the page must have had no error."""
     where = {"database_url": database_url, "database_unsafe": True}  # it does not fsync
     quick: Any = {"hold_probe_s": 0.3, **where, **settings}
     async with Service(folder / "state", **quick) as service:
@@ -107,7 +107,7 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
 async def test_hold_shows_within_three_seconds_and_goes_by_itself(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """A renamed column: the page says so in words, with what the database said and what to do."""
+    """After a renamed column the page shows the reason, the database's text and what to do."""
     async with (
         table(readings_url) as readings_connection,
         dashboard(browser, tmp_path, readings_url) as (service, seen),
@@ -130,7 +130,7 @@ async def test_hold_shows_within_three_seconds_and_goes_by_itself(
 async def test_dead_letters_are_shown_in_full_replayed_and_discarded_after_a_question(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """Cancel changes nothing; replay brings the reading into the table; discard forgets."""
+    """Cancel changes nothing; replay writes the reading to the table; discard deletes it."""
     cold = "alter table readings add constraint cold check (value < 100)"
     hot = {"device_id": "oven", "metric": "heat", "ts": 1750000000, "value": 200}
     async with (
@@ -209,7 +209,7 @@ async def test_hostile_names_are_text_wherever_they_are_shown(
 async def test_page_has_no_serious_accessibility_fault(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """By axe-core, in light and dark, on hold, with a dialog, on a phone; and the log-in."""
+    """axe-core finds none: light and dark, writes paused, with a dialog, on a phone; the log-in."""
     source = axe_source()
     settings: Any = {
         "database_url": readings_url,
@@ -251,7 +251,7 @@ async def test_page_has_no_serious_accessibility_fault(
 async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """Keys and pointer move it over all; it is said to a screen reader. Missing is not 0."""
+    """Keys and pointer move it; a screen reader gets its text; a missing value is not 0."""
     times = "[...document.querySelectorAll('.chart time')].map(each => each.textContent)"
     async with dashboard(browser, tmp_path, readings_url) as (service, seen):
         await service.post({"device_id": "d", "metric": "m", "value": 2})
@@ -271,7 +271,7 @@ async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
         assert before > 0
         assert after > 0
         assert between == 0
-        assert inks["dot"] >= 8  # one second between gaps is to be seen too
+        assert inks["dot"] >= 8  # one second between gaps must be visible, too
         assert inks["rows"] == [5, 5, None, None, 7, 7]
         assert inks["kept"] == [3, 8, [2, 3, 4]]
         assert await seen.page.evaluate(SCALES) == {
@@ -352,9 +352,9 @@ SCALES = """(async () => {
 async def test_journal_tells_what_is_only_there_and_what_came_back(
     browser: Browser, tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
-    """More than memory holds, then a kill: the next life's page tells what it has recovered.
+    """More posts than memory takes, then a kill: the next run's page shows what was recovered.
 
-    Of four posts two fit into memory, and as there is some room left one of them is read back.
+    Two of four posts fit into memory; one of them is read back, since some memory is free.
     """
     address = f"127.0.0.1:{free_port}"
     held = [{"device_id": "d", "metric": "m", "ts": 1.75e9 + n, "value": n} for n in range(2_000)]
@@ -391,7 +391,7 @@ async def test_journal_tells_what_is_only_there_and_what_came_back(
 async def test_journal_that_cannot_be_written_is_said_and_goes_by_itself(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """Not "nearly full": the disk takes nothing (a limit of file sizes stands for that)."""
+    """The page does not say "nearly full": no write succeeds (by a limit of file sizes)."""
     limits = resource.RLIM_INFINITY, resource.RLIM_INFINITY
     async with dashboard(browser, tmp_path, readings_url) as (service, seen):
         await service.wait_state("accepting")
@@ -407,7 +407,7 @@ async def test_journal_that_cannot_be_written_is_said_and_goes_by_itself(
 async def test_start_without_a_database_says_that_posts_are_not_taken(
     browser: Browser, tmp_path: Path, free_port: int
 ) -> None:
-    """Not that readings are kept: they get 503. With what is wrong, and what to do."""
+    """The page says that posts get 503, not that they are kept; it says what to do."""
     async with dashboard(browser, tmp_path, f"postgresql://u@127.0.0.1:{free_port}/x") as (_, seen):
         await seen.wait_text("#state-word", "Starting")
         await seen.wait_text(
@@ -423,7 +423,7 @@ async def test_start_without_a_database_says_that_posts_are_not_taken(
 async def test_what_waits_for_the_table_is_not_called_dealt_with(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """A lock of the operator's, and no post since: the reading is still to be written."""
+    """With a lock of the operator and no new post, a reading is shown as still to be written."""
     async with (
         table(readings_url) as readings_connection,
         dashboard(browser, tmp_path, readings_url) as (service, seen),
@@ -439,7 +439,7 @@ async def test_what_waits_for_the_table_is_not_called_dealt_with(
 async def test_memory_has_no_journal_to_show(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """Neither figure nor curve; the buffer is measured against its own bound."""
+    """The page has no figure and no curve of a journal; the buffer is shown with its own bound."""
     async with (
         table(readings_url) as readings_connection,
         dashboard(browser, tmp_path, readings_url, buffer="memory") as (service, seen),
@@ -456,7 +456,7 @@ async def test_memory_has_no_journal_to_show(
 async def test_lost_service_is_said_and_found_again(
     browser: Browser, tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
-    """What to do is said; once the service is back the page goes on, with the new one's token."""
+    """The page says what to do; once the service runs again it goes on, with the new token."""
     address = f"127.0.0.1:{free_port}"
     async with dashboard(browser, tmp_path, readings_url, admin_listen=address) as (service, seen):
         seen.lost_allowed = True
@@ -479,7 +479,7 @@ async def test_lost_service_is_said_and_found_again(
 async def test_beyond_the_loopback_the_page_asks_for_the_token(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """A wrong one is told so, the right one opens page, feed and actions."""
+    """A wrong token gets an error; the right one opens page, feed and actions."""
     token = "a-token-of-the-operator"
     everywhere = {"admin_listen": "0.0.0.0:0", "admin_token": token}
     settings: Any = {"database_url": readings_url, "database_unsafe": True, **everywhere}

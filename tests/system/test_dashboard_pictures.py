@@ -1,8 +1,8 @@
 """The pictures of the dashboard that the README shows, made from a real service and a real fleet.
 
 `INGEST_TEST_SCREENSHOTS=1 ./run test-long tests/system/test_dashboard_pictures.py` writes them into
-docs/ and takes five minutes, so that the curves have something to show. An ordinary run takes
-seconds, writes beside the other temporary files, and checks that pictures can be made.
+docs/ and takes five minutes, so that the curves are long enough. An ordinary run takes seconds,
+writes to the temporary folder, and checks that pictures can be made.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def picture(page: Page, folder: Path, name: str, scheme: str) -> None:
 async def test_pictures_of_the_dashboard(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """Light, dark, on a phone, on hold; none of them empty, and no error on the way."""
+    """Light, dark, on a phone, writes paused: no picture is empty, and no error occurs."""
     folder = REPOSITORY / "docs" if FOR_DOCS else tmp_path
     folder.mkdir(exist_ok=True)
     async with Service(

@@ -1,4 +1,4 @@
-"""The database goes away, freezes, or is changed under load: nothing lost, nothing doubled."""
+"""The database ends, freezes, or is changed under load: no reading is lost or doubled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CUT_ALL_SQL = "select pg_terminate_backend(pid) from pg_stat_activity where usen
 
 
 async def _check_end(service: Service, database: Database, fleet: Fleet) -> dict[str, float]:
-    """All is quiet: the law holds, nothing was dropped or dead-lettered, the table is right."""
+    """Check the end: the balance is 0, nothing was dropped or dead-lettered, the table is right."""
     samples = await service.wait_quiet(within_s=60)
     assert samples["ingest_ledger_imbalance_rows"] == 0
     assert samples["ingest_readings_dropped_total"] == 0
@@ -63,14 +63,14 @@ async def _kill_often(
 async def test_database_killed_under_load_loses_nothing(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """A server that dies twice costs no reading, and none is dead-lettered for it."""
+    """A server that is killed twice costs no reading, and none is dead-lettered for it."""
     await _kill_often(open_tmp_path, free_port, times=2, down_s=2, buffer_rows_max=6_000)
 
 
 async def test_database_that_goes_and_comes_is_noticed_without_a_post(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """What a dashboard shows at night, when nobody posts, is what is."""
+    """The database state is right also when no client posts."""
     async with (
         Database(open_tmp_path / "db", free_port) as database,
         Service(open_tmp_path / "state", database_url=database.url, **QUICK) as service,
@@ -87,7 +87,7 @@ async def test_database_that_goes_and_comes_is_noticed_without_a_post(
 async def test_role_with_one_connection_is_written_by_one_writer(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """The other is left out, which is told once: the database is not away, and nothing waits."""
+    """The other writer ends, which is logged once: the database is open, and no post waits."""
     async with (
         Database(open_tmp_path / "db", free_port) as database,
         Service(open_tmp_path / "state", database_url=database.url, writers=2, **QUICK) as service,
@@ -116,7 +116,7 @@ async def test_role_with_one_connection_is_written_by_one_writer(
 async def test_database_killed_five_times_for_twenty_seconds_loses_nothing(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """The whole fault: five outages of 20 s, the buffer full in each."""
+    """Five outages of 20 s, in each the buffer becomes full."""
     await _kill_often(open_tmp_path, free_port, times=5, down_s=20, buffer_rows_max=10_000)
 
 
@@ -139,7 +139,7 @@ async def _freeze(folder: Path, port: int, *, frozen_s: float, **settings: float
 async def test_frozen_database_commits_late_and_doubles_nothing(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """A write that we gave up and that was committed after all is a duplicate, not a second row."""
+    """A write that was given up and committed later makes duplicates, not second rows."""
     await _freeze(
         open_tmp_path,
         free_port,
@@ -156,7 +156,7 @@ async def test_frozen_database_commits_late_and_doubles_nothing(
 async def test_database_frozen_for_thirty_seconds_doubles_nothing(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """The whole fault, with the deadlines of production."""
+    """The same with the deadlines of production."""
     await _freeze(open_tmp_path, free_port, frozen_s=30)
 
 
@@ -189,7 +189,7 @@ HOLDS = {
 
 
 async def _hold(folder: Path, port: int, fault: str, held_s: float) -> None:
-    breaks, mends, reason = HOLDS[fault]
+    breaks, fixes, reason = HOLDS[fault]
     async with (
         Database(folder / "db", port) as database,
         Service(folder / "state", database_url=database.url, **QUICK) as service,
@@ -202,7 +202,7 @@ async def _hold(folder: Path, port: int, fault: str, held_s: float) -> None:
             assert reason in document["reason"], document
             await asyncio.sleep(held_s)
             assert (await service.metrics())[f'ingest_hold{{reason="{reason}"}}'] == 1
-            await database.run(mends)
+            await database.run(fixes)
             await service.wait_state("accepting", within_s=20)
             await asyncio.sleep(0.5)
         assert fleet.statuses() <= {"202", "503"}, fleet.answers
@@ -215,7 +215,7 @@ async def _hold(folder: Path, port: int, fault: str, held_s: float) -> None:
 async def test_operators_fault_holds_and_goes_on_by_itself(
     open_tmp_path: Path, free_port: int, fault: str
 ) -> None:
-    """On hold: said once, with the reason, nothing dead-lettered, no wrong value stored."""
+    """Writes are paused (on hold): logged once, with the reason, nothing dead-lettered."""
     await _hold(open_tmp_path, free_port, fault, held_s=1)
 
 
@@ -225,7 +225,7 @@ async def test_operators_fault_holds_and_goes_on_by_itself(
 async def test_operators_fault_of_twenty_seconds_holds_and_goes_on_by_itself(
     open_tmp_path: Path, free_port: int, fault: str
 ) -> None:
-    """The whole fault: posts are accepted, then refused for want of room, and none is lost."""
+    """For 20 s: posts are accepted, then refused since the buffer is full; none is lost."""
     await _hold(open_tmp_path, free_port, fault, held_s=20)
 
 
@@ -258,7 +258,7 @@ async def _alter_value_and_back(folder: Path, port: int, altered_s: float) -> No
 async def test_value_altered_to_bigint_and_back_stores_no_wrong_value(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Binary COPY would store float bits as a whole number: never, even in the change's moment."""
+    """Binary COPY would store float bits as a whole number: never, also at the change's moment."""
     await _alter_value_and_back(open_tmp_path, free_port, altered_s=0.5)
 
 
@@ -267,5 +267,5 @@ async def test_value_altered_to_bigint_and_back_stores_no_wrong_value(
 async def test_value_altered_to_bigint_for_twenty_seconds_stores_no_wrong_value(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """The whole fault."""
+    """The same for 20 s."""
     await _alter_value_and_back(open_tmp_path, free_port, altered_s=20)

@@ -1,6 +1,6 @@
-"""The service on a database that does not keep what it commits: it says so, and never `committed`.
+"""The service on a database whose commits are not durable: it says so, and never `committed`.
 
-The database is real, and started so; the service is the command line.
+The database is real and has such settings; the service is the command line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUICK: dict[str, Any] = {"wait_s_max": 0.3, "hold_probe_s": 0.2, "schema_check_s
 async def test_service_does_not_start_on_a_database_that_forgets(
     open_tmp_path: Path, free_port: int, name: str
 ) -> None:
-    """Exit 2, what is wrong, what to set, and the flag; with the flag it starts."""
+    """The start ends with exit 2, the fault, the setting and the flag; with the flag it starts."""
     state = open_tmp_path / "state"
     async with Database(open_tmp_path / "db", free_port, **{name: "off"}) as database:
         ports = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
@@ -43,7 +43,7 @@ async def test_service_does_not_start_on_a_database_that_forgets(
 async def test_database_that_comes_later_and_forgets_is_put_on_hold(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Readings are kept in the journal, none is written, and all are once it is mended."""
+    """Readings are kept in the journal; they are written after the database is fixed."""
     async with Database(open_tmp_path / "db", free_port) as database:
         await database.kill()
         async with Service(open_tmp_path / "state", database_url=database.url, **QUICK) as service:
@@ -72,7 +72,7 @@ async def test_database_that_comes_later_and_forgets_is_put_on_hold(
 async def test_running_service_notices_when_its_role_stops_waiting_for_the_disk(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """The next connection sees what ALTER ROLE did; the one after it that it was undone."""
+    """The next connection notices ALTER ROLE; the one after it notices that it was undone."""
     async with (
         Database(open_tmp_path / "db", free_port) as database,
         Service(open_tmp_path / "state", database_url=database.url, **QUICK) as service,
@@ -86,4 +86,4 @@ async def test_running_service_notices_when_its_role_stops_waiting_for_the_disk(
         await database.run("alter role fleet reset synchronous_commit")
         await service.wait_state("accepting")
         await service.wait_sample("ingest_readings_committed_total", 1)
-        assert await service.law() == 0
+        assert await service.imbalance() == 0

@@ -1,4 +1,4 @@
-"""The demo as a stranger runs it: it starts, posts, shows, stops, and leaves nothing behind."""
+"""The demo as a new user runs it: it starts, posts, shows figures, stops, leaves no process."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def _demo(state_dir: Path, *flags: str, **env: str) -> AsyncIterator[Demo]
 async def test_demo_until_ctrl_c_stores_what_was_accepted_in_its_own_folder(
     open_tmp_path: Path,
 ) -> None:
-    """Accepted = committed; the database and the folder of the shell are not touched."""
+    """All accepted readings are committed; the shell's database and folder stay unchanged."""
     usual = open_tmp_path / "usual"
     env = {"INGEST_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/production"}
     folder = open_tmp_path / "the demo"
@@ -98,7 +98,7 @@ async def test_demo_until_ctrl_c_stores_what_was_accepted_in_its_own_folder(
 
 
 async def test_demo_whose_service_dies_says_so_with_its_last_lines(open_tmp_path: Path) -> None:
-    """A dead service is not hidden behind a pretty line."""
+    """The demo ends when its service ends, with the service's last lines."""
     async with _demo(open_tmp_path / "demo", *PORTS) as demo:
         await demo.wait_line("^Ctrl-C stops")
         info = running_service(open_tmp_path / "demo")
@@ -110,7 +110,7 @@ async def test_demo_whose_service_dies_says_so_with_its_last_lines(open_tmp_path
 
 
 async def test_demo_on_a_busy_port_ends_with_the_services_own_words(open_tmp_path: Path) -> None:
-    """The service knows what is in the way; the demo passes it on."""
+    """The demo prints the service's message about the port."""
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -125,7 +125,7 @@ async def test_demo_on_a_busy_port_ends_with_the_services_own_words(open_tmp_pat
 
 
 async def test_demo_killed_takes_its_service_along(open_tmp_path: Path) -> None:
-    """No service is left that nobody watches."""
+    """When the demo is killed, its service ends too."""
     async with _demo(open_tmp_path / "demo", *PORTS) as demo:
         await demo.wait_line("^Ctrl-C stops")
         info = running_service(open_tmp_path / "demo")
@@ -146,7 +146,7 @@ async def test_demo_used_wrongly_exits_with_two(open_tmp_path: Path) -> None:
 
 
 async def test_demo_on_a_terminal_shows_one_live_line(open_tmp_path: Path) -> None:
-    """On a terminal the status is rewritten in place, several times a second."""
+    """On a terminal the status is rewritten in place."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -1,4 +1,4 @@
-"""What deploy/ starts, started: the unit's command, Compose's database, the Job of Kubernetes."""
+"""Runs what deploy/ starts: the unit's command, Compose's database, the Job of Kubernetes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _unit() -> list[tuple[str, str]]:
 async def test_unit_starts_the_service_with_its_credential(
     open_tmp_path: Path, readings_url: str
 ) -> None:
-    """Its command and environment, what systemd adds to them, and its watchdog's period."""
+    """The unit's command runs with its environment, the credential and the watchdog's period."""
     unit = _unit()
     keys = dict(unit)
     credentials = open_tmp_path / "credentials"
@@ -91,7 +91,7 @@ async def _shell(script: Path, **variables: str) -> str:
 async def test_database_of_compose_lets_the_service_write_and_no_more(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Its script makes the role, `schema` the table; the writer's password is asked for."""
+    """The script makes the role, `ingest schema` the table; the writer needs its password."""
     await _shell(Path(shutil.copy(DEPLOY / "make-secrets", open_tmp_path)))
     secrets = open_tmp_path / "secrets"
     async with Database(open_tmp_path / "db", free_port) as database:
@@ -141,7 +141,7 @@ async def test_database_of_compose_lets_the_service_write_and_no_more(
 async def test_pods_keep_posts_until_the_job_of_kubernetes_has_made_the_table(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """All start at once: before the Job a post is kept, after it stored, by the granted role."""
+    """Before the Job a post is kept; after it the post is stored, by the granted role."""
     (container,) = schema_pod()["spec"]["containers"]
     role, password = container["args"][-1], "secret"
     urls = {}

@@ -1,4 +1,4 @@
-"""SIGTERM: what was acknowledged is in the table, or in a dead letter that comes back."""
+"""SIGTERM: each acknowledged reading is in the table, or a dead letter that is replayed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.support.faulty_proxy import Line
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.receiver import until
 from tests.system.database import Database
 from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
@@ -17,7 +17,7 @@ from tests.system.service import Service, wait_gone
 
 
 async def test_sigterm_under_load_loses_nothing(open_tmp_path: Path) -> None:
-    """Exit 0, lost=0, and after a restart the table agrees with every answer."""
+    """The service ends with exit 0, lost=0; after a restart the table agrees with all answers."""
     service = Service(open_tmp_path / "state")
     async with service:
         await service.wait_state("accepting")
@@ -33,7 +33,7 @@ async def test_sigterm_under_load_loses_nothing(open_tmp_path: Path) -> None:
 
 
 async def test_sigterm_answers_draining_until_it_ends(open_tmp_path: Path, free_port: int) -> None:
-    """The data port stays open and says draining; /readyz says 503."""
+    """During a drain the data port answers `draining`; /readyz answers 503."""
     async with (
         Database(open_tmp_path / "db", free_port) as database,
         Service(
@@ -62,7 +62,7 @@ async def test_sigterm_answers_draining_until_it_ends(open_tmp_path: Path, free_
 async def test_drain_without_database_sets_aside_what_comes_back_at_the_next_start(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """What memory held at the deadline is `drained` in the file, and stored after the restart."""
+    """Readings in memory at the deadline become dead letters, and are stored after the restart."""
     settings: dict[str, Any] = {"lock_s_max": 0.2, "statement_s_max": 0.4, "command_s_max": 0.6}
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(
@@ -113,7 +113,7 @@ async def test_second_signal_hastens_and_loses_nothing(open_tmp_path: Path, free
 
 
 async def test_signals_after_the_drain_change_nothing(open_tmp_path: Path) -> None:
-    """Who has read `drained:` sees exit 0, however impatient, until the process is gone."""
+    """After `drained:` is printed, further signals do not change exit code 0."""
     async with Service(open_tmp_path / "state", buffer="memory") as service:
         await service.wait_state("accepting")
         first = asyncio.create_task(service.stop())
@@ -131,30 +131,32 @@ async def test_signals_after_the_drain_change_nothing(open_tmp_path: Path) -> No
 async def test_stop_does_not_wait_for_a_server_that_says_nothing(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Neither at the start, nor later when nothing is to be written."""
+    """The stop does not wait for a silent server: neither at the start nor later."""
     async with (
         Database(open_tmp_path / "db", free_port) as database,
-        Line("127.0.0.1", free_port) as line,
+        FaultyProxy("127.0.0.1", free_port) as proxy,
     ):
-        url = database.url.replace(f":{free_port}/", f":{line.port}/")
+        url = database.url.replace(f":{free_port}/", f":{proxy.port}/")
         service = Service(open_tmp_path / "state", database_url=url, connect_s_max=20)
-        line.stall()
-        starting = asyncio.create_task(service.start())  # which says nothing before the first try
+        proxy.stall()
+        starting = asyncio.create_task(service.start())  # no log line comes before the first try
         try:
-            await _stop_while_connecting(service, line)
+            await _stop_while_connecting(service, proxy)
             await asyncio.gather(starting, return_exceptions=True)
-            line.resume()
+            proxy.resume()
             await service.start()
             await service.wait_state("accepting")
-            line.stall()
-            await line.cut()
-            await _stop_while_connecting(service, line)
+            proxy.stall()
+            await proxy.cut()
+            await _stop_while_connecting(service, proxy)
         finally:
             await service.kill()
 
 
-async def _stop_while_connecting(service: Service, line: Line) -> None:
-    await until(lambda: line.connections_open, 20)  # an idle writer looks every 2 s
+async def _stop_while_connecting(service: Service, proxy: FaultyProxy) -> None:
+    await until(
+        lambda: proxy.connections_open, 20
+    )  # an idle writer checks its connection every 2 s
     async with asyncio.timeout(5):
         code, output = await service.stop()
     assert code == 0, output
@@ -163,7 +165,7 @@ async def _stop_while_connecting(service: Service, line: Line) -> None:
 
 
 async def test_killed_service_leaves_no_database_and_starts_again(open_tmp_path: Path) -> None:
-    """SIGKILL: the embedded server ends too, and what was committed is there at the next start."""
+    """After SIGKILL the embedded server ends too; the next start has all committed readings."""
     service = Service(open_tmp_path / "state")
     async with service:
         await service.wait_state("accepting")

@@ -1,4 +1,4 @@
-"""The Dockerfile's own commands, carried out in a clean folder; and what they made, running."""
+"""The Dockerfile's commands run in a clean folder, and the resulting image runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [
 
 @contextmanager
 def container(image: Image, ports: list[int], secret: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start what ENTRYPOINT and CMD say, as the image's user, on ports of the loopback."""
+    """Start ENTRYPOINT and CMD as the image's user, on ports of the loopback."""
     environ = image.environ | {
         "INGEST_DATABASE_URL_FILE": str(secret),
         "INGEST_LISTEN": f"127.0.0.1:{ports[0]}",
@@ -75,7 +75,7 @@ def _written_below(root: Path, uid: int) -> list[str]:
 
 
 async def test_image_is_built_and_serves(open_tmp_path: Path) -> None:
-    """As an unprivileged user on a root that it cannot write to: posts, probes, an orderly stop."""
+    """Posts, probes and an orderly stop work for an unprivileged user on a read-only root."""
     image = await asyncio.to_thread(build, open_tmp_path)
     users = image.recorded.read_text()
     assert f"groupadd --gid {UID} iot-ingest" in users

@@ -1,4 +1,4 @@
-"""A journal much larger than memory may be: read back in bounded memory, whole."""
+"""A journal much larger than the memory bound is read back completely, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.system.service import Service
 
 JOURNAL_BYTES = 65_000_000
 SEGMENT_BYTES = 16 << 20
-RSS_KIB_MAX = 150_000  # without a backlog it is some 60,000
+RSS_KIB_MAX = 150_000  # without a backlog it needs some 60,000
 
 
 def peak_kib(pid: int) -> int:
@@ -26,7 +26,7 @@ def peak_kib(pid: int) -> int:
 async def test_journal_larger_than_memory_is_replayed_whole_in_bounded_memory(
     open_tmp_path: Path,
 ) -> None:
-    """All of it is in the table, posts are taken meanwhile, and memory stays what it was."""
+    """All rows are in the table, posts are taken meanwhile, and memory does not grow."""
     state = open_tmp_path / "state"
     rows, _ = write_journal(
         state / "journal", size_bytes=JOURNAL_BYTES, segment_bytes=SEGMENT_BYTES

@@ -1,4 +1,4 @@
-"""A 202 that survives kill -9: the real service, its journal, a database that comes and goes."""
+"""A 202 survives kill -9: the real service, its journal, a database that stops and starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK: dict[str, Any] = {
 async def test_killed_service_recovers_exactly_what_it_had_acknowledged(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Database down, kill -9, twice: recovered is acknowledged and not stored, and stored once."""
+    """Database down and kill -9, twice: acknowledged readings are recovered and stored once."""
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(
             open_tmp_path / "state",
@@ -39,7 +39,7 @@ async def test_killed_service_recovers_exactly_what_it_had_acknowledged(
             stored = int((await service.wait_quiet())["ingest_readings_committed_total"])
             assert stored == len(fleet.acknowledged)
             await database.kill()
-            # More than memory may hold: a part of it is on the disk only.
+            # More than memory may take: a part of it is on the disk only.
             async with Fleet(
                 service.url, connections=4, rows=200, pause_s=0, ack="durable"
             ) as more:
@@ -55,7 +55,7 @@ async def test_killed_service_recovers_exactly_what_it_had_acknowledged(
                 await service.kill()
                 await service.start()
                 await service.wait_sample("ingest_readings_recovered_total", len(more.acknowledged))
-                assert await service.law() == 0
+                assert await service.imbalance() == 0
                 assert (await service.metrics())["ingest_readings_held"] == len(more.acknowledged)
             await database.start()
             samples = await service.wait_quiet()
@@ -70,7 +70,7 @@ async def test_killed_service_recovers_exactly_what_it_had_acknowledged(
 
 
 async def test_service_killed_under_load_loses_and_doubles_nothing(open_tmp_path: Path) -> None:
-    """kill -9 while it writes, again and again: every 202 is in the table, once."""
+    """kill -9 while it writes, again and again: every 202 is in the table once."""
     service = Service(open_tmp_path / "state", journal_segment_bytes=50_000)
     fleets: list[Fleet] = []
     async with service:
@@ -96,7 +96,7 @@ async def test_service_killed_under_load_loses_and_doubles_nothing(open_tmp_path
 async def test_drain_without_database_leaves_all_to_the_journal(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Nothing is dead-lettered: held=N lost=0, and the next start recovers N."""
+    """No reading is dead-lettered: held=N lost=0, and the next start recovers N."""
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(
             open_tmp_path / "state", database_url=database.url, drain_s_max=1, **QUICK
@@ -114,18 +114,18 @@ async def test_drain_without_database_leaves_all_to_the_journal(
             assert output.splitlines()[-1].endswith("dead_lettered=0 held=100 lost=0")
             await service.start()
             await service.wait_sample("ingest_readings_recovered_total", 100)
-            code, output = await service.stop()  # before it has seen the database
+            code, output = await service.stop()  # before its first connection to the database
             assert code == 0, output
             assert output.splitlines()[-1].endswith("held=100 lost=0")
             await database.start()
             await service.start()
             await service.wait_state("accepting")
             await service.wait_sample("ingest_readings_committed_total", 100)
-            assert await service.law() == 0
+            assert await service.imbalance() == 0
 
 
 async def test_disk_that_takes_nothing_is_disk_low_until_it_does(open_tmp_path: Path) -> None:
-    """A limit of file sizes for the full disk: 503 `disk_low`, not ready, by itself ready again."""
+    """With a limit of file sizes: 503 `disk_low` and not ready; then ready again by itself."""
     service = Service(open_tmp_path / "state", journal_segment_bytes=4096)
     async with service:
         await service.wait_state("accepting")
@@ -147,14 +147,14 @@ async def test_disk_that_takes_nothing_is_disk_low_until_it_does(open_tmp_path: 
         samples = await service.wait_quiet()
         assert samples["ingest_ledger_imbalance_rows"] == 0
         assert samples["ingest_readings_committed_total"] == 2
-        # The second was not let in, and not decoded.
+        # The second post was refused before it was decoded.
         assert samples['ingest_readings_rejected_total{code="disk_low"}'] == 99
 
 
 async def test_journal_left_behind_is_named_and_not_touched(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """`--buffer memory` after a crash: told at start and by the doctor, stored by the next one."""
+    """`--buffer memory` after a crash: start and doctor name the journal; it is stored later."""
     state = open_tmp_path / "state"
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(state, database_url=database.url, **QUICK)

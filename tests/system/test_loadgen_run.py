@@ -1,6 +1,6 @@
-"""`loadgen run` beside the real service: its figures are those of the table, and it always reports.
+"""`loadgen run` against the real service: its figures are those of the table; it always reports.
 
-What docs/loadgen.md shows is run here as well.
+The commands of docs/loadgen.md are run here, too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _read(path: Path) -> Any:
 
 
 async def test_run_against_the_service_reports_what_the_table_holds(open_tmp_path: Path) -> None:
-    """Odd posts get the refusal they deserve, the others are in the table, all reports agree."""
+    """Odd posts get the right refusal, the others are in the table, all reports agree."""
     files = (open_tmp_path / "run.json", open_tmp_path / "run.html")
     async with Service(open_tmp_path / "state") as service:
         metrics = f"{service.admin_url}/metrics"
@@ -62,7 +62,7 @@ async def test_run_against_the_service_reports_what_the_table_holds(open_tmp_pat
             *("--posts", 50, "--connections", 3),
         )
         after = await service.query("select count(*) from readings")
-        assert await service.law() == 0
+        assert await service.imbalance() == 0
     assert posts["right"] == posts["offered"] == 1200
     assert posts["retries"] == 0
     assert report["all_right"]
@@ -121,7 +121,9 @@ async def _scripted(script: Script) -> AsyncIterator[tuple[Scripted, str]]:
 
 
 async def _accept(_: int) -> web.StreamResponse:
-    return web.json_response({"errors": []}, status=202)  # no counts: all of it, whatever it was
+    return web.json_response(
+        {"errors": []}, status=202
+    )  # without counts: all readings are accepted
 
 
 async def _refuse_every_third(number: int) -> web.StreamResponse:
@@ -161,7 +163,7 @@ async def _until(ready: Callable[[], bool]) -> None:
 
 
 async def test_refused_post_is_sent_again_and_only_a_final_refusal_is_a_failure() -> None:
-    """A 503 is tried again until it is taken (exit 0); with --no-retry it is refused (exit 1)."""
+    """A post with a 503 is sent again until it is taken (exit 0); with --no-retry exit 1."""
     async with _scripted(_refuse_every_third) as (server, url):
         words = ("loadgen", "run", "--url", url, "--rate", 300, "--posts", 60)
         patient = await run_command(*words)
@@ -180,7 +182,7 @@ async def test_refused_post_is_sent_again_and_only_a_final_refusal_is_a_failure(
 async def test_run_interrupted_still_reports_and_exits_130(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    """Ctrl-C and kill end the sending, not the report; what was in flight is finished."""
+    """Ctrl-C and kill end the sending, not the report; posts in flight are finished."""
     path = tmp_path / "run.json"
     async with (
         _scripted(_accept) as (server, url),
@@ -198,7 +200,7 @@ async def test_run_interrupted_still_reports_and_exits_130(
 
 
 async def test_second_interrupt_ends_at_once_and_says_what_was_open(tmp_path: Path) -> None:
-    """Who is in a hurry does not wait for answers that never come, but learns of them."""
+    """A second signal does not wait for missing answers; the report counts them."""
     path = tmp_path / "run.json"
     async with (
         _scripted(_never) as (server, url),
@@ -218,7 +220,7 @@ async def test_second_interrupt_ends_at_once_and_says_what_was_open(tmp_path: Pa
 
 
 async def test_run_without_a_service_says_so_and_exits_two(free_port: int) -> None:
-    """Nobody there is not a measurement."""
+    """Without a service there is no report, and the exit code is 2."""
     done = await run_command("loadgen", "run", "--url", f"http://127.0.0.1:{free_port}")
     assert done.code == 2
     assert f"cannot connect to 127.0.0.1:{free_port}" in done.stderr
@@ -227,7 +229,7 @@ async def test_run_without_a_service_says_so_and_exits_two(free_port: int) -> No
 
 
 async def test_report_that_cannot_be_written_is_said_and_no_success(tmp_path: Path) -> None:
-    """The folder was there at the start and is gone at the end: the summary is not."""
+    """If the report's folder is gone at the end, the summary is still printed (exit 1)."""
     folder = tmp_path / "gone"
     folder.mkdir()
 
@@ -245,7 +247,7 @@ async def test_report_that_cannot_be_written_is_said_and_no_success(tmp_path: Pa
 
 
 async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None:
-    """Lines are rewritten in place, and gone when the summary comes."""
+    """Lines are rewritten in place, and removed before the summary."""
     async with _scripted(_accept) as (_, url):
         ours, theirs = pty.openpty()
         process = await asyncio.create_subprocess_exec(
@@ -277,7 +279,7 @@ async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None
 
 
 async def test_find_max_ends_with_a_table_and_a_result_as_json(tmp_path: Path) -> None:
-    """A bound that nobody can keep: the steps are shown, and exit code 1 says there is no rate."""
+    """With an impossible bound the steps are shown, and exit code 1 says that no rate was found."""
     path = tmp_path / "found.json"
     async with _scripted(_accept) as (_, url):
         done = await run_command(
@@ -296,9 +298,9 @@ async def test_find_max_ends_with_a_table_and_a_result_as_json(tmp_path: Path) -
 async def test_readme_commands_of_loadgen_run_do_what_they_are_shown_for(
     tmp_path: Path, open_tmp_path: Path
 ) -> None:
-    """Every line of docs/loadgen.md is understood; those of ten seconds and more are run for one.
+    """All commands of docs/loadgen.md are valid; those of ten seconds and more run for one.
 
-    Beside the real service: it refuses what is poison, whatever the seed makes of that.
+    They run against the real service, which refuses `--poison` readings for any seed.
     """
     document = (REPOSITORY / "docs" / "loadgen.md").read_text()
     lines = re.findall(r"^\./run loadgen run ?(.*)$", document, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Real readings through the real service: every value arrives bit for bit, once."""
+"""Real readings through the real service: every value is in the table once, bit for bit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def _post(service: Service, path: Path, *more: str) -> Done:
 async def test_nab_files_posted_twice_are_in_the_table_once_and_bit_exact(
     open_tmp_path: Path, nab_dir: Path
 ) -> None:
-    """A fact is stored once, whatever its neighbours, and its value is the file's to the bit."""
+    """Each reading is stored once, and its value is that of the file, bit for bit."""
     total = sum(FILES.values())
     async with Service(open_tmp_path / "state") as service:
         for name, rows in FILES.items():

@@ -1,4 +1,4 @@
-"""A real Prometheus on the real service: every panel shows something, and alerts fire in time."""
+"""A real Prometheus on the real service: every panel has data, and alerts fire in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 QUICK: dict[str, Any] = {"wait_s_max": 0.5, "hold_probe_s": 0.3, "schema_check_s": 0.3}
 LOAD_S = 15
 FIRST_US = 1_760_000_000_000_000
-# Panels that show nothing while all is well.
+# Panels that have no data while there is no fault.
 EMPTY_AT_PEACE = {"ingest_hold"}
 
 
@@ -39,14 +39,14 @@ async def load(service: Service) -> AsyncIterator[None]:
     stopping = asyncio.Event()
 
     async def post() -> None:
-        for turn in itertools.count():
+        for number in itertools.count():
             if stopping.is_set():
                 return
             post = [_reading(next(numbers)) for _ in range(50)]
             await service.post(post)
-            if turn % 4 == 0:
+            if number % 4 == 0:
                 await service.post(post, ack="committed")
-            if turn % 20 == 0:
+            if number % 20 == 0:
                 await service.post([*post, _reading(0, value="x")])
                 await service.post([_reading(0, value="x")])
             await asyncio.sleep(0.02)
@@ -60,7 +60,7 @@ async def load(service: Service) -> AsyncIterator[None]:
 
 
 async def _empty_panels(prometheus: Prometheus) -> set[str]:
-    """Evaluate every panel's query; return the metrics of those that show nothing."""
+    """Evaluate every panel's query; return the metrics of panels without data."""
     return {
         each.expr.partition("{")[0]
         for each in panel_queries()
@@ -78,7 +78,7 @@ async def _check_exported(service: Service) -> None:
 
 
 async def test_panels_show_the_service_and_alerts_fire_when_it_breaks(open_tmp_path: Path) -> None:
-    """Under load nothing fires; a renamed column, a dead database, a dead service each do."""
+    """No alert fires under load; renamed column, dead database, dead service each fire one."""
     async with (
         Database(open_tmp_path / "db", free_port()) as database,
         Service(open_tmp_path / "s", database_url=database.url, **QUICK) as service,

@@ -1,7 +1,7 @@
-"""Every command that README.md and docs/operating.md show does what they say, in their order.
+"""All commands of README.md and docs/operating.md do what the documents say, in their order.
 
-A block of shell is run by a shell, real curl included; only the ports are those of the test's own
-service. What is not run here stands in NOT_RUN_HERE or NEEDS_MORE, with the reason.
+A shell runs each block of shell, with the real curl; only the ports are those of the test's own
+service. NOT_RUN_HERE and NEEDS_MORE list the other blocks, with the reason.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ NOT_RUN_HERE = {
     "./run\n": "test_run_script.py starts it in a checkout of its own, set-up and all",
     "./run demo\n": "test_demo.py runs it until Ctrl-C",
 }
-# The first line of blocks that are marked as text, since a test has not what they need.
+# The first line of blocks that are marked as text, since a test lacks what they need.
 NEEDS_MORE = {
     "export INGEST_DATABASE_URL=": "a server at db.example",
     'psql "$ADMIN_URL" ': "an administrator's URL; test_cli_commands.py has one",
     "cd deploy": "a container engine; test_deploy.py looks at what it would run",
     "docker compose --project-name": "the same",
     "create extension": "TimescaleDB, which no test has; it was tried by hand",
-    "export REGISTRY=": "a cluster; test_deploy_kubernetes.py runs it up to the cluster's door",
+    "export REGISTRY=": "a cluster; test_deploy_kubernetes.py runs it up to the cluster's API",
     "sed -i 's|https://runbook.example": "run by test_deploy.py on a copy",
     "./run test  ": "it would run itself",
     "./run loadgen csv": "a file of the reader's; test_loadgen_csv.py has some",
@@ -44,12 +44,12 @@ NEEDS_MORE = {
 NEEDS_CURL = pytest.mark.skipif(
     shutil.which("curl") is None, reason="no curl: apt-get install -y --no-install-recommends curl"
 )
-# curl says the status after the body, and is told nothing by the files of whoever runs the test.
+# curl prints the status after the body, and reads no configuration of the user.
 CURLRC = 'silent\nshow-error\nnoproxy = "*"\nwrite-out = "\\n%{http_code}"\n'
 
 
 class Answer(NamedTuple):
-    """What curl has printed."""
+    """The output of curl."""
 
     document: Any
     status: int
@@ -71,7 +71,7 @@ async def _shell(script: str, folder: Path, env: Mapping[str, str]) -> str:
 
 
 def _checkout(folder: Path) -> None:
-    """Make a folder look like a checkout: `./run` and `.venv`, both of this very interpreter."""
+    """Make a folder look like a checkout: `./run` and `.venv`, with this interpreter."""
     folder.mkdir()
     run = folder / "run"
     run.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m ingest "$@"\n')
@@ -80,7 +80,7 @@ def _checkout(folder: Path) -> None:
 
 
 class Reader:
-    """Types what is shown, block by block, as somebody who reads from the top would."""
+    """Runs the blocks of a document in order, as a reader would."""
 
     def __init__(self, service: Service, folder: Path, state: Path) -> None:
         _checkout(folder)
@@ -91,13 +91,13 @@ class Reader:
             "PYTHONPATH": str(REPOSITORY),
             "CURL_HOME": str(folder),
         }
-        self._variables = ""  # those that earlier blocks have set
+        self._variables = ""  # variables that earlier blocks have set
         self.answers: list[Answer] = []
         self.compared = 0
         self.outputs: dict[str, str] = {}
 
     async def read(self, fence: Fence) -> None:
-        """Do what one block says, or compare what it shows with what came."""
+        """Run one block, or compare the output that it shows with the real one."""
         if fence.language == "json" and fence.text.startswith('{"accepted"'):
             assert json.loads(fence.text) == self.answers[-1].document
             self.compared += 1
@@ -113,7 +113,7 @@ class Reader:
         assert "127.0.0.1:80" not in script.replace(self._service.url, "").replace(
             self._service.admin_url, ""
         ), "the default ports are those shown"
-        await self._service.wait_quiet()  # who types is slower than a batch
+        await self._service.wait_quiet()  # a reader types more slowly than a batch is written
         output = await _shell(f"{self._variables}\n{script}", self._folder, self._env)
         self._variables += "".join(re.findall(r"^PG=.*\n", text, re.MULTILINE))
         self.outputs[text] = output
@@ -124,7 +124,7 @@ class Reader:
 
 @NEEDS_CURL
 async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Path) -> None:
-    """A stranger who types what stands there gets what stands there."""
+    """The commands of the README give the output that the README shows."""
     state = open_tmp_path / "state"
     async with Service(state) as service:
         reader = Reader(service, open_tmp_path / "iot ingest", state)
@@ -156,7 +156,7 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
 
 
 async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> None:
-    """The shapes that docs/posting.md shows are those that the door takes."""
+    """The receiver takes the items that docs/posting.md shows."""
     shown = [each.text for each in fences(DOCUMENTS["docs/posting.md"]) if each.language == "json"]
     assert len(shown) == 2
     async with Service(open_tmp_path / "state") as service:
@@ -169,7 +169,7 @@ async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> 
 async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
     open_tmp_path: Path,
 ) -> None:
-    """A back-up is one that has been restored."""
+    """The commands restore a back-up: deleted readings come back, new ones stay."""
     folder = open_tmp_path / "checkout"
     _checkout(folder)
     env = {"INGEST_STATE_DIR": str(open_tmp_path / "state"), "PYTHONPATH": str(REPOSITORY)}
@@ -191,7 +191,7 @@ async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
 
 
 def test_readme_leaves_no_command_untested() -> None:
-    """Each block of every document is run here, or on a list that says why it is not."""
+    """Each block of every document is run here, or is on a list with the reason."""
     shown = {path: fences(text) for path, text in DOCUMENTS.items()}
     run_here = {"README.md", "docs/operating.md"}
     left = set(NOT_RUN_HERE), set(NEEDS_MORE)

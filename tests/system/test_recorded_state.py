@@ -1,7 +1,7 @@
-"""A state folder that an older commit left behind is taken over: nothing lost, nothing twice.
+"""The service takes over the state folder of an older commit: no reading is lost or stored twice.
 
-The files and how they were recorded: tests/path/recorded/. The service was killed while its
-database was away; the database of these tests is a new and empty one.
+tests/path/recorded/ has the files and the recording script. The service was killed while its
+database was away; the database of these tests is new and empty.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from tests.path.recorded.record import HERE, REPOSITORY
-from tests.path.recorded.record_state import told_of_letters
+from tests.path.recorded.record_state import listed_letters
 from tests.path.recorded.service import Done, Running, command, run_sql
 
 RECORDED = HERE / "state-fd6d781"
 BYTES_MAX = 200_000
-LONG_AGO_S = 1_000_000_000.0  # the files are older than any setting keeps finished ones
+LONG_AGO_S = 1_000_000_000.0  # the files are older than the longest time for finished files
 TABLE_SQL = """
     select (extract(epoch from ts) * 1000000)::bigint as ts_us, device_id, metric, value
     from readings
@@ -33,14 +33,14 @@ Row = tuple[Any, ...]
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    """Give what was acknowledged, and what the older commit said of its dead letters."""
+    """Give the acknowledged readings, and the older commit's list of its dead letters."""
     found: dict[str, Any] = json.loads(RECORDED.with_suffix(".json").read_text())
     return found
 
 
 @pytest.fixture
 def state_dir(open_tmp_path: Path) -> Path:
-    """Give a copy of the recorded folder, with the modes and the age that such a folder has."""
+    """Give a copy of the recorded folder, with the modes and the times of such a folder."""
     copy = open_tmp_path / "state"
     shutil.copytree(RECORDED, copy)
     for path in [copy, *copy.rglob("*")]:
@@ -64,7 +64,7 @@ async def table(url: str) -> list[Row]:
 async def test_recorded_state_folder_is_taken_over(
     expected: dict[str, Any], state_dir: Path, database_url: str
 ) -> None:
-    """The journal is written, what comes back does, a hand goes on at the mark, all is counted."""
+    """The journal is written, letters are replayed, also by hand from the mark, all is counted."""
     journal, returning, refused = (expected[each] for each in ("journal", "returning", "refused"))
     left = len(refused) + expected["invalid"]
 
@@ -79,7 +79,7 @@ async def test_recorded_state_folder_is_taken_over(
             counted[each["reason"]] += each["letters"]
         return dict(counted)
 
-    assert await told_of_letters(REPOSITORY, state_dir) == expected["dead_letters"]
+    assert await listed_letters(REPOSITORY, state_dir) == expected["dead_letters"]
     async with Running(REPOSITORY, state_dir, database_url, QUICK) as service:
         await service.wait_state("accepting")
         await service.wait_sample("ingest_readings_recovered_total", expected["recovered"])
@@ -92,7 +92,7 @@ async def test_recorded_state_folder_is_taken_over(
         assert differing([*journal, *returning], await table(database_url)) == []
         wanted = {"refused_by_database": len(refused), "invalid": expected["invalid"]}
         assert await left_by_reason() == wanted
-        # By hand. What was marked before is done: it went into the table of the older commit.
+        # By hand. Marked letters are done: their readings are in the table of the older commit.
         done = await dlq("replay", *unsafe, "--where", "reason=refused_by_database")
         assert done.code == 0, done
         everything = [*journal, *returning, *refused]
@@ -136,7 +136,7 @@ def test_recorded_state_folder_holds_what_the_takeover_is_about(expected: dict[s
 
 
 def test_reading_that_is_missing_or_not_wanted_is_found(expected: dict[str, Any]) -> None:
-    """A comparison that finds nothing would be green."""
+    """The comparison finds a missing and an unwanted reading, so it can fail."""
     rows = expected["journal"]
     assert differing(rows, rows) == []
     assert len(differing(rows, rows[1:])) == 1
@@ -148,11 +148,11 @@ def test_reading_that_is_missing_or_not_wanted_is_found(expected: dict[str, Any]
 async def test_folder_of_which_a_file_is_lost_is_not_taken_over_whole(
     expected: dict[str, Any], state_dir: Path, database_url: str
 ) -> None:
-    """Without its newest journal segment, or its marks, the same checks find the difference."""
+    """The same checks find a missing journal segment and missing marks."""
     max((state_dir / "journal").glob("*.log")).unlink()
     for marks in (state_dir / "dead-letters").glob("*.cursor"):
         marks.unlink()
-    assert await told_of_letters(REPOSITORY, state_dir) != expected["dead_letters"]
+    assert await listed_letters(REPOSITORY, state_dir) != expected["dead_letters"]
     async with Running(REPOSITORY, state_dir, database_url, QUICK) as service:
         await service.wait_state("accepting")
         left = len(expected["refused"]) + expected["invalid"]

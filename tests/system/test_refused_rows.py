@@ -1,4 +1,4 @@
-"""Bad items at the door and rows that the database refuses: told, kept, mended, brought back."""
+"""Bad items and rows that the database refuses: named, kept, fixed and posted again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _post_of_100() -> list[dict[str, Any]]:
 async def test_post_with_four_bad_items_keeps_ninety_six_and_the_bytes_of_four(
     open_tmp_path: Path,
 ) -> None:
-    """Accepted and dead-lettered add up, each error is named, and a mended copy comes in."""
+    """Accepted and dead-lettered add up, each error is named, and fixed items are accepted."""
     state = open_tmp_path / "state"
     async with Service(state) as service:
         await service.wait_state("accepting")
@@ -53,14 +53,14 @@ async def test_post_with_four_bad_items_keeps_ninety_six_and_the_bytes_of_four(
         ]
 
         copy = open_tmp_path / "copy.jsonl"
-        mended = [
+        fixed = [
             ("temp\\u0000erature", "temperature"),
             ('"21.5"', "21.5"),
             ("9999-01-01", "2025-01-01"),
             ("x" * 300, "device-40"),
         ]
         copied: list[str] = []
-        for line, (wrong, right) in zip(lines, mended, strict=True):
+        for line, (wrong, right) in zip(lines, fixed, strict=True):
             assert wrong in line["original"]
             copied.append(json.dumps({**line, "original": line["original"].replace(wrong, right)}))
         copy.write_text("\n".join(copied) + "\n")
@@ -76,7 +76,7 @@ async def test_post_with_four_bad_items_keeps_ninety_six_and_the_bytes_of_four(
 async def test_check_constraint_refuses_one_row_and_commits_ninety_nine_in_the_same_flush(
     open_tmp_path: Path,
 ) -> None:
-    """One row's fault stays one row's: `ack=committed` names it with its SQLSTATE."""
+    """The other rows are committed; `ack=committed` names the refused row with its SQLSTATE."""
     async with Service(open_tmp_path / "state") as service:
         await service.wait_state("accepting")
         await service.query("alter table readings add constraint warm check (value < 1000000)")

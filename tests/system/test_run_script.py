@@ -1,4 +1,4 @@
-"""`./run` as a stranger meets it: a fresh copy, an empty home, and all that can be missing."""
+"""`./run` for a new user: a fresh copy, an empty home, and each thing that can be missing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Checkout:
 
     @property
     def venv(self) -> Path:
-        """Where the packages go."""
+        """The folder of the packages."""
         return self.folder / ".venv"
 
     def start(
@@ -84,7 +84,7 @@ def fresh(open_tmp_path: Path) -> Checkout:
 
 @pytest.fixture(scope="module")
 def checkout(open_tmp: Path) -> Checkout:
-    """Give a copy whose first start has set it up: by one command, saying so on stderr only."""
+    """Give a copy that its first start has set up; the messages go to stderr only."""
     made = Checkout(open_tmp / "run-script")
     began = time.monotonic()
     code, out, err = made.run(*CHEAP)
@@ -96,7 +96,7 @@ def checkout(open_tmp: Path) -> Checkout:
 
 
 def test_run_second_start_is_quiet_and_quick(checkout: Checkout) -> None:
-    """Once set up, nothing is said and hardly any time is lost, in a path with spaces."""
+    """After the set-up a start prints nothing extra and is quick, in a path with spaces."""
     took = []
     for _ in range(3):
         began = time.monotonic()
@@ -116,7 +116,7 @@ def test_run_second_start_is_quiet_and_quick(checkout: Checkout) -> None:
 
 
 def test_run_help_sets_nothing_up(fresh: Checkout) -> None:
-    """The words are told at once."""
+    """The help is printed at once, without a set-up."""
     code, out, err = fresh.run("--help")
     assert (code, err) == (0, "")
     assert "./run demo" in out
@@ -124,7 +124,7 @@ def test_run_help_sets_nothing_up(fresh: Checkout) -> None:
 
 
 def test_run_two_at_once_set_up_once(checkout: Checkout) -> None:
-    """Starts at the same time take turns; the second uses what the first made."""
+    """Of two starts at once the second waits, and uses the set-up of the first."""
     (checkout.venv / "ok").unlink()
     both = [checkout.start(*CHEAP) for _ in range(2)]
     said = [child.communicate(timeout=150) for child in both]
@@ -133,12 +133,12 @@ def test_run_two_at_once_set_up_once(checkout: Checkout) -> None:
 
 
 def test_run_set_up_killed_half_way_is_done_again(checkout: Checkout) -> None:
-    """A set-up that was killed is not mistaken for a whole one."""
+    """A set-up that was killed is done again."""
     (checkout.venv / "ok").unlink()
     killed = checkout.start(*CHEAP, environ={"UV_NO_CACHE": "1"})
     assert killed.stderr is not None
     assert "Setting up" in killed.stderr.readline()
-    os.killpg(killed.pid, signal.SIGKILL)  # all of it, as a closed terminal does
+    os.killpg(killed.pid, signal.SIGKILL)  # all processes, as a closed terminal does
     killed.communicate()
     assert not (checkout.venv / "ok").exists()
     code, out, err = checkout.run(*CHEAP)
@@ -146,7 +146,7 @@ def test_run_set_up_killed_half_way_is_done_again(checkout: Checkout) -> None:
 
 
 def test_run_changed_lock_file_is_followed(checkout: Checkout) -> None:
-    """After a pull with other packages the next start brings them."""
+    """After a change of the lock file the next start installs the new packages."""
     lock = checkout.folder / "requirements.lock"
     lock.write_text(lock.read_text() + "# changed\n")
     code, out, err = checkout.run(*CHEAP)
@@ -156,7 +156,7 @@ def test_run_changed_lock_file_is_followed(checkout: Checkout) -> None:
 
 
 def test_run_hostile_environment_changes_nothing(checkout: Checkout, tmp_path: Path) -> None:
-    """Neither Python's variables nor modules in the current folder get in between."""
+    """Python's variables and modules in the current folder have no effect."""
     for name in ("ingest", "json", "asyncio", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
     hostile = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nonexistent", "CDPATH": "/:/tmp"}
@@ -164,14 +164,14 @@ def test_run_hostile_environment_changes_nothing(checkout: Checkout, tmp_path: P
 
 
 def test_run_through_a_link_finds_its_folder(checkout: Checkout, tmp_path: Path) -> None:
-    """A link to it in a folder of programs works."""
+    """A link to `./run` in a folder of programs works."""
     link = tmp_path / "iot"
     link.symlink_to(checkout.folder / "run")
     assert checkout.run(*CHEAP, program=link) == (0, LISTEN, "")
 
 
 def test_run_exit_code_and_arguments_pass_through(checkout: Checkout) -> None:
-    """What the service says and returns is what the caller gets; words keep their spaces."""
+    """The caller gets output and exit code of the service; arguments keep their spaces."""
     code, out, err = checkout.run("config", "--print", "no such  setting")
     assert code not in (0, 127)
     assert out == ""
@@ -180,12 +180,12 @@ def test_run_exit_code_and_arguments_pass_through(checkout: Checkout) -> None:
 
 
 def test_run_signal_reaches_the_service(checkout: Checkout, open_tmp_path: Path) -> None:
-    """The process that was started is the service: SIGTERM drains it, and it says so."""
+    """The started process is the service itself: SIGTERM drains it."""
     _drain(checkout, open_tmp_path / "state", "--listen", "127.0.0.1:0")
 
 
 def test_run_without_a_word_is_the_service(checkout: Checkout, open_tmp_path: Path) -> None:
-    """The first command of the README: nothing but `./run`."""
+    """`./run` without a command starts the service, as in the README."""
     _drain(checkout, open_tmp_path / "state")
 
 
@@ -225,7 +225,7 @@ def test_run_wrong_python_is_named(fresh: Checkout, tmp_path: Path) -> None:
 
 
 def test_run_without_python_says_what_to_install(fresh: Checkout, tmp_path: Path) -> None:
-    """With a shell alone, the message says what is missing."""
+    """Without Python the message says what to install."""
     for name in ("sh", "readlink", "dirname", "cksum", "cat"):
         (tmp_path / name).symlink_to(shutil.which(name) or name)
     code, out, err = fresh.run(*CHEAP, environ={"PATH": str(tmp_path)})
@@ -234,7 +234,7 @@ def test_run_without_python_says_what_to_install(fresh: Checkout, tmp_path: Path
 
 
 def test_run_old_python3_beside_a_new_one_takes_the_new(checkout: Checkout, tmp_path: Path) -> None:
-    """A `python3` that is too old is passed over if a newer one has a name of its own."""
+    """If `python3` is too old, a newer Python with another name is used."""
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\necho Python 3.9.2\nexit 1\n")
     old.chmod(0o755)
@@ -245,7 +245,7 @@ def test_run_old_python3_beside_a_new_one_takes_the_new(checkout: Checkout, tmp_
 
 
 def test_run_without_network_shows_why(fresh: Checkout) -> None:
-    """Without a network the set-up says so, shows its last words and where the rest is."""
+    """Without a network the set-up says so, shows the last lines and the file of the rest."""
     code, out, err = fresh.run(*CHEAP, environ=NOWHERE)
     assert (code, out) == (1, "")
     assert "is there a network?" in err
@@ -256,7 +256,7 @@ def test_run_without_network_shows_why(fresh: Checkout) -> None:
 
 
 def test_run_folder_not_writable_names_the_way_out(fresh: Checkout) -> None:
-    """Where the packages cannot be put, the message names the variable that moves them."""
+    """If the packages cannot be written, the message names the variable for another folder."""
     code, _, err = fresh.run(*CHEAP, environ={"RUN_VENV": "/dev/null/venv"})
     assert code == 2
     assert "RUN_VENV" in err
@@ -274,7 +274,7 @@ def test_run_venv_elsewhere_leaves_the_checkout_alone(checkout: Checkout, tmp_pa
 
 
 def test_run_as_an_ordinary_user_works(fresh: Checkout) -> None:
-    """Who owns the checkout needs no further rights."""
+    """The owner of the checkout needs no further rights."""
     user = 65534 if os.geteuid() == 0 else os.geteuid()
     for root, _, names in os.walk(fresh.folder.parent.parent):
         for name in (".", *names):
@@ -286,7 +286,7 @@ def test_run_as_an_ordinary_user_works(fresh: Checkout) -> None:
 
 @pytest.mark.slow
 def test_run_without_pip_uses_venv(fresh: Checkout, tmp_path: Path) -> None:
-    """A Python without pip sets itself up all the same; so does a machine on which uv fails."""
+    """The set-up works with a Python without pip, and on a machine on which uv fails."""
     python = tmp_path / "python3"
     real = shutil.which("python3", path=PLAIN_PATH)
     python.write_text(f'#!/bin/sh\n[ "$2" != pip ] || exit 1\nexec {real} "$@"\n')
@@ -298,7 +298,7 @@ def test_run_without_pip_uses_venv(fresh: Checkout, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_run_set_up_for_tests_also_serves(fresh: Checkout) -> None:
-    """The packages for the tests are brought in place, and the service runs with them too."""
+    """The packages for the tests are installed, and the service runs with them, too."""
     code, _, err = fresh.run(*CHEAP)
     assert code == 0, err
     code, out, err = fresh.run("test", "--version")

@@ -1,4 +1,4 @@
-"""Laws of the real service under a process manager: when it is ready, alive, and stopping."""
+"""The real service under a process manager: when it reports ready, alive and stopping."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.system.service import Service
 WATCHDOG_S = 0.4
 
 
-async def test_service_reports_its_life_and_a_frozen_one_feeds_no_watchdog(
+async def test_service_reports_its_states_and_a_frozen_one_sends_no_watchdog(
     open_tmp_path: Path, readings_url: str
 ) -> None:
-    """READY when the ports listen, the state in words, food while it moves, STOPPING at drain."""
+    """READY when the ports listen, the state as text, WATCHDOG while it runs, STOPPING at drain."""
     with Manager(f"@iot-ingest-{os.getpid()}-{open_tmp_path.name}") as manager:
         env = manager.environment(WATCHDOG_USEC=str(int(WATCHDOG_S * 1e6)))
         async with Service(
@@ -28,7 +28,7 @@ async def test_service_reports_its_life_and_a_frozen_one_feeds_no_watchdog(
             await manager.wait("STATUS", "accepting")
             await manager.wait_more("WATCHDOG", 2)
             os.kill(service.pid, signal.SIGSTOP)
-            await asyncio.sleep(WATCHDOG_S / 2)  # what was on its way arrives
+            await asyncio.sleep(WATCHDOG_S / 2)  # messages that were on their way arrive
             fed = len(manager.values("WATCHDOG"))
             await asyncio.sleep(2 * WATCHDOG_S)
             assert len(manager.values("WATCHDOG")) == fed
@@ -45,7 +45,7 @@ async def test_service_reports_its_life_and_a_frozen_one_feeds_no_watchdog(
 async def test_service_that_waits_for_its_database_is_ready_and_says_why(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """A manager must not kill a service for its database's absence; people see the reason."""
+    """The service is ready without its database, so no manager kills it; the status says why."""
     with Manager(str(open_tmp_path / "notify")) as manager:
         url = f"postgresql://nobody@127.0.0.1:{free_port}/nothing"
         env = manager.environment()
@@ -60,7 +60,7 @@ async def test_service_that_waits_for_its_database_is_ready_and_says_why(
 async def test_watchdog_is_fed_while_the_service_drains(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """A manager that ends a drain loses what it was about to save."""
+    """The watchdog gets its messages during a drain, so that no manager ends the drain."""
     times: dict[str, Any] = {
         "lock_s_max": 0.5,
         "statement_s_max": 1,

@@ -1,4 +1,4 @@
-"""`loadgen verify` against the real service: green through faults, red where readings are lost."""
+"""`loadgen verify` against the real service: green with faults, red if readings are lost."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def _started(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def _committed(service: Service, rows: int) -> None:
-    """Wait until so many readings are in the table."""
+    """Wait until `count` readings are in the table."""
     async with asyncio.timeout(30):
         while (await service.metrics())["ingest_readings_committed_total"] < rows:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -68,7 +68,7 @@ async def _committed(service: Service, rows: int) -> None:
 async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Duplicates, invalid items, rows that a CHECK refuses, every ack: nothing is lost."""
+    """With duplicates, invalid items, refused rows and every ack no reading is lost."""
     state, report = open_tmp_path / "state", open_tmp_path / "report.json"
     async with (
         Database(open_tmp_path / "db", free_port) as database,
@@ -106,7 +106,7 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
 
 @asynccontextmanager
 async def _locked(url: str) -> AsyncIterator[None]:
-    """Keep everybody from writing to the table."""
+    """Lock the table, so that no client can write."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction():
@@ -119,7 +119,7 @@ async def _locked(url: str) -> AsyncIterator[None]:
 async def _ended_while_it_holds(
     folder: Path, url: str, port: int, ack: str, *, kill: bool = True, buffer: str = "memory"
 ) -> Result:
-    """End the service while nothing can be written, start it again, and look for everything."""
+    """End the service while no row can be written, start it again, and compare all readings."""
     state = folder / "state"
     async with Service(
         state,
@@ -169,7 +169,7 @@ async def _ended_while_it_holds(
 async def test_kill_of_a_service_that_acknowledged_too_early_is_red(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
-    """`buffered` is memory: what it held is lost, and the verdict says so and what was promised."""
+    """`buffered` readings in memory are lost; the verdict names them and the promise."""
     result = await _ended_while_it_holds(open_tmp_path, readings_url, free_port, "buffered")
     assert set(result.faults) == {"lost"}, text(result)
     assert result.faults["lost"] >= 500
@@ -180,7 +180,7 @@ async def test_kill_of_a_service_that_acknowledged_too_early_is_red(
 async def test_kill_of_a_service_with_a_journal_is_green(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
-    """The same kill costs nothing that was answered `durable`: the next start stores it."""
+    """The same kill loses no reading that was answered `durable`: the next start stores it."""
     result = await _ended_while_it_holds(
         open_tmp_path, readings_url, free_port, "durable", buffer="journal"
     )
@@ -193,7 +193,7 @@ async def test_kill_of_a_service_with_a_journal_is_green(
 async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
-    """The same kill costs nothing: unanswered posts are sent again, and stored once."""
+    """The same kill loses no reading: unanswered posts are sent again, and stored once."""
     result = await _ended_while_it_holds(open_tmp_path, readings_url, free_port, "committed")
     assert result.green, text(result)
     assert result.counts["acknowledged"] > 3_000
@@ -205,7 +205,7 @@ async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
 async def test_drained_readings_are_waited_for_until_they_have_come_back(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
-    """An orderly stop keeps them as dead letters; the next start brings them into the table."""
+    """An orderly stop keeps them as dead letters; the next start writes them to the table."""
     result = await _ended_while_it_holds(
         open_tmp_path, readings_url, free_port, "buffered", kill=False
     )
@@ -224,7 +224,7 @@ async def test_drained_readings_are_waited_for_until_they_have_come_back(
 async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
     open_tmp_path: Path, readings_url: str
 ) -> None:
-    """Ctrl-C ends with the verdict on what was sent; after SIGKILL the ledger gives it."""
+    """After Ctrl-C the verdict covers all sent posts; after SIGKILL the ledger gives it."""
     state = open_tmp_path / "state"
     async with Service(
         state, database_url=readings_url, database_unsafe=True, buffer="memory"
@@ -279,7 +279,7 @@ def _shown_section() -> str:
 
 
 async def test_readme_commands_prove_what_the_readme_says(open_tmp_path: Path) -> None:
-    """With a service of `./run` on the same machine the bare command finds everything."""
+    """With a service of `./run` on the same machine the command needs no option."""
     commands = re.findall(r"^\./run loadgen verify(.*)$", _shown_section(), re.MULTILINE)
     assert len(commands) >= 3
     ledger = open_tmp_path / "ledger"

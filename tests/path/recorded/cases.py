@@ -1,7 +1,7 @@
-"""The requests of the corpus, the same ones each time: posts of readings to a service that works.
+"""The requests of the corpus, always the same: posts of readings to a service without a fault.
 
-The other files with `cases_` hold HTTP itself, the admin port and services in trouble. Each post
-has a device of its own, so that the table tells by its name which post it came from.
+The other files `cases_*` have requests about HTTP itself, the admin port and services with faults.
+Each post has a device of its own, so that a row of the table shows its post.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def binary(data: bytes) -> Part:
 
 
 def times(text: str, count: int) -> Part:
-    """Return a text that is sent many times."""
+    """Return a part that repeats a text."""
     return {"text": text, "times": count}
 
 
@@ -83,7 +83,7 @@ def post(
     kind: str | None = JSON_TYPE,
     size: int | None = None,
 ) -> list[Part]:
-    """Return a post: of parts, of text, or of anything else as JSON. `size`: what it claims."""
+    """Return a post of parts, of text, or of any other value as JSON. `size`: Content-Length."""
     if isinstance(body, bytes):
         body = [binary(body)]
     elif isinstance(body, str):
@@ -97,7 +97,7 @@ def post(
 
 
 def working(group: str, sends: Iterable[tuple[str, list[Part]]]) -> Iterator[Case]:
-    """Name requests to the data port of a service that works."""
+    """Yield requests to the data port of a service without a fault, with names."""
     for name, send in sends:
         yield Case(f"{group}: {name}", "working", "data", send)
 
@@ -201,7 +201,7 @@ def values_items() -> Iterator[tuple[str, list[Part]]]:
 
 
 def queries() -> Iterator[tuple[str, list[Part]]]:
-    """All that may be asked of a post, and what may not."""
+    """Queries of a post, allowed and not allowed."""
     acks = ("buffered", "durable", "committed")
     for ack, strict in itertools.product(acks, ("", "true", "false")):
         query = f"?ack={ack}" + (f"&strict={strict}" if strict else "")
@@ -242,7 +242,7 @@ def zipped(data: Any) -> bytes:
 
 
 def encodings() -> Iterator[tuple[str, list[Part]]]:
-    """Compressed bodies: whole, broken, lying."""
+    """Compressed bodies: whole, broken, with a wrong header."""
     gz = "Content-Encoding: gzip"
     good = zipped([item(), item()])
     yield "good", post(zipped(item()), "", gz)
@@ -278,7 +278,7 @@ def _spaced(size: int) -> bytes:
 
 
 def media_types() -> Iterator[tuple[str, list[Part]]]:
-    """What the body may be called."""
+    """Media types of the body, known and unknown."""
     for kind in MEDIA_TYPES.split("|"):
         yield kind or "empty", post(item(), kind=kind)
     yield "none", post(item(), kind=None)
@@ -287,7 +287,7 @@ def media_types() -> Iterator[tuple[str, list[Part]]]:
 
 
 def limits() -> Iterator[tuple[str, list[Part]]]:
-    """Posts at their bounds and beyond."""
+    """Posts at their limits and beyond."""
 
     def padded(size: int) -> tuple[Part, ...]:
         text = json.dumps(item())
@@ -307,7 +307,7 @@ def limits() -> Iterator[tuple[str, list[Part]]]:
 
 
 def drawn() -> Iterator[tuple[str, list[Part]]]:
-    """Posts drawn by a fixed seed out of good and bad parts."""
+    """Random posts of good and bad parts, by a fixed seed."""
     draw = random.Random(SEED)
     for number in range(DRAWN):
         items = [_drawn_item(draw, number) for _ in range(draw.randint(1, 8))]
@@ -326,7 +326,7 @@ def _drawn_item(draw: random.Random, number: int) -> str:
 
 
 def posts() -> Iterator[Case]:
-    """All posts to a service that works."""
+    """All posts to a service without a fault."""
     groups = {
         "single": singles,
         "array": arrays,

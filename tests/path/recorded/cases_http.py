@@ -23,7 +23,7 @@ def chunks(*texts: str) -> str:
 
 
 def malformed() -> Iterator[tuple[str, list[Part]]]:
-    """What cannot be read in one way only."""
+    """Requests that are malformed or ambiguous."""
     good = json.dumps(item())
     size = f"Content-Length: {len(good)}"
 
@@ -78,7 +78,7 @@ def malformed() -> Iterator[tuple[str, list[Part]]]:
 
 
 def bodies() -> Iterator[tuple[str, list[Part], int]]:
-    """How a body may arrive; with the number of answers."""
+    """Ways in which a body arrives, with the number of answers."""
     good = json.dumps(item())
     size = f"Content-Length: {len(good)}"
     start = head("POST", READINGS, KIND, size)
@@ -159,7 +159,7 @@ def paths(port: str) -> Iterator[tuple[str, str, str]]:
 
 
 def http_cases() -> Iterator[Case]:
-    """All of them, to a service that works."""
+    """All requests about HTTP, to a service without a fault."""
     for name, send in malformed():
         yield Case(f"malformed: {name}", "working", "data", send)
     for group, cases in (("body", bodies()), ("connection", connections())):

@@ -36,7 +36,7 @@ def act(path: str, body: Any, *lines: str) -> list[Part]:
 
 
 def looks() -> Iterator[tuple[str, list[Part], bool]]:
-    """What is looked at on the admin port; whether only the head of the answer is compared."""
+    """Reads of the admin port; and whether only the head of the answer is compared."""
     pages = ("/", "/page/style.css", "/page/main.js", "/page/icon.svg", "/metrics", "/history")
     for path in pages:
         yield path, [head("GET", path)], True
@@ -69,7 +69,7 @@ def looks() -> Iterator[tuple[str, list[Part], bool]]:
 
 
 def acts() -> Iterator[tuple[str, list[Part]]]:
-    """What changes something, or may not."""
+    """Requests of the admin port that change data, allowed and not allowed."""
     release = "/hold/release"
     yield "release", act(release, {}, BEARER)
     yield "release without a body", act(release, "", BEARER)
@@ -103,7 +103,7 @@ def acts() -> Iterator[tuple[str, list[Part]]]:
 
 
 def settled() -> Iterator[tuple[str, list[Part], bool]]:
-    """What the admin port tells once all posts have been written."""
+    """Reads of the admin port after all posts have been written."""
     yield "readings of a device", [head("GET", "/devices/readings?device_id=same")], True
     yield "/devices", [head("GET", "/devices")], True
     for device in ("q-invalid", "q-values", "q-refused"):
@@ -114,7 +114,7 @@ def settled() -> Iterator[tuple[str, list[Part], bool]]:
 
 
 def letters() -> Iterator[tuple[str, list[Part]]]:
-    """Posts whose dead letters are looked at when all is settled."""
+    """Posts whose dead letters are read after all is settled."""
     yield "invalid", post([item(device_id="q-good"), item(device_id="q-invalid", value="x")])
     values = {"a": 1, "b": "x", "c": None}
     yield "values", post(item(device_id="q-values", metric=..., value=..., values=values))
@@ -122,7 +122,7 @@ def letters() -> Iterator[tuple[str, list[Part]]]:
 
 
 def refusing(at: str) -> Iterator[Case]:
-    """The same requests to every service that takes no readings at all."""
+    """The same requests to every service that takes no readings."""
     sends: dict[str, list[Part]] = {
         "a post": post(item()),
         "a committed post": post(item(), "?ack=committed"),
@@ -144,7 +144,7 @@ def refusing(at: str) -> Iterator[Case]:
 
 
 def stuck() -> Iterator[Case]:
-    """A service with little memory whose table is locked first, and then another one. In order."""
+    """Requests in order to a service with little memory; its table is locked, then changed."""
     crowd = ("[", times(json.dumps(item()) + ",", HELD_ROWS_MAX - 3), json.dumps(item()), "]")
     large = item(value=None, metric="x" * 13_000)
     middling = item(value=None, metric="x" * 7_000)
@@ -180,7 +180,7 @@ def stuck() -> Iterator[Case]:
 
 @cache
 def everything() -> list[Case]:
-    """Return the corpus."""
+    """Return all requests of the corpus."""
     cases = [*posts(), *http_cases(), *working("letters", letters())]
     for name, send, head_only in looks():
         cases.append(Case(f"look: {name}", "working", "admin", send, head_only=head_only))

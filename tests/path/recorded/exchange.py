@@ -1,8 +1,8 @@
-"""Sends a recorded request over a real socket, reads the answers, and says how two answers differ.
+"""Sends a recorded request over a real socket, reads the answers, and lists their differences.
 
-Promises: what must vary (the date, times of receipt, the jitter of Retry-After, texts for people)
-is checked for its form and replaced by a fixed mark; everything else is compared as it came.
-Does not: know a module of the service. It speaks HTTP only.
+Promises: values that must vary (the date, times of receipt, the jitter of Retry-After, texts for
+people) are checked for their form and replaced by a fixed mark; all others are compared unchanged.
+Does not: import a module of the service. It uses HTTP only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from email.utils import parsedate_to_datetime
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-Part = str | dict[str, Any]  # of what is sent: text, bytes, text many times, or a pause
+Part = str | dict[str, Any]  # of a request: text, bytes, a repeated text, or a pause
 ANSWER_S_MAX = 10.0
-CLOCK_S_MAX = 300.0  # the service's clock is ours
+CLOCK_S_MAX = 300.0  # the service has the same clock
 TEXTS = ("message", "title", "detail")  # written for people: they may change
 TIMES = ("received_at", "failed_at", "since", "started")
 MARK_TEXT, MARK_TIME, MARK_SIZE = "<text>", "<time>", "<size>"
@@ -32,7 +32,7 @@ _PROBE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Case(NamedTuple):
-    """One recorded request: where and when it is sent, and how many answers it gets.
+    """One recorded request: its target, its situation, and the number of its answers.
 
     `at` is the situation of the service (see stage.py). `bodiless` are the answers to HEAD, by
     their place. Of an answer with `head_only` only status and headers are recorded.
@@ -48,12 +48,12 @@ class Case(NamedTuple):
 
     @classmethod
     def of(cls, line: dict[str, Any]) -> Case:
-        """Read one from a line of the file."""
+        """Read a case from a line of the file."""
         known = {name: line[name] for name in cls._fields if name in line}
         return cls(**{**known, "bodiless": tuple(line.get("bodiless", ()))})
 
     def line(self, got: list[Any], then: str) -> dict[str, Any]:
-        """Return the line of the file: the request, its answers, what became of the connection."""
+        """Return the line of the file: the request, its answers, the end of the connection."""
         defaults = self._field_defaults
         asked = self._asdict().items()
         return {
@@ -73,7 +73,7 @@ def expand(part: Part) -> bytes:
 
 
 def compact(send: list[Part]) -> list[Part]:
-    """Return the same parts with long runs of one character told by their length."""
+    """Return the same parts; long runs of one character are written with their length."""
     parts: list[Part] = []
     for part in send:
         if isinstance(part, str):
@@ -89,7 +89,7 @@ def _run(text: str) -> Part:
 
 
 class _Wire:
-    """A raw connection: bytes as they are, also after the other side has closed."""
+    """A raw connection: sends bytes unchanged, also after the other side has closed."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -100,7 +100,7 @@ class _Wire:
         try:
             await self._loop.sock_sendall(self._sock, data)
         except ConnectionError:
-            return  # it has closed: its answer may be there all the same
+            return  # the service has closed; its answer may have come all the same
 
     async def more(self) -> bool:
         try:
@@ -127,7 +127,7 @@ class _Wire:
         return taken
 
     async def end(self, *, say: bool) -> str:
-        """Read to the end; `say` that we send no more."""
+        """Read to the end; with `say` close our side first."""
         if say:
             try:
                 self._sock.shutdown(socket.SHUT_WR)
@@ -139,9 +139,9 @@ class _Wire:
 
 
 async def exchange(address: str, case: Case) -> tuple[list[Any], str]:
-    """Send a request, return its answers in their recorded form and what became of the connection.
+    """Send a request; return its answers in their recorded form, and the end of the connection.
 
-    What comes late or broken is part of the result: it differs from all that was recorded.
+    A late or broken answer is part of the result, and differs from all recordings.
     """
     host, _, port = address.rpartition(":")
     got: list[Any] = []
@@ -157,7 +157,7 @@ async def exchange(address: str, case: Case) -> tuple[list[Any], str]:
 
 
 async def _exchange(wire: _Wire, case: Case, got: list[Any]) -> str:
-    together = b""  # in one write: what depends on how far a body has come shall not vary
+    together = b""  # in one write, so that the answer cannot depend on the size of pieces
     for part in case.send:
         data = expand(part)
         together += data
@@ -211,7 +211,7 @@ def _document(raw: bytes) -> Any:
 
 
 def _marked(value: Any, key: str = "") -> Any:
-    """Replace what may vary in a JSON document, where it has the form that it must have."""
+    """Replace the varying values of a JSON document, if they have the right form."""
     if isinstance(value, dict):
         return {name: _marked(each, name) for name, each in value.items()}
     if isinstance(value, list):
@@ -224,7 +224,7 @@ def _marked(value: Any, key: str = "") -> Any:
 
 
 def _is_fixed(body: Any, kind: str) -> bool:
-    """Whether the size of a body can be compared: nothing in it may vary."""
+    """Whether the size of a body can be compared: it has no varying value."""
     text = json.dumps(body)
     marks = any(mark in text for mark in (MARK_TEXT, MARK_TIME))
     return not marks and (body is not None or "json" not in kind)
@@ -233,7 +233,7 @@ def _is_fixed(body: Any, kind: str) -> bool:
 def _shown(name: str, value: str, body: Any, varies: bool) -> str:
     """Return a header's value as it is recorded."""
     if name == "Content-Length" and varies and value.isdecimal():
-        return MARK_SIZE  # that it is the right one is known: the body was read by it
+        return MARK_SIZE  # it is right, since the body was read by it
     if name == "Date" and _is_now(value):
         return "<now>"
     if name == "ETag" and _ETAG.fullmatch(value):
@@ -257,7 +257,7 @@ def _is_now(value: str) -> bool:
 
 
 def differences(line: dict[str, Any], got: list[Any], then: str) -> list[str]:
-    """Return a sentence for each difference of what came now to what was recorded."""
+    """Return a sentence for each difference between the recorded result and the new one."""
     told = list(_answers_differ(line["got"], got))
     if line["then"] != then:
         told.append(f"the connection: recorded {line['then']!r}, now {then!r}")
@@ -283,7 +283,7 @@ def _answers_differ(recorded: list[Any], now: list[Any]) -> Iterator[str]:
 
 
 def documents_differ(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    """Yield where two JSON documents differ, the order of names included."""
+    """Yield the places where two JSON documents differ, also in the order of names."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
             if name not in new:

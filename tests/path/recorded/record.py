@@ -1,8 +1,8 @@
 """Records the corpus of requests from the real service of a checkout, into requests.jsonl.
 
-`python -m tests.path.recorded.record --checkout FOLDER` (this repository, if not said) starts the
+`python -m tests.path.recorded.record --checkout FOLDER` (default: this repository) starts the
 services of that code with its embedded PostgreSQL, sends every request of the `cases_` files, and
-writes them down with their answers. Do so again only where an answer is meant to change.
+writes them with their answers. Run it again only if an answer must change.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def databases(checkout: Path, folder: Path, *names: str) -> AsyncIterator[
 
 
 async def record(checkout: Path, folder: Path) -> list[dict[str, Any]]:
-    """Return the corpus: each request with its answers, and at last what was kept of them."""
+    """Return the corpus: each request with its answers; at the end the kept readings."""
     cases = everything()
     async with (
         databases(checkout, folder, WORKING, STUCK) as urls,
@@ -51,7 +51,7 @@ async def record(checkout: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def read(path: Path = CORPUS) -> list[dict[str, Any]]:
-    """Read a recorded corpus: the requests with their answers, and at last what was kept."""
+    """Read a recorded corpus: the requests with their answers; at the end the kept readings."""
     answers: dict[str, Any] = {}
     lines: list[dict[str, Any]] = []
     with path.open() as file:

@@ -1,12 +1,12 @@
 """Records a state folder of the real service of a checkout, as a SIGKILL leaves it.
 
-`python -m tests.path.recorded.record_state --checkout FOLDER --name fd6d781` (this repository and
-its commit, if not said) writes the folder `state-NAME` and, beside it, `state-NAME.json`: what was
-acknowledged, and what the service itself said of its dead letters.
+`python -m tests.path.recorded.record_state --checkout FOLDER --name fd6d781` (default: this
+repository and its commit) writes the folder `state-NAME` and, beside it, `state-NAME.json`: the
+acknowledged readings, and the service's own list of its dead letters.
 
-In the folder: a journal of several segments with readings that are written already, readings that
-are not, and a torn tail; dead letters of each reason, some of them marked as done, with a torn line
-and a torn mark; the lock and the notes of the process that was killed. No data of PostgreSQL.
+The folder has a journal of several segments with written readings, readings that are not written,
+and a torn tail; dead letters of each reason, some of them marked as done, with a torn line and a
+torn mark; the lock and the files of the killed process. It has no data of PostgreSQL.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def rows(device: str, count: int, value: float | None = None) -> list[Row]:
     return [[FIRST_US + n * 1_000, device, "m", n / 3 if value is None else value] for n in numbers]
 
 
-class Line:
-    """A TCP port that leads to the database, until it is cut."""
+class Forwarder:
+    """A TCP port that forwards to the database, until it is cut."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -68,7 +68,7 @@ class Line:
         self._server: asyncio.Server | None = None
         self.url = ""
 
-    async def __aenter__(self) -> Line:
+    async def __aenter__(self) -> Forwarder:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
         self.url = f"postgresql://postgres@127.0.0.1:{port}{self._database}"
@@ -78,7 +78,7 @@ class Line:
         self.cut()
 
     def cut(self) -> None:
-        """Let nobody in, and cut all who are there."""
+        """Refuse new connections, and cut the open ones."""
         if self._server is not None:
             self._server.close()
         for writer in self._writers:
@@ -99,25 +99,27 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 class Recording:
-    """One recording: what was posted, and what became of it."""
+    """One recording: the posts, and their outcomes."""
 
-    def __init__(self, checkout: Path, state_dir: Path, line: Line, direct_url: str) -> None:
+    def __init__(
+        self, checkout: Path, state_dir: Path, forwarder: Forwarder, direct_url: str
+    ) -> None:
         self._checkout = checkout
         self._state_dir = state_dir
-        self._line = line
+        self._forwarder = forwarder
         self._direct_url = direct_url
-        self.elsewhere: list[Row] = []  # in the table of the recording, never to come back
+        self.elsewhere: list[Row] = []  # in the table of the recording; must not be recovered
         self.journal: list[Row] = []  # acknowledged, and only in the journal
-        self.recovered = 0  # rows of these posts, the same fact counted twice
-        self.returning: list[Row] = []  # dead letters that come back by themselves
-        self.refused: list[Row] = []  # dead letters that a hand replays
+        self.recovered = 0  # rows of these posts; an equal reading counts twice
+        self.returning: list[Row] = []  # dead letters that the service replays
+        self.refused: list[Row] = []  # dead letters that are replayed by hand
         self.invalid = 0
 
     def _service(self, settings: dict[str, Any]) -> Running:
-        return Running(self._checkout, self._state_dir, self._line.url, settings)
+        return Running(self._checkout, self._state_dir, self._forwarder.url, settings)
 
     async def run(self) -> None:
-        """Let three services live and die on the state folder."""
+        """Run and kill three services on the state folder."""
         async with self._service(SETS_ASIDE) as service:
             await service.wait_state("accepting")
             await self._set_aside(service)
@@ -155,7 +157,7 @@ class Recording:
             await service.wait_quiet()
 
     async def _mark(self) -> None:
-        """Replay one device's dead letters, between the others', and discard some."""
+        """Replay the dead letters of one device, and discard some."""
         await run_sql(self._direct_url, "alter table readings drop constraint sane")
         for words in (
             ("replay", "--where", "device=replayed", "--database-unsafe", "true"),
@@ -175,8 +177,10 @@ class Recording:
         for count in (15, 15):
             self.elsewhere += await post(service, rows("written", count))
         await service.wait_quiet()
-        await asyncio.sleep(0.5)  # the notes of what is done are written, which nobody waits for
-        self._line.cut()
+        await asyncio.sleep(
+            0.5
+        )  # until the list of done blocks is written, for which no answer waits
+        self._forwarder.cut()
         again = rows("again", 10)
         for sent in (*(rows("journal", 30) for _ in range(5)), again, again):
             await post(service, sent)
@@ -192,7 +196,7 @@ class Recording:
 
 @contextlib.asynccontextmanager
 async def locked(url: str) -> AsyncIterator[None]:
-    """Keep everybody from writing to the table."""
+    """Lock the table, so that no client can write."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction():
@@ -203,7 +207,7 @@ async def locked(url: str) -> AsyncIterator[None]:
 
 
 async def post(service: Running, sent: list[Row], *bad: Any, ack: str = "durable") -> list[Row]:
-    """Post readings and items that are none; return the readings once they are acknowledged."""
+    """Post readings and invalid items; return the readings after they are acknowledged."""
     names = ("ts", "device_id", "metric", "value")
     body = json.dumps([*(dict(zip(names, row, strict=True)) for row in sent), *bad])
     head = f"POST /v1/readings?precision=us&ack={ack} HTTP/1.1\r\nHost: localhost\r\n"
@@ -217,7 +221,7 @@ async def post(service: Running, sent: list[Row], *bad: Any, ack: str = "durable
 
 
 def tear(state_dir: Path) -> None:
-    """Leave what a power cut leaves: half a frame, half a dead letter, half a mark."""
+    """Add the traces of a power cut: half a frame, half a dead letter, half a mark."""
     segment = max((state_dir / "journal").glob("*.log"))
     _append(segment, segment.read_bytes()[32:100])
     letters = max((state_dir / "dead-letters").glob("*.jsonl"))
@@ -231,8 +235,8 @@ def _append(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-async def told_of_letters(checkout: Path, state_dir: Path) -> dict[str, Any]:
-    """Return what `ingest dlq` says of a state folder, but for what depends on today."""
+async def listed_letters(checkout: Path, state_dir: Path) -> dict[str, Any]:
+    """Return the output of `ingest dlq` for a state folder, without dates of today."""
     flags = ("--json", "--state-dir", state_dir)
     stats = json.loads((await command(checkout, "dlq", "stats", *flags)).stdout)
     del stats["oldest_age_s"]
@@ -242,17 +246,17 @@ async def told_of_letters(checkout: Path, state_dir: Path) -> dict[str, Any]:
 
 
 async def record(checkout: Path, folder: Path, to: Path) -> dict[str, Any]:
-    """Record into the folder `to`; return what stands beside it."""
+    """Record into the folder `to`; return the content of the JSON file."""
     state_dir = folder / "state"
-    async with databases(checkout, folder, "state") as urls, Line(urls["state"]) as line:
-        recording = Recording(checkout, state_dir, line, urls["state"])
+    async with databases(checkout, folder, "state") as urls, Forwarder(urls["state"]) as forwarder:
+        recording = Recording(checkout, state_dir, forwarder, urls["state"])
         await recording.run()
     tear(state_dir)
     shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(state_dir, to)
-    told = await told_of_letters(checkout, state_dir)
+    listed = await listed_letters(checkout, state_dir)
     return {
-        "dead_letters": told,
+        "dead_letters": listed,
         "invalid": recording.invalid,
         "recovered": recording.recovered,
         "journal": recording.journal,
@@ -263,7 +267,7 @@ async def record(checkout: Path, folder: Path, to: Path) -> dict[str, Any]:
 
 
 def text_of(expected: dict[str, Any]) -> str:
-    """Return the JSON with a line for each list that has no list in it."""
+    """Return the JSON, with a line for each innermost list."""
 
     def shown(value: Any) -> Iterable[str]:
         if isinstance(value, list) and value and isinstance(value[0], list):

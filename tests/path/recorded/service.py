@@ -1,6 +1,6 @@
-"""A running service, known by its command line, its state folder, HTTP and SQL only.
+"""A running service, used only by its command line, its state folder, HTTP and SQL.
 
-So that any commit can be recorded or tested: `checkout` is the folder of its code.
+So a service of any commit can be recorded or tested: `checkout` is the folder of its code.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Running:
 
     @property
     def log(self) -> Path:
-        """The file with all that it printed."""
+        """The file with its output."""
         return self.state_dir.with_name(self.state_dir.name + ".log")
 
     async def start(self) -> None:
-        """Start it and wait until it has published where it listens."""
+        """Start it and wait until it has published its addresses."""
         flags: list[str] = []
         for name, value in self._settings.items():
             shown = str(value).lower() if isinstance(value, bool) else str(value)
@@ -87,14 +87,14 @@ class Running:
         return str(self.info["listen" if port == "data" else "admin_listen"])
 
     async def get(self, path: str) -> list[Any]:
-        """Ask the admin port; return [status line, header, .., body]."""
+        """Send a GET to the admin port; return [status line, header, .., body]."""
         send = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         got, then = await exchange(self.address("admin"), Case(path, "", "admin", [send]))
         assert got, f"{path}: {then}"
         return list(got[0])
 
     async def wait_state(self, state: str, within_s: float = 20) -> None:
-        """Wait until /readyz says so."""
+        """Wait until /readyz has this state."""
         async with asyncio.timeout(within_s):
             while (await self.get("/readyz"))[-1]["state"] != state:  # noqa: ASYNC110
                 await asyncio.sleep(0.03)
@@ -140,7 +140,7 @@ class Running:
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    """Return a clean environment for code of a checkout: nothing that would set a setting."""
+    """Return a clean environment for code of a checkout, without variables of settings."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
     found = {name: value for name, value in os.environ.items() if name in kept}
     measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
@@ -148,7 +148,7 @@ def environment(checkout: Path) -> dict[str, str]:
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The end of a command."""
 
     code: int
     stdout: str

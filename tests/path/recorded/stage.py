@@ -1,14 +1,14 @@
-"""Starts the services that the recorded requests are sent to, and brings them into situations.
+"""Starts the services for the recorded requests, and brings them into situations.
 
-    working    all is well; the table refuses the value 666
+    working    no fault; the table refuses the value 666
     settled    the same service, once all posts have been written
     starting   no database answers
     disk_low   less disk is free than the setting asks for
     locked     the table is locked, and there is little memory
     on_hold    then one of its columns has another name
-    draining   then it has been told to stop
+    draining   then it has got a SIGTERM
 
-Sends what a situation is for, and waits for each by what the service says of itself.
+Sends the requests of each situation, after the service itself has reported that situation.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Stage:
-    """The services. `play` sends requests; each has come to `take` when its answers are there."""
+    """The services. `play` sends requests; `take` gets each one with its answers."""
 
     def __init__(self, services: Mapping[str, Running], urls: Mapping[str, str]) -> None:
         self._services = services
@@ -77,7 +77,7 @@ class Stage:
         self.results: dict[str, tuple[list[Any], str]] = {}
 
     async def play(self, cases: list[Case]) -> dict[str, Any]:
-        """Send all requests; return what the working service has kept of them."""
+        """Send all requests; return the readings that the working service has kept."""
         working = asyncio.create_task(self._work(cases))
         await asyncio.gather(
             working,
@@ -151,7 +151,7 @@ async def stage(checkout: Path, folder: Path, urls: Mapping[str, str]) -> AsyncI
         for name, settings in SETTINGS.items()
     }
     async with contextlib.AsyncExitStack() as stack:
-        for name in (WORKING, STUCK, STARTING):  # the table is made by one of them
+        for name in (WORKING, STUCK, STARTING):  # one of them makes the table
             stack.callback(services[name].kill)
         await asyncio.gather(*(services[name].start() for name in (WORKING, STUCK, STARTING)))
         stack.callback(services[DISK_LOW].kill)

@@ -28,10 +28,10 @@ from ingest.model.block import Block
 from ingest.model.errors import BufferFull
 from ingest.system.files import open_regular
 from tests.support.blocks import make_block
-from tests.support.journals import FailingCalls, Life, killed, on_disk
+from tests.support.journals import FailingCalls, JournalRun, killed, on_disk
 
 
-async def put_many(life: Life, count: int, rows: int = 1) -> list[Block]:
+async def put_many(life: JournalRun, count: int, rows: int = 1) -> list[Block]:
     """Post blocks, a few at a time."""
     blocks: list[Block] = []
     while len(blocks) < count:
@@ -48,7 +48,7 @@ def tuples_of(blocks: list[Block]) -> list[bytes]:
 
 async def test_what_memory_cannot_hold_is_spilled_and_comes_back_in_order(tmp_path: Path) -> None:
     """All posts of a long outage are accepted. Blocks of memory come first, then spilled ones."""
-    async with Life(tmp_path, rows_max=100, segment_bytes=4000) as life:
+    async with JournalRun(tmp_path, rows_max=100, segment_bytes=4000) as life:
         blocks = await put_many(life, 1000)
         stats = life.buffer.stats()
         assert (stats.rows, stats.rows_waiting, stats.posts_waiting) == (1000, 100, 0)
@@ -70,7 +70,7 @@ async def test_backlog_comes_back_where_no_more_threads_are_to_be_had(
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    async with Life(tmp_path, rows_max=10, segment_bytes=4000) as life:
+    async with JournalRun(tmp_path, rows_max=10, segment_bytes=4000) as life:
         await life.scan()
         monkeypatch.setattr(threading.Thread, "start", start)
         blocks = await put_many(life, 200)
@@ -81,7 +81,7 @@ async def test_backlog_comes_back_where_no_more_threads_are_to_be_had(
 async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
     """A range grows while no other block is written, so blocks are not remembered one by one."""
     calls = FailingCalls()
-    async with Life(tmp_path, rows_max=20, calls=calls) as life:
+    async with JournalRun(tmp_path, rows_max=20, calls=calls) as life:
         await put_many(life, 500)
         assert len(life.journal.index.spilled) == 1
         tracemalloc.start()
@@ -100,7 +100,7 @@ async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
 
 async def test_memory_never_holds_more_than_its_bounds(tmp_path: Path) -> None:
     """A journal much larger than memory is read back through a quarter of memory."""
-    async with Life(
+    async with JournalRun(
         tmp_path, rows_max=80, bytes_max=6000, segment_bytes=5000, put_wait_s_max=5
     ) as life:
         blocks = await put_many(life, 600)
@@ -120,7 +120,7 @@ async def test_memory_never_holds_more_than_its_bounds(tmp_path: Path) -> None:
 
 async def test_live_blocks_are_not_starved_by_the_backlog_nor_it_by_them(tmp_path: Path) -> None:
     """One batch in four is of the backlog, and each one while no live block waits."""
-    async with Life(tmp_path, rows_max=400) as life:
+    async with JournalRun(tmp_path, rows_max=400) as life:
         await put_many(life, 700)
         life.load()
         life.settle(await life.take(400))
@@ -138,7 +138,7 @@ async def test_live_blocks_are_not_starved_by_the_backlog_nor_it_by_them(tmp_pat
 
 async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
     """So ranges stay few, and a short overload does not send posts to the disk for ever."""
-    async with Life(tmp_path, rows_max=100) as life:
+    async with JournalRun(tmp_path, rows_max=100) as life:
         await put_many(life, 101)
         life.settle(life.buffer.take(30))
         await put_many(life, 1)
@@ -153,7 +153,7 @@ async def test_spilling_ends_once_memory_is_half_empty(tmp_path: Path) -> None:
 
 async def test_room_reserved_before_the_spilling_splits_the_range(tmp_path: Path) -> None:
     """A block that is in memory is in no range, so it is not read back a second time."""
-    async with Life(tmp_path, rows_max=10) as life:
+    async with JournalRun(tmp_path, rows_max=10) as life:
         slow = make_block(5)
         reservation = await life.buffer.reserve(5, len(slow.tuples))
         others = await put_many(life, 9)
@@ -168,7 +168,7 @@ async def test_room_reserved_before_the_spilling_splits_the_range(tmp_path: Path
 
 async def test_post_that_waits_for_its_commit_is_not_spilled(tmp_path: Path) -> None:
     """It waits for memory. Other posts do not wait behind it."""
-    async with Life(tmp_path, rows_max=4, put_wait_s_max=5) as life:
+    async with JournalRun(tmp_path, rows_max=4, put_wait_s_max=5) as life:
         await put_many(life, 6)
         block = make_block(1, ack=Ack())
         waiting = asyncio.create_task(life.put(block))
@@ -180,7 +180,7 @@ async def test_post_that_waits_for_its_commit_is_not_spilled(tmp_path: Path) -> 
         await waiting
         life.load()
         assert block in await life.drain()
-    async with Life(tmp_path, rows_max=4) as life:
+    async with JournalRun(tmp_path, rows_max=4) as life:
         await put_many(life, 4)
         with pytest.raises(BufferFull):
             await life.buffer.reserve(1, 1, awaited=True)
@@ -189,7 +189,7 @@ async def test_post_that_waits_for_its_commit_is_not_spilled(tmp_path: Path) -> 
 
 async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None:
     """It is bounded in bytes. There is room again once a segment is removed."""
-    async with Life(
+    async with JournalRun(
         tmp_path, rows_max=10, segment_bytes=1000, journal_bytes_max=5000, put_wait_s_max=0.4
     ) as life:
         kept = 0
@@ -214,13 +214,13 @@ async def test_full_journal_lets_posts_wait_then_refuses(tmp_path: Path) -> None
 
 async def test_killed_process_is_recovered_but_for_what_was_settled(tmp_path: Path) -> None:
     """After kill -9 exactly the blocks that were acknowledged and not stored are recovered."""
-    async with Life(tmp_path / "a", rows_max=50, segment_bytes=2000) as life:
+    async with JournalRun(tmp_path / "a", rows_max=50, segment_bytes=2000) as life:
         blocks = await put_many(life, 200)
         taken = life.buffer.take(40)
         life.settle(taken[:10] + taken[25:])
         await life.quiet()
         await killed(tmp_path / "a", tmp_path / "b")
-        async with Life(tmp_path / "b", rows_max=50) as after:
+        async with JournalRun(tmp_path / "b", rows_max=50) as after:
             await after.scan()
             assert after.ledger.recovered == 175
             assert after.buffer.stats().rows == 175
@@ -239,12 +239,12 @@ async def test_killed_process_is_recovered_but_for_what_was_settled(tmp_path: Pa
 
 async def test_posts_during_the_scan_harm_nothing_that_is_not_counted_yet(tmp_path: Path) -> None:
     """A segment whose blocks are not counted yet is not removed."""
-    async with Life(tmp_path / "a", segment_bytes=600) as life:
+    async with JournalRun(tmp_path / "a", segment_bytes=600) as life:
         blocks = [await life.put(make_block(1)) for _ in range(60)]
         await killed(tmp_path / "a", tmp_path / "b")
         life.load()
         await life.drain()
-    async with Life(tmp_path / "b", segment_bytes=600) as after:
+    async with JournalRun(tmp_path / "b", segment_bytes=600) as after:
         last = after.journal.index.segments[-1]
         fresh = [await after.put(make_block(1))]  # before anything was read
         scanned = after.buffer.loader._scan_segment(
@@ -267,7 +267,7 @@ async def test_processes_that_end_early_add_up(tmp_path: Path) -> None:
     stored: list[bytes] = []
     for number in range(5):
         folder, copy = tmp_path / str(number), tmp_path / str(number + 1)
-        life = Life(folder, rows_max=30, segment_bytes=1500)
+        life = JournalRun(folder, rows_max=30, segment_bytes=1500)
         async with life:
             await life.scan()
             assert life.ledger.recovered == len(blocks) - len(stored)
@@ -279,7 +279,7 @@ async def test_processes_that_end_early_add_up(tmp_path: Path) -> None:
                 stored += tuples_of(batch)
             await life.quiet()
             await killed(folder, copy)
-    async with Life(tmp_path / "5") as last:
+    async with JournalRun(tmp_path / "5") as last:
         await last.scan()
         last.load()
         stored += tuples_of(await last.drain())
@@ -288,7 +288,7 @@ async def test_processes_that_end_early_add_up(tmp_path: Path) -> None:
 
 async def test_drain_leaves_everything_to_the_journal(tmp_path: Path) -> None:
     """Blocks that are not stored are in the journal, those of memory too. Posts are answered."""
-    async with Life(tmp_path, rows_max=20) as life:
+    async with JournalRun(tmp_path, rows_max=20) as life:
         blocks = await put_many(life, 30)
         life.load()
         life.settle(life.buffer.take(12))
@@ -302,7 +302,7 @@ async def test_drain_leaves_everything_to_the_journal(tmp_path: Path) -> None:
         stats = life.buffer.stats()
         assert stats.rows == stats.rows_kept == 20
         assert life.ledger.imbalance == 0
-    async with Life(tmp_path) as after:
+    async with JournalRun(tmp_path) as after:
         await after.scan()
         assert after.ledger.recovered == 20
         after.load()
@@ -314,7 +314,7 @@ async def test_torn_tail_is_cut_off_and_is_no_damage(tmp_path: Path) -> None:
     """A write that was not finished was never acknowledged."""
     for torn in (b"\xf7", b"\xf7JR\n" + b"\1" * 60, bytes(5000)):
         folder, copy = tmp_path / f"a{len(torn)}", tmp_path / f"b{len(torn)}"
-        async with Life(folder) as life:
+        async with JournalRun(folder) as life:
             blocks = await put_many(life, 5)
             await killed(folder, copy)
             life.load()
@@ -322,7 +322,7 @@ async def test_torn_tail_is_cut_off_and_is_no_damage(tmp_path: Path) -> None:
         (file,) = segment_files(copy)
         whole = file.path.read_bytes()
         file.path.write_bytes(whole + torn)
-        async with Life(copy) as after:
+        async with JournalRun(copy) as after:
             await after.scan()
             assert file.path.stat().st_size == len(whole)
             assert after.buffer.journal_stats().damaged == 0
@@ -335,7 +335,7 @@ async def test_damaged_segment_gives_what_is_whole_and_is_set_aside(
     tmp_path: Path, place: int
 ) -> None:
     """A flipped byte costs one block and counts as damage. The file is kept."""
-    async with Life(tmp_path / "a", segment_bytes=1000) as life:
+    async with JournalRun(tmp_path / "a", segment_bytes=1000) as life:
         blocks = await put_many(life, 60, rows=2)
         await killed(tmp_path / "a", tmp_path / "b")
         life.load()
@@ -344,7 +344,7 @@ async def test_damaged_segment_gives_what_is_whole_and_is_set_aside(
     damaged = bytearray(file.path.read_bytes())
     damaged[place] ^= 0x10
     file.path.write_bytes(damaged)
-    async with Life(tmp_path / "b") as after:
+    async with JournalRun(tmp_path / "b") as after:
         await after.scan()
         assert after.buffer.journal_stats().damaged == 1
         after.load()
@@ -360,7 +360,7 @@ async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
     tmp_path: Path, place: int, bit: int
 ) -> None:
     """Its block may have been acknowledged, so it counts as damage and the file is kept."""
-    async with Life(tmp_path / "a") as life:
+    async with JournalRun(tmp_path / "a") as life:
         blocks = await put_many(life, 5)
         await killed(tmp_path / "a", tmp_path / "b")
         life.load()
@@ -370,7 +370,7 @@ async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
     last = damaged.rindex(format_.MARK)
     damaged[last + place if place >= 0 else place] ^= bit
     file.path.write_bytes(damaged)
-    async with Life(tmp_path / "b") as after:
+    async with JournalRun(tmp_path / "b") as after:
         await after.scan()
         assert after.buffer.journal_stats().damaged == 1
         after.load()
@@ -380,7 +380,7 @@ async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
 
 async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
     """If a kill tears a note, the notes of the next process begin at a whole record."""
-    async with Life(tmp_path / "a") as life:
+    async with JournalRun(tmp_path / "a") as life:
         blocks = await put_many(life, 9)
         life.settle(life.buffer.take(3))
         await life.quiet()
@@ -389,14 +389,14 @@ async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
     (file,) = segment_files(tmp_path / "b")
     with file.done_path.open("ab") as notes:
         notes.write(b"\0" * 7)
-    async with Life(tmp_path / "b") as second:
+    async with JournalRun(tmp_path / "b") as second:
         await second.scan()
         second.load()
         second.settle(await second.take(2))
         await second.quiet()
         await killed(tmp_path / "b", tmp_path / "c")
         await second.drain()
-    async with Life(tmp_path / "c") as third:
+    async with JournalRun(tmp_path / "c") as third:
         await third.scan()
         assert third.ledger.recovered == 4
         third.load()
@@ -405,7 +405,7 @@ async def test_notes_behind_a_torn_note_are_believed(tmp_path: Path) -> None:
 
 async def test_segment_of_another_version_is_left_alone(tmp_path: Path) -> None:
     """The service starts, reports the file, and does not change it."""
-    async with Life(tmp_path / "a") as life:
+    async with JournalRun(tmp_path / "a") as life:
         await put_many(life, 2)
         await killed(tmp_path / "a", tmp_path / "b")
         life.load()
@@ -415,7 +415,7 @@ async def test_segment_of_another_version_is_left_alone(tmp_path: Path) -> None:
     header = format_._HEADER.pack(b"IOTJRNL\n", 2, file.first, file.salt, 0)
     data[: format_.HEADER_BYTES] = header + format_._CRC.pack(crc32(header))
     file.path.write_bytes(data)
-    async with Life(tmp_path / "b") as after:
+    async with JournalRun(tmp_path / "b") as after:
         await after.scan()
         assert after.ledger.recovered == 0
         assert after.buffer.journal_stats().damaged == 1
@@ -432,7 +432,7 @@ async def test_segment_that_cannot_be_read_does_not_stop_the_start(
     monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
     tmp_path.joinpath("journal-00000000000000000001-00000001.log").mkdir()
     tmp_path.joinpath("journal-00000000000000000009-00000001.log").write_bytes(b"")
-    async with Life(tmp_path) as life:
+    async with JournalRun(tmp_path) as life:
         await life.scan()
         assert life.buffer.journal_stats().damaged == 1
         block = await life.put(make_block(1))
@@ -443,12 +443,12 @@ async def test_segment_that_cannot_be_read_does_not_stop_the_start(
 
 async def test_blocks_that_vanish_between_scan_and_load_are_told_as_lost(tmp_path: Path) -> None:
     """The balance shows the loss, and nothing hangs."""
-    async with Life(tmp_path / "a") as life:
+    async with JournalRun(tmp_path / "a") as life:
         await put_many(life, 10)
         await killed(tmp_path / "a", tmp_path / "b")
         life.load()
         await life.drain()
-    after = Life(tmp_path / "b")
+    after = JournalRun(tmp_path / "b")
     async with asyncio.timeout(5):
         after.buffer.open()
         await after.scan()
@@ -466,7 +466,7 @@ async def test_blocks_that_vanish_between_scan_and_load_are_told_as_lost(tmp_pat
 
 async def test_given_back_backlog_keeps_its_order_and_its_place(tmp_path: Path) -> None:
     """A failed batch of the backlog goes back to the backlog, and a live one to the live ones."""
-    async with Life(tmp_path, rows_max=40) as life:
+    async with JournalRun(tmp_path, rows_max=40) as life:
         await put_many(life, 60)
         life.load()
         live = await life.take(40)
@@ -505,7 +505,7 @@ async def test_disk_that_hangs_does_not_fill_memory_with_what_is_stored(tmp_path
     Their bytes are bounded. At the bound posts wait, and go on when the disk does.
     """
     disk = HangingDisk()
-    async with Life(tmp_path, bytes_max=5000, put_wait_s_max=5, calls=disk) as life:
+    async with JournalRun(tmp_path, bytes_max=5000, put_wait_s_max=5, calls=disk) as life:
         await life.put(make_block(1))
         await life.drain()
         disk.go.clear()
@@ -531,7 +531,7 @@ async def test_durable_post_does_not_wait_behind_one_that_needs_memory(tmp_path:
     disk = HangingDisk()
     block = make_block(1)
     size = len(block.tuples)
-    async with Life(
+    async with JournalRun(
         tmp_path, rows_max=2, bytes_max=40 * size, put_wait_s_max=5, calls=disk
     ) as life:
         await put_many(life, 3)
@@ -556,7 +556,7 @@ async def test_durable_post_does_not_wait_behind_one_that_needs_memory(tmp_path:
 async def test_way_to_the_disk_given_back_lets_the_next_post_in(tmp_path: Path) -> None:
     """When a reservation for a spilled block is released, the next post gets its room."""
     size = len(make_block(1).tuples)
-    async with Life(tmp_path, rows_max=2, bytes_max=40 * size, put_wait_s_max=5) as life:
+    async with JournalRun(tmp_path, rows_max=2, bytes_max=40 * size, put_wait_s_max=5) as life:
         await put_many(life, 3)
         reservation = await life.buffer.reserve(10, 10 * size)
         waiting = asyncio.create_task(life.put(make_block(1)))
@@ -575,7 +575,7 @@ async def test_buffered_block_that_cannot_be_written_leaves_room_on_the_disk(
     """After its write failed once, the post that waited for room is kept."""
     disk = HangingDisk()
     frame = HEAD_BYTES + len(make_block(1).tuples)
-    async with Life(
+    async with JournalRun(
         tmp_path, put_wait_s_max=5, journal_bytes_max=2 * frame - 1, calls=disk
     ) as life:
         disk.go.clear()
@@ -593,11 +593,11 @@ async def test_buffered_block_that_cannot_be_written_leaves_room_on_the_disk(
 
 async def test_room_given_back_wakes_the_loader(tmp_path: Path) -> None:
     """When a reservation of memory is released, blocks are read back from the disk."""
-    async with Life(tmp_path / "a") as life:
+    async with JournalRun(tmp_path / "a") as life:
         await put_many(life, 5)
         await killed(tmp_path / "a", tmp_path / "b")
         await life.drain()
-    async with Life(tmp_path / "b", rows_max=10) as after:
+    async with JournalRun(tmp_path / "b", rows_max=10) as after:
         await after.scan()
         reservation = await after.buffer.reserve(10, 400)
         after.load()
@@ -613,7 +613,7 @@ async def test_scan_that_fails_for_a_moment_costs_nothing(
 ) -> None:
     """If no descriptor is free at the start, the file is read later, and it is no damage."""
     monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
-    async with Life(tmp_path / "a", segment_bytes=1000) as life:
+    async with JournalRun(tmp_path / "a", segment_bytes=1000) as life:
         blocks = [await life.put(make_block(1)) for _ in range(100)]
         await killed(tmp_path / "a", tmp_path / "b")
         life.load()
@@ -628,7 +628,7 @@ async def test_scan_that_fails_for_a_moment_costs_nothing(
         return real(path)
 
     monkeypatch.setattr("ingest.buffers.journal.reader.open_regular", out_of_descriptors)
-    async with Life(tmp_path / "b", segment_bytes=1000) as after:
+    async with JournalRun(tmp_path / "b", segment_bytes=1000) as after:
         await after.scan()
         assert not failing
         assert after.ledger.recovered == 100
@@ -642,7 +642,7 @@ async def test_what_cannot_be_read_back_comes_once_it_can(
 ) -> None:
     """If a file cannot be read for a while, the others are read first, and then this one."""
     monkeypatch.setattr(buffer_journal_loader, "READ_AGAIN_S", 0.01)
-    async with Life(tmp_path, rows_max=20, segment_bytes=1000) as life:
+    async with JournalRun(tmp_path, rows_max=20, segment_bytes=1000) as life:
         blocks = [await life.put(make_block(1)) for _ in range(100)]
         files = [file.path for file in segment_files(tmp_path)]
         hidden = files[len(files) // 2]
@@ -670,7 +670,7 @@ async def test_drain_does_not_call_kept_what_is_in_removed_files(
 ) -> None:
     """Blocks of memory are written again. Blocks that were only on the disk count as lost."""
     folder = tmp_path / "journal"
-    life = Life(folder, rows_max=20, segment_bytes=1 << 20)
+    life = JournalRun(folder, rows_max=20, segment_bytes=1 << 20)
     life.buffer.open()
     blocks = await put_many(life, 50)
     if whole_folder:
@@ -682,7 +682,7 @@ async def test_drain_does_not_call_kept_what_is_in_removed_files(
     stats = life.buffer.stats()
     assert (stats.rows, stats.rows_kept) == (50, 20)
     await life.end()
-    async with Life(folder) as after:
+    async with JournalRun(folder) as after:
         await after.scan()
         after.load()
         assert tuples_of(await after.drain()) == tuples_of(blocks[:20])
@@ -705,7 +705,7 @@ def _reads_to_a_bad_page(bad: int) -> Callable[[int, int, int], bytes]:
 
 async def _left_with_a_bad_page(folder: Path) -> tuple[list[Block], int, int]:
     """Leave a journal in `folder`/b; return its 8 blocks, how many are before a page, that page."""
-    async with Life(folder / "a", segment_bytes=1 << 24) as life:
+    async with JournalRun(folder / "a", segment_bytes=1 << 24) as life:
         blocks = [await life.put(make_block(4000)) for _ in range(8)]
         await killed(folder / "a", folder / "b")
         await life.drain(rows_max=100_000)
@@ -724,7 +724,7 @@ async def test_bad_sector_costs_what_comes_behind_it_and_not_the_file(
     (file,) = segment_files(tmp_path / "b")
     found: list[bytes] = []
     for _ in range(2):
-        async with Life(tmp_path / "b") as after:
+        async with JournalRun(tmp_path / "b") as after:
             await after.scan()
             assert after.buffer.journal_stats().damaged == 1
             after.load()
@@ -734,7 +734,7 @@ async def test_bad_sector_costs_what_comes_behind_it_and_not_the_file(
             assert after.ledger.dropped == 0
     assert found == tuples_of(blocks)[:whole]
     monkeypatch.undo()
-    async with Life(tmp_path / "b") as last:
+    async with JournalRun(tmp_path / "b") as last:
         await last.scan()
         last.load()
         found += tuples_of(await last.drain(rows_max=100_000))
@@ -748,7 +748,7 @@ async def test_sector_that_turns_bad_after_the_start_is_read_again_later(
     """Nothing is lost: blocks before it are stored, and the rest once it can be read."""
     monkeypatch.setattr("ingest.buffers.journal.loader.READ_AGAIN_S", 0.05)
     blocks, whole, bad = await _left_with_a_bad_page(tmp_path)
-    async with Life(tmp_path / "b") as after:
+    async with JournalRun(tmp_path / "b") as after:
         await after.scan()
         found: list[Block] = []
         with monkeypatch.context() as bad_disk:  # READ_AGAIN_S stays short when it ends
@@ -774,7 +774,7 @@ async def test_tail_that_cannot_be_cut_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the file is read-only, its whole blocks are loaded."""
-    async with Life(tmp_path / "a") as life:
+    async with JournalRun(tmp_path / "a") as life:
         blocks = await put_many(life, 5)
         await killed(tmp_path / "a", tmp_path / "b")
         await life.drain()
@@ -786,7 +786,7 @@ async def test_tail_that_cannot_be_cut_stops_nothing(
         raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
 
     monkeypatch.setattr(os, "truncate", refuse)
-    async with Life(tmp_path / "b") as after:
+    async with JournalRun(tmp_path / "b") as after:
         await after.scan()
         after.load()
         assert tuples_of(await after.drain()) == tuples_of(blocks)
@@ -804,7 +804,7 @@ async def test_post_while_a_drain_looks_for_files_is_in_the_file_it_is_said_to_b
         go.wait(5)
         return lexists(path)
 
-    async with Life(tmp_path, segment_bytes=200) as life:
+    async with JournalRun(tmp_path, segment_bytes=200) as life:
         blocks = [await life.put(make_block(2)) for _ in range(4)]
         segment_files(tmp_path)[0].path.unlink()
         monkeypatch.setattr(os.path, "lexists", slow)
@@ -824,7 +824,7 @@ async def test_batches_of_the_backlog_are_small_while_live_posts_come(
 ) -> None:
     """Live posts wait for the disk behind these batches. Without live posts they are large."""
     monkeypatch.setattr("ingest.buffers.journal.buffer.LIVE_S", 1_000.0)
-    async with Life(tmp_path, rows_max=8_000) as life:
+    async with JournalRun(tmp_path, rows_max=8_000) as life:
         await put_many(life, 10_000)
         life.load()
         first = await life.take(8_000)
@@ -852,7 +852,7 @@ async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
 ) -> None:
     """A full journal gets room only by being read back, so that must not be slow then."""
     monkeypatch.setattr("ingest.buffers.journal.buffer.LIVE_S", 1_000.0)
-    async with Life(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
+    async with JournalRun(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
         await life.put(make_block(1))
         assert life.buffer.live_first
         posts = [asyncio.create_task(life.put(make_block(1))) for _ in range(9)]
@@ -869,7 +869,7 @@ async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
 
 async def test_post_that_waits_for_its_commit_is_a_live_one(tmp_path: Path) -> None:
     """It is not journaled, but reading back must not delay it."""
-    async with Life(tmp_path) as life:
+    async with JournalRun(tmp_path) as life:
         assert not life.buffer.live_first
         await life.put(make_block(1, ack=Ack()))
         assert life.buffer.live_first
@@ -891,7 +891,7 @@ async def test_replay_gives_way_to_live_posts_only(
         cpu_s += busy
         return cpu_s
 
-    async with Life(tmp_path) as life:
+    async with JournalRun(tmp_path) as life:
         loader, clock = life.buffer.loader, iter(range(1, 1_000))
         with monkeypatch.context() as patched:
             patched.setattr("ingest.buffers.journal.loader.process_cpu_s", process_cpu_s)
@@ -922,7 +922,7 @@ async def test_no_reading_is_counted_in_the_receiver_and_in_the_buffer_at_once(
         seen.append(life.buffer.stats().rows)
 
     monkeypatch.setattr(JournalReservation, "kept", noting)
-    async with Life(tmp_path, rows_max=rows_max) as life:
+    async with JournalRun(tmp_path, rows_max=rows_max) as life:
         await life.put(make_block(3))
         assert seen == [0]
         assert life.buffer.stats().rows == 3

@@ -16,7 +16,7 @@ from ingest.model.errors import JournalBroken, StartError
 from ingest.system.clock import monotonic_s
 from ingest.system.files import FolderLock
 from tests.support.blocks import make_block
-from tests.support.journals import Life, killed, on_disk
+from tests.support.journals import JournalRun, killed, on_disk
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _look_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.buffers.journal.folder.UNSEEN_S_MAX", 0.0)
 
 
-async def put_until_kept(life: Life) -> bytes:
+async def put_until_kept(life: JournalRun) -> bytes:
     """Post until the disk can be written again; return the block that was kept."""
     async with asyncio.timeout(5):
         while True:
@@ -36,20 +36,20 @@ async def put_until_kept(life: Life) -> bytes:
 
 async def test_lock_that_a_hand_removed_lets_nobody_in(tmp_path: Path) -> None:
     """A second service would remove the files that the first one writes."""
-    async with Life(tmp_path) as life:
+    async with JournalRun(tmp_path) as life:
         await life.put(make_block(1))
         (tmp_path / "lock").unlink()
         with pytest.raises(StartError, match="another service writes the journal"):
-            Life(tmp_path).buffer.open()
+            JournalRun(tmp_path).buffer.open()
         await life.drain()
-    async with Life(tmp_path):
+    async with JournalRun(tmp_path):
         pass
 
 
 async def test_folder_moved_away_is_taken_anew_with_its_lock(tmp_path: Path) -> None:
     """The folder that the service then makes under the old name is locked too."""
     folder = tmp_path / "journal"
-    life = Life(folder)
+    life = JournalRun(folder)
     life.buffer.open()
     before = await life.put(make_block(1))
     folder.rename(tmp_path / "moved")
@@ -58,8 +58,8 @@ async def test_folder_moved_away_is_taken_anew_with_its_lock(tmp_path: Path) -> 
     kept = await put_until_kept(life)
     assert kept in on_disk(folder)
     with pytest.raises(StartError, match="another service writes the journal"):
-        Life(folder).buffer.open()
-    async with Life(tmp_path / "moved") as other:
+        JournalRun(folder).buffer.open()
+    async with JournalRun(tmp_path / "moved") as other:
         assert on_disk(tmp_path / "moved") == [before.tuples]
         await other.scan()
         other.load()
@@ -73,7 +73,7 @@ async def test_folder_gone_before_anything_was_written_closes_nobodys_descriptor
 ) -> None:
     """A descriptor is closed only once. The folder is made and locked again."""
     folder = tmp_path / "journal"
-    life = Life(folder)
+    life = JournalRun(folder)
     life.buffer.open()
     shutil.rmtree(folder)
     with pytest.raises(JournalBroken):
@@ -95,11 +95,11 @@ async def test_folder_of_another_service_under_our_name_gets_nothing_of_ours(
 ) -> None:
     """The other service would remove the files that we write there."""
     folder = tmp_path / "journal"
-    life = Life(folder)
+    life = JournalRun(folder)
     life.buffer.open()
     await life.put(make_block(1))
     folder.rename(tmp_path / "moved")
-    async with Life(folder) as other:
+    async with JournalRun(folder) as other:
         theirs = await other.put(make_block(1))
         for _ in range(3):
             with pytest.raises(JournalBroken):
@@ -136,7 +136,7 @@ def test_folder_that_cannot_be_locked_is_held_by_its_file(
 
 async def test_segment_that_a_hand_appended_to_takes_nothing_more(tmp_path: Path) -> None:
     """Behind foreign bytes our frames would not be at the offsets that we remember."""
-    life = Life(tmp_path)
+    life = JournalRun(tmp_path)
     life.buffer.open()
     before = await life.put(make_block(1))
     (theirs,) = segment_files(tmp_path)
@@ -160,11 +160,11 @@ def of_an_hour_ahead() -> Block:
 
 async def test_clock_set_back_makes_nothing_received_later_than_it_was(tmp_path: Path) -> None:
     """`hold release --dead-letter` covers all that was received before, in earlier runs too."""
-    async with Life(tmp_path / "first") as first:
+    async with JournalRun(tmp_path / "first") as first:
         await first.put(of_an_hour_ahead())
         await killed(tmp_path / "first", tmp_path / "second")
         await first.drain()
-    async with Life(tmp_path / "second", rows_max=20) as life:
+    async with JournalRun(tmp_path / "second", rows_max=20) as life:
         await life.scan()
         for _ in range(30):  # most of them are spilled
             await life.put(of_an_hour_ahead())

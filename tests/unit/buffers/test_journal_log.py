@@ -19,12 +19,12 @@ from ingest.model.block import Block
 from ingest.model.errors import JournalBroken, StartError
 from ingest.model.ports import JournalStats
 from tests.support.blocks import make_block
-from tests.support.journals import NO_SPACE, FailingCalls, Life, killed, on_disk
+from tests.support.journals import NO_SPACE, FailingCalls, JournalRun, killed, on_disk
 
 CALLS_MAX = 200  # more than any run needs
 
 
-async def works_again(life: Life) -> None:
+async def works_again(life: JournalRun) -> None:
     """Wait until the journal can be written again."""
     async with asyncio.timeout(5):
         while life.buffer.broken:  # noqa: ASYNC110  the probe is on a timer
@@ -39,7 +39,7 @@ async def struck_again(calls: FailingCalls) -> None:
             await asyncio.sleep(0.002)
 
 
-async def put_all(life: Life, blocks: list[Block]) -> list[bool]:
+async def put_all(life: JournalRun, blocks: list[Block]) -> list[bool]:
     """Post blocks at once; return which were kept."""
     results = await asyncio.gather(*map(life.put, blocks), return_exceptions=True)
     assert all(isinstance(each, Block | JournalBroken) for each in results), results
@@ -49,7 +49,7 @@ async def put_all(life: Life, blocks: list[Block]) -> list[bool]:
 async def test_awaited_put_is_on_the_disk_before_the_writers_have_it(tmp_path: Path) -> None:
     """A durable block is written and synced when put returns; writers get it after that."""
     calls = FailingCalls()
-    async with Life(tmp_path, calls=calls) as life:
+    async with JournalRun(tmp_path, calls=calls) as life:
         block = await life.put(make_block(3))
         assert on_disk(tmp_path) == [block.tuples]
         assert calls.names[-1] == "fdatasync"
@@ -60,7 +60,7 @@ async def test_awaited_put_is_on_the_disk_before_the_writers_have_it(tmp_path: P
 async def test_posts_that_meet_share_one_fsync(tmp_path: Path) -> None:
     """A hundred posts of one round are one group, in the order in which they came."""
     calls = FailingCalls()
-    async with Life(tmp_path, calls=calls) as life:
+    async with JournalRun(tmp_path, calls=calls) as life:
         await life.put(make_block(1))
         before = calls.names.count("fdatasync")
         blocks = [make_block(1) for _ in range(100)]
@@ -72,7 +72,7 @@ async def test_posts_that_meet_share_one_fsync(tmp_path: Path) -> None:
 
 async def test_buffered_put_does_not_wait_and_is_on_the_disk_soon(tmp_path: Path) -> None:
     """With `ack=buffered` writers get the block at once, and the disk with the next group."""
-    async with Life(tmp_path) as life:
+    async with JournalRun(tmp_path) as life:
         block = make_block(2)
         reservation = await life.buffer.reserve(2, len(block.tuples))
         life.ledger.received += 2
@@ -87,7 +87,7 @@ async def test_buffered_put_does_not_wait_and_is_on_the_disk_soon(tmp_path: Path
 
 async def test_block_with_an_ack_is_not_journaled(tmp_path: Path) -> None:
     """A post that waits for the commit was promised nothing before, so it needs no fsync."""
-    async with Life(tmp_path) as life:
+    async with JournalRun(tmp_path) as life:
         block = make_block(2)
         reservation = await life.buffer.reserve(2, len(block.tuples), awaited=True)
         life.ledger.received += 2
@@ -100,7 +100,7 @@ async def test_block_with_an_ack_is_not_journaled(tmp_path: Path) -> None:
 async def test_cancelled_put_is_counted_by_its_outcome(tmp_path: Path, kept: bool) -> None:
     """If a client hangs up during the fsync, the group decides before the cancellation counts."""
     calls = FailingCalls() if kept else FailingCalls(fdatasync=errno.EIO)
-    async with Life(tmp_path, calls=calls) as life:
+    async with JournalRun(tmp_path, calls=calls) as life:
         block = make_block(2)
         counted: list[str] = []
 
@@ -151,7 +151,7 @@ async def test_nth_call_that_fails_loses_no_promise(
         calls = FailingCalls(**failing)
         calls.nth, calls.onwards = nth, forever
         kept: list[bytes] = []
-        life = Life(folder, calls=calls, segment_bytes=600)
+        life = JournalRun(folder, calls=calls, segment_bytes=600)
         try:
             life.buffer.open()
         except StartError:
@@ -174,7 +174,7 @@ async def test_nth_call_that_fails_loses_no_promise(
         await life.end()
         found = on_disk(folder)
         assert [each for each in found if each in kept] == kept
-        async with Life(folder) as after:
+        async with JournalRun(folder) as after:
             await after.scan()
             assert after.ledger.recovered == 2 * len(found)
             assert after.journal.damaged <= ("ftruncate" in failing) * calls.fired
@@ -188,7 +188,7 @@ async def test_nth_call_that_fails_loses_no_promise(
 async def test_failed_fsync_is_never_tried_again_on_its_file(tmp_path: Path) -> None:
     """The kernel drops data that it could not write. So the posts are refused."""
     calls = FailingCalls()
-    async with Life(tmp_path, calls=calls) as life:
+    async with JournalRun(tmp_path, calls=calls) as life:
         first = await life.put(make_block(1))
         calls.failing = {"fdatasync": errno.EIO}
         calls.left = 1
@@ -204,7 +204,7 @@ async def test_failed_fsync_is_never_tried_again_on_its_file(tmp_path: Path) -> 
 async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> None:
     """A full disk refuses posts at once with `disk_low`, tears no frame, and is tried again."""
     calls = FailingCalls()
-    async with Life(tmp_path, calls=calls) as life:
+    async with JournalRun(tmp_path, calls=calls) as life:
         kept = await life.put(make_block(1))
         calls.failing = {"write": NO_SPACE}
         assert not any(await put_all(life, [make_block(1) for _ in range(5)]))
@@ -227,7 +227,7 @@ async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> 
 async def test_buffered_post_outlives_a_broken_disk_in_memory(tmp_path: Path) -> None:
     """`buffered` promises memory only, so a failing disk does not remove the block."""
     calls = FailingCalls(write=NO_SPACE)
-    async with Life(tmp_path, calls=calls) as life:
+    async with JournalRun(tmp_path, calls=calls) as life:
         block = await life.put(make_block(3), durable=False)
         await life.quiet()
         assert life.buffer.broken
@@ -236,7 +236,7 @@ async def test_buffered_post_outlives_a_broken_disk_in_memory(tmp_path: Path) ->
 
 async def test_segment_goes_when_all_of_it_is_settled(tmp_path: Path) -> None:
     """Segments rotate at `segment_bytes`. Blocks may be settled in any order."""
-    async with Life(tmp_path, segment_bytes=400) as life:
+    async with JournalRun(tmp_path, segment_bytes=400) as life:
         blocks = [await life.put(make_block(2)) for _ in range(13)]
         there = len(segment_files(tmp_path))
         assert there > 2
@@ -256,18 +256,18 @@ async def test_segment_goes_when_all_of_it_is_settled(tmp_path: Path) -> None:
 
 async def test_second_service_on_a_folder_is_told(tmp_path: Path) -> None:
     """Two writers of one journal would remove each other's files."""
-    async with Life(tmp_path):
-        other = Life(tmp_path)
+    async with JournalRun(tmp_path):
+        other = JournalRun(tmp_path)
         with pytest.raises(StartError, match="another service writes the journal"):
             other.buffer.open()
-    async with Life(tmp_path):
+    async with JournalRun(tmp_path):
         pass
 
 
 async def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     """If a file is in the place of the folder, the error is one sentence."""
     (tmp_path / "journal").write_text("")
-    life = Life(tmp_path / "journal")
+    life = JournalRun(tmp_path / "journal")
     with pytest.raises(StartError, match="--buffer memory"):
         life.buffer.open()
 
@@ -278,7 +278,7 @@ async def test_notes_of_a_segment_that_is_gone_are_removed(tmp_path: Path) -> No
     stale.write_bytes(b"x" * 40)
     strange = tmp_path / "journal-00000000000000000002-00000000.done"
     strange.mkdir()  # cannot be removed, and a start never fails for what lies there
-    async with Life(tmp_path) as life:
+    async with JournalRun(tmp_path) as life:
         assert not stale.exists()
         assert strange.exists()
         await life.put(make_block(1))
@@ -297,7 +297,7 @@ async def test_segment_that_cannot_be_removed_goes_once_it_can(
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    async with Life(tmp_path, segment_bytes=400) as life:
+    async with JournalRun(tmp_path, segment_bytes=400) as life:
         for _ in range(13):
             await life.put(make_block(2))
         there = len(segment_files(tmp_path))
@@ -313,7 +313,7 @@ async def test_segment_that_cannot_be_removed_goes_once_it_can(
 
 async def test_segment_removed_by_a_hand_gives_its_room_back(tmp_path: Path) -> None:
     """A segment that somebody has removed does not count, nor do its blocks count twice."""
-    async with Life(tmp_path, segment_bytes=400) as life:
+    async with JournalRun(tmp_path, segment_bytes=400) as life:
         for _ in range(13):
             await life.put(make_block(2))
         for file in segment_files(tmp_path)[:-1]:
@@ -335,7 +335,7 @@ async def test_note_that_is_cut_short_spoils_no_other_note(
     def cut(fd: int, data: bytes) -> int:
         return write(fd, data[:7])
 
-    async with Life(tmp_path) as life:
+    async with JournalRun(tmp_path) as life:
         blocks = [await life.put(make_block(1)) for _ in range(6)]
         life.buffer.take(6)
         life.settle(blocks[:1])
@@ -365,7 +365,7 @@ async def test_folder_made_anew_is_brought_to_the_disk_with_its_name(
 
     monkeypatch.setattr(journal_store, "UNSEEN_S_MAX", 0.0)  # is it there: looked at each time
     folder = tmp_path / "journal"
-    async with Life(folder, calls=Calls()) as life:
+    async with JournalRun(folder, calls=Calls()) as life:
         await life.put(make_block(1))
         await life.drain()
         shutil.rmtree(folder)
@@ -387,7 +387,7 @@ async def test_name_with_a_number_that_is_none_does_not_stop_the_start(
     strange = tmp_path / f"journal-{number}-00000001.log"
     strange.write_bytes(b"x" * 100)
     (tmp_path / "journal-00000000000000000001-00000001.log").symlink_to(tmp_path / "nowhere")
-    async with Life(tmp_path) as life:
+    async with JournalRun(tmp_path) as life:
         await life.scan()
         await life.put(make_block(1))
         await life.drain()
@@ -400,7 +400,7 @@ async def test_last_segment_goes_too_once_nothing_of_it_is_needed(
 ) -> None:
     """No further post is needed for that: while the disk is low there are none."""
     monkeypatch.setattr(journal, "IDLE_S", 0.02)
-    async with Life(tmp_path, segment_bytes=1 << 16) as life:
+    async with JournalRun(tmp_path, segment_bytes=1 << 16) as life:
         for size in (2, 20):  # the first is too small to be worth a new file
             await life.put(make_block(size))
             assert len(await life.drain()) == 1
@@ -419,7 +419,7 @@ async def test_segment_that_grows_is_not_idle(
 ) -> None:
     """Posts that are stored before the next one comes do not begin a new file every 2 s."""
     monkeypatch.setattr(journal, "IDLE_S", 0.1)
-    async with Life(tmp_path, segment_bytes=1 << 16) as life:
+    async with JournalRun(tmp_path, segment_bytes=1 << 16) as life:
         for _ in range(30):
             await life.put(make_block(20))
             await life.drain()
@@ -434,7 +434,7 @@ async def test_posts_go_on_while_idle_segments_come_and_go(
 ) -> None:
     """A segment is ended for being idle only while no group is being written to it."""
     monkeypatch.setattr(journal, "IDLE_S", 0.0)
-    async with Life(tmp_path, segment_bytes=1000) as life:
+    async with JournalRun(tmp_path, segment_bytes=1000) as life:
         life.load()
         for number in range(300):
             await life.put(make_block(1))
@@ -449,7 +449,7 @@ async def test_posts_go_on_while_idle_segments_come_and_go(
 
 async def test_full_segment_goes_without_another_group(tmp_path: Path) -> None:
     """A journal of which nothing is needed has room for the largest post."""
-    async with Life(tmp_path, segment_bytes=400, journal_bytes_max=4000) as life:
+    async with JournalRun(tmp_path, segment_bytes=400, journal_bytes_max=4000) as life:
         await life.put(make_block(40))
         await life.drain()
         await life.quiet()
@@ -460,7 +460,7 @@ async def test_full_segment_goes_without_another_group(tmp_path: Path) -> None:
 async def test_full_disk_gets_the_room_of_what_is_stored_back(tmp_path: Path) -> None:
     """A file that fills the disk is removed once it is settled, even if no group can follow."""
     calls = FailingCalls()
-    async with Life(tmp_path, calls=calls) as life:
+    async with JournalRun(tmp_path, calls=calls) as life:
         for _ in range(20):
             await life.put(make_block(5))
         calls.failing = {"write": NO_SPACE}
@@ -484,7 +484,7 @@ async def test_great_name_of_somebody_costs_no_reading_of_ours(
     folder.mkdir()
     strange = folder / "journal-09223372036854775807-00000001.log"
     strange.write_bytes(content)
-    life = Life(folder)
+    life = JournalRun(folder)
     life.buffer.open()
     await life.scan()
     blocks = [await life.put(make_block(2)) for _ in range(3)]
@@ -492,7 +492,7 @@ async def test_great_name_of_somebody_costs_no_reading_of_ours(
     await killed(folder, tmp_path / "copy")
     await life.drain()
     await life.end()
-    async with Life(tmp_path / "copy") as after:
+    async with JournalRun(tmp_path / "copy") as after:
         await after.scan()
         assert after.ledger.recovered == 6
         after.load()
@@ -502,17 +502,17 @@ async def test_great_name_of_somebody_costs_no_reading_of_ours(
 
 async def test_segment_put_back_beside_those_of_later_runs_is_read(tmp_path: Path) -> None:
     """A copy of the folder may be put back after later runs have stored more."""
-    async with Life(tmp_path / "a") as first:
+    async with JournalRun(tmp_path / "a") as first:
         old = [await first.put(make_block(1)) for _ in range(30)]
         await killed(tmp_path / "a", tmp_path / "copy")
         await first.drain()
-    async with Life(tmp_path / "a") as second:
+    async with JournalRun(tmp_path / "a") as second:
         new = [await second.put(make_block(1)) for _ in range(20)]
         await killed(tmp_path / "a", tmp_path / "b")
         await second.drain()
     for file in segment_files(tmp_path / "copy"):
         file.path.rename(tmp_path / "b" / file.path.name)
-    async with Life(tmp_path / "b") as after:
+    async with JournalRun(tmp_path / "b") as after:
         await after.scan()
         assert after.ledger.recovered == 50
         after.load()
@@ -530,7 +530,7 @@ async def test_segment_cut_off_by_a_hand_takes_nothing_more(
 ) -> None:
     """After that the frames go to a new file, which is whole."""
     monkeypatch.setattr("ingest.buffers.journal.folder.UNSEEN_S_MAX", 0.0)
-    life = Life(tmp_path)
+    life = JournalRun(tmp_path)
     life.buffer.open()
     await life.put(make_block(1))
     (cut,) = segment_files(tmp_path)
@@ -556,7 +556,7 @@ async def test_disk_that_does_not_answer_is_told_as_broken_until_it_does(
         sync(fd)
 
     monkeypatch.setattr(calls, "fdatasync", hang)
-    async with Life(tmp_path, calls=calls) as life:
+    async with JournalRun(tmp_path, calls=calls) as life:
         assert not life.buffer.broken
         post = asyncio.create_task(life.put(make_block(1)))
         await asyncio.sleep(0.2)

@@ -15,7 +15,7 @@ import pytest
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull, JournalBroken
 from tests.support.blocks import make_block
-from tests.support.journals import FailingCalls, Life
+from tests.support.journals import FailingCalls, JournalRun
 
 LIVES, STEPS = 6, 40
 FAILURES = (
@@ -40,7 +40,7 @@ class Story:
         """Run the story, and compare its end with the promises."""
         for number in range(LIVES):
             calls = FailingCalls()
-            life = Life(
+            life = JournalRun(
                 self.folder / str(number),
                 rows_max=self.random.choice((20, 60)),
                 segment_bytes=self.random.choice((300, 2_000, 1 << 20)),
@@ -50,7 +50,7 @@ class Story:
             async with life:
                 await self._live(life, calls)
                 await self._kill(life, self.folder / str(number + 1))
-        async with Life(self.folder / str(LIVES)) as last:
+        async with JournalRun(self.folder / str(LIVES)) as last:
             await last.scan()
             last.load()
             for block in await last.drain():
@@ -62,7 +62,7 @@ class Story:
         assert max(self.stored.values(), default=1) == 1, "a block came back after it was noted"
         assert self.stored.keys() <= self.acknowledged.keys()
 
-    async def _live(self, life: Life, calls: FailingCalls) -> None:
+    async def _live(self, life: JournalRun, calls: FailingCalls) -> None:
         self.in_hand.clear()
         scanning = asyncio.create_task(life.scan())
         if self.random.random() < 0.7:
@@ -85,7 +85,7 @@ class Story:
         )
         assert life.buffer.stats().rows == kept
 
-    async def _post(self, life: Life) -> None:
+    async def _post(self, life: JournalRun) -> None:
         blocks = [
             make_block(self.random.choice((1, 1, 3, 25))) for _ in range(self.random.choice((1, 8)))
         ]
@@ -96,11 +96,11 @@ class Story:
             else:
                 assert isinstance(post, JournalBroken | BufferFull), post
 
-    async def _take(self, life: Life) -> None:
+    async def _take(self, life: JournalRun) -> None:
         if batch := life.buffer.take(self.random.choice((1, 5, 40))):
             self.in_hand.append(batch)
 
-    async def _settle(self, life: Life) -> None:
+    async def _settle(self, life: JournalRun) -> None:
         if not self.in_hand:
             return
         batch = self.in_hand.pop(self.random.randrange(len(self.in_hand)))
@@ -114,7 +114,7 @@ class Story:
     def _store(self, block: Block) -> None:
         self.stored[block.tuples] = self.stored.get(block.tuples, 0) + 1
 
-    async def _kill(self, life: Life, copy: Path) -> None:
+    async def _kill(self, life: JournalRun, copy: Path) -> None:
         """Copy the files as a kill would leave them; then end this process."""
         await life.quiet()
         copy.mkdir()

@@ -1,4 +1,4 @@
-"""The wait for quiet: what must be over before a missing reading counts as lost."""
+"""The balance, and the wait until the service is quiet."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LETTERS_POLL_S", 0.001)
 
 
-async def test_law_is_added_up_from_the_counters() -> None:
-    """received + recovered + replayed - all that they may have become; labels are summed."""
+async def test_balance_is_added_up_from_the_counters() -> None:
+    """The balance is received + recovered + replayed - all outcomes; labels are summed."""
     async with _metrics(lambda _: _page(committed=4, held=1)) as url:
         balance = await read_balance(url)
     assert balance is not None
@@ -81,10 +81,10 @@ async def test_law_is_added_up_from_the_counters() -> None:
     ("page", "left_over", "claimed"),
     [(_page(committed=4), 1, 0), (_page(committed=7), -2, 0), (_page(claimed=4), 0, 4)],
 )
-async def test_law_is_broken_by_our_sum_or_by_theirs(
+async def test_balance_is_broken_by_our_sum_or_by_theirs(
     page: str, left_over: int, claimed: int
 ) -> None:
-    """A service that computes its own imbalance wrongly is not believed."""
+    """A balance is zero only if our sum and the service's own are both zero."""
     async with _metrics(lambda _: page) as url:
         balance = await read_balance(url)
         settled = await settle(url, Path(), PREFIX, 0.05)
@@ -96,14 +96,14 @@ async def test_law_is_broken_by_our_sum_or_by_theirs(
 
 
 @pytest.mark.parametrize("page", ["", "hello", "ingest_readings_held x\n", "up 1\n"])
-async def test_page_of_something_else_is_no_law(page: str) -> None:
-    """Zeros must not be read out of a page that has no such counters."""
+async def test_page_of_something_else_is_no_balance(page: str) -> None:
+    """A page without the needed counters gives no balance, and no zeros."""
     async with _metrics(lambda _: page) as url:
         assert await read_balance(url) is None
 
 
 async def test_quiet_waits_until_nothing_is_held(tmp_path: Path) -> None:
-    """Readings on their way to the table are not lost."""
+    """The wait goes on while readings are held."""
     seen: list[int] = []
 
     def page(scrape: int) -> str:
@@ -117,7 +117,7 @@ async def test_quiet_waits_until_nothing_is_held(tmp_path: Path) -> None:
 
 
 async def test_quiet_waits_until_letters_have_come_back(tmp_path: Path) -> None:
-    """Letters that the service replays by itself are on their way, too."""
+    """The wait goes on while the service still replays dead letters."""
     line = encode_line(LETTER, id_=letter_id(LETTER), failed_us=1)
     (tmp_path / FILE).write_bytes(line)
 
@@ -136,7 +136,7 @@ async def test_quiet_waits_until_letters_have_come_back(tmp_path: Path) -> None:
 
 
 async def test_port_that_does_not_answer_is_waited_for(tmp_path: Path, free_port: int) -> None:
-    """The service may be starting; without an answer in time nothing is said to be quiet."""
+    """The wait goes on while the port does not answer; at its end the result is not quiet."""
     url = f"http://127.0.0.1:{free_port}"
     settled = await settle(url, tmp_path, PREFIX, 0.05)
     assert (settled.quiet, settled.balance) == (False, None)
@@ -149,5 +149,5 @@ async def test_port_that_does_not_answer_is_waited_for(tmp_path: Path, free_port
 
 
 async def test_without_an_admin_port_nobody_is_asked(tmp_path: Path) -> None:
-    """It is said so, and the comparison is made again until the time is up."""
+    """Without an admin port the wait ends at once, and the result is not quiet."""
     assert await settle(None, tmp_path, PREFIX, 10) == (False, None)

@@ -1,4 +1,4 @@
-"""The command line of `loadgen verify`: wrong use is 2, names the option, and sends nothing."""
+"""The command line of `loadgen verify`: wrong use is exit code 2, and names the option."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOWHERE = "postgresql://nobody:secret@127.0.0.1:9/x"
 
 @pytest.fixture(autouse=True)
 def _no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for no service but the one that a test makes."""
+    """Find only the service that the test makes."""
     monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.delenv("INGEST_DATABASE_URL", raising=False)
 
@@ -80,7 +80,7 @@ WRONG = {
 def test_interrupt_while_the_parts_are_loaded_is_no_crash(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A third of a second in which Ctrl-C is heard by nobody else."""
+    """Ctrl-C while modules are loaded (a third of a second) ends without a traceback."""
 
     class Interrupted:
         def __getattr__(self, name: str) -> object:
@@ -95,7 +95,7 @@ def test_interrupt_while_the_parts_are_loaded_is_no_crash(
 def test_script_that_is_installed_is_the_command_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The name in pyproject.toml can be imported, and is what `python -m loadgen` runs."""
+    """The script in pyproject.toml can be imported, and is that of `python -m loadgen`."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     run = pkgutil.resolve_name(project["scripts"]["loadgen"])
     monkeypatch.setattr(sys, "argv", ["loadgen", "--help"])
@@ -114,7 +114,7 @@ def test_script_that_is_installed_is_the_command_line(
     ],
 )
 async def test_closed_standard_file_is_no_crash(closed: str, said: bytes) -> None:
-    """A daemon's child may have none; the loop's own files must not get their numbers."""
+    """A daemon's child may have no standard files; other files must not get their numbers."""
     words = f"exec '{sys.executable}' -m loadgen run --url http://127.0.0.1:9 {closed}"
     process = await asyncio.create_subprocess_exec(
         *("/bin/sh", "-c", words),
@@ -133,7 +133,7 @@ async def test_closed_standard_file_is_no_crash(closed: str, said: bytes) -> Non
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_use_is_said_with_the_option(case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2, one line, no secret, and never a verdict."""
+    """Wrong use prints one line without a secret and no verdict; exit code 2."""
     words, told = WRONG[case]
     assert main(["verify", *words]) == 2
     out, err = capsys.readouterr()
@@ -164,7 +164,7 @@ def test_wrong_use_is_said_with_the_option(case: str, capsys: pytest.CaptureFixt
 def test_wrong_value_is_said_with_the_option(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """argparse's own exit code is 2 as well."""
+    """A wrong value is an error of argparse, with exit code 2."""
     with pytest.raises(SystemExit) as caught:
         main(["verify", *words])
     assert caught.value.code == 2
@@ -193,14 +193,14 @@ def test_wrong_value_is_said_with_the_option(
 def test_reconcile_only_refuses_what_it_would_ignore(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also if the value is the default: whoever says it believes that it is done."""
+    """An option without effect is an error, also with its default value."""
     again = ("--reconcile-only", "--ledger", "/dev/null")
     assert main(["verify", *SOMEWHERE, *again, *words]) == 2
     assert f"leave out {words[0]}\n" in capsys.readouterr().err
 
 
 def test_options_of_what_is_sent_reach_the_job(tmp_path: Path) -> None:
-    """Each by its own name."""
+    """Each option reaches the job under its own name."""
     words = ["--answer-s", "7", "--give-up-s", "9", "--connections", "3", "--seed", "4"]
     words += ["--ledger", str(tmp_path / "ledger"), "--ack", "committed", "--posts", "5"]
     chosen = parser().parse_args(["verify", *SOMEWHERE, *words])
@@ -210,7 +210,7 @@ def test_options_of_what_is_sent_reach_the_job(tmp_path: Path) -> None:
 
 
 def test_help_says_what_each_option_does(capsys: pytest.CaptureFixture[str]) -> None:
-    """Shares with a percent sign would break argparse."""
+    """The help can be printed, also with percent signs."""
     with pytest.raises(SystemExit) as caught:
         main(["verify", "--help"])
     assert caught.value.code == 0
@@ -224,7 +224,7 @@ def test_help_says_what_each_option_does(capsys: pytest.CaptureFixture[str]) -> 
 def test_verdict_without_most_of_the_answers_is_no_success(
     readings_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], known: int, code: int
 ) -> None:
-    """A script that looks at the exit code only must not take it for a proof."""
+    """Without most of the answers the exit code is not 0."""
     plan = replace(PLAN, invalid=0.0, refused=0.0, duplicates=0.0, sizes=((1, 1.0),))
     world = World(10, plan=plan)
     for post in range(known, 10):
@@ -251,7 +251,7 @@ def test_verdict_without_most_of_the_answers_is_no_success(
 
 
 def test_service_of_this_machine_is_found_while_it_lives(tmp_path: Path) -> None:
-    """What a dead process left behind is not believed; addresses become ones to connect to."""
+    """The file of an ended process is ignored; listen addresses become URLs to connect to."""
     state = state_folder(None)
     assert state == tmp_path / "state"
     assert state_folder(Path("other")) == Path.cwd() / "other"
@@ -277,14 +277,14 @@ def test_service_of_this_machine_is_found_while_it_lives(tmp_path: Path) -> None
 def test_state_folder_is_the_one_that_the_service_uses(
     environ: dict[str, str], folder: str
 ) -> None:
-    """The same words, in the same order."""
+    """The state folder is found in the same order as by the service."""
     assert state_folder(None, environ) == Path(folder)
 
 
-def test_home_that_nobody_has_is_told(
+def test_missing_home_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By `verify` and by the demo, which shows its help all the same."""
+    """`verify` and the demo name the missing home; the demo's help works all the same."""
     assert main(["verify", "--state-dir", "~no_such_user/x"]) == 2
     assert "~no_such_user/x: no such user" in capsys.readouterr().err
     monkeypatch.setenv("HOME", "~no_such_user")
@@ -302,7 +302,7 @@ def test_home_that_nobody_has_is_told(
 def test_service_of_this_machine_is_not_asked_about_another_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its database knows nothing of what another service was sent."""
+    """For another --url the database of the local service is not used."""
     _publish(tmp_path / "state", pid=os.getpid())
     assert main(["verify", "--url", "http://10.0.0.1:8080"]) == 2
     assert "--database-url" in capsys.readouterr().err
@@ -312,7 +312,7 @@ def test_service_of_this_machine_is_not_asked_about_another_one(
 
 
 async def test_standby_is_no_place_to_look(made: Path, tmp_path: Path) -> None:
-    """It may lag behind: a reading that is missing there is not lost."""
+    """A standby may lag behind, so it is refused."""
     (made / "data" / "standby.signal").touch()
     async with running(made) as (_, url):
         with pytest.raises(CannotCheck, match="standby"):
@@ -322,7 +322,7 @@ async def test_standby_is_no_place_to_look(made: Path, tmp_path: Path) -> None:
 async def test_refused_readings_need_a_constraint(
     readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """Without one the run would prove less than it says; the try leaves nothing behind."""
+    """Without a constraint the run is refused; the try leaves no row."""
     assert await refuses(readings_url, 1_764_000_000_000_000, "d") is False
     assert await readings_connection.fetchval("select count(*) from readings") == 0
     await readings_connection.execute(

@@ -1,4 +1,4 @@
-"""The client keeps a post until it has an answer, and the command line tells the truth about it."""
+"""The CSV client sends a post until it has an answer; the command line reports it correctly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiohttp import web
 
 from loadgen.csv import client as client_module
 from loadgen.csv.client import Client, GaveUp
-from tests.support.faulty_proxy import Line
+from tests.support.faulty_proxy import FaultyProxy
 
 Script = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
 
@@ -76,7 +76,7 @@ async def scripted() -> AsyncIterator[Scripted]:
 async def test_post_meets_trouble_and_sends_the_same_bytes_until_accepted(
     scripted: Scripted,
 ) -> None:
-    """503, 429, a proxy's 502 and a lost connection are reasons to send again, not to change."""
+    """After 503, 429, a proxy's 502 and a lost connection the same bytes are sent again."""
     problem = {"code": "buffer_full", "title": "No room"}
     scripted.answers = [
         _says(503, problem),
@@ -90,7 +90,7 @@ async def test_post_meets_trouble_and_sends_the_same_bytes_until_accepted(
     assert answer.ok
     assert answer.accepted == 2
     assert scripted.bodies == [b"[1,2]"] * 6
-    assert (client.retries, client.posts, client.trouble) == (5, 1, "")
+    assert (client.retries, client.trouble) == (5, "")
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def pauses_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses_s
 
 
-async def test_post_told_when_to_come_back_waits_that_long(
+async def test_post_waits_for_the_time_of_retry_after(
     scripted: Scripted, pauses_s: list[float]
 ) -> None:
-    """Retry-After is honoured."""
+    """The pause is that of Retry-After."""
     scripted.answers = [_says(503, {}, Retry_After="7"), _says(503, {}, Retry_After="20")]
     async with Client(scripted.url, connections_max=1, give_up_s=30) as client:
         await client.post(b"[1]")
@@ -117,17 +117,17 @@ async def test_post_told_when_to_come_back_waits_that_long(
 
 
 @pytest.mark.parametrize("header", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "soon", "²", ""])
-async def test_post_told_nonsense_as_retry_after_tries_again_by_itself(
+async def test_post_with_a_wrong_retry_after_is_tried_again(
     scripted: Scripted, header: str
 ) -> None:
-    """A header that is no number of seconds is as good as none."""
+    """A header that is no number of seconds counts as no header."""
     scripted.answers = [_says(503, {}, Retry_After=header)]
     async with Client(scripted.url, connections_max=1, give_up_s=10) as client:
         assert (await client.post(b"[1]")).ok
 
 
 async def test_post_that_is_refused_is_not_sent_again(scripted: Scripted) -> None:
-    """A 4xx stays a 4xx: the errors are handed on."""
+    """A 4xx is final: its errors are returned."""
     errors = [
         {"index": 3, "field": "ts", "code": "ts_in_future", "message": "too new"},
         {"x": 1},
@@ -146,7 +146,7 @@ async def test_post_that_is_refused_is_not_sent_again(scripted: Scripted) -> Non
 async def test_success_of_something_else_is_not_taken_for_a_promise(
     scripted: Scripted, document: object
 ) -> None:
-    """A proxy's 200 page means nothing for the readings."""
+    """A proxy's 200 page does not count as an accepted post."""
     scripted.answers = [_says(200, document)]
     async with Client(scripted.url, connections_max=1, give_up_s=10) as client:
         answer = await client.post(b"[1]")
@@ -157,7 +157,7 @@ async def test_success_of_something_else_is_not_taken_for_a_promise(
 async def test_post_to_nobody_gives_up_in_time_and_says_why(
     free_port: int, pauses_s: list[float]
 ) -> None:
-    """Giving up is bounded, and is an error, not a silence."""
+    """The client gives up after its time, with an error."""
     async with Client(f"http://127.0.0.1:{free_port}", connections_max=1, give_up_s=60) as client:
         with pytest.raises(GaveUp, match=r"no answer from .*tried \d+ times") as caught:
             await client.post(b"[1]")
@@ -170,10 +170,10 @@ async def test_post_to_nobody_gives_up_in_time_and_says_why(
 
 
 async def test_post_whose_reply_is_lost_is_sent_again(scripted: Scripted) -> None:
-    """The server has it and the client cannot know: only sending again is safe."""
-    async with Line("127.0.0.1", scripted.port) as line:
-        line.lose_replies(1)
-        async with Client(f"http://127.0.0.1:{line.port}", connections_max=1, give_up_s=20) as it:
+    """The client cannot know that the server has the post, so it sends it again."""
+    async with FaultyProxy("127.0.0.1", scripted.port) as proxy:
+        proxy.lose_replies(1)
+        async with Client(f"http://127.0.0.1:{proxy.port}", connections_max=1, give_up_s=20) as it:
             assert (await it.post(b"[1,2,3]")).accepted == 3
             assert it.retries == 1
     assert scripted.bodies == [b"[1,2,3]"] * 2
@@ -203,7 +203,7 @@ def _write(path: Path, rows: int) -> Path:
 async def test_csv_all_accepted_exits_with_zero_and_a_summary(
     scripted: Scripted, tmp_path: Path
 ) -> None:
-    """Every row is posted once, in batches, with the acknowledgement asked for."""
+    """Every row is posted once, in batches, with the ack that was asked for."""
     path = _write(tmp_path / "f.csv", 1050)
     code, out, err = await _csv(path, scripted.url, "--batch", "100", "--ack", "committed")
     assert (code, err) == (0, "")
@@ -219,7 +219,7 @@ async def test_csv_all_accepted_exits_with_zero_and_a_summary(
 async def test_csv_with_bad_lines_and_dead_letters_names_the_lines_and_exits_with_one(
     scripted: Scripted, tmp_path: Path
 ) -> None:
-    """What did not get in is named by its line in the file; the rest is in."""
+    """Refused items are named by their line in the file; the others are accepted."""
     path = _write(tmp_path / "f.csv", 20)
     path.write_text(path.read_text().replace(",3\n", ",three\n"))
     error = {"index": 4, "field": "ts", "code": "ts_too_old", "message": "old"}
@@ -228,11 +228,13 @@ async def test_csv_with_bad_lines_and_dead_letters_names_the_lines_and_exits_wit
     assert code == 1
     assert "rows=19 accepted=18 dead_lettered=1 refused=0 left_out=1" in out
     assert "line 5: 'three' is not a number" in err
-    assert "line 7: ts_too_old: ts: old" in err  # item 4: the bad line before it is no item
+    assert (
+        "line 7: ts_too_old: ts: old" in err
+    )  # item 4 is in line 7, since the bad line before it is no item
 
 
 async def test_csv_refused_as_a_whole_stops_at_once(scripted: Scripted, tmp_path: Path) -> None:
-    """A refusal that is not about the items would meet every other post too."""
+    """A refusal that is not about the items ends the run, since it concerns all posts."""
     scripted.answers = [_says(400, {"code": "ack_unavailable", "detail": "memory only"})]
     path = _write(tmp_path / "f.csv", 100)
     code, out, err = await _csv(
@@ -247,7 +249,7 @@ async def test_csv_refused_as_a_whole_stops_at_once(scripted: Scripted, tmp_path
 async def test_csv_items_refused_goes_on_with_the_next_post(
     scripted: Scripted, tmp_path: Path
 ) -> None:
-    """A 422 is about the items of that post."""
+    """After a 422, which is about the items of one post, the next post is sent."""
     scripted.answers = [_says(422, {"code": "all_invalid", "detail": "all of them"})]
     path = _write(tmp_path / "f.csv", 20)
     code, out, err = await _csv(path, scripted.url, "--batch", "10", "--connections", "1")
@@ -259,7 +261,7 @@ async def test_csv_items_refused_goes_on_with_the_next_post(
 async def test_csv_without_a_service_gives_up_and_names_the_line(
     free_port: int, tmp_path: Path
 ) -> None:
-    """The user learns how far it came."""
+    """The message names the line at which it gave up."""
     path = _write(tmp_path / "f.csv", 20)
     code, out, err = await _csv(path, f"http://127.0.0.1:{free_port}", "--give-up-s", "0.3")
     assert code == 1
@@ -279,7 +281,7 @@ async def test_csv_without_a_service_gives_up_and_names_the_line(
 async def test_csv_used_wrongly_exits_with_two(
     tmp_path: Path, more: tuple[str, ...], why: str
 ) -> None:
-    """A wrong flag is named before anything is sent."""
+    """A wrong flag is named before a post is sent."""
     code, _, err = await _csv(_write(tmp_path / "f.csv", 1), "http://127.0.0.1:9", *more)
     assert code == 2
     assert why in err
@@ -297,7 +299,7 @@ async def test_csv_used_wrongly_exits_with_two(
 async def test_csv_that_is_none_is_wrong_use_and_a_sentence(
     tmp_path: Path, content: str | None, why: str
 ) -> None:
-    """No traceback for a wrong file, and no line of zeros that looks like a result."""
+    """A wrong file gives one sentence: no traceback, and no result line."""
     path = tmp_path / "file.csv"
     if content == "folder":
         path.mkdir()
@@ -310,7 +312,7 @@ async def test_csv_that_is_none_is_wrong_use_and_a_sentence(
 
 
 async def test_csv_of_a_header_only_is_an_empty_result(tmp_path: Path) -> None:
-    """Nothing to post is no fault."""
+    """A file without rows is no error."""
     path = tmp_path / "file.csv"
     path.write_text("timestamp,value\n")
     code, out, err = await _csv(path, "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Answers are read out of any pieces; what is no answer is told apart and named."""
+"""Answers are read from pieces of any size; other bytes get an error with a name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loadgen.driver.connection import (
     Connection,
     Head,
 )
-from tests.support.peer import Line, Peer, hangs_up, is_silent, reply, resets, says
+from tests.support.peer import Peer, PeerConnection, hangs_up, is_silent, reply, resets, says
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -131,7 +131,7 @@ def feed_all(answers: Answers, pieces: list[bytes]) -> None:
 @pytest.mark.parametrize("name", GOOD)
 @given(at=st.lists(st.integers(0, 10**7), max_size=6))
 def test_answer_is_read_out_of_any_pieces(name: str, at: list[int]) -> None:
-    """However the network cuts it; and the next one on the same connection too."""
+    """An answer is read from any pieces, and so is the next one on the connection."""
     data, expected = GOOD[name]
     answers = Answers()
     for _ in range(2):
@@ -145,7 +145,7 @@ def test_answer_is_read_out_of_any_pieces(name: str, at: list[int]) -> None:
 
 @pytest.mark.parametrize("name", [each for each in GOOD if each != "as long as allowed"])
 def test_answer_is_read_byte_by_byte(name: str) -> None:
-    """The smallest pieces that there are."""
+    """An answer is read from single bytes."""
     data, expected = GOOD[name]
     answers = Answers()
     found = [answers.feed(data[at : at + 1]) for at in range(len(data))]
@@ -155,9 +155,9 @@ def test_answer_is_read_byte_by_byte(name: str) -> None:
 @pytest.mark.parametrize("name", BAD)
 @given(at=st.lists(st.integers(0, 10**7), max_size=3))
 def test_what_is_no_answer_is_named_in_any_pieces(name: str, at: list[int]) -> None:
-    """It is never taken for an answer, and never waited for without end.
+    """Bytes that are no answer raise BadAnswer, in any pieces.
 
-    Bytes after an answer may come later than it: then it is an answer, and they are no part of it.
+    Bytes after an answer may come later: then the answer counts, without them.
     """
     data, why = BAD[name]
     pieces = cut(data, [] if why == "more bytes" else at)
@@ -167,7 +167,7 @@ def test_what_is_no_answer_is_named_in_any_pieces(name: str, at: list[int]) -> N
 
 @given(st.lists(st.binary(), max_size=5), st.sampled_from([b"", b"HTTP/1.1 202 x\r\n", CHUNKED]))
 def test_garbage_raises_nothing_unforeseen(pieces: list[bytes], start: bytes) -> None:
-    """Whatever comes, the reader ends in an answer, in BadAnswer, or waits for more."""
+    """For any bytes the reader returns an answer, raises BadAnswer, or waits for more."""
     answers = Answers()
     try:
         for piece in [start, *pieces]:
@@ -177,7 +177,7 @@ def test_garbage_raises_nothing_unforeseen(pieces: list[bytes], start: bytes) ->
 
 
 def test_heads_that_were_read_are_remembered_but_not_all_of_them() -> None:
-    """Alike heads are read once; many different ones do not fill the memory."""
+    """Equal heads are read once; the number of kept heads is bounded."""
     heads: dict[bytes, Head] = {}
     answers = Answers(heads)
     for number in range(1000):
@@ -188,33 +188,33 @@ def test_heads_that_were_read_are_remembered_but_not_all_of_them() -> None:
 
 @dataclass
 class Owner:
-    """Notes what a connection tells."""
+    """Notes the calls of a connection."""
 
-    told: list[tuple[object, ...]] = field(default_factory=list)
+    calls: list[tuple[object, ...]] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def answered(self, connection: Connection, answer: Answer) -> None:
         """Note it."""
-        self.told.append(("answered", answer.status, answer.body, connection.open))
+        self.calls.append(("answered", answer.status, answer.body, connection.open))
         self.news.set()
 
     def broken(self, connection: Connection, why: str) -> None:
         """Note it."""
-        self.told.append(("broken", why, connection.open))
+        self.calls.append(("broken", why, connection.open))
         self.news.set()
 
     def closed(self, connection: Connection) -> None:
         """Note it."""
-        self.told.append(("closed", connection.open))
+        self.calls.append(("closed", connection.open))
         self.news.set()
 
     async def next(self) -> tuple[object, ...]:
-        """Return what is told next."""
+        """Return the next call."""
         async with asyncio.timeout(5):
             await self.news.wait()
         self.news.clear()
-        (one,) = self.told
-        self.told.clear()
+        (one,) = self.calls
+        self.calls.clear()
         return one
 
 
@@ -232,7 +232,7 @@ REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n1"
 
 
 async def test_connection_is_used_again_and_again() -> None:
-    """Keep-alive: one connection, many requests."""
+    """One connection carries many requests."""
     async with Peer() as peer:
         owner, connection = await wired(peer)
         for _ in range(5):
@@ -248,7 +248,7 @@ async def test_connection_is_used_again_and_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "call"),
     [
         (hangs_up, ("broken", "the connection was closed without an answer", False)),
         (resets, ("broken", "the connection was reset", False)),
@@ -260,19 +260,19 @@ async def test_connection_is_used_again_and_again() -> None:
     ],
 )
 async def test_end_of_a_connection_is_told_once_and_named(
-    script: object, told: tuple[object, ...]
+    script: object, call: tuple[object, ...]
 ) -> None:
-    """One call for one request, and afterwards the connection is not open."""
+    """The end of a connection is one call for its request; the connection is then not open."""
     async with Peer(usual=script) as peer:  # type: ignore[arg-type]
         owner, connection = await wired(peer)
         connection.send(REQUEST)
-        assert await owner.next() == told
-        connection.drop("again")  # nothing more to tell
-    assert owner.told == []
+        assert await owner.next() == call
+        connection.drop("again")  # no further call
+    assert owner.calls == []
 
 
 async def test_free_connection_that_ends_is_told_as_closed() -> None:
-    """The keep-alive time of the service is over: no post is lost."""
+    """The end of a free connection is a call of `closed`: no post is lost."""
     async with Peer() as peer:
         owner, connection = await wired(peer)
         await peer.stop()
@@ -282,12 +282,12 @@ async def test_free_connection_that_ends_is_told_as_closed() -> None:
 
 
 async def test_words_that_nobody_asked_for_end_a_free_connection() -> None:
-    """They must not be taken for the answer to the next request."""
+    """Bytes without a request close the connection: they are no answer to the next request."""
 
-    async def says_more(line: Line) -> bool:
-        await line.say(reply())
+    async def says_more(connection: PeerConnection) -> bool:
+        await connection.say(reply())
         await asyncio.sleep(0.01)
-        await line.say(reply(408))
+        await connection.say(reply(408))
         return True
 
     async with Peer(usual=says_more) as peer:
@@ -299,7 +299,7 @@ async def test_words_that_nobody_asked_for_end_a_free_connection() -> None:
 
 
 async def test_drop_tells_the_reason_of_what_is_in_flight() -> None:
-    """So a time-out has a name."""
+    """The reason of a drop reaches the owner."""
     async with Peer(usual=is_silent) as peer:
         owner, connection = await wired(peer)
         connection.send(REQUEST)

@@ -1,4 +1,4 @@
-"""A CSV becomes readings exactly, or the line is named."""
+"""A CSV becomes readings exactly; bad lines are named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _literals(tmp_path: Path, value: str) -> list[str]:
 
 @pytest.mark.parametrize("value", ["74.93588199999998", "0.10", "1E5", "-0.0", "1e-400", "12"])
 def test_value_that_is_a_json_number_is_sent_digit_for_digit(tmp_path: Path, value: str) -> None:
-    """No value goes through a float on its way into the body."""
+    """A JSON number goes into the body unchanged, not over a float."""
     assert _literals(tmp_path, value) == [value]
 
 
@@ -42,13 +42,13 @@ def test_value_that_is_a_json_number_is_sent_digit_for_digit(tmp_path: Path, val
 def test_value_in_another_spelling_is_sent_as_the_same_number(
     tmp_path: Path, value: str, sent: str
 ) -> None:
-    """What JSON would not take is respelt, never changed."""
+    """Another spelling of a number becomes the same number in JSON."""
     assert _literals(tmp_path, value) == [sent]
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_any_float_survives_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, x: float) -> None:
-    """Python's own spelling of a float comes back as the same 64 bits."""
+    """Python's text of a float keeps its 64 bits."""
     path = tmp_path_factory.getbasetemp() / "float.csv"
     (batch,) = _all(_file(path, f"timestamp,value\n2024-01-01 00:00:00,{x!r}".encode()))
     assert struct.pack(">d", json.loads(batch.body)[0]["value"]) == struct.pack(">d", x)
@@ -69,13 +69,13 @@ def test_any_float_survives_bit_for_bit(tmp_path_factory: pytest.TempPathFactory
 def test_timestamp_gets_the_offset_of_the_zone_only_without_one(
     tmp_path: Path, text: str, zone: str, sent: str | float
 ) -> None:
-    """A time without an offset is the zone's; every other one is left alone."""
+    """A time without an offset gets that of the zone; other times stay unchanged."""
     (batch,) = _all(_file(tmp_path / "f", f"timestamp,value\n{text},1".encode(), zone))
     assert json.loads(batch.body)[0]["ts"] == sent
 
 
 def test_timestamp_in_a_named_zone_gets_the_offset_of_its_season(tmp_path: Path) -> None:
-    """Summer time is the zone's own business; a system without zones says so."""
+    """The offset is that of the zone's season; without zone data there is an error."""
     if "Europe/Vienna" not in available_timezones():
         with pytest.raises(ValueError, match="there is no time zone"):
             zone_named("Europe/Vienna")
@@ -105,7 +105,7 @@ def test_timestamp_in_a_named_zone_gets_the_offset_of_its_season(tmp_path: Path)
 def test_line_that_is_no_reading_is_named_and_the_rest_goes_on(
     tmp_path: Path, line: bytes, why: str
 ) -> None:
-    """A bad line costs itself only, and the user learns its number."""
+    """A bad line is named by its number, and all others are read."""
     content = b"timestamp,value\n2024-01-01 00:00:00,1\n" + line + b"\n2024-01-01 00:00:02,2\n"
     file = _file(tmp_path / "f", content)
     (batch,) = _all(file)
@@ -117,7 +117,7 @@ def test_line_that_is_no_reading_is_named_and_the_rest_goes_on(
 
 
 def test_batches_cover_the_file_in_order_with_their_lines(tmp_path: Path) -> None:
-    """Every row is in one batch, and each item's line is known for the error of the service."""
+    """Every row is in one batch; the line of each item is known, for the service's errors."""
     rows = b"".join(b"2024-01-01 00:00:%02d,%d\r\n" % (n, n) for n in range(25))
     content = b"timestamp,value\r\n\r\n" + rows
     file = _file(tmp_path / "f", content)
@@ -128,7 +128,7 @@ def test_batches_cover_the_file_in_order_with_their_lines(tmp_path: Path) -> Non
 
 
 def test_columns_are_found_by_name_behind_a_byte_order_mark(tmp_path: Path) -> None:
-    """Spreadsheets reorder, add columns and mark the file; none of it matters."""
+    """Order of columns, other columns and a byte order mark do not matter."""
     content = b"\xef\xbb\xbfValue,Note, TIMESTAMP\n5,x,2024-01-01 00:00:00\n"
     (batch,) = _all(_file(tmp_path / "f", content))
     (item,) = json.loads(batch.body)
@@ -136,7 +136,7 @@ def test_columns_are_found_by_name_behind_a_byte_order_mark(tmp_path: Path) -> N
 
 
 def test_names_are_escaped_in_the_body(tmp_path: Path) -> None:
-    """A device may be called anything."""
+    """Any device name gives a valid body."""
     (tmp_path / "f").write_bytes(b"timestamp,value\n1700000000,1\n")
     file = CsvFile(tmp_path / "f", 'a"b\\ü', "m\n", UTC)
     (item,) = json.loads(_all(file)[0].body)
@@ -156,26 +156,26 @@ def test_names_are_escaped_in_the_body(tmp_path: Path) -> None:
 def test_file_that_is_no_csv_of_readings_is_refused(
     tmp_path: Path, content: bytes, why: str
 ) -> None:
-    """Wrong kinds of files fail with a sentence, and do not fill the memory."""
+    """Wrong files raise an error with a sentence, in bounded memory."""
     with pytest.raises(CsvError, match=why):
         _all(_file(tmp_path / "f", content), 1)
 
 
 def test_file_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
-    """No traceback for a misspelt path."""
+    """A missing file raises an error with a sentence."""
     with pytest.raises(CsvError, match=r"cannot read .*: No such file"):
         _all(CsvFile(tmp_path / "nothing.csv", "d", "m", UTC))
 
 
 def test_bad_lines_beyond_the_shown_ones_are_counted(tmp_path: Path) -> None:
-    """A file of nonsense does not fill the memory with complaints."""
+    """Only the first bad lines are kept; all are counted."""
     file = _file(tmp_path / "f", b"timestamp,value\n" + b"x,y\n" * 5000)
     assert _all(file) == []
     assert (len(file.bad), file.bad_rows) == (10, 5000)
 
 
 def test_zone_unknown_is_a_sentence_that_helps() -> None:
-    """A misspelt zone says what would do."""
+    """The error of a wrong zone names valid ones."""
     assert zone_named("-03:30").utcoffset(datetime(2024, 1, 1)) == -timedelta(hours=3.5)
     for name in ("Mars/Olympus", "", "../../etc/passwd", "+25"):
         with pytest.raises(ValueError, match=r"use UTC, \+02:00 or a name"):
@@ -183,6 +183,6 @@ def test_zone_unknown_is_a_sentence_that_helps() -> None:
 
 
 def test_infinite_literal_is_left_to_the_service(tmp_path: Path) -> None:
-    """A JSON number too large for a float is sent as it is: the service names it."""
+    """A JSON number too large for a float is sent unchanged; the service refuses it."""
     assert _literals(tmp_path, "1e999") == ["1e999"]
     assert math.isinf(float("1e999"))

@@ -1,4 +1,4 @@
-"""Dead letters read from outside give what the service's own reader gives."""
+"""Dead letters that loadgen reads are those of the service's own reader."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _write(folder: Path, name: str, letters: list[Letter]) -> list[int]:
 
 
 def test_letters_are_those_of_the_run_exactly(tmp_path: Path) -> None:
-    """Reason, code, row to the last bit, original to the last byte; no other run's."""
+    """Reason, code, row and original are exact; letters of other runs are left out."""
     _write(tmp_path, FIRST, LETTERS)
     found = read_letters(tmp_path, PREFIX)
     assert [(each.reason, each.code, each.row) for each in found.letters] == [
@@ -52,7 +52,7 @@ def test_letters_are_those_of_the_run_exactly(tmp_path: Path) -> None:
 
 
 def test_letters_that_are_done_do_not_count(tmp_path: Path) -> None:
-    """A mark counts only for the line that still has its id there, in whole records."""
+    """A done mark counts only for the line with its id, and only in whole records."""
     offsets = _write(tmp_path, FIRST, LETTERS)
     path = tmp_path / FIRST
     done = Mark(offsets[1], letter_id(LETTERS[1]), "refused_by_database")
@@ -69,15 +69,15 @@ def test_letters_that_are_done_do_not_count(tmp_path: Path) -> None:
 
 
 def test_id_counts_once_over_all_segments(tmp_path: Path) -> None:
-    """The same letter may stand in two segments."""
+    """A letter that is in two segments counts once."""
     _write(tmp_path, FIRST, LETTERS[:3])
     _write(tmp_path, SECOND, LETTERS[1:4])
     found = read_letters(tmp_path, PREFIX)
     assert (len(found.letters), found.again) == (4, 2)
 
 
-def test_altered_and_torn_lines_are_counted_not_believed(tmp_path: Path) -> None:
-    """A line whose checksum is wrong is no dead letter: the reading counts as lost."""
+def test_altered_and_torn_lines_are_counted_and_not_used(tmp_path: Path) -> None:
+    """A line with a wrong checksum is no dead letter."""
     lines = [_line(each) for each in LETTERS[:4]]
     lines[1] = lines[1].replace(b"0001", b"0009")
     (tmp_path / FIRST).write_bytes(b"".join(lines)[:-9])
@@ -87,15 +87,15 @@ def test_altered_and_torn_lines_are_counted_not_believed(tmp_path: Path) -> None
 
 
 def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
-    """A copy that somebody mends lies beside the segments."""
-    (tmp_path / "mended.jsonl").write_bytes(_line(LETTERS[0]))
+    """Files that are no segments are ignored, such as an edited copy."""
+    (tmp_path / "edited.jsonl").write_bytes(_line(LETTERS[0]))
     (tmp_path / "replay.lock").touch()
     assert read_letters(tmp_path, PREFIX).letters == []
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
 def test_folder_that_is_none_is_an_error(tmp_path: Path, kind: str) -> None:
-    """Nobody takes a wrong --dlq-dir for an empty queue."""
+    """A wrong --dlq-dir is an error, not an empty folder."""
     folder = tmp_path / "no"
     if kind == "file":
         folder.touch()
@@ -104,7 +104,7 @@ def test_folder_that_is_none_is_an_error(tmp_path: Path, kind: str) -> None:
 
 
 def test_segment_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    """What it holds is not known."""
+    """An unreadable segment is an error, since its letters are not known."""
     (tmp_path / FIRST).mkdir()
     with pytest.raises(DeadLettersError, match=FIRST):
         read_letters(tmp_path, PREFIX)

@@ -1,4 +1,4 @@
-"""The driver sends when it should, tries the same bytes again, and loses track of no post."""
+"""The driver sends at the right moments, sends the same bytes again, and forgets no post."""
 
 from __future__ import annotations
 
@@ -26,8 +26,17 @@ from loadgen.driver.ports import Loss
 from loadgen.driver.retry import Retry
 from loadgen.traffic.post import Post, finish, head_of, target_of
 from loadgen.traffic.schedule import constant, moments
-from tests.support.faulty_proxy import Line as Proxy
-from tests.support.peer import Line, Peer, Script, hangs_up, is_silent, reply, resets, says
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.peer import (
+    Peer,
+    PeerConnection,
+    Script,
+    hangs_up,
+    is_silent,
+    reply,
+    resets,
+    says,
+)
 from tests.support.receiver import until
 from tests.system.service import Service
 
@@ -37,7 +46,7 @@ NEVER_MIND = Retry(give_up_s=0.2, pause_s_min=0.01, pause_s_max=0.02)
 
 
 class Numbers:
-    """So many posts whose body is their number."""
+    """A number of posts; the body of each is its number."""
 
     def __init__(self, count: int) -> None:
         self._left = iter(range(count))
@@ -53,8 +62,8 @@ class Numbers:
         return post
 
 
-class Told(NamedTuple):
-    """One call."""
+class Call(NamedTuple):
+    """One call of the driver."""
 
     number: int
     what: int | str  # the status, or why it was lost
@@ -66,12 +75,12 @@ class Told(NamedTuple):
 
 @dataclass
 class Notes:
-    """Notes all that the driver tells."""
+    """Notes all calls of the driver."""
 
     sent: list[tuple[int, float]] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     order: list[tuple[int, str]] = field(default_factory=list)
-    on_told: Callable[[Told], None] = lambda _: None
+    on_call: Callable[[Call], None] = lambda _: None
 
     def sending(self, post: Post) -> None:
         """Note number and moment."""
@@ -82,25 +91,25 @@ class Notes:
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
         """Note it."""
-        self._note(Told(post.number, status, True, intended_s, now_s, final))
+        self._note(Call(post.number, status, True, intended_s, now_s, final))
 
     def lost(self, loss: Loss) -> None:
         """Note it."""
-        self._note(Told(loss.post.number, *loss[1:]))
+        self._note(Call(loss.post.number, *loss[1:]))
 
-    def _note(self, told: Told) -> None:
-        self.told.append(told)
-        self.order.append((told.number, "told"))
-        self.on_told(told)
+    def _note(self, call: Call) -> None:
+        self.calls.append(call)
+        self.order.append((call.number, "called"))
+        self.on_call(call)
 
     def of(self, number: int) -> list[tuple[int | str, bool]]:
-        """Return what was told of one post: (status or why, final)."""
-        return [(each.what, each.final) for each in self.told if each.number == number]
+        """Return the calls about one post: (status or why, final)."""
+        return [(each.what, each.final) for each in self.calls if each.number == number]
 
     @property
     def ends(self) -> dict[int, int | str]:
-        """How each post ended."""
-        finals = [each for each in self.told if each.final]
+        """The final outcome of each post."""
+        finals = [each for each in self.calls if each.final]
         assert Counter(each.number for each in finals).most_common(1) in (
             [],
             [(finals[0].number, 1)],
@@ -109,7 +118,7 @@ class Notes:
 
 
 class Run(NamedTuple):
-    """A driver and what is around it."""
+    """A driver, its source and its observer."""
 
     driver: Driver
     source: Numbers
@@ -124,7 +133,7 @@ def make(port: int, posts: int, **options: Any) -> Run:
 
 
 async def ended(run: Run, within_s: float = 20) -> Notes:
-    """Run to the end; every post taken must have ended once, and after its last news."""
+    """Run to the end; each taken post must have one final call, which is its last one."""
     async with asyncio.timeout(within_s):
         await run.driver.run()
     check(run)
@@ -132,13 +141,13 @@ async def ended(run: Run, within_s: float = 20) -> Notes:
 
 
 def check(run: Run) -> None:
-    """Hold the driver to what it promises in any case."""
+    """Check the promises of the driver that hold in each case."""
     driver, source, notes = run
-    finals = [each.number for each in notes.told if each.final]
+    finals = [each.number for each in notes.calls if each.final]
     assert sorted(finals) == [each.number for each in source.taken]
-    last = {each.number: each.final for each in notes.told}
-    assert all(last.values()), "something was told after the end of a post"
-    intended_s = {each.number: each.intended_s for each in notes.told}
+    last = {each.number: each.final for each in notes.calls}
+    assert all(last.values()), "there was a call after the end of a post"
+    intended_s = {each.number: each.intended_s for each in notes.calls}
     assert all(at_s >= intended_s[number] for number, at_s in notes.sent)
     on_its_way: set[int] = set()
     for number, what in notes.order:
@@ -156,7 +165,7 @@ def check(run: Run) -> None:
 
 
 async def test_closed_loop_sends_each_post_once_over_all_connections() -> None:
-    """Each connection takes the next as soon as it is free, and is kept."""
+    """Each connection takes the next post as soon as it is free, and is kept open."""
     async with Peer() as peer:
         run = make(peer.port, 500, connections=8)
         notes = await ended(run)
@@ -169,7 +178,7 @@ async def test_closed_loop_sends_each_post_once_over_all_connections() -> None:
 async def test_open_loop_sends_at_the_intended_times_and_never_before(
     each_alarm: None,
 ) -> None:
-    """The schedule says when; the source's end ends the run."""
+    """No post is sent before its intended time; the end of the source ends the run."""
     wanted = list(moments(constant(500), arrivals="poisson", seed=3, within_s=0.3))
     async with Peer() as peer:
         run = make(peer.port, 10**6, connections=4, schedule=iter(wanted))
@@ -177,20 +186,20 @@ async def test_open_loop_sends_at_the_intended_times_and_never_before(
     assert [number for number, _ in notes.sent] == list(range(len(wanted)))
     for (_, at_s), offset_s in zip(notes.sent, wanted, strict=True):
         assert at_s >= run.driver.started_s + offset_s
-    for told in notes.told:
-        assert told.intended_s == run.driver.started_s + wanted[told.number]
-        assert told.now_s > told.intended_s
+    for call in notes.calls:
+        assert call.intended_s == run.driver.started_s + wanted[call.number]
+        assert call.now_s > call.intended_s
     assert len(peer.requests) == len(wanted)
 
 
 async def test_post_that_found_no_connection_counts_from_its_intended_time() -> None:
-    """No coordinated omission: a stall of the service is in the latency of all who waited."""
+    """No coordinated omission: a stall of the service is in the latency of all waiting posts."""
 
     answer = asyncio.Event()
 
-    async def stalls(line: Line) -> bool:
+    async def stalls(connection: PeerConnection) -> bool:
         await answer.wait()
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     async with Peer(stalls) as peer:
@@ -200,16 +209,16 @@ async def test_post_that_found_no_connection_counts_from_its_intended_time() -> 
         let_go_s = time.monotonic()
         answer.set()
         notes = await task
-    assert len(notes.told) == 30
-    for told in notes.told:
-        assert told.intended_s == run.driver.started_s + told.number / 100
-        assert told.now_s >= let_go_s
+    assert len(notes.calls) == 30
+    for call in notes.calls:
+        assert call.intended_s == run.driver.started_s + call.number / 100
+        assert call.now_s >= let_go_s
     assert run.driver.late_s_max >= let_go_s - run.driver.started_s - 0.01
-    assert run.driver.lagged <= 1  # the first; that the others were late was the service's fault
+    assert run.driver.lagged <= 1  # only the first one; the service made the others late
 
 
 async def test_driver_that_is_late_itself_says_so() -> None:
-    """A connection was free, and yet the post went out late: the generator is the bottleneck."""
+    """A late post counts as `lagged` if a connection was free: the generator is the bottleneck."""
     async with Peer() as peer:
         run = make(peer.port, 10, connections=8, schedule=[0.0, 0.02, 0.04, 0.06])
         sending = run.notes.sending
@@ -230,7 +239,7 @@ async def test_driver_that_is_late_itself_says_so() -> None:
 async def test_observer_hears_of_a_try_before_its_first_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A ledger must know of a reading that may be stored."""
+    """`sending` is called before the first byte, so that a ledger has each post."""
     order: list[str] = []
 
     def send(connection: Connection, request: bytes) -> None:
@@ -241,20 +250,20 @@ async def test_observer_hears_of_a_try_before_its_first_byte(
     monkeypatch.setattr(Connection, "send", send)
     async with Peer() as peer:
         run = make(peer.port, 3, connections=1)
-        monkeypatch.setattr(run.notes, "sending", lambda _: order.append("told"))
+        monkeypatch.setattr(run.notes, "sending", lambda _: order.append("sending"))
         await run.driver.run()
-    assert order == ["told", "byte"] * 3
+    assert order == ["sending", "byte"] * 3
 
 
 async def test_schedule_without_end_stops_with_the_source() -> None:
-    """`--posts` without `--duration-s`."""
+    """An endless schedule ends with its source (`--posts` without `--duration-s`)."""
     async with Peer() as peer:
         run = make(peer.port, 50, schedule=moments(constant(2000)))
         assert len((await ended(run)).ends) == 50
 
 
 async def test_nothing_to_send_is_an_end() -> None:
-    """An empty schedule, an empty source."""
+    """An empty schedule or an empty source ends the run at once."""
     async with Peer() as peer:
         for posts, schedule in ((0, None), (0, [0.0]), (5, [])):
             run = make(peer.port, posts, schedule=schedule)
@@ -264,7 +273,7 @@ async def test_nothing_to_send_is_an_end() -> None:
 
 
 async def test_all_connections_are_opened_before_the_first_post() -> None:
-    """So that none of them is in a latency."""
+    """The connections are opened before the first post, so that no latency contains one."""
     async with Peer() as peer:
         await ended(make(peer.port, 1, connections=150))
         await until(lambda: peer.connections_total == 150)
@@ -294,19 +303,19 @@ async def test_all_connections_are_opened_before_the_first_post() -> None:
 async def test_trouble_is_met_with_the_same_bytes_until_there_is_an_answer(
     script: Script, what: int | str
 ) -> None:
-    """Twice the same trouble, then an answer: told each time, final once, no byte changed."""
+    """Two faults, then an answer: a call for each, one of them final, the same bytes each time."""
     async with Peer(script, script) as peer:
         run = make(peer.port, 1, connections=1, answer_s_max=0.5)
         notes = await ended(run)
     assert notes.of(0) == [(what, False), (what, False), (202, True)]
-    assert all(each.written for each in notes.told)
+    assert all(each.written for each in notes.calls)
     assert peer.requests == [run.source.taken[0].request] * 3
     assert (run.driver.tries, run.driver.retries) == (3, 2)
 
 
 @pytest.mark.parametrize("status", [200, 202, 302, 400, 401, 413, 415, 422])
 async def test_final_answer_is_final(status: int) -> None:
-    """Sending again could change nothing."""
+    """A final answer is not followed by another try."""
     async with Peer(usual=says(reply(status))) as peer:
         notes = await ended(make(peer.port, 3))
     assert notes.ends == dict.fromkeys(range(3), status)
@@ -314,29 +323,29 @@ async def test_final_answer_is_final(status: int) -> None:
 
 
 async def test_retry_after_is_kept_while_the_connection_goes_on_with_others() -> None:
-    """A post that was sent away for a second blocks nobody, and does not come early."""
+    """A post with Retry-After comes not earlier; the connection sends other posts meanwhile."""
     async with Peer(says(reply(503, Retry_After="1"))) as peer:
         notes = await ended(make(peer.port, 20, connections=1, unanswered_max=10))
     assert [number for number, _ in notes.sent] == [*range(20), 0]
-    first_s = notes.told[0].now_s
+    first_s = notes.calls[0].now_s
     assert notes.of(0) == [(503, False), (202, True)]
     assert notes.sent[-1][1] >= first_s + 1
 
 
 async def test_waits_after_retry_after_are_spread() -> None:
-    """Up to half longer, at random: who was sent away together does not come back together."""
+    """The pause is up to half longer, at random, so posts do not come back together."""
     async with Peer(*[says(reply(503, Retry_After="1"))] * 40) as peer:
         run = make(peer.port, 40, connections=40, seed=5)
         notes = await ended(run)
     assert len(peer.requests) == 80
-    refused_s = {each.number: each.now_s for each in notes.told if each.what == 503}
+    refused_s = {each.number: each.now_s for each in notes.calls if each.what == 503}
     waits = sorted(at_s - refused_s[number] for number, at_s in notes.sent[40:])
     assert waits[0] >= 1
     assert waits[-1] - waits[0] > 0.25  # 40 draws from half a second
 
 
 async def test_without_retry_the_first_outcome_is_the_end() -> None:
-    """For who wants to see each refusal as it is."""
+    """Without a retry policy the first outcome is final."""
     async with Peer(says(reply(503)), hangs_up, is_silent) as peer:
         run = make(peer.port, 4, connections=1, retry=None, answer_s_max=0.5)
         notes = await ended(run)
@@ -350,7 +359,7 @@ async def test_without_retry_the_first_outcome_is_the_end() -> None:
 
 
 async def test_post_is_given_up_after_its_time() -> None:
-    """The last trouble is told as the end."""
+    """After its time the last fault is the final outcome."""
     async with Peer(usual=says(reply(503))) as peer:
         notes = await ended(make(peer.port, 3, retry=NEVER_MIND))
     assert notes.ends == dict.fromkeys(range(3), 503)
@@ -366,36 +375,38 @@ async def test_post_is_given_up_after_its_time() -> None:
 async def test_service_that_is_not_there_leads_to_lost_posts_that_were_not_written(
     open_loop: bool, free_port: int
 ) -> None:
-    """Nothing can have been stored."""
+    """Posts to a closed port are lost, and not `written`."""
     schedule = moments(constant(100)) if open_loop else None
     notes = await ended(make(free_port, 5, connections=2, schedule=schedule, retry=NEVER_MIND))
     assert notes.ends == dict.fromkeys(range(5), "connection refused")
-    assert not any(each.written for each in notes.told)
+    assert not any(each.written for each in notes.calls)
     assert notes.sent == []
-    assert len(notes.told) > 5
+    assert len(notes.calls) > 5
 
 
 async def test_refused_connections_are_tried_ever_more_rarely(free_port: int) -> None:
-    """From 1 ms on the pauses grow: a service that is down is not beaten."""
+    """The pauses grow from 1 ms on, so a service that is down gets few tries."""
     retry = Retry(give_up_s=0.5, pause_s_min=0.001, pause_s_max=10)
     notes = await ended(make(free_port, 1, connections=1, schedule=[0.0], retry=retry))
-    assert 1 < len(notes.told) < 60  # about a dozen; without growth some 1,000
+    assert 1 < len(notes.calls) < 60  # about a dozen; without growing pauses some 1,000
 
 
 async def test_refused_connection_after_a_written_try_still_counts_as_written() -> None:
-    """What the first try has written may be stored, whatever comes of the second."""
+    """Bytes of the first try may be stored, also if the second try was refused."""
     async with Peer(hangs_up) as peer:
         run = make(peer.port, 1, connections=1, retry=NEVER_MIND)
-        run.notes.on_told = lambda _: peer.refuse()
+        run.notes.on_call = lambda _: peer.refuse()
         notes = await ended(run)
-    assert [each.what for each in notes.told[1:]] == ["connection refused"] * (len(notes.told) - 1)
-    assert len(notes.told) > 1
-    assert all(each.written for each in notes.told)
+    assert [each.what for each in notes.calls[1:]] == ["connection refused"] * (
+        len(notes.calls) - 1
+    )
+    assert len(notes.calls) > 1
+    assert all(each.written for each in notes.calls)
 
 
 async def test_service_that_comes_back_gets_all_that_it_missed() -> None:
-    """Connections are cut and refused for a while in the middle of a run."""
-    async with Peer() as peer, Proxy("127.0.0.1", peer.port) as proxy:
+    """After connections are cut and refused for a time, all posts get their answer."""
+    async with Peer() as peer, FaultyProxy("127.0.0.1", peer.port) as proxy:
         run = make(proxy.port, 400, connections=8, schedule=moments(constant(1000)))
         task = asyncio.create_task(ended(run))
         await until(lambda: len(peer.requests) >= 100)
@@ -407,49 +418,49 @@ async def test_service_that_comes_back_gets_all_that_it_missed() -> None:
         notes = await task
     assert notes.ends == dict.fromkeys(range(400), 202)
     assert {*peer.bodies} == {b"%d" % number for number in range(400)}
-    assert any(each.what == "connection refused" for each in notes.told)
+    assert any(each.what == "connection refused" for each in notes.calls)
 
 
 async def test_connection_close_is_honoured_without_loss() -> None:
-    """A draining service, or one without keep-alive, gets a connection for each post."""
+    """With `Connection: close` each post gets a new connection, and none is lost."""
     usual = says(reply(Connection="close"), then_hangs_up=True)
     async with Peer(usual=usual) as peer:
         notes = await ended(make(peer.port, 30, connections=3))
-    assert [each.what for each in notes.told] == [202] * 30
+    assert [each.what for each in notes.calls] == [202] * 30
     assert len(peer.requests) == peer.connections_total - peer_idle(peer) == 30
 
 
 def peer_idle(peer: Peer) -> int:
-    """How many connections never carried a request."""
+    """The number of connections without a request."""
     return peer.connections_total - len(peer.requests)
 
 
 async def test_service_that_closes_free_connections_loses_no_post() -> None:
-    """Its keep-alive time is shorter than the pause between posts: the driver connects again."""
+    """If the service closes free connections, the driver connects again."""
     async with Peer(usual=says(reply(), then_hangs_up=True)) as peer:
         notes = await ended(make(peer.port, 2, connections=1, schedule=[0.0, 0.3]))
-    assert [each.what for each in notes.told] == [202, 202]
+    assert [each.what for each in notes.calls] == [202, 202]
     assert peer.connections_total == 2
 
 
 async def test_free_connection_is_kept_however_long_it_is_free() -> None:
-    """Only who owes an answer is dropped after `answer_s_max`."""
+    """`answer_s_max` concerns only connections with a request in flight."""
     async with Peer() as peer:
         run = make(peer.port, 2, connections=1, schedule=[0.0, 1.1], answer_s_max=0.5)
         notes = await ended(run)
-    assert [each.what for each in notes.told] == [202, 202]
+    assert [each.what for each in notes.calls] == [202, 202]
     assert peer.connections_total == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("open_loop", [False, True])
 async def test_no_trouble_in_any_order_loses_track_of_a_post(seed: int, open_loop: bool) -> None:
-    """Each answer is drawn: good, refused, cut, reset, garbage, late; all posts end accepted."""
+    """With random answers (good, refused, cut, reset, garbage, late) all posts are accepted."""
     draw = random.Random(seed)
 
-    async def is_late(line: Line) -> bool:
+    async def is_late(connection: PeerConnection) -> bool:
         await asyncio.sleep(draw.uniform(0, 0.02))
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     kinds: list[Script] = [
@@ -466,8 +477,8 @@ async def test_no_trouble_in_any_order_loses_track_of_a_post(seed: int, open_loo
         resets,
     ]
 
-    async def does_any(line: Line) -> bool | None:
-        return await draw.choice(kinds)(line)
+    async def does_any(connection: PeerConnection) -> bool | None:
+        return await draw.choice(kinds)(connection)
 
     async with Peer(usual=does_any) as peer:
         schedule = moments(constant(2000), arrivals="poisson", seed=seed) if open_loop else None
@@ -483,7 +494,7 @@ async def test_no_trouble_in_any_order_loses_track_of_a_post(seed: int, open_loo
 
 
 async def test_posts_beyond_the_bound_are_skipped_and_counted() -> None:
-    """Open loop: what is due while too many wait is passed over, never silently."""
+    """Open loop: posts that are due while too many wait are passed over and counted."""
     async with Peer(usual=says(reply(503, Retry_After="60"))) as peer:
         schedule = moments(constant(1000), within_s=0.2)
         run = make(peer.port, 10**6, connections=4, unanswered_max=10, schedule=schedule)
@@ -498,14 +509,14 @@ async def test_posts_beyond_the_bound_are_skipped_and_counted() -> None:
 
 
 async def test_posts_that_found_no_connection_for_too_long_are_skipped_and_counted() -> None:
-    """The service stalls for 0.4 s; what was due more than 0.1 s before its answer is passed over.
+    """In a stall of 0.4 s, posts that were due more than 0.1 s before are passed over.
 
     Without a bound nothing is skipped: see the test of coordinated omission.
     """
 
-    async def stalls(line: Line) -> bool:
+    async def stalls(connection: PeerConnection) -> bool:
         await asyncio.sleep(0.4)
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     async with Peer(stalls) as peer:
@@ -514,44 +525,44 @@ async def test_posts_that_found_no_connection_for_too_long_are_skipped_and_count
         notes = await ended(run)
     assert run.driver.taken + run.driver.skipped == 300
     assert 240 <= run.driver.skipped < 300
-    due_before_s = notes.told[0].now_s - run.driver.started_s - 0.15
+    due_before_s = notes.calls[0].now_s - run.driver.started_s - 0.15
     due_before = sum(0 < number / 1000 <= due_before_s for number in range(300))
     assert run.driver.skipped == pytest.approx(due_before, abs=1)
 
 
 async def test_post_after_those_that_are_skipped_is_not_sent_early() -> None:
-    """What is passed over does not hand on its turn."""
+    """A passed-over post does not make the next one early."""
 
-    async def stalls(line: Line) -> bool:
+    async def stalls(connection: PeerConnection) -> bool:
         await asyncio.sleep(0.2)
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     async with Peer(stalls) as peer:
         schedule = [0.0, 0.01, 0.4]
         notes = await ended(make(peer.port, 9, connections=1, schedule=schedule, behind_s_max=0.05))
-    assert [each.what for each in notes.told] == [202, 202]
+    assert [each.what for each in notes.calls] == [202, 202]
 
 
 async def test_closed_loop_holds_no_more_posts_than_its_bound() -> None:
-    """It waits for those that wait."""
+    """At its bound the closed loop waits for the posts that wait."""
     open_max = 0
 
-    def count(_: Told) -> None:
+    def count(_: Call) -> None:
         nonlocal open_max
-        ended_before = sum(each.final for each in run.notes.told[:-1])
+        ended_before = sum(each.final for each in run.notes.calls[:-1])
         open_max = max(open_max, run.driver.taken - ended_before)
 
     async with Peer(*[says(reply(503))] * 100) as peer:
         run = make(peer.port, 60, connections=2, unanswered_max=5)
-        run.notes.on_told = count
+        run.notes.on_call = count
         notes = await ended(run)
     assert notes.ends == dict.fromkeys(range(60), 202)
     assert open_max == 5
 
 
 async def test_closed_loop_without_a_service_does_not_spin(free_port: int) -> None:
-    """Without retries each post is lost at once; the next one must not follow at once."""
+    """Without retries each post is lost at once; there is a pause before the next one."""
     run = make(free_port, 10**6, connections=2, retry=None)
     task = asyncio.create_task(ended(run))
     await asyncio.sleep(0.35)
@@ -571,7 +582,7 @@ async def test_closed_loop_without_a_service_does_not_spin(free_port: int) -> No
     ],
 )
 def test_numbers_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
-    """Before anything is sent."""
+    """Impossible numbers are errors before a post is sent."""
     with pytest.raises(ValueError, match="needs a connection"):
         make(1, 1, **options)
 
@@ -580,12 +591,12 @@ def test_numbers_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
 
 
 async def test_stop_lets_posts_in_flight_finish_and_counts_the_unsent() -> None:
-    """What is on its way is not cut; what had no post yet is counted."""
+    """After `stop` posts in flight finish; the unsent ones are counted."""
     answer = asyncio.Event()
 
-    async def answers_later(line: Line) -> bool:
+    async def answers_later(connection: PeerConnection) -> bool:
         await answer.wait()
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     async with Peer(usual=answers_later) as peer:
@@ -604,7 +615,7 @@ async def test_stop_lets_posts_in_flight_finish_and_counts_the_unsent() -> None:
 
 
 class Counted:
-    """A schedule of so many posts that are all due at the start; counts how many were gone over."""
+    """A schedule of posts that are all due at the start; counts those that were passed over."""
 
     def __init__(self, posts: int) -> None:
         self.seen = 0
@@ -617,13 +628,13 @@ class Counted:
             yield 0.0
 
 
-async def test_stop_far_behind_gives_the_loop_turns_and_counts_every_post() -> None:
-    """A million posts a second: Ctrl-C must not stand still, nor forget what was due."""
+async def test_stop_far_behind_leaves_the_loop_free_and_counts_every_post() -> None:
+    """With a million posts a second, `stop` does not block the event loop, and counts all."""
     answer = asyncio.Event()
 
-    async def answers_later(line: Line) -> bool:
+    async def answers_later(connection: PeerConnection) -> bool:
         await answer.wait()
-        await line.say(reply())
+        await connection.say(reply())
         return True
 
     schedule = Counted(20 * SLICE_POSTS)
@@ -643,7 +654,7 @@ async def test_stop_far_behind_gives_the_loop_turns_and_counts_every_post() -> N
 
 
 async def test_run_ended_at_once_counts_no_further() -> None:
-    """The second Ctrl-C does not wait for the counting of the first."""
+    """A run that is ended at once does not wait for the count."""
     schedule = Counted(1000 * SLICE_POSTS)
     async with Peer(usual=is_silent) as peer:
         run = make(peer.port, 10**6, connections=2, schedule=schedule)
@@ -660,7 +671,7 @@ async def test_run_ended_at_once_counts_no_further() -> None:
 
 
 async def test_posts_are_passed_over_in_slices() -> None:
-    """Too many are open: between two slices of what is passed over, the loop has its turn."""
+    """Between two slices of passed-over posts the event loop runs."""
     most = 0
     schedule = Counted(20 * SLICE_POSTS)
     async with Peer(usual=says(reply(503, Retry_After="60"))) as peer:
@@ -677,7 +688,7 @@ async def test_posts_are_passed_over_in_slices() -> None:
 
 
 async def test_stop_before_the_start_sends_nothing() -> None:
-    """A signal may come at any moment."""
+    """`stop` before the start sends no post."""
     async with Peer() as peer:
         run = make(peer.port, 10)
         run.driver.stop()
@@ -686,7 +697,7 @@ async def test_stop_before_the_start_sends_nothing() -> None:
 
 
 async def test_cancelled_run_ends_every_post_and_every_connection() -> None:
-    """In flight and waiting: each is told once, and no connection is left open."""
+    """Each post in flight or waiting gets one final call, and no connection is left open."""
     async with Peer(says(reply(503, Retry_After="60")), usual=is_silent) as peer:
         run = make(peer.port, 10**6, connections=3)
         task = asyncio.create_task(run.driver.run())
@@ -700,7 +711,7 @@ async def test_cancelled_run_ends_every_post_and_every_connection() -> None:
 
 
 async def test_run_cancelled_before_its_start_leaves_nothing() -> None:
-    """While the first connections are being opened."""
+    """A run cancelled while it opens its first connections leaves none."""
     async with Peer() as peer:
         run = make(peer.port, 10, connections=100)
         task = asyncio.create_task(run.driver.run())
@@ -710,14 +721,14 @@ async def test_run_cancelled_before_its_start_leaves_nothing() -> None:
             await task
         check(run)
         await peer.emptied()
-    assert run.notes.told == []
+    assert run.notes.calls == []
 
 
 async def test_cancelled_run_ends_a_post_whose_connection_is_being_opened(free_port: int) -> None:
-    """The service is there again, but its queue is full: the connection neither comes nor fails."""
+    """A post whose connection neither opens nor fails gets its final call, too."""
     run = make(free_port, 5, connections=1)
     task = asyncio.create_task(run.driver.run())
-    await until(lambda: len(run.notes.told) > 0)
+    await until(lambda: len(run.notes.calls) > 0)
     with contextlib.ExitStack() as sockets:
         full = sockets.enter_context(socket.socket())
         full.bind(("127.0.0.1", free_port))
@@ -726,7 +737,7 @@ async def test_cancelled_run_ends_a_post_whose_connection_is_being_opened(free_p
             one = sockets.enter_context(socket.socket())
             one.setblocking(False)
             one.connect_ex(("127.0.0.1", free_port))
-        await asyncio.sleep(0.3)  # far more than the pauses between tries
+        await asyncio.sleep(0.3)  # much more than the pauses between tries
         assert run.driver.in_flight == 1
         assert run.notes.sent == []
         task.cancel()
@@ -740,7 +751,7 @@ async def test_cancelled_run_ends_a_post_whose_connection_is_being_opened(free_p
 async def test_fault_of_source_or_observer_ends_the_run(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is raised, not swallowed by the loop: else the run would hang, or lie."""
+    """An exception of source or observer is raised by `run`."""
 
     def fails(*_: object, **__: object) -> None:
         raise LookupError(fault)
@@ -752,7 +763,7 @@ async def test_fault_of_source_or_observer_ends_the_run(
         with pytest.raises(LookupError, match=fault):
             async with asyncio.timeout(5):
                 await run.driver.run()
-    assert run.notes.told == []
+    assert run.notes.calls == []
 
 
 # With the rest
@@ -774,7 +785,7 @@ def note_now(moments_s: list[float]) -> None:
 async def test_alarm_rings_once_never_early_and_can_be_moved(
     kind: Callable[[asyncio.AbstractEventLoop, Callable[[], None]], Alarm],
 ) -> None:
-    """The last moment that was set counts, earlier or later than the one before."""
+    """The last moment that was set counts, whether earlier or later."""
     rung: list[float] = []
     alarm = kind(asyncio.get_running_loop(), partial(note_now, rung))
     begun_s = time.monotonic()
@@ -797,26 +808,26 @@ async def test_alarm_rings_once_never_early_and_can_be_moved(
     assert len(rung) == 42
 
 
-async def test_bell_rings_by_the_earliest_moment_but_not_twice_within_its_grain() -> None:
-    """Many moments that lie together are one wake-up, and a later one does not move it."""
+async def test_waker_wakes_at_the_earliest_moment_but_not_twice_within_its_grain() -> None:
+    """Near moments are one wake-up; a later moment does not delay it."""
     rung: list[float] = []
-    bell = Waker(asyncio.get_running_loop(), partial(note_now, rung), 0.05)
+    waker = Waker(asyncio.get_running_loop(), partial(note_now, rung), 0.05)
     begun_s = time.monotonic()
     for offset_s in (0.03, 0.02, 0.5):
-        bell.wake_by(begun_s + offset_s)
-    assert bell.next_s == begun_s + 0.02
+        waker.wake_by(begun_s + offset_s)
+    assert waker.next_s == begun_s + 0.02
     await until(lambda: len(rung) == 1)
     assert rung[0] >= begun_s + 0.02
-    assert bell.next_s == math.inf
+    assert waker.next_s == math.inf
     for offset_s in (0.0, 0.01, 0.02):
-        bell.wake_by(rung[0] + offset_s)
+        waker.wake_by(rung[0] + offset_s)
     await until(lambda: len(rung) == 2)
     assert rung[1] - rung[0] >= 0.05
-    bell.close()
+    waker.close()
 
 
 async def test_real_service_takes_what_the_driver_sends(open_tmp_path: Path) -> None:
-    """Closed loop against the real command line: all is in the table, once."""
+    """Closed loop against the real service: each reading is in the table once."""
     async with Service(open_tmp_path) as service:
         await service.wait_state("accepting")
         target = target_of(service.url)

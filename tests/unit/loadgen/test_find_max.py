@@ -1,4 +1,4 @@
-"""The search finds the border, from either side, in few steps, and does not trust luck."""
+"""The search finds the limit from both sides, in few steps, and confirms it."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ def _search(passes: Callable[[float], bool], first_rate: float) -> tuple[Search,
 
 @given(st.floats(1, 1e5), st.floats(1, 1e5))
 def test_search_finds_the_border_within_five_percent(border: float, first_rate: float) -> None:
-    """The result is at most the border and little less, wherever the search begins."""
+    """The result is at most the limit, and at most 5 % less, from any first rate."""
     search, _ = _search(lambda rate: rate <= border, first_rate)
     assert search.found is not None
     assert border / CLOSE_ENOUGH <= search.found <= border
 
 
 def test_search_of_what_never_passes_ends_without_a_result() -> None:
-    """A service that refuses everything has no highest rate."""
+    """If every rate fails, the search ends without a result."""
     search, steps = _search(lambda rate: False, 100)
     assert (search.found, steps) == (None, 8)
 
 
 def test_search_of_what_always_passes_ends_at_the_top() -> None:
-    """Nothing doubles for ever."""
+    """If every rate passes, the search ends at its highest rate."""
     search, _ = _search(lambda rate: True, 1000)
     assert search.found is not None
     assert RATE_MAX <= search.found < 2 * RATE_MAX
 
 
 def test_rate_that_passed_by_luck_is_not_the_result() -> None:
-    """A confirmation that fails leads to a lower rate, and that must pass."""
+    """After a failed confirmation a lower rate must pass."""
     tried: list[float] = []
 
     def passes(rate: float) -> bool:
@@ -68,7 +68,7 @@ def test_rate_that_passed_by_luck_is_not_the_result() -> None:
 
 
 def test_search_gives_up_on_a_service_that_never_passes_twice() -> None:
-    """Rates go down with each failed confirmation, and there is an end to it."""
+    """Each failed confirmation lowers the rate; the search ends after some of them."""
     confirmations = 0
     search = Search(100)
     while search.rate is not None:
@@ -78,7 +78,7 @@ def test_search_gives_up_on_a_service_that_never_passes_twice() -> None:
 
 
 class Tired:
-    """A service that takes so many posts of a step, then answers 503."""
+    """A service that takes a number of posts in each step, then answers 503."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -117,16 +117,16 @@ def _plan(url: str) -> LoadPlan:
 async def test_find_max_finds_what_a_real_server_takes_without_refusals(
     tired: Tired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """60 posts in 0.15 s are 400 a second; each rate that failed says why."""
+    """The result is 400 a second (60 posts in 0.15 s); each failed step says why."""
     monkeypatch.setattr(find_max, "WARM_UP_S", 0.05)
     monkeypatch.setattr(find_max, "PAUSE_S", 0.0)
     search = FindMax(_plan(tired.url), p99_ms=60_000, step_s=0.1, first_rate=100)
 
-    def told(step_: Step) -> None:
+    def on_step(step_: Step) -> None:
         tired.posts = 0
         assert len(step(step_)) > len(STEP_HEAD) - len("result")
 
-    await search.run(told)
+    await search.run(on_step)
     assert search.search.found is not None
     assert 380 < search.search.found <= 400
     assert all("refused" in each.why for each in search.steps if each.rate > 401)
@@ -140,7 +140,7 @@ async def test_find_max_finds_what_a_real_server_takes_without_refusals(
 async def test_find_max_with_a_bound_that_none_keeps_finds_nothing_and_says_why(
     tired: Tired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A p99 of a nanosecond is beyond anybody."""
+    """With an impossible p99 no rate is found; each step says why."""
     monkeypatch.setattr(find_max, "WARM_UP_S", 0.0)
     monkeypatch.setattr(find_max, "PAUSE_S", 0.0)
     search = FindMax(_plan(tired.url), p99_ms=1e-6, step_s=0.5, first_rate=4)
@@ -154,7 +154,7 @@ async def test_find_max_with_a_bound_that_none_keeps_finds_nothing_and_says_why(
 async def test_find_max_stopped_in_a_step_leaves_that_step_out(
     tired: Tired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a step says nothing."""
+    """A step that was stopped is not in the result."""
     monkeypatch.setattr(find_max, "WARM_UP_S", 0.01)
     monkeypatch.setattr(find_max, "PAUSE_S", 0.0)
     search = FindMax(_plan(tired.url), p99_ms=60_000, step_s=30, first_rate=100)

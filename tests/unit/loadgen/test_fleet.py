@@ -1,4 +1,4 @@
-"""The simulated fleet is believable and the same for the same seed."""
+"""The simulated fleet has realistic values, and is the same for the same seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DAY = [NOON_S + 60 * minute for minute in range(1440)]
 
 
 def test_fleet_of_the_same_seed_reports_the_same() -> None:
-    """A seed makes a run repeatable; another seed makes another fleet."""
+    """The same seed gives the same values; another seed gives others."""
     first, second, other = (
         [[device.measure(at_s) for at_s in DAY[:50]] for device in make_fleet(20, seed)]
         for seed in (7, 7, 8)
@@ -23,14 +23,14 @@ def test_fleet_of_the_same_seed_reports_the_same() -> None:
 
 
 def test_fleet_devices_have_names_of_their_own() -> None:
-    """Two devices never share a series."""
+    """All devices have different names."""
     names = [device.name for device in make_fleet(200)]
     assert len(set(names)) == 200
     assert {name.partition("-")[0] for name in names} == {"room", "meter", "door"}
 
 
 def test_rooms_follow_the_day_and_humidity_goes_against_temperature() -> None:
-    """Warm air of the same water is drier; the afternoon is warmer than the night."""
+    """The afternoon is warmer than the night, and humidity falls when it is warm."""
     for device in [each for each in make_fleet(50) if each.name.startswith("room")]:
         values = [device.measure(at_s) for at_s in DAY]
         temperature = [value["temperature"] for value in values]
@@ -44,7 +44,7 @@ def test_rooms_follow_the_day_and_humidity_goes_against_temperature() -> None:
 
 
 def test_meters_stay_on_steps_and_doors_are_mostly_shut() -> None:
-    """Machines switch, doors open for moments."""
+    """Meters have steps, and doors are open for short times."""
     for device in [each for each in make_fleet(50) if not each.name.startswith("room")]:
         values = [device.measure(NOON_S + second) for second in range(20_000)]
         if device.name.startswith("meter"):

@@ -1,4 +1,4 @@
-"""The ledger of `loadgen verify`: written before the send, readable after any death."""
+"""The ledger of `loadgen verify`: written before the send, readable after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _check(ledger: Ledger, posts: range) -> None:
 
 
 async def test_ledger_gives_back_what_was_written(tmp_path: Path) -> None:
-    """Every kind of answer, with codes of any length, and the end."""
+    """Every kind of answer, codes of any length, and the end are read as they were written."""
     path = tmp_path / "ledger"
     await _write(path)
     ledger = Ledger.read(path)
@@ -74,7 +74,7 @@ async def test_ledger_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 async def test_ledger_cut_anywhere_gives_what_came_before(tmp_path: Path) -> None:
-    """A generator killed within a write leaves a ledger that only knows less."""
+    """A ledger that is cut anywhere gives all records before the cut."""
     path, cut = tmp_path / "ledger", tmp_path / "cut"
     await _write(path)
     data = path.read_bytes()
@@ -93,7 +93,7 @@ async def test_ledger_cut_anywhere_gives_what_came_before(tmp_path: Path) -> Non
 
 
 async def test_ledger_altered_anywhere_is_refused(tmp_path: Path) -> None:
-    """A wrong ledger must not make a verdict: not one altered byte is taken for a torn end."""
+    """One altered byte anywhere is an error, never a torn end."""
     path, bad = tmp_path / "ledger", tmp_path / "bad"
     await _write(path)
     data = path.read_bytes()
@@ -104,7 +104,7 @@ async def test_ledger_altered_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 async def test_post_is_on_record_before_take_returns(tmp_path: Path) -> None:
-    """What was sent and then killed is known as sent, though no answer is."""
+    """After `take` the post is in the file, so a kill cannot hide it."""
     writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
     for post in (0, RESERVED_POSTS, 2 * RESERVED_POSTS):
         writer.take(post)
@@ -118,7 +118,7 @@ async def test_post_is_on_record_before_take_returns(tmp_path: Path) -> None:
 async def test_codes_without_end_do_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service that makes up a code each time: those beyond the bound are called alike."""
+    """Codes beyond the bound are all read as one."""
     assert CODES_MAX <= 0xFFFF, "what a record has room for"
     path = tmp_path / "ledger"
     writer = LedgerWriter(path, {"plan": {}})
@@ -135,7 +135,7 @@ async def test_codes_without_end_do_not_end_the_run(
 
 
 async def test_last_code_that_has_a_number_is_read_back(tmp_path: Path) -> None:
-    """All that a record has room for, one of them for those that have none."""
+    """All numbers of codes can be read, also the last one, which stands for others."""
     writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
     writer.take(0)
     names = {index: f"c{index}" for index in range(0x1_0002)}
@@ -148,7 +148,7 @@ async def test_last_code_that_has_a_number_is_read_back(tmp_path: Path) -> None:
 
 
 async def test_ledger_that_is_being_written_is_not_judged(tmp_path: Path) -> None:
-    """Answers are still to come; after the end, or death, of who writes it, it can be read."""
+    """A ledger in use is an error; after the end or a kill of its writer it can be read."""
     path = tmp_path / "ledger"
     code = (
         "import sys; from pathlib import Path; from loadgen.proof.ledger import LedgerWriter\n"
@@ -170,7 +170,7 @@ async def test_ledger_that_is_being_written_is_not_judged(tmp_path: Path) -> Non
 
 
 async def test_posts_after_the_last_answer_are_told_apart(tmp_path: Path) -> None:
-    """Who was killed had put more on record than it sent; who has ended had not."""
+    """After a kill the posts without an answer are known; after an orderly end there are none."""
     await _write(tmp_path / "killed", end=False)
     await _write(tmp_path / "ended")
     killed, ended = (Ledger.read(tmp_path / name) for name in ("killed", "ended"))
@@ -179,10 +179,10 @@ async def test_posts_after_the_last_answer_are_told_apart(tmp_path: Path) -> Non
     assert ended.statuses() == Counter(final.status for final, _ in FINALS.values())
 
 
-async def test_answers_of_one_turn_of_the_loop_are_one_write(
+async def test_answers_of_one_round_of_the_loop_are_one_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write for each answer would cost more than the answer."""
+    """All answers of one round of the event loop are written together."""
     writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
     writer.take(0)
     writes: list[int] = []
@@ -205,7 +205,7 @@ async def test_answers_of_one_turn_of_the_loop_are_one_write(
 async def test_full_disk_ends_the_run_and_leaves_a_ledger_that_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a frame may be there: nothing is written behind it, and no post is sent any more."""
+    """After a failed write no post is sent, and the ledger is readable."""
     path = tmp_path / "ledger"
     writer = LedgerWriter(path, {"plan": {}})
     writer.take(0)
@@ -233,7 +233,7 @@ async def test_full_disk_ends_the_run_and_leaves_a_ledger_that_reads(
 async def test_nothing_is_written_behind_half_a_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk has room again: what came then would make the ledger unreadable."""
+    """Nothing is written after half a frame, also if the disk has free space again."""
     writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
     real = os.write
 
@@ -254,7 +254,7 @@ async def test_nothing_is_written_behind_half_a_frame(
 
 
 async def test_ledger_that_exists_is_never_overwritten(tmp_path: Path) -> None:
-    """It may be the only proof of an earlier run."""
+    """An existing file is an error and stays unchanged."""
     path = tmp_path / "ledger"
     path.write_bytes(b"precious")
     with pytest.raises(FileExistsError):
@@ -267,7 +267,7 @@ async def test_ledger_that_exists_is_never_overwritten(tmp_path: Path) -> None:
 async def test_fsync_follows_each_write_only_if_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--ledger-fsync` brings posts to the disk before they are sent."""
+    """With `--ledger-fsync` each write is synced, else none."""
     synced: list[int] = []
     monkeypatch.setattr("loadgen.proof.ledger.os.fdatasync", synced.append)
     for fsync, expected in ((False, 0), (True, 2)):

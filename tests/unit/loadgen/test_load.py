@@ -1,4 +1,4 @@
-"""A run sends what its plan says, at the moments it says, and reads the service's own counts."""
+"""A run sends the posts of its plan at its moments, and reads the service's own counters."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from loadgen.traffic.traffic import Recipe
 
 
 class Server:
-    """Accepts every post and keeps it; its counter of commits is what a test says."""
+    """Accepts every post and keeps it; the test sets its counter of commits."""
 
     def __init__(self) -> None:
         self.url = ""
         self.posts: list[tuple[str, bytes]] = []
         self.posted = asyncio.Event()
-        self.let_go = asyncio.Event()  # answers wait for it
+        self.let_go = asyncio.Event()  # answers wait until it is set
         self.let_go.set()
         self.exposition = ""
 
@@ -43,7 +43,7 @@ class Server:
         return web.json_response({"accepted": 1, "dead_lettered": 0}, status=202)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """Answer what the test has put there; nothing is a fault."""
+        """Answer with the counts of the test; without them with an error."""
         return web.Response(text=self.exposition, status=200 if self.exposition else 503)
 
     def count(self, committed: int, held: int = 0) -> None:
@@ -76,7 +76,7 @@ def _plan(server: Server, **others: Any) -> LoadPlan:
 
 
 async def test_open_loop_repeats_bodies_and_moments_but_for_the_start(server: Server) -> None:
-    """Timestamps are the moments of the schedule, exactly; the rest is the seed's."""
+    """Timestamps are exactly the moments of the schedule; the seed decides the rest."""
     runs = []
     for _ in range(2):
         server.posts.clear()
@@ -88,7 +88,7 @@ async def test_open_loop_repeats_bodies_and_moments_but_for_the_start(server: Se
         assert moments[0] == load.started_us
         assert {b - a for a, b in itertools.pairwise(moments)} == {5000}
         runs.append([re.sub(rb'"ts":\d+', b"", body) for body in bodies])
-    # What is measured depends on the moment it is measured at, by very little in a second.
+    # Values depend on the moment of measurement, but change very little in a second.
     assert [_but_value(each) for each in runs[0]] == [_but_value(each) for each in runs[1]]
     assert len(runs[0]) == 30
 
@@ -98,7 +98,7 @@ def _but_value(body: bytes) -> bytes:
 
 
 async def test_closed_loop_ends_after_its_duration_and_waits_for_answers(server: Server) -> None:
-    """The clock ends it; no post is left without an answer."""
+    """The run ends after its duration, when all posts have an answer."""
     load = Load(_plan(server, shape=None, duration_s=0.2))
     await load.run()
     assert load.took_s >= 0.2
@@ -107,7 +107,7 @@ async def test_closed_loop_ends_after_its_duration_and_waits_for_answers(server:
 
 
 async def test_what_was_due_but_not_sent_was_offered(server: Server) -> None:
-    """A stop does not make the load smaller than it was meant."""
+    """After a stop the posts that were due count as offered."""
     load = Load(_plan(server, shape=constant(1000), duration_s=60.0))
     running = asyncio.create_task(load.run())
     async with asyncio.timeout(20):
@@ -125,7 +125,7 @@ async def test_what_was_due_but_not_sent_was_offered(server: Server) -> None:
 async def test_rate_offered_is_that_of_the_plan_however_long_the_answers_take(
     server: Server,
 ) -> None:
-    """A slow service stretches the run, not the load."""
+    """The offered rate is that of the plan, also with a slow service."""
     load = Load(_plan(server, shape=constant(400), duration_s=0.1))
     await load.run()
     load.took_s = 5.0
@@ -149,7 +149,7 @@ async def test_rate_offered_is_that_of_the_plan_however_long_the_answers_take(
 async def test_run_against_a_service_that_stalls_ends_and_counts_what_it_did_not_send(
     server: Server, ends: dict[str, Any]
 ) -> None:
-    """What found no connection for too long is skipped: the run does not outlast its schedule."""
+    """Posts without a connection for too long are skipped, so the run ends with its schedule."""
     server.let_go.clear()
     load = Load(_plan(server, shape=constant(1000), behind_s_max=0.05, **ends))
     running = asyncio.create_task(load.run())
@@ -170,7 +170,7 @@ async def test_run_against_a_service_that_stalls_ends_and_counts_what_it_did_not
 async def test_scraper_counts_on_over_a_restart_of_the_service(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A counter that fell began at 0 again; what failed to answer is read later."""
+    """A counter that fell began at 0 again; after a failed read the next one counts all."""
     monkeypatch.setattr(scrape, "SETTLE_POLL_S", 0.01)
     elapsed_s = itertools.count(1)
     timeline = Timeline()
@@ -196,7 +196,7 @@ async def test_scraper_counts_on_over_a_restart_of_the_service(
 
 
 async def test_scraper_of_nothing_is_no_error(server: Server) -> None:
-    """No metrics, or another program's: the report says that there are none."""
+    """Without metrics of the service `seen` is False, and there is no error."""
     for exposition in ("", "go_goroutines 7\n", "ingest_readings_committed_total many\n"):
         server.exposition = exposition
         scraper = Scraper(f"{server.url}/metrics", Timeline(), lambda: 0.0)

@@ -1,4 +1,4 @@
-"""A post is one whole request, and a URL is understood or refused with a reason."""
+"""A post is one whole request; a URL is read, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from loadgen.traffic.post import compress, finish, head_of, target_of
 from tests.support.receiver import GOOD, running_receiver
 
 
-def test_request_is_http_as_it_stands_in_the_book() -> None:
-    """Head and body, each line as it goes over the connection."""
+def test_request_is_http_as_the_standard_says() -> None:
+    """The request has exactly these lines and bytes."""
     assert finish(head_of("/v1/readings?ack=buffered", "host:8080"), b"[1]") == (
         b"POST /v1/readings?ack=buffered HTTP/1.1\r\n"
         b"Host: host:8080\r\n"
@@ -24,8 +24,8 @@ def test_request_is_http_as_it_stands_in_the_book() -> None:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-async def test_door_takes_what_is_rendered(zipped: bool) -> None:
-    """The service reads it, plain and as gzip."""
+async def test_receiver_takes_the_request(zipped: bool) -> None:
+    """The service accepts the request, plain and as gzip."""
     async with running_receiver() as receiver:
         body = compress(GOOD) if zipped else GOOD
         head = head_of("/v1/readings", receiver.address, gzip=zipped)
@@ -35,7 +35,7 @@ async def test_door_takes_what_is_rendered(zipped: bool) -> None:
 
 
 def test_compressed_body_is_gzip_and_always_the_same() -> None:
-    """A retry, or a second run with the same seed, sends the same bytes."""
+    """The same body always gives the same gzip bytes."""
     body = b"reading " * 1000
     assert gzip.decompress(compress(body)) == body
     assert compress(body) == compress(body)
@@ -55,7 +55,7 @@ def test_compressed_body_is_gzip_and_always_the_same() -> None:
     ],
 )
 def test_url_says_where_to_post(url: str, host: str, port: int, authority: str, path: str) -> None:
-    """The service's URL and that of its readings mean the same."""
+    """The service's URL and that of its readings give the same target."""
     assert target_of(url) == (host, port, authority, path)
 
 
@@ -81,7 +81,7 @@ def test_url_says_where_to_post(url: str, host: str, port: int, authority: str, 
     ],
 )
 def test_what_is_no_url_is_refused_with_a_reason(url: str) -> None:
-    """The message names what was given."""
+    """The error names the given text."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the message is checked below
         target_of(url)
     assert repr(url) in str(caught.value)

@@ -1,4 +1,4 @@
-"""`loadgen verify` against small services: honest, cheating, and of bad manners."""
+"""`loadgen verify` against small services: honest, cheating, and faulty ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from loadgen.traffic.post import target_of
 from tests.support.cheating_service import CHEATS, CheatingService
 from tests.support.proofs import PLAN, World
 
-READINGS = 13_000  # so that one of them is cheated about
+READINGS = 13_000  # so that a cheat concerns one of them
 
 
 def _plan(**changes: Any) -> Plan:
@@ -59,7 +59,7 @@ def _job(url: str, folder: Path, **changes: Any) -> Job:
 
 @pytest.fixture(autouse=True)
 def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second look waits for what is on its way; here nothing is."""
+    """Shorten the pause before the second comparison: no reading is late here."""
     monkeypatch.setattr(conclude_module, "AGAIN_S", 0.01)
 
 
@@ -88,7 +88,7 @@ async def _kill_in_the_middle(service: CheatingService) -> None:
 
 
 async def test_honest_small_service_is_green(readings_url: str, tmp_path: Path) -> None:
-    """The service that the cheats are made of keeps its word, so that only a cheat is found."""
+    """The small service without a cheat is green, so that only cheats are found."""
     result = await _verified(readings_url, tmp_path, "", _kill_in_the_middle)
     assert result.green, text(result)
     assert result.counts["acknowledged"] > READINGS * 0.8
@@ -99,7 +99,7 @@ async def test_honest_small_service_is_green(readings_url: str, tmp_path: Path) 
 async def test_report_that_cannot_be_written_is_named_and_no_verdict(
     readings_url: str, tmp_path: Path
 ) -> None:
-    """Half a list of faults would look like a whole one."""
+    """A report that cannot be written is an error, and there is no verdict."""
     (tmp_path / "report").symlink_to("/dev/full")
     with pytest.raises(CannotCheck, match=r"^--report .*/report: No space left"):
         await _verified(readings_url, tmp_path, "")
@@ -116,7 +116,7 @@ WHAT_IS_FOUND = {
     "invents": "never_sent",
     "promises less": "wrong_answer",
     "hides invalid": "wrong_answer",
-    "cooks its books": "law_broken",
+    "reports a wrong balance": "law_broken",
     "counts too little": "law_broken",
     "admits a loss": "law_broken",
 }
@@ -124,7 +124,7 @@ WHAT_IS_FOUND = {
 
 @pytest.mark.parametrize("cheat", CHEATS)
 async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, cheat: str) -> None:
-    """One reading in 10,000 turns the verdict red, under the right name, with a list."""
+    """One wrong reading in 10,000 makes the verdict red, with the right kind and a list."""
     meanwhile = _kill_in_the_middle if cheat == "acks early" else None
     result = await _verified(readings_url, tmp_path, cheat, meanwhile)
     kind = WHAT_IS_FOUND[cheat]
@@ -153,10 +153,10 @@ async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, 
         ),
     ],
 )
-def test_what_could_not_be_looked_at_is_not_called_ok(
+def test_unchecked_invariant_is_not_called_ok(
     balance: Balance | None, marks: dict[str, str]
 ) -> None:
-    """Books that are off while readings are held prove nothing, either way."""
+    """A balance other than 0 while readings are held proves nothing."""
     lines = text(Result(_plan(), 1, balance=balance)).splitlines()
     found = {line[:2]: line[2:].strip().partition("  ")[0] for line in lines if line[:1] == "I"}
     assert found == dict.fromkeys(set(FAULTS.values()), "ok") | marks
@@ -170,7 +170,7 @@ async def test_reading_counts_as_lost_only_when_it_was_missed_twice(
     monkeypatch: pytest.MonkeyPatch,
     comes: bool,
 ) -> None:
-    """What is on its way at the first look has arrived at the second; two looks are enough."""
+    """A late reading is found by the second comparison; there are two at most."""
     looks = 0
     real = stream_rows
 
@@ -195,7 +195,7 @@ async def test_reading_counts_as_lost_only_when_it_was_missed_twice(
     assert looks == 2
 
 
-# What an answer means
+# The meaning of answers
 
 
 async def _scripted(
@@ -313,7 +313,7 @@ ANSWERS: dict[str, tuple[Callable[[int], web.StreamResponse | None], Final, Deta
 
 @pytest.mark.parametrize("case", ANSWERS)
 async def test_answer_is_on_record_as_what_it_is(tmp_path: Path, case: str) -> None:
-    """A promise, a refusal, or nothing that anybody could rely on."""
+    """An answer is recorded as a promise, as a refusal, or as no promise."""
     script, final, details = ANSWERS[case]
     ledger = await _scripted(tmp_path, script, 1, give_up_s=0.5)
     assert ledger.final(0) == final
@@ -325,7 +325,7 @@ async def test_answer_is_on_record_as_what_it_is(tmp_path: Path, case: str) -> N
 
 
 async def test_answer_that_was_seen_before_must_still_fit_the_post(tmp_path: Path) -> None:
-    """Answers are known by their bytes: "1 accepted" is not all of a post of two."""
+    """A cached answer must fit the post: "1 accepted" is not all of a post of two."""
     ledger = await _scripted(tmp_path, lambda _: _taken(), 20, sizes=((1, 1.0), (2, 1.0)))
     plan = Plan.from_json(ledger.header["plan"])
     readings = [
@@ -337,7 +337,7 @@ async def test_answer_that_was_seen_before_must_still_fit_the_post(tmp_path: Pat
 
 
 async def test_service_that_refuses_everything_is_not_asked_for_long(tmp_path: Path) -> None:
-    """A wrong --ack or --url shows at once; it is no reason to send for ten minutes."""
+    """The run ends after REFUSED_MAX refusals without an accepted post."""
 
     def refuse(_: int) -> web.StreamResponse:
         return web.json_response({"code": "ack_unavailable"}, status=400)
@@ -350,7 +350,7 @@ async def test_service_that_refuses_everything_is_not_asked_for_long(tmp_path: P
 
 
 async def test_nobody_there_is_on_record_as_never_sent(tmp_path: Path, free_port: int) -> None:
-    """A refused connection promises nothing and leaves nothing."""
+    """A post with only refused connections has no answer and no doubt."""
     url = f"http://127.0.0.1:{free_port}"
     plan = _plan(sizes=((1, 1.0),))
     await Run(_job(url, tmp_path, posts=2, connections=1, give_up_s=0.1, plan=plan)).go()
@@ -359,11 +359,11 @@ async def test_nobody_there_is_on_record_as_never_sent(tmp_path: Path, free_port
     assert (ledger.posts, ledger.ended) == (2, True)
 
 
-# Evidence there can be no proof
+# Cases without a possible proof
 
 
 async def test_without_a_database_there_is_no_verdict(tmp_path: Path, free_port: int) -> None:
-    """Nobody is told that all is well by a check that was not made."""
+    """Without a database there is an error, and no verdict."""
     await _scripted(tmp_path, lambda _: _taken(), 3)
     url = f"postgresql://nobody:secret@127.0.0.1:{free_port}/x"
     with pytest.raises(CannotCheck, match="cannot connect") as caught:
@@ -374,21 +374,21 @@ async def test_without_a_database_there_is_no_verdict(tmp_path: Path, free_port:
 async def test_without_a_folder_of_dead_letters_there_is_no_verdict(
     tmp_path: Path, readings_url: str
 ) -> None:
-    """An empty folder and one that cannot be read are not the same."""
+    """A folder that cannot be read is an error, not an empty folder."""
     await _scripted(tmp_path, lambda _: _taken(), 3)
     with pytest.raises(CannotCheck, match="dead-letter folder"):
         await conclude(tmp_path / "ledger", Evidence(readings_url, tmp_path / "no"), settle_s=0.1)
 
 
 async def test_without_a_table_there_is_no_verdict(tmp_path: Path, database_url: str) -> None:
-    """An empty database is not one that lost everything."""
+    """A database without the table is an error, not a loss."""
     await _scripted(tmp_path, lambda _: _taken(), 3)
     with pytest.raises(CannotCheck, match="readings"):
         await conclude(tmp_path / "ledger", Evidence(database_url, tmp_path), settle_s=0.1)
 
 
 async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str) -> None:
-    """Its answers cannot be believed any more."""
+    """A damaged ledger is an error, and gives no verdict."""
     await _scripted(tmp_path, lambda _: _taken(), 3)
     path = tmp_path / "ledger"
     data = bytearray(path.read_bytes())
@@ -398,7 +398,7 @@ async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str
         await conclude(path, Evidence(readings_url, tmp_path), settle_s=0.1)
 
 
-# Verdicts on what is hardly known
+# Verdicts with few known outcomes
 
 
 HARDLY = replace(PLAN, invalid=0.0, refused=0.0)
@@ -423,7 +423,7 @@ async def _judged(world: World, folder: Path, url: str) -> Result:
 async def test_run_of_which_most_is_not_known_is_no_proof(
     readings_url: str, tmp_path: Path, known: int, proves: bool
 ) -> None:
-    """Nothing is wrong with what got no answer, and nothing is shown by it."""
+    """With most outcomes unknown there is no fault, and no proof."""
     world = World(100, plan=replace(HARDLY, sizes=((1, 1.0),), duplicates=0.0))
     for post in range(known, 100):
         world.finals[post] = (Final(503, doubt=True), None)
@@ -437,7 +437,7 @@ async def test_run_of_which_most_is_not_known_is_no_proof(
 async def test_nothing_but_a_503_may_end_a_post_as_a_fault_of_the_server(
     readings_url: str, tmp_path: Path
 ) -> None:
-    """A 500 that stays is a fault though no reading is lost by it; a proxy's 502 is named."""
+    """A final 500 is a fault, although no reading is lost; a proxy's 502 is a note."""
     world = World(100, plan=HARDLY)
     world.finals[3] = (Final(500, doubt=True), None)
     world.finals[4] = (Final(502, doubt=True), None)
@@ -450,7 +450,7 @@ async def test_nothing_but_a_503_may_end_a_post_as_a_fault_of_the_server(
 
 
 async def test_table_of_another_service_is_suspected(readings_url: str, tmp_path: Path) -> None:
-    """All is lost, more likely because one looks in the wrong place."""
+    """If all readings are missing, a note says that it may be the wrong database."""
     world = World(100, plan=HARDLY)
     rows, world.rows = world.rows, []
     result = await _judged(world, tmp_path, readings_url)

@@ -1,4 +1,4 @@
-"""Readings by number: the same plan gives the same posts, and each reading proves who it is."""
+"""Numbered readings: the same plan gives the same posts, and a value names its reading."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _posts(plan: Plan, count: int) -> list[bytes]:
 
 
 def test_same_plan_gives_the_same_bytes_also_from_json() -> None:
-    """A ledger keeps the plan only: a reconciliation makes the readings again."""
+    """The same plan gives the same bytes, also after its way through JSON."""
     again = Plan.from_json(json.loads(json.dumps(PLAN.to_json())))
     assert again == PLAN
     assert _posts(again, 300) == _posts(PLAN, 300)
@@ -51,7 +51,7 @@ def test_same_plan_gives_the_same_bytes_also_from_json() -> None:
 
 
 def test_values_are_all_different_and_say_which_reading_they_are() -> None:
-    """A row alone tells whose value it holds; one bit changed tells that it is nobody's."""
+    """A value gives the number of its reading; with one bit changed it gives none."""
     names = Names(PLAN)
     values = [names.value(number) for number in range(50_000)]
     assert len({_bits(value) for value in values}) == len(values)
@@ -64,7 +64,7 @@ def test_values_are_all_different_and_say_which_reading_they_are() -> None:
 
 
 def test_values_are_of_all_kinds_that_a_float64_has() -> None:
-    """Bit-exactness is tested where it breaks: sign, subnormal, huge, whole, 17 digits."""
+    """Values are of each kind: negative, subnormal, huge, whole, with 17 digits."""
     names = Names(PLAN)
     values = [names.value(number) for number in range(5_000)]
     assert sum(value < 0 for value in values) > 1_000
@@ -75,7 +75,7 @@ def test_values_are_of_all_kinds_that_a_float64_has() -> None:
 
 
 def test_posts_hold_the_shares_that_the_plan_says() -> None:
-    """Each way to be invalid, refused and repeated occurs; repeats are of the last items only."""
+    """All kinds of invalid, refused and repeated items occur; repeats are of recent items."""
     kinds: Counter[int] = Counter()
     fresh: list[Item] = []
     repeats = several = 0
@@ -127,7 +127,7 @@ def test_service_decodes_each_post_to_the_readings_of_the_plan() -> None:
 
 
 def test_values_are_posted_digit_for_digit() -> None:
-    """Each text of a post is the value itself; whole ones are JSON integers."""
+    """The text of each value has all its digits; whole values are JSON integers."""
     names = Names(PLAN)
     kinds: set[type] = set()
     for post, items in zip(range(200), PLAN.posts(), strict=False):
@@ -141,5 +141,5 @@ def test_values_are_posted_digit_for_digit() -> None:
 
 
 def test_metrics_are_in_the_order_of_the_key() -> None:
-    """Readings of one item share a time; rows of one time come back in the order of the key."""
+    """Metrics have the order of the key, in which rows of one time are read."""
     assert list(METRICS) == sorted(METRICS)

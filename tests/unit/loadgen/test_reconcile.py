@@ -1,4 +1,4 @@
-"""The comparison: an honest world is green, and each way to cheat is found and named."""
+"""The comparison: an honest run is green, and each kind of cheat is found and named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.proofs import ACKED, PLAN, World
 
 
 def test_honest_world_is_green_and_counted(tmp_path: Path) -> None:
-    """Repeats, invalid items, refused rows: nothing of it is a fault."""
+    """Repeats, invalid items and refused rows are no faults."""
     world = World()
     assert world.judge(tmp_path) == []
     counts = world.counts
@@ -28,7 +28,7 @@ def test_honest_world_is_green_and_counted(tmp_path: Path) -> None:
     assert counts["unknown"] == 0
 
 
-# Each of these makes the honest world dishonest in one way.
+# Each of these falsifies the honest run in one way.
 
 
 def _drop(world: World) -> None:
@@ -326,7 +326,7 @@ CHEATS: list[tuple[Callable[[World], None], dict[str, int]]] = [
 def test_cheat_is_found_and_nothing_else(
     tmp_path: Path, cheat: Callable[[World], None], expected: dict[str, int]
 ) -> None:
-    """One reading in thousands is enough, and the fault has the right name."""
+    """One wrong reading in thousands is found, with the right kind of fault and no other."""
     world = World()
     cheat(world)
     faults = world.judge(tmp_path)
@@ -338,12 +338,12 @@ def test_cheat_is_found_and_nothing_else(
         assert each.reading
 
 
-def test_every_kind_of_fault_but_the_law_has_a_cheat() -> None:
-    """A kind that no test can bring about is no check (the balance's tests are elsewhere)."""
+def test_every_kind_of_fault_but_the_balance_has_a_cheat() -> None:
+    """Each kind of fault has a test (those of the balance are in test_balance.py)."""
     assert {kind for _, expected in CHEATS for kind in expected} == set(FAULTS) - {"law_broken"}
 
 
-# What may be either way is no fault.
+# Differences that no promise forbids.
 
 
 def _unknown_and_stored(world: World) -> None:
@@ -396,15 +396,15 @@ ALLOWED: list[Callable[[World], None]] = [
 
 
 @pytest.mark.parametrize("change", ALLOWED, ids=lambda each: str(each.__name__))
-def test_what_nobody_promised_is_no_fault(tmp_path: Path, change: Callable[[World], None]) -> None:
-    """An unknown reading may be there once or not at all."""
+def test_unpromised_difference_is_no_fault(tmp_path: Path, change: Callable[[World], None]) -> None:
+    """A reading with an unknown outcome may be there once or not at all."""
     world = World()
     change(world)
     assert world.judge(tmp_path) == []
 
 
 def test_repeat_that_was_acknowledged_binds_though_the_first_was_not(tmp_path: Path) -> None:
-    """A reading is promised if any of its posts was answered so."""
+    """A reading is promised if one of its posts was acknowledged."""
     world = World()
     seen: dict[int, int] = {}
     for post, items in enumerate(world.posts):
@@ -434,7 +434,7 @@ def test_repeat_that_was_acknowledged_binds_though_the_first_was_not(tmp_path: P
 def test_answer_with_a_weaker_ack_than_asked_for_is_a_fault(
     tmp_path: Path, asked: str, given: Final, is_enough: bool
 ) -> None:
-    """Who asked for `committed` and got 2xx believes that it is in the table."""
+    """A 2xx with a weaker ack than the one asked for is a fault."""
     world = World()
     world.query = f"?ack={asked}" if asked else ""
     for post, (final, details) in world.finals.items():
@@ -446,8 +446,8 @@ def test_answer_with_a_weaker_ack_than_asked_for_is_a_fault(
     assert {each.kind for each in faults} <= {"wrong_answer"}
 
 
-def test_letters_that_belong_to_nothing_are_all_told(tmp_path: Path) -> None:
-    """The first item's and those without a number do not hide each other."""
+def test_letters_that_belong_to_nothing_are_all_reported(tmp_path: Path) -> None:
+    """Unknown letters are all reported, with a number or without."""
     world = World()
     item = world.posts[0][0]
     first = world.letter(item)
@@ -460,7 +460,7 @@ def test_letters_that_belong_to_nothing_are_all_told(tmp_path: Path) -> None:
 
 
 def test_drained_letters_are_kept_where_no_service_runs(tmp_path: Path) -> None:
-    """Nobody could have replayed them yet."""
+    """Without a running service, drained letters are no fault."""
     world = World()
     _leave_drained(world)
     assert world.judge(tmp_path, replays=False) == []
@@ -469,7 +469,7 @@ def test_drained_letters_are_kept_where_no_service_runs(tmp_path: Path) -> None:
 def test_what_was_called_committed_must_be_in_the_table_also_where_no_service_runs(
     tmp_path: Path,
 ) -> None:
-    """The service said that it is in the table, and is gone: a letter is less than that."""
+    """A reading answered as `committed` may not be a drained letter, also without a service."""
     world = World()
     post, item = world.find(VALID, alone=True)
     world.rows.remove(world.rows_of(item)[0])
@@ -479,7 +479,7 @@ def test_what_was_called_committed_must_be_in_the_table_also_where_no_service_ru
 
 
 def test_rows_of_posts_after_the_end_were_never_sent(tmp_path: Path) -> None:
-    """Posts that were on record ahead, but that the end of the ledger says were not sent."""
+    """Rows of posts that were on record but not sent, by the ledger's end, are faults."""
     world = World()
     last = world.posts[-1]
     assert last[0].kind == VALID

@@ -1,4 +1,4 @@
-"""The reports say the same figures, and the page is whole: nothing from elsewhere, nothing raw."""
+"""The reports have the same figures; the page needs no other file and escapes all texts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _busy_load(**others: Any) -> Load:
 
 
 def test_document_holds_what_was_counted_and_can_be_json() -> None:
-    """One document for all reports: its counts add up."""
+    """The document can be written as JSON, and its counts add up."""
     report = document(_busy_load(), _settings())
     assert json.loads(json.dumps(report)) == report
     assert (report["schema"], report["schema_version"]) == ("iot-ingest/loadgen-run", 1)
@@ -102,7 +102,7 @@ def test_document_holds_what_was_counted_and_can_be_json() -> None:
 
 
 def test_summary_names_everything_that_was_wrong() -> None:
-    """Who reads only the last lines learns that something was lost, and why."""
+    """The last lines of the summary name each kind of failure, and its reason."""
     said = text(document(_busy_load(), _settings()))
     for part in (
         "211 offered (42/s), 210 answered as they should (42/s) in 5.0 s",
@@ -121,7 +121,7 @@ def test_summary_names_everything_that_was_wrong() -> None:
 
 
 def test_report_says_that_its_latencies_are_without_the_posts_that_had_no_answer() -> None:
-    """A p99 without the worst posts must not be taken for that of all."""
+    """The report says that posts without an answer are not in its latencies."""
     load = _busy_load()
     load.driver.skipped = 4
     (said,) = document(load, _settings())["remarks"]
@@ -129,7 +129,7 @@ def test_report_says_that_its_latencies_are_without_the_posts_that_had_no_answer
 
 
 def test_rate_offered_counts_the_time_in_which_posts_were_passed_over() -> None:
-    """The service hung in the last half: what was due then was not due in the first half."""
+    """The offered rate counts the time of passed-over posts, too."""
     load = _load(10)
     for number in range(250):
         post = Post(b"", 1, GOOD, number)
@@ -140,8 +140,8 @@ def test_rate_offered_counts_the_time_in_which_posts_were_passed_over() -> None:
     assert rate == pytest.approx(50, rel=0.01)
 
 
-def test_summary_of_a_good_run_has_no_word_of_trouble() -> None:
-    """Green is quiet."""
+def test_summary_of_a_good_run_names_no_failure() -> None:
+    """A good run has no line about failures."""
     load = _load(metrics=True)
     load.tally.answered(Post(b"", 1, GOOD, 0), 202, b"{}", 0.0, 0.1, final=True)
     load.driver.taken = 1
@@ -175,7 +175,7 @@ def test_summary_of_a_good_run_has_no_word_of_trouble() -> None:
 def test_report_admits_that_the_generator_was_the_limit(
     cpu_share: float, lagged: int, bottleneck: bool, said: str
 ) -> None:
-    """A figure of the generator is not passed off as one of the service."""
+    """The report says that the generator was the bottleneck."""
     load = _busy_load()
     load.cpu_s, load.driver.lagged, load.driver.lag_s_max = cpu_share * 5, lagged, 0.03
     report = document(load, _settings())
@@ -188,7 +188,7 @@ def test_report_admits_that_the_generator_was_the_limit(
 
 
 class _Page(HTMLParser):
-    """Collects what a browser would load or run."""
+    """Collects everything that a browser would load or run."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class _Page(HTMLParser):
 @pytest.mark.parametrize("metrics", [False, True])
 @pytest.mark.parametrize("busy", [False, True])
 def test_page_is_whole_and_stands_alone(busy: bool, metrics: bool) -> None:
-    """No script, nothing from elsewhere, every tag closed, and each drawing is XML."""
+    """The page has no script and no external file; all tags are closed; each SVG is XML."""
     load = _busy_load(metrics=metrics) if busy else _load(0, metrics=metrics)
     if load.scraper:
         load.scraper.seen = True
@@ -236,7 +236,7 @@ def test_page_is_whole_and_stands_alone(busy: bool, metrics: bool) -> None:
 
 
 def test_page_shows_the_figures_of_the_document() -> None:
-    """What the summary says, the page says."""
+    """The page has the figures of the summary."""
     load = _busy_load(metrics=True)
     assert load.scraper is not None
     load.scraper.seen, load.scraper.committed, load.scraper.held = True, 12345.0, 7.0
@@ -259,12 +259,12 @@ def test_page_shows_the_figures_of_the_document() -> None:
     ],
 )
 def test_page_says_in_a_sentence_what_was_sent(settings: dict[str, Any], said: str) -> None:
-    """The first line of the page is what the run was."""
+    """The title of the page describes the run."""
     assert said in _Page(html(document(_busy_load(), _settings(**settings)))).words
 
 
 def test_chart_draws_each_value_where_it_belongs() -> None:
-    """Higher is up, later is right, a gap is a gap, a lone point is a dot."""
+    """Higher values are higher, later ones to the right; gaps are gaps, single points dots."""
     axis = Axis(0.0, 10.0, False, str)
     series = [Series("x", "a", "line", [0.0, 10.0, None, 5.0])]
     drawn = ET.fromstring(chart("t", [1, 2, 3, 4], 4.0, series, axis))  # noqa: S314
@@ -282,7 +282,7 @@ def test_chart_draws_each_value_where_it_belongs() -> None:
 
 @pytest.mark.parametrize("most", [1e-6, 0.7, 1, 99, 101, 123_456, 9.99e9])
 def test_axes_hold_every_value(most: float) -> None:
-    """The largest value is in the picture, and the picture is not mostly empty."""
+    """The axis has room for the largest value, and not much more."""
     axis = linear_axis([most / 3, most], str)
     assert most <= axis.most * 1.001
     assert axis.most <= 1.7 * most
@@ -294,7 +294,7 @@ def test_axes_hold_every_value(most: float) -> None:
 
 
 def test_axes_of_nothing_can_be_drawn() -> None:
-    """No answers is a picture too."""
+    """Charts without values can be drawn."""
     assert linear_axis([], str).most == 1
     assert log_axis([0.0], str).most > log_axis([0.0], str).least
 
@@ -311,12 +311,12 @@ def test_axes_of_nothing_can_be_drawn() -> None:
     ],
 )
 def test_durations_are_shown_with_three_digits(ms: float | None, shown: str) -> None:
-    """In the unit that suits them."""
+    """Durations have three digits and a suitable unit."""
     assert duration(ms) == shown
 
 
 def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Who watches the file sees the old one, then the new one, and no other is left."""
+    """A reader gets the old file, then the new one; no other file is left."""
     path = tmp_path / "report.json"
     path.write_text("old")
     write_whole(path, "new")
@@ -328,7 +328,7 @@ def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_pipe_or_device_is_written_to_and_a_link_followed(tmp_path: Path) -> None:
-    """`--json /dev/null` by root must leave the device what it is."""
+    """A pipe, a device or a link stays what it is (such as `--json /dev/null` by root)."""
     pipe, link, behind = tmp_path / "pipe", tmp_path / "link", tmp_path / "behind"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
@@ -343,6 +343,6 @@ def test_pipe_or_device_is_written_to_and_a_link_followed(tmp_path: Path) -> Non
 
 
 def test_document_is_typed_as_it_is_used() -> None:
-    """A report is a plain dictionary, so that another program can make one from the file."""
+    """The HTML report can be made from the JSON of the document."""
     report: Document = json.loads(json.dumps(document(_busy_load(), _settings())))
     assert html(report) == html(document(_busy_load(), _settings()) | {"x": 1})

@@ -1,4 +1,4 @@
-"""Options of `loadgen run` become the plan that was meant, or an error that names the option."""
+"""Options of `loadgen run` become the right plan, or an error that names the option."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _plan(*words: str) -> LoadPlan:
 
 
 def test_run_without_options_is_an_open_loop_of_ten_seconds() -> None:
-    """What one gets without thinking is sane, and bounded."""
+    """Without options the run is an open loop of ten seconds."""
     plan = _plan()
     assert plan.shape == constant(1000)
     assert (plan.duration_s, plan.connections, plan.recipe.posts_max) == (10.0, 64, None)
@@ -49,15 +49,19 @@ def test_run_without_options_is_an_open_loop_of_ten_seconds() -> None:
 def test_shapes_are_read_as_the_help_shows_them(
     words: list[str], shape: object, duration_s: float
 ) -> None:
-    """Rates, times and their order."""
+    """Shapes are read as the help shows them: rates, times and their order."""
     plan = _plan(*words)
     assert (plan.shape, plan.duration_s) == (shape, duration_s)
 
 
 def test_storm_brings_a_backlog_of_each_device_and_a_connection_for_it() -> None:
-    """All devices at once, each over a connection of its own, then the rate."""
+    """A storm has a backlog for each device and a connection for each, then the rate."""
     plan = _plan("--shape", "storm:5", "--devices", "200", "--rate", "10", "--duration-s", "2")
-    assert (plan.recipe.backlog_minutes, plan.backlog_posts, plan.connections) == (5, 200, 200)
+    assert (plan.recipe.backlog_minutes, plan.recipe.backlog_posts, plan.connections) == (
+        5,
+        200,
+        200,
+    )
     times = list(plan.moments() or ())
     assert times[:201] == [0.0] * 201, "200 of the backlog, and the first live one"
     assert len(times) == 220
@@ -66,13 +70,13 @@ def test_storm_brings_a_backlog_of_each_device_and_a_connection_for_it() -> None
 
 
 def test_posts_without_a_duration_have_no_end_in_time() -> None:
-    """--posts alone decides."""
+    """With --posts alone the run has no end in time."""
     plan = _plan("--posts", "50")
     assert (plan.duration_s, plan.recipe.posts_max) == (None, 50)
 
 
 def test_shares_and_mixes_are_read_in_both_spellings() -> None:
-    """1% is 0.01; sizes have weights, or the same one."""
+    """1% is 0.01; sizes have weights, or equal ones."""
     recipe = _plan("--late", "1%", "--broken", "0.5", "--batch", "1x80,100x20").recipe
     assert (recipe.late, recipe.broken, recipe.duplicates) == (0.01, 0.5, 0.0)
     assert recipe.mix == ((1, 80.0), (100, 20.0))
@@ -81,7 +85,7 @@ def test_shares_and_mixes_are_read_in_both_spellings() -> None:
 
 
 def test_metrics_are_not_guessed_for_a_port_of_ones_own() -> None:
-    """Beside another port there may be another service."""
+    """For another port no metrics URL is guessed, since it may be of another service."""
     assert _plan("--url", "http://127.0.0.1:9000").metrics_url is None
     assert _plan("--url", "http://[::1]:8080").metrics_url == "http://[::1]:8081/metrics"
     given = _plan("--url", "http://h:9000", "--metrics-url", "http://h:9001/metrics")
@@ -121,7 +125,7 @@ def test_metrics_are_not_guessed_for_a_port_of_ones_own() -> None:
 def test_value_that_cannot_be_is_an_error_that_names_its_option(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is sent, exit code 2, and the user knows where to look."""
+    """A wrong value has exit code 2; the message names the option; no post is sent."""
     with pytest.raises(SystemExit) as caught:
         cli.main(["run", *words])
     assert caught.value.code == 2
@@ -153,14 +157,14 @@ def test_options_that_do_not_go_together_are_an_error_that_names_them(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A wish that cannot be met is not met by half."""
+    """Options that contradict each other are an error that names them."""
     monkeypatch.setattr("resource.getrlimit", lambda _: (100, 1000))
     assert cli.main(["run", *words]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_settings_of_a_report_are_what_was_chosen(tmp_path: Path) -> None:
-    """A report says how to do it again, defaults included."""
+    """The report has all settings, with defaults."""
     chosen = _chosen("--shape", "ramp:1..9", "--seed", "7", "--gzip", "--json", f"{tmp_path}/a")
     settings = settings_of(chosen, plan_of(chosen))
     wanted = {
@@ -181,7 +185,7 @@ def test_settings_of_a_report_are_what_was_chosen(tmp_path: Path) -> None:
 
 
 def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    """An option without a word of help is not there."""
+    """Every option has a help text."""
     (words,) = [
         each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)
     ]

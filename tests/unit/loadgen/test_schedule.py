@@ -1,4 +1,4 @@
-"""Send times follow the shape: as many as its rate asks for, in order, repeatable by the seed."""
+"""Send times follow the shape: their number, their order, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ shapes = st.builds(
 def test_number_of_posts_up_to_any_moment_is_that_of_the_shape(
     shape: Shape, within_s: float
 ) -> None:
-    """Constant arrivals: to within one, at every moment, so that the rate is right everywhere."""
+    """With constant arrivals the number of posts is right at every moment, to within one."""
     found = list(moments(shape, within_s=within_s))
     assert found == sorted(found)
     assert all(0 <= each < within_s for each in found)
@@ -39,14 +39,14 @@ def test_number_of_posts_up_to_any_moment_is_that_of_the_shape(
 @pytest.mark.parametrize("arrivals", ["constant", "poisson"])
 @given(shape=shapes, seed=st.integers(0, 99))
 def test_same_seed_gives_the_same_moments(arrivals: Arrivals, shape: Shape, seed: int) -> None:
-    """A run can be repeated."""
+    """The same seed gives the same moments."""
     one = list(islice(moments(shape, arrivals=arrivals, seed=seed), 200))
     assert one == list(islice(moments(shape, arrivals=arrivals, seed=seed), 200))
     assert one == sorted(one)
 
 
 def test_other_seed_gives_other_moments() -> None:
-    """The seed is used."""
+    """Another seed gives other moments."""
     one, other = (
         list(islice(moments(constant(10), arrivals="poisson", seed=seed), 5)) for seed in (1, 2)
     )
@@ -65,7 +65,7 @@ def test_constant_rate_is_evenly_spaced_without_drift() -> None:
     "shape", [constant(200), ramp(0, 400, 100), steps([100, 300], 50), burst(100, 300, 10, 5)]
 )
 def test_poisson_keeps_the_rate_and_scatters_as_poisson_does(shape: Shape) -> None:
-    """20,000 posts in 100 s by each shape: the number and the gaps have the right spread."""
+    """Number and gaps of 20,000 posts in 100 s have a Poisson distribution, for each shape."""
     found = list(moments(shape, arrivals="poisson", seed=7, within_s=100))
     expected = shape.posts(100)
     assert expected == pytest.approx(20_000, rel=0.01)
@@ -85,7 +85,7 @@ MOMENT_S = 2**-10
 
 
 def test_shapes_have_the_rates_that_they_say() -> None:
-    """Each shape at moments that tell it from the others."""
+    """Each shape has its rates at some typical moments."""
     for shape, moments_s, rates in (
         (constant(5), (0, 1e6), (5, 5)),
         (ramp(10, 30, 10), (0, 5, 10, 1e6), (10, 20, 30, 30)),
@@ -102,14 +102,14 @@ def test_shapes_have_the_rates_that_they_say() -> None:
 
 
 def test_pause_within_a_shape_sends_nothing() -> None:
-    """A rate of 0 is a rate; what comes after it comes in time."""
+    """In a time of rate 0 no post is sent; later posts are in time."""
     found = list(moments(steps([2, 0, 2], 1), within_s=3))
     assert found == [0, 0.5, 2, 2.5]
-    assert list(moments(steps([2, 0], 1))) == [0, 0.5]  # for ever nothing: the end
+    assert list(moments(steps([2, 0], 1))) == [0, 0.5]  # rate 0 for ever: the end
 
 
 def test_falling_ramp_to_nothing_ends() -> None:
-    """To the last post, whose root must not become negative by a rounding."""
+    """A ramp to 0 ends after its last post (a rounding must not make the root negative)."""
     found = list(moments(ramp(100, 0, 2)))
     assert len(found) == 100
     assert found[-1] < 2
@@ -137,6 +137,6 @@ def test_falling_ramp_to_nothing_ends() -> None:
     ],
 )
 def test_shape_that_cannot_be_is_refused(make: Callable[[], Shape]) -> None:
-    """Before anything is sent."""
+    """Impossible shapes are errors before a post is sent."""
     with pytest.raises(ValueError, match=r"rate|time|burst|ends"):
         make()

@@ -1,4 +1,4 @@
-"""Every post is in one class, and it is the right one."""
+"""Every post is in exactly one class, the right one."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def _tally(**bad_items: int) -> Tally:
         (BROKEN, 422, b"", "undeserved"),
     ],
 )
-def test_final_answer_is_right_only_if_the_post_deserved_it(
+def test_final_answer_is_right_only_if_it_is_the_expected_one(
     kind: str, status: int, body: bytes, counted: str
 ) -> None:
-    """A good post is to be accepted whole, a spoilt one refused for what it is."""
+    """A good post must be accepted as a whole, a spoilt one refused with its status."""
     tally = _tally(n7=2)
     tally.answered(Post(b"", 5, kind, 7), status, body, 1.0, 1.5, final=True)
     assert {name: getattr(tally, name) for name in COUNTS if getattr(tally, name)} == {counted: 1}
@@ -61,7 +61,7 @@ def test_final_answer_is_right_only_if_the_post_deserved_it(
 
 
 def test_answer_that_is_not_final_counts_as_a_status_only() -> None:
-    """A post that will be tried again is not yet anything."""
+    """An answer that is not final counts only as a status."""
     tally = _tally()
     post = Post(b"", 3, GOOD, 0)
     problem = b'{"type":"t","status":503,"detail":"x","code":"buffer_full"}'
@@ -76,7 +76,7 @@ def test_answer_that_is_not_final_counts_as_a_status_only() -> None:
 
 
 def test_post_given_up_is_lost_and_says_whether_it_may_be_stored() -> None:
-    """Lost before a byte was written is another thing than lost after."""
+    """Lost posts that were written count separately."""
     tally = _tally(n1=1)
     tally.lost(Loss(Post(b"", 2, MIXED, 1), "refused", False, 0.0, 1.0, True))
     tally.lost(Loss(Post(b"", 2, GOOD, 2), "cut", True, 0.0, 1.0, True))
@@ -86,7 +86,7 @@ def test_post_given_up_is_lost_and_says_whether_it_may_be_stored() -> None:
 
 
 def test_tally_forgets_a_mixed_post_that_is_through() -> None:
-    """What is remembered per post is gone with its final call."""
+    """The entry of a mixed post is removed at its final call."""
     bad_items = {1: 1, 2: 1}
     tally = Tally(bad_items)
     tally.lost(Loss(Post(b"", 2, MIXED, 1), "x", False, 0.0, 1.0, True))
@@ -95,7 +95,7 @@ def test_tally_forgets_a_mixed_post_that_is_through() -> None:
 
 
 def test_names_of_refusals_and_reasons_are_bounded() -> None:
-    """A proxy that invents a new code each time does not fill the memory."""
+    """The number of kept codes and reasons is bounded."""
     tally = _tally()
     for number in range(3 * WHYS_MAX):
         post = Post(b"", 1, GOOD, number)
@@ -111,7 +111,7 @@ class _Began:
 
 
 def test_warm_up_counts_but_is_not_measured() -> None:
-    """What was due in the warm-up may be slow, but not refused."""
+    """Posts of the warm-up are counted, but not in the latencies."""
     tally = Tally({}, measured_from_s=1.0)
     tally.start = _Began()
     for due_s, took_s in ((0.5, 9.0), (1.5, 0.1)):

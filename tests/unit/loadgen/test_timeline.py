@@ -1,4 +1,4 @@
-"""The timeline is small, and says the same however often it was made coarser."""
+"""The timeline is small, and keeps its sums when its cells are merged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loadgen.measure.timeline import CELLS_MAX, LOST, Cell, Timeline
 def test_cell_quantile_is_within_one_percent_of_the_sorted_one(
     durations: list[float], share: float
 ) -> None:
-    """A chart may round, but not lie."""
+    """A cell's quantile is within one percent of the sorted list's."""
     cell = Cell()
     for each in durations:
         cell.durations.add(each)
@@ -22,20 +22,20 @@ def test_cell_quantile_is_within_one_percent_of_the_sorted_one(
 
 
 def test_cell_without_durations_has_no_quantile() -> None:
-    """Nothing is not zero."""
+    """A cell without durations has no quantile, not 0."""
     assert Cell().quantile_s(0.99) is None
 
 
 @given(st.lists(st.floats(-1, 100_000), max_size=80))
 def test_timeline_keeps_every_count_in_bounded_cells(moments: list[float]) -> None:
-    """However long a run, its cells are few and their sum is what was counted."""
+    """For a run of any length the number of cells is bounded, and the sums are right."""
     timeline = Timeline()
     for at_s in moments:
         cell = timeline.at(at_s)
         cell.offered += 2
         cell.accepted += 1
-        cell.add_status(202)
-        cell.add_status(LOST)
+        cell.statuses[202] += 1
+        cell.statuses[LOST] += 1
         cell.durations.add(0.01)
     points = list(timeline.points(200_000))
     assert len(points) <= CELLS_MAX
@@ -46,7 +46,7 @@ def test_timeline_keeps_every_count_in_bounded_cells(moments: list[float]) -> No
 
 
 def test_cell_of_a_moment_covers_that_moment_after_widening() -> None:
-    """A coarser timeline has not shifted."""
+    """After widening, the cell of a moment still covers it."""
     timeline = Timeline()
     for second in range(4 * CELLS_MAX):
         timeline.at(second).accepted += second == 777
@@ -56,7 +56,7 @@ def test_cell_of_a_moment_covers_that_moment_after_widening() -> None:
 
 
 def test_commits_between_two_looks_are_spread_over_that_time() -> None:
-    """A look that came late does not draw a peak that never was."""
+    """Commits are spread over the time between two reads, so a late read gives no peak."""
     timeline = Timeline()
     timeline.commit(0.5, 3.5, 300)
     counts = [point.cell.committed for point in timeline.points(4.0)]
@@ -66,7 +66,7 @@ def test_commits_between_two_looks_are_spread_over_that_time() -> None:
 
 
 def test_short_rest_at_the_end_is_left_out_and_a_longer_one_is_a_rate_of_its_own() -> None:
-    """The last tenth of a second is no rate; half a second is one."""
+    """A last part of a tenth of a second is left out; one of half a second has its own rate."""
     timeline = Timeline()
     for at_s in (0.5, 1.05):
         timeline.at(at_s).accepted += 10

@@ -1,4 +1,4 @@
-"""Traffic is believable, repeatable and cheap to remember; what is spoilt is what it says."""
+"""Traffic is realistic, repeatable and needs little memory; spoilt posts have their kind."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _items(post: Post) -> list[dict[str, Any]]:
 def test_readings_of_a_series_never_share_a_timestamp(
     devices: int, mix: tuple[tuple[int, float], ...]
 ) -> None:
-    """A fact of its own for each reading: none is taken for a duplicate of another."""
+    """All readings of a series have different timestamps."""
     traffic = _traffic(step_us=20, devices=devices, mix=mix, late=0.2)
     seen = set()
     readings = 0
@@ -84,7 +84,7 @@ def test_readings_of_a_series_never_share_a_timestamp(
 
 
 def test_same_seed_and_moments_give_the_same_bytes_and_another_seed_others() -> None:
-    """A run can be repeated."""
+    """The same seed and moments give the same bytes; another seed gives others."""
     odd: dict[str, Any] = {
         "late": 0.1,
         "future": 0.1,
@@ -102,7 +102,7 @@ def test_same_seed_and_moments_give_the_same_bytes_and_another_seed_others() -> 
 
 
 def test_moments_and_values_are_those_of_a_living_fleet() -> None:
-    """Timestamps follow the clock; every device measures anew about once a second."""
+    """Timestamps follow the clock; each device measures about once a second."""
     traffic = _traffic(step_us=1000, devices=40, mix=((80, 1.0),))
     values = defaultdict(list)
     for number, post in enumerate(_posts(traffic, 4000)):
@@ -119,14 +119,14 @@ def test_moments_and_values_are_those_of_a_living_fleet() -> None:
 
 
 def test_mix_draws_sizes_by_their_weights() -> None:
-    """Three small posts for each large one."""
+    """Sizes are drawn by their weights."""
     sizes = Counter(post.readings for post in _posts(_traffic(mix=((1, 3.0), (50, 1.0))), 4000))
     assert set(sizes) == {1, 50}
     assert 900 < sizes[50] < 1100
 
 
 def test_shares_are_met_and_kinds_say_what_is_in_a_post() -> None:
-    """So many readings are odd, and the right answer to their post is known."""
+    """The shares of odd readings are right, and the kind of a post says the right answer."""
     traffic = _traffic(mix=((1, 1.0), (10, 1.0)), late=0.05, future=0.02, poison=0.04, broken=0.1)
     readings = 0
     for post in _posts(traffic, 6000):
@@ -146,7 +146,7 @@ def test_shares_are_met_and_kinds_say_what_is_in_a_post() -> None:
 
 
 def _is_bad(item: dict[str, Any]) -> bool:
-    """Whether the service refuses it: known here without asking the code that made it."""
+    """Whether the service refuses the reading, found without the code that made it."""
     return (
         isinstance(item["value"], str)
         or "\0" in item["device_id"]
@@ -157,14 +157,14 @@ def _is_bad(item: dict[str, Any]) -> bool:
 
 
 def test_reading_is_spoilt_in_one_way_only() -> None:
-    """Evidence two oddities meet, one is made, and one is counted."""
+    """A reading that is chosen for two faults gets one of them, and one is counted."""
     traffic = _traffic(mix=((200, 1.0),), late=0.5, future=0.5, poison=0.5)
     bad = sum(_is_bad(each) for post in _posts(traffic, 10) for each in _items(post))
     assert traffic.made["future"] + traffic.made["poison"] == bad
 
 
 def test_late_readings_are_hours_to_a_week_old() -> None:
-    """Late is late, but welcome."""
+    """Late readings are hours to a week old, and valid."""
     (ages,) = [
         [(START_US - each["ts"]) / HOUR_US for each in _items(post)]
         for post in _posts(_traffic(mix=((500, 1.0),), late=1.0), 1)
@@ -174,7 +174,7 @@ def test_late_readings_are_hours_to_a_week_old() -> None:
 
 
 def test_poison_comes_in_all_its_ways() -> None:
-    """NUL, a string, the year 9999, a name without end: each has its share."""
+    """All kinds of `--poison` occur: NUL, a string, the year 9999, a long name."""
     (post,) = _posts(_traffic(mix=((400, 1.0),), poison=1.0), 1)
     assert post.kind == INVALID
     items = _items(post)
@@ -191,7 +191,7 @@ def test_poison_comes_in_all_its_ways() -> None:
 
 @pytest.mark.parametrize("mix", [((1, 1.0),), ((20, 1.0),)])
 def test_broken_bodies_cannot_be_read_by_anyone(mix: tuple[tuple[int, float], ...]) -> None:
-    """Cut off, not UTF-8, or half a gzip."""
+    """Broken bodies are cut off, not UTF-8, or half a gzip."""
     how = Counter[type[Exception]]()
     for post in _posts(_traffic(mix=mix, broken=1.0), 200):
         assert post.kind == BROKEN
@@ -203,13 +203,13 @@ def test_broken_bodies_cannot_be_read_by_anyone(mix: tuple[tuple[int, float], ..
 
 
 def test_duplicates_repeat_a_recent_good_post_byte_for_byte() -> None:
-    """A device that did not hear the answer sends the same again, and soon."""
+    """A duplicate has the bytes of a recent good post."""
     traffic = _traffic(duplicates=0.2, poison=0.3, broken=0.1)
     first_seen: dict[bytes, int] = {}
     repeated = 0
     for post in _posts(traffic, 3000):
         if post.kind == BROKEN:
-            continue  # cut off before their timestamps, they may look alike
+            continue  # cut off before their timestamps, they may be equal
         if post.request in first_seen:
             repeated += 1
             assert post.kind == GOOD
@@ -219,14 +219,14 @@ def test_duplicates_repeat_a_recent_good_post_byte_for_byte() -> None:
 
 
 def test_gzip_posts_inflate_to_what_plain_ones_hold() -> None:
-    """The same fleet, only packed."""
+    """A gzip post inflates to the plain post."""
     plain, packed = (list(_posts(_traffic(mix=((30, 1.0),), gzip=each), 5)) for each in (0, 1))
     assert [_body(each) for each in plain] == [_body(each) for each in packed]
     assert len(packed[0].request) < len(plain[0].request) / 2
 
 
-def test_backlog_of_every_device_comes_first_then_life_goes_on() -> None:
-    """A storm: what each device kept, a reading of each metric a minute, then live readings."""
+def test_backlog_of_every_device_comes_first_then_live_readings() -> None:
+    """Each device first posts its backlog, a reading of each metric a minute; then live ones."""
     traffic = _traffic(devices=12, backlog_minutes=30)
     posts = list(_posts(traffic, 30))
     devices = []
@@ -245,15 +245,15 @@ def test_backlog_of_every_device_comes_first_then_life_goes_on() -> None:
 
 
 def test_backlog_beyond_what_is_made_ahead_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounded memory changes when a post is made, not what is in it."""
+    """A backlog that is made later has the same content."""
     assert BACKLOG_BYTES_AHEAD > 1e6
     ahead = list(_posts(_traffic(devices=9, backlog_minutes=3, step_us=1), 20))
     monkeypatch.setattr("loadgen.traffic.traffic.BACKLOG_BYTES_AHEAD", 1500)
     assert list(_posts(_traffic(devices=9, backlog_minutes=3, step_us=1), 20)) == ahead
 
 
-def test_traffic_ends_after_its_posts_or_when_told() -> None:
-    """None means finished, and stays so."""
+def test_traffic_ends_after_its_posts_or_by_end() -> None:
+    """After the end, `take` always returns None."""
     traffic = _traffic(posts_max=3)
     assert [traffic.take() is None for _ in range(5)] == [False, False, False, True, True]
     traffic = _traffic()

@@ -1,1 +1,1 @@
-"""One part at a time, without a database."""
+"""Tests of the helpers in tests/support."""

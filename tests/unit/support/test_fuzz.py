@@ -1,4 +1,4 @@
-"""The targets of fuzz.py under Hypothesis: any bytes, and valid ones with some bytes altered."""
+"""The targets of fuzz.py under Hypothesis: random bytes, and valid ones with bytes altered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ changes = st.lists(
 
 
 def altered(data: bytes, how: list[tuple[int, int, bytes]]) -> bytes:
-    """Put bytes in the place of so many others, anywhere."""
+    """Replace some bytes by others at random places."""
     for place, removed, new in how:
         at = place % (len(data) + 1)
         data = data[:at] + new + data[at + removed :]
@@ -33,7 +33,7 @@ def altered(data: bytes, how: list[tuple[int, int, bytes]]) -> bytes:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_rule_holds_for_any_bytes_and_for_altered_valid_ones(name: str) -> None:
-    """And the search gets past the first check: all that can come of an input came of some."""
+    """The rule holds, and the inputs reach each possible outcome."""
     target = TARGETS[name]
     came = {target(seed) for seed in SEEDS[name]}
     if name == "gunzip":
@@ -58,7 +58,7 @@ def test_rule_holds_for_any_bytes_and_for_altered_valid_ones(name: str) -> None:
 def test_gzip_around_a_body_changes_nothing_but_its_own_faults(
     body: bytes, inner: list[tuple[int, int, bytes]], outer: list[tuple[int, int, bytes]]
 ) -> None:
-    """As the door does it: inflate, then decode; altered inside, outside, or both."""
+    """Inflate, then decode, as the receiver does; altered inside, outside, or both."""
     body = altered(body, inner)
     packed = altered(gzip.compress(body, mtime=0), outer)
     if fuzz_gunzip(packed) == "whole":
@@ -68,7 +68,7 @@ def test_gzip_around_a_body_changes_nothing_but_its_own_faults(
 def test_command_without_atheris_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is no package of the tests."""
+    """Without atheris the command names the missing package."""
     monkeypatch.setitem(sys.modules, "atheris", None)
     assert main(["gunzip"]) == 2
     assert "pip install atheris" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Ports for servers that come back: not of the clients' range, and none twice."""
+"""Ports for servers that start again: outside of the clients' range, and none twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import tcp_ports
 
 
 def test_lie_outside_of_what_clients_are_given_and_differ() -> None:
-    """A port that the kernel chose lies inside, ours do not."""
+    """Our ports are outside of the range that the kernel gives to clients."""
     with socket.create_server(("127.0.0.1", 0)) as chosen_by_the_kernel:
         clients_port = chosen_by_the_kernel.getsockname()[1]
         ports = [tcp_ports.free_port() for _ in range(50)]
@@ -23,7 +23,7 @@ def test_lie_outside_of_what_clients_are_given_and_differ() -> None:
 
 
 def test_one_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is given; without a next one, what the kernel chooses."""
+    """A used port is passed over; without a free one the kernel chooses."""
     taken, free = tcp_ports.free_port(), tcp_ports.free_port()
     monkeypatch.setattr(tcp_ports, "_candidates", lambda: [taken, free])
     monkeypatch.setattr(tcp_ports, "_given", set())

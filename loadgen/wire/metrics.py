@@ -1,4 +1,4 @@
-"""Reads what the service itself counts, from the /metrics of its admin port.
+"""Reads the service's own counters from /metrics of its admin port.
 
 Promises: a port that does not answer with metrics is no error.
 """
