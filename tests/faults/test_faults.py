@@ -288,7 +288,7 @@ def test_run_script_has_the_command_faults(tmp_path: Path) -> None:
 
 def test_the_page_shows_commands_that_are_understood() -> None:
     """The command line takes each command of docs/loadgen.md; the faults that it names exist."""
-    section = (REPOSITORY / "docs/loadgen.md").read_text().split("## What it has been through")[1]
+    section = (REPOSITORY / "docs/loadgen.md").read_text().split("## Fault tests")[1]
     commands = re.findall(r"^\./run faults(.*?)  ", section, re.MULTILINE)
     assert len(commands) == 5
     for command in commands:
