@@ -27,7 +27,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     http/           listener, connections (limits of a port), connection (one), bodies, response,
                     routes
     formats/        media_type (their list), json_post (json_whole, json_item), timestamp
-    buffers/        memory; journal/ (its log, entries, loader, folder, reader, format)
+    buffers/        memory; journal/ (log, entries, loader, thread, folder, index, reader, format)
     writer/         writer, batch, database_state, breaker, set_aside
     sinks/          postgres/: sink, connection, sqlstate, schema, durability, lookup
     embedded/       our own PostgreSQL: server, data, programs
