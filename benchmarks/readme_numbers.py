@@ -120,12 +120,15 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
     stories = (
         (
             "half_peak",
-            "- Latency when single readings arrive at random times, at half of the peak rate.\n"
-            "  `durable`, with the journal ({durable_offered_posts_per_s} a second): "
-            "p50 {durable_p50_ms} ms, p99 {durable_p99_ms} ms. With a buffer in memory\n"
+            "- Latency when single readings arrive at random times, at half of a peak that was\n"
+            "  measured just before. `durable`, with the journal "
+            "({durable_offered_posts_per_s} a second):\n"
+            "  p50 {durable_p50_ms} ms, p99 {durable_p99_ms} ms. With a buffer in memory, "
+            "at half of the peak of `buffered`\n"
             "  ({buffered_offered_posts_per_s} a second): `buffered` p50 {buffered_p50_ms} ms, "
-            "p99 {buffered_p99_ms} ms;\n"
-            "  `committed` p50 {committed_p50_ms} ms, p99 {committed_p99_ms} ms.",
+            "p99 {buffered_p99_ms} ms; `committed`, at\n"
+            "  the same rate, but on more connections than in the table: "
+            "p50 {committed_p50_ms} ms, p99 {committed_p99_ms} ms.",
         ),
         ("idle", "- An idle connection takes {connection_kib} KiB."),
         (

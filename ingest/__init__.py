@@ -18,7 +18,7 @@ The path of a reading (`-->` hands over; each name is a folder of this package):
 
 The folders. Imports go down only, and folders of one row do not know each other:
 
-    cli/            the commands of `ingest`: main (lists them), and one file a command
+    cli/            the commands of `ingest`: main (lists them), and one file for each command
     app/            makes and connects the parts: service (the order of start and stop), receiving,
                     writing (starts and stops the writers), buffer, rules, health, admin
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)

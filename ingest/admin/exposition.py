@@ -153,8 +153,16 @@ class _LedgerCollector(Collector):
         letters, journal = m.gauges.dead_letters(), m.gauges.journal()
         for name, meaning, value in (
             ("buffer_rows", "Readings in the buffer, including those on the disk.", stats.rows),
-            ("buffer_rows_max", "Most readings in memory.", stats.rows_max),
-            ("buffer_used_ratio", "Share of the buffer in use; at 1 posts wait.", stats.used),
+            (
+                "buffer_rows_max",
+                "Limit of the readings in memory (buffer_rows_max).",
+                stats.rows_max,
+            ),
+            (
+                "buffer_used_ratio",
+                "Share of the buffer in use; if it is 1, posts wait.",
+                stats.used,
+            ),
             ("buffer_bytes", "Bytes in memory, including waiting posts.", stats.size_bytes),
             (
                 "buffer_oldest_age_seconds",

@@ -1,4 +1,4 @@
-"""The command line: `main`, and one file a command.
+"""The command line: `main`, and one file for each command.
 
 Imports anything. Nothing imports it but `ingest.__main__`.
 """

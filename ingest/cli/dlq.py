@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
     stats = add("stats", "number, reasons, age and size")
     stats.add_argument("--json", action="store_true", help="print as JSON")
     add_replay_arguments(add("replay", "validate dead letters again and write them to the table"))
-    discard = add("discard", "delete dead letters; their readings are lost")
+    discard = add("discard", "mark dead letters as discarded; their readings are lost")
     discard.add_argument("ids", nargs="*", metavar="ID", help="an id, or its first characters")
     discard.add_argument("--all", action="store_true", help="all dead letters")
     discard.add_argument("--yes", action="store_true", help="discard them, not only count them")

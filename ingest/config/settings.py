@@ -105,7 +105,7 @@ class Settings:
     )
     buffer_rows_max: int = setting(100_000, "most readings in memory", within=(1, 100_000_000))
     buffer_bytes_max: int = setting(
-        64 * MIB, "most bytes in memory, waiting posts included", within=(KIB, 64 * GIB)
+        64 * MIB, "most bytes of blocks in memory", within=(KIB, 64 * GIB)
     )
     put_wait_s_max: float = setting(
         1.0, "how long a post waits for space before 503", within=(0, 60)

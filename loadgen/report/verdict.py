@@ -8,7 +8,7 @@ from loadgen.words import counted
 
 INVARIANTS = {
     "I1": "no loss: what was acknowledged is in the table, or in an open dead letter",
-    "I2": "once: no reading is twice in the table, or there and in an open dead letter",
+    "I2": "once: no reading is in the table twice, or both in the table and in an open dead letter",
     "I3": "nothing is stored that was never sent",
     "I4": "every value to the last bit, every dead letter to the last byte",
     "I5": "what was refused is not stored, and each answer was true",

@@ -103,6 +103,7 @@ def table() -> str:
         for value, risk in _STANDBY_BEHIND.items()
     ]
     lines.append(
-        "| `on`, `remote_apply`; `local`, `remote_write` without standbys | the service trusts it |"
+        "| `synchronous_commit` = `on` or `remote_apply`; `local` or `remote_write` without "
+        "synchronous standbys | the service trusts it |"
     )
     return "\n".join(lines)
