@@ -15,7 +15,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Sequence
-from itertools import groupby
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,29 +99,29 @@ def often_enough(passes: int, times: int) -> bool:
 def compare(ways: Sequence[Way], tree: Path, seconds: float, *, quick: bool) -> list[Compared]:
     """Compare all cases with the code in `tree`; print a line for each."""
     compared = []
-    for flags, group in groupby(ways, key=lambda way: way.flags):
-        with two_services(tree, flags, seconds) as two:
-            for way in group:
-                compared.append(Compared(way, measured(two, way, quick=quick)))
-                print(f"{way.name}: {summary(compared[-1].ratios)}", flush=True)
+    for way in ways:
+        with two_services(tree, seconds) as two:
+            compared.append(Compared(way, measured(two, way, quick=quick)))
+        print(f"{way.name}: {summary(compared[-1].ratios)}", flush=True)
     return compared
 
 
 def measured(two: Two, way: Way, *, quick: bool) -> list[Pair]:
     """Return as many pairs as the rule asks for."""
     pairs: list[Pair] = []
-    for pair in two.pairs(way, _say):
-        pairs.append(pair)
-        figures = ", ".join(
-            f"{name} {pair.this[name]:,.2f} and {pair.other[name]:,.2f}" for name in pair.this
-        )
-        _say(f"{way.name} {len(pairs)}: {figures}")
-        if quick:
-            is_over = len(pairs) >= PAIRS_FOR_INTERVAL
-        else:  # an even count: as many A B B A as B A A B
-            is_over = len(pairs) % 2 == 0 and enough(Compared(way, pairs).ratios)
-        if is_over:
-            break
+    with closing(two.pairs(way, _say)) as more:
+        for pair in more:
+            pairs.append(pair)
+            figures = ", ".join(
+                f"{name} {pair.this[name]:,.2f} and {pair.other[name]:,.2f}" for name in pair.this
+            )
+            _say(f"{way.name} {len(pairs)}: {figures}")
+            if quick:
+                is_over = len(pairs) >= PAIRS_FOR_INTERVAL
+            else:  # an even count: as many A B B A as B A A B
+                is_over = len(pairs) % 2 == 0 and enough(Compared(way, pairs).ratios)
+            if is_over:
+                break
     return pairs
 
 

@@ -1,9 +1,11 @@
 """Two services of two commits under the same short loads, alternately.
 
-Both run all the time, each with a state folder, a PostgreSQL and ports of its own, and with the
+Both run at the same time, each with a state folder, a PostgreSQL and ports of its own, and with the
 same settings. One of them has load while the other one is idle. A pair is four loads, A B B A, and
-the next pair is B A A B: so a drift of the machine cancels. The load generator is this tree's, in
-this very process. It uses of a service only the command line, HTTP and the metrics.
+the next pair is B A A B: so a drift of the machine cancels. After these two pairs both are started
+anew: two processes of the same code differ by 1 to 2 % for as long as they run (measured), since
+their memory lies elsewhere. The load generator is this tree's, in this very process. It uses of a
+service only the command line, HTTP and the metrics.
 
 - CPU a reading: user and system seconds of the service's own process, by the kernel's CPU clock of
   the process, from the first post until all is in the table, over the readings that came to the
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -102,27 +104,44 @@ class Pair(NamedTuple):
 
 
 class Two:
-    """Both services. `pairs` drives one case for as long as the caller asks for more."""
+    """Both services. `pairs` drives one case for as long as the caller asks for more.
 
-    def __init__(self, this: Service, other: Service, seconds: float) -> None:
-        self._this, self._other, self._seconds = this, other, seconds
+    `folder` takes their state folders, which stay from one start to the next.
+    """
+
+    def __init__(self, folder: Path, other_tree: Path, seconds: float) -> None:
+        self._trees = {"this": REPOSITORY, "other": other_tree}
+        self._folder, self._seconds = folder, seconds
         self._next_us = FIRST_US
 
-    def pairs(self, way: Way, say: Callable[[str], None]) -> Iterator[Pair]:
-        """Warm both up, measure the peak if needed, then yield pairs for ever. Raises Broken."""
-        both = self._this, self._other
-        for service in both:
-            self._load(service, way, None)
+    def pairs(self, way: Way, say: Callable[[str], None]) -> Generator[Pair, None, None]:
+        """Yield pairs for ever; start and warm up both for each two of them. Raises Broken.
+
+        Close it: a service runs until then.
+        """
         rate_per_s = None
-        if way.rows > 1:
-            at_peak = self._load_both(both, way, None)
-            rates = [sum(each.committed / each.whole_s for each in at_peak[of]) for of in both]
-            rate_per_s = min(rates) / 4 / way.rows  # of two loads, and half of that
-            say(f"{way.name}: at half the peak, {rate_per_s * way.rows:,.0f} readings/s")
         while True:
-            for order in (both, both[::-1]):
-                results = self._load_both(order, way, rate_per_s)
-                yield Pair(*(figures_of(results[service]) for service in both))
+            with ExitStack() as running:
+                both = [running.enter_context(each) for each in self._services(way)]
+                for service in both:
+                    self._load(service, way, None)
+                if way.rows > 1 and rate_per_s is None:
+                    rate_per_s = self._half_peak_per_s(both, way)
+                    say(f"{way.name}: at half the peak, {rate_per_s * way.rows:,.0f} readings/s")
+                for order in (both, both[::-1]):
+                    results = self._load_both(order, way, rate_per_s)
+                    yield Pair(*(figures_of(results[service]) for service in both))
+
+    def _services(self, way: Way) -> Iterator[Service]:
+        """Make this one's service, and the other one's once the first has been started."""
+        for name, tree in self._trees.items():
+            yield Service(self._folder / name, *MEMORY, *way.flags, tree=tree, env=SAME_SEED)
+
+    def _half_peak_per_s(self, both: Sequence[Service], way: Way) -> float:
+        """Return half of the posts a second that the slower one stores."""
+        at_peak = self._load_both(both, way, None)
+        rates = [sum(each.committed / each.whole_s for each in at_peak[of]) for of in both]
+        return min(rates) / 4 / way.rows  # the sum of two loads, and half of the peak
 
     def _load_both(
         self, order: Sequence[Service], way: Way, rate_per_s: float | None
@@ -162,11 +181,7 @@ class Two:
 
 
 @contextmanager
-def two_services(other_tree: Path, flags: tuple[str, ...], seconds: float) -> Iterator[Two]:
-    """Start the service of this tree and that of another one."""
-    with scratch() as folder, ExitStack() as ending:
-        this, other = (
-            ending.enter_context(Service(folder / name, *MEMORY, *flags, tree=tree, env=SAME_SEED))
-            for name, tree in (("this", REPOSITORY), ("other", other_tree))
-        )
-        yield Two(this, other, seconds)
+def two_services(other_tree: Path, seconds: float) -> Iterator[Two]:
+    """Give the services of this tree and of another one a folder for one case."""
+    with scratch() as folder:
+        yield Two(folder, other_tree, seconds)

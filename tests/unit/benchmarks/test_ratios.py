@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from fractions import Fraction
 from math import comb
 
@@ -137,7 +137,7 @@ class Drawn(Two):
         self._drawn = random.Random(seed)
         self._noise, self._times = noise, times
 
-    def pairs(self, way: Way, say: Callable[[str], None]) -> Iterator[Pair]:
+    def pairs(self, way: Way, say: Callable[[str], None]) -> Generator[Pair, None, None]:
         """Yield pairs for ever."""
         names = ("CPU", "rate", "p50", "p99")
         while True:
