@@ -21,7 +21,7 @@ from ingest.app.rules import make_rules
 from ingest.app.writing import WritingHalf, make_sink
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.formats.json_post import decode
 from ingest.formats.post import Post
 from ingest.model.ack import Ack
@@ -37,7 +37,7 @@ _numbers = itertools.count()
 class Wired:
     """Everything between the receiver's HTTP and the table. Made on the loop that it runs on."""
 
-    def __init__(self, url: str, dead_letters: DeadLetterFolder) -> None:
+    def __init__(self, url: str, dead_letters: DeadLetterQueue) -> None:
         settings = Settings()
         self._rules = make_rules(settings)
         self._buffer = MemoryBuffer(
@@ -75,7 +75,7 @@ def wired(database: Database) -> Iterator[Wired]:
     """Give the path on an empty table."""
     fresh_table(database.url)
     with scratch() as folder:
-        letters = DeadLetterFolder(
+        letters = DeadLetterQueue(
             folder / "dead-letters", bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=7
         )
 

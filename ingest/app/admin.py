@@ -16,7 +16,7 @@ from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
@@ -35,7 +35,7 @@ class AdminSide:
         settings: Settings,
         *,
         ledger: Ledger,
-        dead_letters: DeadLetterFolder,
+        dead_letters: DeadLetterQueue,
         readyz: Callable[[], tuple[int, bytes]],
         message: Callable[[], str],
         token: str,

@@ -25,7 +25,7 @@ from ingest.app.health import Health
 from ingest.app.receiving import make_endpoint
 from ingest.app.writing import WritingHalf
 from ingest.config.settings import Settings, split_address, state_dir
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http.connections import raise_open_files_limit
 from ingest.model.errors import StartError
@@ -82,7 +82,7 @@ class Service:
         self.writing = WritingHalf(
             settings, outlet=self.buffer, ledger=self.ledger, halted=self._halted
         )
-        self.dead_letters = DeadLetterFolder(
+        self.dead_letters = DeadLetterQueue(
             folder.dead_letters,
             bytes_max=settings.dlq_bytes_max,
             segment_bytes=settings.dlq_segment_bytes,

@@ -15,7 +15,7 @@ from typing import Any
 
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import Replayer
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import LETTERS_FULL, NOT_DURABLE, SCHEMA, WriteFailed
@@ -138,7 +138,7 @@ class WritingHalf:
             for sink in self.sinks
         ]
 
-    def make_replayer(self, folder: DeadLetterFolder, inlet: Inlet) -> Replayer:
+    def make_replayer(self, folder: DeadLetterQueue, inlet: Inlet) -> Replayer:
         """Return the automatic replay, which sends dead letters of `folder` through the buffer."""
         settings = self._settings
         return Replayer(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.dead_letters.files import segments, try_replay_lock
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import LiveLetter, Selection, first_letters
 from ingest.model.ack import Ack, Outcome
 from ingest.model.block import Block
@@ -55,7 +55,7 @@ class Replayer:
         post_rows_max: int,
         rows_per_s: int,
         pause_s: float,
-        folder: DeadLetterFolder,
+        folder: DeadLetterQueue,
         inlet: Inlet,
         outlet_stats: Callable[[], BufferStats],
         ledger: Ledger,

@@ -55,7 +55,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 log = get_logger()
 
 
-class Request(NamedTuple):
+class AppendRequest(NamedTuple):
     """Letters of one append: all of them are written, or none."""
 
     letters: Sequence[Letter]
@@ -70,7 +70,7 @@ class FolderTotals(NamedTuple):
     oldest_us: int | None = None
 
 
-class Store:
+class DeadLetterFolder:
     """A dead-letter folder and what one process knows of it. Arguments as in DeadLetterFolder."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Store:
         """Return what is known of the folder; reads no file."""
         return FolderTotals(self._size, len(self._live), self._live.oldest_us)
 
-    def append(self, requests: Sequence[Request]) -> list[IngestError | None]:
+    def append(self, requests: Sequence[AppendRequest]) -> list[IngestError | None]:
         """Append requests with one write and one fdatasync; return each one's error, or None."""
         outcomes: list[IngestError | None] = []
         fresh: dict[bytes, bytes] = {}  # key -> line
@@ -154,7 +154,7 @@ class Store:
         return lines
 
     def _refusal(
-        self, size: int, lines: Collection[bytes], request: Request
+        self, size: int, lines: Collection[bytes], request: AppendRequest
     ) -> DeadLettersFull | None:
         if not lines or all(letter.reason == DRAINED for letter in request.letters):
             return None  # at the end of a drain they have no other place: no limit
@@ -167,7 +167,7 @@ class Store:
             return DeadLettersFull(f"the dead letters have {self._size} bytes of {share}{whose}")
         return None
 
-    def _share(self, request: Request) -> tuple[int, str]:
+    def _share(self, request: AppendRequest) -> tuple[int, str]:
         """Return how large the folder may become with these letters, and a text about the limit.
 
         Letters that the automatic replay takes leave the folder only while writes are not paused.

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ingest.dead_letters.folder import IDS_MAX, FolderTotals, Request, Store
+from ingest.dead_letters.folder import IDS_MAX, AppendRequest, DeadLetterFolder, FolderTotals
 from ingest.dead_letters.reader import LiveLetter
 from ingest.model.errors import DeadLettersBroken, IngestError
 from ingest.model.ledger import DeadLetterStats
@@ -27,7 +27,7 @@ _STATS_S_MAX = 1.0  # `stats` starts a new scan of the folder if the last one is
 _T = TypeVar("_T")
 
 
-class DeadLetterFolder:
+class DeadLetterQueue:
     """Implements ports.DeadLetters with a folder of JSON Lines. For one event loop.
 
     The whole folder has at most `bytes_max`. A file is finished at `segment_bytes`. A finished
@@ -47,7 +47,7 @@ class DeadLetterFolder:
         ids_max: int = IDS_MAX,
     ) -> None:
         self.folder = folder
-        self._store = Store(
+        self._store = DeadLetterFolder(
             folder,
             bytes_max=bytes_max,
             segment_bytes=segment_bytes,
@@ -57,7 +57,7 @@ class DeadLetterFolder:
             ids_max=ids_max,
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dead-letters")
-        self._waiting: list[tuple[Request, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[AppendRequest, asyncio.Future[None]]] = []
         self._writing: asyncio.Future[list[IngestError | None]] | None = None
         self._refreshing: asyncio.Future[None] | None = None
         self._refreshed_s = float("-inf")
@@ -79,7 +79,7 @@ class DeadLetterFolder:
         self._refuse_closed()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(_take_exception)
-        self._waiting.append((Request(letters, from_receiver), done))
+        self._waiting.append((AppendRequest(letters, from_receiver), done))
         if self._writing is None:
             self._write()
         await asyncio.shield(done)

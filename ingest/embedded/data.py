@@ -48,7 +48,13 @@ class Home(NamedTuple):
 def lock(folder: Path) -> Lock:
     """Lock the folder, and make it if it is missing. Return the lock, to be closed at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    taken = Lock.try_take(folder / "postgres.lock", create=True)
+    try:
+        taken = Lock.try_take(folder / "postgres.lock", create=True)
+    except OSError as error:
+        raise StartError(
+            f"cannot lock the database in {folder}: {error.strerror}; choose another folder with "
+            "--state-dir"
+        ) from error
     if taken is None:
         raise StartError(
             f"another service already runs the database in {folder}: stop it, or choose another "

@@ -1,6 +1,8 @@
 """The list of formats: for each media type, the function that decodes a body of it.
 
-A new format is a file of this folder and one entry in FORMATS.
+A new format is a file of this folder and one entry in FORMATS. Its invalid items become dead
+letters, whose format is JSON so far: a second format must be recorded there, and
+dead_letters/manual_replay must decode it.
 tests/contract/test_formats.py runs over all entries and states what every format keeps.
 """
 

@@ -217,6 +217,11 @@ class Lock(AbstractContextManager["Lock"]):
             raise
         return cls(fd)
 
+    def record(self, text: str) -> None:
+        """Replace the content of the locked file, for people. Raises OSError."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text.encode(), 0)
+
     def close(self) -> None:
         """Release the lock."""
         os.close(self._fd)

@@ -47,10 +47,7 @@ class Notifier:
         address, period, pid = (
             environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
         )
-        if address[:1] not in {
-            "/",
-            "@",
-        }:  # vsock addresses are not supported
+        if address[:1] not in {"/", "@"}:  # vsock addresses are not supported
             address = ""
         ours = period.isascii() and period.isdecimal() and pid in {"", str(os.getpid())}
         return cls(address, watchdog_s=int(period) / 1e6 if ours else 0.0)

@@ -69,14 +69,21 @@ class StateFolder:
 
     def lock(self) -> Lock:
         """Lock the folder for this process. Raises StartError with the pid of another owner."""
-        lock = Lock.try_take(self._lock_path, create=True)
+        try:
+            lock = Lock.try_take(self._lock_path, create=True)
+            if lock is not None:
+                lock.record(f"{os.getpid()}\n")
+        except OSError as error:
+            raise StartError(
+                f"cannot lock the state folder {self.path}: {error.strerror} ({self._lock_path}); "
+                "choose another with --state-dir or INGEST_STATE_DIR"
+            ) from error
         if lock is None:
             owner = self._lock_path.read_text(errors="replace")[:20].strip()
             raise StartError(
                 f"a service (pid {owner or 'unknown'}) already uses the state folder {self.path}: "
                 "stop it, or choose another folder with --state-dir"
             )
-        self._lock_path.write_text(f"{os.getpid()}\n")
         self.withdraw()  # the file that a killed service has left
         return lock
 

@@ -85,9 +85,7 @@ class _Tally:
         else:
             self.refused += len(batch.lines)
             why = f"{answer.status} {answer.code}: {answer.detail}"
-            if (
-                answer.status != 422
-            ):  # not about these items, so the next post would be refused, too
+            if answer.status != 422:  # not about these items: the next post would be refused too
                 self.fatal = f"refused at line {batch.lines[0]}: {why}"
             elif not answer.errors:
                 self._note(batch.lines[0], why)

@@ -16,9 +16,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 VERSION = 1  # of the choices below: another version makes other readings of the same plan
-WINDOW = (
-    1_000  # fresh items within which an item may come again; a reconciliation reads so far ahead
-)
+# Fresh items within which an item may come again. A reconciliation reads so far ahead.
+WINDOW = 1_000
 POST_READINGS_MAX = 4_900  # the service's limit is 5,000 by default; a repeated item may add 3
 METRICS = ("humidity", "power", "pressure", "temperature")  # in byte order, like the table's key
 REFUSED_METRIC = "refused"  # the metric that an operator's CHECK constraint must refuse

@@ -79,9 +79,8 @@ def document(load: Load, settings: Mapping[str, Any], *, interrupted: bool = Fal
 def _offered_per_s(load: Load) -> float:
     """Return the rate over the time in which posts were due (a slow service answers longer)."""
     due_s = load.tally.last_due_s
-    if (
-        load.driver.skipped or load.driver.unsent
-    ):  # these may have been due after the last post that was sent
+    # These may have been due after the last post that was sent.
+    if load.driver.skipped or load.driver.unsent:
         due_s = max(due_s, min(load.took_s, load.plan.duration_s or load.took_s))
     return (load.offered_posts - 1) / due_s if due_s > 0 else load.offered_posts / load.took_s
 

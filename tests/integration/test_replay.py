@@ -25,7 +25,7 @@ from ingest.dead_letters.manual_replay import (
     item_of_fields,
     item_of_letter,
 )
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import live_letters
 from ingest.formats.post import Rules
 from ingest.model.errors import ReplayStopped
@@ -58,7 +58,7 @@ class Half:
     ) -> None:
         self.ledger = Ledger()
         self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
-        self.letters = DeadLetterFolder(
+        self.letters = DeadLetterQueue(
             folder, bytes_max=dlq_bytes_max, segment_bytes=dlq_bytes_max // 16, keep_days=0
         )
         self.up = True

@@ -327,7 +327,7 @@ async def test_tcp_connection_notices_a_dead_peer(line: FaultyProxy, readings_ur
     """Keepalive is on, in uvloop too, whose socket object cannot set it."""
     sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
     await sink.open()
-    connection: Any = sink._connection
+    connection: Any = sink.connection
     fileno = connection._transport.get_extra_info("socket").fileno()
     with socket.socket(fileno=os.dup(fileno)) as same:
         assert same.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

@@ -17,7 +17,7 @@ import pytest
 from ingest.dead_letters.files import folder_bytes
 from ingest.dead_letters.manual_replay import hold_replay_lock
 from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import live_letters
 from ingest.model.letter import INVALID
 from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
@@ -124,7 +124,7 @@ async def test_hold_leaves_the_lock_to_the_command_that_makes_room(
     store = make_store(folder)
     keep(store, [invalid(b"%0100d" % number) for number in range(20)])
     store.close()
-    whole.dead_letters = DeadLetterFolder(
+    whole.dead_letters = DeadLetterQueue(
         folder, bytes_max=folder_bytes(folder) + 50, segment_bytes=1 << 20, keep_days=7
     )
     await whole.open()

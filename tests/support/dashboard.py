@@ -11,7 +11,7 @@ from typing import Any
 
 from ingest.app.admin import AdminSide
 from ingest.config.settings import Settings
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.ledger import Gauges, Ledger
 from ingest.model.ports import BufferStats, JournalStats
 from tests.support.receiver import Client, Reply
@@ -27,7 +27,7 @@ class Rig:
         self.ledger = Ledger()
         self.released: list[bool] = []
         self.journal = JournalStats()
-        self.dead_letters = DeadLetterFolder(
+        self.dead_letters = DeadLetterQueue(
             folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1
         )
         empty = BufferStats(0, 100, 0, 1000, 0, 0, 0, None)

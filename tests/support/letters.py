@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ingest.dead_letters.folder import Request, Store
+from ingest.dead_letters.folder import AppendRequest, DeadLetterFolder
 from ingest.dead_letters.reader import LiveLetter, live_letters
 from ingest.model.letter import DRAINED, INVALID, Letter
 from ingest.model.reading import Reading
@@ -45,9 +45,9 @@ def make_store(
     auto_replay: bool = True,
     calls: FileCalls = REAL_CALLS,
     ids_max: int = 1_000,
-) -> Store:
+) -> DeadLetterFolder:
     """Open a store with the usual settings."""
-    store = Store(
+    store = DeadLetterFolder(
         folder,
         bytes_max=bytes_max,
         segment_bytes=segment_bytes,
@@ -60,9 +60,11 @@ def make_store(
     return store
 
 
-def keep(store: Store, letters: Iterable[Letter], *, from_receiver: bool = False) -> None:
+def keep(
+    store: DeadLetterFolder, letters: Iterable[Letter], *, from_receiver: bool = False
+) -> None:
     """Append letters; raise the store's error."""
-    (error,) = store.append([Request(list(letters), from_receiver)])
+    (error,) = store.append([AppendRequest(list(letters), from_receiver)])
     if error is not None:
         raise error
 
@@ -72,6 +74,6 @@ def read(folder: Path) -> list[Letter]:
     return [live.letter for live in live_letters(folder)]
 
 
-def mark(store: Store, wanted: Callable[[LiveLetter], bool] = lambda _: True) -> None:
+def mark(store: DeadLetterFolder, wanted: Callable[[LiveLetter], bool] = lambda _: True) -> None:
     """Mark as done the live lines that `wanted` accepts."""
     store.mark([live for live in live_letters(store.folder) if wanted(live)], "replayed")

@@ -18,7 +18,7 @@ from typing import Any
 from ingest.app.writing import WritingHalf
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import REPLAYED
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import live_letters
 from ingest.model.ack import Ack
 from ingest.model.errors import BufferFull, DeadLettersBroken, JournalBroken, Stopping
@@ -76,7 +76,7 @@ class Whole:
         self.journal_run = JournalRun(folder / "journal", calls=self.journal_calls, **bounds)
         self.ledger = self.journal_run.ledger
         self.buffer = self.journal_run.buffer
-        self.dead_letters = DeadLetterFolder(
+        self.dead_letters = DeadLetterQueue(
             folder / "dead-letters",
             bytes_max=1 << 30,
             segment_bytes=2_000,

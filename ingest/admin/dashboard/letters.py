@@ -23,7 +23,7 @@ from ingest.dead_letters.manual_replay import (
     hold_replay_lock,
     item_of_letter,
 )
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import (
     LiveLetter,
     Selection,
@@ -51,7 +51,7 @@ class Letters:
 
     def __init__(
         self,
-        folder: DeadLetterFolder,
+        folder: DeadLetterQueue,
         rules: Rules,
         make_sink: Callable[[], Sink | None],
     ) -> None:

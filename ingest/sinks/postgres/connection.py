@@ -140,22 +140,22 @@ class OneConnection:
     """A part with one connection, which its own methods open."""
 
     def __init__(self) -> None:
-        self._connection: Connection | None = None
+        self.connection: Connection | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether there is a connection that nobody has closed."""
-        return self._connection is not None and not self._connection.is_closed()
+        return self.connection is not None and not self.connection.is_closed()
 
     async def close(self) -> None:
         """Close in order, within a second."""
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
             await close_politely(connection)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
         """Cut the connection, whatever is under way on it."""
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
             connection.terminate()
 

@@ -82,21 +82,21 @@ class Lookup(OneConnection):
             raise Refused("database_away", "the database cannot be reached") from error
         finally:
             if not sound:
-                self._drop()
+                self.drop()
         return [
             {"ts": _when(row["ts_us"]), "metric": row["metric"], "value": row["value"]}
             for row in rows
         ]
 
     async def _open(self) -> Connection:
-        if self._connection is None or not self.is_open:
-            self._connection = await sink_connection.connect(
+        if self.connection is None or not self.is_open:
+            self.connection = await sink_connection.connect(
                 self._database_url,
                 name="iot-ingest dashboard",
                 statement_s_max=LOOKUP_S_MAX,
                 lock_s_max=1.0,
             )
-        return self._connection
+        return self.connection
 
 
 def _too_slow() -> Refused:

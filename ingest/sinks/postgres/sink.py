@@ -76,10 +76,10 @@ class SinkPostgres(OneConnection):
         if self.is_open:
             return
         timeouts = self._timeouts
-        self._drop()
+        self.drop()
         try:
             async with asyncio.timeout(timeouts.connect_s_max) as self._connecting:
-                self._connection = await sink_connection.connect(
+                self.connection = await sink_connection.connect(
                     self._database_url,
                     name=self._name,
                     statement_s_max=timeouts.statement_s_max,
@@ -155,15 +155,15 @@ class SinkPostgres(OneConnection):
             done = True
         finally:
             if not done:
-                self._drop()
+                self.drop()
         return Stored(committed, rows - len(bad) - committed)
 
     def abort(self) -> None:
         """Cut the connection now. A call under way fails with WriteFailed(WAIT)."""
         if self._connecting is not None and not self._connecting.expired():
             self._connecting.reschedule(asyncio.get_running_loop().time())
-        if self._connection is not None:
-            self._connection.terminate()
+        if self.connection is not None:
+            self.connection.terminate()
 
     async def _ready(self) -> None:
         """Open the connection if need be, and check the table if the last check is too old."""
@@ -181,7 +181,7 @@ class SinkPostgres(OneConnection):
                 elif _occasionally.due("unsafe") is not None:
                     log.warning("database_not_durable", why=fault)
         if found is not None:
-            self._drop()
+            self.drop()
             raise WriteFailed(Verdict.HOLD, found, reason=reason)
         self._checked_s = clock.monotonic_s()
 
@@ -240,7 +240,7 @@ class SinkPostgres(OneConnection):
         COPY, which may violate our key. The connection is cut, unless the body succeeds or the
         server refuses a row; then `undo` has been executed.
         """
-        connection = self._connection
+        connection = self.connection
         assert connection is not None, "an exchange needs an open connection"
         limit_s = self._timeouts.connect_s_max if opening else self._timeouts.command_s_max
         sound = False
@@ -264,7 +264,7 @@ class SinkPostgres(OneConnection):
             raise WriteFailed(Verdict.WAIT, text_of(error), doubtful=doubt) from error
         finally:
             if not sound:
-                self._drop()
+                self.drop()
 
     async def _examine(
         self,

@@ -22,7 +22,7 @@ from ingest.dead_letters.files import (
     segments,
     try_replay_lock,
 )
-from ingest.dead_letters.folder import Request, Store
+from ingest.dead_letters.folder import AppendRequest, DeadLetterFolder
 from ingest.dead_letters.format import encode_line, letter_id
 from ingest.dead_letters.live import RETURNING_BYTES_MIN
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull, StartError
@@ -164,13 +164,15 @@ def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) ->
         drained(50, reason=REFUSED),
         drained(1, reason=REFUSED),
     )
-    outcomes = store.append([Request(small, False), Request(large, False), Request(again, True)])
+    outcomes = store.append(
+        [AppendRequest(small, False), AppendRequest(large, False), AppendRequest(again, True)]
+    )
     assert [type(each) for each in outcomes] == [type(None), DeadLettersFull, type(None)]
     assert read(tmp_path) == [*small, *again]
     store.close()
 
 
-def fill(store: Store, reason: str) -> int:
+def fill(store: DeadLetterFolder, reason: str) -> int:
     """Append letters one by one until the store refuses one; return the number before."""
     for count in itertools.count():
         try:

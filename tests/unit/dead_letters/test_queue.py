@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest.dead_letters.files import segments
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import Tally, live_letters
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.system.files import REAL_CALLS, FileCalls
@@ -22,9 +22,9 @@ from tests.support.letters import drained, invalid, read
 
 async def opened(
     folder: Path, *, bytes_max: int = 1 << 30, calls: FileCalls = REAL_CALLS
-) -> DeadLetterFolder:
+) -> DeadLetterQueue:
     """Open a folder with the usual settings."""
-    letters = DeadLetterFolder(
+    letters = DeadLetterQueue(
         folder, bytes_max=bytes_max, segment_bytes=1 << 26, keep_days=0, calls=calls
     )
     await letters.open()
@@ -182,12 +182,12 @@ async def test_stats_follow_appends_and_marks_of_others(tmp_path: Path) -> None:
 KILLED = """
 import asyncio, sys
 from pathlib import Path
-from ingest.dead_letters.queue import DeadLetterFolder
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
 
 async def main():
-    queue = DeadLetterFolder(
+    queue = DeadLetterQueue(
         Path(sys.argv[1]), bytes_max=1 << 30, segment_bytes=20_000, keep_days=0
     )
     await queue.open()
