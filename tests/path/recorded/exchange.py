@@ -269,7 +269,8 @@ def _answers_differ(recorded: list[Any], now: list[Any]) -> Iterator[str]:
         yield f"{len(recorded)} answers were recorded, {len(now)} came"
     for number, (old, new) in enumerate(zip(recorded, now, strict=False), 1):
         which = f"answer {number}: " if len(recorded) > 1 else ""
-        if old[0] != new[0]:
+        # Version and code. The words after them are Python's, which changed some in 3.13.
+        if old[0].split(" ")[:2] != new[0].split(" ")[:2]:
             yield f"{which}status: recorded {old[0]!r}, now {new[0]!r}"
         old_headers, new_headers = old[1:-1], new[1:-1]
         for header in (each for each in old_headers if each not in new_headers):
