@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from benchmarks.attack import ATTACKS
+from benchmarks.attackers import KINDS
 from benchmarks.contenders import CONTENDERS, Contender, Figures
 from benchmarks.floors import COPY_BATCHES
 from benchmarks.overload import OVERLOADS
@@ -271,7 +272,7 @@ CASES = (
     ),
     Case(
         "attack",
-        "Beside 10,000 half-sent requests, and beside gzip bombs of 200 MiB",
+        "Beside attacks: half-sent requests, bombs, slow bodies, hostile posts, admin floods",
         ("attack",),
         (
             *(
@@ -281,7 +282,7 @@ CASES = (
                     1.0,
                     at_least=False,
                 )
-                for kind, shown in (("half_heads", "half-sent requests"), ("bombs", "bombs"))
+                for kind, shown in KINDS.items()
             ),
             Wanted(
                 "highest RSS in the second round of attacks, divided by that in the first",
@@ -293,11 +294,7 @@ CASES = (
         bars=tuple(
             (f"{shown}, {nth}", "attack", f"{kind}_{number}_p99_ms")
             for number, nth in ((1, "first"), (2, "second"))
-            for kind, shown in (
-                ("alone", "alone"),
-                ("half_heads", "half-sent requests"),
-                ("bombs", "bombs"),
-            )
+            for kind, shown in {"alone": "alone", **KINDS}.items()
         ),
         unit="p99, ms from the intended moment to the answer",
     ),

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from benchmarks.attack import ORDINARY_PER_S
+from benchmarks.attackers import KINDS
 from benchmarks.cases import ALL, CASES, Case, Verdict, judge
 from benchmarks.charts import shown
 from benchmarks.contenders import Figures
@@ -73,8 +74,9 @@ CONDITIONS = """## Conditions
   each into a fresh table.
 - The attack: {ordinary:,} single readings a second are sent in an open loop, first alone and then
   beside each attack. All of this is done twice with the same service. The allowed
-  p99 is 25 ms, or twice the p99 alone if that is more. Attackers are processes of their own, on the
-  same cores.
+  p99 is 25 ms, or twice the p99 alone if that is more. No post may be refused, and each probe of
+  the admin port, on a new connection, must be answered within a second. Attackers are processes of
+  their own, on the same cores.
 - "One INSERT per request" is what people write first: aiohttp, `json.loads`, an asyncpg pool with
   its defaults, one INSERT and one transaction a reading, into the same table.
 """
@@ -86,7 +88,9 @@ def title_of(figure: str) -> str:
     """Return what a reader calls a figure."""
     if figure in TITLES:
         return TITLES[figure]
-    figure = figure.replace("half_heads", "half-sent requests")
+    for kind, title in KINDS.items():
+        if figure.startswith(f"{kind}_"):
+            figure = title + figure.removeprefix(kind)
     for name, unit in (
         ("_rows_per_s", " rows/s"),
         ("_posts_per_s", " posts/s"),
