@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.faults.matrix import fault
 from tests.faults.pooler import Pooler
-from tests.faults.world import World
+from tests.faults.world import PLAIN, World
 from tests.system.service import Service
 
 OURS = (
@@ -122,19 +122,18 @@ async def sockets_removed(world: World) -> None:
     first_us = world.run.job.plan.first_us
     item = {"device_id": "sockets", "metric": "m", "value": 1}
     posted = 0
-    async with Service(
-        world.folder / "second", **{**world.settings, "journal_segment_bytes": 65_536}
-    ) as second:
+    folder = world.folder / "second"
+    async with Service(folder, env={}, program=PLAIN, **world.settings) as second:
         await second.wait_state("accepting", within_s=40)
         for _ in range(world.times):
             url = second.info.database_url
-            folder = Path(url.partition("host=")[2].partition("&")[0].replace("%2F", "/"))
-            world.expect(folder.is_dir(), f"F54: no folder in {url}")
+            sockets = Path(url.partition("host=")[2].partition("&")[0].replace("%2F", "/"))
+            world.expect(sockets.is_dir(), f"F54: no folder in {url}")
             await second.query(
                 "select pg_terminate_backend(pid) from pg_stat_activity "
                 "where application_name like 'iot-ingest%'"
             )
-            shutil.rmtree(folder)
+            shutil.rmtree(sockets)
             taken = await second.post([{**item, "ts": first_us + posted}])
             world.expect(taken.status == 202, f"F54: {taken.status} without sockets")
             posted += taken.status == 202
