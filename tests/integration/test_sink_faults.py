@@ -174,7 +174,7 @@ async def test_connection_lost_while_idle_is_replaced_unseen(
 async def test_write_after_the_last_message_of_a_server_is_a_closed_connection(
     sink: SinkPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that stops sends FATAL before it closes: the text says so, and no error is logged."""
+    """A server that stops sends FATAL before it closes: the text says so, no error is logged."""
     assert sink.connection is not None
     protocol: Any = sink.connection._protocol  # type: ignore[attr-defined]
     protocol.data_received(b"E" + (4 + len(FATAL)).to_bytes(4) + FATAL)

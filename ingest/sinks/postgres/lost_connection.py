@@ -35,9 +35,7 @@ def forget_unreachable_futures() -> None:
         loop.set_exception_handler(_without_unreachable_futures)
 
 
-def _without_unreachable_futures(
-    loop: asyncio.AbstractEventLoop, context: dict[str, Any]
-) -> None:
+def _without_unreachable_futures(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     lost = isinstance(context.get("exception"), asyncpg.ConnectionDoesNotExistError)
     if not (lost and str(context.get("message")).startswith(_UNRETRIEVED)):
         loop.default_exception_handler(context)

@@ -34,6 +34,7 @@ class Rig:
             bodies=Bodies(body_bytes_max=1 << 20, body_s_max=10, all_bytes_max=1 << 26),
             message=lambda: "no <b>column</b>",
             release_hold=self._release_hold,
+            refused_posts=lambda: [{"peer": "10.0.0.7"}],
             pages={},
         )
         self.address = ""
