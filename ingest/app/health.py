@@ -163,9 +163,11 @@ class Health:
         if letters.invalid_full == self._invalid_full:
             return
         self._invalid_full = letters.invalid_full
-        tell = self._log.warning if letters.invalid_full else self._log.info
-        event = "invalid_items_refused" if letters.invalid_full else "invalid_items_kept_again"
-        tell(event, dlq_bytes=letters.size_bytes, dlq_bytes_max=self._settings.dlq_bytes_max)
+        size, most = letters.size_bytes, self._settings.dlq_bytes_max
+        if letters.invalid_full:
+            self._log.warning("invalid_items_refused", dlq_bytes=size, dlq_bytes_max=most)
+        else:
+            self._log.info("invalid_items_kept_again", dlq_bytes=size, dlq_bytes_max=most)
 
     def _check_buffer(self, stats: BufferStats) -> None:
         """Set `full` after `full_s_min` without space and progress; end it after the contrary."""

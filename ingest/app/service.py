@@ -53,7 +53,7 @@ async def serve(
     for a person at a terminal; everything else goes to the log. `url_origin` is where database_url
     was set.
     """
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, form=settings.log_format)
     raise_open_files_limit()
     folder = StateFolder.open(state_dir(settings))
     with folder.lock():

@@ -49,8 +49,8 @@ _DISCARD = (
 CAUSES: dict[str, Cause] = {
     UNREACHABLE: Cause(
         "the database is away",
-        "Start the database, or repair the network to it. `{run} doctor` says what it sees. The "
-        "service continues by itself.",
+        "Start the database, or repair the network to it. The service continues by itself. If the "
+        "address is wrong: {fix_url}",
         "ingestdatabasedown",
     ),
     TOO_MANY_CONNECTIONS: Cause(

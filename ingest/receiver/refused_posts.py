@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from ingest.http.request import Request, WholeRequest, peer_of
+from ingest.http.request import Request, peer_of
 from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
@@ -44,7 +44,7 @@ class RefusedPosts:
         if request is None or PROBLEMS[refused.code].status >= 500:
             return
         body = refused.body_start[:BODY_BYTES_MAX]
-        if not body and isinstance(request, WholeRequest):  # refused before it was read
+        if not body and request.content.exception() is None:  # refused before it was read
             body = request.content.read_nowait(BODY_BYTES_MAX)
         self._posts.append(_Post(unix_us(), peer_of(request), _named(refused), body))
 

@@ -103,6 +103,14 @@ async def test_release_with_the_token_releases(rig: Rig, body: bytes, dead_lette
     assert rig.released == [dead_letter]
 
 
+async def test_refused_posts_are_for_those_who_may_act(rig: Rig) -> None:
+    """Without the token nobody sees them: they quote posts."""
+    assert (await rig.ask(head("GET", "/refused"))).code == "unauthorized"
+    reply = await rig.ask(head("GET", "/refused", {"Authorization": f"Bearer {TOKEN}"}))
+    assert (reply.status, reply.document) == (200, {"posts": [{"peer": "10.0.0.7"}]})
+    assert reply.headers["cache-control"] == "no-store"
+
+
 @pytest.mark.parametrize(
     "authorization",
     [None, "", "Bearer", "Bearer ", f"Basic {TOKEN}", "Bearer wrong", f"Bearer {TOKEN}x", TOKEN,
