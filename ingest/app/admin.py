@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ingest import __version__
 from ingest.admin.dashboard.letters import Letters
@@ -40,6 +41,7 @@ class AdminSide:
         message: Callable[[], str],
         token: str,
         release_hold: Callable[[bool], bool],
+        refused_posts: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._settings = settings
         self._database_url: str | None = None
@@ -71,6 +73,7 @@ class AdminSide:
             guard=self.guard,
             bodies=bodies(),
             release_hold=release_hold,
+            refused_posts=refused_posts,
             pages=self.dashboard.pages,
         )
 

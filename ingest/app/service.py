@@ -13,23 +13,27 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from os import getpid
 from typing import Any
 
 from ingest import __version__
 from ingest.app.admin import AdminSide
+from ingest.app.advice import advice
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
+from ingest.app.fill import Fill
 from ingest.app.greeting import greeting_lines
 from ingest.app.health import Health
 from ingest.app.receiving import make_endpoint
+from ingest.app.refusals import Refusals
 from ingest.app.writing import WritingHalf
 from ingest.config.settings import Settings, split_address, state_dir
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http.connections import raise_open_files_limit
 from ingest.model.errors import StartError
-from ingest.model.ledger import Gauges, Ledger
+from ingest.model.ledger import Gauges, Ledger, Limits
+from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system import logs
 from ingest.system import signals as app_signals
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
@@ -40,18 +44,21 @@ EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 HANDLERS_GRACE_S = 1.0
 
 
-async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
+async def serve(
+    settings: Settings, *, announce: Callable[[str], None], url_origin: str = "default"
+) -> int:
     """Run the service until SIGTERM or SIGINT; return the process's exit code.
 
     Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines
-    for a person at a terminal; everything else goes to the log.
+    for a person at a terminal; everything else goes to the log. `url_origin` is where database_url
+    was set.
     """
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, form=settings.log_format)
     raise_open_files_limit()
     folder = StateFolder.open(state_dir(settings))
     with folder.lock():
         notifier = Notifier.from_environment()
-        service = Service(settings, folder, announce, notifier)
+        service = Service(settings, folder, announce, notifier, advice(settings, url_origin))
         async with notifier.reporting(service.health.in_words):
             return await service.run()
 
@@ -65,6 +72,7 @@ class Service:
         folder: StateFolder,
         announce: Callable[[str], None],
         notifier: Notifier,
+        words: Mapping[str, str],
     ) -> None:
         self._settings = settings
         self._folder = folder
@@ -89,16 +97,26 @@ class Service:
             keep_days=settings.dlq_keep_days,
             auto_replay=settings.dlq_auto_replay,
         )
-        self._connect_parts()
+        self._connect_parts(words)
 
-    def _connect_parts(self) -> None:
+    def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
+        limits = Limits(
+            settings.journal_bytes_max if settings.buffer == "journal" else 0,
+            settings.dlq_bytes_max,
+            settings.disk_free_bytes_min,
+        )
+        refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
             settings=settings,
             buffer=self.buffer.stats,
             database_state=database_state,
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
+            dead_letters=self.dead_letters.stats,
+            refusals=Refusals(self.ledger),
+            fill=Fill(limits, lambda: self.buffer.journal_stats().size_bytes),
+            advice=words,
         )
         self.admin_side = AdminSide(
             settings,
@@ -108,6 +126,7 @@ class Service:
             message=lambda: database_state.message,
             token=self._token,
             release_hold=self.writing.release_hold,
+            refused_posts=refused_posts.listed,
         )
         self.endpoint = make_endpoint(
             settings,
@@ -118,6 +137,7 @@ class Service:
             admission=self.health,
             database=database_state,
             health=self.health.readyz,
+            on_refused=refused_posts.refused,
             on_decoded=self.admin_side.dashboard.tail.observe,
         )
         self.ledger.gauges = Gauges(
@@ -127,6 +147,8 @@ class Service:
             hold_reason=lambda: database_state.hold_reason,
             journal=self.buffer.journal_stats,
             state=self.health.state,
+            disk_free_bytes=lambda: self.health.disk_free_bytes,
+            limits=limits,
         )
 
     async def run(self) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ingest.cli.running_service import ask
 from ingest.config.settings import Loaded
+from ingest.system.words import duration
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
@@ -30,12 +32,9 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Show or release; return 0."""
     if args.hold_command == "show":
         answer = ask(loaded.settings, "GET", "/readyz")
-        print(f"state:  {answer.get('state')}")
-        print(f"reason: {answer.get('reason') or '-'}")
-        print(f"since:  {answer.get('since')}")
-        if answer.get("reason") and (said := ask(loaded.settings, "GET", "/hold").get("said")):
-            # A message may quote a reading. Its control characters must not reach the terminal.
-            print("said:   " + "".join(c if c.isprintable() else " " for c in str(said)))
+        if answer.get("reason"):
+            answer["said"] = ask(loaded.settings, "GET", "/hold").get("said")
+        print(state_text(answer))
         return 0
     answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
     if answer.get("released"):
@@ -43,3 +42,29 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     else:
         print("nothing is on hold: writes are not paused")
     return 0
+
+
+def state_text(answer: dict[str, Any]) -> str:
+    """Return what /readyz says, and the message of the database, as lines for a person."""
+    # A message may quote a reading. Its control characters must not reach the terminal.
+    said = "".join(c if c.isprintable() else " " for c in str(answer.get("said") or ""))
+    anchor = answer.get("runbook")
+    left = answer.get("full_in_s") or {}
+    lines = {
+        "state": answer.get("state"),
+        "reason": answer.get("reason") or "-",
+        "since": answer.get("cause_since") or answer.get("since"),
+        "said": said,
+        "next": answer.get("next"),
+        "runbook": f"deploy/RUNBOOK.md#{anchor}" if anchor else "",
+        "full in": _listed({each: s and duration(s) for each, s in left.items()}),
+        "refused": _listed(answer.get("refused_60s"), " in the last minute"),
+        "closed": _listed(answer.get("closed_60s"), " in the last minute"),
+    }
+    return "\n".join(f"{name + ':':<8} {text}" for name, text in lines.items() if text)
+
+
+def _listed(found: dict[str, Any] | None, after: str = "") -> str:
+    """Return `journal 11 h 5 min, disk 3 d 0 h`."""
+    shown = ", ".join(f"{name} {value}" for name, value in (found or {}).items() if value)
+    return shown and shown + after

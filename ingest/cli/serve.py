@@ -28,7 +28,9 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(loaded.settings, announce=_say))
+        return runner.run(
+            serve(loaded.settings, announce=_say, url_origin=loaded.origins["database_url"])
+        )
 
 
 def _say(line: str) -> None:

@@ -57,6 +57,7 @@ class Settings:
     log_level: str = setting(
         "info", "lowest level that is logged", one_of=("debug", "info", "warning", "error")
     )
+    log_format: str = setting("auto", "auto: text on a terminal", one_of=("auto", "json", "text"))
 
     body_bytes_max: int = setting(
         MIB, "largest body of a post, as it was sent", within=(KIB, 64 * MIB), opens="The receiver"

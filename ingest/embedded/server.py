@@ -17,14 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-import structlog
-
 from ingest.embedded import data as postgres_data
 from ingest.embedded.data import Home
 from ingest.embedded.programs import clean_environment, command
 from ingest.model.errors import StartError
 from ingest.system import clock
 from ingest.system.files import Lock
+from ingest.system.logs import get_logger
 
 SETTINGS: dict[str, str] = {
     "fsync": "on",
@@ -55,7 +54,7 @@ STEADY_S = 60.0  # after so long the next restart begins with the short pause ag
 _PORT = 5432  # only names the socket file
 _IN_USE = "pre-existing shared memory block"
 
-_log = structlog.get_logger("ingest.embedded.server")
+_log = get_logger("embedded")
 
 
 class EmbeddedPostgres:

@@ -179,7 +179,8 @@ class Connection(web.RequestHandler):
         message, content = self._messages.popleft()
         if self._parser is not None:  # None: the connection is gone
             self._parser.message_consumed()
-        request = WholeRequest(cast(http_parser.RawRequestMessage, message), content)
+        whole = cast(http_parser.RawRequestMessage, message)
+        request = WholeRequest(whole, content, self.transport)
         task = _start_task(self._owner.answer(request), loop=self._loop)
         if task.done():
             self._end(task)

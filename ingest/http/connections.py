@@ -32,6 +32,7 @@ SWEEP_S_MAX = 1.0
 # To close ten thousand connections at once would block the event loop for 0.1 s, and then all of
 # these clients might connect again at once.
 DROPS_A_ROUND, DROP_PAUSE_S = 20, 0.005
+NEARLY_ALL = 0.8
 
 Handle = Callable[[Request], Coroutine[Any, Any, Answer]]
 
@@ -80,14 +81,7 @@ class Connections(web.Server):
         self._occasionally = Occasionally(10.0)
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._connections_max = min(connections_max, max(files - SPARE_FILES, 16))
-        if self._connections_max < connections_max:
-            self._log.info(
-                "fewer_connections",
-                most=self._connections_max,
-                wanted=connections_max,
-                open_files_max=files,
-                open_files_needed=connections_max + SPARE_FILES,
-            )
+        self._untold = (files, connections_max) if self._connections_max < connections_max else None
 
     def __call__(self) -> Connection:
         """Make the protocol of one connection (the event loop calls this)."""
@@ -169,8 +163,22 @@ class Connections(web.Server):
     async def _sweep(self) -> None:
         period_s = min(SWEEP_S_MAX, self.header_s_max / 4, self.keepalive_s_max / 4)
         while True:
+            self._tell_if_near()
             more = self._drop_late() == DROPS_A_ROUND
             await asyncio.sleep(DROP_PAUSE_S if more else period_s)
+
+    def _tell_if_near(self) -> None:
+        """Log once that open files limit the connections, when nearly all of these are open."""
+        if self._untold is None or len(self._open) < NEARLY_ALL * self._connections_max:
+            return
+        (files, wanted), self._untold = self._untold, None
+        self._log.warning(
+            "fewer_connections",
+            most=self._connections_max,
+            wanted=wanted,
+            open_files_max=files,
+            open_files_needed=wanted + SPARE_FILES,
+        )
 
     def _drop_late(self) -> int:
         """Close connections that are too late, at most DROPS_A_ROUND; return how many."""

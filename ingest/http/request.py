@@ -6,6 +6,8 @@ streams, which no post has.
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
@@ -20,10 +22,16 @@ class WholeRequest:
 
     transport = None  # nothing more is read for this request
 
-    __slots__ = ("_message", "content", "headers", "method", "raw_path")
+    __slots__ = ("_message", "arrived_on", "content", "headers", "method", "raw_path")
 
-    def __init__(self, message: RawRequestMessage, content: StreamReader) -> None:
+    def __init__(
+        self,
+        message: RawRequestMessage,
+        content: StreamReader,
+        arrived_on: asyncio.BaseTransport | None = None,
+    ) -> None:
         self._message = message
+        self.arrived_on = arrived_on  # None: its client is gone
         self.content = content
         self.headers: CIMultiDictProxy[str] = message.headers
         self.method: str = message.method
@@ -42,6 +50,15 @@ class WholeRequest:
 
 UnreadRequest = web.BaseRequest  # a part of its body may not have arrived yet
 Request = UnreadRequest | WholeRequest
+
+
+def peer_of(request: Request) -> str:
+    """Return the address of the client, without its port; empty if it is not known."""
+    transport: asyncio.BaseTransport | None = request.transport
+    if isinstance(request, WholeRequest):
+        transport = request.arrived_on
+    name = transport.get_extra_info("peername") if transport is not None else None
+    return str(name[0]) if isinstance(name, tuple) else ""
 
 
 def is_whole(message: object, content: StreamReader) -> bool:

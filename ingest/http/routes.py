@@ -34,6 +34,9 @@ _MALFORMED = {
 }
 
 
+OnRefused = Callable[[Request | None, Refused], None]
+
+
 class Route(NamedTuple):
     """A page: its methods, and `answer(request, query string, monotonic time of receipt)`.
 
@@ -49,7 +52,11 @@ POST = ("POST",)
 
 
 class Port:
-    """A port with pages by path. `tokens` says for a warning which of them need a token."""
+    """A port with pages by path. `tokens` says for a warning which of them need a token.
+
+    `on_refused` is called for each refused request; without a request, if its bytes were not HTTP.
+    It must be quick and must not fail.
+    """
 
     def __init__(
         self,
@@ -62,7 +69,9 @@ class Port:
         header_s_max: float,
         keepalive_s_max: float,
         round_queue: RoundQueue | None = None,
+        on_refused: OnRefused = lambda _request, _refused: None,
     ) -> None:
+        self._on_refused = on_refused
         self._pages = pages
         self._ledger = ledger
         self._flag = flag
@@ -105,6 +114,7 @@ class Port:
             answer = await page.answer(request, query, received_s)
         except Refused as refused:
             answer = _refusal(request, page, refused)
+            self._on_refused(request, refused)
         except ConnectionError:
             raise  # the client is gone: nothing was kept, nothing to answer or to log
         except Exception:
@@ -119,7 +129,9 @@ class Port:
 
     def _malformed(self, code: str) -> Answer:
         """Answer a request that aiohttp could not parse."""
-        answer = problem(Refused(code, _MALFORMED[code]), close=True)
+        refused = Refused(code, _MALFORMED[code])
+        answer = problem(refused, close=True)
+        self._on_refused(None, refused)
         self._ledger.request_answered(OTHER, answer.status, 0.0)
         return answer
 

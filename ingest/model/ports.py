@@ -236,5 +236,9 @@ class Database(Protocol):
     def up(self) -> bool:
         """Whether the server answered the last time."""
 
+    @property
+    def cause(self) -> str:
+        """Why readings are not written now, as a key of causes.CAUSES; empty if they are."""
+
     async def wait_hold(self) -> str:
         """Wait until writes are paused; return the reason. Safe to cancel."""

@@ -20,7 +20,7 @@ from ingest.formats.post import Decoded, ItemError, Post, Rules
 from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Request, WholeRequest
 from ingest.http.response import Answer
-from ingest.http.routes import POST, Port, Route, probes
+from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.ack import Ack
 from ingest.model.errors import (
     BufferFull,
@@ -76,6 +76,7 @@ class Endpoint:
         database: Database,
         levels: tuple[str, ...],
         health: Callable[[], tuple[int, bytes]],
+        on_refused: OnRefused,
         on_decoded: Callable[[Decoded], None] | None = None,
     ) -> None:
         self._rules = rules
@@ -103,6 +104,7 @@ class Endpoint:
             header_s_max=header_s_max,
             keepalive_s_max=keepalive_s_max,
             round_queue=plain_bodies,
+            on_refused=on_refused,
         )
         self._outcomes = AckWaits(database, ack_wait_s_max)
         self._posts_inside = 0
@@ -187,7 +189,11 @@ class Endpoint:
 
     def _decoded(self, decode: Decode, body: bytes, query: Query, received_s: float) -> Decoded:
         precision, ignore_unknown = query.precision, query.ignore_unknown
-        return decode(body, Post(precision, ignore_unknown, unix_us(), received_s, self._rules))
+        try:
+            return decode(body, Post(precision, ignore_unknown, unix_us(), received_s, self._rules))
+        except Refused as refused:
+            refused.body_start = body
+            raise
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
@@ -213,6 +219,8 @@ class Endpoint:
             code = ""
         except Refused as refused:
             code = refused.code
+            if errors:
+                refused.body_start = errors[0].original
             raise
         except BufferFull as full:
             code = "buffer_full"

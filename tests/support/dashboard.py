@@ -46,6 +46,7 @@ class Rig:
             message=lambda: "",
             token=TOKEN,
             release_hold=self._release_hold,
+            refused_posts=lambda: [{"peer": "10.0.0.7"}],
         )
         if database_url is not None:
             self.admin_side.database(database_url)

@@ -111,6 +111,11 @@ class FakeDatabase:
         self.up = True
         self._held = asyncio.Event()
 
+    @property
+    def cause(self) -> str:
+        """Return why nothing is written."""
+        return self.hold_reason or ("" if self.up else "unreachable")
+
     def hold(self, reason: str) -> None:
         """Pause writes."""
         self.hold_reason = reason

@@ -106,6 +106,12 @@ class Database:
             self._process.send_signal(signal.SIGQUIT)
             await self._process.wait()
 
+    async def stop(self) -> None:
+        """Stop it in order, as by `pg_ctl stop -m fast`: connections are told, then closed."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGINT)
+            await self._process.wait()
+
     async def freeze(self) -> None:
         """Stop every process of the server (SIGSTOP)."""
         await self._signal_all(signal.SIGSTOP)

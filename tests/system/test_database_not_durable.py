@@ -51,7 +51,7 @@ async def test_database_that_comes_later_and_forgets_is_put_on_hold(
             database.settings["fsync"] = "off"
             await database.start()
             document = await service.wait_state("on_hold")
-            assert document["reason"] == "the database refuses: not_durable"
+            assert document["cause"] == "not_durable"
             assert "fsync is off" in await service.wait_line("on_hold")
             metrics = await service.metrics()
             assert metrics['ingest_hold{reason="not_durable"}'] == 1

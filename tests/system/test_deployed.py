@@ -154,7 +154,7 @@ async def test_pods_keep_posts_until_the_job_of_kubernetes_has_made_the_table(
         await database.run(f"create role {role} login password '{password}'", database="postgres")
         async with Service(open_tmp_path / "state", env=env) as service:
             state = await service.wait_state("on_hold")
-            assert state["reason"] == "the database refuses: schema"
+            assert state["cause"] == "schema"
             reading = {"device_id": "d", "metric": "m", "ts": 1_760_000_000, "value": 1}
             assert (await service.post(reading)).status == 202
             env = environment_of(schema_pod()) | {"INGEST_DATABASE_URL_FILE": str(urls["admin"])}

@@ -21,6 +21,11 @@ from asyncpg import Connection
 from asyncpg.connect_utils import SessionAttribute
 
 from ingest.config.values import is_torn
+from ingest.sinks.postgres.lost_connection import (
+    CLOSED,
+    forget_unreachable_futures,
+    is_of_a_closed_connection,
+)
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 _SEND_BYTES = 4 * 1024**2  # the kernel reduces it to its own limit
@@ -58,6 +63,7 @@ async def connect(
 
     Raises the driver's errors.
     """
+    forget_unreachable_futures()
     connection: Connection = await asyncpg.connect(
         database_url,
         target_session_attrs=SessionAttribute.read_write,
@@ -88,7 +94,9 @@ def address(database_url: str) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return the text of an error. Some errors of the driver have none."""
+    """Return the text of an error for people. Some errors of the driver have none."""
+    if is_of_a_closed_connection(error):
+        return CLOSED
     name = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
     return str(error) or name
 

@@ -302,16 +302,28 @@ def test_raise_open_files_limit_reaches_the_hard_one() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_more_connections_than_open_files_are_not_promised() -> None:
-    """The limit stays below what the process may open, or eviction would never come to act."""
+async def test_more_connections_than_open_files_are_not_promised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The limit stays below what the process may open, or eviction would never come to act.
+
+    It is logged once, and only when nearly all of them are open: most services never come near.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    monkeypatch.setattr("ingest.http.connections.NEARLY_ALL", 3 / (400 - 128))
     try:
         with structlog.testing.capture_logs() as lines:
-            async with running_receiver(connections_max=20_000) as receiver:
+            async with running_receiver(connections_max=20_000, header_s_max=0.1) as receiver:
                 connections = receiver.endpoint._port._connections
                 assert connections is not None
                 assert connections._connections_max == 400 - 128
+                await receiver.connect()
+                await asyncio.sleep(0.03)
+                assert not [line for line in lines if line["event"] == "fewer_connections"]
+                for _ in range(3):
+                    await receiver.connect()
+                await until(lambda: any(line["event"] == "fewer_connections" for line in lines))
         told = next(line for line in lines if line["event"] == "fewer_connections")
         assert (told["most"], told["wanted"]) == (400 - 128, 20_000)
         assert (told["open_files_max"], told["open_files_needed"]) == (400, 20_000 + 128)

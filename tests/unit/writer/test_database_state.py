@@ -118,15 +118,20 @@ def test_one_line_tells_of_a_hold_or_outage_however_many_tries(
                 state.failed(failure)
         state.opened()
         state.opened()
+        state.failed(AWAY)
+        state.opened()
     assert [line["event"] for line in lines] == [
         "database_away",
         "on_hold",
         "on_hold",
+        "writing_resumed",
+        "database_away",
         "database_back",
     ]
     assert [line.get("reason") for line in lines[1:3]] == ["schema", "dead_letters_full"]
     assert lines[1]["sqlstate"] == "42P01"
     assert lines[3]["after_s"] >= 0
+    assert lines[3]["reason"] == "dead_letters_full", "the database itself was fine"
 
 
 async def test_prober_is_one_at_a_time(state: DatabaseState) -> None:
