@@ -10,15 +10,12 @@ import socket
 import statistics
 import time
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from ingest.http.bodies import Bodies
 from ingest.http.loop_share import ROUND_BYTES
 from tests.support.posts import array
-from tests.support.receiver import GOOD, JSON, Client, Receiver, head, post, running_receiver, until
+from tests.support.receiver import GOOD, JSON, head, post, running_receiver, until
 
 SIZE = {**JSON, "Content-Length": str(len(GOOD))}
 CHUNKED = {**JSON, "Transfer-Encoding": "chunked"}
@@ -414,87 +411,6 @@ async def test_client_gone_in_the_middle_of_its_body_leaves_nothing(
         assert not receiver.inlet.blocks
     out, err = capfd.readouterr()
     assert not any(word in out + err for word in QUIET)
-
-
-async def held_up(receiver: Receiver, count: int, size_bytes: int = 60_000) -> list[Client]:
-    """Open connections that promise a large body and send a part of it."""
-    clients = [await receiver.connect() for _ in range(count)]
-    for client in clients:
-        await client.send(head(headers={**JSON, "Content-Length": str(size_bytes)}) + GOOD)
-    return clients
-
-
-async def test_large_bodies_take_turns_and_small_ones_pass() -> None:
-    """Slow large bodies use all bytes allowed: further large ones wait, small posts do not."""
-    async with running_receiver(
-        body_bytes_max=65_536, receiver_bytes_max=131_072, body_s_max=1.0
-    ) as receiver:
-        slow = await held_up(receiver, 2)
-        await until(lambda: receiver.endpoint._plain_bodies._bodies._bytes_taken == 120_000)
-        waiting = (await held_up(receiver, 1))[0]
-        await until(lambda: len(receiver.endpoint._plain_bodies._bodies._queue) == 1)
-        await waiting.send(b" " * (60_000 - len(GOOD)))
-        split = await receiver.connect()
-        await split.send(head(headers=SIZE))
-        await asyncio.sleep(0.01)
-        await split.send(GOOD)
-        assert (await split.reply(0.8)).status == 202
-        assert not await waiting.closed(0.05)
-        assert [(await each.reply()).status for each in slow] == [408, 408]
-        assert (await waiting.reply()).status in {202, 503}  # it got its bytes in time, or just not
-        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
-
-
-async def test_large_body_that_waits_too_long_is_503() -> None:
-    """The wait for bytes is bounded too, and is our lack, not the fault of a slow client."""
-    half_mib = 524_288
-    async with running_receiver(
-        body_bytes_max=half_mib, receiver_bytes_max=half_mib, body_s_max=0.5
-    ) as receiver:
-        bodies = receiver.endpoint._plain_bodies._bodies
-        holder = (await held_up(receiver, 1, half_mib))[0]
-        await until(lambda: bodies._bytes_taken)
-        await asyncio.sleep(0.2)  # the holder's time is up that much before theirs
-        second = (await held_up(receiver, 1, half_mib))[0]
-        await until(lambda: len(bodies._queue) == 1)
-        third = (await held_up(receiver, 1, half_mib))[0]
-        await until(lambda: len(bodies._queue) == 2)
-        fourth = (await held_up(receiver, 1, half_mib))[0]
-        assert (await fourth.reply(0.2)).code == "buffer_full"  # the queue is full: at once
-        assert (await holder.reply()).code == "body_timeout"
-        assert (await third.reply()).code == "buffer_full"  # no bytes in time
-        assert (await second.reply()).code == "body_timeout"  # it had its bytes, and its time
-        assert bodies._bytes_taken == 0
-
-
-async def test_waiting_client_gone_leaves_the_queue() -> None:
-    """A client that disconnects while it waits for bytes leaves them to the others."""
-    async with running_receiver(
-        body_bytes_max=65_536, receiver_bytes_max=65_536, body_s_max=5
-    ) as receiver:
-        holder = (await held_up(receiver, 1))[0]
-        await until(lambda: receiver.endpoint._plain_bodies._bodies._bytes_taken)
-        waiting = (await held_up(receiver, 1))[0]
-        await until(lambda: len(receiver.endpoint._plain_bodies._bodies._queue))
-        await waiting.close()
-        await holder.send(b" " * (60_000 - len(GOOD)))
-        assert (await holder.reply()).status == 202
-        await until(lambda: receiver.endpoint._plain_bodies._bodies._bytes_taken == 0)
-        assert (await receiver.post(GOOD + b" " * 50_000)).status == 202
-
-
-async def test_bytes_granted_to_a_cancelled_handler_are_given_on() -> None:
-    """A handler that is cancelled as it is granted its bytes does not keep them."""
-    bodies = Bodies(body_bytes_max=65_536, body_s_max=10, all_bytes_max=65_536)
-    request: Any = SimpleNamespace(transport=None)
-    await bodies._wait_for_memory(request, 60_000)
-    waiting = asyncio.create_task(bodies._wait_for_memory(request, 60_000))
-    await asyncio.sleep(0)
-    bodies.count_out(60_000)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert bodies._bytes_taken == 0
 
 
 async def test_bad_chunk_behind_a_post_in_work_ends_only_its_own_request() -> None:
