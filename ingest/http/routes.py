@@ -71,6 +71,7 @@ class Port:
             Connections,
             self._answer,
             self._malformed,
+            closed=ledger.connection_closed,
             round_queue=round_queue,
             connections_max=connections_max,
             header_s_max=header_s_max,

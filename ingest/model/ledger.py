@@ -93,12 +93,18 @@ class Ledger:
         self.lag_s = Histogram(SECONDS_LAG)
         self.journal_sync_s = Histogram(SECONDS_SYNC)
         self.retries: defaultdict[str, int] = defaultdict(int)
+        # Connections that a limit closed, by cause.
+        self.connections_closed: defaultdict[str, int] = defaultdict(int)
         self.gauges: Gauges | None = None
 
     def request_answered(self, route: str, status: int, took_s: float) -> None:
         """Count one answered HTTP request; `route` is one of a closed set."""
         self.requests[route, status] += 1
         self.request_s[route].observe(took_s)
+
+    def connection_closed(self, cause: str) -> None:
+        """Count one connection that was closed or refused because of a limit."""
+        self.connections_closed[cause] += 1
 
     def batch_gathered(self, trigger: str, rows: int) -> None:
         """Count one batch that is written to the database for the first time."""

@@ -1,4 +1,4 @@
-"""Bodies that arrive slowly, in part, or all at once: who gets memory, who waits, who is refused."""
+"""Bodies that arrive slowly, in part or all at once: which get memory, wait, or are refused."""
 
 from __future__ import annotations
 
