@@ -23,10 +23,11 @@ from typing import Any, NamedTuple, cast
 
 from aiohttp import web
 
-from ingest.http.connection import Connection, RoundQueue
+from ingest.http.connection import Connection
 from ingest.http.crowds import Crowds, network_of
 from ingest.http.fence import check_names, short_way_is_known
 from ingest.http.listener import Listener
+from ingest.http.owner import RoundQueue
 from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.model.errors import StartError
@@ -177,7 +178,10 @@ class Connections(web.Server):
             self._unfinished.add(opened.network, handler, monotonic_s())
             content.on_eof(partial(self._finished, handler))
         try:
-            return await self.answer(request)
+            answer = await self.answer(request)
+            if cast(Connection, handler).is_last:
+                answer.keep_alive = False
+            return answer
         finally:
             self._finished(handler)
             self.work_ended(handler)

@@ -255,14 +255,29 @@ async def test_body_on_get_is_dropped() -> None:
         assert not receiver.inlet.blocks
 
 
-async def test_upgrade_is_not_taken_up() -> None:
-    """An upgrade asked for is ignored, and what follows is served as before."""
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+@pytest.mark.parametrize("cut", [0, 30, -len(GOOD), -10], ids=["", "head", "body", "half body"])
+async def test_upgrade_is_ignored_and_swallows_nothing(protocol: str, cut: int) -> None:
+    """Behind posts that ask for one stand others in the same bytes: each is answered."""
     async with running_receiver() as receiver:
         client = await receiver.connect()
-        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
-        await client.send(head("GET", "/livez", upgrade) + head("GET", "/livez"))
-        assert (await client.reply()).status == 200
-        assert (await client.reply()).status == 200
+        asks = post(GOOD, headers={"Connection": "Upgrade", "Upgrade": protocol})
+        for _ in range(2):
+            if cut:
+                await client.send(asks[:cut])
+                await asyncio.sleep(0.01)
+            await client.send((asks[cut:] if cut else asks) + post(GOOD) + asks * 2 + post(GOOD))
+            assert [(await client.reply()).status for _ in range(5)] == [202] * 5
+        assert len(receiver.inlet.readings) == 10
+
+
+async def test_chunked_body_of_a_request_with_upgrade_has_its_end() -> None:
+    """Also where its length is not known beforehand."""
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
+        asks = {**CHUNKED, "Connection": "Upgrade", "Upgrade": "h2c"}
+        await client.send((head(headers=asks) + chunks(GOOD) + post(GOOD)) * 30)
+        assert [(await client.reply()).status for _ in range(60)] == [202] * 60
 
 
 async def test_connect_method_is_refused() -> None:
@@ -285,16 +300,72 @@ async def test_pipelined_posts_are_answered_in_order() -> None:
         ]
 
 
-async def test_garbage_behind_a_post_does_not_undo_it() -> None:
-    """The post is answered; what follows gets 400 and the end."""
+@pytest.mark.parametrize("count", [1, 30, 100])
+@pytest.mark.parametrize("way", ["whole", "split", "gzip"])
+async def test_garbage_behind_posts_undoes_none_of_them(count: int, way: str) -> None:
+    """In the same bytes: each post is answered and kept; then comes one 400, and the end."""
+    body = gzip.compress(GOOD) if way == "gzip" else GOOD
+    one = post(body, headers={"Content-Encoding": "gzip"} if way == "gzip" else None)
+    sent = one * count + b"\x00\x01\x02 garbage\r\n\r\n"
     async with running_receiver() as receiver:
         client = await receiver.connect()
-        await client.send(post(GOOD))
-        assert (await client.reply()).status == 202
-        await client.send(b"\x00\x01\x02 garbage\r\n\r\n")
+        if way == "split":
+            await client.send(sent[: len(one) - 10])
+            await asyncio.sleep(0.01)
+            sent = sent[len(one) - 10 :]
+        await client.send(sent)
+        assert [(await client.reply()).status for _ in range(count)] == [202] * count
         assert (await client.reply()).code == "bad_request"
         assert await client.closed()
-        assert len(receiver.inlet.readings) == 1
+        assert len(receiver.inlet.readings) == count
+
+
+@pytest.mark.parametrize("way", ["whole", "gzip", "split", "chunked"])
+async def test_client_that_has_closed_its_sending_side_gets_its_answers(way: str) -> None:
+    """As `nc -N` does; also to posts that wait for room. Then the connection ends."""
+    one = {
+        "whole": post(GOOD),
+        "split": post(GOOD),
+        "gzip": post(gzip.compress(GOOD), headers={"Content-Encoding": "gzip"}),
+        "chunked": head(headers=CHUNKED) + chunks(GOOD),
+    }[way]
+    async with running_receiver() as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
+        if way == "split":
+            await client.send(one[:-10])
+            await asyncio.sleep(0.01)
+        await client.send((one[-10:] if way == "split" else one) + one * 2)
+        client.writer.write_eof()
+        await until(lambda: receiver.inlet.waiting)
+        assert not await client.closed(0.05)
+        receiver.inlet.open.set()
+        replies = [await client.reply() for _ in range(3)]
+        assert [each.status for each in replies] == [202] * 3
+        assert [each.headers.get("connection") for each in replies] == [None, None, "close"]
+        assert await client.closed()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "detail"),
+    [
+        (post(GOOD).replace(b"HTTP/1.1", b"HTTP/2.0"), "speaks HTTP/1.1"),
+        (head(headers={**CHUNKED, "Transfer-Encoding": "gzip, chunked"}), "is chunked"),
+        (head(headers=CHUNKED, version="1.0") + chunks(GOOD), "with HTTP/1.1"),
+        (post(GOOD, headers={"Expect": "nonsense"}), "is 100-continue"),
+        (
+            post(GOOD, headers={"Content-Encoding": "identity\r\nContent-Encoding: gzip"}),
+            "may have one",
+        ),
+    ],
+)
+async def test_head_that_cannot_be_meant_is_refused(request_bytes: bytes, detail: str) -> None:
+    """What would have to be ignored is named, and nothing is kept."""
+    async with running_receiver() as receiver:
+        reply = await receiver.send(request_bytes)
+        assert reply.status == (415 if b"Content-Encoding" in request_bytes else 400)
+        assert detail in reply.document["detail"]
+        assert not receiver.inlet.blocks
 
 
 # Bodies
