@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
-from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
+
+from ingest.model.errors import Refused
 
 
 class WholeRequest:
@@ -72,4 +74,20 @@ def is_whole(message: object, content: StreamReader) -> bool:
         and message.version == HttpVersion11
         and message.method != "HEAD"
         and "Content-Encoding" not in message.headers
+        and "Expect" not in message.headers
+        and (not message.chunked or message.headers["Transfer-Encoding"].lower() == "chunked")
     )
+
+
+def check_meant(request: UnreadRequest) -> None:
+    """Raise Refused if the head says what this service would have to ignore."""
+    headers = request.headers
+    if request.version not in (HttpVersion10, HttpVersion11):
+        raise Refused("bad_request", "this port speaks HTTP/1.1 and HTTP/1.0")
+    codings = [each.strip().lower() for each in headers.getall("Transfer-Encoding", ())]
+    if codings and (codings != ["chunked"] or request.version == HttpVersion10):
+        raise Refused("bad_request", "the only Transfer-Encoding is chunked, with HTTP/1.1")
+    if any(each.lower() != "100-continue" for each in headers.getall("Expect", ())):
+        raise Refused("bad_request", "the only Expect is 100-continue")
+    if len(headers.getall("Content-Encoding", ())) > 1:
+        raise Refused("unsupported_encoding", "a body may have one Content-Encoding, gzip")

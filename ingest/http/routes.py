@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from ingest.http.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX, RoundQueue
+from ingest.http.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX
 from ingest.http.connections import Connections
-from ingest.http.request import Request
+from ingest.http.owner import RoundQueue
+from ingest.http.request import Request, WholeRequest, check_meant
 from ingest.http.response import TEXT, Answer, problem
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
@@ -80,6 +81,7 @@ class Port:
             Connections,
             self._answer,
             self._malformed,
+            closed=ledger.connection_closed,
             round_queue=round_queue,
             connections_max=connections_max,
             header_s_max=header_s_max,
@@ -111,6 +113,8 @@ class Port:
                 raise Refused("not_found", f"there are {', '.join(self._pages)}")
             if request.method not in page.methods:
                 raise Refused("method_not_allowed", f"{path} allows {' and '.join(page.methods)}")
+            if not isinstance(request, WholeRequest):
+                check_meant(request)
             answer = await page.answer(request, query, received_s)
         except Refused as refused:
             answer = _refusal(request, page, refused)
