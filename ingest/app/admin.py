@@ -20,6 +20,7 @@ from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
+from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.lookup import Lookup
 
 
@@ -42,7 +43,7 @@ class AdminSide:
         release_hold: Callable[[bool], bool],
     ) -> None:
         self._settings = settings
-        self._database_url: str | None = None
+        self._database_url: DatabaseUrl | None = None
         self._lookup: Lookup | None = None
         self.guard = Guard(token)
         self._dead_letters = dead_letters
@@ -94,8 +95,8 @@ class AdminSide:
         self.guard.bound(bound)
         return bound
 
-    def database(self, url: str) -> None:
-        """Set the database's URL."""
+    def database(self, url: DatabaseUrl) -> None:
+        """Set what returns the database's URL."""
         self._database_url = url
         self._lookup = Lookup(url)
 

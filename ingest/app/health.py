@@ -25,6 +25,7 @@ FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full"}
+UNCHECKED = "the database has not answered since the start; the journal keeps the readings"
 UNTAKEN = "posts are not taken until the table has been checked"
 
 
@@ -50,6 +51,7 @@ class Health:
         self._free_bytes = free_bytes
         self._disk_broken = disk_broken
         self._starting = True
+        self._unchecked = False  # posts are accepted, but the table has not been checked yet
         self._draining = False
         self._disk_low = False
         self._full = False
@@ -67,6 +69,11 @@ class Health:
 
     def started(self) -> None:
         """Note that the table has been checked: posts are accepted."""
+        self._starting = self._unchecked = False
+
+    def taking_unchecked(self) -> None:
+        """Accept posts before the table has been checked: the journal keeps them."""
+        self._unchecked = self._starting or self._unchecked
         self._starting = False
 
     def draining(self) -> None:
@@ -162,7 +169,8 @@ class Health:
 
     def _reason(self, stats: BufferStats) -> str:
         hold = self._database_state.hold_reason
-        database = "" if self._database_state.up else "the database is away; readings are kept"
+        away = UNCHECKED if self._unchecked else "the database is away; readings are kept"
+        database = "" if self._database_state.up and not self._unchecked else away
         if hold is not None:
             database = f"the database refuses: {hold}"
         if self._state == "draining":

@@ -48,7 +48,7 @@ class Rig:
             release_hold=self._release_hold,
         )
         if database_url is not None:
-            self.admin_side.database(database_url)
+            self.admin_side.database(lambda: database_url)
         self.dashboard = self.admin_side.dashboard
         self.admin = self.admin_side.admin
         self.address = ""
