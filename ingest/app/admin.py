@@ -95,6 +95,10 @@ class AdminSide:
         self.guard.bound(bound)
         return bound
 
+    def page_address(self, bound: str, *, with_key: bool) -> str:
+        """Return the address of the page; with a key it logs in the first browser."""
+        return f"http://{bound}{self.guard.key_path if with_key else '/'}"
+
     def database(self, url: DatabaseUrl) -> None:
         """Set what returns the database's URL."""
         self._database_url = url

@@ -15,7 +15,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Coroutine
-from os import getpid
+from os import geteuid, getpid
 from typing import Any
 
 from msgspec.structs import replace
@@ -46,18 +46,25 @@ EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 HANDLERS_GRACE_S = 1.0
 
 
-async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
+async def serve(
+    settings: Settings, *, announce: Callable[[str], None], terminal: bool = False
+) -> int:
     """Run the service until SIGTERM or SIGINT; return the process's exit code.
 
     Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines
-    for a person at a terminal; everything else goes to the log.
+    for a person; everything else goes to the log. Only at a `terminal` they have the key of the
+    dashboard: elsewhere they may be kept in a file.
     """
     logs.configure(settings.log_level)
     raise_open_files_limit()
     folder = StateFolder.open(state_dir(settings))
+    if geteuid() == 0:
+        logs.get_logger("service").warning(
+            "started_as_root", why="whoever breaks into the service is root: use a user of its own"
+        )
     with folder.lock():
         notifier = Notifier.from_environment()
-        service = Service(settings, folder, announce, notifier)
+        service = Service(settings, folder, announce, notifier, terminal=terminal)
         async with notifier.reporting(service.health.in_words):
             return await service.run()
 
@@ -71,8 +78,11 @@ class Service:
         folder: StateFolder,
         announce: Callable[[str], None],
         notifier: Notifier,
+        *,
+        terminal: bool,
     ) -> None:
         self._settings = settings
+        self._terminal = terminal
         self._folder = folder
         self._announce = announce
         self._notifier = notifier
@@ -183,6 +193,7 @@ class Service:
             admin_listen=admin_listen,
             database_url=url(),
             token=self._token,
+            page=self.admin_side.page_address(admin_listen, with_key=True),
             started_us=unix_us(),
         )
         self._folder.publish(self._info)
@@ -196,6 +207,9 @@ class Service:
             state_dir=self._folder.path,
             listen=listen,
             admin_listen=admin_listen,
+            page=self.admin_side.page_address(
+                admin_listen, with_key=self._terminal and not settings.admin_token
+            ),
             embedded=self._embedded is not None,
             waiting=""
             if writing.database_state.is_open

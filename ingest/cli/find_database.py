@@ -29,6 +29,14 @@ def known_url(settings: Settings) -> str | None:
     return service.database_url if service is not None else None
 
 
+def known_token(settings: Settings) -> str | None:
+    """Return the admin token of the running service, else None."""
+    from ingest.system.state_folder import running_service  # noqa: PLC0415
+
+    service = running_service(state_dir(settings))
+    return service.token if service is not None else None
+
+
 @asynccontextmanager
 async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterator[str]:
     """Yield the database's URL. An embedded database that this starts is stopped afterwards.

@@ -28,7 +28,8 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(loaded.settings, announce=_say))
+        terminal = sys.stdout.isatty()
+        return runner.run(serve(loaded.settings, announce=_say, terminal=terminal))
 
 
 def _say(line: str) -> None:

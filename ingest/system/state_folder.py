@@ -23,6 +23,7 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a running service publishes for commands on this machine; `started_us` is Unix time.
 
     `listen` and `admin_listen` are the addresses that are bound. `token` permits admin actions.
+    `page` is the dashboard's address with a key, which works once.
     """
 
     pid: int
@@ -32,6 +33,7 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str
     token: str
     started_us: int
+    page: str = ""
 
 
 class StateFolder:

@@ -19,6 +19,7 @@ import asyncpg
 
 from ingest.embedded import data as postgres_data
 from ingest.embedded.programs import clean_environment, command
+from ingest.embedded.sockets import remove_socket_folder
 
 PASSWORD = "first"
 START_S_MAX = 30.0
@@ -64,6 +65,8 @@ class Database:
     ) -> None:
         await self.thaw()
         await self.kill()
+        if self._home is not None:
+            remove_socket_folder(self._home.sockets)
 
     async def start(self) -> None:
         """Start it and wait until it answers."""
