@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ingest.model.errors import StartError
-from ingest.system.files import Lock, is_locked, sync_folder
+from ingest.system.files import FolderLock, is_locked, sync_folder
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,10 +70,10 @@ class StateFolder:
             ) from error
         return folder
 
-    def lock(self) -> Lock:
+    def lock(self) -> FolderLock:
         """Lock the folder for this process. Raises StartError with the pid of another owner."""
         try:
-            lock = Lock.try_take(self._lock_path, create=True)
+            lock = FolderLock.try_take(self.path)
             if lock is not None:
                 lock.record(f"{os.getpid()}\n")
         except OSError as error:
@@ -173,6 +173,8 @@ def running_service(path: Path) -> ServiceInfo | None:
             f"may not read {error.filename}: use the user the service runs as, or another "
             "--state-dir"
         ) from error
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename}: {error.strerror} (--state-dir)") from error
 
 
 def _is_alive(pid: int) -> bool:
