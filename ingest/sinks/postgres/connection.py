@@ -11,7 +11,6 @@ import asyncio
 import os
 import re
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -102,12 +101,12 @@ def identity(database_url: str) -> str:
 
 
 def unreachable_reason(error: BaseException) -> str:
-    """Return NO_SUCH_HOST if an operator has to correct the URL, else UNREACHABLE.
+    """Return NO_SUCH_HOST if name servers do not know the host, else UNREACHABLE.
 
-    A name server that does not answer is UNREACHABLE.
+    Name servers that do not answer may be away together with the database: UNREACHABLE.
     """
     unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
-    return NO_SUCH_HOST if unknown or isinstance(error, ssl.SSLError) else UNREACHABLE
+    return NO_SUCH_HOST if unknown else UNREACHABLE
 
 
 def text_of(error: BaseException) -> str:
