@@ -29,6 +29,7 @@ FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full"}
+UNCHECKED = "the database has not answered since the start; the journal keeps the readings"
 UNTAKEN = "posts are not taken until the table has been checked"
 
 
@@ -64,6 +65,7 @@ class Health:
         self._advice = advice
         self.disk_free_bytes = 0  # at the last check
         self._starting = True
+        self._unchecked = False  # posts are accepted, but the table has not been checked yet
         self._draining = False
         self._disk_low = False
         self._full = False
@@ -84,6 +86,11 @@ class Health:
 
     def started(self) -> None:
         """Note that the table has been checked: posts are accepted."""
+        self._starting = self._unchecked = False
+
+    def taking_unchecked(self) -> None:
+        """Accept posts before the table has been checked: the journal keeps them."""
+        self._unchecked = self._starting or self._unchecked
         self._starting = False
 
     def draining(self) -> None:
@@ -239,6 +246,8 @@ class Health:
         cause = self._database_state.cause
         if self._database_state.hold_reason is not None:
             return f"writes are paused: {cause_of(cause).words}"
+        if self._unchecked:
+            return UNCHECKED
         if not cause:
             return ""
         kept = "" if self._state == "starting" else "; readings are kept"

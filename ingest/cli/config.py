@@ -9,7 +9,7 @@ import argparse
 from dataclasses import Field, fields
 from typing import Any
 
-from ingest.cli.find_database import known_url
+from ingest.cli.find_database import known_token, known_url
 from ingest.config.settings import Loaded, Settings, secret_names, state_dir
 from ingest.config.text import bounds_text, env_example, groups, plain, toml_example
 from ingest.config.values import mask_url, nearest, shown
@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.Argu
         "--print",
         metavar="NAME",
         dest="only",
-        help="only this value; database_url: as configured, else that of the running service",
+        help="only this value; database_url and admin_token: as configured, else that of the "
+        "running service",
     )
     how.add_argument("--toml", action="store_true", help="an example of a TOML file")
     how.add_argument(
@@ -58,6 +59,10 @@ def _one_value(name: str, settings: Settings) -> str:
                 "no database_url is set and no service runs on the state folder "
                 f"{state_dir(settings)}; start one with `ingest serve`, or set INGEST_DATABASE_URL"
             )
+    if name == "admin_token" and not value:
+        value = known_token(settings)
+        if value is None:
+            raise StartError(f"no service runs on the state folder {state_dir(settings)}")
     return plain(value)
 
 

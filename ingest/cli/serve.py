@@ -29,7 +29,12 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(
-            serve(loaded.settings, announce=_say, url_origin=loaded.origins["database_url"])
+            serve(
+                loaded.settings,
+                announce=_say,
+                url_origin=loaded.origins["database_url"],
+                terminal=sys.stdout.isatty(),
+            )
         )
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ingest.model.verdict import (
     CONFIGURATION,
     LETTERS_FULL,
+    NO_SUCH_HOST,
     NOT_DURABLE,
     SCHEMA,
     TOO_MANY_CONNECTIONS,
@@ -51,6 +52,11 @@ CAUSES: dict[str, Cause] = {
         "the database is away",
         "Start the database, or repair the network to it. The service continues by itself. If the "
         "address is wrong: {fix_url}",
+        "ingestdatabasedown",
+    ),
+    NO_SUCH_HOST: Cause(
+        "no name server knows the host of the database",
+        "Correct the name, or repair the name service. {fix_url}",
         "ingestdatabasedown",
     ),
     TOO_MANY_CONNECTIONS: Cause(

@@ -14,6 +14,7 @@ from ingest.model.errors import IngestError
 
 # Why a write failed. These are labels of a metric, so a closed set (except for unknown codes).
 UNREACHABLE = "unreachable"
+NO_SUCH_HOST = "no_such_host"  # the name of the host is not known
 SCHEMA = "schema"
 CONFIGURATION = "configuration"
 NOT_DURABLE = "not_durable"

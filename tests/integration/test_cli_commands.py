@@ -14,7 +14,7 @@ import pytest
 
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from tests.support.commands import Here, ingest, with_user
-from tests.system.service import REPOSITORY, Service, environment, is_alive
+from tests.system.service import REPOSITORY, Service, environment, is_alive, wait_gone
 
 # schema
 
@@ -168,19 +168,31 @@ async def until_sleeping(state: Path) -> int:
                 await connection.close()
 
 
-async def test_second_command_on_a_folder_in_use_names_who_has_it(
-    here: Here, open_tmp_path: Path
-) -> None:
-    """A second process does not start the embedded database of a locked folder."""
-    folder = StateFolder.open(open_tmp_path / "state")
-    (folder.postgres / "data").mkdir(parents=True)
-    lock = folder.lock()
+async def test_psql_at_work_stops_no_start(open_tmp_path: Path) -> None:
+    """A service that starts meanwhile uses psql's server; it goes on when psql is killed."""
+    state = open_tmp_path / "state"
+    assert (await ingest("schema", "apply", "--state-dir", state)).code == 0
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ingest", "psql", "--state-dir", str(state)),
+        *("-c", "select pg_sleep(60)"),
+        cwd=REPOSITORY,
+        env=environment(),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
     try:
-        done = await here("psql", "--state-dir", folder.path, "-c", "select 1")
+        pid = await until_sleeping(state)
+        async with Service(state, wait_s_max=0.2) as service:
+            reading = {"device_id": "d", "metric": "m", "value": 1}
+            assert (await service.post(reading, ack="committed")).status == 200
+            process.kill()
+            await process.wait()
+            await wait_gone(pid)
+            assert (await service.post(reading, ack="committed")).status == 200
+            assert (await service.query("select count(*) from readings"))[0][0] == 2
     finally:
-        lock.close()
-    assert done.code == 2
-    assert f"(pid {os.getpid()})" in done.stderr
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 # with a running service

@@ -19,6 +19,7 @@ import asyncpg
 
 from ingest.embedded import data as postgres_data
 from ingest.embedded.programs import clean_environment, command
+from ingest.embedded.sockets import remove_socket_folder
 
 PASSWORD = "first"
 START_S_MAX = 30.0
@@ -65,6 +66,8 @@ class Database:
     ) -> None:
         await self.thaw()
         await self.kill()
+        if self._home is not None:
+            remove_socket_folder(self._home.sockets)
 
     def _prepared(self) -> postgres_data.Home:
         data = self._folder / "data"

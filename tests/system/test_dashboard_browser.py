@@ -62,7 +62,7 @@ async def dashboard(
     where = {"database_url": database_url, "database_unsafe": True}  # it does not fsync
     quick: Any = {"hold_probe_s": 0.3, **where, **settings}
     async with Service(folder / "state", **quick) as service:
-        seen = await watched(browser, service.admin_url)
+        seen = await watched(browser, service.admin_url, opened=service.info.page)
         try:
             yield service, seen
             seen.check()
@@ -408,7 +408,8 @@ async def test_start_without_a_database_says_that_posts_are_not_taken(
     browser: Browser, tmp_path: Path, free_port: int
 ) -> None:
     """The page says that posts get 503, not that they are kept; it says what to do."""
-    async with dashboard(browser, tmp_path, f"postgresql://u@127.0.0.1:{free_port}/x") as (_, seen):
+    url = f"postgresql://u@127.0.0.1:{free_port}/x"
+    async with dashboard(browser, tmp_path, url, buffer="memory") as (_, seen):
         await seen.wait_text("#state-word", "Starting")
         await seen.wait_text(
             "#state-text",
@@ -467,6 +468,7 @@ async def test_lost_service_is_said_and_found_again(
         await service.start()
         await seen.wait_text("#link", "Live", within_s=20)
         await seen.wait_text("#state-word", "Accepting")
+        await seen.page.goto(service.info.page)  # a new start has a new token
         await service.post({"device_id": "odd", "metric": "m", "value": "warm"}, strict="false")
         await service.post([{"device_id": "odd", "metric": "m", "value": v} for v in (1, "warm")])
         await seen.wait_text("#letters tbody", "wrong_type")

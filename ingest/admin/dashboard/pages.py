@@ -113,7 +113,8 @@ class Dashboard:
         }
         return {
             "/": Route(READ, self._front),
-            "/login": Route(POST, self._logged_in),
+            "/login": Route(("GET", "POST"), self._logged_in),
+            self._guard.key_path: Route(GET, self._by_key),
             **{path: Route(READ, asset.handle) for path, asset in assets().items()},
             **{path: Route(GET, partial(self._look, look)) for path, look in looks.items()},
             "/dead-letters/replay": Route(POST, partial(self._act, self._letters.replay)),
@@ -184,7 +185,9 @@ class Dashboard:
     async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
         if not self._guard.may_look(request.headers):
             return html(request.headers, self._log_in, status=401)
-        text = self._page.replace(CSRF_PLACE, self._guard.csrf.encode())
+        # An empty token tells the page that this browser may only look.
+        csrf = self._guard.csrf if self._guard.may_act(request.headers) else ""
+        text = self._page.replace(CSRF_PLACE, csrf.encode())
         return html(request.headers, text)
 
     async def _history(self, request: Request, query: str) -> Answer:
@@ -277,14 +280,24 @@ class Dashboard:
 
     async def _logged_in(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._guard.check_host(request.headers)
+        if request.method == "GET":
+            return html(request.headers, self._log_in)
         form = (await self._body(request)).decode("utf-8", "replace")
         token = parameters(form, "token").get("token", "").strip()
         if not self._guard.is_token(token):
             await asyncio.sleep(WRONG_TOKEN_S)
             text = self._log_in.replace(b"hidden data-wrong", b"data-wrong")
             return html(request.headers, text, status=401)
-        lines = b"Location: /\r\n" + NO_STORE + self._guard.cookie_line()
-        return Answer(303, b"", JSON, headers=lines)
+        return self._to_the_page(logged_in=True)
+
+    async def _by_key(self, request: Request, _query: str, _at_s: float) -> Answer:
+        """Log the browser in that comes first; another one is sent to the page to look."""
+        self._guard.check_host(request.headers)
+        return self._to_the_page(logged_in=self._guard.use_key())
+
+    def _to_the_page(self, *, logged_in: bool) -> Answer:
+        cookie = self._guard.cookie_line() if logged_in else b""
+        return Answer(303, b"", JSON, headers=b"Location: /\r\n" + NO_STORE + cookie)
 
     def close(self) -> None:
         """End all streams."""

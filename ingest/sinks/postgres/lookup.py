@@ -17,7 +17,7 @@ from asyncpg import Connection
 
 from ingest.model.errors import Refused
 from ingest.sinks.postgres import connection as sink_connection
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, Expired, OneConnection
+from ingest.sinks.postgres.connection import DRIVER_ERRORS, DatabaseUrl, Expired, OneConnection
 from ingest.sinks.postgres.schema import TABLE
 from ingest.system.clock import rfc3339
 
@@ -32,7 +32,7 @@ _QUERY_CANCELED = "57014"
 class Lookup(OneConnection):
     """Looks up readings in the database of `database_url`. It connects when first needed."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: DatabaseUrl) -> None:
         super().__init__()
         self._database_url = database_url
         self._queue = asyncio.Lock()
@@ -91,7 +91,7 @@ class Lookup(OneConnection):
     async def _open(self) -> Connection:
         if self.connection is None or not self.is_open:
             self.connection = await sink_connection.connect(
-                self._database_url,
+                self._database_url(),
                 name="iot-ingest dashboard",
                 statement_s_max=LOOKUP_S_MAX,
                 lock_s_max=1.0,

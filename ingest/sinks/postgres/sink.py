@@ -11,7 +11,7 @@ Does not: decide what to do about a verdict, or wait between tries.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -24,6 +24,7 @@ from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import durability, schema, statements
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
+    DatabaseUrl,
     Expired,
     OneConnection,
     Timeouts,
@@ -53,11 +54,19 @@ class SinkPostgres(OneConnection):
     """A ports.Sink on one connection to `database_url`, which is opened when it is first needed.
 
     `method` is `copy` or `insert`. `unsafe` allows a database that may lose a commit. The server
-    shows `name` as application_name.
+    shows `name` as application_name. `on_checked` is given the URL after each connect at which the
+    check of the table found no fault.
     """
 
     def __init__(
-        self, database_url: str, timeouts: Timeouts, *, method: str, unsafe: bool, name: str
+        self,
+        database_url: DatabaseUrl,
+        timeouts: Timeouts,
+        *,
+        method: str,
+        unsafe: bool,
+        name: str,
+        on_checked: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -65,6 +74,7 @@ class SinkPostgres(OneConnection):
         self._timeouts = timeouts
         self._unsafe = unsafe
         self._name = name
+        self._on_checked = on_checked
         self._connecting: asyncio.Timeout | None = None
         self._checked_s = 0.0
         self._keys: set[tuple[str, str]] = set()
@@ -76,11 +86,12 @@ class SinkPostgres(OneConnection):
         if self.is_open:
             return
         timeouts = self._timeouts
+        url = self._database_url()
         self.drop()
         try:
             async with asyncio.timeout(timeouts.connect_s_max) as self._connecting:
                 self.connection = await sink_connection.connect(
-                    self._database_url,
+                    url,
                     name=self._name,
                     statement_s_max=timeouts.statement_s_max,
                     lock_s_max=timeouts.lock_s_max,
@@ -92,8 +103,9 @@ class SinkPostgres(OneConnection):
         except asyncpg.PostgresError as error:
             raise server_failed(error) from error
         except DRIVER_ERRORS as error:
-            where = sink_connection.address(self._database_url)
-            raise WriteFailed(Verdict.WAIT, f"{where}: {text_of(error)}") from error
+            text = f"{sink_connection.address(url)}: {text_of(error)}"
+            reason = sink_connection.unreachable_reason(error)
+            raise WriteFailed(Verdict.WAIT, text, reason=reason) from error
         finally:
             self._connecting = None
         async with self._exchange(opening=True) as connection:
@@ -102,6 +114,8 @@ class SinkPostgres(OneConnection):
             else:
                 await statements.prepare_for_insert(connection)
         await self._check_schema()
+        if self._on_checked is not None:
+            self._on_checked(url)
 
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Commit all rows, or none that we know of. Opens the connection if there is none."""

@@ -55,9 +55,11 @@ async def test_open_port_warns_of_what_needs_no_token(
 
 
 async def test_page_carries_the_csrf_token_and_no_cache_keeps_it(rig: Rig) -> None:
-    """The page has the CSRF token, and its headers forbid everything but our own files."""
+    """After a log-in the page has the CSRF token; its headers forbid all but our own files."""
     reply = await rig.ask("/")
     assert reply.status == 200
+    assert b'name="csrf" content=""' in reply.body, "who is not logged in may look"
+    reply = await rig.ask("/", {"Cookie": rig.cookie})
     assert f'content="{rig.admin_side.guard.csrf}"'.encode() in reply.body
     assert b"{{csrf}}" not in reply.body
     assert reply.headers["cache-control"] == "no-store"
@@ -204,9 +206,26 @@ async def test_own_page_and_bearer_of_the_token_may_act(rig: Rig) -> None:
     assert rig.released == [False, False]
 
 
-async def test_beyond_the_loopback_the_csrf_token_alone_opens_nothing(open_rig: Rig) -> None:
-    """The CSRF token is no log-in."""
-    assert (await open_rig.send("/dead-letters/discard", {"where": {}})).status == 401
+@pytest.mark.parametrize("target", ACTIONS)
+async def test_csrf_token_alone_opens_nothing(rig: Rig, open_rig: Rig, target: str) -> None:
+    """The CSRF token is no log-in, neither beyond the loopback nor on it."""
+    for each in (rig, open_rig):
+        for cookie in ("", f"{each.cookie}x"):
+            reply = await each.send(target, BODIES.get(target, {"where": {}}), {"Cookie": cookie})
+            assert (reply.status, reply.code) == (401, "unauthorized")
+        assert not each.released
+
+
+async def test_key_logs_one_browser_in(rig: Rig) -> None:
+    """The first request with the key gets the cookie; later ones may look, as without a key."""
+    path = rig.admin_side.guard.key_path
+    assert (await rig.ask(path, {"Host": "evil.example"})).status == 421
+    first, second = await rig.ask(path), await rig.ask(path)
+    assert (first.status, first.headers["location"], second.status) == (303, "/", 303)
+    assert first.headers["set-cookie"].startswith(rig.cookie)
+    assert "set-cookie" not in second.headers
+    assert b"Admin token" in (await rig.ask("/login")).body
+    assert (await rig.ask(f"{path}x")).status == 404
 
 
 # What is asked badly

@@ -399,7 +399,12 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
 
     def hint(folder: str) -> str:
         lines = greeting_lines(
-            state_dir=Path(folder), listen="a:1", admin_listen="a:2", embedded=True, waiting=""
+            state_dir=Path(folder),
+            listen="a:1",
+            admin_listen="a:2",
+            page="",
+            embedded=True,
+            waiting="",
         )
         (found,) = (each for each in lines if each.startswith("database:"))
         return found.partition("to look into it: ")[2]

@@ -97,7 +97,7 @@ export async function ask(path, options = {}) {
     throw new Error("the service does not answer");
   }
   if (response.status === 401) {
-    location.reload(); // the log-in
+    location.assign("/login");
     throw new Error("log in again");
   }
   const document_ = await response.json().catch(() => null);
