@@ -122,7 +122,7 @@ async def test_list_has_all_devices_by_name_with_their_last_readings(
         assert ("advice" in page) is not index
         silent = (await document(rig, "/devices/list?prefix=s"))["devices"]
         assert [each["last"] for each in silent] == [None]
-        newest = await document(rig, "/devices/readings?limit=3")
+        newest = await document(rig, "/devices/newest?limit=3")
         assert {each["device_id"] for each in newest["readings"]} <= {"a-1", "a-2", "b%1", "é"}
         assert [each["ts"] for each in newest["readings"]] == ["1970-01-01T00:16:42Z"] * 3
 
@@ -132,7 +132,9 @@ async def test_list_without_the_database_says_why_there_are_no_values(tmp_path: 
     async with running(tmp_path) as rig:
         rig.dashboard.devices.seen("d", 10**15)
         page = await document(rig, "/devices/list")
-        assert page["why"] == "the service has not seen its database yet"
+        newest = await document(rig, "/devices/newest")
+        assert newest["readings"] == []
+        assert page["why"] == newest["why"] == "the service has not seen its database yet"
         assert [(each["device_id"], each["last"]) for each in page["devices"]] == [("d", None)]
 
 

@@ -2,9 +2,11 @@
 
     /devices           counts, and the silent, newest and most rejected ones
     /devices/list      all devices by name, in pages, with their last readings
-    /devices/readings  readings of one device, or curves of one metric; or the newest of all devices
+    /devices/newest    the newest readings, for the page's start
+    /devices/readings  readings of one device, or curves of one metric
 
-Promises: `/devices` and `/devices/list` answer also while the database is away.
+Promises: all but `/devices/readings` answer also while the database is away, and say `why` there
+are no values.
 Does not: check who may look; pages.py does.
 """
 
@@ -78,11 +80,23 @@ class DevicePages:
         }
         return _answer(request, document)
 
+    async def newest(self, request: Request, query: str) -> Answer:
+        """Answer `/devices/newest`: the newest readings in the table, of all devices or of one."""
+        given = parameters(query, "device_id", "limit")
+        device_id, count = _text(given, "device_id"), _limit(given)
+        try:
+            lookup = self._asked()
+            if device_id:
+                found = await lookup.last_readings(device_id, count)
+            else:
+                found = await lookup.newest(count)
+        except Refused as error:
+            found = {"readings": [], "why": error.detail}
+        return _answer(request, found)
+
     async def readings(self, request: Request, query: str) -> Answer:
         """Answer `/devices/readings`."""
         given = parameters(query, "device_id", "metric", "from", "to", "step", "limit")
-        if "device_id" not in given:
-            return _answer(request, await self._newest(given))
         device_id = device(given)
         metric = device(given, "metric") if "metric" in given else None
         within = Range(moment_us(given, "from"), moment_us(given, "to"))
@@ -95,12 +109,6 @@ class DevicePages:
             count = _limit(given)
             found = await self._asked().last_readings(device_id, count, metric, within)
         return _answer(request, {**document, **_advice(found)})
-
-    async def _newest(self, given: dict[str, str]) -> dict[str, Any]:
-        if given.keys() - {"limit"}:
-            raise Refused("bad_parameter", "device_id is missing: without it there is only limit")
-        count = _limit(given)
-        return await self._asked().newest(count)
 
     async def _curve(
         self, given: dict[str, str], device_id: str, metric: str | None, within: Range

@@ -106,7 +106,8 @@ class Dashboard:
             return document["state"], 2
         gauges = self._sources.ledger.gauges
         away = gauges is not None and not gauges.database_up()
-        return document["state"], int(bool(document.get("cause")) or away)
+        waiting = document["state"] != "accepting" or away or document.get("cause")
+        return document["state"], int(bool(waiting))
 
     @property
     def pages(self) -> dict[str, Route]:
@@ -116,6 +117,7 @@ class Dashboard:
             "/feed": self._feed,
             "/devices": self._device_pages.report,
             "/devices/list": self._device_pages.listed,
+            "/devices/newest": self._device_pages.newest,
             "/devices/readings": self._device_pages.readings,
             "/dead-letters": self._dead_letters,
             "/dead-letters/count": self._count,
@@ -179,6 +181,7 @@ class Dashboard:
                 "t": self.history.second,
                 "v": self.history.newest(),
                 "ready": orjson.Fragment(self._sources.readyz()[1]),
+                "level": LEVELS[self._look_at()[1]],
                 "said": self._sources.hold_message()[:500],
                 "sum": figures,
             }
