@@ -11,7 +11,7 @@ import pytest
 
 from ingest.model.errors import Refused
 from ingest.sinks.postgres import lookup as lookup_postgres
-from ingest.sinks.postgres.lookup import INDEX_ADVICE, Lookup, Range
+from ingest.sinks.postgres.lookup import INDEX_ADVICE, Between, Lookup
 from ingest.sinks.postgres.schema import apply
 from tests.support.dashboard import Rig, running
 
@@ -77,7 +77,7 @@ async def test_question_that_takes_too_long_is_ended_and_offers_the_index(
     slow = lookup_postgres._CURVE.replace("order by bucket", ", pg_sleep(9) order by bucket")
     await fill(readings_connection, "d", "t", 3)
     lookup = Lookup(readings_url)
-    within = Range(10**9, 2 * 10**9)
+    within = Between(10**9, 2 * 10**9)
     with monkeypatch.context() as patched:
         patched.setattr(lookup_postgres, "_CURVE", slow)
         with pytest.raises(Refused) as refused:

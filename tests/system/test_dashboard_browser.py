@@ -27,7 +27,8 @@ from tests.system.service import Service
 # One browser for all tests: it takes longer to start than the service.
 pytestmark = [NEEDS_CHROMIUM, pytest.mark.asyncio(loop_scope="module")]
 
-WEIGHT_BYTES_MAX = 150_000
+WEIGHT_BYTES_MAX = 40_000
+WIDTHS = (1280, 1024, 390)
 HOSTILE = (
     "<img src=x onerror=window.hacked=1>",
     "\"'><svg/onload=window.hacked=1>",
@@ -77,8 +78,13 @@ async def reading(seen: Watched, figure: str) -> float:
 
 WEIGHT = """[...performance.getEntriesByType('resource'),
     ...performance.getEntriesByType('navigation')]
-    .filter(each => !each.name.includes('/feed'))
+    .filter(each => /\\/page\\/|\\/$/.test(each.name))
     .reduce((sum, each) => sum + each.transferSize, 0)"""
+# What is wider than its place. What scrolls or is shortened on purpose is not.
+TOO_WIDE = """[...document.querySelectorAll('body *')].filter(each => each.checkVisibility()
+    && each.clientWidth && !each.closest('.hush, dialog, svg')
+    && getComputedStyle(each).overflowX === 'visible' && each.scrollWidth > each.clientWidth)
+    .map(each => `${each.tagName} ${each.id} ${each.textContent.slice(0, 40)}`)"""
 CHARTS = "#curves .chart:not([hidden])"
 PICTURE = "document.querySelector('#c-readings canvas').toDataURL()"
 
@@ -86,7 +92,10 @@ PICTURE = "document.querySelector('#c-readings canvas').toDataURL()"
 async def test_page_shows_load_as_moving_curves_and_weighs_little(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """Figures, curves, tail and devices follow what the fleet posts; nothing else is loaded."""
+    """Figures, curves, tail and devices follow what the fleet posts; nothing else is loaded.
+
+    A device has a curve that moves. No text leaves its place, however wide the window is.
+    """
     async with dashboard(browser, tmp_path, readings_url) as (service, seen):
         await seen.wait_text("#state-text", "No reading has come yet")
         await seen.wait_text("#state-todo", f"{service.url}/v1/readings")
@@ -97,11 +106,23 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
             first = await seen.page.evaluate(PICTURE)
             await seen.wait_true(f"{PICTURE} !== '{first}'")
             await seen.wait_text("#tail tbody", "device-")
-            await seen.wait_text("#device-list", "device-7")
+            await seen.page.fill("#find", "device-7")
+            await seen.wait_text("#devices-count", "that begin with device-7")
+            await seen.page.click("#device-list button >> nth=0")
+            await seen.wait_true("document.querySelector('#c-device b').textContent > '0'")
+            first = await seen.page.evaluate(PICTURE.replace("readings", "device"))
+            await seen.wait_true(f"{PICTURE.replace('readings', 'device')} !== '{first}'")
+            for width in WIDTHS:
+                await seen.page.set_viewport_size({"width": width, "height": 844})
+                assert await seen.page.evaluate(TOO_WIDE) == [], width
+                assert await seen.page.evaluate("document.body.scrollWidth") <= width
+            assert "device=device-7" in seen.page.url
         await seen.wait_text("#state-text", "No reading arrives at the moment")
         await seen.wait_text("#f-balance", "Every reading is accounted for")
         weight = await seen.page.evaluate(WEIGHT)
         assert 10_000 < weight < WEIGHT_BYTES_MAX
+        forged = "document.querySelector('#f-journal b').textContent = '1,234,567,890 MiB'; "
+        assert await seen.page.evaluate(forged + TOO_WIDE)  # the check can fail
 
 
 async def test_hold_shows_within_three_seconds_and_goes_by_itself(
@@ -167,8 +188,8 @@ async def test_dead_letters_are_shown_in_full_replayed_and_discarded_after_a_que
         await page.fill("#letters-device", "")
         await page.click("#letters-form button")
         await seen.wait_true("document.querySelectorAll('#letters tbody tr').length === 1")
-        await page.check("#letters-all")
-        await page.click("#discard")
+        await page.click("#discard-all")
+        await seen.wait_text("#ask-title", "Discard 1 dead letters?")
         await page.click("#ask-yes")
         await seen.wait_text("#letters-note", "1 dead letters discarded")
         await seen.wait_text("#letters-empty", "No dead letters")
@@ -279,6 +300,9 @@ async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
         assert inks["kept"] == [3, 8, [2, 3, 4]]
         assert await seen.page.evaluate(SCALES) == {
             "tops": [0.8, 1000, 1500, 80 * 2**20, 2**10, 2**30],
+            "usual": [1040, 30],
+            "between": [1, 2e-9, 1e308],
+            "begin": 1000,
             "told": ["0 B", "80 MiB", "1.5 GiB", "2 TiB"],
         }
 
@@ -299,8 +323,9 @@ GROWN = """(async () => {
     return height() - before;
 })()"""
 
-GAP = """Promise.all(['board', 'charts'].map(each => import(`/page/${each}.js`))).then(async found => {
-    const [{Board}, {Chart}] = found;
+GAP = """(async () => {
+    const {Board} = await import('/page/board.js');
+    const {Chart} = await import('/page/charts.js');
     const board = new Board(1800);
     board.span = 130;
     board.append(1000, {x: Array(40).fill(5)});
@@ -339,15 +364,21 @@ GAP = """Promise.all(['board', 'charts'].map(each => import(`/page/${each}.js`))
     ring.append(1, {x: [0, 1]});
     ring.append(2, {x: [1, 2, 3, 4]});  // the first is known already
     return {columns, dot, rows, kept: [ring.first, ring.last + 3, ring.columns.get('x')]};
-})"""
+})()"""
 
 
 SCALES = """(async () => {
-    const {scale} = await import('/page/scale.js');
+    const {between, scale, usual} = await import('/page/scale.js');
+    const {Board} = await import('/page/board.js');
+    const young = new Board(1800);
+    young.append(1000, {x: Array(40).fill(1)});
     const {bytes} = await import('/page/text.js');
     const tops = [[0.75], [1000], [1001], [70 * 2 ** 20, 1024], [2 ** 10, 1024], [2 ** 30, 1024]];
     return {
         tops: tops.map((each) => scale(...each).top),
+        usual: [usual([Array(290).fill(800), [25000, 24000]]), usual([[1, 2, 30]])],
+        between: [[20.1, 21.9], [5, 5], [-1e308, 1e308]].map((each) => between(...each).step),
+        begin: young.begin,
         told: [0, 80 * 2 ** 20, 1.5 * 2 ** 30, 2 ** 41].map(bytes),
     };
 })()"""

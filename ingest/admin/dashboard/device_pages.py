@@ -27,8 +27,8 @@ from ingest.sinks.postgres.lookup import (
     BUCKETS_MAX,
     INDEX_ADVICE,
     READINGS_MAX,
+    Between,
     Lookup,
-    Range,
 )
 from ingest.system.clock import unix_us
 
@@ -99,7 +99,7 @@ class DevicePages:
         given = parameters(query, "device_id", "metric", "from", "to", "step", "limit")
         device_id = device(given)
         metric = device(given, "metric") if "metric" in given else None
-        within = Range(moment_us(given, "from"), moment_us(given, "to"))
+        within = Between(moment_us(given, "from"), moment_us(given, "to"))
         if None not in within and within[0] >= within[1]:  # type: ignore[operator]
             raise Refused("bad_parameter", "from is before to")
         document = {"device_id": device_id, "seen": self._devices.described(device_id)}
@@ -111,7 +111,7 @@ class DevicePages:
         return _answer(request, {**document, **_advice(found)})
 
     async def _curve(
-        self, given: dict[str, str], device_id: str, metric: str | None, within: Range
+        self, given: dict[str, str], device_id: str, metric: str | None, within: Between
     ) -> dict[str, Any]:
         if metric is None or "limit" in given:
             raise Refused("bad_parameter", "step needs metric, and takes no limit")
@@ -120,7 +120,7 @@ class DevicePages:
         step_us = round(number(given, "step", 0, 0.001, STEP_S_MAX) * 1e6)
         if not 0 < to_us - from_us <= BUCKETS_MAX * step_us:
             raise Refused("bad_parameter", f"from is before to, by at most {BUCKETS_MAX} steps")
-        found = await self._asked().curve(device_id, metric, Range(from_us, to_us), step_us)
+        found = await self._asked().curve(device_id, metric, Between(from_us, to_us), step_us)
         return {"metric": metric, "step": step_us / 1e6, **found}
 
     def _asked(self) -> Lookup:

@@ -105,14 +105,14 @@ where device_id = any($1::text[]) order by device_id, ts desc"""  # noqa: S608
 T = TypeVar("T")
 
 
-class Range(NamedTuple):
+class Between(NamedTuple):
     """From when to when, in Unix microseconds; None: no bound. The end does not belong to it."""
 
     from_us: int | None = None
     to_us: int | None = None
 
 
-EVER = Range()
+EVER = Between()
 
 
 class Lookup(OneConnection):
@@ -130,7 +130,7 @@ class Lookup(OneConnection):
         self._has_index = self._in_c_order = False
 
     async def last_readings(
-        self, device_id: str, count: int, metric: str | None = None, within: Range = EVER
+        self, device_id: str, count: int, metric: str | None = None, within: Between = EVER
     ) -> dict[str, Any]:
         """Return the `readings` of a device, newest `ts` first, and its `metrics`.
 
@@ -163,7 +163,7 @@ class Lookup(OneConnection):
         return {"readings": await self._answer(ask), "device_index": self._has_index}
 
     async def curve(
-        self, device_id: str, metric: str, within: Range, step_us: int
+        self, device_id: str, metric: str, within: Between, step_us: int
     ) -> dict[str, Any]:
         """Return the `buckets` of `step_us` in which the device has readings, oldest first.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -311,6 +312,32 @@ async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> 
         told = [figures[each] for each in ("received", "recovered", "replayed", "damaged")]
         assert told == [6, 7, 8, 9]
     await until(lambda: _gone(rig))
+
+
+async def test_level_says_whether_posts_are_refused_or_writes_wait(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused is bad; a database that is away, and every other cause, is a warning."""
+    levels: list[float | int | None] = []
+    gauges = rig.ledger.gauges
+    assert gauges is not None
+    up, answer = True, (200, b"")
+    rig.ledger.gauges = gauges._replace(database_up=lambda: up)
+    sources = rig.dashboard._sources._replace(readyz=lambda: answer)
+    monkeypatch.setattr(rig.dashboard, "_sources", sources)
+    for state, refusing, cause, up in (  # noqa: B007  the lambda above reads it
+        ("accepting", False, "", True),
+        ("accepting", False, "unreachable", False),
+        ("accepting", False, "", False),
+        ("on_hold", False, "schema", True),
+        ("accepting", False, "invalid_full", True),
+        ("starting", True, "starting", False),
+    ):
+        document = {"state": state, "refusing": refusing, "cause": cause}
+        answer = (503 if refusing else 200, json.dumps(document).encode())
+        rig.dashboard.history.sample(1000 + len(levels))
+        levels.append(rig.dashboard.history.newest()[-1])
+    assert levels == [None, 1, 1, 1, 1, 2]  # the first second has no rates yet
 
 
 async def test_tick_that_fails_is_told_and_the_next_one_comes(

@@ -24,7 +24,7 @@ export class Board {
 
   /** The seconds that the charts show. Right after a start there is less than `span`. */
   get shown() {
-    return Math.min(this.span, Math.max(this.rows, 60) * this.step);
+    return Math.min(this.span, Math.max(this.rows, 30) * this.step);
   }
 
   get begin() {

@@ -8,8 +8,8 @@ import { clock, make, moment } from "./text.js";
 const RIGHT = 10, TOP = 14, BOTTOM = 20; // around the plot, in CSS pixels; left: as wide as the labels
 const DOTS_MAX = 60; // so few values are also drawn as dots
 
-/** One chart. `series` are {name, label, tone}; `tell` writes a value of the axis with its unit,
- *  which steps by `base`. `peaks`: a rare peak does not set the axis. `floating`: it need not begin
+/** One chart. `series` are {name, label, tone}, and `told` if it has no curve; `tell` writes a value of the axis with
+ *  its unit, which steps by `base`. `peaks`: a rare peak does not set the axis. `floating`: it need not begin
  *  at 0. `band` are the names of two columns, between which is shaded. */
 export class Chart {
   constructor(board, options) {
@@ -80,7 +80,7 @@ export class Chart {
     const bound = this.bound?.() ?? 0;
     if (bound && bound <= axis.top) this.limit(pen, y(bound));
     if (this.band) this.shade(pen, ...this.band.map((name) => this.rows(name)), from, y);
-    shown.forEach((values, at) => this.curve(pen, values, from, y, at));
+    shown.forEach((values, at) => this.series[at].told || this.curve(pen, values, from, y, at));
     this.peak = this.marked(pen, shown, from, axis.top);
     this.readOut(pen, y);
   }

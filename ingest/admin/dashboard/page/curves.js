@@ -15,10 +15,10 @@ const CURVES = [
     { name: "buffer_rows", label: "waiting", tone: "t1" }] },
   { id: "c-buffer", title: "Waiting", unit: "readings", tell: short, only: "journal", series: [
     { name: "buffer_rows", label: "waiting", tone: "t1" }, { name: "disk_rows", label: "on disk only", tone: "t6" }] },
-  { id: "c-dead", title: "Dead letters", unit: "readings per second, by reason", tell: short, trouble: true, series: [
+  { id: "c-dead", title: "Dead letters", unit: "per second", tell: short, trouble: true, series: [
     { name: "dead_invalid", label: "invalid", tone: "t3" }, { name: "dead_refused_by_database", label: "refused", tone: "t4" },
-    { name: "dead_retries_exhausted", label: "after retries", tone: "t5" }, { name: "dead_drained", label: "at a stop", tone: "t6" }] },
-  { id: "c-retries", title: "Retries", unit: "failed writes per second", tell: short, trouble: true, series: [
+    { name: "dead_retries_exhausted", label: "retries", tone: "t5" }, { name: "dead_drained", label: "at a stop", tone: "t6" }] },
+  { id: "c-retries", title: "Retries", unit: "per second", tell: short, trouble: true, series: [
     { name: "retries", label: "failed", tone: "t4" }] },
   { id: "c-journal", title: "Journal", unit: "size on disk", tell: bytes, base: 1024, only: "journal", more: true, bound: "journal_bytes_max", series: [
     { name: "journal_bytes", label: "size", tone: "t6" }] },

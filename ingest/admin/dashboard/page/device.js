@@ -16,7 +16,7 @@ export class Device {
     this.device = "";
     this.board = new Board(0);
     this.chart = new Chart(this.board, { id: "c-device", title: "", unit: "", tell: short, floating: true, band: ["least", "most"], series: [
-      { name: "mean", label: "mean", tone: "t1" }, { name: "least", label: "least", tone: "t6" }, { name: "most", label: "greatest", tone: "t5" }] });
+      { name: "mean", label: "mean", tone: "t1" }, { name: "least", label: "least", tone: "t1", told: true }, { name: "most", label: "greatest", tone: "t1", told: true }] });
     byId("device-chart").append(this.chart.element);
     byId("device-metric").addEventListener("change", () => this.draw());
     for (const radio of document.querySelectorAll("[name=device-range]")) radio.addEventListener("change", () => this.draw());
@@ -48,6 +48,18 @@ export class Device {
     if (device && device !== this.device) this.open(device, given.get("metric"));
   }
 
+  /** Whether all values shown are of the last minutes, so that a shorter time shows more. */
+  get young() {
+    const values = this.board.columns.get("mean") ?? [];
+    const first = values.findIndex((value) => value !== null);
+    return this.span === 3600 && first >= 0 && (values.length - first) * this.step < 900;
+  }
+
+  choose(range) {
+    document.querySelector(`[name=device-range][value="${range}"]`).checked = true;
+    this.draw();
+  }
+
   close() {
     this.device = "";
     byId("device").hidden = true;
@@ -65,6 +77,7 @@ export class Device {
     byId("device").hidden = false;
     byId("device").scrollIntoView({ block: "nearest" });
     if (await this.last(metric)) await this.draw();
+    if (this.young) this.choose(900);
     byId("device").scrollIntoView({ block: "nearest" });
   }
 

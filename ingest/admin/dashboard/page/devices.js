@@ -53,6 +53,7 @@ export class Devices {
       byId(`tab-${each}`).tabIndex = each === tab ? 0 : -1;
     }
     byId("device-list").setAttribute("aria-labelledby", `tab-${tab}`);
+    if (this.report) this.fill();
     this.show();
     this.load();
   }
@@ -98,6 +99,10 @@ export class Devices {
       byId("page-next").disabled = !page.more;
     }
     say(byId("devices-count"), note);
+    if (!byId("device-list").contains(document.activeElement)) this.fill(); // who is there with the keyboard stays
+  }
+
+  fill() {
     byId("device-list").replaceChildren(this.tab === "all" ? this.all() : this.reported());
   }
 

@@ -60,7 +60,7 @@ function showTrouble({ sum, ready }, about, value) {
   const dead = Object.values(sum.dead).reduce((a, b) => a + b, 0);
   const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `; ${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
   figure("trouble", "rejected", "Rejected", refused ? `${short(refused)} posts` : `${short(value("rejected"))}/s`,
-    refused ? "in the last minute" : sum.rejected ? `${short(sum.rejected)} readings in all` : "none", refused || value("rejected") ? "warn" : sum.rejected ? "" : "dim");
+    refused ? "in the last minute" : sum.rejected ? `${short(sum.rejected)} readings in all` : "none", refused || value("rejected") ? "warn" : "dim");
   figure("trouble", "dead", "Dead letters", short(live),
     live ? (full != null ? `full in ${rough(full)}` : `oldest ${rough(sum.dlq?.[1])}`) + size : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
   figure("trouble", "retries", "Retries", `${short(value("retries"))}/s`, value("retries") ? "failed writes" : "none", value("retries") ? "warn" : "dim");
@@ -73,5 +73,5 @@ function showMachine({ sum, ready }, about, value) {
     figure("machine", "journal", "Journal", bytes(value("journal_bytes")), sum.damaged ? `${count(sum.damaged)} damaged` : there, sum.damaged ? "bad" : full != null ? "warn" : "");
   }
   figure("machine", "commit", "Time to store", ms(value("commit_p99_ms")), `half within ${ms(value("commit_p50_ms"))}`);
-  figure("machine", "flush", "Rows in a write", short(value("flush_rows")), value("flush_ms") === null ? "none now" : `a write takes ${ms(value("flush_ms"))}`);
+  figure("machine", "flush", "Rows in a write", short(value("flush_rows")), value("flush_ms") === null ? "none now" : `takes ${ms(value("flush_ms"))}`);
 }
