@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from socket import gethostname
 
 from ingest import __version__
 from ingest.admin.dashboard.letters import Letters
@@ -58,7 +57,6 @@ class AdminSide:
                 "batch_rows_max": settings.batch_rows_max,
                 "dlq_bytes_max": settings.dlq_bytes_max,
                 "hold_probe_s": settings.hold_probe_s,
-                "host": gethostname(),
             },
             Sources(__version__, ledger, readyz, message, lambda: self._lookup),
             Letters(dead_letters, make_rules(settings), self._sink),

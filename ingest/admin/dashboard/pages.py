@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
+from socket import gethostname
 from typing import Any, NamedTuple
 
 import orjson
@@ -205,6 +206,7 @@ class Dashboard:
         document = {
             "version": self._sources.version,
             "started": rfc3339_s(self._started_us),
+            "host": gethostname(),
             "listen": self.listen,
             "seconds_kept": SECONDS_KEPT,
             "states": STATES,
