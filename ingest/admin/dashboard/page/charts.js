@@ -150,7 +150,8 @@ export class Chart {
       while (end < this.board.last && this.level(this.board.at("level", end + 1)) === tone) end++;
       pen.globalAlpha = 0.13;
       pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(`--paint-${tone}`);
-      pen.fillRect(this.x(second), TOP, Math.max(1, this.x(end + 1) - this.x(second)), this.plot.height);
+      const x = this.x(second);
+      pen.fillRect(x, TOP, Math.max(1, this.x(Math.min(end + 1, this.board.last)) - x), this.plot.height);
       pen.globalAlpha = 1;
       second = end;
     }

@@ -24,7 +24,7 @@ const CURVES = [
     { name: "journal_bytes", label: "size", tone: "t6" }] },
   { id: "c-oldest", title: "Oldest that waits", unit: "age", tell: duration, least: 0.1, more: true, peaks: true, series: [
     { name: "oldest_s", label: "age", tone: "t3" }] },
-  { id: "c-rows", title: "Size of a write", unit: "readings, mean", tell: short, more: true, series: [
+  { id: "c-rows", title: "Size of a write", unit: "readings, mean", tell: short, more: true, peaks: true, series: [
     { name: "flush_rows", label: "readings", tone: "t6" }] },
   { id: "c-flush", title: "Time of a write", unit: "to the database, mean", tell: ms, more: true, peaks: true, series: [
     { name: "flush_ms", label: "time", tone: "t5" }] },

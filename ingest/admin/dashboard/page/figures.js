@@ -72,6 +72,7 @@ function showMachine({ sum, ready }, about, value) {
     const there = full != null ? `full in ${rough(full)}` : value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
     figure("machine", "journal", "Journal", bytes(value("journal_bytes")), sum.damaged ? `${count(sum.damaged)} damaged` : there, sum.damaged ? "bad" : full != null ? "warn" : "");
   }
-  figure("machine", "commit", "Time to store", ms(value("commit_p99_ms")), `half within ${ms(value("commit_p50_ms"))}`);
+  figure("machine", "commit", "Time to store", ms(value("commit_p99_ms")),
+    value("commit_p50_ms") === null ? "none now" : `half within ${ms(value("commit_p50_ms"))}`);
   figure("machine", "flush", "Rows in a write", short(value("flush_rows")), value("flush_ms") === null ? "none now" : `takes ${ms(value("flush_ms"))}`);
 }

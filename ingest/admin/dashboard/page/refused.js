@@ -1,6 +1,6 @@
 // The last refused posts, for those who may act: they may hold what a device sent.
 
-import { ask, byId, count, HOW_TO_ACT, make, mayAct, moment, say } from "./text.js";
+import { ask, byId, count, csrfHeader, HOW_TO_ACT, make, mayAct, moment, say } from "./text.js";
 
 const PERIOD_MS = 3_000;
 
@@ -26,7 +26,7 @@ export class Refused {
   async load() {
     this.stale = false;
     try {
-      const { posts } = await ask("/refused");
+      const { posts } = await ask("/refused", { headers: csrfHeader });
       this.some = posts.length > 0;
       if (this.some) byId("refused").hidden = false;
       byId("refused-list").tBodies[0].replaceChildren(...posts.map((each) => {

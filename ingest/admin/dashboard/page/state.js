@@ -34,6 +34,7 @@ export function showState(news, about, value) {
 function wordOf(ready, away) {
   if (ready.state === "disk_low" && broken(ready)) return "The journal cannot be written: posts are refused";
   if (away && ready.state === "accepting") return "The database is away, readings are kept";
+  if (ready.cause === "invalid_full" && ready.state === "accepting") return "Posts with an invalid item are refused";
   return WORDS[ready.state] ?? ready.state;
 }
 
@@ -50,7 +51,7 @@ const said = (news) => news.said.replaceAll("`", "'") || "no more is known";
 function sentence(news, about, value, away) {
   const { state, reason, cause } = news.ready;
   if (cause === "dead_letters_full" || reason.includes("dead_letters_full")) return `The space for dead letters is full: ${bytes(news.sum.dlq?.[0])} of ${bytes(about.dlq_bytes_max)}. ${kept(about, value)}. Nothing is lost.`;
-  if (state === "on_hold") return `${capital(reason.replace("the database refuses: ", ""))}: ${said(news)}. ${kept(about, value)}. Nothing is lost.`;
+  if (state === "on_hold") return `${capital(reason.replace(/^(the database refuses|writes are paused): /, ""))}: ${said(news)}. ${kept(about, value)}. Nothing is lost.`;
   if (state === "starting") return `${capital(reason)}${news.said ? ": " + said(news) : ""}.${value("held") ? " " + kept(about, value) + "." : ""}`;
   if (away) return `The database does not answer: ${said(news)}. ${kept(about, value)}. They are written when it is back.`;
   if (state === "disk_low") return `${capital(reason)}. ${kept(about, value)}.`;

@@ -122,16 +122,14 @@ const csrf = document.querySelector("meta[name=csrf]").content;
 
 /** Whether this browser may act, or only look. */
 export const mayAct = csrf !== "";
+export const csrfHeader = { "X-CSRF-Token": csrf };
 export const HOW_TO_ACT = "This page shows, and does not act. To act, open the address with the key that the service printed at its start, or log in with the admin token.";
 
 /** Ask the service for an action. The token shows that the request comes from this page. */
 export const act = (path, body) =>
   ask(path, {
     method: "POST",
-    headers: {
-      "Content-Type": "application/json",
-      "X-CSRF-Token": csrf,
-    },
+    headers: { "Content-Type": "application/json", ...csrfHeader },
     body: JSON.stringify(body),
   });
 
