@@ -257,11 +257,14 @@ async def test_page_has_no_serious_accessibility_fault(
         page = seen.page
         await service.post([{"device_id": "d", "metric": "m", "value": each} for each in (1, "x")])
         await seen.wait_text("#letters tbody", "wrong_type")
+        await page.click("#device-list button")
+        await seen.wait_text("#device-chart h3", "m one point")
         for scheme, width in (("light", 1280), ("dark", 1280), ("dark", 390)):
             await page.set_viewport_size({"width": width, "height": 844})
             await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
             assert await violations(page, source) == [], scheme
         assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        await page.click("#device-close")
         await readings_connection.execute("alter table readings rename value to val")
         await service.post({"device_id": "d", "metric": "m", "value": 2})
         await seen.wait_text("#state-word", "Writes are paused")
