@@ -61,6 +61,9 @@ select (select r.metric from {TABLE} r where r.device_id = {{device}} and r.metr
         order by r.metric limit 1) from m where m.metric is not null"""  # noqa: S608
 _METRICS_OF = f"""with recursive m (metric) as ({_METRICS.format(device="$1")})
 select metric from m where metric is not null limit {METRICS_MAX}"""  # noqa: S608
+# Rows are compared as a whole, so that only the index for devices fits. With a condition for each
+# column the planner may take the key, which begins with `ts`: 300 ms instead of 1 ms (measured).
+_OF_INDEX = "(device_id, metric, ts) >= ({device}, m.metric, {least})"
 _READINGS = f"""
 select {_US.format("ts")}, device_id, metric, value from {TABLE}
 where device_id = $1 and metric = coalesce($5, metric) and {_WITHIN}
@@ -69,7 +72,9 @@ _READINGS_BY_INDEX = f"""
 select {_US.format("r.ts")}, device_id, r.metric, r.value from unnest($5::text[]) m (metric)
 cross join lateral (
     select ts, device_id, metric, value from {TABLE}
-    where device_id = $1 and metric = m.metric and {_WITHIN} order by ts desc limit $2) r
+    where {_OF_INDEX.format(device="$1", least="coalesce($3::timestamptz, '-infinity')")}
+      and (device_id, metric, ts) < ($1, m.metric, coalesce($4::timestamptz, 'infinity'))
+    order by device_id desc, metric desc, ts desc limit $2) r
 order by r.ts desc limit $2"""  # noqa: S608
 _NEWEST = f"""
 select {_US.format("ts")}, device_id, metric, value from {TABLE} order by ts desc limit $1"""  # noqa: S608
@@ -94,8 +99,10 @@ select d.device_id, {_US.format("r.ts")}, r.metric, r.value
 from unnest($1::text[]) d (device_id) cross join lateral (
     with recursive m (metric) as ({_METRICS.format(device="d.device_id")})
     select l.ts, l.metric, l.value from (select metric from m where metric is not null limit 20) m
-    cross join lateral (select ts, metric, value from {TABLE} r
-        where r.device_id = d.device_id and r.metric = m.metric order by ts desc limit 1) l
+    cross join lateral (select ts, metric, value from {TABLE}
+        where {_OF_INDEX.format(device="d.device_id", least="'-infinity'::timestamptz")}
+          and (device_id, metric, ts) <= (d.device_id, m.metric, 'infinity')
+        order by device_id desc, metric desc, ts desc limit 1) l
     order by l.ts desc limit 1) r"""  # noqa: S608
 _LAST_RECENT = f"""
 select distinct on (device_id) device_id, {_US.format("ts")}, metric, value

@@ -2,7 +2,7 @@
 
 import { ask, byId, count, deviceLink, duration, make, moment, rough, say, short } from "./text.js";
 
-const PERIOD_MS = 5_000;
+const PERIOD_MS = 10_000;
 const TYPED_MS = 250;
 const PAGE = 50;
 const TABS = ["all", "silent", "newest", "rejected"];
