@@ -66,6 +66,9 @@ PROBLEMS: dict[str, Problem] = {
         "send it again after Retry-After; readings with `ts` are stored only once",
     ),
     "busy": Problem(503, "There are too many requests at once", "send it again after Retry-After"),
+    "too_slow": Problem(
+        503, "The question takes the database too long", "ask for less, or make the index"
+    ),
     "database_away": Problem(
         503, "The database does not answer", "send it again after Retry-After"
     ),

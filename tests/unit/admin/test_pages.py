@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -241,6 +242,20 @@ async def test_key_logs_one_browser_in(rig: Rig) -> None:
         ("/devices?silent_s=0", "bad_parameter"),
         ("/devices?silent_s=1&silent_s=2", "bad_parameter"),
         ("/devices/readings", "bad_parameter"),
+        ("/devices/newest?limit=0", "bad_parameter"),
+        ("/devices/readings?device_id=d&step=1", "bad_parameter"),
+        ("/devices/readings?device_id=d&metric=m&step=0", "bad_parameter"),
+        ("/devices/readings?device_id=d&metric=m&step=1&limit=2", "bad_parameter"),
+        ("/devices/readings?device_id=d&metric=m&step=1&from=1&to=3000", "bad_parameter"),
+        ("/devices/readings?device_id=d&metric=m&step=1&from=2&to=1", "bad_parameter"),
+        ("/devices/readings?device_id=d&from=2&to=1", "bad_parameter"),
+        ("/devices/readings?device_id=d&from=yesterday", "bad_parameter"),
+        ("/devices/readings?device_id=d&to=2026-01-01T00:00:00", "bad_parameter"),
+        ("/devices/readings?device_id=d&to=99999999999", "starting"),
+        ("/devices/readings?device_id=d&metric=m&step=1&from=1&to=2000", "starting"),
+        ("/devices/list?prefix=%00", "bad_parameter"),
+        ("/devices/list?limit=201", "bad_parameter"),
+        ("/dead-letters/count?limit=1", "unknown_parameter"),
         ("/devices/readings?device_id=" + "x" * 129, "bad_parameter"),
         ("/devices/readings?device_id=d&limit=0", "bad_parameter"),
         ("/devices/readings?device_id=%ff", "bad_parameter"),
@@ -268,6 +283,9 @@ async def test_bad_questions_are_refused_by_name(rig: Rig, target: str, code: st
         (b'{"ids":["../../../../../../../etc/passwd1"]}', "bad_request"),
         (b'{"where":{},"ids":[]}', "bad_request"),
         (b'{"where":{"since":"now"}}', "bad_request"),
+        (b'{"where":{},"most":0}', "bad_request"),
+        (b'{"where":{},"most":true}', "bad_request"),
+        (b'{"ids":["00000000000000000000000000000000"],"most":1}', "bad_request"),
         (b'{"where":{"reason":"because"}}', "bad_parameter"),
         (b'{"where":{"device":7}}', "bad_parameter"),
         (b'{"where":{"reason":[]}}', "bad_parameter"),
@@ -313,6 +331,32 @@ async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> 
         told = [figures[each] for each in ("received", "recovered", "replayed", "damaged")]
         assert told == [6, 7, 8, 9]
     await until(lambda: _gone(rig))
+
+
+async def test_level_says_whether_posts_are_refused_or_writes_wait(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused is bad; a database that is away, and every other cause, is a warning."""
+    levels: list[float | int | None] = []
+    gauges = rig.ledger.gauges
+    assert gauges is not None
+    up, answer = True, (200, b"")
+    rig.ledger.gauges = gauges._replace(database_up=lambda: up)
+    sources = rig.dashboard._sources._replace(readyz=lambda: answer)
+    monkeypatch.setattr(rig.dashboard, "_sources", sources)
+    for state, refusing, cause, up in (  # noqa: B007  the lambda above reads it
+        ("accepting", False, "", True),
+        ("accepting", False, "unreachable", False),
+        ("accepting", False, "", False),
+        ("on_hold", False, "schema", True),
+        ("accepting", False, "invalid_full", True),
+        ("starting", True, "starting", False),
+    ):
+        document = {"state": state, "refusing": refusing, "cause": cause}
+        answer = (503 if refusing else 200, json.dumps(document).encode())
+        rig.dashboard.history.sample(1000 + len(levels))
+        levels.append(rig.dashboard.history.newest()[-1])
+    assert levels == [None, 1, 1, 1, 1, 2]  # the first second has no rates yet
 
 
 async def test_tick_that_fails_is_told_and_the_next_one_comes(
