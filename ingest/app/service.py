@@ -100,6 +100,7 @@ class Service:
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._stopping = asyncio.Event()  # the drain begins
         self._halted = asyncio.Event()  # the drain ends: rows that are left are kept as they are
+        self._writing_ends = asyncio.Event()  # the writers end now
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._embedded: EmbeddedPostgres | None = None
@@ -110,7 +111,7 @@ class Service:
             settings,
             outlet=self.buffer,
             ledger=self.ledger,
-            halted=self._halted,
+            halted=self._writing_ends,
             keeps_rest=lambda: settings.buffer == "journal" and not self.buffer.broken,
         )
         self.dead_letters = DeadLetterQueue(
@@ -300,6 +301,9 @@ class Service:
         self.health.draining()
         self._notifier.stopping()
         halt = asyncio.create_task(self._halt_at(deadline_s))
+        if self.writing.leaves_rest:  # posts that wait for their commit get their answer now
+            await self.writing.finish()
+            await keep_rest(self.buffer, self.dead_letters, self.ledger)
         await self.endpoint.finish(drain_s_max + HANDLERS_GRACE_S)
         self.buffer.shut_inlet()
         await self.writing.finish()
@@ -325,6 +329,7 @@ class Service:
         """At the deadline, at a second signal, or at the end of the drain, abort the writers."""
         await sleep_unless(self._halted, deadline_s - monotonic_s())
         self._halted.set()
+        self._writing_ends.set()
         self.buffer.shut_inlet()
         self.writing.abort()
 
@@ -332,6 +337,7 @@ class Service:
         """End all tasks, close everything, and stop the embedded database. Called in any case."""
         self._stopping.set()
         self._halted.set()
+        self._writing_ends.set()
         self.buffer.shut_inlet()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)

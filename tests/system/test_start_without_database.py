@@ -6,7 +6,6 @@ The database is real and listens on TCP. The service is the command line.
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,26 @@ QUICK: dict[str, Any] = {"wait_s_max": 0.2, "hold_probe_s": 0.2, "schema_check_s
 async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port: int) -> None:
     """A database that was seen may be away, or differ, or refuse: posts are taken from the start.
 
-    The stop does not wait for it either: the journal keeps the rest.
+    The stop does not wait for it either: the journal keeps the rest. A new password needs no start.
     """
+    secret = open_tmp_path / "url"
+    settings: dict[str, Any] = {
+        "drain_s_max": 600,
+        "ack_wait_s_max": 300,
+        **QUICK,
+    }  # not waited for
     async with Database(open_tmp_path / "db", free_port) as database:
-        service = Service(open_tmp_path / "state", database_url=database.url, **QUICK)
+        secret.write_text(database.url)
+        service = Service(open_tmp_path / "state", database_url_file=secret, **settings)
         async with service:
             await service.wait_state("accepting")
             await database.kill()
             assert (await service.post(reading(FIRST_US))).status == 202
             waiting = asyncio.create_task(service.post(reading(FIRST_US + 1), ack="committed"))
             await service.wait_sample("ingest_db_up", 0)
-            began_s = time.monotonic()
             code, output = await service.stop()
-            assert time.monotonic() - began_s < 5, "drain_s_max is 20 s"
             assert (code, "held=2 lost=0" in output) == (0, True), output
+            assert "posts_left_inside" not in output, "no post had to wait for a time limit"
             assert (await waiting).document["code"] == "outcome_unknown"
             # Nobody answers.
             await service.start()
@@ -52,9 +57,7 @@ async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port:
             await service.wait_state("on_hold")
             assert (await service.post(reading(FIRST_US + 3))).status == 202
             # A stop while writes are paused.
-            began_s = time.monotonic()
             code, output = await service.stop()
-            assert time.monotonic() - began_s < 5, "drain_s_max is 20 s"
             assert (code, "held=1 lost=0" in output) == (0, True), output
             await database.run("alter table readings rename metrik to metric")
             # It refuses the password: it was seen, so posts are taken.
@@ -63,20 +66,21 @@ async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port:
             document = await service.wait_state("on_hold")
             assert document["reason"] == "the database refuses: authentication"
             assert (await service.post(reading(FIRST_US + 4))).status == 202
-            await database.run(f"alter role fleet password '{PASSWORD}'")
+            secret.write_text("")  # a file that is being written changes nothing
+            await service.wait_line("database_url_file_unusable")
+            secret.write_text(database.url.replace(PASSWORD, "second"))
             await service.wait_state("accepting")
             await service.wait_sample("ingest_readings_committed_total", 2)
             assert await service.imbalance() == 0
+            assert ":second@" in service.info.database_url, "commands use it"
+            assert "second@" not in service.output
         assert len(await database.run("table readings")) == 5
 
 
 async def test_first_start_takes_posts_only_if_nobody_answers(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """No answer is an outage; a refusal is a wrong setting. Without a journal both are `starting`.
-
-    After posts were taken, a refusal pauses writes.
-    """
+    """No answer is an outage, a refusal a wrong setting. Once posts are taken it pauses writes."""
     async with Database(open_tmp_path / "db", free_port) as database:
         wrong = database.url.replace(PASSWORD, "wrong")
         async with Service(open_tmp_path / "refused", database_url=wrong, **QUICK) as service:
@@ -84,9 +88,6 @@ async def test_first_start_takes_posts_only_if_nobody_answers(
             assert document["reason"].endswith("the database refuses: authentication")
             assert (await service.post(reading(FIRST_US))).document["code"] == "starting"
         await database.kill()
-        memory = {**QUICK, "buffer": "memory"}
-        async with Service(open_tmp_path / "memory", database_url=wrong, **memory) as service:
-            assert (await service.post(reading(FIRST_US))).document["code"] == "starting"
         async with Service(open_tmp_path / "state", database_url=wrong, **QUICK) as service:
             await service.wait_state("accepting")
             assert "check database_url" in await service.wait_line("database_never_seen")
@@ -97,26 +98,3 @@ async def test_first_start_takes_posts_only_if_nobody_answers(
             await service.wait_state("accepting")
             await service.wait_sample("ingest_readings_committed_total", 1)
             assert service.output.count("database_never_seen") == 1
-
-
-async def test_changed_password_needs_no_restart(open_tmp_path: Path, free_port: int) -> None:
-    """The file of the URL is read at each connect; the pause ends by itself. Commands follow."""
-    secret = open_tmp_path / "url"
-    async with Database(open_tmp_path / "db", free_port) as database:
-        secret.write_text(database.url)
-        settings = {"database_url_file": secret, **QUICK}
-        async with Service(open_tmp_path / "state", **settings) as service:
-            await service.wait_state("accepting")
-            await database.run("alter role fleet password 'second'")
-            await database.run(
-                "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'"
-            )
-            assert (await service.post(reading(FIRST_US))).status == 202
-            await service.wait_state("on_hold")
-            secret.write_text("")  # a file that is being written changes nothing
-            await service.wait_line("database_url_file_unusable")
-            secret.write_text(database.url.replace(PASSWORD, "second"))
-            await service.wait_state("accepting")
-            await service.wait_sample("ingest_readings_committed_total", 1)
-            assert ":second@" in service.info.database_url
-            assert "second" not in service.output
