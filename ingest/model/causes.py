@@ -64,6 +64,27 @@ CAUSES: dict[str, Cause] = {
         "Close connections that nobody needs, or raise max_connections or the limit of the role.",
         "ingestdatabasedown",
     ),
+    "no_such_host": Cause(
+        "the host name of the database is not known, or its certificate is wrong",
+        "{fix_url} Or repair the name service or the certificate.",
+        "ingestdatabasedown",
+    ),
+    "standby_missing": Cause(
+        "commits wait for a synchronous standby",
+        "Start the standby. Or correct synchronous_standby_names on the server, then "
+        "`select pg_reload_conf()`.",
+        "ingestdatabasedown",
+    ),
+    "sqlstate_53100": Cause(
+        "the disk of the database is full",
+        "Make space on the disk of the database. The service continues by itself.",
+        "ingestdatabasedown",
+    ),
+    "sqlstate_25006": Cause(
+        "the database is read-only",
+        "Is it a standby, or was another server promoted? {fix_url}",
+        "ingestdatabasedown",
+    ),
     SCHEMA: Cause(
         "the table is not as the service needs it",
         "`{run} schema show` prints the difference. Undo that change.",

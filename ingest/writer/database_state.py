@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.model.verdict import TOO_MANY_CONNECTIONS, UNREACHABLE, Verdict, WriteFailed
+from ingest.model.causes import CAUSES
+from ingest.model.verdict import UNREACHABLE, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import get_logger
@@ -55,11 +56,11 @@ class DatabaseState:
     def cause(self) -> str:
         """Why readings are not written now; empty if they are.
 
-        While the server is away, its last words change with each try. One word stands for them.
+        While the server is away, its last words change with each try. One word stands for those
+        that say no more than this.
         """
-        if self.state == WAIT and self.reason != TOO_MANY_CONNECTIONS:
-            return UNREACHABLE
-        return self.reason
+        says_more = self.state != WAIT or self.reason in CAUSES
+        return self.reason if says_more else UNREACHABLE
 
     async def wait_hold(self) -> str:
         """Wait until writes are paused; return the reason."""
