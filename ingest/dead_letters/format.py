@@ -20,8 +20,10 @@ from zlib import crc32
 
 import orjson
 
+from ingest.formats.timestamp import number_us, text_us
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
+from ingest.model.rows import PG_EPOCH_US
 from ingest.system.clock import rfc3339_or_us
 
 VERSION = 1
@@ -30,6 +32,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SUM_BYTES = len(b',"sum":"00000000"}\n')
 ID_AT = len(b'{"v":1,"id":"')
 ID_CHARACTERS = 32
+_AHEAD_US_MAX = 86_400_000_000  # the default of ts_ahead_s_max
 REASON_AT = ID_AT + ID_CHARACTERS + len(b'","reason":"')
 
 
@@ -48,8 +51,8 @@ class Line(NamedTuple):
 def letter_id(letter: Letter) -> str:
     """Return a 128-bit hash of the reading, or of the bytes of the item.
 
-    An object without `ts` means a new reading each time it comes, so the time of receipt is hashed
-    too.
+    An item without a usable time is a new reading each time it comes, also twice in one post. So
+    the time of receipt and its place in the post are hashed too.
     """
     digest = blake2b(digest_size=ID_CHARACTERS // 2)
     if letter.reading is not None:
@@ -60,8 +63,10 @@ def letter_id(letter: Letter) -> str:
     precision, field = _utf8(letter.precision or ""), _utf8(letter.field or "")
     digest.update(struct.pack(">sII", b"o", len(precision), len(field)) + precision + field)
     original = letter.original or b""
-    if _is_object_without_ts(original):
-        digest.update(struct.pack(">q", letter.received_us))
+    if not _has_usable_time(original, letter):
+        digest.update(
+            struct.pack(">qq", letter.received_us, -1 if letter.item is None else letter.item)
+        )
     digest.update(original)
     return digest.hexdigest()
 
@@ -216,10 +221,21 @@ def _utf8(text: str) -> bytes:
     return text.encode(errors="replace")
 
 
-def _is_object_without_ts(original: bytes) -> bool:
-    if not original.lstrip().startswith(b"{"):
-        return False
+def _has_usable_time(original: bytes, letter: Letter) -> bool:
+    """Whether the item says when it was measured, so that equal bytes mean one reading.
+
+    Where that is unknown: one letter too many is better than two readings kept as one letter.
+    """
     try:
-        return "ts" not in orjson.loads(original)
+        item = orjson.loads(original)
     except ValueError:
-        return True  # unknown. One letter too many is better than two readings kept as one letter
+        return False
+    ts = item.get("ts") if isinstance(item, dict) else None
+    if isinstance(ts, str):
+        ts_us = text_us(ts)
+    elif isinstance(ts, int | float) and not isinstance(ts, bool):
+        ts_us = number_us(ts, letter.precision)
+    else:
+        return False
+    # A clock that was never set counts from 1970, and one that is ahead is wrong too.
+    return isinstance(ts_us, int) and PG_EPOCH_US <= ts_us <= letter.received_us + _AHEAD_US_MAX

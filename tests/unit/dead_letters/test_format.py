@@ -178,19 +178,45 @@ def test_id_of_names_depends_on_where_they_end() -> None:
 
 def test_id_of_an_item_with_ts_is_its_bytes_and_terms() -> None:
     """Equal bytes with equal precision and field are one letter, whenever they came."""
-    letter = invalid(b'{"ts":1,"value":"x"}')
-    assert letter_id(letter) == letter_id(letter._replace(received_us=5, item=9, message="y"))
+    letter = invalid(b'{"ts":1700000000,"value":"x"}')
+    later_us = letter.received_us + 5
+    assert letter_id(letter) == letter_id(
+        letter._replace(received_us=later_us, item=9, message="y")
+    )
     assert letter_id(letter) != letter_id(letter._replace(precision="ms"))
     assert letter_id(letter) != letter_id(letter._replace(field="values.a"))
     assert letter_id(letter) != letter_id(letter._replace(original=b'{"ts":2,"value":"x"}'))
 
 
-@pytest.mark.parametrize("original", [b'{"value":"x"}', b' {"value":"x"', b'{"a":"\\ud800"}'])
-def test_id_of_an_object_without_ts_is_new_each_time(original: bytes) -> None:
-    """An object without `ts` is a new letter each time; so is one that cannot be parsed."""
+WITHOUT_TIME = (
+    b'{"value":"x"}',
+    b' {"value":"x"',
+    b'{"a":"\\ud800"}',
+    b'{"ts":null,"value":5}',
+    b'{"ts":false,"value":5}',
+    b'{"ts":"","value":5}',
+    b'{"ts":"now","value":5}',
+    b'{"ts":0,"value":5}',
+    b'{"ts":12,"value":5}',
+    b'{"ts":1e300,"value":5}',
+    b'{"ts":"1970-01-01T00:00:12Z","value":5}',
+    b'{"ts":"2999-01-01T00:00:00Z","value":5}',
+    b"7",
+    b"[1]",
+    b"",
+)
+
+
+@pytest.mark.parametrize("original", WITHOUT_TIME)
+def test_id_of_an_item_without_a_usable_time_is_new_each_time(original: bytes) -> None:
+    """A device without a clock sends the same bytes each minute, and each is a reading.
+
+    The same bytes twice in one post are two readings as well.
+    """
     letter = invalid(original)
     assert letter_id(letter) == letter_id(letter)
-    assert letter_id(letter) != letter_id(letter._replace(received_us=START_US + 1))
+    assert letter_id(letter) != letter_id(letter._replace(received_us=letter.received_us + 1))
+    assert letter_id(letter) != letter_id(letter._replace(item=1))
 
 
 def test_line_is_a_named_tuple_of_its_parts() -> None:
