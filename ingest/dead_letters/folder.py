@@ -29,8 +29,8 @@ from ingest.dead_letters.format import (
     BadLine,
     decode_line,
     encode_line,
-    letter_id,
 )
+from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.live import Live, key_of
 from ingest.dead_letters.marks import mark_done, read_marks
 from ingest.dead_letters.reader import LiveLetter, Tally, undone_lines

@@ -1,4 +1,4 @@
-"""A dead letter as a line of JSON: writes and reads the line, its id and its checksum.
+"""A dead letter as a line of JSON: writes and reads the line and its checksum.
 
     {"v":1,"id":"<32 hex>","reason":..,"code":..,"message":..,"attempts":..,"received_at":..,
      "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,"original":..,"sum":..}
@@ -12,18 +12,14 @@ Does not: read or write files.
 from __future__ import annotations
 
 import base64
-import struct
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import orjson
 
-from ingest.formats.timestamp import number_us, text_us
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
-from ingest.model.rows import PG_EPOCH_US
 from ingest.system.clock import rfc3339_or_us
 
 VERSION = 1
@@ -32,7 +28,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SUM_BYTES = len(b',"sum":"00000000"}\n')
 ID_AT = len(b'{"v":1,"id":"')
 ID_CHARACTERS = 32
-_AHEAD_US_MAX = 86_400_000_000  # the default of ts_ahead_s_max
 REASON_AT = ID_AT + ID_CHARACTERS + len(b'","reason":"')
 
 
@@ -46,29 +41,6 @@ class Line(NamedTuple):
     id: str
     failed_us: int
     letter: Letter
-
-
-def letter_id(letter: Letter) -> str:
-    """Return a 128-bit hash of the reading, or of the bytes of the item.
-
-    An item without a usable time is a new reading each time it comes, also twice in one post. So
-    the time of receipt and its place in the post are hashed too.
-    """
-    digest = blake2b(digest_size=ID_CHARACTERS // 2)
-    if letter.reading is not None:
-        ts_us, device_id, metric, value = letter.reading
-        device, name = _utf8(device_id), _utf8(metric)
-        digest.update(struct.pack(">sqdI", b"r", ts_us, value, len(device)) + device + name)
-        return digest.hexdigest()
-    precision, field = _utf8(letter.precision or ""), _utf8(letter.field or "")
-    digest.update(struct.pack(">sII", b"o", len(precision), len(field)) + precision + field)
-    original = letter.original or b""
-    if not _has_usable_time(original, letter):
-        digest.update(
-            struct.pack(">qq", letter.received_us, -1 if letter.item is None else letter.item)
-        )
-    digest.update(original)
-    return digest.hexdigest()
 
 
 def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
@@ -97,7 +69,7 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
     except TypeError:  # a text has half of a surrogate pair; such a letter must be kept too
         for name in ("code", "message", "field", "precision"):
             if fields[name] is not None:
-                fields[name] = _utf8(fields[name]).decode()
+                fields[name] = utf8(fields[name]).decode()
         return seal(orjson.dumps(fields))
 
 
@@ -217,25 +189,6 @@ def _whole_or_none(value: Any) -> int | None:
     return value
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """Encode a text, also one that has half of a surrogate pair."""
     return text.encode(errors="replace")
-
-
-def _has_usable_time(original: bytes, letter: Letter) -> bool:
-    """Whether the item says when it was measured, so that equal bytes mean one reading.
-
-    Where that is unknown: one letter too many is better than two readings kept as one letter.
-    """
-    try:
-        item = orjson.loads(original)
-    except ValueError:
-        return False
-    ts = item.get("ts") if isinstance(item, dict) else None
-    if isinstance(ts, str):
-        ts_us = text_us(ts)
-    elif isinstance(ts, int | float) and not isinstance(ts, bool):
-        ts_us = number_us(ts, letter.precision)
-    else:
-        return False
-    # A clock that was never set counts from 1970, and one that is ahead is wrong too.
-    return isinstance(ts_us, int) and PG_EPOCH_US <= ts_us <= letter.received_us + _AHEAD_US_MAX

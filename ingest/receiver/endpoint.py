@@ -18,7 +18,7 @@ from functools import lru_cache
 from ingest.formats.media_type import FORMATS, Decode, format_of
 from ingest.formats.post import Decoded, ItemError, Post, Rules
 from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Request, WholeRequest
+from ingest.http.request import Request, WholeRequest, network_of, peer_of
 from ingest.http.response import Answer
 from ingest.http.routes import POST, Port, Route, probes
 from ingest.model.ack import Ack
@@ -167,6 +167,8 @@ class Endpoint:
             async with self._plain_bodies.body(request) as body:
                 decoded = self._decoded(decode, body, query, received_s)
         del body  # its memory is free while the post waits for room or for its outcome
+        if decoded.block is not None:
+            decoded.block.sender = network_of(peer_of(request))
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         if not decoded.errors:

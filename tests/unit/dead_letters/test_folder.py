@@ -23,7 +23,8 @@ from ingest.dead_letters.files import (
     try_replay_lock,
 )
 from ingest.dead_letters.folder import AppendRequest, DeadLetterFolder
-from ingest.dead_letters.format import encode_line, letter_id
+from ingest.dead_letters.format import encode_line
+from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.live import RETURNING_BYTES_MIN
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull, StartError
 from ingest.model.letter import DRAINED, EXHAUSTED, REFUSED, Letter

@@ -16,10 +16,10 @@ from ingest.dead_letters.format import (
     Line,
     decode_line,
     encode_line,
-    letter_id,
     seal,
     unseal,
 )
+from ingest.dead_letters.identity import letter_id
 from ingest.model.letter import REASONS, Letter
 from ingest.model.reading import Reading
 from tests.support.letters import START_US, invalid
