@@ -162,7 +162,9 @@ class Settings:
         5, "tries with an unknown SQLSTATE before writes are paused", within=(1, 1_000)
     )
     breaker_window_rows: int = setting(
-        1_000, "the circuit breaker judges posts in sequence with this many rows", within=(1, 1_000_000)
+        1_000,
+        "the circuit breaker judges posts with this many rows",
+        within=(1, 1_000_000),
     )
     breaker_rows_max: int = setting(
         200,

@@ -1,8 +1,11 @@
 """A dead letter as a line of JSON: writes and reads the line and its checksum.
 
     {"v":1,"id":"<32 hex>","reason":..,"code":..,"message":..,"attempts":..,"received_at":..,
-     "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,"original":..,"sum":..}
+     "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,
+     "format":..,"source":..,"ignore_unknown":..,"original":..,"sum":..}
 
+A line with a reading has no `format` and no `source`. Lines of earlier versions have none either:
+then it is JSON, posted to /v1/readings.
 Promises: values and original bytes are read exactly as they were written. `sum` is the CRC-32 of
 all bytes before it, so a line that was cut or changed is found out. `v`, `id` and `reason` are at
 fixed offsets.
@@ -18,7 +21,7 @@ from zlib import crc32
 
 import orjson
 
-from ingest.model.letter import Letter
+from ingest.model.letter import JSON, READINGS, Letter
 from ingest.model.reading import Reading
 from ingest.system.clock import rfc3339_or_us
 
@@ -60,6 +63,8 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
         "reading": None if letter.reading is None else reading_object(letter.reading),
     }
     if letter.original is not None:
+        fields["format"], fields["source"] = letter.format, letter.source
+        fields["ignore_unknown"] = letter.ignore_unknown
         try:
             fields["original"] = letter.original.decode()
         except UnicodeDecodeError:
@@ -118,6 +123,9 @@ def line_of(fields: dict[str, Any]) -> Line:
             field=_text_or_none(fields["field"]),
             item=_whole_or_none(fields["item"]),
             attempts=_whole_or_none(fields["attempts"]) or 0,
+            format=_text(fields.get("format", JSON)),
+            source=_text(fields.get("source", READINGS)),
+            ignore_unknown=fields.get("ignore_unknown") is True,
         )
         return Line(id_in(fields), time_in(fields["failed_at"]), letter)
     except KeyError as error:

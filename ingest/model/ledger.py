@@ -50,11 +50,15 @@ class Histogram:
 
 
 class DeadLetterStats(NamedTuple):
-    """State of the dead-letter folder: bytes of all files, live readings, age of the oldest."""
+    """State of the dead-letter folder: bytes of all files, live readings, age of the oldest.
+
+    `invalid_full`: there is no space for invalid items, so each post with one is refused.
+    """
 
     size_bytes: int = 0
     live: int = 0
     oldest_age_s: float = 0.0
+    invalid_full: bool = False
 
 
 class Gauges(NamedTuple):

@@ -225,11 +225,13 @@ STATES = ("starting", "accepting", "slowed", "on_hold", "full", "disk_low", "dra
 class DeadLetters(Protocol):
     """The dead-letter queue as the path sees it."""
 
-    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, sender: str | None = None) -> None:
         """Return once all letters are on disk (fdatasync); all are kept, or none is promised.
 
-        Raises DeadLettersFull at the bound (the receiver's share of it if `from_receiver`),
-        DeadLettersBroken if the disk failed. A cancellation does not interrupt a write.
+        `sender` is the sender of a post with invalid items, as in Block; None: from a writer.
+        Raises DeadLettersFull at the bound (ShareUsed at that of a sender), DeadLettersBroken if
+        the disk failed, and for a sender BufferFull if the disk is too slow for what comes. A
+        cancellation does not interrupt a write.
         """
 
 

@@ -16,6 +16,8 @@ from ingest.dead_letters.format import (
     Line,
     decode_line,
     encode_line,
+    line_of,
+    parse,
     seal,
     unseal,
 )
@@ -45,6 +47,23 @@ LETTERS = st.builds(
     field=st.none() | TEXTS,
     item=st.none() | st.integers(0, 100_000),
     attempts=st.integers(0, 100),
+    format=st.just("json"),
+    source=st.just("/v1/readings"),
+    ignore_unknown=st.just(False),
+)
+
+
+# What a post said of its items; letters of readings do not have it.
+SAID = st.builds(
+    Letter,
+    st.just("invalid"),
+    TEXTS,
+    TEXTS,
+    TIMES,
+    original=st.binary(max_size=50),
+    format=TEXTS,
+    source=TEXTS,
+    ignore_unknown=st.booleans(),
 )
 
 
@@ -60,7 +79,7 @@ def bits(letter: Letter) -> object:
     return letter._replace(reading=None), letter.reading[:3], letter.reading.value.hex()
 
 
-@given(LETTERS, TIMES)
+@given(LETTERS | SAID, TIMES)
 def test_line_any_letter_comes_back_bit_exact(letter: Letter, failed_us: int) -> None:
     """Every field, every bit of the value and every byte is read as it was written."""
     line = line_for(letter, failed_us)
@@ -217,6 +236,15 @@ def test_id_of_an_item_without_a_usable_time_is_new_each_time(original: bytes) -
     assert letter_id(letter) == letter_id(letter)
     assert letter_id(letter) != letter_id(letter._replace(received_us=letter.received_us + 1))
     assert letter_id(letter) != letter_id(letter._replace(item=1))
+
+
+def test_line_of_an_earlier_version_is_json_of_our_own_path() -> None:
+    """Its lines have no format, no source and no `ignore_unknown`."""
+    letter = invalid(b"7")
+    fields = parse(line_for(letter), check_sum=True)
+    for name in ("format", "source", "ignore_unknown"):
+        del fields[name]
+    assert line_of(fields).letter == letter
 
 
 def test_line_is_a_named_tuple_of_its_parts() -> None:
