@@ -14,8 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ingest.config.settings import Settings
-from ingest.dead_letters.auto_replay import Replayer
-from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.auto_replay import OwnFolder, Replayer
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import (
@@ -30,10 +29,12 @@ from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
+from ingest.writer.at_fault import FaultFinder
 from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import BREAKER, CircuitBreaker
+from ingest.writer.breaker import CircuitBreaker
+from ingest.writer.connecting import stop_connecting
 from ingest.writer.database_state import DatabaseState
-from ingest.writer.writer import Writer, stop_connecting
+from ingest.writer.writer import Writer
 
 LEAVING_S = 0.1  # between two looks whether the database went away during a drain
 
@@ -179,6 +180,13 @@ class WritingHalf:
                 sinks=self.sinks,
                 database_state=self.database_state,
                 breaker=self.breaker,
+                fault_finder=FaultFinder(
+                    sink=sink,
+                    gatherer=gatherer,
+                    database_state=self.database_state,
+                    breaker=self.breaker,
+                    ledger=self._ledger,
+                ),
                 dead_letters=dead_letters,
                 ledger=self._ledger,
                 halted=self._halted,
@@ -186,7 +194,7 @@ class WritingHalf:
             for sink in self.sinks
         ]
 
-    def make_replayer(self, folder: DeadLetterQueue, inlet: Inlet) -> Replayer:
+    def make_replayer(self, folder: OwnFolder, inlet: Inlet) -> Replayer:
         """Return the automatic replay, which sends dead letters of `folder` through the buffer."""
         settings = self._settings
         return Replayer(
@@ -211,11 +219,11 @@ class WritingHalf:
         self._tasks = [spawn(each.run()) for each in self.make_writers(dead_letters)]
 
     def release_hold(self, dead_letter: bool) -> bool:
-        """Try now; with `dead_letter` dead-letter the rows that stopped the circuit breaker.
+        """Try now; with `dead_letter` dead-letter the rows that the database refuses.
 
         Returns False if writes are not paused and the database is not away.
         """
-        if dead_letter and self.database_state.hold_reason == BREAKER:
+        if dead_letter and self.database_state.hold_reason is not None:
             self.breaker.release(received_until_s=monotonic_s())
         if not self.database_state.is_open:
             self.database_state.nudge()

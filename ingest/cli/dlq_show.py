@@ -79,6 +79,9 @@ def in_full(live: LiveLetter) -> str:
         ("field", letter.field),
         ("precision", letter.precision),
     ]
+    if letter.original is not None:
+        rows += [("format", letter.format), ("posted to", letter.source)]
+        rows.append(("unknown", "ignore" if letter.ignore_unknown else None))
     if letter.reading is not None:
         rows.append(("reading", orjson.dumps(reading_object(letter.reading)).decode()))
     if letter.original is not None:

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple, cast
 from aiohttp import web
 
 from ingest.http.connection import Connection
-from ingest.http.crowds import Crowds, network_of
+from ingest.http.crowds import Crowds
 from ingest.http.fence import check_names, short_way_is_known
 from ingest.http.listener import Listener
 from ingest.http.owner import RoundQueue
-from ingest.http.request import Request
+from ingest.http.request import Request, address_of, network_of
 from ingest.http.response import Answer
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
@@ -123,7 +123,7 @@ class Connections(web.Server):
                 transport.abort()
                 return
             self._drop(another)
-        network = network_of(transport.get_extra_info("peername"))
+        network = network_of(address_of(transport))
         self._open[handler] = _Open(transport, network)
         self._by_network.add(network, handler, monotonic_s())
         self._head_awaited(handler, network)

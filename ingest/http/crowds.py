@@ -1,26 +1,15 @@
 """Connections by the network that they come from, and which network has most of them.
 
-A network is an IPv4 address, or an IPv6 /64: one customer has at least that many addresses.
+Networks are those of request.network_of: one customer has at least a /64 of IPv6.
 Promises: the cost of a call does not depend on the number of connections.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 Member = TypeVar("Member", bound=Hashable)
-
-
-def network_of(peername: object) -> str:
-    """Return the network of a socket's peer name; empty if it has none."""
-    if not isinstance(peername, tuple) or not peername:
-        return ""
-    address = str(peername[0])
-    if ":" not in address:
-        return address
-    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
 class Crowds(Generic[Member]):

@@ -79,6 +79,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
 }
 
+NO_PARTITION = "no_partition"
 ITEM_CODES: dict[str, str] = {
     "not_an_object": "the item is not a JSON object",
     "missing_field": "a required field is missing",
@@ -96,4 +97,5 @@ ITEM_CODES: dict[str, str] = {
     "ts_too_old": "`ts` is before the oldest allowed time (setting `ts_min`)",
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
     "refused_by_database": "the database refused this row (`sqlstate` says why)",
+    NO_PARTITION: "the table has no partition for the time of this row",
 }

@@ -51,6 +51,10 @@ class DeadLettersFull(IngestError):
     """The dead-letter folder has used its share of `dlq_bytes_max`. Nothing was appended."""
 
 
+class ShareUsed(DeadLettersFull):
+    """The sender has used its share of the room for invalid items. Nothing was appended."""
+
+
 class DeadLettersBroken(IngestError):
     """The dead-letter file could not be written (disk full, fsync failed). Nothing is promised."""
 

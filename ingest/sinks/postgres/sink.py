@@ -19,7 +19,14 @@ from asyncpg import Connection
 
 from ingest.model.ports import BadRow, SetAside, Stored
 from ingest.model.rows import row_offsets
-from ingest.model.verdict import CONFIGURATION, NOT_DURABLE, SCHEMA, Verdict, WriteFailed
+from ingest.model.verdict import (
+    CONFIGURATION,
+    NOT_DURABLE,
+    OF_ONE_ROW,
+    SCHEMA,
+    Verdict,
+    WriteFailed,
+)
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import durability, schema, statements
 from ingest.sinks.postgres.connection import (
@@ -38,6 +45,12 @@ from ingest.system.logs import Occasionally, get_logger
 _BEGIN_ISOLATING = "begin; set constraints all immediate; savepoint range"
 _KEEP_RANGE = "release savepoint range; savepoint range"
 _UNDO_RANGE = "rollback to savepoint range"
+
+NO_COPY = "0A000"  # also of other things that PostgreSQL has not
+_ROW_SECURITY = "select row_security_active($1::text)"
+
+_EXAMINED = OF_ONE_ROW | {Verdict.HOLD}
+_HARMLESS = OF_ONE_ROW | {Verdict.DUPLICATE}  # for the connection
 
 UNSAFE_WARNING_S = 3600.0  # between warnings that the database may lose what it has committed
 
@@ -80,6 +93,7 @@ class SinkPostgres(OneConnection):
         self._keys: set[tuple[str, str]] = set()
         self._duplicate_run = 0
         self._idempotent_left = 0
+        self._refuses_copy = False  # because of row-level security; INSERT works
 
     async def open(self) -> None:
         """Connect within `connect_s_max`, and check the table. Does nothing if already open."""
@@ -88,6 +102,7 @@ class SinkPostgres(OneConnection):
         timeouts = self._timeouts
         url = self._database_url()
         self.drop()
+        self._refuses_copy = False
         try:
             async with asyncio.timeout(timeouts.connect_s_max) as self._connecting:
                 self.connection = await sink_connection.connect(
@@ -123,7 +138,7 @@ class SinkPostgres(OneConnection):
         if self.method == "insert":
             async with self._exchange(doubt=True) as connection:
                 committed = await statements.insert_arrays(connection, tuples)
-        elif idempotent or self._idempotent_left:
+        elif idempotent or self._idempotent_left or self._refuses_copy:
             committed = await self._write_staged(tuples)
         else:
             try:
@@ -136,8 +151,29 @@ class SinkPostgres(OneConnection):
         self._remember_duplicates(rows - committed)
         return Stored(committed, rows - committed)
 
+    async def takes_any(self, rows: Sequence[bytes]) -> bool:
+        """Whether the table takes one of these rows as a new row. All of it is undone."""
+        await self._ready()
+        async with self._exchange() as connection:
+            await connection.execute(_BEGIN_ISOLATING)
+        try:
+            for row in rows:
+                stored = await self._try_range(row, staged=self.method == "copy", at_fault=True)
+                if isinstance(stored, int) and stored:
+                    return True
+            return False
+        finally:
+            if self.is_open:
+                async with self._exchange() as connection:
+                    await connection.execute("rollback")
+
     async def write_isolating(
-        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside
+        self,
+        tuples: Sequence[bytes],
+        rows: int,
+        set_aside: SetAside,
+        *,
+        rows_at_fault: bool = False,
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction."""
         await self._ready()
@@ -152,12 +188,13 @@ class SinkPostgres(OneConnection):
                 await connection.execute(_BEGIN_ISOLATING)
             while start < rows:
                 end = min(start + length, rows)
-                stored = await self._try_range(data[offsets[start] : offsets[end]])
+                part = data[offsets[start] : offsets[end]]
+                stored = await self._try_range(part, at_fault=rows_at_fault)
                 if isinstance(stored, int):
                     committed += stored
                     start, length = end, 8 * length
                 elif stored.row == 0 or end == start + 1:
-                    bad.append(BadRow(start, stored.sqlstate or "", stored.message))
+                    bad.append(_bad_row(start, stored))
                     start, length = start + 1, max(1, length // 2)
                 else:  # next up to the row that the server names, or half if it names none
                     half = (end - start) // 2
@@ -208,8 +245,14 @@ class SinkPostgres(OneConnection):
             await connection.execute("commit")
         return committed
 
-    async def _try_range(self, data: bytes, *, staged: bool = False) -> int | WriteFailed:
-        """Store a range of an isolating write; return how many rows are new, or the failure."""
+    async def _try_range(
+        self, data: bytes, *, staged: bool = False, at_fault: bool = False
+    ) -> int | WriteFailed:
+        """Store a range of an isolating write; return how many rows are new, or the failure.
+
+        `at_fault`: a failure with `may_be_row` is the fault of a row too.
+        """
+        staged = staged or (self._refuses_copy and self.method == "copy")
         copying = self.method == "copy" and not staged
         try:
             async with self._exchange(copying=copying, undo=_UNDO_RANGE) as connection:
@@ -223,11 +266,11 @@ class SinkPostgres(OneConnection):
                 await connection.execute(_KEEP_RANGE)
                 return committed
         except WriteFailed as failed:
-            if failed.verdict is Verdict.ISOLATE:
+            if failed.verdict in OF_ONE_ROW or (at_fault and failed.may_be_row):
                 return failed
             if failed.verdict is not Verdict.DUPLICATE:
                 raise
-        return await self._try_range(data, staged=True)
+        return await self._try_range(data, staged=True, at_fault=at_fault)
 
     def _remember_duplicates(self, duplicate: int) -> None:
         """Use the idempotent path after some writes with duplicates: each fails a whole COPY."""
@@ -265,9 +308,10 @@ class SinkPostgres(OneConnection):
                     sound = True
                 except asyncpg.PostgresError as error:
                     failed = server_failed(error, doubt=doubt)
-                    if failed.verdict in (Verdict.ISOLATE, Verdict.HOLD):
+                    failed.may_be_row &= not opening
+                    if failed.verdict in _EXAMINED or (copying and failed.sqlstate == NO_COPY):
                         await self._examine(connection, error, failed, copying, undo)
-                    sound = failed.verdict in (Verdict.ISOLATE, Verdict.DUPLICATE)
+                    sound = failed.verdict in _HARMLESS or failed.may_be_row
                     raise failed from error
         except Expired as error:
             verdict = Verdict.WAIT if opening else Verdict.RETRY
@@ -299,5 +343,15 @@ class SinkPostgres(OneConnection):
             if key in self._keys or await schema.is_key(connection, *key):
                 self._keys.add(key)
                 failed.verdict = Verdict.DUPLICATE
+        elif failed.sqlstate == NO_COPY and copying:
+            if await connection.fetchval(_ROW_SECURITY, schema.TABLE):
+                self._refuses_copy = True
+                failed.verdict = Verdict.DUPLICATE
         elif failed.reason == SCHEMA and (found := await schema.difference(connection)):
             failed.message = found
+            failed.may_be_row = False
+
+
+def _bad_row(row: int, failed: WriteFailed) -> BadRow:
+    no_partition = failed.verdict is Verdict.NO_PARTITION
+    return BadRow(row, failed.sqlstate or "", failed.message, failed.constraint, no_partition)

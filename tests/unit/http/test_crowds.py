@@ -4,24 +4,7 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
-from ingest.http.crowds import Crowds, network_of
-
-
-@pytest.mark.parametrize(
-    ("peername", "network"),
-    [
-        (("10.0.0.7", 4711), "10.0.0.7"),
-        (("2001:db8:1:2:3:4:5:6", 4711, 0, 0), "2001:db8:1:2::/64"),
-        (("fe80::1%eth0", 4711, 0, 2), "fe80::/64"),
-        ("", ""),
-        (None, ""),
-    ],
-)
-def test_network_is_an_ipv4_address_or_an_ipv6_64(peername: object, network: str) -> None:
-    """A client of IPv6 has 2**64 addresses at least; they are one network."""
-    assert network_of(peername) == network
+from ingest.http.crowds import Crowds
 
 
 def test_largest_is_the_largest_after_any_steps() -> None:
