@@ -69,7 +69,7 @@ def test_dlq_list_is_a_line_a_letter_with_an_id_that_show_takes(dlq: Dlq, folder
     write(folder, [*drained(1, device="pump"), invalid(MULTI)._replace(field="values.humidity")])
     code, out, err = dlq("list")
     assert (code, err) == (0, "")
-    head, first, second = out.splitlines()
+    head, second, first = out.splitlines()
     assert head.split() == ["ID", "FAILED", "AT", "REASON", "CODE", "DEVICE", "WHAT"]
     assert [line[head.index("DEVICE") :].split()[0] for line in (first, second)] == [
         "pump",
@@ -102,8 +102,33 @@ def test_dlq_list_json_gives_the_lines_as_they_are_kept(dlq: Dlq, folder: Path) 
     """--json prints the lines of the files unchanged."""
     write(folder, drained(3))
     (segment,) = segments(folder)
-    assert dlq("list", "--json")[1] == segment.read_text()
-    assert dlq("list", "--json", "--limit", 1)[1] == segment.read_text().splitlines(True)[0]
+    lines = segment.read_text().splitlines(True)
+    assert dlq("list", "--json")[1] == "".join(reversed(lines))
+    assert dlq("list", "--json", "--limit", 1)[1] == lines[-1]
+
+
+def test_dlq_list_shows_the_newest_and_says_how_many_more(dlq: Dlq, folder: Path) -> None:
+    """Without --limit the newest 50 are shown; --limit 0 shows all; --json leaves nothing out."""
+    for first in (0, 40):  # two files
+        write(folder, [invalid(b"%d" % number) for number in range(first, first + 40)])
+    code, out, err = dlq("list")
+    assert (code, err) == (0, "30 more: --limit 0 shows all\n")
+    assert [line.split()[-1] for line in out.splitlines()[1:]] == [
+        str(number) for number in range(79, 29, -1)
+    ]
+    for words in (["list", "--limit", 0], ["list", "--limit", 80]):
+        code, out, err = dlq(*words)
+        assert (len(out.splitlines()), err) == (81, "")
+    assert len(dlq("show", "--json")[1].splitlines()) == 80
+
+
+def test_dlq_where_takes_the_beginning_of_a_device(dlq: Dlq, folder: Path) -> None:
+    """`device=pump-*` selects all devices whose names begin so, `device=*` all that have one."""
+    write(folder, [*drained(1, device="pump-1"), *drained(1, device="pump"), invalid(MULTI)])
+    for wanted, count in (("pump-*", 2), ("pump*", 3), ("pump", 1), ("*", 3), ("x*", 0)):
+        write(folder, [])
+        out = dlq("list", "--where", f"device={wanted}")[1]
+        assert max(0, len(out.splitlines()) - 1) == count, wanted
 
 
 def test_dlq_list_shows_a_letter_of_two_processes_once(dlq: Dlq, folder: Path) -> None:
@@ -142,6 +167,8 @@ def test_dlq_stats_tells_what_why_and_damage(dlq: Dlq, folder: Path) -> None:
         ["list", "abc"],
         ["discard"],
         ["discard", "--all", "--where", "code=1"],
+        ["list", "--limit", "-1"],
+        ["show", "--limit", "x"],
         ["replay", "--edited"],
         ["replay", "--rate", "0"],
         ["replay", "--file", "x", "--where", "code=1"],
@@ -227,7 +254,7 @@ def test_dlq_replay_of_an_edited_copy_brings_it_in_and_ends_the_letter(
     other = invalid(b'{"device_id":"x","ts":1,"metric":"m","value":null}')
     write(folder, [letter, other, *drained(1)])
     copy = tmp_path / "copy.jsonl"
-    lines = dlq("list", "--json")[1].splitlines()
+    lines = dlq("list", "--json")[1].splitlines()[::-1]  # oldest first
     first = lines[0].replace('\\"wet\\"', "40")
     reading = json.loads(lines[2])
     reading["reading"]["value"] = 7
