@@ -288,6 +288,7 @@ def test_missing_home_is_named(
     assert main(["verify", "--state-dir", "~no_such_user/x"]) == 2
     assert "~no_such_user/x: no such user" in capsys.readouterr().err
     monkeypatch.setenv("HOME", "~no_such_user")
+    monkeypatch.delenv("INGEST_STATE_DIR")
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1)
     with pytest.raises(NoHome, match="--state-dir"):
