@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -101,7 +102,7 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit",
         type=_limit,
         metavar="N",
-        help=f"only the newest N ({LISTED} if --json is not given); 0: all",
+        help=f"the newest N ({LISTED} if --json is not given); 0: all, the oldest first",
     )
 
 
@@ -197,17 +198,32 @@ def _of_ids(ids: Sequence[str], letters: Iterable[LiveLetter]) -> Iterator[LiveL
     return (live for live in letters if not prefixes or live.id.startswith(prefixes))
 
 
-def _newest_first(args: argparse.Namespace, folder: Path, tally: Tally) -> Iterator[LiveLetter]:
-    """Yield the letters that the arguments select. Memory: the letters of one file."""
-    where = where_of(args.where)
+def _newest(
+    args: argparse.Namespace, folder: Path, tally: Tally, limit: int
+) -> tuple[list[LiveLetter], int]:
+    """Return the newest letters that the arguments select, newest first, and how many more.
+
+    It reads the newest file first, and stops when it has counted enough.
+    """
+    where, seen = where_of(args.where), set[tuple[str, str]]()
+    found, count = list[LiveLetter](), 0
     for segment in reversed(segments(folder)):
+        newest = deque[LiveLetter](maxlen=limit - len(found))
         its = _of_ids(args.ids, segment_letters(segment, where=where, tally=tally))
-        yield from reversed(list(its))
+        for live in _once(its, seen):
+            newest.append(live)
+            count += 1
+        found += reversed(newest)
+        if count - len(found) >= MORE_COUNTED_MAX:
+            break
+    return found, count - len(found)
 
 
-def _once(letters: Iterable[LiveLetter]) -> Iterator[LiveLetter]:
+def _once(
+    letters: Iterable[LiveLetter], seen: set[tuple[str, str]] | None = None
+) -> Iterator[LiveLetter]:
     """Yield each letter once: two processes may have written the same one."""
-    seen: set[tuple[str, str]] = set()
+    seen = set() if seen is None else seen
     for live in letters:
         key = (live.id, live.letter.reason)
         if key not in seen:
@@ -219,13 +235,15 @@ def _once(letters: Iterable[LiveLetter]) -> Iterator[LiveLetter]:
 def _list(args: argparse.Namespace, folder: Path) -> int:
     tally = Tally()
     limit = args.limit if args.limit is not None else 0 if args.json else LISTED
-    letters = _once(_newest_first(args, folder, tally))
+    letters, more = (
+        _newest(args, folder, tally, limit) if limit else (_once(_selected(args, folder, tally)), 0)
+    )
     count = 0
-    for count, live in enumerate(islice(letters, limit or None), 1):
+    for count, live in enumerate(letters, 1):
         _print(args, live, is_first=count == 1)
     sys.stdout.flush()
-    if limit and (more := sum(1 for _ in islice(letters, MORE_COUNTED_MAX))):
-        least = "at least " if more == MORE_COUNTED_MAX else ""
+    if more:
+        least = "at least " if more >= MORE_COUNTED_MAX else ""
         print(f"{least}{more:,} more: --limit 0 shows all", file=sys.stderr)
     if not count:
         print(

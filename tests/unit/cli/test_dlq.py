@@ -103,7 +103,7 @@ def test_dlq_list_json_gives_the_lines_as_they_are_kept(dlq: Dlq, folder: Path) 
     write(folder, drained(3))
     (segment,) = segments(folder)
     lines = segment.read_text().splitlines(True)
-    assert dlq("list", "--json")[1] == "".join(reversed(lines))
+    assert dlq("list", "--json")[1] == "".join(lines)
     assert dlq("list", "--json", "--limit", 1)[1] == lines[-1]
 
 
@@ -116,9 +116,10 @@ def test_dlq_list_shows_the_newest_and_says_how_many_more(dlq: Dlq, folder: Path
     assert [line.split()[-1] for line in out.splitlines()[1:]] == [
         str(number) for number in range(79, 29, -1)
     ]
-    for words in (["list", "--limit", 0], ["list", "--limit", 80]):
-        code, out, err = dlq(*words)
-        assert (len(out.splitlines()), err) == (81, "")
+    for limit, numbers in ((0, range(80)), (80, range(79, -1, -1))):
+        code, out, err = dlq("list", "--limit", limit)
+        assert [line.split()[-1] for line in out.splitlines()[1:]] == list(map(str, numbers))
+        assert err == ""
     assert len(dlq("show", "--json")[1].splitlines()) == 80
 
 
@@ -254,7 +255,7 @@ def test_dlq_replay_of_an_edited_copy_brings_it_in_and_ends_the_letter(
     other = invalid(b'{"device_id":"x","ts":1,"metric":"m","value":null}')
     write(folder, [letter, other, *drained(1)])
     copy = tmp_path / "copy.jsonl"
-    lines = dlq("list", "--json")[1].splitlines()[::-1]  # oldest first
+    lines = dlq("list", "--json")[1].splitlines()
     first = lines[0].replace('\\"wet\\"', "40")
     reading = json.loads(lines[2])
     reading["reading"]["value"] = 7
