@@ -115,6 +115,7 @@ def _discard_arguments(parser: argparse.ArgumentParser) -> None:
     _ids_and_where(parser)
     parser.add_argument("--all", action="store_true", help="all dead letters")
     parser.add_argument("--yes", action="store_true", help="discard them, not only count them")
+    _json_flag(parser, "print the number as JSON")
 
 
 def _ids_and_where(parser: argparse.ArgumentParser) -> None:
@@ -281,10 +282,13 @@ async def _discard(args: argparse.Namespace, folder: Path) -> int:
     tally = Tally()
     if not args.yes:
         count = sum(1 for _ in _once(_selected(args, folder, tally)))
-        print(f"{counted(count, 'dead letter')} would be discarded; to do it, repeat it with --yes")
+        said = f"{counted(count, 'dead letter')} would be discarded; to do it, repeat it with --yes"
+        print(json.dumps({"would_be_discarded": count}) if args.json else said)
         return 1
     if not segments(folder):
         print("no dead letters", file=sys.stderr)
+        if args.json:
+            print(json.dumps({"discarded": 0}))
         return 0
     count = 0
     with await hold_replay_lock(folder):
@@ -292,5 +296,6 @@ async def _discard(args: argparse.Namespace, folder: Path) -> int:
         while some := list(islice(wanted, MARKS_AT_ONCE)):
             mark_done(((each.path, each.mark) for each in some), "discarded")
             count += len(some)
-    print(f"{counted(count, 'dead letter')} discarded")
+    said = f"{counted(count, 'dead letter')} discarded"
+    print(json.dumps({"discarded": count}) if args.json else said)
     return 0

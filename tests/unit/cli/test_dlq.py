@@ -59,6 +59,8 @@ def test_dlq_empty_state_folder_is_no_error(dlq: Dlq, folder: Path) -> None:
     """Without letters each command says so, returns 0 and makes nothing."""
     for words in (["list"], ["show"], ["replay"], ["discard", "--all", "--yes"]):
         assert dlq(*words) == (0, "", "no dead letters\n")
+        out = dlq(*words, "--json")[1]
+        assert words[0] in {"list", "show"} or json.loads(out), "JSON also if there is nothing"
     assert "dead letters     0" in dlq("stats")[1]
     assert dlq("discard", "--all")[0] == 1
     assert not folder.exists()
@@ -199,6 +201,7 @@ def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder
     write(folder, [*drained(2), *drained(1, reason=EXHAUSTED)])
     assert "2 dead letters would be discarded" in dlq("discard", "--where", "reason=drained")[1]
     assert len(read(folder)) == 3
+    assert json.loads(dlq("discard", "--all", "--json")[1]) == {"would_be_discarded": 3}
     assert dlq("discard", "--where", "reason=drained", "--yes")[:2] == (
         0,
         "2 dead letters discarded\n",
@@ -206,7 +209,7 @@ def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder
     (left,) = read(folder)
     assert left.reason == EXHAUSTED
     an_id = dlq("list")[1].splitlines()[1].split()[0]
-    assert dlq("discard", an_id, "--yes")[:2] == (0, "1 dead letter discarded\n")
+    assert dlq("discard", an_id, "--yes", "--json")[:2] == (0, '{"discarded": 1}\n')
 
 
 def test_dlq_second_replayer_is_refused(
@@ -228,6 +231,9 @@ def test_dlq_replay_marks_what_came_in(dlq: Dlq, folder: Path, readings_url: str
     """Letters are stored once; refused ones stay and are reported with their reason."""
     write(folder, [*drained(3), invalid(MULTI)])
     assert dlq("replay", "--dry-run")[1].startswith("3 dead letters would be replayed")
+    found = json.loads(dlq("replay", "--dry-run", "--json")[1])
+    assert (found["replayed"], found["refused"]) == (3, {"wrong_type": 1})
+    assert found["refusals"][0]["code"] == "wrong_type"
     assert len(read(folder)) == 4
     code, out, _ = dlq("replay", "--rate", 1_000, url=readings_url)
     assert code == 1
