@@ -73,19 +73,22 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Evidence) 
                 f"to look again: loadgen verify --reconcile-only --ledger {ledger}",
                 file=sys.stderr,
             )
-    if not code and job is not None and chosen.ledger is None and not chosen.keep:
-        ledger.unlink(missing_ok=True)
-        await _discard(chosen, job.plan.prefix)
+    if not code and job is not None:
+        keeps = chosen.ledger is not None or chosen.keep
+        if not keeps:
+            ledger.unlink(missing_ok=True)
+        await _end_letters(chosen, job.plan.prefix, keeps=keeps)
     return code or (130 if interrupted else 0)
 
 
-async def _discard(chosen: argparse.Namespace, prefix: str) -> None:
+async def _end_letters(chosen: argparse.Namespace, prefix: str, *, keeps: bool) -> None:
     """Discard the dead letters that the run has made on purpose, or say how to do it.
 
-    Without this `doctor` and an alert would soon report them as real ones.
+    Without this `doctor` and an alert would soon report them as real ones. With the ledger they are
+    kept: another comparison looks for them.
     """
     local = local_of(chosen)  # again: it may have been started anew, with another token
-    done = await discard(local, prefix) if local is not None else None
+    done = None if keeps or local is None else await discard(local, prefix)
     if done is None:
         print(f"its dead letters stay: ingest dlq discard --where 'device={prefix}*' --yes")
     elif done:
