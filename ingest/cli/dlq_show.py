@@ -147,6 +147,22 @@ def damaged(tally: Tally) -> str:
     return "; ".join(parts)
 
 
+def replayed_json(summary: Summary, *, dry_run: bool) -> dict[str, Any]:
+    """Return the result of a replay as a JSON object. `refused` are numbers by code."""
+    return {
+        "dry_run": dry_run,
+        "replayed": summary.letters,
+        "readings": summary.rows,
+        "new": summary.new,
+        "duplicate": summary.duplicate,
+        "refused": dict(summary.refused),
+        "refusals": [
+            {"id": each.id, "place": each.place, "code": each.code, "message": each.message}
+            for each in summary.refusals
+        ],
+    }
+
+
 def replayed(summary: Summary, *, dry_run: bool) -> str:
     """Return the result of a replay, with the reasons of letters that are still refused."""
     verb = "would be replayed" if dry_run else "replayed"

@@ -13,7 +13,7 @@ import json
 import platform
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from ingest.app.advice import advice
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli.find_database import connect_limits, database
+from ingest.cli.parser import Parser, SettingsFlags
 from ingest.cli.running_service import ask_service
+from ingest.cli.terminal import AMBER, GREEN, RED, coloured
 from ingest.config.settings import Loaded, Settings, split_address, state_dir
 from ingest.config.values import shown
 from ingest.dead_letters.files import segments
@@ -35,15 +37,21 @@ from ingest.system.limits import SPARE_FILES
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from ingest.system.words import counted
 
+TAKES = "[options]"
+EXAMPLES = ("ingest doctor", "ingest doctor --json")
+EPILOG = "exit codes: 0 nothing fails (warnings may be there), 1 something fails"
+
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
 READYZ_S_MAX = 3.0
 SMALL_ENTRY_BYTES = 1_024  # with less space hardly any dead letter can be kept
+_COLOURS = {OK: GREEN, WARN: AMBER, FAIL: RED}
 
 
-def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the form of the output."""
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    settings.add_to(parser)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -58,10 +66,24 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     if args.json:
         print(json.dumps([each._asdict() for each in checks], indent=2))
     else:
-        width = max(len(each.name) for each in checks)
-        for each in checks:
-            print(f"{each.state:<4}  {each.name:<{width}}  {each.detail}")
+        print(as_text(checks))
     return 1 if any(each.state == FAIL for each in checks) else 0
+
+
+def as_text(checks: Sequence[Check]) -> str:
+    """Return a line for each finding, what fails last, and a line that counts the problems."""
+    width = max(len(each.name) for each in checks)
+    lines = [
+        f"{coloured(f'{each.state:<4}', _COLOURS[each.state])}  {each.name:<{width}}  {each.detail}"
+        for each in sorted(checks, key=lambda each: (OK, WARN, FAIL).index(each.state))
+    ]
+    warnings, failures = (sum(each.state == state for each in checks) for state in (WARN, FAIL))
+    problems = [
+        coloured(counted(count, what), colour)
+        for count, what, colour in ((warnings, "warning", AMBER), (failures, "failure", RED))
+        if count
+    ]
+    return "\n".join([*lines, "", ", ".join(problems) or coloured("all is well", GREEN)])
 
 
 def machine_checks(settings: Settings) -> Iterator[Check]:

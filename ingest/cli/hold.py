@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group
 from ingest.cli.running_service import ask
 from ingest.config.settings import Loaded
 from ingest.system.words import duration
 
+TAKES = "COMMAND [options]"
+EXAMPLES = ("ingest hold show", "ingest hold release")
+EPILOG = None
 
-def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the two commands."""
-    commands = parser.add_subparsers(dest="hold_command", metavar="show | release", required=True)
-    commands.add_parser(
+    show = Command(
         "show",
-        parents=[settings_flags],
-        help="print the state, the reason, and the message of the database",
+        "print the state, the reason, and the message of the database",
+        ("ingest hold show", "ingest hold show --json"),
+        _json_flag,
     )
-    release = commands.add_parser(
-        "release", parents=[settings_flags], help="try to write now; do not wait for the next try"
+    release = Command(
+        "release",
+        "try to write now; do not wait for the next try",
+        ("ingest hold release", "ingest hold release --dead-letter"),
+        _release_flags,
     )
-    release.add_argument(
+    add_group(parser, "hold_command", (show, release), settings)
+
+
+def _json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def _release_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--dead-letter",
         action="store_true",
         help="also move all rows that the database refuses to the dead letters",
     )
+    _json_flag(parser)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -34,10 +52,12 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         answer = ask(loaded.settings, "GET", "/readyz")
         if answer.get("reason"):
             answer["said"] = ask(loaded.settings, "GET", "/hold").get("said")
-        print(state_text(answer))
+        print(json.dumps(answer, indent=2) if args.json else state_text(answer))
         return 0
     answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
-    if answer.get("released"):
+    if args.json:
+        print(json.dumps(answer, indent=2))
+    elif answer.get("released"):
         print("released: the service tries to write now. See the result with `ingest hold show`")
     else:
         print("nothing is on hold: writes are not paused")

@@ -51,6 +51,9 @@ async def test_schema_show_tells_by_its_exit_code_whether_the_table_fits(
     done = await here("schema", "show", "--database-url", readings_url)
     assert done.code == 0
     assert "double precision" in done.stdout
+    found = json.loads((await here("schema", "show", "--json", "--database-url", readings_url))[1])
+    assert (found["fits"], found["difference"]) == (True, None)
+    assert found["table"] + "\n" == done.stdout
     done = await here("schema", "--database-url", database_url, "show")
     assert done.code == 1
     assert "ingest schema apply" in done.stdout
@@ -212,6 +215,9 @@ async def test_commands_find_the_running_service(here: Here, open_tmp_path: Path
         assert done.stdout == "d|1\n"
         done = await here("hold", "show", *at)
         assert done.stdout.splitlines()[:2] == ["state:  accepting", "reason: -"]
+        assert json.loads((await here("hold", "show", *at, "--json"))[1])["state"] == "accepting"
+        done = await here("hold", "release", *at, "--json")
+        assert json.loads(done.stdout)["released"] is False
         done = await here("doctor", *at, "--json")
         found = {each["name"]: each for each in json.loads(done.stdout)}
         assert done.code == 0, done.stdout
@@ -280,7 +286,7 @@ async def test_hold_is_shown_with_its_reason_and_released(
             await service.post({"device_id": "d", "metric": "m", "value": 1})
             await service.wait_state("on_hold")
             done = await here("hold", "show", *at)
-            assert done.stdout.startswith("state:  on_hold\nreason: ")
+            assert done.stdout.startswith("state:   on_hold\nreason:  ")
             assert "reason: -" not in done.stdout
             assert "metric" in done.stdout.splitlines()[3].removeprefix("said:   ")
             await connection.execute("alter table readings rename metrik to metric")
