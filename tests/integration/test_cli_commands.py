@@ -214,7 +214,7 @@ async def test_commands_find_the_running_service(here: Here, open_tmp_path: Path
         done = await ingest("psql", *at, "-Atc", "select device_id, value from readings")
         assert done.stdout == "d|1\n"
         done = await here("hold", "show", *at)
-        assert done.stdout.splitlines()[:2] == ["state:  accepting", "reason: -"]
+        assert done.stdout.splitlines()[:2] == ["state:   accepting", "reason:  -"]
         assert json.loads((await here("hold", "show", *at, "--json"))[1])["state"] == "accepting"
         done = await here("hold", "release", *at, "--json")
         assert json.loads(done.stdout)["released"] is False

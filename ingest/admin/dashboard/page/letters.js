@@ -60,9 +60,9 @@ export class Letters {
     byId("letters-empty").hidden = letters.length > 0;
     const filtered = Object.keys(this.where()).length > 0;
     say(byId("letters-empty"), filtered
-      ? "No dead letter matches." + (all ? "" : " Only the newest were checked; `./run dlq list` checks all.")
+      ? "No dead letter matches." + (all ? "" : " Only the newest were checked; `./run dlq list --limit 0` checks all.")
       : "No dead letters. Every accepted reading is in the table, or on its way to it.");
-    if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)} are shown; \`./run dlq list\` shows all.`);
+    if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)} are shown; \`./run dlq list --limit 0\` shows all.`);
     this.buttons();
   }
 
