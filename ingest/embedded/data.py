@@ -77,19 +77,22 @@ def locked_by(folder: Path) -> str:
         return "unknown"
 
 
-def publish_url(folder: Path, sockets: Path) -> str:
+def url_of(sockets: Path) -> str:
+    """Return the URL of the server whose socket is in this folder."""
+    return f"postgresql://postgres@/postgres?host={quote(str(sockets))}&port={PORT}"
+
+
+def publish_url(folder: Path, url: str) -> None:
     """Tell other processes of this user where the server is. The caller has the lock.
 
-    Return the URL. The file stays after a stop, so that the next start uses the same folder.
+    The file stays after a stop, so that the next start uses the same folder for its socket.
     """
     new = folder / "server.url.new"
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    url = f"postgresql://postgres@/postgres?host={quote(str(sockets))}&port={PORT}"
     with os.fdopen(fd, "w") as file:
         file.write(url)
     new.replace(folder / "server.url")
-    return url
 
 
 def published_url(folder: Path) -> str:

@@ -170,7 +170,8 @@ class EmbeddedPostgres:
                 lines = postgres_data.pid_file_lines(home.data)
                 ours = bool(lines) and lines[0] == str(process.pid)
                 if (ours and postgres_data.status_of(lines) == "ready") or self._stopping.is_set():
-                    self._url = postgres_data.publish_url(self._folder, home.sockets)
+                    self._url = postgres_data.url_of(home.sockets)
+                    postgres_data.publish_url(self._folder, self._url)
                     return
                 if clock.monotonic_s() - started_s > START_S_MAX:
                     await _terminate(process)
