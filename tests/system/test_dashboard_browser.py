@@ -456,7 +456,9 @@ async def test_start_without_a_database_says_that_posts_are_not_taken(
             "yet: ",
         )
         assert "kept" not in await seen.text("#state-text")
-        await seen.wait_text("#state-todo", "Start the database, or fix the network to it")
+        assert await seen.text("#state-word") == "Starting: posts are refused"
+        assert await seen.page.get_attribute("#state", "data-level") == "bad"
+        await seen.wait_text("#state-todo", "Start the database")
         assert await seen.page.is_visible("#try-now")
 
 

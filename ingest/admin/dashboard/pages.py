@@ -2,6 +2,7 @@
 
     /            the page (or the log-in)           /history, /feed      data of the curves
     /devices/..  devices, readings (device_pages)   /dead-letters[/..]   list, replay, discard
+    /runbook     a section of the runbook
 
 It reads the ledger, the dead-letter files, and samples that the tail has kept. The path never waits
 for it. The guard decides who may see and act.
@@ -32,6 +33,8 @@ from ingest.admin.dashboard.feed import Feed
 from ingest.admin.dashboard.history import COLUMNS, LEVELS, SECONDS_KEPT, History
 from ingest.admin.dashboard.letters import ACT_LETTERS_MAX, LISTED_MAX, Letters
 from ingest.admin.dashboard.query import device, number, parameters, wanted, where
+from ingest.admin.dashboard.runbook import FILE as RUNBOOK
+from ingest.admin.dashboard.runbook import runbook
 from ingest.admin.dashboard.tail import Tail, TailSample
 from ingest.admin.guard import Guard
 from ingest.dead_letters.reader import Selection
@@ -122,6 +125,7 @@ class Dashboard:
             "/devices/readings": self._device_pages.readings,
             "/dead-letters": self._dead_letters,
             "/dead-letters/count": self._count,
+            "/runbook": runbook,
         }
         return {
             "/": Route(READ, self._front),
@@ -211,6 +215,7 @@ class Dashboard:
             "started": rfc3339_s(self._started_us),
             "host": gethostname(),
             "listen": self.listen,
+            "runbook": RUNBOOK.is_file(),
             "seconds_kept": SECONDS_KEPT,
             "states": STATES,
             "levels": LEVELS,

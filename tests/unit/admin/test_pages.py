@@ -21,7 +21,15 @@ from tests.support.dashboard import TOKEN, Rig, running
 from tests.support.receiver import until
 from tests.unit.admin.test_tail import decoded, reading
 
-PRIVATE = ("/", "/history", "/feed", "/devices", "/devices/readings?device_id=d", "/dead-letters")
+PRIVATE = (
+    "/runbook",
+    "/",
+    "/history",
+    "/feed",
+    "/devices",
+    "/devices/readings?device_id=d",
+    "/dead-letters",
+)
 ACTIONS = ("/dead-letters/replay", "/dead-letters/discard", "/hold/release")
 BODIES = {"/hold/release": {"dead_letter": False}}
 
@@ -262,6 +270,7 @@ async def test_key_logs_one_browser_in(rig: Rig) -> None:
         ("/devices/readings?device_id=%ED%A0%80", "bad_parameter"),
         ("/devices/readings?device_id=d", "starting"),
         ("/dead-letters?reason=because", "bad_parameter"),
+        ("/runbook?section=../../etc/passwd", "not_found"),
         ("/dead-letters?id=" + "0" * 32, "not_found"),
         ("/dead-letters?id=../../etc/passwd", "not_found"),
     ],
@@ -357,6 +366,16 @@ async def test_level_says_whether_posts_are_refused_or_writes_wait(
         rig.dashboard.history.sample(1000 + len(levels))
         levels.append(rig.dashboard.history.newest()[-1])
     assert levels == [None, 1, 1, 1, 1, 2]  # the first second has no rates yet
+
+
+async def test_runbook_gives_the_section_that_the_page_names(rig: Rig) -> None:
+    """Each alert has its section; without a section it is the whole text."""
+    every = await rig.ask("/runbook")
+    one = await rig.ask("/runbook?section=ingestonhold")
+    assert one.body.startswith(b"## IngestOnHold\n")
+    assert one.body in every.body
+    assert one.body.count(b"\n## ") == 0
+    assert one.headers["content-type"] == "text/plain; charset=utf-8"
 
 
 async def test_tick_that_fails_is_told_and_the_next_one_comes(

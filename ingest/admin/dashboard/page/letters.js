@@ -1,6 +1,6 @@
 // Dead letters: the newest ones, one in full, replay and discard after a confirmation.
 
-import { act, ask, byId, confirmed, count, HOW_TO_ACT, make, mayAct, moment, say } from "./text.js";
+import { act, ask, byId, confirmed, count, howToAct, make, mayAct, moment, say } from "./text.js";
 
 const PERIOD_MS = 3_000;
 const REASONS = { invalid: "invalid", refused_by_database: "refused by the database", retries_exhausted: "failed after all retries", drained: "left over at a stop" };
@@ -24,7 +24,7 @@ export class Letters {
     byId("discard").addEventListener("click", () => this.discard({ ids: [...this.chosen] }, this.chosen.size));
     byId("replay-all").addEventListener("click", () => this.replayAll());
     byId("discard-all").addEventListener("click", () => this.discardAll());
-    if (!mayAct) byId("letters-actions").replaceChildren(make("span", { class: "note" }, HOW_TO_ACT));
+    if (!mayAct) byId("letters-actions").replaceChildren(howToAct());
     setInterval(() => this.stale && !this.chosen.size && !document.hidden && this.load(), PERIOD_MS);
   }
 

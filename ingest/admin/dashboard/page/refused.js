@@ -1,6 +1,6 @@
 // The last refused posts, for those who may act: they may hold what a device sent.
 
-import { ask, byId, count, csrfHeader, HOW_TO_ACT, make, mayAct, moment, say } from "./text.js";
+import { ask, byId, count, csrfHeader, howToAct, make, mayAct, moment, say } from "./text.js";
 
 const PERIOD_MS = 3_000;
 
@@ -8,6 +8,7 @@ export class Refused {
   constructor() {
     this.known = "";
     this.stale = false;
+    if (!mayAct) byId("refused-note").after(howToAct());
     setInterval(() => this.stale && !document.hidden && this.load(), PERIOD_MS);
   }
 
@@ -19,7 +20,7 @@ export class Refused {
     if (now !== this.known) this.stale = mayAct;
     this.known = now;
     if (told.length) byId("refused").hidden = false;
-    say(byId("refused-note"), (told.join(" ") || "None in the last minute.") + (mayAct ? "" : ` ${HOW_TO_ACT}`));
+    say(byId("refused-note"), (told.join(" ") || "None in the last minute."));
     byId("refused-scroll").hidden = !this.some;
   }
 

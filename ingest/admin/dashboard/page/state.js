@@ -23,7 +23,7 @@ export function showState(news, about, value) {
   say(byId("state-word"), word);
   say(byId("state-text"), sentence(news, about, value, away));
   say(byId("state-todo"), todo(news, about, value, away));
-  showMore(news.ready, runbook);
+  showMore(news.ready, about.runbook && runbook);
   announce(`${word}. ${byId("state-todo").textContent}`, `${state}${cause ?? away}`);
   const begin = cause_since ?? since;
   byId("state-since").textContent = `since ${moment(begin)} (${duration(Date.now() / 1000 - Date.parse(begin) / 1000)})`;
@@ -73,11 +73,14 @@ function todo(news, about, value, away) {
 }
 
 /** What is going to be full, and where the runbook says more. */
-function showMore({ full_in_s, runbook }) {
+function showMore({ full_in_s }, section) {
   const soon = Object.entries(full_in_s ?? {}).filter(([, seconds]) => seconds != null);
   const told = soon.map(([what, seconds]) => `${FULL[what] ?? what} is full in ${rough(seconds)} at this rate.`);
-  if (runbook) told.push(`More: deploy/RUNBOOK.md, section \`${runbook}\`.`);
-  say(byId("state-more"), told.join(" "));
+  say(byId("state-full"), told.join(" "));
+  const link = byId("state-runbook");
+  link.hidden = !section;
+  const href = `/runbook?section=${encodeURIComponent(section)}`;
+  if (section && link.getAttribute("href") !== href) link.setAttribute("href", href);
 }
 
 /** Tell a screen reader, once for each change: the counts in the text change every second. */
@@ -96,7 +99,7 @@ export function showLink(link, seconds) {
   say(byId("state-word"), "Not connected");
   say(byId("state-text"), "The page gets no data from the service. The figures are old.");
   say(byId("state-todo"), "Does the service run? Read its log, or start it with `./run`. The page tries again by itself.");
-  say(byId("state-more"), "");
+  showMore({});
   announce("Not connected.", "lost");
   byId("state-since").textContent = "";
   byId("try-now").hidden = true;

@@ -123,7 +123,9 @@ const csrf = document.querySelector("meta[name=csrf]").content;
 /** Whether this browser may act, or only look. */
 export const mayAct = csrf !== "";
 export const csrfHeader = { "X-CSRF-Token": csrf };
-export const HOW_TO_ACT = "This page shows, and does not act. To act, open the address with the key that the service printed at its start, or log in with the admin token.";
+/** Says how to get the right to act. */
+export const howToAct = () =>
+  make("span", { class: "note" }, "This page shows, and does not act. To act, open the address with the key that the start of the service printed, or ", make("a", { href: "/login" }, "log in"), ".");
 
 /** Ask the service for an action. The token shows that the request comes from this page. */
 export const act = (path, body) =>
