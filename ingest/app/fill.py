@@ -13,6 +13,7 @@ from ingest.model.ledger import Limits
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 
+OURS_S_MIN, DISK_S_MIN = 20.0, 120.0  # others write to the disk too, in bursts
 WAITS_S_MIN = 10.0  # if the oldest post waits longer, the database does not keep up
 
 
@@ -22,7 +23,8 @@ class Fill:
     def __init__(self, limits: Limits, journal_bytes: Callable[[], int]) -> None:
         self._limits = limits
         self._journal_bytes = journal_bytes
-        self._journal, self._dead_letters, self._disk = Forecast(), Forecast(), Forecast()
+        self._journal, self._dead_letters = (Forecast(span_s_min=OURS_S_MIN) for _ in range(2))
+        self._disk = Forecast(span_s_min=DISK_S_MIN)
 
     def tick(self, buffer: BufferStats, dlq_bytes: int, disk_free_bytes: int) -> None:
         """Take samples; cheap."""

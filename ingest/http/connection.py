@@ -79,7 +79,7 @@ class Owner(Protocol):
 class Connection(web.RequestHandler):
     """The protocol of one connection."""
 
-    __slots__ = ("_busy", "_half_bytes", "_owner")
+    __slots__ = ("_busy", "_half_bytes", "_owner", "_peer")
 
     def __init__(self, owner: Owner, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -101,6 +101,13 @@ class Connection(web.RequestHandler):
         self._max_msg_queue_size -= 1
         self._half_bytes = 0  # of a head that has begun
         self._busy = False  # the first of _messages waits for its round, or one is being answered
+        self._peer = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the client's address."""
+        super().connection_made(transport)
+        address = transport.get_extra_info("peername")
+        self._peer = address[0] if isinstance(address, tuple) else ""
 
     def data_received(self, data: bytes) -> None:
         """Parse; enqueue a request that is whole; count the bytes of half a head."""
@@ -179,8 +186,7 @@ class Connection(web.RequestHandler):
         message, content = self._messages.popleft()
         if self._parser is not None:  # None: the connection is gone
             self._parser.message_consumed()
-        whole = cast(http_parser.RawRequestMessage, message)
-        request = WholeRequest(whole, content, self.transport)
+        request = WholeRequest(cast(http_parser.RawRequestMessage, message), content, self._peer)
         task = _start_task(self._owner.answer(request), loop=self._loop)
         if task.done():
             self._end(task)

@@ -6,7 +6,8 @@ streams, which no post has.
 
 from __future__ import annotations
 
-import asyncio
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Network, ip_address
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11, RawRequestMessage
@@ -17,21 +18,17 @@ from multidict import CIMultiDictProxy
 class WholeRequest:
     """Has the names of aiohttp's BaseRequest that the pages use.
 
-    Its round of the event loop has come. Its client keeps the connection open (HTTP/1.1).
+    Its round of the event loop has come. Its client keeps the connection open (HTTP/1.1). `peer` is
+    the client's address, as `peer_of` returns it.
     """
 
     transport = None  # nothing more is read for this request
 
-    __slots__ = ("_message", "arrived_on", "content", "headers", "method", "raw_path")
+    __slots__ = ("_message", "content", "headers", "method", "peer", "raw_path")
 
-    def __init__(
-        self,
-        message: RawRequestMessage,
-        content: StreamReader,
-        arrived_on: asyncio.BaseTransport | None = None,
-    ) -> None:
+    def __init__(self, message: RawRequestMessage, content: StreamReader, peer: str) -> None:
         self._message = message
-        self.arrived_on = arrived_on  # None: its client is gone
+        self.peer = peer
         self.content = content
         self.headers: CIMultiDictProxy[str] = message.headers
         self.method: str = message.method
@@ -53,12 +50,22 @@ Request = UnreadRequest | WholeRequest
 
 
 def peer_of(request: Request) -> str:
-    """Return the address of the client, without its port; empty if it is not known."""
-    transport: asyncio.BaseTransport | None = request.transport
-    if isinstance(request, WholeRequest):
-        transport = request.arrived_on
-    name = transport.get_extra_info("peername") if transport is not None else None
-    return str(name[0]) if isinstance(name, tuple) else ""
+    """Return the address of the client without its port, "" on a Unix socket or if unknown."""
+    return request.peer if isinstance(request, WholeRequest) else request.remote or ""
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """Return what may be one client: an IPv4 address, or the /64 of an IPv6 one, else the text."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(IPv6Network((int(ip) >> 64 << 64, 64)))
 
 
 def is_whole(message: object, content: StreamReader) -> bool:

@@ -62,7 +62,7 @@ async def test_refused_with_503_is_counted_and_drives_no_other_out() -> None:
 
 def test_flood_of_refused_posts_is_bounded() -> None:
     """The last hundred are kept, each with little of its body."""
-    whole_request = cast(WholeRequest, SimpleNamespace(transport=None))
+    whole_request = cast(WholeRequest, SimpleNamespace(remote=None))
     ledger = Ledger()
     posts = RefusedPosts(ledger)
     for number in range(1_000):
