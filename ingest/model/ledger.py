@@ -52,7 +52,7 @@ class Histogram:
 class DeadLetterStats(NamedTuple):
     """State of the dead-letter folder: bytes of all files, live readings, age of the oldest.
 
-    `invalid_full`: the half for invalid items is full, so a post with such an item is refused.
+    `invalid_full`: there is no space for invalid items, so each post with one is refused.
     """
 
     size_bytes: int = 0

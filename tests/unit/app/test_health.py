@@ -14,7 +14,7 @@ from ingest.app.fill import Fill
 from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
 from ingest.model.causes import CAUSES
-from ingest.model.ledger import DeadLetterStats, Ledger, Limits
+from ingest.model.ledger import DeadLetterStats, Ledger
 from ingest.model.ports import STATES
 from tests.support.fakes import FakeDatabase
 from tests.support.health import EMPTY, make_health
@@ -29,18 +29,24 @@ class Rig:
         self.database = FakeDatabase()
         self.free: int | OSError = 10**12
         self.letters = DeadLetterStats()
+        settings = Settings(
+            full_s_min=5,
+            disk_free_bytes_min=1000,
+            journal_bytes_max=1_000_000,
+            dlq_bytes_max=1_000_000,
+        )
         self.journal_bytes = 0
         self.ledger = Ledger()
         for part in ("health", "fill", "refusals"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
         self.health = make_health(
-            settings=Settings(full_s_min=5, disk_free_bytes_min=1000),
+            settings=settings,
             buffer=lambda: self.stats,
             database_state=self.database,
             free_bytes=self.free_bytes,
             dead_letters=lambda: self.letters,
             refusals=Refusals(self.ledger),
-            fill=Fill(Limits(1_000_000, 1_000_000, 1000), lambda: self.journal_bytes),
+            fill=Fill(settings, lambda: self.journal_bytes),
         )
 
     def free_bytes(self) -> int:

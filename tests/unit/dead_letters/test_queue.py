@@ -16,6 +16,7 @@ from ingest.dead_letters.files import segments
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import Tally, live_letters
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
+from ingest.model.ledger import DeadLetterStats
 from ingest.system.files import REAL_CALLS, FileCalls
 from tests.support.letters import drained, invalid, read
 
@@ -160,7 +161,7 @@ async def test_invalid_items_have_half_of_the_cap(tmp_path: Path) -> None:
 async def test_stats_follow_appends_and_marks_of_others(tmp_path: Path) -> None:
     """The figures include what other processes did in the folder."""
     queue = await opened(tmp_path)
-    assert queue.stats()[:3] == (0, 0, 0.0)
+    assert queue.stats() == DeadLetterStats()
     await queue.append(drained(3))
     other = await opened(tmp_path)
     lines = list(live_letters(tmp_path))
@@ -174,7 +175,7 @@ async def test_stats_follow_appends_and_marks_of_others(tmp_path: Path) -> None:
     await asyncio.sleep(1.1)
     queue.stats()  # asks for a new look
     await queue.tidy()
-    assert queue.stats()[1:3] == (0, 0.0)
+    assert queue.stats()[1:] == DeadLetterStats()[1:]
     await queue.close()
     await other.close()
 
