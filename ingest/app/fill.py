@@ -9,20 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ingest.app.forecast import Forecast
+from ingest.config.settings import Settings
 from ingest.model.ledger import Limits
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 
+OURS_S_MIN, DISK_S_MIN = 20.0, 120.0  # others write to the disk too, in bursts
 WAITS_S_MIN = 10.0  # if the oldest post waits longer, the database does not keep up
 
 
 class Fill:
     """The forecasts of one service. `journal_bytes` returns the size of the journal now."""
 
-    def __init__(self, limits: Limits, journal_bytes: Callable[[], int]) -> None:
-        self._limits = limits
+    def __init__(self, settings: Settings, journal_bytes: Callable[[], int]) -> None:
+        self.limits = Limits(
+            settings.journal_bytes_max if settings.buffer == "journal" else 0,
+            settings.dlq_bytes_max,
+            settings.disk_free_bytes_min,
+        )
         self._journal_bytes = journal_bytes
-        self._journal, self._dead_letters, self._disk = Forecast(), Forecast(), Forecast()
+        self._journal, self._dead_letters = (Forecast(span_s_min=OURS_S_MIN) for _ in range(2))
+        self._disk = Forecast(span_s_min=DISK_S_MIN)
 
     def tick(self, buffer: BufferStats, dlq_bytes: int, disk_free_bytes: int) -> None:
         """Take samples; cheap."""
@@ -37,7 +44,7 @@ class Fill:
 
     def full_in_s(self) -> dict[str, int | None]:
         """Return the seconds that are left for each, or None."""
-        limits = self._limits
+        limits = self.limits
         return {
             "journal": self._journal.full_in_s(limits.journal_bytes_max),
             "dead_letters": self._dead_letters.full_in_s(limits.dlq_bytes_max),

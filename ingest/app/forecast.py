@@ -11,15 +11,18 @@ from collections import deque
 
 SAMPLE_S = 5.0
 WINDOW_S = 300.0
-SPAN_S_MIN = 20.0  # a shorter time says nothing about a rate
 STILL_S = 60.0
 FULL_S_MAX = 30 * 86_400.0  # later than that is "does not fill"
 
 
 class Forecast:
-    """The samples of one quantity that grows towards a limit."""
+    """The samples of one quantity that grows towards a limit.
 
-    def __init__(self) -> None:
+    Samples of less than `span_s_min` say nothing about its rate.
+    """
+
+    def __init__(self, *, span_s_min: float) -> None:
+        self._span_s_min = span_s_min
         self._samples: deque[tuple[float, float]] = deque()
         self._grown_s = 0.0  # when it was larger than before for the last time
 
@@ -44,7 +47,7 @@ class Forecast:
     def full_in_s(self, limit: float) -> int | None:
         """Return the seconds until `limit`; None if it does not fill, or not within a month."""
         samples = self._samples
-        if len(samples) < 2 or samples[-1][0] - samples[0][0] < SPAN_S_MIN:
+        if len(samples) < 2 or samples[-1][0] - samples[0][0] < self._span_s_min:
             return None
         rate = _slope(samples)
         left_s = (limit - samples[-1][1]) / rate if rate > 0 else FULL_S_MAX

@@ -21,6 +21,7 @@ from ingest.config.values import shown
 from ingest.model.causes import INVALID_FULL, JOURNAL_BROKEN, cause_of, next_step
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import BufferStats, Database
+from ingest.model.verdict import UNREACHABLE
 from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.system.logs import get_logger
 
@@ -211,8 +212,8 @@ class Health:
             return JOURNAL_BROKEN
         if state in {"draining", "disk_low"}:
             return state
-        if self._database_state.cause:
-            return self._database_state.cause
+        if self._database_cause():
+            return self._database_cause()
         if state in {"starting", "full", "slowed"}:
             return state
         return INVALID_FULL if self._invalid_full else ""
@@ -238,12 +239,18 @@ class Health:
             journal = "" if stats.disk_used is None else f", {stats.disk_used:.0%} of the journal"
             load = f"{stats.rows} readings{most}{journal}, {stats.posts_waiting} posts wait"
             return f"{load}; {self._database_words()}" if self._database_words() else load
-        database = self._database_words() if self._cause == self._database_state.cause else ""
+        database = self._database_words() if self._cause == self._database_cause() else ""
         return database or (cause_of(self._cause).words if self._cause else "")
 
+    def _database_cause(self) -> str:
+        """Return why nothing is written, or nothing; before the first check nobody has answered."""
+        return self._database_state.cause or (UNREACHABLE if self._unchecked else "")
+
     def _database_words(self) -> str:
-        """Return why nothing is written, or nothing."""
-        cause = self._database_state.cause
+        """Return that in words."""
+        cause = self._database_cause()
+        if self._unchecked and cause == UNREACHABLE:
+            return UNCHECKED
         if self._database_state.hold_reason is not None:
             return f"writes are paused: {cause_of(cause).words}"
         if self._unchecked:

@@ -37,7 +37,7 @@ from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http.connections import raise_open_files_limit
 from ingest.model.errors import StartError
-from ingest.model.ledger import Gauges, Ledger, Limits
+from ingest.model.ledger import Gauges, Ledger
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
@@ -125,11 +125,7 @@ class Service:
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
-        limits = Limits(
-            settings.journal_bytes_max if settings.buffer == "journal" else 0,
-            settings.dlq_bytes_max,
-            settings.disk_free_bytes_min,
-        )
+        fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
             settings=settings,
@@ -139,7 +135,7 @@ class Service:
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
             refusals=Refusals(self.ledger),
-            fill=Fill(limits, lambda: self.buffer.journal_stats().size_bytes),
+            fill=fill,
             advice=words,
         )
         self.first_contact = FirstContact(
@@ -177,7 +173,7 @@ class Service:
             journal=self.buffer.journal_stats,
             state=self.health.state,
             disk_free_bytes=lambda: self.health.disk_free_bytes,
-            limits=limits,
+            limits=fill.limits,
         )
 
     async def run(self) -> int:

@@ -9,7 +9,7 @@ from ingest.app.health import Health
 from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
-from ingest.model.ledger import Ledger, Limits
+from ingest.model.ledger import Ledger
 from ingest.model.ports import BufferStats
 from tests.support.fakes import FakeDatabase
 
@@ -24,7 +24,7 @@ def make_health(**given: Any) -> Health:
         "database_state": FakeDatabase(),
         "free_bytes": lambda: 10**12,
         "refusals": Refusals(Ledger()),
-        "fill": Fill(Limits(), lambda: 0),
+        "fill": Fill(Settings(), lambda: 0),
         "advice": {name: f"<{name}>" for name in FIELDS},
         **given,
     }

@@ -14,7 +14,7 @@ from ingest.app.fill import Fill
 from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
 from ingest.model.causes import CAUSES
-from ingest.model.ledger import DeadLetterStats, Ledger, Limits
+from ingest.model.ledger import DeadLetterStats, Ledger
 from ingest.model.ports import STATES
 from tests.support.fakes import FakeDatabase
 from tests.support.health import EMPTY, make_health
@@ -29,18 +29,24 @@ class Rig:
         self.database = FakeDatabase()
         self.free: int | OSError = 10**12
         self.letters = DeadLetterStats()
+        settings = Settings(
+            full_s_min=5,
+            disk_free_bytes_min=1000,
+            journal_bytes_max=1_000_000,
+            dlq_bytes_max=1_000_000,
+        )
         self.journal_bytes = 0
         self.ledger = Ledger()
         for part in ("health", "fill", "refusals"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
         self.health = make_health(
-            settings=Settings(full_s_min=5, disk_free_bytes_min=1000),
+            settings=settings,
             buffer=lambda: self.stats,
             database_state=self.database,
             free_bytes=self.free_bytes,
             dead_letters=lambda: self.letters,
             refusals=Refusals(self.ledger),
-            fill=Fill(Limits(1_000_000, 1_000_000, 1000), lambda: self.journal_bytes),
+            fill=Fill(settings, lambda: self.journal_bytes),
         )
 
     def free_bytes(self) -> int:
@@ -349,14 +355,14 @@ def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
     assert rig.document["full_in_s"]["disk"] is None, "a year is not soon"
     rig.free = 2_000_000
     rig.tick(400, oldest_received_s=rig.now_s)
-    for second in range(100):
+    for second in range(150):
         rig.free -= 1_000
         rig.letters = DeadLetterStats(size_bytes=100 * second)
         rig.tick(1, oldest_received_s=rig.now_s)
     full_in_s = rig.document["full_in_s"]
     assert full_in_s["journal"] is None
-    assert full_in_s["disk"] == pytest.approx(1_900, abs=40)
-    assert full_in_s["dead_letters"] == pytest.approx(9_900, abs=200)
+    assert full_in_s["disk"] == pytest.approx(1_850, abs=40)
+    assert full_in_s["dead_letters"] == pytest.approx(9_850, abs=200)
     rig.tick(70)
     assert rig.document["full_in_s"]["dead_letters"] is None
 
