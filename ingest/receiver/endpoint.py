@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable
 from functools import lru_cache
 
-from ingest.formats.media_type import FORMATS, Decode, format_of
+from ingest.formats.media_type import FORMATS, format_of
 from ingest.formats.post import Decoded, ItemError, Post, Rules
 from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Request, WholeRequest
@@ -63,7 +63,6 @@ class Endpoint:
         *,
         rules: Rules,
         plain_bodies: PlainBodies,
-        inflated_bytes_max: int,
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
@@ -80,7 +79,6 @@ class Endpoint:
     ) -> None:
         self._rules = rules
         self._plain_bodies = plain_bodies
-        self._inflated_bytes_max = inflated_bytes_max
         self._on_decoded = on_decoded
         self._inlet = inlet
         self._dead_letters = dead_letters
@@ -162,10 +160,14 @@ class Endpoint:
         decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
         if isinstance(request, WholeRequest):
             body = self._plain_bodies.whole_body(request)
-            decoded = self._decoded(decode, body, query, received_s)
+            decoded = decode(body, self._post_of(query, received_s))
+            if not isinstance(decoded, Decoded):
+                decoded = await self._plain_bodies.finish(decoded, uncounted_bytes=len(body))
         else:
             async with self._plain_bodies.body(request) as body:
-                decoded = self._decoded(decode, body, query, received_s)
+                decoded = decode(body, self._post_of(query, received_s))
+                if not isinstance(decoded, Decoded):
+                    decoded = await self._plain_bodies.finish(decoded, uncounted_bytes=0)
         del body  # its memory is free while the post waits for room or for its outcome
         if self._on_decoded is not None:
             self._on_decoded(decoded)
@@ -185,9 +187,8 @@ class Endpoint:
             return replies.committed(block, errors, outcome)
         return replies.accepted(query.ack or "", block.rows, errors)
 
-    def _decoded(self, decode: Decode, body: bytes, query: Query, received_s: float) -> Decoded:
-        precision, ignore_unknown = query.precision, query.ignore_unknown
-        return decode(body, Post(precision, ignore_unknown, unix_us(), received_s, self._rules))
+    def _post_of(self, query: Query, received_s: float) -> Post:
+        return Post(query.precision, query.ignore_unknown, unix_us(), received_s, self._rules)
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
@@ -251,11 +252,7 @@ class Endpoint:
             if self._database.hold_reason is not None:
                 raise Refused("database_on_hold", "nothing of the post is kept")
             block.ack = Ack()
-        # Each invalid entry of `values` keeps the whole item: 4,999 copies of a large one would be
-        # gigabytes.
         original_bytes = sum(len(error.original) for error in errors)
-        if original_bytes > self._inflated_bytes_max:
-            raise _letters_full(errors)
         reservation = await self._inlet.reserve(
             block.rows, len(block.tuples) + original_bytes, awaited=query.ack == COMMITTED
         )
