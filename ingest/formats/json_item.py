@@ -32,7 +32,6 @@ ItemReadings = tuple[int, str, dict[str, float]]
 
 _KNOWN = frozenset(FIELDS)
 _QUOTED = tuple(f'"{field}"'.encode() for field in FIELDS)
-# In a text the quotes would have backslashes before them.
 _LONG_VALUE = re.compile(rb'"value"[ \t\n\r]*:[ \t\n\r]*(-?[0-9]{16,})[ \t\n\r]*[,}]')
 _MISSING = object()
 _PAIRS = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=whole_number)
@@ -50,7 +49,10 @@ def read_item(
     readings: ItemReadings | None = None
     if type(value) is dict:
         readings = _read(value, value, post, faults, told)
-        if readings is not None or told:
+        if readings is not None and not told and _is_plain(value, original, post):
+            if code := _hidden(value, original, post):
+                readings, faults = None, [(None, code, None)]
+        elif readings is not None or told:
             exact = _exactly(value, original, post)
             if exact is not None:
                 value, names = exact
@@ -68,6 +70,20 @@ def read_item(
     return readings, ItemError(item, field, code, message, original, also)
 
 
+def _is_plain(fields: dict[str, Any], original: bytes, post: Post) -> bool:
+    return "values" not in fields and b"\\" not in original and not post.ignore_unknown
+
+
+def _hidden(fields: dict[str, Any], original: bytes, post: Post) -> str | None:
+    """Return the code of a fault of a plain item that the parser has hidden."""
+    if _may_repeat(fields, original, post):
+        return "repeated_field"
+    if _has_large(fields) and (found := _LONG_VALUE.search(original)):
+        value = _value(whole_number(found[1].decode()), post)
+        return value if isinstance(value, str) else None
+    return None
+
+
 def _exactly(
     fields: dict[str, Any], original: bytes, post: Post
 ) -> tuple[dict[str, Any], Iterable[str]] | None:
@@ -78,15 +94,9 @@ def _exactly(
     if _may_repeat(fields, original, post):
         pairs = _PAIRS.decode(original.decode())
         return dict(pairs), [name for name, _ in pairs]
-    if _has_large(fields):
-        found = _LONG_VALUE.search(original)
-        if found and not post.ignore_unknown:
-            fields = {**fields, "value": whole_number(found[1].decode())}
-        elif may_be_inexact(original, post):
-            fields = parsed_leniently(original)
-        else:
-            return None
-        return fields, fields
+    if _has_large(fields) and may_be_inexact(original, post):
+        exact = parsed_leniently(original)
+        return exact, exact
     return None
 
 
@@ -212,19 +222,15 @@ def _values(fields: dict[str, Any], post: Post, faults: list[Fault]) -> dict[str
     times = Counter(name for name, _ in values) if type(values) is Pairs else {}
     found = {}
     for metric, value in dict(values).items():
-        entry = _entry(metric, value, times.get(metric, 1), post)
-        if isinstance(entry, float):
+        fault = name_fault(metric)
+        entry = fault[0] if fault else _value(value, post)
+        if times.get(metric, 1) > 1:
+            entry = "repeated_field"
+        if type(entry) is float:
             found[metric] = entry
         else:
-            faults.append((f"values.{_cut(metric)}", entry, metric))
+            faults.append((f"values.{_cut(metric)}", str(entry), metric))
     return {} if both else found
-
-
-def _entry(metric: str, value: object, times: int, post: Post) -> float | str:
-    if times > 1:
-        return "repeated_field"
-    fault = name_fault(metric)
-    return fault[0] if fault else _value(value, post)
 
 
 def _value(value: object, post: Post) -> float | str:

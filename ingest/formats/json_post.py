@@ -141,6 +141,7 @@ class _Reader:
             if rows is not None:
                 self._keep(rows, len(items))
             else:
+                yield
                 originals = _originals(text) if text[:1] == b"[" else [text.strip(SPACE)]
                 yield from self.read_each(items, originals)
 
