@@ -86,8 +86,9 @@ class Settings:
         within=(0.05, 3600),
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
-    ts_ahead_s_max: float = setting(
-        86_400.0, "how far in the future a ts may be", within=(0, 3.2e9)
+    ts_ahead_s_max: float = setting(86_400.0, "how far ahead of now a ts may be", within=(0, 3.2e9))
+    value_inexact: str = setting(
+        "refuse", "an integer that float64 cannot hold: refuse or round", one_of=("refuse", "round")
     )
     ack_default: str = setting(
         "best",
