@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from ingest.config.values import (
     check_token,
     checked,
     full_path,
+    moment_us,
     setting,
     shown,
 )
@@ -280,7 +280,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
     for name, check in (
         ("listen", split_address),
         ("admin_listen", split_address),
-        ("ts_min", _unix_us),
+        ("ts_min", moment_us),
         ("database_url", check_database_url),
         ("admin_token", check_token),
     ):
@@ -290,20 +290,10 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
             raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None
 
 
-def _unix_us(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise ValueError(f"{text!r} is not RFC 3339 with an offset, such as 2000-01-01T00:00:00Z")
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
 def ts_min_us(settings: Settings) -> int:
     """Return `ts_min` as Unix microseconds. Raises ConfigError if it is not RFC 3339."""
     try:
-        return _unix_us(settings.ts_min)
+        return moment_us(settings.ts_min)
     except ValueError as error:
         raise ConfigError(f"setting ts_min: {error}") from None
 
