@@ -20,6 +20,7 @@ from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import LETTERS_FULL, NOT_DURABLE, SCHEMA, WriteFailed
 from ingest.sinks.postgres.connection import Timeouts
+from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
@@ -29,14 +30,17 @@ from ingest.writer.database_state import DatabaseState
 from ingest.writer.writer import Writer, stop_connecting
 
 
-def make_sink(url: str, settings: Settings, *, name: str = "iot-ingest") -> SinkPostgres:
-    """Return a sink that connects to `url` at its first use."""
+def make_sink(
+    url: str, settings: Settings, *, name: str = "iot-ingest", known: KnownServer | None = None
+) -> SinkPostgres:
+    """Return a sink that connects to `url` at its first use. Sinks of one service share `known`."""
     return SinkPostgres(
         url,
         _timeouts(settings),
         method=settings.write_method,
         unsafe=settings.database_unsafe,
         name=name,
+        known=known or KnownServer(),
     )
 
 
@@ -83,8 +87,9 @@ class WritingHalf:
         be written, because the process stops or must not start (`refusal`).
         """
         settings = self._settings
+        known = KnownServer(settings.writers)
         self.sinks += [
-            make_sink(url, settings, name=f"iot-ingest writer {number}")
+            make_sink(url, settings, name=f"iot-ingest writer {number}", known=known)
             for number in range(settings.writers)
         ]
         may_apply = settings.schema_apply
