@@ -85,14 +85,19 @@ async def connect(
     ours = False
     try:
         _tune(connection)
-        if await connection.fetchval(_FOREIGN):
-            raise SessionNotKept
+        await refuse_shared(connection)
         await connection.execute(_settings(statement_s_max, lock_s_max))
         ours = True
     finally:
         if not ours:
             connection.terminate()
     return connection
+
+
+async def refuse_shared(connection: Connection) -> None:
+    """Raise SessionNotKept if a pooler shares the session of this new connection with others."""
+    if await connection.fetchval(_FOREIGN):
+        raise SessionNotKept
 
 
 def limits_ms(statement_s_max: float, lock_s_max: float) -> tuple[int, ...]:

@@ -143,9 +143,14 @@ def server_failed(error: ServerError, *, doubt: bool = False) -> WriteFailed:
     )
 
 
+_BAD_OPTION = frozenset({"22023", "42704"})  # a parameter in the URL is unknown, or its value bad
+
+
 def server_refused(error: ServerError) -> WriteFailed:
     """Turn the error of a server that refuses a connection into WriteFailed."""
     failed = server_failed(error)
+    if error.sqlstate in _BAD_OPTION:
+        failed.verdict, failed.reason = Verdict.HOLD, CONFIGURATION
     if error.sqlstate == "08P01":  # PgBouncer has this code for all that it refuses
         failed.reason = CONFIGURATION
         failed.message = (
