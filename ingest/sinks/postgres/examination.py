@@ -23,8 +23,8 @@ select current_setting('server_version') as version,
        (select count(*) from pg_stat_activity where backend_type = 'client backend'
            and pid <> pg_backend_pid() and application_name not like 'iot-ingest%') as connections,
        (select count(*) from pg_stat_activity where usename = session_user
-           and wait_event = 'SyncRep' and clock_timestamp() - state_change > make_interval(secs => $1)
-           ) as standby_waits,
+           and wait_event = 'SyncRep'
+           and clock_timestamp() - state_change > make_interval(secs => $1)) as standby_waits,
        (select rolconnlimit from pg_roles where rolname = current_user) as role_connections_max,
        current_user::text as role,
        current_database()::text as database,
