@@ -1,14 +1,19 @@
-"""Latency of other clients, and memory of the service, during an attack on the receiver.
+"""Latency of other clients, and memory of the service, during attacks on the receiver.
 
-A client posts ORDINARY_PER_S single readings a second, open loop: alone, then beside 10,000 half
-heads, then beside gzip bombs of 200 MiB. Then all of that runs once more: so memory that grows with
-every attack is not confused with memory that an attack needs once.
+A client posts ORDINARY_PER_S single readings a second, open loop: alone, then beside each kind of
+attack (attackers.py). Then all of that runs once more: so memory that grows with every attack is
+not confused with memory that an attack needs once. Beside all of it the admin port is asked for
+/livez, each time on a new connection, as a supervisor does.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
+import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from benchmarks.attackers import KINDS, READY
 from benchmarks.contenders import (
@@ -21,7 +26,7 @@ from benchmarks.contenders import (
     running_service,
 )
 from benchmarks.open_loop import Load, OpenLoop, drive_openly
-from benchmarks.processes import Broken, Child, sampled, serving
+from benchmarks.processes import Broken, Child, fetch, sampled, serving
 from benchmarks.service import Service
 
 ORDINARY_PER_S = 1_000
@@ -29,6 +34,10 @@ SECONDS_MIN = 3.0
 ROUNDS = 2
 P99_MS_MAX = 25.0  # or twice the p99 alone (the better one of the rounds), if that is more
 REST_S = 1.0  # after an attack, before its memory is read
+ON_ADMIN_PORT = {"log_ins", "admin_pages"}
+CONNECTIONS_MAX = 12_000  # fewer than `body_holders` want
+PROBE_PAUSE_S = 0.2
+PROBE_S_MAX = 1.0  # the time-out that a supervisor gives a probe when it has none of its own
 
 
 def measure_attack(plan: Plan) -> Figures:
@@ -38,12 +47,12 @@ def measure_attack(plan: Plan) -> Figures:
     figures: Figures = {}
     driver_cores = 0.0
     phase = 0
-    with running_service() as service:
+    with running_service("--connections-max", str(CONNECTIONS_MAX)) as service:
         steady(service, 1.0, phase)  # warms up
         for number in range(1, ROUNDS + 1):
             for kind in ("alone", *KINDS):
                 phase += 1
-                with sampled(service.child.rss_mib) as memory:
+                with sampled(service.child.rss_mib) as memory, probed(service) as probes_ms:
                     found = beside(service, kind, seconds, phase)
                 service.quiet()
                 time.sleep(REST_S)
@@ -52,6 +61,7 @@ def measure_attack(plan: Plan) -> Figures:
                 figures |= {
                     f"{kind}_{number}_p99_ms": found.p99_ms,
                     f"{kind}_{number}_max_ms": found.max_ms,
+                    f"{kind}_{number}_probe_max_ms": max(probes_ms),
                     f"{kind}_{number}_rss_during_mib": max(each.value for each in memory),
                     f"{kind}_{number}_rss_after_mib": service.child.rss_mib(),
                 }
@@ -73,16 +83,50 @@ def most_mib(figures: Figures, number: int) -> float:
     )
 
 
+@contextmanager
+def probed(service: Service) -> Iterator[list[float]]:
+    """Ask for /livez until the block ends; give the times, in ms.
+
+    Raises Broken at the end if a probe had no good answer within PROBE_S_MAX.
+    """
+    took_ms: list[float] = []
+    faults: list[str] = []
+    ended = threading.Event()
+
+    def probe() -> None:
+        while not ended.wait(PROBE_PAUSE_S):
+            began_s = time.monotonic()
+            try:
+                fetch(service.admin_url("livez"), within_s=PROBE_S_MAX)
+            except (OSError, urllib.error.URLError) as error:
+                faults.append(f"{type(error).__name__} {error}")
+            took_ms.append((time.monotonic() - began_s) * 1e3)
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    try:
+        yield took_ms
+    finally:
+        ended.set()
+        thread.join()
+    if faults or not took_ms:
+        raise Broken(f"{len(faults)} of {len(took_ms)} probes had no answer: {faults[:1]}")
+
+
 def beside(service: Service, kind: str, seconds: float, phase: int) -> OpenLoop:
     """Post steadily beside an attack. Raises Broken if the attack ended before."""
     if kind not in KINDS:
         return steady(service, seconds, phase)
-    command = [sys.executable, "-m", "benchmarks.attackers", kind, str(service.port)]
+    port = service.admin_port if kind in ON_ADMIN_PORT else service.port
+    command = [sys.executable, "-m", "benchmarks.attackers", kind, str(port)]
     attacker = Child(kind, command, service.folder)
     with serving(attacker, lambda: READY in attacker.output().split()):
-        found = steady(service, seconds, phase)
+        try:
+            found = steady(service, seconds, phase)
+        except Broken as error:
+            raise Broken(f"beside {kind}: {error}") from None
         if not attacker.running:
-            raise Broken(f"the attack ended early: {attacker.output()}")
+            raise Broken(f"the attack {kind} ended early: {attacker.output()}")
     return found
 
 

@@ -62,7 +62,7 @@ def test_append_until_it_is_on_the_disk(
     loop.run_until_complete(queue.open())
 
     async def append(group: list[list[Letter]]) -> None:
-        await asyncio.gather(*(queue.append(each, from_receiver=True) for each in group))
+        await asyncio.gather(*(queue.append(each, sender="10.0.0.1") for each in group))
 
     rounds = run_rounds(
         benchmark,

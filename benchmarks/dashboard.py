@@ -31,7 +31,7 @@ from ingest.formats.post import Decoded, Post, Rules
 
 RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
 PAGES = 10
-DEVICES_PERIOD_S = 5.0
+DEVICES_PERIOD_S = 10.0
 DECODE_S = 1.5  # of CPU time, each way, three times
 FLEET = ("--rate", "50", "--batch", "20", "--devices", "2000", "--connections", "1")
 
@@ -53,6 +53,7 @@ async def page(session: aiohttp.ClientSession, seconds: float) -> int:
     async def ask_for_devices() -> None:
         while True:
             await ask("/devices?silent_s=60")
+            await ask("/devices/list?limit=50&prefix=&after=")
             await asyncio.sleep(DEVICES_PERIOD_S)
 
     await ask("/history?since=0")

@@ -226,9 +226,9 @@ def accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def fetch(url: str, body: bytes | None = None) -> str:
-    """Return the answer to a GET, or to a POST of `body`. Raises OSError."""
-    with urllib.request.urlopen(url, body, timeout=60) as answer:
+def fetch(url: str, body: bytes | None = None, *, within_s: float = 60.0) -> str:
+    """Return the answer to a GET, or to a POST of `body`. Raises OSError, also after `within_s`."""
+    with urllib.request.urlopen(url, body, timeout=within_s) as answer:
         return str(answer.read().decode())
 
 

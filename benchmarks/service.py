@@ -83,10 +83,16 @@ class Service:
             found = json.loads(path.read_text())
             if found["pid"] == self.child.pid:  # else it is of an earlier start
                 self.info = found
-        return bool(self.info) and answers(self._admin_url("readyz"), '"accepting"')
+        return bool(self.info) and answers(self.admin_url("readyz"), '"accepting"')
 
-    def _admin_url(self, path: str) -> str:
+    def admin_url(self, path: str) -> str:
+        """Return the URL of a path of the admin port."""
         return f"http://{self.info['admin_listen']}/{path}"
+
+    @property
+    def admin_port(self) -> int:
+        """The admin port."""
+        return int(self.info["admin_listen"].rpartition(":")[2])
 
     @property
     def port(self) -> int:
@@ -100,7 +106,7 @@ class Service:
 
     def samples(self) -> dict[str, float]:
         """Return all samples of /metrics by their text."""
-        lines = (line for line in fetch(self._admin_url("metrics")).splitlines() if line[:1] != "#")
+        lines = (line for line in fetch(self.admin_url("metrics")).splitlines() if line[:1] != "#")
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     def committed(self) -> float:

@@ -19,7 +19,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from ingest.model.ledger import Histogram, Ledger
+from ingest.model.ledger import Gauges, Histogram, Ledger
 from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s
 
@@ -79,6 +79,18 @@ class _LedgerCollector(Collector):
         retries = {**dict.fromkeys(("wait", "retry", "isolate", "hold"), 0), **m.retries}
         for name, meaning, label, counts in (
             ("readings_rejected", "Readings refused and not kept.", "code", m.rejected),
+            (
+                "posts_refused",
+                "Requests to the data port that were refused, by problem code.",
+                "code",
+                m.posts_refused,
+            ),
+            (
+                "connections_closed",
+                "Connections that were closed or refused because of a limit.",
+                "cause",
+                m.connections_closed,
+            ),
             (
                 "readings_dead_lettered",
                 "Readings kept as dead letters.",
@@ -148,41 +160,12 @@ class _LedgerCollector(Collector):
         )
         if m.gauges is None:
             return
-        stats = m.gauges.buffer()
-        oldest_s = stats.oldest_received_s
-        letters, journal = m.gauges.dead_letters(), m.gauges.journal()
-        for name, meaning, value in (
-            ("buffer_rows", "Readings in the buffer, including those on the disk.", stats.rows),
-            (
-                "buffer_rows_max",
-                "Limit of the readings in memory (buffer_rows_max).",
-                stats.rows_max,
-            ),
-            (
-                "buffer_used_ratio",
-                "Share of the buffer in use; if it is 1, posts wait.",
-                stats.used,
-            ),
-            ("buffer_bytes", "Bytes in memory, including waiting posts.", stats.size_bytes),
-            (
-                "buffer_oldest_age_seconds",
-                "Age of the oldest post in the buffer.",
-                monotonic_s() - oldest_s if oldest_s is not None else 0.0,
-            ),
-            ("db_up", "1 if the last contact with the database succeeded.", m.gauges.database_up()),
-            ("dlq_bytes", "Bytes of all dead-letter files.", letters.size_bytes),
-            (
-                "dlq_readings",
-                "Dead-letter entries that are neither replayed nor discarded.",
-                letters.live,
-            ),
-            ("dlq_oldest_age_seconds", "Age of the oldest such entry.", letters.oldest_age_s),
-            ("journal_bytes", "Bytes of the journal.", journal.size_bytes),
-            ("journal_segments", "Files of the journal.", journal.segments),
-        ):
+        for name, meaning, value in (*_of_buffer(m.gauges), *_of_folder(m.gauges)):
             yield GaugeMetricFamily(f"ingest_{name}", meaning, value=float(value))
         yield CounterMetricFamily(
-            "ingest_journal_damaged", "Files of the journal found damaged.", value=journal.damaged
+            "ingest_journal_damaged",
+            "Files of the journal found damaged.",
+            value=m.gauges.journal().damaged,
         )
         reason = m.gauges.hold_reason()
         if reason is not None:
@@ -192,6 +175,38 @@ class _LedgerCollector(Collector):
         now = m.gauges.state()
         states = [(each, float(each == now)) for each in STATES]
         yield _labelled(GaugeMetricFamily, "state", _STATE, "state", states)
+
+
+def _of_buffer(gauges: Gauges) -> Iterator[tuple[str, str, float]]:
+    stats = gauges.buffer()
+    yield "buffer_rows", "Readings in the buffer, including those on the disk.", stats.rows
+    yield "buffer_rows_max", "Limit of the readings in memory (buffer_rows_max).", stats.rows_max
+    yield "buffer_used_ratio", "Share of the buffer in use; if it is 1, posts wait.", stats.used
+    yield "buffer_bytes", "Bytes in memory, including waiting posts.", stats.size_bytes
+    oldest_s = stats.oldest_received_s
+    age_s = monotonic_s() - oldest_s if oldest_s is not None else 0.0
+    yield "buffer_oldest_age_seconds", "Age of the oldest post in the buffer.", age_s
+    up = gauges.database_up()
+    yield "db_up", "1 if the last contact with the database succeeded.", up
+
+
+def _of_folder(gauges: Gauges) -> Iterator[tuple[str, str, float]]:
+    letters, journal, limits = gauges.dead_letters(), gauges.journal(), gauges.limits
+    waiting = "Dead-letter entries that are neither replayed nor discarded."
+    yield "dlq_bytes", "Bytes of all dead-letter files.", letters.size_bytes
+    yield "dlq_bytes_max", "Limit of dlq_bytes (dlq_bytes_max).", limits.dlq_bytes_max
+    yield "dlq_readings", waiting, letters.live
+    yield "dlq_oldest_age_seconds", "Age of the oldest such entry.", letters.oldest_age_s
+    full = "1 while posts with an invalid item are refused: the half for these items is full."
+    yield "dlq_invalid_full", full, letters.invalid_full
+    yield "journal_bytes", "Bytes of the journal.", journal.size_bytes
+    limit = "Limit of journal_bytes (journal_bytes_max); 0 without a journal."
+    yield "journal_bytes_max", limit, limits.journal_bytes_max
+    yield "journal_segments", "Files of the journal.", journal.segments
+    free = gauges.disk_free_bytes()
+    yield "disk_free_bytes", "Free space of the state folder, at the last check.", free
+    least = "With less free space posts are refused (disk_free_bytes_min)."
+    yield "disk_free_bytes_min", least, limits.disk_free_bytes_min
 
 
 def _labelled(

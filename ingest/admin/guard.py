@@ -2,15 +2,17 @@
 
 If the port listens on the loopback, every user of the machine may see the page. Pages of other
 sites may not. So the Host header must be a name of the loopback; a name that an attacker points to
-127.0.0.1 is none. Actions also need the CSRF token of the page.
-If the port listens elsewhere, everything needs the admin token, as `Authorization: Bearer` or as
-the cookie that the log-in sets. Probes and /metrics do not use the guard.
+127.0.0.1 is none. If the port listens elsewhere, the page needs the admin token too.
+Actions always need the admin token: as `Authorization: Bearer`, or as the cookie that a log-in
+sets. With the cookie they also need the CSRF token of the page. A key, which works once, logs a
+browser in without the token. Probes and /metrics do not use the guard.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import secrets
 from collections.abc import Mapping
 from hashlib import blake2b
 from urllib.parse import urlsplit
@@ -31,6 +33,8 @@ class Guard:
         # A browser sends a cookie to all ports of a host, so each instance has a name of its own.
         self.cookie_name = "ingest-" + self._derived(b"name")[:8]
         self._loopback = False
+        self.key_path = f"/login/{secrets.token_urlsafe(18)}"
+        self._key_left = True
 
     def _derived(self, use: bytes) -> str:
         return blake2b(use, key=self._token[:64], digest_size=24).hexdigest()
@@ -70,9 +74,28 @@ class Guard:
         if not self.may_look(headers):
             raise Refused("unauthorized", "beyond the loopback the page needs the admin token")
 
+    def may_act(self, headers: Mapping[str, str]) -> bool:
+        """Whether page and requests with these headers may act. Raises Refused `wrong_host`."""
+        self.check_host(headers)
+        return self.knows(headers)
+
+    def check_may_act(self, headers: Mapping[str, str]) -> None:
+        """Raise Refused unless the request has the token or the cookie."""
+        if not self.may_act(headers):
+            raise Refused(
+                "unauthorized",
+                "this needs a log-in at /login; `ingest config --print admin_token` prints the "
+                "token of the running service",
+            )
+
+    def use_key(self) -> bool:
+        """Whether a request to `key_path` logs its browser in: the first one does."""
+        left, self._key_left = self._key_left, False
+        return left
+
     def check_act(self, headers: Mapping[str, str]) -> None:
-        """Raise Refused unless the request has the token or comes from our own page."""
-        self.check_look(headers)
+        """Raise Refused unless the request has the token, or comes from our page after a log-in."""
+        self.check_may_act(headers)
         bearer = headers.get("Authorization", "")
         if bearer and self.knows({"Authorization": bearer}):
             return  # no browser adds this header by itself, so no other site caused the request

@@ -1,7 +1,8 @@
-"""The admin port: probes, metrics, `hold` and `hold/release`, and the pages of the dashboard.
+"""The admin port: probes, metrics, `hold`, `hold/release`, `refused`, and the dashboard's pages.
 
-Promises: probes and /metrics need no token. `hold/release` needs the admin token, or must come from
-our own page. `hold` may quote a reading, so only those who may see the dashboard get it.
+Promises: probes and /metrics need no token. `hold/release` and `refused` (the last refused posts)
+need the admin token, or must come from our own page. `hold` may quote a reading, so only those who
+may see the dashboard get it.
 Does not: take readings, or know the pages of the dashboard.
 """
 
@@ -32,7 +33,7 @@ class Admin:
 
     `release_hold(dead_letter)` makes writers that wait try at once, and returns whether they
     waited. `message` returns the last message of the database while they wait. `pages` are further
-    routes, which check access themselves.
+    routes, which check access themselves. `refused_posts` lists the last refused posts.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Admin:
         guard: Guard,
         bodies: Bodies,
         release_hold: Callable[[bool], bool],
+        refused_posts: Callable[[], list[dict[str, Any]]],
         pages: Mapping[str, Route],
     ) -> None:
         self._exposition = exposition
         self._message = message
         self._guard = guard
         self._release_hold = release_hold
+        self._refused_posts = refused_posts
         self._bodies = bodies
         self._port = Port(
             {
@@ -59,6 +62,7 @@ class Admin:
                 **probes(health),
                 "/hold": Route(READ, self._hold),
                 "/hold/release": Route(POST, self._release),
+                "/refused": Route(READ, self._refused),
             },
             ledger,
             flag="--admin-listen",
@@ -84,12 +88,19 @@ class Admin:
         self._guard.check_look(request.headers)
         return Answer(200, orjson.dumps({"said": self._message()}))
 
-    async def _release(self, request: Request, _query: str, _at_s: float) -> Answer:
-        headers = request.headers
+    async def _refused(self, request: Request, _query: str, _at_s: float) -> Answer:
+        self._check_act(request.headers)
+        document = orjson.dumps({"posts": self._refused_posts()})
+        return Answer(200, document, headers=b"Cache-Control: no-store\r\n")
+
+    def _check_act(self, headers: Mapping[str, str]) -> None:
         if CSRF_HEADER in headers:
             self._guard.check_act(headers)
         elif not self._guard.knows({"Authorization": headers.get("Authorization", "")}):
             raise Refused("unauthorized", "the token is in the state folder's service file")
+
+    async def _release(self, request: Request, _query: str, _at_s: float) -> Answer:
+        self._check_act(request.headers)
         async with self._bodies.received(request) as body:
             dead_letter = _dead_letter_asked(body)
         released = self._release_hold(dead_letter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ingest import __version__
 from ingest.admin.dashboard.letters import Letters
@@ -20,6 +21,7 @@ from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
+from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.lookup import Lookup
 
 
@@ -40,9 +42,10 @@ class AdminSide:
         message: Callable[[], str],
         token: str,
         release_hold: Callable[[bool], bool],
+        refused_posts: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._settings = settings
-        self._database_url: str | None = None
+        self._database_url: DatabaseUrl | None = None
         self._lookup: Lookup | None = None
         self.guard = Guard(token)
         self._dead_letters = dead_letters
@@ -71,6 +74,7 @@ class AdminSide:
             guard=self.guard,
             bodies=bodies(),
             release_hold=release_hold,
+            refused_posts=refused_posts,
             pages=self.dashboard.pages,
         )
 
@@ -94,8 +98,12 @@ class AdminSide:
         self.guard.bound(bound)
         return bound
 
-    def database(self, url: str) -> None:
-        """Set the database's URL."""
+    def page_address(self, bound: str, *, with_key: bool) -> str:
+        """Return the address of the page; with a key it logs in the first browser."""
+        return f"http://{bound}{self.guard.key_path if with_key else '/'}"
+
+    def database(self, url: DatabaseUrl) -> None:
+        """Set what returns the database's URL."""
         self._database_url = url
         self._lookup = Lookup(url)
 

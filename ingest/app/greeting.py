@@ -14,15 +14,26 @@ _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 
 
 def greeting_lines(
-    *, state_dir: Path, listen: str, admin_listen: str, embedded: bool, waiting: str
+    *,
+    state_dir: Path,
+    listen: str,
+    admin_listen: str,
+    page: str,
+    embedded: bool,
+    waiting: str,
 ) -> Iterator[str]:
-    """Yield the lines. `waiting` is why the database does not answer yet, or empty."""
+    """Yield the lines.
+
+    `page` is the address of the dashboard. `waiting` is why the database does not answer yet, or
+    empty.
+    """
     yield f"iot-ingest {__version__}, state folder: {state_dir}"
     yield (
         f"post readings: curl -H 'content-type: application/json' -d '{_EXAMPLE}' "
         f"http://{listen}/v1/readings"
     )
-    yield f"dashboard:     http://{admin_listen}/"
+    once = "  (the first browser that opens it may act)" if "/login/" in page else ""
+    yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
     if embedded:
         look = f"./run psql{_flag(state_dir)} -c 'table readings'"

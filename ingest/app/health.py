@@ -1,8 +1,8 @@
 """Whether this instance can take readings now: /readyz, and the receiver's admission.
 
-Promises: one state at a time, with a reason and its start. `full` and `disk_low` neither start nor
-end because of one measurement (hysteresis). While the database is away, posts are accepted as long
-as the buffer has space.
+Promises: one state at a time, and one cause: why posts are refused or readings not stored, since
+when, and what to do. `full` and `disk_low` neither start nor end because of one measurement
+(hysteresis). While the database is away, posts are accepted as long as the buffer has space.
 Does not: measure anything itself but the free disk space, once per tick.
 """
 
@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import orjson
 
+from ingest.app.fill import Fill
+from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
 from ingest.config.values import shown
+from ingest.model.causes import INVALID_FULL, JOURNAL_BROKEN, cause_of, next_step
+from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import BufferStats, Database
+from ingest.model.verdict import UNREACHABLE
 from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.system.logs import get_logger
 
@@ -25,6 +30,7 @@ FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full"}
+UNCHECKED = "the database has not answered since the start; the journal keeps the readings"
 UNTAKEN = "posts are not taken until the table has been checked"
 
 
@@ -32,7 +38,8 @@ class Health:
     """The state of the service; implements ports.Admission.
 
     `free_bytes` returns the free space of the state folder, and may raise OSError. `disk_broken`
-    returns True if the journal cannot be written.
+    returns True if the journal cannot be written. `advice` are the words of the next steps: a text
+    for each of causes.FIELDS.
     """
 
     def __init__(
@@ -43,13 +50,23 @@ class Health:
         database_state: Database,
         free_bytes: Callable[[], int],
         disk_broken: Callable[[], bool] = lambda: False,
+        dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
+        refusals: Refusals,
+        fill: Fill,
+        advice: Mapping[str, str],
     ) -> None:
         self._settings = settings
         self._buffer = buffer
         self._database_state = database_state
         self._free_bytes = free_bytes
         self._disk_broken = disk_broken
+        self._dead_letters = dead_letters
+        self._refusals = refusals
+        self._fill = fill
+        self._advice = advice
+        self.disk_free_bytes = 0  # at the last check
         self._starting = True
+        self._unchecked = False  # posts are accepted, but the table has not been checked yet
         self._draining = False
         self._disk_low = False
         self._full = False
@@ -58,6 +75,9 @@ class Health:
         self._oldest_s: float | None = None  # when the oldest block was received
         self._state = "starting"
         self._since_us = unix_us()
+        self._cause = ""
+        self._cause_since_us = self._since_us
+        self._invalid_full = False
         self._log = get_logger("health")
 
     @property
@@ -67,6 +87,11 @@ class Health:
 
     def started(self) -> None:
         """Note that the table has been checked: posts are accepted."""
+        self._starting = self._unchecked = False
+
+    def taking_unchecked(self) -> None:
+        """Accept posts before the table has been checked: the journal keeps them."""
+        self._unchecked = self._starting or self._unchecked
         self._starting = False
 
     def draining(self) -> None:
@@ -89,10 +114,14 @@ class Health:
                 return
 
     def tick(self) -> None:
-        """Check the disk and the buffer; cheap."""
+        """Check disk, dead letters and buffer; cheap."""
+        stats = self._buffer()
         self._check_disk()
-        self._check_buffer(self._buffer())
-        self._refresh(self._buffer())
+        self._check_invalid_items()
+        self._check_buffer(stats)
+        self._refresh(stats)
+        self._fill.tick(stats, self._dead_letters().size_bytes, self.disk_free_bytes)
+        self._refusals.tick()
 
     def state(self) -> str:
         """Return the state now, one of STATES."""
@@ -103,10 +132,19 @@ class Health:
         """Return the HTTP status and the JSON document of /readyz."""
         stats = self._buffer()
         self._refresh(stats)
+        cause = self._cause
         document = {
             "state": self._state,
             "reason": self._reason(stats),
             "since": rfc3339(self._since_us),
+            "refusing": self._state in UNREADY,
+            "cause": cause,
+            "cause_since": rfc3339(self._cause_since_us) if cause else None,
+            "next": next_step(cause, self._advice) if cause else "",
+            "runbook": cause_of(cause).runbook if cause else "",
+            "full_in_s": self._fill.full_in_s(),
+            "refused_60s": self._refusals.posts.grown(),
+            "closed_60s": self._refusals.connections.grown(),
         }
         return 503 if self._state in UNREADY else 200, orjson.dumps(document)
 
@@ -119,13 +157,25 @@ class Health:
 
     def _check_disk(self) -> None:
         least = self._settings.disk_free_bytes_min
-        if not least:
-            return
         try:
             free = self._free_bytes()
         except OSError:
             free = 0  # a disk that cannot be asked cannot keep dead letters
-        self._disk_low = free < (least * DISK_RECOVERS if self._disk_low else least)
+        self.disk_free_bytes = free
+        if least:
+            self._disk_low = free < (least * DISK_RECOVERS if self._disk_low else least)
+
+    def _check_invalid_items(self) -> None:
+        """Log it once when the half of the dead letters for invalid items becomes full, or ends."""
+        letters = self._dead_letters()
+        if letters.invalid_full == self._invalid_full:
+            return
+        self._invalid_full = letters.invalid_full
+        size, most = letters.size_bytes, self._settings.dlq_bytes_max
+        if letters.invalid_full:
+            self._log.warning("invalid_items_refused", dlq_bytes=size, dlq_bytes_max=most)
+        else:
+            self._log.info("invalid_items_kept_again", dlq_bytes=size, dlq_bytes_max=most)
 
     def _check_buffer(self, stats: BufferStats) -> None:
         """Set `full` after `full_s_min` without space and progress; end it after the contrary."""
@@ -146,10 +196,27 @@ class Health:
 
     def _refresh(self, stats: BufferStats) -> None:
         state = self.refusal() or self._open_state(stats)
-        if state != self._state:
-            was, self._state, self._since_us = self._state, state, unix_us()
-            if state in UNREADY or was in UNREADY:
-                self._log.info("state", state=state, was=was, reason=self._reason(stats))
+        was, self._state = self._state, state
+        if state != was:
+            self._since_us = unix_us()
+        cause = self._cause_now()
+        if cause != self._cause:
+            self._cause, self._cause_since_us = cause, unix_us()
+        if state != was and (state in UNREADY or was in UNREADY):
+            self._log.info("state", state=state, was=was, reason=self._reason(stats))
+
+    def _cause_now(self) -> str:
+        """Return the cause of the state, or of what else is wrong: a key of causes.CAUSES."""
+        state = self._state
+        if state == "disk_low" and self._disk_broken():
+            return JOURNAL_BROKEN
+        if state in {"draining", "disk_low"}:
+            return state
+        if self._database_cause():
+            return self._database_cause()
+        if state in {"starting", "full", "slowed"}:
+            return state
+        return INVALID_FULL if self._invalid_full else ""
 
     def _open_state(self, stats: BufferStats) -> str:
         if self._full:
@@ -161,23 +228,34 @@ class Health:
         return "slowed" if stats.posts_waiting or stats.used >= 1 else "accepting"
 
     def _reason(self, stats: BufferStats) -> str:
-        hold = self._database_state.hold_reason
-        database = "" if self._database_state.up else "the database is away; readings are kept"
-        if hold is not None:
-            database = f"the database refuses: {hold}"
-        if self._state == "draining":
-            return "the service is stopping"
+        """Return the cause in words, with the figures of the state."""
         if self._state == "starting":
-            why = database if self._database_state.up else "the database does not answer yet"
-            return f"{UNTAKEN}; {why}" if why else UNTAKEN
-        if self._state == "disk_low" and self._disk_broken():
-            return "the journal cannot be written to the disk"
-        if self._state == "disk_low":
+            return f"{UNTAKEN}; {self._database_words()}" if self._database_words() else UNTAKEN
+        if self._cause == "disk_low":
             least = shown("disk_free_bytes_min", self._settings.disk_free_bytes_min)
             return f"less than {least} of disk are free"
         if self._state in {"full", "slowed"}:
             most = f" of {stats.rows_max}" if stats.disk_used is None else ""
             journal = "" if stats.disk_used is None else f", {stats.disk_used:.0%} of the journal"
             load = f"{stats.rows} readings{most}{journal}, {stats.posts_waiting} posts wait"
-            return f"{load}; {database}" if database else load
-        return database
+            return f"{load}; {self._database_words()}" if self._database_words() else load
+        database = self._database_words() if self._cause == self._database_cause() else ""
+        return database or (cause_of(self._cause).words if self._cause else "")
+
+    def _database_cause(self) -> str:
+        """Return why nothing is written, or nothing; before the first check nobody has answered."""
+        return self._database_state.cause or (UNREACHABLE if self._unchecked else "")
+
+    def _database_words(self) -> str:
+        """Return that in words."""
+        cause = self._database_cause()
+        if self._unchecked and cause == UNREACHABLE:
+            return UNCHECKED
+        if self._database_state.hold_reason is not None:
+            return f"writes are paused: {cause_of(cause).words}"
+        if self._unchecked:
+            return UNCHECKED
+        if not cause:
+            return ""
+        kept = "" if self._state == "starting" else "; readings are kept"
+        return f"{cause_of(cause).words}{kept}"

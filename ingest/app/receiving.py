@@ -14,6 +14,7 @@ from ingest.app.rules import make_rules
 from ingest.config.settings import Settings
 from ingest.formats.post import Decoded
 from ingest.http.plain_body import PlainBodies
+from ingest.http.routes import OnRefused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.endpoint import Endpoint
@@ -29,6 +30,7 @@ def make_endpoint(
     admission: Admission,
     database: Database,
     health: Callable[[], tuple[int, bytes]],
+    on_refused: OnRefused,
     on_decoded: Callable[[Decoded], None] | None = None,
 ) -> Endpoint:
     """Return the data port, which is not started yet; see Endpoint. Raises ConfigError."""
@@ -53,5 +55,6 @@ def make_endpoint(
         admission=admission,
         database=database,
         health=health,
+        on_refused=on_refused,
         on_decoded=on_decoded,
     )

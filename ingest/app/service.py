@@ -12,24 +12,34 @@ Promises: a task that has readings is never cancelled.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
-from collections.abc import Callable, Coroutine
-from os import getpid
+from collections.abc import Callable, Coroutine, Mapping
+from os import geteuid, getpid
 from typing import Any
+
+from msgspec.structs import replace
 
 from ingest import __version__
 from ingest.app.admin import AdminSide
+from ingest.app.advice import advice
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
+from ingest.app.fill import Fill
+from ingest.app.first_contact import FirstContact
 from ingest.app.greeting import greeting_lines
 from ingest.app.health import Health
 from ingest.app.receiving import make_endpoint
+from ingest.app.refusals import Refusals
 from ingest.app.writing import WritingHalf
+from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address, state_dir
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http.connections import raise_open_files_limit
 from ingest.model.errors import StartError
 from ingest.model.ledger import Gauges, Ledger
+from ingest.receiver.refused_posts import RefusedPosts
+from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
 from ingest.system import signals as app_signals
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
@@ -40,18 +50,30 @@ EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 HANDLERS_GRACE_S = 1.0
 
 
-async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
+async def serve(
+    settings: Settings,
+    *,
+    announce: Callable[[str], None],
+    url_origin: str = "default",
+    terminal: bool = False,
+) -> int:
     """Run the service until SIGTERM or SIGINT; return the process's exit code.
 
     Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines
-    for a person at a terminal; everything else goes to the log.
+    for a person; everything else goes to the log. Only at a `terminal` they have the key of the
+    dashboard: elsewhere they may be kept in a file. `url_origin` is where database_url was set.
     """
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, form=settings.log_format)
     raise_open_files_limit()
     folder = StateFolder.open(state_dir(settings))
+    if geteuid() == 0:
+        logs.get_logger("service").warning(
+            "started_as_root", why="whoever breaks into the service is root: use a user of its own"
+        )
     with folder.lock():
         notifier = Notifier.from_environment()
-        service = Service(settings, folder, announce, notifier)
+        words = advice(settings, url_origin)
+        service = Service(settings, folder, announce, notifier, words, terminal=terminal)
         async with notifier.reporting(service.health.in_words):
             return await service.run()
 
@@ -65,8 +87,12 @@ class Service:
         folder: StateFolder,
         announce: Callable[[str], None],
         notifier: Notifier,
+        words: Mapping[str, str],
+        *,
+        terminal: bool,
     ) -> None:
         self._settings = settings
+        self._terminal = terminal
         self._folder = folder
         self._announce = announce
         self._notifier = notifier
@@ -74,13 +100,19 @@ class Service:
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._stopping = asyncio.Event()  # the drain begins
         self._halted = asyncio.Event()  # the drain ends: rows that are left are kept as they are
+        self._writing_ends = asyncio.Event()  # the writers end now
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._embedded: EmbeddedPostgres | None = None
+        self._info: ServiceInfo | None = None  # what was published
         self.ledger = Ledger()
         self.buffer = make_buffer(settings, folder, self.ledger)
         self.writing = WritingHalf(
-            settings, outlet=self.buffer, ledger=self.ledger, halted=self._halted
+            settings,
+            outlet=self.buffer,
+            ledger=self.ledger,
+            halted=self._writing_ends,
+            keeps_rest=lambda: settings.buffer == "journal" and not self.buffer.broken,
         )
         self.dead_letters = DeadLetterQueue(
             folder.dead_letters,
@@ -89,16 +121,27 @@ class Service:
             keep_days=settings.dlq_keep_days,
             auto_replay=settings.dlq_auto_replay,
         )
-        self._connect_parts()
+        self._connect_parts(words)
 
-    def _connect_parts(self) -> None:
+    def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
+        fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
+        refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
             settings=settings,
             buffer=self.buffer.stats,
             database_state=database_state,
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
+            dead_letters=self.dead_letters.stats,
+            refusals=Refusals(self.ledger),
+            fill=fill,
+            advice=words,
+        )
+        self.first_contact = FirstContact(
+            self.health,
+            self._folder,
+            may_take=settings.buffer == "journal" and bool(settings.database_url),
         )
         self.admin_side = AdminSide(
             settings,
@@ -108,6 +151,7 @@ class Service:
             message=lambda: database_state.message,
             token=self._token,
             release_hold=self.writing.release_hold,
+            refused_posts=refused_posts.listed,
         )
         self.endpoint = make_endpoint(
             settings,
@@ -118,15 +162,18 @@ class Service:
             admission=self.health,
             database=database_state,
             health=self.health.readyz,
+            on_refused=refused_posts.refused,
             on_decoded=self.admin_side.dashboard.tail.observe,
         )
         self.ledger.gauges = Gauges(
             buffer=self.buffer.stats,
             dead_letters=self.dead_letters.stats,
-            database_up=lambda: database_state.up and not self.health.starting,
+            database_up=lambda: database_state.up and self.writing.checked,
             hold_reason=lambda: database_state.hold_reason,
             journal=self.buffer.journal_stats,
             state=self.health.state,
+            disk_free_bytes=lambda: self.health.disk_free_bytes,
+            limits=fill.limits,
         )
 
     async def run(self) -> int:
@@ -141,7 +188,7 @@ class Service:
                 await stopping
             return await self._stop()
         finally:
-            starting.cancel()  # if a signal came first: no post has been accepted yet
+            starting.cancel()  # if a signal came first, before the first answer of the database
             stopping.cancel()
             await asyncio.wait((starting, stopping))
             await self._end()
@@ -158,21 +205,20 @@ class Service:
         self._notifier.ready()
         self._spawn(self.health.run(self._stopping))
         self._spawn(self.admin_side.dashboard.run(self._halted))
-        if not (url := settings.database_url):
-            self._embedded = EmbeddedPostgres(self._folder.postgres)
-            url = await self._embedded.start()
+        url = await self._database()
         self.admin_side.database(url)
-        self._folder.publish(
-            ServiceInfo(
-                pid=getpid(),
-                version=__version__,
-                listen=listen,
-                admin_listen=admin_listen,
-                database_url=url,
-                token=self._token,
-                started_us=unix_us(),
-            )
+        self._info = ServiceInfo(
+            pid=getpid(),
+            version=__version__,
+            listen=listen,
+            admin_listen=admin_listen,
+            database_url=url(),
+            token=self._token,
+            page=self.admin_side.page_address(admin_listen, with_key=True),
+            started_us=unix_us(),
         )
+        self._folder.publish(self._info)
+        self.first_contact.begin(url())
         writing = self.writing
         self._spawn(self._open_database(url))
         await writing.first_try.wait()
@@ -182,6 +228,9 @@ class Service:
             state_dir=self._folder.path,
             listen=listen,
             admin_listen=admin_listen,
+            page=self.admin_side.page_address(
+                admin_listen, with_key=self._terminal and not settings.admin_token
+            ),
             embedded=self._embedded is not None,
             waiting=""
             if writing.database_state.is_open
@@ -189,9 +238,33 @@ class Service:
         ):
             self._announce(line)
 
-    async def _open_database(self, url: str) -> None:
+    async def _database(self) -> DatabaseUrl:
+        """Return what gives the URL of the configured database, or of the embedded one."""
+        if self._settings.database_url:
+            return RereadUrl(self._settings)
+        embedded = self._embedded = EmbeddedPostgres(self._folder.postgres)
+        await embedded.start()
+        return lambda: embedded.url
+
+    def _checked(self, url: str) -> None:
+        """A connection has found the table right: remember that, and tell commands a new URL."""
+        self.first_contact.checked(url)
+        if self._info is not None and url != self._info.database_url:
+            self._info = replace(self._info, database_url=url)
+            try:
+                self._folder.publish(self._info)
+            except OSError as error:  # commands do not find the new URL; the service goes on
+                self._log.warning("url_not_published", why=str(error))
+
+    async def _open_database(self, url: DatabaseUrl) -> None:
         """Check the table; then accept posts and start writers and replay."""
-        if await self.writing.open(url, self._stopping):
+        if await self.writing.open(
+            url,
+            self._stopping,
+            posts_taken=lambda: not self.health.starting,
+            on_away=self.first_contact.away,
+            on_checked=self._checked,
+        ):
             self.health.started()
             self.writing.start(self.admin_side.observed_dead_letters, self._spawn)
             replayer = self.writing.make_replayer(self.dead_letters, self.buffer)
@@ -216,11 +289,18 @@ class Service:
 
     async def _stop(self) -> int:
         """Drain; return the exit code. Bounded by `drain_s_max` and the dead letters' disk."""
-        deadline_s = monotonic_s() + self._settings.drain_s_max
+        drain_s_max = min(
+            self._settings.drain_s_max,
+            HANDLERS_GRACE_S if self.writing.leaves_rest else math.inf,
+        )
+        deadline_s = monotonic_s() + drain_s_max
         self.health.draining()
         self._notifier.stopping()
         halt = asyncio.create_task(self._halt_at(deadline_s))
-        await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
+        if self.writing.leaves_rest:  # posts that wait for their commit get their answer now
+            await self.writing.finish()
+            await keep_rest(self.buffer, self.dead_letters, self.ledger)
+        await self.endpoint.finish(drain_s_max + HANDLERS_GRACE_S)
         self.buffer.shut_inlet()
         await self.writing.finish()
         self._halted.set()
@@ -245,6 +325,7 @@ class Service:
         """At the deadline, at a second signal, or at the end of the drain, abort the writers."""
         await sleep_unless(self._halted, deadline_s - monotonic_s())
         self._halted.set()
+        self._writing_ends.set()
         self.buffer.shut_inlet()
         self.writing.abort()
 
@@ -252,6 +333,7 @@ class Service:
         """End all tasks, close everything, and stop the embedded database. Called in any case."""
         self._stopping.set()
         self._halted.set()
+        self._writing_ends.set()
         self.buffer.shut_inlet()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)

@@ -14,34 +14,55 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ingest.config.settings import Settings
-from ingest.dead_letters.auto_replay import Replayer
-from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.auto_replay import OwnFolder, Replayer
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
-from ingest.model.verdict import LETTERS_FULL, NOT_DURABLE, SCHEMA, WriteFailed
-from ingest.sinks.postgres.connection import Timeouts
+from ingest.model.verdict import (
+    LETTERS_FULL,
+    NO_SUCH_HOST,
+    NOT_DURABLE,
+    SCHEMA,
+    Verdict,
+    WriteFailed,
+)
+from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
+from ingest.writer.at_fault import FaultFinder
 from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import BREAKER, CircuitBreaker
+from ingest.writer.breaker import CircuitBreaker
+from ingest.writer.connecting import stop_connecting
 from ingest.writer.database_state import DatabaseState
-from ingest.writer.writer import Writer, stop_connecting
+from ingest.writer.writer import Writer
+
+LEAVING_S = 0.1  # between two looks whether the database went away during a drain
 
 
 def make_sink(
-    url: str, settings: Settings, *, name: str = "iot-ingest", known: KnownServer | None = None
+    url: str | DatabaseUrl,
+    settings: Settings,
+    *,
+    name: str = "iot-ingest",
+    known: KnownServer | None = None,
+    on_checked: Callable[[str], None] | None = None,
 ) -> SinkPostgres:
-    """Return a sink that connects to `url` at its first use. Sinks of one service share `known`."""
+    """Return a sink that connects to `url` at its first use; see CheckedConnection."""
     return SinkPostgres(
-        url,
+        url if callable(url) else lambda: url,
         _timeouts(settings),
         method=settings.write_method,
         unsafe=settings.database_unsafe,
         name=name,
         known=known or KnownServer(),
+        on_checked=on_checked,
     )
+
+
+def _no_answer(failure: WriteFailed) -> bool:
+    """Whether the server is away for now. A refusal, or an unknown host name, is an answer."""
+    return failure.verdict is Verdict.WAIT and failure.reason != NO_SUCH_HOST
 
 
 def _timeouts(settings: Settings) -> Timeouts:
@@ -55,11 +76,21 @@ def _timeouts(settings: Settings) -> Timeouts:
 
 
 class WritingHalf:
-    """The writers of one process and what they share. `halted` stops them at once."""
+    """The writers of one process and what they share. `halted` stops them at once.
+
+    `keeps_rest` says whether the buffer keeps the rows that no writer stores until the next start.
+    """
 
     def __init__(
-        self, settings: Settings, *, outlet: Outlet, ledger: Ledger, halted: asyncio.Event
+        self,
+        settings: Settings,
+        *,
+        outlet: Outlet,
+        ledger: Ledger,
+        halted: asyncio.Event,
+        keeps_rest: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._keeps_rest = keeps_rest
         self._settings = settings
         self._outlet = outlet
         self._ledger = ledger
@@ -68,6 +99,7 @@ class WritingHalf:
         self.sinks: list[Sink] = []  # one for each writer
         self.first_try = asyncio.Event()  # the database was tried once, with or without success
         self.refusal = ""  # the result of that try, if the process must not start
+        self.checked = False  # the table was checked; writes may be paused by what was found
         self.database_state = DatabaseState(
             wait_s_min=settings.wait_s_min,
             wait_s_max=settings.wait_s_max,
@@ -80,45 +112,65 @@ class WritingHalf:
             settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
         )
 
-    async def open(self, url: str, stopping: asyncio.Event) -> bool:
+    async def open(
+        self,
+        url: DatabaseUrl,
+        stopping: asyncio.Event,
+        *,
+        posts_taken: Callable[[], bool],
+        on_away: Callable[[], None],
+        on_checked: Callable[[str], None],
+    ) -> bool:
         """Make the sinks; try until the table has been checked, and make it if it is missing.
 
+        `on_away` is called after each try to which no server answered, `on_checked` with the URL
+        after each good check, also later. Once posts are taken no check ends the process.
         Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
         be written, because the process stops or must not start (`refusal`).
         """
-        settings = self._settings
-        known = KnownServer(settings.writers)
+        known = KnownServer(self._settings.writers)
         self.sinks += [
-            make_sink(url, settings, name=f"iot-ingest writer {number}", known=known)
-            for number in range(settings.writers)
+            make_sink(
+                url,
+                self._settings,
+                name=f"iot-ingest writer {number}",
+                known=known,
+                on_checked=on_checked,
+            )
+            for number in range(self._settings.writers)
         ]
-        may_apply = settings.schema_apply
-        while not stopping.is_set():
+        may_apply = self._settings.schema_apply
+        while not (stopping.is_set() or self.checked):
             try:
                 await self.sinks[0].open()
             except WriteFailed as failure:
                 if stopping.is_set():
                     return False  # the stop aborted it
                 if failure.reason == SCHEMA and may_apply:
-                    may_apply = not await make_table(url, _timeouts(settings))
+                    may_apply = not await make_table(url(), _timeouts(self._settings))
                     if may_apply:  # the server could not be reached
-                        self.first_try.set()
-                        await self.database_state.pause(self._halted)
+                        await self._try_later()
                     continue
-                if failure.reason == NOT_DURABLE and not self.first_try.is_set():
+                first = not (self.first_try.is_set() or posts_taken())
+                if failure.reason == NOT_DURABLE and first:
                     self.refusal = failure.message
-                    self.first_try.set()
-                    return False
+                    break
                 self.database_state.failed(failure)
-                if failure.reason not in (SCHEMA, NOT_DURABLE):
-                    self.first_try.set()
-                    await self.database_state.pause(self._halted)
-                    continue
+                self.checked = failure.reason in (SCHEMA, NOT_DURABLE)
+                if _no_answer(failure):
+                    on_away()
+                if not self.checked:
+                    await self._try_later()
             else:
                 self.database_state.opened()
+                self.checked = True
+        if self.checked or self.refusal:
             self.first_try.set()
-            return True
-        return False
+        return self.checked
+
+    async def _try_later(self) -> None:
+        self.first_try.set()
+        await self.database_state.pause(self._halted)
 
     def make_writers(self, dead_letters: DeadLetters) -> list[Writer]:
         """Return a writer for each sink."""
@@ -136,6 +188,13 @@ class WritingHalf:
                 sinks=self.sinks,
                 database_state=self.database_state,
                 breaker=self.breaker,
+                fault_finder=FaultFinder(
+                    sink=sink,
+                    gatherer=gatherer,
+                    database_state=self.database_state,
+                    breaker=self.breaker,
+                    ledger=self._ledger,
+                ),
                 dead_letters=dead_letters,
                 ledger=self._ledger,
                 halted=self._halted,
@@ -143,7 +202,7 @@ class WritingHalf:
             for sink in self.sinks
         ]
 
-    def make_replayer(self, folder: DeadLetterQueue, inlet: Inlet) -> Replayer:
+    def make_replayer(self, folder: OwnFolder, inlet: Inlet) -> Replayer:
         """Return the automatic replay, which sends dead letters of `folder` through the buffer."""
         settings = self._settings
         return Replayer(
@@ -168,23 +227,35 @@ class WritingHalf:
         self._tasks = [spawn(each.run()) for each in self.make_writers(dead_letters)]
 
     def release_hold(self, dead_letter: bool) -> bool:
-        """Try now; with `dead_letter` dead-letter the rows that stopped the circuit breaker.
+        """Try now; with `dead_letter` dead-letter the rows that the database refuses.
 
         Returns False if writes are not paused and the database is not away.
         """
-        if dead_letter and self.database_state.hold_reason == BREAKER:
+        if dead_letter and self.database_state.hold_reason is not None:
             self.breaker.release(received_until_s=monotonic_s())
         if not self.database_state.is_open:
             self.database_state.nudge()
         return not self.database_state.is_open
 
+    @property
+    def leaves_rest(self) -> bool:
+        """Whether a stop leaves the rest to the buffer now, and does not wait for the database."""
+        return self._keeps_rest() and not self.database_state.is_open
+
     async def finish(self) -> None:
-        """Wait until the writers have emptied the buffer, which is shut, or are halted."""
+        """Wait until the writers have emptied the buffer, which is shut, or are halted.
+
+        If the buffer keeps the rest, they are halted if the database is away or writes are paused.
+        """
         # Writers that wait for the database try once more; with an empty buffer they end.
         self.database_state.nudge()
-        if self._tasks:
-            stop_connecting(self._outlet, self.sinks)
-            await asyncio.wait(self._tasks)
+        stop_connecting(self._outlet, self.sinks)
+        left = set(self._tasks)
+        while left:
+            if self.leaves_rest:
+                self._halted.set()
+                self.abort()
+            _, left = await asyncio.wait(left, timeout=LEAVING_S)
 
     def abort(self) -> None:
         """Abort all connections, so that writes in progress fail. Call it after `halted` is set."""

@@ -6,29 +6,38 @@ Passwords are masked, except when one value is printed by its name.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import Field, fields
 from typing import Any
 
-from ingest.cli.find_database import known_url
+from ingest.cli.find_database import known_token, known_url
+from ingest.cli.parser import Parser, SettingsFlags, add_all_settings
 from ingest.config.settings import Loaded, Settings, secret_names, state_dir
 from ingest.config.text import bounds_text, env_example, groups, plain, toml_example
 from ingest.config.values import mask_url, nearest, shown
 from ingest.model.errors import ConfigError, StartError
 
+TAKES = "[options]"
+EXAMPLES = ("ingest config --print listen", "ingest config --toml")
+EPILOG = None
 
-def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
-    """Add the ways to print."""
+
+def add_arguments(parser: Parser, _settings: SettingsFlags) -> None:
+    """Add the ways to print, and the settings."""
     how = parser.add_argument_group("what to print").add_mutually_exclusive_group()
     how.add_argument(
         "--print",
         metavar="NAME",
         dest="only",
-        help="only this value; database_url: as configured, else that of the running service",
+        help="only this value; database_url and admin_token: as configured, else that of the "
+        "running service",
     )
     how.add_argument("--toml", action="store_true", help="an example of a TOML file")
     how.add_argument(
         "--env", action="store_true", help="an example of a file with environment variables"
     )
+    how.add_argument("--json", action="store_true", help="every setting with its origin, as JSON")
+    add_all_settings(parser)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -39,6 +48,8 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         print(env_example(), end="")
     elif args.only:
         print(_one_value(args.only, loaded.settings))
+    elif args.json:
+        print(json.dumps(as_json(loaded), indent=2))
     else:
         print(table(loaded))
     return 0
@@ -58,7 +69,23 @@ def _one_value(name: str, settings: Settings) -> str:
                 "no database_url is set and no service runs on the state folder "
                 f"{state_dir(settings)}; start one with `ingest serve`, or set INGEST_DATABASE_URL"
             )
+    if name == "admin_token" and not value:
+        value = known_token(settings)
+        if value is None:
+            raise StartError(f"no service runs on the state folder {state_dir(settings)}")
     return plain(value)
+
+
+def as_json(loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """Return value and origin of every setting, by name. Passwords are masked."""
+    settings = loaded.settings
+    values = {each.name: getattr(settings, each.name) for each in fields(Settings)}
+    values |= {name: "***" for name in secret_names() if values[name]}
+    values["database_url"] = mask_url(settings.database_url) if settings.database_url else ""
+    values["state_dir"] = str(state_dir(settings))
+    return {
+        name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()
+    }
 
 
 def table(loaded: Loaded) -> str:

@@ -12,17 +12,25 @@ import json
 import re
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from ingest.cli import dlq_show as show
 from ingest.cli.dlq_replay import add_replay_arguments, replay
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group
 from ingest.config.settings import Loaded, state_dir
 from ingest.dead_letters.files import folder_bytes, segments
 from ingest.dead_letters.manual_replay import hold_replay_lock
 from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.reader import LiveLetter, Selection, Tally, live_letters
+from ingest.dead_letters.reader import (
+    LiveLetter,
+    Selection,
+    Tally,
+    live_letters,
+    segment_letters,
+)
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import IngestError
 from ingest.model.letter import REASONS
@@ -32,34 +40,101 @@ from ingest.system.words import counted
 IDS_COUNTED_MAX = 1_000_000  # beyond that, an id that is in two files is shown twice
 MARKS_AT_ONCE = 1_000
 PREFIX_MIN = 6
-WHERE_HELP = "only these: reason=, code=, device=, since=RFC3339; all must match"
+LISTED = 50
+MORE_COUNTED_MAX = 100_000  # a second or two
+WHERE_HELP = (
+    "only these: reason=, code=, device= (device=boiler-* for all that begin so), since=RFC3339; "
+    "all must match"
+)
+
+TAKES = "COMMAND [options]"
+EXAMPLES = ("ingest dlq list", "ingest dlq stats --json")
+EPILOG = (
+    "exit codes: 0 done; 1 a part is left, such as a dead letter that is refused again, or discard "
+    "without --yes"
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the commands and their arguments."""
-    metavar = "list | show | stats | replay | discard"
-    commands = parser.add_subparsers(dest="dlq_command", metavar=metavar, required=True)
+    commands = (
+        Command(
+            "list",
+            "one line for each dead letter, the newest first",
+            ("ingest dlq list", "ingest dlq list --where reason=invalid,device=boiler-* --limit 0"),
+            _list_arguments,
+            "[ID ..]",
+        ),
+        Command(
+            "show",
+            "dead letters in full, the newest first",
+            ("ingest dlq show 6f1c09", "ingest dlq show --json --where reason=invalid"),
+            _list_arguments,
+            "[ID ..]",
+        ),
+        Command(
+            "stats",
+            "number, reasons, age and size",
+            ("ingest dlq stats", "ingest dlq stats --json"),
+            lambda stats: _json_flag(stats, "print as JSON"),
+        ),
+        Command(
+            "replay",
+            "validate dead letters again and write them to the table",
+            ("ingest dlq replay --dry-run", "ingest dlq replay --file fixed.jsonl --edited"),
+            _replay_arguments,
+        ),
+        Command(
+            "discard",
+            "mark dead letters as discarded; their readings are lost",
+            ("ingest dlq discard 6f1c09 --yes", "ingest dlq discard --where device=test-* --yes"),
+            _discard_arguments,
+            "[ID ..]",
+        ),
+    )
+    add_group(parser, "dlq_command", commands, settings)
 
-    def add(name: str, purpose: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, parents=[settings_flags], help=purpose)
-        if name != "stats":
-            added.add_argument("--where", action="append", metavar="K=V", help=WHERE_HELP)
-        return added
 
-    for each in (
-        add("list", "one line for each dead letter"),
-        add("show", "dead letters in full"),
-    ):
-        each.add_argument("ids", nargs="*", metavar="ID", help="an id, or its first characters")
-        each.add_argument("--json", action="store_true", help="the lines of the files, unchanged")
-        each.add_argument("--limit", type=int, metavar="N", help="only the oldest N")
-    stats = add("stats", "number, reasons, age and size")
-    stats.add_argument("--json", action="store_true", help="print as JSON")
-    add_replay_arguments(add("replay", "validate dead letters again and write them to the table"))
-    discard = add("discard", "mark dead letters as discarded; their readings are lost")
-    discard.add_argument("ids", nargs="*", metavar="ID", help="an id, or its first characters")
-    discard.add_argument("--all", action="store_true", help="all dead letters")
-    discard.add_argument("--yes", action="store_true", help="discard them, not only count them")
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    _ids_and_where(parser)
+    _json_flag(parser, "the lines of the files, unchanged; all of them, unless there is --limit")
+    parser.add_argument(
+        "--limit",
+        type=_limit,
+        metavar="N",
+        help=f"the newest N ({LISTED} if --json is not given); 0: all, the oldest first",
+    )
+
+
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    _where(parser)
+    add_replay_arguments(parser)
+
+
+def _discard_arguments(parser: argparse.ArgumentParser) -> None:
+    _ids_and_where(parser)
+    parser.add_argument("--all", action="store_true", help="all dead letters")
+    parser.add_argument("--yes", action="store_true", help="discard them, not only count them")
+    _json_flag(parser, "print the number as JSON")
+
+
+def _ids_and_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", nargs="*", metavar="ID", help="an id, or its first characters")
+    _where(parser)
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--where", action="append", metavar="K=V", help=WHERE_HELP)
+
+
+def _json_flag(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument("--json", action="store_true", help=purpose)
+
+
+def _limit(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on (0: all)")
+    return int(text)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -114,17 +189,42 @@ def where_of(texts: Sequence[str] | None) -> Selection:
 
 def _selected(args: argparse.Namespace, folder: Path, tally: Tally) -> Iterator[LiveLetter]:
     """Yield the live letters that the arguments select."""
-    prefixes = tuple(each.lower() for each in args.ids)
+    return _of_ids(args.ids, live_letters(folder, where=where_of(args.where), tally=tally))
+
+
+def _of_ids(ids: Sequence[str], letters: Iterable[LiveLetter]) -> Iterator[LiveLetter]:
+    prefixes = tuple(each.lower() for each in ids)
     if short := [each for each in prefixes if len(each) < PREFIX_MIN]:
         raise IngestError(f"{short[0]}: give at least {PREFIX_MIN} characters of an id")
-    for live in live_letters(folder, where=where_of(args.where), tally=tally):
-        if not prefixes or live.id.startswith(prefixes):
-            yield live
+    return (live for live in letters if not prefixes or live.id.startswith(prefixes))
 
 
-def _once(letters: Iterable[LiveLetter]) -> Iterator[LiveLetter]:
+def _newest(
+    args: argparse.Namespace, folder: Path, tally: Tally, limit: int
+) -> tuple[list[LiveLetter], int]:
+    """Return the newest letters that the arguments select, newest first, and how many more.
+
+    It reads the newest file first, and stops when it has counted enough.
+    """
+    where, seen = where_of(args.where), set[tuple[str, str]]()
+    found, count = list[LiveLetter](), 0
+    for segment in reversed(segments(folder)):
+        newest = deque[LiveLetter](maxlen=limit - len(found))
+        its = _of_ids(args.ids, segment_letters(segment, where=where, tally=tally))
+        for live in _once(its, seen):
+            newest.append(live)
+            count += 1
+        found += reversed(newest)
+        if count - len(found) >= MORE_COUNTED_MAX:
+            break
+    return found, count - len(found)
+
+
+def _once(
+    letters: Iterable[LiveLetter], seen: set[tuple[str, str]] | None = None
+) -> Iterator[LiveLetter]:
     """Yield each letter once: two processes may have written the same one."""
-    seen: set[tuple[str, str]] = set()
+    seen = set() if seen is None else seen
     for live in letters:
         key = (live.id, live.letter.reason)
         if key not in seen:
@@ -135,18 +235,17 @@ def _once(letters: Iterable[LiveLetter]) -> Iterator[LiveLetter]:
 
 def _list(args: argparse.Namespace, folder: Path) -> int:
     tally = Tally()
+    limit = args.limit if args.limit is not None else 0 if args.json else LISTED
+    letters, more = (
+        _newest(args, folder, tally, limit) if limit else (_once(_selected(args, folder, tally)), 0)
+    )
     count = 0
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-    for live in islice(_once(_selected(args, folder, tally)), args.limit):
-        if args.json:
-            sys.stdout.write(live.line.decode())
-        elif args.dlq_command == "show":
-            print(f"{show.in_full(live)}\n")
-        else:
-            if not count:
-                print(show.COLUMNS)
-            print(show.one_line(live, max(width, len(show.COLUMNS))))
-        count += 1
+    for count, live in enumerate(letters, 1):
+        _print(args, live, is_first=count == 1)
+    sys.stdout.flush()
+    if more:
+        least = "at least " if more >= MORE_COUNTED_MAX else ""
+        print(f"{least}{more:,} more: --limit 0 shows all", file=sys.stderr)
     if not count:
         print(
             "no such dead letter" if args.ids or args.where else "no dead letters", file=sys.stderr
@@ -154,6 +253,18 @@ def _list(args: argparse.Namespace, folder: Path) -> int:
     if tally.damaged:
         print(f"skipped: {show.damaged(tally)}", file=sys.stderr)
     return 0 if count or not args.ids else 1
+
+
+def _print(args: argparse.Namespace, live: LiveLetter, *, is_first: bool) -> None:
+    if args.json:
+        sys.stdout.write(live.line.decode())
+    elif args.dlq_command == "show":
+        print(f"{show.in_full(live)}\n")
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+        if is_first:
+            print(show.COLUMNS)
+        print(show.one_line(live, max(width, len(show.COLUMNS))))
 
 
 def _stats(folder: Path, *, as_json: bool) -> int:
@@ -171,10 +282,13 @@ async def _discard(args: argparse.Namespace, folder: Path) -> int:
     tally = Tally()
     if not args.yes:
         count = sum(1 for _ in _once(_selected(args, folder, tally)))
-        print(f"{counted(count, 'dead letter')} would be discarded; to do it, repeat it with --yes")
+        said = f"{counted(count, 'dead letter')} would be discarded; to do it, repeat it with --yes"
+        print(json.dumps({"would_be_discarded": count}) if args.json else said)
         return 1
     if not segments(folder):
         print("no dead letters", file=sys.stderr)
+        if args.json:
+            print(json.dumps({"discarded": 0}))
         return 0
     count = 0
     with await hold_replay_lock(folder):
@@ -182,5 +296,6 @@ async def _discard(args: argparse.Namespace, folder: Path) -> int:
         while some := list(islice(wanted, MARKS_AT_ONCE)):
             mark_done(((each.path, each.mark) for each in some), "discarded")
             count += len(some)
-    print(f"{counted(count, 'dead letter')} discarded")
+    said = f"{counted(count, 'dead letter')} discarded"
+    print(json.dumps({"discarded": count}) if args.json else said)
     return 0

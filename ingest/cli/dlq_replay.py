@@ -7,6 +7,7 @@ lines with the ids that were stored are marked at the end, also if it ends by an
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse
 from ingest.dead_letters.manual_replay import (
     Item,
     ManualReplay,
+    Summary,
     hold_replay_lock,
     item_of_fields,
     item_of_letter,
@@ -41,6 +43,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--edited", action="store_true", help="the copy was edited: do not check checksums"
     )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
         "--ignore-unknown", action="store_true", help="accept fields that readings do not have"
     )
@@ -61,6 +64,8 @@ async def replay(
         raise IngestError("--rate must be at least 1")
     if args.file is None and not segments(folder):
         print("no dead letters", file=sys.stderr)
+        if args.json:
+            print(json.dumps(show.replayed_json(Summary(), dry_run=args.dry_run)))
         return 0
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with await hold_replay_lock(folder):
@@ -107,7 +112,10 @@ async def _replay(
         if ids:
             alive = (each for each in live_letters(folder) if each.id in ids)
             mark_done(((each.path, each.mark) for each in alive), "edited")
-    print(show.replayed(by_hand.summary, dry_run=args.dry_run))
+    if args.json:
+        print(json.dumps(show.replayed_json(by_hand.summary, dry_run=args.dry_run)))
+    else:
+        print(show.replayed(by_hand.summary, dry_run=args.dry_run))
     for line in bad_lines[:BAD_LINES_PRINTED_MAX]:
         print(f"not replayed: {line}", file=sys.stderr)
     if len(bad_lines) > BAD_LINES_PRINTED_MAX:

@@ -79,6 +79,9 @@ def in_full(live: LiveLetter) -> str:
         ("field", letter.field),
         ("precision", letter.precision),
     ]
+    if letter.original is not None:
+        rows += [("format", letter.format), ("posted to", letter.source)]
+        rows.append(("unknown", "ignore" if letter.ignore_unknown else None))
     if letter.reading is not None:
         rows.append(("reading", orjson.dumps(reading_object(letter.reading)).decode()))
     if letter.original is not None:
@@ -142,6 +145,22 @@ def damaged(tally: Tally) -> str:
         parts.append(f"{tally.torn} cut off (not acknowledged, or still being written)")
     parts += [f"unreadable: {each}" for each in tally.unreadable]
     return "; ".join(parts)
+
+
+def replayed_json(summary: Summary, *, dry_run: bool) -> dict[str, Any]:
+    """Return the result of a replay as a JSON object. `refused` are numbers by code."""
+    return {
+        "dry_run": dry_run,
+        "replayed": summary.letters,
+        "readings": summary.rows,
+        "new": summary.new,
+        "duplicate": summary.duplicate,
+        "refused": dict(summary.refused),
+        "refusals": [
+            {"id": each.id, "place": each.place, "code": each.code, "message": each.message}
+            for each in summary.refusals
+        ],
+    }
 
 
 def replayed(summary: Summary, *, dry_run: bool) -> str:

@@ -13,19 +13,23 @@ import json
 import platform
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 
 from ingest import __version__
+from ingest.app.advice import advice
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli.find_database import connect_limits, database
+from ingest.cli.parser import Parser, SettingsFlags
 from ingest.cli.running_service import ask_service
+from ingest.cli.terminal import AMBER, GREEN, RED, coloured
 from ingest.config.settings import Loaded, Settings, split_address, state_dir
 from ingest.config.values import shown
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.reader import Tally, undone_lines
+from ingest.model.causes import INVALID_FULL, next_step
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
@@ -33,14 +37,21 @@ from ingest.system.limits import SPARE_FILES
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from ingest.system.words import counted
 
+TAKES = "[options]"
+EXAMPLES = ("ingest doctor", "ingest doctor --json")
+EPILOG = "exit codes: 0 nothing fails (warnings may be there), 1 something fails"
+
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
 READYZ_S_MAX = 3.0
+SMALL_ENTRY_BYTES = 1_024  # with less space hardly any dead letter can be kept
+_COLOURS = {OK: GREEN, WARN: AMBER, FAIL: RED}
 
 
-def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the form of the output."""
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    settings.add_to(parser)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -51,14 +62,28 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     if not any(each.name == "state folder" and each.state == FAIL for each in checks):
         service = running_service(state_dir(settings))
         checks += [*port_checks(settings, service), dead_letters_check(settings)]
-    checks += asyncio.run(_database(settings, service))
+    checks += asyncio.run(_database(loaded, service))
     if args.json:
         print(json.dumps([each._asdict() for each in checks], indent=2))
     else:
-        width = max(len(each.name) for each in checks)
-        for each in checks:
-            print(f"{each.state:<4}  {each.name:<{width}}  {each.detail}")
+        print(as_text(checks))
     return 1 if any(each.state == FAIL for each in checks) else 0
+
+
+def as_text(checks: Sequence[Check]) -> str:
+    """Return a line for each finding, what fails last, and a line that counts the problems."""
+    width = max(len(each.name) for each in checks)
+    lines = [
+        f"{coloured(f'{each.state:<4}', _COLOURS[each.state])}  {each.name:<{width}}  {each.detail}"
+        for each in sorted(checks, key=lambda each: (OK, WARN, FAIL).index(each.state))
+    ]
+    warnings, failures = (sum(each.state == state for each in checks) for state in (WARN, FAIL))
+    problems = [
+        coloured(counted(count, what), colour)
+        for count, what, colour in ((warnings, "warning", AMBER), (failures, "failure", RED))
+        if count
+    ]
+    return "\n".join([*lines, "", ", ".join(problems) or coloured("all is well", GREEN)])
 
 
 def machine_checks(settings: Settings) -> Iterator[Check]:
@@ -215,10 +240,12 @@ def _running(service: ServiceInfo) -> Check:
         return Check("service", FAIL, f"{error}; look at its log")
     state, reason = ready.get("state", "no state"), ready.get("reason")
     why = f"{state}: {reason}" if reason else f"{state}"
+    next_one = f". {ready['next']}" if ready.get("next") else ""
     if status != 200:
-        return Check("service", FAIL, f"{said}; it takes no posts: {why}")
+        return Check("service", FAIL, f"{said}; it takes no posts: {why}{next_one}")
     if reason or state != "accepting":
-        return Check("service", WARN, f"{said}; {why}; see `ingest hold show`")
+        level = FAIL if ready.get("cause") == INVALID_FULL else WARN
+        return Check("service", level, f"{said}; {why}{next_one}")
     return Check("service", OK, f"{said}, {state}")
 
 
@@ -237,6 +264,14 @@ def _bind_fault(host: str, port: int) -> str | None:
 def dead_letters_check(settings: Settings) -> Check:
     """Count the dead-letter entries that are neither replayed nor discarded."""
     folder = StateFolder.open(state_dir(settings)).dead_letters
+    size, half = sum(size_bytes(each) for each in folder.iterdir()), settings.dlq_bytes_max // 2
+    if size >= half - SMALL_ENTRY_BYTES:
+        return Check(
+            "dead letters",
+            FAIL,
+            f"invalid items are refused: {size / 1024:,.1f} of {half / 1024:,.1f} KiB that they "
+            "may use; replay or discard entries (`ingest dlq stats`), or raise dlq_bytes_max",
+        )
     tally = Tally()
     live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
     if tally.damaged:
@@ -251,9 +286,11 @@ def dead_letters_check(settings: Settings) -> Check:
     return Check("dead letters", OK, "none")
 
 
-async def _database(settings: Settings, service: ServiceInfo | None) -> list[Check]:
+async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
+    settings = loaded.settings
     from ingest.sinks.postgres.examination import examine  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
+    from ingest.sinks.postgres.sqlstate import reason_for  # noqa: PLC0415
 
     try:
         async with (
@@ -263,13 +300,9 @@ async def _database(settings: Settings, service: ServiceInfo | None) -> list[Che
             with as_start_error(url):
                 found = await examine(opened)
     except IngestError as error:
-        return [
-            Check(
-                "database",
-                FAIL,
-                f"{error}; start the database, or correct database_url or its file",
-            )
-        ]
+        cause = reason_for(getattr(error.__cause__, "sqlstate", None))
+        words = advice(settings, loaded.origins["database_url"])
+        return [Check("database", FAIL, f"{error}. {next_step(cause, words)}")]
     kind = "configured" if settings.database_url else "embedded"
     checks = database_checks(found, settings, service_runs=service is not None)
     return [Check("database", OK, f"answers ({kind})"), *checks]

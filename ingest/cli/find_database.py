@@ -1,7 +1,8 @@
 """Finds the database for a command.
 
 The order: the configured database, that of the service that runs on the state folder, the embedded
-one. The embedded one is started for the time of the command, which locks the state folder.
+one. The embedded one is started for the time of the command. A service or a command that starts
+meanwhile uses the same server, and the service starts its own one afterwards.
 """
 
 from __future__ import annotations
@@ -28,12 +29,20 @@ def known_url(settings: Settings) -> str | None:
     return service.database_url if service is not None else None
 
 
+def known_token(settings: Settings) -> str | None:
+    """Return the admin token of the running service, else None."""
+    from ingest.system.state_folder import running_service  # noqa: PLC0415
+
+    service = running_service(state_dir(settings))
+    return service.token if service is not None else None
+
+
 @asynccontextmanager
 async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterator[str]:
     """Yield the database's URL. An embedded database that this starts is stopped afterwards.
 
-    Raises StartError if there is no database, or if the state folder is in use. With `may_make` it
-    makes the state folder and the embedded database instead.
+    Raises StartError if there is no database. With `may_make` it makes the state folder and the
+    embedded database instead.
     """
     if url := known_url(settings):
         yield url
@@ -50,11 +59,9 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
             f"there is no database in the state folder {path} yet: `ingest serve` makes one. "
             "To use another one, set --state-dir or INGEST_DATABASE_URL"
         )
-    folder = StateFolder.open(path)
-    with folder.lock():
-        server = EmbeddedPostgres(folder.postgres)
-        url = await server.start()
-        try:
-            yield url
-        finally:
-            await server.stop()
+    server = EmbeddedPostgres(StateFolder.open(path).postgres)
+    url = await server.start()
+    try:
+        yield url
+    finally:
+        await server.stop()

@@ -3,43 +3,88 @@
 from __future__ import annotations
 
 import argparse
+import json
+from typing import Any
 
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group
 from ingest.cli.running_service import ask
 from ingest.config.settings import Loaded
+from ingest.system.words import duration
+
+TAKES = "COMMAND [options]"
+EXAMPLES = ("ingest hold show", "ingest hold release")
+EPILOG = None
 
 
-def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the two commands."""
-    commands = parser.add_subparsers(dest="hold_command", metavar="show | release", required=True)
-    commands.add_parser(
+    show = Command(
         "show",
-        parents=[settings_flags],
-        help="print the state, the reason, and the message of the database",
+        "print the state, the reason, and the message of the database",
+        ("ingest hold show", "ingest hold show --json"),
+        _json_flag,
     )
-    release = commands.add_parser(
-        "release", parents=[settings_flags], help="try to write now; do not wait for the next try"
+    release = Command(
+        "release",
+        "try to write now; do not wait for the next try",
+        ("ingest hold release", "ingest hold release --dead-letter"),
+        _release_flags,
     )
-    release.add_argument(
+    add_group(parser, "hold_command", (show, release), settings)
+
+
+def _json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def _release_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--dead-letter",
         action="store_true",
         help="also move all rows that the database refuses to the dead letters",
     )
+    _json_flag(parser)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Show or release; return 0."""
     if args.hold_command == "show":
         answer = ask(loaded.settings, "GET", "/readyz")
-        print(f"state:  {answer.get('state')}")
-        print(f"reason: {answer.get('reason') or '-'}")
-        print(f"since:  {answer.get('since')}")
-        if answer.get("reason") and (said := ask(loaded.settings, "GET", "/hold").get("said")):
-            # A message may quote a reading. Its control characters must not reach the terminal.
-            print("said:   " + "".join(c if c.isprintable() else " " for c in str(said)))
+        if answer.get("reason"):
+            answer["said"] = ask(loaded.settings, "GET", "/hold").get("said")
+        print(json.dumps(answer, indent=2) if args.json else state_text(answer))
         return 0
     answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
-    if answer.get("released"):
+    if args.json:
+        print(json.dumps(answer, indent=2))
+    elif answer.get("released"):
         print("released: the service tries to write now. See the result with `ingest hold show`")
     else:
         print("nothing is on hold: writes are not paused")
     return 0
+
+
+def state_text(answer: dict[str, Any]) -> str:
+    """Return what /readyz says, and the message of the database, as lines for a person."""
+    # A message may quote a reading. Its control characters must not reach the terminal.
+    said = "".join(c if c.isprintable() else " " for c in str(answer.get("said") or ""))
+    anchor = answer.get("runbook")
+    left = answer.get("full_in_s") or {}
+    lines = {
+        "state": answer.get("state"),
+        "reason": answer.get("reason") or "-",
+        "since": answer.get("cause_since") or answer.get("since"),
+        "said": said,
+        "next": answer.get("next"),
+        "runbook": f"deploy/RUNBOOK.md#{anchor}" if anchor else "",
+        "full in": _listed({each: s and duration(s) for each, s in left.items()}),
+        "refused": _listed(answer.get("refused_60s"), " in the last minute"),
+        "closed": _listed(answer.get("closed_60s"), " in the last minute"),
+    }
+    return "\n".join(f"{name + ':':<8} {text}" for name, text in lines.items() if text)
+
+
+def _listed(found: dict[str, Any] | None, after: str = "") -> str:
+    """Return `journal 11 h 5 min, disk 3 d 0 h`."""
+    shown = ", ".join(f"{name} {value}" for name, value in (found or {}).items() if value)
+    return shown and shown + after

@@ -1,7 +1,8 @@
 """The command line: the commands, a flag for every setting, and the messages of failures.
 
 The module of a command is imported only when that command is used, so help and `ingest config` are
-quick. It has `add_arguments(parser, settings_flags)` and `run(args, loaded) -> exit code`.
+quick. It has TAKES, EXAMPLES and EPILOG for the help, `add_arguments(parser, settings)` and
+`run(args, loaded) -> exit code`.
 Promises: an expected failure is one sentence on stderr and exit code 2, never a traceback.
 """
 
@@ -12,11 +13,10 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 from ingest import __version__
+from ingest.cli.parser import DEST, OF_MOST_COMMANDS, Parser, SettingsFlags
 from ingest.config.settings import Loaded, Settings, load
-from ingest.config.text import groups, help_text, metavar
 from ingest.config.values import flag_name, full_path, nearest
 from ingest.model.errors import IngestError
 
@@ -29,89 +29,70 @@ COMMANDS: dict[str, str] = {
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
-_DEST = "setting."  # keeps flags of settings apart from arguments of a command
+WITH_ALL_SETTINGS = {"serve", "config"}  # whose help shows every setting
+_ABOUT_ALL = """\
+Each command has its own --help. In the folder of the project write ./run for ingest.
+
+exit codes:
+  0    done
+  1    a part could not be done, or a check has found something wrong
+  2    wrong use, or the command could not begin: the reason is on stderr
+  3    only of serve: the service has ended, and readings were lost
+  130  ended by Ctrl-C"""
 _EXIT_WRONG = 2
 _EXIT_INTERRUPTED = 130
 _EXIT_PIPE = 141  # as a shell reports it for a program that SIGPIPE has ended
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises IngestError and accepts no abbreviated flags."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault(
-            "formatter_class", lambda prog: argparse.HelpFormatter(prog, max_help_position=32)
-        )
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-
-    def error(self, message: str) -> NoReturn:
-        """Raise IngestError, which main() prints."""
-        raise IngestError(f"{message} (see {self.prog} --help)")
-
-
-def settings_flags(*, all_shown: bool) -> Parser:
-    """Return a parent parser with --config and a flag for every setting.
-
-    The help shows only the first group unless `all_shown`; the other flags work too.
-    """
-    parent = Parser(add_help=False)
-    for number, (title, members) in enumerate(groups()):
-        seen = all_shown or number == 0
-        group = parent.add_argument_group(title if seen else None)
-        if number == 0:
-            group.add_argument(
-                "--config",
-                metavar="FILE",
-                dest="config_file",
-                default=argparse.SUPPRESS,
-                help="a TOML file with settings [INGEST_CONFIG]",
-            )
-        for each in members:
-            group.add_argument(
-                flag_name(each.name),
-                dest=_DEST + each.name,
-                metavar=metavar(each),
-                default=argparse.SUPPRESS,  # a flag before `show` must survive the parser of `show`
-                help=help_text(each) if seen else argparse.SUPPRESS,
-            )
-    return parent
 
 
 def build_parser(command: str | None) -> Parser:
     """Return the parser. Only `command` gets its arguments (None: no command does)."""
     parser = Parser(
         prog="ingest",
+        usage="ingest COMMAND [options]",
         description="Takes sensor readings over HTTP and writes them to PostgreSQL in batches.",
-        epilog="Each command has its own --help.",
+        examples=("ingest serve", "ingest doctor"),
+        epilog=_ABOUT_ALL,
     )
     parser.add_argument("--version", action="version", version=f"ingest {__version__}")
+    parser.set_defaults(help_of=parser)
     commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, title="commands", parser_class=Parser
+        dest="command", metavar="COMMAND", title="commands", parser_class=Parser, prog="ingest"
     )
     for each, purpose in COMMANDS.items():
         if each != command:
             commands.add_parser(each, help=purpose)
             continue
-        flags = settings_flags(all_shown=each in {"serve", "config"})
-        added = commands.add_parser(
-            each,
-            help=purpose,
-            description=f"{purpose[0].upper()}{purpose[1:]}.",
-            usage=f"ingest {each} [options]",
-            parents=[flags],
-        )
-        importlib.import_module(f"ingest.cli.{each}").add_arguments(added, flags)
+        settings = SettingsFlags(() if each in WITH_ALL_SETTINGS else OF_MOST_COMMANDS)
+        _add_command(commands, each, settings)
     return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[Parser], name: str, settings: SettingsFlags
+) -> None:
+    module = importlib.import_module(f"ingest.cli.{name}")
+    purpose = COMMANDS[name]
+    is_whole = name in WITH_ALL_SETTINGS
+    added = commands.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        usage=f"ingest {name} {module.TAKES}",
+        parents=[] if is_whole else [settings.hidden],
+        examples=module.EXAMPLES,
+        epilog=module.EPILOG,
+    )
+    added.set_defaults(help_of=None)
+    module.add_arguments(added, settings)
 
 
 def load_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Loaded:
     """Read the settings for parsed arguments. Raises ConfigError."""
     named = getattr(args, "config_file", None) or environ.get("INGEST_CONFIG")
     flags = {
-        name.removeprefix(_DEST): value
+        name.removeprefix(DEST): value
         for name, value in vars(args).items()
-        if name.startswith(_DEST)
+        if name.startswith(DEST)
     }
     toml_path = full_path(named) if named else None
     return load(toml_path=toml_path, environ=environ, flags=flags)
@@ -150,6 +131,9 @@ def _run(words: list[str]) -> int:
     args, unknown = parser.parse_known_args(words)
     if unknown:
         raise IngestError(f"there is no argument {unknown[0]}{_meant(unknown[0])}")
+    if args.help_of is not None:  # a group without one of its commands
+        args.help_of.print_help(sys.stderr)
+        return _EXIT_WRONG
     args.psql_arguments = theirs
     loaded = load_settings(args, os.environ)
     code: int = importlib.import_module(f"ingest.cli.{args.command}").run(args, loaded)

@@ -8,9 +8,10 @@ A test compares these parts with the code.
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ingest.admin.exposition import Exposition
@@ -20,7 +21,12 @@ from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
 from ingest.sinks.postgres import durability
 from ingest.system.filesystem import REMOTE, VOLATILE
+from ingest.system.log_events import EVENTS
 
+LEVELS = ("debug", "info", "warning", "error", "critical")
+_PACKAGE = Path(__file__).parents[1]
+_LOGGER = re.compile(r"(self\.)?_?log$|get_logger\(")
+_FIELDS = {"exc_info": "exception"}  # as the line has it
 _REGION = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -65,6 +71,38 @@ def metrics_table() -> str:
     return _table(["metric", "type", "labels", "meaning"], rows)
 
 
+def log_calls(folder: Path = _PACKAGE) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield event, level and fields of each call that logs. Raises ValueError without an event."""
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr not in LEVELS or not _LOGGER.match(ast.unparse(node.func.value)):
+                continue
+            event = node.args[0]
+            if not (isinstance(event, ast.Constant) and isinstance(event.value, str)):
+                raise ValueError(f"{path.name}:{node.lineno}: an event is a constant text")
+            yield event.value, node.func.attr, [each.arg or "" for each in node.keywords]
+
+
+def log_events_table() -> str:
+    """Return the table of log events: levels and fields as in the code."""
+    levels, fields = dict[str, set[str]](), dict[str, dict[str, None]]()
+    for event, level, named in log_calls():
+        levels.setdefault(event, set()).add(level)
+        fields.setdefault(event, {}).update(dict.fromkeys(named))
+    rows = (
+        [
+            f"`{event}`",
+            ", ".join(sorted(levels[event], key=LEVELS.index)),
+            ", ".join(f"`{_FIELDS.get(each, each)}`" for each in fields[event]),
+            meaning,
+        ]
+        for event, meaning in EVENTS.items()
+    )
+    return _table(["event", "level", "fields", "meaning"], rows)
+
+
 def file_systems_table() -> str:
     """Return the table of file systems on which fsynced data is lost, or may be lost."""
     volatile, remote = (
@@ -86,6 +124,7 @@ TABLES = {
     "problems": problems_table,
     "item-codes": item_codes_table,
     "metrics": metrics_table,
+    "log-events": log_events_table,
 }
 
 

@@ -11,13 +11,21 @@ import shutil
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ingest.cli.find_database import database, known_url
+from ingest.cli.parser import Parser, SettingsFlags
 from ingest.config.settings import Loaded, Settings
 from ingest.model.errors import StartError
 
+TAKES = "[settings] [arguments of psql]"
+EXAMPLES = (
+    "ingest psql",
+    "ingest psql -c 'select * from readings order by ts desc limit 10'",
+)
+EPILOG = "All other arguments go to psql, and all after `--`. The exit code is that of psql."
 
-def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
-    """Add only a hint: main.py has separated the arguments of psql."""
-    parser.epilog = "All other arguments go to psql: ingest psql -c 'select count(*) from readings'"
+
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
+    """Add only the settings: main.py has separated the arguments of psql."""
+    settings.add_to(parser)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:

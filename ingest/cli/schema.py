@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import json
 
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group
 from ingest.config.settings import Loaded
 
+TAKES = "COMMAND [options]"
+EXAMPLES = ("ingest schema show", "ingest schema apply --role ingest")
+EPILOG = None
 
-def add_arguments(parser: argparse.ArgumentParser, settings_flags: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the two commands."""
-    commands = parser.add_subparsers(dest="schema_command", metavar="apply | show", required=True)
-    apply = commands.add_parser(
+    apply = Command(
         "apply",
-        parents=[settings_flags],
-        help="create the table and its key; an existing table is not changed",
+        "create the table and its key; an existing table is not changed",
+        (
+            "ingest schema apply --device-index",
+            "ingest schema apply --role ingest --database-url postgresql://admin@db.example/metrics",
+        ),
+        _apply_flags,
     )
-    apply.add_argument(
+    show = Command(
+        "show",
+        "print the table, and how it differs from what is needed",
+        ("ingest schema show", "ingest schema show --json"),
+        _json_flag,
+    )
+    add_group(parser, "schema_command", (apply, show), settings)
+
+
+def _json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def _apply_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--device-index",
         action="store_true",
         help="also create an index per device: faster queries for one device, slower writing",
     )
-    apply.add_argument(
+    parser.add_argument(
         "--role", metavar="NAME", help="allow this role to read and write the table, nothing else"
     )
-    commands.add_parser(
-        "show",
-        parents=[settings_flags],
-        help="print the table, and how it differs from what is needed",
-    )
+    _json_flag(parser)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -51,7 +70,9 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
         with as_start_error(url):
             if applies:
                 done = await schema.apply(opened, device_index=args.device_index, role=args.role)
-                print("\n".join(done))
+                print(json.dumps({"done": done}, indent=2) if args.json else "\n".join(done))
                 return 0
-            print(await schema.show(opened))
-            return 0 if await schema.difference(opened) is None else 1
+            text, difference = await schema.show(opened), await schema.difference(opened)
+            found = {"fits": difference is None, "difference": difference, "table": text}
+            print(json.dumps(found, indent=2) if args.json else text)
+            return 0 if difference is None else 1

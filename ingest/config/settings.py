@@ -57,6 +57,7 @@ class Settings:
     log_level: str = setting(
         "info", "lowest level that is logged", one_of=("debug", "info", "warning", "error")
     )
+    log_format: str = setting("auto", "auto: text on a terminal", one_of=("auto", "json", "text"))
 
     body_bytes_max: int = setting(
         MIB, "largest body of a post, as it was sent", within=(KIB, 64 * MIB), opens="The receiver"
@@ -162,11 +163,13 @@ class Settings:
         5, "tries with an unknown SQLSTATE before writes are paused", within=(1, 1_000)
     )
     breaker_window_rows: int = setting(
-        1_000, "the circuit breaker judges this many rows in sequence", within=(1, 1_000_000)
+        1_000,
+        "the circuit breaker judges posts with this many rows",
+        within=(1, 1_000_000),
     )
     breaker_rows_max: int = setting(
         200,
-        "more refused rows than this, of over 1/5 of the devices, pause writes",
+        "more refused rows than this, in over 1/5 of the posts, pause writes",
         within=(1, 1_000_000),
     )
     drain_s_max: float = setting(20.0, "at a stop: time to empty the buffer", within=(0, 600))

@@ -94,7 +94,7 @@ def _read_secret_file(found: Found, name: str, declared: Field[Any]) -> None:
         return
     try:
         path = full_path(checked(declared, value, origin))
-        found[name] = (_read_secret(path), str(path))
+        found[name] = (read_secret(path), str(path))
     except ConfigError as error:
         raise ConfigError(f"setting {declared.name} ({origin}): {error}") from None
 
@@ -114,7 +114,7 @@ def _read(path: Path, bytes_max: int) -> bytes:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read_secret(path: Path) -> str:
+def read_secret(path: Path) -> str:
     """Return the one line of a secret's file, without the line end and blanks around it."""
     raw = _read(path, SECRET_BYTES_MAX + 1)
     try:

@@ -13,10 +13,9 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ingest.dead_letters.files import segments, try_replay_lock
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import LiveLetter, Selection, first_letters
 from ingest.model.ack import Ack, Outcome
 from ingest.model.block import Block
@@ -41,6 +40,18 @@ TIDY_S = 600.0
 TS_US_MAX = 253_402_300_800_000_000  # the year 10000
 
 
+class OwnFolder(Protocol):
+    """The dead letters of this process, as the replay needs them."""
+
+    folder: Path
+
+    async def mark_done(self, letters: Sequence[LiveLetter], how: str) -> None:
+        """Record on the disk that lines are done; raises DeadLettersBroken."""
+
+    async def tidy(self) -> list[Path]:
+        """Remove finished segments that are not needed; return them."""
+
+
 class Replayer:
     """The replay of one service. `run` ends soon after `stopping` is set; it is never cancelled.
 
@@ -55,7 +66,7 @@ class Replayer:
         post_rows_max: int,
         rows_per_s: int,
         pause_s: float,
-        folder: DeadLetterQueue,
+        folder: OwnFolder,
         inlet: Inlet,
         outlet_stats: Callable[[], BufferStats],
         ledger: Ledger,

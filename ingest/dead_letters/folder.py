@@ -29,13 +29,19 @@ from ingest.dead_letters.format import (
     BadLine,
     decode_line,
     encode_line,
-    letter_id,
 )
+from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.live import Live, key_of
 from ingest.dead_letters.marks import mark_done, read_marks
 from ingest.dead_letters.reader import LiveLetter, Tally, undone_lines
-from ingest.model.errors import DeadLettersBroken, DeadLettersFull, IngestError, StartError
-from ingest.model.letter import DRAINED, EXHAUSTED, Letter
+from ingest.dead_letters.room import Room
+from ingest.model.errors import (
+    DeadLettersBroken,
+    DeadLettersFull,
+    IngestError,
+    StartError,
+)
+from ingest.model.letter import DRAINED, Letter
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.files import (
     REAL_CALLS,
@@ -59,15 +65,16 @@ class AppendRequest(NamedTuple):
     """Letters of one append: all of them are written, or none."""
 
     letters: Sequence[Letter]
-    from_receiver: bool
+    sender: str | None  # of the post; None: from a writer
 
 
 class FolderTotals(NamedTuple):
-    """Bytes of all files, number of live letters, and when the oldest of these failed."""
+    """Bytes of all files, number of live letters, when the oldest of these failed."""
 
     size_bytes: int = 0
     live: int = 0
     oldest_us: int | None = None
+    invalid_full: bool = False  # there is no room for invalid items
 
 
 class DeadLetterFolder:
@@ -85,14 +92,13 @@ class DeadLetterFolder:
         ids_max: int = IDS_MAX,
     ) -> None:
         self.folder = folder
-        self._bytes_max = bytes_max
         self._segment_bytes = segment_bytes
         self._keep_us = int(keep_days * 86_400_000_000)
-        self._auto_replay = auto_replay
         self._calls = calls
         self._segment: AppendFile | None = None
         self._size = 0
         self._live = Live(ids_max)
+        self._room = Room(bytes_max, auto_replay=auto_replay)
         self._marks_read: dict[Path, int] = {}  # segment -> bytes of its cursor that were read
         self._stamps: dict[Path, FileStamp] = {}  # segments at the last scan
         self._room_made_s = float("-inf")
@@ -109,7 +115,8 @@ class DeadLetterFolder:
 
     def totals(self) -> FolderTotals:
         """Return what is known of the folder; reads no file."""
-        return FolderTotals(self._size, len(self._live), self._live.oldest_us)
+        full = self._room.is_full_for_invalid(self._size)
+        return FolderTotals(self._size, len(self._live), self._live.oldest_us, full)
 
     def append(self, requests: Sequence[AppendRequest]) -> list[IngestError | None]:
         """Append requests with one write and one fdatasync; return each one's error, or None."""
@@ -120,11 +127,12 @@ class DeadLetterFolder:
         for request in requests:
             lines = self._lines_of(request.letters, fresh, failed_us)
             its_size = sum(map(len, lines.values()))
-            error = self._refusal(size + its_size, lines.values(), request)
+            error = self._refusal(size, lines.values(), request)
             outcomes.append(error)
             if error is None:
                 fresh |= lines
                 size += its_size
+                self._room.use(request.sender, its_size)
         if not fresh:
             return outcomes
         try:
@@ -154,33 +162,23 @@ class DeadLetterFolder:
         return lines
 
     def _refusal(
-        self, size: int, lines: Collection[bytes], request: AppendRequest
+        self, pending: int, lines: Collection[bytes], request: AppendRequest
     ) -> DeadLettersFull | None:
+        """`pending` are the bytes of the requests before it in the same write."""
         if not lines or all(letter.reason == DRAINED for letter in request.letters):
             return None  # at the end of a drain they have no other place: no limit
         if max(map(len, lines)) > LINE_BYTES_MAX:
             return DeadLettersFull(f"one dead letter has more than {LINE_BYTES_MAX} bytes")
-        if self._size + size > self._share(request)[0]:
+        refusal = self._find_room(request, sum(map(len, lines)), pending)
+        if refusal is not None:
             self._make_room()
-        share, whose = self._share(request)
-        if self._size + size > share:
-            return DeadLettersFull(f"the dead letters have {self._size} bytes of {share}{whose}")
-        return None
+            refusal = self._find_room(request, sum(map(len, lines)), pending)
+        return refusal
 
-    def _share(self, request: AppendRequest) -> tuple[int, str]:
-        """Return how large the folder may become with these letters, and a text about the limit.
-
-        Letters that the automatic replay takes leave the folder only while writes are not paused.
-        So they must not use all of it: refused rows need space too, or writes would be paused. For
-        the same reason the bytes of such letters do not count against refused rows.
-        """
-        if request.from_receiver:
-            return self._bytes_max // 2, " that invalid items may use"
-        if not self._auto_replay:
-            return self._bytes_max, ""
-        if all(letter.reason == EXHAUSTED for letter in request.letters):
-            return self._bytes_max * 3 // 4, " that retries_exhausted may use"
-        return self._bytes_max + self._live.returning_bytes, ""
+    def _find_room(self, request: AppendRequest, size: int, pending: int) -> DeadLettersFull | None:
+        letters, sender = request
+        taken, returning = self._size + pending, self._live.returning_bytes
+        return self._room.refusal(letters, sender, size, taken=taken, returning=returning)
 
     def _make_room(self) -> None:
         """Remove files that are done before their time: full dead letters would pause writes."""

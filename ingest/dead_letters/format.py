@@ -1,8 +1,11 @@
-"""A dead letter as a line of JSON: writes and reads the line, its id and its checksum.
+"""A dead letter as a line of JSON: writes and reads the line and its checksum.
 
     {"v":1,"id":"<32 hex>","reason":..,"code":..,"message":..,"attempts":..,"received_at":..,
-     "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,"original":..,"sum":..}
+     "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,
+     "format":..,"source":..,"ignore_unknown":..,"original":..,"sum":..}
 
+A line with a reading has no `format` and no `source`. Lines of earlier versions have none either:
+then it is JSON, posted to /v1/readings.
 Promises: values and original bytes are read exactly as they were written. `sum` is the CRC-32 of
 all bytes before it, so a line that was cut or changed is found out. `v`, `id` and `reason` are at
 fixed offsets.
@@ -12,15 +15,13 @@ Does not: read or write files.
 from __future__ import annotations
 
 import base64
-import struct
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import orjson
 
-from ingest.model.letter import Letter
+from ingest.model.letter import JSON, READINGS, Letter
 from ingest.model.reading import Reading
 from ingest.system.clock import rfc3339_or_us
 
@@ -45,27 +46,6 @@ class Line(NamedTuple):
     letter: Letter
 
 
-def letter_id(letter: Letter) -> str:
-    """Return a 128-bit hash of the reading, or of the bytes of the item.
-
-    An object without `ts` means a new reading each time it comes, so the time of receipt is hashed
-    too.
-    """
-    digest = blake2b(digest_size=ID_CHARACTERS // 2)
-    if letter.reading is not None:
-        ts_us, device_id, metric, value = letter.reading
-        device, name = _utf8(device_id), _utf8(metric)
-        digest.update(struct.pack(">sqdI", b"r", ts_us, value, len(device)) + device + name)
-        return digest.hexdigest()
-    precision, field = _utf8(letter.precision or ""), _utf8(letter.field or "")
-    digest.update(struct.pack(">sII", b"o", len(precision), len(field)) + precision + field)
-    original = letter.original or b""
-    if _is_object_without_ts(original):
-        digest.update(struct.pack(">q", letter.received_us))
-    digest.update(original)
-    return digest.hexdigest()
-
-
 def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
     """Write a letter as one line with its line feed. It fails on no content of a letter."""
     fields: dict[str, Any] = {
@@ -83,6 +63,8 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
         "reading": None if letter.reading is None else reading_object(letter.reading),
     }
     if letter.original is not None:
+        fields["format"], fields["source"] = letter.format, letter.source
+        fields["ignore_unknown"] = letter.ignore_unknown
         try:
             fields["original"] = letter.original.decode()
         except UnicodeDecodeError:
@@ -92,7 +74,7 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
     except TypeError:  # a text has half of a surrogate pair; such a letter must be kept too
         for name in ("code", "message", "field", "precision"):
             if fields[name] is not None:
-                fields[name] = _utf8(fields[name]).decode()
+                fields[name] = utf8(fields[name]).decode()
         return seal(orjson.dumps(fields))
 
 
@@ -141,6 +123,9 @@ def line_of(fields: dict[str, Any]) -> Line:
             field=_text_or_none(fields["field"]),
             item=_whole_or_none(fields["item"]),
             attempts=_whole_or_none(fields["attempts"]) or 0,
+            format=_text(fields.get("format", JSON)),
+            source=_text(fields.get("source", READINGS)),
+            ignore_unknown=fields.get("ignore_unknown") is True,
         )
         return Line(id_in(fields), time_in(fields["failed_at"]), letter)
     except KeyError as error:
@@ -212,14 +197,6 @@ def _whole_or_none(value: Any) -> int | None:
     return value
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """Encode a text, also one that has half of a surrogate pair."""
     return text.encode(errors="replace")
-
-
-def _is_object_without_ts(original: bytes) -> bool:
-    if not original.lstrip().startswith(b"{"):
-        return False
-    try:
-        return "ts" not in orjson.loads(original)
-    except ValueError:
-        return True  # unknown. One letter too many is better than two readings kept as one letter

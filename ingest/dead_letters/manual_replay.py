@@ -23,8 +23,9 @@ from ingest.formats.json_post import decode
 from ingest.formats.post import Decoded, Post, Rules
 from ingest.formats.timestamp import PRECISIONS
 from ingest.model.errors import IngestError, Refused, ReplayStopped
+from ingest.model.letter import JSON
 from ingest.model.ports import BadRow, Sink, Stored
-from ingest.model.verdict import Verdict, WriteFailed
+from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.files import Lock
@@ -33,6 +34,7 @@ BATCH_ROWS = 1_000
 TRIES_MAX = 5
 REFUSALS_TOLD_MAX = 20
 LOCK_S_MAX = 15.0
+UNKNOWN_FORMAT = "unknown_format"
 LOCK_PAUSE_S = 0.005
 
 
@@ -49,7 +51,7 @@ async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Loc
 
 
 class Item(NamedTuple):
-    """A letter as an item of a post: its JSON, and the precision and time of receipt of that post.
+    """A letter as an item of a post: its bytes, and what that post said of them.
 
     `place` tells a user where it came from. `source` is its line in the folder, if it has one.
     """
@@ -60,6 +62,8 @@ class Item(NamedTuple):
     precision: str | None
     received_us: int
     source: LiveLetter | None = None
+    format: str = JSON
+    ignore_unknown: bool = False
 
 
 class RefusedItem(NamedTuple):
@@ -92,11 +96,19 @@ class Summary:
 def item_of_letter(live: LiveLetter) -> Item:
     """Return the item of a live letter."""
     letter = live.letter
-    if letter.reading is None:
-        original, precision = letter.original or b"", letter.precision
-    else:
-        original, precision = orjson.dumps(reading_object(letter.reading)), "us"
-    return Item(live.id, live.path.name, original, precision, letter.received_us, live)
+    if letter.reading is not None:
+        original = orjson.dumps(reading_object(letter.reading))
+        return Item(live.id, live.path.name, original, "us", letter.received_us, live)
+    return Item(
+        live.id,
+        live.path.name,
+        letter.original or b"",
+        letter.precision,
+        letter.received_us,
+        live,
+        letter.format,
+        letter.ignore_unknown,
+    )
 
 
 def item_of_fields(fields: dict[str, Any], place: str) -> Item:
@@ -113,7 +125,8 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
         raise BadLine(str(error)) from error
     if original is None:
         raise BadLine("there is neither a reading nor an original")
-    return Item(id_, place, original, precision, received_us)
+    format_, ignore_unknown = fields.get("format", JSON), fields.get("ignore_unknown") is True
+    return Item(id_, place, original, precision, received_us, None, format_, ignore_unknown)
 
 
 def _precision_in(fields: dict[str, Any]) -> str | None:
@@ -171,7 +184,12 @@ class ManualReplay:
         # times in the future counts from now.
         since_us = max(0, unix_us() - item.received_us)
         rules = self._rules._replace(ts_ahead_us_max=self._rules.ts_ahead_us_max + since_us)
-        post = Post(item.precision, self._ignore_unknown, item.received_us, monotonic_s(), rules)
+        ignore_unknown = self._ignore_unknown or item.ignore_unknown
+        post = Post(item.precision, ignore_unknown, item.received_us, monotonic_s(), rules)
+        if item.format != JSON:
+            message = f"this version cannot decode the format {item.format!r:.80}"
+            self.summary.refuse(RefusedItem(item.id, item.place, UNKNOWN_FORMAT, message))
+            return None
         try:
             decoded = decode(b"[" + item.original + b"]", post)
         except Refused as refused:
@@ -222,12 +240,15 @@ async def _store(sink: Sink, tuples: list[bytes], rows: int) -> tuple[Stored, li
     while True:
         try:
             if isolate:
-                return await sink.write_isolating(tuples, rows, set_aside), bad
+                # A row that is refused stays a dead letter, whoever is at fault.
+                stored = await sink.write_isolating(tuples, rows, set_aside, rows_at_fault=True)
+                return stored, bad
             return await sink.write(tuples, rows, idempotent=True), bad
         except WriteFailed as failed:
             bad.clear()
             tries += 1
-            if failed.verdict in {Verdict.ISOLATE, Verdict.DUPLICATE} and not isolate:
+            of_one_row = failed.verdict in OF_ONE_ROW or failed.may_be_row
+            if (of_one_row or failed.verdict is Verdict.DUPLICATE) and not isolate:
                 isolate = True
                 continue
             if failed.verdict is not Verdict.RETRY or tries >= TRIES_MAX:

@@ -8,6 +8,7 @@ its caller is cancelled. folder.py keeps the files, reader.py reads them.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,12 +17,19 @@ from typing import TypeVar
 
 from ingest.dead_letters.folder import IDS_MAX, AppendRequest, DeadLetterFolder, FolderTotals
 from ingest.dead_letters.reader import LiveLetter
-from ingest.model.errors import DeadLettersBroken, IngestError
+from ingest.model.errors import BufferFull, DeadLettersBroken, IngestError
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import Letter
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.files import REAL_CALLS, FileCalls
 
+# Letters of posts that are not on the disk yet. Half of it is for posts with few invalid items, so
+# a client that sends many of them does not keep those out.
+IN_WORK_BYTES_MAX = 16 * 1024**2
+SMALL_BYTES_MAX = 64 * 1024
+LETTER_BYTES = 500  # what a letter takes beside the bytes of its item
+GROUP_BYTES_MAX = 4 * 1024**2  # of one write, for which all lines are in memory twice
+BUSY_S = 1.0
 _STATS_S_MAX = 1.0  # `stats` starts a new scan of the folder if the last one is older
 
 _T = TypeVar("_T")
@@ -57,7 +65,8 @@ class DeadLetterQueue:
             ids_max=ids_max,
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dead-letters")
-        self._waiting: list[tuple[AppendRequest, asyncio.Future[None]]] = []
+        self._waiting: deque[tuple[AppendRequest, int, asyncio.Future[None]]] = deque()
+        self._in_work_bytes = 0  # about what the letters take that are not on the disk yet
         self._writing: asyncio.Future[list[IngestError | None]] | None = None
         self._refreshing: asyncio.Future[None] | None = None
         self._refreshed_s = float("-inf")
@@ -68,27 +77,44 @@ class DeadLetterQueue:
         """Create or read the folder. Raises StartError if it cannot be used."""
         await self._in_thread(self._store.open)
 
-    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, sender: str | None = None) -> None:
         """Return when all letters are on the disk. A letter that is live is not written again.
 
-        Raises DeadLettersFull or DeadLettersBroken; then no letter is promised to be there.
-        Cancelling the wait does not stop the write.
+        Raises DeadLettersFull or DeadLettersBroken; then no letter is promised to be there. If
+        letters of senders come faster than the disk takes them, raises BufferFull. Cancelling the
+        wait does not stop the write.
         """
         if not letters:
             return
         self._refuse_closed()
+        size = sum(LETTER_BYTES + len(each.original or b"") for each in letters)
+        if sender is not None:
+            limit = IN_WORK_BYTES_MAX if size <= SMALL_BYTES_MAX else IN_WORK_BYTES_MAX // 2
+            if self._in_work_bytes and self._in_work_bytes + size > limit:
+                raise BufferFull(BUSY_S)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(_take_exception)
-        self._waiting.append((AppendRequest(letters, from_receiver), done))
+        done.add_done_callback(partial(self._append_done, size))
+        self._in_work_bytes += size
+        self._waiting.append((AppendRequest(letters, sender), size, done))
         if self._writing is None:
             self._write()
         await asyncio.shield(done)
 
     def _write(self) -> None:
-        group, self._waiting = self._waiting, []
-        requests = [request for request, _ in group]
+        requests: list[AppendRequest] = []
+        group: list[asyncio.Future[None]] = []
+        size = 0
+        while self._waiting and size <= GROUP_BYTES_MAX:
+            request, its_size, done = self._waiting.popleft()
+            requests.append(request)
+            group.append(done)
+            size += its_size
         self._writing = self._in_thread(partial(self._store.append, requests))
-        self._writing.add_done_callback(partial(self._written, [done for _, done in group]))
+        self._writing.add_done_callback(partial(self._written, group))
+
+    def _append_done(self, size: int, done: asyncio.Future[None]) -> None:
+        self._in_work_bytes -= size
+        _take_exception(done)
 
     def _written(
         self, group: list[asyncio.Future[None]], writing: asyncio.Future[list[IngestError | None]]
@@ -132,9 +158,9 @@ class DeadLetterQueue:
             self._refreshed_s = monotonic_s()
             self._refreshing = self._in_thread(self._store.refresh)
             self._refreshing.add_done_callback(_take_exception)
-        size_bytes, live, oldest_us = self._totals
+        size_bytes, live, oldest_us, invalid_full = self._totals
         age_s = 0.0 if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6)
-        return DeadLetterStats(size_bytes, live, age_s)
+        return DeadLetterStats(size_bytes, live, age_s, invalid_full)
 
     async def close(self) -> None:
         """Wait for appends that have begun, then close the file. A second call does nothing."""

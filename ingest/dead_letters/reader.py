@@ -67,7 +67,8 @@ class Tally:
 class Selection(NamedTuple):
     """Which letters are wanted; None means any. `since_us` is the earliest failed_at.
 
-    `ids` are ids in full, as they are written in the lines.
+    `ids` are ids in full, as they are written in the lines. A `device` that ends with `*` is the
+    beginning of the names that are wanted.
     """
 
     reasons: tuple[str, ...] | None = None
@@ -82,9 +83,15 @@ class Selection(NamedTuple):
             bool(line_id)
             and (self.reasons is None or letter.reason in self.reasons)
             and (self.code is None or letter.code == self.code)
-            and (self.device is None or device_of(letter) == self.device)
+            and (self.device is None or self._wants_device(device_of(letter)))
             and (self.since_us is None or failed_us >= self.since_us)
         )
+
+    def _wants_device(self, device: str | None) -> bool:
+        wanted = self.device or ""
+        if device is None or not wanted.endswith("*"):
+            return device == wanted
+        return device.startswith(wanted[:-1])
 
 
 EVERYTHING = Selection()

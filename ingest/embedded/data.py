@@ -7,13 +7,12 @@ problem is a StartError with the name of the folder and what to do.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import parse_qs, quote, urlsplit
 
 from ingest.embedded.programs import (
     DatabaseUser,
@@ -25,6 +24,7 @@ from ingest.embedded.programs import (
     may_enter,
     place,
 )
+from ingest.embedded.sockets import PORT, make_socket_folder
 from ingest.model.errors import StartError
 from ingest.system import clock
 from ingest.system.files import Lock, sync_folder
@@ -45,22 +45,68 @@ class Home(NamedTuple):
     user: DatabaseUser
 
 
-def lock(folder: Path) -> Lock:
-    """Lock the folder, and make it if it is missing. Return the lock, to be closed at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
+def try_lock(folder: Path) -> Lock | None:
+    """Lock the folder, and make it if it is missing. Return None if another process has the lock.
+
+    Nobody else may write into the folder, whatever the umask is. The database's user must be able
+    to enter it, and as root that is another user.
+    """
+    mode = 0o755 if os.geteuid() == 0 else 0o700
     try:
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(mode)
+        elif (found := folder.stat()).st_mode & 0o022 and found.st_uid == os.geteuid():
+            folder.chmod(mode)
         taken = Lock.try_take(folder / "postgres.lock", create=True)
+        if taken is not None:
+            taken.record(f"{os.getpid()}\n")
     except OSError as error:
         raise StartError(
             f"cannot lock the database in {folder}: {error.strerror}; choose another folder with "
             "--state-dir"
         ) from error
-    if taken is None:
-        raise StartError(
-            f"another service already runs the database in {folder}: stop it, or choose another "
-            "folder with --state-dir"
-        )
     return taken
+
+
+def locked_by(folder: Path) -> str:
+    """Return the pid of the process that has locked the folder, for people."""
+    try:
+        return (folder / "postgres.lock").read_text(errors="replace")[:20].strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def url_of(sockets: Path) -> str:
+    """Return the URL of the server whose socket is in this folder."""
+    return f"postgresql://postgres@/postgres?host={quote(str(sockets))}&port={PORT}"
+
+
+def publish_url(folder: Path, url: str) -> None:
+    """Tell other processes of this user where the server is. The caller has the lock.
+
+    The file stays after a stop, so that the next start uses the same folder for its socket.
+    """
+    new = folder / "server.url.new"
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(url)
+    new.replace(folder / "server.url")
+
+
+def published_url(folder: Path) -> str:
+    """Return the URL that was published last, or nothing."""
+    try:
+        return (folder / "server.url").read_text()
+    except OSError:
+        return ""
+
+
+def sockets_of(url: str) -> Path | None:
+    """Return the folder of the socket that the URL names, if it names one."""
+    (path,) = parse_qs(urlsplit(url).query).get("host", [""])
+    return Path(path) if path.startswith("/") else None
 
 
 def prepare(folder: Path) -> Home:
@@ -79,7 +125,13 @@ def prepare(folder: Path) -> Home:
     log = folder / "postgres.log"
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
         log.replace(folder / "postgres.log.1")
-    return Home(data, log, _make_socket_folder(folder, user), binaries, user)
+    return Home(
+        data,
+        log,
+        make_socket_folder(folder, user, sockets_of(published_url(folder))),
+        binaries,
+        user,
+    )
 
 
 def _check_data(data: Path, binaries: Path) -> None:
@@ -97,28 +149,6 @@ def _check_data(data: Path, binaries: Path) -> None:
             f"{ours}: set INGEST_PG_BIN to the programs of version {have}, or dump the data with "
             "them (pg_dump) and restore it into a new --state-dir"
         )
-
-
-def _make_socket_folder(folder: Path, user: DatabaseUser) -> Path:
-    # The path of a socket has at most 104 bytes, so it cannot lie in the state folder.
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-    sockets = Path("/tmp") / f"iot-ingest-{user.owner_uid}-{name}"  # noqa: S108  checked below
-    try:
-        sockets.mkdir(mode=0o700)
-        if user.uid >= 0:
-            os.chown(sockets, user.uid, user.gid)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise StartError(f"cannot make {sockets} for sockets: {error.strerror}") from error
-    found = sockets.lstat()
-    private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o700
-    if not private or found.st_uid != user.owner_uid:
-        raise StartError(
-            f"{sockets}, where the socket of the database in {folder} belongs, is not a private "
-            "folder of ours: remove it"
-        )
-    return sockets
 
 
 async def await_previous(data: Path) -> None:
@@ -186,7 +216,13 @@ async def make_data(home: Home) -> None:
     locale = ["--locale=C"]
     if major_of(home.binaries) >= 17:  # it has its own UTF-8 rules; every system has C
         locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    options = ["--auth=trust", "--encoding=UTF8", "--data-checksums", "--no-instructions"]
+    options = [
+        "--auth-local=peer",
+        "--auth-host=reject",
+        "--encoding=UTF8",
+        "--data-checksums",
+        "--no-instructions",
+    ]
     process = await asyncio.create_subprocess_exec(
         *command(home.user, home.binaries / "initdb", "-D", str(new), "-U", "postgres"),
         *options,

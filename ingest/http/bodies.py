@@ -1,28 +1,76 @@
 """Receives the body of one post; bounds the bytes and the time of each body and of all together.
 
-Promises: the first FREE_BYTES of a body are received at once. A larger body must reserve its whole
-size out of `all_bytes_max`, first come, first served, and stays unread on its socket until then. It
-then has `body_s_max` to arrive. A body that gets no reservation within `body_s_max` is refused with
-503, since the lack is ours. So slow large bodies delay other large bodies, but never small ones,
-and use no more memory than allowed.
-A body counts until the caller has finished with it. One that arrived whole counts from then on.
+Promises: a byte of a body counts when it has arrived, not when it is declared. All together have
+`all_bytes_max`. Bodies over SMALL_BYTES, the large ones, may use three quarters of it, and bodies
+that are not complete seven eighths. So there is always room for a small body that arrives whole. A
+body that finds no room waits unread on its socket, at most `body_s_max`; then it is refused with
+503, since the lack is ours.
+Large bodies cannot wait for each other for ever: `body_bytes_max` is kept free for the oldest one
+that is not complete.
+A body has `body_s_max` to arrive. A large one must also bring LEAST_BYTES in each quarter of it.
+A body counts until the caller has finished with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 
 from aiohttp import web
 from aiohttp.streams import StreamReader
 
 from ingest.http.request import Request
 from ingest.model.errors import Refused
+from ingest.system.clock import monotonic_s
 
-FREE_BYTES = 16 * 1024
+SMALL_BYTES = 16 * 1024
+# At this rate not even SMALL_BYTES would arrive in `body_s_max`. With the default it is 1.6 kB/s; a
+# device on a slow mobile line posts a small body, for which there is no least rate.
+LEAST_BYTES = SMALL_BYTES // 4
 SOCKET_BYTES = 256 * 1024  # one read of a socket may bring this much before it can be paused
+
+
+class _Body:
+    """One body: its bytes in memory, and the time it has left."""
+
+    __slots__ = (
+        "deadline_s",
+        "is_large",
+        "is_whole",
+        "number",
+        "part_bytes",
+        "part_s",
+        "size_bytes",
+    )
+
+    def __init__(self, *, is_large: bool, body_s_max: float) -> None:
+        self.number = 0  # of a large one: the order in which they began
+        self.size_bytes = 0
+        self.is_large = is_large
+        self.is_whole = False  # nothing more will come
+        self.deadline_s = monotonic_s() + body_s_max
+        self.part_s = monotonic_s() + body_s_max / 4  # when LEAST_BYTES must have arrived
+        self.part_bytes = 0
+
+
+class _Place(asyncio.Future[None]):
+    """A place in the queue for memory; done when the bytes are booked."""
+
+    def __init__(self, body: _Body, more_bytes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.more_bytes = more_bytes
+
+    @property
+    def is_for_large(self) -> bool:
+        return _is_large(self.body, self.more_bytes)
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Small bodies go before large ones, older before younger ones."""
+        return self.is_for_large, self.body.number
 
 
 class Bodies:
@@ -32,8 +80,14 @@ class Bodies:
         self._body_bytes_max = body_bytes_max
         self._body_s_max = body_s_max
         self._bytes_max = all_bytes_max
+        # One body must fit, whatever the settings.
+        self._bytes_max_of_incomplete = max(all_bytes_max * 7 // 8, body_bytes_max)
+        self._bytes_max_of_large = max(all_bytes_max * 3 // 4, body_bytes_max)
         self._bytes_taken = 0
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._bytes_taken_by_large = 0
+        self._numbers = count()
+        self._incomplete: dict[_Body, None] = {}  # the large ones, the oldest first
+        self._queue: list[_Place] = []
 
     def check(self, size_bytes: int) -> None:
         """Raise Refused("body_too_large") if a body of this size is not allowed."""
@@ -51,103 +105,148 @@ class Bodies:
         Raises Refused (`body_too_large`, `body_timeout`, `buffer_full`, `bad_request`) or
         ConnectionError if the client is gone.
         """
-        declared = request.content_length
-        self.check(declared or 0)
-        content = request.content
-        start = b""
-        if content.is_eof():
-            start = content.read_nowait()
-        elif declared is None or declared <= FREE_BYTES:
-            _send_continue(request)
-            start = await self._read(content, FREE_BYTES)
-        counted_bytes = len(start)
-        self.check(counted_bytes)
-        if content.at_eof():
-            if not self.count_in(counted_bytes):
-                raise _too_many("too many bodies at once")
-        else:
-            counted_bytes = declared or self._body_bytes_max
-            await self._wait_for_memory(request, counted_bytes)
+        declared = request.content_length or 0
+        self.check(declared)
+        body = _Body(is_large=declared > SMALL_BYTES, body_s_max=self._body_s_max)
         try:
-            if not start:
-                _send_continue(request)
-            if not content.at_eof():
-                start += await self._read(content, self._body_bytes_max - len(start))
-                self.check(len(start))
-            yield start
+            yield await self._read(request, body)
         finally:
-            self.count_out(counted_bytes)
+            self._completed(body)
+            self._bytes_taken -= body.size_bytes
+            self._bytes_taken_by_large -= body.size_bytes * body.is_large
+            self._grant()
 
     def count_in(self, size_bytes: int) -> bool:
-        """Count a body as in memory. Returns False if there is no room for it."""
-        if self._bytes_taken + size_bytes > self._bytes_max:
+        """Count a body that arrived whole. Returns False if there is no room for it."""
+        is_large = size_bytes > SMALL_BYTES
+        if self._bytes_taken + size_bytes > self._bytes_max or (
+            is_large and self._bytes_taken_by_large + size_bytes > self._bytes_max_of_large
+        ):
             return False
         self._bytes_taken += size_bytes
+        self._bytes_taken_by_large += size_bytes * is_large
         return True
 
     def count_out(self, size_bytes: int) -> None:
-        """Count a body no longer; the next bodies in the queue may now be received."""
+        """Count a body no longer that was counted in; those in the queue may go on."""
         self._bytes_taken -= size_bytes
-        self._grant()
+        self._bytes_taken_by_large -= size_bytes * (size_bytes > SMALL_BYTES)
+        if self._queue:
+            self._grant()
 
-    async def _read(self, content: StreamReader, stop_bytes: int) -> bytes:
-        """Read to the end, or until more than `stop_bytes` have arrived."""
+    # Reading
+
+    async def _read(self, request: Request, body: _Body) -> bytes:
+        """Read to the end; book each part as it arrives."""
+        content = request.content
+        if not content.is_eof():
+            _send_continue(request)
         parts: list[bytes] = []
-        size_bytes = 0
+        while not content.at_eof():
+            part = await self._next_part(content, body)
+            self.check(body.size_bytes + len(part))
+            body.is_whole = content.at_eof()
+            if not self._book(body, len(part)):
+                await self._wait_for_memory(request, body, len(part))
+            parts.append(part)
+        self._completed(body)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _next_part(self, content: StreamReader, body: _Body) -> bytes:
+        in_time_s = min(body.deadline_s, body.part_s) if body.is_large else body.deadline_s
         try:
-            async with asyncio.timeout(self._body_s_max):
-                while size_bytes <= stop_bytes and not content.at_eof():
-                    part = await content.readany()
-                    size_bytes += len(part)
-                    parts.append(part)
+            async with asyncio.timeout(max(0.0, in_time_s - monotonic_s())):
+                part = await content.readany()
         except TimeoutError:
-            raise Refused(
-                "body_timeout", f"the body did not arrive within {self._body_s_max:g} s"
-            ) from None
+            raise self._too_slow(in_time_s < body.deadline_s) from None
         except web.RequestPayloadError:
             raise Refused("bad_request", "the body is not complete") from None
         except RuntimeError as error:  # aiohttp raises it if the transport is closed already
             raise ConnectionResetError("the client is gone") from error
-        return b"".join(parts)
+        body.part_bytes += len(part)
+        if body.part_bytes >= LEAST_BYTES:
+            body.part_bytes, body.part_s = 0, monotonic_s() + self._body_s_max / 4
+        return part
 
-    async def _wait_for_memory(self, request: Request, size_bytes: int) -> None:
-        if not self._queue and self.count_in(size_bytes):
-            return
-        if len(self._queue) >= max(1, self._bytes_max // SOCKET_BYTES):
-            raise _too_many("too many large bodies at once")
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (size_bytes, granted)
+    def _too_slow(self, is_rate: bool) -> Refused:
+        if is_rate:
+            least = f"{LEAST_BYTES} bytes in {self._body_s_max / 4:g} s"
+            return Refused("body_timeout", f"a large body must bring at least {least}")
+        return Refused("body_timeout", f"the body did not arrive within {self._body_s_max:g} s")
+
+    # Memory
+
+    def _book(self, body: _Body, more_bytes: int) -> bool:
+        """Count bytes that have arrived. Returns False if there is no room for them."""
+        is_large = _is_large(body, more_bytes)
+        more_of_large = 0
+        if is_large:
+            more_of_large = more_bytes if body.is_large else body.size_bytes + more_bytes
+            if self._bytes_taken_by_large + more_of_large > self._bytes_max_for(body):
+                return False
+        bytes_max = self._bytes_max if body.is_whole else self._bytes_max_of_incomplete
+        if self._bytes_taken + more_bytes > bytes_max:
+            return False
+        body.is_large = is_large
+        self._bytes_taken_by_large += more_of_large
+        body.size_bytes += more_bytes
+        self._bytes_taken += more_bytes
+        return True
+
+    def _bytes_max_for(self, body: _Body) -> int:
+        """Return how much all large bodies may use if this one gets more.
+
+        The oldest incomplete one always gets enough to become complete, and then the next one.
+        """
+        if body not in self._incomplete:
+            self._incomplete[body] = None
+            body.number = next(self._numbers)
+        if body.is_whole or next(iter(self._incomplete)) is body:
+            return self._bytes_max_of_large
+        return self._bytes_max_of_large - self._body_bytes_max
+
+    def _completed(self, body: _Body) -> None:
+        self._incomplete.pop(body, None)
+
+    async def _wait_for_memory(self, request: Request, body: _Body, more_bytes: int) -> None:
+        place = _Place(body, more_bytes)
+        alike = sum(other.is_for_large == place.is_for_large for other in self._queue)
+        if alike >= max(1, self._bytes_max // SOCKET_BYTES):
+            raise _too_many()
+        began_s = monotonic_s()
         self._queue.append(place)
         if request.transport is not None:
             request.transport.pause_reading()
         try:
             async with asyncio.timeout(self._body_s_max):
-                await granted
-        except (TimeoutError, asyncio.CancelledError) as gave_up:
-            self._leave(place)
-            if isinstance(gave_up, TimeoutError):
-                raise _too_many("too many large bodies at once") from None
-            raise
+                await place
+        except TimeoutError:
+            raise _too_many() from None
         finally:
+            if place in self._queue:
+                self._queue.remove(place)
             if request.transport is not None and not request.transport.is_closing():
                 request.transport.resume_reading()
-
-    def _leave(self, place: tuple[int, asyncio.Future[None]]) -> None:
-        if place in self._queue:
-            self._queue.remove(place)
-            self._grant()
-        else:  # granted in the same moment
-            self.count_out(place[0])
+        waited_s = monotonic_s() - began_s
+        body.deadline_s += waited_s
+        body.part_s += waited_s
 
     def _grant(self) -> None:
-        while self._queue and self.count_in(self._queue[0][0]):
-            _, granted = self._queue.popleft()
-            if not granted.done():
-                granted.set_result(None)
+        """Book what has room, until the first for which there is none."""
+        for place in sorted(self._queue, key=lambda each: each.rank):
+            if not place.done():
+                if not self._book(place.body, place.more_bytes):
+                    return
+                place.set_result(None)
+            self._queue.remove(place)
 
 
-def _too_many(detail: str) -> Refused:
-    return Refused("buffer_full", detail, retry_after_s=2)
+def _is_large(body: _Body, more_bytes: int) -> bool:
+    return body.is_large or body.size_bytes + more_bytes > SMALL_BYTES
+
+
+def _too_many() -> Refused:
+    return Refused("buffer_full", "too many bodies at once", retry_after_s=2)
 
 
 def _send_continue(request: Request) -> None:

@@ -9,8 +9,10 @@ reading of the sockets finds fewer requests (33 us a post instead of 28).
 
 All other requests go aiohttp's way: bodies that have not arrived or are compressed, HTTP/1.0, the
 last request of a connection, clients that do not read their answers.
-Promises: one request at a time, in order. A wait for a body that is broken ends with an error. The
-owner is called when half a head has come and no request is in work.
+Promises: one request at a time, in order, and an answer for each: also before bytes that are not
+HTTP, behind a request with an Upgrade header (which is ignored), and for a client that has closed
+its sending side. A wait for a body that is broken ends with an error. The owner is called when half
+a head has come and no request is in work.
 
 The private names of aiohttp that this file uses are listed in fence.py.
 """
@@ -21,12 +23,14 @@ import asyncio
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from aiohttp import http_parser, web
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import StreamReader
 
-from ingest.http.request import WholeRequest, is_whole
+from ingest.http.owner import Owner
+from ingest.http.request import WholeRequest, address_of, is_whole
 from ingest.http.response import Answer
 
 # The body of a refused request is read and dropped for this long. If the connection were closed at
@@ -36,6 +40,7 @@ HEADERS_MAX = 64  # of a request
 LINE_BYTES_MAX = 8 * 1024  # of its target, and of each header
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come, between two requests
 READ_BYTES = 64 * 1024  # of a body that the handler has not read; then the socket is paused
+HEAD_END = b"\r\n\r\n"
 
 # Where Python can, a new task runs at once until it has to wait. Most answers never wait.
 if sys.version_info >= (3, 12):
@@ -44,73 +49,64 @@ else:
     _start_task = asyncio.Task
 
 
-class RoundQueue(Protocol):
-    """Decides in which round of the event loop a whole request begins."""
-
-    def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
-        """Call `begin` in a later round. Returns False if too much waits: `begin` is not called."""
-
-
-class Owner(Protocol):
-    """The port that a connection belongs to."""
-
-    keepalive_s_max: float
-    round_queue: RoundQueue | None  # None: every request goes aiohttp's way
-
-    def malformed(self, code: str) -> Answer:
-        """Return (and count) the answer to bytes that are not valid HTTP."""
-
-    def head_begun(self, handler: web.RequestHandler) -> None:
-        """Called when bytes came that do not complete a head."""
-
-    def work_begun(self, handler: web.RequestHandler) -> None:
-        """Called when a whole request has arrived."""
-
-    def work_ended(self, handler: web.RequestHandler) -> None:
-        """Called when a request is answered, or its client is gone."""
-
-    async def answer(self, request: WholeRequest) -> Answer:
-        """Answer a request. Raises ConnectionError if its client is gone."""
-
-    def suspended(self, task: asyncio.Task[Answer]) -> None:
-        """Called when an answer has to wait for something."""
-
-
 class Connection(web.RequestHandler):
     """The protocol of one connection."""
 
-    __slots__ = ("_busy", "_half_bytes", "_owner")
+    __slots__ = (
+        "_arriving",
+        "_busy",
+        "_half_bytes",
+        "_no_more",
+        "_owner",
+        "_peer",
+        "_rest",
+        "_upgrade_bytes",
+    )
 
     def __init__(self, owner: Owner, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             server,
             loop=loop,
             access_log=None,  # type: ignore[arg-type]  # None switches it off in aiohttp
-            auto_decompress=False,
             keepalive_timeout=2 * owner.keepalive_s_max,  # never used, see _process_keepalive
             lingering_time=LINGER_S,
-            read_bufsize=READ_BYTES,
-            max_headers=HEADERS_MAX,
+        )
+        self._arriving: StreamReader | None = None  # the newest body, while it is not complete
+        self._rest = b""  # bytes behind a request with an Upgrade header, not parsed yet
+        self._upgrade_bytes = 0  # its declared size, -1 if chunked, if its request asks for one
+        # This parser stops behind each request. aiohttp's own reads on, and when it comes to bytes
+        # that are not HTTP, it loses the requests before them.
+        self._parser = http_parser.HttpRequestParser(
+            self,
+            loop,
+            READ_BYTES,
             max_line_size=LINE_BYTES_MAX,
+            max_headers=HEADERS_MAX,
             max_field_size=LINE_BYTES_MAX,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=1,
         )
         self._owner = owner
-        # aiohttp's parser stops after this many requests, and one request earlier if a body came in
-        # parts. The socket must be paused in that case too: only its resuming starts the parser
-        # again.
-        self._max_msg_queue_size -= 1
+        self._no_more = False  # the client has closed its sending side
         self._half_bytes = 0  # of a head that has begun
         self._busy = False  # the first of _messages waits for its round, or one is being answered
+        self._peer = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the client's address."""
+        super().connection_made(transport)
+        self._peer = address_of(transport)
 
     def data_received(self, data: bytes) -> None:
         """Parse; enqueue a request that is whole; count the bytes of half a head."""
         waiter = self._waiter
         if waiter is None or waiter.done():
-            super().data_received(data)
+            self._parse(data)
         else:
             self._waiter = None  # otherwise aiohttp would wake its task
             try:
-                super().data_received(data)
+                self._parse(data)
             finally:
                 self._waiter = waiter
             if not (self._messages or self._busy):
@@ -122,6 +118,75 @@ class Connection(web.RequestHandler):
             self._go_on()
             if len(self._messages) > 1:
                 self._bound_what_waits()
+
+    def _parse(self, data: bytes) -> None:
+        """Parse all requests in some bytes. The parser stops behind each; it then has to go on."""
+        if b"pgrade" in data or self._upgrade_bytes or self._rest:
+            self._parse_apart(self._rest + data)
+            return
+        before = len(self._messages)
+        super().data_received(data)
+        if len(self._messages) > before:
+            message, content = self._messages[-1]
+            if not self._is_complete(message, content):
+                return
+            alone = data.find(HEAD_END) + len(HEAD_END) + content.total_bytes == len(data)
+            if alone and not message.upgrade:  # type: ignore[union-attr]  # it is a request
+                return  # the common case: one request, and nothing behind it
+        elif self._arriving is None or not self._arriving.is_eof():
+            return
+        self._parse_on()
+
+    def _parse_on(self) -> None:
+        """Parse what stands behind a complete request."""
+        self._arriving, self._upgrade_bytes = None, 0
+        while self._parser is not None:
+            before = len(self._messages)
+            self._parser.message_consumed()
+            super().data_received(b"")
+            if self._upgraded:
+                self._upgraded = False
+                self._parser.set_upgraded(False)
+            if len(self._messages) == before or not self._is_complete(*self._messages[-1]):
+                return
+            if len(self._messages) >= self._max_msg_queue_size:
+                return  # aiohttp calls again when some of these have been taken
+
+    def _is_complete(self, message: object, content: StreamReader) -> bool:
+        """Whether others may stand behind the newest request; note its body if it is not here."""
+        if not isinstance(message, http_parser.RawRequestMessage):
+            return False  # bytes that are not HTTP
+        if not content.is_eof():
+            self._arriving = content
+            if message.upgrade:
+                self._upgrade_bytes = int(message.headers.get("Content-Length", -1))
+        return content.is_eof()
+
+    def _parse_apart(self, data: bytes) -> None:
+        """Parse the requests one by one, and ignore Upgrade headers.
+
+        The parser drops what stands in the same bytes behind a request with such a header.
+        """
+        start, self._rest = 0, b""
+        while True:
+            end = self._end_of_part(data, start)
+            before = len(self._messages)
+            super().data_received(data[start:end])
+            start = end
+            arrived = self._arriving is not None and self._arriving.is_eof()
+            if arrived or (len(self._messages) > before and self._is_complete(*self._messages[-1])):
+                self._parse_on()
+            if start >= len(data):
+                return
+            if len(self._messages) >= self._max_msg_queue_size:
+                self._rest = data[start:]
+                return
+
+    def _end_of_part(self, data: bytes, start: int) -> int:
+        if self._upgrade_bytes > 0 and self._arriving is not None:
+            return start + self._upgrade_bytes - self._arriving.total_bytes
+        end = data.find(HEAD_END, start)  # of a head, or of a chunked body
+        return end + len(HEAD_END) if end >= 0 else len(data)
 
     def _half_head(self, more_bytes: int) -> None:
         """Count bytes of a head whose end has not come. If they are too many, close."""
@@ -179,7 +244,7 @@ class Connection(web.RequestHandler):
         message, content = self._messages.popleft()
         if self._parser is not None:  # None: the connection is gone
             self._parser.message_consumed()
-        request = WholeRequest(cast(http_parser.RawRequestMessage, message), content)
+        request = WholeRequest(cast(http_parser.RawRequestMessage, message), content, self._peer)
         task = _start_task(self._owner.answer(request), loop=self._loop)
         if task.done():
             self._end(task)
@@ -201,10 +266,23 @@ class Connection(web.RequestHandler):
             self.force_close()
         else:
             if transport is not None and not transport.is_closing():
+                if self.is_last:
+                    answer.keep_alive = False
                 transport.write(answer.rendered())
                 if not answer.keep_alive or self._close:
                     self.force_close()  # closes once the answer is sent, as above
         self._go_on()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's meaning: stay open
+        """Note that the client sends no more; what has come whole is answered before the end."""
+        self._no_more = True
+        in_work = self._messages or self._busy or self._current_request is not None
+        return bool(in_work) and self._arriving is None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the request in work is the last one of its client."""
+        return self._no_more and not self._messages
 
     def _process_keepalive(self) -> None:
         """Do nothing. The owner's sweep replaces aiohttp's limit, which ignores the short way."""

@@ -1,10 +1,13 @@
 """The connections of a port, bounded so that hostile or faulty clients cannot exhaust it.
 
 Promises: at most `connections_max` connections. A connection is closed if it has not sent a whole
-head in time, idles too long or does not read its answers. If there are too many, the oldest
-half-open one is closed first, then the one that has been idle for longest. There is no timer for
-each request: one sweep a second checks all connections.
-Does not: know any route. Malformed requests get a problem answer and no log line.
+head in time, idles too long or does not read its answers. There is no timer for each request: one
+sweep a second checks all connections.
+If there are too many, a new one is accepted and another one is closed. First those whose request is
+not here yet, then idle ones; each time of the network that has most of them. One that has connected
+just now is spared while another network has more connections.
+Does not: bound the connections of a network, since a fleet may be behind one. Know any route.
+Malformed requests get a problem answer and no log line.
 """
 
 from __future__ import annotations
@@ -14,24 +17,31 @@ import ipaddress
 import resource
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Any, cast
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, cast
 
 from aiohttp import web
 
-from ingest.http.connection import Connection, RoundQueue
+from ingest.http.connection import Connection
+from ingest.http.crowds import Crowds
 from ingest.http.fence import check_names, short_way_is_known
 from ingest.http.listener import Listener
-from ingest.http.request import Request
+from ingest.http.owner import RoundQueue
+from ingest.http.request import Request, address_of, network_of
 from ingest.http.response import Answer
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
 from ingest.system.limits import SPARE_FILES
-from ingest.system.logs import Occasionally, get_logger
+from ingest.system.logs import get_logger
 
 SWEEP_S_MAX = 1.0
 # To close ten thousand connections at once would block the event loop for 0.1 s, and then all of
 # these clients might connect again at once.
 DROPS_A_ROUND, DROP_PAUSE_S = 20, 0.005
+NEARLY_ALL = 0.8
+SLOW_S = 1.0  # a request that is not here after this time comes slowly
+LOOKS = 16  # so many connections at most are looked at to find one to close
 
 Handle = Callable[[Request], Coroutine[Any, Any, Answer]]
 
@@ -44,9 +54,16 @@ def raise_open_files_limit() -> int:
     return hard
 
 
+class _Open(NamedTuple):
+    # The transport is kept here, because a handler that was closed has none any more.
+    transport: asyncio.Transport
+    network: str
+
+
 class Connections(web.Server):
     """The connections of one port. `malformed` returns (and counts) the answer for a problem code.
 
+    `closed` is called with the cause when a limit closes one (not at the end of an idle one).
     With a `round_queue`, requests that arrive whole are answered on the short way.
     """
 
@@ -55,6 +72,7 @@ class Connections(web.Server):
         handle: Handle,
         malformed: Callable[[str], Answer],
         *,
+        closed: Callable[[str], None] = lambda _cause: None,
         round_queue: RoundQueue | None = None,
         connections_max: int,
         header_s_max: float,
@@ -65,29 +83,24 @@ class Connections(web.Server):
         check_names(self)
         self.round_queue = round_queue if round_queue is not None and short_way_is_known() else None
         self.malformed = malformed
+        self._closed = closed
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
-        # The transports are kept here, because a handler that was closed has no transport any more.
-        self._open: dict[web.RequestHandler, asyncio.Transport] = {}
+        self._open: dict[web.RequestHandler, _Open] = {}
+        self._by_network = Crowds[web.RequestHandler]()
         self._suspended: set[asyncio.Task[Answer]] = set()
         # Each with the time of its begin, oldest first. A connection with a request in work is in
         # neither.
         self._half_open: OrderedDict[web.RequestHandler, float] = OrderedDict()
         self._idle: OrderedDict[web.RequestHandler, float] = OrderedDict()
+        # Those whose request is not here: the half-open ones, and those in the middle of a body.
+        self._unfinished = Crowds[web.RequestHandler]()
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._log = get_logger("connections")
-        self._occasionally = Occasionally(10.0)
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._connections_max = min(connections_max, max(files - SPARE_FILES, 16))
-        if self._connections_max < connections_max:
-            self._log.info(
-                "fewer_connections",
-                most=self._connections_max,
-                wanted=connections_max,
-                open_files_max=files,
-                open_files_needed=connections_max + SPARE_FILES,
-            )
+        self._untold = (files, connections_max) if self._connections_max < connections_max else None
 
     def __call__(self) -> Connection:
         """Make the protocol of one connection (the event loop calls this)."""
@@ -104,18 +117,16 @@ class Connections(web.Server):
         """Add a new connection; if there are too many, close another one, or this one."""
         super().connection_made(handler, transport)
         if len(self._open) >= self._connections_max:
-            kept_back = self._occasionally.due("full")
-            if kept_back is not None:
-                self._log.warning(
-                    "connections_full", most=self._connections_max, similar_suppressed=kept_back
-                )
-            waiting = self._half_open or self._idle
-            if not waiting:
+            self._closed("connections_full")
+            another = self._to_close()
+            if another is None:
                 transport.abort()
                 return
-            self._drop(next(iter(waiting)))
-        self._open[handler] = transport
-        self._half_open[handler] = monotonic_s()
+            self._drop(another)
+        network = network_of(address_of(transport))
+        self._open[handler] = _Open(transport, network)
+        self._by_network.add(network, handler, monotonic_s())
+        self._head_awaited(handler, network)
 
     def connection_lost(
         self, handler: web.RequestHandler, exc: BaseException | None = None
@@ -127,17 +138,26 @@ class Connections(web.Server):
     def head_begun(self, handler: web.RequestHandler) -> None:
         """Start the deadline of a head, at its first bytes."""
         if self._idle.pop(handler, None) is not None:
-            self._half_open[handler] = monotonic_s()
+            self._head_awaited(handler, self._open[handler].network)
+
+    def _head_awaited(self, handler: web.RequestHandler, network: str) -> None:
+        self._half_open[handler] = now_s = monotonic_s()
+        self._unfinished.add(network, handler, now_s)
 
     def work_begun(self, handler: web.RequestHandler) -> None:
         """Exempt a connection from the sweep while its request is in work."""
-        self._half_open.pop(handler, None)
+        if self._half_open.pop(handler, None) is not None:
+            self._finished(handler)
         self._idle.pop(handler, None)
 
     def work_ended(self, handler: web.RequestHandler) -> None:
         """Count the connection as idle, until its client sends the next head."""
         if handler in self._open:
             self._idle[handler] = monotonic_s()
+
+    def _finished(self, handler: web.RequestHandler) -> None:
+        if (opened := self._open.get(handler)) is not None:
+            self._unfinished.remove(opened.network, handler)
 
     def suspended(self, task: asyncio.Task[Answer]) -> None:
         """Keep the task of an answer that has to wait; `close` waits for it."""
@@ -147,30 +167,81 @@ class Connections(web.Server):
     async def _serve(self, request: web.BaseRequest) -> Answer:
         handler = request.protocol
         self.work_begun(handler)
+        content = request.content
+        if not content.is_eof() and (opened := self._open.get(handler)) is not None:
+            self._unfinished.add(opened.network, handler, monotonic_s())
+            content.on_eof(partial(self._finished, handler))
         try:
-            return await self.answer(request)
+            answer = await self.answer(request)
+            if cast(Connection, handler).is_last:
+                answer.keep_alive = False
+            return answer
         finally:
+            self._finished(handler)
             self.work_ended(handler)
+
+    # Too many connections
+
+    def _to_close(self) -> web.RequestHandler | None:
+        """Return the connection to close for a new one; None if all have a request in work."""
+        network, _ = self._by_network.largest()
+        slow_network, unfinished = self._unfinished.largest()
+        for handler, since_s in islice(unfinished.items(), 1):
+            if slow_network == network or monotonic_s() - since_s >= SLOW_S:
+                return handler
+        return (
+            self._idle_of(network) or next(iter(self._idle), None) or next(iter(unfinished), None)
+        )
+
+    def _idle_of(self, network: str) -> web.RequestHandler | None:
+        """Return an idle connection of the largest network, mostly the one idle for longest."""
+        for handler in islice(self._idle, LOOKS):
+            if self._open[handler].network == network:
+                return handler
+        _, members = self._by_network.largest()
+        for handler in list(islice(members, LOOKS)):
+            if handler in self._idle:
+                return handler
+            members[handler] = members.pop(handler)  # the next time others are looked at
+        return None
 
     # Closing connections that are late
 
     def _forget(self, handler: web.RequestHandler) -> None:
-        self._open.pop(handler, None)
+        opened = self._open.pop(handler, None)
+        if opened is not None:
+            self._by_network.remove(opened.network, handler)
+            self._unfinished.remove(opened.network, handler)
         self._half_open.pop(handler, None)
         self._idle.pop(handler, None)
 
     def _drop(self, handler: web.RequestHandler) -> None:
-        transport = self._open.get(handler)
+        opened = self._open.get(handler)
         self._forget(handler)
-        if transport is not None and transport.get_write_buffer_size():
-            transport.abort()  # a normal close would wait for ever for a client that does not read
+        if opened is not None and opened.transport.get_write_buffer_size():
+            # A normal close would wait for ever for a client that does not read.
+            opened.transport.abort()
         handler.force_close()
 
     async def _sweep(self) -> None:
         period_s = min(SWEEP_S_MAX, self.header_s_max / 4, self.keepalive_s_max / 4)
         while True:
+            self._tell_if_near()
             more = self._drop_late() == DROPS_A_ROUND
             await asyncio.sleep(DROP_PAUSE_S if more else period_s)
+
+    def _tell_if_near(self) -> None:
+        """Log once that open files limit the connections, when nearly all of these are open."""
+        if self._untold is None or len(self._open) < NEARLY_ALL * self._connections_max:
+            return
+        (files, wanted), self._untold = self._untold, None
+        self._log.warning(
+            "fewer_connections",
+            most=self._connections_max,
+            wanted=wanted,
+            open_files_max=files,
+            open_files_needed=wanted + SPARE_FILES,
+        )
 
     def _drop_late(self) -> int:
         """Close connections that are too late, at most DROPS_A_ROUND; return how many."""
@@ -184,6 +255,8 @@ class Connections(web.Server):
                 handler, since_s = next(iter(waiting.items()))
                 if now_s - since_s < most_s:
                     break
+                if waiting is self._half_open:
+                    self._closed("header_late")
                 self._drop(handler)
                 dropped += 1
         return dropped
@@ -217,7 +290,7 @@ class Connections(web.Server):
         await listener.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        transports = list(self._open.values())
+        transports = [each.transport for each in self._open.values()]
         self.pre_shutdown()
         if self._suspended:
             _, late = await asyncio.wait(self._suspended, timeout=timeout_s)

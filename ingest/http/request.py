@@ -6,24 +6,32 @@ streams, which no post has.
 
 from __future__ import annotations
 
+from asyncio import BaseTransport
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Network, ip_address
+
 from aiohttp import web
-from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
+
+from ingest.model.errors import Refused
 
 
 class WholeRequest:
     """Has the names of aiohttp's BaseRequest that the pages use.
 
-    Its round of the event loop has come. Its client keeps the connection open (HTTP/1.1).
+    Its round of the event loop has come. Its client keeps the connection open (HTTP/1.1). `peer` is
+    the client's address, as `peer_of` returns it.
     """
 
     transport = None  # nothing more is read for this request
 
-    __slots__ = ("_message", "content", "headers", "method", "raw_path")
+    __slots__ = ("_message", "content", "headers", "method", "peer", "raw_path")
 
-    def __init__(self, message: RawRequestMessage, content: StreamReader) -> None:
+    def __init__(self, message: RawRequestMessage, content: StreamReader, peer: str) -> None:
         self._message = message
+        self.peer = peer
         self.content = content
         self.headers: CIMultiDictProxy[str] = message.headers
         self.method: str = message.method
@@ -44,6 +52,31 @@ UnreadRequest = web.BaseRequest  # a part of its body may not have arrived yet
 Request = UnreadRequest | WholeRequest
 
 
+def address_of(transport: BaseTransport) -> str:
+    """Return the address of a connection's client without its port, "" on a Unix socket."""
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) and name else ""
+
+
+def peer_of(request: Request) -> str:
+    """Return the address of the client without its port, "" on a Unix socket or if unknown."""
+    return request.peer if isinstance(request, WholeRequest) else request.remote or ""
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """Return what may be one client: an IPv4 address, or the /64 of an IPv6 one, else the text."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(IPv6Network((int(ip) >> 64 << 64, 64)))
+
+
 def is_whole(message: object, content: StreamReader) -> bool:
     """Whether a parsed request is complete and needs nothing that only aiohttp's request can do."""
     return (
@@ -55,4 +88,20 @@ def is_whole(message: object, content: StreamReader) -> bool:
         and message.version == HttpVersion11
         and message.method != "HEAD"
         and "Content-Encoding" not in message.headers
+        and "Expect" not in message.headers
+        and (not message.chunked or message.headers["Transfer-Encoding"].lower() == "chunked")
     )
+
+
+def check_meant(request: UnreadRequest) -> None:
+    """Raise Refused if the head says what this service would have to ignore."""
+    headers = request.headers
+    if request.version not in (HttpVersion10, HttpVersion11):
+        raise Refused("bad_request", "this port speaks HTTP/1.1 and HTTP/1.0")
+    codings = [each.strip().lower() for each in headers.getall("Transfer-Encoding", ())]
+    if codings and (codings != ["chunked"] or request.version == HttpVersion10):
+        raise Refused("bad_request", "the only Transfer-Encoding is chunked, with HTTP/1.1")
+    if any(each.lower() != "100-continue" for each in headers.getall("Expect", ())):
+        raise Refused("bad_request", "the only Expect is 100-continue")
+    if len(headers.getall("Content-Encoding", ())) > 1:
+        raise Refused("unsupported_encoding", "a body may have one Content-Encoding, gzip")

@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from ingest.http.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX, RoundQueue
+from ingest.http.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX
 from ingest.http.connections import Connections
-from ingest.http.request import Request
+from ingest.http.owner import RoundQueue
+from ingest.http.request import Request, WholeRequest, check_meant
 from ingest.http.response import TEXT, Answer, problem
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
@@ -34,6 +35,9 @@ _MALFORMED = {
 }
 
 
+OnRefused = Callable[[Request | None, Refused], None]
+
+
 class Route(NamedTuple):
     """A page: its methods, and `answer(request, query string, monotonic time of receipt)`.
 
@@ -49,7 +53,11 @@ POST = ("POST",)
 
 
 class Port:
-    """A port with pages by path. `tokens` says for a warning which of them need a token."""
+    """A port with pages by path. `tokens` says for a warning which of them need a token.
+
+    `on_refused` is called for each refused request; without a request, if its bytes were not HTTP.
+    It must be quick and must not fail.
+    """
 
     def __init__(
         self,
@@ -62,7 +70,9 @@ class Port:
         header_s_max: float,
         keepalive_s_max: float,
         round_queue: RoundQueue | None = None,
+        on_refused: OnRefused = lambda _request, _refused: None,
     ) -> None:
+        self._on_refused = on_refused
         self._pages = pages
         self._ledger = ledger
         self._flag = flag
@@ -71,6 +81,7 @@ class Port:
             Connections,
             self._answer,
             self._malformed,
+            closed=ledger.connection_closed,
             round_queue=round_queue,
             connections_max=connections_max,
             header_s_max=header_s_max,
@@ -102,9 +113,12 @@ class Port:
                 raise Refused("not_found", f"there are {', '.join(self._pages)}")
             if request.method not in page.methods:
                 raise Refused("method_not_allowed", f"{path} allows {' and '.join(page.methods)}")
+            if not isinstance(request, WholeRequest):
+                check_meant(request)
             answer = await page.answer(request, query, received_s)
         except Refused as refused:
             answer = _refusal(request, page, refused)
+            self._on_refused(request, refused)
         except ConnectionError:
             raise  # the client is gone: nothing was kept, nothing to answer or to log
         except Exception:
@@ -119,7 +133,9 @@ class Port:
 
     def _malformed(self, code: str) -> Answer:
         """Answer a request that aiohttp could not parse."""
-        answer = problem(Refused(code, _MALFORMED[code]), close=True)
+        refused = Refused(code, _MALFORMED[code])
+        answer = problem(refused, close=True)
+        self._on_refused(None, refused)
         self._ledger.request_answered(OTHER, answer.status, 0.0)
         return answer
 

@@ -16,6 +16,8 @@ class Refusal(NamedTuple):
     row: int
     sqlstate: str
     message: str
+    constraint: str | None = None
+    no_partition: bool = False
 
 
 class Outcome(NamedTuple):

@@ -20,6 +20,7 @@ class Block:
     items: list[int] | None = None  # items[i]: index in the post of row i; None: it is i itself
     ack: Ack | None = None  # resolved with the outcome; None if no post waits for it
     replayed: bool = False  # a dead letter that is replayed
+    sender: str = ""  # where its post came from: an address, or the network of one; "" if unknown
     # Set once a write ended without a verdict: from then on only the idempotent path may write it.
     doubtful: bool = field(default=False, init=False)
     # Set once the block has a row that the database refuses, and cannot be cut any smaller.

@@ -66,6 +66,9 @@ PROBLEMS: dict[str, Problem] = {
         "send it again after Retry-After; readings with `ts` are stored only once",
     ),
     "busy": Problem(503, "There are too many requests at once", "send it again after Retry-After"),
+    "too_slow": Problem(
+        503, "The question takes the database too long", "ask for less, or make the index"
+    ),
     "database_away": Problem(
         503, "The database does not answer", "send it again after Retry-After"
     ),
@@ -76,6 +79,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
 }
 
+NO_PARTITION = "no_partition"
 ITEM_CODES: dict[str, str] = {
     "not_an_object": "the item is not a JSON object",
     "missing_field": "a required field is missing",
@@ -93,4 +97,5 @@ ITEM_CODES: dict[str, str] = {
     "ts_too_old": "`ts` is before the oldest allowed time (setting `ts_min`)",
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
     "refused_by_database": "the database refused this row (`sqlstate` says why)",
+    NO_PARTITION: "the table has no partition for the time of this row",
 }

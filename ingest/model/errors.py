@@ -23,8 +23,11 @@ class Refused(IngestError):
     """Nothing of the post is kept; the client gets a problem document.
 
     `code` is a key of `codes.PROBLEMS`. `fields` are further members of the problem document (JSON
-    values). `retry_after_s` asks for a Retry-After header of about that many seconds.
+    values). `retry_after_s` asks for a Retry-After header of about that many seconds. `body_start`
+    is the begin of the body, or of its first invalid item, where it is known.
     """
+
+    body_start: bytes = b""
 
     def __init__(
         self, code: str, detail: str, *, retry_after_s: float | None = None, **fields: object
@@ -46,6 +49,10 @@ class BufferFull(IngestError):
 
 class DeadLettersFull(IngestError):
     """The dead-letter folder has used its share of `dlq_bytes_max`. Nothing was appended."""
+
+
+class ShareUsed(DeadLettersFull):
+    """The sender has used its share of the room for invalid items. Nothing was appended."""
 
 
 class DeadLettersBroken(IngestError):

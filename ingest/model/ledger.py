@@ -50,11 +50,23 @@ class Histogram:
 
 
 class DeadLetterStats(NamedTuple):
-    """State of the dead-letter folder: bytes of all files, live readings, age of the oldest."""
+    """State of the dead-letter folder: bytes of all files, live readings, age of the oldest.
+
+    `invalid_full`: there is no space for invalid items, so each post with one is refused.
+    """
 
     size_bytes: int = 0
     live: int = 0
     oldest_age_s: float = 0.0
+    invalid_full: bool = False
+
+
+class Limits(NamedTuple):
+    """The settings of these names, beside which the gauges are read."""
+
+    journal_bytes_max: int = 0  # 0: there is no journal
+    dlq_bytes_max: int = 0
+    disk_free_bytes_min: int = 0
 
 
 class Gauges(NamedTuple):
@@ -66,6 +78,8 @@ class Gauges(NamedTuple):
     hold_reason: Callable[[], str | None]
     journal: Callable[[], JournalStats] = JournalStats  # an empty one, with a buffer in memory
     state: Callable[[], str] = lambda: "starting"  # one of STATES
+    disk_free_bytes: Callable[[], int] = lambda: 0
+    limits: Limits = Limits()
 
 
 class Ledger:
@@ -93,12 +107,23 @@ class Ledger:
         self.lag_s = Histogram(SECONDS_LAG)
         self.journal_sync_s = Histogram(SECONDS_SYNC)
         self.retries: defaultdict[str, int] = defaultdict(int)
+        # Requests to the data port, by problem code; connections that a limit closed, by cause.
+        self.posts_refused: defaultdict[str, int] = defaultdict(int)
+        self.connections_closed: defaultdict[str, int] = defaultdict(int)
         self.gauges: Gauges | None = None
 
     def request_answered(self, route: str, status: int, took_s: float) -> None:
         """Count one answered HTTP request; `route` is one of a closed set."""
         self.requests[route, status] += 1
         self.request_s[route].observe(took_s)
+
+    def post_refused(self, code: str) -> None:
+        """Count one request to the data port that was answered with a problem document."""
+        self.posts_refused[code] += 1
+
+    def connection_closed(self, cause: str) -> None:
+        """Count one connection that was closed or refused because of a limit."""
+        self.connections_closed[cause] += 1
 
     def batch_gathered(self, trigger: str, rows: int) -> None:
         """Count one batch that is written to the database for the first time."""

@@ -9,12 +9,17 @@ from typing import NamedTuple
 
 from ingest.model.reading import Reading
 
+JSON = "json"
+READINGS = "/v1/readings"
+
 
 class Letter(NamedTuple):
     """One dead letter: a reading, or the original bytes of an invalid item.
 
-    `reason` is one of REASONS, `code` an item code or a SQLSTATE. `precision`, `field` and `item`
-    (the index in the array) come from the post. `received_us` is in Unix microseconds.
+    `reason` is one of REASONS, `code` an item code or a SQLSTATE. `field` and `item` (the index in
+    the array) come from the post. So does what is needed to decode the original bytes again:
+    `format`, `source` (where it came in), `precision`, `ignore_unknown`. `received_us` is in Unix
+    microseconds.
     """
 
     reason: str
@@ -27,6 +32,9 @@ class Letter(NamedTuple):
     field: str | None = None
     item: int | None = None
     attempts: int = 0
+    format: str = JSON
+    source: str = READINGS
+    ignore_unknown: bool = False
 
 
 INVALID = "invalid"

@@ -155,11 +155,17 @@ class Stored(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """One row (its index in the batch) that the database refuses, with the SQLSTATE."""
+    """One row (its index in the batch) that the database refuses, with the SQLSTATE.
+
+    `constraint` is the name of the violated constraint, if the server gave one. `no_partition`: the
+    table has no partition for the row.
+    """
 
     row: int
     sqlstate: str
     message: str
+    constraint: str | None = None
+    no_partition: bool = False
 
 
 SetAside = Callable[[list[BadRow]], Awaitable[None]]
@@ -187,11 +193,20 @@ class Sink(Protocol):
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Commit all rows, or raise WriteFailed. Opens the connection if there is none."""
 
+    async def takes_any(self, rows: Sequence[bytes]) -> bool:
+        """Whether the table takes one of these rows as a new row. Nothing is stored."""
+
     async def write_isolating(
-        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside
+        self,
+        tuples: Sequence[bytes],
+        rows: int,
+        set_aside: SetAside,
+        *,
+        rows_at_fault: bool = False,
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction.
 
+        `rows_at_fault`: a failure with `may_be_row` is the fault of its row too.
         Calls `set_aside` once with all refused rows, in order, before the commit; not at all if
         there are none. If `set_aside` raises, nothing is committed and its error is raised.
         """
@@ -210,11 +225,13 @@ STATES = ("starting", "accepting", "slowed", "on_hold", "full", "disk_low", "dra
 class DeadLetters(Protocol):
     """The dead-letter queue as the path sees it."""
 
-    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, sender: str | None = None) -> None:
         """Return once all letters are on disk (fdatasync); all are kept, or none is promised.
 
-        Raises DeadLettersFull at the bound (the receiver's share of it if `from_receiver`),
-        DeadLettersBroken if the disk failed. A cancellation does not interrupt a write.
+        `sender` is the sender of a post with invalid items, as in Block; None: from a writer.
+        Raises DeadLettersFull at the bound (ShareUsed at that of a sender), DeadLettersBroken if
+        the disk failed, and for a sender BufferFull if the disk is too slow for what comes. A
+        cancellation does not interrupt a write.
         """
 
 
@@ -235,6 +252,10 @@ class Database(Protocol):
     @property
     def up(self) -> bool:
         """Whether the server answered the last time."""
+
+    @property
+    def cause(self) -> str:
+        """Why readings are not written now, as a key of causes.CAUSES; empty if they are."""
 
     async def wait_hold(self) -> str:
         """Wait until writes are paused; return the reason. Safe to cancel."""

@@ -89,15 +89,6 @@ def row_offsets(tuples: bytes) -> list[int]:
     return offsets
 
 
-def device_ids(tuples: bytes) -> list[bytes]:
-    """Return the device_id of each row, in UTF-8, at half the cost of decoding the rows."""
-    size_of = _SIZE.unpack_from
-    return [
-        tuples[at + 18 : at + 18 + size_of(tuples, at + DEVICE_COLUMN)[0]]
-        for at in row_offsets(tuples)[:-1]
-    ]
-
-
 def first_readings(head: bytes, rows_max: int) -> list[Reading]:
     """Decode the first whole rows from the beginning of a block, at most `rows_max`.
 

@@ -14,6 +14,7 @@ from ingest.model.errors import IngestError
 
 # Why a write failed. These are labels of a metric, so a closed set (except for unknown codes).
 UNREACHABLE = "unreachable"
+NO_SUCH_HOST = "no_such_host"  # the name of the host is not known
 SCHEMA = "schema"
 CONFIGURATION = "configuration"
 NOT_DURABLE = "not_durable"
@@ -28,9 +29,13 @@ class Verdict(Enum):
     WAIT = "wait"
     RETRY = "retry"
     ISOLATE = "isolate"
+    NO_PARTITION = "no_partition"  # as ISOLATE: the table has no partition for one row
     HOLD = "hold"
     UNKNOWN = "unknown"  # an unknown code: a few tries, then writes are paused
-    DUPLICATE = "duplicate"  # the row is in the table already; the idempotent path counts it
+    DUPLICATE = "duplicate"  # a plain COPY cannot store it, the idempotent path can
+
+
+OF_ONE_ROW = frozenset({Verdict.ISOLATE, Verdict.NO_PARTITION})
 
 
 class WriteFailed(IngestError):
@@ -38,7 +43,8 @@ class WriteFailed(IngestError):
 
     `sqlstate` is None if no server answered (socket, time-out); `reason` is UNREACHABLE then.
     `doubtful` means that the rows may be in the table. `row` is the index of the row that the
-    server named as the cause.
+    server named as the cause, `constraint` the constraint that it named. `may_be_row`: with HOLD,
+    that some rows may be the cause, and not an operator.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class WriteFailed(IngestError):
         sqlstate: str | None = None,
         doubtful: bool = False,
         row: int | None = None,
+        constraint: str | None = None,
+        may_be_row: bool = False,
         reason: str = UNREACHABLE,
     ) -> None:
         super().__init__(message)
@@ -57,4 +65,6 @@ class WriteFailed(IngestError):
         self.sqlstate = sqlstate
         self.doubtful = doubtful
         self.row = row
+        self.constraint = constraint
+        self.may_be_row = may_be_row
         self.reason = reason

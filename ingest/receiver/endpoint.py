@@ -18,10 +18,11 @@ from functools import lru_cache
 from ingest.formats.media_type import FORMATS, Decode, format_of
 from ingest.formats.post import Decoded, ItemError, Post, Rules
 from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Request, WholeRequest
+from ingest.http.request import Request, WholeRequest, network_of, peer_of
 from ingest.http.response import Answer
-from ingest.http.routes import POST, Port, Route, probes
+from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.ack import Ack
+from ingest.model.block import Block
 from ingest.model.errors import (
     BufferFull,
     ConfigError,
@@ -29,6 +30,7 @@ from ingest.model.errors import (
     DeadLettersFull,
     JournalBroken,
     Refused,
+    ShareUsed,
     Stopping,
 )
 from ingest.model.ledger import Ledger
@@ -76,6 +78,7 @@ class Endpoint:
         database: Database,
         levels: tuple[str, ...],
         health: Callable[[], tuple[int, bytes]],
+        on_refused: OnRefused,
         on_decoded: Callable[[Decoded], None] | None = None,
     ) -> None:
         self._rules = rules
@@ -103,6 +106,7 @@ class Endpoint:
             header_s_max=header_s_max,
             keepalive_s_max=keepalive_s_max,
             round_queue=plain_bodies,
+            on_refused=on_refused,
         )
         self._outcomes = AckWaits(database, ack_wait_s_max)
         self._posts_inside = 0
@@ -167,6 +171,8 @@ class Endpoint:
             async with self._plain_bodies.body(request) as body:
                 decoded = self._decoded(decode, body, query, received_s)
         del body  # its memory is free while the post waits for room or for its outcome
+        if decoded.block is not None:
+            decoded.block.sender = network_of(peer_of(request))
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         if not decoded.errors:
@@ -187,7 +193,11 @@ class Endpoint:
 
     def _decoded(self, decode: Decode, body: bytes, query: Query, received_s: float) -> Decoded:
         precision, ignore_unknown = query.precision, query.ignore_unknown
-        return decode(body, Post(precision, ignore_unknown, unix_us(), received_s, self._rules))
+        try:
+            return decode(body, Post(precision, ignore_unknown, unix_us(), received_s, self._rules))
+        except Refused as refused:
+            refused.body_start = body
+            raise
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
@@ -213,6 +223,8 @@ class Endpoint:
             code = ""
         except Refused as refused:
             code = refused.code
+            if errors:
+                refused.body_start = errors[0].original
             raise
         except BufferFull as full:
             code = "buffer_full"
@@ -261,37 +273,39 @@ class Endpoint:
         )
         try:
             if errors:
-                await self._set_aside(errors, query, block.received_us)
+                await self._set_aside(errors, query, block)
             await reservation.put(block, durable=query.ack != BUFFERED)
         finally:
             reservation.release()  # does nothing after put
 
-    async def _set_aside(self, errors: list[ItemError], query: Query, received_us: int) -> None:
+    async def _set_aside(self, errors: list[ItemError], query: Query, block: Block) -> None:
         letters = [
             Letter(
                 reason=INVALID,
                 code=error.code,
                 message=error.message,
-                received_us=received_us,
+                received_us=block.received_us,
                 original=error.original,
                 precision=query.precision,
                 field=error.field,
                 item=error.item,
+                ignore_unknown=query.ignore_unknown,
             )
             for error in errors
         ]
         try:
-            await self._dead_letters.append(letters, from_receiver=True)
-        except DeadLettersFull:
-            raise _letters_full(errors) from None
+            await self._dead_letters.append(letters, sender=block.sender)
+        except DeadLettersFull as full:
+            raise _letters_full(errors, share=isinstance(full, ShareUsed)) from None
         except DeadLettersBroken:
             raise Refused("disk_low", "invalid items could not be written to the disk") from None
 
 
-def _letters_full(errors: list[ItemError]) -> Refused:
+def _letters_full(errors: list[ItemError], *, share: bool = False) -> Refused:
+    why = "your address has used its share of the space" if share else "there is no space"
     return Refused(
         "dead_letters_full",
-        "there is no space to keep the invalid items; post the other items without them",
+        f"{why} to keep the invalid items; post the other items without them",
         items=sorted({error.item for error in errors}),
         **replies.named(errors),
     )

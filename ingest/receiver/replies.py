@@ -13,10 +13,11 @@ import orjson
 
 from ingest.formats.post import ItemError
 from ingest.http.response import Answer
-from ingest.model.ack import Outcome
+from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
-from ingest.model.codes import ITEM_CODES
+from ingest.model.codes import ITEM_CODES, NO_PARTITION
 from ingest.model.letter import REFUSED
+from ingest.system.words import quoted
 
 ERRORS_MAX = 100
 
@@ -40,16 +41,11 @@ def accepted(ack: str, rows: int, errors: Sequence[ItemError]) -> Answer:
 def committed(block: Block, errors: Sequence[ItemError], outcome: Outcome) -> Answer:
     """Answer a post that is in the table, without the rows that the database refused: 200.
 
-    The database's own messages are not shown: they have names of tables and constraints.
+    The database's own messages are not shown: they may have values and names of other tables.
     """
     shown = [_shown(error) for error in errors[:ERRORS_MAX]] + [
-        {
-            "index": row if block.items is None else block.items[row],
-            "code": REFUSED,
-            "message": ITEM_CODES[REFUSED],
-            "sqlstate": sqlstate,
-        }
-        for row, sqlstate, _ in outcome.refusals[:ERRORS_MAX]
+        _refused(each, each.row if block.items is None else block.items[each.row])
+        for each in outcome.refusals[:ERRORS_MAX]
     ]
     shown.sort(key=lambda error: error["index"])
     invalid = len(errors) + len(outcome.refusals)
@@ -65,6 +61,20 @@ def committed(block: Block, errors: Sequence[ItemError], outcome: Outcome) -> An
 def _shown(error: ItemError) -> dict[str, Any]:
     field = {} if error.field is None else {"field": error.field}
     return {"index": error.item, "code": error.code, "message": error.message, **field}
+
+
+def _refused(refusal: Refusal, index: int) -> dict[str, Any]:
+    code = NO_PARTITION if refusal.no_partition else REFUSED
+    error = {
+        "index": index,
+        "code": code,
+        "message": ITEM_CODES[code],
+        "sqlstate": refusal.sqlstate,
+    }
+    if refusal.constraint is not None:
+        error["message"] = f"the row violates the constraint {quoted(refusal.constraint)}"
+        error["constraint"] = refusal.constraint
+    return error
 
 
 def _limited(shown: list[dict[str, Any]], count: int) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def is_locked(path: Path) -> bool:
     return lock is None
 
 
-class FolderLock:
+class FolderLock(AbstractContextManager["FolderLock"]):
     """Two locks of one process on a folder: on its file `lock`, and on the folder itself.
 
     If somebody removes the file, the lock on the folder still keeps other processes out. Some
@@ -275,6 +275,10 @@ class FolderLock:
                 return None
         return taken
 
+    def record(self, text: str) -> None:
+        """Replace the content of the locked file, for people. Raises OSError."""
+        self._file.record(text)
+
     def holds(self) -> bool:
         """Whether the path still names the folder that is locked."""
         try:
@@ -286,3 +290,11 @@ class FolderLock:
         """Release both locks."""
         os.close(self._fd)
         self._file.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

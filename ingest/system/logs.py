@@ -1,8 +1,9 @@
-"""Structured logs: JSON lines on standard error, and a limiter for lines that repeat.
+"""Structured logs on standard error, and a limiter for lines that repeat.
 
-Promises: an event is one line, because control characters and line separators are escaped. A broken
-standard error never breaks the service. Records of libraries have the same form; each kind comes at
-most once per period.
+For programs a line is JSON. For a person at a terminal it is a text, with colours.
+Promises: an event is one line, because control characters and line separators are escaped; only the
+traceback of a text is more. A broken standard error never breaks the service. Records of libraries
+have the same form; each kind comes at most once per period.
 Does not: write a line for every request.
 """
 
@@ -10,10 +11,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from collections import OrderedDict
 from collections.abc import MutableMapping
+from datetime import datetime
+from functools import partial
 from typing import Any, BinaryIO
 
 import orjson
@@ -27,6 +31,8 @@ KEYS_MAX = 1_000
 
 # DEL, C1 controls, line and paragraph separators, marks that change the direction of the text. JSON
 # allows them raw, but terminals and tools act on them.
+_COLOURS = {"warning": 33, "error": 31, "critical": 31}
+_PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)  # a value that needs no quotes
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -51,18 +57,24 @@ class Occasionally:
         return left_out
 
 
-def configure(level: str, file: BinaryIO | None = None) -> None:
-    """Send all logs of `level` and above to `file` (standard error by default)."""
+def configure(level: str, file: BinaryIO | None = None, *, form: str = "auto") -> None:
+    """Send all logs of `level` and above to `file` (standard error by default).
+
+    `form` is `json`, `text`, or `auto`: text on a terminal. Colours come only on a terminal.
+    """
+    file = file if file is not None else sys.stderr.buffer
+    coloured = file.isatty() and not os.environ.get("NO_COLOR")
+    is_text = form == "text" or (form == "auto" and file.isatty())
     least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
             _stamp,
-            _render,
+            partial(_render_text, coloured=coloured) if is_text else _render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=_Lines(file if file is not None else sys.stderr.buffer),
+        logger_factory=_Lines(file),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -81,12 +93,39 @@ def _stamp(logger: Any, method: str, event: MutableMapping[str, Any]) -> dict[st
 
 
 def _render(logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:
-    cut = {key: _cut(value) for key, value in event.items()}
+    return _json({key: _cut(value) for key, value in event.items()}).encode()
+
+
+def _json(value: Any) -> str:
+    """Return JSON without line ends and without characters on which a terminal acts."""
     try:
-        text = orjson.dumps(cut, default=str).decode()
+        text = orjson.dumps(value, default=str).decode()
     except TypeError:  # half surrogate pairs from raw headers, huge integers, keys that are no text
-        text = json.dumps(cut, default=repr, skipkeys=True)
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
+        text = json.dumps(value, default=repr, skipkeys=True)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _render_text(
+    logger: Any, method: str, event: MutableMapping[str, Any], *, coloured: bool
+) -> bytes:
+    """Render `18:43:19 warning database_away  message="..."`, in local time."""
+    at, level, name = (event.pop(key) for key in ("ts", "level", "event"))
+    event.pop("part")
+    traceback = str(_cut(event.pop("exception", ""))).splitlines()
+    time_of_day = datetime.fromisoformat(at).astimezone().strftime("%H:%M:%S")
+    # The event of a library is a sentence, and may have any text.
+    head = f"{level:<8} {name if _PLAIN.fullmatch(name) else _json(name)[1:-1]}"
+    if coloured and level in _COLOURS:
+        head = f"\x1b[{_COLOURS[level]}m{head}\x1b[0m"
+    values = "".join(f" {_shown(key)}={_shown(value)}" for key, value in event.items())
+    text = f"{time_of_day} {head} {values}".rstrip()
+    return "\n".join([text, *(f"    {_json(line)[1:-1]}" for line in traceback)]).encode()
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return value
+    return _json(_cut(value))
 
 
 def _cut(value: Any) -> Any:

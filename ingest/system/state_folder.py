@@ -16,13 +16,14 @@ from pathlib import Path
 import msgspec
 
 from ingest.model.errors import StartError
-from ingest.system.files import Lock, is_locked, sync_folder
+from ingest.system.files import FolderLock, is_locked, sync_folder
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a running service publishes for commands on this machine; `started_us` is Unix time.
 
     `listen` and `admin_listen` are the addresses that are bound. `token` permits admin actions.
+    `page` is the dashboard's address with a key, which works once.
     """
 
     pid: int
@@ -32,6 +33,7 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str
     token: str
     started_us: int
+    page: str = ""
 
 
 class StateFolder:
@@ -44,6 +46,7 @@ class StateFolder:
         self.postgres = path / "postgres"  # the embedded database
         self._lock_path = path / "lock"
         self._service_path = path / "service.json"
+        self._database_path = path / "checked-database"
 
     @classmethod
     def open(cls, path: Path) -> StateFolder:
@@ -67,10 +70,10 @@ class StateFolder:
             ) from error
         return folder
 
-    def lock(self) -> Lock:
+    def lock(self) -> FolderLock:
         """Lock the folder for this process. Raises StartError with the pid of another owner."""
         try:
-            lock = Lock.try_take(self._lock_path, create=True)
+            lock = FolderLock.try_take(self.path)
             if lock is not None:
                 lock.record(f"{os.getpid()}\n")
         except OSError as error:
@@ -89,16 +92,35 @@ class StateFolder:
 
     def publish(self, info: ServiceInfo) -> None:
         """Tell other commands of this user where the service is. The caller has the lock."""
-        new = self.path / "service.json.new"
-        new.unlink(missing_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.json.encode(info))
-        new.replace(self._service_path)
+        self._replace(self._service_path, msgspec.json.encode(info))
 
     def withdraw(self) -> None:
         """Remove what was published."""
         self._service_path.unlink(missing_ok=True)
+
+    def remember_database(self, name: str) -> None:
+        """Note that the table of this database is right, for the next start. Raises OSError."""
+        self._replace(self._database_path, f"{name}\n".encode(), sync=True)
+        sync_folder(self.path)
+
+    def remembered_database(self) -> str:
+        """Return the name that was noted last, or nothing."""
+        try:
+            return self._database_path.read_text(errors="replace").strip()
+        except OSError:
+            return ""
+
+    def _replace(self, path: Path, content: bytes, *, sync: bool = False) -> None:
+        """Write a file that only the owner may read; its old content is there until the end."""
+        new = path.with_name(f"{path.name}.new")
+        new.unlink(missing_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            if sync:
+                file.flush()
+                os.fsync(fd)
+        new.replace(path)
 
     def durable_parts(self, *, embedded: bool) -> tuple[Path, ...]:
         """Return the folders that a durable 202 depends on. Each may be a mount of its own.
@@ -151,6 +173,8 @@ def running_service(path: Path) -> ServiceInfo | None:
             f"may not read {error.filename}: use the user the service runs as, or another "
             "--state-dir"
         ) from error
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename}: {error.strerror} (--state-dir)") from error
 
 
 def _is_alive(pid: int) -> bool:

@@ -10,6 +10,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def duration(seconds: float) -> str:
+    """Return `40 s`, `25 min`, `11 h 5 min` or `3 d 4 h`."""
+    for unit_s, unit, part_s, part in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min")):
+        if seconds >= unit_s:
+            whole, rest = divmod(int(seconds), unit_s)
+            return f"{whole} {unit} {rest // part_s} {part}"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 def quoted(text: str) -> str:
     """Return a client's text, fit for a message or a log line: in quotes, plain ASCII, cut off."""
     if len(text) <= QUOTED_CHARACTERS_MAX:

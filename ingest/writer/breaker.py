@@ -1,121 +1,140 @@
-"""The circuit breaker: it pauses writes when the database refuses many rows of many devices.
+"""The circuit breaker: it pauses writes when the database refuses rows of many posts.
 
 The cause is then a fault of ours or of the operator, such as a wrong constraint. Without the
 breaker such a fault would move the readings of a whole fleet into the dead letters.
-It decides for each batch, before any row of it is dead-lettered. It looks at each window of
-`window_rows` consecutive rows. Writes are paused if in a window more than `rows_max` rows would be
-isolated, and these come from more than a fifth of the window's devices.
+It decides for each batch, before any row of it is dead-lettered. A post with refused rows is one
+vote, however many they are and whatever devices they name. Writes are paused if in a window of
+consecutive posts more than `rows_max` of `window_rows` rows would be isolated, and these come from
+more than a fifth of the posts, and from more than a fifth of the senders.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
+from ingest.model.ack import Refusal
+from ingest.model.block import Block
 from ingest.model.ports import BadRow
-from ingest.model.rows import device_ids
 from ingest.model.verdict import Verdict, WriteFailed
 
 BREAKER = "breaker"  # the reason of a pause by the circuit breaker
+# A window has at least so many posts. So ten posts never pause writes, whatever is in them.
+WINDOW_POSTS_MIN = 50
+
+Refused = Mapping[int, Sequence[Refusal]]  # the refused rows of each block that has some
+NONE: Refused = MappingProxyType({})
+_Post = tuple[int, int, str]  # rows, refused rows, sender
 
 
-class _Written(NamedTuple):
-    """One past write. Its rows stay encoded, and are decoded only if a decision needs devices."""
+class _Window:
+    """Counts rows, posts and senders of consecutive posts, all and those with refused rows."""
 
-    tuples: Sequence[bytes]
-    rows: int
-    bad: frozenset[int]
+    def __init__(self, window_rows: int, rows_max: int) -> None:
+        self._window_rows = window_rows
+        self._rows_max = rows_max
+        self._posts: deque[_Post] = deque()
+        self._rows = 0
+        self.refused_rows = self.refused_posts = 0
+        self._senders: Counter[str] = Counter()
+        self._refused_senders: Counter[str] = Counter()
+
+    def add(self, post: _Post) -> None:
+        """Add a post, and drop the oldest ones as long as what is left is enough."""
+        self._posts.append(post)
+        self._count(post, 1)
+        while (
+            len(self._posts) > WINDOW_POSTS_MIN
+            and self._rows - self._posts[0][0] >= self._window_rows
+        ):
+            self._count(self._posts.popleft(), -1)
+
+    def _count(self, post: _Post, sign: int) -> None:
+        rows, refused, sender = post
+        self._rows += sign * rows
+        _change(self._senders, sender, sign)
+        if refused:
+            self.refused_rows += sign * refused
+            self.refused_posts += sign
+            _change(self._refused_senders, sender, sign)
+
+    @property
+    def has_too_many(self) -> bool:
+        """Whether writes must be paused."""
+        rows, posts = max(self._rows, self._window_rows), max(len(self._posts), WINDOW_POSTS_MIN)
+        return (
+            self.refused_rows * self._window_rows > self._rows_max * rows
+            and self.refused_posts * 5 > posts
+            and len(self._refused_senders) * 5 > len(self._senders)
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.refused_rows} of {self._rows} rows refused, in {self.refused_posts} of "
+            f"{len(self._posts)} posts, from {len(self._refused_senders)} of "
+            f"{len(self._senders)} addresses"
+        )
 
 
-class _DeviceWindow:
-    """Counts the different devices in a part of `devices`. The part only moves forward."""
-
-    def __init__(self, devices: Sequence[bytes]) -> None:
-        self._devices = devices
-        self._counts: dict[bytes, int] = {}
-        self._start = self._end = 0
-
-    def move(self, start: int, end: int) -> int:
-        """Return how many are in devices[start:end]. Neither bound may be less than before."""
-        counts = self._counts
-        for device in self._devices[self._end : end]:
-            counts[device] = counts.get(device, 0) + 1
-        for device in self._devices[self._start : start]:
-            counts[device] -= 1
-            if not counts[device]:
-                del counts[device]
-        self._start, self._end = start, end
-        return len(counts)
+def _change(counts: Counter[str], name: str, by: int) -> None:
+    counts[name] += by
+    if not counts[name]:
+        del counts[name]
 
 
 class CircuitBreaker:
-    """Remembers the last `window_rows` rows that were written or isolated."""
+    """Remembers the last posts that were written or isolated."""
 
     def __init__(self, *, window_rows: int, rows_max: int) -> None:
         self._window_rows = window_rows
         self._rows_max = rows_max
-        self._past: deque[_Written] = deque()
-        self._past_rows = 0
-        self._pass_until_s = float("-inf")
+        self._posts_max = max(window_rows, WINDOW_POSTS_MIN)  # each post has at least one row
+        self._past: deque[_Post] = deque(maxlen=self._posts_max)
+        self._released_until_s = float("-inf")
 
-    def written(self, tuples: Sequence[bytes], rows: int, bad: Iterable[int] = ()) -> None:
-        """Remember a committed write. `bad` are its isolated rows. The cost is O(1)."""
-        self._past.append(_Written(tuples, rows, frozenset(bad)))
-        self._past_rows += rows
-        while self._past_rows - self._past[0].rows >= self._window_rows:
-            self._past_rows -= self._past.popleft().rows
+    def written(self, blocks: Sequence[Block], refused: Refused = NONE) -> None:
+        """Remember a committed write. `refused` are the refusals by the block's index."""
+        first = max(0, len(blocks) - self._posts_max)
+        self._past += [
+            (block.rows, len(refused.get(index, ())), block.sender)
+            for index, block in enumerate(blocks[first:], first)
+        ]
 
-    def judge(
-        self, tuples: Sequence[bytes], rows: int, bad: Sequence[BadRow], *, received_s: float
-    ) -> None:
-        """Raise WriteFailed(HOLD, reason `breaker`) if these are too many bad rows.
+    def judge(self, blocks: Sequence[Block], refused: Refused, last: BadRow) -> None:
+        """Raise WriteFailed(HOLD, reason `breaker`) if these are too many refused rows.
 
-        `received_s` is the monotonic time at which the first of the rows was received.
+        `refused` is as for `written`, `last` the newest refusal.
         """
-        if received_s <= self._pass_until_s:
+        if self.is_released(blocks):
             return
-        writes = [*self._past, _Written(tuples, rows, frozenset(each.row for each in bad))]
-        if sum(len(write.bad) for write in writes) <= self._rows_max:
-            return
-        devices: list[bytes] = []
-        bad_at: list[int] = []
-        for write in writes:
-            start = len(devices)
-            bad_at += sorted(start + row for row in write.bad)
-            for part in write.tuples:
-                devices += device_ids(part)
-        seen = _DeviceWindow(devices)
-        refused = _DeviceWindow([devices[at] for at in bad_at])
-        past_bad = len(bad_at) - len(bad)  # an earlier call has judged these
-        for last in range(max(past_bad, self._rows_max), len(bad_at)):
-            first = last - self._rows_max
-            if bad_at[last] - bad_at[first] >= self._window_rows:
-                continue
-            end = min(len(devices), bad_at[first] + self._window_rows)
-            start = max(0, end - self._window_rows)
-            seen_count = seen.move(start, end)
-            refused_count = refused.move(bisect_left(bad_at, start), bisect_left(bad_at, end))
-            if refused_count * 5 > seen_count:
+        window = _Window(self._window_rows, self._rows_max)
+        for post in self._past:  # an earlier call has judged these
+            window.add(post)
+        first = min(refused)
+        for index, block in enumerate(blocks):
+            window.add((block.rows, len(refused.get(index, ())), block.sender))
+            if index >= first and window.has_too_many:
                 raise WriteFailed(
                     Verdict.HOLD,
-                    f"more than {self._rows_max} of {self._window_rows} rows refused, from "
-                    f"{refused_count} of {seen_count} devices; the last: {bad[-1].message}",
-                    sqlstate=bad[-1].sqlstate,
+                    f"{window}; the last: {last.message}",
+                    sqlstate=last.sqlstate,
                     reason=BREAKER,
                 )
 
     def forget(self) -> None:
         """Forget past writes: refusals of before do not count any more."""
         self._past.clear()
-        self._past_rows = 0
 
     def release(self, *, received_until_s: float) -> None:
-        """Forget past writes, and judge no row that was received until then.
+        """Forget past writes, and judge no post that was received until then.
 
         The limit is a time and not a number of rows. Otherwise posts that come meanwhile, and are
         written first, would use up that number.
         """
         self.forget()
-        self._pass_until_s = received_until_s
+        self._released_until_s = received_until_s
+
+    def is_released(self, blocks: Sequence[Block]) -> bool:
+        """Whether an operator has given up on what the database refuses of these blocks."""
+        return min(block.received_s for block in blocks) <= self._released_until_s

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.model.verdict import Verdict, WriteFailed
+from ingest.model.causes import CAUSES
+from ingest.model.verdict import UNREACHABLE, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
-from ingest.system.clock import monotonic_s, unix_us
+from ingest.system.clock import monotonic_s
 from ingest.system.logs import get_logger
 
 OPEN, WAIT, HOLD = "open", "wait", "hold"  # HOLD: writes are paused
@@ -34,7 +35,6 @@ class DatabaseState:
         self.state = OPEN
         self.reason = ""  # one of a closed set, for metrics
         self.message = ""  # of the server, for people
-        self.since_us = unix_us()
         self._since_s = monotonic_s()
 
     @property
@@ -52,6 +52,16 @@ class DatabaseState:
         """Why writes are paused, or None."""
         return self.reason if self.state == HOLD else None
 
+    @property
+    def cause(self) -> str:
+        """Why readings are not written now; empty if they are.
+
+        While the server is away, its last words change with each try. One word stands for those
+        that say no more than this.
+        """
+        says_more = self.state != WAIT or self.reason in CAUSES
+        return self.reason if says_more else UNREACHABLE
+
     async def wait_hold(self) -> str:
         """Wait until writes are paused; return the reason."""
         while self.hold_reason is None:  # the pause may be over before this task runs
@@ -62,7 +72,10 @@ class DatabaseState:
         """A probe succeeded."""
         if self.state != OPEN:
             after_s = round(monotonic_s() - self._since_s, 3)
-            log.info("database_back", was=self.state, after_s=after_s)
+            if self.state == HOLD:
+                log.info("writing_resumed", reason=self.reason, after_s=after_s)
+            else:
+                log.info("database_back", after_s=after_s)
             self._change(OPEN, "", "")
         self._tries = 0
 
@@ -91,7 +104,6 @@ class DatabaseState:
 
     def _change(self, state: str, reason: str, message: str) -> None:
         if state != self.state:
-            self.since_us = unix_us()
             self._since_s = monotonic_s()
             self._tries = 0
         self.state, self.reason, self.message = state, reason, message

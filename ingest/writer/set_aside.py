@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
+from ingest.model.codes import NO_PARTITION
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Ledger
 from ingest.model.letter import DRAINED, REFUSED, Letter
@@ -56,20 +57,20 @@ def refusals_by_block(piece: list[Block], bad: Sequence[BadRow]) -> dict[int, li
     for each in bad:
         index = bisect_right(ends, each.row)
         row = each.row - (ends[index - 1] if index else 0)
-        found.setdefault(index, []).append(Refusal(row, each.sqlstate, each.message))
+        found.setdefault(index, []).append(Refusal(row, *each[1:]))
     return found
 
 
-def refusal_letters(piece: list[Block], bad: Sequence[BadRow]) -> list[Letter]:
-    """Return one dead letter for each row that the database refused."""
+def refusal_letters(piece: list[Block], refused: dict[int, list[Refusal]]) -> list[Letter]:
+    """Return one dead letter for each row that the database refused, by the block's index."""
     letters: list[Letter] = []
-    for index, refusals in refusals_by_block(piece, bad).items():
+    for index, refusals in refused.items():
         block = piece[index]
         readings = list(decode_rows(block.tuples))
         letters += [
             Letter(
                 REFUSED,
-                refusal.sqlstate,
+                NO_PARTITION if refusal.no_partition else refusal.sqlstate,
                 refusal.message,
                 block.received_us,
                 readings[refusal.row],

@@ -12,18 +12,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ingest.model.ack import Outcome
+from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
 from ingest.model.ledger import Ledger
 from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.ports import BadRow, DeadLetters, Outlet, Sink, Stored
-from ingest.model.verdict import TOO_MANY_CONNECTIONS, Verdict, WriteFailed
+from ingest.model.verdict import OF_ONE_ROW, TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
+from ingest.writer.at_fault import FaultFinder
 from ingest.writer.batch import Batch, BatchCap, Gatherer
-from ingest.writer.breaker import BREAKER, CircuitBreaker
+from ingest.writer.breaker import BREAKER, NONE, CircuitBreaker, Refused
 from ingest.writer.database_state import DatabaseState
+from ingest.writer.hand import Hand
 from ingest.writer.set_aside import (
     append_or_hold,
     block_letters,
@@ -36,14 +38,6 @@ RETRY_S_MIN = 0.1
 # Between two tries to connect, while the server is full and another writer has a connection.
 RECONNECT_S = 2.0
 IDLE_S = 2.0  # without a batch: then the server is checked, and not only at the next post
-
-
-def stop_connecting(outlet: Outlet, sinks: Sequence[Sink]) -> None:
-    """If nothing is to be written, cut connections that are being opened. Open ones stay."""
-    if outlet.rows_waiting == 0 and outlet.stats().rows_taken == 0:
-        for sink in sinks:
-            if not sink.is_open:
-                sink.abort()
 
 
 class Writer:
@@ -62,6 +56,7 @@ class Writer:
         sinks: Sequence[Sink],
         database_state: DatabaseState,
         breaker: CircuitBreaker,
+        fault_finder: FaultFinder,
         dead_letters: DeadLetters,
         ledger: Ledger,
         halted: asyncio.Event,
@@ -82,7 +77,9 @@ class Writer:
         self._log = get_logger("writer")
         self._unknown_tries_left = 0
         self._lacks_connection = False  # the server is full, and another writer has a connection
-        self._in_hand: list[Block] = []  # taken, and neither settled nor given back; in order
+        self._rows_at_fault = False  # found out for the batch that is being written
+        self._fault_finder = fault_finder
+        self._hand = Hand(outlet)
 
     async def run(self) -> None:
         """Write until the buffer is shut and empty, or `halted` is set. Raises no WriteFailed."""
@@ -95,7 +92,7 @@ class Writer:
                 else:
                     await self._write_next()
         finally:
-            self._give_back()
+            self._hand.give_back()
             await self._sink.close()
 
     def _is_over(self) -> bool:
@@ -195,11 +192,12 @@ class Writer:
 
     async def _deliver(self, batch: Batch, *, probing: bool = False) -> bool:
         """Write a batch, in pieces if need be; give back the rest; return whether none is left."""
-        self._in_hand = list(batch.blocks)
+        self._hand.blocks = list(batch.blocks)
         if not self._database_state.is_open and not probing:
-            self._give_back()  # the write of another writer failed meanwhile
+            self._hand.give_back()  # the write of another writer failed meanwhile
             return False
         self._ledger.batch_gathered(batch.trigger, batch.rows)
+        self._rows_at_fault = False
         on_hold = self._database_state.hold_reason is not None
         self._unknown_tries_left = 0 if on_hold else self._unknown_tries_max - 1
         pieces = [batch.blocks]
@@ -215,8 +213,8 @@ class Writer:
                 except WriteFailed as final:
                     self._failed(final)
                     break
-        done = not self._in_hand
-        self._give_back()
+        done = not self._hand.blocks
+        self._hand.give_back()
         return done
 
     async def _write(self, piece: list[Block]) -> None:
@@ -228,28 +226,31 @@ class Writer:
         if not piece[0].isolate:
             idempotent = any(block.doubtful for block in piece)
             stored = await sink.write(tuples, rows, idempotent=idempotent)
-            self._breaker.written(tuples, rows)
+            self._breaker.written(piece)
             self._cap.written(rows, monotonic_s() - began_s)
             self._settle(piece, stored, began_s)
             return
-        bad: list[BadRow] = []
+        refusals: dict[int, list[Refusal]] = {}
 
         async def set_aside(refused: list[BadRow]) -> None:
-            received_s = min(block.received_s for block in piece)
-            self._breaker.judge(tuples, rows, refused, received_s=received_s)
-            await append_or_hold(self._dead_letters, refusal_letters(piece, refused))
-            bad.extend(refused)
+            by_block = refusals_by_block(piece, refused)
+            self._breaker.judge(piece, by_block, refused[-1])
+            await append_or_hold(self._dead_letters, refusal_letters(piece, by_block))
+            refusals.update(by_block)
 
-        stored = await sink.write_isolating(tuples, rows, set_aside)
-        self._breaker.written(tuples, rows, [each.row for each in bad])
-        self._settle(piece, stored, began_s, bad)
+        stored = await sink.write_isolating(
+            tuples, rows, set_aside, rows_at_fault=self._rows_at_fault
+        )
+        self._breaker.written(piece, refusals)
+        self._settle(piece, stored, began_s, refusals)
 
     async def _pieces_after(self, failure: WriteFailed, piece: list[Block]) -> list[list[Block]]:
         """Return what to write after a failure. Raises it again if nothing may be written now."""
-        if failure.doubtful:
-            for block in piece:
-                block.doubtful = True
-        verdict = failure.verdict
+        for block in piece:
+            block.doubtful |= failure.doubtful
+        if failure.may_be_row and not self._rows_at_fault:
+            return await self._refused(failure, piece)
+        verdict = Verdict.ISOLATE if failure.verdict in OF_ONE_ROW else failure.verdict
         if verdict is Verdict.UNKNOWN and self._unknown_tries_left > 0:
             self._unknown_tries_left -= 1
             verdict = Verdict.RETRY
@@ -259,15 +260,22 @@ class Writer:
         self._ledger.retries[verdict.value] += 1
         return self._cut(piece) if to_cut else await self._retried(piece, failure)
 
+    async def _refused(self, failure: WriteFailed, piece: list[Block]) -> list[list[Block]]:
+        """Isolate the piece if rows are at fault. Raises the failure again if an operator is."""
+        in_hand = len(self._hand.blocks)
+        self._rows_at_fault = await self._fault_finder.are_rows_at_fault(piece, self._hand)
+        if not self._rows_at_fault:
+            raise failure
+        self._ledger.retries[Verdict.ISOLATE.value] += 1
+        more = self._hand.blocks[in_hand:]
+        return [more, _isolated(piece)] if more else [_isolated(piece)]
+
     def _cut(self, piece: list[Block]) -> list[list[Block]]:
         """Halve a piece that has a bad row; mark it `isolate` if it is too small for that."""
         rows = sum(block.rows for block in piece)
         self._cap.shrink(rows)
         pieces = self._cap.halved(piece, rows)
-        if len(pieces) == 1:
-            for block in piece:
-                block.isolate = True
-        return pieces
+        return pieces if len(pieces) > 1 else [_isolated(piece)]
 
     async def _retried(self, piece: list[Block], failure: WriteFailed) -> list[list[Block]]:
         """Pause; return what to write again. Blocks that failed too often are dead-lettered."""
@@ -302,7 +310,7 @@ class Writer:
         letters = block_letters(blocks, EXHAUSTED, failure.sqlstate or "", failure.message)
         await append_or_hold(self._dead_letters, letters)
         self._ledger.readings_dead_lettered(EXHAUSTED, len(letters))
-        self._release(blocks)
+        self._hand.settle(blocks)
         for block in blocks:
             if block.ack is not None:
                 block.ack.resolve(Outcome(set_aside=True))
@@ -310,16 +318,15 @@ class Writer:
     # When blocks leave the writer
 
     def _settle(
-        self, piece: list[Block], stored: Stored, began_s: float, bad: Sequence[BadRow] = ()
+        self, piece: list[Block], stored: Stored, began_s: float, refusals: Refused = NONE
     ) -> None:
         """Settle a piece whose rows are committed or dead letters; resolve the acks, and count."""
         now_s = monotonic_s()
         now_us = unix_us()
         ledger = self._ledger
         ledger.batch_stored(self._sink.method, now_s - began_s, stored.committed, stored.duplicate)
-        ledger.readings_dead_lettered(REFUSED, len(bad))
-        self._release(piece)
-        refusals = refusals_by_block(piece, bad) if bad else {}
+        ledger.readings_dead_lettered(REFUSED, sum(map(len, refusals.values())))
+        self._hand.settle(piece)
         commit, lag = ledger.commit_s.observe, ledger.lag_s.observe
         for index, block in enumerate(piece):
             commit(now_s - block.received_s)
@@ -328,15 +335,8 @@ class Writer:
                 refused = refusals.get(index)
                 block.ack.resolve(Outcome(tuple(refused)) if refused else STORED)
 
-    def _release(self, blocks: list[Block]) -> None:
-        self._outlet.settle(blocks)
-        if len(blocks) == len(self._in_hand):
-            self._in_hand = []
-        else:
-            gone = {id(block) for block in blocks}
-            self._in_hand = [block for block in self._in_hand if id(block) not in gone]
 
-    def _give_back(self) -> None:
-        blocks, self._in_hand = self._in_hand, []
-        if blocks:
-            self._outlet.give_back(blocks)
+def _isolated(piece: list[Block]) -> list[Block]:
+    for block in piece:
+        block.isolate = True
+    return piece

@@ -18,32 +18,45 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all
+from loadgen.cli.parser import Parser
+from loadgen.cli.service_options import STATE_DIR, URL, local_of, target_for
 from loadgen.csv.client import Client, GaveUp, Reply
 from loadgen.csv.file import Batch, CsvError, CsvFile, zone_named
 from loadgen.live import shown
+from loadgen.proof.local_service import NoHome
 
 ERRORS_SHOWN_MAX = 10
 
 
-def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command `csv` with its options."""
-    csv = words.add_parser(
+    csv = commands.add_parser(
         "csv",
         help="post a CSV of timestamp,value",
-        description="Post a CSV with the header `timestamp,value`. Lines that are no reading are "
+        usage="loadgen csv FILE --device NAME --metric NAME [options]",
+        description="Post a CSV with the header `timestamp,value`. Lines that are no reading are\n"
         "reported and left out. Posting a file again stores nothing twice.",
-        epilog="Exit code 0: everything was accepted; 1: something was not; 2: wrong use, or the "
-        "file cannot be read or has no such header.",
+        examples=(
+            "loadgen csv machine.csv --device machine-1 --metric temperature",
+            "loadgen csv door.csv --device door-3 --metric open --timezone Europe/Vienna",
+        ),
+        epilog="exit codes:\n"
+        "  0    everything was accepted\n"
+        "  1    something was not\n"
+        "  2    wrong use, or the file cannot be read or has no such header\n"
+        "  130  ended by Ctrl-C",
     )
+    csv.set_defaults(options=OPTIONS)
     csv.add_argument("file", type=Path, metavar="FILE")
     add_all(csv, OPTIONS)
 
 
 OPTIONS = {
     "": (
-        Option("--device", "device_id of every reading", str, required=True),
-        Option("--metric", "metric of every reading", str, required=True),
-        Option("--url", "default: %(default)s", str, "http://127.0.0.1:8080"),
+        Option("--device", "device_id of every reading", str, required=True, shows="NAME"),
+        Option("--metric", "metric of every reading", str, required=True, shows="NAME"),
+        URL,
+        STATE_DIR,
         Option("--batch", "readings a post (%(default)s)", values.count(), 500, "N"),
         Option(
             "--ack",
@@ -98,10 +111,15 @@ class _Tally:
 
 def main(chosen: argparse.Namespace) -> int:
     """Post the file; return the exit code."""
+    try:
+        target = target_for(chosen, local_of(chosen))
+    except NoHome as error:
+        print(f"loadgen csv: {error}", file=sys.stderr)
+        return 2
     file = CsvFile(chosen.file, chosen.device, chosen.metric, chosen.timezone)
     tally = _Tally()
     client = Client(
-        chosen.url,
+        f"http://{target.authority}{target.path}",
         connections_max=chosen.connections,
         give_up_s=chosen.give_up_s,
         parameters={"ack": chosen.ack} if chosen.ack else None,

@@ -20,10 +20,12 @@ import uvloop
 
 from loadgen.cli.run_options import add_parser, plan_of, settings_of
 from loadgen.cli.run_watch import Watch
+from loadgen.cli.service_options import local_of
 from loadgen.driver.pool import unreachable
 from loadgen.live import shown
 from loadgen.measure.find_max import FindMax
 from loadgen.measure.load import Load, LoadPlan
+from loadgen.proof.local_service import NoHome
 from loadgen.report import html as report_html
 from loadgen.report import text as report_text
 from loadgen.report.json import Document, document, write_whole
@@ -38,9 +40,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def main(chosen: argparse.Namespace) -> int:
     """Run the load, or the search; return the exit code."""
     try:
-        plan = plan_of(chosen)
+        plan = plan_of(chosen, local_of(chosen))
         _raise_open_files(plan.connections)
-    except ValueError as error:
+    except (ValueError, NoHome) as error:
         print(f"loadgen run: {error}", file=sys.stderr)
         return 2
     try:

@@ -7,8 +7,18 @@ from typing import Any
 
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all, picked
+from loadgen.cli.parser import Parser
+from loadgen.cli.service_options import (
+    ADMIN_URL,
+    METRICS_URL,
+    STATE_DIR,
+    URL,
+    admin_url_for,
+    target_for,
+)
 from loadgen.driver.retry import Retry
 from loadgen.measure.load import LoadPlan
+from loadgen.proof.local_service import LocalService
 from loadgen.traffic.traffic import Recipe
 
 DURATION_S = 10.0
@@ -16,7 +26,6 @@ RATE_PER_S = 1000.0
 DEVICES_MAX = 100_000  # each has its own random state: 3 KiB
 BEHIND_S = 30.0
 CONNECTIONS, STORM_CONNECTIONS_MAX = 64, 1000
-DATA_PORT, ADMIN_PORT = 8080, 8081
 # Shares of faulty posts or readings, by field of the recipe.
 ODD = {
     "duplicates": "of the posts are sent a second time, byte for byte",
@@ -27,14 +36,10 @@ ODD = {
 }
 OPTIONS = {
     "": (
-        Option(
-            "--url",
-            "of the service (default: %(default)s)",
-            values.url,
-            "http://127.0.0.1:8080",
-            "URL",
-            into="target",
-        ),
+        URL,
+        ADMIN_URL,
+        METRICS_URL,
+        STATE_DIR,
         Option(
             "--ack",
             "wait until each post is so safe; default: what the service does by itself",
@@ -139,13 +144,6 @@ OPTIONS = {
             values.file_to_write,
             shows="FILE",
         ),
-        Option(
-            "--metrics-url",
-            "the service's /metrics, read once a second for the rate of commits; default: that of "
-            f"port {ADMIN_PORT} if the service's is {DATA_PORT}",
-            str,
-            shows="URL",
-        ),
     ),
     "searching the highest rate": (
         Option(
@@ -165,23 +163,30 @@ OPTIONS = {
 }
 
 
-def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command `run` with its options."""
-    run = words.add_parser(
+    run = commands.add_parser(
         "run",
         help="send the load of a simulated fleet, and measure",
-        description="Sends the posts of a simulated fleet and measures. By default an open loop: "
-        "posts are due at a given rate whatever the service does, and latency counts from the "
-        "moment a post was due.",
-        epilog="Exit code 0: every post got the answer that was right for it (a refusal for what "
-        "is poison, broken or too far ahead); 1: something was refused for good, lost or not "
-        "sent; 2: wrong use, or no service there; 130: interrupted. The first Ctrl-C lets posts "
-        "in flight finish and reports, the second one ends at once.",
+        usage="loadgen run [options]",
+        description="Sends the posts of a simulated fleet and measures. By default an open loop:\n"
+        "posts are due at a given rate whatever the service does, and latency counts\n"
+        "from the moment a post was due.",
+        examples=(
+            "loadgen run --rate 2000 --duration-s 30 --html report.html",
+            "loadgen run --find-max --p99-ms 20",
+        ),
+        epilog="exit codes:\n"
+        "  0    every post got the answer that was right for it (a refusal for wrong data)\n"
+        "  1    something was refused for good, lost or not sent\n"
+        "  2    wrong use, or no service there\n"
+        "  130  ended by Ctrl-C: the first one lets posts in flight finish, and reports",
     )
+    run.set_defaults(options=OPTIONS)
     add_all(run, OPTIONS)
 
 
-def plan_of(chosen: argparse.Namespace) -> LoadPlan:
+def plan_of(chosen: argparse.Namespace, local: LocalService | None = None) -> LoadPlan:
     """Return the plan. Raises ValueError that names the options that do not go together."""
     _check_together(chosen)
     wanted: values.ShapeChoice = chosen.shape
@@ -192,16 +197,19 @@ def plan_of(chosen: argparse.Namespace) -> LoadPlan:
         shape = None if chosen.closed else wanted.make(chosen.rate or RATE_PER_S, duration_s)
     except ValueError as error:
         raise ValueError(f"--shape {wanted.text}: {error}") from error
+    target = target_for(chosen, local)
+    admin_url = admin_url_for(chosen, local, target)
     return LoadPlan(
         **picked(chosen, LoadPlan)
         | {
+            "target": target,
             "recipe": Recipe(backlog_minutes=wanted.backlog_minutes, **picked(chosen, Recipe)),
             "shape": shape,
             "connections": chosen.connections or _connections(chosen),
             "duration_s": duration_s,
             "retry": None if chosen.no_retry else Retry(give_up_s=chosen.give_up_s),
             "behind_s_max": chosen.behind_s or BEHIND_S,
-            "metrics_url": chosen.metrics_url or _usual_metrics_url(chosen),
+            "metrics_url": f"{admin_url}/metrics" if admin_url else None,
         }
     )
 
@@ -210,7 +218,6 @@ def _check_together(chosen: argparse.Namespace) -> None:
     wanted: values.ShapeChoice = chosen.shape
     is_shaped = wanted.name != "constant"
     pace, find_max = "the answers set the pace", chosen.find_max
-    metrics_url = chosen.metrics_url or "http://"
     for is_so, why in (
         (chosen.closed and chosen.rate, f"--closed goes without --rate: {pace}"),
         (chosen.closed and find_max, f"--closed goes without --find-max: {pace}"),
@@ -229,10 +236,6 @@ def _check_together(chosen: argparse.Namespace) -> None:
         (find_max and chosen.html, "--find-max goes without --html"),
         (find_max and chosen.no_retry, "--find-max goes without --no-retry"),
         (find_max and chosen.behind_s, "--find-max goes without --behind-s"),
-        (
-            not metrics_url.startswith(("http://", "https://")),
-            f"--metrics-url {metrics_url} does not begin with http://",
-        ),
     ):
         if is_so:
             raise ValueError(why)
@@ -242,14 +245,6 @@ def _connections(chosen: argparse.Namespace) -> int:
     if chosen.shape.name == "storm":
         return min(int(chosen.devices), STORM_CONNECTIONS_MAX)
     return CONNECTIONS
-
-
-def _usual_metrics_url(chosen: argparse.Namespace) -> str | None:
-    """Return the default admin port's URL; None for another port, where another service may be."""
-    if chosen.target.port != DATA_PORT:
-        return None
-    host = chosen.target.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{ADMIN_PORT}/metrics"
 
 
 def settings_of(chosen: argparse.Namespace, plan: LoadPlan) -> dict[str, Any]:

@@ -44,6 +44,13 @@ def readable(read: Callable[[str], Value]) -> Callable[[str], Value]:
 url = readable(target_of)
 
 
+def admin_url(text: str) -> str:
+    """Read the URL of an admin port, with or without `/metrics`."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text} does not begin with http://")
+    return text.removesuffix("/").removesuffix("/metrics")
+
+
 def count(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
     """Return a reader of a whole number within bounds."""
 

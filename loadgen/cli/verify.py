@@ -15,6 +15,7 @@ from pathlib import Path
 import uvloop
 
 from loadgen.cli.run import until_signals
+from loadgen.cli.service_options import local_of
 from loadgen.cli.verify_options import (
     WrongUse,
     add_parser,
@@ -25,7 +26,8 @@ from loadgen.cli.verify_options import (
 from loadgen.driver.pool import unreachable
 from loadgen.live import shown
 from loadgen.proof.conclude import CannotCheck, Evidence, check_ahead, conclude
-from loadgen.proof.local_service import NoHome, find, state_folder
+from loadgen.proof.discard import discard
+from loadgen.proof.local_service import NoHome
 from loadgen.proof.readings import REFUSED_METRIC
 from loadgen.proof.run import Job, Run
 from loadgen.proof.table import TableError, refuses
@@ -40,7 +42,7 @@ RATE_REACHED = 0.95
 def main(chosen: argparse.Namespace) -> int:
     """Send, wait, compare; return the exit code."""
     try:
-        local = find(state_folder(chosen.state_dir))
+        local = local_of(chosen)
         where = where_of(chosen, local)
         job = None if chosen.reconcile_only else job_of(chosen, local, where)
         if job is None:
@@ -71,9 +73,26 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Evidence) 
                 f"to look again: loadgen verify --reconcile-only --ledger {ledger}",
                 file=sys.stderr,
             )
-    if not code and job is not None and chosen.ledger is None and not chosen.keep:
-        ledger.unlink(missing_ok=True)
+    if not code and job is not None:
+        keeps = chosen.ledger is not None or chosen.keep
+        if not keeps:
+            ledger.unlink(missing_ok=True)
+        await _end_letters(chosen, job.plan.prefix, keeps=keeps)
     return code or (130 if interrupted else 0)
+
+
+async def _end_letters(chosen: argparse.Namespace, prefix: str, *, keeps: bool) -> None:
+    """Discard the dead letters that the run has made on purpose, or say how to do it.
+
+    Without this `doctor` and an alert would soon report them as real ones. With the ledger they are
+    kept: another comparison looks for them.
+    """
+    local = local_of(chosen)  # again: it may have been started anew, with another token
+    done = None if keeps or local is None else await discard(local, prefix)
+    if done is None:
+        print(f"its dead letters stay: ingest dlq discard --where 'device={prefix}*' --yes")
+    elif done:
+        print(f"its {counted(done, 'dead letter')}: discarded")
 
 
 async def _send(job: Job, where: Evidence) -> tuple[bool, bool]:

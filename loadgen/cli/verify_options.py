@@ -12,14 +12,14 @@ from typing import Any
 
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all, picked
+from loadgen.cli.parser import Parser
+from loadgen.cli.service_options import ADMIN_URL, STATE_DIR, URL
 from loadgen.proof.conclude import Evidence
 from loadgen.proof.local_service import LocalService, state_folder
 from loadgen.proof.readings import POST_READINGS_MAX, REFUSED_METRIC, Plan
 from loadgen.proof.run import Job
-from loadgen.traffic.post import Target, target_of
 
 DURATION_S = 10.0
-LOOPBACK = ("127.0.0.1", "::1")
 
 
 class WrongUse(Exception):
@@ -43,8 +43,8 @@ class _NoteGiven(argparse.Action):
 SENDS = "what to send"
 OPTIONS = {
     "where": (
-        Option("--url", "of the service", values.url, shows="URL"),
-        Option("--admin-url", "of its admin port (/metrics)", str, shows="URL"),
+        URL,
+        ADMIN_URL,
         Option(
             "--database-url",
             "PostgreSQL, the primary; also INGEST_DATABASE_URL",
@@ -52,12 +52,7 @@ OPTIONS = {
             shows="URL",
         ),
         Option("--dlq-dir", "the dead-letter folder", values.path, shows="DIR"),
-        Option(
-            "--state-dir",
-            "of a service on this machine: says all of the above; default: the usual place",
-            Path,
-            shows="DIR",
-        ),
+        STATE_DIR,
     ),
     SENDS: (
         Option(
@@ -149,40 +144,33 @@ OPTIONS = {
 }
 
 
-def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command `verify` with its options."""
-    verify = words.add_parser(
+    verify = commands.add_parser(
         "verify",
         help="prove that nothing is lost, doubled or altered",
-        description="Writes each reading to a record file (the ledger) before it is sent, and each "
-        "answer when it comes. At the end it looks for each reading in the table and among the "
-        "dead letters. "
-        "With a service of this machine it finds database and dead letters by itself.",
-        epilog="Exit code 0: everything is as it was promised; 1: something is not (the first "
-        "readings of each kind are listed); 2: wrong use, or no proof: none was "
-        "possible, or of more than half of the readings the outcome is not known; "
-        "130: interrupted, and as promised so far if the comparison was printed.",
+        usage="loadgen verify [options]",
+        description="Writes each reading to a record file (the ledger) before it is sent, and\n"
+        "each answer when it comes. At the end it looks for each reading in the table and\n"
+        "among the dead letters. With a service of this machine it finds database and\n"
+        "dead letters by itself.",
+        examples=(
+            "loadgen verify",
+            "loadgen verify --ack committed --rate 200 --duration-s 600",
+        ),
+        epilog="exit codes:\n"
+        "  0    everything is as it was promised\n"
+        "  1    something is not: the first readings of each kind are listed\n"
+        "  2    wrong use, or no proof: none was possible, or of more than half of the\n"
+        "       readings the outcome is not known\n"
+        "  130  ended by Ctrl-C; as promised so far if the comparison was printed",
     )
-    verify.set_defaults(sends=())
+    verify.set_defaults(sends=(), options=OPTIONS)
     add_all(verify, OPTIONS, {SENDS: _NoteGiven})
-
-
-def _is_meant(chosen: argparse.Namespace, local: LocalService | None) -> bool:
-    """Whether the service of this machine is the one to check."""
-    if local is None:
-        return False
-    target: Target | None = chosen.url
-    if target is None:
-        return True
-    own = target_of(local.url)
-    near = {own.host, "localhost"} if own.host in LOOPBACK else {own.host}
-    return target.port == own.port and target.host in near
 
 
 def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Evidence:
     """Return the places of the proof. Raises WrongUse."""
-    if not _is_meant(chosen, local):
-        local = None
     database_url = chosen.database_url or (local.database_url if local else "")
     database_url = database_url or os.environ.get("INGEST_DATABASE_URL", "")
     dlq_dir = chosen.dlq_dir or (local.dlq_dir if local else None)
@@ -193,8 +181,6 @@ def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Evidence
             why = f"no service runs on {folder}" if chosen.url is None else "another --url"
             raise WrongUse(f"{why}, so where its proof lies is not known: say {option}")
     assert dlq_dir is not None, "said above"
-    if admin_url is not None and not admin_url.startswith(("http://", "https://")):
-        raise WrongUse(f"--admin-url {admin_url}: does not begin with http://")
     return Evidence(database_url, dlq_dir, admin_url)
 
 

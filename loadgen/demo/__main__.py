@@ -1,7 +1,8 @@
 """`./run demo`: the service with a state folder of its own, and a simulated fleet that posts to it.
 
 Promises: never touches the usual state folder or an INGEST_DATABASE_URL; Ctrl-C stops the fleet,
-then the service in order. Exit code 0 after Ctrl-C, 1 if the service ends by itself.
+then the service in order, and removes the demo's folder, unless it was there before. Exit code 0
+after Ctrl-C, 1 if the service ends by itself (then the folder stays: its log may say why).
 Does not: measure; its figures are only for people to watch.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shlex
 import signal
 import sys
@@ -17,12 +17,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import chain
 from pathlib import Path
 
+from loadgen.demo.folder import DemoFolder, usual_folder
 from loadgen.demo.service import Service, ServiceEnded
 from loadgen.driver.retry import Retry
 from loadgen.live import shown
 from loadgen.measure.load import Load, LoadPlan
 from loadgen.measure.pace import Pace
-from loadgen.proof.local_service import NoHome, full_path, state_folder
+from loadgen.proof.local_service import NoHome, full_path
 from loadgen.traffic.post import target_of
 from loadgen.traffic.schedule import constant
 from loadgen.traffic.traffic import Recipe
@@ -35,7 +36,8 @@ LAST_POSTS_S_MAX = 5.0
 async def demo(chosen: argparse.Namespace, service_flags: Sequence[str]) -> int:
     """Run service and fleet until a signal, or until the service ends; return the exit code."""
     stopping = asyncio.Event()
-    service = Service(chosen.state_dir, service_flags)
+    folder: DemoFolder = chosen.folder
+    service = Service(folder.path, service_flags)
 
     def on_signal() -> None:
         if stopping.is_set():
@@ -46,13 +48,18 @@ async def demo(chosen: argparse.Namespace, service_flags: Sequence[str]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
         if await _unless(stopping, service.start()):
-            _introduce(service, chosen)
+            folder.has_run()
+            _introduce(service, chosen, folder)
             await _post(chosen, service, stopping)
     except ServiceEnded as end:
         print(end, file=sys.stderr)
+        if service.url or not folder.remove():
+            print(f"kept: {folder.path}", file=sys.stderr)
         return 1
     code, last_line = await service.stop()
     print(last_line)
+    if code == 0:
+        print("removed: " if folder.remove() else "kept: ", folder.path, sep="")
     return 0 if code == 0 else 1
 
 
@@ -70,15 +77,17 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None]) ->
     return False
 
 
-def _introduce(service: Service, chosen: argparse.Namespace) -> None:
+def _introduce(service: Service, chosen: argparse.Namespace, folder: DemoFolder) -> None:
     look = "select * from readings order by ts desc limit 10"
+    end = "removed at the end; --keep keeps it" if folder.is_temporary else "kept"
     print(
         f"{chosen.devices} devices post about {chosen.rate:g} readings/s to {service.url}\n"
         f"dashboard: {service.metrics_url.removesuffix('metrics')}\n"
         f"metrics: {service.metrics_url}\n"
-        f"look at the data: ./run psql --state-dir {shlex.quote(str(chosen.state_dir))} "
+        f"look at the data: ./run psql --state-dir {shlex.quote(str(folder.path))} "
         f"-c '{look}'\n"
         f"the service's log: {service.log_path}\n"
+        f"its folder: {folder.path} ({end})\n"
         "Ctrl-C stops the fleet, then the service",
         flush=True,
     )
@@ -133,18 +142,18 @@ def _line_of(load: Load) -> Callable[[], str]:
     return line
 
 
-def usual_state_dir() -> Path:
-    """Return the demo's own state folder, beside the usual one of the service. Raises NoHome."""
-    homes = {name: os.environ.get(name, "") for name in ("HOME", "XDG_STATE_HOME")}
-    return state_folder(None, homes).with_name("iot-ingest-demo")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="./run demo",
         description="The service, with a state folder of its own, and a simulated fleet.",
-        epilog="Other flags go to `ingest serve`, such as --listen 127.0.0.1:9000.",
+        usage="./run demo [options] [flags of the service]",
+        epilog="examples:\n"
+        "  ./run demo --devices 1000 --rate 2000\n"
+        "  ./run demo --keep --listen 127.0.0.1:9000 --admin-listen 127.0.0.1:9001\n\n"
+        "Other flags go to `ingest serve`. Exit code 0 after Ctrl-C, 1 if the service ended by\n"
+        "itself, 2 wrong use.",
         allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--devices", type=int, default=200, help="default: %(default)s")
     parser.add_argument(
@@ -154,8 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--state-dir",
         type=Path,
-        help="default: iot-ingest-demo, beside the usual one of the service",
+        metavar="DIR",
+        help="its folder; default: that of the service, with -demo at the end",
     )
+    parser.add_argument("--keep", action="store_true", help="keep its folder at the end")
     return parser
 
 
@@ -166,14 +177,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.devices < 1 or chosen.devices > 10_000 or not 0 < chosen.rate < 1e6:
         parser.error("--devices is 1 to 10000, --rate more than 0")
     try:
-        chosen.state_dir = full_path(chosen.state_dir or usual_state_dir())
-        if not chosen.state_dir.exists():
-            chosen.state_dir.mkdir(parents=True)
-            chosen.state_dir.chmod(0o755)  # so that the database's user can enter, if we are root
+        path = full_path(chosen.state_dir) if chosen.state_dir else usual_folder()
+        chosen.folder = DemoFolder(path, keep=chosen.keep)
+        chosen.folder.make()
     except NoHome as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"cannot make {chosen.state_dir}: {error.strerror}; choose --state-dir")
+        parser.error(f"cannot make {chosen.folder.path}: {error.strerror}; choose --state-dir")
     return asyncio.run(demo(chosen, service_flags))
 
 

@@ -102,7 +102,7 @@ def _fault_list(result: Result, report: Path | None) -> Iterator[Callable[[Fault
     def note(fault: Fault) -> None:
         if report is not None:
             file.write(",\n" if result.faults.total() else "\n")
-            file.write(json.dumps({**fault._asdict(), "invariant": FAULTS[fault.kind]}))
+            file.write(json.dumps({**fault._asdict(), "check": FAULTS[fault.kind]}))
         result.faults[fault.kind] += 1
         first = result.first.setdefault(fault.kind, [])
         if len(first) < FIRST_FAULTS:
@@ -200,7 +200,7 @@ def _check_balance(ledger: Ledger, result: Result, fault: Callable[[Fault], None
 
     balance = result.balance
     if balance is None:
-        result.notes.append("I9 was not looked at: no admin port answered")
+        result.notes.append("the balance was not looked at: no admin port answered")
         return
     if balance.held == 0 and not balance.is_zero:
         found = f"{balance.left_over:g} by our sum, {balance.claimed:g} by the service's own"

@@ -17,12 +17,16 @@ class NoHome(Exception):
 
 
 class LocalService(NamedTuple):
-    """The addresses of a running service; `dlq_dir` is its dead-letter folder."""
+    """The addresses of a running service; `dlq_dir` is its dead-letter folder.
+
+    `token` permits actions on the admin port.
+    """
 
     url: str
     admin_url: str
     database_url: str
     dlq_dir: Path
+    token: str = ""
 
 
 def full_path(named: str | Path) -> Path:
@@ -62,6 +66,7 @@ def find(folder: Path) -> LocalService | None:
             _url(info["admin_listen"]),
             str(info["database_url"]),
             folder / "dead-letters",
+            str(info.get("token", "")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

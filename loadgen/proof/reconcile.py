@@ -16,18 +16,18 @@ from loadgen.proof.dead_letters import COMES_BACK, Letter, Row, RunLetters
 from loadgen.proof.ledger import Final, Ledger
 from loadgen.proof.readings import INVALID, VALID, WINDOW, Item, Names, Plan
 
-# The kinds of faults, and the invariant that each breaks.
+# The kinds of faults, and the check that each fails.
 FAULTS = {
-    "lost": "I1",
-    "twice": "I2",
-    "in_both": "I2",
-    "never_sent": "I3",
-    "altered": "I4",
-    "kept_though_refused": "I5",
-    "wrong_answer": "I5",
-    "wrong_reason": "I5",
-    "not_replayed": "I6",
-    "law_broken": "I9",
+    "lost": "not lost",
+    "twice": "once",
+    "in_both": "once",
+    "never_sent": "only sent",
+    "altered": "unaltered",
+    "kept_though_refused": "true answers",
+    "wrong_answer": "true answers",
+    "wrong_reason": "true answers",
+    "not_replayed": "replayed",
+    "law_broken": "balance",
 }
 REFUSED_CODE = "refused_by_database"
 PROBLEM = 0xFFFF  # the index of a 4xx's code in a ledger

@@ -6,20 +6,20 @@ from loadgen.proof.conclude import Result
 from loadgen.proof.reconcile import FAULTS, Fault
 from loadgen.words import counted
 
-INVARIANTS = {
-    "I1": "no loss: what was acknowledged is in the table, or in an open dead letter",
-    "I2": "once: no reading is in the table twice, or both in the table and in an open dead letter",
-    "I3": "nothing is stored that was never sent",
-    "I4": "every value to the last bit, every dead letter to the last byte",
-    "I5": "what was refused is not stored, and each answer was true",
-    "I6": "all that the service replays by itself has been replayed",
-    "I9": "the balance of the service is 0, and it dropped nothing",
+CHECKS = {
+    "not lost": "what was acknowledged is in the table, or in an open dead letter",
+    "once": "no reading is in the table twice, or both in the table and in an open dead letter",
+    "only sent": "nothing is stored that was never sent",
+    "unaltered": "every value to the last bit, every dead letter to the last byte",
+    "true answers": "what was refused is not stored, and each answer was true",
+    "replayed": "all that the service replays by itself has been replayed",
+    "balance": "the balance of the service is 0, and it dropped nothing",
 }
 TEXT_CHARACTERS_MAX = 200
 
 
 def text(result: Result) -> str:
-    """Return the summary: numbers, one line an invariant, the first faults of each kind."""
+    """Return the summary: numbers, one line a check, the first faults of each kind."""
     counts = result.counts
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.reasons.items()))
     again = ", ".join(
@@ -37,7 +37,7 @@ def text(result: Result) -> str:
         + (f"  (tried again: {again})" if again else ""),
         "",
     ]
-    lines += [_line(name, what, result) for name, what in INVARIANTS.items()]
+    lines += [_line(name, what, result) for name, what in CHECKS.items()]
     lines += [f"note: {note}" for note in result.notes]
     for kind, first in result.first.items():
         count = result.faults[kind]
@@ -57,10 +57,12 @@ def text(result: Result) -> str:
 def _line(name: str, what: str, result: Result) -> str:
     broken = sum(count for kind, count in result.faults.items() if FAULTS[kind] == name)
     balance = result.balance  # while readings are held it may differ from 0 for a moment
-    unseen = name in {"I6", "I9"} and balance is None
-    unseen |= name == "I9" and balance is not None and balance.held != 0 and not balance.is_zero
+    unseen = name in {"replayed", "balance"} and balance is None
+    unseen |= (
+        name == "balance" and balance is not None and balance.held != 0 and not balance.is_zero
+    )
     mark = f"{broken:,} BROKEN" if broken else "not seen" if unseen else "ok"
-    return f"{name} {mark:>10}  {what}"
+    return f"{name:<12} {mark:>10}  {what}"
 
 
 def _fault(fault: Fault) -> str:

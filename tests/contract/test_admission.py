@@ -12,22 +12,17 @@ from typing import NamedTuple
 import pytest
 
 from ingest.app.health import UNREADY, Health
-from ingest.config.settings import Settings
 from ingest.model.codes import PROBLEMS
-from ingest.model.ports import Admission, BufferStats, Database
+from ingest.model.ports import Admission, Database
 from ingest.model.verdict import SCHEMA, Verdict, WriteFailed
 from ingest.writer.database_state import DatabaseState
 from tests.support.fakes import FakeAdmission, FakeDatabase
+from tests.support.health import make_health
 
 
 def open_health() -> Health:
     """Return a health whose parts are all well, after its start."""
-    health = Health(
-        settings=Settings(),
-        buffer=lambda: BufferStats(0, 10, 0, 10, 0, 0, 0, None),
-        database_state=DatabaseState(wait_s_min=0.1, wait_s_max=1, hold_probe_s=1),
-        free_bytes=lambda: 1 << 40,
-    )
+    health = make_health(database_state=DatabaseState(wait_s_min=0.1, wait_s_max=1, hold_probe_s=1))
     health.started()
     return health
 

@@ -26,13 +26,13 @@ class Subject(NamedTuple):
     """A queue, who appends to it, what it has kept, and how to let it fail from now on."""
 
     queue: DeadLetters
-    from_receiver: bool
+    sender: str | None
     kept: Callable[[], Sequence[Letter]]
     fail: Callable[[], None]
 
     async def append(self, letters: Sequence[Letter]) -> None:
         """Append as the one who uses this queue does."""
-        await self.queue.append(letters, from_receiver=self.from_receiver)
+        await self.queue.append(letters, sender=self.sender)
 
 
 class FailingDisk:
@@ -79,7 +79,7 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         await queue.open()
         yield Subject(
             queue,
-            who == "receiver",
+            "10.0.0.1" if who == "receiver" else None,
             lambda: read(folder),
             disk.fail,
         )
@@ -87,11 +87,11 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     elif who == "receiver":
         receivers = FakeDeadLetters()
         yield Subject(
-            receivers, True, lambda: receivers.letters, partial(fail_in_receiver, receivers)
+            receivers, "10.0.0.1", lambda: receivers.letters, partial(fail_in_receiver, receivers)
         )
     else:
         writers = FakeLetters()
-        yield Subject(writers, False, lambda: writers.letters, partial(fail_in_writer, writers))
+        yield Subject(writers, None, lambda: writers.letters, partial(fail_in_writer, writers))
 
 
 async def test_append_keeps_all_letters_in_order(subject: Subject) -> None:

@@ -12,6 +12,8 @@ from tests.faults import (
     receiver_faults,
     service_faults,
     starved_faults,
+    surroundings_faults,
+    table_faults,
 )
 from tests.faults.matrix import FAULTS
 
@@ -25,5 +27,7 @@ MODULES = (
     power_faults,
     service_faults,
     starved_faults,
+    surroundings_faults,
+    table_faults,
 )
 __all__ = ["FAULTS", "MODULES"]

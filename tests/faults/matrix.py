@@ -26,8 +26,9 @@ class Fault:
     patch that patched.py puts into the service. `asks` is the ack of the posts, `rate` is in posts
     a second, `invalid` the share of bad items, `duplicates` that of items that come twice. `front`:
     clients connect through a proxy of their own. `lazy_disk`: all files are on a disk that loses
-    what was not fsynced. `before` is done before the service starts. `files_max`: the most open
-    files of the service. A control or a mutant must break one of `breaks`, may break `follows`, a
+    what was not fsynced. `debian`: the database is Debian's PostgreSQL, which has ICU.
+    `before` is done before the service starts. `files_max`: the most open files
+    of the service. A control or a mutant must break one of `breaks`, may break `follows`, a
     consequence of that, and nothing else; each harm may lose at most `lost_each_max` readings.
     """
 
@@ -47,6 +48,7 @@ class Fault:
     duplicates: float = 0.05
     front: bool = False
     lazy_disk: bool = False
+    debian: bool = False
     files_max: int = FILES_MAX
     before: Harm | None = None
     breaks: frozenset[str] = frozenset()

@@ -36,13 +36,22 @@ async def read_only(world: World) -> None:
     await world.expect_none_set_aside()
 
 
-async def _on_hold(world: World, reason: str, breaks: list[str], fixes: list[str]) -> None:
+async def paused(
+    world: World, reason: str, breaks: list[str], fixes: list[str], *, none: str = ""
+) -> None:
+    """Break the table for HOLD_S: writes are paused for a reason, and go on once it is fixed.
+
+    `none` is a question to the database that must find no row before the table is fixed.
+    """
     for sql in breaks:
         await world.server.run(sql)
     try:
         document = await world.service.wait_state("on_hold", within_s=20)
         world.expect(reason in document["reason"], f"{world.fault.name}: {document['reason']}")
         await world.sleep(HOLD_S)
+        if none:
+            found = await world.server.run(none)
+            world.expect(not found, f"{world.fault.name}: {len(found)} rows for {none}")
     finally:
         for sql in fixes:
             await world.server.run(sql)
@@ -70,11 +79,11 @@ async def schema_changed(world: World) -> None:
     back = ["drop table readings; alter table readings_was rename to readings"]
     for _ in range(world.times):
         await world.answered(20)
-        await _on_hold(
+        await paused(
             world, "schema", [rename.format("value", "v2")], [rename.format("v2", "value")]
         )
         await world.answered(20)
-        await _on_hold(world, "schema", swap, back)
+        await paused(world, "schema", swap, back)
     await world.expect_none_set_aside()
 
 
@@ -90,14 +99,14 @@ async def locked_out(world: World) -> None:
     end = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'"
     for _ in range(world.times):
         await world.answered(20)
-        await _on_hold(
+        await paused(
             world,
             "permission",
             ["revoke insert on readings from fleet"],
             ["grant insert on readings to fleet"],
         )
         await world.answered(20)
-        await _on_hold(
+        await paused(
             world,
             "authentication",
             ["alter role fleet password 'second'", end],

@@ -15,11 +15,11 @@ from typing import NamedTuple
 from ingest.system.filesystem import filesystem_of, is_volatile
 from tests.faults.machine import NotHere
 from tests.faults.matrix import Fault
-from tests.faults.server import make_template
+from tests.faults.server import DEBIAN, make_template
 from tests.faults.world import Found, World
 from tests.support.tcp_ports import free_port
 
-TEMPLATE = "template"
+TEMPLATE, DEBIAN_TEMPLATE = "template", "template-debian"
 
 
 class Done(NamedTuple):
@@ -106,11 +106,16 @@ async def run_all(
     """Run all faults on all seeds, `jobs` at a time, those that take longest first."""
     folder = make_folder()
     try:
-        template = await make_template(folder / TEMPLATE, free_port())
+        templates = {False: await make_template(folder / TEMPLATE, free_port())}
+        if any(each.debian for each in faults) and DEBIAN.exists():
+            templates[True] = await make_template(folder / DEBIAN_TEMPLATE, free_port(), DEBIAN)
         free = asyncio.Semaphore(jobs)
 
         async def one(fault: Fault, seed: int) -> Done:
             async with free:
+                if fault.debian not in templates:
+                    return Done(fault, seed, Found(), 0.0, None, f"{DEBIAN} is missing")
+                template = templates[fault.debian]
                 done = await run_one(fault, seed, folder, template, quick=quick)
                 say(done)
                 return done
@@ -124,6 +129,7 @@ async def run_all(
 
 def _clear(folder: Path) -> None:
     """Remove the template; keep the folders of faults that are not green."""
-    shutil.rmtree(folder / TEMPLATE, ignore_errors=True)
+    for name in (TEMPLATE, DEBIAN_TEMPLATE):
+        shutil.rmtree(folder / name, ignore_errors=True)
     if not any(folder.iterdir()):
         folder.rmdir()

@@ -21,6 +21,13 @@ CI: dict[str, str] = {
     "F50": "connections that fail in random orders on both sides: cases that nobody listed",
     # What an operator does to the database.
     "F21": "a changed schema pauses writing; no reading is dead-lettered, no value goes wrong",
+    "F57": "a reading that only its own row's fault keeps out is dead-lettered alone",
+    "F58": "a changed precision is seen by the write itself: no time is rounded",
+    "F60": "the same for a collation, on Debian's PostgreSQL with ICU",
+    # What surrounds the database.
+    "F51": "backends that wait for a standby do not use up the connections of the database",
+    "F53": "a service that starts while its database is away takes posts",
+    "F55": "a pooler in front of the database: it may be killed, its mode is recognized",
     # The disk.
     "F25": "a full disk gives a 503, and leaves no half entry in journal or dead letters",
     "F26": "a write or fsync that fails once, often or for ever is not answered as kept",

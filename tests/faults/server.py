@@ -21,6 +21,7 @@ from loadgen.proof.readings import REFUSED_METRIC
 from tests.system.database import PASSWORD, Database, copy_data
 
 CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED_METRIC}')"
+DEBIAN = Path("/usr/lib/postgresql/17/bin")  # of its package postgresql-17
 STOP_S_MAX = 30.0
 BACK_S_MAX = 45.0
 
@@ -34,9 +35,11 @@ class Server(Database):
         port: int,
         template: Path | None,
         settings: Mapping[str, str] | None = None,
+        binaries: Path | None = None,
     ) -> None:
         super().__init__(folder, port, **{"max_wal_size": "256MB", **(settings or {})})
         self.port = port
+        self.binaries = binaries
         self._template = template
 
     async def __aenter__(self) -> Self:
@@ -44,7 +47,7 @@ class Server(Database):
             return await super().__aenter__()
         if not (self._folder / "data").exists():
             await copy_data(self._template, self._folder)
-        self._home = postgres_data.prepare(self._folder)
+        self._home = self._prepared()
         await self.start()
         return self
 
@@ -148,9 +151,9 @@ class Server(Database):
                 await asyncio.sleep(0.05)
 
 
-async def make_template(folder: Path, port: int) -> Path:
+async def make_template(folder: Path, port: int, binaries: Path | None = None) -> Path:
     """Make data that holds the role, the database, the table and the CHECK; return its folder."""
-    async with Server(folder, port, None) as server:
+    async with Server(folder, port, None, binaries=binaries) as server:
         connection = await asyncpg.connect(server.url)
         try:
             await schema.apply(connection)

@@ -27,7 +27,8 @@ from tests.faults.lazy_disk import LazyDisk
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import Fault
 from tests.faults.own import Item, Own
-from tests.faults.server import Server
+from tests.faults.pooler import Pooler
+from tests.faults.server import DEBIAN, Server
 from tests.faults.traffic import Traffic
 from tests.faults.watch import Watch
 from tests.support.faulty_proxy import FaultyProxy
@@ -97,7 +98,8 @@ class World:
         self._template = template
         self.times = fault.quick_times if quick else fault.times
         self.found = Found()
-        self.server = Server(base / "db", free_port(), template, fault.database)
+        binaries = DEBIAN if fault.debian else None
+        self.server = Server(base / "db", free_port(), template, fault.database, binaries)
         self.proxy = FaultyProxy("127.0.0.1", self.server.port)
         self.service: Service = None  # type: ignore[assignment]  # made when the proxy has its port
         self.run: Traffic = None  # type: ignore[assignment]  # the same
@@ -111,6 +113,7 @@ class World:
         self._traffic: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
         self.small: SmallDisk | None = None
+        self.pooler: Pooler | None = None
         self.undo = AsyncExitStack()  # undone after all else has ended
         self._open = AsyncExitStack()
         self._run_id = f"{self.random.getrandbits(32):08x}"
@@ -159,13 +162,16 @@ class World:
     def make_service(self) -> Service:
         """Return the service of this world, not started."""
         mutant = self.env["FAULTS_MUTANT"]
+        place = {"database_url": self.server.url_over(self.proxy.port)}
+        if self.settings.keys() & {"database_url", "database_url_file"}:
+            place = {}  # `before` has another way
         return Service(
             self.state,
             env=self.env,
             program=PATCHED if mutant else PLAIN,
             listen=self.url.removeprefix("http://"),
             admin_listen=self.admin_url.removeprefix("http://"),
-            database_url=self.server.url_over(self.proxy.port),
+            **place,
             **self.settings,
         )
 

@@ -264,6 +264,7 @@ def test_grafana_finds_the_dashboard_and_its_data_source() -> None:
     provisioning = DEPLOY / "grafana" / "provisioning"
     (provider,) = document(provisioning / "dashboards" / "iot-ingest.yaml")["providers"]
     (source,) = document(provisioning / "datasources" / "prometheus.yaml")["datasources"]
+    (table,) = document(provisioning / "datasources" / "postgres.yaml")["datasources"]
     services = document(DEPLOY / "compose.yaml")["services"]
     mounts = dict(each.split(":")[:2] for each in services["grafana"]["volumes"])
     assert mounts["./grafana/dashboards"] == provider["options"]["path"]
@@ -274,6 +275,33 @@ def test_grafana_finds_the_dashboard_and_its_data_source() -> None:
     assert source["url"] == "http://prometheus:9090"
     scrape = document(DEPLOY / "prometheus.yml")["global"]["scrape_interval"]
     assert source["jsonData"]["timeInterval"] == scrape
+    assert set(services["grafana"]["networks"]) & set(services["timescaledb"]["networks"])
+    assert table["url"] == "timescaledb:5432"
+    assert table["jsonData"]["database"] == services["timescaledb"]["environment"]["POSTGRES_DB"]
+    assert f"create role {table['user']} login" in (DEPLOY / "timescaledb-init.sh").read_text()
+    secret = table["secureJsonData"]["password"].removeprefix("$__file{/run/secrets/").rstrip("}")
+    assert {secret} <= {*services["grafana"]["secrets"]} & {*services["timescaledb"]["secrets"]}
+
+
+def test_device_dashboard_names_no_data_source_and_overlaps_nothing() -> None:
+    """It takes the chosen data source; device and metric are variables of its queries."""
+    board = json.loads((DASHBOARD.parent / "device.json").read_text())
+    panels = board["panels"]
+    chosen = {"type": "grafana-postgresql-datasource", "uid": "${datasource}"}
+    assert all(each["datasource"] == chosen for each in (*panels, *board["templating"]["list"][1:]))
+    assert [each["name"] for each in board["templating"]["list"]] == [
+        "datasource",
+        "device",
+        "metric",
+    ]
+    cells = [
+        {(x, y) for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])}
+        for g in (each["gridPos"] for each in panels)
+    ]
+    assert all(not a & b for a, b in combinations(cells, 2))
+    for panel in panels:
+        assert "${device:sqlstring}" in panel["targets"][0]["rawSql"]  # quoted by Grafana
+        assert "$__timeFilter(ts)" in panel["targets"][0]["rawSql"]
 
 
 # The image and Compose
@@ -437,6 +465,9 @@ def leaves_room_for_the_database(settings: Settings) -> bool:
     return settings.disk_free_bytes_min >= 2 * int(wal.removesuffix("GB")) * 1024**3
 
 
+PASSWORDS = ("writer", "admin", "grafana", "reader")
+
+
 def test_secrets_are_made_once_and_are_those_of_compose(tmp_path: Path) -> None:
     """Passwords differ, other users cannot read them, and a second run changes nothing."""
     script = Path(shutil.copy(DEPLOY / "make-secrets", tmp_path))
@@ -447,8 +478,8 @@ def test_secrets_are_made_once_and_are_those_of_compose(tmp_path: Path) -> None:
     made = {each.name: each.read_text() for each in folder.iterdir()}
     wanted = document(DEPLOY / "compose.yaml")["secrets"]
     assert {f"./secrets/{name}" for name in made} == {each["file"] for each in wanted.values()}
-    assert len({made[f"{who}_password"] for who in ("writer", "admin", "grafana")}) == 3
-    assert all(len(made[f"{who}_password"].strip()) == 48 for who in ("writer", "admin", "grafana"))
+    assert len({made[f"{who}_password"] for who in PASSWORDS}) == len(PASSWORDS)
+    assert all(len(made[f"{who}_password"].strip()) == 48 for who in PASSWORDS)
     assert made["writer_url"] == (
         f"postgresql://ingest:{made['writer_password'].strip()}@timescaledb:5432/telemetry\n"
     )

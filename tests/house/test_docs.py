@@ -17,9 +17,10 @@ from benchmarks import readme_numbers, results
 from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.main import COMMANDS
-from ingest.cli.print_docs import TABLES, main, metrics_table, refreshed
+from ingest.cli.print_docs import TABLES, log_calls, main, metrics_table, refreshed
 from ingest.config.text import env_example
 from ingest.model import codes
+from ingest.system.log_events import EVENTS
 from loadgen.csv.client import TRY_AGAIN
 from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
 
@@ -38,6 +39,20 @@ def test_documents_show_the_table_that_the_code_prints(name: str) -> None:
     ]
     assert regions, f"no document has a region `<!-- generated: {name} -->`"
     assert regions == [TABLES[name]()]
+
+
+def test_every_event_of_the_log_is_explained() -> None:
+    """Each event that the code logs has a meaning, and no other has one."""
+    assert {event for event, _, _ in log_calls()} == EVENTS.keys()
+
+
+def test_log_call_without_a_constant_event_would_be_found(tmp_path: Path) -> None:
+    """An event that is put together at run time is in no table."""
+    (tmp_path / "x.py").write_text('self._log.warning(f"{name}_failed", why=1)')
+    with pytest.raises(ValueError, match="constant"):
+        list(log_calls(tmp_path))
+    (tmp_path / "x.py").write_text('get_logger("x").info("made", why=1)\nmath.log.info("no")')
+    assert next(iter(log_calls(tmp_path))) == ("made", "info", ["why"])
 
 
 def test_readme_shows_the_figures_on_record() -> None:
@@ -126,7 +141,7 @@ def test_printed_tables_hold_every_code_once(capsys: pytest.CaptureFixture[str])
     assert main([]) == 0
     printed = capsys.readouterr().out
     for code in (*codes.PROBLEMS, *codes.ITEM_CODES):
-        assert printed.count(f"\n| `{code}` |") == 1
+        assert len(re.findall(rf"\n\| `{code}` \|(?! \w+ \| `)", printed)) == 1
     assert refreshed(printed) == printed
 
 

@@ -38,6 +38,7 @@ MODULES = (
     "admin/dashboard/tail",
     "writer/writer",
     "writer/batch",
+    "writer/at_fault",
     "writer/database_state",
     "writer/set_aside",
     "sinks/postgres/sink",

@@ -14,7 +14,7 @@ import pytest
 
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from tests.support.commands import Here, ingest, with_user
-from tests.system.service import REPOSITORY, Service, environment, is_alive
+from tests.system.service import REPOSITORY, Service, environment, is_alive, wait_gone
 
 # schema
 
@@ -51,6 +51,9 @@ async def test_schema_show_tells_by_its_exit_code_whether_the_table_fits(
     done = await here("schema", "show", "--database-url", readings_url)
     assert done.code == 0
     assert "double precision" in done.stdout
+    found = json.loads((await here("schema", "show", "--json", "--database-url", readings_url))[1])
+    assert (found["fits"], found["difference"]) == (True, None)
+    assert found["table"] + "\n" == done.stdout
     done = await here("schema", "--database-url", database_url, "show")
     assert done.code == 1
     assert "ingest schema apply" in done.stdout
@@ -168,19 +171,31 @@ async def until_sleeping(state: Path) -> int:
                 await connection.close()
 
 
-async def test_second_command_on_a_folder_in_use_names_who_has_it(
-    here: Here, open_tmp_path: Path
-) -> None:
-    """A second process does not start the embedded database of a locked folder."""
-    folder = StateFolder.open(open_tmp_path / "state")
-    (folder.postgres / "data").mkdir(parents=True)
-    lock = folder.lock()
+async def test_psql_at_work_stops_no_start(open_tmp_path: Path) -> None:
+    """A service that starts meanwhile uses psql's server; it goes on when psql is killed."""
+    state = open_tmp_path / "state"
+    assert (await ingest("schema", "apply", "--state-dir", state)).code == 0
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ingest", "psql", "--state-dir", str(state)),
+        *("-c", "select pg_sleep(60)"),
+        cwd=REPOSITORY,
+        env=environment(),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
     try:
-        done = await here("psql", "--state-dir", folder.path, "-c", "select 1")
+        pid = await until_sleeping(state)
+        async with Service(state, wait_s_max=0.2) as service:
+            reading = {"device_id": "d", "metric": "m", "value": 1}
+            assert (await service.post(reading, ack="committed")).status == 200
+            process.kill()
+            await process.wait()
+            await wait_gone(pid)
+            assert (await service.post(reading, ack="committed")).status == 200
+            assert (await service.query("select count(*) from readings"))[0][0] == 2
     finally:
-        lock.close()
-    assert done.code == 2
-    assert f"(pid {os.getpid()})" in done.stderr
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 # with a running service
@@ -199,7 +214,10 @@ async def test_commands_find_the_running_service(here: Here, open_tmp_path: Path
         done = await ingest("psql", *at, "-Atc", "select device_id, value from readings")
         assert done.stdout == "d|1\n"
         done = await here("hold", "show", *at)
-        assert done.stdout.splitlines()[:2] == ["state:  accepting", "reason: -"]
+        assert done.stdout.splitlines()[:2] == ["state:   accepting", "reason:  -"]
+        assert json.loads((await here("hold", "show", *at, "--json"))[1])["state"] == "accepting"
+        done = await here("hold", "release", *at, "--json")
+        assert json.loads(done.stdout)["released"] is False
         done = await here("doctor", *at, "--json")
         found = {each["name"]: each for each in json.loads(done.stdout)}
         assert done.code == 0, done.stdout
@@ -268,7 +286,7 @@ async def test_hold_is_shown_with_its_reason_and_released(
             await service.post({"device_id": "d", "metric": "m", "value": 1})
             await service.wait_state("on_hold")
             done = await here("hold", "show", *at)
-            assert done.stdout.startswith("state:  on_hold\nreason: ")
+            assert done.stdout.startswith("state:   on_hold\nreason:  ")
             assert "reason: -" not in done.stdout
             assert "metric" in done.stdout.splitlines()[3].removeprefix("said:   ")
             await connection.execute("alter table readings rename metrik to metric")

@@ -237,7 +237,7 @@ async def test_lookup_does_not_wait_long_for_the_questions_of_others(
     """With a database that does not answer, each request waits once, not for all before it."""
     monkeypatch.setattr(lookup_postgres, "LOOKUP_S_MAX", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
-        lookup = Lookup(f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none")
+        lookup = Lookup(lambda: f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none")
         async with lookup._queue:
             with pytest.raises(Refused) as refused:
                 await lookup.last_readings("d", 1)

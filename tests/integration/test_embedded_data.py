@@ -11,17 +11,38 @@ import asyncpg
 import pytest
 
 from ingest.embedded import data as postgres_data
+from ingest.embedded import server as server_postgres
+from ingest.embedded import sockets as sockets_postgres
+from ingest.embedded.programs import DatabaseUser
 from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.sockets import make_socket_folder, sweep_left_overs
 from ingest.model.errors import StartError
-from tests.support.embedded import ask, gone, running, start_parent
+from tests.support.embedded import SMALL, answers_again, ask, gone, running, start_parent
+from tests.support.receiver import until
 
 
-async def test_start_of_a_second_instance_is_refused(made: Path) -> None:
-    """The second one gets an error, and the first one goes on."""
-    async with running(made) as (_, url):
-        with pytest.raises(StartError, match=r"another service .*--state-dir"):
-            await EmbeddedPostgres(made).start()
-        assert await ask(url, "select 1") == 1
+async def test_second_start_uses_the_running_server_and_takes_over(made: Path) -> None:
+    """Whoever starts second uses the server of the first, and runs its own when that has ended."""
+    second = EmbeddedPostgres(made, settings=SMALL)
+    async with running(made) as (first, url):
+        assert await second.start() == url
+        assert second.pid is None
+        assert await ask(second.url, "select 1") == 1
+    assert first.pid is None
+    assert await answers_again(second.url, "select 1") == 1
+    assert second.pid is not None
+    await second.stop()
+
+
+async def test_lock_without_a_server_names_its_process(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the process that has the lock never starts a server, the error names that process."""
+    monkeypatch.setattr(server_postgres, "START_S_MAX", 0.1)
+    lock = postgres_data.try_lock(made)
+    assert lock is not None
+    with lock, pytest.raises(StartError, match=f"the process {os.getpid()} .*--state-dir"):
+        await EmbeddedPostgres(made).start()
 
 
 async def test_stale_pid_file_of_another_process_is_cleared(made: Path) -> None:
@@ -79,25 +100,90 @@ async def test_making_data_killed_half_way_is_made_again(open_tmp_path: Path) ->
     assert not half.exists()
 
 
-async def test_socket_folder_of_somebody_else_is_refused(made: Path) -> None:
-    """A name that was taken in the shared folder is not trusted."""
+async def test_socket_folder_whose_name_is_taken_is_not_used(made: Path) -> None:
+    """Whoever takes the name in the shared folder neither gets the socket nor stops the start."""
     async with running(made) as (_, url):
         sockets = Path(str(await ask(url, "show unix_socket_directories")))
     elsewhere = made / "elsewhere"
-    elsewhere.mkdir()
+    elsewhere.mkdir(mode=0o700)
     sockets.symlink_to(elsewhere)
     try:
-        with pytest.raises(StartError, match=f"{sockets}.*remove it"):
-            await EmbeddedPostgres(made).start()
+        async with running(made) as (_, other):
+            assert other != url
+            assert await ask(other, "select 1") == 1
+            assert list(elsewhere.iterdir()) == []
     finally:
         sockets.unlink()
-    sockets.mkdir(mode=0o700)
-    sockets.chmod(0o777)
+
+
+async def test_socket_folder_removed_while_running_comes_back(made: Path) -> None:
+    """The server gets a socket again, under the same name unless that is taken."""
+    async with running(made) as (server, url):
+        sockets = Path(str(await ask(url, "show unix_socket_directories")))
+        shutil.rmtree(sockets)
+        assert await answers_again(url, "select 1") == 1
+        shutil.rmtree(sockets)
+        sockets.write_text("taken")
+        await until(lambda: server.url != url, 20)
+        assert await answers_again(server.url, "select 1") == 1
+    sockets.unlink()
+
+
+def test_socket_folder_is_in_a_folder_of_ours_if_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd's folder comes before the user's; one that others can write to is not used."""
+    monkeypatch.setattr(sockets_postgres, "SHARED", tmp_path / "shared")
+    monkeypatch.setattr(sockets_postgres, "PATH_BYTES_MAX", len(str(tmp_path)) + 40)
+    ours = DatabaseUser(-1, -1, "")
+    runtime, user, shared = (tmp_path / name for name in ("run", "user", "shared"))
+    for each in (runtime, user, shared):
+        each.mkdir(mode=0o700)
+    environ = {"RUNTIME_DIRECTORY": f"{runtime}:/x", "XDG_RUNTIME_DIR": str(user)}
+    made = make_socket_folder(tmp_path, ours, None, environ)
+    assert (made.parent, made.stat().st_mode & 0o777) == (runtime, 0o700)
+    assert make_socket_folder(tmp_path, ours, None, environ) == made
+    runtime.chmod(0o777)
+    assert make_socket_folder(tmp_path, ours, None, environ).parent == user
+    long = tmp_path / ("x" * 40)
+    long.mkdir(mode=0o700)
+    made = make_socket_folder(tmp_path, ours, None, {"XDG_RUNTIME_DIR": str(long)})
+    assert made.parent == shared
+
+
+def test_left_over_socket_folders_are_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old empty ones of killed services go; one with a socket and one that is new stay."""
+    monkeypatch.setattr(sockets_postgres, "SHARED", tmp_path)
+    ours = DatabaseUser(-1, -1, "")
+    left, used, new = (make_socket_folder(tmp_path, ours, None, {}) for _ in range(3))
+    (used / sockets_postgres.SOCKET).touch()
+    for each in (left, used):
+        os.utime(each, (1e9, 1e9))
+    sweep_left_overs(ours)
+    assert sorted(tmp_path.iterdir()) == sorted([used, new])
+
+
+async def test_folder_and_access_are_private_whatever_the_umask_was(made: Path) -> None:
+    """Data of an earlier version, which trusted everybody, is changed at the next start."""
+    trusting = made / "data" / "pg_hba.conf"
+    trusting.write_text("local all all trust\nhost all all 127.0.0.1/32 trust\n")
+    (made / "data" / "pg_ident.conf").write_text("")
+    made.chmod(0o777)
+    umask = os.umask(0)
     try:
-        with pytest.raises(StartError, match=f"{sockets}.*remove it"):
-            await EmbeddedPostgres(made).start()
+        async with running(made) as (_, url):
+            rules = "select string_agg(type || auth_method, ',') from pg_hba_file_rules"
+            assert await ask(url, rules) == "localpeer,localpeer"
+            assert await ask(url, "select current_user") == "postgres"
+            for path in (made, *made.iterdir()):
+                assert not path.stat().st_mode & 0o022, path
+            assert trusting.stat().st_mode & 0o777 == 0o600
+        postgres_data.try_lock(made / "new" / "postgres")
+        assert not (made / "new" / "postgres").stat().st_mode & 0o022
     finally:
-        sockets.rmdir()
+        os.umask(umask)
 
 
 async def test_socket_left_by_a_killed_server_is_cleared(made: Path) -> None:

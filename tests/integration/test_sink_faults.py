@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ QUICK: dict[str, Any] = {
     "command_s_max": 0.5,
 }
 COUNT = "select count(*) from readings"
+FATAL = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"  # fields of a message
 LAZY = """create function lazy() returns trigger language plpgsql as $$ begin
     perform pg_sleep(20); return null; end $$;
 create trigger lazy before insert on readings for each statement execute function lazy()"""
@@ -167,6 +169,22 @@ async def test_connection_lost_while_idle_is_replaced_unseen(
     await readings_connection.execute("select pg_terminate_backend($1, 5000)", pid)
     await asyncio.sleep(0.05)
     assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(5, 0)
+
+
+async def test_write_after_the_last_message_of_a_server_is_a_closed_connection(
+    sink: SinkPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that stops sends FATAL before it closes: the text says so, no error is logged."""
+    assert sink.connection is not None
+    protocol: Any = sink.connection._protocol  # type: ignore[attr-defined]
+    protocol.data_received(b"E" + (4 + len(FATAL)).to_bytes(4) + FATAL)
+    failed = await failure(sink, readings(5))
+    assert (failed.verdict, failed.message) == (Verdict.WAIT, "the server closed the connection")
+    del protocol
+    gc.collect()  # a future whose exception nobody has read is logged when it is removed
+    await asyncio.sleep(0)
+    assert not caplog.records
+    assert await sink.write(encode(readings(5)), 5, idempotent=True) == Stored(5, 0)
 
 
 async def test_connection_cut_as_its_last_reply_came_waits(

@@ -15,7 +15,7 @@ from ingest.config.settings import Settings
 from ingest.model.ports import BadRow, Stored
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.connection import address
+from ingest.sinks.postgres.connection import address, identity
 from ingest.system.clock import monotonic_s
 from tests.support.rows import encode, readings
 
@@ -34,6 +34,42 @@ async def test_nobody_listening_waits(free_port: int) -> None:
     assert not failed.doubtful
     assert failed.message.startswith(f"127.0.0.1:{free_port}: ")
     assert not {"postgres", "secret"} & set(re.findall("[a-z]+", failed.message))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "no_such_host"),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "unreachable"),
+        (TimeoutError(), "unreachable"),
+    ],
+)
+async def test_unknown_host_is_not_taken_for_an_outage(
+    error: OSError, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator has to correct the URL; a name server that is away is an outage."""
+
+    async def connect(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    failed = await open_failure("postgresql://u@nowhere/x")
+    assert (failed.verdict, failed.reason) == (Verdict.WAIT, reason)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("postgresql://u:p@h:1/db", "h:1/db"),
+        ("postgresql://other:q@h:1/db", "h:1/db"),
+        ("postgresql://u@h", "h:5432/u"),
+        ("postgresql:///?host=/run/pg&dbname=d%20b&user=u", "/run/pg/d b"),
+        ("postgresql://u@h1:1,h2:2/db", "h1:1,h2:2/db"),
+    ],
+)
+def test_identity_names_the_database_and_not_who_logs_in(url: str, named: str) -> None:
+    """A new password or role is the same database."""
+    assert identity(url) == named
 
 
 async def test_missing_socket_folder_waits() -> None:

@@ -16,7 +16,8 @@ from typing import Self
 import asyncpg
 from aiohttp import web
 
-from ingest.dead_letters.format import encode_line, letter_id
+from ingest.dead_letters.format import encode_line
+from ingest.dead_letters.identity import letter_id
 from ingest.formats.json_post import decode
 from ingest.formats.post import ItemError, Post, Rules
 from ingest.model.letter import Letter

@@ -46,9 +46,10 @@ class Rig:
             message=lambda: "",
             token=TOKEN,
             release_hold=self._release_hold,
+            refused_posts=lambda: [{"peer": "10.0.0.7"}],
         )
         if database_url is not None:
-            self.admin_side.database(database_url)
+            self.admin_side.database(lambda: database_url)
         self.dashboard = self.admin_side.dashboard
         self.admin = self.admin_side.admin
         self.address = ""
@@ -56,6 +57,11 @@ class Rig:
     def _release_hold(self, dead_letter: bool) -> bool:
         self.released.append(dead_letter)
         return True
+
+    @property
+    def cookie(self) -> str:
+        """The cookie that a log-in sets."""
+        return self.admin_side.guard.cookie_line().decode().split(": ")[1].split(";")[0]
 
     def head(self, method: str, target: str, headers: dict[str, str] | None = None) -> bytes:
         """Return the head of a request, with the Host of a browser on this machine."""
@@ -72,9 +78,13 @@ class Rig:
             return await client.reply(head_only=method == "HEAD")
 
     async def send(self, target: str, body: Any, headers: dict[str, str] | None = None) -> Reply:
-        """Post JSON (or bytes as they are), with the CSRF token unless `headers` have another."""
+        """Post JSON (or bytes as they are), as our page does after a log-in; see `headers`."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        sent = {"X-CSRF-Token": self.admin_side.guard.csrf, "Content-Length": str(len(data))}
+        sent = {
+            "X-CSRF-Token": self.admin_side.guard.csrf,
+            "Cookie": self.cookie,
+            "Content-Length": str(len(data)),
+        }
         async with self.connected() as client:
             await client.send(self.head("POST", target, {**sent, **(headers or {})}) + data)
             return await client.reply()

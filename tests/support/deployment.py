@@ -226,6 +226,8 @@ def exported() -> dict[str, frozenset[str]]:
     ledger.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: "schema")
     ledger.request_answered("/v1/readings", 202, 0.1)
     ledger.readings_rejected("empty", 1)
+    ledger.post_refused("empty")
+    ledger.connection_closed("header_late")
     ledger.batch_stored("copy", 0.1, 1, 0)
     found: dict[str, frozenset[str]] = {}
     for family in Exposition(ledger, "0").registry.collect():

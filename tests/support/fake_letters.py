@@ -22,9 +22,9 @@ class FakeLetters:
         self.failing = 0
         self.lost_answer = False
 
-    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, sender: str | None = None) -> None:
         """Keep all letters or none."""
-        assert not from_receiver, "writers are not the receiver"
+        assert sender is None, "writers are not the receiver"
         self.appends += 1
         await asyncio.sleep(0)  # the real queue waits for a thread here
         fault = self.fault

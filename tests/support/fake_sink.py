@@ -22,13 +22,26 @@ def accept_all(_: Reading) -> tuple[str, str] | None:
     return None
 
 
+def failure_of(sqlstate: str, message: str, *, row: int) -> WriteFailed:
+    """Return the failure of a write with a refused row."""
+    may_be_row = sqlstate.startswith("42")
+    return WriteFailed(
+        Verdict.HOLD if may_be_row else Verdict.ISOLATE,
+        message,
+        sqlstate=sqlstate,
+        row=row,
+        may_be_row=may_be_row,
+        reason="permission",
+    )
+
+
 class FakeSink:
     """A table in memory; several sinks may share one by passing the same `table`.
 
     `refuse` returns (sqlstate, message) for a refused reading, else None, like a CHECK constraint.
     `fail` makes the n-th write from now (1 is the next) raise; `fail_always` every write and open
     until it is set to None. A write takes `pause_s`, and waits while `database_state` is not set.
-    `writes` lists (kind, rows) of each write; kind is copy, idempotent or isolating.
+    `writes` lists (kind, rows) of each write; kind is copy, idempotent, isolating or tried.
     """
 
     def __init__(
@@ -74,15 +87,29 @@ class FakeSink:
         readings, planned = await self._begin("idempotent" if idempotent else "copy", tuples, rows)
         for row, reading in enumerate(readings):
             if refused := self.refuse(reading):
-                sqlstate, message = refused
-                raise WriteFailed(Verdict.ISOLATE, message, sqlstate=sqlstate, row=row)
+                raise failure_of(*refused, row=row)
         return self._store(readings, planned)
 
+    async def takes_any(self, rows: Sequence[bytes]) -> bool:
+        """Whether one of the rows is new and not refused."""
+        readings, _ = await self._begin("tried", rows, len(rows))
+        return any(each not in self.table and not self.refuse(each) for each in readings)
+
     async def write_isolating(
-        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside
+        self,
+        tuples: Sequence[bytes],
+        rows: int,
+        set_aside: SetAside,
+        *,
+        rows_at_fault: bool = False,
     ) -> Stored:
         """Store the rows that are not refused, once the others are set aside."""
         readings, planned = await self._begin("isolating", tuples, rows)
+        for row, reading in enumerate(readings):
+            if (refused := self.refuse(reading)) and not rows_at_fault:
+                failure = failure_of(*refused, row=row)
+                if failure.may_be_row:
+                    raise failure
         bad = [
             BadRow(row, *refused)
             for row, reading in enumerate(readings)

@@ -105,8 +105,17 @@ class ScriptedSink:
 
         return await self._call(written, tuples)
 
+    async def takes_any(self, rows: Sequence[bytes]) -> bool:
+        """Whether one of the rows is new and not refused."""
+        return await self.inner.takes_any(rows)
+
     async def write_isolating(
-        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside
+        self,
+        tuples: Sequence[bytes],
+        rows: int,
+        set_aside: SetAside,
+        *,
+        rows_at_fault: bool = False,
     ) -> Stored:
         """Store what the table does not refuse; set the rest aside once, before the commit."""
         fault: str | None = None
@@ -118,7 +127,9 @@ class ScriptedSink:
                 raise self.script.failure()
 
         async def written() -> Stored:
-            return await self.inner.write_isolating(tuples, rows, aside)
+            return await self.inner.write_isolating(
+                tuples, rows, aside, rows_at_fault=rows_at_fault
+            )
 
         fault = self.script.next_fault()
         return await self._call(written, tuples, fault=fault or "")

@@ -80,9 +80,9 @@ class FakeDeadLetters:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, sender: str | None = None) -> None:
         """Keep the letters once `open` is set, or raise `error`."""
-        assert from_receiver
+        assert sender is not None
         self.waiting += 1
         await self.open.wait()
         self.waiting -= 1
@@ -110,6 +110,11 @@ class FakeDatabase:
         self.hold_reason: str | None = None
         self.up = True
         self._held = asyncio.Event()
+
+    @property
+    def cause(self) -> str:
+        """Return why nothing is written."""
+        return self.hold_reason or ("" if self.up else "unreachable")
 
     def hold(self, reason: str) -> None:
         """Pause writes."""

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ingest.buffers.journal.format import Done, FrameReader, encode_done, encode_head, header_fault
-from ingest.dead_letters.format import BadLine, decode_line, encode_line, letter_id
+from ingest.dead_letters.format import BadLine, decode_line, encode_line
+from ingest.dead_letters.identity import letter_id
 from ingest.http.inflate import gunzip
 from ingest.model.block import Block
 from ingest.model.errors import Refused

@@ -60,11 +60,9 @@ def make_store(
     return store
 
 
-def keep(
-    store: DeadLetterFolder, letters: Iterable[Letter], *, from_receiver: bool = False
-) -> None:
+def keep(store: DeadLetterFolder, letters: Iterable[Letter], *, sender: str | None = None) -> None:
     """Append letters; raise the store's error."""
-    (error,) = store.append([AppendRequest(list(letters), from_receiver)])
+    (error,) = store.append([AppendRequest(list(letters), sender)])
     if error is not None:
         raise error
 

@@ -13,6 +13,7 @@ from ingest.config.settings import Settings
 from ingest.model.block import Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
+from ingest.receiver.refused_posts import RefusedPosts
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters, FakeInlet
 
 GOOD = b'{"device_id":"d1","metric":"temperature","ts":1750000000000,"value":21.5}'
@@ -123,6 +124,7 @@ class Receiver:
             database_up=lambda: True,
             hold_reason=lambda: None,
         )
+        self.refused_posts = RefusedPosts(self.ledger)
         self.endpoint = make_endpoint(
             settings,
             inlet=self.inlet,
@@ -132,6 +134,7 @@ class Receiver:
             database=self.database,
             levels=("buffered",),
             health=lambda: (503, b'{"state":"full"}'),
+            on_refused=self.refused_posts.refused,
         )
         self.address = ""
         self._clients: list[Client] = []

@@ -165,7 +165,7 @@ class Whole:
             for number in range(count)
         ]
         try:
-            await self.dead_letters.append(letters, from_receiver=True)
+            await self.dead_letters.append(letters, sender="10.0.0.1")
         except DeadLettersBroken:
             return False
         self.promises.letters += letters

@@ -97,12 +97,17 @@ async def chromium() -> AsyncIterator[Browser]:
             await browser.close()
 
 
-async def watched(context: Browser | BrowserContext, url: str, **options: Any) -> Watched:
-    """Open the dashboard at `url` in a page of its own; return once it is live."""
+async def watched(
+    context: Browser | BrowserContext, url: str, *, opened: str = "", **options: Any
+) -> Watched:
+    """Open the dashboard at `url` in a page of its own; return once it is live.
+
+    `opened` is the address with the key of the log-in, if the test acts.
+    """
     page = await context.new_page(**options)
     page.set_default_timeout(10_000)
     seen = Watched(page, url)
-    await page.goto(f"{url}/")
+    await page.goto(opened or f"{url}/")
     await seen.wait_text("#link", "Live")
     return seen
 

@@ -19,6 +19,7 @@ import asyncpg
 
 from ingest.embedded import data as postgres_data
 from ingest.embedded.programs import clean_environment, command
+from ingest.embedded.sockets import remove_socket_folder
 
 PASSWORD = "first"
 START_S_MAX = 30.0
@@ -32,6 +33,7 @@ class Database:
     """
 
     template: ClassVar[Path | None] = None
+    binaries: Path | None = None  # other programs than those that came with the package
 
     def __init__(self, folder: Path, port: int, **settings: str) -> None:
         self.settings = settings
@@ -47,7 +49,7 @@ class Database:
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._home = postgres_data.prepare(self._folder)
+        self._home = self._prepared()
         await _make_data(self._folder, self._home)
         rules = "host all fleet 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
         (self._home.data / "pg_hba.conf").write_text(rules)
@@ -64,6 +66,19 @@ class Database:
     ) -> None:
         await self.thaw()
         await self.kill()
+        if self._home is not None:
+            remove_socket_folder(self._home.sockets)
+
+    def _prepared(self) -> postgres_data.Home:
+        data = self._folder / "data"
+        if self.binaries is None:
+            return postgres_data.prepare(self._folder)
+        # `prepare` would refuse data that another version of PostgreSQL has made.
+        hidden = data.rename(self._folder / "hidden") if data.exists() else None
+        home = postgres_data.prepare(self._folder)._replace(binaries=self.binaries)
+        if hidden is not None:
+            hidden.rename(data)
+        return home
 
     async def start(self) -> None:
         """Start it and wait until it answers."""
@@ -92,6 +107,12 @@ class Database:
         """Stop it at once, as by `pg_ctl stop -m immediate`: the next start is a recovery."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGQUIT)
+            await self._process.wait()
+
+    async def stop(self) -> None:
+        """Stop it in order, as by `pg_ctl stop -m fast`: connections are told, then closed."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGINT)
             await self._process.wait()
 
     async def freeze(self) -> None:

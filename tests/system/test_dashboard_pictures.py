@@ -1,7 +1,7 @@
 """The pictures of the dashboard that the README shows, made from a real service and a real fleet.
 
 `INGEST_TEST_SCREENSHOTS=1 ./run test-long tests/system/test_dashboard_pictures.py` writes them into
-docs/ and takes five minutes, so that the curves are long enough. An ordinary run takes seconds,
+docs/ and takes six minutes, so that the curves are long enough. An ordinary run takes seconds,
 writes to the temporary folder, and checks that pictures can be made.
 """
 
@@ -10,75 +10,128 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
-from playwright.async_api import Page, ViewportSize
+from playwright.async_api import ViewportSize
 
-from tests.system.browser import NEEDS_CHROMIUM, chromium, watched
+from ingest.sinks.postgres import schema
+from tests.support.faulty_proxy import FaultyProxy
+from tests.system.browser import NEEDS_CHROMIUM, Watched, chromium, watched
 from tests.system.service import REPOSITORY, Service, environment
 
 FOR_DOCS = os.environ.get("INGEST_TEST_SCREENSHOTS") == "1"
 RUN_S = 255 if FOR_DOCS else 2
-HOLD_S = 9 if FOR_DOCS else 0
+TROUBLE_S = 20 if FOR_DOCS else 2
 FLEET = ("--devices", "600", "--batch", "1x75,10x20,60x5", "--gzip")
 ODD = ("--duplicates", "2%", "--poison", "0.02%", "--arrivals", "poisson", "--seed", "7")
 SHAPE = ("--shape", "burst:110,260,70,25")
 WIDE: ViewportSize = {"width": 1440, "height": 1230}
 PHONE: ViewportSize = {"width": 390, "height": 844}
+SMALL: Any = {"dlq_bytes_max": "256KiB", "dlq_segment_bytes": "64KiB"}
+PICTURES = ("light", "dark", "device", "phone", "hold", "outage", "dead-letters")
 
-pytestmark = [NEEDS_CHROMIUM, pytest.mark.slow, pytest.mark.timeout(RUN_S + 60)]
+pytestmark = [NEEDS_CHROMIUM, pytest.mark.slow, pytest.mark.timeout(RUN_S + 150)]
 
 
-async def picture(page: Page, folder: Path, name: str, scheme: str) -> None:
-    """Write one picture."""
-    await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-    await asyncio.sleep(0.3)  # a frame with the new colours
-    await page.screenshot(path=folder / f"dashboard-{name}.png")
+class Pictures:
+    """Writes pictures of one page into a folder."""
+
+    def __init__(self, seen: Watched, folder: Path) -> None:
+        self.seen = seen
+        self._folder = folder
+
+    async def take(self, name: str, scheme: str = "light", size: ViewportSize = WIDE) -> None:
+        """Write one picture."""
+        page = self.seen.page
+        await page.set_viewport_size(size)
+        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+        await asyncio.sleep(1.2)  # a frame with the new colours, and an event in the new width
+        await page.screenshot(path=self._folder / f"dashboard-{name}.png")
+
+
+@asynccontextmanager
+async def fleet(url: str, *odd: str) -> AsyncIterator[None]:
+    """Send what a fleet sends, until the end of the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadgen", "run", "--url", url),
+        *("--duration-s", "900", *FLEET, *odd),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def take_all(
+    pictures: Pictures, line: FaultyProxy, table: asyncpg.Connection, service: Service
+) -> None:
+    """Take the pictures, from a good day to full dead letters."""
+    seen = pictures.seen
+    await pictures.take("light")
+    await pictures.take("dark", "dark")
+    await pictures.take("phone", "dark", PHONE)
+    await seen.page.set_viewport_size(WIDE)
+    await seen.page.fill("#find", "room-0348")
+    await seen.page.click("#find-form button")
+    await seen.page.select_option("#device-metric", "temperature")
+    await seen.wait_text("#device-chart h3", "temperature")
+    await pictures.take("device")
+    await seen.page.click("#device-close")
+    await seen.page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    await table.execute("alter table readings rename value to val")
+    await seen.wait_text("#state-word", "Writes are paused")
+    await asyncio.sleep(TROUBLE_S)
+    await pictures.take("hold")
+    await table.execute("alter table readings rename val to value")
+    await seen.wait_text("#state-word", "Accepting")
+    await asyncio.sleep(TROUBLE_S)
+    line.refuse()
+    await line.cut()
+    await seen.wait_text("#state-word", "The database is away")
+    await asyncio.sleep(TROUBLE_S)
+    await pictures.take("outage")
+    await line.accept()
+    await seen.wait_text("#state-word", "Accepting")
+    async with fleet(service.url, "--poison", "20%"):
+        await asyncio.sleep(TROUBLE_S)
+        await pictures.take("dead-letters")
 
 
 async def test_pictures_of_the_dashboard(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """Light, dark, on a phone, writes paused: no picture is empty, and no error occurs."""
+    """Light, dark, a device, a phone, writes paused, the database away, dead letters full.
+
+    No picture is empty, and the page has no error.
+    """
     folder = REPOSITORY / "docs" if FOR_DOCS else tmp_path
-    folder.mkdir(exist_ok=True)
-    async with Service(
-        tmp_path / "state", database_url=readings_url, database_unsafe=True
-    ) as service:
-        fleet = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "loadgen", "run", "--url", service.url),
-            *("--duration-s", str(RUN_S + 50), *FLEET, *ODD, *SHAPE),
-            cwd=REPOSITORY,
-            env=environment(),
-            stdout=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            async with chromium() as browser:
-                seen = await watched(browser, service.admin_url, viewport=WIDE)
-                seen.page.set_default_timeout(30_000)
-                await seen.wait_text("#state-text", "Readings arrive and are stored")
-                await asyncio.sleep(RUN_S)
-                await seen.page.click("#tab-newest")
-                await seen.page.click("#tail tbody button >> nth=0")
-                await seen.wait_text("#lookup", "JSON")
-                await seen.page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
-                await picture(seen.page, folder, "light", "light")
-                await picture(seen.page, folder, "dark", "dark")
-                await seen.page.set_viewport_size(PHONE)
-                await picture(seen.page, folder, "phone", "dark")
-                await seen.page.set_viewport_size(WIDE)
-                await readings_connection.execute("alter table readings rename value to val")
-                await seen.wait_text("#state-word", "Writes are paused")
-                await asyncio.sleep(HOLD_S)
-                await picture(seen.page, folder, "hold", "light")
-                await readings_connection.execute("alter table readings rename val to value")
-                seen.check()
-        finally:
-            if fleet.returncode is None:
-                fleet.kill()
-            await fleet.wait()
-    sizes = {each.name: each.stat().st_size for each in folder.glob("dashboard-*.png")}
-    assert len(sizes) == 4
-    assert min(sizes.values()) > 20_000, sizes
+    await schema.apply(readings_connection, device_index=True)
+    query = parse_qs(urlsplit(readings_url).query)
+    socket = f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}"
+    async with FaultyProxy.to_unix(socket) as line, chromium() as browser:
+        url = f"postgresql://postgres@127.0.0.1:{line.port}{urlsplit(readings_url).path}"
+        state = tmp_path / "state"
+        async with (
+            Service(state, database_url=url, database_unsafe=True, **SMALL) as service,
+            fleet(service.url, *ODD, *SHAPE),
+        ):
+            seen = await watched(browser, service.admin_url, viewport=WIDE)
+            seen.page.set_default_timeout(30_000)
+            seen.lost_allowed = True  # the browser reports each answer 503 to a question
+            await seen.wait_text("#state-text", "Readings arrive and are stored")
+            await asyncio.sleep(RUN_S)
+            await take_all(Pictures(seen, folder), line, readings_connection, service)
+            seen.check()
+    for name in PICTURES:
+        assert (folder / f"dashboard-{name}.png").stat().st_size > 20_000, name

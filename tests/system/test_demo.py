@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import asyncpg
 
 from ingest.system.state_folder import running_service
+from loadgen.demo.folder import DemoFolder
 from tests.system.service import REPOSITORY, environment, wait_gone
 
 PORTS = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
@@ -48,10 +50,11 @@ class Demo:
 
 
 @asynccontextmanager
-async def _demo(state_dir: Path, *flags: str, **env: str) -> AsyncIterator[Demo]:
+async def _demo(state_dir: Path | None, *flags: str, **env: str) -> AsyncIterator[Demo]:
+    where = ("--state-dir", str(state_dir)) if state_dir else ()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "loadgen.demo", "--state-dir", str(state_dir), *flags),
+        *("-m", "loadgen.demo", *where, *flags),
         cwd=REPOSITORY,
         env=environment(env),
         stdin=asyncio.subprocess.DEVNULL,
@@ -67,17 +70,21 @@ async def _demo(state_dir: Path, *flags: str, **env: str) -> AsyncIterator[Demo]
         await demo.end()
 
 
-async def test_demo_until_ctrl_c_stores_what_was_accepted_in_its_own_folder(
+async def test_demo_until_ctrl_c_stores_what_was_accepted_and_leaves_nothing(
     open_tmp_path: Path,
 ) -> None:
-    """All accepted readings are committed; the shell's database and folder stay unchanged."""
-    usual = open_tmp_path / "usual"
+    """All accepted readings are committed; the shell's database and folder stay unchanged.
+
+    The demo's folder lies beside that of the service, and is removed at the end.
+    """
+    usual = open_tmp_path / "the usual"
     env = {"INGEST_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/production"}
-    folder = open_tmp_path / "the demo"
-    async with _demo(folder, *PORTS, "--rate", "600", INGEST_STATE_DIR=str(usual), **env) as demo:
+    folder = open_tmp_path / "the usual-demo"
+    async with _demo(None, *PORTS, "--rate", "600", INGEST_STATE_DIR=str(usual), **env) as demo:
         await demo.wait_line("^200 devices post about 600 readings/s to http://")
         look = await demo.wait_line("^look at the data: ")
         assert f"--state-dir '{folder}'" in look
+        await demo.wait_line(f"^its folder: {folder} .removed at the end; --keep keeps it")
         await demo.wait_line(r"posts/s \| [1-9][0-9,]* readings accepted \| [1-9][0-9,]* committed")
         info = running_service(folder)
         assert info is not None
@@ -92,9 +99,33 @@ async def test_demo_until_ctrl_c_stores_what_was_accepted_in_its_own_folder(
     }
     (accepted,) = re.findall(r"fleet stopped: ([0-9,]+) readings accepted", "\n".join(demo.lines))
     count = accepted.replace(",", "")
-    assert demo.lines[-1] == f"drained: committed={count} dead_lettered=0 held=0 lost=0"
-    assert not usual.exists()
+    assert demo.lines[-2] == f"drained: committed={count} dead_lettered=0 held=0 lost=0"
+    assert demo.lines[-1] == f"removed: {folder}"
+    assert list(open_tmp_path.iterdir()) == []
     await wait_gone(info.pid)
+
+
+def test_demo_folder_is_removed_only_if_a_demo_has_made_it(tmp_path: Path) -> None:
+    """What was there before stays, and so does what --keep kept, or what a service uses."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    other.mkdir()
+    for path, keep, goes in ((mine, False, True), (mine, True, False), (other, False, False)):
+        folder = DemoFolder(path, keep=keep)
+        folder.make()
+        assert (folder.is_temporary, folder.remove(), path.exists()) == (goes, goes, not goes)
+    later = DemoFolder(mine, keep=False)
+    later.make()
+    assert not later.remove(), "an earlier demo was told to keep it"
+    used = DemoFolder(tmp_path / "used", keep=False)
+    used.make()
+    info = {"pid": os.getpid(), "listen": "h:1", "admin_listen": "h:2", "database_url": ""}
+    (used.path / "service.json").write_text(json.dumps(info))
+    assert not used.remove()
+    (used.path / "service.json").unlink()
+    second = DemoFolder(used.path, keep=False)
+    second.make()
+    assert not second.remove(), "its service has not run: another demo may be starting there"
+    assert used.remove()
 
 
 async def test_demo_whose_service_dies_says_so_with_its_last_lines(open_tmp_path: Path) -> None:
@@ -107,6 +138,7 @@ async def test_demo_whose_service_dies_says_so_with_its_last_lines(open_tmp_path
         assert await demo.end() == 1
     assert "the service ended with exit code -9; its last lines:" in demo.lines
     assert any("/v1/readings" in line for line in demo.lines[-20:])
+    assert demo.lines[-1] == f"kept: {open_tmp_path / 'demo'}", "its log may say why"
 
 
 async def test_demo_on_a_busy_port_ends_with_the_services_own_words(open_tmp_path: Path) -> None:
@@ -118,6 +150,7 @@ async def test_demo_on_a_busy_port_ends_with_the_services_own_words(open_tmp_pat
         flags = ("--listen", address, "--admin-listen", "127.0.0.1:0")
         async with _demo(open_tmp_path / "demo", *flags) as demo:
             assert await demo.end() == 1
+    assert list(open_tmp_path.iterdir()) == []
     said = "\n".join(demo.lines)
     assert address in said
     assert "--listen" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import shutil
@@ -91,7 +92,10 @@ async def _shell(script: Path, **variables: str) -> str:
 async def test_database_of_compose_lets_the_service_write_and_no_more(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """The script makes the role, `ingest schema` the table; the writer needs its password."""
+    """The script makes the role, `ingest schema` the table; the writer needs its password.
+
+    Grafana's role reads the table, with the queries of the device dashboard, and writes nothing.
+    """
     await _shell(Path(shutil.copy(DEPLOY / "make-secrets", open_tmp_path)))
     secrets = open_tmp_path / "secrets"
     async with Database(open_tmp_path / "db", free_port) as database:
@@ -124,8 +128,9 @@ async def test_database_of_compose_lets_the_service_write_and_no_more(
         }
         async with Service(open_tmp_path / "state", **settings) as service:
             await service.wait_state("accepting")
-            reading = {"device_id": "d", "metric": "m", "ts": 1_760_000_000, "value": 1}
+            reading = {"device_id": "d'or", "metric": "m", "ts": 1_760_000_000, "value": 1}
             assert (await service.post(reading, ack="committed")).status == 200
+        await check_grafana(f"postgresql://ingest_reader@127.0.0.1:{free_port}/telemetry")
         writer = urls["writer"].read_text().strip()
         line = await asyncpg.connect(writer)
         try:
@@ -136,6 +141,44 @@ async def test_database_of_compose_lets_the_service_write_and_no_more(
         password = (secrets / "writer_password").read_text().strip()
         with pytest.raises(asyncpg.InvalidPasswordError):
             await asyncpg.connect(writer.replace(password, "guessed"))
+
+
+def grafana_sql() -> dict[str, str]:
+    """Return the queries of the device dashboard with its variables and macros filled in."""
+    board = json.loads((DEPLOY / "grafana" / "dashboards" / "device.json").read_text())
+    found = {each["name"]: each["query"] for each in board["templating"]["list"][1:]}
+    found |= {each["title"]: each["targets"][0]["rawSql"] for each in board["panels"]}
+    filled = {
+        "${device:sqlstring}": "'d''or'",
+        "${metric:sqlstring}": "'m'",
+        "$__interval_ms": "15000",
+        "$__timeFilter(ts)": "ts between '2025-10-09T00:00:00Z' and '2025-10-10T00:00:00Z'",
+    }
+    for macro, value in filled.items():
+        found = {name: sql.replace(macro, value) for name, sql in found.items()}
+    return found
+
+
+async def check_grafana(url: str) -> None:
+    """Check that the role of Grafana's data source gets the values of a device, and writes none."""
+    line = await asyncpg.connect(url)
+    try:
+        got = {name: await line.fetch(sql) for name, sql in grafana_sql().items()}
+        assert not [name for name, rows in got.items() if not rows]
+        (curve,) = got["$metric of $device"]
+        assert tuple(curve)[1:] == (1, 1, 1)
+        assert [tuple(each) for each in got["device"]] == [("d'or",)]
+        assert got["Last value"][0][0] == 1
+        await line.execute("set default_transaction_read_only = off")
+        for statement in (
+            "delete from readings",
+            "create table mine ()",
+            "insert into readings values (now(), 'd', 'm', 1)",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await line.execute(statement)
+    finally:
+        await line.close()
 
 
 async def test_pods_keep_posts_until_the_job_of_kubernetes_has_made_the_table(
@@ -154,7 +197,7 @@ async def test_pods_keep_posts_until_the_job_of_kubernetes_has_made_the_table(
         await database.run(f"create role {role} login password '{password}'", database="postgres")
         async with Service(open_tmp_path / "state", env=env) as service:
             state = await service.wait_state("on_hold")
-            assert state["reason"] == "the database refuses: schema"
+            assert state["cause"] == "schema"
             reading = {"device_id": "d", "metric": "m", "ts": 1_760_000_000, "value": 1}
             assert (await service.post(reading)).status == 202
             env = environment_of(schema_pod()) | {"INGEST_DATABASE_URL_FILE": str(urls["admin"])}

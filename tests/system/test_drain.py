@@ -43,6 +43,7 @@ async def test_sigterm_answers_draining_until_it_ends(open_tmp_path: Path, free_
             statement_s_max=0.4,
             command_s_max=0.6,
             drain_s_max=2,
+            buffer="memory",
         ) as service,
     ):
         await service.wait_state("accepting")

@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.documents import DOCUMENTS, OPERATING, README, Fence, fences
+from ingest.cli.main import COMMANDS, build_parser
+from tests.support.documents import (
+    DOCUMENTS,
+    OPERATING,
+    README,
+    Fence,
+    fences,
+    without_fences,
+)
 from tests.system.service import REPOSITORY, Service, environment
 
 # Blocks of shell that another test runs.
@@ -36,6 +44,8 @@ NEEDS_MORE = {
     "export REGISTRY=": "a cluster; test_deploy_kubernetes.py runs it up to the cluster's API",
     "sed -i 's|https://runbook.example": "run by test_deploy.py on a copy",
     "./run test  ": "it would run itself",
+    "create table devices": "run below, with the items of docs/posting.md",
+    "create view climate": "the same",
     "./run loadgen csv": "a file of the reader's; test_loadgen_csv.py has some",
     "./run loadgen run": "run by test_loadgen_run.py, shorter",
     "./run loadgen verify": "run by test_verify.py, shorter",
@@ -46,6 +56,16 @@ NEEDS_CURL = pytest.mark.skipif(
 )
 # curl prints the status after the body, and reads no configuration of the user.
 CURLRC = 'silent\nshow-error\nnoproxy = "*"\nwrite-out = "\\n%{http_code}"\n'
+
+
+# What docs/posting.md says about small devices: body, media type, status, a part of the answer.
+SMALL_DEVICES = [
+    ('{"device_id":"d","metric":"m","value":1}', "application/json", 202, '"accepted":1'),
+    ('{"device_id":"d","metric":"m","value":1}', "text/plain", 415, "unsupported_media_type"),
+    ('{"device_id":"d","values":{"t":NaN,"h":4}}', "application/json", 400, "not_json"),
+    ('{"device_id":"d","values":{"t":null,"h":4}}', "application/json", 202, '"field":"values.t"'),
+    ('{"device_id":"d","metric":"m","value":1,"ts":12}', "application/json", 422, "ts_too_old"),
+]
 
 
 class Answer(NamedTuple):
@@ -159,11 +179,21 @@ async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> 
     """The receiver takes the items that docs/posting.md shows."""
     shown = [each.text for each in fences(DOCUMENTS["docs/posting.md"]) if each.language == "json"]
     assert len(shown) == 2
+    sql = [each.text for each in fences(DOCUMENTS["docs/posting.md"]) if each.language == "text"]
     async with Service(open_tmp_path / "state") as service:
         for text in shown:
             reply = await service.post(text.encode(), ack="committed")
             assert reply.status == 200, reply.text
         assert len(await service.query("select 1 from readings")) == 3
+        table, view = sql
+        joined = [await service.query(each) for each in table.split(";\n") if each][-1]
+        assert [(each["place"], each["value"]) for each in joined] == [("cellar", 21.5)]
+        await service.query(view)
+        wide = await service.query("select * from climate where device_id = 'room-3'")
+        assert [(each["temperature"], each["humidity"]) for each in wide] == [(21.5, 40.0)]
+        for body, media_type, status, found in SMALL_DEVICES:
+            reply = await service.post(body.encode(), headers={"Content-Type": media_type})
+            assert (reply.status, found in reply.text) == (status, True), reply.text
 
 
 async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
@@ -188,6 +218,24 @@ async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
         after = await service.query("select * from readings order by ts")
     assert after[:-1] == before
     assert after[-1]["value"] == 1
+
+
+def test_readme_commands_in_sentences_are_taken_by_the_parser() -> None:
+    """Each command of the service in a sentence of the documents can be typed as it stands."""
+    checked = set[str]()
+    for path, text in DOCUMENTS.items():
+        for found in re.findall(r"`(?:\./run|ingest) ([^`]+)`", without_fences(text)):
+            if not re.search(r"[.][.]|\b[A-Z]{2,}\b|\||\$", found):  # a place for something
+                words = shlex.split(found)
+                if {"--help", "--version", "psql"} & set(words):
+                    continue
+                if words[0].startswith("--"):
+                    words = ["serve", *words]
+                if words[0] in COMMANDS:
+                    _, unknown = build_parser(words[0]).parse_known_args(words)
+                    assert unknown == [], f"{path}: {found}"
+                    checked.add(found)
+    assert {"--listen 0.0.0.0:8080", "schema apply --device-index"} <= checked
 
 
 def test_readme_leaves_no_command_untested() -> None:

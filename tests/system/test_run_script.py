@@ -61,6 +61,7 @@ class Checkout:
             text=True,
             user=user,
             start_new_session=True,
+            umask=0,  # the worst one
         )
 
     def run(
@@ -93,6 +94,16 @@ def checkout(open_tmp: Path) -> Checkout:
     assert "done in" in err
     assert time.monotonic() - began < 60
     return made
+
+
+def test_run_set_up_is_changed_by_nobody_else_and_pinned(checkout: Checkout) -> None:
+    """Whatever the umask is, only the owner may write; uv is the one of its lock file."""
+    tools = checkout.folder / ".venv.tools"
+    for folder in (checkout.venv, tools):
+        for path in (folder, *folder.rglob("*")):
+            assert path.is_symlink() or not path.stat().st_mode & 0o022, path
+    said = subprocess.check_output([tools / "bin" / "uv", "--version"], text=True)
+    assert f"\nuv=={said.split()[1]} \\\n" in (REPOSITORY / "requirements-uv.lock").read_text()
 
 
 def test_run_second_start_is_quiet_and_quick(checkout: Checkout) -> None:

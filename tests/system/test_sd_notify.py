@@ -49,7 +49,8 @@ async def test_service_that_waits_for_its_database_is_ready_and_says_why(
     with Manager(str(open_tmp_path / "notify")) as manager:
         url = f"postgresql://nobody@127.0.0.1:{free_port}/nothing"
         env = manager.environment()
-        async with Service(open_tmp_path / "s", env=env, database_url=url) as service:
+        flags = {"database_url": url, "buffer": "memory"}
+        async with Service(open_tmp_path / "s", env=env, **flags) as service:
             await manager.wait("READY", "1")
             await manager.wait("STATUS", "starting: posts are not taken until")
             code, output = await service.stop()
@@ -66,6 +67,7 @@ async def test_watchdog_is_fed_while_the_service_drains(
         "statement_s_max": 1,
         "command_s_max": 1.5,
         "drain_s_max": 3,
+        "buffer": "memory",  # with a journal such a stop does not wait
     }
     with Manager(str(open_tmp_path / "notify")) as manager:
         env = manager.environment(WATCHDOG_USEC="400000")

@@ -40,7 +40,10 @@ COLUMNS = (
     "dlq_readings",
     "journal_bytes",  # gaps as in `disk_rows`
     "state",  # of /readyz: index into STATES
+    "level",  # how bad it is: index into LEVELS
 )
+# All posts are taken and written; writes wait for the database or an operator; posts are refused.
+LEVELS = ("ok", "warn", "bad")
 DATA_ROUTE = "/v1/readings"
 
 
@@ -56,11 +59,11 @@ class _Counts(NamedTuple):
 
 
 class History:
-    """The rows of the last half hour. `state` returns one of STATES."""
+    """The rows of the last half hour. `look` returns one of STATES, and an index into LEVELS."""
 
-    def __init__(self, ledger: Ledger, *, state: Callable[[], str]) -> None:
+    def __init__(self, ledger: Ledger, *, look: Callable[[], tuple[str, int]]) -> None:
         self._ledger = ledger
-        self._state = state
+        self._look = look
         self._ring = {name: array("d", [math.nan]) * SECONDS_KEPT for name in COLUMNS}
         self._second = 0  # Unix time of the newest row
         self._begun = 0  # Unix time of the oldest row
@@ -112,6 +115,7 @@ class History:
         commits = [b - a for a, b in zip(before.commits, now.commits, strict=True)]
         batches, rows = _difference(before.flush_rows, now.flush_rows)
         flushes, flush_s = _difference(before.flush_s, now.flush_s)
+        state, level = self._look()
         used = rows_held = oldest_s = dlq = 0.0
         disk_rows = journal_bytes = math.nan
         if m.gauges is not None:
@@ -137,7 +141,8 @@ class History:
             m.imbalance,
             dlq,
             journal_bytes,
-            _place_of(self._state()),
+            _place_of(state),
+            level,
         )
 
     def newest(self) -> list[float | int | None]:

@@ -41,6 +41,7 @@ LISTED_MAX = 200
 LOOK_BYTES_MAX = 4 * 1024**2  # some 10,000 letters, 0.1 s in a thread
 ACT_LETTERS_MAX = 5_000
 ACT_BYTES_MAX = 16 * 1024**2
+COUNT_BYTES_MAX = 64 * 1024**2
 ROUND_LETTERS = 100  # decoded in one round of the event loop: about a millisecond
 TEXT_CHARACTERS_MAX = 300  # of an original in the list
 LOCK_WAIT_S_MAX = 5.0
@@ -70,20 +71,30 @@ class Letters:
     async def in_full(self, id_: str) -> dict[str, Any]:
         """Return one live letter in full. Raises Refused `not_found`."""
         async with self._reading:
-            found = await self._find(Selection(ids=frozenset([id_.encode()])))
+            found = await self._find(Selection(ids=frozenset([id_.encode()])), ACT_LETTERS_MAX)
         if not found:
             raise Refused("not_found", "there is no such live dead letter (any more)")
         return _described(found[0], characters_max=1_000_000)
 
-    async def discard(self, where: Selection) -> dict[str, Any]:
-        """Mark letters as done without writing them to the table. Raises Refused."""
-        letters = await self._locked(where, lambda found: self._mark(found, "discarded"))
+    async def counted(self, where: Selection) -> dict[str, Any]:
+        """Return how many live letters match; at least that many if not `all`. Raises Refused."""
+        async with self._reading:
+            number, whole = await self._in_thread(lambda: count(self._folder.folder, where))
+        return {"matching": number, "all": whole}
+
+    async def discard(self, where: Selection, most: int = ACT_LETTERS_MAX) -> dict[str, Any]:
+        """Mark letters as done without writing them to the table, oldest first. Raises Refused.
+
+        At most `most` and ACT_LETTERS_MAX at once. So what came after the user was asked is kept.
+        """
+        letters = await self._locked(where, lambda found: self._mark(found, "discarded"), most)
         return {"discarded": len(letters)}
 
-    async def replay(self, where: Selection) -> dict[str, Any]:
-        """Validate letters again and write them to the table. Raises Refused.
+    async def replay(self, where: Selection, most: int = ACT_LETTERS_MAX) -> dict[str, Any]:
+        """Validate letters again and write them to the table, oldest first. Raises Refused.
 
-        At most ACT_LETTERS_MAX at once. Letters that are refused again are reported and kept.
+        At most `most` and ACT_LETTERS_MAX at once. Letters that are refused again are reported and
+        kept.
         """
         sink = self._make_sink()
         if sink is None:
@@ -104,7 +115,7 @@ class Letters:
                 await self._mark([each.source for each in done if each.source], "replayed")
 
         try:
-            letters = await self._locked(where, send)
+            letters = await self._locked(where, send, most)
         finally:
             await sink.close()
         summary = hand.summary
@@ -122,7 +133,7 @@ class Letters:
         }
 
     async def _locked(
-        self, where: Selection, act: Callable[[list[LiveLetter]], Any]
+        self, where: Selection, act: Callable[[list[LiveLetter]], Any], most: int
     ) -> list[LiveLetter]:
         """Find letters and call `act` with them while nobody else may mark lines."""
         try:
@@ -130,12 +141,14 @@ class Letters:
         except IngestError as error:
             raise Refused("busy", str(error), retry_after_s=5) from error
         with lock:
-            letters = await self._find(where)
+            letters = await self._find(where, most)
             await act(letters)
         return letters
 
-    async def _find(self, where: Selection) -> list[LiveLetter]:
-        found: list[LiveLetter] = await self._in_thread(lambda: _wanted(self._folder.folder, where))
+    async def _find(self, where: Selection, most: int) -> list[LiveLetter]:
+        found: list[LiveLetter] = await self._in_thread(
+            lambda: _wanted(self._folder.folder, where, most)
+        )
         return found
 
     async def _mark(self, letters: Sequence[LiveLetter], how: str) -> None:
@@ -193,14 +206,25 @@ def _line_start(segment: Path, bytes_max: int) -> tuple[int, int]:
         return 0, 0  # another process removed it after it was listed
 
 
-def _wanted(folder: Path, where: Selection) -> list[LiveLetter]:
+def count(folder: Path, where: Selection) -> tuple[int, bool]:
+    """Return how many live letters match, and whether all of them were counted."""
+    found = size = 0
+    for live in live_letters(folder, where=where):
+        found += 1
+        size += len(live.line)
+        if size >= COUNT_BYTES_MAX:
+            return found, False
+    return found, True
+
+
+def _wanted(folder: Path, where: Selection, most: int) -> list[LiveLetter]:
     """Return the live letters for an action, oldest first, with every line of an id."""
     found: list[LiveLetter] = []
     size = 0
     for live in live_letters(folder, where=where):
         found.append(live)
         size += len(live.line)
-        if len(found) >= ACT_LETTERS_MAX or size >= ACT_BYTES_MAX:
+        if len(found) >= min(most, ACT_LETTERS_MAX) or size >= ACT_BYTES_MAX:
             break
     return found
 

@@ -1,7 +1,8 @@
 """The dashboard: its routes on the admin port, and the tick that updates it every second.
 
-    /                       the page (or the log-in)      /history, /feed    data of the curves
-    /devices[/readings]     devices seen, last readings   /dead-letters[/..] list, replay, discard
+    /            the page (or the log-in)           /history, /feed      data of the curves
+    /devices/..  devices, readings (device_pages)   /dead-letters[/..]   list, replay, discard
+    /runbook     a section of the runbook
 
 It reads the ledger, the dead-letter files, and samples that the tail has kept. The path never waits
 for it. The guard decides who may see and act.
@@ -13,6 +14,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
+from socket import gethostname
 from typing import Any, NamedTuple
 
 import orjson
@@ -25,11 +27,14 @@ from ingest.admin.dashboard.assets import (
     html,
     page,
 )
+from ingest.admin.dashboard.device_pages import DevicePages
 from ingest.admin.dashboard.devices import Devices
 from ingest.admin.dashboard.feed import Feed
-from ingest.admin.dashboard.history import COLUMNS, SECONDS_KEPT, History
-from ingest.admin.dashboard.letters import LISTED_MAX, Letters
+from ingest.admin.dashboard.history import COLUMNS, LEVELS, SECONDS_KEPT, History
+from ingest.admin.dashboard.letters import ACT_LETTERS_MAX, LISTED_MAX, Letters
 from ingest.admin.dashboard.query import device, number, parameters, wanted, where
+from ingest.admin.dashboard.runbook import FILE as RUNBOOK
+from ingest.admin.dashboard.runbook import runbook
 from ingest.admin.dashboard.tail import Tail, TailSample
 from ingest.admin.guard import Guard
 from ingest.dead_letters.reader import Selection
@@ -40,18 +45,17 @@ from ingest.http.routes import POST, READ, Route
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import STATES
-from ingest.sinks.postgres.lookup import READINGS_MAX, Lookup
+from ingest.sinks.postgres.lookup import Lookup
 from ingest.system.clock import rfc3339_s, sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
 
 LATE_S = 0.05  # a tick comes this long after the full second, so that it is never before it
 FOLLOWED_SENT_MAX = 20
-SILENT_S = 60.0
 WRONG_TOKEN_S = 0.3  # makes guessing slow
 GET = ("GET",)
 
 Look = Callable[[Request, str], Awaitable[Answer]]
-Action = Callable[[Selection], Awaitable[dict[str, Any]]]
+Action = Callable[[Selection, int], Awaitable[dict[str, Any]]]
 
 
 class Sources(NamedTuple):
@@ -90,16 +94,24 @@ class Dashboard:
         self.listen = ""  # the address of the data port, when it is known
         self.tail = Tail()
         self.devices = Devices()
-        self.history = History(sources.ledger, state=self._state)
+        self.history = History(sources.ledger, look=self._look_at)
+        self._device_pages = DevicePages(self.devices, sources.lookup)
         self.feed = Feed()
         self._sample = TailSample([], [], 0, [], False)
         self._log = get_logger("dashboard")
         self._occasionally = Occasionally(60.0)
         self._page, self._log_in = page("index"), page("login")
 
-    def _state(self) -> str:
-        state: str = orjson.loads(self._sources.readyz()[1])["state"]
-        return state
+    def _look_at(self) -> tuple[str, int]:
+        """Return the state, and how bad it is: an index into LEVELS."""
+        status, ready = self._sources.readyz()
+        document = orjson.loads(ready)
+        if document.get("refusing", status != 200):
+            return document["state"], 2
+        gauges = self._sources.ledger.gauges
+        away = gauges is not None and not gauges.database_up()
+        waiting = document["state"] != "accepting" or away or document.get("cause")
+        return document["state"], int(bool(waiting))
 
     @property
     def pages(self) -> dict[str, Route]:
@@ -107,13 +119,18 @@ class Dashboard:
         looks: dict[str, Look] = {
             "/history": self._history,
             "/feed": self._feed,
-            "/devices": self._devices,
-            "/devices/readings": self._readings,
+            "/devices": self._device_pages.report,
+            "/devices/list": self._device_pages.listed,
+            "/devices/newest": self._device_pages.newest,
+            "/devices/readings": self._device_pages.readings,
             "/dead-letters": self._dead_letters,
+            "/dead-letters/count": self._count,
+            "/runbook": runbook,
         }
         return {
             "/": Route(READ, self._front),
-            "/login": Route(POST, self._logged_in),
+            "/login": Route(("GET", "POST"), self._logged_in),
+            self._guard.key_path: Route(GET, self._by_key),
             **{path: Route(READ, asset.handle) for path, asset in assets().items()},
             **{path: Route(GET, partial(self._look, look)) for path, look in looks.items()},
             "/dead-letters/replay": Route(POST, partial(self._act, self._letters.replay)),
@@ -170,6 +187,7 @@ class Dashboard:
                 "t": self.history.second,
                 "v": self.history.newest(),
                 "ready": orjson.Fragment(self._sources.readyz()[1]),
+                "level": LEVELS[self._look_at()[1]],
                 "said": self._sources.hold_message()[:500],
                 "sum": figures,
             }
@@ -184,7 +202,9 @@ class Dashboard:
     async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
         if not self._guard.may_look(request.headers):
             return html(request.headers, self._log_in, status=401)
-        text = self._page.replace(CSRF_PLACE, self._guard.csrf.encode())
+        # An empty token tells the page that this browser may only look.
+        csrf = self._guard.csrf if self._guard.may_act(request.headers) else ""
+        text = self._page.replace(CSRF_PLACE, csrf.encode())
         return html(request.headers, text)
 
     async def _history(self, request: Request, query: str) -> Answer:
@@ -193,9 +213,12 @@ class Dashboard:
         document = {
             "version": self._sources.version,
             "started": rfc3339_s(self._started_us),
+            "host": gethostname(),
             "listen": self.listen,
+            "runbook": RUNBOOK.is_file(),
             "seconds_kept": SECONDS_KEPT,
             "states": STATES,
+            "levels": LEVELS,
             "order": COLUMNS,
             **self._settings,
             "first": first,
@@ -234,26 +257,6 @@ class Dashboard:
         document = {"posts": self._sample.posts, "readings": lines}
         return b"event: tail\ndata: " + orjson.dumps(document) + b"\n\n"
 
-    async def _devices(self, request: Request, query: str) -> Answer:
-        given = parameters(query, "silent_s")
-        silent_s = number(given, "silent_s", SILENT_S, 1, 31_536_000)
-        report = orjson.dumps(await self.devices.report(silent_s))
-        return compressed(request.headers, report, JSON, NO_STORE)
-
-    async def _readings(self, _request: Request, query: str) -> Answer:
-        given = parameters(query, "device_id", "limit")
-        device_id = device(given)
-        count = int(number(given, "limit", 20, 1, READINGS_MAX))
-        lookup = self._sources.lookup()
-        if lookup is None:
-            raise Refused("starting", "the service has not seen its database yet")
-        document = {
-            "device_id": device_id,
-            "seen": self.devices.described(device_id),
-            "readings": await lookup.last_readings(device_id, count),
-        }
-        return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
-
     async def _dead_letters(self, request: Request, query: str) -> Answer:
         given = parameters(query, "id", "reason", "code", "device", "limit")
         if id_ := given.get("id"):
@@ -263,13 +266,19 @@ class Dashboard:
             document = await self._letters.listed(where(given), count)
         return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
 
+    async def _count(self, request: Request, query: str) -> Answer:
+        given = parameters(query, "reason", "code", "device")
+        document = await self._letters.counted(where(given))
+        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+
     # Acting
 
     async def _act(
         self, action: Action, request: Request, _query: str, _received_s: float
     ) -> Answer:
         self._guard.check_act(request.headers)
-        return Answer(200, orjson.dumps(await action(wanted(await self._body(request)))))
+        letters = wanted(await self._body(request), ACT_LETTERS_MAX)
+        return Answer(200, orjson.dumps(await action(*letters)))
 
     async def _body(self, request: Request) -> bytes:
         async with self._bodies.received(request) as body:
@@ -277,14 +286,24 @@ class Dashboard:
 
     async def _logged_in(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._guard.check_host(request.headers)
+        if request.method == "GET":
+            return html(request.headers, self._log_in)
         form = (await self._body(request)).decode("utf-8", "replace")
         token = parameters(form, "token").get("token", "").strip()
         if not self._guard.is_token(token):
             await asyncio.sleep(WRONG_TOKEN_S)
             text = self._log_in.replace(b"hidden data-wrong", b"data-wrong")
             return html(request.headers, text, status=401)
-        lines = b"Location: /\r\n" + NO_STORE + self._guard.cookie_line()
-        return Answer(303, b"", JSON, headers=lines)
+        return self._to_the_page(logged_in=True)
+
+    async def _by_key(self, request: Request, _query: str, _at_s: float) -> Answer:
+        """Log the browser in that comes first; another one is sent to the page to look."""
+        self._guard.check_host(request.headers)
+        return self._to_the_page(logged_in=self._guard.use_key())
+
+    def _to_the_page(self, *, logged_in: bool) -> Answer:
+        cookie = self._guard.cookie_line() if logged_in else b""
+        return Answer(303, b"", JSON, headers=b"Location: /\r\n" + NO_STORE + cookie)
 
     def close(self) -> None:
         """End all streams."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import orjson
 
 from ingest.dead_letters.format import ID_CHARACTERS
 from ingest.dead_letters.reader import Selection
+from ingest.formats.timestamp import text_us
 from ingest.model.errors import Refused
 from ingest.model.letter import REASONS
 from ingest.model.reading import name_fault
 from ingest.system.words import quoted
 
 IDS_MAX = 500
+_BODIES = ({"ids"}, {"where"}, {"where", "most"})
+TS_MIN_US, TS_MAX_US = -62_135_596_800_000_000, 253_402_300_799_000_000  # the years 1 to 9999
 
 
 def parameters(text: str, *known: str) -> dict[str, str]:
@@ -49,11 +53,28 @@ def number(given: dict[str, str], name: str, default: float, least: float, most:
 
 
 def device(given: dict[str, str], name: str = "device_id") -> str:
-    """Return a parameter that is the name of a device. Raises Refused `bad_parameter`."""
+    """Return a parameter that is the name of a device or metric. Raises Refused `bad_parameter`."""
     device_id = given.get(name, "")
     if fault := name_fault(device_id):
         raise Refused("bad_parameter", f"{name} {fault[1]}")
     return device_id
+
+
+def moment_us(given: dict[str, str], name: str) -> int | None:
+    """Return a parameter that is a time (RFC 3339 or Unix seconds) as Unix microseconds.
+
+    None if it is not given. Raises Refused `bad_parameter`.
+    """
+    text = given.get(name)
+    if not text:
+        return None
+    if re.fullmatch(r"-?[0-9]{1,11}(\.[0-9]{1,6})?", text):
+        us: Any = round(float(text) * 1e6)
+    else:
+        us = text_us(text)
+    if not isinstance(us, int) or not TS_MIN_US <= us <= TS_MAX_US:
+        raise Refused("bad_parameter", f"{name} is a time as RFC 3339 or Unix seconds")
+    return us
 
 
 def where(given: dict[str, Any]) -> Selection:
@@ -71,22 +92,39 @@ def where(given: dict[str, Any]) -> Selection:
     return Selection((reason,) if reason else None, texts["code"], texts["device"])
 
 
-def wanted(body: bytes) -> Selection:
-    """Return the dead letters of `{"ids": [..]}` or `{"where": {..}}`. Raises Refused."""
+class Wanted(NamedTuple):
+    """The dead letters of an action: which, and at most how many, oldest first."""
+
+    where: Selection
+    most: int
+
+
+def wanted(body: bytes, most: int) -> Wanted:
+    """Return the dead letters of `{"ids": [..]}` or `{"where": {..}, "most": n}`. Raises Refused.
+
+    `most` is the bound if the body has none.
+    """
     try:
         asked: Any = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Refused("not_json", "the body is not JSON") from error
-    if not isinstance(asked, dict) or len(asked) != 1 or not asked.keys() <= {"ids", "where"}:
-        raise Refused("bad_request", 'the body is {"ids": [..]} or {"where": {..}}')
+    if not isinstance(asked, dict) or asked.keys() not in _BODIES:
+        raise Refused("bad_request", 'the body is {"ids": [..]} or {"where": {..}, "most": n}')
     if isinstance(conditions := asked.get("where"), dict):
         if not conditions.keys() <= {"reason", "code", "device"}:
             raise Refused("bad_request", "where takes reason, code and device")
-        return where(conditions)
+        return Wanted(where(conditions), _most(asked, most))
     ids = asked.get("ids")
     if not isinstance(ids, list) or not 0 < len(ids) <= IDS_MAX or not all(map(_is_id, ids)):
         raise Refused("bad_request", f"ids is a list of 1 to {IDS_MAX} ids, in full")
-    return Selection(ids=frozenset(map(str.encode, ids)))
+    return Wanted(Selection(ids=frozenset(map(str.encode, ids))), most)
+
+
+def _most(asked: dict[str, Any], most: int) -> int:
+    given = asked.get("most", most)
+    if type(given) is not int or given < 1:  # not true, which is an int in Python
+        raise Refused("bad_request", "most is an integer of at least 1")
+    return min(given, most)
 
 
 def _is_id(value: Any) -> bool:

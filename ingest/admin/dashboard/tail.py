@@ -129,7 +129,7 @@ class ObservedDeadLetters:
         self._letters = letters
         self._tail = tail
 
-    async def append(self, letters: Sequence[Letter], *, from_receiver: bool = False) -> None:
+    async def append(self, letters: Sequence[Letter], *, sender: str | None = None) -> None:
         """Append; see ports.DeadLetters."""
-        await self._letters.append(letters, from_receiver=from_receiver)
+        await self._letters.append(letters, sender=sender)
         self._tail.refused(letters)

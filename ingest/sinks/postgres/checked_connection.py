@@ -15,11 +15,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import asyncpg
 from asyncpg import Connection
 
-from ingest.model.verdict import CONFIGURATION, NOT_DURABLE, SCHEMA, Verdict, WriteFailed
+from ingest.model.verdict import (
+    CONFIGURATION,
+    NOT_DURABLE,
+    OF_ONE_ROW,
+    SCHEMA,
+    Verdict,
+    WriteFailed,
+)
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import durability, schema
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
+    DatabaseUrl,
     Expired,
     OneConnection,
     SessionNotKept,
@@ -42,6 +50,12 @@ from ingest.sinks.postgres.statements import (
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 
+NO_COPY = "0A000"  # also of other things that PostgreSQL has not
+_ROW_SECURITY = "select row_security_active($1::text)"
+
+_EXAMINED = OF_ONE_ROW | {Verdict.HOLD}
+_HARMLESS = OF_ONE_ROW | {Verdict.DUPLICATE}  # for the connection
+
 UNSAFE_WARNING_S = 3600.0  # between warnings that the database may lose what it has committed
 
 log = get_logger("database")
@@ -52,18 +66,20 @@ class CheckedConnection(OneConnection):
     """One connection to `database_url`, which is opened when it is first needed.
 
     `method` is `copy` or `insert`. `unsafe` allows a database that may lose a commit. The server
-    shows `name` as application_name. `known` is shared by the sinks of one process.
+    shows `name` as application_name. `known` is shared by the sinks of one process. `on_checked` is
+    given the URL after each connect at which no check found a fault.
     """
 
     def __init__(
         self,
-        database_url: str,
+        database_url: DatabaseUrl,
         timeouts: Timeouts,
         *,
         method: str,
         unsafe: bool,
         name: str,
         known: KnownServer,
+        on_checked: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -72,24 +88,29 @@ class CheckedConnection(OneConnection):
         self._unsafe = unsafe
         self._name = name
         self._known = known
+        self._on_checked = on_checked
         self._session_number = 0
         self._pid: int | None = None  # of the server's process, from the check of the session on
         self._connecting: asyncio.Timeout | None = None
         self._checked_s = 0.0
         self._statements: Statements | None = None
         self._keys: set[tuple[str, str]] = set()
+        self.refuses_copy = False  # because of row-level security; INSERT works
 
     async def open(self) -> None:
         """Connect within `connect_s_max`, and check the table. Does nothing if already open."""
         if self.is_open and self._session_number == self._known.session_number:
             return
+        url = self._database_url()
         self.drop()
         async with AsyncExitStack() as opening:
-            await self._connect(opening)
+            await self._connect(url, opening)
             self._session_number = self._known.session_number
             async with self.exchange(opening=True) as connection:
                 await self._enter(connection)
         await self._check_schema()
+        if self._on_checked is not None:
+            self._on_checked(url)
 
     @property
     def sql(self) -> Statements:
@@ -97,14 +118,14 @@ class CheckedConnection(OneConnection):
         assert self._statements is not None, "an open connection has a checked table"
         return self._statements
 
-    async def _connect(self, opening: AsyncExitStack) -> None:
+    async def _connect(self, url: str, opening: AsyncExitStack) -> None:
         """Connect, one sink of the process at a time; `opening` ends this."""
         timeouts = self._timeouts
         try:
             async with asyncio.timeout(timeouts.connect_s_max) as self._connecting:
                 await opening.enter_async_context(self._known.opening)
                 self.connection = await sink_connection.connect(
-                    self._database_url,
+                    url,
                     name=self._name,
                     statement_s_max=timeouts.statement_s_max,
                     lock_s_max=timeouts.lock_s_max,
@@ -118,8 +139,9 @@ class CheckedConnection(OneConnection):
         except asyncpg.PostgresError as error:
             raise server_refused(error) from error
         except DRIVER_ERRORS as error:
-            where = sink_connection.address(self._database_url)
-            raise WriteFailed(Verdict.WAIT, f"{where}: {text_of(error)}") from error
+            text = f"{sink_connection.address(url)}: {text_of(error)}"
+            reason = sink_connection.unreachable_reason(error)
+            raise WriteFailed(Verdict.WAIT, text, reason=reason) from error
         finally:
             self._connecting = None
 
@@ -129,7 +151,7 @@ class CheckedConnection(OneConnection):
         limits_ms = sink_connection.limits_ms(timeouts.statement_s_max, timeouts.lock_s_max)
         session = await self._known.enter(connection, limits_ms)
         self._pid = session["pid"]
-        self._statements = None
+        self._statements, self.refuses_copy = None, False
         if self.method == "insert":
             await prepare_for_insert(connection)
         elif not session["may_temp"]:
@@ -236,9 +258,10 @@ class CheckedConnection(OneConnection):
                     sound = True
                 except asyncpg.PostgresError as error:
                     failed = server_failed(error, doubt=doubt)
-                    if failed.verdict in (Verdict.ISOLATE, Verdict.HOLD):
+                    failed.may_be_row &= not opening
+                    if failed.verdict in _EXAMINED or (copying and failed.sqlstate == NO_COPY):
                         await self._examine(connection, error, failed, copying, undo)
-                    sound = failed.verdict in (Verdict.ISOLATE, Verdict.DUPLICATE)
+                    sound = failed.verdict in _HARMLESS or failed.may_be_row
                     raise failed from error
         except Expired as error:
             verdict = Verdict.WAIT if opening else Verdict.RETRY
@@ -270,8 +293,13 @@ class CheckedConnection(OneConnection):
             if key in self._keys or await schema.is_key(connection, *key, self._known.table):
                 self._keys.add(key)
                 failed.verdict = Verdict.DUPLICATE
+        elif failed.sqlstate == NO_COPY and copying:
+            if await connection.fetchval(_ROW_SECURITY, self._known.table):
+                self.refuses_copy = True
+                failed.verdict = Verdict.DUPLICATE
         elif failed.sqlstate == NO_SUCH_STATEMENT:
             failed.message = self._known.not_kept().message
         elif failed.reason == SCHEMA:
             look = await schema.look(connection, self._known.table)
-            failed.message = look.difference or failed.message
+            if look.difference is not None:
+                failed.message, failed.may_be_row = look.difference, False

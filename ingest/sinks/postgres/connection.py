@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -21,10 +21,19 @@ from asyncpg import Connection
 from asyncpg.connect_utils import SessionAttribute
 
 from ingest.config.values import is_torn
+from ingest.model.verdict import NO_SUCH_HOST, UNREACHABLE
+from ingest.sinks.postgres.lost_connection import (
+    CLOSED,
+    forget_unreachable_futures,
+    is_of_a_closed_connection,
+)
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 _SEND_BYTES = 4 * 1024**2  # the kernel reduces it to its own limit
 _IDLE_IN_TRANSACTION_MS = 30_000  # a transaction of ours that is dead must not keep its locks
+
+
+DatabaseUrl = Callable[[], str]  # the URL now: a file of it may change while we run
 
 
 class Timeouts(NamedTuple):
@@ -77,6 +86,7 @@ async def connect(
 
     The caller limits the time. Raises the driver's errors, and SessionNotKept.
     """
+    forget_unreachable_futures()
     connection: Connection = await asyncpg.connect(
         database_url,
         target_session_attrs=SessionAttribute.read_write,
@@ -129,8 +139,28 @@ def address(database_url: str) -> str:
     return hosts if hosts and re.search(r"^/|:\d+$", hosts) else f"{hosts or 'localhost'}:{port}"
 
 
+def identity(database_url: str) -> str:
+    """Return `host:port/database`: which database a URL names, whoever logs in."""
+    parts = urlsplit(database_url)
+    query = dict(parse_qsl(parts.query))
+    user = unquote((parts.netloc.rpartition("@")[0]).partition(":")[0]) or query.get("user")
+    named = unquote(parts.path.lstrip("/")) or query.get("dbname") or query.get("database")
+    return f"{address(database_url)}/{named or os.getenv('PGDATABASE') or user or ''}"
+
+
+def unreachable_reason(error: BaseException) -> str:
+    """Return NO_SUCH_HOST if name servers do not know the host, else UNREACHABLE.
+
+    Name servers that do not answer may be away together with the database: UNREACHABLE.
+    """
+    unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
+    return NO_SUCH_HOST if unknown else UNREACHABLE
+
+
 def text_of(error: BaseException) -> str:
-    """Return the text of an error. Some errors of the driver have none."""
+    """Return the text of an error for people. Some errors of the driver have none."""
+    if is_of_a_closed_connection(error):
+        return CLOSED
     name = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
     return str(error) or name
 

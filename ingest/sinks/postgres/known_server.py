@@ -24,6 +24,8 @@ from ingest.sinks.postgres.connection import SessionNotKept
 from ingest.sinks.postgres.schema import TABLE, Look
 from ingest.system.logs import get_logger
 
+log = get_logger("database")
+
 HUNG_S = 5.0  # a server process that is so long at one statement hangs, if its client is gone
 
 _SESSION = """
@@ -67,9 +69,7 @@ class KnownServer:
     def found(self, look: Look) -> None:
         """Take what a full check without a difference has found."""
         if self._oid and look.oid != self._oid:
-            get_logger("database").warning(
-                "table_replaced", table=look.table, oid=look.oid, oid_was=self._oid
-            )
+            log.warning("table_replaced", table=look.table, oid=look.oid, oid_was=self._oid)
         self.table, self._oid = look.table, look.oid
 
     async def enter(self, connection: Connection, limits_ms: tuple[int, ...]) -> Record:

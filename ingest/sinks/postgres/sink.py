@@ -18,7 +18,7 @@ from asyncpg import Connection
 
 from ingest.model.ports import BadRow, SetAside, Stored
 from ingest.model.rows import row_offsets
-from ingest.model.verdict import Verdict, WriteFailed
+from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.sinks.postgres import statements
 from ingest.sinks.postgres.checked_connection import CheckedConnection
 
@@ -43,7 +43,7 @@ class SinkPostgres(CheckedConnection):
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Commit all rows, or none that we know of. Opens the connection if there is none."""
         await self.ready()
-        if self.method == "insert" or idempotent or self._idempotent_left:
+        if self.method == "insert" or idempotent or self._idempotent_left or self.refuses_copy:
             committed = await self._write_once(tuples)
         else:
             try:
@@ -59,8 +59,28 @@ class SinkPostgres(CheckedConnection):
         self._remember_duplicates(rows - committed)
         return Stored(committed, rows - committed)
 
+    async def takes_any(self, rows: Sequence[bytes]) -> bool:
+        """Whether the table takes one of these rows as a new row. All of it is undone."""
+        await self.ready()
+        await self._begin(_ISOLATING)
+        try:
+            for row in rows:
+                stored = await self._try_range(row, staged=self.method == "copy", at_fault=True)
+                if isinstance(stored, int) and stored:
+                    return True
+            return False
+        finally:
+            if self.is_open:
+                async with self.exchange() as connection:
+                    await connection.execute("rollback")
+
     async def write_isolating(
-        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside
+        self,
+        tuples: Sequence[bytes],
+        rows: int,
+        set_aside: SetAside,
+        *,
+        rows_at_fault: bool = False,
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction."""
         await self.ready()
@@ -74,12 +94,13 @@ class SinkPostgres(CheckedConnection):
             await self._begin(_ISOLATING)
             while start < rows:
                 end = min(start + length, rows)
-                stored = await self._try_range(data[offsets[start] : offsets[end]])
+                part = data[offsets[start] : offsets[end]]
+                stored = await self._try_range(part, at_fault=rows_at_fault)
                 if isinstance(stored, int):
                     committed += stored
                     start, length = end, 8 * length
                 elif stored.row == 0 or end == start + 1:
-                    bad.append(BadRow(start, stored.sqlstate or "", stored.message))
+                    bad.append(_bad_row(start, stored))
                     start, length = start + 1, max(1, length // 2)
                 else:  # next up to the row that the server names, or half if it names none
                     half = (end - start) // 2
@@ -119,8 +140,14 @@ class SinkPostgres(CheckedConnection):
         store = statements.insert_arrays if self.method == "insert" else statements.store_staged
         return await store(connection, self.sql, tuples)
 
-    async def _try_range(self, data: bytes, *, staged: bool = False) -> int | WriteFailed:
-        """Store a range of an isolating write; return how many rows are new, or the failure."""
+    async def _try_range(
+        self, data: bytes, *, staged: bool = False, at_fault: bool = False
+    ) -> int | WriteFailed:
+        """Store a range of an isolating write; return how many rows are new, or the failure.
+
+        `at_fault`: a failure with `may_be_row` is the fault of a row too.
+        """
+        staged = staged or (self.refuses_copy and self.method == "copy")
         copying = self.method == "copy" and not staged
         try:
             async with self.exchange(copying=copying, undo=_UNDO_RANGE) as connection:
@@ -133,11 +160,11 @@ class SinkPostgres(CheckedConnection):
                 await connection.execute(_KEEP_RANGE)
                 return committed
         except WriteFailed as failed:
-            if failed.verdict is Verdict.ISOLATE:
+            if failed.verdict in OF_ONE_ROW or (at_fault and failed.may_be_row):
                 return failed
             if failed.verdict is not Verdict.DUPLICATE:
                 raise
-        return await self._try_range(data, staged=True)
+        return await self._try_range(data, staged=True, at_fault=at_fault)
 
     def _remember_duplicates(self, duplicate: int) -> None:
         """Use the idempotent path after some writes with duplicates: each fails a whole COPY."""
@@ -148,3 +175,8 @@ class SinkPostgres(CheckedConnection):
         self._duplicate_run += 1
         if self._duplicate_run >= _DUPLICATE_RUN:
             self._idempotent_left = _DUPLICATE_STAY
+
+
+def _bad_row(row: int, failed: WriteFailed) -> BadRow:
+    no_partition = failed.verdict is Verdict.NO_PARTITION
+    return BadRow(row, failed.sqlstate or "", failed.message, failed.constraint, no_partition)

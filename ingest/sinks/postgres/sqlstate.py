@@ -84,6 +84,10 @@ REASONS: dict[str, str] = {
     "XX": "internal",
 }
 
+# Errors of these classes have an operator as their cause, or some rows: by a policy for rows, or a
+# trigger that finds no table for a row. The sink cannot see which.
+_MAY_BE_ROW = frozenset({"3F", "42"})
+
 # The standard leaves classes that begin with I to Z to implementations and users. PostgreSQL's own
 # of these are P0 and XX.
 _USERS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
@@ -122,24 +126,33 @@ class ServerError(Protocol):
     message: str
     severity_en: str | None
     column_name: str | None
+    table_name: str | None
+    constraint_name: str | None
     context: str | None
 
 
 _UNKNOWN_OUTCOME = frozenset({"08007", "40003"})
 _MESSAGE_CHARACTERS_MAX = 1_000
+_NAME_CHARACTERS_MAX = 63  # of PostgreSQL; an operator's RAISE may set any text
 
 
 def server_failed(error: ServerError, *, doubt: bool = False) -> WriteFailed:
     """Turn a server's error into WriteFailed. `doubt`: the rows may have been committed before."""
     # ERROR means that the server has rolled back. FATAL, PANIC and the driver's own 08003 do not.
     rolled_back = error.severity_en == "ERROR" and error.sqlstate not in _UNKNOWN_OUTCOME
+    verdict = verdict_for(error.sqlstate, column=error.column_name)
+    # Only the error for a missing partition names a table and no constraint.
+    if error.sqlstate == "23514" and error.table_name and not error.constraint_name:
+        verdict = Verdict.NO_PARTITION
     return WriteFailed(
-        verdict_for(error.sqlstate, column=error.column_name),
+        verdict,
         (error.message or str(error))[:_MESSAGE_CHARACTERS_MAX],
         sqlstate=error.sqlstate,
         reason=reason_for(error.sqlstate),
         doubtful=doubt and not rolled_back,
         row=copy_row(error.context),
+        constraint=(error.constraint_name or "")[:_NAME_CHARACTERS_MAX] or None,
+        may_be_row=verdict is Verdict.HOLD and error.sqlstate[:2] in _MAY_BE_ROW,
     )
 
 

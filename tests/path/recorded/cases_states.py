@@ -26,6 +26,7 @@ def _derived(use: str) -> str:
 
 COOKIE = f"Cookie: ingest-{_derived('name')[:8]}={_derived('cookie')}"
 CSRF = f"X-CSRF-Token: {_derived('csrf')}"
+OURS = (CSRF, COOKIE)  # what our page sends after a log-in
 BEARER = f"Authorization: Bearer {TOKEN}"
 
 
@@ -79,24 +80,26 @@ def acts() -> Iterator[tuple[str, list[Part]]]:
     yield "release with no JSON", act(release, "{", BEARER)
     yield "release without a token", act(release, {})
     yield "release with a wrong token", act(release, {}, "Authorization: Bearer wrong")
-    yield "release from the page", act(release, {}, CSRF)
-    yield "release from an old page", act(release, {}, "X-CSRF-Token: old")
+    yield "release from the page", act(release, {}, *OURS)
+    yield "release from the page, not logged in", act(release, {}, CSRF)
+    yield "release from an old page", act(release, {}, "X-CSRF-Token: old", COOKIE)
     yield "release by GET", [head("GET", release, BEARER)]
     for path in ("/dead-letters/discard", "/dead-letters/replay"):
         name = path.rpartition("/")[2]
         yield f"{name} without a token", act(path, {"ids": [NOBODY]})
-        yield f"{name} what is not there", act(path, {"ids": [NOBODY]}, CSRF)
+        yield f"{name} what is not there", act(path, {"ids": [NOBODY]}, *OURS)
+        yield f"{name} from the page, not logged in", act(path, {"where": {}}, CSRF)
         yield f"{name} with the token", act(path, {"where": {"reason": "drained"}}, BEARER)
         other = "Origin: http://evil.example"
-        yield f"{name} from elsewhere", act(path, {"ids": [NOBODY]}, CSRF, other)
-        yield f"{name} with bad ids", act(path, {"ids": ["x"]}, CSRF)
-        yield f"{name} without ids", act(path, {"ids": []}, CSRF)
-        yield f"{name} with both", act(path, {"ids": [NOBODY], "where": {}}, CSRF)
-        yield f"{name} of no reason", act(path, {"where": {"reason": "x"}}, CSRF)
-        yield f"{name} with no JSON", act(path, "no", CSRF)
+        yield f"{name} from elsewhere", act(path, {"ids": [NOBODY]}, *OURS, other)
+        yield f"{name} with bad ids", act(path, {"ids": ["x"]}, *OURS)
+        yield f"{name} without ids", act(path, {"ids": []}, *OURS)
+        yield f"{name} with both", act(path, {"ids": [NOBODY], "where": {}}, *OURS)
+        yield f"{name} of no reason", act(path, {"where": {"reason": "x"}}, *OURS)
+        yield f"{name} with no JSON", act(path, "no", *OURS)
         yield f"{name} by GET", [head("GET", path)]
     yield "login", act("/login", f"token={TOKEN}")
-    yield "login with nothing", [head("GET", "/login")]
+    yield "login with nothing", act("/login", "")
     evil = "POST /login HTTP/1.1\r\nHost: evil\r\nContent-Length: 0\r\n\r\n"
     yield "login of another host", [evil]
     yield "login with two tokens", act("/login", "token=a&token=b")

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 Part = str | dict[str, Any]  # of a request: text, bytes, a repeated text, or a pause
 ANSWER_S_MAX = 10.0
 CLOCK_S_MAX = 300.0  # the service has the same clock
-TEXTS = ("message", "title", "detail")  # written for people: they may change
-TIMES = ("received_at", "failed_at", "since", "started")
+TEXTS = ("message", "title", "detail", "next")  # written for people: they may change
+TIMES = ("received_at", "failed_at", "since", "cause_since", "started")
+LATELY = ("full_in_s", "refused_60s", "closed_60s")  # by the last minutes: names with numbers
 MARK_TEXT, MARK_TIME, MARK_SIZE = "<text>", "<time>", "<size>"
 RUN_MIN = 100
 _RUNS = re.compile(rf"(.)\1{{{RUN_MIN},}}|(?:(?!(.)\2{{{RUN_MIN},}}).)+", re.DOTALL)
@@ -212,6 +213,9 @@ def _document(raw: bytes) -> Any:
 
 def _marked(value: Any, key: str = "") -> Any:
     """Replace the varying values of a JSON document, if they have the right form."""
+    if key in LATELY and isinstance(value, dict):
+        numbers = all(each is None or isinstance(each, int) for each in value.values())
+        return MARK_TEXT if numbers else value
     if isinstance(value, dict):
         return {name: _marked(each, name) for name, each in value.items()}
     if isinstance(value, list):

@@ -2,7 +2,7 @@
 
     working    no fault; the table refuses the value 666
     settled    the same service, once all posts have been written
-    starting   no database answers
+    starting   no database answers, and there is no journal
     disk_low   less disk is free than the setting asks for
     locked     the table is locked, and there is little memory
     on_hold    then one of its columns has another name
@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "body_s_max": 1.5,
         "header_s_max": 1.5,
     },
-    STARTING: {"body_bytes_max": BODY_BYTES_MAX},
+    STARTING: {"body_bytes_max": BODY_BYTES_MAX, "buffer": "memory"},
     DISK_LOW: {"body_bytes_max": BODY_BYTES_MAX, "disk_free_bytes_min": 1 << 44},
     STUCK: {
         "buffer": "memory",

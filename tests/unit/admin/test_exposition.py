@@ -32,6 +32,9 @@ ingest_http_request_duration_seconds{route} ingest_flush_rows
 ingest_flush_duration_seconds{method} ingest_commit_latency_seconds ingest_event_lag_seconds
 ingest_buffer_used_ratio ingest_journal_bytes ingest_journal_segments ingest_journal_damaged_total
 ingest_journal_sync_seconds ingest_state{state}
+ingest_posts_refused_total{code} ingest_connections_closed_total{cause}
+ingest_journal_bytes_max ingest_dlq_bytes_max ingest_dlq_invalid_full
+ingest_disk_free_bytes ingest_disk_free_bytes_min
 """
 HISTOGRAMS = {
     "ingest_http_request_duration_seconds",
@@ -62,6 +65,8 @@ def busy() -> Ledger:
     ledger.batch_stored("copy", 0.01, 80, 5)
     ledger.readings_dead_lettered(REASONS[0], 4)
     ledger.readings_rejected("all_invalid", 2)
+    ledger.post_refused("all_invalid")
+    ledger.connection_closed("slow_body")
     ledger.retries["retry"] += 1
     ledger.commit_s.observe(0.03)
     ledger.lag_s.observe(1e9)

@@ -28,7 +28,7 @@ class Rig:
             journal=lambda: self.journal,
         )
         self.state = "accepting"
-        self.history = History(self.ledger, state=lambda: self.state)
+        self.history = History(self.ledger, look=lambda: (self.state, 1))
 
     def newest(self) -> dict[str, float | int | None]:
         """Return the newest row by column."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +21,15 @@ from tests.support.dashboard import TOKEN, Rig, running
 from tests.support.receiver import until
 from tests.unit.admin.test_tail import decoded, reading
 
-PRIVATE = ("/", "/history", "/feed", "/devices", "/devices/readings?device_id=d", "/dead-letters")
+PRIVATE = (
+    "/runbook",
+    "/",
+    "/history",
+    "/feed",
+    "/devices",
+    "/devices/readings?device_id=d",
+    "/dead-letters",
+)
 ACTIONS = ("/dead-letters/replay", "/dead-letters/discard", "/hold/release")
 BODIES = {"/hold/release": {"dead_letter": False}}
 
@@ -55,9 +64,11 @@ async def test_open_port_warns_of_what_needs_no_token(
 
 
 async def test_page_carries_the_csrf_token_and_no_cache_keeps_it(rig: Rig) -> None:
-    """The page has the CSRF token, and its headers forbid everything but our own files."""
+    """After a log-in the page has the CSRF token; its headers forbid all but our own files."""
     reply = await rig.ask("/")
     assert reply.status == 200
+    assert b'name="csrf" content=""' in reply.body, "who is not logged in may look"
+    reply = await rig.ask("/", {"Cookie": rig.cookie})
     assert f'content="{rig.admin_side.guard.csrf}"'.encode() in reply.body
     assert b"{{csrf}}" not in reply.body
     assert reply.headers["cache-control"] == "no-store"
@@ -204,9 +215,26 @@ async def test_own_page_and_bearer_of_the_token_may_act(rig: Rig) -> None:
     assert rig.released == [False, False]
 
 
-async def test_beyond_the_loopback_the_csrf_token_alone_opens_nothing(open_rig: Rig) -> None:
-    """The CSRF token is no log-in."""
-    assert (await open_rig.send("/dead-letters/discard", {"where": {}})).status == 401
+@pytest.mark.parametrize("target", ACTIONS)
+async def test_csrf_token_alone_opens_nothing(rig: Rig, open_rig: Rig, target: str) -> None:
+    """The CSRF token is no log-in, neither beyond the loopback nor on it."""
+    for each in (rig, open_rig):
+        for cookie in ("", f"{each.cookie}x"):
+            reply = await each.send(target, BODIES.get(target, {"where": {}}), {"Cookie": cookie})
+            assert (reply.status, reply.code) == (401, "unauthorized")
+        assert not each.released
+
+
+async def test_key_logs_one_browser_in(rig: Rig) -> None:
+    """The first request with the key gets the cookie; later ones may look, as without a key."""
+    path = rig.admin_side.guard.key_path
+    assert (await rig.ask(path, {"Host": "evil.example"})).status == 421
+    first, second = await rig.ask(path), await rig.ask(path)
+    assert (first.status, first.headers["location"], second.status) == (303, "/", 303)
+    assert first.headers["set-cookie"].startswith(rig.cookie)
+    assert "set-cookie" not in second.headers
+    assert b"Admin token" in (await rig.ask("/login")).body
+    assert (await rig.ask(f"{path}x")).status == 404
 
 
 # What is asked badly
@@ -222,12 +250,27 @@ async def test_beyond_the_loopback_the_csrf_token_alone_opens_nothing(open_rig: 
         ("/devices?silent_s=0", "bad_parameter"),
         ("/devices?silent_s=1&silent_s=2", "bad_parameter"),
         ("/devices/readings", "bad_parameter"),
+        ("/devices/newest?limit=0", "bad_parameter"),
+        ("/devices/readings?device_id=d&step=1", "bad_parameter"),
+        ("/devices/readings?device_id=d&metric=m&step=0", "bad_parameter"),
+        ("/devices/readings?device_id=d&metric=m&step=1&limit=2", "bad_parameter"),
+        ("/devices/readings?device_id=d&metric=m&step=1&from=1&to=3000", "bad_parameter"),
+        ("/devices/readings?device_id=d&metric=m&step=1&from=2&to=1", "bad_parameter"),
+        ("/devices/readings?device_id=d&from=2&to=1", "bad_parameter"),
+        ("/devices/readings?device_id=d&from=yesterday", "bad_parameter"),
+        ("/devices/readings?device_id=d&to=2026-01-01T00:00:00", "bad_parameter"),
+        ("/devices/readings?device_id=d&to=99999999999", "starting"),
+        ("/devices/readings?device_id=d&metric=m&step=1&from=1&to=2000", "starting"),
+        ("/devices/list?prefix=%00", "bad_parameter"),
+        ("/devices/list?limit=201", "bad_parameter"),
+        ("/dead-letters/count?limit=1", "unknown_parameter"),
         ("/devices/readings?device_id=" + "x" * 129, "bad_parameter"),
         ("/devices/readings?device_id=d&limit=0", "bad_parameter"),
         ("/devices/readings?device_id=%ff", "bad_parameter"),
         ("/devices/readings?device_id=%ED%A0%80", "bad_parameter"),
         ("/devices/readings?device_id=d", "starting"),
         ("/dead-letters?reason=because", "bad_parameter"),
+        ("/runbook?section=../../etc/passwd", "not_found"),
         ("/dead-letters?id=" + "0" * 32, "not_found"),
         ("/dead-letters?id=../../etc/passwd", "not_found"),
     ],
@@ -249,6 +292,9 @@ async def test_bad_questions_are_refused_by_name(rig: Rig, target: str, code: st
         (b'{"ids":["../../../../../../../etc/passwd1"]}', "bad_request"),
         (b'{"where":{},"ids":[]}', "bad_request"),
         (b'{"where":{"since":"now"}}', "bad_request"),
+        (b'{"where":{},"most":0}', "bad_request"),
+        (b'{"where":{},"most":true}', "bad_request"),
+        (b'{"ids":["00000000000000000000000000000000"],"most":1}', "bad_request"),
         (b'{"where":{"reason":"because"}}', "bad_parameter"),
         (b'{"where":{"device":7}}', "bad_parameter"),
         (b'{"where":{"reason":[]}}', "bad_parameter"),
@@ -294,6 +340,42 @@ async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> 
         told = [figures[each] for each in ("received", "recovered", "replayed", "damaged")]
         assert told == [6, 7, 8, 9]
     await until(lambda: _gone(rig))
+
+
+async def test_level_says_whether_posts_are_refused_or_writes_wait(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused is bad; a database that is away, and every other cause, is a warning."""
+    levels: list[float | int | None] = []
+    gauges = rig.ledger.gauges
+    assert gauges is not None
+    up, answer = True, (200, b"")
+    rig.ledger.gauges = gauges._replace(database_up=lambda: up)
+    sources = rig.dashboard._sources._replace(readyz=lambda: answer)
+    monkeypatch.setattr(rig.dashboard, "_sources", sources)
+    for state, refusing, cause, up in (  # noqa: B007  the lambda above reads it
+        ("accepting", False, "", True),
+        ("accepting", False, "unreachable", False),
+        ("accepting", False, "", False),
+        ("on_hold", False, "schema", True),
+        ("accepting", False, "invalid_full", True),
+        ("starting", True, "starting", False),
+    ):
+        document = {"state": state, "refusing": refusing, "cause": cause}
+        answer = (503 if refusing else 200, json.dumps(document).encode())
+        rig.dashboard.history.sample(1000 + len(levels))
+        levels.append(rig.dashboard.history.newest()[-1])
+    assert levels == [None, 1, 1, 1, 1, 2]  # the first second has no rates yet
+
+
+async def test_runbook_gives_the_section_that_the_page_names(rig: Rig) -> None:
+    """Each alert has its section; without a section it is the whole text."""
+    every = await rig.ask("/runbook")
+    one = await rig.ask("/runbook?section=ingestonhold")
+    assert one.body.startswith(b"## IngestOnHold\n")
+    assert one.body in every.body
+    assert one.body.count(b"\n## ") == 0
+    assert one.headers["content-type"] == "text/plain; charset=utf-8"
 
 
 async def test_tick_that_fails_is_told_and_the_next_one_comes(

@@ -34,6 +34,7 @@ class Rig:
             bodies=Bodies(body_bytes_max=1 << 20, body_s_max=10, all_bytes_max=1 << 26),
             message=lambda: "no <b>column</b>",
             release_hold=self._release_hold,
+            refused_posts=lambda: [{"peer": "10.0.0.7"}],
             pages={},
         )
         self.address = ""
@@ -100,6 +101,14 @@ async def test_release_with_the_token_releases(rig: Rig, body: bytes, dead_lette
     reply = await rig.release(body, f"Bearer {TOKEN}")
     assert (reply.status, reply.document) == (200, {"released": True})
     assert rig.released == [dead_letter]
+
+
+async def test_refused_posts_are_for_those_who_may_act(rig: Rig) -> None:
+    """Without the token nobody sees them: they quote posts."""
+    assert (await rig.ask(head("GET", "/refused"))).code == "unauthorized"
+    reply = await rig.ask(head("GET", "/refused", {"Authorization": f"Bearer {TOKEN}"}))
+    assert (reply.status, reply.document) == (200, {"posts": [{"peer": "10.0.0.7"}]})
+    assert reply.headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(

@@ -127,17 +127,17 @@ async def test_refused_by_the_database_counts_and_what_only_time_could_mend_does
             Letter("refused_by_database", "23514", "", 1, reading("hot")),
             Letter("retries_exhausted", "40001", "", 1, reading("unlucky")),
         ],
-        from_receiver=True,
+        sender="10.0.0.1",
     )
     assert len(letters.letters) == 2
     assert tail.take().rejected == ["hot"]
     refused = Letter("refused_by_database", "23514", "", 1, reading("hot"))
-    await observed.append([refused] * (ERRORS_MAX + 1), from_receiver=True)
+    await observed.append([refused] * (ERRORS_MAX + 1), sender="10.0.0.1")
     told = tail.take()
     assert (len(told.rejected), told.rejected_sampled) == (ERRORS_MAX, True)
     letters.error = DeadLettersBroken("disk")
     with pytest.raises(DeadLettersBroken):
-        await observed.append([refused], from_receiver=True)
+        await observed.append([refused], sender="10.0.0.1")
     assert tail.take().rejected == []
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import structlog
 
-from ingest.app.health import Health
+from ingest.app.fill import Fill
+from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
-from ingest.model.ports import STATES, BufferStats
+from ingest.model.causes import CAUSES
+from ingest.model.ledger import DeadLetterStats, Ledger
+from ingest.model.ports import STATES
 from tests.support.fakes import FakeDatabase
-
-EMPTY = BufferStats(0, 1000, 0, 10**6, 0, 0, 0, None)
+from tests.support.health import EMPTY, make_health
 
 
 class Rig:
@@ -26,12 +28,25 @@ class Rig:
         self.stats = EMPTY
         self.database = FakeDatabase()
         self.free: int | OSError = 10**12
-        monkeypatch.setattr("ingest.app.health.monotonic_s", lambda: self.now_s)
-        self.health = Health(
-            settings=Settings(full_s_min=5, disk_free_bytes_min=1000),
+        self.letters = DeadLetterStats()
+        settings = Settings(
+            full_s_min=5,
+            disk_free_bytes_min=1000,
+            journal_bytes_max=1_000_000,
+            dlq_bytes_max=1_000_000,
+        )
+        self.journal_bytes = 0
+        self.ledger = Ledger()
+        for part in ("health", "fill", "refusals"):
+            monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
+        self.health = make_health(
+            settings=settings,
             buffer=lambda: self.stats,
             database_state=self.database,
             free_bytes=self.free_bytes,
+            dead_letters=lambda: self.letters,
+            refusals=Refusals(self.ledger),
+            fill=Fill(settings, lambda: self.journal_bytes),
         )
 
     def free_bytes(self) -> int:
@@ -49,15 +64,15 @@ class Rig:
         return self.state
 
     @property
-    def document(self) -> dict[str, str]:
+    def document(self) -> dict[str, Any]:
         """The document of /readyz."""
-        document: dict[str, str] = json.loads(self.health.readyz()[1])
+        document: dict[str, Any] = json.loads(self.health.readyz()[1])
         return document
 
     @property
     def state(self) -> str:
         """The state that /readyz shows, and the metric."""
-        state = self.document["state"]
+        state: str = self.document["state"]
         assert self.health.state() == state
         assert state in STATES
         return state
@@ -84,10 +99,12 @@ def test_state_before_the_schema_check_is_starting(monkeypatch: pytest.MonkeyPat
     untaken = "posts are not taken until the table has been checked"
     assert rig.document["reason"] == untaken
     rig.database.up = False
-    assert rig.document["reason"] == f"{untaken}; the database does not answer yet"
+    assert rig.document["reason"] == f"{untaken}; the database is away"
     rig.database.up = True
-    rig.database.hold("28P01")
-    assert rig.document["reason"] == f"{untaken}; the database refuses: 28P01"
+    rig.database.hold("authentication")
+    refused = "writes are paused: the database refuses the password or the role"
+    assert rig.document["reason"] == f"{untaken}; {refused}"
+    assert (rig.document["refusing"], rig.document["cause"]) == (True, "authentication")
     rig.database.hold_reason = None
     rig.health.started()
     assert (rig.state, rig.status, rig.health.refusal()) == ("accepting", 200, None)
@@ -103,9 +120,11 @@ def test_database_away_with_room_is_accepting(rig: Rig) -> None:
 
 def test_hold_is_ready_with_its_reason(rig: Rig) -> None:
     """On hold it is ready, and accepts posts."""
-    rig.database.hold("28P01")
+    rig.database.hold("dead_letters_full")
     assert (rig.state, rig.status, rig.health.refusal()) == ("on_hold", 200, None)
-    assert "28P01" in rig.document["reason"]
+    assert rig.document["reason"] == "writes are paused: dead letters are full"
+    assert rig.document["next"] == CAUSES["dead_letters_full"].next_step.format(run="<run>")
+    assert rig.document["runbook"] == "ingestdeadlettersfilling"
 
 
 def test_post_that_waits_is_slowed(rig: Rig) -> None:
@@ -128,8 +147,8 @@ def test_no_room_for_long_is_full(rig: Rig) -> None:
 def test_full_by_bytes_is_full(rig: Rig) -> None:
     """Each of the two bounds is enough, also if no post waits any more."""
     assert rig.tick(7, size_bytes=990_000, oldest_received_s=1.0) == "full"
-    rig.database.hold("42P01")
-    assert "42P01" in rig.document["reason"]
+    rig.database.hold("sqlstate_12345")
+    assert "an error that the service does not know (sqlstate_12345)" in rig.document["reason"]
 
 
 def test_overload_that_moves_is_never_full(rig: Rig) -> None:
@@ -180,12 +199,7 @@ def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
 
 def test_disk_bound_is_told_as_people_say_it() -> None:
     """The reason writes the least free space with its unit."""
-    health = Health(
-        settings=Settings(disk_free_bytes_min=200 * 1024**3),
-        buffer=lambda: EMPTY,
-        database_state=FakeDatabase(),
-        free_bytes=lambda: 0,
-    )
+    health = make_health(settings=Settings(disk_free_bytes_min=200 * 1024**3), free_bytes=lambda: 0)
     health.started()
     health.tick()
     assert health.in_words() == "disk_low: less than 200 GiB of disk are free"
@@ -193,12 +207,7 @@ def test_disk_bound_is_told_as_people_say_it() -> None:
 
 def test_disk_bound_zero_never_looks() -> None:
     """With disk_free_bytes_min 0 the disk is not checked."""
-    health = Health(
-        settings=Settings(disk_free_bytes_min=0),
-        buffer=lambda: EMPTY,
-        database_state=FakeDatabase(),
-        free_bytes=lambda: 0,
-    )
+    health = make_health(settings=Settings(disk_free_bytes_min=0), free_bytes=lambda: 0)
     health.started()
     health.tick()
     assert health.refusal() is None
@@ -242,7 +251,7 @@ def test_log_says_why_the_state_is_the_new_one(monkeypatch: pytest.MonkeyPatch) 
     reasons = [reason for _, _, reason in told]
     assert reasons[0] == ""
     assert "of disk are free" in reasons[1]
-    assert reasons[2] == "the database refuses: 28P01"
+    assert reasons[2].startswith("writes are paused: the database reports an error")
     assert reasons[3] == "1000 readings of 1000, 2 posts wait"
     assert reasons[4] == "the service is stopping"
 
@@ -258,6 +267,104 @@ def test_since_is_when_the_state_began(rig: Rig, monkeypatch: pytest.MonkeyPatch
     assert rig.document["since"] == first
     rig.database.hold_reason = None
     assert rig.document["since"] != first
+
+
+def test_cause_has_a_start_of_its_own(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage begins when the database goes away, and not when the service began to accept."""
+    now_us = 1_750_000_000_000_000
+    monkeypatch.setattr("ingest.app.health.unix_us", lambda: now_us)
+    assert (rig.state, rig.document["cause_since"], rig.document["next"]) == ("accepting", None, "")
+    accepting_since = rig.document["since"]
+    now_us += 60_000_000
+    rig.database.up = False
+    rig.tick()
+    began = rig.document["cause_since"]
+    assert datetime.fromisoformat(began).timestamp() == 1_750_000_060
+    now_us += 60_000_000
+    rig.tick(1, posts_waiting=1)
+    assert rig.document["cause"] == "unreachable", "it is why posts wait"
+    assert rig.document["cause_since"] == began
+    assert rig.document["reason"].endswith("1 posts wait; the database is away; readings are kept")
+    rig.database.hold("schema")
+    assert rig.document["cause_since"] != began
+    rig.database.hold_reason, rig.database.up = None, True
+    rig.tick(1, posts_waiting=0)
+    assert (rig.document["cause"], rig.document["reason"]) == ("", "")
+    assert rig.document["since"] != accepting_since, "it was slowed and on hold since"
+
+
+def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
+    """/readyz says so with its next step, and the log once when it begins and once at its end."""
+    with structlog.testing.capture_logs() as lines:
+        rig.letters = DeadLetterStats(size_bytes=500, invalid_full=True)
+        assert rig.tick(3) == "accepting"
+        assert (rig.document["cause"], rig.document["refusing"]) == ("invalid_full", False)
+        assert "the half of the dead letters for invalid items is full" in rig.document["reason"]
+        rig.database.up = False
+        assert rig.document["cause"] == "unreachable"
+        rig.database.up, rig.letters = True, DeadLetterStats()
+        rig.tick(3)
+    told = [(each["event"], each["log_level"]) for each in lines if each["event"] != "state"]
+    assert told == [("invalid_items_refused", "warning"), ("invalid_items_kept_again", "info")]
+    assert rig.document["cause"] == ""
+
+
+def test_refused_posts_are_counted_for_a_minute_and_logged_once_a_minute(rig: Rig) -> None:
+    """However many: one line a minute for each code, with their number; the last ones too."""
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(100):
+            rig.ledger.post_refused("all_invalid")
+            rig.tick()
+        rig.ledger.post_refused("buffer_full")
+        rig.ledger.connection_closed("slow_body")
+        rig.tick()
+        assert 55 <= rig.document["refused_60s"]["all_invalid"] <= 65
+        assert rig.document["refused_60s"]["buffer_full"] == 1
+        assert rig.document["closed_60s"] == {"slow_body": 1}
+        rig.tick(70)
+    assert (rig.document["refused_60s"], rig.document["closed_60s"]) == ({}, {})
+    told = [
+        (each.get("code") or each["cause"], each["log_level"], each["count"])
+        for each in lines
+        if each["event"] != "state"
+    ]
+    assert told == [
+        ("all_invalid", "info", 1),
+        ("all_invalid", "info", 60),
+        ("buffer_full", "warning", 1),
+        ("slow_body", "warning", 1),
+        ("all_invalid", "info", 39),
+    ]
+
+
+def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
+    """The journal by what an outage adds to it, not by what was before it; and until when."""
+    assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
+    for _ in range(400):  # all is stored at once: the file that is being written grows
+        rig.journal_bytes += 10
+        rig.tick(1, oldest_received_s=rig.now_s)
+    assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
+    began_s = rig.now_s
+    rig.database.up = False
+    for second in range(60):
+        rig.journal_bytes += 1_000
+        rig.free = 10**12 - 1000 * second
+        rig.tick(1, oldest_received_s=began_s)
+    left_s = (1_000_000 - rig.journal_bytes) / 1_000
+    assert rig.document["full_in_s"]["journal"] == pytest.approx(left_s, abs=10)
+    assert rig.document["full_in_s"]["disk"] is None, "a year is not soon"
+    rig.free = 2_000_000
+    rig.tick(400, oldest_received_s=rig.now_s)
+    for second in range(150):
+        rig.free -= 1_000
+        rig.letters = DeadLetterStats(size_bytes=100 * second)
+        rig.tick(1, oldest_received_s=rig.now_s)
+    full_in_s = rig.document["full_in_s"]
+    assert full_in_s["journal"] is None
+    assert full_in_s["disk"] == pytest.approx(1_850, abs=40)
+    assert full_in_s["dead_letters"] == pytest.approx(9_850, abs=200)
+    rig.tick(70)
+    assert rig.document["full_in_s"]["dead_letters"] is None
 
 
 async def test_run_ticks_until_stopped(rig: Rig) -> None:

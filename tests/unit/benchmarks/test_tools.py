@@ -17,7 +17,7 @@ from aiohttp import web
 
 from benchmarks import peers, wrk
 from benchmarks.attack import most_mib
-from benchmarks.attackers import HALF_HEAD
+from benchmarks.attackers import HALF_HEAD, KINDS
 from benchmarks.contenders import PHASE_US
 from benchmarks.database import execute
 from benchmarks.floors import copy, ready_batches
@@ -327,7 +327,7 @@ async def test_bombs_that_are_not_refused_for_their_size_end_the_attack() -> Non
     await runner.cleanup()
     assert attacker.returncode == 1
     assert out == b"ready\n"
-    assert b"a bomb got 202" in err
+    assert b"the attack got 202" in err
     assert set(sizes) == {9}
 
 
@@ -368,7 +368,7 @@ def test_attacks_of_two_rounds_are_compared_by_the_most_memory_of_each() -> None
     """The most memory counts of all attacks, during them and after them."""
     figures = {
         f"{kind}_{number}_rss_{when}_mib": 50.0
-        for kind in ("half_heads", "bombs")
+        for kind in KINDS
         for number in (1, 2)
         for when in ("during", "after")
     }

@@ -59,6 +59,8 @@ def test_dlq_empty_state_folder_is_no_error(dlq: Dlq, folder: Path) -> None:
     """Without letters each command says so, returns 0 and makes nothing."""
     for words in (["list"], ["show"], ["replay"], ["discard", "--all", "--yes"]):
         assert dlq(*words) == (0, "", "no dead letters\n")
+        out = dlq(*words, "--json")[1]
+        assert words[0] in {"list", "show"} or json.loads(out), "JSON also if there is nothing"
     assert "dead letters     0" in dlq("stats")[1]
     assert dlq("discard", "--all")[0] == 1
     assert not folder.exists()
@@ -69,7 +71,7 @@ def test_dlq_list_is_a_line_a_letter_with_an_id_that_show_takes(dlq: Dlq, folder
     write(folder, [*drained(1, device="pump"), invalid(MULTI)._replace(field="values.humidity")])
     code, out, err = dlq("list")
     assert (code, err) == (0, "")
-    head, first, second = out.splitlines()
+    head, second, first = out.splitlines()
     assert head.split() == ["ID", "FAILED", "AT", "REASON", "CODE", "DEVICE", "WHAT"]
     assert [line[head.index("DEVICE") :].split()[0] for line in (first, second)] == [
         "pump",
@@ -102,8 +104,34 @@ def test_dlq_list_json_gives_the_lines_as_they_are_kept(dlq: Dlq, folder: Path) 
     """--json prints the lines of the files unchanged."""
     write(folder, drained(3))
     (segment,) = segments(folder)
-    assert dlq("list", "--json")[1] == segment.read_text()
-    assert dlq("list", "--json", "--limit", 1)[1] == segment.read_text().splitlines(True)[0]
+    lines = segment.read_text().splitlines(True)
+    assert dlq("list", "--json")[1] == "".join(lines)
+    assert dlq("list", "--json", "--limit", 1)[1] == lines[-1]
+
+
+def test_dlq_list_shows_the_newest_and_says_how_many_more(dlq: Dlq, folder: Path) -> None:
+    """Without --limit the newest 50 are shown; --limit 0 shows all; --json leaves nothing out."""
+    for first in (0, 40):  # two files
+        write(folder, [invalid(b"%d" % number) for number in range(first, first + 40)])
+    code, out, err = dlq("list")
+    assert (code, err) == (0, "30 more: --limit 0 shows all\n")
+    assert [line.split()[-1] for line in out.splitlines()[1:]] == [
+        str(number) for number in range(79, 29, -1)
+    ]
+    for limit, numbers in ((0, range(80)), (80, range(79, -1, -1))):
+        code, out, err = dlq("list", "--limit", limit)
+        assert [line.split()[-1] for line in out.splitlines()[1:]] == list(map(str, numbers))
+        assert err == ""
+    assert len(dlq("show", "--json")[1].splitlines()) == 80
+
+
+def test_dlq_where_takes_the_beginning_of_a_device(dlq: Dlq, folder: Path) -> None:
+    """`device=pump-*` selects all devices whose names begin so, `device=*` all that have one."""
+    write(folder, [*drained(1, device="pump-1"), *drained(1, device="pump"), invalid(MULTI)])
+    for wanted, count in (("pump-*", 2), ("pump*", 3), ("pump", 1), ("*", 3), ("x*", 0)):
+        write(folder, [])
+        out = dlq("list", "--where", f"device={wanted}")[1]
+        assert max(0, len(out.splitlines()) - 1) == count, wanted
 
 
 def test_dlq_list_shows_a_letter_of_two_processes_once(dlq: Dlq, folder: Path) -> None:
@@ -142,6 +170,8 @@ def test_dlq_stats_tells_what_why_and_damage(dlq: Dlq, folder: Path) -> None:
         ["list", "abc"],
         ["discard"],
         ["discard", "--all", "--where", "code=1"],
+        ["list", "--limit", "-1"],
+        ["show", "--limit", "x"],
         ["replay", "--edited"],
         ["replay", "--rate", "0"],
         ["replay", "--file", "x", "--where", "code=1"],
@@ -171,6 +201,7 @@ def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder
     write(folder, [*drained(2), *drained(1, reason=EXHAUSTED)])
     assert "2 dead letters would be discarded" in dlq("discard", "--where", "reason=drained")[1]
     assert len(read(folder)) == 3
+    assert json.loads(dlq("discard", "--all", "--json")[1]) == {"would_be_discarded": 3}
     assert dlq("discard", "--where", "reason=drained", "--yes")[:2] == (
         0,
         "2 dead letters discarded\n",
@@ -178,7 +209,7 @@ def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder
     (left,) = read(folder)
     assert left.reason == EXHAUSTED
     an_id = dlq("list")[1].splitlines()[1].split()[0]
-    assert dlq("discard", an_id, "--yes")[:2] == (0, "1 dead letter discarded\n")
+    assert dlq("discard", an_id, "--yes", "--json")[:2] == (0, '{"discarded": 1}\n')
 
 
 def test_dlq_second_replayer_is_refused(
@@ -200,6 +231,9 @@ def test_dlq_replay_marks_what_came_in(dlq: Dlq, folder: Path, readings_url: str
     """Letters are stored once; refused ones stay and are reported with their reason."""
     write(folder, [*drained(3), invalid(MULTI)])
     assert dlq("replay", "--dry-run")[1].startswith("3 dead letters would be replayed")
+    found = json.loads(dlq("replay", "--dry-run", "--json")[1])
+    assert (found["replayed"], found["refused"]) == (3, {"wrong_type": 1})
+    assert found["refusals"][0]["code"] == "wrong_type"
     assert len(read(folder)) == 4
     code, out, _ = dlq("replay", "--rate", 1_000, url=readings_url)
     assert code == 1

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ingest import __version__
-from ingest.cli.main import COMMANDS, Parser, build_parser, main, split_psql
+from ingest.cli.main import COMMANDS, build_parser, main, split_psql
+from ingest.cli.parser import Parser
 from ingest.config.settings import Settings
 from ingest.config.text import groups, metavar
 from ingest.config.values import flag_name
@@ -116,7 +117,6 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "the following arguments are required: COMMAND (see ingest --help)"),
         (["sevre"], "there is no command 'sevre'; did you mean serve? (see ingest --help)"),
         (["xyzzy", "--help"], "there is no command 'xyzzy' (see ingest --help)"),
         ([""], "there is no command ''"),
@@ -134,7 +134,8 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         (["config", "--print", "batch_row"], "no setting 'batch_row'; did you mean batch_rows?"),
         (["config", "--toml", "--env"], "not allowed with argument"),
         (["config", "--print", "database_url"], "no service runs on the state folder"),
-        (["hold"], "the following arguments are required: show | release"),
+        (["dlq", "lst"], "there is no 'lst' here; did you mean list? (see ingest dlq --help)"),
+        (["hold", "x"], "there is no 'x' here: one of show, release (see ingest hold --help)"),
         (["schema", "show", "--database-url", "postgresql://u:pw@[x"], "cannot be read as a URL"),
     ],
 )

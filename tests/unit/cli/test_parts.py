@@ -306,7 +306,8 @@ def test_readiness_that_says_no_is_an_answer(admin: type[_Admin], tmp_path: Path
     [
         ((200, b'{"state":"accepting","reason":""}'), "ok", "accepting"),
         ((200, b'{"state":"accepting","reason":"away"}'), "warn", "accepting: away"),
-        ((200, b'{"state":"on_hold","reason":"no: x"}'), "warn", "on_hold: no: x; see"),
+        ((200, b'{"state":"on_hold","reason":"no","next":"Fix it."}'), "warn", "on_hold: no. Fix"),
+        ((200, b'{"state":"accepting","reason":"no","cause":"invalid_full"}'), "FAIL", "no"),
         ((503, b'{"state":"disk_low","reason":"less"}'), "FAIL", "no posts: disk_low: less"),
         ((404, b'{"detail":"nothing here"}'), "FAIL", "refused: 404 nothing here"),
     ],
@@ -344,8 +345,28 @@ def test_hold_show_quotes_the_database_and_release_says_if_it_did(
     }
     words = ["hold", "show", "--state-dir", str(tmp_path)]
     assert main(words) == 0
-    shown = "state:  on_hold\nreason: refuses\nsince:  now\nsaid:   no column  [2J here\n"
+    shown = "state:   on_hold\nreason:  refuses\nsince:   now\nsaid:    no column  [2J here\n"
     assert capsys.readouterr().out == shown
+    ready = {
+        "state": "accepting",
+        "reason": "the database is away; readings are kept",
+        "since": "an hour ago",
+        "cause_since": "now",
+        "next": "Start it.",
+        "runbook": "ingestdatabasedown",
+        "full_in_s": {"journal": 39_900, "dead_letters": None, "disk": 100},
+        "refused_60s": {"all_invalid": 3},
+        "closed_60s": {},
+    }
+    admin.by_path = {"/readyz": (200, json.dumps(ready).encode()), "/hold": (200, b"{}")}
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "since:   now",
+        "next:    Start it.",
+        "runbook: deploy/RUNBOOK.md#ingestdatabasedown",
+        "full in: journal 11 h 5 min, disk 2 min",
+        "refused: all_invalid 3 in the last minute",
+    ]
     words[1] = "release"
     for released, said in ((b"true", "released: "), (b"false", "nothing is on hold")):
         admin.by_path["/hold/release"] = (200, b'{"released": %s}' % released)
@@ -378,7 +399,12 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
 
     def hint(folder: str) -> str:
         lines = greeting_lines(
-            state_dir=Path(folder), listen="a:1", admin_listen="a:2", embedded=True, waiting=""
+            state_dir=Path(folder),
+            listen="a:1",
+            admin_listen="a:2",
+            page="",
+            embedded=True,
+            waiting="",
         )
         (found,) = (each for each in lines if each.startswith("database:"))
         return found.partition("to look into it: ")[2]

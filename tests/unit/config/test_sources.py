@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import default_state_dir, load, state_dir
 from ingest.model.errors import ConfigError
 from tests.unit.config.test_settings import refusal, toml
@@ -23,6 +24,25 @@ def secret(tmp_path: Path, raw: bytes) -> str:
     path = tmp_path / "database_url"
     path.write_bytes(raw)
     return str(path)
+
+
+def test_file_of_the_url_is_read_again(tmp_path: Path) -> None:
+    """The URL changes with the file. What cannot be used, or would block, changes nothing."""
+    path = secret(tmp_path, URL.encode())
+    url = RereadUrl(load(environ={"INGEST_DATABASE_URL_FILE": path}).settings)
+    assert url() == URL
+    changed = URL.replace("geheim", "neu")
+    secret(tmp_path, f"{changed}\n".encode())
+    assert url() == changed
+    for raw in (b"", b"two\nlines", b"mysql://x", b"\xff", b"x" * 20_000):
+        secret(tmp_path, raw)
+        assert url() == changed
+    Path(path).unlink()
+    assert url() == changed
+    os.mkfifo(path)
+    assert url() == changed
+    plain = load(environ={"INGEST_DATABASE_URL": URL}).settings
+    assert RereadUrl(plain)() == URL
 
 
 @pytest.mark.parametrize("raw", [URL.encode(), f"\ufeff {URL} \r\n".encode(), f"{URL}\n".encode()])

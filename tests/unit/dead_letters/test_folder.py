@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from ingest.dead_letters import room
 from ingest.dead_letters.files import (
     cursor_path,
     folder_bytes,
@@ -22,10 +24,11 @@ from ingest.dead_letters.files import (
     segments,
     try_replay_lock,
 )
-from ingest.dead_letters.folder import AppendRequest, DeadLetterFolder
-from ingest.dead_letters.format import encode_line, letter_id
+from ingest.dead_letters.folder import AppendRequest, DeadLetterFolder, FolderTotals
+from ingest.dead_letters.format import encode_line
+from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.live import RETURNING_BYTES_MIN
-from ingest.model.errors import DeadLettersBroken, DeadLettersFull, StartError
+from ingest.model.errors import DeadLettersBroken, DeadLettersFull, ShareUsed, StartError
 from ingest.model.letter import DRAINED, EXHAUSTED, REFUSED, Letter
 from ingest.model.reading import Reading
 from ingest.system.files import REAL_CALLS, FileCalls
@@ -143,16 +146,64 @@ def test_cap_refuses_whole_requests_and_invalid_items_at_half(tmp_path: Path) ->
     """Invalid items may use half of the cap, and a request is refused as a whole."""
     store = make_store(tmp_path, bytes_max=20_000)
     with pytest.raises(DeadLettersFull):
-        keep(store, drained(40, reason=REFUSED), from_receiver=True)
+        keep(store, drained(40, reason=REFUSED), sender="10.0.0.1")
     assert read(tmp_path) == []
-    keep(store, drained(25, reason=REFUSED), from_receiver=True)
+    keep(store, drained(25, reason=REFUSED), sender="10.0.0.1")
     with pytest.raises(DeadLettersFull, match="that invalid items may use"):
-        keep(store, drained(10, reason=REFUSED), from_receiver=True)
+        keep(store, drained(10, reason=REFUSED), sender="10.0.0.1")
     keep(store, drained(25, reason=REFUSED))
     with pytest.raises(DeadLettersFull):
         keep(store, drained(25, reason=REFUSED))
     assert len(read(tmp_path)) == 50
     assert folder_bytes(tmp_path) <= 20_000
+    store.close()
+
+
+def test_one_address_leaves_room_for_others_and_its_share_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may use what it leaves free, and what it has used is forgotten in days."""
+    now_s = [0.0]
+    monkeypatch.setattr(room, "monotonic_s", lambda: now_s[0])
+    store = make_store(tmp_path, bytes_max=400_000)
+
+    def send(sender: str, count: int) -> int:
+        """Send items until one is refused; return how many were kept."""
+        for number in range(count):
+            item = b'{"device_id":"%d-%s"}' % (next(numbers), b"x" * 500)
+            try:
+                keep(store, [invalid(item)], sender=sender)
+            except ShareUsed:
+                return number
+        return count
+
+    numbers = itertools.count()
+    first = send("10.0.0.1", 1_000)
+    fits = 200_000 // (store.totals().size_bytes // first)
+    assert fits * 0.45 < first < fits * 0.55
+    assert send("10.0.0.2", 1_000) < first * 0.55
+    assert send("10.0.0.3", 5) == 5
+    assert send("10.0.0.1", 5) == 0
+    now_s[0] = 2 * room.HALF_LIFE_S
+    assert 0 < send("10.0.0.1", 1_000) < first / 2
+    assert not store.totals().invalid_full
+    mark(store)
+    store.tidy(whatever_age=True)
+    assert send("10.0.0.1", 50) == 50  # somebody discarded all of it
+    store.close()
+
+
+def test_room_is_full_only_when_no_address_finds_any(tmp_path: Path) -> None:
+    """Then every post with an invalid item is refused, and the totals say so."""
+    store = make_store(tmp_path, bytes_max=64_000)
+    for number in range(1_000):
+        with contextlib.suppress(DeadLettersFull):
+            item = b'{"device_id":"%d"}' % number
+            keep(store, [invalid(item)], sender=f"10.0.{number}.1")
+    assert store.totals().invalid_full
+    with pytest.raises(DeadLettersFull, match="that invalid items may use"):
+        keep(store, [invalid(b"{}" * 200)], sender="10.1.1.1")
+    keep(store, drained(5, reason=REFUSED))
     store.close()
 
 
@@ -165,7 +216,7 @@ def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) ->
         drained(1, reason=REFUSED),
     )
     outcomes = store.append(
-        [AppendRequest(small, False), AppendRequest(large, False), AppendRequest(again, True)]
+        [AppendRequest(small, None), AppendRequest(large, None), AppendRequest(again, "10.0.0.1")]
     )
     assert [type(each) for each in outcomes] == [type(None), DeadLettersFull, type(None)]
     assert read(tmp_path) == [*small, *again]
@@ -267,11 +318,11 @@ def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
 def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Path) -> None:
     """After `discard --all` there is space at once, not only after a restart."""
     store, hand = make_store(tmp_path, bytes_max=20_000), make_store(tmp_path)
-    keep(store, drained(25, reason=REFUSED), from_receiver=True)
+    keep(store, drained(25, reason=REFUSED), sender="10.0.0.1")
     (first,) = segments(tmp_path)
     mark(hand)
     letters = drained(20, reason=REFUSED)
-    keep(store, letters, from_receiver=True)
+    keep(store, letters, sender="10.0.0.1")
     assert read(tmp_path) == letters
     assert first not in segments(tmp_path)
     assert store.totals().size_bytes == folder_bytes(tmp_path) < 10_000
@@ -282,10 +333,10 @@ def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Pat
 def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Path) -> None:
     """A search for space while the folder is full does not start a new file."""
     store = make_store(tmp_path, bytes_max=20_000)
-    keep(store, drained(25, reason=REFUSED), from_receiver=True)
+    keep(store, drained(25, reason=REFUSED), sender="10.0.0.1")
     mark(store, lambda live: live.offset > 0)
     with pytest.raises(DeadLettersFull):
-        keep(store, drained(20, reason=REFUSED), from_receiver=True)
+        keep(store, drained(20, reason=REFUSED), sender="10.0.0.1")
     keep(store, drained(1, reason=REFUSED))
     assert len(segments(tmp_path)) == 1
     store.close()
@@ -409,7 +460,7 @@ def test_segment_cut_off_since_the_last_look_is_noticed_by_the_next(tmp_path: Pa
     keep(store, drained(3))
     os.truncate(segments(tmp_path)[0], 0)
     store.refresh()
-    assert store.totals() == (0, 0, None)
+    assert store.totals() == FolderTotals()
     store.close()
 
 

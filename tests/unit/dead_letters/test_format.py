@@ -16,10 +16,12 @@ from ingest.dead_letters.format import (
     Line,
     decode_line,
     encode_line,
-    letter_id,
+    line_of,
+    parse,
     seal,
     unseal,
 )
+from ingest.dead_letters.identity import letter_id
 from ingest.model.letter import REASONS, Letter
 from ingest.model.reading import Reading
 from tests.support.letters import START_US, invalid
@@ -45,6 +47,28 @@ LETTERS = st.builds(
     field=st.none() | TEXTS,
     item=st.none() | st.integers(0, 100_000),
     attempts=st.integers(0, 100),
+    format=st.just("json"),
+    source=st.just("/v1/readings"),
+    ignore_unknown=st.just(False),
+)
+
+
+# What a post said of its items; letters of readings do not have it.
+SAID = st.builds(
+    Letter,
+    st.just("invalid"),
+    TEXTS,
+    TEXTS,
+    TIMES,
+    reading=st.none(),
+    original=st.binary(max_size=50),
+    precision=st.none(),
+    field=st.none() | TEXTS,
+    item=st.integers(0, 5_000),
+    attempts=st.just(0),
+    format=TEXTS,
+    source=TEXTS,
+    ignore_unknown=st.booleans(),
 )
 
 
@@ -60,7 +84,7 @@ def bits(letter: Letter) -> object:
     return letter._replace(reading=None), letter.reading[:3], letter.reading.value.hex()
 
 
-@given(LETTERS, TIMES)
+@given(LETTERS | SAID, TIMES)
 def test_line_any_letter_comes_back_bit_exact(letter: Letter, failed_us: int) -> None:
     """Every field, every bit of the value and every byte is read as it was written."""
     line = line_for(letter, failed_us)
@@ -178,19 +202,54 @@ def test_id_of_names_depends_on_where_they_end() -> None:
 
 def test_id_of_an_item_with_ts_is_its_bytes_and_terms() -> None:
     """Equal bytes with equal precision and field are one letter, whenever they came."""
-    letter = invalid(b'{"ts":1,"value":"x"}')
-    assert letter_id(letter) == letter_id(letter._replace(received_us=5, item=9, message="y"))
+    letter = invalid(b'{"ts":1700000000,"value":"x"}')
+    later_us = letter.received_us + 5
+    assert letter_id(letter) == letter_id(
+        letter._replace(received_us=later_us, item=9, message="y")
+    )
     assert letter_id(letter) != letter_id(letter._replace(precision="ms"))
     assert letter_id(letter) != letter_id(letter._replace(field="values.a"))
     assert letter_id(letter) != letter_id(letter._replace(original=b'{"ts":2,"value":"x"}'))
 
 
-@pytest.mark.parametrize("original", [b'{"value":"x"}', b' {"value":"x"', b'{"a":"\\ud800"}'])
-def test_id_of_an_object_without_ts_is_new_each_time(original: bytes) -> None:
-    """An object without `ts` is a new letter each time; so is one that cannot be parsed."""
+WITHOUT_TIME = (
+    b'{"value":"x"}',
+    b' {"value":"x"',
+    b'{"a":"\\ud800"}',
+    b'{"ts":null,"value":5}',
+    b'{"ts":false,"value":5}',
+    b'{"ts":"","value":5}',
+    b'{"ts":"now","value":5}',
+    b'{"ts":0,"value":5}',
+    b'{"ts":12,"value":5}',
+    b'{"ts":1e300,"value":5}',
+    b'{"ts":"1970-01-01T00:00:12Z","value":5}',
+    b'{"ts":"2999-01-01T00:00:00Z","value":5}',
+    b"7",
+    b"[1]",
+    b"",
+)
+
+
+@pytest.mark.parametrize("original", WITHOUT_TIME)
+def test_id_of_an_item_without_a_usable_time_is_new_each_time(original: bytes) -> None:
+    """A device without a clock sends the same bytes each minute, and each is a reading.
+
+    The same bytes twice in one post are two readings as well.
+    """
     letter = invalid(original)
     assert letter_id(letter) == letter_id(letter)
-    assert letter_id(letter) != letter_id(letter._replace(received_us=START_US + 1))
+    assert letter_id(letter) != letter_id(letter._replace(received_us=letter.received_us + 1))
+    assert letter_id(letter) != letter_id(letter._replace(item=1))
+
+
+def test_line_of_an_earlier_version_is_json_of_our_own_path() -> None:
+    """Its lines have no format, no source and no `ignore_unknown`."""
+    letter = invalid(b"7")
+    fields = parse(line_for(letter), check_sum=True)
+    for name in ("format", "source", "ignore_unknown"):
+        del fields[name]
+    assert line_of(fields).letter == letter
 
 
 def test_line_is_a_named_tuple_of_its_parts() -> None:

@@ -15,7 +15,8 @@ import pytest
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import Tally, live_letters
-from ingest.model.errors import DeadLettersBroken, DeadLettersFull
+from ingest.model.errors import BufferFull, DeadLettersBroken, DeadLettersFull
+from ingest.model.ledger import DeadLetterStats
 from ingest.system.files import REAL_CALLS, FileCalls
 from tests.support.letters import drained, invalid, read
 
@@ -51,9 +52,39 @@ async def test_append_concurrent_ones_share_an_fdatasync(tmp_path: Path) -> None
     posts = [drained(3) for _ in range(100)]
     async with asyncio.TaskGroup() as group:
         for post in posts:
-            group.create_task(queue.append(post, from_receiver=True))
+            group.create_task(queue.append(post, sender="10.0.0.1"))
     assert sorted(read(tmp_path)) == sorted(letter for post in posts for letter in post)
     assert len(syncs) <= 5
+    await queue.close()
+
+
+async def test_letters_that_wait_for_the_disk_are_bounded_and_small_posts_find_room(
+    tmp_path: Path,
+) -> None:
+    """Large posts of invalid items are told to come again; refused rows always wait."""
+    gate = threading.Event()
+
+    def waiting(fd: int) -> None:
+        gate.wait(10)
+        os.fdatasync(fd)
+
+    queue = await opened(tmp_path, calls=REAL_CALLS._replace(fdatasync=waiting))
+    large = [
+        asyncio.create_task(queue.append([invalid(b"%d" % number * 3_000_000)], sender="10.0.0.1"))
+        for number in range(10)
+    ]
+    await asyncio.sleep(0.05)
+    assert sum(each.done() for each in large) == 8
+    small = asyncio.create_task(queue.append([invalid(b"{}")], sender="10.0.0.2"))
+    rows = asyncio.create_task(queue.append(drained(1_000)))
+    await asyncio.sleep(0.05)
+    assert not any(each.done() for each in (small, rows))
+    gate.set()
+    outcomes = await asyncio.gather(*large, small, rows, return_exceptions=True)
+    kept, refused = type(None), BufferFull
+    assert [type(each) for each in outcomes] == [kept] * 2 + [refused] * 8 + [kept] * 2
+    assert len(read(tmp_path)) == 1_003
+    await queue.append([invalid(b"z" * 3_000_000)], sender="10.0.0.1")
     await queue.close()
 
 
@@ -150,9 +181,9 @@ async def test_close_waits_for_appends_under_way(tmp_path: Path) -> None:
 async def test_invalid_items_have_half_of_the_cap(tmp_path: Path) -> None:
     """Invalid items may use half of the cap; refused rows may use more."""
     queue = await opened(tmp_path, bytes_max=100_000)
-    await queue.append([invalid(b"x" * 30_000)], from_receiver=True)
+    await queue.append([invalid(b"x" * 30_000)], sender="10.0.0.1")
     with pytest.raises(DeadLettersFull):
-        await queue.append([invalid(b"y" * 30_000)], from_receiver=True)
+        await queue.append([invalid(b"y" * 30_000)], sender="10.0.0.1")
     await queue.append([invalid(b"y" * 30_000)])
     await queue.close()
 
@@ -160,7 +191,7 @@ async def test_invalid_items_have_half_of_the_cap(tmp_path: Path) -> None:
 async def test_stats_follow_appends_and_marks_of_others(tmp_path: Path) -> None:
     """The figures include what other processes did in the folder."""
     queue = await opened(tmp_path)
-    assert queue.stats() == (0, 0, 0.0)
+    assert queue.stats() == DeadLetterStats()
     await queue.append(drained(3))
     other = await opened(tmp_path)
     lines = list(live_letters(tmp_path))
@@ -174,7 +205,7 @@ async def test_stats_follow_appends_and_marks_of_others(tmp_path: Path) -> None:
     await asyncio.sleep(1.1)
     queue.stats()  # asks for a new look
     await queue.tidy()
-    assert queue.stats()[1:] == (0, 0.0)
+    assert queue.stats()[1:] == DeadLetterStats()[1:]
     await queue.close()
     await other.close()
 

@@ -16,7 +16,7 @@ from ingest.http.connections import Connections, raise_open_files_limit
 from ingest.http.request import WholeRequest
 from ingest.http.response import TEXT, Answer, problem
 from ingest.model.errors import Refused
-from tests.support.receiver import Client, head, post, running_receiver, until
+from tests.support.receiver import Client, Receiver, head, post, running_receiver, until
 
 GET = head("GET", "/livez")
 HALF = b"POST /v1/readings HTTP/1.1\r\nHost: door\r\nContent-"
@@ -111,6 +111,82 @@ async def test_limit_with_everybody_busy_refuses_the_new_one() -> None:
         assert await late.closed(1)
         receiver.inlet.open.set()
         assert [(await client.reply()).status for client in busy] == [202, 202]
+
+
+async def connected(receiver: Receiver, source: str, count: int, said: bytes) -> list[Client]:
+    """Open connections from an address of the loopback; each sends the same bytes."""
+    host, _, port = receiver.address.rpartition(":")
+    clients = []
+    for _ in range(count):
+        streams = await asyncio.open_connection(host, int(port), local_addr=(source, 0))
+        clients.append(Client(*streams))
+        await clients[-1].send(said)
+        if said == GET:
+            assert (await clients[-1].reply()).status == 200
+    receiver._clients += clients
+    await asyncio.sleep(0.01)  # what was sent is here
+    return clients
+
+
+async def open_ones(clients: list[Client]) -> list[bool]:
+    """Return for each client whether its connection is still open."""
+    return [not await client.closed(0.01) for client in clients]
+
+
+BODY = b'{"device_id":"d","metric":"m","value":1}'
+HALF_POST = post(BODY)[:-10]
+HOLDER, HONEST = "127.0.0.2", "127.0.0.1"
+
+
+async def test_limit_closes_half_bodies_of_the_address_with_most_of_them() -> None:
+    """The oldest of them. An idle client stays, and one that has a slow body and only one."""
+    async with running_receiver(connections_max=6) as receiver:
+        honest = await connected(receiver, HONEST, 1, GET)
+        honest += await connected(receiver, HONEST, 1, HALF_POST)
+        holders = await connected(receiver, HOLDER, 4, HALF_POST)
+        honest += await connected(receiver, HONEST, 2, GET)
+        assert await open_ones(holders) == [False, False, True, True]
+        assert await open_ones(honest) == [True] * 4
+        await honest[1].send(post(BODY)[-10:])
+        assert (await honest[1].reply()).status == 202
+        assert receiver.ledger.connections_closed == {"connections_full": 2}
+
+
+async def test_limit_spares_who_has_just_come_while_another_address_has_more_idle_ones() -> None:
+    """Idle connections do not lock out newcomers, which need a moment to send their heads."""
+    async with running_receiver(connections_max=5) as receiver:
+        holders = await connected(receiver, HOLDER, 5, GET)
+        honest = await connected(receiver, HONEST, 2, b"")
+        assert await open_ones(holders) == [False, False, True, True, True]
+        for client in honest:
+            await client.send(GET)
+            assert (await client.reply()).status == 200
+
+
+async def test_limit_closes_slow_ones_before_the_idle_ones_of_a_fleet_behind_one_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fleet has most connections; that is no fault."""
+    monkeypatch.setattr("ingest.http.connections.SLOW_S", 0.0)
+    async with running_receiver(connections_max=6) as receiver:
+        fleet = await connected(receiver, HONEST, 5, GET)
+        holders = await connected(receiver, HOLDER, 1, HALF_POST)
+        await connected(receiver, HONEST, 1, GET)
+        assert await open_ones(holders) == [False]
+        assert await open_ones(fleet) == [True] * 5
+
+
+async def test_limit_finds_an_idle_one_behind_many_in_work() -> None:
+    """Each new connection looks at some more of the largest address, until an idle one is found."""
+    async with running_receiver(connections_max=63) as receiver:
+        receiver.inlet.open.clear()
+        honest = await connected(receiver, HONEST, 20, GET)
+        await connected(receiver, HOLDER, 40, post(BODY))
+        holders = await connected(receiver, HOLDER, 3, GET)
+        await connected(receiver, HONEST, 5, GET)
+        assert (await open_ones(honest)).count(False) == 2
+        assert await open_ones(holders) == [False] * 3
+        receiver.inlet.open.set()
 
 
 @pytest.mark.parametrize("said", [b"", HALF, b"\r\n"])
@@ -302,16 +378,28 @@ def test_raise_open_files_limit_reaches_the_hard_one() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_more_connections_than_open_files_are_not_promised() -> None:
-    """The limit stays below what the process may open, or eviction would never come to act."""
+async def test_more_connections_than_open_files_are_not_promised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The limit stays below what the process may open, or eviction would never come to act.
+
+    It is logged once, and only when nearly all of them are open: most services never come near.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    monkeypatch.setattr("ingest.http.connections.NEARLY_ALL", 3 / (400 - 128))
     try:
         with structlog.testing.capture_logs() as lines:
-            async with running_receiver(connections_max=20_000) as receiver:
+            async with running_receiver(connections_max=20_000, header_s_max=0.1) as receiver:
                 connections = receiver.endpoint._port._connections
                 assert connections is not None
                 assert connections._connections_max == 400 - 128
+                await receiver.connect()
+                await asyncio.sleep(0.03)
+                assert not [line for line in lines if line["event"] == "fewer_connections"]
+                for _ in range(3):
+                    await receiver.connect()
+                await until(lambda: any(line["event"] == "fewer_connections" for line in lines))
         told = next(line for line in lines if line["event"] == "fewer_connections")
         assert (told["most"], told["wanted"]) == (400 - 128, 20_000)
         assert (told["open_files_max"], told["open_files_needed"]) == (400, 20_000 + 128)

@@ -7,7 +7,7 @@ import gzip
 import threading
 from collections.abc import Callable
 
-from ingest.http.bodies import FREE_BYTES
+from ingest.http.bodies import SMALL_BYTES
 from ingest.http.inflate import LIGHT_INFLATED_BYTES
 from ingest.http.loop_share import LoopShare
 from ingest.http.plain_body import INFLATED_MAX
@@ -44,10 +44,10 @@ class Stopped(LoopShare):
 
 
 async def test_bodies_that_wait_for_their_round_count_and_what_is_too_much_is_503() -> None:
-    """Small bodies count too: twenty thousand connections may have many of them."""
-    body = GOOD + b" " * (FREE_BYTES - len(GOOD))
+    """Small bodies count too: ten are in memory, one waits for room, four are refused."""
+    body = GOOD + b" " * (SMALL_BYTES - len(GOOD))
     async with running_receiver(
-        receiver_bytes_max=10 * FREE_BYTES, body_bytes_max=FREE_BYTES
+        receiver_bytes_max=10 * SMALL_BYTES, body_bytes_max=SMALL_BYTES
     ) as receiver:
         share = receiver.endpoint._plain_bodies._loop_share = Stopped()
         clients = [await receiver.connect() for _ in range(15)]
@@ -55,11 +55,11 @@ async def test_bodies_that_wait_for_their_round_count_and_what_is_too_much_is_50
             await client.send(post(body))
         await until(lambda: share.waiting == 10)
         refused = [asyncio.create_task(client.reply()) for client in clients]
-        await until(lambda: sum(each.done() for each in refused) == 5)
-        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 10 * FREE_BYTES
+        await until(lambda: sum(each.done() for each in refused) == 4)
+        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 10 * SMALL_BYTES
         share.go()
         replies = await asyncio.gather(*refused)
-        assert sorted(each.status for each in replies) == [202] * 10 + [503] * 5
+        assert sorted(each.status for each in replies) == [202] * 11 + [503] * 4
         assert {each.code for each in replies if each.status == 503} == {"buffer_full"}
         assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
 

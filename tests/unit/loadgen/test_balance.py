@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from ingest.dead_letters.format import encode_line, letter_id
+from ingest.dead_letters.format import encode_line
+from ingest.dead_letters.identity import letter_id
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
 from loadgen.proof import balance as module

@@ -61,7 +61,6 @@ WRONG = {
         "another --url, so where its proof lies is not known: say --database-url",
     ),
     "no such folder": ((*SOMEWHERE, "--dlq-dir", "/no/where"), "/no/where"),
-    "no such admin port": ((*SOMEWHERE, "--admin-url", "there"), "--admin-url"),
     "too large posts": ((*SOMEWHERE, "--batch", "5000"), "--batch"),
     "too odd": ((*SOMEWHERE, "--invalid", "95%"), "--invalid"),
     "a ledger that exists": ((*SOMEWHERE, "--ledger", "/dev/null"), "--ledger"),
@@ -158,6 +157,7 @@ def test_wrong_use_is_said_with_the_option(case: str, capsys: pytest.CaptureFixt
         ("--settle-s", "0"),
         ("--report", "/no/where/file"),
         ("--url", "ftp://x"),
+        ("--admin-url", "there"),
         ("--ack", "never"),
     ],
 )
@@ -288,6 +288,7 @@ def test_missing_home_is_named(
     assert main(["verify", "--state-dir", "~no_such_user/x"]) == 2
     assert "~no_such_user/x: no such user" in capsys.readouterr().err
     monkeypatch.setenv("HOME", "~no_such_user")
+    monkeypatch.delenv("INGEST_STATE_DIR")
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1)
     with pytest.raises(NoHome, match="--state-dir"):

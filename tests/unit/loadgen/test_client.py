@@ -274,7 +274,7 @@ async def test_csv_without_a_service_gives_up_and_names_the_line(
     [
         (("--timezone", "Nowhere"), "there is no time zone 'Nowhere'"),
         (("--batch", "0"), "must be at least 1"),
-        (("--ack", "maybe"), "invalid choice"),
+        (("--ack", "maybe"), "there is no"),
         (("--give-up-s", "soon"), "invalid float"),
     ],
 )

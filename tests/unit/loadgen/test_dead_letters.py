@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.dead_letters.format import encode_line, letter_id
+from ingest.dead_letters.format import encode_line
+from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.marks import Mark, mark_done
 from ingest.dead_letters.reader import live_letters
 from ingest.model.letter import Letter

@@ -138,18 +138,18 @@ async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, 
     report = json.loads((tmp_path / "report").read_text())
     assert len(report["list"]) == result.faults[kind] == report["summary"]["faults"][kind]
     assert report["summary"]["green"] is False
-    assert report["list"][0]["invariant"] == FAULTS[kind]
+    assert report["list"][0]["check"] == FAULTS[kind]
     assert len(result.first[kind]) == min(20, result.faults[kind])
 
 
 @pytest.mark.parametrize(
     ("balance", "marks"),
     [
-        (None, {"I6": "not seen", "I9": "not seen"}),
+        (None, {"replayed": "not seen", "balance": "not seen"}),
         (Balance(held=3, left_over=0, claimed=0, dropped=0, accepted=9, life=1), {}),
         (
             Balance(held=3, left_over=1, claimed=0, dropped=0, accepted=9, life=1),
-            {"I9": "not seen"},
+            {"balance": "not seen"},
         ),
     ],
 )
@@ -158,7 +158,11 @@ def test_unchecked_invariant_is_not_called_ok(
 ) -> None:
     """A balance other than 0 while readings are held proves nothing."""
     lines = text(Result(_plan(), 1, balance=balance)).splitlines()
-    found = {line[:2]: line[2:].strip().partition("  ")[0] for line in lines if line[:1] == "I"}
+    found = {
+        line[:12].strip(): line[12:].strip().partition("  ")[0]
+        for line in lines
+        if line[:12].strip() in FAULTS.values()
+    }
     assert found == dict.fromkeys(set(FAULTS.values()), "ok") | marks
 
 

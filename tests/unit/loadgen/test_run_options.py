@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from loadgen.cli import main as cli
 from loadgen.cli.run_options import plan_of, settings_of
+from loadgen.cli.service_options import local_of, target_for
 from loadgen.measure.load import LoadPlan
 from loadgen.traffic.schedule import burst, constant, ramp, steps
+
+
+@pytest.fixture(autouse=True)
+def _no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find only the service that the test makes."""
+    monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
 
 
 def _chosen(*words: str) -> argparse.Namespace:
@@ -88,8 +99,13 @@ def test_metrics_are_not_guessed_for_a_port_of_ones_own() -> None:
     """For another port no metrics URL is guessed, since it may be of another service."""
     assert _plan("--url", "http://127.0.0.1:9000").metrics_url is None
     assert _plan("--url", "http://[::1]:8080").metrics_url == "http://[::1]:8081/metrics"
-    given = _plan("--url", "http://h:9000", "--metrics-url", "http://h:9001/metrics")
-    assert given.metrics_url == "http://h:9001/metrics"
+    for option, url in (
+        ("--admin-url", "http://h:9001"),
+        ("--admin-url", "http://h:9001/metrics"),
+        ("--metrics-url", "http://h:9001/metrics"),  # its name before
+    ):
+        given = _plan("--url", "http://h:9000", option, url)
+        assert given.metrics_url == "http://h:9001/metrics"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +135,7 @@ def test_metrics_are_not_guessed_for_a_port_of_ones_own() -> None:
         (["--url", "https://h"], "--url: 'https://h' does not begin with http://"),
         (["--json", "/nowhere/x"], "--json: there is no folder /nowhere"),
         (["--html", "/"], "--html: / is a folder"),
-        (["--arrivals", "never"], "--arrivals: invalid choice: 'never'"),
+        (["--arrivals", "never"], "--arrivals: there is no 'never': one of constant, poisson"),
     ],
 )
 def test_value_that_cannot_be_is_an_error_that_names_its_option(
@@ -147,7 +163,6 @@ def test_value_that_cannot_be_is_an_error_that_names_its_option(
         (["--find-max", "--posts", "5"], "--find-max goes without --posts"),
         (["--find-max", "--no-retry"], "--find-max goes without --no-retry"),
         (["--find-max", "--shape", "storm"], "--find-max tries constant rates"),
-        (["--metrics-url", "h:1"], "--metrics-url h:1 does not begin with http://"),
         (["--connections", "100000"], "`ulimit -Hn` allows 1000 open files"),
     ],
 )
@@ -194,3 +209,64 @@ def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
             each.option_strings for each in parser._actions if each.option_strings and not each.help
         ]
         assert not silent, f"{name}: {silent}"
+
+
+def test_every_command_talks_to_the_service_of_this_machine(tmp_path: Path) -> None:
+    """`run`, `csv` and `verify` find the running service in the same way; --url wins."""
+    state = tmp_path / "other"
+    state.mkdir()
+    info = {"pid": os.getpid(), "listen": "127.0.0.1:7", "admin_listen": "127.0.0.1:8"}
+    (state / "service.json").write_text(json.dumps({**info, "database_url": "x"}))
+    at = ("--state-dir", str(state))
+    for command in (["run"], ["verify"], ["csv", "f", "--device", "d", "--metric", "m"]):
+        chosen = cli.parser().parse_args([*command, *at])
+        local = local_of(chosen)
+        assert local is not None
+        assert target_for(chosen, local).authority == "127.0.0.1:7"
+        chosen = cli.parser().parse_args([*command, *at, "--url", "http://127.0.0.1:9"])
+        assert local_of(chosen) is None
+        assert target_for(chosen, None).authority == "127.0.0.1:9"
+        chosen = cli.parser().parse_args(command)
+        assert target_for(chosen, local_of(chosen)).authority == "127.0.0.1:8080"
+    assert _plan().metrics_url == "http://127.0.0.1:8081/metrics"
+    chosen = _chosen(*at)
+    assert plan_of(chosen, local_of(chosen)).metrics_url == "http://127.0.0.1:8/metrics"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rnu"], "loadgen: there is no 'rnu'; did you mean run? (see loadgen --help)"),
+        (["run", "--dvices", "3"], "loadgen run: there is no --dvices; did you mean --devices?"),
+        (["run", "--zzz"], "loadgen run: there is no --zzz (see loadgen run --help)"),
+        (["run", "--dev", "3"], "loadgen run: there is no --dev; did you mean --devices?"),
+        (["run", "--metrics-url", "h:1"], "h:1 does not begin with http://"),
+        (["run", "--ack", "durabel"], "did you mean durable?"),
+    ],
+)
+def test_mistake_is_one_line_with_what_was_meant(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt command, option or value gives one line with a suggestion, and exit code 2."""
+    try:
+        code: object = cli.main(words)
+    except SystemExit as ended:
+        code = ended.code
+    err = capsys.readouterr().err
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
+
+
+def test_each_help_has_two_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each help shows two examples that the parser takes; without a command it is printed."""
+    for command in ([], *([each] for each in cli.COMMANDS)):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--help"])
+        shown = capsys.readouterr().out
+        found = re.findall(r"^  (loadgen .*)$", shown, re.MULTILINE)
+        assert len(found) == 2
+        for example in found:
+            words = shlex.split(example)[1:]
+            assert cli.parser().parse_args(words).command == (command or words)[0]
+    assert cli.main([]) == 2
+    assert "verify" in capsys.readouterr().err

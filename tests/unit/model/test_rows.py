@@ -13,7 +13,6 @@ from ingest.model.rows import (
     PG_EPOCH_US,
     ROW_BYTES_MIN,
     decode_rows,
-    device_ids,
     encode_reading,
     encode_rows,
     names_between,
@@ -35,9 +34,6 @@ def test_decode_rows_of_encoded_readings_returns_them_bit_exact(readings: list[R
     """decode_rows is the inverse of encode_reading, sign of zero included."""
     again = list(decode_rows(b"".join(map(encode_reading, readings))))
     assert again == readings
-    assert device_ids(b"".join(map(encode_reading, readings))) == [
-        each.device_id.encode() for each in readings
-    ]
     assert [struct.pack("d", each.value) for each in again] == [
         struct.pack("d", each.value) for each in readings
     ]

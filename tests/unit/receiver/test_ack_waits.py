@@ -51,25 +51,31 @@ async def test_committed_post_answers_200_after_the_commit() -> None:
 
 
 async def test_committed_post_lists_rows_that_the_database_refused() -> None:
-    """Both kinds of errors, by index in the post, with the SQLSTATE but not the driver's words."""
+    """Both kinds, by index, with SQLSTATE and the constraint's name, not the server's words."""
     async with running_receiver() as receiver:
-        refusal = Refusal(1, "23514", 'violates check constraint "secret_name"')
+        refusal = Refusal(1, "23514", 'row (4711) violates check constraint "recent"', "recent")
         reply = await committed(receiver, MIXED, Outcome((refusal,)))
         document = reply.document
         assert reply.status == 200
         assert (document["accepted"], document["dead_lettered"]) == (2, 2)
         assert [error["index"] for error in document["errors"]] == [1, 2]
-        assert document["errors"][1]["code"] == "refused_by_database"
-        assert document["errors"][1]["sqlstate"] == "23514"
-        assert b"secret_name" not in reply.body
+        assert document["errors"][1] == {
+            "index": 2,
+            "code": "refused_by_database",
+            "message": "the row violates the constraint 'recent'",
+            "sqlstate": "23514",
+            "constraint": "recent",
+        }
+        assert b"4711" not in reply.body
 
 
 async def test_committed_post_with_items_in_order_names_rows_as_they_are() -> None:
     """Without invalid items a row's number is its index."""
     async with running_receiver() as receiver:
         body = b"[" + b",".join([GOOD, GOOD]) + b"]"
-        reply = await committed(receiver, body, Outcome((Refusal(1, "23514", ""),)))
-        assert reply.document["errors"][0]["index"] == 1
+        reply = await committed(receiver, body, Outcome((Refusal(1, "23514", "", None, True),)))
+        (error,) = reply.document["errors"]
+        assert (error["index"], error["code"]) == (1, "no_partition")
 
 
 async def test_committed_post_set_aside_is_unknown() -> None:

@@ -33,6 +33,7 @@ async def test_post_single_reading_is_buffered() -> None:
             "errors": [],
         }
         assert receiver.inlet.readings == [Reading(TS_US, "d1", "temperature", 21.5)]
+        assert receiver.inlet.blocks[0].sender == "127.0.0.1"
         assert receiver.ledger.accepted == receiver.ledger.received == 1
         assert receiver.ledger.requests["/v1/readings", 202] == 1
 

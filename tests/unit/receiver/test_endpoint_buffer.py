@@ -11,6 +11,7 @@ from ingest.app.receiving import make_endpoint
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.receiver.refused_posts import RefusedPosts
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters
 from tests.support.receiver import BAD, GOOD, Client, post, until
 
@@ -36,6 +37,7 @@ class Rig:
             database=FakeDatabase(),
             levels=("buffered",),
             health=lambda: (200, b"{}"),
+            on_refused=RefusedPosts(self.ledger).refused,
         )
         self.address = ""
 

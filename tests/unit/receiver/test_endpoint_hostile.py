@@ -10,15 +10,12 @@ import socket
 import statistics
 import time
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from ingest.http.bodies import Bodies
 from ingest.http.loop_share import ROUND_BYTES
 from tests.support.posts import array
-from tests.support.receiver import GOOD, JSON, Client, Receiver, head, post, running_receiver, until
+from tests.support.receiver import GOOD, JSON, head, post, running_receiver, until
 
 SIZE = {**JSON, "Content-Length": str(len(GOOD))}
 CHUNKED = {**JSON, "Transfer-Encoding": "chunked"}
@@ -258,14 +255,29 @@ async def test_body_on_get_is_dropped() -> None:
         assert not receiver.inlet.blocks
 
 
-async def test_upgrade_is_not_taken_up() -> None:
-    """An upgrade asked for is ignored, and what follows is served as before."""
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+@pytest.mark.parametrize("cut", [0, 30, -len(GOOD), -10], ids=["", "head", "body", "half body"])
+async def test_upgrade_is_ignored_and_swallows_nothing(protocol: str, cut: int) -> None:
+    """Behind posts that ask for one stand others in the same bytes: each is answered."""
     async with running_receiver() as receiver:
         client = await receiver.connect()
-        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
-        await client.send(head("GET", "/livez", upgrade) + head("GET", "/livez"))
-        assert (await client.reply()).status == 200
-        assert (await client.reply()).status == 200
+        asks = post(GOOD, headers={"Connection": "Upgrade", "Upgrade": protocol})
+        for _ in range(2):
+            if cut:
+                await client.send(asks[:cut])
+                await asyncio.sleep(0.01)
+            await client.send((asks[cut:] if cut else asks) + post(GOOD) + asks * 2 + post(GOOD))
+            assert [(await client.reply()).status for _ in range(5)] == [202] * 5
+        assert len(receiver.inlet.readings) == 10
+
+
+async def test_chunked_body_of_a_request_with_upgrade_has_its_end() -> None:
+    """Also where its length is not known beforehand."""
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
+        asks = {**CHUNKED, "Connection": "Upgrade", "Upgrade": "h2c"}
+        await client.send((head(headers=asks) + chunks(GOOD) + post(GOOD)) * 30)
+        assert [(await client.reply()).status for _ in range(60)] == [202] * 60
 
 
 async def test_connect_method_is_refused() -> None:
@@ -288,16 +300,72 @@ async def test_pipelined_posts_are_answered_in_order() -> None:
         ]
 
 
-async def test_garbage_behind_a_post_does_not_undo_it() -> None:
-    """The post is answered; what follows gets 400 and the end."""
+@pytest.mark.parametrize("count", [1, 30, 100])
+@pytest.mark.parametrize("way", ["whole", "split", "gzip"])
+async def test_garbage_behind_posts_undoes_none_of_them(count: int, way: str) -> None:
+    """In the same bytes: each post is answered and kept; then comes one 400, and the end."""
+    body = gzip.compress(GOOD) if way == "gzip" else GOOD
+    one = post(body, headers={"Content-Encoding": "gzip"} if way == "gzip" else None)
+    sent = one * count + b"\x00\x01\x02 garbage\r\n\r\n"
     async with running_receiver() as receiver:
         client = await receiver.connect()
-        await client.send(post(GOOD))
-        assert (await client.reply()).status == 202
-        await client.send(b"\x00\x01\x02 garbage\r\n\r\n")
+        if way == "split":
+            await client.send(sent[: len(one) - 10])
+            await asyncio.sleep(0.01)
+            sent = sent[len(one) - 10 :]
+        await client.send(sent)
+        assert [(await client.reply()).status for _ in range(count)] == [202] * count
         assert (await client.reply()).code == "bad_request"
         assert await client.closed()
-        assert len(receiver.inlet.readings) == 1
+        assert len(receiver.inlet.readings) == count
+
+
+@pytest.mark.parametrize("way", ["whole", "gzip", "split", "chunked"])
+async def test_client_that_has_closed_its_sending_side_gets_its_answers(way: str) -> None:
+    """As `nc -N` does; also to posts that wait for room. Then the connection ends."""
+    one = {
+        "whole": post(GOOD),
+        "split": post(GOOD),
+        "gzip": post(gzip.compress(GOOD), headers={"Content-Encoding": "gzip"}),
+        "chunked": head(headers=CHUNKED) + chunks(GOOD),
+    }[way]
+    async with running_receiver() as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
+        if way == "split":
+            await client.send(one[:-10])
+            await asyncio.sleep(0.01)
+        await client.send((one[-10:] if way == "split" else one) + one * 2)
+        client.writer.write_eof()
+        await until(lambda: receiver.inlet.waiting)
+        assert not await client.closed(0.05)
+        receiver.inlet.open.set()
+        replies = [await client.reply() for _ in range(3)]
+        assert [each.status for each in replies] == [202] * 3
+        assert [each.headers.get("connection") for each in replies] == [None, None, "close"]
+        assert await client.closed()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "detail"),
+    [
+        (post(GOOD).replace(b"HTTP/1.1", b"HTTP/2.0"), "speaks HTTP/1.1"),
+        (head(headers={**CHUNKED, "Transfer-Encoding": "gzip, chunked"}), "is chunked"),
+        (head(headers=CHUNKED, version="1.0") + chunks(GOOD), "with HTTP/1.1"),
+        (post(GOOD, headers={"Expect": "nonsense"}), "is 100-continue"),
+        (
+            post(GOOD, headers={"Content-Encoding": "identity\r\nContent-Encoding: gzip"}),
+            "may have one",
+        ),
+    ],
+)
+async def test_head_that_cannot_be_meant_is_refused(request_bytes: bytes, detail: str) -> None:
+    """What would have to be ignored is named, and nothing is kept."""
+    async with running_receiver() as receiver:
+        reply = await receiver.send(request_bytes)
+        assert reply.status == (415 if b"Content-Encoding" in request_bytes else 400)
+        assert detail in reply.document["detail"]
+        assert not receiver.inlet.blocks
 
 
 # Bodies
@@ -414,87 +482,6 @@ async def test_client_gone_in_the_middle_of_its_body_leaves_nothing(
         assert not receiver.inlet.blocks
     out, err = capfd.readouterr()
     assert not any(word in out + err for word in QUIET)
-
-
-async def held_up(receiver: Receiver, count: int, size_bytes: int = 60_000) -> list[Client]:
-    """Open connections that promise a large body and send a part of it."""
-    clients = [await receiver.connect() for _ in range(count)]
-    for client in clients:
-        await client.send(head(headers={**JSON, "Content-Length": str(size_bytes)}) + GOOD)
-    return clients
-
-
-async def test_large_bodies_take_turns_and_small_ones_pass() -> None:
-    """Slow large bodies use all bytes allowed: further large ones wait, small posts do not."""
-    async with running_receiver(
-        body_bytes_max=65_536, receiver_bytes_max=131_072, body_s_max=1.0
-    ) as receiver:
-        slow = await held_up(receiver, 2)
-        await until(lambda: receiver.endpoint._plain_bodies._bodies._bytes_taken == 120_000)
-        waiting = (await held_up(receiver, 1))[0]
-        await until(lambda: len(receiver.endpoint._plain_bodies._bodies._queue) == 1)
-        await waiting.send(b" " * (60_000 - len(GOOD)))
-        split = await receiver.connect()
-        await split.send(head(headers=SIZE))
-        await asyncio.sleep(0.01)
-        await split.send(GOOD)
-        assert (await split.reply(0.8)).status == 202
-        assert not await waiting.closed(0.05)
-        assert [(await each.reply()).status for each in slow] == [408, 408]
-        assert (await waiting.reply()).status in {202, 503}  # it got its bytes in time, or just not
-        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
-
-
-async def test_large_body_that_waits_too_long_is_503() -> None:
-    """The wait for bytes is bounded too, and is our lack, not the fault of a slow client."""
-    half_mib = 524_288
-    async with running_receiver(
-        body_bytes_max=half_mib, receiver_bytes_max=half_mib, body_s_max=0.5
-    ) as receiver:
-        bodies = receiver.endpoint._plain_bodies._bodies
-        holder = (await held_up(receiver, 1, half_mib))[0]
-        await until(lambda: bodies._bytes_taken)
-        await asyncio.sleep(0.2)  # the holder's time is up that much before theirs
-        second = (await held_up(receiver, 1, half_mib))[0]
-        await until(lambda: len(bodies._queue) == 1)
-        third = (await held_up(receiver, 1, half_mib))[0]
-        await until(lambda: len(bodies._queue) == 2)
-        fourth = (await held_up(receiver, 1, half_mib))[0]
-        assert (await fourth.reply(0.2)).code == "buffer_full"  # the queue is full: at once
-        assert (await holder.reply()).code == "body_timeout"
-        assert (await third.reply()).code == "buffer_full"  # no bytes in time
-        assert (await second.reply()).code == "body_timeout"  # it had its bytes, and its time
-        assert bodies._bytes_taken == 0
-
-
-async def test_waiting_client_gone_leaves_the_queue() -> None:
-    """A client that disconnects while it waits for bytes leaves them to the others."""
-    async with running_receiver(
-        body_bytes_max=65_536, receiver_bytes_max=65_536, body_s_max=5
-    ) as receiver:
-        holder = (await held_up(receiver, 1))[0]
-        await until(lambda: receiver.endpoint._plain_bodies._bodies._bytes_taken)
-        waiting = (await held_up(receiver, 1))[0]
-        await until(lambda: len(receiver.endpoint._plain_bodies._bodies._queue))
-        await waiting.close()
-        await holder.send(b" " * (60_000 - len(GOOD)))
-        assert (await holder.reply()).status == 202
-        await until(lambda: receiver.endpoint._plain_bodies._bodies._bytes_taken == 0)
-        assert (await receiver.post(GOOD + b" " * 50_000)).status == 202
-
-
-async def test_bytes_granted_to_a_cancelled_handler_are_given_on() -> None:
-    """A handler that is cancelled as it is granted its bytes does not keep them."""
-    bodies = Bodies(body_bytes_max=65_536, body_s_max=10, all_bytes_max=65_536)
-    request: Any = SimpleNamespace(transport=None)
-    await bodies._wait_for_memory(request, 60_000)
-    waiting = asyncio.create_task(bodies._wait_for_memory(request, 60_000))
-    await asyncio.sleep(0)
-    bodies.count_out(60_000)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert bodies._bytes_taken == 0
 
 
 async def test_bad_chunk_behind_a_post_in_work_ends_only_its_own_request() -> None:

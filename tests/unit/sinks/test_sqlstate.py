@@ -30,6 +30,8 @@ def server_error(sqlstate: str, **fields: Any) -> Any:
         "message": "what",
         "severity_en": "ERROR",
         "column_name": None,
+        "table_name": None,
+        "constraint_name": None,
         "context": None,
     }
     return SimpleNamespace(**{**every, **fields})
@@ -42,6 +44,24 @@ def server_error(sqlstate: str, **fields: Any) -> Any:
 def test_code_gets_the_verdict_of_the_contract(sqlstate: str, verdict: Verdict) -> None:
     """A code that is not in section 5 is unknown, and its rows are never dead-lettered."""
     assert verdict_for(sqlstate) is verdict
+
+
+@pytest.mark.parametrize(
+    ("table", "constraint", "verdict"),
+    [
+        ("readings", None, Verdict.NO_PARTITION),
+        ("readings", "recent", ISOLATE),
+        (None, "a_domain_check", ISOLATE),
+        (None, None, ISOLATE),  # RAISE in an operator's trigger
+    ],
+)
+def test_missing_partition_has_a_verdict_of_its_own(
+    table: str | None, constraint: str | None, verdict: Verdict
+) -> None:
+    """PostgreSQL sends 23514 for it, with the table's name and without a constraint's."""
+    error = server_error("23514", table_name=table, constraint_name=constraint)
+    failed = server_failed(error)
+    assert (failed.verdict, failed.constraint) == (verdict, constraint)
 
 
 @pytest.mark.parametrize("column", ["ts", "device_id", "metric", "value"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,15 +19,31 @@ from ingest.system.logs import Occasionally
 
 @pytest.fixture
 def stream() -> Iterator[io.BytesIO]:
-    """Send the log to memory; afterwards restore the settings of the process."""
+    """Send the log to memory as JSON; afterwards restore the settings of the process."""
+    with text_log(io.BytesIO(), form="auto") as stream:
+        yield stream
+
+
+class Terminal(io.BytesIO):
+    """A file that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+@contextmanager
+def text_log(stream: io.BytesIO, form: str = "text") -> Iterator[io.BytesIO]:
+    """Send the log to `stream` in this form."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    stream = io.BytesIO()
-    logs.configure("info", stream)
-    yield stream
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+    logs.configure("info", stream, form=form)
+    try:
+        yield stream
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.reset_defaults()
 
 
 def lines(stream: io.BytesIO) -> list[dict[str, Any]]:
@@ -72,6 +90,44 @@ def test_log_odd_value_still_gives_a_line(stream: io.BytesIO, value: Any) -> Non
     """A line is written for values of every kind."""
     logs.get_logger().info("odd", value=value)
     assert lines(stream)[0]["event"] == "odd"
+
+
+def test_log_as_text_is_short_and_harmless() -> None:
+    """For a person: time of day, level, event, values. No colours unless it is a terminal."""
+    with text_log(io.BytesIO()) as stream:
+        logs.get_logger("x").warning("database_away", sqlstate=None, message="a b\x1b[31m\nred")
+        logs.get_logger("x").info("state", state="accepting", was="starting")
+    first, second = stream.getvalue().decode().splitlines()
+    assert re.fullmatch(
+        r'\d\d:\d\d:\d\d warning  database_away  sqlstate=null message="a b\\u001b\[31m\\nred"',
+        first,
+    )
+    assert second[9:] == "info     state  state=accepting was=starting"
+
+
+def test_log_of_a_terminal_is_text_in_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` asks the file. NO_COLOR switches the colours off."""
+    for no_colour, colours in (("", 1), ("1", 0)):
+        monkeypatch.setenv("NO_COLOR", no_colour)
+        with text_log(Terminal(), form="auto") as stream:
+            logs.get_logger().error("on_hold")
+            logs.get_logger().info("state")
+        assert stream.getvalue().count(b"\x1b[31m") == colours
+        assert b"on_hold" in stream.getvalue()
+
+
+def test_log_as_text_shows_a_traceback_on_lines_of_its_own() -> None:
+    """A person reads the traceback as Python prints it; no line of it acts on the terminal."""
+    with text_log(io.BytesIO()) as stream:
+        try:
+            raise RuntimeError("first\n\x1b[2Jsecond")
+        except RuntimeError:
+            logs.get_logger().error("request_failed", exc_info=True)
+    head, *rest = stream.getvalue().decode().splitlines()
+    assert head.endswith("error    request_failed")
+    assert all(line.startswith("    ") for line in rest)
+    assert "RuntimeError: first" in rest[-2]
+    assert rest[-1] == "    \\u001b[2Jsecond"
 
 
 def test_log_exception_is_inside_the_line(stream: io.BytesIO) -> None:

@@ -124,6 +124,40 @@ def test_lock_held_names_pid_and_folder(tmp_path: Path) -> None:
         child.communicate()
 
 
+def test_lock_whose_file_was_removed_still_keeps_others_out(tmp_path: Path) -> None:
+    """A second service fails, and what the first one has published stays."""
+    folder = StateFolder.open(tmp_path)
+    with folder.lock():
+        folder.publish(INFO)
+        (tmp_path / "lock").unlink()
+        with pytest.raises(StartError, match="already uses the state folder"):
+            StateFolder.open(tmp_path).lock()
+        assert (tmp_path / "service.json").exists()
+
+
+def test_lock_that_is_a_link_is_a_clear_error(tmp_path: Path) -> None:
+    """Neither a start nor a command follows it; both name the file."""
+    folder = StateFolder.open(tmp_path)
+    folder.publish(INFO)
+    (tmp_path / "lock").unlink()
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    for work in (folder.lock, lambda: running_service(tmp_path)):
+        with pytest.raises(StartError, match=f"{tmp_path}/lock"):
+            work()
+
+
+def test_database_that_was_checked_is_remembered(tmp_path: Path) -> None:
+    """The last name is found at the next start; a file that cannot be read is no name."""
+    folder = StateFolder.open(tmp_path)
+    assert folder.remembered_database() == ""
+    for name in ("host:5432/a", "host:5432/b"):
+        folder.remember_database(name)
+        assert StateFolder.open(tmp_path).remembered_database() == name
+    assert mode(tmp_path / "checked-database") == 0o600
+    (tmp_path / "checked-database").write_bytes(b"\xff\n")
+    assert folder.remembered_database() != "host:5432/b"
+
+
 def test_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     """Kill -9 leaves no lock and no trace of a service."""
     child = hold(tmp_path)

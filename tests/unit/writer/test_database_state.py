@@ -63,6 +63,18 @@ def test_every_way_from_one_state_to_another(state: DatabaseState) -> None:
     ) == (True, True, "", "")
 
 
+def test_cause_of_an_outage_does_not_change_with_each_try(state: DatabaseState) -> None:
+    """A server that stops says so, then is gone, then starts: one outage, with one start."""
+    causes = [state.cause]
+    for reason in ("sqlstate_57P01", "unreachable", "sqlstate_57P03", "sqlstate_53100"):
+        state.failed(WriteFailed(Verdict.WAIT, "", reason=reason))
+        causes.append(state.cause)
+    state.failed(WriteFailed(Verdict.HOLD, "", reason="sqlstate_57P01"))
+    causes.append(state.cause)
+    away = ["unreachable"] * 3
+    assert causes == ["", *away, "sqlstate_53100", "sqlstate_57P01"]
+
+
 def test_only_wait_is_away_and_all_other_verdicts_hold(state: DatabaseState) -> None:
     """A failure that a writer cannot handle pauses writes; an unknown code too, after its tries."""
     for verdict in (Verdict.HOLD, Verdict.UNKNOWN, Verdict.ISOLATE):
@@ -118,15 +130,20 @@ def test_one_line_tells_of_a_hold_or_outage_however_many_tries(
                 state.failed(failure)
         state.opened()
         state.opened()
+        state.failed(AWAY)
+        state.opened()
     assert [line["event"] for line in lines] == [
         "database_away",
         "on_hold",
         "on_hold",
+        "writing_resumed",
+        "database_away",
         "database_back",
     ]
     assert [line.get("reason") for line in lines[1:3]] == ["schema", "dead_letters_full"]
     assert lines[1]["sqlstate"] == "42P01"
     assert lines[3]["after_s"] >= 0
+    assert lines[3]["reason"] == "dead_letters_full", "the database itself was fine"
 
 
 async def test_prober_is_one_at_a_time(state: DatabaseState) -> None:

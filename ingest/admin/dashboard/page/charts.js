@@ -1,99 +1,20 @@
-// Curves over time on canvases that share one time axis and one read-out.
+// Curves over time on canvases. Charts of one board share its time axis and its cursor.
 //
-// A Board has the columns of the last half hour; each Chart draws some of them. A missing value is
-// null and is drawn as a gap. Pointer or arrow keys on one chart move the read-out of all charts.
+// Pointer or arrow keys on one chart move the cursor of all charts of its board.
 
-import { clock, make } from "./text.js";
+import { between, scale, times, usual } from "./scale.js";
+import { clock, make, moment } from "./text.js";
 
-const LEFT = 50, RIGHT = 10, TOP = 8, BOTTOM = 20; // around the plot, in CSS pixels
-const TICKS_S = [15, 30, 60, 120, 300, 600, 900, 1800];
+const RIGHT = 10, TOP = 14, BOTTOM = 20; // around the plot, in CSS pixels; left: as wide as the labels
+const DOTS_MAX = 60; // so few values are also drawn as dots
 
-/** Columns of numbers, one row a second; `first` is the Unix second of row 0. */
-export class Board {
-  constructor(rowsMax) {
-    this.rowsMax = rowsMax;
-    this.first = 0;
-    this.columns = new Map();
-    this.charts = [];
-    this.span = 900;
-    this.cursor = null; // the Unix second that is read out, or null: the newest
-    this.onCursor = () => {};
-  }
-
-  get last() {
-    return this.first + this.rows - 1;
-  }
-
-  get rows() {
-    return this.columns.values().next().value?.length ?? 0;
-  }
-
-  /** Append rows. Seconds without a row become gaps. */
-  append(first, columns) {
-    const length = Object.values(columns)[0]?.length ?? 0;
-    if (!length) return;
-    const known = this.rows;
-    if (!known || first > this.last + this.rowsMax) {
-      this.first = first;
-      this.columns = new Map(Object.entries(columns).map(([name, values]) => [name, [...values]]));
-    } else {
-      const missing = Math.max(0, first - this.last - 1);
-      const repeated = Math.max(0, this.last + 1 - first);
-      for (const [name, values] of Object.entries(columns)) {
-        const column = this.columns.get(name);
-        for (let gap = 0; gap < missing; gap++) column.push(null);
-        column.push(...values.slice(repeated));
-      }
-    }
-    const over = this.rows - this.rowsMax;
-    if (over > 0) {
-      for (const column of this.columns.values()) column.splice(0, over);
-      this.first += over;
-    }
-  }
-
-  /** The value of a column at a Unix second, or null. */
-  at(name, second) {
-    return this.columns.get(name)?.[second - this.first] ?? null;
-  }
-
-  /** Show the last `span` seconds. */
-  show(span) {
-    this.span = span;
-    this.draw();
-  }
-
-  move(second) {
-    this.cursor = second === null ? null : Math.min(this.last, Math.max(this.last - this.span + 1, second));
-    this.onCursor(this.cursor);
-    this.draw();
-  }
-
-  draw() {
-    if (this.drawing) return;
-    this.drawing = requestAnimationFrame(() => {
-      this.drawing = 0;
-      for (const chart of this.charts) chart.draw();
-    });
-  }
-}
-
-/** A round number of units (powers of `base`) not below `value`, and the step of its axis. */
-export function scale(value, base = 1000) {
-  if (!(value > 0)) return { top: 1, step: 0.5 };
-  const unit = base ** Math.floor(Math.log(value) / Math.log(base) + 1e-9);
-  const power = unit * 10 ** Math.floor(Math.log10(value / unit) + 1e-9);
-  for (const top of [1, 1.5, 2, 3, 4, 5, 6, 8, 10]) {
-    if (top * power >= value * (1 - 1e-9)) return { top: top * power, step: (top * power) / (top === 1.5 || top === 3 || top === 6 ? 3 : 2) };
-  }
-  return { top: 10 * power, step: 5 * power };
-}
-
-/** One chart. `series` are {name, label, tone}; `tell` writes a value of the axis with its unit,
- *  which steps by `base`. */
+/** One chart. `series` are {name, label, tone}, and `told` if it has no curve; `tell` writes a value of the axis with
+ *  its unit, which steps by `base`. `peaks`: a rare peak does not set the axis. `floating`: it need not begin
+ *  at 0. `band` are the names of two columns, between which is shaded. */
 export class Chart {
-  constructor(board, { id, title, unit, series, tell, least = 0, base = 1000, bound = null, level = null }) {
-    Object.assign(this, { board, title, unit, series, tell, least, base, bound, level });
+  constructor(board, options) {
+    Object.assign(this, { least: 0, base: 1000, bound: null, level: null, peaks: false, floating: false, band: null, join: 0, left: 50 }, options, { board });
+    const { id, title, unit, series } = options;
     this.canvas = make("canvas", { tabindex: 0, role: "img", "aria-describedby": "curves-hint" });
     this.legend = make("ul", { class: "legend" });
     this.values = series.map(({ label, tone }) => {
@@ -115,12 +36,9 @@ export class Chart {
     canvas.addEventListener("pointerleave", () => board.move(null));
     canvas.addEventListener("blur", () => board.move(null));
     canvas.addEventListener("keydown", (event) => {
-      const step = event.shiftKey ? 10 : 1;
+      const step = (event.shiftKey ? 10 : 1) * board.step;
       const now = board.cursor ?? board.last;
-      const to = {
-        ArrowLeft: now - step, ArrowRight: now + step,
-        Home: board.last - board.span + 1, End: board.last, Escape: null,
-      }[event.key];
+      const to = { ArrowLeft: now - step, ArrowRight: now + step, Home: board.begin, End: board.last, Escape: null }[event.key];
       if (to === undefined) return;
       event.preventDefault();
       board.move(to);
@@ -128,16 +46,22 @@ export class Chart {
   }
 
   get plot() {
-    return { width: this.canvas.clientWidth - LEFT - RIGHT, height: this.canvas.clientHeight - TOP - BOTTOM };
+    return { width: this.canvas.clientWidth - this.left - RIGHT, height: this.canvas.clientHeight - TOP - BOTTOM };
   }
 
   x(second) {
-    return LEFT + ((second - this.board.last + this.board.span - 1) / (this.board.span - 1)) * this.plot.width;
+    const { begin, last } = this.board;
+    return this.left + ((second - begin) / Math.max(last - begin, 1)) * this.plot.width;
   }
 
   secondAt(x) {
-    const { last, span } = this.board;
-    return Math.round(last - span + 1 + ((x - LEFT) / this.plot.width) * (span - 1));
+    const { begin, last } = this.board;
+    return Math.round(begin + ((x - this.left) / this.plot.width) * (last - begin));
+  }
+
+  /** The rows of a column that are shown. */
+  rows(name) {
+    return (this.board.columns.get(name) ?? []).slice(this.firstRow);
   }
 
   /** Draw the curves, and the texts beside them. */
@@ -145,6 +69,24 @@ export class Chart {
     const { canvas, board } = this;
     const { clientWidth: width, clientHeight: height } = canvas;
     if (!width || !board.rows) return;
+    const pen = this.cleared(width, height);
+    this.firstRow = Math.max(0, Math.round((board.begin - board.first) / board.step));
+    const from = board.first + this.firstRow * board.step;
+    const shown = this.series.map(({ name }) => this.rows(name));
+    const axis = this.axis([...shown, ...(this.band ?? []).map((name) => this.rows(name))]);
+    const y = (value) => TOP + this.plot.height * (1 - (Math.min(Math.max(value, axis.bottom), axis.top) - axis.bottom) / (axis.top - axis.bottom));
+    this.axes(pen, axis, y);
+    this.shadeTrouble(pen, from);
+    const bound = this.bound?.() ?? 0;
+    if (bound && bound <= axis.top) this.limit(pen, y(bound));
+    if (this.band) this.shade(pen, ...this.band.map((name) => this.rows(name)), from, y);
+    shown.forEach((values, at) => this.series[at].told || this.curve(pen, values, from, y, at));
+    this.peak = this.marked(pen, shown, from, axis.top);
+    this.readOut(pen, y);
+  }
+
+  cleared(width, height) {
+    const { canvas } = this;
     const ratio = window.devicePixelRatio || 1;
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio);
@@ -154,60 +96,62 @@ export class Chart {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     pen.font = `11px ${getComputedStyle(canvas).fontFamily}`;
-    const inks = getComputedStyle(this.legend);
-    this.muted = inks.color;
+    this.muted = getComputedStyle(this.legend).color;
     this.rule = getComputedStyle(canvas).borderTopColor;
-    const from = Math.max(board.first, board.last - board.span + 1);
-    const shown = this.series.map(({ name }) => (board.columns.get(name) ?? []).slice(from - board.first));
-    let most = this.least;
-    for (const values of shown) for (const value of values) if (value > most) most = value;
-    const bound = this.bound?.() ?? 0;
-    if (bound && most > bound / 2) most = Math.max(bound, most);
-    const { top, step } = scale(most, this.base);
-    const y = (value) => TOP + this.plot.height * (1 - Math.min(value, top) / top);
-    this.axes(pen, top, step, y);
-    this.trouble(pen, from);
-    if (bound && bound <= top) this.limit(pen, y(bound));
-    shown.forEach((values, at) => this.curve(pen, values, from, y, at));
-    this.readOut(pen, y);
+    return pen;
   }
 
-  axes(pen, top, step, y) {
+  axis(lists) {
+    if (this.floating) {
+      const values = lists.flat().filter((value) => value !== null);
+      return values.length ? between(Math.min(...values), Math.max(...values)) : between(0, 1);
+    }
+    let most = this.least;
+    for (const values of lists) for (const value of values) if (value > most) most = value;
+    if (this.peaks) most = Math.max(this.least, usual(lists));
+    const bound = this.bound?.() ?? 0;
+    if (bound && most > bound / 2) most = Math.max(bound, most);
+    return scale(most, this.base);
+  }
+
+  axes(pen, { bottom, top, step }, y) {
     const { board } = this;
+    const digits = Math.min(6, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
+    const tell = this.floating && top < 1e4 && bottom > -1e4 ? (value) => value.toFixed(digits) : this.tell;
+    const labels = [];
+    for (let at = 0; bottom + at * step <= top + step / 1e3 && at < 12; at++) labels.push([bottom + at * step, tell(bottom + at * step)]);
+    this.left = Math.ceil(Math.max(28, ...labels.map(([, text]) => pen.measureText(text).width))) + 8;
     pen.lineWidth = 1;
     pen.strokeStyle = this.rule;
     pen.fillStyle = this.muted;
     pen.textAlign = "right";
     pen.textBaseline = "middle";
-    for (let value = 0; value <= top * 1.001; value += step) {
-      line(pen, LEFT, y(value), LEFT + this.plot.width, y(value));
-      pen.fillText(this.tell(value), LEFT - 6, y(value));
+    for (const [value, text] of labels) {
+      line(pen, this.left, y(value), this.left + this.plot.width, y(value));
+      pen.fillText(text, this.left - 6, y(value));
     }
     pen.textAlign = "center";
     pen.textBaseline = "alphabetic";
-    const wanted = Math.max(2, this.plot.width / 70);
-    const every = TICKS_S.find((tick) => board.span / tick <= wanted) ?? 1800;
-    const offset = new Date().getTimezoneOffset() * 60;
-    const begin = board.last - board.span + 1;
-    for (let second = Math.ceil((begin - offset) / every) * every + offset; second <= board.last; second += every) {
+    for (const [second, text] of times(board.begin, board.last, Math.max(2, this.plot.width / 70))) {
       const x = this.x(second);
-      if (x < LEFT + 14 || x > LEFT + this.plot.width - 14) continue;
+      if (x < this.left + 14 || x > this.left + this.plot.width - 14) continue;
       line(pen, x, TOP + this.plot.height, x, TOP + this.plot.height + 4);
-      pen.fillText(clock(second, every % 60 !== 0), x, TOP + this.plot.height + 16);
+      pen.fillText(text, x, TOP + this.plot.height + 16);
     }
   }
 
   /** Shade the seconds in which the service was in trouble; `level` returns the tone. */
-  trouble(pen, from) {
+  shadeTrouble(pen, from) {
     if (!this.level) return;
     for (let second = from; second <= this.board.last; second++) {
-      const tone = this.level(this.board.at("state", second));
+      const tone = this.level(this.board.at("level", second));
       if (!tone) continue;
       let end = second;
-      while (end < this.board.last && this.level(this.board.at("state", end + 1)) === tone) end++;
+      while (end < this.board.last && this.level(this.board.at("level", end + 1)) === tone) end++;
       pen.globalAlpha = 0.13;
       pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(`--paint-${tone}`);
-      pen.fillRect(this.x(second), TOP, Math.max(1, this.x(end + 1) - this.x(second)), this.plot.height);
+      const x = this.x(second);
+      pen.fillRect(x, TOP, Math.max(1, this.x(Math.min(end + 1, this.board.last)) - x), this.plot.height);
       pen.globalAlpha = 1;
       second = end;
     }
@@ -216,38 +160,69 @@ export class Chart {
   limit(pen, y) {
     pen.setLineDash([4, 4]);
     pen.strokeStyle = this.muted;
-    line(pen, LEFT, y, LEFT + this.plot.width, y);
+    line(pen, this.left, y, this.left + this.plot.width, y);
     pen.setLineDash([]);
   }
 
+  /** Runs of values, as lists of row numbers. A gap of at most `join` rows does not end a run. */
+  runs(values) {
+    const found = [];
+    values.forEach((value, row) => {
+      if (value === null) return;
+      const run = found.at(-1);
+      if (run && row - run.at(-1) <= this.join + 1) run.push(row);
+      else found.push([row]);
+    });
+    return found;
+  }
+
   curve(pen, values, from, y, at) {
+    const x = (row) => this.x(from + row * this.board.step);
+    const runs = this.runs(values);
+    const dots = this.floating && runs.flat().length <= DOTS_MAX;
     pen.strokeStyle = pen.fillStyle = this.tone(at);
     pen.lineWidth = 1.6;
     pen.lineJoin = "round";
-    let start = null;
-    const finish = (end) => {
-      if (start === null) return;
+    for (const run of runs) {
       pen.beginPath();
-      for (let row = start; row < end; row++) pen.lineTo(this.x(from + row), y(values[row]));
+      for (const row of run) pen.lineTo(x(row), y(values[row]));
       pen.stroke();
-      if (end - start === 1) { // a line of one second is none: a dot
-        pen.beginPath();
-        pen.arc(this.x(from + start), y(values[start]), 2, 0, 7);
-        pen.fill();
-      } else if (at === 0) {
-        pen.lineTo(this.x(from + end - 1), y(0));
-        pen.lineTo(this.x(from + start), y(0));
+      if (run.length > 1 && at === 0 && !this.floating) {
+        pen.lineTo(x(run.at(-1)), TOP + this.plot.height);
+        pen.lineTo(x(run[0]), TOP + this.plot.height);
         pen.globalAlpha = 0.1;
         pen.fill();
         pen.globalAlpha = 1;
       }
-      start = null;
-    };
-    values.forEach((value, row) => {
-      if (value === null) finish(row);
-      else start ??= row;
-    });
-    finish(values.length);
+      for (const row of dots || run.length === 1 ? run : []) dot(pen, x(row), y(values[row]), 2); // a line of one second is none
+    }
+  }
+
+  shade(pen, low, high, from, y) {
+    const x = (row) => this.x(from + row * this.board.step);
+    pen.fillStyle = this.tone(0);
+    pen.globalAlpha = 0.16;
+    for (const run of this.runs(low)) {
+      pen.beginPath();
+      for (const row of run) pen.lineTo(x(row), y(high[row]));
+      for (const row of [...run].reverse()) pen.lineTo(x(row), y(low[row]));
+      pen.fill();
+    }
+    pen.globalAlpha = 1;
+  }
+
+  /** Mark the greatest value if the axis does not reach it; returns it as text. */
+  marked(pen, shown, from, top) {
+    let most = top, where = 0;
+    for (const values of shown) values.forEach((value, row) => value > most * 1.001 && ([most, where] = [value, row]));
+    if (most === top) return "";
+    const text = `▲ ${this.tell(most)}`;
+    const half = pen.measureText(text).width / 2;
+    const x = this.x(from + where * this.board.step);
+    pen.fillStyle = this.muted;
+    pen.textAlign = "center";
+    pen.fillText(text, Math.min(Math.max(x, this.left + half), this.left + this.plot.width - half), TOP - 4);
+    return `, a peak of ${this.tell(most)} at ${clock(from + where * this.board.step)}`;
   }
 
   tone(at) {
@@ -263,10 +238,10 @@ export class Chart {
       if (this.values[at].textContent !== text) this.values[at].textContent = text;
       return `${label} ${value === null ? "nothing" : text}`;
     });
-    this.when.textContent = board.cursor === null ? "" : clock(second);
+    this.when.textContent = board.cursor === null ? "" : board.span > 43_200 ? moment(new Date(second * 1000).toISOString()) : clock(second);
     this.said = `${this.title}: ${told.join(", ")}`;
     if (board.cursor === null) {
-      this.canvas.setAttribute("aria-label", `${this.title}, ${this.unit}. Now: ${told.join(", ")}`);
+      this.canvas.setAttribute("aria-label", `${this.title}, ${this.unit}. Now: ${told.join(", ")}${this.peak}`);
       return;
     }
     const x = this.x(second);
@@ -277,11 +252,15 @@ export class Chart {
       const value = board.at(name, second);
       if (value === null) return;
       pen.fillStyle = this.tone(at);
-      pen.beginPath();
-      pen.arc(x, y(value), 3.5, 0, 7);
-      pen.fill();
+      dot(pen, x, y(value), 3.5);
     });
   }
+}
+
+function dot(pen, x, y, radius) {
+  pen.beginPath();
+  pen.arc(x, y, radius, 0, 7);
+  pen.fill();
 }
 
 function line(pen, x, y, toX, toY) {

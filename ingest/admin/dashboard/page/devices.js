@@ -1,34 +1,49 @@
-// The devices seen, and the last readings of one of them from the table.
+// The lists of devices: all with their last readings, the silent, the new and the rejected ones.
 
-import { ask, byId, count, duration, make, moment, short } from "./text.js";
+import { ask, byId, count, deviceLink, duration, make, moment, rough, say, short } from "./text.js";
 
-const PERIOD_MS = 5_000;
-const TABS = ["silent", "newest", "rejected"];
+const PERIOD_MS = 10_000;
+const TYPED_MS = 250;
+const PAGE = 50;
+const TABS = ["all", "silent", "newest", "rejected"];
 const EMPTY = {
-  silent: "No device has been silent for that long.",
+  silent: "Every device has posted in this time.",
   newest: "No device has posted yet.",
   rejected: "No reading has been rejected.",
 };
 
 export class Devices {
-  constructor() {
-    this.tab = "silent";
-    this.report = null;
+  /** `open` shows one device. */
+  constructor(open) {
+    this.open = open;
+    this.tab = "all";
+    this.after = "";
+    this.report = this.page = null;
     for (const tab of TABS) {
       byId(`tab-${tab}`).addEventListener("click", () => this.choose(tab));
       byId(`tab-${tab}`).addEventListener("keydown", (event) => {
         const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
         if (!step) return;
-        this.choose(TABS[(TABS.indexOf(tab) + step + 3) % 3]);
+        this.choose(TABS[(TABS.indexOf(tab) + step + TABS.length) % TABS.length]);
         byId(`tab-${this.tab}`).focus();
       });
     }
     byId("silent-s").addEventListener("change", () => this.load());
-    byId("lookup-form").addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.lookUp(byId("lookup-device").value.trim());
+    byId("find").addEventListener("input", () => {
+      clearTimeout(this.typed);
+      this.typed = setTimeout(() => this.turn(""), TYPED_MS);
     });
-    setInterval(() => document.hidden || document.body.dataset.link !== "live" || this.load(), PERIOD_MS);
+    byId("find-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.find();
+    });
+    byId("page-first").addEventListener("click", () => this.turn(""));
+    byId("page-next").addEventListener("click", () => this.turn(this.page.devices.at(-1).device_id));
+    setInterval(() => document.hidden || this.load(), PERIOD_MS);
+  }
+
+  get prefix() {
+    return byId("find").value.trim();
   }
 
   choose(tab) {
@@ -38,68 +53,89 @@ export class Devices {
       byId(`tab-${each}`).tabIndex = each === tab ? 0 : -1;
     }
     byId("device-list").setAttribute("aria-labelledby", `tab-${tab}`);
+    if (this.report) this.fill();
     this.show();
     this.load();
+  }
+
+  turn(after) {
+    this.after = after;
+    if (this.tab !== "all") this.choose("all");
+    else this.load();
+  }
+
+  /** Show the device that was typed, or the only one that begins like that. */
+  async find() {
+    clearTimeout(this.typed);
+    if (!this.prefix) return;
+    await this.turn("");
+    const found = this.page?.devices ?? [];
+    this.open(found.length === 1 ? found[0].device_id : this.prefix);
   }
 
   async load() {
     try {
       this.report = await ask(`/devices?silent_s=${byId("silent-s").value}`);
+      if (this.tab === "all") this.page = await ask(`/devices/list?${new URLSearchParams({ limit: PAGE, prefix: this.prefix, after: this.after })}`);
       this.show();
     } catch (error) {
-      byId("devices-count").textContent = `Not available: ${error.message}.`;
+      say(byId("devices-count"), `Not available: ${error.message}.`);
     }
   }
 
   show() {
-    const report = this.report;
+    const { report, page } = this;
+    byId("pages").hidden = this.tab !== "all";
+    byId("silent-form").hidden = this.tab !== "silent";
     if (!report) return;
-    const about = report.exact ? "" : "about ";
-    byId("devices-count").textContent = `${about}${count(report.count)} seen since ${moment(report.since)}.` + (report.exact ? "" : ` ${count(report.followed_max)} of them are tracked one by one; the others are only counted.`);
     byId("n-silent").textContent = report.silent_count ? count(report.silent_count) : "";
-    const list = report[this.tab];
-    if (!list.length) {
-      byId("device-list").replaceChildren(make("p", { class: "empty" }, EMPTY[this.tab]));
-      return;
+    const about = report.exact ? "" : "about ";
+    let note = `${about}${count(report.count)} seen since ${moment(report.since)}.` + (report.exact ? "" : ` ${count(report.followed_max)} of them are tracked one by one; the others are only counted.`);
+    if (this.tab === "all" && page) {
+      if (this.prefix) note = `${count(page.matching)} seen that begin with ${this.prefix}.`;
+      if (page.why) note += ` Values are not available: ${page.why}.`;
+      else if (page.advice) note += ` Only recent values: ${page.advice}.`;
+      byId("page-first").disabled = !this.after;
+      byId("page-next").disabled = !page.more;
     }
-    const rejected = this.tab === "rejected";
-    const heads = rejected ? ["Device", "Rejected"] : ["Device", this.tab === "newest" ? "First seen" : "Silent for", "Last seen"];
-    const rows = list.map((each) => {
-      const age = (Date.now() - Date.parse(each.last_seen)) / 1000;
-      const cells = rejected ? [count(each.rejected)] : [this.tab === "newest" ? moment(each.first_seen) : duration(age), moment(each.last_seen)];
-      return make("tr", {}, make("td", {}, this.link(each.device_id)), ...cells.map((cell) => make("td", { class: "num" }, cell)));
-    });
-    byId("device-list").replaceChildren(table(heads, rows));
+    say(byId("devices-count"), note);
+    if (!byId("device-list").contains(document.activeElement)) this.fill(); // who is there with the keyboard stays
   }
 
-  link(device) {
-    return make("button", { type: "button", class: "plain", title: "Last readings", click: () => this.lookUp(device) }, device);
+  fill() {
+    byId("device-list").replaceChildren(this.tab === "all" ? this.all() : this.reported());
   }
 
-  /** Show the last readings of a device, with the address that gives them as JSON. */
-  async lookUp(device) {
-    if (!device) return;
-    byId("lookup-device").value = device;
-    const place = byId("lookup");
-    place.hidden = false;
-    place.replaceChildren(make("p", { class: "empty" }, "Asking the database .."));
-    const path = `/devices/readings?device_id=${encodeURIComponent(device)}&limit=20`;
-    try {
-      const { readings, seen } = await ask(path);
-      const rows = readings.map((each) => make("tr", {}, make("td", {}, moment(each.ts)), make("td", {}, each.metric), make("td", { class: "num" }, short(each.value))));
-      const note = seen ? `seen ${moment(seen.last_seen)}` : "not seen since the service started";
-      place.replaceChildren(
-        make("p", { class: "note" }, make("b", {}, device), `: ${note}. `, make("a", { href: path }, "JSON")),
-        rows.length ? table(["Time of the reading", "Metric", "Value"], rows) : make("p", { class: "empty" }, "The table has no reading of this device. Is the name correct?"),
-      );
-    } catch (error) {
-      place.replaceChildren(make("p", { class: "empty" }, `Not available: ${error.message}.`));
-    }
-    place.scrollIntoView({ block: "nearest" });
+  all() {
+    const devices = this.page?.devices ?? [];
+    if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Show device looks in the table." : EMPTY.newest);
+    return table(["Device", "Last reading", "When"], devices.map(({ device_id, seen, last }) => {
+      const time = last?.ts ?? seen?.last_seen;
+      return [deviceLink(device_id, this.open), last ? make("span", {}, `${last.metric} `, make("b", {}, short(last.value))) : "–", time ? ago(time) : "–"];
+    }), 1);
+  }
+
+  reported() {
+    const list = this.report[this.tab];
+    if (!list.length) return make("p", { class: "empty" }, EMPTY[this.tab]);
+    if (this.tab === "rejected") return table(["Device", "Rejected readings"], list.map((each) => [deviceLink(each.device_id, this.open), count(each.rejected)]));
+    const newest = this.tab === "newest";
+    return table(["Device", newest ? "First seen" : "Silent for", "Last seen"], list.map((each) => [
+      deviceLink(each.device_id, this.open),
+      newest ? moment(each.first_seen) : duration((Date.now() - Date.parse(each.last_seen)) / 1000),
+      moment(each.last_seen),
+    ]));
   }
 }
 
-function table(heads, rows) {
-  const row = make("tr", {}, ...heads.map((head, at) => make("th", { scope: "col", class: at && !(heads.length === 3 && head === "Metric") ? "num" : false }, head)));
-  return make("table", {}, make("thead", {}, row), make("tbody", {}, ...rows));
+function ago(time) {
+  const seconds = (Date.now() - Date.parse(time)) / 1000;
+  const text = Number.isNaN(seconds) ? String(time) : seconds < -5 ? `in ${rough(-seconds)}` : seconds < 1 ? "now" : `${rough(seconds)} ago`;
+  return make("time", { datetime: String(time), title: moment(time) }, text);
+}
+
+/** A table; the columns after the first `left` + 1 are to the right. */
+function table(heads, rows, left = 0) {
+  const of = (name, cells, has) => make("tr", {}, ...cells.map((cell, at) => make(name, { ...has, class: at > left ? "num" : false }, cell)));
+  return make("table", {}, make("thead", {}, of("th", heads, { scope: "col" })), make("tbody", {}, ...rows.map((cells) => of("td", cells))));
 }

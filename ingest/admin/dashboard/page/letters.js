@@ -1,8 +1,9 @@
 // Dead letters: the newest ones, one in full, replay and discard after a confirmation.
 
-import { act, ask, byId, confirmed, count, make, moment, say } from "./text.js";
+import { act, ask, byId, confirmed, count, howToAct, make, mayAct, moment, say } from "./text.js";
 
 const PERIOD_MS = 3_000;
+const REASONS = { invalid: "invalid", refused_by_database: "refused by the database", retries_exhausted: "failed after all retries", drained: "left over at a stop" };
 
 export class Letters {
   constructor() {
@@ -20,8 +21,10 @@ export class Letters {
       this.buttons();
     });
     byId("replay").addEventListener("click", () => this.replay({ ids: [...this.chosen] }, count(this.chosen.size)));
-    byId("discard").addEventListener("click", () => this.discard());
-    byId("replay-all").addEventListener("click", () => this.replay({ where: this.where() }, "all"));
+    byId("discard").addEventListener("click", () => this.discard({ ids: [...this.chosen] }, this.chosen.size));
+    byId("replay-all").addEventListener("click", () => this.replayAll());
+    byId("discard-all").addEventListener("click", () => this.discardAll());
+    if (!mayAct) byId("letters-actions").replaceChildren(howToAct());
     setInterval(() => this.stale && !this.chosen.size && !document.hidden && this.load(), PERIOD_MS);
   }
 
@@ -53,12 +56,13 @@ export class Letters {
     byId("letters-all").checked = false;
     byId("letters").tBodies[0].replaceChildren(...letters.map((each) => this.row(each)));
     byId("letters").hidden = !letters.length;
+    byId("letters-scroll").classList.toggle("bare", !letters.length);
     byId("letters-empty").hidden = letters.length > 0;
     const filtered = Object.keys(this.where()).length > 0;
     say(byId("letters-empty"), filtered
-      ? "No dead letter matches." + (all ? "" : " Only the newest were checked; `./run dlq list` checks all.")
+      ? "No dead letter matches." + (all ? "" : " Only the newest were checked; `./run dlq list --limit 0` checks all.")
       : "No dead letters. Every accepted reading is in the table, or on its way to it.");
-    if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)} are shown; \`./run dlq list\` shows all.`);
+    if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)} are shown; \`./run dlq list --limit 0\` shows all.`);
     this.buttons();
   }
 
@@ -70,22 +74,23 @@ export class Letters {
     } });
     const full = make("button", { type: "button", class: "plain", click: () => this.open(letter.id) }, "details");
     const why = (letter.field ? `${letter.field}: ` : "") + letter.message;
-    return make("tr", {}, make("td", {}, box), make("td", {}, moment(letter.failed_at)), make("td", {}, letter.reason.replaceAll("_", " ")), make("td", {}, make("code", {}, letter.code)), make("td", {}, letter.device ?? "–"), make("td", { class: "wide", title: why }, why), make("td", {}, full));
+    return make("tr", {}, make("td", {}, box), make("td", {}, moment(letter.failed_at)), make("td", {}, REASONS[letter.reason] ?? letter.reason), make("td", {}, make("code", {}, letter.code)), make("td", {}, letter.device ?? "–"), make("td", { class: "wide", title: why }, why), make("td", {}, full));
   }
 
   buttons() {
+    if (!mayAct) return;
     const some = this.chosen.size > 0;
     byId("replay").disabled = byId("discard").disabled = !some || this.busy;
     byId("replay").textContent = some ? `Replay ${count(this.chosen.size)}` : "Replay";
     byId("discard").textContent = some ? `Discard ${count(this.chosen.size)}` : "Discard";
-    byId("replay-all").disabled = !this.shown.length || Boolean(this.busy);
+    byId("replay-all").disabled = byId("discard-all").disabled = !this.shown.length || Boolean(this.busy);
   }
 
   async open(id) {
     try {
       const letter = await ask(`/dead-letters?id=${id}`);
       const facts = {
-        Reason: letter.reason, Code: letter.code, Field: letter.field, Message: letter.message, Device: letter.device,
+        Reason: REASONS[letter.reason] ?? letter.reason, Code: letter.code, Field: letter.field, Message: letter.message, Device: letter.device,
         Received: letter.received_at, Failed: letter.failed_at, Attempts: letter.attempts || null, Id: letter.id,
       };
       byId("letter-facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
@@ -95,6 +100,21 @@ export class Letters {
     } catch (error) {
       this.tell(`Not available: ${error.message}.`);
     }
+  }
+
+  /** How many match, as {matching, all}; null if that cannot be told. */
+  async matching() {
+    try {
+      return await ask(`/dead-letters/count?${new URLSearchParams(this.where())}`);
+    } catch (error) {
+      this.tell(`Not available: ${error.message}.`);
+      return null;
+    }
+  }
+
+  async replayAll() {
+    const found = await this.matching();
+    if (found) await this.replay({ where: this.where(), most: found.matching || 1 }, (found.all ? "" : "the oldest ") + count(found.matching));
   }
 
   async replay(what, many) {
@@ -107,12 +127,24 @@ export class Letters {
     });
   }
 
-  async discard() {
+  async discardAll() {
+    const found = await this.matching();
+    if (found) await this.discard({ where: this.where() }, found.matching, found.all ? "" : "the oldest ");
+  }
+
+  /** Discard `many`, in rounds, since the service takes a bounded number at once. */
+  async discard(what, many, which = "") {
     const text = "Discarded dead letters are deleted. Their readings are not in the table and cannot be restored.";
-    if (!(await confirmed(`Discard ${count(this.chosen.size)} dead letters?`, text, "Discard", true))) return;
+    if (!(await confirmed(`Discard ${which}${count(many)} dead letters?`, text, "Discard", true))) return;
     await this.doing("Discarding ..", async () => {
-      const done = await act("/dead-letters/discard", { ids: [...this.chosen] });
-      return `${count(done.discarded)} dead letters discarded.`;
+      let done = 0;
+      while (done < many) {
+        const { discarded } = await act("/dead-letters/discard", what.where ? { ...what, most: many - done } : what);
+        done += discarded;
+        if (!discarded || what.ids) break;
+        this.tell(`${count(done)} of ${count(many)} are discarded ..`);
+      }
+      return `${count(done)} dead letters discarded.`;
     });
   }
 

@@ -1,50 +1,41 @@
-// The state of the service as text: the state of /readyz, its reason, its start, and what to do.
+// The state of the service as text: the state of /readyz, its cause, its start, and what to do.
 
-import { act, byId, count, duration, moment, say, short } from "./text.js";
+import { act, byId, bytes, count, duration, mayAct, moment, rough, say, short } from "./text.js";
 
-const LEVELS = {
-  accepting: "ok", slowed: "warn", starting: "warn", draining: "warn",
-  on_hold: "bad", full: "bad", disk_low: "bad",
-};
 const WORDS = {
-  accepting: "Accepting", slowed: "Slowed", starting: "Starting", draining: "Stopping",
-  on_hold: "Writes are paused", full: "Full", disk_low: "The disk is nearly full",
+  accepting: "Accepting", slowed: "Slow: posts wait for space", starting: "Starting: posts are refused", draining: "Stopping: posts are refused",
+  on_hold: "Writes are paused, readings are kept", full: "Full: posts are refused", disk_low: "The disk is nearly full: posts are refused",
 };
-const HOLDS = {
-  schema: "The table is not as the service needs it. Fix the table; `./run schema show` prints the difference.",
-  breaker: "The database refuses more than one row in five. Fix the constraint. If the rows are really bad, move them to the dead letters: `./run hold release --dead-letter`.",
-  permission: "The role may not write. An administrator runs `./run schema apply --role ROLE`.",
-  authentication: "The database refuses the password or the role. Correct the role; or correct `database_url` and restart the service.",
-  database_missing: "There is no such database. Create it; or correct `database_url` and restart the service.",
-  not_durable: "The database can lose committed readings in a crash. `./run doctor` says what to set.",
-  dead_letters_full: "The dead letters are full. Replay or discard some below, or raise dlq_bytes_max.",
-  dead_letters_broken: "The dead letters cannot be written. Check the disk of the state folder.",
-};
+const FULL = { journal: "The journal", dead_letters: "The space for dead letters", disk: "The disk" };
 
-const capital = (reason) => reason[0].toUpperCase() + reason.slice(1);
-const broken = (reason) => reason.includes("the journal cannot be written");
+const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
+const broken = ({ cause, reason }) => cause === "journal_broken" || reason.includes("the journal cannot be written");
+const isAway = ({ cause, reason }) => (cause === undefined ? /database (is away|does not answer)/.test(reason) : cause === "unreachable");
 
-export function level(state) {
-  return LEVELS[state] ?? "off";
-}
-
-/** Show the state. `news` is an event of the feed, `about` the start of the history. */
+/** Show the state. `news` is an event of the feed, `about` the start of the history. Returns a few
+ *  words for the title. */
 export function showState(news, about, value) {
-  const { state, reason, since } = news.ready;
-  const away = /database (is away|does not answer)/.test(reason);
-  byId("state").dataset.level = away && state === "accepting" ? "warn" : level(state);
-  say(byId("state-word"), word(state, reason, away));
+  const { level } = news;
+  const { state, since, cause, cause_since, runbook } = news.ready;
+  const away = isAway(news.ready);
+  const word = wordOf(news.ready, away);
+  byId("state").dataset.level = level;
+  say(byId("state-word"), word);
   say(byId("state-text"), sentence(news, about, value, away));
   say(byId("state-todo"), todo(news, about, value, away));
-  announce(byId("state-word").textContent + ". " + byId("state-todo").textContent, state + away + broken(reason));
-  const age = Date.now() / 1000 - Date.parse(since) / 1000;
-  byId("state-since").textContent = `since ${moment(since)} (${duration(age)})`;
-  byId("try-now").hidden = !(state === "on_hold" || away);
+  showMore(news.ready, about.runbook && runbook);
+  announce(`${word}. ${byId("state-todo").textContent}`, `${state}${cause ?? away}`);
+  const begin = cause_since ?? since;
+  byId("state-since").textContent = `since ${moment(begin)} (${duration(Date.now() / 1000 - Date.parse(begin) / 1000)})`;
+  byId("try-now").hidden = !mayAct || !(state === "on_hold" || away);
+  return level === "ok" ? "" : word.split(/[:,]/)[level === "bad" && word.includes(":") ? 1 : 0].trim();
 }
 
-function word(state, reason, away) {
-  if (away && state === "accepting") return "Accepting, the database is away";
-  return state === "disk_low" && broken(reason) ? "The journal cannot be written" : WORDS[state] ?? state;
+function wordOf(ready, away) {
+  if (ready.state === "disk_low" && broken(ready)) return "The journal cannot be written: posts are refused";
+  if (away && ready.state === "accepting") return "The database is away, readings are kept";
+  if (ready.cause === "invalid_full" && ready.state === "accepting") return "Posts with an invalid item are refused";
+  return WORDS[ready.state] ?? ready.state;
 }
 
 /** The number of readings that wait, and where they are. */
@@ -58,32 +49,38 @@ function kept(about, value) {
 const said = (news) => news.said.replaceAll("`", "'") || "no more is known";
 
 function sentence(news, about, value, away) {
-  const { state, reason } = news.ready;
-  if (state === "on_hold") return `${reason.replace("the database refuses: ", "")}: ${said(news)}. ${kept(about, value)}. Nothing is lost.`;
+  const { state, reason, cause } = news.ready;
+  if (cause === "dead_letters_full" || reason.includes("dead_letters_full")) return `The space for dead letters is full: ${bytes(news.sum.dlq?.[0])} of ${bytes(about.dlq_bytes_max)}. ${kept(about, value)}. Nothing is lost.`;
+  if (state === "on_hold") return `${capital(reason.replace(/^(the database refuses|writes are paused): /, ""))}: ${said(news)}. ${kept(about, value)}. Nothing is lost.`;
   if (state === "starting") return `${capital(reason)}${news.said ? ": " + said(news) : ""}.${value("held") ? " " + kept(about, value) + "." : ""}`;
   if (away) return `The database does not answer: ${said(news)}. ${kept(about, value)}. They are written when it is back.`;
   if (state === "disk_low") return `${capital(reason)}. ${kept(about, value)}.`;
-  if (state !== "accepting") return reason || WORDS[state];
+  if (state !== "accepting" || reason) return `${capital(reason) || WORDS[state]}.`;
   if (value("received")) return value("committed") || value("duplicate") ? "Readings arrive and are stored." : "Readings arrive.";
   if (value("held")) return `No reading arrives at the moment. ${kept(about, value)}. They are being written.`;
   return news.sum.received + news.sum.recovered ? "No reading arrives at the moment. None is waiting." : "Ready. No reading has come yet.";
 }
 
 function todo(news, about, value, away) {
-  const { state, reason } = news.ready;
+  const { state } = news.ready;
   if (news.sum.dropped) return `${count(news.sum.dropped)} readings were lost. This must never happen. Keep the log and report it.`;
-  if (state === "on_hold") {
-    const known = Object.keys(HOLDS).find((each) => reason.includes(each));
-    return `${HOLDS[known] ?? "Fix the fault that the database reports; `./run doctor` checks more."} The service tries again every ${short(about.hold_probe_s)} s and continues by itself.`;
-  }
+  if (news.ready.next) return news.ready.next;
   if (away) return "Start the database, or fix the network to it. The service continues by itself.";
-  if (state === "full") return "Posts are answered 503 until there is space. If the database works, it is too slow for this load: see the flush time below.";
-  if (state === "slowed") return "Posts wait for space. If this lasts, the database is too slow for this load.";
-  if (state === "disk_low" && broken(reason)) return "Is the disk of the state folder full, read-only or failing? Posts are answered 503. Acknowledged readings are kept. The service tries a new file every 2 s. `./run doctor` checks more.";
-  if (state === "disk_low") return "Free some space on the disk of the state folder. Posts are answered 503 until then.";
-  if (state === "starting") return "Posts are answered 503 until the table has been checked.";
-  if (!news.sum.received && !value("held")) return `Post a reading: \`curl -H 'content-type: application/json' -d '{"device_id":"d1","metric":"temperature","value":21.5}' http://${about.listen}/v1/readings\``;
+  if (state === "on_hold") return `Fix the fault that is named above; \`./run schema show\` and \`./run doctor\` check more. The service tries again every ${short(about.hold_probe_s)} s and continues by itself.`;
+  if (state === "disk_low" && broken(news.ready)) return "Is the disk of the state folder full, read-only or failing? Acknowledged readings are kept. The service tries a new file every 2 s.";
+  if (!news.sum.received && !value("held") && state === "accepting") return `Post a reading: \`curl -H 'content-type: application/json' -d '{"device_id":"d1","metric":"temperature","value":21.5}' http://${about.listen}/v1/readings\``;
   return "";
+}
+
+/** What is going to be full, and where the runbook says more. */
+function showMore({ full_in_s }, section) {
+  const soon = Object.entries(full_in_s ?? {}).filter(([, seconds]) => seconds != null);
+  const told = soon.map(([what, seconds]) => `${FULL[what] ?? what} is full in ${rough(seconds)} at this rate.`);
+  say(byId("state-full"), told.join(" "));
+  const link = byId("state-runbook");
+  link.hidden = !section;
+  const href = `/runbook?section=${encodeURIComponent(section)}`;
+  if (section && link.getAttribute("href") !== href) link.setAttribute("href", href);
 }
 
 /** Tell a screen reader, once for each change: the counts in the text change every second. */
@@ -102,9 +99,11 @@ export function showLink(link, seconds) {
   say(byId("state-word"), "Not connected");
   say(byId("state-text"), "The page gets no data from the service. The figures are old.");
   say(byId("state-todo"), "Does the service run? Read its log, or start it with `./run`. The page tries again by itself.");
+  showMore({});
   announce("Not connected.", "lost");
   byId("state-since").textContent = "";
   byId("try-now").hidden = true;
+  document.title = "Not connected – iot-ingest";
 }
 
 byId("try-now").addEventListener("click", async (event) => {

@@ -1,18 +1,19 @@
-// The live tail: readings as they come in, newest first, a bounded number of them.
+// The newest readings: first those of the table, then what comes in. A bounded number of them.
 
-import { byId, clock, count, make, short } from "./text.js";
+import { ask, byId, clock, count, deviceLink, make, short } from "./text.js";
 
 const ROWS_MAX = 60;
 
 export class Tail {
-  constructor(feed, lookUp) {
+  constructor(feed, open) {
     this.paused = false;
-    this.lookUp = lookUp;
+    this.open = open;
     byId("tail-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.device = feed.device = byId("tail-device").value.trim();
       byId("tail").tBodies[0].replaceChildren();
       this.empty();
+      this.begin();
       feed.open();
     });
     byId("tail-pause").addEventListener("click", (event) => {
@@ -22,13 +23,29 @@ export class Tail {
     });
   }
 
+  /** Show the newest readings of the table, unless others have come meanwhile. */
+  async begin() {
+    const device = this.device ?? "";
+    try {
+      const { readings } = await ask(`/devices/newest?limit=30${device && `&device_id=${encodeURIComponent(device)}`}`);
+      const body = byId("tail").tBodies[0];
+      if (body.rows.length || device !== (this.device ?? "")) return;
+      body.append(...readings.map((each) => this.row(Date.parse(each.ts) * 1000, each.device_id ?? device, each.metric, each.value)));
+      this.empty();
+    } catch {
+      // the service is away: new readings come by the feed
+    }
+  }
+
+  row(us, device, metric, value) {
+    const time = Number.isNaN(us) ? "" : make("time", { datetime: new Date(us / 1000).toISOString() }, said(us));
+    return make("tr", {}, make("td", {}, time), make("td", {}, deviceLink(device, this.open)), make("td", {}, metric), make("td", { class: "num" }, short(value)));
+  }
+
   hear({ posts, readings }) {
     if (this.paused) return;
     const body = byId("tail").tBodies[0];
-    for (const [us, device, metric, value] of readings) {
-      const time = make("time", { datetime: new Date(us / 1000).toISOString() }, said(us));
-      body.prepend(make("tr", {}, make("td", {}, time), make("td", {}, this.link(device)), make("td", {}, metric), make("td", { class: "num" }, short(value))));
-    }
+    for (const reading of readings) body.prepend(this.row(...reading));
     while (body.rows.length > ROWS_MAX) body.lastChild.remove();
     this.empty();
     byId("tail-note").textContent = this.device
@@ -39,12 +56,8 @@ export class Tail {
   empty() {
     byId("tail-empty").hidden = byId("tail").tBodies[0].rows.length > 0;
     byId("tail-empty").textContent = this.device
-      ? `No readings of ${this.device} yet. New readings appear here. Its last readings are under Devices.`
+      ? `No readings of ${this.device} yet. New readings appear here.`
       : "No readings yet. New readings appear here.";
-  }
-
-  link(device) {
-    return make("button", { type: "button", class: "plain", title: "Last readings", click: () => this.lookUp(device) }, device);
   }
 }
 

@@ -59,6 +59,13 @@ export function duration(seconds) {
   return `${Math.floor(s / 86400)} d ${Math.round((s % 86400) / 3600)} h`;
 }
 
+/** Seconds for people, to plan with: 5 min, 11 h, 3 d. */
+export function rough(seconds) {
+  if (seconds == null) return "–";
+  for (const [unit, least] of [["d", 86400], ["h", 3600], ["min", 60]]) if (seconds >= least * 1.5) return `${Math.round(seconds / least)} ${unit}`;
+  return `${Math.max(0, Math.round(seconds))} s`;
+}
+
 /** Bytes for people. */
 export function bytes(value) {
   if (value == null) return "–";
@@ -88,6 +95,9 @@ export function moment(text) {
   return (today ? "" : day) + clock(date.getTime() / 1000);
 }
 
+/** A button that looks like a link and shows a device. */
+export const deviceLink = (device, open) => make("button", { type: "button", class: "plain", title: "Show this device", click: () => open(device) }, device);
+
 /** Ask the service for JSON. Throws an Error with a text for the user. */
 export async function ask(path, options = {}) {
   let response;
@@ -97,7 +107,7 @@ export async function ask(path, options = {}) {
     throw new Error("the service does not answer");
   }
   if (response.status === 401) {
-    location.reload(); // the log-in
+    location.assign("/login");
     throw new Error("log in again");
   }
   const document_ = await response.json().catch(() => null);
@@ -108,14 +118,20 @@ export async function ask(path, options = {}) {
   return document_;
 }
 
+const csrf = document.querySelector("meta[name=csrf]").content;
+
+/** Whether this browser may act, or only look. */
+export const mayAct = csrf !== "";
+export const csrfHeader = { "X-CSRF-Token": csrf };
+/** Says how to get the right to act. */
+export const howToAct = () =>
+  make("span", { class: "note" }, "This page shows, and does not act. To act, open the address with the key that the start of the service printed, or ", make("a", { href: "/login" }, "log in"), ".");
+
 /** Ask the service for an action. The token shows that the request comes from this page. */
 export const act = (path, body) =>
   ask(path, {
     method: "POST",
-    headers: {
-      "Content-Type": "application/json",
-      "X-CSRF-Token": document.querySelector("meta[name=csrf]").content,
-    },
+    headers: { "Content-Type": "application/json", ...csrfHeader },
     body: JSON.stringify(body),
   });
 

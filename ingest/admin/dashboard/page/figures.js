@@ -1,0 +1,78 @@
+// The current figures in three groups: what flows, what is in trouble, how the machine does.
+
+import { byId, bytes, count, duration, make, ms, rough, short } from "./text.js";
+
+const GROUPS = [["flow", "Flow"], ["trouble", "Trouble"], ["machine", "Machine"]];
+const lists = new Map();
+const figures = new Map();
+
+function group(id) {
+  if (!lists.size) {
+    for (const [name, title] of GROUPS) {
+      lists.set(name, make("dl"));
+      byId("figures").append(make("section", { class: "group", id: `g-${name}`, "aria-label": title }, make("h2", {}, title), lists.get(name)));
+    }
+    lists.get("flow").after(make("p", { id: "f-balance" }));
+  }
+  return lists.get(id);
+}
+
+function figure(where, id, title, text, note, tone = "") {
+  let parts = figures.get(id);
+  if (!parts) {
+    parts = { value: make("b"), note: make("small"), box: make("div", { id: `f-${id}` }) };
+    parts.box.append(make("dt", {}, title), make("dd", {}, parts.value, parts.note));
+    group(where).append(parts.box);
+    figures.set(id, parts);
+  }
+  if (parts.value.textContent !== text) parts.value.textContent = text;
+  if (parts.note.textContent !== note) parts.note.textContent = note;
+  parts.box.dataset.tone = tone;
+}
+
+/** Show the figures of an event. `value` gives the newest value of a column. */
+export function showFigures(news, about, value) {
+  showFlow(news, about, value);
+  showTrouble(news, about, value);
+  showMachine(news, about, value);
+}
+
+function showFlow({ sum }, about, value) {
+  const back = sum.recovered + sum.replayed;
+  const fill = value("buffer_used_pct");
+  figure("flow", "received", "Received", `${short(value("received"))}/s`, `${short(sum.received)} in all`);
+  figure("flow", "committed", "Stored", `${short(value("committed"))}/s`,
+    `${short(sum.committed)} in all` + (sum.duplicate ? `, ${short(sum.duplicate)} repeated` : ""));
+  figure("flow", "waiting", "Waiting", short(value("held")),
+    (value("held") ? `oldest ${duration(value("oldest_s"))}` : "none") + (fill >= 1 ? `; ${Math.round(fill)} % full` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+  const off = value("imbalance");
+  const lost = off || sum.dropped;
+  byId("f-balance").dataset.tone = lost ? "bad" : "";
+  byId("f-balance").textContent = sum.dropped ? `${count(sum.dropped)} readings are lost.`
+    : off ? `${count(off)} readings are not accounted for.`
+    : `Every reading is accounted for.${back ? ` ${count(back)} came back: ${short(sum.recovered)} from the journal, ${short(sum.replayed)} by replay.` : ""}`;
+}
+
+function showTrouble({ sum, ready }, about, value) {
+  const refused = Object.values(ready.refused_60s ?? {}).reduce((a, b) => a + b, 0);
+  const full = ready.full_in_s?.dead_letters;
+  const live = value("dlq_readings");
+  const dead = Object.values(sum.dead).reduce((a, b) => a + b, 0);
+  const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `; ${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
+  figure("trouble", "rejected", "Rejected", refused ? `${short(refused)} posts` : `${short(value("rejected"))}/s`,
+    refused ? "in the last minute" : sum.rejected ? `${short(sum.rejected)} readings in all` : "none", refused || value("rejected") ? "warn" : "dim");
+  figure("trouble", "dead", "Dead letters", short(live),
+    live ? (full != null ? `full in ${rough(full)}` : `oldest ${rough(sum.dlq?.[1])}`) + size : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
+  figure("trouble", "retries", "Retries", `${short(value("retries"))}/s`, value("retries") ? "failed writes" : "none", value("retries") ? "warn" : "dim");
+}
+
+function showMachine({ sum, ready }, about, value) {
+  if (about.buffer === "journal") {
+    const full = ready.full_in_s?.journal;
+    const there = full != null ? `full in ${rough(full)}` : value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
+    figure("machine", "journal", "Journal", bytes(value("journal_bytes")), sum.damaged ? `${count(sum.damaged)} damaged` : there, sum.damaged ? "bad" : full != null ? "warn" : "");
+  }
+  figure("machine", "commit", "Time to store", ms(value("commit_p99_ms")),
+    value("commit_p50_ms") === null ? "none now" : `half within ${ms(value("commit_p50_ms"))}`);
+  figure("machine", "flush", "Rows in a write", short(value("flush_rows")), value("flush_ms") === null ? "none now" : `takes ${ms(value("flush_ms"))}`);
+}

@@ -1,0 +1,24 @@
+"""The words of the next steps: how to type a command here, how to correct the database's URL."""
+
+from __future__ import annotations
+
+from ingest.config.settings import Settings
+from ingest.system.surroundings import command_words
+
+
+def advice(settings: Settings, url_origin: str) -> dict[str, str]:
+    """Return a text for each of causes.FIELDS.
+
+    `url_origin` is where database_url was set, as in Loaded.origins.
+    """
+    words = command_words()
+    return {**words, "fix_url": _fix_url(settings, url_origin, words["restart"])}
+
+
+def _fix_url(settings: Settings, origin: str, restart: str) -> str:
+    if not settings.database_url:
+        return "Read the log of the embedded database in the state folder."
+    if settings.database_url_file:
+        return f"Correct the file {settings.database_url_file}; the service reads it again itself."
+    place = origin if origin.startswith(("INGEST_", "--")) else f"database_url in {origin}"
+    return f"Correct {place}, then restart the service: `{restart}`."

@@ -1,0 +1,52 @@
+"""How long the journal, the dead letters and the disk last at the present rate.
+
+Promises: `None` for what does not fill. The journal fills only while readings wait: its files also
+grow while all is stored in time, until a whole file is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ingest.app.forecast import Forecast
+from ingest.config.settings import Settings
+from ingest.model.ledger import Limits
+from ingest.model.ports import BufferStats
+from ingest.system.clock import monotonic_s
+
+OURS_S_MIN, DISK_S_MIN = 20.0, 120.0  # others write to the disk too, in bursts
+WAITS_S_MIN = 10.0  # if the oldest post waits longer, the database does not keep up
+
+
+class Fill:
+    """The forecasts of one service. `journal_bytes` returns the size of the journal now."""
+
+    def __init__(self, settings: Settings, journal_bytes: Callable[[], int]) -> None:
+        self.limits = Limits(
+            settings.journal_bytes_max if settings.buffer == "journal" else 0,
+            settings.dlq_bytes_max,
+            settings.disk_free_bytes_min,
+        )
+        self._journal_bytes = journal_bytes
+        self._journal, self._dead_letters = (Forecast(span_s_min=OURS_S_MIN) for _ in range(2))
+        self._disk = Forecast(span_s_min=DISK_S_MIN)
+
+    def tick(self, buffer: BufferStats, dlq_bytes: int, disk_free_bytes: int) -> None:
+        """Take samples; cheap."""
+        now_s = monotonic_s()
+        oldest_s = buffer.oldest_received_s
+        if oldest_s is None or now_s - oldest_s < WAITS_S_MIN:
+            self._journal.restart()
+        else:
+            self._journal.sample(now_s, self._journal_bytes())
+        self._dead_letters.sample(now_s, dlq_bytes)
+        self._disk.sample(now_s, -disk_free_bytes)
+
+    def full_in_s(self) -> dict[str, int | None]:
+        """Return the seconds that are left for each, or None."""
+        limits = self.limits
+        return {
+            "journal": self._journal.full_in_s(limits.journal_bytes_max),
+            "dead_letters": self._dead_letters.full_in_s(limits.dlq_bytes_max),
+            "disk": self._disk.full_in_s(-limits.disk_free_bytes_min),
+        }

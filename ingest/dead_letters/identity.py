@@ -1,0 +1,62 @@
+"""The id of a dead letter: when two letters are one.
+
+Promises: two readings are one if they are equal, two invalid items if their bytes are equal and say
+when they were measured.
+"""
+
+from __future__ import annotations
+
+import struct
+from hashlib import blake2b
+
+import orjson
+
+from ingest.dead_letters.format import ID_CHARACTERS, utf8
+from ingest.formats.timestamp import number_us, text_us
+from ingest.model.letter import Letter
+from ingest.model.rows import PG_EPOCH_US
+
+_AHEAD_US_MAX = 86_400_000_000  # the default of ts_ahead_s_max
+
+
+def letter_id(letter: Letter) -> str:
+    """Return a 128-bit hash of the reading, or of the bytes of the item.
+
+    An item without a usable time is a new reading each time it comes, also twice in one post. So
+    the time of receipt and its place in the post are hashed too.
+    """
+    digest = blake2b(digest_size=ID_CHARACTERS // 2)
+    if letter.reading is not None:
+        ts_us, device_id, metric, value = letter.reading
+        device, name = utf8(device_id), utf8(metric)
+        digest.update(struct.pack(">sqdI", b"r", ts_us, value, len(device)) + device + name)
+        return digest.hexdigest()
+    precision, field = utf8(letter.precision or ""), utf8(letter.field or "")
+    digest.update(struct.pack(">sII", b"o", len(precision), len(field)) + precision + field)
+    original = letter.original or b""
+    if not _has_usable_time(original, letter):
+        digest.update(
+            struct.pack(">qq", letter.received_us, -1 if letter.item is None else letter.item)
+        )
+    digest.update(original)
+    return digest.hexdigest()
+
+
+def _has_usable_time(original: bytes, letter: Letter) -> bool:
+    """Whether the item says when it was measured, so that equal bytes mean one reading.
+
+    Where that is unknown: one letter too many is better than two readings kept as one letter.
+    """
+    try:
+        item = orjson.loads(original)
+    except ValueError:
+        return False
+    ts = item.get("ts") if isinstance(item, dict) else None
+    if isinstance(ts, str):
+        ts_us = text_us(ts)
+    elif isinstance(ts, int | float) and not isinstance(ts, bool):
+        ts_us = number_us(ts, letter.precision)
+    else:
+        return False
+    # A clock that was never set counts from 1970, and one that is ahead is wrong too.
+    return isinstance(ts_us, int) and PG_EPOCH_US <= ts_us <= letter.received_us + _AHEAD_US_MAX

@@ -1,0 +1,97 @@
+"""How much room the dead letters have, for whom.
+
+Invalid items may use half of it, which is shared by the addresses that send them. An address may
+use no more than it leaves free for others, and what it has used counts half after a day. So one
+address never fills that half, whatever names its items have, and an address that has sent no
+invalid item finds room until there is none. Behind a proxy all clients are one address.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from ingest.model.errors import DeadLettersFull, ShareUsed
+from ingest.model.letter import EXHAUSTED, Letter
+from ingest.system.clock import monotonic_s
+
+HALF_LIFE_S = 86_400.0
+SENDERS_MAX = 10_000  # those that are remembered; about 200 bytes each
+
+
+class Room:
+    """The room of a folder of `bytes_max`. `auto_replay`: some letters leave it by themselves."""
+
+    def __init__(self, bytes_max: int, *, auto_replay: bool) -> None:
+        self._bytes_max = bytes_max
+        self._auto_replay = auto_replay
+        self._shares = Shares()
+
+    def is_full_for_invalid(self, taken: int) -> bool:
+        """Whether there is no room for invalid items: less than a hundredth of their half."""
+        half = self._bytes_max // 2
+        return (half - taken) * 100 < half
+
+    def refusal(
+        self,
+        letters: Sequence[Letter],
+        sender: str | None,
+        size: int,
+        *,
+        taken: int,
+        returning: int,
+    ) -> DeadLettersFull | None:
+        """Return why letters of `size` bytes find no room beside those that are `taken`.
+
+        `returning` is the least size of the letters that the automatic replay takes.
+        """
+        limit, whose = self._limit(letters, sender, returning)
+        if taken + size > limit:
+            return DeadLettersFull(f"the dead letters have {taken} bytes of {limit}{whose}")
+        if sender is None or self._shares.allows(sender, size, free=limit - taken, taken=taken):
+            return None
+        return ShareUsed(f"{sender} has used its share of the space for invalid items")
+
+    def _limit(
+        self, letters: Sequence[Letter], sender: str | None, returning: int
+    ) -> tuple[int, str]:
+        """Return how large the folder may become with these letters, and a text about the limit.
+
+        Letters that the automatic replay takes leave the folder only while writes are not paused.
+        So they must not use all of it: refused rows need space too, or writes would be paused. For
+        the same reason the bytes of such letters do not count against refused rows.
+        """
+        if sender is not None:
+            return self._bytes_max // 2, " that invalid items may use"
+        if not self._auto_replay:
+            return self._bytes_max, ""
+        if all(letter.reason == EXHAUSTED for letter in letters):
+            return self._bytes_max * 3 // 4, " that retries_exhausted may use"
+        return self._bytes_max + returning, ""
+
+    def use(self, sender: str | None, size: int) -> None:
+        """Count what a sender uses from now on."""
+        if sender is not None:
+            self._shares.use(sender, size)
+
+
+class Shares:
+    """How many bytes each sender has used lately."""
+
+    def __init__(self) -> None:
+        self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()  # bytes, at
+
+    def allows(self, sender: str, size: int, *, free: int, taken: int) -> bool:
+        """Whether a sender may use `size` of `free` bytes. No more than `taken` are in use now."""
+        return min(self._used_by(sender), taken) + size <= free
+
+    def use(self, sender: str, size: int) -> None:
+        """Count what a sender uses. If there are too many senders, the oldest is forgotten."""
+        self._used[sender] = (self._used_by(sender) + size, monotonic_s())
+        self._used.move_to_end(sender)
+        if len(self._used) > SENDERS_MAX:
+            self._used.popitem(last=False)
+
+    def _used_by(self, sender: str) -> float:
+        size, at_s = self._used.get(sender, (0.0, 0.0))
+        return size and size * 0.5 ** ((monotonic_s() - at_s) / HALF_LIFE_S)

@@ -1,0 +1,54 @@
+"""Connections by the network that they come from, and which network has most of them.
+
+Networks are those of request.network_of: one customer has at least a /64 of IPv6.
+Promises: the cost of a call does not depend on the number of connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Member = TypeVar("Member", bound=Hashable)
+
+
+class Crowds(Generic[Member]):
+    """Members by network; each with the time since when it is one, the oldest first."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, dict[Member, float]] = {}
+        self._networks: dict[int, dict[str, None]] = {}  # by their number of members
+        self._most = 0
+
+    def add(self, network: str, member: Member, since_s: float) -> None:
+        """Add a member, or only note its new time."""
+        members = self._members.setdefault(network, {})
+        if member not in members:
+            self._resized(network, len(members), len(members) + 1)
+        members[member] = since_s
+
+    def remove(self, network: str, member: Member) -> None:
+        """Remove a member, if it is one."""
+        members = self._members.get(network, {})
+        if members.pop(member, None) is not None:
+            self._resized(network, len(members) + 1, len(members))
+            if not members:
+                del self._members[network]
+
+    def largest(self) -> tuple[str, dict[Member, float]]:
+        """Return the network with most members, and these; an empty one if there is no member."""
+        if not self._most:
+            return "", {}
+        network = next(iter(self._networks[self._most]))
+        return network, self._members[network]
+
+    def _resized(self, network: str, old: int, new: int) -> None:
+        if old:
+            alike = self._networks[old]
+            del alike[network]
+            if not alike:
+                del self._networks[old]
+        if new:
+            self._networks.setdefault(new, {})[network] = None
+        if new > self._most or self._most not in self._networks:
+            self._most = new

@@ -1,0 +1,193 @@
+"""Why posts are refused, or readings are not stored: each cause in words, with its next step.
+
+/readyz, its readers (`ingest hold show`, the dashboard) and `ingest doctor` take both from here.
+The runbook has the section that is named. So all of them say the same.
+Does not: know how the service runs; `{run}`, `{restart}` and the like are filled in later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ingest.model.verdict import (
+    CONFIGURATION,
+    LETTERS_FULL,
+    NO_STANDBY,
+    NO_SUCH_HOST,
+    NOT_DURABLE,
+    SCHEMA,
+    TOO_MANY_CONNECTIONS,
+    UNREACHABLE,
+)
+
+
+class Cause(NamedTuple):
+    """What is wrong, what to do next, and the section of deploy/RUNBOOK.md.
+
+    Commands of `next_step` are in backticks. It may have the fields of FIELDS.
+    """
+
+    words: str
+    next_step: str
+    runbook: str
+
+
+FIELDS = (
+    "run",  # the program, as in `{run} doctor`
+    "restart",  # the command that restarts the service
+    "log",  # the command that shows its log
+    "fix_url",  # how to correct the database's URL: which setting or file, and whether to restart
+)
+
+JOURNAL_BROKEN, INVALID_FULL = "journal_broken", "invalid_full"
+
+_READ_MESSAGE = "`{run} hold show` prints the message of the server."
+_DISCARD = (
+    "Fix what the entries have in common, then replay or discard them: `{run} dlq stats` counts "
+    "them. If the disk has space, you can also raise dlq_bytes_max."
+)
+
+CAUSES: dict[str, Cause] = {
+    UNREACHABLE: Cause(
+        "the database is away",
+        "Start the database, or repair the network to it. The service continues by itself. If the "
+        "address is wrong: {fix_url}",
+        "ingestdatabasedown",
+    ),
+    NO_SUCH_HOST: Cause(
+        "no name server knows the host of the database",
+        "Correct the name, or repair the name service. {fix_url}",
+        "ingestdatabasedown",
+    ),
+    TOO_MANY_CONNECTIONS: Cause(
+        "the database has no free connection, or connections of ours hang there",
+        f"{_READ_MESSAGE} Close connections that nobody needs, or raise max_connections or the "
+        "limit of the role.",
+        "ingestdatabasedown",
+    ),
+    "no_such_host": Cause(
+        "the host name of the database is not known, or its certificate is wrong",
+        "{fix_url} Or repair the name service or the certificate.",
+        "ingestdatabasedown",
+    ),
+    NO_STANDBY: Cause(
+        "commits wait for a synchronous standby",
+        "Start the standby. Or correct synchronous_standby_names on the server, then "
+        "`select pg_reload_conf()`.",
+        "ingestdatabasedown",
+    ),
+    "sqlstate_53100": Cause(
+        "the disk of the database is full",
+        "Make space on the disk of the database. The service continues by itself.",
+        "ingestdatabasedown",
+    ),
+    "sqlstate_25006": Cause(
+        "the database is read-only",
+        "Is it a standby, or was another server promoted? {fix_url}",
+        "ingestdatabasedown",
+    ),
+    SCHEMA: Cause(
+        "the table is not as the service needs it",
+        "`{run} schema show` prints the difference. Undo that change.",
+        "ingestonhold",
+    ),
+    "permission": Cause(
+        "the role may not write",
+        "As an administrator of the database: `{run} schema apply --database-url URL --role ROLE`.",
+        "ingestonhold",
+    ),
+    "authentication": Cause(
+        "the database refuses the password or the role",
+        "{fix_url} Or correct the role in the database.",
+        "ingestonhold",
+    ),
+    "database_missing": Cause(
+        "there is no such database",
+        "Create the database. Or: {fix_url}",
+        "ingestonhold",
+    ),
+    NOT_DURABLE: Cause(
+        "the database can lose what it has committed",
+        "`{run} doctor` says what to set.",
+        "ingestonhold",
+    ),
+    CONFIGURATION: Cause(
+        "the URL of the database is wrong, or a pooler before it is not set up for this",
+        f"{_READ_MESSAGE} {{fix_url}}",
+        "ingestonhold",
+    ),
+    "protocol": Cause(
+        "the server answers in a way that the service does not understand",
+        f"Is a proxy or a pooler between them? {_READ_MESSAGE}",
+        "ingestonhold",
+    ),
+    "internal": Cause(
+        "the database reports damage or a fault of its own",
+        f"Read the log of the database. {_READ_MESSAGE}",
+        "ingestonhold",
+    ),
+    "breaker": Cause(
+        "the database refuses many rows of many devices",
+        "Fix the constraint or the trigger. If the rows really are bad, move them to the dead "
+        "letters: `{run} hold release --dead-letter`.",
+        "ingestonhold",
+    ),
+    LETTERS_FULL: Cause("dead letters are full", _DISCARD, "ingestdeadlettersfilling"),
+    "dead_letters_broken": Cause(
+        "dead letters cannot be written",
+        "Check the disk of the state folder: `{run} doctor`.",
+        "ingestonhold",
+    ),
+    INVALID_FULL: Cause(
+        "posts with an invalid item are refused: the half of the dead letters for invalid items "
+        "is full",
+        _DISCARD,
+        "ingestinvaliditemsrefused",
+    ),
+    "disk_low": Cause(
+        "the disk of the state folder is nearly full",
+        "Free some space on that disk. The service continues by itself.",
+        "ingestnoposttaken",
+    ),
+    JOURNAL_BROKEN: Cause(
+        "the journal cannot be written to the disk",
+        "Is the disk of the state folder full, read-only or failing? The service tries a new file "
+        "every 2 s. `{run} doctor` checks more.",
+        "ingestnoposttaken",
+    ),
+    "full": Cause(
+        "there is no space for posts",
+        "The database is slower than the posts come in: find out why, or send less.",
+        "ingestnoposttaken",
+    ),
+    "slowed": Cause(
+        "posts wait for space",
+        "If this lasts, the database is too slow for this load.",
+        "ingestbufferfilling",
+    ),
+    "starting": Cause(
+        "the table has not been checked yet",
+        "Wait some seconds. If this lasts: `{log}`.",
+        "ingestnoposttaken",
+    ),
+    "draining": Cause("the service is stopping", "", ""),
+}
+
+_UNKNOWN = Cause(
+    "the database reports an error that the service does not know",
+    f"{_READ_MESSAGE} Read the log of the database too.",
+    "ingestonhold",
+)
+
+
+def cause_of(name: str) -> Cause:
+    """Return the entry of a cause; of a name such as `sqlstate_12345`, the entry for all those."""
+    if name in CAUSES:
+        return CAUSES[name]
+    return _UNKNOWN._replace(words=f"{_UNKNOWN.words} ({name})")
+
+
+def next_step(name: str, fields: Mapping[str, str]) -> str:
+    """Return what to do about a cause, in the words of `fields`."""
+    return cause_of(name).next_step.format_map(fields)

@@ -1,0 +1,66 @@
+"""Counts refused posts, and keeps the last ones, so that their sender can be found.
+
+Promises: at most POSTS_MAX posts, of each at most BODY_BYTES_MAX bytes of the body, in memory only.
+Never headers, query or path: these may have secrets.
+Does not: keep posts that are refused with a 5xx. Their cause is the service's own and is on
+/readyz; one second of them would drive out all others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+from ingest.http.request import Request, peer_of
+from ingest.model.codes import PROBLEMS
+from ingest.model.errors import Refused
+from ingest.model.ledger import Ledger
+from ingest.system.clock import rfc3339, unix_us
+
+POSTS_MAX = 100
+BODY_BYTES_MAX = 200
+
+
+class _Post(NamedTuple):
+    at_us: int
+    peer: str
+    refused: tuple[str, str | None, str | None]  # its code, that of the first item, its field
+    body: bytes
+
+
+class RefusedPosts:
+    """The refused posts of one process. `refused` has the form that http.routes.Port asks for."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._posts: deque[_Post] = deque(maxlen=POSTS_MAX)
+
+    def refused(self, request: Request | None, refused: Refused) -> None:
+        """Count a refused request; keep it in place of the oldest one, if its sender is at fault.
+
+        `request` is None if the bytes were not valid HTTP.
+        """
+        self._ledger.post_refused(refused.code)
+        if request is None or PROBLEMS[refused.code].status >= 500:
+            return
+        body = refused.body_start[:BODY_BYTES_MAX]
+        if not body and request.content.exception() is None:  # refused before it was read
+            body = request.content.read_nowait(BODY_BYTES_MAX)
+        self._posts.append(_Post(unix_us(), peer_of(request), _named(refused), body))
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return the posts for JSON, newest first. Bytes that are not UTF-8 become U+FFFD."""
+        return [
+            {
+                "at": rfc3339(post.at_us),
+                "peer": post.peer,
+                **dict(zip(("code", "item_code", "field"), post.refused, strict=True)),
+                "body": post.body.decode("utf-8", "replace"),
+            }
+            for post in reversed(self._posts)
+        ]
+
+
+def _named(refused: Refused) -> tuple[str, str | None, str | None]:
+    errors: Any = refused.fields.get("errors") or ({},)
+    return refused.code, errors[0].get("code"), errors[0].get("field")

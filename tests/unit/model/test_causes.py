@@ -1,0 +1,75 @@
+"""The causes in words: each one that the code knows has a text, a next step and a section."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from ingest.app.advice import advice
+from ingest.app.health import UNREADY
+from ingest.config.settings import Settings
+from ingest.model import verdict
+from ingest.model.causes import CAUSES, FIELDS, cause_of, next_step
+from ingest.sinks.postgres.sqlstate import REASONS
+from ingest.system.surroundings import command_words
+from ingest.writer.breaker import BREAKER
+from tests.support.documents import REPOSITORY
+
+SECTIONS = re.findall(
+    r"^## (\w+)", (REPOSITORY / "deploy" / "RUNBOOK.md").read_text(), re.MULTILINE
+)
+
+
+def test_every_reason_of_the_writer_and_every_state_is_a_cause() -> None:
+    """Else an operator would read "an error that the service does not know"."""
+    own = {value for name, value in vars(verdict).items() if name.isupper()}
+    assert {*REASONS.values(), *own, *UNREADY, BREAKER, "slowed"} <= CAUSES.keys()
+
+
+@pytest.mark.parametrize("name", [*CAUSES, "sqlstate_12345"])
+def test_cause_has_words_a_next_step_and_a_section(name: str) -> None:
+    """The section is in the runbook. Only a stop needs no next step."""
+    cause = cause_of(name)
+    assert cause.words
+    assert not cause.runbook or cause.runbook in {each.lower() for each in SECTIONS}
+    assert set(re.findall(r"{(\w+)}", cause.next_step)) <= set(FIELDS)
+    step = next_step(name, advice(Settings(), "default"))
+    assert bool(step) == bool(cause.runbook) == (name != "draining")
+    assert "{" not in step
+
+
+def test_commands_are_those_of_the_surroundings() -> None:
+    """The words are those of the runbook's table; else a command would fail in a container."""
+    table = (REPOSITORY / "deploy" / "RUNBOOK.md").read_text()
+    for environ, in_container, run in (
+        ({}, False, "./run"),
+        ({"STATE_DIRECTORY": "/var/lib/iot-ingest"}, False, "ingest"),
+        ({}, True, "docker compose exec ingest python -P -m ingest"),
+    ):
+        assert command_words(environ, in_container=in_container)["run"] == run
+        assert f"`{run} COMMAND`" in table
+    pod = command_words({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, in_container=True)
+    assert re.fullmatch(r"kubectl -n iot-ingest exec \S+ -- python -P -m ingest", pod["run"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "origin", "told"),
+    [
+        ({}, "default", "log of the embedded database"),
+        ({"database_url": "x"}, "INGEST_DATABASE_URL", "Correct INGEST_DATABASE_URL, then restart"),
+        ({"database_url": "x"}, "--database-url", "Correct --database-url, then restart"),
+        ({"database_url": "x"}, "/etc/i.toml", "Correct database_url in /etc/i.toml, then restart"),
+        (
+            {"database_url": "x", "database_url_file": "/run/url"},
+            "/run/url",
+            "Correct the file /run/url; the service reads it again",
+        ),
+    ],
+)
+def test_wrong_password_names_where_it_was_set(
+    settings: dict[str, Any], origin: str, told: str
+) -> None:
+    """A person at 3 a.m. must not search where the URL comes from."""
+    assert told in next_step("authentication", advice(Settings(**settings), origin))

@@ -1,0 +1,77 @@
+"""Refused posts leave a trace: counted by code, and the last ones kept without their secrets."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import cast
+
+from ingest.http.request import WholeRequest
+from ingest.model.errors import Refused
+from ingest.model.ledger import Ledger
+from ingest.receiver.refused_posts import BODY_BYTES_MAX, POSTS_MAX, RefusedPosts
+from tests.support.receiver import GOOD, head, post, running_receiver
+
+
+async def test_refused_post_is_kept_with_peer_code_field_and_begin() -> None:
+    """What a maker needs to find the fault, for posts on the short way and on aiohttp's own."""
+    late = b'[{"device_id":"d","metric":"m","value":1,"ts":12},{"id":"d"}]'
+    async with running_receiver() as receiver:
+        await receiver.send(post(late))
+        await receiver.send(post(b"{" + b"\xff" * 500))
+        await receiver.send(post(GOOD, headers={"Content-Type": "text/plain"}))
+        client = await receiver.connect()  # only a later request surely goes the short way
+        for body in (GOOD, b"[]"):
+            await client.send(post(body))
+            await client.reply()
+        await receiver.send(head("GET", "/write"))
+        await receiver.send(post(GOOD))
+        listed = receiver.refused_posts.listed()
+    assert [each["code"] for each in listed] == [
+        *("not_found", "empty", "unsupported_media_type", "not_json", "all_invalid")
+    ]
+    assert {each["peer"] for each in listed} == {"127.0.0.1"}
+    *_, typed, broken, item = listed
+    assert (item["item_code"], item["field"]) == ("ts_too_old", "ts")
+    assert item["body"] == '{"device_id":"d","metric":"m","value":1,"ts":12}', "the first of them"
+    assert len(broken["body"]) == BODY_BYTES_MAX
+    assert typed["body"] == GOOD.decode()[:BODY_BYTES_MAX]
+    assert receiver.ledger.posts_refused == {each["code"]: 1 for each in listed}
+
+
+async def test_refused_post_keeps_no_header_query_or_path() -> None:
+    """These may have tokens. The list is never in the log either."""
+    async with running_receiver() as receiver:
+        secret = {"Authorization": "Bearer s3cret", "Cookie": "s3cret", "X-Key": "s3cret"}
+        await receiver.send(post(b"[]", "?token=s3cret", secret))
+        await receiver.send(head("GET", "/s3cret", secret))
+        await receiver.send(head("GET", "/v1/readings", secret))
+        assert len(receiver.refused_posts.listed()) == 3
+        assert "s3cret" not in json.dumps(receiver.refused_posts.listed())
+
+
+async def test_refused_with_503_is_counted_and_drives_no_other_out() -> None:
+    """Its cause is the service's own, and on /readyz."""
+    async with running_receiver() as receiver:
+        await receiver.send(post(b"[]"))
+        receiver.admission.code = "starting"
+        await receiver.send(post(b"[]"))
+        assert [each["code"] for each in receiver.refused_posts.listed()] == ["empty"]
+        assert receiver.ledger.posts_refused == {"empty": 1, "starting": 1}
+
+
+def test_flood_of_refused_posts_is_bounded() -> None:
+    """The last hundred are kept, each with little of its body."""
+    whole_request = cast(WholeRequest, SimpleNamespace(remote="10.0.0.7"))
+    ledger = Ledger()
+    posts = RefusedPosts(ledger)
+    for number in range(1_000):
+        refused = Refused("not_json", "")
+        refused.body_start = b"%d " % number + b"x" * 1_000_000
+        posts.refused(whole_request, refused)
+        posts.refused(None, Refused("bad_request", ""))
+    listed = posts.listed()
+    assert len(listed) == POSTS_MAX
+    assert listed[0]["body"].startswith("999 ")
+    assert max(len(each["body"]) for each in listed) == BODY_BYTES_MAX
+    assert ledger.posts_refused == {"not_json": 1_000, "bad_request": 1_000}
