@@ -26,6 +26,7 @@ from ingest.model.verdict import (
     WriteFailed,
 )
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
+from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
@@ -44,15 +45,17 @@ def make_sink(
     settings: Settings,
     *,
     name: str = "iot-ingest",
+    known: KnownServer | None = None,
     on_checked: Callable[[str], None] | None = None,
 ) -> SinkPostgres:
-    """Return a sink that connects to `url` at its first use; see SinkPostgres."""
+    """Return a sink that connects to `url` at its first use; see CheckedConnection."""
     return SinkPostgres(
         url if callable(url) else lambda: url,
         _timeouts(settings),
         method=settings.write_method,
         unsafe=settings.database_unsafe,
         name=name,
+        known=known or KnownServer(),
         on_checked=on_checked,
     )
 
@@ -125,9 +128,14 @@ class WritingHalf:
         Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
         be written, because the process stops or must not start (`refusal`).
         """
+        known = KnownServer(self._settings.writers)
         self.sinks += [
             make_sink(
-                url, self._settings, name=f"iot-ingest writer {number}", on_checked=on_checked
+                url,
+                self._settings,
+                name=f"iot-ingest writer {number}",
+                known=known,
+                on_checked=on_checked,
             )
             for number in range(self._settings.writers)
         ]

@@ -29,6 +29,7 @@ def database_checks(
         _version(found),
         _writable(found),
         *_durable(found["durability"], settings),
+        *_standby(found),
         _table(found, settings),
         _privileges(found),
         _clock(found),
@@ -64,9 +65,17 @@ def _durable(kept: list[Finding], settings: Settings) -> Iterator[Check]:
         yield Check(name, FAIL if refused else WARN if risk else OK, said)
 
 
+def _standby(found: dict[str, Any]) -> Iterator[Check]:
+    if number := found["standby_waits"]:
+        said = f"{number} commits of this role wait for a synchronous standby "
+        yield Check(
+            "standby", FAIL, f"{said}; start the standby, or correct synchronous_standby_names"
+        )
+
+
 def _table(found: dict[str, Any], settings: Settings) -> Check:
     if found["difference"] is None:
-        return Check("table", OK, "readings is correct")
+        return Check("table", OK, f"{found['table']} is correct")
     if not found["there"] and settings.schema_apply and found["may_create"]:
         return Check("table", OK, "readings does not exist yet; `ingest serve` creates it at start")
     advice = "" if found["there"] else "; a role that may create tables must run it"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ingest.model.verdict import (
     CONFIGURATION,
     LETTERS_FULL,
+    NO_STANDBY,
     NO_SUCH_HOST,
     NOT_DURABLE,
     SCHEMA,
@@ -60,8 +61,9 @@ CAUSES: dict[str, Cause] = {
         "ingestdatabasedown",
     ),
     TOO_MANY_CONNECTIONS: Cause(
-        "the database has no free connection",
-        "Close connections that nobody needs, or raise max_connections or the limit of the role.",
+        "the database has no free connection, or connections of ours hang there",
+        f"{_READ_MESSAGE} Close connections that nobody needs, or raise max_connections or the "
+        "limit of the role.",
         "ingestdatabasedown",
     ),
     "no_such_host": Cause(
@@ -69,7 +71,7 @@ CAUSES: dict[str, Cause] = {
         "{fix_url} Or repair the name service or the certificate.",
         "ingestdatabasedown",
     ),
-    "standby_missing": Cause(
+    NO_STANDBY: Cause(
         "commits wait for a synchronous standby",
         "Start the standby. Or correct synchronous_standby_names on the server, then "
         "`select pg_reload_conf()`.",
@@ -110,7 +112,11 @@ CAUSES: dict[str, Cause] = {
         "`{run} doctor` says what to set.",
         "ingestonhold",
     ),
-    CONFIGURATION: Cause("the URL of the database is wrong", "{fix_url}", "ingestonhold"),
+    CONFIGURATION: Cause(
+        "the URL of the database is wrong, or a pooler before it is not set up for this",
+        f"{_READ_MESSAGE} {{fix_url}}",
+        "ingestonhold",
+    ),
     "protocol": Cause(
         "the server answers in a way that the service does not understand",
         f"Is a proxy or a pooler between them? {_READ_MESSAGE}",

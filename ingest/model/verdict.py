@@ -19,7 +19,8 @@ SCHEMA = "schema"
 CONFIGURATION = "configuration"
 NOT_DURABLE = "not_durable"
 LETTERS_FULL = "dead_letters_full"
-TOO_MANY_CONNECTIONS = "too_many_connections"  # of the server, or of the role
+TOO_MANY_CONNECTIONS = "too_many_connections"  # of the server, of the role, or of ours
+NO_STANDBY = "standby_missing"  # each commit waits for a synchronous standby
 
 
 class Verdict(Enum):

@@ -37,6 +37,7 @@ EVENTS: dict[str, str] = {
     "writer_left_out": "The database has no connection for this writer; another one writes.",
     "write_failed": "A write failed and is tried again.",
     "table_not_made": "The role may not create the table, or the creation failed.",
+    "table_replaced": "Another table has this name now. It was checked in full, and fits.",
     "database_not_durable": "The database can lose what it has committed (`database_unsafe`).",
     "database_shared": "A command runs the embedded database; the service uses it too.",
     "database_not_taken_over": "That command has ended, and the database could not be started.",

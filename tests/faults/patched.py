@@ -131,14 +131,11 @@ def no_key() -> None:
     from ingest.sinks.postgres.sink import SinkPostgres
 
     async def stored(self: Any, tuples: Any) -> int:
-        async with self._exchange(doubt=True) as connection:
-            return await statements.copy(connection, tuples)
+        async with self.exchange(doubt=True) as connection:
+            return await statements.copy(connection, self.sql.copy, tuples)
 
-    async def no_difference(_: Any) -> None:
-        return None
-
-    SinkPostgres._write_staged = stored  # type: ignore[method-assign]
-    schema.difference = no_difference  # type: ignore[assignment]
+    SinkPostgres._write_once = stored  # type: ignore[method-assign]
+    schema._difference = lambda *_: None
 
 
 def swallows() -> None:

@@ -57,6 +57,7 @@ MADE_IN = {"Endpoint": "ingest/app/receiving.py", "Writer": "ingest/app/writing.
 # Those of aiohttp are in ingest/http/fence.py, which checks them at the start.
 FENCED = {
     "ingest/sinks/postgres/connection.py": {"_transport"},
+    "ingest/sinks/postgres/statements.py": {"_copy_in"},
     "ingest/cli/print_docs.py": {"_labelnames"},
 }
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}

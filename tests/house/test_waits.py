@@ -42,6 +42,8 @@ MODULES = (
     "writer/database_state",
     "writer/set_aside",
     "sinks/postgres/sink",
+    "sinks/postgres/checked_connection",
+    "sinks/postgres/known_server",
     "sinks/postgres/connection",
     "sinks/postgres/statements",
     "app/buffer",

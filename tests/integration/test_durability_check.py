@@ -18,8 +18,7 @@ from ingest.cli.doctor_database import database_checks
 from ingest.config.settings import Settings
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.verdict import NOT_DURABLE, Verdict, WriteFailed
-from ingest.sinks.postgres import durability, schema
-from ingest.sinks.postgres import sink as sink_postgres
+from ingest.sinks.postgres import checked_connection, durability, schema
 from ingest.sinks.postgres.examination import examine
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.logs import Occasionally
@@ -103,7 +102,7 @@ async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
     assert detail.partition(":")[0] in {"off", "unlogged"}
     state, detail = (await doctor(url, database_unsafe=True))[name]
     assert state == "warn"
-    monkeypatch.setattr(sink_postgres, "_occasionally", Occasionally(3600.0))
+    monkeypatch.setattr(checked_connection, "_occasionally", Occasionally(3600.0))
     with structlog.testing.capture_logs() as lines:
         unsafe = make_sink(url, Settings(database_unsafe=True))
         assert (await unsafe.write(encode(readings(3)), 3, idempotent=False)).committed == 3

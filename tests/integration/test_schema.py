@@ -132,11 +132,24 @@ async def test_table_is_found_by_the_search_path(connection: asyncpg.Connection)
     await connection.execute('drop schema "Fleet 1" cascade; drop owned by r; drop role r')
 
 
+# A build without ICU can make no nondeterministic collation. What it is for us is this flag.
+LOOSE = """drop collation if exists loose; create collation loose (provider = libc, locale = 'C');
+update pg_collation set collisdeterministic = false where collname = 'loose';"""
 DIFFERENCES = {
     "drop table readings": "there is no table readings",
     "alter table readings rename value to val": "has no column value",
     "alter table readings alter value type bigint": "value of readings is bigint instead of float8",
     "alter table readings alter value type numeric(9, 2)": "is numeric(9,2) instead of float8",
+    "alter table readings alter ts type timestamptz(3)": "is timestamp(3) with time zone instead",
+    LOOSE + "alter table readings alter metric type text collate loose": "column metric of "
+    "readings has the nondeterministic collation loose",
+    LOOSE + "create unique index tidy on readings (ts, device_id collate loose, metric, value)": (
+        "the unique index tidy (loose) of readings has a nondeterministic collation"
+    ),
+    "create rule r as on insert to readings do instead nothing": "a rule for INSERT (r)",
+    "create rule r as on insert to readings do also select 1": "a rule for INSERT (r)",
+    """alter table readings rename to old;
+    create view readings as select * from old""": "readings is a view; a table is needed",
     "alter table readings alter ts type timestamp": "is timestamp without time zone instead of",
     "alter table readings alter metric type varchar(9)": "character varying(9) instead of text",
     "alter table readings add site text not null": "column site of readings is NOT NULL",
@@ -171,6 +184,9 @@ async def test_difference_is_named_in_a_sentence(
 
 
 HARMLESS = [
+    "create rule r as on delete to readings do instead nothing",
+    """create rule r as on insert to readings do instead nothing;
+    alter table readings disable rule r""",
     "alter table readings add site text",
     "alter table readings add site text not null default 'here'",
     "alter table readings add id bigint generated always as identity",
@@ -213,3 +229,44 @@ async def test_key_is_recognised_by_its_columns(connection: asyncpg.Connection) 
     await connection.execute("alter table audit inherit readings")  # as a hypertable's chunk
     assert await schema.is_key(connection, "public", "audit_pkey")
     assert not await schema.is_key(connection, "", "")
+
+
+async def test_rule_on_a_partition_does_nothing_to_rows_of_the_table(
+    connection: asyncpg.Connection,
+) -> None:
+    """So it is no difference: the server looks at the rules of the named table only."""
+    await connection.execute(
+        """create table readings (ts timestamptz, device_id text collate "C",
+               metric text collate "C", value float8, primary key (ts, device_id, metric, value))
+           partition by list (metric);
+        create table part partition of readings default;
+        create rule r as on insert to part do instead nothing;
+        insert into readings values (now(), 'd', 'm', 1)"""
+    )
+    assert await schema.difference(connection) is None
+    assert await connection.fetchval("select count(*) from readings") == 1
+
+
+async def test_show_says_all_that_the_check_looks_at(connection: asyncpg.Connection) -> None:
+    """The schema's name, precisions, collations and rules."""
+    await schema.apply(connection)
+    await connection.execute(
+        LOOSE
+        + """alter table readings alter ts type timestamptz(3);
+        alter table readings alter metric type text collate loose;
+        create rule r as on insert to readings do instead nothing"""
+    )
+    assert (await schema.show(connection)).splitlines() == [
+        "table public.readings",
+        "  ts         timestamp(3) with time zone not null",
+        '  device_id  text collate "C" not null',
+        '  metric     text collate "loose" (nondeterministic) not null',
+        "  value      double precision not null",
+        "  CREATE UNIQUE INDEX readings_pkey ON public.readings USING btree "
+        "(ts, device_id, metric, value)",
+        "  RULE r ON INSERT",
+        "column ts of readings is timestamp(3) with time zone instead of timestamptz: "
+        "values would be rounded",
+    ]
+    await connection.execute("drop table readings; create view readings as select 1")
+    assert (await schema.show(connection)).startswith("view public.readings")

@@ -314,5 +314,5 @@ async def test_run_of_duplicates_takes_the_idempotent_path_for_a_while(bench: Be
     assert await bench.operator.fetchval(statements) == "commit"
     for start in range(200, 400, 10):
         await bench.sink.write(encode(readings(10, start=start)), 10, idempotent=False)
-    assert (await bench.operator.fetchval(statements)).startswith("COPY")
+    assert "; copy " in await bench.operator.fetchval(statements)
     assert await bench.count() == 220

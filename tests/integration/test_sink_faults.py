@@ -193,8 +193,8 @@ async def test_connection_cut_as_its_last_reply_came_waits(
     """If a process stood still, reply and deadline come at once, and the deadline counts."""
     real = durability.findings
 
-    async def cut_after(connection: asyncpg.Connection) -> Any:
-        found = await real(connection)
+    async def cut_after(connection: asyncpg.Connection, table: str) -> Any:
+        found = await real(connection, table)
         connection.terminate()
         return found
 

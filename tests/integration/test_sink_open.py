@@ -152,6 +152,14 @@ async def test_url_that_is_none_holds(url: str) -> None:
     assert (failed.verdict, failed.reason) == (Verdict.HOLD, "configuration")
 
 
+@pytest.mark.parametrize("option", ["connect_timeout=3", "work_mem=none"])
+async def test_option_that_the_server_does_not_take_holds(readings_url: str, option: str) -> None:
+    """The URL is wrong, and not the table."""
+    failed = await open_failure(f"{readings_url}&{option}")
+    assert (failed.verdict, failed.reason) == (Verdict.HOLD, "configuration")
+    assert option.partition("=")[0] in failed.message
+
+
 async def test_missing_database_holds(readings_url: str) -> None:
     """3D000."""
     failed = await open_failure(readings_url.replace("@/test_", "@/no_such_"))

@@ -24,7 +24,7 @@ from tests.support.rows import START_US, encode, readings
 WAYS = ["copy", "staged", "isolating", "insert"]
 OTHER_TYPES = {
     "value": ["bigint", "numeric", "real", "integer", "text"],
-    "ts": ["timestamp", "date", "text"],
+    "ts": ["timestamp", "date", "text", "timestamptz(0)", "timestamptz(3)"],
     "device_id": ["varchar", "bytea", "name"],
     "metric": ["varchar(300)", "bytea"],
 }

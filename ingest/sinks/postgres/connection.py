@@ -50,6 +50,24 @@ class Expired(Exception):
     """The deadline passed, and the connection was cut. The server may still go on."""
 
 
+class SessionNotKept(Exception):
+    """The connection is not one session of the server: a pooler is between."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the connection to the database does not keep its session: a pooler (PgBouncer) is "
+            "between, in transaction or statement mode, or without a reset; set pool_mode = "
+            "session and server_reset_query = DISCARD ALL there, or connect to the server itself"
+        )
+
+
+# Whether something of another client is there, right after the connect. PgBouncer renames prepared
+# statements, such as this query, in all modes but `session`; older ones leave what _settings sets.
+_FOREIGN = """
+select coalesce(current_setting('ingest.session', true), '') <> ''
+    or exists (select from pg_prepared_statements where name like 'PGBOUNCER%')"""
+
+
 # What the driver raises if the server has sent no error. Errors of the server are PostgresError.
 DRIVER_ERRORS = (
     OSError,  # sockets, TLS, names, time-outs
@@ -57,33 +75,57 @@ DRIVER_ERRORS = (
     asyncpg.InternalClientError,
     RuntimeError,  # uvloop, on a transport that is closed
     Expired,
+    SessionNotKept,
 )
 
 
 async def connect(
     database_url: str, *, name: str, statement_s_max: float, lock_s_max: float
 ) -> Connection:
-    """Connect to a server that can be written to. The caller limits the time.
+    """Connect to a server that can be written to, and set the time limits of the session.
 
-    Raises the driver's errors.
+    The caller limits the time. Raises the driver's errors, and SessionNotKept.
     """
     forget_unreachable_futures()
     connection: Connection = await asyncpg.connect(
         database_url,
         target_session_attrs=SessionAttribute.read_write,
-        server_settings={
-            "application_name": name,
-            "statement_timeout": str(max(1, round(statement_s_max * 1000))),
-            "lock_timeout": str(max(1, round(lock_s_max * 1000))),
-            "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_MS),
-            "tcp_keepalives_idle": "10",
-            "tcp_keepalives_interval": "5",
-            "tcp_keepalives_count": "3",
-            "timezone": "UTC",
-        },
+        server_settings={"application_name": name, "timezone": "UTC"},
     )
-    _tune(connection)
+    ours = False
+    try:
+        _tune(connection)
+        await refuse_shared(connection)
+        await connection.execute(_settings(statement_s_max, lock_s_max))
+        ours = True
+    finally:
+        if not ours:
+            connection.terminate()
     return connection
+
+
+async def refuse_shared(connection: Connection) -> None:
+    """Raise SessionNotKept if a pooler shares the session of this new connection with others."""
+    if await connection.fetchval(_FOREIGN):
+        raise SessionNotKept
+
+
+def limits_ms(statement_s_max: float, lock_s_max: float) -> tuple[int, ...]:
+    """Return the limits of a session: of a statement, of a lock, of an idle transaction."""
+    return (
+        max(1, round(statement_s_max * 1000)),
+        max(1, round(lock_s_max * 1000)),
+        _IDLE_IN_TRANSACTION_MS,
+    )
+
+
+def _settings(statement_s_max: float, lock_s_max: float) -> str:
+    """Return the statements that set the session. A pooler refuses most of them as parameters."""
+    statement, lock, idle = limits_ms(statement_s_max, lock_s_max)
+    return f"""set statement_timeout = {statement}; set lock_timeout = {lock};
+    set idle_in_transaction_session_timeout = {idle};
+    set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3;
+    set ingest.session = 'ours'"""
 
 
 def address(database_url: str) -> str:

@@ -54,9 +54,9 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-async def findings(connection: Connection) -> list[Finding]:
+async def findings(connection: Connection, table: str = TABLE) -> list[Finding]:
     """Ask the server; return one finding for each thing that was checked."""
-    row = await connection.fetchrow(_QUESTION, TABLE)
+    row = await connection.fetchrow(_QUESTION, table)
     assert row is not None, "the question always has one row"
     return list(_judge(dict(row)))
 

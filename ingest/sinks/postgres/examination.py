@@ -10,7 +10,7 @@ from typing import Any
 
 from asyncpg import Connection
 
-from ingest.sinks.postgres import durability, schema
+from ingest.sinks.postgres import durability, known_server, schema
 from ingest.system.clock import unix_us
 
 _QUESTION = """
@@ -22,6 +22,9 @@ select current_setting('server_version') as version,
            - current_setting('superuser_reserved_connections')::int as connections_max,
        (select count(*) from pg_stat_activity where backend_type = 'client backend'
            and pid <> pg_backend_pid() and application_name not like 'iot-ingest%') as connections,
+       (select count(*) from pg_stat_activity where usename = session_user
+           and wait_event = 'SyncRep'
+           and clock_timestamp() - state_change > make_interval(secs => $1)) as standby_waits,
        (select rolconnlimit from pg_roles where rolname = current_user) as role_connections_max,
        current_user::text as role,
        current_database()::text as database,
@@ -36,18 +39,20 @@ select current_setting('server_version') as version,
 async def examine(connection: Connection) -> dict[str, Any]:
     """Return the columns of the query by name, and some more values.
 
-    `ahead_s` is how far the database's clock is ahead of ours, give or take `doubt_s`.
-    `difference` says how the table differs from the one that we need, or is None. `durability` is a
-    list of Finding.
+    `ahead_s` is how far the database's clock is ahead of ours, give or take `doubt_s`. `table` is
+    the table's name with its schema. `difference` says how it differs from the one that we need, or
+    is None. `durability` is a list of Finding.
     """
     before_us = unix_us()
-    row = await connection.fetchrow(_QUESTION)
+    row = await connection.fetchrow(_QUESTION, known_server.HUNG_S)
     after_us = unix_us()
     assert row is not None
+    look = await schema.look(connection)
     return {
         **row,
         "ahead_s": (row["now_us"] - (before_us + after_us) / 2) / 1e6,
         "doubt_s": (after_us - before_us) / 2e6,
-        "difference": await schema.difference(connection),
+        "table": look.table,
+        "difference": look.difference,
         "durability": await durability.findings(connection),
     }

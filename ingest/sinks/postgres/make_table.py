@@ -14,7 +14,7 @@ from ingest.model.errors import StartError
 from ingest.model.verdict import Verdict
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.connection import Timeouts, text_of
+from ingest.sinks.postgres.connection import DRIVER_ERRORS, Timeouts, text_of
 from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.system.logs import get_logger
 
@@ -33,10 +33,12 @@ async def make_table(database_url: str, timeouts: Timeouts) -> bool:
                 lock_s_max=timeouts.lock_s_max,
             )
         try:
-            await schema.apply(connection)
+            # The commit of a new table may wait for a standby, for which the server has no limit.
+            with sink_connection.deadline(connection, timeouts.command_s_max):
+                await schema.apply(connection)
         finally:
             await sink_connection.close_politely(connection)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, StartError) as error:
+    except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:
         get_logger("schema").warning("table_not_made", why=text_of(error))
         verdict = verdict_for(getattr(error, "sqlstate", None))
         return isinstance(error, StartError) or verdict not in (Verdict.WAIT, Verdict.RETRY)

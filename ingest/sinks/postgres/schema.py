@@ -1,11 +1,12 @@
 """The table `readings`: how it is made, and the check that it is still as we need it.
 
-`apply` is idempotent, and needs a role that may create tables. `difference` is one query that reads
-the catalog. Both find the table by the search_path, as every write does. The driver's errors pass
-through: a sink and a command handle them in different ways.
+`apply` is idempotent, and needs a role that may create tables. `look` reads the catalog; it is the
+full check. The driver's errors pass through: a sink and a command handle them in different ways.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from asyncpg import Connection, Record
 
@@ -20,17 +21,16 @@ _TYPES = {  # OID and name
     "metric": (25, "text"),
     "value": (701, "float8"),
 }
+_NO_TYPMOD = -1  # no precision and no length in brackets
+_KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
 
-# A condition that is always true, but is an error (42883) unless the columns have these types.
-# Without it a column `value` that is a bigint would be filled with wrong numbers: a binary COPY
-# stores the bytes of the double as another number, and INSERT .. SELECT rounds it. With it that
-# cannot happen, since there is no implicit cast between arrays of different types.
-# The server resolves the condition when it parses the statement, after it has locked the table. So
-# no ALTER TABLE can come between. Comparing with null makes it a constant: no cost per row
-# (measured).
-TYPE_GUARD = " and ".join(
-    f"(array[{name}] = null::{type_name}[]) is null" for name, (_, type_name) in _TYPES.items()
-)
+# Who wrote the rows of the catalog that belong to the table `c`. Each ALTER TABLE, and each change
+# of a key or a rule, writes such a row anew. VACUUM and ANALYZE do not.
+STATE = """c.xmin
+    || array(select xmin from pg_attribute where attrelid = c.oid and attnum > 0 order by attnum)
+    || array(select xmin from pg_index where indrelid = c.oid order by indexrelid)
+    || case when c.relhasrules
+       then array(select xmin from pg_rewrite where ev_class = c.oid order by oid) end"""
 
 _CREATE_TABLE = f"""create table {TABLE} (
     ts         timestamptz      not null,
@@ -56,20 +56,33 @@ where i.indisunique and i.indimmediate and i.indisvalid and i.indnkeyatts = 4
       where a.attrelid = i.indrelid and a.attnum = any (i.indkey[0:3])
   ) = array['device_id', 'metric', 'ts', 'value']"""
 
+# Rules on a partition do nothing when a row is written to its parent.
+_TABLE = f"""
+select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name, c.relkind::text as kind,
+       {STATE} as state, exists ({_UNIQUE_KEYS} and i.indrelid = c.oid) as keyed,
+       array(select r.rulename::text from pg_rewrite r where r.ev_class = c.oid
+             and r.ev_type = '3' and r.ev_enabled in ('O', 'A') order by 1) as insert_rules,
+       (select o.indexrelid::regclass::text || ' (' || l.collname || ')' from pg_index o
+        join pg_collation l on l.oid = any (o.indcollation) and not l.collisdeterministic
+        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as loose_key
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.oid = to_regclass($1)"""  # noqa: S608  built from constants of this file
+
 # One row for each column. `must_fill`: an INSERT must set the column, as the server does not. It
 # has no default (of its own or of its domain), is not generated, and no trigger before the insert
 # could set it.
-_COLUMNS = f"""
-select a.attname as name, a.atttypid::int8 as type_oid,
+_COLUMNS = """
+select a.attname as name, a.atttypid::int8 as type_oid, a.atttypmod as typmod,
        format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull as not_null,
+       l.collname as collation, coalesce(not l.collisdeterministic, false) as loose,
        a.attnotnull and not a.atthasdef and a.attidentity = '' and a.attgenerated = ''
        and t.typdefault is null and not exists (
            select from pg_trigger g where g.tgrelid = a.attrelid and not g.tgisinternal
-           and g.tgtype & 7 = 7 and g.tgenabled <> 'D') as must_fill,
-       exists ({_UNIQUE_KEYS} and i.indrelid = a.attrelid) as keyed
+           and g.tgtype & 7 = 7 and g.tgenabled <> 'D') as must_fill
 from pg_attribute a join pg_type t on t.oid = a.atttypid
-where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
-order by a.attnum"""  # noqa: S608  built from constants of this file
+left join pg_collation l on l.oid = a.attcollation
+where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped
+order by a.attnum"""
 
 _IS_KEY = f"""
 with recursive named (id) as (select to_regclass(format('%I.%I', $1::text, $2::text))), up (id) as (
@@ -79,7 +92,19 @@ select exists (select from up where id = to_regclass($3))
    and exists ({_UNIQUE_KEYS} and i.indexrelid = (select id from named))"""  # noqa: S608  the same
 
 _INDEXES = """
-select pg_get_indexdef(indexrelid) from pg_index where indrelid = to_regclass($1) order by 1"""
+select pg_get_indexdef(indexrelid) from pg_index where indrelid = $1::oid order by 1"""
+
+
+class Look(NamedTuple):
+    """What the full check found: the table as statements name it, and how it differs from ours.
+
+    `state` is that of STATE; it was read before everything else. `oid` is 0 if there is no table.
+    """
+
+    table: str
+    oid: int
+    state: str
+    difference: str | None
 
 
 async def apply(
@@ -135,9 +160,23 @@ async def _grant(connection: Connection, role: str) -> None:
 
 async def difference(connection: Connection) -> str | None:
     """Return in one sentence how the table differs from the contract; None if it does not."""
-    rows = await connection.fetch(_COLUMNS, TABLE)
-    if not rows:
-        return f"there is no table {TABLE} that this role can see: run `ingest schema apply`"
+    return (await look(connection)).difference
+
+
+async def look(connection: Connection, table: str = TABLE) -> Look:
+    """Check the table in full. A name without a schema is found by the search_path."""
+    found = await connection.fetchrow(_TABLE, table)
+    if found is None:
+        missing = f"there is no table {table} that this role can see: run `ingest schema apply`"
+        return Look(table, 0, "", missing)
+    columns = await connection.fetch(_COLUMNS, found["oid"])
+    state = "{" + ",".join(map(str, found["state"])) + "}"
+    return Look(found["name"], found["oid"], state, _difference(found, columns))
+
+
+def _difference(table: Record, rows: list[Record]) -> str | None:
+    if (kind := _KINDS.get(table["kind"], "something else")) != "table":
+        return f"{TABLE} is a {kind}; a table is needed"
     columns = {each["name"]: each for each in rows}
     for name in KEY:
         if found := _column_difference(name, columns.get(name)):
@@ -145,8 +184,22 @@ async def difference(connection: Connection) -> str | None:
     for name, column in columns.items():
         if name not in _TYPES and column["must_fill"]:
             return f"column {name} of {TABLE} is NOT NULL without a default, and not one of ours"
-    if not rows[0]["keyed"]:
+    return _key_or_rule_difference(table)
+
+
+def _key_or_rule_difference(table: Record) -> str | None:
+    if not table["keyed"]:
         return f"table {TABLE} has no unique key on exactly ({KEY_LIST}): a retry would store twice"
+    if table["loose_key"]:
+        return (
+            f"the unique index {table['loose_key']} of {TABLE} has a nondeterministic collation: "
+            'different names would be one; make it with collate "C"'
+        )
+    if rules := ", ".join(table["insert_rules"]):
+        return (
+            f"table {TABLE} has a rule for INSERT ({rules}): readings could be changed or lost; "
+            "drop the rule"
+        )
     return None
 
 
@@ -156,24 +209,42 @@ def _column_difference(name: str, column: Record | None) -> str | None:
     type_oid, type_name = _TYPES[name]
     if column["type_oid"] != type_oid:
         return f"column {name} of {TABLE} is {column['type_name']} instead of {type_name}"
+    if column["typmod"] != _NO_TYPMOD:
+        return (
+            f"column {name} of {TABLE} is {column['type_name']} instead of {type_name}: "
+            "values would be rounded"
+        )
     if not column["not_null"]:
         return f"column {name} of {TABLE} may be null: two nulls would be two readings"
+    if column["loose"]:
+        return (
+            f"column {name} of {TABLE} has the nondeterministic collation {column['collation']}: "
+            'different names would be one; use collate "C"'
+        )
     return None
 
 
-async def is_key(connection: Connection, schema: str, index: str) -> bool:
+async def is_key(connection: Connection, schema: str, index: str, table: str = TABLE) -> bool:
     """Whether `index` is the unique key of the table, or of one of its partitions."""
-    return bool(await connection.fetchval(_IS_KEY, schema, index, TABLE))
+    return bool(await connection.fetchval(_IS_KEY, schema, index, table))
 
 
 async def show(connection: Connection) -> str:
-    """Describe the table for a user: columns, indexes, and how it differs from the contract."""
-    rows = await connection.fetch(_COLUMNS, TABLE)
-    lines = [f"table {TABLE}"]
-    for row in rows:
-        null = " not null" if row["not_null"] else ""
-        lines.append(f"  {row['name']:<10} {row['type_name']}{null}")
-    lines += [f"  {each[0]}" for each in await connection.fetch(_INDEXES, TABLE)]
-    found = await difference(connection)
-    lines.append(found if found else "as the service expects it")
+    """Describe the table for a user: columns, indexes, rules, and how it differs from ours."""
+    found = await connection.fetchrow(_TABLE, TABLE)
+    if found is None:
+        return f"table {TABLE}\n{(await look(connection)).difference}"
+    rows = await connection.fetch(_COLUMNS, found["oid"])
+    lines = [f"{_KINDS.get(found['kind'], 'something else')} {found['name']}"]
+    lines += [_column_line(row) for row in rows]
+    lines += [f"  {each[0]}" for each in await connection.fetch(_INDEXES, found["oid"])]
+    lines += [f"  RULE {each} ON INSERT" for each in found["insert_rules"]]
+    lines.append(_difference(found, rows) or "as the service expects it")
     return "\n".join(lines)
+
+
+def _column_line(column: Record) -> str:
+    collation = f' collate "{column["collation"]}"' if column["collation"] else ""
+    loose = " (nondeterministic)" if column["loose"] else ""
+    null = " not null" if column["not_null"] else ""
+    return f"  {column['name']:<10} {column['type_name']}{collation}{loose}{null}"

@@ -14,7 +14,13 @@ from asyncpg import Connection
 
 from ingest.config.values import mask_url
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, close_politely, text_of
+from ingest.sinks.postgres.connection import (
+    DRIVER_ERRORS,
+    SessionNotKept,
+    close_politely,
+    refuse_shared,
+    text_of,
+)
 
 
 @contextmanager
@@ -37,6 +43,11 @@ async def connected(
         # The driver's own time-out counts for each host anew, so there is one for all of them.
         async with asyncio.timeout(connect_s_max):
             opened = await asyncpg.connect(url, command_timeout=command_s_max)
+        try:
+            await refuse_shared(opened)
+        except SessionNotKept:
+            opened.terminate()
+            raise
     try:
         yield opened
     finally:

@@ -8,12 +8,20 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from ingest.model.verdict import SCHEMA, TOO_MANY_CONNECTIONS, UNREACHABLE, Verdict, WriteFailed
+from ingest.model.verdict import (
+    CONFIGURATION,
+    SCHEMA,
+    TOO_MANY_CONNECTIONS,
+    UNREACHABLE,
+    Verdict,
+    WriteFailed,
+)
 from ingest.sinks.postgres.schema import KEY
 
 # Exact codes first, then classes (the first two characters). Sources: docs/contract.md, section 5,
 # then PostgreSQL's Appendix A. A code that is in neither is unknown on purpose: rows are never
 # dead-lettered because of an unknown code.
+NO_SUCH_STATEMENT = "26000"
 _BY_CODE: dict[str, Verdict] = {
     "08P01": Verdict.HOLD,  # of binary COPY into a numeric column: the format is wrong
     "21000": Verdict.ISOLATE,  # a query in an operator's trigger returned more than one row
@@ -28,6 +36,7 @@ _BY_CODE: dict[str, Verdict] = {
     "25P02": Verdict.RETRY,  # our transaction has failed already: a new session helps
     "25P03": Verdict.RETRY,  # idle_in_transaction_session_timeout
     "25P04": Verdict.RETRY,  # transaction_timeout
+    "26000": Verdict.HOLD,  # our prepared statement is gone: a pooler changed the session
     "53400": Verdict.ISOLATE,  # TimescaleDB's limit on decompression: a retry does not help
     "54000": Verdict.ISOLATE,  # an index row too large
     "54001": Verdict.ISOLATE,  # an operator's trigger recursed on it
@@ -63,6 +72,7 @@ REASONS: dict[str, str] = {
     "22P03": "protocol",
     "22P04": "protocol",
     "23502": SCHEMA,
+    "26000": CONFIGURATION,
     "28": "authentication",
     "3D": "database_missing",
     "3F": SCHEMA,
@@ -144,6 +154,23 @@ def server_failed(error: ServerError, *, doubt: bool = False) -> WriteFailed:
         constraint=(error.constraint_name or "")[:_NAME_CHARACTERS_MAX] or None,
         may_be_row=verdict is Verdict.HOLD and error.sqlstate[:2] in _MAY_BE_ROW,
     )
+
+
+_BAD_OPTION = frozenset({"22023", "42704"})  # a parameter in the URL is unknown, or its value bad
+
+
+def server_refused(error: ServerError) -> WriteFailed:
+    """Turn the error of a server that refuses a connection into WriteFailed."""
+    failed = server_failed(error)
+    if error.sqlstate in _BAD_OPTION:
+        failed.verdict, failed.reason = Verdict.HOLD, CONFIGURATION
+    if error.sqlstate == "08P01":  # PgBouncer has this code for all that it refuses
+        failed.reason = CONFIGURATION
+        failed.message = (
+            f"a pooler (PgBouncer) refuses the connection: {failed.message}; correct its "
+            "configuration, or the options in the URL"
+        )
+    return failed
 
 
 _COPY_LINE = re.compile(r"\b(?:readings|ingest_staging)\b\D*(\d+)", re.ASCII)

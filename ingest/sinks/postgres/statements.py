@@ -1,5 +1,9 @@
 """The statements that store encoded rows: COPY, COPY with a staging table, INSERT of arrays.
 
+Each of them names the table with its schema, and begins with the check: in the same transaction,
+after the table is locked, the server compares its catalog with what the full check found. So no
+ALTER TABLE can come between. If there is a difference, it fails with ALTERED before it reads a row.
+
 Promises: `store_staged` and `insert_arrays` store a row once, however often it is sent.
 Does not: begin or end a transaction, or judge errors; the driver's errors pass through.
 """
@@ -7,33 +11,71 @@ Does not: begin or end a transaction, or judge errors; the driver's errors pass 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from secrets import token_hex
+from typing import NamedTuple
 
 import asyncpg
 from asyncpg import Connection
 
 from ingest.model.rows import HEADER, PG_EPOCH_US, TRAILER, decode_rows
-from ingest.sinks.postgres.schema import KEY, KEY_LIST, TABLE, TYPE_GUARD
+from ingest.sinks.postgres.schema import KEY_LIST, STATE, TABLE, Look
+
+ALTERED = "3F000"  # of the check; also of a schema that is gone
 
 # COPY fills it on the idempotent path. Its types are ours, whatever types the table has now.
-STAGING = "ingest_staging"
-_CREATE_STAGING = f"""create temp table {STAGING} (
+STAGING = "pg_temp.ingest_staging"
+# This commit needs no disk: a crash ends the session and its temporary tables. And it must not wait
+# for a synchronous standby that is missing.
+MAKE_STAGING = """begin; set local synchronous_commit = off;
+create temp table ingest_staging (
     ts timestamptz, device_id text collate "C", metric text collate "C", value double precision
-) on commit delete rows"""
-
-# The guard in the INSERT is a WITH that is parsed and never run: see schema.TYPE_GUARD.
-_INSERT = f"with guard as (select from {TABLE} where {TYPE_GUARD}) insert into {TABLE} ({KEY_LIST})"
+) on commit delete rows; commit"""
+EMPTY_STAGING = f"delete from {STAGING}"  # noqa: S608
+_COPY_STAGED = f"copy {STAGING} ({KEY_LIST}) from stdin (format binary)"
 _ONCE = f"on conflict ({KEY_LIST}) do nothing"
-_INSERT_STAGED = f"""{_INSERT}
-select {KEY_LIST} from pg_temp.{STAGING} order by {KEY_LIST} {_ONCE}"""  # noqa: S608
-_INSERT_ARRAYS = f"""{_INSERT}
+
+
+class Statements(NamedTuple):
+    """The statements for one table on one connection.
+
+    `prepare` makes the check ready. `check` is the check alone, for the begin of a transaction;
+    `checked_copy` is the check and a COPY in one message, so in one transaction. The other three
+    must come after `check`.
+    """
+
+    prepare: str
+    check: str
+    checked_copy: str
+    copy: str
+    insert_staged: str
+    insert_arrays: str
+
+
+def statements_for(found: Look) -> Statements:
+    """Return the statements for the table that the full check has found.
+
+    LOCK comes first, and takes no snapshot: so the check sees what was committed before the lock,
+    at each isolation level. Its error is a cast to a schema of that name: the server has no
+    function that raises an error. The name of the check is new for each connection: a session that
+    is not ours has none of this name.
+    """
+    table, name = found.table, f"ingest_check_{token_hex(4)}"
+    check = f"lock table only {table} in row exclusive mode; execute {name}"
+    copy = f"copy {table} ({KEY_LIST}) from stdin (format binary)"
+    insert = f"insert into {table} ({KEY_LIST})"
+    return Statements(
+        prepare=f"""prepare {name} as
+select '"{TABLE} was altered after iot-ingest checked it"'::text::regnamespace from pg_class c
+where c.oid = '{table.replace("'", "''")}'::regclass
+and (c.oid <> {found.oid} or ({STATE}) <> '{found.state}'::xid[])""",  # noqa: S608
+        check=check,
+        checked_copy=f"{check}; {copy}",
+        copy=copy,
+        insert_staged=f"{insert} select {KEY_LIST} from {STAGING} order by {KEY_LIST} {_ONCE}",  # noqa: S608
+        insert_arrays=f"""{insert}
 select * from unnest($1::timestamptz[], $2::text[], $3::text[], $4::float8[]) as r ({KEY_LIST})
-order by ts, device_id collate "C", metric collate "C", value {_ONCE}"""  # noqa: S608
-EMPTY_STAGING = f"delete from pg_temp.{STAGING}"  # noqa: S608
-
-
-async def prepare_for_copy(connection: Connection) -> None:
-    """Make the staging table, once for each connection. Needs the TEMP privilege."""
-    await connection.execute(_CREATE_STAGING)
+order by ts, device_id collate "C", metric collate "C", value {_ONCE}""",  # noqa: S608
+    )
 
 
 async def prepare_for_insert(connection: Connection) -> None:
@@ -47,37 +89,34 @@ async def prepare_for_insert(connection: Connection) -> None:
     )
 
 
-async def copy(connection: Connection, tuples: Sequence[bytes], *, staging: bool = False) -> int:
+async def copy(connection: Connection, statement: str, tuples: Sequence[bytes]) -> int:
     """COPY encoded rows in one message; return how many rows the server took."""
     # The driver does not check this, and would then raise an error that is not one of its own.
     if connection.is_closed():
         raise asyncpg.InterfaceError("the connection was cut before the rows were sent")
-    tag = await connection.copy_to_table(
-        STAGING if staging else TABLE,
-        schema_name="pg_temp" if staging else None,
-        # One message. Not as bytes: the driver takes bytes for a path.
-        source=memoryview(b"".join((HEADER, *tuples, TRAILER))),  # type: ignore[arg-type]
-        columns=KEY,
-        format="binary",
-        where=None if staging else TYPE_GUARD,
-    )
-    return _count(tag)
+    # Not `copy_to_table`: it cannot send the check with the COPY. Not as bytes: those are a path.
+    source = memoryview(b"".join((HEADER, *tuples, TRAILER)))
+    return _count(await connection._copy_in(statement, source, None))  # type: ignore[attr-defined]
 
 
-async def store_staged(connection: Connection, tuples: Sequence[bytes]) -> int:
+async def store_staged(
+    connection: Connection, statements: Statements, tuples: Sequence[bytes]
+) -> int:
     """COPY encoded rows into the staging table, and INSERT the new ones; return how many.
 
-    Call it in a transaction.
+    Call it in a transaction, on a connection that has the staging table.
     """
-    await copy(connection, tuples, staging=True)
-    return _count(await connection.execute(_INSERT_STAGED))
+    await copy(connection, _COPY_STAGED, tuples)
+    return _count(await connection.execute(statements.insert_staged))
 
 
-async def insert_arrays(connection: Connection, tuples: Sequence[bytes]) -> int:
+async def insert_arrays(
+    connection: Connection, statements: Statements, tuples: Sequence[bytes]
+) -> int:
     """INSERT encoded rows as arrays; return how many are new."""
     rows = list(decode_rows(b"".join(tuples)))
     tag = await connection.execute(
-        _INSERT_ARRAYS,
+        statements.insert_arrays,
         [(row.ts_us - PG_EPOCH_US,) for row in rows],
         [row.device_id for row in rows],
         [row.metric for row in rows],

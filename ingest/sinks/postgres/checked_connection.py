@@ -1,0 +1,305 @@
+"""A connection on which nothing is written before its session and its table have been checked.
+
+The session: it is our own, its time limits are in effect, and no connections of ours hang. The
+table: in full at the start and every `schema_check_s`, and at each write by the server itself.
+Promises: each failure is a WriteFailed with a verdict. No exchange takes longer than its deadline.
+Does not: know how rows are stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import asyncpg
+from asyncpg import Connection
+
+from ingest.model.verdict import (
+    CONFIGURATION,
+    NOT_DURABLE,
+    OF_ONE_ROW,
+    SCHEMA,
+    Verdict,
+    WriteFailed,
+)
+from ingest.sinks.postgres import connection as sink_connection
+from ingest.sinks.postgres import durability, schema
+from ingest.sinks.postgres.connection import (
+    DRIVER_ERRORS,
+    DatabaseUrl,
+    Expired,
+    OneConnection,
+    SessionNotKept,
+    Timeouts,
+    text_of,
+)
+from ingest.sinks.postgres.known_server import KnownServer
+from ingest.sinks.postgres.sqlstate import (
+    NO_SUCH_STATEMENT,
+    reason_for,
+    server_failed,
+    server_refused,
+)
+from ingest.sinks.postgres.statements import (
+    ALTERED,
+    Statements,
+    prepare_for_insert,
+    statements_for,
+)
+from ingest.system import clock
+from ingest.system.logs import Occasionally, get_logger
+
+NO_COPY = "0A000"  # also of other things that PostgreSQL has not
+_ROW_SECURITY = "select row_security_active($1::text)"
+
+_EXAMINED = OF_ONE_ROW | {Verdict.HOLD}
+_HARMLESS = OF_ONE_ROW | {Verdict.DUPLICATE}  # for the connection
+
+UNSAFE_WARNING_S = 3600.0  # between warnings that the database may lose what it has committed
+
+log = get_logger("database")
+_occasionally = Occasionally(UNSAFE_WARNING_S)  # for all connections together
+
+
+class CheckedConnection(OneConnection):
+    """One connection to `database_url`, which is opened when it is first needed.
+
+    `method` is `copy` or `insert`. `unsafe` allows a database that may lose a commit. The server
+    shows `name` as application_name. `known` is shared by the sinks of one process. `on_checked` is
+    given the URL after each connect at which no check found a fault.
+    """
+
+    def __init__(
+        self,
+        database_url: DatabaseUrl,
+        timeouts: Timeouts,
+        *,
+        method: str,
+        unsafe: bool,
+        name: str,
+        known: KnownServer,
+        on_checked: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self._database_url = database_url
+        self._timeouts = timeouts
+        self._unsafe = unsafe
+        self._name = name
+        self._known = known
+        self._on_checked = on_checked
+        self._session_number = 0
+        self._pid: int | None = None  # of the server's process, from the check of the session on
+        self._connecting: asyncio.Timeout | None = None
+        self._checked_s = 0.0
+        self._statements: Statements | None = None
+        self._keys: set[tuple[str, str]] = set()
+        self.refuses_copy = False  # because of row-level security; INSERT works
+
+    async def open(self) -> None:
+        """Connect within `connect_s_max`, and check the table. Does nothing if already open."""
+        if self.is_open and self._session_number == self._known.session_number:
+            return
+        url = self._database_url()
+        self.drop()
+        async with AsyncExitStack() as opening:
+            await self._connect(url, opening)
+            self._session_number = self._known.session_number
+            async with self.exchange(opening=True) as connection:
+                await self._enter(connection)
+        await self._check_schema()
+        if self._on_checked is not None:
+            self._on_checked(url)
+
+    @property
+    def sql(self) -> Statements:
+        """The statements for the table that was checked. The connection must be open."""
+        assert self._statements is not None, "an open connection has a checked table"
+        return self._statements
+
+    async def _connect(self, url: str, opening: AsyncExitStack) -> None:
+        """Connect, one sink of the process at a time; `opening` ends this."""
+        timeouts = self._timeouts
+        try:
+            async with asyncio.timeout(timeouts.connect_s_max) as self._connecting:
+                await opening.enter_async_context(self._known.opening)
+                self.connection = await sink_connection.connect(
+                    url,
+                    name=self._name,
+                    statement_s_max=timeouts.statement_s_max,
+                    lock_s_max=timeouts.lock_s_max,
+                )
+        except asyncpg.TargetServerAttributeNotMatched as error:
+            raise WriteFailed(Verdict.WAIT, "it is read-only", sqlstate="25006") from error
+        except ValueError as error:  # the URL; the driver has its own class for some of it
+            raise WriteFailed(Verdict.HOLD, str(error), reason=CONFIGURATION) from error
+        except SessionNotKept as error:
+            raise self._known.not_kept() from error
+        except asyncpg.PostgresError as error:
+            raise server_refused(error) from error
+        except DRIVER_ERRORS as error:
+            text = f"{sink_connection.address(url)}: {text_of(error)}"
+            reason = sink_connection.unreachable_reason(error)
+            raise WriteFailed(Verdict.WAIT, text, reason=reason) from error
+        finally:
+            self._connecting = None
+
+    async def _enter(self, connection: Connection) -> None:
+        """Check the session, and make it ready."""
+        timeouts = self._timeouts
+        limits_ms = sink_connection.limits_ms(timeouts.statement_s_max, timeouts.lock_s_max)
+        session = await self._known.enter(connection, limits_ms)
+        self._pid = session["pid"]
+        self._statements, self.refuses_copy = None, False
+        if self.method == "insert":
+            await prepare_for_insert(connection)
+        elif not session["may_temp"]:
+            text = f"the role {session['role']} may not make temporary tables (TEMP)"
+            raise WriteFailed(Verdict.HOLD, text, sqlstate="42501", reason=reason_for("42501"))
+
+    def drop(self) -> None:
+        """Cut the connection, whatever is under way on it."""
+        self._leave()
+        super().drop()
+
+    async def close(self) -> None:
+        """Close in order, within a second."""
+        self._leave()
+        await super().close()
+
+    def _leave(self) -> None:
+        pid, self._pid = self._pid, None
+        if pid is not None:
+            self._known.leave(pid)
+
+    def abort(self) -> None:
+        """Cut the connection now. A call under way fails with WriteFailed(WAIT)."""
+        if self._connecting is not None and not self._connecting.expired():
+            self._connecting.reschedule(asyncio.get_running_loop().time())
+        if self.connection is not None:
+            self.connection.terminate()
+
+    async def ready(self) -> None:
+        """Open the connection if need be, and check the table if the last check is too old."""
+        await self.open()
+        if clock.monotonic_s() - self._checked_s >= self._timeouts.schema_check_s:
+            await self._check_schema()
+
+    async def _check_schema(self) -> None:
+        """Check in full that the table is as we need it, and that the server keeps a commit."""
+        known = self._known
+        async with self.exchange(opening=True) as connection:
+            look = await schema.look(connection, known.table)
+            found, reason = look.difference, SCHEMA
+            if found is None:
+                kept = await durability.findings(connection, look.table)
+                if fault := durability.fault(kept):
+                    found, reason = self._not_durable(fault), NOT_DURABLE
+            if found is None and self._statements is None:
+                self._statements = statements_for(look)
+                await connection.execute(self._statements.prepare)
+        if found is not None:
+            self.drop()
+            raise WriteFailed(Verdict.HOLD, found, reason=reason)
+        known.found(look)
+        self._checked_s = clock.monotonic_s()
+
+    def _not_durable(self, fault: str) -> str | None:
+        """Return why the database is refused for this fault, or None if `unsafe` allows it."""
+        if not self._unsafe:
+            return durability.refusal(fault)
+        if _occasionally.due("unsafe") is not None:
+            log.warning("database_not_durable", why=fault)
+        return None
+
+    async def checked(
+        self,
+        do: Callable[[Connection], Awaitable[int]],
+        *,
+        doubt: bool = False,
+        copying: bool = False,
+    ) -> int:
+        """Do what begins with the check of the table. If it was altered, check it in full first."""
+        for again in (True, False):
+            await self.open()
+            try:
+                async with self.exchange(doubt=doubt, copying=copying) as connection:
+                    return await do(connection)
+            except WriteFailed as failed:
+                if not (again and failed.sqlstate == ALTERED):
+                    raise
+            self.drop()
+        raise AssertionError("the second try returns or raises")
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        *,
+        opening: bool = False,
+        doubt: bool = False,
+        copying: bool = False,
+        undo: str = "rollback",
+    ) -> AsyncIterator[Connection]:
+        """Talk to the server within a deadline. Each failure is raised as WriteFailed.
+
+        `doubt`: the rows may be committed even if the call fails. `copying`: the body is a plain
+        COPY, which may violate our key. The connection is cut, unless the body succeeds or the
+        server refuses a row; then `undo` has been executed.
+        """
+        connection = self.connection
+        assert connection is not None, "an exchange needs an open connection"
+        limit_s = self._timeouts.connect_s_max if opening else self._timeouts.command_s_max
+        sound = False
+        try:
+            with sink_connection.deadline(connection, limit_s):
+                try:
+                    yield connection
+                    sound = True
+                except asyncpg.PostgresError as error:
+                    failed = server_failed(error, doubt=doubt)
+                    failed.may_be_row &= not opening
+                    if failed.verdict in _EXAMINED or (copying and failed.sqlstate == NO_COPY):
+                        await self._examine(connection, error, failed, copying, undo)
+                    sound = failed.verdict in _HARMLESS or failed.may_be_row
+                    raise failed from error
+        except Expired as error:
+            verdict = Verdict.WAIT if opening else Verdict.RETRY
+            raise WriteFailed(verdict, text_of(error), doubtful=doubt) from error
+        except asyncpg.PostgresError as error:  # while another one was examined
+            raise server_failed(error, doubt=doubt) from error
+        except DRIVER_ERRORS as error:
+            raise WriteFailed(Verdict.WAIT, text_of(error), doubtful=doubt) from error
+        finally:
+            if not sound:
+                self.drop()
+
+    async def _examine(
+        self,
+        connection: Connection,
+        error: asyncpg.PostgresError,
+        failed: WriteFailed,
+        copying: bool,
+        undo: str,
+    ) -> None:
+        """Ask the server for more: whether our key was violated, or how the table differs."""
+        if connection.is_closed():
+            return
+        if connection.is_in_transaction():
+            await connection.execute(undo)
+        # Our key is violated despite ON CONFLICT if a trigger inserts a row: the row is at fault.
+        if failed.sqlstate == "23505" and copying:
+            key = (error.schema_name or "", error.constraint_name or "")
+            if key in self._keys or await schema.is_key(connection, *key, self._known.table):
+                self._keys.add(key)
+                failed.verdict = Verdict.DUPLICATE
+        elif failed.sqlstate == NO_COPY and copying:
+            if await connection.fetchval(_ROW_SECURITY, self._known.table):
+                self.refuses_copy = True
+                failed.verdict = Verdict.DUPLICATE
+        elif failed.sqlstate == NO_SUCH_STATEMENT:
+            failed.message = self._known.not_kept().message
+        elif failed.reason == SCHEMA:
+            look = await schema.look(connection, self._known.table)
+            if look.difference is not None:
+                failed.message, failed.may_be_row = look.difference, False

@@ -1,0 +1,174 @@
+"""What an operator does to the table between two checks: the next write notices it by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+import structlog
+
+from ingest.app.writing import make_sink
+from ingest.config.settings import Settings
+from ingest.model.ports import BadRow, Stored
+from ingest.model.reading import Reading
+from ingest.model.verdict import Verdict, WriteFailed
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.known_server import KnownServer
+from ingest.sinks.postgres.sink import SinkPostgres
+from tests.conftest import Server
+from tests.support.rows import encode, readings
+
+WAYS = ["copy", "staged", "isolating", "insert"]
+COUNT = "select count(*) from readings"
+
+
+@pytest.fixture(scope="module")
+def shared_url(server: Server) -> Iterator[str]:
+    """Give one database for all tests here: making one takes a second on a busy machine."""
+    name = server.create("template0")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.fixture
+async def operator(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Give the operator's connection to a fresh table."""
+    connection = await asyncpg.connect(shared_url)
+    await connection.execute("drop schema public cascade; create schema public")
+    await schema.apply(connection)
+    yield connection
+    await connection.close()
+
+
+def sink_for(way: str, url: str, known: KnownServer | None = None) -> SinkPostgres:
+    """Give a sink that checks the table when it connects, and then never again by itself."""
+    method = "insert" if way == "insert" else "copy"
+    settings = Settings(write_method=method, schema_check_s=3_600.0, database_unsafe=True)
+    return make_sink(url, settings, known=known)
+
+
+async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> Stored:
+    """Write rows in one of the ways of a sink."""
+
+    async def set_aside(bad: list[BadRow]) -> None:
+        raise AssertionError(f"no row is at fault: {bad}")
+
+    if way == "isolating":
+        return await sink.write_isolating(encode(rows), len(rows), set_aside)
+    return await sink.write(encode(rows), len(rows), idempotent=way == "staged")
+
+
+RULE = "create rule r as on insert to readings do instead nothing"
+NO_KEY = "alter table readings drop constraint readings_pkey"
+NOT_NULL = """ts timestamptz not null, device_id text collate "C" not null,
+metric text collate "C" not null, value double precision not null"""
+KEYED = "add primary key (ts, device_id, metric, value)"
+BY_NAME = "alter table readings rename to old; alter table new rename to readings"
+WRONG = {
+    RULE: ("a rule for INSERT", "drop rule r on readings"),
+    NO_KEY: ("no unique key", f"alter table readings {KEYED}"),
+    f"drop table readings; create table readings ({NOT_NULL})": (
+        "no unique key",
+        f"alter table readings {KEYED}",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ["copy", "staged", "insert"])  # "isolating" begins as "staged"
+async def test_what_would_change_or_double_a_reading_stops_the_next_write(
+    operator: asyncpg.Connection, shared_url: str, way: str
+) -> None:
+    """A rule, a dropped key, a table made again without a key. Once fixed, writing goes on."""
+    sink = sink_for(way, shared_url)
+    await write(sink, way, readings(1))
+    for change, (found, fix) in WRONG.items():
+        await operator.execute(f"truncate readings; {change}")
+        with pytest.raises(WriteFailed, match=found) as failed:
+            await write(sink, way, readings(5))
+        assert (failed.value.verdict, failed.value.reason) == (Verdict.HOLD, "schema")
+        assert not failed.value.doubtful
+        assert await operator.fetchval(COUNT) == 0
+        await operator.execute(fix)
+        assert await write(sink, way, readings(5)) == Stored(5, 0)
+    await sink.close()
+
+
+@pytest.mark.parametrize("way", ["copy", "staged", "insert"])  # "isolating" begins as "staged"
+async def test_what_changes_no_reading_stops_no_write(
+    operator: asyncpg.Connection, shared_url: str, way: str
+) -> None:
+    """The same write checks the table in full, and stores its rows. A new table is an event."""
+    sink = sink_for(way, shared_url)
+    number = 0
+    for change in (
+        "select 1",
+        "alter table readings add site text",
+        "create index on readings (metric)",
+        "truncate readings",
+    ):
+        await operator.execute(change)
+        number += 10
+        assert await write(sink, way, readings(10, start=number)) == Stored(10, 0), change
+    await operator.execute(f"create table new ({NOT_NULL}); alter table new {KEYED}; {BY_NAME}")
+    with structlog.testing.capture_logs() as lines:
+        assert await write(sink, way, readings(7)) == Stored(7, 0)
+    assert await operator.fetchval(COUNT) == 7
+    (event,) = [each for each in lines if each["event"] == "table_replaced"]
+    assert (event["log_level"], event["table"]) == ("warning", "public.readings")
+    assert event["oid"] == await operator.fetchval("select 'readings'::regclass::oid::int8")
+    assert event["oid_was"] == await operator.fetchval("select 'old'::regclass::oid::int8")
+    await sink.close()
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
+async def test_change_that_a_write_waits_for_is_seen_by_it(
+    operator: asyncpg.Connection, shared_url: str, isolation: str
+) -> None:
+    """The check comes after the lock, and sees what was committed meanwhile."""
+    await operator.execute(f"alter role postgres set default_transaction_isolation = '{isolation}'")
+    sinks = {way: sink_for(way, shared_url) for way in WAYS}
+    try:
+        for sink in sinks.values():
+            await sink.open()
+        await operator.execute("begin isolation level read committed")
+        await operator.execute("alter table readings alter ts type timestamptz(0)")
+        writes = [
+            asyncio.create_task(write(sink, way, [readings(1)[0]._replace(device_id=way)]))
+            for way, sink in sinks.items()
+        ]
+        waiting = "select count(*) from pg_locks where not granted and relation = $1::regclass"
+        while await operator.fetchval(waiting, "readings") < len(WAYS):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await operator.execute("commit")
+        for failed in await asyncio.gather(*writes, return_exceptions=True):
+            assert isinstance(failed, WriteFailed)
+            assert "timestamp(0)" in failed.message
+        assert await operator.fetchval(COUNT) == 0
+    finally:
+        await operator.execute("alter role postgres reset default_transaction_isolation")
+        for sink in sinks.values():
+            await sink.close()
+
+
+async def test_table_that_comes_earlier_on_the_search_path_is_not_written_to(
+    operator: asyncpg.Connection, shared_url: str
+) -> None:
+    """The schema is found once: an open connection and a new one use it, in each way."""
+    known = KnownServer(2)
+    sinks = [sink_for(way, shared_url, known) for way in ("copy", "insert")]
+    assert await write(sinks[0], "copy", readings(1)) == Stored(1, 0)
+    await operator.execute("create schema postgres")  # "$user" is first on the search_path
+    try:
+        await operator.execute("create table postgres.readings (like readings including all)")
+        for number, way in enumerate(("copy", "staged", "isolating"), start=1):
+            assert await write(sinks[0], way, readings(1, start=number)) == Stored(1, 0)
+        assert await write(sinks[1], "insert", readings(1, start=9)) == Stored(1, 0)
+        assert await operator.fetchval("select count(*) from postgres.readings") == 0
+        assert await operator.fetchval("select count(*) from public.readings") == 5
+        assert known.table == "public.readings"
+    finally:
+        await operator.execute("drop schema postgres cascade")
+        for sink in sinks:
+            await sink.close()
