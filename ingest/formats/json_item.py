@@ -129,7 +129,7 @@ def _read(
 ) -> ItemReadings | None:
     """Append the faults of an item, only the first ones if nobody is told; return what is valid.
 
-    The time comes last, because to read it costs most.
+    If nobody is told, the time comes last, because to read it costs most.
     """
     if names is not fields or not _KNOWN.issuperset(fields):
         _judge_names(names, post, faults)
@@ -138,13 +138,15 @@ def _read(
     device_id = _name(fields, "device_id", faults)
     if faults and not told:
         return None
+    ts_us = _ts_us(fields, post, faults) if told else 0
     usable = not faults
     values = (_values if "values" in fields else _single)(fields, post, faults)
     if not (values or told):
         return None
-    before = len(faults)
-    ts_us = _ts_us(fields, post, faults)
-    usable = usable and len(faults) == before
+    if not told:
+        before = len(faults)
+        ts_us = _ts_us(fields, post, faults)
+        usable = len(faults) == before
     return (ts_us, device_id, values) if values and usable else None
 
 

@@ -225,7 +225,7 @@ NINE_UNKNOWN = ", ".join(f"{name} unknown_field" for name in "abcfghijk")
         (item(metrik="x"), "metrik unknown_field", "(the fields are"),
         (item(metric=..., metrik="x"), "metrik unknown_field, metric missing_field", "`metric`?"),
         (item(device_id=..., sensor="x"), "sensor unknown_field, device_id missing_field", "`dev"),
-        (item(ts="x", value=None), "value wrong_type, ts ts_unreadable", ""),
+        (item(ts="x", value=None), "ts ts_unreadable, value wrong_type", ""),
         (item(value=..., valeu=1), "valeu unknown_field, value missing_field", "`value`?"),
         (item(**dict.fromkeys("abcfghijklno", 1)), NINE_UNKNOWN, ""),
     ],
