@@ -51,7 +51,9 @@ class Settings:
     admin_token_file: str = setting("", "file that contains admin_token, for mounted secrets")
     state_dir: str = setting("", "folder of journal, dead letters, database; empty: the default")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
-    database_url_file: str = setting("", "file that contains database_url, for mounted secrets")
+    database_url_file: str = setting(
+        "", "file that contains database_url; read again at each connect"
+    )
     database_unsafe: bool = setting(False, "accept a PostgreSQL that can lose rows in a crash")
     schema_apply: bool = setting(True, "create a missing table at start, if the role may")
     log_level: str = setting(
