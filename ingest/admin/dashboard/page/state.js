@@ -46,7 +46,7 @@ function kept(about, value) {
   return `${held} readings are kept${onDisk} (${short(value("buffer_used_pct"))} % of the journal)`;
 }
 
-const said = (news) => news.said.replaceAll("`", "'") || "no more is known";
+const said = (news) => news.said.replaceAll("`", "'").replace(/\[Errno \d+\] /g, "") || "no more is known";
 
 function sentence(news, about, value, away) {
   const { state, reason, cause } = news.ready;
