@@ -86,9 +86,7 @@ class Settings:
         within=(0.05, 3600),
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
-    ts_ahead_s_max: float = setting(
-        86_400.0, "how far in the future a ts may be", within=(0, 3.2e9)
-    )
+    ts_ahead_s_max: float = setting(86_400.0, "how far in the future ts may be", within=(0, 3.2e9))
     ack_default: str = setting(
         "best",
         "ack of a post without ?ack; best: durable with the journal, else buffered",
