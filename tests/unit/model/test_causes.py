@@ -67,6 +67,11 @@ def test_commands_are_those_of_the_surroundings() -> None:
             "/run/url",
             "Correct the file /run/url; the service reads it again",
         ),
+        (
+            {"database_url": "x", "database_url_file": "/run/credentials/i.service/database_url"},
+            "/run/credentials/i.service/database_url",
+            "Correct the file that the unit's LoadCredential names, then `",
+        ),
     ],
 )
 def test_wrong_password_names_where_it_was_set(
