@@ -5,7 +5,6 @@ from __future__ import annotations
 from ingest.config.settings import Settings
 from ingest.system.surroundings import command_words
 
-
 CREDENTIALS = "/run/credentials/"  # of systemd
 
 
