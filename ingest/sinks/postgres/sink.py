@@ -44,6 +44,7 @@ from ingest.system.logs import Occasionally, get_logger
 _BEGIN_ISOLATING = "begin; set constraints all immediate; savepoint range"
 _KEEP_RANGE = "release savepoint range; savepoint range"
 _UNDO_RANGE = "rollback to savepoint range"
+_UNDO_ROW = "rollback to range"  # the same, where it is known that rows are at fault
 
 NO_COPY = "0A000"  # also of other things that PostgreSQL has not
 _ROW_SECURITY = "select row_security_active($1::text)"
@@ -241,7 +242,8 @@ class SinkPostgres(OneConnection):
         staged = staged or (self._refuses_copy and self.method == "copy")
         copying = self.method == "copy" and not staged
         try:
-            async with self._exchange(copying=copying, undo=_UNDO_RANGE) as connection:
+            undo = _UNDO_ROW if at_fault else _UNDO_RANGE
+            async with self._exchange(copying=copying, undo=undo) as connection:
                 if copying:
                     committed = await statements.copy(connection, [data])
                 elif staged:  # the transaction may have staged a range before
@@ -323,6 +325,8 @@ class SinkPostgres(OneConnection):
             return
         if connection.is_in_transaction():
             await connection.execute(undo)
+        if failed.may_be_row and undo == _UNDO_ROW:
+            return  # the table is compared once, and not for each of 5,000 rows
         # Our key is violated despite ON CONFLICT if a trigger inserts a row: the row is at fault.
         if failed.sqlstate == "23505" and copying:
             key = (error.schema_name or "", error.constraint_name or "")
