@@ -249,7 +249,10 @@ class Writer:
         for block in piece:
             block.doubtful |= failure.doubtful
         if failure.may_be_row and not self._rows_at_fault:
-            return await self._refused(failure, piece)
+            try:
+                return await self._refused(failure, piece)
+            except WriteFailed as other:
+                failure = other  # perhaps the server failed while it was asked
         verdict = Verdict.ISOLATE if failure.verdict in OF_ONE_ROW else failure.verdict
         if verdict is Verdict.UNKNOWN and self._unknown_tries_left > 0:
             self._unknown_tries_left -= 1

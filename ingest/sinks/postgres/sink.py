@@ -150,7 +150,9 @@ class SinkPostgres(CheckedConnection):
         staged = staged or (self.refuses_copy and self.method == "copy")
         copying = self.method == "copy" and not staged
         try:
-            async with self.exchange(copying=copying, undo=_UNDO_RANGE) as connection:
+            async with self.exchange(
+                copying=copying, undo=_UNDO_RANGE, rows_at_fault=at_fault
+            ) as connection:
                 if copying:
                     committed = await statements.copy(connection, self.sql.copy, [data])
                 else:
