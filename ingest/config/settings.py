@@ -72,12 +72,12 @@ class Settings:
     )
     receiver_bytes_max: int = setting(
         64 * MIB,
-        "memory for all bodies that are being received; other bodies wait unread",
+        "memory for all bodies that are being received; 3/4 of it for those over 16 KiB",
         within=(64 * KIB, 64 * GIB),
     )
     connections_max: int = setting(
         20_000,
-        "most open connections; above it the oldest that waits for a request is closed",
+        "most open connections; above it a slow or idle one is closed for each new one",
         within=(1, 1_000_000),
     )
     header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
