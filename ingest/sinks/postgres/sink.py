@@ -48,7 +48,6 @@ _UNDO_ROW = "rollback to range"  # the same, where it is known that rows are at 
 
 NO_COPY = "0A000"  # also of other things that PostgreSQL has not
 _ROW_SECURITY = "select row_security_active($1::text)"
-
 _EXAMINED = OF_ONE_ROW | {Verdict.HOLD}
 _HARMLESS = OF_ONE_ROW | {Verdict.DUPLICATE}  # for the connection
 
@@ -138,13 +137,13 @@ class SinkPostgres(OneConnection):
         self._remember_duplicates(rows - committed)
         return Stored(committed, rows - committed)
 
-    async def takes_any(self, rows: Sequence[bytes]) -> bool:
+    async def takes_any(self, rows: Sequence[bytes], *, like_stored: bool = False) -> bool:
         """Whether the table takes one of these rows as a new row. All of it is undone."""
         await self._ready()
         async with self._exchange() as connection:
             await connection.execute(_BEGIN_ISOLATING)
         try:
-            for row in rows:
+            for row in (*rows, None) if like_stored else rows:
                 stored = await self._try_range(row, staged=self.method == "copy", at_fault=True)
                 if isinstance(stored, int) and stored:
                     return True
@@ -155,12 +154,7 @@ class SinkPostgres(OneConnection):
                     await connection.execute("rollback")
 
     async def write_isolating(
-        self,
-        tuples: Sequence[bytes],
-        rows: int,
-        set_aside: SetAside,
-        *,
-        rows_at_fault: bool = False,
+        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside, *, at_fault: bool = False
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction."""
         await self._ready()
@@ -176,7 +170,7 @@ class SinkPostgres(OneConnection):
             while start < rows:
                 end = min(start + length, rows)
                 part = data[offsets[start] : offsets[end]]
-                stored = await self._try_range(part, at_fault=rows_at_fault)
+                stored = await self._try_range(part, at_fault=at_fault)
                 if isinstance(stored, int):
                     committed += stored
                     start, length = end, 8 * length
@@ -233,9 +227,11 @@ class SinkPostgres(OneConnection):
         return committed
 
     async def _try_range(
-        self, data: bytes, *, staged: bool = False, at_fault: bool = False
+        self, data: bytes | None, *, staged: bool = False, at_fault: bool = False
     ) -> int | WriteFailed:
         """Store a range of an isolating write; return how many rows are new, or the failure.
+
+        None stands for a row like one that the table has.
 
         `at_fault`: a failure with `may_be_row` is the fault of a row too.
         """
@@ -244,7 +240,9 @@ class SinkPostgres(OneConnection):
         try:
             undo = _UNDO_ROW if at_fault else _UNDO_RANGE
             async with self._exchange(copying=copying, undo=undo) as connection:
-                if copying:
+                if data is None:
+                    committed = await statements.insert_like_stored(connection)
+                elif copying:
                     committed = await statements.copy(connection, [data])
                 elif staged:  # the transaction may have staged a range before
                     await connection.execute(statements.EMPTY_STAGING)

@@ -28,6 +28,14 @@ select {KEY_LIST} from pg_temp.{STAGING} order by {KEY_LIST} {_ONCE}"""  # noqa:
 _INSERT_ARRAYS = f"""{_INSERT}
 select * from unnest($1::timestamptz[], $2::text[], $3::text[], $4::float8[]) as r ({KEY_LIST})
 order by ts, device_id collate "C", metric collate "C", value {_ONCE}"""  # noqa: S608
+# A row like one that the table has, with the next larger value, so it is a new row. If the table is
+# empty: one with the time of now.
+_INSERT_LIKE_STORED = f"""{_INSERT}
+select ts, device_id, metric,
+       case when value = 0 then 5e-324 else value * (1 + 2.220446049250313e-16::float8) end
+from ((select {KEY_LIST} from {TABLE} limit 1)
+      union all (select now(), 'iot-ingest', 'try', 1 where not exists (select from {TABLE}))) as r
+{_ONCE}"""  # noqa: S608
 EMPTY_STAGING = f"delete from pg_temp.{STAGING}"  # noqa: S608
 
 
@@ -84,6 +92,11 @@ async def insert_arrays(connection: Connection, tuples: Sequence[bytes]) -> int:
         [row.value for row in rows],
     )
     return _count(tag)
+
+
+async def insert_like_stored(connection: Connection) -> int:
+    """INSERT a row like one that the table has; return how many are new. The caller undoes it."""
+    return _count(await connection.execute(_INSERT_LIKE_STORED))
 
 
 def _count(tag: str) -> int:
