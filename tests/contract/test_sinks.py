@@ -206,7 +206,15 @@ async def test_sink_takes_a_row_only_if_it_is_new_and_not_refused(subject: Subje
     ):
         assert await subject.sink.takes_any(encode(rows, posts=len(rows) or 1)) is takes
         assert await subject.table() == sorted(old)
+    assert await subject.sink.takes_any([], like_stored=True)
+    assert await subject.table() == sorted(old)
     assert await subject.sink.write(encode(new), 2, idempotent=False) == Stored(2, 0)
+
+
+async def test_empty_table_is_tried_with_a_row_of_our_own(subject: Subject) -> None:
+    """The first row of all may be a bad one."""
+    assert await subject.sink.takes_any([], like_stored=True)
+    assert await subject.table() == []
 
 
 async def test_isolating_write_without_refused_rows_sets_nothing_aside(subject: Subject) -> None:
