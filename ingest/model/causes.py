@@ -104,7 +104,11 @@ CAUSES: dict[str, Cause] = {
         "`{run} doctor` says what to set.",
         "ingestonhold",
     ),
-    CONFIGURATION: Cause("the URL of the database is wrong", "{fix_url}", "ingestonhold"),
+    CONFIGURATION: Cause(
+        "the URL of the database is wrong, or a connection pooler in between cannot be used",
+        f"{_READ_MESSAGE} {{fix_url}}",
+        "ingestonhold",
+    ),
     "protocol": Cause(
         "the server answers in a way that the service does not understand",
         f"Is a proxy or a pooler between them? {_READ_MESSAGE}",

@@ -41,7 +41,7 @@ async def _on_hold(world: World, reason: str, breaks: list[str], fixes: list[str
         await world.server.run(sql)
     try:
         document = await world.service.wait_state("on_hold", within_s=20)
-        world.expect(reason in document["reason"], f"{world.fault.name}: {document['reason']}")
+        world.expect(document["cause"] == reason, f"{world.fault.name}: {document}")
         await world.sleep(HOLD_S)
     finally:
         for sql in fixes:
