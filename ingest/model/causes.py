@@ -105,7 +105,7 @@ CAUSES: dict[str, Cause] = {
         "ingestonhold",
     ),
     CONFIGURATION: Cause(
-        "the URL of the database is wrong, or a connection pooler in between cannot be used",
+        "the URL of the database is wrong, or a pooler before it is not set up for this",
         f"{_READ_MESSAGE} {{fix_url}}",
         "ingestonhold",
     ),
