@@ -110,7 +110,9 @@ def probed(service: Service, kind: str) -> Iterator[list[float]]:
         ended.set()
         thread.join()
     if faults or not took_ms:
-        raise Broken(f"beside {kind}: {len(faults)} of {len(took_ms)} probes had no answer: {faults[:1]}")
+        raise Broken(
+            f"beside {kind}: {len(faults)} of {len(took_ms)} probes had no answer: {faults[:1]}"
+        )
 
 
 def beside(service: Service, kind: str, seconds: float, phase: int) -> OpenLoop:
