@@ -93,7 +93,11 @@ def _beside_peers(script: str) -> tuple[str, ...]:
 def _of_influx(script: str, bound: float) -> tuple[Wanted, ...]:
     """InfluxDB answers after an fsync, as `durable` does; the aim is older than `durable`."""
     return tuple(
-        Wanted(f"{way}, of InfluxDB's rows/s", ratio(mine, f"{script}_influx"), bound)
+        Wanted(
+            f"rows/s with ack={way}, divided by those of InfluxDB",
+            ratio(mine, f"{script}_influx"),
+            bound,
+        )
         for way, mine in (("buffered", script), ("durable", f"{script}_journal_durable"))
     )
 
@@ -105,7 +109,7 @@ CASES = (
         ("bare", "singles"),
         (
             Wanted(
-                "committed rows/s, of the bare handler's posts/s",
+                "committed rows/s, divided by the bare handler's posts/s",
                 ratio("singles", "bare", "rows_per_s", "posts_per_s"),
                 0.85,
             ),
@@ -116,21 +120,33 @@ CASES = (
         "hundreds",
         "Posts of 100, beside COPY of ready bytes",
         (*(f"copy_{rows}" for rows in COPY_BATCHES), "hundreds"),
-        (Wanted("of the better COPY's rows/s", of_copy, 0.75),),
+        (Wanted("rows/s, divided by those of the better COPY", of_copy, 0.75),),
         "rows_per_s",
     ),
     Case(
         "singles_inserts",
         "Single readings, beside one INSERT per request",
         ("singles_inserts", "singles_inserts_tuned", "singles"),
-        (Wanted("times one INSERT per request", ratio("singles", "singles_inserts"), 6),),
+        (
+            Wanted(
+                "rows/s, divided by those of one INSERT per request",
+                ratio("singles", "singles_inserts"),
+                6,
+            ),
+        ),
         "rows_per_s",
     ),
     Case(
         "hundreds_inserts",
         "Posts of 100, beside one INSERT per reading",
         ("hundreds_inserts", "hundreds"),
-        (Wanted("times one INSERT per reading", ratio("hundreds", "hundreds_inserts"), 40),),
+        (
+            Wanted(
+                "rows/s, divided by those of one INSERT per reading",
+                ratio("hundreds", "hundreds_inserts"),
+                40,
+            ),
+        ),
         "rows_per_s",
     ),
     Case(
@@ -154,12 +170,12 @@ CASES = (
             (script, f"{script}_journal_buffered", f"{script}_journal_durable"),
             (
                 Wanted(
-                    "durable, of ack=buffered on the same journal",
+                    "rows/s with ack=durable, divided by ack=buffered on the same journal",
                     ratio(f"{script}_journal_durable", f"{script}_journal_buffered"),
                     bound,
                 ),
                 Wanted(
-                    "durable, of ack=buffered in memory",
+                    "rows/s with ack=durable, divided by ack=buffered in memory",
                     ratio(f"{script}_journal_durable", script),
                     bound,
                 ),
@@ -180,11 +196,13 @@ CASES = (
             for name, kind in (("slowed", "posts of 100"), ("slowed_singles", "single readings"))
             for wanted in (
                 Wanted(
-                    f"{kind}: committed, of what it takes", figure(name, "least_of_takes"), 0.95
+                    f"{kind}: committed rows/s, divided by what the database takes",
+                    figure(name, "least_of_takes"),
+                    0.95,
                 ),
                 Wanted(f"{kind}: readings lost", figure(name, "lost_rows"), 0, at_least=False),
                 Wanted(
-                    f"{kind}: RSS after the floods over RSS after a first one",
+                    f"{kind}: RSS after the later floods, divided by RSS after the first",
                     figure(name, "rss_growth"),
                     1.1,
                     at_least=False,
@@ -227,7 +245,13 @@ CASES = (
         "big_table",
         "Posts of 100, with at least 20 M rows in the table",
         ("small_table", "big_table"),
-        (Wanted("of the rows/s with 100 k rows", ratio("big_table", "small_table"), 0.8),),
+        (
+            Wanted(
+                "rows/s, divided by those with 100 k rows",
+                ratio("big_table", "small_table"),
+                0.8,
+            ),
+        ),
         "rows_per_s",
     ),
     Case(
@@ -236,27 +260,31 @@ CASES = (
         ("idle",),
         (
             Wanted(
-                "memory of one", figure("idle", "connection_kib"), 40, at_least=False, unit="KiB"
+                "memory of one connection",
+                figure("idle", "connection_kib"),
+                40,
+                at_least=False,
+                unit="KiB",
             ),
-            Wanted("of the peak without them", figure("idle", "of_alone"), 0.95),
+            Wanted("peak, divided by the peak without them", figure("idle", "of_alone"), 0.95),
         ),
     ),
     Case(
         "attack",
-        "Beside 10,000 half heads, and beside gzip bombs of 200 MiB",
+        "Beside 10,000 half-sent requests, and beside gzip bombs of 200 MiB",
         ("attack",),
         (
             *(
                 Wanted(
-                    f"p99 beside {shown}, of 25 ms or twice that alone",
+                    f"p99 beside {shown}, divided by the p99 allowed",
                     figure("attack", f"{kind}_of_allowed"),
                     1.0,
                     at_least=False,
                 )
-                for kind, shown in (("half_heads", "half heads"), ("bombs", "bombs"))
+                for kind, shown in (("half_heads", "half-sent requests"), ("bombs", "bombs"))
             ),
             Wanted(
-                "most RSS of the second round of attacks, of that of the first",
+                "highest RSS in the second round of attacks, divided by that in the first",
                 figure("attack", "rss_growth"),
                 1.1,
                 at_least=False,
@@ -267,7 +295,7 @@ CASES = (
             for number, nth in ((1, "first"), (2, "second"))
             for kind, shown in (
                 ("alone", "alone"),
-                ("half_heads", "half heads"),
+                ("half_heads", "half-sent requests"),
                 ("bombs", "bombs"),
             )
         ),

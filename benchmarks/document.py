@@ -32,42 +32,49 @@ TITLES = {
 HEAD = """# Results
 
 `./run bench` writes this file from `results.ndjson`, which has the figures of every single run.
-Only the last section is written by hand. To measure yourself: `./run bench` (some 30 minutes; it
-needs `wrk` and 8 GB of disk, and fetches Debian's packages of the peers). `./run bench --quick`
-shows that everything works, `./run bench --only singles,hundreds --runs 3` measures some cases.
-`./run bench --against COMMIT` shows whether a change made the service slower, and writes nothing
-here.
+Only the last section is written by hand. To measure yourself, run `./run bench`. It takes some 30
+minutes, needs `wrk` and 8 GB of disk, and fetches Debian's packages of the other tools ("peers").
+`./run bench --quick` shows that everything works. `./run bench --only singles,hundreds --runs 3`
+measures some cases. `./run bench --against COMMIT` shows whether a change made the service slower,
+and writes nothing here.
 """
 
 CONDITIONS = """## Conditions
 
-- Driver, service, PostgreSQL and peers share one machine, so the driver's CPU is a cost to all;
-  it is given with each figure (cores: CPU seconds a second). Peaks are closed loop, by wrk: one
-  thread, {connections} connections. Latencies are open loop, by loadgen's driver: posts come at
-  random moments (Poisson), and their time counts from the moment at which they were due.
+- Driver, service, PostgreSQL and peers share one machine, so the CPU that the driver uses is not
+  there for the others. The CPU of the driver is given with each figure (in cores: seconds of CPU
+  for each second).
+- Peaks are measured by wrk in a closed loop, with one thread and {connections} connections.
+  Latencies are measured by loadgen's driver in an open loop: posts are sent at random moments
+  (Poisson), and the latency of a post begins at the moment when it was due.
 - Contenders alternate: each run measures every one of them once, on fresh data, after a second of
   warming up. Figures are medians of all runs; in brackets the lowest and the highest.
-- The same readings everywhere (200 devices, one metric), as JSON or as line protocol; every
-  timestamp is new. After each run the rows in the table (or the peer's own count) are compared with
-  what was answered; a difference fails the run.
+- All contenders get the same readings (200 devices, one metric), as JSON or as line protocol. No
+  timestamp is used twice. After each run the rows in the table (or the peer's own count) are
+  compared with what was answered; a difference fails the run.
 - `rows/s` of iot-ingest are committed rows, from the first post until the last row is in the table.
-- Durability. PostgreSQL: `fsync`, `full_page_writes` and `synchronous_commit` on; a committed row
-  survives a power cut. iot-ingest runs with `--buffer memory` unless a journal, its default, is
-  named. `ack=buffered` applies where no other is named, and answers when the reading is in its
-  memory; `ack=durable` when it is in the journal and fsynced; `ack=committed` after the commit.
-  InfluxDB 1.x answers after an fsync of its WAL (`wal-fsync-delay` 0, its default). VictoriaMetrics
-  answers from memory and writes within 5 s (`inmemoryDataFlushInterval`, its default); a crash
-  loses those readings. It keeps only milliseconds.
-- The slowed database: the service has one writer, on a connection that takes a quarter of the bytes
-  a second that the same load reached just before, and a buffer for one second of that. What the
-  database takes is measured with a full buffer; then 2 and 4 times as much is offered over {many:,}
-  connections. Committed rates are counted from the first commit seen to the last.
-  Each reading with a 2xx is searched by its timestamp. Those of wrk can only be counted: wrk does
-  not say which readings they were.
-- Idle connections: memory counts from a service that has had no post. The peaks with and without
-  them alternate (with, without, without, with), each into a fresh table.
-- The attack: {ordinary:,} single readings a second, open loop, alone and beside each attack, on one
-  service; then all of that again. Attackers are processes of their own, on the same cores.
+- Durability. PostgreSQL has `fsync`, `full_page_writes` and `synchronous_commit` on, so a committed
+  row survives a power cut. iot-ingest runs with `--buffer memory`, except where a table says
+  "journal" (which is the default of the service). It runs with `ack=buffered`, except where a table
+  says another `ack`. With `ack=buffered` it answers when the reading is in its memory, with
+  `ack=durable` when the reading is in the journal and fsynced, and with `ack=committed` after the
+  commit. InfluxDB 1.x answers after an fsync of its WAL (`wal-fsync-delay` 0, its default).
+  VictoriaMetrics answers from memory and writes within 5 s (`inmemoryDataFlushInterval`, its
+  default); a crash loses those readings. It keeps only milliseconds.
+- The slowed database: the service has one writer. First the load runs at full speed. Then the
+  connection of the writer is limited to a quarter of the bytes a second that were just measured,
+  and the buffer is made large enough for one second at this rate. The rate that the database can
+  take is measured while the buffer is full. Then 2 and 4 times that rate is sent over {many:,}
+  connections. Committed rates are counted from the first commit seen to the last. Each reading with
+  a 2xx is searched by its timestamp. Readings that wrk has sent can only be counted, because wrk
+  does not say which readings got a 2xx.
+- Idle connections: their memory is what the service takes in addition to the memory of a service
+  that has had no post. The peaks with and without them alternate (with, without, without, with),
+  each into a fresh table.
+- The attack: {ordinary:,} single readings a second are sent in an open loop, first alone and then
+  beside each attack. All of this is done twice with the same service. The allowed
+  p99 is 25 ms, or twice the p99 alone if that is more. Attackers are processes of their own, on the
+  same cores.
 - "One INSERT per request" is what people write first: aiohttp, `json.loads`, an asyncpg pool with
   its defaults, one INSERT and one transaction a reading, into the same table.
 """
@@ -79,6 +86,7 @@ def title_of(figure: str) -> str:
     """Return what a reader calls a figure."""
     if figure in TITLES:
         return TITLES[figure]
+    figure = figure.replace("half_heads", "half-sent requests")
     for name, unit in (
         ("_rows_per_s", " rows/s"),
         ("_posts_per_s", " posts/s"),

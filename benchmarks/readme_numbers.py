@@ -120,23 +120,23 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
     stories = (
         (
             "half_peak",
-            "- Latency when single readings arrive at random times, at half of a peak that was\n"
-            "  measured just before. `durable`, with the journal "
-            "({durable_offered_posts_per_s} a second):\n"
-            "  p50 {durable_p50_ms} ms, p99 {durable_p99_ms} ms. With a buffer in memory, "
-            "at half of the peak of `buffered`\n"
-            "  ({buffered_offered_posts_per_s} a second): `buffered` p50 {buffered_p50_ms} ms, "
-            "p99 {buffered_p99_ms} ms; `committed`, at\n"
-            "  the same rate, but on more connections than in the table: "
+            "- We measured the latency also at half of the peak rate, with single readings that\n"
+            "  arrive at random times. (The peak was measured just before.)\n"
+            "  - `durable`, with the journal, at {durable_offered_posts_per_s} readings a second: "
+            "p50 {durable_p50_ms} ms, p99 {durable_p99_ms} ms.\n"
+            "  - `buffered`, with a buffer in memory, at {buffered_offered_posts_per_s} readings "
+            "a second: p50 {buffered_p50_ms} ms, p99 {buffered_p99_ms} ms.\n"
+            "  - `committed`, with a buffer in memory, at the same rate as `buffered`, but on\n"
+            "    more connections than in the table: "
             "p50 {committed_p50_ms} ms, p99 {committed_p99_ms} ms.",
         ),
         ("idle", "- An idle connection takes {connection_kib} KiB."),
         (
             "slowed",
             "- We slowed a database until it took about {takes_rows_per_s} rows/s, and sent four "
-            "times as much.\n  The service stored what the database took ({four_times_rows_per_s} "
-            "rows/s: the limit differs a little\n  between runs). It answered 503 to the rest. "
-            "Acknowledged readings that were lost: {lost_rows}.",
+            "times as much.\n  The service stored {four_times_rows_per_s} rows/s. This is all "
+            "that the database could take: its limit differs\n  a little between runs. The other "
+            "posts got 503. Acknowledged readings that were lost: {lost_rows}.",
         ),
         (
             "start",
