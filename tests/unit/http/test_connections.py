@@ -381,15 +381,15 @@ def test_raise_open_files_limit_reaches_the_hard_one() -> None:
 async def test_more_connections_than_open_files_are_not_promised() -> None:
     """The limit stays below what the process may open, or eviction would never come to act."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
     try:
         with structlog.testing.capture_logs() as lines:
             async with running_receiver(connections_max=20_000) as receiver:
                 connections = receiver.endpoint._port._connections
                 assert connections is not None
-                assert connections._connections_max == 400 - 128
+                assert connections._connections_max == 500 - 384
         told = next(line for line in lines if line["event"] == "fewer_connections")
-        assert (told["most"], told["wanted"]) == (400 - 128, 20_000)
-        assert (told["open_files_max"], told["open_files_needed"]) == (400, 20_000 + 128)
+        assert (told["most"], told["wanted"]) == (500 - 384, 20_000)
+        assert (told["open_files_max"], told["open_files_needed"]) == (500, 20_000 + 384)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
