@@ -66,6 +66,11 @@ class KnownServer:
         self.opening = asyncio.Lock()
         self.session_number = 0
 
+    @property
+    def schema(self) -> str:
+        """The schema of the table as SQL names it; "" as long as no table was found."""
+        return self.table.rpartition(".")[0]
+
     def found(self, look: Look) -> None:
         """Take what a full check without a difference has found."""
         if self._oid and look.oid != self._oid:
