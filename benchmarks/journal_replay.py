@@ -31,7 +31,7 @@ from benchmarks.service import Service
 from benchmarks.wrk import READINGS
 from ingest.buffers.journal.folder import JournalFolder
 from ingest.model.block import Block
-from ingest.model.rows import encode_rows, names_between
+from ingest.model.rows import PG_EPOCH_US, encode_rows, names_between
 from ingest.system.clock import unix_us
 
 GIB, MIB = 1024**3, 1024**2
@@ -83,7 +83,7 @@ def write_journal(
 def _post(number: int) -> Block:
     first_us = BACKLOG_US + number * ROWS
     times_us = range(first_us, first_us + ROWS)
-    rows = encode_rows(times_us, NAMES, VALUES)
+    rows = encode_rows([ts_us - PG_EPOCH_US for ts_us in times_us], NAMES, VALUES)
     block = Block(rows, ROWS, received_s=0, received_us=unix_us(), newest_ts_us=times_us[-1])
     block.sequence = number + 1
     return block

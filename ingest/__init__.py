@@ -26,7 +26,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay
     http/           listener, connections (limits of a port), connection (one), bodies, response,
                     routes
-    formats/        media_type (their list), json_post (json_whole, json_item), timestamp
+    formats/        media_type (their list), json_post (json_slices, json_whole, json_item)
     buffers/        memory; journal/ (log, entries, loader, thread, folder, index, reader, format)
     writer/         writer, batch, database_state, breaker, set_aside
     sinks/          postgres/: sink, connection, sqlstate, schema, durability, lookup

@@ -1,8 +1,8 @@
 """The admin port: probes, metrics, `hold`, `hold/release`, `refused`, and the dashboard's pages.
 
-Promises: probes and /metrics need no token. `hold/release` and `refused` (the last refused posts)
-need the admin token, or must come from our own page. `hold` may quote a reading, so only those who
-may see the dashboard get it.
+Promises: probes and /metrics need no token, and there is room for them whatever else is asked for.
+`hold/release` and `refused` (the last refused posts) need the admin token, or must come from our
+own page. `hold` may quote a reading, so only those who may see the dashboard get it.
 Does not: take readings, or know the pages of the dashboard.
 """
 
@@ -15,6 +15,7 @@ import orjson
 
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import CSRF_HEADER, Guard
+from ingest.admin.shared import Few, shared
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request
 from ingest.http.response import Answer
@@ -26,6 +27,13 @@ from ingest.system.logs import get_logger
 METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 # Limits of this port. Settings for the data port do not change them.
 CONNECTIONS_MAX, HEADER_S_MAX, KEEPALIVE_S_MAX = 256, 10.0, 75.0
+# Requests in work at once. Their sum is less than CONNECTIONS_MAX: the rest is for probes.
+PAGES_MAX, SCRAPES_MAX, LOG_INS_MAX = 112, 32, 32
+# Pages that take a millisecond or more and change nothing.
+SHARED = (
+    *("/history", "/devices", "/devices/list", "/devices/newest"),
+    *("/dead-letters", "/dead-letters/count", "/runbook"),
+)
 
 
 class Admin:
@@ -57,12 +65,11 @@ class Admin:
         self._bodies = bodies
         self._port = Port(
             {
-                **pages,
-                "/metrics": Route(READ, self._metrics),
+                **self._bounded(pages),
+                "/metrics": Few(SCRAPES_MAX).bounded(
+                    shared(Route(READ, self._metrics), lambda _request: None)
+                ),
                 **probes(health),
-                "/hold": Route(READ, self._hold),
-                "/hold/release": Route(POST, self._release),
-                "/refused": Route(READ, self._refused),
             },
             ledger,
             flag="--admin-listen",
@@ -80,6 +87,24 @@ class Admin:
     async def close(self) -> None:
         """Close the port. Repeatable."""
         await self._port.close()
+
+    def _bounded(self, pages: Mapping[str, Route]) -> dict[str, Route]:
+        few, few_log_ins = Few(PAGES_MAX), Few(LOG_INS_MAX)
+        own = {
+            "/hold": Route(READ, self._hold),
+            "/hold/release": Route(POST, self._release),
+            "/refused": Route(READ, self._refused),
+        }
+        return {
+            path: (few_log_ins if path.startswith("/login") else few).bounded(
+                shared(page, self._see) if path in SHARED else page
+            )
+            for path, page in {**pages, **own}.items()
+        }
+
+    def _see(self, request: Request) -> bool:
+        self._guard.check_look(request.headers)
+        return self._guard.knows(request.headers)
 
     async def _metrics(self, _request: Request, _query: str, _at_s: float) -> Answer:
         return Answer(200, self._exposition.text(), METRICS_TEXT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ingest.config.settings import Settings
 from ingest.system.surroundings import command_words
 
+CREDENTIALS = "/run/credentials/"  # of systemd
+
 
 def advice(settings: Settings, url_origin: str) -> dict[str, str]:
     """Return a text for each of causes.FIELDS.
@@ -18,6 +20,8 @@ def advice(settings: Settings, url_origin: str) -> dict[str, str]:
 def _fix_url(settings: Settings, origin: str, restart: str) -> str:
     if not settings.database_url:
         return "Read the log of the embedded database in the state folder."
+    if settings.database_url_file.startswith(CREDENTIALS):  # a copy, made at the start
+        return f"Correct the file that the unit's LoadCredential names, then `{restart}`."
     if settings.database_url_file:
         return f"Correct the file {settings.database_url_file}; the service reads it again itself."
     place = origin if origin.startswith(("INGEST_", "--")) else f"database_url in {origin}"

@@ -42,7 +42,6 @@ def make_endpoint(
             all_bytes_max=settings.receiver_bytes_max,
             inflated_bytes_max=settings.inflated_bytes_max,
         ),
-        inflated_bytes_max=settings.inflated_bytes_max,
         connections_max=settings.connections_max,
         header_s_max=settings.header_s_max,
         keepalive_s_max=settings.keepalive_s_max,

@@ -12,4 +12,5 @@ def make_rules(settings: Settings) -> Rules:
         post_rows_max=settings.post_rows_max,
         ts_min_us=ts_min_us(settings),
         ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
+        integers_rounded=settings.value_inexact == "round",
     )

@@ -67,7 +67,8 @@ async def serve(
     raise_open_files_limit()
     folder = StateFolder.open(state_dir(settings))
     if geteuid() == 0:
-        logs.get_logger("service").warning(
+        log = logs.get_logger("service")
+        log.warning(
             "started_as_root", why="whoever breaks into the service is root: use a user of its own"
         )
     with folder.lock():

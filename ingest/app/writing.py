@@ -30,7 +30,6 @@ from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
-from ingest.writer.at_fault import FaultFinder
 from ingest.writer.batch import BatchCap, Gatherer
 from ingest.writer.breaker import CircuitBreaker
 from ingest.writer.connecting import stop_connecting
@@ -188,13 +187,6 @@ class WritingHalf:
                 sinks=self.sinks,
                 database_state=self.database_state,
                 breaker=self.breaker,
-                fault_finder=FaultFinder(
-                    sink=sink,
-                    gatherer=gatherer,
-                    database_state=self.database_state,
-                    breaker=self.breaker,
-                    ledger=self._ledger,
-                ),
                 dead_letters=dead_letters,
                 ledger=self._ledger,
                 halted=self._halted,

@@ -25,7 +25,7 @@ from ingest.system.log_events import EVENTS
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _PACKAGE = Path(__file__).parents[1]
-_LOGGER = re.compile(r"(self\.)?_?log$|get_logger\(")
+_LOGGER = re.compile(r"(self\.)?_?log$|(\w+\.)?get_logger\(")
 _FIELDS = {"exc_info": "exception"}  # as the line has it
 _REGION = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

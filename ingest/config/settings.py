@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from ingest.config.values import (
     check_token,
     checked,
     full_path,
+    moment_us,
     setting,
     shown,
 )
@@ -51,7 +51,9 @@ class Settings:
     admin_token_file: str = setting("", "file that contains admin_token, for mounted secrets")
     state_dir: str = setting("", "folder of journal, dead letters, database; empty: the default")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
-    database_url_file: str = setting("", "file that contains database_url, for mounted secrets")
+    database_url_file: str = setting(
+        "", "file that contains database_url; read again at each connect"
+    )
     database_unsafe: bool = setting(False, "accept a PostgreSQL that can lose rows in a crash")
     schema_apply: bool = setting(True, "create a missing table at start, if the role may")
     log_level: str = setting(
@@ -70,12 +72,12 @@ class Settings:
     )
     receiver_bytes_max: int = setting(
         64 * MIB,
-        "memory for all bodies that are being received; other bodies wait unread",
+        "memory for all bodies that are being received; 3/4 of it for those over 16 KiB",
         within=(64 * KIB, 64 * GIB),
     )
     connections_max: int = setting(
         20_000,
-        "most open connections; above it the oldest that waits for a request is closed",
+        "most open connections; above it a slow or idle one is closed for each new one",
         within=(1, 1_000_000),
     )
     header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
@@ -86,8 +88,9 @@ class Settings:
         within=(0.05, 3600),
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
-    ts_ahead_s_max: float = setting(
-        86_400.0, "how far in the future a ts may be", within=(0, 3.2e9)
+    ts_ahead_s_max: float = setting(86_400.0, "how far ahead of now a ts may be", within=(0, 3.2e9))
+    value_inexact: str = setting(
+        "refuse", "an integer that float64 cannot hold: refuse or round", one_of=("refuse", "round")
     )
     ack_default: str = setting(
         "best",
@@ -279,7 +282,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
     for name, check in (
         ("listen", split_address),
         ("admin_listen", split_address),
-        ("ts_min", _unix_us),
+        ("ts_min", moment_us),
         ("database_url", check_database_url),
         ("admin_token", check_token),
     ):
@@ -289,20 +292,10 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
             raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None
 
 
-def _unix_us(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise ValueError(f"{text!r} is not RFC 3339 with an offset, such as 2000-01-01T00:00:00Z")
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
 def ts_min_us(settings: Settings) -> int:
     """Return `ts_min` as Unix microseconds. Raises ConfigError if it is not RFC 3339."""
     try:
-        return _unix_us(settings.ts_min)
+        return moment_us(settings.ts_min)
     except ValueError as error:
         raise ConfigError(f"setting ts_min: {error}") from None
 

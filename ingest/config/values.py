@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import Field, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
@@ -206,3 +207,14 @@ def check_database_url(url: str) -> None:
             "cannot be read as a URL; in a password write / as %2F, ? as %3F, # as %23, @ as %40 "
             "and [ as %5B"
         )
+
+
+def moment_us(text: str) -> int:
+    """Return a moment, RFC 3339 with an offset, in Unix microseconds. Raises ValueError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError(f"{text!r} is not RFC 3339 with an offset, such as 2000-01-01T00:00:00Z")
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

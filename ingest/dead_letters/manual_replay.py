@@ -241,7 +241,7 @@ async def _store(sink: Sink, tuples: list[bytes], rows: int) -> tuple[Stored, li
         try:
             if isolate:
                 # A row that is refused stays a dead letter, whoever is at fault.
-                stored = await sink.write_isolating(tuples, rows, set_aside, rows_at_fault=True)
+                stored = await sink.write_isolating(tuples, rows, set_aside, at_fault=True)
                 return stored, bad
             return await sink.write(tuples, rows, idempotent=True), bad
         except WriteFailed as failed:

@@ -168,8 +168,8 @@ def database_user(data: Path) -> DatabaseUser:
             continue
         return DatabaseUser(entry.pw_uid, entry.pw_gid, name)
     raise StartError(
-        "PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody` to run it "
-        "as: create one, or start as an ordinary user"
+        f"PostgreSQL refuses to run as root, and there is none of the users {', '.join(USERS)} to "
+        "run it as: create one, or start as an ordinary user"
     )
 
 

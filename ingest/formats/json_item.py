@@ -1,190 +1,255 @@
-"""The careful path for JSON: one item to its readings, with a name for every error.
+"""The careful path for JSON: one parsed item to its readings, with a code for every fault.
 
-It costs some 6 us an item. json_post.py calls it for items that the fast path did not accept. This
-file alone decides which item is invalid. Before the call, msgspec has accepted the item as JSON,
-and it is UTF-8.
+json_post.py calls it for the items of a slice that the fast path did not accept. This file alone
+decides which item is invalid; json_messages.py says it in words.
+Promises: the work is bounded by the bytes of the item, whatever is in them. Messages are made only
+for the first errors of a post (`told`). The others have the first fault only, and its code's text.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
+from ingest.formats.json_messages import Fault, Pairs, message_of
+from ingest.formats.json_slices import parsed_leniently, whole_number
+from ingest.formats.json_whole import EXACT_MAX, FIELDS, may_be_inexact, may_repeat
 from ingest.formats.post import ItemError, Post, too_many
-from ingest.formats.timestamp import Fault, number_us, text_us
-from ingest.model.reading import Reading, name_fault
-from ingest.system.clock import rfc3339
-from ingest.system.words import quoted
+from ingest.formats.timestamp import number_us, plain_us
+from ingest.model.codes import ITEM_CODES
+from ingest.model.reading import name_fault
 
-FIELDS = ("device_id", "metric", "ts", "value", "values")
 FIELD_CHARACTERS_MAX = 64  # of a field's name in an error
-INT_DIGITS_MAX = 400  # a float64 has at most 309; the time of int() grows with their square
+ALSO_MAX = 8  # faults of an item that are named besides the first one
+LARGE_FLOAT = 2.0**63  # the parser gives an integer beyond 64 bits as a float
+
+# What is valid in an item: the time, the device, the values by metric.
+ItemReadings = tuple[int, str, dict[str, float]]
+
+_KNOWN = frozenset(FIELDS)
+_QUOTED = tuple(f'"{field}"'.encode() for field in FIELDS)
+_LONG_VALUE = re.compile(rb'"value"[ \t\n\r]*:[ \t\n\r]*(-?[0-9]{16,})[ \t\n\r]*[,}]')
+_MISSING = object()
+_PAIRS = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=whole_number)
 
 
-class _Invalid(Exception):
-    """The item as a whole is invalid. Arguments: field or None, code, message."""
+def read_item(
+    value: Any, original: bytes, item: int, post: Post, *, told: bool = True
+) -> tuple[ItemReadings | None, ItemError | None]:
+    """Return the valid readings of one item, and its error; together at least one.
 
-
-class _Object(list[tuple[str, object]]):
-    """A JSON object as a list of pairs; a dict would hide repeated names."""
-
-
-def _int(digits: str) -> int | float:
-    return int(digits) if len(digits) <= INT_DIGITS_MAX else float(digits)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_int=_int)
-
-
-def read_item(original: bytes, item: int, post: Post) -> tuple[list[Reading], list[ItemError]]:
-    """Return the readings and the errors of one item; together at least one.
-
-    Raises RecursionError if it is nested too deeply to be read, Refused (`too_many_readings`).
+    `value` is the parsed `original`. Raises RecursionError if it is nested too deeply to be read,
+    Refused (`too_many_readings`).
     """
-    try:
-        fields = _fields(_DECODER.decode(original.decode()), post.ignore_unknown)
-        device_id = _name(fields, "device_id")
-        ts_us = _ts_us(fields, post)
-        if "values" not in fields:
-            return [_single(fields, ts_us, device_id)], []
-        entries = _entries(fields)
-    except _Invalid as fault:
-        field, code, message = fault.args
-        return [], [ItemError(item, field, code, message, original)]
-    if len(entries) > post.rules.post_rows_max:
-        raise too_many(post.rules.post_rows_max, f"`values` has {len(entries)} entries")
-    readings: list[Reading] = []
-    errors: list[ItemError] = []
-    times = Counter(metric for metric, _ in entries)
-    for metric, value in dict(entries).items():
-        entry = _entry(metric, value, times[metric])
-        if isinstance(entry, float):
-            readings.append(Reading(ts_us, device_id, metric, entry))
-        else:
-            errors.append(ItemError(item, f"values.{_cut(metric)}", *entry, original))
-    return readings, errors
-
-
-def _fields(value: object, ignore_unknown: bool) -> dict[str, object]:
-    """Return the fields of the item by name. Each is known and stands there once."""
-    if not isinstance(value, _Object):
-        raise _Invalid(None, "not_an_object", f"is {_kind(value)}; an item is a JSON object")
-    fields: dict[str, object] = {}
-    for name, content in value:
-        if name in fields:
-            raise _Invalid(_cut(name), "repeated_field", "appears twice in the item")
-        if name in FIELDS:
-            fields[name] = content
-        elif not ignore_unknown:
-            message = f"is not a field of a reading; the fields are {', '.join(FIELDS)}"
-            raise _Invalid(_cut(name), "unknown_field", message)
-    return fields
-
-
-def _name(fields: dict[str, object], field: str) -> str:
-    name = _required(fields, field)
-    if not isinstance(name, str):
-        raise _Invalid(field, "wrong_type", f"is {_kind(name)}; must be a string")
-    fault = name_fault(name)
-    if fault is not None:
-        raise _Invalid(field, *fault)
-    return name
-
-
-def _required(fields: dict[str, object], field: str) -> object:
-    if field not in fields:
-        raise _Invalid(field, "missing_field", "is missing")
-    return fields[field]
-
-
-def _ts_us(fields: dict[str, object], post: Post) -> int:
-    if "ts" not in fields:
-        return post.received_us
-    ts = fields["ts"]
-    if isinstance(ts, str):
-        ts_us = text_us(ts)
-    elif isinstance(ts, int | float) and not isinstance(ts, bool):
-        ts_us = number_us(ts, post.precision)
+    faults: list[Fault] = []
+    readings: ItemReadings | None = None
+    if type(value) is dict:
+        readings = _read(value, value, post, faults, told)
+        if readings is not None and not told and _is_plain(value, original, post):
+            if code := _hidden(value, original, post):
+                readings, faults = None, [(None, code, None)]
+        elif readings is not None or told:
+            exact = _exactly(value, original, post)
+            if exact is not None:
+                value, names = exact
+                faults.clear()
+                readings = _read(value, names, post, faults, told)
+        if not faults:
+            return readings, None
     else:
-        message = (
-            f"is {_kind(ts)}; must be an RFC 3339 string or a number; without `ts`, the reading "
-            "gets the time of receipt"
-        )
-        raise _Invalid("ts", "wrong_type", message)
+        faults.append((None, "not_an_object", None))
+    field, code, _ = faults[0]
+    if not told:
+        return readings, ItemError(item, field, code, ITEM_CODES[code], original)
+    also = tuple((field, code) for field, code, _ in faults[1 : 1 + ALSO_MAX])
+    message = message_of(faults[0], value, post)
+    return readings, ItemError(item, field, code, message, original, also)
+
+
+def _is_plain(fields: dict[str, Any], original: bytes, post: Post) -> bool:
+    return "values" not in fields and b"\\" not in original and not post.ignore_unknown
+
+
+def _hidden(fields: dict[str, Any], original: bytes, post: Post) -> str | None:
+    """Return the code of a fault of a plain item that the parser has hidden."""
+    if _may_repeat(fields, original, post):
+        return "repeated_field"
+    if _has_large(fields) and (found := _LONG_VALUE.search(original)):
+        value = _value(whole_number(found[1].decode()), post)
+        return value if isinstance(value, str) else None
+    return None
+
+
+def _exactly(
+    fields: dict[str, Any], original: bytes, post: Post
+) -> tuple[dict[str, Any], Iterable[str]] | None:
+    """Return the fields and their names in order if the parser may have hidden something of them.
+
+    It hides names that stand twice in one object, and the last digits of long integers.
+    """
+    if _may_repeat(fields, original, post):
+        pairs = _PAIRS.decode(original.decode())
+        return dict(pairs), [name for name, _ in pairs]
+    if _has_large(fields) and may_be_inexact(original, post):
+        exact = parsed_leniently(original)
+        return exact, exact
+    return None
+
+
+def _may_repeat(fields: dict[str, Any], original: bytes, post: Post) -> bool:
+    """Whether the parser may have hidden a name that stands twice in one object."""
+    if post.ignore_unknown:
+        counts = map(original.count, _QUOTED)
+        return b"\\" in original or "values" in fields or any(count > 1 for count in counts)
+    if "values" not in fields and original.count(b",") == len(fields) - 1:
+        return False
+    try:
+        return may_repeat(fields, original)
+    except TypeError:
+        return True
+
+
+def _has_large(fields: dict[str, Any]) -> bool:
+    """Whether a value may be an integer whose last digits the parser has dropped."""
+    value = fields.get("value")
+    if type(value) is float and abs(value) >= LARGE_FLOAT:
+        return True
+    values = fields.get("values")
+    return type(values) is dict and any(
+        type(each) is float and abs(each) >= LARGE_FLOAT for each in values.values()
+    )
+
+
+def _read(
+    fields: dict[str, Any], names: Iterable[str], post: Post, faults: list[Fault], told: bool
+) -> ItemReadings | None:
+    """Append the faults of an item, only the first ones if nobody is told; return what is valid.
+
+    If nobody is told, the time comes last, because to read it costs most.
+    """
+    if names is not fields or not _KNOWN.issuperset(fields):
+        _judge_names(names, post, faults)
+        if faults and not told:
+            return None
+    device_id = _name(fields, "device_id", faults)
+    if faults and not told:
+        return None
+    ts_us = _ts_us(fields, post, faults) if told else 0
+    usable = not faults
+    values = (_values if "values" in fields else _single)(fields, post, faults)
+    if not (values or told):
+        return None
+    if not told:
+        before = len(faults)
+        ts_us = _ts_us(fields, post, faults)
+        usable = len(faults) == before
+    return (ts_us, device_id, values) if values and usable else None
+
+
+def _judge_names(names: Iterable[str], post: Post, faults: list[Fault]) -> None:
+    """Each name is known and stands there once."""
+    seen: set[str] = set()
+    for name in names:
+        if name in _KNOWN:
+            if name in seen:
+                faults.append((name, "repeated_field", None))
+        elif not post.ignore_unknown and name not in seen:
+            faults.append((_cut(name), "unknown_field", name))
+        seen.add(name)
+
+
+def _name(fields: dict[str, Any], field: str, faults: list[Fault]) -> str:
+    name = fields.get(field, _MISSING)
+    if type(name) is str:
+        fault = name_fault(name)
+        if fault is None:
+            return name
+        faults.append((field, fault[0], None))
+    else:
+        faults.append((field, "missing_field" if name is _MISSING else "wrong_type", None))
+    return ""
+
+
+def _ts_us(fields: dict[str, Any], post: Post, faults: list[Fault]) -> int:
+    ts = fields.get("ts", _MISSING)
+    kind = type(ts)
+    if kind is str:
+        ts_us = plain_us(ts)
+    elif kind is int or kind is float:
+        ts_us = number_us(ts, post.precision)
+    elif ts is _MISSING:
+        return post.received_us
+    else:
+        faults.append(("ts", "wrong_type", None))
+        return 0
     if not isinstance(ts_us, int):
-        raise _Invalid("ts", *ts_us)
-    oldest_us = post.rules.ts_min_us
-    newest_us = post.received_us + post.rules.ts_ahead_us_max
-    if ts_us < oldest_us:
-        message = f"is {_when(ts_us)}; the oldest accepted time is {_when(oldest_us)}"
-        raise _Invalid("ts", "ts_too_old", message)
-    if ts_us > newest_us:
-        message = f"is {_when(ts_us)}; the newest accepted time is {_when(newest_us)}"
-        raise _Invalid("ts", "ts_in_future", message)
+        faults.append(("ts", ts_us[0], None))
+        return 0
+    if ts_us < post.rules.ts_min_us:
+        faults.append(("ts", "ts_too_old", None))
+    elif ts_us > post.received_us + post.rules.ts_ahead_us_max:
+        faults.append(("ts", "ts_in_future", None))
     return ts_us
 
 
-def _single(fields: dict[str, object], ts_us: int, device_id: str) -> Reading:
+def _single(fields: dict[str, Any], post: Post, faults: list[Fault]) -> dict[str, float]:
     if "metric" not in fields and "value" not in fields:
-        message = "is missing; an item has `metric` and `value`, or `values`"
-        raise _Invalid("metric", "missing_field", message)
-    metric = _name(fields, "metric")
-    value = _value(_required(fields, "value"))
-    if not isinstance(value, float):
-        raise _Invalid("value", *value)
-    return Reading(ts_us, device_id, metric, value)
+        faults.append(("metric", "missing_field", None))
+        return {}
+    metric = _name(fields, "metric", faults)
+    value = _value(fields["value"], post) if "value" in fields else "missing_field"
+    if isinstance(value, float):
+        return {metric: value} if metric else {}
+    faults.append(("value", value, None))
+    return {}
 
 
-def _entries(fields: dict[str, object]) -> _Object:
-    for field in ("metric", "value"):
-        if field in fields:
-            raise _Invalid(field, "both_shapes", "is not allowed together with `values`")
+def _values(fields: dict[str, Any], post: Post, faults: list[Fault]) -> dict[str, float]:
+    """Return the valid entries of `values`. If a name is repeated, no value of it is kept."""
+    both = [field for field in ("metric", "value") if field in fields]
+    faults += [(field, "both_shapes", None) for field in both]
     values = fields["values"]
-    if not isinstance(values, _Object):
-        message = f"is {_kind(values)}; must be an object with a number for each metric"
-        raise _Invalid("values", "wrong_type", message)
+    if type(values) not in (dict, Pairs):
+        faults.append(("values", "wrong_type", None))
+        return {}
     if not values:
-        raise _Invalid("values", "values_empty", "has no entry")
-    return values
+        faults.append(("values", "values_empty", None))
+        return {}
+    if len(values) > post.rules.post_rows_max:
+        raise too_many(post.rules.post_rows_max)
+    times = Counter(name for name, _ in values) if type(values) is Pairs else {}
+    found = {}
+    for metric, value in dict(values).items():
+        fault = name_fault(metric)
+        entry = fault[0] if fault else _value(value, post)
+        if times.get(metric, 1) > 1:
+            entry = "repeated_field"
+        if type(entry) is float:
+            found[metric] = entry
+        else:
+            faults.append((f"values.{_cut(metric)}", str(entry), metric))
+    return {} if both else found
 
 
-def _entry(metric: str, value: object, times: int) -> float | Fault:
-    """Check one entry of `values`. If a name is repeated, no value of it is kept."""
-    if times > 1:
-        return "repeated_field", f"appears {times} times in `values`"
-    return name_fault(metric) or _value(value)
-
-
-def _value(value: object) -> float | Fault:
-    if not isinstance(value, int | float):
-        return "wrong_type", f"is {_kind(value)}; must be a number, true or false"
+def _value(value: object, post: Post) -> float | str:
+    """Return the value as a float64, or the code of its fault."""
+    kind = type(value)
+    if kind is not float and kind is not int and kind is not bool:
+        return "wrong_type"
     try:
-        number = float(value)
+        number: float = value + 0.0  # type: ignore[operator]  # -0.0 becomes 0.0
     except OverflowError:
-        number = math.inf
+        return "value_out_of_range"
     if not math.isfinite(number):
-        return "value_out_of_range", "does not fit into a float64 (about 1.8e308 at most)"
-    return number + 0.0  # -0.0 becomes 0.0
-
-
-def _when(ts_us: int) -> str:
-    try:
-        return rfc3339(ts_us)
-    except OverflowError:
-        return "after the year 9999" if ts_us > 0 else "before the year 1"
+        return "value_out_of_range"
+    if kind is int and abs(number) >= EXACT_MAX and not post.rules.integers_rounded:
+        return number if int(number) == value else "value_not_exact"
+    return number
 
 
 def _cut(name: str) -> str:
     return name if len(name) <= FIELD_CHARACTERS_MAX else name[:FIELD_CHARACTERS_MAX] + ".."
-
-
-def _kind(value: object) -> str:
-    """Name the JSON type of a value, and show it if it is short text."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        return f"the string {quoted(value)}"
-    if isinstance(value, int | float):
-        return "a number"
-    return "an object" if isinstance(value, _Object) else "an array"

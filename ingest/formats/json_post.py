@@ -1,47 +1,100 @@
 """The JSON format: from a body to a block of its valid readings, and errors for the others.
 
-json_whole.py decodes most bodies as a whole. Where it returns None, the body is tried again in
-chunks. A chunk for which it returns None goes through json_item.py, item by item.
+A small body is decoded at once. A large one is cut into slices (json_slices.py). json_whole.py
+encodes most slices as a whole. Where it returns None, the items of the slice go through
+json_item.py one by one, a few in each step. No item is parsed a third time.
+Promises: a step is short (a millisecond), whatever the body has. What is kept besides the body is
+not larger than the body and its rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from typing import Any, cast
+
 import msgspec
+import orjson
 from msgspec import Raw
 
 from ingest.formats.json_item import read_item
-from ingest.formats.json_whole import Rows, fast
-from ingest.formats.post import Decoded, ItemError, Post, too_many
+from ingest.formats.json_slices import SPACE, not_json, parsed, slices
+from ingest.formats.json_whole import Rows, many, one
+from ingest.formats.post import ERRORS_TOLD_MAX, Decoded, ItemError, Post, Steps, too_many
 from ingest.formats.series import SERIES
 from ingest.model.block import Block
 from ingest.model.errors import Refused
+from ingest.model.rows import PG_EPOCH_US, encode_rows
 
-CHUNK_ITEMS = 16
-LARGE_BODY_BYTES = 65_536
-COMMAS_PER_READING_MAX = 16  # a reading has 4; a post with over 65,536 may be refused unread
-JSON_SPACE = b" \t\n\r"
+WHOLE_BYTES = 16 * 1024  # a body of this size is decoded in one step, if all its items are valid
+SINGLE_BYTES = 1_024  # a body of this size is parsed unseen
+CAREFUL_ITEMS = 32  # read one by one in one step
 
 _RAWS = msgspec.json.Decoder(list[Raw])
-_RAW = msgspec.json.Decoder(Raw)
 
 
 def decode(body: bytes, post: Post) -> Decoded:
-    """Return one block of the valid readings, and errors for the others.
+    """Do what `begin` does, in one go."""
+    decoded = begin(body, post)
+    while not isinstance(decoded, Decoded):
+        try:
+            next(decoded)
+        except StopIteration as end:
+            decoded = cast("Decoded", end.value)
+    return decoded
 
-    Raises Refused: `not_json`, `empty`, `too_many_readings`.
+
+def begin(body: bytes, post: Post) -> Decoded | Steps:
+    """Return one block of the valid readings and errors for the others, or the steps to it.
+
+    `begin` and the steps raise Refused: `not_json`, `empty`, `too_many_readings`, `item_too_large`.
     """
-    if len(body) > LARGE_BODY_BYTES:
-        _refuse_crowd(body, post.rules.post_rows_max)
-    errors: list[ItemError] = []
+    if len(body) > WHOLE_BYTES:
+        reader = _Reader(post)
+        return reader.finish(reader.read_all(body))
     try:
-        rows = fast(body, post) or _careful(body, post, errors)
-    except RecursionError:
-        raise Refused("not_json", "the body is nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise Refused("not_json", f"the body is not valid JSON: {fault}") from None
-    if rows.rows == 0:
-        return Decoded(None, errors)
-    block = Block(
+        value = parsed(body) if len(body) > SINGLE_BYTES else orjson.loads(body)
+    except ValueError:
+        value = _parsed_whole(body)
+    kind = type(value)
+    if kind is dict:
+        rows = one(value, body, post)
+    elif kind is list:
+        _require_possible(value, post)
+        rows = many(value, body, post)
+    else:
+        rows = None
+    if rows is not None:
+        return Decoded(_block(rows, post), [])
+    items, originals = (value, _originals(body)) if kind is list else ([value], [body.strip(SPACE)])
+    reader = _Reader(post)
+    return reader.finish(reader.read_each(items, originals))
+
+
+def _parsed_whole(body: bytes) -> Any:
+    try:
+        return parsed(body)
+    except ValueError as fault:
+        raise not_json(fault) from None
+
+
+def _require_possible(items: Sequence[Any], post: Post) -> None:
+    """Raise Refused if there are no items, or too many."""
+    if not items:
+        raise Refused("empty", "the array has no items")
+    if len(items) > post.rules.post_rows_max:
+        raise too_many(post.rules.post_rows_max)
+
+
+def _originals(text: bytes) -> list[bytes]:
+    """Return the bytes of each item of an array that is JSON. Raises Refused (`not_json`)."""
+    try:
+        return [bytes(raw) for raw in _RAWS.decode(text)]
+    except RecursionError as fault:
+        raise not_json(fault) from None
+
+
+def _block(rows: Rows, post: Post) -> Block:
+    return Block(
         rows.tuples,
         rows.rows,
         received_s=post.received_s,
@@ -49,54 +102,89 @@ def decode(body: bytes, post: Post) -> Decoded:
         newest_ts_us=rows.newest_us,
         items=rows.items,
     )
-    return Decoded(block, errors)
 
 
-def _refuse_crowd(body: bytes, rows_max: int) -> None:
-    """Refuse a body of very many small parts before it is parsed, since each part takes memory.
+class _Reader:
+    """What has been read of one post."""
 
-    Every reading and every item but the first has a comma before it.
-    """
-    commas = body.count(b",")
-    if commas > COMMAS_PER_READING_MAX * max(rows_max, 4_096):
-        raise too_many(rows_max, f"the body has {commas} commas, so it was not read")
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._items = 0
+        self._tuples: list[bytes] = []
+        self._rows = 0
+        self._newest_us = 0
+        self._owners: list[int] | None = None  # the item of each row; None: row i is of item i
+        self._errors: list[ItemError] = []
+        self._is_all_bad = False  # the last items: the next ones are likely to be invalid too
 
+    def finish(self, steps: Generator[None, None, None]) -> Steps:
+        """Do the steps; return everything that was read."""
+        try:
+            yield from steps
+        except RecursionError as fault:
+            raise not_json(fault) from None
+        if not self._rows:
+            return Decoded(None, self._errors)
+        rows = Rows(b"".join(self._tuples), self._rows, self._newest_us, self._owners)
+        return Decoded(_block(rows, self._post), self._errors)
 
-def _careful(body: bytes, post: Post, errors: list[ItemError]) -> Rows:
-    """Encode the valid readings, chunk by chunk, item by item; append errors for the others."""
-    originals = _originals(body, post.rules.post_rows_max)
-    tuples: list[bytes] = []
-    newest_us = 0
-    owners: list[int] = []
-    for start in range(0, len(originals), CHUNK_ITEMS):
-        chunk = originals[start : start + CHUNK_ITEMS]
-        rows = fast(b"[%b]" % b",".join(chunk), post) if len(originals) > 1 else None
-        if rows is not None:
-            tuples.append(rows.tuples)
-            newest_us = max(newest_us, rows.newest_us)
-            owners += [start + i for i in rows.items or range(rows.rows)]
-            chunk = []
-        for item, original in enumerate(chunk, start):
-            readings, faults = read_item(original, item, post)
-            tuples += [SERIES.encode(each) for each in readings]
-            newest_us = max(newest_us, *(each.ts_us for each in readings), 0)
-            owners += [item] * len(readings)
-            errors += faults
-        if len(owners) + len(errors) > post.rules.post_rows_max:
-            raise too_many(post.rules.post_rows_max, "the post has more readings")
-    return Rows(b"".join(tuples), len(owners), newest_us, owners)
+    def read_all(self, body: bytes) -> Generator[None, None, None]:
+        """Read a body in slices."""
+        for each in slices(body, self._post.rules.post_rows_max, lambda: self._is_all_bad):
+            yield
+            if each is None:
+                continue  # the parser tried a slice that was too short
+            items, text = each
+            if not self._items:
+                _require_possible(items, self._post)
+            rows = None if self._is_all_bad else many(items, text, self._post)
+            if rows is not None:
+                self._keep(rows, len(items))
+            else:
+                yield
+                originals = _originals(text) if text[:1] == b"[" else [text.strip(SPACE)]
+                yield from self.read_each(items, originals)
 
+    def read_each(
+        self, items: Sequence[Any], originals: Sequence[bytes]
+    ) -> Generator[None, None, None]:
+        """Read items one by one, CAREFUL_ITEMS in a step."""
+        for start in range(0, len(items), CAREFUL_ITEMS):
+            if start:
+                yield
+            self._read_some(items[start : start + CAREFUL_ITEMS], originals[start:])
 
-def _originals(body: bytes, rows_max: int) -> list[bytes]:
-    """Return the bytes of each item.
+    def _read_some(self, items: Sequence[Any], originals: Sequence[bytes]) -> None:
+        times_pg_us: list[int] = []
+        newest_us = 0
+        names: list[bytes] = []
+        values: list[float] = []
+        owners: list[int] = []
+        for place, (item, original) in enumerate(zip(items, originals, strict=False)):
+            told = len(self._errors) < ERRORS_TOLD_MAX
+            readings, error = read_item(item, original, self._items + place, self._post, told=told)
+            if error is not None:
+                self._errors.append(error)
+            if readings is not None:
+                ts_us, device_id, by_metric = readings
+                names += [SERIES.names(metric, device_id) for metric in by_metric]
+                values += by_metric.values()
+                times_pg_us += [ts_us - PG_EPOCH_US] * len(by_metric)
+                newest_us = max(newest_us, ts_us)
+                owners += [place] * len(by_metric)
+        self._is_all_bad = not names
+        tuples = encode_rows(times_pg_us, names, values) if names else b""
+        self._keep(Rows(tuples, len(names), newest_us, owners), len(items))
 
-    Raises msgspec.DecodeError or UnicodeDecodeError if the body is not JSON in UTF-8.
-    """
-    body.decode()  # msgspec does not check the text that it skips
-    if body.lstrip(JSON_SPACE)[:1] != b"[":
-        _RAW.decode(body)
-        return [body.strip(JSON_SPACE)]
-    raws = _RAWS.decode(body)
-    if len(raws) > rows_max:
-        raise too_many(rows_max, f"the post has {len(raws)} items")
-    return [bytes(raw) for raw in raws]
+    def _keep(self, rows: Rows, items: int) -> None:
+        """Add the rows of the next items. Raises Refused (`too_many_readings`)."""
+        if rows.items is not None or self._owners is not None:
+            if self._owners is None:
+                self._owners = list(range(self._rows))
+            self._owners += [self._items + i for i in rows.items or range(rows.rows)]
+        self._items += items
+        self._tuples.append(rows.tuples)
+        self._rows += rows.rows
+        self._newest_us = max(self._newest_us, rows.newest_us)
+        if self._rows + len(self._errors) > self._post.rules.post_rows_max:
+            raise too_many(self._post.rules.post_rows_max)

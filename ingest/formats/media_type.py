@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ingest.formats import json_post
-from ingest.formats.post import Decoded, Post
+from ingest.formats.post import Decoded, Post, Steps
 from ingest.model.errors import Refused
 from ingest.system.words import quoted
 
-# From the bytes of a body to a block and errors. Raises Refused and nothing else.
-Decode = Callable[[bytes, Post], Decoded]
+# From the bytes of a body to a block and errors, or to the steps that lead there if they take more
+# than a moment. Raises Refused and nothing else.
+Decode = Callable[[bytes, Post], Decoded | Steps]
 
-FORMATS: dict[str, Decode] = {"application/json": json_post.decode}
+FORMATS: dict[str, Decode] = {"application/json": json_post.begin}
 
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import NamedTuple
 
 from ingest.model.block import Block
 from ingest.model.errors import Refused
+
+# So many errors of a post get a message of their own and all their faults; the others the text of
+# their code. A message costs as much as decoding ten readings.
+ERRORS_TOLD_MAX = 20
 
 
 class Rules(NamedTuple):
@@ -14,13 +19,14 @@ class Rules(NamedTuple):
     post_rows_max: int
     ts_min_us: int
     ts_ahead_us_max: int
+    integers_rounded: bool = False  # a value that float64 cannot hold is no error
 
 
 class ItemError(NamedTuple):
-    """One invalid reading, or one item that is invalid as a whole.
+    """One invalid item. Its valid entries of `values`, if it has some, are readings all the same.
 
     `item` is the index in the array, `code` a key of `codes.ITEM_CODES`, `original` the bytes of
-    the whole item as posted.
+    the whole item as posted. `also` has further faults of the item: field and code.
     """
 
     item: int
@@ -28,6 +34,7 @@ class ItemError(NamedTuple):
     code: str
     message: str
     original: bytes
+    also: tuple[tuple[str | None, str], ...] = ()
 
 
 class Post(NamedTuple):
@@ -48,17 +55,21 @@ class Post(NamedTuple):
 class Decoded(NamedTuple):
     """What a decoder returns. `block` is None if no reading is valid.
 
-    The number of readings posted is `block.rows` and one for each error.
+    A post counts as `block.rows` readings and one for each error.
     """
 
     block: Block | None
     errors: list[ItemError]
 
 
-def too_many(rows_max: int, found: str) -> Refused:
+# Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.
+Steps = Generator[None, None, Decoded]
+
+
+def too_many(rows_max: int) -> Refused:
     """Return the refusal of a post that has more readings than allowed."""
     return Refused(
         "too_many_readings",
-        f"{found}; a post may have {rows_max} readings",
+        f"the post has more readings than allowed; a post may have {rows_max} readings",
         readings_max=rows_max,
     )

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 
-from msgspec import UnsetType
-
 from ingest.model.reading import Reading, name_fault
 from ingest.model.rows import encode_row, names_between
 
@@ -18,7 +16,7 @@ CACHES_KEPT_MAX = 4  # full ones that `take` has not returned yet: 26 MB
 
 # The bytes between ts and value in the rows of a series, by metric and device_id. By metric first,
 # because there are few metrics: one large dict is faster than many small ones.
-Names = dict[str | UnsetType, dict[str, bytes]]
+Names = dict[str, dict[str, bytes]]
 
 
 class SeriesCache:
@@ -33,12 +31,12 @@ class SeriesCache:
         self._filled: deque[Names] = deque(maxlen=CACHES_KEPT_MAX)
         self._forgotten = 0  # full caches that found no place in _filled
 
-    def names(self, metric: str | UnsetType, device_id: str) -> bytes:
+    def names(self, metric: str, device_id: str) -> bytes:
         """Return the bytes between ts and value. Raises KeyError for an invalid or missing name."""
         try:
             return self.known[metric][device_id]
         except KeyError:
-            if isinstance(metric, UnsetType) or name_fault(metric) or name_fault(device_id):
+            if name_fault(metric) or name_fault(device_id):
                 raise
         if self._known_count >= SERIES_CACHED_MAX:
             self._begin_anew()

@@ -9,7 +9,6 @@ drops digits.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -17,12 +16,19 @@ from typing import NamedTuple, cast
 
 import msgspec
 
+from ingest.model.rows import PG_EPOCH_US
 from ingest.system.words import quoted
 
 Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message for the client
+# The same, but the message has {} in place of the text: most messages are never read.
+TextFault = tuple[str, str]
 
 PRECISIONS = ("s", "ms", "us", "ns")
 MINUTES_CACHED_MAX = 4_096
+TEXT_CHARACTERS_MAX = 64  # a longer text is refused unread
+# Numbers of this size are beyond all allowed times in each unit. Calculating with floats near 1e308
+# would make integers of a thousand bits.
+NUMBER_MAX = 1e21
 ALIKE_MIN = 12  # from this many texts on, reading them together is faster
 
 _RFC3339 = re.compile(
@@ -40,7 +46,13 @@ def text_us(text: str) -> int | Fault:
 
     A leap second (`:60`) is read as the second after it, as in PostgreSQL.
     """
-    match = _RFC3339.fullmatch(text)
+    ts_us = read_text(text)
+    return ts_us if isinstance(ts_us, int) else (ts_us[0], ts_us[1].format(quoted(text)))
+
+
+def read_text(text: str) -> int | TextFault:
+    """Do what text_us does; a fault's message is not complete yet."""
+    match = _RFC3339.fullmatch(text) if len(text) <= TEXT_CHARACTERS_MAX else None
     if match is None:
         return "ts_unreadable", _unreadable(text)
     year, month, day, hour, minute, second, fraction, zulu, sign, off_hour, off_minute = (
@@ -49,29 +61,28 @@ def text_us(text: str) -> int | Fault:
     try:
         days = date(int(year), int(month), int(day)).toordinal() - _EPOCH_DAY
     except ValueError:
-        return "ts_unreadable", f"{quoted(text)} has a day that does not exist"
+        return "ts_unreadable", "{} has a day that does not exist"
     if int(hour) > 23 or int(minute) > 59 or int(second) > 60:
-        return "ts_unreadable", f"{quoted(text)} has a time of day that does not exist"
+        return "ts_unreadable", "{} has a time of day that does not exist"
     offset_s = 0
     if sign:
         if int(off_hour) > 23 or int(off_minute) > 59:
-            return "ts_unreadable", f"{quoted(text)} has an offset that does not exist"
+            return "ts_unreadable", "{} has an offset that does not exist"
         offset_s = (int(off_hour) * 60 + int(off_minute)) * (-60 if sign == "-" else 60)
     elif not zulu:
-        message = f"{quoted(text)} has no offset: append Z, or an offset like +02:00"
-        return "ts_without_offset", message
+        return "ts_without_offset", "{} has no offset: append Z, or an offset like +02:00"
     whole_s = ((days * 24 + int(hour)) * 60 + int(minute)) * 60 + int(second) - offset_s
     return whole_s * 1_000_000 + (_fraction_us(fraction) if fraction else 0)
 
 
 def number_us(number: int | float, precision: str | None) -> int | Fault:
     """Convert Unix time in `precision` (a unit, or None: by magnitude) to Unix microseconds."""
+    if not -NUMBER_MAX <= number <= NUMBER_MAX:  # also 1e999, which is read as infinite
+        return ("ts_in_future" if number > 0 else "ts_too_old"), "is beyond all times"
     if precision is None:
         precision = _unit(number)
     times, parts = _US_PER_UNIT[precision]
     if isinstance(number, float):
-        if not math.isfinite(number):  # JSON like 1e999 is read as infinite
-            return ("ts_in_future" if number > 0 else "ts_too_old"), "does not fit into a float64"
         number, denominator = number.as_integer_ratio()
         parts *= denominator
     if parts == 1:
@@ -80,9 +91,9 @@ def number_us(number: int | float, precision: str | None) -> int | Fault:
 
 
 class Times(NamedTuple):
-    """Several times, in Unix microseconds; the oldest and the newest of them."""
+    """Several times, in microseconds of PostgreSQL; the oldest and the newest in those of Unix."""
 
-    us: Sequence[int]
+    pg_us: Sequence[int]
     oldest_us: int
     newest_us: int
 
@@ -93,8 +104,8 @@ def integers_us(numbers: Sequence[int], precision: str | None) -> Times | None:
     unit = precision or _unit(most)
     times, parts = _US_PER_UNIT[unit]
     if parts == 1 and (precision or (least >= 0 and _unit(least) == unit)):
-        all_us = numbers if times == 1 else [number * times for number in numbers]
-        return Times(all_us, least * times, most * times)
+        pg_us = [number * times - PG_EPOCH_US for number in numbers]
+        return Times(pg_us, least * times, most * times)
     return numbers_us(numbers, precision)
 
 
@@ -105,17 +116,20 @@ def numbers_us(numbers: Sequence[int | float], precision: str | None) -> Times |
 
 def texts_us(texts: Sequence[str]) -> Times | None:
     """Do what text_us does for each of one or more texts; None if one has a fault."""
-    times_us = _alike_us(texts) if len(texts) >= ALIKE_MIN else None
-    return _sound(times_us or map(plain_us, texts))
+    times = _alike(texts) if len(texts) >= ALIKE_MIN else None
+    return times or _sound(map(plain_us, texts))
 
 
-def _sound(times_us: Iterable[int | Fault]) -> Times | None:
+def _sound(times_us: Iterable[int | TextFault]) -> Times | None:
     """Return the times, or None if one of them is a fault."""
     all_us = list(times_us)
     if set(map(type, all_us)) != {int}:
         return None
-    sound = cast("list[int]", all_us)
-    return Times(sound, min(sound), max(sound))
+    return _times([each - PG_EPOCH_US for each in cast("list[int]", all_us)])
+
+
+def _times(pg_us: list[int]) -> Times:
+    return Times(pg_us, min(pg_us) + PG_EPOCH_US, max(pg_us) + PG_EPOCH_US)
 
 
 class _Minutes(dict[str, int]):
@@ -134,8 +148,8 @@ class _Minutes(dict[str, int]):
 _minutes = _Minutes()
 
 
-def plain_us(text: str) -> int | Fault:
-    """Do what text_us does; at a third of its cost for a text with Z whose minute is known."""
+def plain_us(text: str) -> int | TextFault:
+    """Do what read_text does; at a third of its cost for a text with Z whose minute is known."""
     rest = text[17:]
     if rest[-1:] == "Z" and (len(rest) == 3 or (rest[2:3] == "." and 5 <= len(rest) <= 10)):
         digits = rest[:2] + rest[3:-1]
@@ -144,10 +158,10 @@ def plain_us(text: str) -> int | Fault:
                 return _minutes[text[:17]] + int(digits.ljust(8, "0"))
             except KeyError:
                 pass
-    return text_us(text)
+    return read_text(text)
 
 
-def _alike_us(texts: Sequence[str]) -> list[int] | None:
+def _alike(texts: Sequence[str]) -> Times | None:
     """Read texts of one form: same length, same offset, at most six digits after the point.
 
     Returns None if they differ in form, or if one of them has a fault.
@@ -187,12 +201,14 @@ def _alike_us(texts: Sequence[str]) -> list[int] | None:
     seconds_us = _INTEGERS.decode(numbers + b"]")
     if max(seconds_us) >= 160_000_000:  # a leap second
         return None
-    base_us = offset_us - 100_000_000
+    base_us = offset_us - 100_000_000 - PG_EPOCH_US
     try:
-        return [
-            _minutes[text[:17]] + second_us + base_us
-            for text, second_us in zip(texts, seconds_us, strict=True)
-        ]
+        return _times(
+            [
+                _minutes[text[:17]] + second_us + base_us
+                for text, second_us in zip(texts, seconds_us, strict=True)
+            ]
+        )
     except KeyError:
         return None
 
@@ -225,6 +241,8 @@ def _fraction_us(digits: str) -> int:
 
 
 def _unreadable(text: str) -> str:
+    if len(text) > TEXT_CHARACTERS_MAX:
+        return f"{{}} has more than {TEXT_CHARACTERS_MAX} characters"
     if _NUMBER.fullmatch(text):
-        return f"{quoted(text)} is a string; write a Unix time as a number, without quotes"
-    return f"{quoted(text)} is not an RFC 3339 time like 2026-01-31T23:59:59.5Z"
+        return "{} is a string; write a Unix time as a number, without quotes"
+    return "{} is not an RFC 3339 time like 2026-01-31T23:59:59.5Z"

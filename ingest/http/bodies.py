@@ -118,19 +118,20 @@ class Bodies:
 
     def count_in(self, size_bytes: int) -> bool:
         """Count a body that arrived whole. Returns False if there is no room for it."""
-        is_large = size_bytes > SMALL_BYTES
-        if self._bytes_taken + size_bytes > self._bytes_max or (
-            is_large and self._bytes_taken_by_large + size_bytes > self._bytes_max_of_large
-        ):
+        if self._bytes_taken + size_bytes > self._bytes_max:
             return False
+        if size_bytes > SMALL_BYTES:
+            if self._bytes_taken_by_large + size_bytes > self._bytes_max_of_large:
+                return False
+            self._bytes_taken_by_large += size_bytes
         self._bytes_taken += size_bytes
-        self._bytes_taken_by_large += size_bytes * is_large
         return True
 
     def count_out(self, size_bytes: int) -> None:
         """Count a body no longer that was counted in; those in the queue may go on."""
         self._bytes_taken -= size_bytes
-        self._bytes_taken_by_large -= size_bytes * (size_bytes > SMALL_BYTES)
+        if size_bytes > SMALL_BYTES:
+            self._bytes_taken_by_large -= size_bytes
         if self._queue:
             self._grant()
 

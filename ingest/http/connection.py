@@ -121,18 +121,18 @@ class Connection(web.RequestHandler):
 
     def _parse(self, data: bytes) -> None:
         """Parse all requests in some bytes. The parser stops behind each; it then has to go on."""
-        if b"pgrade" in data or self._upgrade_bytes or self._rest:
+        if data.count(b"pgrade") or self._upgrade_bytes or self._rest:  # `in` takes twice as long
             self._parse_apart(self._rest + data)
             return
         before = len(self._messages)
         super().data_received(data)
         if len(self._messages) > before:
             message, content = self._messages[-1]
+            end = data.find(HEAD_END) + len(HEAD_END) + content.total_bytes
+            if end == len(data) and content.is_eof() and not getattr(message, "upgrade", False):
+                return  # the common case: one request, and nothing behind it
             if not self._is_complete(message, content):
                 return
-            alone = data.find(HEAD_END) + len(HEAD_END) + content.total_bytes == len(data)
-            if alone and not message.upgrade:  # type: ignore[union-attr]  # it is a request
-                return  # the common case: one request, and nothing behind it
         elif self._arriving is None or not self._arriving.is_eof():
             return
         self._parse_on()
@@ -266,7 +266,7 @@ class Connection(web.RequestHandler):
             self.force_close()
         else:
             if transport is not None and not transport.is_closing():
-                if self.is_last:
+                if self._no_more and not self._messages:
                     answer.keep_alive = False
                 transport.write(answer.rendered())
                 if not answer.keep_alive or self._close:

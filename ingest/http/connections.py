@@ -155,6 +155,12 @@ class Connections(web.Server):
         if handler in self._open:
             self._idle[handler] = monotonic_s()
 
+    def _body_awaited(self, handler: web.RequestHandler, request: web.BaseRequest) -> None:
+        self._idle.pop(handler, None)
+        if self._half_open.pop(handler, None) is None and handler in self._open:
+            self._unfinished.add(self._open[handler].network, handler, monotonic_s())
+        request.content.on_eof(partial(self._finished, handler))
+
     def _finished(self, handler: web.RequestHandler) -> None:
         if (opened := self._open.get(handler)) is not None:
             self._unfinished.remove(opened.network, handler)
@@ -166,11 +172,10 @@ class Connections(web.Server):
 
     async def _serve(self, request: web.BaseRequest) -> Answer:
         handler = request.protocol
-        self.work_begun(handler)
-        content = request.content
-        if not content.is_eof() and (opened := self._open.get(handler)) is not None:
-            self._unfinished.add(opened.network, handler, monotonic_s())
-            content.on_eof(partial(self._finished, handler))
+        if request.content.is_eof():
+            self.work_begun(handler)
+        else:
+            self._body_awaited(handler, request)
         try:
             answer = await self.answer(request)
             if cast(Connection, handler).is_last:

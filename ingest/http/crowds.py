@@ -21,10 +21,9 @@ class Crowds(Generic[Member]):
         self._most = 0
 
     def add(self, network: str, member: Member, since_s: float) -> None:
-        """Add a member, or only note its new time."""
+        """Add a new member."""
         members = self._members.setdefault(network, {})
-        if member not in members:
-            self._resized(network, len(members), len(members) + 1)
+        self._resized(network, len(members), len(members) + 1)
         members[member] = since_s
 
     def remove(self, network: str, member: Member) -> None:

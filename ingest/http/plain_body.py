@@ -9,8 +9,9 @@ Does not: parse a body.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -18,8 +19,13 @@ from ingest.http.bodies import Bodies
 from ingest.http.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_gzip, is_light
 from ingest.http.loop_share import LoopShare
 from ingest.http.request import WholeRequest
+from ingest.model.errors import Refused
 
 INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for a round
+# A body that is smaller when it is decompressed is decoded in the round in which it is
+# decompressed. It is not one of INFLATED_MAX.
+UNCOUNTED_BYTES = 16 * 1024
+T = TypeVar("T")
 
 
 class PlainBodies:
@@ -68,14 +74,32 @@ class PlainBodies:
             if not gzipped:
                 await self._loop_share.wait(len(body))
                 yield body
-            elif is_light(body):
+            elif is_light(body) and claimed_bytes(body) <= UNCOUNTED_BYTES:
                 await self._loop_share.wait(claimed_bytes(body))
                 yield gunzip(body, self._inflated_bytes_max)
             else:
                 async with self._inflated:
-                    inflated = await self._inflater.inflate(body)
+                    inflated = await self._inflate(body)
                     await self._loop_share.wait(len(inflated))
                     yield inflated
+
+    async def _inflate(self, body: bytes) -> bytes:
+        if is_light(body):
+            return gunzip(body, self._inflated_bytes_max)
+        return await self._inflater.inflate(body)
+
+    async def finish(self, steps: Generator[None, None, T], uncounted_bytes: int) -> T:
+        """Do the steps of a post in the next rounds; return the result.
+
+        `uncounted_bytes` of its body are in memory and not counted: they are, until the end. Raises
+        Refused, also if there is no room for them. Safe to cancel.
+        """
+        if not self._bodies.count_in(uncounted_bytes):
+            raise Refused("buffer_full", "too many bodies at once", retry_after_s=2)
+        try:
+            return await self._loop_share.finish(steps)
+        finally:
+            self._bodies.count_out(uncounted_bytes)
 
     def close(self) -> None:
         """End the threads; blocks for the bodies in work only (milliseconds)."""

@@ -36,6 +36,7 @@ PROBLEMS: dict[str, Problem] = {
     "body_timeout": Problem(408, "The body did not arrive in time", "send it again"),
     "body_too_large": Problem(413, "The body is too large", "split the post"),
     "inflated_too_large": Problem(413, "The decompressed body is too large", "split the post"),
+    "item_too_large": Problem(413, "An item of the post is too large", "split the item"),
     "too_many_readings": Problem(413, "Too many readings in one post", "split the post"),
     "unsupported_media_type": Problem(415, "Unsupported media type", "send application/json"),
     "unsupported_encoding": Problem(
@@ -92,6 +93,7 @@ ITEM_CODES: dict[str, str] = {
     "name_too_long": "a name has more than 128 characters or 256 bytes",
     "name_control_character": "a name contains a control character (NUL, line feed, ..)",
     "value_out_of_range": "the number does not fit into a float64",
+    "value_not_exact": "the value is an integer that float64 cannot hold (setting `value_inexact`)",
     "ts_unreadable": "`ts` is neither RFC 3339 nor a number",
     "ts_without_offset": "`ts` is an RFC 3339 time without `Z` or an offset",
     "ts_too_old": "`ts` is before the oldest allowed time (setting `ts_min`)",

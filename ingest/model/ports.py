@@ -193,20 +193,19 @@ class Sink(Protocol):
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Commit all rows, or raise WriteFailed. Opens the connection if there is none."""
 
-    async def takes_any(self, rows: Sequence[bytes]) -> bool:
-        """Whether the table takes one of these rows as a new row. Nothing is stored."""
+    async def takes_any(self, rows: Sequence[bytes], *, like_stored: bool = False) -> bool:
+        """Whether the table takes one of these rows as a new row. Nothing is stored.
+
+        `like_stored`: or a row like one that it has, with another value. If it has none: a row of
+        our own.
+        """
 
     async def write_isolating(
-        self,
-        tuples: Sequence[bytes],
-        rows: int,
-        set_aside: SetAside,
-        *,
-        rows_at_fault: bool = False,
+        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside, *, at_fault: bool = False
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction.
 
-        `rows_at_fault`: a failure with `may_be_row` is the fault of its row too.
+        `at_fault`: a failure with `may_be_row` is the fault of its row too.
         Calls `set_aside` once with all refused rows, in order, before the commit; not at all if
         there are none. If `set_aside` raises, nothing is committed and its error is raised.
         """

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat
+from typing import Any
 
 from ingest.model.reading import NAME_BYTES_MAX, Reading
 
@@ -30,10 +30,13 @@ _VALUE = struct.Struct(">id")
 
 _ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
 
-Pack = Callable[[bytes, int, bytes, float], bytes]
+RUN_ROWS_MAX = 64  # packed in one call
 
-# One packer for each length of names: struct compiles a format once, and there are few lengths.
-_packers: dict[int, Pack] = {}
+Pack = Callable[..., bytes]
+
+# struct compiles a format once, and there are few: one for each length of names, and for each power
+# of two rows.
+_packers: dict[tuple[int, int], Pack] = {}
 
 
 def names_between(device_id: str, metric: str) -> bytes:
@@ -48,26 +51,43 @@ def encode_row(ts_us: int, names: bytes, value: float) -> bytes:
     return _packer(len(names))(_ROW_HEAD, ts_us - PG_EPOCH_US, names, value)
 
 
-def encode_rows(times_us: Sequence[int], names: Sequence[bytes], values: Sequence[float]) -> bytes:
-    """Encode rows as binary COPY, column by column: `times_us[i], names[i], values[i]` is row i.
+def encode_rows(
+    times_pg_us: Sequence[int], names: Sequence[bytes], values: Sequence[float]
+) -> bytes:
+    """Encode rows as binary COPY, column by column; element i of each column is of row i.
 
-    `times_us` are Unix microseconds, `names` are results of `names_between`. If all names have the
-    same length, as those of one device or of numbered devices, no row costs a step of Python.
+    `times_pg_us` are Unix microseconds less PG_EPOCH_US, `names` are results of `names_between`. If
+    all names have the same length, as those of one device or of numbered devices, many rows are
+    packed in one call.
     """
     sizes = set(map(len, names))
-    packs = [_packer(len(each)) for each in names] if len(sizes) > 1 else [_packer(sizes.pop())]
-    times_pg_us = [ts_us - PG_EPOCH_US for ts_us in times_us]
-    if len(packs) == 1:
-        return b"".join(map(packs[0], repeat(_ROW_HEAD), times_pg_us, names, values))
-    columns = zip(packs, times_pg_us, names, values, strict=True)
-    return b"".join([pack(_ROW_HEAD, ts, between, value) for pack, ts, between, value in columns])
+    if len(sizes) > 1:
+        packs = [_packer(len(each)) for each in names]
+        columns = zip(packs, times_pg_us, names, values, strict=True)
+        return b"".join(
+            [pack(_ROW_HEAD, ts, between, value) for pack, ts, between, value in columns]
+        )
+    (size,) = sizes
+    cells: list[Any] = [_ROW_HEAD] * (4 * len(names))  # row after row
+    cells[1::4] = times_pg_us
+    cells[2::4] = names
+    cells[3::4] = values
+    packed: list[bytes] = []
+    at = 0
+    while at < len(cells):
+        rows = min(RUN_ROWS_MAX, 1 << (len(cells) - at >> 2).bit_length() - 1)
+        packed.append(_packer(size, rows)(*cells[at : at + 4 * rows]))
+        at += 4 * rows
+    return b"".join(packed)
 
 
-def _packer(names_bytes: int) -> Pack:
-    pack = _packers.get(names_bytes)
+def _packer(names_bytes: int, rows: int = 1) -> Pack:
+    """Return the packer of some rows whose names have this size."""
+    pack = _packers.get((names_bytes, rows))
     if pack is None:
         # The head is an argument because a struct format cannot contain a constant.
-        pack = _packers[names_bytes] = struct.Struct(f">6sq{names_bytes}sd").pack
+        form = ">" + f"6sq{names_bytes}sd" * rows
+        pack = _packers[names_bytes, rows] = struct.Struct(form).pack
     return pack
 
 

@@ -65,7 +65,6 @@ class Endpoint:
         *,
         rules: Rules,
         plain_bodies: PlainBodies,
-        inflated_bytes_max: int,
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
@@ -83,7 +82,6 @@ class Endpoint:
     ) -> None:
         self._rules = rules
         self._plain_bodies = plain_bodies
-        self._inflated_bytes_max = inflated_bytes_max
         self._on_decoded = on_decoded
         self._inlet = inlet
         self._dead_letters = dead_letters
@@ -164,13 +162,7 @@ class Endpoint:
     async def _post(self, request: Request, query: Query, received_s: float) -> Answer:
         media_type = request.headers.get("Content-Type", "")
         decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
-        if isinstance(request, WholeRequest):
-            body = self._plain_bodies.whole_body(request)
-            decoded = self._decoded(decode, body, query, received_s)
-        else:
-            async with self._plain_bodies.body(request) as body:
-                decoded = self._decoded(decode, body, query, received_s)
-        del body  # its memory is free while the post waits for room or for its outcome
+        decoded = await self._decoded(request, decode, query, received_s)
         if decoded.block is not None:
             decoded.block.sender = network_of(peer_of(request))
         if self._on_decoded is not None:
@@ -191,13 +183,29 @@ class Endpoint:
             return replies.committed(block, errors, outcome)
         return replies.accepted(query.ack or "", block.rows, errors)
 
-    def _decoded(self, decode: Decode, body: bytes, query: Query, received_s: float) -> Decoded:
-        precision, ignore_unknown = query.precision, query.ignore_unknown
+    async def _decoded(
+        self, request: Request, decode: Decode, query: Query, received_s: float
+    ) -> Decoded:
+        """Receive the body and decode it. Its memory is free when the post waits for room."""
+        body = b""
         try:
-            return decode(body, Post(precision, ignore_unknown, unix_us(), received_s, self._rules))
+            if isinstance(request, WholeRequest):
+                body = self._plain_bodies.whole_body(request)
+                decoded = decode(body, self._post_of(query, received_s))
+                if isinstance(decoded, Decoded):
+                    return decoded
+                return await self._plain_bodies.finish(decoded, uncounted_bytes=len(body))
+            async with self._plain_bodies.body(request) as body:
+                decoded = decode(body, self._post_of(query, received_s))
+                if isinstance(decoded, Decoded):
+                    return decoded
+                return await self._plain_bodies.finish(decoded, uncounted_bytes=0)
         except Refused as refused:
             refused.body_start = body
             raise
+
+    def _post_of(self, query: Query, received_s: float) -> Post:
+        return Post(query.precision, query.ignore_unknown, unix_us(), received_s, self._rules)
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
@@ -263,11 +271,7 @@ class Endpoint:
             if self._database.hold_reason is not None:
                 raise Refused("database_on_hold", "nothing of the post is kept")
             block.ack = Ack()
-        # Each invalid entry of `values` keeps the whole item: 4,999 copies of a large one would be
-        # gigabytes.
         original_bytes = sum(len(error.original) for error in errors)
-        if original_bytes > self._inflated_bytes_max:
-            raise _letters_full(errors)
         reservation = await self._inlet.reserve(
             block.rows, len(block.tuples) + original_bytes, awaited=query.ack == COMMITTED
         )

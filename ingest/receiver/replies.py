@@ -60,7 +60,10 @@ def committed(block: Block, errors: Sequence[ItemError], outcome: Outcome) -> An
 
 def _shown(error: ItemError) -> dict[str, Any]:
     field = {} if error.field is None else {"field": error.field}
-    return {"index": error.item, "code": error.code, "message": error.message, **field}
+    shown = {"index": error.item, "code": error.code, "message": error.message, **field}
+    if error.also:
+        shown["also"] = [{"field": field, "code": code} for field, code in error.also]
+    return shown
 
 
 def _refused(refusal: Refusal, index: int) -> dict[str, Any]:

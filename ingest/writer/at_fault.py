@@ -3,93 +3,32 @@
 A row's policy (row-level security) and a trigger that finds no table for a row fail with the same
 SQLSTATEs as a missing privilege or a broken trigger. If the table takes other rows at the same
 time, it is the fault of the rows that it refuses.
-Promises: only a few rows of each batch are tried, so a broken table costs little.
+Promises: only a few rows are tried, so a broken table costs little.
 Does not: store a row, or judge how many rows may be refused; the circuit breaker does.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeVar
 
 from ingest.model.block import Block
-from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
 from ingest.model.rows import row_offsets
-from ingest.system.clock import monotonic_s
-from ingest.writer.batch import Gatherer
-from ingest.writer.breaker import CircuitBreaker
-from ingest.writer.database_state import DatabaseState
-from ingest.writer.hand import Hand
 
 SAMPLES_MAX = 16  # rows of different posts, and as many of the largest post
-BATCHES_MAX = 5
-OTHERS_S = 1.0  # if no row of a batch goes through: time for rows of others to arrive
-LOOK_S = 0.05  # between two looks whether another writer has stored rows
 
 _T = TypeVar("_T")
 
 
-class FaultFinder:
-    """Asks for one writer."""
+async def takes_other_rows(sink: Sink, blocks: Sequence[Block]) -> bool:
+    """Whether the table takes some of these rows, or another one.
 
-    def __init__(
-        self,
-        *,
-        sink: Sink,
-        gatherer: Gatherer,
-        database_state: DatabaseState,
-        breaker: CircuitBreaker,
-        ledger: Ledger,
-    ) -> None:
-        self._sink = sink
-        self._gatherer = gatherer
-        self._database_state = database_state
-        self._breaker = breaker
-        self._ledger = ledger
-
-    async def are_rows_at_fault(self, blocks: Sequence[Block], hand: Hand) -> bool:
-        """Whether the table takes other rows, or an operator has given up on these.
-
-        All rows of a batch may come from one sender. So the posts behind them are tried too. These
-        are taken from the outlet into `hand`. Raises WriteFailed if the database does
-        not answer.
-        """
-        if self._breaker.is_released(blocks):
-            return True
-        committed = self._ledger.committed
-        for _ in range(BATCHES_MAX):
-            if await self._sink.takes_any(sample_rows(blocks)):
-                return True
-            blocks = await self._take_more(committed)
-            hand.blocks += blocks
-            if self._ledger.committed > committed:
-                return True  # another writer has stored rows meanwhile
-            if not blocks:
-                return False
-        return False
-
-    async def _take_more(self, committed: int) -> list[Block]:
-        """Take one more batch. If none waits, and writes are not paused, wait a moment for one.
-
-        Ends early if another writer stores rows.
-        """
-        until_s = monotonic_s() + OTHERS_S
-        while self._ledger.committed == committed and monotonic_s() < until_s:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    batch = await self._gatherer.gather()
-            except TimeoutError:
-                if not self._database_state.is_open:
-                    return []
-                continue
-            if batch is None:
-                return []
-            self._ledger.batch_gathered(batch.trigger, batch.rows)
-            return batch.blocks
-        return []
+    All rows of a batch may come from one sender, so a row like one that the table has is tried too.
+    Raises WriteFailed if the database does not answer.
+    """
+    return await sink.takes_any(sample_rows(blocks), like_stored=True)
 
 
 def sample_rows(blocks: Sequence[Block]) -> list[bytes]:

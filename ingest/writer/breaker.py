@@ -96,6 +96,9 @@ class CircuitBreaker:
     def written(self, blocks: Sequence[Block], refused: Refused = NONE) -> None:
         """Remember a committed write. `refused` are the refusals by the block's index."""
         first = max(0, len(blocks) - self._posts_max)
+        if not refused:  # as nearly always: a fifth of the cost
+            self._past += [(block.rows, 0, block.sender) for block in blocks[first:]]
+            return
         self._past += [
             (block.rows, len(refused.get(index, ())), block.sender)
             for index, block in enumerate(blocks[first:], first)

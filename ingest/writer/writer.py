@@ -21,7 +21,7 @@ from ingest.model.verdict import OF_ONE_ROW, TOO_MANY_CONNECTIONS, Verdict, Writ
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
-from ingest.writer.at_fault import FaultFinder
+from ingest.writer.at_fault import takes_other_rows
 from ingest.writer.batch import Batch, BatchCap, Gatherer
 from ingest.writer.breaker import BREAKER, NONE, CircuitBreaker, Refused
 from ingest.writer.database_state import DatabaseState
@@ -56,7 +56,6 @@ class Writer:
         sinks: Sequence[Sink],
         database_state: DatabaseState,
         breaker: CircuitBreaker,
-        fault_finder: FaultFinder,
         dead_letters: DeadLetters,
         ledger: Ledger,
         halted: asyncio.Event,
@@ -78,7 +77,6 @@ class Writer:
         self._unknown_tries_left = 0
         self._lacks_connection = False  # the server is full, and another writer has a connection
         self._rows_at_fault = False  # found out for the batch that is being written
-        self._fault_finder = fault_finder
         self._hand = Hand(outlet)
 
     async def run(self) -> None:
@@ -238,9 +236,7 @@ class Writer:
             await append_or_hold(self._dead_letters, refusal_letters(piece, by_block))
             refusals.update(by_block)
 
-        stored = await sink.write_isolating(
-            tuples, rows, set_aside, rows_at_fault=self._rows_at_fault
-        )
+        stored = await sink.write_isolating(tuples, rows, set_aside, at_fault=self._rows_at_fault)
         self._breaker.written(piece, refusals)
         self._settle(piece, stored, began_s, refusals)
 
@@ -249,7 +245,10 @@ class Writer:
         for block in piece:
             block.doubtful |= failure.doubtful
         if failure.may_be_row and not self._rows_at_fault:
-            return await self._refused(failure, piece)
+            try:
+                return await self._refused(failure, piece)
+            except WriteFailed as other:
+                failure = other  # perhaps the server failed while it was asked
         verdict = Verdict.ISOLATE if failure.verdict in OF_ONE_ROW else failure.verdict
         if verdict is Verdict.UNKNOWN and self._unknown_tries_left > 0:
             self._unknown_tries_left -= 1
@@ -262,13 +261,13 @@ class Writer:
 
     async def _refused(self, failure: WriteFailed, piece: list[Block]) -> list[list[Block]]:
         """Isolate the piece if rows are at fault. Raises the failure again if an operator is."""
-        in_hand = len(self._hand.blocks)
-        self._rows_at_fault = await self._fault_finder.are_rows_at_fault(piece, self._hand)
+        self._rows_at_fault = self._breaker.is_released(piece) or await takes_other_rows(
+            self._sink, piece
+        )
         if not self._rows_at_fault:
             raise failure
         self._ledger.retries[Verdict.ISOLATE.value] += 1
-        more = self._hand.blocks[in_hand:]
-        return [more, _isolated(piece)] if more else [_isolated(piece)]
+        return [_isolated(piece)]
 
     def _cut(self, piece: list[Block]) -> list[list[Block]]:
         """Halve a piece that has a bad row; mark it `isolate` if it is too small for that."""

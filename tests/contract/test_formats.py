@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 from hypothesis import example, given
@@ -78,7 +78,13 @@ every_format = pytest.mark.parametrize("media_type", FORMATS)
 def decoded(media_type: str, body: bytes, *, rows_max: int = RULES.post_rows_max) -> Decoded:
     """Decode a body received at NOW_US with numeric times in microseconds."""
     rules = RULES._replace(post_rows_max=rows_max)
-    return FORMATS[media_type](body, Post("us", False, NOW_US, 7.0, rules))
+    found = FORMATS[media_type](body, Post("us", False, NOW_US, 7.0, rules))
+    while not isinstance(found, Decoded):
+        try:
+            next(found)
+        except StopIteration as end:
+            found = cast("Decoded", end.value)
+    return found
 
 
 def refusal(media_type: str, body: bytes, *, rows_max: int = RULES.post_rows_max) -> Refused:

@@ -193,6 +193,30 @@ async def test_isolating_write_of_refused_rows_only_commits_nothing(subject: Sub
     assert await subject.table() == []
 
 
+async def test_sink_takes_a_row_only_if_it_is_new_and_not_refused(subject: Subject) -> None:
+    """Whatever it answers, nothing is stored, and the next write works."""
+    old, new = readings(3), readings(2, start=3)
+    refused = with_refused(readings(2, start=10), 0, 1)
+    await subject.sink.write(encode(old), 3, idempotent=False)
+    for rows, takes in (
+        (old, False),
+        (refused, False),
+        ([*old, *refused, *new], True),
+        ([], False),
+    ):
+        assert await subject.sink.takes_any(encode(rows, posts=len(rows) or 1)) is takes
+        assert await subject.table() == sorted(old)
+    assert await subject.sink.takes_any([], like_stored=True)
+    assert await subject.table() == sorted(old)
+    assert await subject.sink.write(encode(new), 2, idempotent=False) == Stored(2, 0)
+
+
+async def test_empty_table_is_tried_with_a_row_of_our_own(subject: Subject) -> None:
+    """The first row of all may be a bad one."""
+    assert await subject.sink.takes_any([], like_stored=True)
+    assert await subject.table() == []
+
+
 async def test_isolating_write_without_refused_rows_sets_nothing_aside(subject: Subject) -> None:
     """There is no call with an empty list."""
     set_aside = SetAsides()

@@ -47,7 +47,7 @@ async def paused(
         await world.server.run(sql)
     try:
         document = await world.service.wait_state("on_hold", within_s=20)
-        world.expect(reason in document["reason"], f"{world.fault.name}: {document['reason']}")
+        world.expect(document["cause"] == reason, f"{world.fault.name}: {document}")
         await world.sleep(HOLD_S)
         if none:
             found = await world.server.run(none)

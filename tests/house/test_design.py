@@ -105,7 +105,7 @@ def test_decisions_are_numbered_dated_and_short() -> None:
     ("was", "becomes"),
     [
         ("**6. ", "**62. "),
-        ("**133. ", "**135. "),
+        ("**133. ", "**999. "),
         ("in force.*\nFull jitter", "in force.*\n" + "so " * WORDS_MAX + "Full jitter"),
         ("in force.*\nFull jitter", "replaced by 36.*\nFull jitter"),
         ("Full jitter alone", "As in the contract, full jitter alone"),

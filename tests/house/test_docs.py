@@ -51,7 +51,7 @@ def test_log_call_without_a_constant_event_would_be_found(tmp_path: Path) -> Non
     (tmp_path / "x.py").write_text('self._log.warning(f"{name}_failed", why=1)')
     with pytest.raises(ValueError, match="constant"):
         list(log_calls(tmp_path))
-    (tmp_path / "x.py").write_text('get_logger("x").info("made", why=1)\nmath.log.info("no")')
+    (tmp_path / "x.py").write_text('logs.get_logger("x").info("made", why=1)\nmath.log.info("no")')
     assert next(iter(log_calls(tmp_path))) == ("made", "info", ["why"])
 
 

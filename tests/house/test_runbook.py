@@ -81,7 +81,7 @@ def test_command_with_systemd_names_what_the_unit_names() -> None:
         f"runuser -u {unit_value('User')} --",
         f". {unit_value('EnvironmentFile').removeprefix('-')}\n",
         f"$(cat {unit_value('LoadCredential').partition(':')[2]})",
-        f"--state-dir /var/lib/{unit_value('StateDirectory')}\n",
+        f"STATE_DIRECTORY=/var/lib/{unit_value('StateDirectory')}\n",
         f"{unit_value('ExecStart').partition('/.venv/')[0]}/run ",
     ):
         assert named in block

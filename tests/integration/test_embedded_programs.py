@@ -63,6 +63,10 @@ def test_database_user_of_root_is_never_root(
     else:
         assert database_user(tmp_path).uid == owner.st_uid
 
+    everybody = pwd.getpwuid(65_534)
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: everybody)
+    assert database_user(tmp_path / "absent").name == "iot-ingest", "not the one of another server"
+
     def nobody_there(name: str) -> None:
         raise KeyError(name)
 

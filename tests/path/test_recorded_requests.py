@@ -34,7 +34,7 @@ PROBLEMS = """
 ITEM_CODES = """
     both_shapes missing_field name_control_character name_empty name_too_long not_an_object
     refused_by_database repeated_field ts_in_future ts_too_old ts_unreadable ts_without_offset
-    unknown_field value_out_of_range values_empty wrong_type
+    unknown_field value_not_exact value_out_of_range values_empty wrong_type
 """
 Line = dict[str, Any]
 

@@ -7,12 +7,14 @@ It passes tests/contract/test_sinks.py. A test controls it by `fail`, `fail_alwa
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 
 from ingest.model.ports import BadRow, SetAside, Stored
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 from ingest.model.verdict import Verdict, WriteFailed
+from ingest.system.clock import unix_us
 
 Refuse = Callable[[Reading], tuple[str, str] | None]
 
@@ -90,23 +92,21 @@ class FakeSink:
                 raise failure_of(*refused, row=row)
         return self._store(readings, planned)
 
-    async def takes_any(self, rows: Sequence[bytes]) -> bool:
+    async def takes_any(self, rows: Sequence[bytes], *, like_stored: bool = False) -> bool:
         """Whether one of the rows is new and not refused."""
         readings, _ = await self._begin("tried", rows, len(rows))
+        if like_stored:
+            stored = next(iter(self.table), Reading(unix_us(), "iot-ingest", "try", 1.0))
+            readings.append(stored._replace(value=math.nextafter(stored.value, math.inf)))
         return any(each not in self.table and not self.refuse(each) for each in readings)
 
     async def write_isolating(
-        self,
-        tuples: Sequence[bytes],
-        rows: int,
-        set_aside: SetAside,
-        *,
-        rows_at_fault: bool = False,
+        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside, *, at_fault: bool = False
     ) -> Stored:
         """Store the rows that are not refused, once the others are set aside."""
         readings, planned = await self._begin("isolating", tuples, rows)
         for row, reading in enumerate(readings):
-            if (refused := self.refuse(reading)) and not rows_at_fault:
+            if (refused := self.refuse(reading)) and not at_fault:
                 failure = failure_of(*refused, row=row)
                 if failure.may_be_row:
                     raise failure

@@ -105,17 +105,12 @@ class ScriptedSink:
 
         return await self._call(written, tuples)
 
-    async def takes_any(self, rows: Sequence[bytes]) -> bool:
+    async def takes_any(self, rows: Sequence[bytes], *, like_stored: bool = False) -> bool:
         """Whether one of the rows is new and not refused."""
-        return await self.inner.takes_any(rows)
+        return await self.inner.takes_any(rows, like_stored=like_stored)
 
     async def write_isolating(
-        self,
-        tuples: Sequence[bytes],
-        rows: int,
-        set_aside: SetAside,
-        *,
-        rows_at_fault: bool = False,
+        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside, *, at_fault: bool = False
     ) -> Stored:
         """Store what the table does not refuse; set the rest aside once, before the commit."""
         fault: str | None = None
@@ -127,9 +122,7 @@ class ScriptedSink:
                 raise self.script.failure()
 
         async def written() -> Stored:
-            return await self.inner.write_isolating(
-                tuples, rows, aside, rows_at_fault=rows_at_fault
-            )
+            return await self.inner.write_isolating(tuples, rows, aside, at_fault=at_fault)
 
         fault = self.script.next_fault()
         return await self._call(written, tuples, fault=fault or "")

@@ -451,9 +451,7 @@ async def test_start_without_a_database_says_that_posts_are_not_taken(
         await seen.wait_text("#state-word", "Starting: posts are refused")
         assert await seen.page.get_attribute("#state", "data-level") == "bad"
         await seen.wait_text(
-            "#state-text",
-            "Posts are not taken until the table has been checked; the database does not answer "
-            "yet: ",
+            "#state-text", "Posts are not taken until the table has been checked; the database "
         )
         assert "kept" not in await seen.text("#state-text")
         assert await seen.text("#state-word") == "Starting: posts are refused"
@@ -505,7 +503,7 @@ async def test_lost_service_is_said_and_found_again(
         await service.stop()
         await seen.wait_text("#link", "Not connected for")
         await seen.wait_text("#state-word", "Not connected")
-        await seen.wait_text("#state-todo", "start it with ./run")
+        await seen.wait_text("#state-todo", "start it: ./run")
         await service.start()
         await seen.wait_text("#link", "Live", within_s=20)
         await seen.wait_text("#state-word", "Accepting")

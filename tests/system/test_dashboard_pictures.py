@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
-from playwright.async_api import ViewportSize
+from playwright.async_api import Browser, ViewportSize
 
 from ingest.sinks.postgres import schema
 from tests.support.faulty_proxy import FaultyProxy
@@ -73,10 +73,8 @@ async def fleet(url: str, *odd: str) -> AsyncIterator[None]:
         await process.wait()
 
 
-async def take_all(
-    pictures: Pictures, line: FaultyProxy, table: asyncpg.Connection, service: Service
-) -> None:
-    """Take the pictures, from a good day to full dead letters."""
+async def take_all(pictures: Pictures, line: FaultyProxy, table: asyncpg.Connection) -> None:
+    """Take the pictures of one service, from a good day to an outage of the database."""
     seen = pictures.seen
     await pictures.take("light")
     await pictures.take("dark", "dark")
@@ -103,9 +101,17 @@ async def take_all(
     await pictures.take("outage")
     await line.accept()
     await seen.wait_text("#state-word", "Accepting")
-    async with fleet(service.url, "--poison", "20%"):
+
+
+async def take_full(browser: Browser, folder: Path, state: Path, url: str) -> None:
+    """Take the picture of a service that has no space for more invalid items."""
+    settings: Any = {"database_url": url, "database_unsafe": True, **SMALL}
+    async with Service(state, **settings) as service, fleet(service.url, "--poison", "20%"):
+        seen = await watched(browser, service.admin_url, viewport=WIDE)
+        seen.lost_allowed = True
+        await seen.wait_text("#letters tbody", "invalid")
         await asyncio.sleep(TROUBLE_S)
-        await pictures.take("dead-letters")
+        await Pictures(seen, folder).take("dead-letters")
 
 
 async def test_pictures_of_the_dashboard(
@@ -123,7 +129,7 @@ async def test_pictures_of_the_dashboard(
         url = f"postgresql://postgres@127.0.0.1:{line.port}{urlsplit(readings_url).path}"
         state = tmp_path / "state"
         async with (
-            Service(state, database_url=url, database_unsafe=True, **SMALL) as service,
+            Service(state, database_url=url, database_unsafe=True) as service,
             fleet(service.url, *ODD, *SHAPE),
         ):
             seen = await watched(browser, service.admin_url, viewport=WIDE)
@@ -131,7 +137,8 @@ async def test_pictures_of_the_dashboard(
             seen.lost_allowed = True  # the browser reports each answer 503 to a question
             await seen.wait_text("#state-text", "Readings arrive and are stored")
             await asyncio.sleep(RUN_S)
-            await take_all(Pictures(seen, folder), line, readings_connection, service)
+            await take_all(Pictures(seen, folder), line, readings_connection)
             seen.check()
+        await take_full(browser, folder, tmp_path / "small", url)
     for name in PICTURES:
         assert (folder / f"dashboard-{name}.png").stat().st_size > 20_000, name

@@ -207,7 +207,7 @@ async def _hold(folder: Path, port: int, fault: str, held_s: float) -> None:
             await asyncio.sleep(0.5)
             await database.run(breaks)
             document = await service.wait_state("on_hold", within_s=10)
-            assert reason in document["reason"], document
+            assert document["cause"] == reason, document
             await asyncio.sleep(held_s)
             assert (await service.metrics())[f'ingest_hold{{reason="{reason}"}}'] == 1
             await database.run(fixes)

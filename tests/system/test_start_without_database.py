@@ -6,6 +6,7 @@ The database is real and listens on TCP. The service is the command line.
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -35,6 +36,7 @@ async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port:
         service = Service(open_tmp_path / "state", database_url_file=secret, **settings)
         async with service:
             await service.wait_state("accepting")
+            assert ("started_as_root" in service.output) == (os.geteuid() == 0)
             await database.kill()
             assert (await service.post(reading(FIRST_US))).status == 202
             waiting = asyncio.create_task(service.post(reading(FIRST_US + 1), ack="committed"))

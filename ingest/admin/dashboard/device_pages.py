@@ -54,8 +54,8 @@ class DevicePages:
     async def listed(self, request: Request, query: str) -> Answer:
         """Answer `/devices/list`.
 
-        With the index, devices of the table are listed that have not posted since the start.
-        `matching` counts only those that have.
+        Devices of the table are listed that have not posted since the start: all of them with the
+        index, else those of its newest readings. `matching` counts only those that have posted.
         """
         given = parameters(query, "prefix", "after", "limit")
         prefix, after = (_text(given, name) for name in ("prefix", "after"))

@@ -52,6 +52,7 @@ from ingest.system.logs import Occasionally, get_logger
 LATE_S = 0.05  # a tick comes this long after the full second, so that it is never before it
 FOLLOWED_SENT_MAX = 20
 WRONG_TOKEN_S = 0.3  # makes guessing slow
+LOG_IN_BYTES_MAX, LOG_IN_S_MAX = 1024, 2.0  # everybody may send one
 GET = ("GET",)
 
 Look = Callable[[Request, str], Awaitable[Answer]]
@@ -90,6 +91,11 @@ class Dashboard:
         self._letters = letters
         self._guard = guard
         self._bodies = bodies
+        self._log_in_bodies = Bodies(
+            body_bytes_max=LOG_IN_BYTES_MAX,
+            body_s_max=LOG_IN_S_MAX,
+            all_bytes_max=100 * LOG_IN_BYTES_MAX,
+        )
         self._started_us = unix_us()
         self.listen = ""  # the address of the data port, when it is known
         self.tail = Tail()
@@ -288,7 +294,8 @@ class Dashboard:
         self._guard.check_host(request.headers)
         if request.method == "GET":
             return html(request.headers, self._log_in)
-        form = (await self._body(request)).decode("utf-8", "replace")
+        async with self._log_in_bodies.received(request) as body:
+            form = body.decode("utf-8", "replace")
         token = parameters(form, "token").get("token", "").strip()
         if not self._guard.is_token(token):
             await asyncio.sleep(WRONG_TOKEN_S)

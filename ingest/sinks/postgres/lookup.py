@@ -95,6 +95,10 @@ with recursive d (device_id) as (
     select (select r.device_id from {TABLE} r where r.device_id > d.device_id
             order by r.device_id limit 1) from d where starts_with(d.device_id, $2))
 select device_id from d where starts_with(device_id, $2) limit $3"""  # noqa: S608
+_RECENT_DEVICES = f"""
+select device_id from (select device_id from {TABLE} order by ts desc limit {RECENT_ROWS}) recent
+where device_id collate "C" > $1 and starts_with(device_id, $2)
+group by 1 order by device_id collate "C" limit $3"""  # noqa: S608
 _LAST_BY_INDEX = f"""
 select d.device_id, {_US.format("r.ts")}, r.metric, r.value
 from unnest($1::text[]) d (device_id) cross join lateral (
@@ -194,16 +198,15 @@ class Lookup(OneConnection):
     ) -> dict[str, Any]:
         """Return `last`, the last reading of devices, and `devices`, names of more of them.
 
-        With the index, `devices` are the first `count` of the table that begin with `prefix` and
-        come after `after`, in the order of their bytes; these have a last reading too. Without it
-        there are none, and a last reading must be one of the newest RECENT_ROWS of the table.
+        `devices` are the first `count` of the table that begin with `prefix` and come after
+        `after`, in the order of their bytes; these have a last reading too. Without the index only
+        the newest RECENT_ROWS of the table are searched.
         """
 
         async def ask(connection: Connection) -> tuple[list[str], list[Record]]:
-            more = []
-            if self._in_c_order:
-                rows = await connection.fetch(_DEVICES, after, prefix, count)
-                more = [row["device_id"] for row in rows]
+            by_name = _DEVICES if self._in_c_order else _RECENT_DEVICES
+            rows = await connection.fetch(by_name, after, prefix, count)
+            more = [row["device_id"] for row in rows]
             wanted = sorted({*names, *more})[:count]
             question = _LAST_BY_INDEX if self._has_index else _LAST_RECENT
             return more, await connection.fetch(question, wanted)

@@ -59,12 +59,12 @@ class SinkPostgres(CheckedConnection):
         self._remember_duplicates(rows - committed)
         return Stored(committed, rows - committed)
 
-    async def takes_any(self, rows: Sequence[bytes]) -> bool:
+    async def takes_any(self, rows: Sequence[bytes], *, like_stored: bool = False) -> bool:
         """Whether the table takes one of these rows as a new row. All of it is undone."""
         await self.ready()
         await self._begin(_ISOLATING)
         try:
-            for row in rows:
+            for row in (*rows, None) if like_stored else rows:
                 stored = await self._try_range(row, staged=self.method == "copy", at_fault=True)
                 if isinstance(stored, int) and stored:
                     return True
@@ -75,12 +75,7 @@ class SinkPostgres(CheckedConnection):
                     await connection.execute("rollback")
 
     async def write_isolating(
-        self,
-        tuples: Sequence[bytes],
-        rows: int,
-        set_aside: SetAside,
-        *,
-        rows_at_fault: bool = False,
+        self, tuples: Sequence[bytes], rows: int, set_aside: SetAside, *, at_fault: bool = False
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction."""
         await self.ready()
@@ -95,7 +90,7 @@ class SinkPostgres(CheckedConnection):
             while start < rows:
                 end = min(start + length, rows)
                 part = data[offsets[start] : offsets[end]]
-                stored = await self._try_range(part, at_fault=rows_at_fault)
+                stored = await self._try_range(part, at_fault=at_fault)
                 if isinstance(stored, int):
                     committed += stored
                     start, length = end, 8 * length
@@ -141,17 +136,23 @@ class SinkPostgres(CheckedConnection):
         return await store(connection, self.sql, tuples)
 
     async def _try_range(
-        self, data: bytes, *, staged: bool = False, at_fault: bool = False
+        self, data: bytes | None, *, staged: bool = False, at_fault: bool = False
     ) -> int | WriteFailed:
         """Store a range of an isolating write; return how many rows are new, or the failure.
+
+        None stands for a row like one that the table has.
 
         `at_fault`: a failure with `may_be_row` is the fault of a row too.
         """
         staged = staged or (self.refuses_copy and self.method == "copy")
         copying = self.method == "copy" and not staged
         try:
-            async with self.exchange(copying=copying, undo=_UNDO_RANGE) as connection:
-                if copying:
+            async with self.exchange(
+                copying=copying, undo=_UNDO_RANGE, rows_at_fault=at_fault
+            ) as connection:
+                if data is None:
+                    committed = await statements.insert_like_stored(connection, self.sql)
+                elif copying:
                     committed = await statements.copy(connection, self.sql.copy, [data])
                 else:
                     if staged:  # the transaction may have staged a range before

@@ -39,8 +39,9 @@ class Statements(NamedTuple):
     """The statements for one table on one connection.
 
     `prepare` makes the check ready. `check` is the check alone, for the begin of a transaction;
-    `checked_copy` is the check and a COPY in one message, so in one transaction. The other three
-    must come after `check`.
+    `checked_copy` is the check and a COPY in one message, so in one transaction. The other four
+    must come after `check`. `insert_like_stored` stores a row like one that the table has, with the
+    next larger value, so it is new; if the table is empty, one with the time of now.
     """
 
     prepare: str
@@ -49,6 +50,7 @@ class Statements(NamedTuple):
     copy: str
     insert_staged: str
     insert_arrays: str
+    insert_like_stored: str
 
 
 def statements_for(found: Look) -> Statements:
@@ -75,6 +77,12 @@ and (c.oid <> {found.oid} or ({STATE}) <> '{found.state}'::xid[])""",  # noqa: S
         insert_arrays=f"""{insert}
 select * from unnest($1::timestamptz[], $2::text[], $3::text[], $4::float8[]) as r ({KEY_LIST})
 order by ts, device_id collate "C", metric collate "C", value {_ONCE}""",  # noqa: S608
+        insert_like_stored=f"""{insert}
+select ts, device_id, metric,
+       case when value = 0 then 5e-324 else value * (1 + 2.220446049250313e-16::float8) end
+from ((select {KEY_LIST} from {table} limit 1)
+      union all (select now(), 'iot-ingest', 'try', 1 where not exists (select from {table}))) as r
+{_ONCE}""",  # noqa: S608
     )
 
 
@@ -123,6 +131,11 @@ async def insert_arrays(
         [row.value for row in rows],
     )
     return _count(tag)
+
+
+async def insert_like_stored(connection: Connection, sql: Statements) -> int:
+    """INSERT a row like one that the table has; return how many are new. The caller undoes it."""
+    return _count(await connection.execute(sql.insert_like_stored))
 
 
 def _count(tag: str) -> int:

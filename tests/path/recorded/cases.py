@@ -263,7 +263,7 @@ def encodings() -> Iterator[tuple[str, list[Part]]]:
     yield "inflating to the bound", post(_spaced(INFLATED_BYTES_MAX), "", gz)
     yield "inflating beyond it", post(_spaced(INFLATED_BYTES_MAX + 1), "", gz)
     yield "a bomb", post(gzip.compress(bytes(1_000_000), mtime=0), "", gz)
-    yield "of too many commas", post(gzip.compress(b"[" + b"," * 70_000, mtime=0), "", gz)
+    yield "of commas only", post(gzip.compress(b"[" + b"," * 70_000, mtime=0), "", gz)
     for other in ("deflate", "br", "zstd", "identity", "", "gzip;q=1", "x" * 200):
         yield f"encoding {other:.20}", post(item(), "", f"Content-Encoding: {other}")
 
@@ -299,7 +299,7 @@ def limits() -> Iterator[tuple[str, list[Part]]]:
         yield f"{count} readings", post((f"[{rows}", times("," + rows, count - 1), "]"))
     yield "1,000 small items", post(("[1", times(",1", 999), "]"))
     yield "121 items, strict", post(("[1", times(",1", 120), "]"), "?strict=true")
-    yield "too many commas", post(("[", times(",", 19_000)))
+    yield "commas only", post(("[", times(",", 19_000)))
 
 
 def drawn() -> Iterator[tuple[str, list[Part]]]:

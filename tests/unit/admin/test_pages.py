@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import re
@@ -18,7 +19,7 @@ from ingest.admin.dashboard.feed import UNREAD_BYTES_MAX
 from ingest.admin.dashboard.history import COLUMNS
 from ingest.system import logs
 from tests.support.dashboard import TOKEN, Rig, running
-from tests.support.receiver import until
+from tests.support.receiver import Client, head, until
 from tests.unit.admin.test_tail import decoded, reading
 
 PRIVATE = (
@@ -177,6 +178,29 @@ async def test_log_in_gives_a_cookie_that_opens_and_a_wrong_token_does_not(open_
 
 
 # Who may act
+
+
+async def test_log_ins_that_do_not_come_leave_room_for_probes(open_rig: Rig) -> None:
+    """300 of them, more than there may be connections: probes and metrics are answered at once."""
+    holders = [await Client.connect(open_rig.address) for _ in range(300)]
+    for each in holders:
+        with contextlib.suppress(ConnectionError):
+            await each.send(head("POST", "/login", {"Content-Length": "10"}))
+    await asyncio.sleep(0.05)
+    for path in ("/livez", "/readyz", "/metrics"):
+        async with open_rig.connected() as client:
+            await client.send(head("GET", path))
+            assert (await client.reply()).status == 200
+    assert (await holders[-1].reply()).code in {"busy", "body_timeout"}
+    for each in holders:
+        await each.close()
+
+
+async def test_log_in_is_small(open_rig: Rig) -> None:
+    """Nobody has shown a token yet."""
+    async with open_rig.connected() as client:
+        await client.send(head("POST", "/login", {"Content-Length": "1025"}))
+        assert (await client.reply()).code == "body_too_large"
 
 
 @pytest.mark.parametrize("target", ACTIONS)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ingest.formats import json_post, json_slices
 from ingest.formats.json_item import read_item
-from ingest.formats.post import Decoded, Post
+from ingest.formats.post import ERRORS_TOLD_MAX, Decoded, ItemError, Post
 from ingest.model.codes import ITEM_CODES
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading, name_fault
@@ -19,7 +21,11 @@ from tests.support.posts import GOOD, NOW_US, RULES, array, decoded, readings_of
 
 NAMES = st.text(min_size=1, max_size=20).filter(lambda name: name_fault(name) is None)
 TIMES_US = st.integers(RULES.ts_min_us, NOW_US + RULES.ts_ahead_us_max)
-VALUES = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**70), 2**70)
+VALUES = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.integers(-(2**53), 2**53),
+    st.integers(-(2**20), 2**20).map(lambda each: each * 2**50),
+)
 WRITERS: list[Callable[[int], object]] = [rfc3339, lambda ts_us: ts_us]
 
 # Bodies that are nearly right: known names with what may and may not stand under them.
@@ -88,6 +94,16 @@ def kept(result: Decoded) -> tuple[object, ...]:
     return block.tuples, block.rows, block.newest_ts_us, items, result.errors
 
 
+def in_small_slices(
+    body: bytes, *, ignore_unknown: bool = False, precision: str | None = None
+) -> Decoded:
+    """Decode a body as a large one is decoded, in slices of an item or two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_post, "WHOLE_BYTES", 0)
+        patch.setattr(json_slices, "SLICE_BYTES", 64)
+        return decoded(body, ignore_unknown=ignore_unknown, precision=precision)
+
+
 @given(
     st.lists(st.tuples(TIMES_US, NAMES, NAMES, VALUES), min_size=1, max_size=40),
     st.sampled_from(WRITERS),
@@ -120,19 +136,25 @@ def test_valid_readings_come_through_bit_exact(
 def test_post_is_what_its_items_are_one_by_one(
     items: list[str], ignore_unknown: bool, precision: str | None
 ) -> None:
-    """The fast path, the chunks and the slow path agree about every body."""
+    """The fast path, the slices and the slow path agree about every body."""
     originals = [each.encode() for each in items]
     post = Post(precision, ignore_unknown, NOW_US, 7.0, RULES)
     readings: list[Reading] = []
     owners: list[int] = []
-    errors = []
+    errors: list[ItemError] = []
     for place, original in enumerate(originals):
-        good, bad = read_item(original, place, post)
+        told = len(errors) < ERRORS_TOLD_MAX
+        good, bad = read_item(json_slices.parsed(original), original, place, post, told=told)
         assert good or bad
-        readings += good
-        owners += [place] * len(good)
-        errors += bad
-    result = decoded(array(*originals), ignore_unknown=ignore_unknown, precision=precision)
+        if good:
+            ts_us, device_id, values = good
+            readings += [Reading(ts_us, device_id, *each) for each in values.items()]
+            owners += [place] * len(values)
+        errors += [bad] if bad else []
+    body = array(*originals)
+    result = decoded(body, ignore_unknown=ignore_unknown, precision=precision)
+    sliced = in_small_slices(body, ignore_unknown=ignore_unknown, precision=precision)
+    assert kept(sliced) == kept(result)
     assert result.errors == errors
     assert {each.code for each in errors} <= set(ITEM_CODES)
     assert all(len(each.message) <= 200 for each in errors)
@@ -154,11 +176,20 @@ def test_single_object_is_an_array_of_one(item: str, ignore_unknown: bool) -> No
 
 
 def outcome(body: bytes, ignore_unknown: bool) -> Decoded | str:
-    """Return the result of a body, or the code it is refused with."""
+    """Return the result of a body, or the code it is refused with; in slices it is the same."""
     try:
-        return decoded(body, ignore_unknown=ignore_unknown)
+        result: Decoded | str = decoded(body, ignore_unknown=ignore_unknown)
     except Refused as refused:
-        return refused.code
+        result = refused.code
+    try:
+        sliced: Decoded | str = in_small_slices(body, ignore_unknown=ignore_unknown)
+    except Refused as refused:
+        sliced = refused.code
+    if isinstance(result, str) or isinstance(sliced, str):
+        assert sliced == result
+    else:
+        assert kept(sliced) == kept(result)
+    return result
 
 
 def strict_json(body: bytes) -> bool:

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from ingest.formats.post import Rules
+from ingest.formats.post import ERRORS_TOLD_MAX, Rules
 from ingest.formats.series import SERIES, SERIES_CACHED_MAX
 from ingest.model.codes import ITEM_CODES
 from ingest.model.reading import Reading
@@ -68,6 +68,12 @@ INVALID: list[tuple[str, str | None, bytes]] = [
     ("value_out_of_range", "value", GOOD.replace(b"21.5", b"-1e400")),
     ("value_out_of_range", "value", GOOD.replace(b"21.5", b"1" + b"0" * 400)),
     ("value_out_of_range", "value", GOOD.replace(b"21.5", b"-" + b"9" * 10_000)),
+    ("value_not_exact", "value", GOOD.replace(b"21.5", b"9007199254740993")),
+    ("value_not_exact", "value", GOOD.replace(b"21.5", b"-9007199254740993")),
+    ("value_not_exact", "value", GOOD.replace(b"21.5", b"18446744073709551615")),
+    ("value_not_exact", "value", GOOD.replace(b"21.5", b"18446744073709551617")),
+    ("value_not_exact", "value", GOOD.replace(b"21.5", b"1" * 300)),
+    ("value_not_exact", "values.a", item(metric=..., value=..., values={"a": 2**64 + 1})),
     ("value_out_of_range", "values.a", item(metric=..., value=..., values={"a": 10**309})),
     ("ts_unreadable", "ts", item(ts="")),
     ("ts_unreadable", "ts", item(ts="1700000000")),
@@ -87,8 +93,9 @@ INVALID: list[tuple[str, str | None, bytes]] = [
 
 
 def test_every_item_code_that_decoding_can_raise_is_tried() -> None:
-    """The table of invalid items and the list of codes agree (one code is the database's)."""
-    assert {code for code, _, _ in INVALID} == set(ITEM_CODES) - {"refused_by_database"}
+    """The table of invalid items and the list of codes agree (two codes are the database's)."""
+    of_the_database = {"refused_by_database", "no_partition"}
+    assert {code for code, _, _ in INVALID} == set(ITEM_CODES) - of_the_database
 
 
 @pytest.mark.parametrize(("code", "field", "bad"), INVALID)
@@ -119,18 +126,19 @@ def test_invalid_item_is_one_error_wherever_it_stands(
         (b"-0.0", 0.0),
         (b"-0", 0.0),
         (b"0", 0.0),
-        (b"9007199254740993", 9007199254740992.0),
-        (b"9007199254740995", 9007199254740996.0),
-        (b"18446744073709551615", 18446744073709551616.0),
-        (b"18446744073709551616", 18446744073709551616.0),
-        (b"-9223372036854775809", -9223372036854775808.0),
-        (b"123456789012345678901234567890", float(123456789012345678901234567890)),
+        (b"9007199254740992", 9007199254740992.0),
+        (b"9007199254740994", 9007199254740994.0),
+        (b"1152921504606846976", 2.0**60),
+        (b"18446744073709551616", 2.0**64),
+        (b"-9223372036854775808", -(2.0**63)),
+        (b"%d" % int(1e300), 1e300),
+        (b"9007199254740993.0", 9007199254740992.0),
+        (b"123456789012345678901234567890e0", 123456789012345678901234567890.0),
         (b"1.7976931348623157e308", 1.7976931348623157e308),
         (b"5e-324", 5e-324),
         (b"1e-400", 0.0),
         (b"-1e-400", 0.0),
         (b"1E2", 100.0),
-        (b"1" * 300, float("1" * 300)),
         (b"0." + b"1" * 2_000, float("0." + "1" * 2_000)),
     ],
 )
@@ -144,6 +152,25 @@ def test_value_becomes_the_nearest_float64(literal: bytes, expected: float) -> N
         (reading,) = readings_of(result)
         assert struct.pack("d", reading.value) == struct.pack("d", expected)
         assert math.copysign(1, reading.value) == math.copysign(1, expected)
+
+
+@pytest.mark.parametrize(
+    ("literal", "expected"),
+    [
+        (b"9007199254740993", 2.0**53),
+        (b"18446744073709551615", 2.0**64),
+        (b"123456789012345678901234567890", float(123456789012345678901234567890)),
+        (b"1" * 300, float("1" * 300)),
+    ],
+)
+def test_integer_that_float64_cannot_hold_is_rounded_if_the_setting_says_so(
+    literal: bytes, expected: float
+) -> None:
+    """`value_inexact` round: the nearest float64 is stored, as for numbers with a point."""
+    rules = RULES._replace(integers_rounded=True)
+    for body in (GOOD.replace(b"21.5", literal), array(b"5", GOOD.replace(b"21.5", literal))):
+        (reading,) = readings_of(decoded(body, rules=rules))
+        assert reading.value == expected
 
 
 def test_item_of_several_values_is_one_reading_each() -> None:
@@ -164,23 +191,72 @@ def test_item_of_several_values_is_one_reading_each() -> None:
 
 
 def test_bad_entries_of_values_leave_the_good_ones() -> None:
-    """Each bad entry is one error with a path; a name that appears twice is not guessed at."""
+    """They are one error together; a name that appears twice is not guessed at."""
     entries = b'"a":1,"b":null,"c":2,"c":3,"d":"x","":4,"e":5,"f\\u0000":6,"g":1e999'
     several = b'{"device_id":"pump-1","ts":1795600000,"values":{%b}}' % entries
     result = decoded(array(GOOD, several))
     assert [each.metric for each in readings_of(result)] == ["rpm", "a", "e"]
-    assert [(each.field, each.code) for each in result.errors] == [
-        ("values.b", "wrong_type"),
+    (error,) = result.errors
+    assert (error.item, error.field, error.code) == (1, "values.b", "wrong_type")
+    assert error.also == (
         ("values.c", "repeated_field"),
         ("values.d", "wrong_type"),
         ("values.", "name_empty"),
         ("values.f\0", "name_control_character"),
         ("values.g", "value_out_of_range"),
-    ]
-    assert {each.original for each in result.errors} == {several}
-    assert {each.item for each in result.errors} == {1}
+    )
+    assert error.original == several
     assert result.block is not None
     assert result.block.items == [0, 1, 1]
+
+
+NINE_UNKNOWN = ", ".join(f"{name} unknown_field" for name in "abcfghijk")
+
+
+@pytest.mark.parametrize(
+    ("bad", "faults", "hint"),
+    [
+        (
+            b'{"id":"esp-1","temp":21.5,"hum":40}',
+            "id unknown_field, temp unknown_field, hum unknown_field, device_id missing_field, "
+            "metric missing_field",
+            'did you mean `device_id`?); flat numbers go into `values`, like "values": {"temp":',
+        ),
+        (item(metrik="x"), "metrik unknown_field", "(the fields are"),
+        (item(metric=..., metrik="x"), "metrik unknown_field, metric missing_field", "`metric`?"),
+        (item(device_id=..., sensor="x"), "sensor unknown_field, device_id missing_field", "`dev"),
+        (item(ts="x", value=None), "ts ts_unreadable, value wrong_type", ""),
+        (item(value=..., valeu=1), "valeu unknown_field, value missing_field", "`value`?"),
+        (item(**dict.fromkeys("abcfghijklno", 1)), NINE_UNKNOWN, ""),
+    ],
+)
+def test_all_faults_of_an_item_are_told_at_once(bad: bytes, faults: str, hint: str) -> None:
+    """One error with its further faults, at most eight, and a hint at what may be meant."""
+    (error,) = decoded(bad).errors
+    found = [(error.field, error.code), *error.also]
+    assert ", ".join(f"{field} {code}" for field, code in found) == faults
+    assert hint.replace("(the", "the") in error.message
+    assert len(error.message) <= 200
+
+
+def test_missing_field_names_the_ignored_one_that_may_stand_for_it() -> None:
+    """With `?unknown=ignore` no error says that `id` is unknown."""
+    (error,) = decoded(b'{"id":"a","metric":"m","value":1}', ignore_unknown=True).errors
+    assert (error.field, error.code, error.message) == (
+        "device_id",
+        "missing_field",
+        "is missing (is it `id`?)",
+    )
+
+
+def test_only_the_first_errors_have_messages_of_their_own() -> None:
+    """A message costs as much as decoding ten readings; the other errors have their code's text."""
+    errors = decoded(array(*[item(value="x")] * 300)).errors
+    assert {each.message for each in errors[:ERRORS_TOLD_MAX]} == {
+        "is the string 'x'; must be a number, true or false"
+    }
+    assert {each.message for each in errors[ERRORS_TOLD_MAX:]} == {ITEM_CODES["wrong_type"]}
+    assert {(each.field, each.code) for each in errors} == {("value", "wrong_type")}
 
 
 def test_item_with_values_that_is_bad_as_a_whole_is_one_error() -> None:

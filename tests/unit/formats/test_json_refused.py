@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from time import thread_time as thread_s
+
 import pytest
 
+from ingest.formats.json_slices import ITEM_BYTES_MAX
 from ingest.model.errors import Refused
 from tests.support.posts import GOOD, RULES, array, decoded, item
 
@@ -107,18 +110,50 @@ def test_readings_over_the_limit_are_refused_with_the_limit(body: bytes, over: b
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("code", "body"),
     [
-        b"[" + b"0," * 2_000_000 + b"0]",
-        b"[" + b"{}," * 1_300_000 + b"{}]",
-        b'{"device_id":"a","values":{' + b'"a":1,' * 600_000 + b'"b":1}}',
-        b"[" + b'{"device_id":"a","metric":"b","value":1},' * 100_000 + GOOD + b"]",
+        ("too_many_readings", b"[" + b"0," * 2_000_000 + b"0]"),
+        ("too_many_readings", b"[" + b"{}," * 1_300_000 + b"{}]"),
+        ("too_many_readings", b"[[" + b"[]," * 1_300_000 + b"[]]]"),
+        ("too_many_readings", b"[" + GOOD + b',{"x":"' + b"},{" * 300_000 + b'"}]'),
+        ("too_many_readings", b"[" + b'{"device_id":"a","metric":"b","value":1},' * 50_000 + b"5]"),
+        ("item_too_large", b'{"device_id":"a","values":{' + b'"a":1,' * 600_000 + b'"b":1}}'),
+        ("item_too_large", b"[" + GOOD + b'," ' + b"x" * ITEM_BYTES_MAX + b'"]'),
+        ("item_too_large", b"[" + GOOD + b" " * 2 * ITEM_BYTES_MAX + b"]"),
     ],
-    ids=["numbers", "objects", "entries", "readings"],
 )
-def test_body_of_millions_of_parts_is_refused_before_any_is_made(body: bytes) -> None:
-    """A few megabytes that would become millions of objects cost no more than being counted."""
+def test_body_of_very_many_or_large_parts_is_refused_before_they_are_made(
+    code: str, body: bytes
+) -> None:
+    """A few megabytes that would become millions of objects are refused at a glance."""
+    began_s = thread_s()
     with pytest.raises(Refused) as caught:
         decoded(body)
-    assert caught.value.code == "too_many_readings"
-    assert "commas" in caught.value.detail
+    assert caught.value.code == code
+    assert thread_s() - began_s < 0.1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b" " * 40_000 + b"]",
+        b" " * 40_000 + b"[]",
+    ],
+)
+def test_large_array_without_items_is_empty(body: bytes) -> None:
+    """Spaces make no items."""
+    with pytest.raises(Refused) as caught:
+        decoded(body)
+    assert caught.value.code == "empty"
+
+
+@pytest.mark.parametrize(
+    "end", [b",]", b",,5]", b"", b"]]", b"],[5]", b",{]", b',{"a":NaN}]', b"] x", b',"\xff"]']
+)
+@pytest.mark.parametrize("count", [300, 900])
+def test_large_body_that_is_not_json_is_refused_whole(count: int, end: bytes) -> None:
+    """A fault in the last slice refuses the items of all slices before it."""
+    for item_bytes in (GOOD, b"5"):
+        with pytest.raises(Refused) as caught:
+            decoded(b"[" + b",".join([GOOD] * count + [item_bytes] * 500) + end)
+        assert caught.value.code == "not_json"

@@ -15,7 +15,7 @@ def test_largest_is_the_largest_after_any_steps() -> None:
     for step in range(5_000):
         member = chance.randrange(60)
         network = there.get(member) or f"10.0.0.{chance.choice([1, 1, 1, 2, 2, 3, 4, 5])}"
-        if chance.random() < (0.6 if step % 1_000 < 600 else 0.3):
+        if member not in there and chance.random() < (0.9 if step % 1_000 < 600 else 0.3):
             crowds.add(network, member, float(step))
             there[member] = network
         else:

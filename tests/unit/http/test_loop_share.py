@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Generator
+from functools import partial
+from itertools import pairwise
+from time import thread_time as thread_s
 
-from ingest.http.loop_share import POST_BYTES, ROUND_BYTES, LoopShare
+import pytest
+
+from ingest.http.loop_share import BEGIN_BYTES, POST_BYTES, ROUND_BYTES, STEPS_S, LoopShare
+from ingest.model.errors import Refused
+
+Steps = Generator[None, None, str]
 
 SMALL = 100
 
@@ -57,17 +66,90 @@ async def test_a_crowd_is_served_in_order_and_a_part_in_each_round() -> None:
     assert len(in_a_round) == -(-1_000 // most)
 
 
-async def test_a_body_larger_than_a_round_gets_one() -> None:
-    """The posts after it get the next rounds, in order."""
-    order = await served([10 * ROUND_BYTES, SMALL, 10 * ROUND_BYTES, SMALL])
-    assert [place for place, _ in order] == [0, 1, 2, 3]
-    assert order[0][1] < order[1][1] == order[2][1] < order[3][1]
+async def test_a_large_body_takes_the_share_of_its_beginning_only() -> None:
+    """It goes on in steps, so a few of them begin in a round; the others wait in order."""
+    in_a_round = -(-ROUND_BYTES // (BEGIN_BYTES + POST_BYTES))
+    order = await served([10 * ROUND_BYTES] * (2 * in_a_round))
+    assert [place for place, _ in order] == list(range(2 * in_a_round))
+    assert Counter(number for _, number in order).most_common(2)[0][1] == in_a_round
+
+
+def note(done: list[str], name: str) -> bool:
+    """Begin a post."""
+    done.append(name)
+    return True
+
+
+def steps_of(count: int, done: list[str], name: str, *, step_s: float = 0.0) -> Steps:
+    """Return work in steps; each writes its name into `done`."""
+    for _ in range(count):
+        until_s = thread_s() + step_s
+        while thread_s() < until_s:
+            pass
+        done.append(name)
+        yield
+    return name
+
+
+async def test_small_posts_begin_before_the_next_step_of_a_large_one() -> None:
+    """A large post has one step a round while a step takes all of the round's time for steps."""
+    share, done = LoopShare(), list[str]()
+    large = asyncio.create_task(share.finish(steps_of(5, done, "large", step_s=2 * STEPS_S)))
+    await asyncio.sleep(0)
+    for number in range(4):
+        share.enqueue(SMALL, partial(note, done, f"small {number}"))
+        await asyncio.sleep(0)
+    assert await large == "large"
+    assert done[:2] == ["large", "small 0"]
+    assert [each for each in done if each != "large"] == [f"small {number}" for number in range(4)]
+    places = [place for place, each in enumerate(done) if each == "large"]
+    assert len(places) == 5
+    assert all(after - before <= 2 for before, after in pairwise(places[:4]))
+
+
+async def test_posts_in_steps_take_turns() -> None:
+    """A post of many steps delays one of few steps by a step a turn, not by all of its own."""
+    share, done = LoopShare(), list[str]()
+    long = asyncio.create_task(share.finish(steps_of(1_000, done, "long", step_s=STEPS_S / 10)))
+    await asyncio.sleep(0)
+    short = share.finish(steps_of(10, done, "short"))
+    assert await short == "short"
+    assert done.count("long") < 100
+    assert await long == "long"
+
+
+async def test_fault_in_a_step_is_raised_where_the_post_waits() -> None:
+    """In the first step and in a later one; the other posts go on."""
+    share, done = LoopShare(), list[str]()
+
+    def failing(after: int) -> Steps:
+        yield from steps_of(after, done, "failing")
+        raise Refused("not_json", "at the end")
+
+    for after in (0, 3):
+        other = asyncio.create_task(share.finish(steps_of(20, done, "other")))
+        with pytest.raises(Refused):
+            await share.finish(failing(after))
+        assert await other == "other"
+
+
+async def test_cancelled_post_does_no_more_steps() -> None:
+    """Its client is gone: what it has read is thrown away, and the next post goes on."""
+    share, done = LoopShare(), list[str]()
+    gone = asyncio.create_task(share.finish(steps_of(10**9, done, "gone")))
+    await asyncio.sleep(0.005)
+    gone.cancel()
+    await asyncio.sleep(0)
+    steps = done.count("gone")
+    assert await share.finish(steps_of(100, done, "next")) == "next"
+    assert done.count("gone") <= steps + 1
 
 
 async def test_cancelled_wait_for_a_round_delays_nobody() -> None:
     """A cancelled wait takes nothing from the share of the others."""
     share = LoopShare()
-    assert share.take(ROUND_BYTES)
+    while share.take(ROUND_BYTES):
+        pass
     waits = [asyncio.create_task(share.wait(10 * ROUND_BYTES)) for _ in range(5)]
     last = asyncio.create_task(share.wait(SMALL))
     await asyncio.sleep(0)
@@ -81,11 +163,13 @@ async def test_cancelled_wait_for_a_round_delays_nobody() -> None:
 async def test_a_share_that_was_granted_and_not_used_is_forgotten_with_its_round() -> None:
     """A wait that is cancelled as it is granted: the next round has its whole share."""
     share = LoopShare()
-    assert share.take(ROUND_BYTES)
+    while share.take(ROUND_BYTES):
+        pass
     granted = asyncio.create_task(share.wait(ROUND_BYTES))
     await asyncio.sleep(0)  # queued
     await asyncio.sleep(0)  # granted
     granted.cancel()
     for _ in range(3):
         await asyncio.sleep(0)
-    assert share.take(ROUND_BYTES)
+    while share.take(ROUND_BYTES):
+        pass

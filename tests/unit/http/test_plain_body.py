@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+
+import pytest
 
 from ingest.http.bodies import SMALL_BYTES
 from ingest.http.inflate import LIGHT_INFLATED_BYTES
 from ingest.http.loop_share import LoopShare
-from ingest.http.plain_body import INFLATED_MAX
+from ingest.http.plain_body import INFLATED_MAX, PlainBodies
+from ingest.model.errors import Refused
 from tests.support.posts import array
 from tests.support.receiver import GOOD, post, running_receiver, until
 
@@ -78,6 +81,50 @@ async def test_few_inflated_bodies_wait_for_the_loop_at_once() -> None:
         assert share.waiting == INFLATED_MAX
         share.go()
         assert {(await client.reply()).status for client in clients} == {202}
+
+
+async def test_body_that_is_decoded_in_steps_counts_until_its_end() -> None:
+    """Also if its client goes away meanwhile; a body for which there is no room is 503."""
+    bodies = PlainBodies(
+        body_bytes_max=1_000, body_s_max=1, all_bytes_max=1_000, inflated_bytes_max=1_000
+    )
+    go = asyncio.Event()
+
+    def steps() -> Generator[None, None, str]:
+        while not go.is_set():
+            yield
+        return "done"
+
+    first, second = (asyncio.create_task(bodies.finish(steps(), 500)) for _ in range(2))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Refused) as caught:
+        await bodies.finish(steps(), 1)
+    assert caught.value.code == "buffer_full"
+    second.cancel()
+    await asyncio.wait([second])
+    third = asyncio.create_task(bodies.finish(steps(), 500))
+    await asyncio.sleep(0.01)
+    go.set()
+    assert tuple(await asyncio.gather(first, third)) == ("done", "done")
+    assert bodies.enqueue(1_000, lambda: None)
+    bodies.close()
+
+
+async def test_posts_of_all_kinds_are_decoded_in_steps() -> None:
+    """Large or with invalid items, whole or in parts, compressed or not: each is kept whole."""
+    bad = b'{"device_id":"d1","metric":"m","ts":1750000000000,"value":"x"}'
+    async with running_receiver() as receiver:
+        for body in (array(GOOD, bad), array(*[GOOD] * 500), array(*[bad] * 500, GOOD)):
+            good = body.count(GOOD)
+            for packed, headers in (
+                (body, {}),
+                (gzip.compress(body), {"Content-Encoding": "gzip"}),
+            ):
+                reply = await receiver.post(packed, headers=headers)
+                assert reply.status == 202
+                assert reply.document["accepted"] == good
+                assert reply.document["dead_lettered"] == body.count(bad)
+        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
 
 
 async def test_light_gzip_body_costs_no_thread() -> None:

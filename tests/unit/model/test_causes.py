@@ -24,7 +24,8 @@ SECTIONS = re.findall(
 
 def test_every_reason_of_the_writer_and_every_state_is_a_cause() -> None:
     """Else an operator would read "an error that the service does not know"."""
-    own = {value for name, value in vars(verdict).items() if name.isupper()}
+    named = ((name, value) for name, value in vars(verdict).items() if isinstance(value, str))
+    own = {value for name, value in named if name.isupper()}
     assert {*REASONS.values(), *own, *UNREADY, BREAKER, "slowed"} <= CAUSES.keys()
 
 
@@ -65,6 +66,11 @@ def test_commands_are_those_of_the_surroundings() -> None:
             {"database_url": "x", "database_url_file": "/run/url"},
             "/run/url",
             "Correct the file /run/url; the service reads it again",
+        ),
+        (
+            {"database_url": "x", "database_url_file": "/run/credentials/i.service/database_url"},
+            "/run/credentials/i.service/database_url",
+            "Correct the file that the unit's LoadCredential names, then `",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from ingest.model.reading import Reading
 from ingest.model.rows import (
     PG_EPOCH_US,
     ROW_BYTES_MIN,
+    RUN_ROWS_MAX,
     decode_rows,
     encode_reading,
     encode_rows,
@@ -65,12 +66,12 @@ def test_row_has_the_layout_of_binary_copy() -> None:
 
 def test_rows_encoded_together_are_those_encoded_alone() -> None:
     """With names of one size and of many, in the order given."""
-    for devices in (["aa", "bb", "cc"], ["a", "bb", "ccc", "bb"]):
+    for devices in (["aa", "bb", "cc"], ["a", "bb", "ccc", "bb"], ["aa"] * (2 * RUN_ROWS_MAX + 7)):
         readings = [
             Reading(PG_EPOCH_US + n, device, "m", n / 3) for n, device in enumerate(devices)
         ]
         together = encode_rows(
-            [each.ts_us for each in readings],
+            [each.ts_us - PG_EPOCH_US for each in readings],
             [names_between(each.device_id, each.metric) for each in readings],
             [each.value for each in readings],
         )

@@ -3,6 +3,7 @@
 import { ask, byId, count, deviceLink, duration, make, moment, rough, say, short } from "./text.js";
 
 const PERIOD_MS = 10_000;
+const FIRST_MS = 2_000;
 const TYPED_MS = 250;
 const PAGE = 50;
 const TABS = ["all", "silent", "newest", "rejected"];
@@ -40,6 +41,7 @@ export class Devices {
     byId("page-first").addEventListener("click", () => this.turn(""));
     byId("page-next").addEventListener("click", () => this.turn(this.page.devices.at(-1).device_id));
     setInterval(() => document.hidden || this.load(), PERIOD_MS);
+    setInterval(() => this.report?.count === 0 && !document.hidden && this.load(), FIRST_MS); // until the first posts
   }
 
   get prefix() {
@@ -94,7 +96,7 @@ export class Devices {
     if (this.tab === "all" && page) {
       if (this.prefix) note = `${count(page.matching)} seen that begin with ${this.prefix}.`;
       if (page.why) note += ` Values are not available: ${page.why}.`;
-      else if (page.advice) note += ` Only recent values: ${page.advice}.`;
+      else if (page.advice) note += ` Others are known from recent readings only: ${page.advice}.`;
       byId("page-first").disabled = !this.after;
       byId("page-next").disabled = !page.more;
     }

@@ -59,8 +59,8 @@ function showTrouble({ sum, ready }, about, value) {
   const live = value("dlq_readings");
   const dead = Object.values(sum.dead).reduce((a, b) => a + b, 0);
   const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `; ${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
-  figure("trouble", "rejected", "Rejected", refused ? `${short(refused)} posts` : `${short(value("rejected"))}/s`,
-    refused ? "in the last minute" : sum.rejected ? `${short(sum.rejected)} readings in all` : "none", refused || value("rejected") ? "warn" : "dim");
+  figure("trouble", "rejected", "Rejected", refused ? short(refused) : `${short(value("rejected"))}/s`,
+    refused ? "posts in the last minute" : sum.rejected ? `${short(sum.rejected)} readings in all` : "none", refused || value("rejected") ? "warn" : "dim");
   figure("trouble", "dead", "Dead letters", short(live),
     live ? (full != null ? `full in ${rough(full)}` : `oldest ${rough(sum.dlq?.[1])}`) + size : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
   figure("trouble", "retries", "Retries", `${short(value("retries"))}/s`, value("retries") ? "failed writes" : "none", value("retries") ? "warn" : "dim");

@@ -1,6 +1,6 @@
 // Dead letters: the newest ones, one in full, replay and discard after a confirmation.
 
-import { act, ask, byId, confirmed, count, howToAct, make, mayAct, moment, say } from "./text.js";
+import { act, ask, byId, confirmed, count, howToAct, make, mayAct, moment, say, typed } from "./text.js";
 
 const PERIOD_MS = 3_000;
 const REASONS = { invalid: "invalid", refused_by_database: "refused by the database", retries_exhausted: "failed after all retries", drained: "left over at a stop" };
@@ -60,9 +60,9 @@ export class Letters {
     byId("letters-empty").hidden = letters.length > 0;
     const filtered = Object.keys(this.where()).length > 0;
     say(byId("letters-empty"), filtered
-      ? "No dead letter matches." + (all ? "" : " Only the newest were checked; `./run dlq list --limit 0` checks all.")
+      ? "No dead letter matches." + (all ? "" : " Only the newest were checked; `" + typed.run + " dlq list --limit 0` checks all.")
       : "No dead letters. Every accepted reading is in the table, or on its way to it.");
-    if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)} are shown; \`./run dlq list --limit 0\` shows all.`);
+    if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)} are shown; \`${typed.run} dlq list --limit 0\` shows all.`);
     this.buttons();
   }
 

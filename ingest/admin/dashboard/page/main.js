@@ -9,7 +9,7 @@ import { Letters } from "./letters.js";
 import { Refused } from "./refused.js";
 import { showLink, showState } from "./state.js";
 import { Tail } from "./tail.js";
-import { byId, clock, duration } from "./text.js";
+import { byId, clock, duration, typed } from "./text.js";
 
 const YOUNG_S = 300; // of a service: its first minutes are shown in full
 let about = null; // what the history says of the service
@@ -20,6 +20,7 @@ const value = (name) => newest[name] ?? null;
 
 function onHistory(history) {
   about = history;
+  Object.assign(typed, history.typed);
   byId("instance").textContent = `${history.version} on ${history.host}, posts to ${history.listen}`;
   byId("foot").textContent = `This process started at ${clock(Date.parse(history.started) / 1000)}. The charts keep ${duration(history.seconds_kept).replace(" 0 s", "")}.`;
   if (!curves) {

@@ -1,6 +1,6 @@
 // The state of the service as text: the state of /readyz, its cause, its start, and what to do.
 
-import { act, byId, bytes, count, duration, mayAct, moment, rough, say, short } from "./text.js";
+import { act, byId, bytes, count, duration, mayAct, moment, rough, say, short, typed } from "./text.js";
 
 const WORDS = {
   accepting: "Accepting", slowed: "Slow: posts wait for space", starting: "Starting: posts are refused", draining: "Stopping: posts are refused",
@@ -46,7 +46,7 @@ function kept(about, value) {
   return `${held} readings are kept${onDisk} (${short(value("buffer_used_pct"))} % of the journal)`;
 }
 
-const said = (news) => news.said.replaceAll("`", "'") || "no more is known";
+const said = (news) => news.said.replaceAll("`", "'").replace(/\[Errno \d+\] /g, "") || "no more is known";
 
 function sentence(news, about, value, away) {
   const { state, reason, cause } = news.ready;
@@ -66,7 +66,7 @@ function todo(news, about, value, away) {
   if (news.sum.dropped) return `${count(news.sum.dropped)} readings were lost. This must never happen. Keep the log and report it.`;
   if (news.ready.next) return news.ready.next;
   if (away) return "Start the database, or fix the network to it. The service continues by itself.";
-  if (state === "on_hold") return `Fix the fault that is named above; \`./run schema show\` and \`./run doctor\` check more. The service tries again every ${short(about.hold_probe_s)} s and continues by itself.`;
+  if (state === "on_hold") return `Fix the fault that is named above; \`${typed.run} schema show\` and \`${typed.run} doctor\` check more. The service tries again every ${short(about.hold_probe_s)} s and continues by itself.`;
   if (state === "disk_low" && broken(news.ready)) return "Is the disk of the state folder full, read-only or failing? Acknowledged readings are kept. The service tries a new file every 2 s.";
   if (!news.sum.received && !value("held") && state === "accepting") return `Post a reading: \`curl -H 'content-type: application/json' -d '{"device_id":"d1","metric":"temperature","value":21.5}' http://${about.listen}/v1/readings\``;
   return "";
@@ -98,7 +98,7 @@ export function showLink(link, seconds) {
   byId("state").dataset.level = "off";
   say(byId("state-word"), "Not connected");
   say(byId("state-text"), "The page gets no data from the service. The figures are old.");
-  say(byId("state-todo"), "Does the service run? Read its log, or start it with `./run`. The page tries again by itself.");
+  say(byId("state-todo"), `Does the service run? Read its log, or start it: \`${typed.restart}\`. The page tries again by itself.`);
   showMore({});
   announce("Not connected.", "lost");
   byId("state-since").textContent = "";

@@ -3,6 +3,9 @@
 
 export const byId = (id) => document.getElementById(id);
 
+/** How a command of the service is typed here: `run`, and `restart`. The history says it. */
+export const typed = { run: "./run", restart: "./run" };
+
 /** Make an element. `has` are attributes (`class`, `title`, ..); children are nodes or texts. */
 export function make(name, has = {}, ...children) {
   const element = document.createElement(name);

@@ -1,0 +1,84 @@
+"""Pages of the admin port that cannot starve the data port, however often they are asked for.
+
+Promises: a page is made for all who wait for it at that moment, one at a time. It is made anew
+after SHARE times as long as it took, at most after a second, so it takes a twentieth of the time at
+most. An answer is never older than its request. Few requests are in work at once, so that the port
+keeps connections for the probes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from ingest.http.routes import Route
+from ingest.model.errors import Refused
+from ingest.system.clock import monotonic_s
+
+SHARE = 20
+PAUSE_S_MAX = 1.0
+KEPT = 4  # answers to different queries
+
+See = Callable[[Request], Hashable]
+
+
+class Few:
+    """Lets few requests of some pages be in work at once; refuses more with 503 `busy`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._inside = 0
+
+    def bounded(self, page: Route) -> Route:
+        """Return the page with the bound."""
+
+        async def answer(request: Request, query: str, received_s: float) -> Answer:
+            if self._inside >= self._most:
+                raise Refused("busy", f"{self._most} requests are in work", retry_after_s=2)
+            self._inside += 1
+            try:
+                return await page.answer(request, query, received_s)
+            finally:
+                self._inside -= 1
+
+        return Route(page.methods, answer)
+
+
+class _Shared:
+    """One page. `see` refuses who may not see it, and returns what the page shows depends on."""
+
+    def __init__(self, page: Route, see: See) -> None:
+        self._page = page
+        self._see = see
+        self._made: dict[Hashable, tuple[float, Answer]] = {}
+        self._making = asyncio.Lock()
+        self._next_s = 0.0
+
+    async def answer(self, request: Request, query: str, received_s: float) -> Answer:
+        accepted = "gzip" in request.headers.get("Accept-Encoding", "")
+        key = (query, accepted, self._see(request))
+        async with self._making:
+            began_s, answer = self._made.get(key, (0.0, None))
+            if answer is None or began_s < received_s:
+                answer = await self._make(key, request, query)
+        return Answer(answer.status, answer.body, answer.content_type, headers=answer.headers)
+
+    async def _make(self, key: Hashable, request: Request, query: str) -> Answer:
+        await asyncio.sleep(max(0.0, self._next_s - monotonic_s()))
+        began_s = monotonic_s()
+        try:
+            answer = await self._page.answer(request, query, began_s)
+        finally:
+            ended_s = monotonic_s()
+            self._next_s = ended_s + min(PAUSE_S_MAX, SHARE * (ended_s - began_s))
+        self._made[key] = (began_s, answer)
+        while len(self._made) > KEPT:
+            del self._made[next(iter(self._made))]
+        return answer
+
+
+def shared(page: Route, see: See) -> Route:
+    """Return a page that is made for many requests at once."""
+    return Route(page.methods, _Shared(page, see).answer)

@@ -1,0 +1,253 @@
+"""Cuts a large JSON body into slices of whole items, and parses each one alone.
+
+Promises: together the slices are the items of the body; a body that is not JSON is refused. One
+slice takes a millisecond, whatever it has.
+How it can be right without parsing the body first: a parser goes from left to right. If a part of
+the body that begins after the array's bracket, or after a comma between two items, is an array of
+items once it has brackets, then the comma after it stands between two items too. So a place to cut
+may be guessed. If the guess was wrong (it is within a text, or within an item), the parser finds no
+end, and the next guess is farther away.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import orjson
+from msgspec import Raw
+
+from ingest.formats.post import too_many
+from ingest.model.errors import Refused
+
+SLICE_BYTES = 32 * 1024
+ITEM_BYTES_MAX = 1024 * 1024
+# A reading has a comma before it. An item with many more parts is refused unparsed: each part takes
+# memory and time.
+COMMAS_PER_READING_MAX = 2
+COMMAS_MIN = 8_192
+BYTES_PER_BRACKET_MIN = 24  # to make an array costs as much as 12 bytes of other JSON
+CROWD_BYTES = 64 * 1024  # a slice of this size may have any number of parts
+INT_DIGITS_MAX = 400  # a float64 has at most 309; the time of int() grows with their square
+SPACE = b" \t\n\r"
+
+# Between two items: as it is nearly always, and in every case.
+_CUTS = (re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)"), re.compile(rb","))
+_RAW = msgspec.json.Decoder(Raw)
+_RAWS = msgspec.json.Decoder(list[Raw])
+_MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+_OBJECTS = msgspec.json.Decoder(list[dict[str, Raw]])
+_MEMBERS_DEPTH = 2  # an item has members, and its `values` has members
+
+Slice = tuple[list[Any], bytes]  # the parsed items, and their bytes: an array, or one item
+
+
+def whole_number(digits: str) -> int | float:
+    """Return an integer of JSON; one that no float64 holds may be infinite."""
+    return int(digits) if len(digits) <= INT_DIGITS_MAX else float(digits)
+
+
+_LENIENT = json.JSONDecoder(parse_int=whole_number)
+
+
+_TOO_DEEP = "the body is nested too deeply"
+
+
+class _Unfinished(ValueError):
+    """The JSON has no end."""
+
+
+def parsed(text: bytes) -> Any:
+    """Parse JSON. Raises ValueError; a number beyond float64 is infinite.
+
+    If there are many arrays, what is within an item's fields is not made: no reading has an array.
+    """
+    try:
+        if text.find(b"[", 1) > 0 and _is_nested(text, b"["):
+            return _parsed_shallowly(text)
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as fault:
+        return _parsed_again(text, fault)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+def _parsed_again(text: bytes, fault: orjson.JSONDecodeError) -> Any:
+    if fault.msg.startswith("number is infinity"):
+        try:
+            _check(text)
+            return parsed_leniently(text)
+        except RecursionError:
+            raise ValueError(_TOO_DEEP) from None
+    if "UTF-8" not in fault.msg and fault.pos >= len(text.decode()) - 1:
+        raise _Unfinished(fault.msg)
+    raise ValueError(_TOO_DEEP if "depth" in fault.msg else fault.msg)
+
+
+def _is_nested(text: bytes, bracket: bytes) -> bool:
+    """Whether there are more arrays or objects than readings have."""
+    return text.count(bracket) > len(text) // BYTES_PER_BRACKET_MIN + 8
+
+
+def parsed_leniently(text: bytes) -> Any:
+    """Parse what is known to be JSON: integers are exact, a number beyond float64 is infinite."""
+    return _LENIENT.decode(text.decode())
+
+
+def _parsed_shallowly(text: bytes) -> Any:
+    """Parse JSON; arrays and objects within an item's fields are empty, except `values`."""
+    text.decode()  # the parser does not check the text that it skips
+    if text.lstrip(SPACE)[:1] != b"[":
+        _check(text)
+        return _shallow(text.strip(SPACE), _MEMBERS_DEPTH)
+    try:
+        return [_members(each) for each in _OBJECTS.decode(text)]
+    except msgspec.ValidationError:
+        _check(text)
+        return [_shallow(bytes(raw), _MEMBERS_DEPTH) for raw in _RAWS.decode(text)]
+    except msgspec.DecodeError as fault:
+        raise _fault_of(fault, text) from None
+
+
+def _members(members: dict[str, Raw]) -> dict[str, Any]:
+    return {name: _shallow(bytes(raw), name == "values") for name, raw in members.items()}
+
+
+def _shallow(text: bytes, depth: int) -> Any:
+    first = text[:1]
+    if first == b"[":
+        return []
+    if first != b"{":
+        return parsed(text)
+    if not depth:
+        return {}
+    members = _MEMBERS.decode(text)
+    if depth == _MEMBERS_DEPTH:
+        return _members(members)
+    return {name: _shallow(bytes(raw), 0) for name, raw in members.items()}
+
+
+def _check(text: bytes) -> None:
+    """Raise ValueError if a text is not JSON."""
+    text.decode()  # the parser does not check the text that it skips
+    try:
+        _RAW.decode(text)
+    except msgspec.DecodeError as fault:
+        raise _fault_of(fault, text) from None
+
+
+def _fault_of(fault: msgspec.DecodeError, text: bytes) -> ValueError:
+    why = str(fault)
+    is_at_end = "truncated" in why or why.endswith(f"(byte {len(text) - 1})")
+    return _Unfinished(why) if is_at_end else ValueError(why)
+
+
+def slices(body: bytes, rows_max: int, is_suspect: Callable[[], bool]) -> Iterator[Slice | None]:
+    """Yield the slices of a body, and None after a part that was no slice.
+
+    Where `is_suspect` is true, a slice is looked at before it is parsed.
+
+    Raises Refused: `not_json`, `too_many_readings`, `item_too_large`.
+    """
+    at, end = _first(body), len(body)
+    if body[at : at + 1] != b"[":
+        _check_size(body, at, end, rows_max)
+        yield [_parsed_last(body, is_suspect())], body
+        return
+    first, size = at + 1, SLICE_BYTES
+    at = first
+    while True:
+        stop = _cut(body, at, at + size)
+        _check_size(body, at, stop, rows_max)
+        try:
+            if stop == end:
+                text = b"[%b" % body[at:]
+                items = _parsed_last(text, is_suspect())
+            else:
+                text = b"[%b]" % body[at : stop - 1]
+                items = _parsed_slice(text, is_suspect())
+        except _Unfinished:
+            size *= 2
+            yield None
+            continue
+        except ValueError as fault:
+            raise not_json(fault) from None
+        if not items and (at > first or stop < end):
+            raise Refused("not_json", "the body is not valid JSON: a comma without an item")
+        yield items, text
+        if stop == end:
+            return
+        at, size = stop, SLICE_BYTES
+
+
+def _first(body: bytes) -> int:
+    """Return the place of the first byte that is not a space."""
+    for at in range(0, len(body), SLICE_BYTES):
+        part = body[at : at + SLICE_BYTES]
+        rest = part.lstrip(SPACE)
+        if rest:
+            return at + len(part) - len(rest)
+    return len(body)
+
+
+def _parsed_slice(text: bytes, is_suspect: bool) -> Any:
+    if not (is_suspect and _is_nested(text, b"{")):
+        return parsed(text)
+    try:
+        return _parsed_shallowly(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+def _parsed_last(text: bytes, is_suspect: bool) -> Any:
+    try:
+        return _parsed_slice(text, is_suspect)
+    except ValueError as fault:
+        raise not_json(fault) from None
+
+
+def _cut(body: bytes, at: int, first: int) -> int:
+    """Return where a slice that begins at `at` may end: after a comma, or at the body's end."""
+    window = SLICE_BYTES
+    while first < len(body) and first < at + ITEM_BYTES_MAX:
+        for cut in _CUTS:
+            found = cut.search(body, first, first + window)
+            if found:
+                return found.end()
+        first += window
+        window *= 2
+    return len(body)
+
+
+def _check_size(body: bytes, at: int, stop: int, rows_max: int) -> None:
+    """Refuse a slice that would take too long to parse. Only a large item makes a large slice."""
+    if stop - at > ITEM_BYTES_MAX:
+        raise Refused(
+            "item_too_large",
+            f"an item may have at most {ITEM_BYTES_MAX} bytes",
+            item_bytes_max=ITEM_BYTES_MAX,
+        )
+    if stop - at > CROWD_BYTES and _is_crowd(
+        body, at, stop, max(COMMAS_MIN, COMMAS_PER_READING_MAX * rows_max)
+    ):
+        raise too_many(rows_max)
+
+
+def _is_crowd(body: bytes, at: int, stop: int, commas_max: int) -> bool:
+    """Whether a part of the body has very many commas. Stops counting when it has."""
+    commas = 0
+    for start in range(at, stop, CROWD_BYTES):
+        commas += body.count(b",", start, min(start + CROWD_BYTES, stop))
+        if commas > commas_max:
+            return True
+    return False
+
+
+def not_json(fault: ValueError | RecursionError) -> Refused:
+    """Return the refusal of a body that the parser did not take."""
+    if isinstance(fault, RecursionError) or str(fault) == _TOO_DEEP:
+        return Refused("not_json", _TOO_DEEP)
+    return Refused("not_json", f"the body is not valid JSON: {fault}")

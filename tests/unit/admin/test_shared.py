@@ -1,0 +1,92 @@
+"""Pages that are made for many at once: how often, for whom, and never too old."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ingest.admin import shared
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from ingest.http.routes import READ, Route
+from ingest.model.errors import Refused
+from ingest.system.clock import monotonic_s
+
+
+def request(**headers: str) -> Any:
+    """Return a request with these headers."""
+    return SimpleNamespace(headers={name.replace("_", "-"): text for name, text in headers.items()})
+
+
+class Page:
+    """A page that shows a number and takes a while."""
+
+    def __init__(self, took_s: float = 0.002) -> None:
+        self.number = self.made = 0
+        self._took_s = took_s
+        self.share = shared.shared(
+            Route(READ, self._answer), lambda asked: asked.headers.get("Who")
+        )
+
+    async def _answer(self, _request: Request, query: str, _at_s: float) -> Answer:
+        self.made += 1
+        number = self.number
+        await asyncio.sleep(self._took_s)
+        return Answer(200, b"%d %b" % (number, query.encode()))
+
+    async def ask(self, query: str = "", **headers: str) -> bytes:
+        """Ask for it once."""
+        return (await self.share.answer(request(**headers), query, monotonic_s())).body
+
+
+async def test_page_is_made_once_for_all_who_wait() -> None:
+    """Forty requests cost two makings at most: those that came after the first began wait."""
+    page = Page()
+    assert set(await asyncio.gather(*(page.ask() for _ in range(40)))) == {b"0 "}
+    assert page.made <= 2
+
+
+async def test_answer_is_never_older_than_its_request() -> None:
+    """What happened before a request is in its answer, also if others ask all the time."""
+    page = Page(0.001)
+    for number in range(1, 6):
+        page.number = number
+        assert set(await asyncio.gather(*(page.ask() for _ in range(5)))) == {b"%d " % number}
+
+
+async def test_page_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of different queries, too; and one alone does not wait."""
+    monkeypatch.setattr(shared, "PAUSE_S_MAX", 0.05)
+    page = Page(0.01)
+    began_s = monotonic_s()
+    await page.ask()
+    assert monotonic_s() - began_s < 0.04
+    await asyncio.gather(*(page.ask(str(number)) for number in range(4)))
+    assert page.made == 5
+    assert monotonic_s() - began_s >= 0.01 + 4 * 0.06
+    assert len(page.share.answer.__self__._made) == shared.KEPT  # type: ignore[attr-defined]
+
+
+async def test_what_the_page_depends_on_is_not_mixed_up() -> None:
+    """Query, compression, and who asks: each has an answer of its own."""
+    page = Page(0.0)
+    await asyncio.gather(page.ask("a"), page.ask("b"), page.ask("a", Accept_Encoding="gzip"))
+    assert page.made == 3
+    await asyncio.gather(page.ask("a", Who="x"), page.ask("a", Who="y"))
+    assert page.made == 5
+
+
+async def test_few_are_in_work_and_more_are_told_to_come_again() -> None:
+    """The bound holds for all pages together, and a page that fails gives its place back."""
+    few, page = shared.Few(2), Page(0.01)
+    one, other = few.bounded(Route(READ, page._answer)), few.bounded(Route(READ, page._answer))
+    answers = await asyncio.gather(
+        *(each.answer(request(), "", 0.0) for each in (one, other, one)), return_exceptions=True
+    )
+    assert [getattr(each, "status", None) for each in answers] == [200, 200, None]
+    assert isinstance(answers[2], Refused)
+    assert answers[2].code == "busy"
+    assert (await one.answer(request(), "", 0.0)).status == 200

@@ -1,0 +1,112 @@
+"""What a body costs: bounded steps, and a refused body costs about as much as a good one.
+
+CPU time of this thread is measured, the least of a few tries, so other processes do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import thread_time as thread_s
+
+import pytest
+
+from ingest.formats.json_post import begin
+from ingest.formats.post import Decoded, Post
+from ingest.model.errors import Refused
+from tests.support.posts import GOOD, NOW_US, RULES, array, item
+
+ITEMS = 5_000
+STEP_S_MAX = 0.005
+# Of good bodies with as many items. Measured are up to 3.8; the rest is for a machine with other
+# work.
+GOOD_MAX = 5.0
+POST = Post(None, False, NOW_US, 7.0, RULES)
+
+
+def ts(literal: bytes) -> bytes:
+    """Return an item with a time."""
+    return GOOD.replace(b"1795600000", literal)
+
+
+def value(literal: bytes) -> bytes:
+    """Return an item with a value."""
+    return GOOD.replace(b"21.5", literal)
+
+
+def many(entries: int, last: bytes) -> bytes:
+    """Return one item with many values."""
+    names = b",".join(b'"m%d":%d' % (n, n) for n in range(entries))
+    return b'{"device_id":"d","ts":1795600000,"values":{%b,"x":%b}}' % (names, last)
+
+
+HOSTILE: dict[str, tuple[float, bytes]] = {  # may cost so many times a good body; the body
+    "ts 1e308": (1, array(*[value(b"5e-324").replace(b"1795600000", b"1e308")] * ITEMS)),
+    "ts 1e-320": (1, array(*[ts(b"1e-320")] * ITEMS)),
+    "value 1e308, valid": (1, array(*[value(b"1e308")] * ITEMS)),
+    "value 1e400": (1, array(*[value(b"1e400")] * ITEMS)),
+    "ts of 399 digits": (2, array(*[ts(b"9" * 399)] * ITEMS)),
+    "ts of a long text": (2, array(*[ts(b'"%bx"' % (b"1" * 700))] * ITEMS)),
+    "text of 4 MiB": (1, array(ts(b'"%bx"' % (b"1" * 4_000_000)))),
+    "nested arrays": (3, array(*[b'{"a":%b%b}' % (b"[" * 400, b"]" * 400)] * 4_700)),
+    "nested objects": (3, array(*[b'{"a":' * 150 + b"1" + b"}" * 150] * 4_000)),
+    "unknown field": (1, array(*[item(unit="C")] * ITEMS)),
+    "no value": (1, array(*[item(value=None)] * ITEMS)),
+    "numbers": (1, array(*[b"1"] * ITEMS)),
+    "names of its own": (1, array(*[b'{"id":"a","temp":21.5,"hum":4}'] * ITEMS)),
+    "numbers without end": (1, b"[" + b"1," * 2_000_000 + b"1]"),
+    "an item of arrays": (1, b"[[" + b"[]," * 1_300_000 + b"[]]]"),
+    "an item of values": (1.5, many(4_999, b"null")),
+    "good values": (1, many(4_999, b"1")),
+}
+
+
+def cost(body: bytes) -> tuple[float, float]:
+    """Return the CPU seconds of a body, and those of its longest step."""
+    longest_s = 0.0
+    began_s = at_s = thread_s()
+    try:
+        found = begin(body, POST)
+        while not isinstance(found, Decoded):
+            longest_s, at_s = max(longest_s, thread_s() - at_s), thread_s()
+            next(found)
+    except (StopIteration, Refused):
+        pass
+    ended_s = thread_s()
+    return ended_s - began_s, max(longest_s, ended_s - at_s)
+
+
+def least(body: bytes, enough: Callable[[float, float], bool]) -> tuple[float, float]:
+    """Return the least of both costs, of a few tries, or of fewer if they are low enough."""
+    least_s, step_s = cost(body)
+    for _ in range(4):
+        if enough(least_s, step_s):
+            break
+        again = cost(body)
+        least_s, step_s = min(least_s, again[0]), min(step_s, again[1])
+    return least_s, step_s
+
+
+@pytest.fixture(scope="module")
+def good_s() -> float:
+    """The cost of a good body."""
+    return least(array(*[GOOD] * ITEMS), lambda *_: False)[0]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_body_takes_short_steps_and_costs_about_as_much_as_a_good_one(
+    name: str, good_s: float
+) -> None:
+    """Whatever numbers, texts, nesting and faults it has."""
+    times, body = HOSTILE[name]
+    most_s = GOOD_MAX * times * good_s
+    total_s, step_s = least(
+        body, lambda total_s, step_s: total_s <= most_s and step_s <= STEP_S_MAX
+    )
+    assert step_s <= STEP_S_MAX
+    assert total_s <= most_s, f"{total_s / good_s:.1f} times a good body"
+
+
+def test_large_good_body_takes_short_steps() -> None:
+    """5,000 good readings held the loop for 4 ms, on a slow machine for more."""
+    _, step_s = least(array(*[GOOD] * ITEMS), lambda _, step_s: step_s <= 0.002)
+    assert step_s <= 0.002
