@@ -111,7 +111,7 @@ async def take_full(
     await table.execute(odd)
     settings: Any = {"database_url": url, "database_unsafe": True, **SMALL}
     async with Service(state, **settings) as service, fleet(service.url):
-        seen = await watched(browser, service.admin_url, viewport=WIDE)
+        seen = await watched(browser, service.admin_url, opened=service.info.page, viewport=WIDE)
         seen.lost_allowed = True
         await seen.wait_text("#state-text", "The space for dead letters is full", within_s=60)
         await asyncio.sleep(TROUBLE_S)
@@ -136,7 +136,9 @@ async def test_pictures_of_the_dashboard(
             Service(state, database_url=url, database_unsafe=True) as service,
             fleet(service.url, *ODD, *SHAPE),
         ):
-            seen = await watched(browser, service.admin_url, viewport=WIDE)
+            seen = await watched(
+                browser, service.admin_url, opened=service.info.page, viewport=WIDE
+            )
             seen.page.set_default_timeout(30_000)
             seen.lost_allowed = True  # the browser reports each answer 503 to a question
             await seen.wait_text("#state-text", "Readings arrive and are stored")
