@@ -245,7 +245,7 @@ def dead_letters_check(settings: Settings) -> Check:
     """Count the dead-letter entries that are neither replayed nor discarded."""
     folder = StateFolder.open(state_dir(settings)).dead_letters
     size, half = sum(size_bytes(each) for each in folder.iterdir()), settings.dlq_bytes_max // 2
-    if size >= half - SMALL_ENTRY_BYTES:
+    if half - size < max(SMALL_ENTRY_BYTES, half // 100):
         return Check(
             "dead letters",
             FAIL,
