@@ -60,16 +60,21 @@ def one(item: Item, body: bytes, post: Post) -> Rows | None:
             ts_us, fields = post.received_us, 3
         else:
             return None
+        rules = post.rules
         if (
             type(ts_us) is not int
-            or not _is_between(ts_us, ts_us, post)
-            or (abs(value) >= EXACT_MAX and _are_doubtful([value], body, post))
-            or (body.count(b",") != fields - 1 and may_repeat(item, body))
-            or (len(item) != fields and not post.ignore_unknown)
+            or not rules.ts_min_us <= ts_us <= post.received_us + rules.ts_ahead_us_max
+            or (not -EXACT_MAX < value < EXACT_MAX and _are_doubtful([value], body, post))
+            or (body.count(b",") != fields - 1 and _has_more([item], fields, body, post))
             or (post.ignore_unknown and _open_doubtful(body, 1, fields - 3))
         ):
             return None
-        row = encode_row(ts_us, SERIES.names(item["metric"], item["device_id"]), value)
+        metric, device_id = item["metric"], item["device_id"]
+        try:
+            names = SERIES.known[metric][device_id]
+        except KeyError:
+            names = SERIES.names(metric, device_id)
+        row = encode_row(ts_us, names, value)
     except _DOUBTS:
         return None
     return Rows(row, 1, ts_us, None)
@@ -91,12 +96,13 @@ def many(items: list[Item], body: bytes, post: Post) -> Rows | None:
         if (
             times is None
             or (math.hypot(*values) >= EXACT_MAX and _are_doubtful(values, body, post))
-            or (sum(map(len, items)) != 3 * count + present and not post.ignore_unknown)
-            or (body.count(b",") != 3 * count - 1 + present and may_repeat(items, body))
+            or (
+                body.count(b",") != 3 * count + present - 1
+                and _has_more(items, 3 * count + present, body, post)
+            )
             or (post.ignore_unknown and _open_doubtful(body, count, present))
         ):
             return None
-        # All items have the same fields, or one of these look-ups fails.
         known = SERIES.known
         try:
             names = [known[item["metric"]][item["device_id"]] for item in items]
@@ -136,6 +142,17 @@ def _spread(items: list[Item], body: bytes, post: Post) -> Rows | None:
         return None
     tuples = encode_rows(row_times_pg_us, names, row_values)
     return Rows(tuples, len(names), times.newest_us, owners)
+
+
+def _has_more(items: list[Item], fields: int, body: bytes, post: Post) -> bool:
+    """Whether the items may have more than these fields, which each of them must have.
+
+    Each field but the first of the body has a comma before it. So a body with one comma less than
+    fields has no other field, and none twice. With more commas, text may have them.
+    """
+    if post.ignore_unknown:
+        return False  # _open_doubtful finds repeated names
+    return sum(map(len, items)) != fields or may_repeat(items, body)
 
 
 def may_repeat(parsed: Any, body: bytes) -> bool:

@@ -36,7 +36,8 @@ Pack = Callable[..., bytes]
 
 # struct compiles a format once, and there are few: one for each length of names, and for each power
 # of two rows.
-_packers: dict[tuple[int, int], Pack] = {}
+_packers: dict[int, Pack] = {}
+_run_packers: dict[tuple[int, int], Pack] = {}
 
 
 def names_between(device_id: str, metric: str) -> bytes:
@@ -76,18 +77,25 @@ def encode_rows(
     at = 0
     while at < len(cells):
         rows = min(RUN_ROWS_MAX, 1 << (len(cells) - at >> 2).bit_length() - 1)
-        packed.append(_packer(size, rows)(*cells[at : at + 4 * rows]))
+        packed.append(_run_packer(size, rows)(*cells[at : at + 4 * rows]))
         at += 4 * rows
     return b"".join(packed)
 
 
-def _packer(names_bytes: int, rows: int = 1) -> Pack:
+def _packer(names_bytes: int) -> Pack:
+    pack = _packers.get(names_bytes)
+    if pack is None:
+        pack = _packers[names_bytes] = _run_packer(names_bytes, 1)
+    return pack
+
+
+def _run_packer(names_bytes: int, rows: int) -> Pack:
     """Return the packer of some rows whose names have this size."""
-    pack = _packers.get((names_bytes, rows))
+    pack = _run_packers.get((names_bytes, rows))
     if pack is None:
         # The head is an argument because a struct format cannot contain a constant.
         form = ">" + f"6sq{names_bytes}sd" * rows
-        pack = _packers[names_bytes, rows] = struct.Struct(form).pack
+        pack = _run_packers[names_bytes, rows] = struct.Struct(form).pack
     return pack
 
 
