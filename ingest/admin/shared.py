@@ -22,7 +22,7 @@ from ingest.system.clock import monotonic_s
 
 SHARE = 20
 PAUSE_S_MAX = 1.0
-KEPT = 4  # answers to different queries
+KEPT = 4  # answers to different queries; so many queries may also wait at once
 GZIP_LEVEL = 6
 
 See = Callable[[Request], Hashable]
@@ -57,6 +57,7 @@ class _Shared:
         self._page = page
         self._see = see
         self._compress = compress
+        self._waiting: dict[Hashable, int] = {}  # how many requests, by what they ask for
         self._made: dict[Hashable, tuple[float, Answer]] = {}
         self._making = asyncio.Lock()
         self._next_s = 0.0
@@ -64,10 +65,18 @@ class _Shared:
     async def answer(self, request: Request, query: str, received_s: float) -> Answer:
         small = self._compress and "gzip" in request.headers.get("Accept-Encoding", "")
         key = (query, small, self._see(request))
-        async with self._making:
-            began_s, answer = self._made.get(key, (0.0, None))
-            if answer is None or began_s < received_s:
-                answer = await self._make(key, request, query, small=small)
+        if key not in self._waiting and len(self._waiting) >= KEPT:
+            raise Refused("busy", "other queries of this page are waited for", retry_after_s=2)
+        self._waiting[key] = self._waiting.get(key, 0) + 1
+        try:
+            async with self._making:
+                began_s, answer = self._made.get(key, (0.0, None))
+                if answer is None or began_s < received_s:
+                    answer = await self._make(key, request, query, small=small)
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
         return Answer(answer.status, answer.body, answer.content_type, headers=answer.headers)
 
     async def _make(self, key: Hashable, request: Request, query: str, *, small: bool) -> Answer:
