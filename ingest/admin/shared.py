@@ -22,7 +22,8 @@ from ingest.system.clock import monotonic_s
 
 SHARE = 20
 PAUSE_S_MAX = 1.0
-KEPT = 4  # answers to different queries; so many queries may also wait at once
+KEPT = 4  # answers to different queries
+WAITING_MAX = 16  # different queries of a page at once
 GZIP_LEVEL = 6
 
 See = Callable[[Request], Hashable]
@@ -65,7 +66,7 @@ class _Shared:
     async def answer(self, request: Request, query: str, received_s: float) -> Answer:
         small = self._compress and "gzip" in request.headers.get("Accept-Encoding", "")
         key = (query, small, self._see(request))
-        if key not in self._waiting and len(self._waiting) >= KEPT:
+        if key not in self._waiting and len(self._waiting) >= WAITING_MAX:
             raise Refused("busy", "other queries of this page are waited for", retry_after_s=2)
         self._waiting[key] = self._waiting.get(key, 0) + 1
         try:
