@@ -67,7 +67,7 @@ class Admin:
             {
                 **self._bounded(pages),
                 "/metrics": Few(SCRAPES_MAX).bounded(
-                    shared(Route(READ, self._metrics), lambda _request: None)
+                    shared(Route(READ, self._metrics), lambda _request: None, compress=False)
                 ),
                 **probes(health),
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,10 @@ from ingest.system.clock import monotonic_s
 
 def request(**headers: str) -> Any:
     """Return a request with these headers."""
-    return SimpleNamespace(headers={name.replace("_", "-"): text for name, text in headers.items()})
+    return SimpleNamespace(
+        headers={name.replace("_", "-"): text for name, text in headers.items()},
+        clone=lambda headers: SimpleNamespace(headers=dict(headers)),
+    )
 
 
 class Page:
@@ -31,7 +35,8 @@ class Page:
             Route(READ, self._answer), lambda asked: asked.headers.get("Who")
         )
 
-    async def _answer(self, _request: Request, query: str, _at_s: float) -> Answer:
+    async def _answer(self, asked: Request, query: str, _at_s: float) -> Answer:
+        assert "Accept-Encoding" not in asked.headers  # it need not compress
         self.made += 1
         number = self.number
         await asyncio.sleep(self._took_s)
@@ -73,10 +78,23 @@ async def test_page_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPa
 async def test_what_the_page_depends_on_is_not_mixed_up() -> None:
     """Query, compression, and who asks: each has an answer of its own."""
     page = Page(0.0)
-    await asyncio.gather(page.ask("a"), page.ask("b"), page.ask("a", Accept_Encoding="gzip"))
+    bodies = await asyncio.gather(
+        page.ask("a"), page.ask("b"), page.ask("a", Accept_Encoding="gzip, br")
+    )
+    assert [*bodies[:2], gzip.decompress(bodies[2])] == [b"0 a", b"0 b", b"0 a"]
     assert page.made == 3
     await asyncio.gather(page.ask("a", Who="x"), page.ask("a", Who="y"))
     assert page.made == 5
+
+
+async def test_different_queries_without_end_are_refused() -> None:
+    """Otherwise the next honest one would wait for all of them."""
+    page = Page(0.0)
+    asked = [page.ask(str(number)) for number in range(30)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert sum(isinstance(each, bytes) for each in answers) == shared.WAITING_MAX
+    assert {each.code for each in answers if isinstance(each, Refused)} == {"busy"}
+    assert await page.ask("30") == b"0 30"
 
 
 async def test_few_are_in_work_and_more_are_told_to_come_again() -> None:
