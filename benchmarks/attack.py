@@ -52,7 +52,7 @@ def measure_attack(plan: Plan) -> Figures:
         for number in range(1, ROUNDS + 1):
             for kind in ("alone", *KINDS):
                 phase += 1
-                with sampled(service.child.rss_mib) as memory, probed(service) as probes_ms:
+                with sampled(service.child.rss_mib) as memory, probed(service, kind) as probes_ms:
                     found = beside(service, kind, seconds, phase)
                 service.quiet()
                 time.sleep(REST_S)
@@ -84,7 +84,7 @@ def most_mib(figures: Figures, number: int) -> float:
 
 
 @contextmanager
-def probed(service: Service) -> Iterator[list[float]]:
+def probed(service: Service, kind: str) -> Iterator[list[float]]:
     """Ask for /livez until the block ends; give the times, in ms.
 
     Raises Broken at the end if a probe had no good answer within PROBE_S_MAX.
@@ -110,7 +110,9 @@ def probed(service: Service) -> Iterator[list[float]]:
         ended.set()
         thread.join()
     if faults or not took_ms:
-        raise Broken(f"{len(faults)} of {len(took_ms)} probes had no answer: {faults[:1]}")
+        raise Broken(
+            f"beside {kind}: {len(faults)} of {len(took_ms)} probes had no answer: {faults[:1]}"
+        )
 
 
 def beside(service: Service, kind: str, seconds: float, phase: int) -> OpenLoop:

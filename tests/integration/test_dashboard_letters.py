@@ -90,7 +90,7 @@ async def test_many_who_look_look_one_after_another(
         await rig.dead_letters.append(drained(300))
         replies = await asyncio.gather(*(rig.ask(LIST + "?device=nobody") for _ in range(20)))
     assert {each.status for each in replies} == {200}
-    assert at_once == [1] * 20
+    assert set(at_once) == {1}
 
 
 async def test_newest_are_of_the_newest_file(tmp_path: Path) -> None:

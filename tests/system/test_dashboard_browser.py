@@ -94,7 +94,8 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
 ) -> None:
     """Figures, curves, tail and devices follow what the fleet posts; nothing else is loaded.
 
-    A device has a curve that moves. No text leaves its place, however wide the window is.
+    A device has a curve that moves. No text leaves its place, however wide the window is. Who has
+    not logged in may look, and is told how to act.
     """
     async with dashboard(browser, tmp_path, readings_url) as (service, seen):
         await seen.wait_text("#state-text", "No reading has come yet")
@@ -119,6 +120,11 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
             assert "device=device-7" in seen.page.url
         await seen.wait_text("#state-text", "No reading arrives at the moment")
         await seen.wait_text("#f-balance", "Every reading is accounted for")
+        stranger = await watched(browser, service.admin_url)  # without the key of the log-in
+        await stranger.wait_text("#letters-actions", "To act, open the address with the key")
+        assert await stranger.page.locator("#discard-all").count() == 0
+        stranger.check()
+        await stranger.page.close()
         weight = await seen.page.evaluate(WEIGHT)
         assert 10_000 < weight < WEIGHT_BYTES_MAX
         forged = "document.querySelector('#f-journal b').textContent = '1,234,567,890 MiB'; "
@@ -199,7 +205,7 @@ async def test_dead_letters_are_shown_in_full_replayed_and_discarded_after_a_que
 async def test_hostile_names_are_text_wherever_they_are_shown(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
-    """Tail, devices, last readings, dead letters and their originals show markup as it was sent."""
+    """Tail, devices, readings, refused posts, dead letters, originals: markup is shown as sent."""
     async with dashboard(browser, tmp_path, readings_url) as (service, seen):
         page = seen.page
         good = [{"device_id": name, "metric": name, "value": 1} for name in HOSTILE]
@@ -209,6 +215,9 @@ async def test_hostile_names_are_text_wherever_they_are_shown(
         for name in HOSTILE:
             await seen.wait_text("#letters tbody", name)
         await seen.wait_text("#tail tbody", HOSTILE[0])
+        assert (await service.post(bad[:1])).status == 422
+        await seen.wait_text("#refused-note", "all_invalid")
+        await seen.wait_text("#refused-list tbody", HOSTILE[0])
         for tab in ("newest", "rejected"):
             await page.click(f"#tab-{tab}")
             await seen.wait_text("#device-list", HOSTILE[1])

@@ -103,13 +103,17 @@ async def take_all(pictures: Pictures, line: FaultyProxy, table: asyncpg.Connect
     await seen.wait_text("#state-word", "Accepting")
 
 
-async def take_full(browser: Browser, folder: Path, state: Path, url: str) -> None:
-    """Take the picture of a service that has no space for more invalid items."""
+async def take_full(
+    browser: Browser, folder: Path, state: Path, url: str, table: asyncpg.Connection
+) -> None:
+    """Take the picture of a service that has no space for rows that the database refuses."""
+    odd = "alter table readings add constraint odd check (device_id !~ '0$') not valid"
+    await table.execute(odd)
     settings: Any = {"database_url": url, "database_unsafe": True, **SMALL}
-    async with Service(state, **settings) as service, fleet(service.url, "--poison", "20%"):
-        seen = await watched(browser, service.admin_url, viewport=WIDE)
+    async with Service(state, **settings) as service, fleet(service.url):
+        seen = await watched(browser, service.admin_url, opened=service.info.page, viewport=WIDE)
         seen.lost_allowed = True
-        await seen.wait_text("#letters tbody", "invalid")
+        await seen.wait_text("#state-text", "The space for dead letters is full", within_s=60)
         await asyncio.sleep(TROUBLE_S)
         await Pictures(seen, folder).take("dead-letters")
 
@@ -132,13 +136,15 @@ async def test_pictures_of_the_dashboard(
             Service(state, database_url=url, database_unsafe=True) as service,
             fleet(service.url, *ODD, *SHAPE),
         ):
-            seen = await watched(browser, service.admin_url, viewport=WIDE)
+            seen = await watched(
+                browser, service.admin_url, opened=service.info.page, viewport=WIDE
+            )
             seen.page.set_default_timeout(30_000)
             seen.lost_allowed = True  # the browser reports each answer 503 to a question
             await seen.wait_text("#state-text", "Readings arrive and are stored")
             await asyncio.sleep(RUN_S)
             await take_all(Pictures(seen, folder), line, readings_connection)
             seen.check()
-        await take_full(browser, folder, tmp_path / "small", url)
+        await take_full(browser, folder, tmp_path / "small", url, readings_connection)
     for name in PICTURES:
         assert (folder / f"dashboard-{name}.png").stat().st_size > 20_000, name

@@ -23,6 +23,7 @@ from ingest.sinks.postgres.connection import DRIVER_ERRORS, DatabaseUrl, Expired
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.schema import TABLE
 from ingest.system.clock import rfc3339_or_us
+from ingest.system.surroundings import command_words
 
 LOOKUP_S_MAX = 2.0
 WAITING_MAX = 8
@@ -32,7 +33,8 @@ METRICS_MAX = 200  # of one device
 RECENT_ROWS = 20_000  # newest rows, searched for last values without the index: some 10 ms
 INDEX_COST = "50 to 61 bytes a row"
 INDEX_ADVICE = (
-    "the table has no index for devices: `ingest schema apply --device-index` makes it "
+    "the table has no index for devices: "
+    f"`{command_words()['run']} schema apply --device-index` makes it "
     f"({INDEX_COST})"
 )
 _QUERY_CANCELED = "57014"
