@@ -81,8 +81,8 @@ async def away(world: World) -> None:
     "PostgreSQL frozen",
     "SIGSTOP to postmaster and backends for 4 to 7 s (the service gives up after 3), in the middle "
     "of an insert or just before one, SIGCONT, {n} times; `retries_max=0`, so that the readings "
-    "of that insert are set aside and come back by themselves: a late commit makes duplicates, not second rows; the "
-    "clients send nothing twice, so that each duplicate has this cause",
+    "of that insert are set aside and come back by themselves: a late commit makes duplicates, not "
+    "second rows; the clients send nothing twice, so that each duplicate has this cause",
     times=3,
     settings={"retries_max": 0},
     duplicates=0.0,
