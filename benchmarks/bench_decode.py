@@ -59,6 +59,10 @@ def _unknown(i: int) -> str:
     return _text(i)[:-1] + ',"unit":"C"}'
 
 
+def _hostile(ts: str, value: str) -> str:
+    return f'{{"device_id":"d","metric":"m","ts":{ts},"value":{value}}}'
+
+
 # Name, body, readings, errors.
 POSTS: list[tuple[str, bytes, int, int]] = [
     ("1-text", _text(3).encode(), 1, 0),
@@ -72,6 +76,11 @@ POSTS: list[tuple[str, bytes, int, int]] = [
     ("100-one-bad", _array(100, _bad_at(70, _text)), 99, 1),
     ("100-unknown-ignored", _array(100, _unknown), 100, 0),
     ("100-all-bad", _array(100, lambda i: _text(i).replace("metric", "metrik")), 0, 100),
+    ("5,000-one-bad", _array(5_000, _bad_at(70, _text)), 4_999, 1),
+    ("5,000-hostile-times", _array(5_000, lambda i: _hostile("1e308", "5e-324")), 0, 5_000),
+    ("5,000-hostile-values", _array(5_000, lambda i: _hostile(str(NOW_S), "1e308")), 5_000, 0),
+    ("5,000-no-value", _array(5_000, lambda i: _hostile(str(NOW_S), "null")), 0, 5_000),
+    ("4,700-nested", _array(4_700, lambda i: f'{{"a":{"[" * 400}{"]" * 400}}}'), 0, 4_700),
 ]
 
 

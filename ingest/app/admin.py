@@ -22,6 +22,7 @@ from ingest.http.bodies import Bodies
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
 from ingest.sinks.postgres.connection import DatabaseUrl
+from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.lookup import Lookup
 
 
@@ -46,6 +47,7 @@ class AdminSide:
     ) -> None:
         self._settings = settings
         self._database_url: DatabaseUrl | None = None
+        self._known: KnownServer | None = None
         self._lookup: Lookup | None = None
         self.guard = Guard(token)
         self._dead_letters = dead_letters
@@ -81,7 +83,8 @@ class AdminSide:
     def _sink(self) -> Sink | None:
         if self._database_url is None:
             return None
-        return make_sink(self._database_url, self._settings, name="iot-ingest dashboard replay")
+        name = "iot-ingest dashboard replay"
+        return make_sink(self._database_url, self._settings, name=name, known=self._known)
 
     @property
     def observed_dead_letters(self) -> ObservedDeadLetters:
@@ -102,10 +105,10 @@ class AdminSide:
         """Return the address of the page; with a key it logs in the first browser."""
         return f"http://{bound}{self.guard.key_path if with_key else '/'}"
 
-    def database(self, url: DatabaseUrl) -> None:
-        """Set what returns the database's URL."""
-        self._database_url = url
-        self._lookup = Lookup(url)
+    def database(self, url: DatabaseUrl, known: KnownServer) -> None:
+        """Set what returns the database's URL, and what the writers know of the server."""
+        self._database_url, self._known = url, known
+        self._lookup = Lookup(url, known)
 
     async def close(self) -> None:
         """Close the streams, the database connection and the port. Repeatable."""

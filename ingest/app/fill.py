@@ -30,6 +30,7 @@ class Fill:
         self._journal_bytes = journal_bytes
         self._journal, self._dead_letters = (Forecast(span_s_min=OURS_S_MIN) for _ in range(2))
         self._disk = Forecast(span_s_min=DISK_S_MIN)
+        self._dlq_bytes = 0
 
     def tick(self, buffer: BufferStats, dlq_bytes: int, disk_free_bytes: int) -> None:
         """Take samples; cheap."""
@@ -39,14 +40,20 @@ class Fill:
             self._journal.restart()
         else:
             self._journal.sample(now_s, self._journal_bytes())
+        self._dlq_bytes = dlq_bytes
         self._dead_letters.sample(now_s, dlq_bytes)
         self._disk.sample(now_s, -disk_free_bytes)
 
     def full_in_s(self) -> dict[str, int | None]:
-        """Return the seconds that are left for each, or None."""
+        """Return the seconds that are left for each, or None.
+
+        For dead letters until the half that invalid items may use, and beyond that until all of it.
+        """
         limits = self.limits
         return {
             "journal": self._journal.full_in_s(limits.journal_bytes_max),
-            "dead_letters": self._dead_letters.full_in_s(limits.dlq_bytes_max),
+            "dead_letters": self._dead_letters.full_in_s(
+                limits.dlq_bytes_max // (2 if self._dlq_bytes < limits.dlq_bytes_max // 2 else 1)
+            ),
             "disk": self._disk.full_in_s(-limits.disk_free_bytes_min),
         }

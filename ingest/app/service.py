@@ -207,7 +207,7 @@ class Service:
         self._spawn(self.health.run(self._stopping))
         self._spawn(self.admin_side.dashboard.run(self._halted))
         url = await self._database()
-        self.admin_side.database(url)
+        self.admin_side.database(url, self.writing.known)
         self._info = ServiceInfo(
             pid=getpid(),
             version=__version__,

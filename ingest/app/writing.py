@@ -95,6 +95,7 @@ class WritingHalf:
         self._ledger = ledger
         self._halted = halted
         self._tasks: list[asyncio.Task[None]] = []
+        self.known = KnownServer(settings.writers)
         self.sinks: list[Sink] = []  # one for each writer
         self.first_try = asyncio.Event()  # the database was tried once, with or without success
         self.refusal = ""  # the result of that try, if the process must not start
@@ -127,13 +128,12 @@ class WritingHalf:
         Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
         be written, because the process stops or must not start (`refusal`).
         """
-        known = KnownServer(self._settings.writers)
         self.sinks += [
             make_sink(
                 url,
                 self._settings,
                 name=f"iot-ingest writer {number}",
-                known=known,
+                known=self.known,
                 on_checked=on_checked,
             )
             for number in range(self._settings.writers)

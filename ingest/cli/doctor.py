@@ -241,11 +241,13 @@ def _running(service: ServiceInfo) -> Check:
     state, reason = ready.get("state", "no state"), ready.get("reason")
     why = f"{state}: {reason}" if reason else f"{state}"
     next_one = f". {ready['next']}" if ready.get("next") else ""
+    counts = ", ".join(f"{code} {count}" for code, count in ready.get("refused_60s", {}).items())
+    refused = f". Refused in the last minute: {counts}" if counts else ""
     if status != 200:
-        return Check("service", FAIL, f"{said}; it takes no posts: {why}{next_one}")
-    if reason or state != "accepting":
+        return Check("service", FAIL, f"{said}; it takes no posts: {why}{next_one}{refused}")
+    if reason or state != "accepting" or refused:
         level = FAIL if ready.get("cause") == INVALID_FULL else WARN
-        return Check("service", level, f"{said}; {why}{next_one}")
+        return Check("service", level, f"{said}; {why}{next_one}{refused}")
     return Check("service", OK, f"{said}, {state}")
 
 
@@ -265,7 +267,7 @@ def dead_letters_check(settings: Settings) -> Check:
     """Count the dead-letter entries that are neither replayed nor discarded."""
     folder = StateFolder.open(state_dir(settings)).dead_letters
     size, half = sum(size_bytes(each) for each in folder.iterdir()), settings.dlq_bytes_max // 2
-    if size >= half - SMALL_ENTRY_BYTES:
+    if half - size < max(SMALL_ENTRY_BYTES, half // 100):
         return Check(
             "dead letters",
             FAIL,

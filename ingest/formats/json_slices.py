@@ -24,7 +24,10 @@ from ingest.formats.post import too_many
 from ingest.model.errors import Refused
 
 SLICE_BYTES = 32 * 1024
-ITEM_BYTES_MAX = 1024 * 1024
+ITEM_BYTES_MAX = 512 * 1024
+# A slice has whole items, and its size doubles until the last one has ended. So an item may be a
+# little larger than it is allowed to be.
+SLICE_BYTES_MAX = 2 * (ITEM_BYTES_MAX + SLICE_BYTES)
 # A reading has a comma before it. An item with many more parts is refused unparsed: each part takes
 # memory and time.
 COMMAS_PER_READING_MAX = 2
@@ -51,8 +54,6 @@ def whole_number(digits: str) -> int | float:
 
 
 _LENIENT = json.JSONDecoder(parse_int=whole_number)
-
-
 _TOO_DEEP = "the body is nested too deeply"
 
 
@@ -148,8 +149,7 @@ def _fault_of(fault: msgspec.DecodeError, text: bytes) -> ValueError:
 def slices(body: bytes, rows_max: int, is_suspect: Callable[[], bool]) -> Iterator[Slice | None]:
     """Yield the slices of a body, and None after a part that was no slice.
 
-    Where `is_suspect` is true, a slice is looked at before it is parsed.
-
+    While `is_suspect` is true, objects are counted before a slice is parsed, as arrays always are.
     Raises Refused: `not_json`, `too_many_readings`, `item_too_large`.
     """
     at, end = _first(body), len(body)
@@ -212,7 +212,7 @@ def _parsed_last(text: bytes, is_suspect: bool) -> Any:
 def _cut(body: bytes, at: int, first: int) -> int:
     """Return where a slice that begins at `at` may end: after a comma, or at the body's end."""
     window = SLICE_BYTES
-    while first < len(body) and first < at + ITEM_BYTES_MAX:
+    while first < len(body) and first < at + SLICE_BYTES_MAX:
         for cut in _CUTS:
             found = cut.search(body, first, first + window)
             if found:
@@ -224,7 +224,7 @@ def _cut(body: bytes, at: int, first: int) -> int:
 
 def _check_size(body: bytes, at: int, stop: int, rows_max: int) -> None:
     """Refuse a slice that would take too long to parse. Only a large item makes a large slice."""
-    if stop - at > ITEM_BYTES_MAX:
+    if stop - at > SLICE_BYTES_MAX:
         raise Refused(
             "item_too_large",
             f"an item may have at most {ITEM_BYTES_MAX} bytes",

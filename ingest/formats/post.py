@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 
@@ -22,11 +24,12 @@ class Rules(NamedTuple):
     integers_rounded: bool = False  # a value that float64 cannot hold is no error
 
 
-class ItemError(NamedTuple):
+class ItemError(Struct, frozen=True, gc=False):
     """One invalid item. Its valid entries of `values`, if it has some, are readings all the same.
 
     `item` is the index in the array, `code` a key of `codes.ITEM_CODES`, `original` the bytes of
-    the whole item as posted. `also` has further faults of the item: field and code.
+    the whole item as posted. `also` has further faults of the item: field and code. A post may have
+    thousands: the garbage collector need not look at them.
     """
 
     item: int

@@ -113,8 +113,6 @@ class Connection(web.RequestHandler):
                 self._half_head(len(data))
         if self._messages:
             self._half_bytes = 0
-            if not isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
-                self._break_off_bodies()
             self._go_on()
             if len(self._messages) > 1:
                 self._bound_what_waits()
@@ -129,7 +127,7 @@ class Connection(web.RequestHandler):
         if len(self._messages) > before:
             message, content = self._messages[-1]
             end = data.find(HEAD_END) + len(HEAD_END) + content.total_bytes
-            if end == len(data) and content.is_eof() and not getattr(message, "upgrade", False):
+            if end == len(data) and content.is_eof() and not getattr(message, "upgrade", True):
                 return  # the common case: one request, and nothing behind it
             if not self._is_complete(message, content):
                 return
@@ -155,6 +153,7 @@ class Connection(web.RequestHandler):
     def _is_complete(self, message: object, content: StreamReader) -> bool:
         """Whether others may stand behind the newest request; note its body if it is not here."""
         if not isinstance(message, http_parser.RawRequestMessage):
+            self._break_off_bodies()
             return False  # bytes that are not HTTP
         if not content.is_eof():
             self._arriving = content

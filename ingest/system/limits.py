@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-SPARE_FILES = 128  # descriptors beside connections_max: database, files, libraries, the admin port
+# Descriptors beside connections_max: the admin port may have 256, and 128 are for database, files
+# and libraries.
+SPARE_FILES = 256 + 128

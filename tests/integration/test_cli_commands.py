@@ -229,7 +229,7 @@ async def test_commands_find_the_running_service(here: Here, open_tmp_path: Path
         assert found["table"] == {
             "name": "table",
             "state": "ok",
-            "detail": "readings is correct",
+            "detail": "public.readings is correct",
         }
     assert running_service(state) is None
     done = await here("hold", "show", *at)

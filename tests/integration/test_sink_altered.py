@@ -16,6 +16,7 @@ from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.known_server import KnownServer
+from ingest.sinks.postgres.lookup import Lookup
 from ingest.sinks.postgres.sink import SinkPostgres
 from tests.conftest import Server
 from tests.support.rows import encode, readings
@@ -159,6 +160,7 @@ async def test_table_that_comes_earlier_on_the_search_path_is_not_written_to(
     known = KnownServer(2)
     sinks = [sink_for(way, shared_url, known) for way in ("copy", "insert")]
     assert await write(sinks[0], "copy", readings(1)) == Stored(1, 0)
+    lookup = Lookup(lambda: shared_url, known)
     await operator.execute("create schema postgres")  # "$user" is first on the search_path
     try:
         await operator.execute("create table postgres.readings (like readings including all)")
@@ -168,6 +170,9 @@ async def test_table_that_comes_earlier_on_the_search_path_is_not_written_to(
         assert await operator.fetchval("select count(*) from postgres.readings") == 0
         assert await operator.fetchval("select count(*) from public.readings") == 5
         assert known.table == "public.readings"
+        found = await lookup.newest(10)
+        assert len(found["readings"]) == 5
+        await lookup.close()
     finally:
         await operator.execute("drop schema postgres cascade")
         for sink in sinks:

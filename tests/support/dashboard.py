@@ -14,6 +14,7 @@ from ingest.config.settings import Settings
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.ledger import Gauges, Ledger
 from ingest.model.ports import BufferStats, JournalStats
+from ingest.sinks.postgres.known_server import KnownServer
 from tests.support.receiver import Client, Reply
 
 TOKEN = "s3cret-token-of-the-test"
@@ -49,7 +50,7 @@ class Rig:
             refused_posts=lambda: [{"peer": "10.0.0.7"}],
         )
         if database_url is not None:
-            self.admin_side.database(lambda: database_url)
+            self.admin_side.database(lambda: database_url, KnownServer())
         self.dashboard = self.admin_side.dashboard
         self.admin = self.admin_side.admin
         self.address = ""

@@ -60,7 +60,8 @@ async def _kill_often(
         assert fleet.acknowledged
         await _check_end(service, database, fleet)
         logged = [json.loads(line) for line in service.lines if line.startswith("{")]
-        told = [each["event"] for each in logged if each["level"] in {"warning", "error"}]
+        serious = [each["event"] for each in logged if each["level"] in {"warning", "error"}]
+        told = [event for event in serious if event != "started_as_root"]
         assert told == ["database_away"] * times, logged
         assert "cannot switch to state" not in service.output
 
@@ -183,7 +184,8 @@ HOLDS = {
     "value to bigint": (
         "alter table readings rename to readings_was;"
         "create table readings (like readings_was including all);"
-        "alter table readings alter column value type bigint",
+        "alter table readings alter column value type bigint;"
+        "alter table readings owner to fleet",
         "drop table readings; alter table readings_was rename to readings",
         "schema",
     ),

@@ -165,7 +165,7 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
         said = "\n".join(reader.outputs.values())
         assert "1 dead letter replayed: 1 reading, 1 new, 0 duplicates" in said
         assert "\n21.7\n" in said
-        assert "state:  accepting" in said
+        assert "state:   accepting" in said
         values = await service.query("select device_id, value from readings order by 1, 2")
         assert [tuple(row.values()) for row in values] == [
             *(("boiler-7", value) for value in (21.5, 21.6, 21.7)),

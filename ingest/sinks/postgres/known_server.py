@@ -4,7 +4,8 @@ It knows which table they write to, and which of their connections are in use or
 Promises: the table's schema is found once; later every statement names it. If a server process of a
 connection that we cut still hangs, it counts as one of `connections_max`. So there are never more
 of ours at the server, but for the one that looks.
-Does not: end a server process. One that waits for a standby has committed already.
+A server process that waits for the rest of a batch from a connection that we cut is ended.
+Does not: end any other. One that waits for a standby has committed already.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ select pg_backend_pid() as pid, current_user::text as role,
 _OTHERS = """
 select pid, coalesce(state, '') as state, coalesce(wait_event, 'no event') as waits,
        coalesce(wait_event = 'SyncRep', false) as standby,
-       extract(epoch from clock_timestamp() - state_change)::float8 as since_s
+       extract(epoch from clock_timestamp() - state_change)::float8 as since_s,
+       case when pid = any ($1) and state <> 'idle' and wait_event = 'ClientRead'
+            then pg_terminate_backend(pid) else false end as ended
 from pg_stat_activity
 where pid <> pg_backend_pid() and usename = session_user and datname = current_database()
   and application_name like 'iot-ingest%' and not pid = any ($2)
@@ -65,6 +68,11 @@ class KnownServer:
         self.table = TABLE
         self.opening = asyncio.Lock()
         self.session_number = 0
+
+    @property
+    def schema(self) -> str:
+        """The schema of the table as SQL names it; "" as long as no table was found."""
+        return self.table.rpartition(".")[0]
 
     def found(self, look: Look) -> None:
         """Take what a full check without a difference has found."""
@@ -97,7 +105,11 @@ class KnownServer:
 
     def _refuse_if_hung(self, others: list[Record]) -> None:
         self._cut &= {each["pid"] for each in others}
-        hung = [each for each in others if each["since_s"] > HUNG_S and each["state"] != "idle"]
+        hung = [
+            each
+            for each in others
+            if each["since_s"] > HUNG_S and each["state"] != "idle" and not each["ended"]
+        ]
         standby = [
             each
             for each in others

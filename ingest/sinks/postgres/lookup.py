@@ -20,6 +20,7 @@ from asyncpg import Connection, Record
 from ingest.model.errors import Refused
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres.connection import DRIVER_ERRORS, DatabaseUrl, Expired, OneConnection
+from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.schema import TABLE
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.surroundings import command_words
@@ -129,15 +130,17 @@ EVER = Between()
 
 
 class Lookup(OneConnection):
-    """Reads in the database of `database_url`. It connects when first needed.
+    """Reads in the database of `database_url`. It connects when first needed. `known`: the table.
 
     Times in answers are RFC 3339, or Unix microseconds if the year is not between 1 and 9999. Every
     question may raise Refused: `busy`, `too_slow` or `database_away`.
     """
 
-    def __init__(self, database_url: DatabaseUrl) -> None:
+    def __init__(self, database_url: DatabaseUrl, known: KnownServer | None = None) -> None:
         super().__init__()
         self._database_url = database_url
+        self._known = known or KnownServer()
+        self._schema = ""
         self._queue = asyncio.Lock()
         self._waiting = 0
         self._has_index = self._in_c_order = False
@@ -274,6 +277,10 @@ class Lookup(OneConnection):
                 lock_s_max=1.0,
             )
             await self.connection.execute(_SESSION)
+            self._schema = ""
+        if self._schema != self._known.schema:  # read the table that is written to, and no other
+            self._schema = self._known.schema
+            await self.connection.execute(f"set search_path = {self._schema}")
         return self.connection
 
     def _too_slow(self) -> Refused:

@@ -362,7 +362,7 @@ def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
     full_in_s = rig.document["full_in_s"]
     assert full_in_s["journal"] is None
     assert full_in_s["disk"] == pytest.approx(1_850, abs=40)
-    assert full_in_s["dead_letters"] == pytest.approx(9_850, abs=200)
+    assert full_in_s["dead_letters"] == pytest.approx(4_850, abs=200)
     rig.tick(70)
     assert rig.document["full_in_s"]["dead_letters"] is None
 

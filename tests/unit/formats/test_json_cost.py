@@ -17,7 +17,7 @@ from tests.support.posts import GOOD, NOW_US, RULES, array, item
 
 ITEMS = 5_000
 STEP_S_MAX = 0.005
-# Of good bodies with as many items. Measured are up to 3.8; the rest is for a machine with other
+# Of good bodies with as many items. Measured are up to 3.6; the rest is for a machine with other
 # work.
 GOOD_MAX = 5.0
 POST = Post(None, False, NOW_US, 7.0, RULES)

@@ -166,6 +166,26 @@ def test_post_is_what_its_items_are_one_by_one(
     assert kept(result) == (tuples, len(readings), newest_us, owners, errors)
 
 
+@given(
+    st.lists(st.text('a},{"\\\\[]: ', min_size=1, max_size=60), min_size=1, max_size=30),
+    st.sampled_from([",", " , ", ",\n"]),
+    st.booleans(),
+)
+def test_body_is_never_cut_within_a_name(names: list[str], comma: str, nested: bool) -> None:
+    """Names that look like the end of an item and the beginning of the next one are only names."""
+    items = [
+        {"device_id": name, "ts": 1_795_600_000, "values": {name: 1}}
+        if nested
+        else {"device_id": name, "metric": name, "ts": 1_795_600_000, "value": 1}
+        for name in names
+    ]
+    body = f"[{comma.join(map(json.dumps, items))}]".encode()
+    result = in_small_slices(body)
+    assert [each.device_id for each in readings_of(result)] == names
+    assert [each.metric for each in readings_of(result)] == names
+    assert result.errors == []
+
+
 @given(ITEMS, st.booleans())
 def test_single_object_is_an_array_of_one(item: str, ignore_unknown: bool) -> None:
     """Both shapes of a post mean the same."""

@@ -6,7 +6,7 @@ from time import thread_time as thread_s
 
 import pytest
 
-from ingest.formats.json_slices import ITEM_BYTES_MAX
+from ingest.formats.json_slices import ITEM_BYTES_MAX, SLICE_BYTES_MAX
 from ingest.model.errors import Refused
 from tests.support.posts import GOOD, RULES, array, decoded, item
 
@@ -118,8 +118,8 @@ def test_readings_over_the_limit_are_refused_with_the_limit(body: bytes, over: b
         ("too_many_readings", b"[" + GOOD + b',{"x":"' + b"},{" * 300_000 + b'"}]'),
         ("too_many_readings", b"[" + b'{"device_id":"a","metric":"b","value":1},' * 50_000 + b"5]"),
         ("item_too_large", b'{"device_id":"a","values":{' + b'"a":1,' * 600_000 + b'"b":1}}'),
-        ("item_too_large", b"[" + GOOD + b'," ' + b"x" * ITEM_BYTES_MAX + b'"]'),
-        ("item_too_large", b"[" + GOOD + b" " * 2 * ITEM_BYTES_MAX + b"]"),
+        ("item_too_large", b"[" + GOOD + b'," ' + b"x" * SLICE_BYTES_MAX + b'"]'),
+        ("item_too_large", b"[" + GOOD + b" " * SLICE_BYTES_MAX + b"]"),
     ],
 )
 def test_body_of_very_many_or_large_parts_is_refused_before_they_are_made(
@@ -131,6 +131,21 @@ def test_body_of_very_many_or_large_parts_is_refused_before_they_are_made(
         decoded(body)
     assert caught.value.code == code
     assert thread_s() - began_s < 0.1
+
+
+def test_item_of_the_largest_size_is_decoded_alone_and_in_an_array() -> None:
+    """A dead letter of this size can be replayed."""
+    size = ITEM_BYTES_MAX - len(GOOD) - 20
+    text = (b"},{" + b" " * 200) * (size // 203)  # many places that look like an end
+    for errors, fill in (
+        (0, b" " * size),
+        (1, b',"value":1' + b" " * size),
+        (1, b',"x":"%b"' % text),
+    ):
+        largest = GOOD[:-1] + fill + b"}"
+        assert len(largest) <= ITEM_BYTES_MAX
+        for body in (largest, array(largest), array(*[GOOD] * 400, largest, *[GOOD] * 400)):
+            assert len(decoded(body).errors) == errors
 
 
 @pytest.mark.parametrize(

@@ -386,14 +386,14 @@ async def test_more_connections_than_open_files_are_not_promised(
     It is logged once, and only when nearly all of them are open: most services never come near.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
-    monkeypatch.setattr("ingest.http.connections.NEARLY_ALL", 3 / (400 - 128))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
+    monkeypatch.setattr("ingest.http.connections.NEARLY_ALL", 3 / (500 - 384))
     try:
         with structlog.testing.capture_logs() as lines:
             async with running_receiver(connections_max=20_000, header_s_max=0.1) as receiver:
                 connections = receiver.endpoint._port._connections
                 assert connections is not None
-                assert connections._connections_max == 400 - 128
+                assert connections._connections_max == 500 - 384
                 await receiver.connect()
                 await asyncio.sleep(0.03)
                 assert not [line for line in lines if line["event"] == "fewer_connections"]
@@ -401,7 +401,7 @@ async def test_more_connections_than_open_files_are_not_promised(
                     await receiver.connect()
                 await until(lambda: any(line["event"] == "fewer_connections" for line in lines))
         told = next(line for line in lines if line["event"] == "fewer_connections")
-        assert (told["most"], told["wanted"]) == (400 - 128, 20_000)
-        assert (told["open_files_max"], told["open_files_needed"]) == (400, 20_000 + 128)
+        assert (told["most"], told["wanted"]) == (500 - 384, 20_000)
+        assert (told["open_files_max"], told["open_files_needed"]) == (500, 20_000 + 384)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
