@@ -107,17 +107,17 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
             first = await seen.page.evaluate(PICTURE)
             await seen.wait_true(f"{PICTURE} !== '{first}'")
             await seen.wait_text("#tail tbody", "device-")
-            await seen.page.fill("#find", "device-7")
-            await seen.wait_text("#devices-count", "that begin with device-7")
-            await seen.page.click("#device-list button >> nth=0")
-            await seen.wait_true("document.querySelector('#c-device b').textContent > '0'")
+            await service.post({"device_id": "oven-7", "metric": "heat", "value": 187})
+            await seen.page.fill("#find", "oven")
+            await seen.page.click("#device-list button:has-text('oven-7')")
+            await seen.wait_text("#c-device .legend", "187")
             first = await seen.page.evaluate(PICTURE.replace("readings", "device"))
             await seen.wait_true(f"{PICTURE.replace('readings', 'device')} !== '{first}'")
             for width in WIDTHS:
                 await seen.page.set_viewport_size({"width": width, "height": 844})
                 assert await seen.page.evaluate(TOO_WIDE) == [], width
                 assert await seen.page.evaluate("document.body.scrollWidth") <= width
-            assert "device=device-7" in seen.page.url
+            assert "device=oven-7" in seen.page.url
         await seen.wait_text("#state-text", "No reading arrives at the moment")
         await seen.wait_text("#f-balance", "Every reading is accounted for")
         stranger = await watched(browser, service.admin_url)  # without the key of the log-in

@@ -91,7 +91,7 @@ export class Device {
       say(byId("device-seen"), seen ? `Seen ${moment(seen.last_seen)}; first seen ${moment(seen.first_seen)}.` : "Not seen since the service started.");
       byId("device-last").tBodies[0].replaceChildren(...readings.slice(0, 20).map((each) => make("tr", {}, make("td", {}, moment(each.ts)), make("td", {}, each.metric), make("td", { class: "num" }, short(each.value)))));
       this.offer(metrics, metric || this.metric || readings[0]?.metric);
-      this.tell(found);
+      if (metric !== undefined) this.tell(found);
       if (!metrics.length) say(byId("device-note"), "The table has no reading of this device. Is the name correct?");
       return metrics.length > 0;
     } catch (error) {
@@ -107,8 +107,9 @@ export class Device {
     if (chosen) select.value = chosen;
   }
 
-  tell({ advice }) {
-    say(byId("device-note"), advice ? `Questions about one device are slow in a large table: ${advice}.` : "");
+  tell({ advice, buckets }) {
+    const none = buckets && !buckets.length ? "This metric has no value in this time: choose a longer one. " : "";
+    say(byId("device-note"), none + (advice ? `Questions about one device are slow in a large table: ${advice}.` : ""));
   }
 
   /** Ask for the whole curve. */
@@ -164,11 +165,11 @@ export class Device {
   async live() {
     const { board, device, metric, step } = this;
     const now = this.now();
-    if (!board.rows || !metric || this.asking || now - (this.liveAt ?? 0) < Math.min(Math.max(step, LIVE_S[0]), LIVE_S[1])) return;
+    if (!board.rows || !metric || this.asking || now - (this.liveAt ?? 0) < Math.min(Math.max(STEPS_S[this.span], LIVE_S[0]), LIVE_S[1])) return;
     this.liveAt = now;
     const to = (Math.floor(now / step) + 1) * step;
     const from = board.last - step; // the last two may have grown
-    if (to - from > this.span) return this.draw();
+    if (board.span !== this.span || to - from > this.span) return this.draw();
     const found = await this.ask(from, to, step);
     if (!found || device !== this.device || metric !== this.metric || step !== this.step) return;
     const moved = Math.max(0, Math.round((to - step - board.last) / step));
@@ -177,5 +178,6 @@ export class Device {
     this.put(columns, first, step, found.buckets);
     board.replace(first, step, columns);
     this.join();
+    this.tell({ advice: found.advice, buckets: columns.mean.filter((value) => value !== null) });
   }
 }

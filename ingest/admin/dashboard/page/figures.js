@@ -62,15 +62,15 @@ function showTrouble({ sum, ready }, about, value) {
   figure("trouble", "rejected", "Rejected", refused ? short(refused) : `${short(value("rejected"))}/s`,
     refused ? "posts in the last minute" : sum.rejected ? `${short(sum.rejected)} readings in all` : "none", refused || value("rejected") ? "warn" : "dim");
   figure("trouble", "dead", "Dead letters", short(live),
-    live ? (full != null ? `full in ${rough(full)}` : `oldest ${rough(sum.dlq?.[1])}`) + size : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
+    live ? (full > 0 ? `full in ${rough(full)}` : `oldest ${rough(sum.dlq?.[1])}`) + size : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
   figure("trouble", "retries", "Retries", `${short(value("retries"))}/s`, value("retries") ? "failed writes" : "none", value("retries") ? "warn" : "dim");
 }
 
 function showMachine({ sum, ready }, about, value) {
   if (about.buffer === "journal") {
     const full = ready.full_in_s?.journal;
-    const there = full != null ? `full in ${rough(full)}` : value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
-    figure("machine", "journal", "Journal", bytes(value("journal_bytes")), sum.damaged ? `${count(sum.damaged)} damaged` : there, sum.damaged ? "bad" : full != null ? "warn" : "");
+    const there = full > 0 ? `full in ${rough(full)}` : value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
+    figure("machine", "journal", "Journal", bytes(value("journal_bytes")), sum.damaged ? `${count(sum.damaged)} damaged` : there, sum.damaged ? "bad" : full > 0 ? "warn" : "");
   }
   figure("machine", "commit", "Time to store", ms(value("commit_p99_ms")),
     value("commit_p50_ms") === null ? "none now" : `half within ${ms(value("commit_p50_ms"))}`);

@@ -27,7 +27,7 @@ export class Refused {
   async load() {
     this.stale = false;
     try {
-      const { posts } = await ask("/refused", { headers: csrfHeader });
+      const { posts } = await ask("/refused", { headers: csrfHeader }, true);
       this.some = posts.length > 0;
       if (this.some) byId("refused").hidden = false;
       byId("refused-list").tBodies[0].replaceChildren(...posts.map((each) => {

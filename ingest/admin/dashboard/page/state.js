@@ -74,7 +74,7 @@ function todo(news, about, value, away) {
 
 /** What is going to be full, and where the runbook says more. */
 function showMore({ full_in_s }, section) {
-  const soon = Object.entries(full_in_s ?? {}).filter(([, seconds]) => seconds != null);
+  const soon = Object.entries(full_in_s ?? {}).filter(([, seconds]) => seconds > 0) /* 0: it is full, and the state says so */;
   const told = soon.map(([what, seconds]) => `${FULL[what] ?? what} is full in ${rough(seconds)} at this rate.`);
   say(byId("state-full"), told.join(" "));
   const link = byId("state-runbook");

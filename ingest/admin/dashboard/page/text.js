@@ -101,15 +101,16 @@ export function moment(text) {
 /** A button that looks like a link and shows a device. */
 export const deviceLink = (device, open) => make("button", { type: "button", class: "plain", title: "Show this device", click: () => open(device) }, device);
 
-/** Ask the service for JSON. Throws an Error with a text for the user. */
-export async function ask(path, options = {}) {
+/** Ask the service for JSON. Throws an Error with a text for the user. If the answer is that a log-in
+ *  is needed, the page goes there, unless it is to `stay`. */
+export async function ask(path, options = {}, stay = false) {
   let response;
   try {
     response = await fetch(path, options);
   } catch {
     throw new Error("the service does not answer");
   }
-  if (response.status === 401) {
+  if (response.status === 401 && !stay) {
     location.assign("/login");
     throw new Error("log in again");
   }
