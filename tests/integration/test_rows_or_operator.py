@@ -159,10 +159,10 @@ async def test_operators_fault_pauses_writes_and_costs_little(fleet: Fleet, chan
 
 async def test_release_with_dead_letters_gives_up_on_what_class_42_refuses(fleet: Fleet) -> None:
     """However many they are, also if no row goes through at all."""
-    await start(fleet, NO_PRIVILEGE)
+    await start(fleet, BROKEN_TRIGGER)
     for _ in range(20):
         await fleet.send(50)
-    await fleet.until(lambda: fleet.database_state.hold_reason == "permission")
+    await fleet.until(lambda: fleet.database_state.hold_reason == "schema")
     assert fleet.refused() == 0
     assert fleet.half.release_hold(dead_letter=True)
     await fleet.until(lambda: fleet.ledger.held == 0)
