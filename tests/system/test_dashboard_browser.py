@@ -380,8 +380,7 @@ GAP = """(async () => {
 
 
 SCALES = """(async () => {
-    const {between, scale, usual} = await import('/page/scale.js');
-    const {Board} = await import('/page/board.js');
+    const {Board, between, scale, usual} = await import('/page/board.js');
     const young = new Board(1800);
     young.append(1000, {x: Array(40).fill(1)});
     const {bytes} = await import('/page/text.js');

@@ -2,7 +2,7 @@
 //
 // Pointer or arrow keys on one chart move the cursor of all charts of its board.
 
-import { between, scale, times, usual } from "./scale.js";
+import { between, scale, times, usual } from "./board.js";
 import { clock, make, moment } from "./text.js";
 
 const RIGHT = 10, TOP = 14, BOTTOM = 20; // around the plot, in CSS pixels; left: as wide as the labels
@@ -229,9 +229,16 @@ export class Chart {
     return getComputedStyle(this.legend.children[at].firstChild).color;
   }
 
+  /** The second that is read out without a cursor: the last; of a device the last with a value. */
+  get newest() {
+    const { board } = this;
+    const row = this.floating ? board.columns.get(this.series[0].name).findLastIndex((value) => value !== null) : -1;
+    return row < 0 ? board.last : board.first + row * board.step;
+  }
+
   readOut(pen, y) {
     const { board } = this;
-    const second = board.cursor ?? board.last;
+    const second = board.cursor ?? this.newest;
     const told = this.series.map(({ name, label }, at) => {
       const value = board.at(name, second);
       const text = value === null ? "–" : this.tell(value);
