@@ -41,6 +41,7 @@ NEEDS_MORE = {
     "cd deploy": "a container engine; test_deploy.py looks at what it would run",
     "docker compose --project-name": "the same",
     "create extension": "TimescaleDB, which no test has; it was tried by hand",
+    "create role ingest_reader": "a role for all databases of the server; test_deployed.py has it",
     "export REGISTRY=": "a cluster; test_deploy_kubernetes.py runs it up to the cluster's API",
     "sed -i 's|https://runbook.example": "run by test_deploy.py on a copy",
     "./run test  ": "it would run itself",
@@ -176,8 +177,9 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
 
 
 async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> None:
-    """The receiver takes the items that docs/posting.md shows."""
-    shown = [each.text for each in fences(DOCUMENTS["docs/posting.md"]) if each.language == "json"]
+    """The receiver takes the items that docs/posting.md shows, and names the faults that it says."""
+    posting = DOCUMENTS["docs/posting.md"]
+    *shown, error = [each.text for each in fences(posting) if each.language == "json"]
     assert len(shown) == 2
     sql = [each.text for each in fences(DOCUMENTS["docs/posting.md"]) if each.language == "text"]
     async with Service(open_tmp_path / "state") as service:
@@ -191,6 +193,9 @@ async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> 
         await service.query(view)
         wide = await service.query("select * from climate where device_id = 'room-3'")
         assert [(each["temperature"], each["humidity"]) for each in wide] == [(21.5, 40.0)]
+        (refused,) = re.findall(r"An example: `(.+)` is answered with", posting)
+        (found,) = (await service.post(refused.encode())).document["errors"]
+        assert found == json.loads(error)
         for body, media_type, status, found in SMALL_DEVICES:
             reply = await service.post(body.encode(), headers={"Content-Type": media_type})
             assert (reply.status, found in reply.text) == (status, True), reply.text

@@ -60,7 +60,7 @@ async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port:
             await database.run("alter role fleet password 'second'")
             await service.start()
             document = await service.wait_state("on_hold")
-            assert document["reason"] == "the database refuses: authentication"
+            assert document["reason"] == "writes are paused: the database refuses the password or the role"
             assert (await service.post(reading(FIRST_US + 3))).status == 202
             secret.write_text("")  # a file that is being written changes nothing
             await service.wait_line("database_url_file_unusable")
@@ -90,7 +90,7 @@ async def test_first_start_takes_posts_only_if_nobody_answers(
     sockets.symlink_to(found)
     async with Service(open_tmp_path / "refused", **settings) as service:
         document = await service.wait_state("starting")
-        assert document["reason"].endswith("the database refuses: database_missing")
+        assert document["reason"].endswith("writes are paused: there is no such database")
         assert (await service.post(reading(FIRST_US))).document["code"] == "starting"
     sockets.unlink()
     connection = await asyncpg.connect(postgres_server)
