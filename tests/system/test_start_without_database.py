@@ -60,7 +60,10 @@ async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port:
             await database.run("alter role fleet password 'second'")
             await service.start()
             document = await service.wait_state("on_hold")
-            assert document["reason"] == "writes are paused: the database refuses the password or the role"
+            assert (
+                document["reason"]
+                == "writes are paused: the database refuses the password or the role"
+            )
             assert (await service.post(reading(FIRST_US + 3))).status == 202
             secret.write_text("")  # a file that is being written changes nothing
             await service.wait_line("database_url_file_unusable")
