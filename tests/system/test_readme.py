@@ -177,7 +177,7 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
 
 
 async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> None:
-    """The receiver takes the items that docs/posting.md shows, and names the faults that it says."""
+    """The receiver takes the items that docs/posting.md shows, and names faults as it says."""
     posting = DOCUMENTS["docs/posting.md"]
     *shown, error = [each.text for each in fences(posting) if each.language == "json"]
     assert len(shown) == 2
