@@ -30,7 +30,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import StreamReader
 
 from ingest.http.owner import Owner
-from ingest.http.request import WholeRequest, address_of, is_whole
+from ingest.http.request import Client, WholeRequest, client_at, is_whole
 from ingest.http.response import Answer
 
 # The body of a refused request is read and dropped for this long. If the connection were closed at
@@ -55,10 +55,10 @@ class Connection(web.RequestHandler):
     __slots__ = (
         "_arriving",
         "_busy",
+        "_client",
         "_half_bytes",
         "_no_more",
         "_owner",
-        "_peer",
         "_rest",
         "_upgrade_bytes",
     )
@@ -91,12 +91,12 @@ class Connection(web.RequestHandler):
         self._no_more = False  # the client has closed its sending side
         self._half_bytes = 0  # of a head that has begun
         self._busy = False  # the first of _messages waits for its round, or one is being answered
-        self._peer = ""
+        self._client = Client("", "")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember the client's address."""
+        """Remember who it is."""
         super().connection_made(transport)
-        self._peer = address_of(transport)
+        self._client = client_at(transport)
 
     def data_received(self, data: bytes) -> None:
         """Parse; enqueue a request that is whole; count the bytes of half a head."""
@@ -243,7 +243,7 @@ class Connection(web.RequestHandler):
         message, content = self._messages.popleft()
         if self._parser is not None:  # None: the connection is gone
             self._parser.message_consumed()
-        request = WholeRequest(cast(http_parser.RawRequestMessage, message), content, self._peer)
+        request = WholeRequest(cast(http_parser.RawRequestMessage, message), content, self._client)
         task = _start_task(self._owner.answer(request), loop=self._loop)
         if task.done():
             self._end(task)
