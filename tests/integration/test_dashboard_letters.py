@@ -50,6 +50,8 @@ async def test_list_is_newest_first_filtered_short_and_bounded(tmp_path: Path) -
         assert full["original"] == long.decode()
         assert len(await ids(rig, "?reason=drained")) == 3
         assert len(await ids(rig, "?device=long")) == 1
+        assert len(await ids(rig, "?device_prefix=de")) == 3
+        assert await ids(rig, "?device=lon*") == []
         assert len(await ids(rig, "?code=not_an_object&reason=invalid")) == 1
         assert len(await ids(rig, "?limit=2")) == 2
         assert not (await rig.ask(LIST + "?limit=2")).document["looked_at_all"]
