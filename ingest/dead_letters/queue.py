@@ -96,7 +96,7 @@ class DeadLetterQueue:
         if sender is not None:
             limit = IN_WORK_BYTES_MAX if size <= SMALL_BYTES_MAX else IN_WORK_BYTES_MAX // 2
             if self._in_work_bytes and self._in_work_bytes + size > limit:
-                raise BufferFull(BUSY_S)
+                raise BufferFull(BUSY_S, "invalid items come faster than the disk takes them")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(partial(self._append_done, size))
         self._in_work_bytes += size

@@ -99,6 +99,7 @@ async def test_letters_that_wait_for_the_disk_are_bounded_and_small_posts_find_r
     outcomes = await asyncio.gather(*large, small, rows, return_exceptions=True)
     kept, refused = type(None), BufferFull
     assert [type(each) for each in outcomes] == [kept] * 2 + [refused] * 8 + [kept] * 2
+    assert str(outcomes[2]) == "invalid items come faster than the disk takes them"
     assert len(read(tmp_path)) == 1_003
     await queue.append([invalid(b"z" * 3_000_000)], sender="10.0.0.1")
     await queue.close()
