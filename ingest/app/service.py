@@ -229,9 +229,7 @@ class Service:
             state_dir=self._folder.path,
             listen=listen,
             admin_listen=admin_listen,
-            page=self.admin_side.page_address(
-                admin_listen, with_key=self._terminal and not settings.admin_token
-            ),
+            page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
             embedded=self._embedded is not None,
             waiting=""
             if writing.database_state.is_open

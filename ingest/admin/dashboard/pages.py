@@ -36,7 +36,7 @@ from ingest.admin.dashboard.query import device, number, parameters, wanted, whe
 from ingest.admin.dashboard.runbook import FILE as RUNBOOK
 from ingest.admin.dashboard.runbook import runbook
 from ingest.admin.dashboard.tail import Tail, TailSample
-from ingest.admin.guard import Guard
+from ingest.admin.guard import KEY_PATH, Guard
 from ingest.dead_letters.reader import Selection
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request, WholeRequest
@@ -137,7 +137,7 @@ class Dashboard:
         return {
             "/": Route(READ, self._front),
             "/login": Route(("GET", "POST"), self._logged_in),
-            self._guard.key_path: Route(GET, self._by_key),
+            KEY_PATH: Route(GET, self._by_key),
             **{path: Route(READ, asset.handle) for path, asset in assets().items()},
             **{path: Route(GET, partial(self._look, look)) for path, look in looks.items()},
             "/dead-letters/replay": Route(POST, partial(self._act, self._letters.replay)),
@@ -305,10 +305,11 @@ class Dashboard:
             return html(request.headers, text, status=401)
         return self._to_the_page(logged_in=True)
 
-    async def _by_key(self, request: Request, _query: str, _at_s: float) -> Answer:
+    async def _by_key(self, request: Request, query: str, _at_s: float) -> Answer:
         """Log the browser in that comes first; another one is sent to the page to look."""
         self._guard.check_host(request.headers)
-        return self._to_the_page(logged_in=self._guard.use_key())
+        key = parameters(query, "key").get("key", "")
+        return self._to_the_page(logged_in=self._guard.use_key(key))
 
     def _to_the_page(self, *, logged_in: bool) -> Answer:
         cookie = self._guard.cookie_line() if logged_in else b""
