@@ -162,7 +162,7 @@ class Service:
             ledger=self.ledger,
             admission=self.health,
             database=database_state,
-            health=self.health.readyz,
+            health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
             on_decoded=self.admin_side.dashboard.tail.observe,
         )
