@@ -31,7 +31,7 @@ FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full"}
-UNCHECKED = "the database has not answered since the start; the journal keeps the readings"
+UNCHECKED = "no connection to the database since the start; the journal keeps the readings"
 UNTAKEN = "posts are not taken until the table has been checked"
 
 
@@ -263,8 +263,6 @@ class Health:
             return UNCHECKED
         if self._database_state.hold_reason is not None:
             return f"writes are paused: {cause_of(cause).words}"
-        if self._unchecked:
-            return UNCHECKED
         if not cause:
             return ""
         kept = "" if self._state == "starting" else "; readings are kept"
