@@ -48,7 +48,6 @@ async def demo(chosen: argparse.Namespace, service_flags: Sequence[str]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
         if await _unless(stopping, service.start()):
-            folder.has_run()
             _introduce(service, chosen, folder)
             await _post(chosen, service, stopping)
     except ServiceEnded as end:
@@ -79,7 +78,7 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None]) ->
 
 def _introduce(service: Service, chosen: argparse.Namespace, folder: DemoFolder) -> None:
     look = "select * from readings order by ts desc limit 10"
-    end = "removed at the end; --keep keeps it" if folder.is_temporary else "kept"
+    end = "removed at the end; --keep keeps it" if folder.is_temporary else folder.why_kept
     print(
         f"{chosen.devices} devices post about {chosen.rate:g} readings/s to {service.url}\n"
         f"dashboard: {service.metrics_url.removesuffix('metrics')}\n"
