@@ -101,6 +101,7 @@ async def test_demo_until_ctrl_c_stores_what_was_accepted_and_leaves_nothing(
     count = accepted.replace(",", "")
     assert demo.lines[-2] == f"drained: committed={count} dead_lettered=0 held=0 lost=0"
     assert demo.lines[-1] == f"removed: {folder}"
+    assert "key=" not in "\n".join(demo.lines), "the output may be a log"
     assert list(open_tmp_path.iterdir()) == []
     await wait_gone(info.pid)
 
@@ -180,7 +181,7 @@ async def test_demo_used_wrongly_exits_with_two(open_tmp_path: Path) -> None:
 
 
 async def test_demo_on_a_terminal_shows_one_live_line(open_tmp_path: Path) -> None:
-    """On a terminal the status is rewritten in place."""
+    """On a terminal the status is rewritten in place, and the address of the page has its key."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -208,3 +209,4 @@ async def test_demo_on_a_terminal_shows_one_live_line(open_tmp_path: Path) -> No
             await process.wait()
         os.close(ours)
     assert b"\x1b[2K" in seen, "lines are rewritten"
+    assert re.search(rb"dashboard: http://127.0.0.1:\d+/login/key\?key=\S{24}  ", seen)
