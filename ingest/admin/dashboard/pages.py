@@ -23,7 +23,6 @@ from ingest.admin.dashboard.assets import (
     CSRF_PLACE,
     NO_STORE,
     assets,
-    compressed,
     html,
     page,
 )
@@ -214,7 +213,7 @@ class Dashboard:
         text = self._page.replace(CSRF_PLACE, csrf.encode())
         return html(request.headers, text)
 
-    async def _history(self, request: Request, query: str) -> Answer:
+    async def _history(self, _request: Request, query: str) -> Answer:
         given = parameters(query, "since")
         first, columns = self.history.since(int(number(given, "since", 0, 0, 1e12)))
         document = {
@@ -232,7 +231,7 @@ class Dashboard:
             "first": first,
             "columns": columns,
         }
-        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+        return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
 
     async def _feed(self, request: Request, query: str) -> Answer:
         given = parameters(query, "tail", "device_id")
@@ -265,19 +264,19 @@ class Dashboard:
         document = {"posts": self._sample.posts, "readings": lines}
         return b"event: tail\ndata: " + orjson.dumps(document) + b"\n\n"
 
-    async def _dead_letters(self, request: Request, query: str) -> Answer:
+    async def _dead_letters(self, _request: Request, query: str) -> Answer:
         given = parameters(query, "id", "reason", "code", "device", "limit")
         if id_ := given.get("id"):
             document = await self._letters.in_full(id_)
         else:
             count = int(number(given, "limit", 50, 1, LISTED_MAX))
             document = await self._letters.listed(where(given), count)
-        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+        return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
 
-    async def _count(self, request: Request, query: str) -> Answer:
+    async def _count(self, _request: Request, query: str) -> Answer:
         given = parameters(query, "reason", "code", "device")
         document = await self._letters.counted(where(given))
-        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+        return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
 
     # Acting
 

@@ -178,6 +178,16 @@ async def test_log_in_gives_a_cookie_that_opens_and_a_wrong_token_does_not(open_
         assert (await open_rig.send("/login", body, form)).status in {400, 401}
 
 
+async def test_data_of_the_page_is_compressed_once(rig: Rig) -> None:
+    """For who accepts it."""
+    for path in ("/history", "/devices", "/dead-letters", "/dead-letters/count"):
+        small = await rig.ask(path, {"Accept-Encoding": "gzip"})
+        assert small.headers["content-encoding"] == "gzip"
+        assert (
+            json.loads(gzip.decompress(small.body)).keys() == (await rig.ask(path)).document.keys()
+        )
+
+
 # Who may act
 
 
