@@ -1,7 +1,8 @@
 #!/bin/sh
 # The image of the database runs this once, on an empty volume. It makes the role of the service, and
 # a role for Grafana that can only read. `ingest schema apply --role ingest` then makes the table. It
-# gives the first role its privileges; the second gets `select` by the default below.
+# gives the first role its privileges. The second may read this table, and each later one that the
+# administrator makes in this schema, by the default below.
 set -eu
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
     --set password="$(cat "${SECRETS:-/run/secrets}/writer_password")" \

@@ -4,8 +4,9 @@ If the port listens on the loopback, every user of the machine may see the page.
 sites may not. So the Host header must be a name of the loopback; a name that an attacker points to
 127.0.0.1 is none. If the port listens elsewhere, the page needs the admin token too.
 Actions always need the admin token: as `Authorization: Bearer`, or as the cookie that a log-in
-sets. With the cookie they also need the CSRF token of the page. A key, which works once, logs a
-browser in without the token. Probes and /metrics do not use the guard.
+sets. With the cookie they also need the CSRF token of the page. If the operator has set no token,
+a key, which works once, logs a browser in without it. The key is in a query and never in a path:
+paths are listed in answers, and are labels of metrics. Probes and /metrics do not use the guard.
 """
 
 from __future__ import annotations
@@ -20,21 +21,25 @@ from urllib.parse import urlsplit
 from ingest.model.errors import Refused
 
 CSRF_HEADER = "X-CSRF-Token"
+KEY_PATH = "/login/key"
 LOOPBACK_NAMES = frozenset({"localhost", "localhost."})
 
 
 class Guard:
-    """The guard of one admin port. It needs the token until `bound` has told it of a loopback."""
+    """The guard of one admin port. It needs the token until `bound` has told it of a loopback.
 
-    def __init__(self, token: str) -> None:
+    `with_key`: there is a key, which logs in one browser.
+    """
+
+    def __init__(self, token: str, *, with_key: bool = False) -> None:
         self._token = token.encode()
         self._cookie = self._derived(b"cookie")
         self.csrf = self._derived(b"csrf")
         # A browser sends a cookie to all ports of a host, so each instance has a name of its own.
         self.cookie_name = "ingest-" + self._derived(b"name")[:8]
         self._loopback = False
-        self.key_path = f"/login/{secrets.token_urlsafe(18)}"
-        self._key_left = True
+        self._key = secrets.token_urlsafe(18) if with_key else ""
+        self.key_target = f"{KEY_PATH}?key={self._key}" if with_key else "/"
 
     def _derived(self, use: bytes) -> str:
         return blake2b(use, key=self._token[:64], digest_size=24).hexdigest()
@@ -88,10 +93,12 @@ class Guard:
                 "token of the running service",
             )
 
-    def use_key(self) -> bool:
-        """Whether a request to `key_path` logs its browser in: the first one does."""
-        left, self._key_left = self._key_left, False
-        return left
+    def use_key(self, given: str) -> bool:
+        """Whether a request with this key logs its browser in: the first one does."""
+        right = bool(self._key) and _same(given, self._key.encode())
+        if right:
+            self._key = ""
+        return right
 
     def check_act(self, headers: Mapping[str, str]) -> None:
         """Raise Refused unless the request has the token, or comes from our page after a log-in."""

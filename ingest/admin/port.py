@@ -28,7 +28,7 @@ METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 # Limits of this port. Settings for the data port do not change them.
 CONNECTIONS_MAX, HEADER_S_MAX, KEEPALIVE_S_MAX = 256, 10.0, 75.0
 # Requests in work at once. Their sum is less than CONNECTIONS_MAX: the rest is for probes.
-PAGES_MAX, SCRAPES_MAX, LOG_INS_MAX = 112, 32, 32
+PAGES_MAX, ACTIONS_MAX, SCRAPES_MAX, LOG_INS_MAX = 112, 16, 32, 32
 # Pages that take a millisecond or more and change nothing.
 SHARED = (
     *("/history", "/devices", "/devices/list", "/devices/newest"),
@@ -89,18 +89,20 @@ class Admin:
         await self._port.close()
 
     def _bounded(self, pages: Mapping[str, Route]) -> dict[str, Route]:
-        few, few_log_ins = Few(PAGES_MAX), Few(LOG_INS_MAX)
+        few, few_log_ins, few_own = Few(PAGES_MAX), Few(LOG_INS_MAX), Few(ACTIONS_MAX)
         own = {
             "/hold": Route(READ, self._hold),
             "/hold/release": Route(POST, self._release),
             "/refused": Route(READ, self._refused),
         }
-        return {
+        bounded = {
             path: (few_log_ins if path.startswith("/login") else few).bounded(
                 shared(page, self._see) if path in SHARED else page
             )
-            for path, page in {**pages, **own}.items()
+            for path, page in pages.items()
         }
+        # However many pages are open, an operator can still act with a command.
+        return {**bounded, **{path: few_own.bounded(page) for path, page in own.items()}}
 
     def _see(self, request: Request) -> bool:
         self._guard.check_look(request.headers)

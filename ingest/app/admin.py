@@ -49,7 +49,8 @@ class AdminSide:
         self._database_url: DatabaseUrl | None = None
         self._known: KnownServer | None = None
         self._lookup: Lookup | None = None
-        self.guard = Guard(token)
+        # Who has set a token uses it: no key then, so that there is one way to log in.
+        self.guard = Guard(token, with_key=not settings.admin_token)
         self._dead_letters = dead_letters
         # These limits are not those of the data port. The dashboard has bodies of its own, because
         # everybody may send a log-in, and these must not use up the memory for `hold/release`.
@@ -102,8 +103,8 @@ class AdminSide:
         return bound
 
     def page_address(self, bound: str, *, with_key: bool) -> str:
-        """Return the address of the page; with a key it logs in the first browser."""
-        return f"http://{bound}{self.guard.key_path if with_key else '/'}"
+        """Return the address of the page; the key, if there is one, logs in the first browser."""
+        return f"http://{bound}{self.guard.key_target if with_key else '/'}"
 
     def database(self, url: DatabaseUrl, known: KnownServer) -> None:
         """Set what returns the database's URL, and what the writers know of the server."""

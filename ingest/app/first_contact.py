@@ -35,16 +35,16 @@ class FirstContact:
         if self._known:
             self._health.taking_unchecked()
 
-    def away(self) -> None:
-        """No server has answered, and the table has not been checked yet."""
+    def away(self, why: str) -> None:
+        """No server can be used now, and the table has not been checked yet."""
         if not self._may_take or self._known:
             return
         self._health.taking_unchecked()
         if self._occasionally.due("never seen") is not None:
             self._log.warning(
                 "database_never_seen",
-                why="it does not answer, and this state folder has never seen it: posts are taken "
-                "into the journal; check database_url",
+                why=f"{why}; this state folder has never seen this database, so check "
+                "database_url; posts are taken into the journal meanwhile",
             )
 
     def checked(self, url: str) -> None:

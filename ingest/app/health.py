@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import orjson
 
@@ -30,7 +31,7 @@ FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full"}
-UNCHECKED = "the database has not answered since the start; the journal keeps the readings"
+UNCHECKED = "no connection to the database since the start; the journal keeps the readings"
 UNTAKEN = "posts are not taken until the table has been checked"
 
 
@@ -129,7 +130,17 @@ class Health:
         return self._state
 
     def readyz(self) -> tuple[int, bytes]:
-        """Return the HTTP status and the JSON document of /readyz."""
+        """Return the HTTP status and the JSON document of /readyz for the admin port."""
+        status, document = self._readyz()
+        next_one = next_step(self._cause, self._advice) if self._cause else ""
+        return status, orjson.dumps({**document, "next": next_one})
+
+    def readyz_for_devices(self) -> tuple[int, bytes]:
+        """Return the same for the data port, without commands and paths of this machine."""
+        status, document = self._readyz()
+        return status, orjson.dumps(document)
+
+    def _readyz(self) -> tuple[int, dict[str, Any]]:
         stats = self._buffer()
         self._refresh(stats)
         cause = self._cause
@@ -140,13 +151,12 @@ class Health:
             "refusing": self._state in UNREADY,
             "cause": cause,
             "cause_since": rfc3339(self._cause_since_us) if cause else None,
-            "next": next_step(cause, self._advice) if cause else "",
             "runbook": cause_of(cause).runbook if cause else "",
             "full_in_s": self._fill.full_in_s(),
             "refused_60s": self._refusals.posts.grown(),
             "closed_60s": self._refusals.connections.grown(),
         }
-        return 503 if self._state in UNREADY else 200, orjson.dumps(document)
+        return 503 if self._state in UNREADY else 200, document
 
     def in_words(self) -> str:
         """Return the state and its reason as a text for a process manager."""
@@ -253,8 +263,6 @@ class Health:
             return UNCHECKED
         if self._database_state.hold_reason is not None:
             return f"writes are paused: {cause_of(cause).words}"
-        if self._unchecked:
-            return UNCHECKED
         if not cause:
             return ""
         kept = "" if self._state == "starting" else "; readings are kept"

@@ -164,7 +164,7 @@ class Service:
             ledger=self.ledger,
             admission=self.health,
             database=database_state,
-            health=self.health.readyz,
+            health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
             on_decoded=self.admin_side.dashboard.tail.observe,
         )
@@ -231,9 +231,7 @@ class Service:
             state_dir=self._folder.path,
             listen=listen,
             admin_listen=admin_listen,
-            page=self.admin_side.page_address(
-                admin_listen, with_key=self._terminal and not settings.admin_token
-            ),
+            page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
             embedded=self._embedded is not None,
             waiting=""
             if writing.database_state.is_open

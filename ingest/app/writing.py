@@ -118,13 +118,13 @@ class WritingHalf:
         stopping: asyncio.Event,
         *,
         posts_taken: Callable[[], bool],
-        on_away: Callable[[], None],
+        on_away: Callable[[str], None],
         on_checked: Callable[[str], None],
     ) -> bool:
         """Make the sinks; try until the table has been checked, and make it if it is missing.
 
-        `on_away` is called after each try to which no server answered, `on_checked` with the URL
-        after each good check, also later. Once posts are taken no check ends the process.
+        `on_away` is called with the error of each try while the server is away, `on_checked` with
+        the URL after each good check, also later. Once posts are taken no check ends the process.
         Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
         be written, because the process stops or must not start (`refusal`).
         """
@@ -157,7 +157,7 @@ class WritingHalf:
                 self.database_state.failed(failure)
                 self.checked = failure.reason in (SCHEMA, NOT_DURABLE)
                 if _no_answer(failure):
-                    on_away()
+                    on_away(failure.message)
                 if not self.checked:
                     await self._try_later()
             else:

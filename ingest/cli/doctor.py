@@ -29,6 +29,7 @@ from ingest.config.settings import Loaded, Settings, split_address, state_dir
 from ingest.config.values import shown
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.reader import Tally, undone_lines
+from ingest.dead_letters.room import Room
 from ingest.model.causes import INVALID_FULL, next_step
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes
@@ -44,7 +45,6 @@ EPILOG = "exit codes: 0 nothing fails (warnings may be there), 1 something fails
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
 READYZ_S_MAX = 3.0
-SMALL_ENTRY_BYTES = 1_024  # with less space hardly any dead letter can be kept
 _COLOURS = {OK: GREEN, WARN: AMBER, FAIL: RED}
 
 
@@ -267,7 +267,8 @@ def dead_letters_check(settings: Settings) -> Check:
     """Count the dead-letter entries that are neither replayed nor discarded."""
     folder = StateFolder.open(state_dir(settings)).dead_letters
     size, half = sum(size_bytes(each) for each in folder.iterdir()), settings.dlq_bytes_max // 2
-    if half - size < max(SMALL_ENTRY_BYTES, half // 100):
+    room = Room(settings.dlq_bytes_max, auto_replay=settings.dlq_auto_replay)
+    if room.is_full_for_invalid(size):
         return Check(
             "dead letters",
             FAIL,
@@ -291,8 +292,11 @@ def dead_letters_check(settings: Settings) -> Check:
 async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
     settings = loaded.settings
     from ingest.sinks.postgres.examination import examine  # noqa: PLC0415
-    from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
-    from ingest.sinks.postgres.sqlstate import reason_for  # noqa: PLC0415
+    from ingest.sinks.postgres.session import (  # noqa: PLC0415
+        DatabaseRefused,
+        as_start_error,
+        connected,
+    )
 
     try:
         async with (
@@ -301,10 +305,11 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
         ):
             with as_start_error(url):
                 found = await examine(opened)
-    except IngestError as error:
-        cause = reason_for(getattr(error.__cause__, "sqlstate", None))
+    except DatabaseRefused as error:
         words = advice(settings, loaded.origins["database_url"])
-        return [Check("database", FAIL, f"{error}. {next_step(cause, words)}")]
+        return [Check("database", FAIL, f"{error}. {next_step(error.reason, words)}")]
+    except IngestError as error:  # of the embedded database: it says what to do
+        return [Check("database", FAIL, str(error))]
     kind = "configured" if settings.database_url else "embedded"
     checks = database_checks(found, settings, service_runs=service is not None)
     return [Check("database", OK, f"answers ({kind})"), *checks]

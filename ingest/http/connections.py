@@ -207,7 +207,7 @@ class Connections(web.Server):
         for handler in list(islice(members, LOOKS)):
             if handler in self._idle:
                 return handler
-            members[handler] = members.pop(handler)  # the next time others are looked at
+            self._by_network.to_the_end(network, handler)  # the next time others are looked at
         return None
 
     # Closing connections that are late

@@ -6,14 +6,17 @@ Promises: the cost of a call does not depend on the number of connections.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
 Member = TypeVar("Member", bound=Hashable)
 
 
 class Crowds(Generic[Member]):
-    """Members by network; each with the time since when it is one, the oldest first."""
+    """Members by network; each with the time since when it is one.
+
+    The oldest is the first, unless `to_the_end` has moved it.
+    """
 
     def __init__(self) -> None:
         self._members: dict[str, dict[Member, float]] = {}
@@ -34,7 +37,12 @@ class Crowds(Generic[Member]):
             if not members:
                 del self._members[network]
 
-    def largest(self) -> tuple[str, dict[Member, float]]:
+    def to_the_end(self, network: str, member: Member) -> None:
+        """Put a member behind the others of its network, with the same time."""
+        members = self._members[network]
+        members[member] = members.pop(member)
+
+    def largest(self) -> tuple[str, Mapping[Member, float]]:
         """Return the network with most members, and these; an empty one if there is no member."""
         if not self._most:
             return "", {}

@@ -66,11 +66,6 @@ CAUSES: dict[str, Cause] = {
         "limit of the role.",
         "ingestdatabasedown",
     ),
-    "no_such_host": Cause(
-        "the host name of the database is not known, or its certificate is wrong",
-        "{fix_url} Or repair the name service or the certificate.",
-        "ingestdatabasedown",
-    ),
     NO_STANDBY: Cause(
         "commits wait for a synchronous standby",
         "Start the standby. Or correct synchronous_standby_names on the server, then "
@@ -113,7 +108,7 @@ CAUSES: dict[str, Cause] = {
         "ingestonhold",
     ),
     CONFIGURATION: Cause(
-        "the URL of the database is wrong, or a pooler before it is not set up for this",
+        "the URL or the certificate of the database is wrong, or a pooler is not set up for this",
         f"{_READ_MESSAGE} {{fix_url}}",
         "ingestonhold",
     ),

@@ -29,7 +29,7 @@ EVENTS: dict[str, str] = {
     "database_back": "The database answers again, after so many seconds.",
     "on_hold": "Writes are paused until somebody fixes the cause. Readings are kept.",
     "writing_resumed": "Writes go on after a pause of so many seconds.",
-    "database_never_seen": "No database answers, and none was ever seen from this state folder.",
+    "database_never_seen": "The database is away, and was never seen from this state folder.",
     "database_not_remembered": "The disk did not keep that the database was seen.",
     "database_url_changed": "The file of database_url_file has another URL. It is used now.",
     "database_url_file_unusable": "That file cannot be read or has no URL. The old URL is used.",

@@ -23,7 +23,7 @@ from loadgen.driver.retry import Retry
 from loadgen.live import shown
 from loadgen.measure.load import Load, LoadPlan
 from loadgen.measure.pace import Pace
-from loadgen.proof.local_service import NoHome, full_path
+from loadgen.proof.local_service import NoHome, find, full_path
 from loadgen.traffic.post import target_of
 from loadgen.traffic.schedule import constant
 from loadgen.traffic.traffic import Recipe
@@ -48,7 +48,6 @@ async def demo(chosen: argparse.Namespace, service_flags: Sequence[str]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
         if await _unless(stopping, service.start()):
-            folder.has_run()
             _introduce(service, chosen, folder)
             await _post(chosen, service, stopping)
     except ServiceEnded as end:
@@ -79,10 +78,10 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None]) ->
 
 def _introduce(service: Service, chosen: argparse.Namespace, folder: DemoFolder) -> None:
     look = "select * from readings order by ts desc limit 10"
-    end = "removed at the end; --keep keeps it" if folder.is_temporary else "kept"
+    end = "removed at the end; --keep keeps it" if folder.is_temporary else folder.why_kept
     print(
         f"{chosen.devices} devices post about {chosen.rate:g} readings/s to {service.url}\n"
-        f"dashboard: {service.metrics_url.removesuffix('metrics')}\n"
+        f"dashboard: {_page(service, folder)}\n"
         f"metrics: {service.metrics_url}\n"
         f"look at the data: ./run psql --state-dir {shlex.quote(str(folder.path))} "
         f"-c '{look}'\n"
@@ -91,6 +90,14 @@ def _introduce(service: Service, chosen: argparse.Namespace, folder: DemoFolder)
         "Ctrl-C stops the fleet, then the service",
         flush=True,
     )
+
+
+def _page(service: Service, folder: DemoFolder) -> str:
+    """Return the address of the dashboard; on a terminal with the key, as the service prints it."""
+    found = find(folder.path) if sys.stdout.isatty() else None
+    if found is None or "key=" not in found.page:
+        return service.metrics_url.removesuffix("metrics")
+    return f"{found.page}  (the first browser that opens it may act)"
 
 
 async def _post(chosen: argparse.Namespace, service: Service, stopping: asyncio.Event) -> None:

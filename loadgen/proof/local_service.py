@@ -19,7 +19,8 @@ class NoHome(Exception):
 class LocalService(NamedTuple):
     """The addresses of a running service; `dlq_dir` is its dead-letter folder.
 
-    `token` permits actions on the admin port.
+    `token` permits actions on the admin port. `page` is the dashboard's address, with a key that
+    logs in the first browser, if the service has one.
     """
 
     url: str
@@ -27,6 +28,7 @@ class LocalService(NamedTuple):
     database_url: str
     dlq_dir: Path
     token: str = ""
+    page: str = ""
 
 
 def full_path(named: str | Path) -> Path:
@@ -67,6 +69,7 @@ def find(folder: Path) -> LocalService | None:
             str(info["database_url"]),
             folder / "dead-letters",
             str(info.get("token", "")),
+            str(info.get("page", "")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

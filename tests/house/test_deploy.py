@@ -486,6 +486,15 @@ def test_secrets_are_made_once_and_are_those_of_compose(tmp_path: Path) -> None:
     assert made["admin_password"].strip() in made["admin_url"]
     assert run(script, cwd=tmp_path)[0] == 1
     assert made == {each.name: each.read_text() for each in folder.iterdir()}
+    # A folder of the time before there was a role for Grafana: Compose would not start with it.
+    old = made.pop("reader_password")
+    (folder / "reader_password").unlink()
+    assert run(script, cwd=tmp_path)[0] == 0
+    added = {each.name: each.read_text() for each in folder.iterdir()}
+    new = added.pop("reader_password")
+    assert (added, len(new.strip())) == (made, 48)
+    assert new != old
+    assert (folder / "reader_password").stat().st_mode & 0o777 == 0o444
 
 
 # systemd

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from ingest.cli.doctor_database import Check, database_checks
 from ingest.cli.main import main
 from ingest.config.settings import Settings
+from ingest.sinks.postgres.connection import SessionNotKept
 from ingest.sinks.postgres.examination import examine
 from ingest.system.filesystem import filesystem_of, is_volatile
 from ingest.system.state_folder import StateFolder
@@ -62,6 +65,45 @@ async def test_doctor_names_the_port_in_use_and_its_flag(here: Here, tmp_path: P
     assert "Address already in use" in found["admin_listen"]["detail"]
     assert "--admin-listen HOST:PORT" in found["admin_listen"]["detail"]
     assert found["database"]["state"] == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Correct the name"),
+        (SessionNotKept(), "prints the message of the server"),
+        (ssl.SSLCertVerificationError("expired"), "prints the message of the server"),
+        (TimeoutError(), "repair the network"),
+    ],
+)
+def test_doctor_tells_the_next_step_of_this_cause(
+    error: Exception,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not each failure without a SQLSTATE is an outage."""
+
+    async def connect(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    where = ("--state-dir", str(tmp_path), "--database-url", "postgresql://u@nowhere/x")
+    assert main(["doctor", *where, "--json"]) == 1
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert told in found["database"]["detail"]
+    assert told == "repair the network" or "repair the network" not in found["database"]["detail"]
+
+
+async def test_doctor_of_an_embedded_database_that_fails_speaks_of_no_network(
+    here: Here, tmp_path: Path
+) -> None:
+    """There is no network between."""
+    (tmp_path / "postgres").write_text("not a folder")
+    done = await here("doctor", "--state-dir", tmp_path, "--json")
+    assert done.code == 1
+    assert "network" not in done.stdout
 
 
 async def checks(url: str, settings: Settings | None = None) -> dict[str, Check]:

@@ -49,7 +49,7 @@ async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port:
             await service.start()
             document = (await service.readyz()).document
             assert document["state"] == "accepting"
-            assert "has not answered since the start" in document["reason"]
+            assert "no connection to the database since the start" in document["reason"]
             assert (await service.metrics())["ingest_db_up"] == 0
             assert (await service.post(reading(FIRST_US + 2))).status == 202
             assert "database_never_seen" not in service.output

@@ -19,7 +19,7 @@ import orjson
 
 from ingest.admin.dashboard.assets import NO_STORE, compressed
 from ingest.admin.dashboard.devices import Devices
-from ingest.admin.dashboard.query import device, moment_us, number, parameters
+from ingest.admin.dashboard.query import device, number, parameters, time_us
 from ingest.http.request import Request
 from ingest.http.response import JSON, Answer
 from ingest.model.errors import Refused
@@ -45,13 +45,13 @@ class DevicePages:
         self._devices = devices
         self._lookup = lookup
 
-    async def report(self, request: Request, query: str) -> Answer:
+    async def report(self, _request: Request, query: str) -> Answer:
         """Answer `/devices`."""
         given = parameters(query, "silent_s")
         silent_s = number(given, "silent_s", SILENT_S, 1, 31_536_000)
-        return _answer(request, await self._devices.report(silent_s))
+        return _answer(await self._devices.report(silent_s))
 
-    async def listed(self, request: Request, query: str) -> Answer:
+    async def listed(self, _request: Request, query: str) -> Answer:
         """Answer `/devices/list`.
 
         Devices of the table are listed that have not posted since the start: all of them with the
@@ -78,9 +78,9 @@ class DevicePages:
                 for name in names[:count]
             ],
         }
-        return _answer(request, document)
+        return _answer(document)
 
-    async def newest(self, request: Request, query: str) -> Answer:
+    async def newest(self, _request: Request, query: str) -> Answer:
         """Answer `/devices/newest`: the newest readings in the table, of all devices or of one."""
         given = parameters(query, "device_id", "limit")
         device_id, count = _text(given, "device_id"), _limit(given)
@@ -92,14 +92,14 @@ class DevicePages:
                 found = await lookup.newest(count)
         except Refused as error:
             found = {"readings": [], "why": error.detail}
-        return _answer(request, found)
+        return _answer(found)
 
     async def readings(self, request: Request, query: str) -> Answer:
         """Answer `/devices/readings`."""
         given = parameters(query, "device_id", "metric", "from", "to", "step", "limit")
         device_id = device(given)
         metric = device(given, "metric") if "metric" in given else None
-        within = Between(moment_us(given, "from"), moment_us(given, "to"))
+        within = Between(time_us(given, "from"), time_us(given, "to"))
         if None not in within and within[0] >= within[1]:  # type: ignore[operator]
             raise Refused("bad_parameter", "from is before to")
         document = {"device_id": device_id, "seen": self._devices.described(device_id)}
@@ -108,7 +108,8 @@ class DevicePages:
         else:
             count = _limit(given)
             found = await self._asked().last_readings(device_id, count, metric, within)
-        return _answer(request, {**document, **_advice(found)})
+        document |= _advice(found)
+        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
 
     async def _curve(
         self, given: dict[str, str], device_id: str, metric: str | None, within: Between
@@ -143,5 +144,6 @@ def _advice(found: dict[str, Any]) -> dict[str, Any]:
     return found if found["device_index"] else {**found, "advice": INDEX_ADVICE}
 
 
-def _answer(request: Request, document: dict[str, Any]) -> Answer:
-    return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+def _answer(document: dict[str, Any]) -> Answer:
+    """Answer with a page that is shared: `shared` compresses it."""
+    return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)

@@ -23,7 +23,6 @@ from ingest.admin.dashboard.assets import (
     CSRF_PLACE,
     NO_STORE,
     assets,
-    compressed,
     html,
     page,
 )
@@ -36,7 +35,7 @@ from ingest.admin.dashboard.query import CONDITIONS, device, number, parameters,
 from ingest.admin.dashboard.runbook import FILE as RUNBOOK
 from ingest.admin.dashboard.runbook import runbook
 from ingest.admin.dashboard.tail import Tail, TailSample
-from ingest.admin.guard import Guard
+from ingest.admin.guard import KEY_PATH, Guard
 from ingest.dead_letters.reader import Selection
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request, WholeRequest
@@ -137,7 +136,7 @@ class Dashboard:
         return {
             "/": Route(READ, self._front),
             "/login": Route(("GET", "POST"), self._logged_in),
-            self._guard.key_path: Route(GET, self._by_key),
+            KEY_PATH: Route(GET, self._by_key),
             **{path: Route(READ, asset.handle) for path, asset in assets().items()},
             **{path: Route(GET, partial(self._look, look)) for path, look in looks.items()},
             "/dead-letters/replay": Route(POST, partial(self._act, self._letters.replay)),
@@ -214,7 +213,7 @@ class Dashboard:
         text = self._page.replace(CSRF_PLACE, csrf.encode())
         return html(request.headers, text)
 
-    async def _history(self, request: Request, query: str) -> Answer:
+    async def _history(self, _request: Request, query: str) -> Answer:
         given = parameters(query, "since")
         first, columns = self.history.since(int(number(given, "since", 0, 0, 1e12)))
         document = {
@@ -232,7 +231,7 @@ class Dashboard:
             "first": first,
             "columns": columns,
         }
-        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+        return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
 
     async def _feed(self, request: Request, query: str) -> Answer:
         given = parameters(query, "tail", "device_id")
@@ -265,19 +264,19 @@ class Dashboard:
         document = {"posts": self._sample.posts, "readings": lines}
         return b"event: tail\ndata: " + orjson.dumps(document) + b"\n\n"
 
-    async def _dead_letters(self, request: Request, query: str) -> Answer:
+    async def _dead_letters(self, _request: Request, query: str) -> Answer:
         given = parameters(query, "id", "limit", *CONDITIONS)
         if id_ := given.get("id"):
             document = await self._letters.in_full(id_)
         else:
             count = int(number(given, "limit", 50, 1, LISTED_MAX))
             document = await self._letters.listed(where(given), count)
-        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+        return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
 
-    async def _count(self, request: Request, query: str) -> Answer:
+    async def _count(self, _request: Request, query: str) -> Answer:
         given = parameters(query, *CONDITIONS)
         document = await self._letters.counted(where(given))
-        return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
+        return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
 
     # Acting
 
@@ -305,10 +304,11 @@ class Dashboard:
             return html(request.headers, text, status=401)
         return self._to_the_page(logged_in=True)
 
-    async def _by_key(self, request: Request, _query: str, _at_s: float) -> Answer:
+    async def _by_key(self, request: Request, query: str, _at_s: float) -> Answer:
         """Log the browser in that comes first; another one is sent to the page to look."""
         self._guard.check_host(request.headers)
-        return self._to_the_page(logged_in=self._guard.use_key())
+        key = parameters(query, "key").get("key", "")
+        return self._to_the_page(logged_in=self._guard.use_key(key))
 
     def _to_the_page(self, *, logged_in: bool) -> Answer:
         cookie = self._guard.cookie_line() if logged_in else b""

@@ -61,7 +61,7 @@ def device(given: dict[str, str], name: str = "device_id") -> str:
     return device_id
 
 
-def moment_us(given: dict[str, str], name: str) -> int | None:
+def time_us(given: dict[str, str], name: str) -> int | None:
     """Return a parameter that is a time (RFC 3339 or Unix seconds) as Unix microseconds.
 
     None if it is not given. Raises Refused `bad_parameter`.

@@ -14,24 +14,45 @@ from asyncpg import Connection
 
 from ingest.config.values import mask_url
 from ingest.model.errors import StartError
+from ingest.model.verdict import CONFIGURATION
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
     SessionNotKept,
     close_politely,
     refuse_shared,
     text_of,
+    unreachable_reason,
 )
+from ingest.sinks.postgres.sqlstate import reason_for
+
+
+class DatabaseRefused(StartError):
+    """The database cannot be used; `reason` is why, as in WriteFailed."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return reason_for("25006")
+    if isinstance(error, (ValueError, SessionNotKept)):  # the URL, a certificate, a pooler
+        return CONFIGURATION
+    code = getattr(error, "sqlstate", None)
+    return reason_for(code) if code else unreachable_reason(error)
 
 
 @contextmanager
 def as_start_error(url: str) -> Iterator[None]:
-    """Turn errors of the driver into StartError, with the name of the database in the text."""
+    """Turn errors of the driver into DatabaseRefused, with the name of the database in the text."""
     try:
         yield
     except (asyncpg.PostgresError, *DRIVER_ERRORS, ValueError) as error:
         code = getattr(error, "sqlstate", None)
         suffix = f" (SQLSTATE {code})" if code else ""
-        raise StartError(f"the database {mask_url(url)}: {text_of(error)}{suffix}") from error
+        text = f"the database {mask_url(url)}: {text_of(error)}{suffix}"
+        raise DatabaseRefused(text, _reason(error)) from error
 
 
 @asynccontextmanager

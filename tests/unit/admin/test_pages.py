@@ -17,6 +17,7 @@ from ingest.admin.dashboard import pages as dashboard
 from ingest.admin.dashboard.assets import FOLDER
 from ingest.admin.dashboard.feed import UNREAD_BYTES_MAX
 from ingest.admin.dashboard.history import COLUMNS
+from ingest.admin.guard import Guard
 from ingest.system import logs
 from tests.support.dashboard import TOKEN, Rig, running
 from tests.support.receiver import Client, head, until
@@ -177,6 +178,16 @@ async def test_log_in_gives_a_cookie_that_opens_and_a_wrong_token_does_not(open_
         assert (await open_rig.send("/login", body, form)).status in {400, 401}
 
 
+async def test_data_of_the_page_is_compressed_once(rig: Rig) -> None:
+    """For who accepts it."""
+    for path in ("/history", "/devices", "/dead-letters", "/dead-letters/count"):
+        small = await rig.ask(path, {"Accept-Encoding": "gzip"})
+        assert small.headers["content-encoding"] == "gzip"
+        assert (
+            json.loads(gzip.decompress(small.body)).keys() == (await rig.ask(path)).document.keys()
+        )
+
+
 # Who may act
 
 
@@ -251,14 +262,33 @@ async def test_csrf_token_alone_opens_nothing(rig: Rig, open_rig: Rig, target: s
 
 async def test_key_logs_one_browser_in(rig: Rig) -> None:
     """The first request with the key gets the cookie; later ones may look, as without a key."""
-    path = rig.admin_side.guard.key_path
+    path = rig.admin_side.guard.key_target
     assert (await rig.ask(path, {"Host": "evil.example"})).status == 421
+    for wrong in ("", "?key=", f"?key={path[-24:-1]}", "?key=%FF"):
+        reply = await rig.ask(f"/login/key{wrong}")
+        assert reply.status in {303, 400}
+        assert "set-cookie" not in reply.headers
     first, second = await rig.ask(path), await rig.ask(path)
     assert (first.status, first.headers["location"], second.status) == (303, "/", 303)
     assert first.headers["set-cookie"].startswith(rig.cookie)
     assert "set-cookie" not in second.headers
     assert b"Admin token" in (await rig.ask("/login")).body
-    assert (await rig.ask(f"{path}x")).status == 404
+    assert "set-cookie" not in (await rig.ask("/login/key?key=")).headers
+    assert Guard(TOKEN).key_target == "/"  # the operator has set a token
+
+
+async def test_no_answer_metric_or_log_has_the_key(
+    rig: Rig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither before its use nor after it: who may read these could log in."""
+    target = rig.admin_side.guard.key_target
+    key = target.encode()[-24:]
+    for when in ("before", "after"):
+        for path in ("/x", "/login/", "/login/key", "/login", "/", "/history", "/metrics"):
+            for method in ("GET", "POST"):
+                assert key not in (await rig.ask(path, method=method)).body, (when, path)
+        assert (await rig.ask(target)).status == 303
+    assert key.decode() not in "".join(capfd.readouterr())
 
 
 # What is asked badly

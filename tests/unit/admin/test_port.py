@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,8 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
-from ingest.admin.port import Admin
+from ingest.admin.port import PAGES_MAX, Admin
 from ingest.http.bodies import Bodies
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from ingest.http.routes import READ, Route
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from tests.support.receiver import Client, Reply, head
@@ -35,10 +39,15 @@ class Rig:
             message=lambda: "no <b>column</b>",
             release_hold=self._release_hold,
             refused_posts=lambda: [{"peer": "10.0.0.7"}],
-            pages={},
+            pages={"/slow": Route(READ, self._slow)},
         )
         self.address = ""
         self.waits = True
+        self.slow_ends = asyncio.Event()
+
+    async def _slow(self, _request: Request, _query: str, _at_s: float) -> Answer:
+        await self.slow_ends.wait()
+        return Answer(200, b"")
 
     def _release_hold(self, dead_letter: bool) -> bool:
         self.released.append(dead_letter)
@@ -154,6 +163,21 @@ async def test_hold_quotes_the_database_to_who_may_look(rig: Rig) -> None:
     assert (await rig.ask(head("GET", "/hold"))).status == 401
     reply = await rig.ask(head("GET", "/hold", {"Authorization": f"Bearer {TOKEN}"}))
     assert (reply.status, reply.document) == (200, {"said": "no <b>column</b>"})
+
+
+async def test_open_pages_leave_room_for_an_operator(rig: Rig) -> None:
+    """With as many open pages as there may be, `hold show` and `hold release` work."""
+    pages = [await Client.connect(rig.address) for _ in range(PAGES_MAX)]
+    for each in pages:
+        await each.send(head("GET", "/slow"))
+    assert (await rig.ask(head("GET", "/slow"))).code == "busy"
+    for own in ("/hold", "/refused"):
+        assert (await rig.ask(head("GET", own))).status == 401
+    assert (await rig.release(b"", f"Bearer {TOKEN}")).status == 200
+    rig.slow_ends.set()
+    for each in pages:
+        assert (await each.reply()).status == 200
+        await each.close()
 
 
 async def test_release_body_may_come_later(rig: Rig) -> None:

@@ -127,6 +127,17 @@ def test_hold_is_ready_with_its_reason(rig: Rig) -> None:
     assert rig.document["runbook"] == "ingestdeadlettersfilling"
 
 
+def test_devices_are_not_told_what_an_operator_types(rig: Rig) -> None:
+    """On the data port /readyz is the same without `next`, which may name a file of secrets."""
+    for reason in ("", "dead_letters_full", "authentication"):
+        if reason:
+            rig.database.hold(reason)
+        status, document = rig.health.readyz_for_devices()
+        full = rig.document
+        del full["next"]
+        assert (status, json.loads(document)) == (rig.status, full)
+
+
 def test_post_that_waits_is_slowed(rig: Rig) -> None:
     """While a post waits for space it is slowed, with 200."""
     rig.stats = EMPTY._replace(posts_waiting=3)

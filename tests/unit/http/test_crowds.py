@@ -25,3 +25,7 @@ def test_largest_is_the_largest_after_any_steps() -> None:
         sizes = {each: list(there.values()).count(each) for each in there.values()}
         assert len(members) == max(sizes.values(), default=0)
         assert set(members) == {each for each, of in there.items() if of == name}
+        if members:
+            moved = next(iter(members))
+            crowds.to_the_end(name, moved)
+            assert [*members].index(moved) == len(members) - 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from ingest.app.advice import advice
 from ingest.app.health import UNREADY
 from ingest.config.settings import Settings
-from ingest.model import verdict
+from ingest.model import causes, verdict
 from ingest.model.causes import CAUSES, FIELDS, cause_of, next_step
 from ingest.sinks.postgres.sqlstate import REASONS
 from ingest.system.surroundings import command_words
@@ -27,6 +29,16 @@ def test_every_reason_of_the_writer_and_every_state_is_a_cause() -> None:
     named = ((name, value) for name, value in vars(verdict).items() if isinstance(value, str))
     own = {value for name, value in named if name.isupper()}
     assert {*REASONS.values(), *own, *UNREADY, BREAKER, "slowed"} <= CAUSES.keys()
+
+
+def test_no_cause_is_written_twice() -> None:
+    """Else the second would silently replace the first. No linter sees it behind a constant."""
+    tree = ast.parse(Path(causes.__file__).read_text())
+    table = next(each.value for each in ast.walk(tree) if isinstance(each, ast.AnnAssign))
+    assert isinstance(table, ast.Dict)
+    names = [ast.unparse(key) for key in table.keys if key is not None]
+    keys = [vars(causes).get(name, name.strip("'")) for name in names]
+    assert keys == list(CAUSES)
 
 
 @pytest.mark.parametrize("name", [*CAUSES, "sqlstate_12345"])
