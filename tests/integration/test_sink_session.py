@@ -131,6 +131,9 @@ async def test_connection_that_hangs_at_the_server_counts_as_one_of_ours(
 OURS = """select count(*)
 from pg_stat_activity where application_name like 'iot-ingest%' and datname = current_database()"""
 
+WAITS = """select count(*)
+from pg_stat_activity where wait_event = 'SyncRep' and datname = current_database()"""
+
 
 async def standby(operator: asyncpg.Connection[Any], name: str) -> None:
     """Have each commit wait for this standby; for none if it is empty."""
@@ -170,6 +173,8 @@ async def test_missing_standby_is_named_and_takes_no_connections(
         assert check.state == "FAIL"
     finally:
         await standby(readings_connection, "")
+    while await readings_connection.fetchval(WAITS):  # noqa: ASYNC110  # another process ends that
+        await asyncio.sleep(0.01)
     for number, sink in enumerate(sinks[:2]):
         rows = encode(readings(5, start=5 * number))
         stored = await sink.write(rows, 5, idempotent=True)
