@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from ingest.formats.media_type import FORMATS, Decode, format_of
-from ingest.formats.post import Decoded, ItemError, Post, Rules
+from ingest.formats.post import Decoded, ItemError, Post, Rules, named
 from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Request, WholeRequest, network_of, peer_of
 from ingest.http.response import Answer
@@ -258,14 +258,12 @@ class Endpoint:
         """Reserve, dead-letter, put. Nothing is kept if this raises."""
         block, errors = decoded
         if block is None:
-            raise Refused(
-                "all_invalid", "all readings of the post are invalid", **replies.named(errors)
-            )
+            raise Refused("all_invalid", "all readings of the post are invalid", **named(errors))
         if errors and query.strict:
             raise Refused(
                 "invalid_items",
                 f"the post has {counted(len(errors), 'invalid reading')} and strict=true",
-                **replies.named(errors),
+                **named(errors),
             )
         if query.ack == COMMITTED:
             if self._database.hold_reason is not None:
@@ -311,5 +309,5 @@ def _letters_full(errors: list[ItemError], *, share: bool = False) -> Refused:
         "dead_letters_full",
         f"{why} to keep the invalid items; post the other items without them",
         items=sorted({error.item for error in errors}),
-        **replies.named(errors),
+        **named(errors),
     )
