@@ -106,7 +106,7 @@ class Endpoint:
             round_queue=plain_bodies,
             on_refused=on_refused,
         )
-        self._outcomes = AckWaits(database, ack_wait_s_max)
+        self._outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
         self._left = asyncio.Event()  # set whenever a post or a tail has ended
@@ -268,6 +268,7 @@ class Endpoint:
         if query.ack == COMMITTED:
             if self._database.hold_reason is not None:
                 raise Refused("database_on_hold", "nothing of the post is kept")
+            self._outcomes.require_place()
             block.ack = Ack()
         original_bytes = sum(len(error.original) for error in errors)
         reservation = await self._inlet.reserve(
