@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from ingest.formats.media_type import FORMATS, format_of
-from ingest.formats.post import Decoded, ItemError, Post, Rules
+from ingest.formats.post import Decoded, ItemError, Post, Rules, named
 from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Request, WholeRequest, client_of
 from ingest.http.response import Answer
@@ -106,7 +106,7 @@ class Endpoint:
             round_queue=plain_bodies,
             on_refused=on_refused,
         )
-        self._outcomes = AckWaits(database, ack_wait_s_max)
+        self._outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
         self._left = asyncio.Event()  # set whenever a post or a tail has ended
@@ -253,18 +253,17 @@ class Endpoint:
         """Reserve, dead-letter, put. Nothing is kept if this raises."""
         block, errors = decoded
         if block is None:
-            raise Refused(
-                "all_invalid", "all readings of the post are invalid", **replies.named(errors)
-            )
+            raise Refused("all_invalid", "all readings of the post are invalid", **named(errors))
         if errors and query.strict:
             raise Refused(
                 "invalid_items",
                 f"the post has {counted(len(errors), 'invalid reading')} and strict=true",
-                **replies.named(errors),
+                **named(errors),
             )
         if query.ack == COMMITTED:
             if self._database.hold_reason is not None:
                 raise Refused("database_on_hold", "nothing of the post is kept")
+            self._outcomes.require_place()
             block.ack = Ack()
         original_bytes = sum(len(error.original) for error in errors)
         reservation = await self._inlet.reserve(
@@ -306,5 +305,5 @@ def _letters_full(errors: list[ItemError], *, share: bool = False) -> Refused:
         "dead_letters_full",
         f"{why} to keep the invalid items; post the other items without them",
         items=sorted({error.item for error in errors}),
-        **replies.named(errors),
+        **named(errors),
     )
