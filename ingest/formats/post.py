@@ -16,7 +16,7 @@ ERRORS_TOLD_MAX = 20
 ERRORS_MAX = 100  # are listed in an answer
 # A dead letter of `0` has 369 bytes. So a post may have few invalid items that are shorter than a
 # valid one can be: `{"device_id":"a","values":{"b":1}}` has 34 bytes.
-INVALID_FEW = 20
+INVALID_FEW = ERRORS_MAX
 ITEM_BYTES_MIN = 32
 
 

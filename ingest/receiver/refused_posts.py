@@ -1,7 +1,8 @@
 """Counts refused posts, and keeps the last ones, so that their sender can be found.
 
-Promises: at most POSTS_MAX posts, of each at most BODY_BYTES_MAX bytes of the body, in memory only.
-Never headers, query or path: these may have secrets.
+Promises: at most POSTS_MAX posts, POSTS_OF_PEER_MAX of one address (IPv6: of a /64), of each at
+most BODY_BYTES_MAX bytes of the body, in memory only. Never headers, query or path: these may have
+secrets.
 Does not: keep posts that are refused with a 5xx. Their cause is the service's own and is on
 /readyz; one second of them would drive out all others.
 """
@@ -18,12 +19,14 @@ from ingest.model.ledger import Ledger
 from ingest.system.clock import rfc3339, unix_us
 
 POSTS_MAX = 100
+POSTS_OF_PEER_MAX = 20  # so that one noisy device does not drive out those of the others
 BODY_BYTES_MAX = 200
 
 
 class _Post(NamedTuple):
     at_us: int
     peer: str
+    sender: str  # the network of the peer
     refused: tuple[str, str | None, str | None]  # its code, that of the first item, its field
     body: bytes
 
@@ -33,10 +36,10 @@ class RefusedPosts:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._posts: deque[_Post] = deque(maxlen=POSTS_MAX)
+        self._posts: deque[_Post] = deque()
 
     def refused(self, request: Request | None, refused: Refused) -> None:
-        """Count a refused request; keep it in place of the oldest one, if its sender is at fault.
+        """Count a refused request; keep it in place of an older one, if its sender is at fault.
 
         `request` is None if the bytes were not valid HTTP.
         """
@@ -46,7 +49,17 @@ class RefusedPosts:
         body = refused.body_start[:BODY_BYTES_MAX]
         if not body and request.content.exception() is None:  # refused before it was read
             body = request.content.read_nowait(BODY_BYTES_MAX)
-        self._posts.append(_Post(unix_us(), client_of(request).address, _named(refused), body))
+        client = client_of(request)
+        self._make_place(client.network)
+        self._posts.append(_Post(unix_us(), client.address, client.network, _named(refused), body))
+
+    def _make_place(self, sender: str) -> None:
+        """Remove the oldest post: of this sender if it has its share, else of all."""
+        own = [post for post in self._posts if post.sender == sender]
+        if len(own) >= POSTS_OF_PEER_MAX:
+            self._posts.remove(own[0])
+        elif len(self._posts) >= POSTS_MAX:
+            self._posts.popleft()
 
     def listed(self) -> list[dict[str, Any]]:
         """Return the posts for JSON, newest first. Bytes that are not UTF-8 become U+FFFD."""

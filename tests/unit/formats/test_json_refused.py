@@ -182,9 +182,9 @@ def test_post_of_more_short_invalid_items_than_are_kept_is_refused(
     tiny: bytes, spaces: int
 ) -> None:
     """A dead letter of `0` has 369 bytes: a few kB of such items would become megabytes."""
-    most = most_invalid(2_000 + spaces)
+    most = most_invalid(6_000 + spaces)
     body = array(GOOD, *[tiny] * (most + 1))[:-1]
-    body += b" " * (2_000 + spaces - len(body) - 1) + b"]"
+    body += b" " * (6_000 + spaces - len(body) - 1) + b"]"
     with pytest.raises(Refused) as caught:
         decoded(body)
     assert caught.value.code == "invalid_items"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 from typing import cast
 
 from ingest.http.request import WholeRequest
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
-from ingest.receiver.refused_posts import BODY_BYTES_MAX, POSTS_MAX, RefusedPosts
+from ingest.receiver.refused_posts import BODY_BYTES_MAX, POSTS_MAX, POSTS_OF_PEER_MAX, RefusedPosts
 from tests.support.receiver import GOOD, head, post, running_receiver
 
 
@@ -61,17 +62,26 @@ async def test_refused_with_503_is_counted_and_drives_no_other_out() -> None:
 
 
 def test_flood_of_refused_posts_is_bounded() -> None:
-    """The last hundred are kept, each with little of its body."""
-    whole_request = cast(WholeRequest, SimpleNamespace(remote="10.0.0.7"))
+    """The last hundred are kept, twenty of an address, each with little of its body."""
     ledger = Ledger()
     posts = RefusedPosts(ledger)
     for number in range(1_000):
+        peer = f"10.0.0.{number % 7}" if number < 990 else "10.0.0.9"
         refused = Refused("not_json", "")
         refused.body_start = b"%d " % number + b"x" * 1_000_000
-        posts.refused(whole_request, refused)
+        posts.refused(cast(WholeRequest, SimpleNamespace(remote=peer)), refused)
         posts.refused(None, Refused("bad_request", ""))
     listed = posts.listed()
     assert len(listed) == POSTS_MAX
     assert listed[0]["body"].startswith("999 ")
     assert max(len(each["body"]) for each in listed) == BODY_BYTES_MAX
     assert ledger.posts_refused == {"not_json": 1_000, "bad_request": 1_000}
+    for _ in range(1_000):
+        noisy = cast(WholeRequest, SimpleNamespace(remote="2001:db8::7"))
+        refused = Refused("not_json", "")
+        refused.body_start = b"{"
+        posts.refused(noisy, refused)
+    peers = Counter(each["peer"] for each in posts.listed())
+    assert peers["2001:db8::7"] == POSTS_OF_PEER_MAX
+    assert peers.total() == POSTS_MAX
+    assert peers["10.0.0.9"] == 10, "the others' newest stay"

@@ -156,7 +156,7 @@ def test_worst_batch_does_not_stop_the_loop_and_little_is_remembered() -> None:
     ]
     began_s = monotonic_s()
     assert judged(breaker, posts)
-    assert monotonic_s() - began_s < 1.0
+    assert monotonic_s() - began_s < 3.0
     assert len(breaker._past) == WINDOW
 
 
