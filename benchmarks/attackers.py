@@ -41,6 +41,7 @@ KINDS = {
     "numbers": "hostile numbers",
     "texts": "hostile texts",
     "nests": "hostile nesting",
+    "tiny_items": "small posts of tiny items",
     "large_posts": "posts of 5,000 good readings",
     "log_ins": "unfinished log-ins",
     "admin_pages": "a flood of admin pages",
@@ -110,6 +111,7 @@ def attack(kind: str) -> Hold | Flood:
             422,
         ),
         "nests": lambda: _posts(4, items(nested, 4_900), 422),
+        "tiny_items": lambda: _posts(32, items(lambda _: "{}", ITEMS), 422),
         "large_posts": lambda: _posts(4, items(good, ITEMS), 202),
         "log_ins": lambda: Hold(
             LOG_INS,

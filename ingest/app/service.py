@@ -30,6 +30,7 @@ from ingest.app.greeting import greeting_lines
 from ingest.app.health import Health
 from ingest.app.receiving import make_endpoint
 from ingest.app.refusals import Refusals
+from ingest.app.rules import make_rules
 from ingest.app.writing import WritingHalf
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address, state_dir
@@ -121,6 +122,7 @@ class Service:
             segment_bytes=settings.dlq_segment_bytes,
             keep_days=settings.dlq_keep_days,
             auto_replay=settings.dlq_auto_replay,
+            rules=make_rules(settings),
         )
         self._connect_parts(words)
 

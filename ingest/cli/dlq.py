@@ -42,9 +42,10 @@ MARKS_AT_ONCE = 1_000
 PREFIX_MIN = 6
 LISTED = 50
 MORE_COUNTED_MAX = 100_000  # a second or two
+CONDITIONS = ("reason", "code", "device", "device_prefix", "since")
 WHERE_HELP = (
-    "only these: reason=, code=, device= (device=boiler-* for all that begin so), since=RFC3339; "
-    "all must match"
+    "only these: reason=, code=, device=, device_prefix= (what the name begins with), "
+    "since=RFC3339; all must match"
 )
 
 TAKES = "COMMAND [options]"
@@ -61,7 +62,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         Command(
             "list",
             "one line for each dead letter, the newest first",
-            ("ingest dlq list", "ingest dlq list --where reason=invalid,device=boiler-* --limit 0"),
+            ("ingest dlq list", "ingest dlq list --where device_prefix=boiler- --limit 0"),
             _list_arguments,
             "[ID ..]",
         ),
@@ -87,7 +88,10 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         Command(
             "discard",
             "mark dead letters as discarded; their readings are lost",
-            ("ingest dlq discard 6f1c09 --yes", "ingest dlq discard --where device=test-* --yes"),
+            (
+                "ingest dlq discard 6f1c09 --yes",
+                "ingest dlq discard --where device_prefix=test- --yes",
+            ),
             _discard_arguments,
             "[ID ..]",
         ),
@@ -171,8 +175,10 @@ def where_of(texts: Sequence[str] | None) -> Selection:
     for text in texts or ():
         for part in re.split(r",(?=\w+=)", text):
             name, equals, value = part.partition("=")
-            if name not in {"reason", "code", "device", "since"} or not equals:
-                raise IngestError(f"--where {part}: not reason=, code=, device= or since=")
+            if name not in CONDITIONS or not equals:
+                raise IngestError(f"--where {part}: not one of {'=, '.join(CONDITIONS)}=")
+            if name == "device_prefix" and not value:  # perhaps of an empty variable of a shell
+                raise IngestError("--where device_prefix=: give the beginning of a name")
             if name in found:
                 raise IngestError(f"--where names {name} twice")
             found[name] = value
@@ -183,7 +189,11 @@ def where_of(texts: Sequence[str] | None) -> Selection:
     if since_us is not None and not isinstance(since_us, int):
         raise IngestError(f"--where since={found['since']}: {since_us[1]}")
     return Selection(
-        (reason,) if reason else None, found.get("code"), found.get("device"), since_us
+        (reason,) if reason else None,
+        found.get("code"),
+        found.get("device"),
+        since_us,
+        device_prefix=found.get("device_prefix"),
     )
 
 

@@ -172,7 +172,7 @@ class Settings:
     )
     breaker_rows_max: int = setting(
         200,
-        "more refused rows than this, in over 1/5 of the posts, pause writes",
+        "more refused rows, in over 1/5 of posts and addresses, pause writes",
         within=(1, 1_000_000),
     )
     drain_s_max: float = setting(20.0, "at a stop: time to empty the buffer", within=(0, 600))

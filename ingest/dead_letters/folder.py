@@ -30,11 +30,12 @@ from ingest.dead_letters.format import (
     decode_line,
     encode_line,
 )
-from ingest.dead_letters.identity import letter_id
+from ingest.dead_letters.identity import DEFAULT_RULES, letter_id
 from ingest.dead_letters.live import Live, key_of
 from ingest.dead_letters.marks import mark_done, read_marks
 from ingest.dead_letters.reader import LiveLetter, Tally, undone_lines
 from ingest.dead_letters.room import Room
+from ingest.formats.post import Rules
 from ingest.model.errors import (
     DeadLettersBroken,
     DeadLettersFull,
@@ -78,7 +79,7 @@ class FolderTotals(NamedTuple):
 
 
 class DeadLetterFolder:
-    """A dead-letter folder and what one process knows of it. Arguments as in DeadLetterFolder."""
+    """A dead-letter folder and what one process knows of it. Arguments as in DeadLetterQueue."""
 
     def __init__(
         self,
@@ -88,12 +89,14 @@ class DeadLetterFolder:
         segment_bytes: int,
         keep_days: float,
         auto_replay: bool = True,
+        rules: Rules = DEFAULT_RULES,
         calls: FileCalls = REAL_CALLS,
         ids_max: int = IDS_MAX,
     ) -> None:
         self.folder = folder
         self._segment_bytes = segment_bytes
         self._keep_us = int(keep_days * 86_400_000_000)
+        self._rules = rules
         self._calls = calls
         self._segment: AppendFile | None = None
         self._size = 0
@@ -150,7 +153,7 @@ class DeadLetterFolder:
         lines: dict[bytes, bytes] = {}
         refreshed = False
         for letter in letters:
-            id_ = letter_id(letter)
+            id_ = letter_id(letter, self._rules)
             key = key_of(id_, letter.reason)
             if key in lines or key in pending:
                 continue

@@ -12,18 +12,21 @@ from hashlib import blake2b
 import orjson
 
 from ingest.dead_letters.format import ID_CHARACTERS, utf8
+from ingest.formats.post import Rules
 from ingest.formats.timestamp import number_us, text_us
 from ingest.model.letter import Letter
 from ingest.model.rows import PG_EPOCH_US
 
-_AHEAD_US_MAX = 86_400_000_000  # the default of ts_ahead_s_max
+# The times of the settings' defaults.
+DEFAULT_RULES = Rules(post_rows_max=1_000, ts_min_us=PG_EPOCH_US, ts_ahead_us_max=86_400_000_000)
 
 
-def letter_id(letter: Letter) -> str:
+def letter_id(letter: Letter, rules: Rules = DEFAULT_RULES) -> str:
     """Return a 128-bit hash of the reading, or of the bytes of the item.
 
     An item without a usable time is a new reading each time it comes, also twice in one post. So
-    the time of receipt and its place in the post are hashed too.
+    the time of receipt and its place in the post are hashed too. A time that `rules` refuse is not
+    usable: such a clock may stand still.
     """
     digest = blake2b(digest_size=ID_CHARACTERS // 2)
     if letter.reading is not None:
@@ -34,7 +37,7 @@ def letter_id(letter: Letter) -> str:
     precision, field = utf8(letter.precision or ""), utf8(letter.field or "")
     digest.update(struct.pack(">sII", b"o", len(precision), len(field)) + precision + field)
     original = letter.original or b""
-    if not _has_usable_time(original, letter):
+    if not _has_usable_time(original, letter, rules):
         digest.update(
             struct.pack(">qq", letter.received_us, -1 if letter.item is None else letter.item)
         )
@@ -42,7 +45,7 @@ def letter_id(letter: Letter) -> str:
     return digest.hexdigest()
 
 
-def _has_usable_time(original: bytes, letter: Letter) -> bool:
+def _has_usable_time(original: bytes, letter: Letter, rules: Rules) -> bool:
     """Whether the item says when it was measured, so that equal bytes mean one reading.
 
     Where that is unknown: one letter too many is better than two readings kept as one letter.
@@ -59,4 +62,5 @@ def _has_usable_time(original: bytes, letter: Letter) -> bool:
     else:
         return False
     # A clock that was never set counts from 1970, and one that is ahead is wrong too.
-    return isinstance(ts_us, int) and PG_EPOCH_US <= ts_us <= letter.received_us + _AHEAD_US_MAX
+    ts_us_max = letter.received_us + rules.ts_ahead_us_max
+    return isinstance(ts_us, int) and rules.ts_min_us <= ts_us <= ts_us_max

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ingest.dead_letters.folder import IDS_MAX, AppendRequest, DeadLetterFolder, FolderTotals
+from ingest.dead_letters.identity import DEFAULT_RULES
 from ingest.dead_letters.reader import LiveLetter
+from ingest.formats.post import Rules
 from ingest.model.errors import BufferFull, DeadLettersBroken, IngestError
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import Letter
@@ -41,6 +43,7 @@ class DeadLetterQueue:
     The whole folder has at most `bytes_max`. A file is finished at `segment_bytes`. A finished
     file in which every line is done is kept `keep_days`, or less if space is needed.
     `auto_replay`: a Replayer takes some letters out again, so these may not fill the folder.
+    `rules` say which time of an invalid item is usable.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class DeadLetterQueue:
         segment_bytes: int,
         keep_days: float,
         auto_replay: bool = True,
+        rules: Rules = DEFAULT_RULES,
         calls: FileCalls = REAL_CALLS,
         ids_max: int = IDS_MAX,
     ) -> None:
@@ -61,6 +65,7 @@ class DeadLetterQueue:
             segment_bytes=segment_bytes,
             keep_days=keep_days,
             auto_replay=auto_replay,
+            rules=rules,
             calls=calls,
             ids_max=ids_max,
         )
@@ -91,7 +96,7 @@ class DeadLetterQueue:
         if sender is not None:
             limit = IN_WORK_BYTES_MAX if size <= SMALL_BYTES_MAX else IN_WORK_BYTES_MAX // 2
             if self._in_work_bytes and self._in_work_bytes + size > limit:
-                raise BufferFull(BUSY_S)
+                raise BufferFull(BUSY_S, "invalid items come faster than the disk takes them")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(partial(self._append_done, size))
         self._in_work_bytes += size

@@ -67,8 +67,8 @@ class Tally:
 class Selection(NamedTuple):
     """Which letters are wanted; None means any. `since_us` is the earliest failed_at.
 
-    `ids` are ids in full, as they are written in the lines. A `device` that ends with `*` is the
-    beginning of the names that are wanted.
+    `ids` are ids in full, as they are written in the lines. `device_prefix` is the beginning of the
+    devices that are wanted; `device` is one in full, since a name may have any character.
     """
 
     reasons: tuple[str, ...] | None = None
@@ -76,6 +76,7 @@ class Selection(NamedTuple):
     device: str | None = None
     since_us: int | None = None
     ids: frozenset[bytes] | None = None
+    device_prefix: str | None = None
 
     def wants(self, line_id: str, failed_us: int, letter: Letter) -> bool:
         """Whether all conditions but `ids` are met. An empty id never meets them."""
@@ -83,15 +84,19 @@ class Selection(NamedTuple):
             bool(line_id)
             and (self.reasons is None or letter.reason in self.reasons)
             and (self.code is None or letter.code == self.code)
-            and (self.device is None or self._wants_device(device_of(letter)))
+            and self._wants_device(letter)
             and (self.since_us is None or failed_us >= self.since_us)
         )
 
-    def _wants_device(self, device: str | None) -> bool:
-        wanted = self.device or ""
-        if device is None or not wanted.endswith("*"):
-            return device == wanted
-        return device.startswith(wanted[:-1])
+    def _wants_device(self, letter: Letter) -> bool:
+        if self.device is None and self.device_prefix is None:
+            return True
+        device = device_of(letter)
+        return (
+            device is not None
+            and self.device in (None, device)
+            and device.startswith(self.device_prefix or "")
+        )
 
 
 EVERYTHING = Selection()

@@ -17,16 +17,25 @@ import orjson
 from msgspec import Raw
 
 from ingest.formats.json_item import read_item
-from ingest.formats.json_slices import SPACE, not_json, parsed, slices
+from ingest.formats.json_slices import SPACE, not_json, slices
 from ingest.formats.json_whole import Rows, many, one
-from ingest.formats.post import ERRORS_TOLD_MAX, Decoded, ItemError, Post, Steps, too_many
+from ingest.formats.post import (
+    ERRORS_TOLD_MAX,
+    Decoded,
+    ItemError,
+    Post,
+    Steps,
+    most_invalid,
+    most_items,
+    too_many,
+    too_many_invalid,
+)
 from ingest.formats.series import SERIES
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 from ingest.model.rows import PG_EPOCH_US, encode_rows
 
 WHOLE_BYTES = 16 * 1024  # a body of this size is decoded in one step, if all its items are valid
-SINGLE_BYTES = 1_024  # a body of this size is parsed unseen
 CAREFUL_ITEMS = 32  # read one by one in one step
 
 _RAWS = msgspec.json.Decoder(list[Raw])
@@ -46,35 +55,33 @@ def decode(body: bytes, post: Post) -> Decoded:
 def begin(body: bytes, post: Post) -> Decoded | Steps:
     """Return one block of the valid readings and errors for the others, or the steps to it.
 
-    `begin` and the steps raise Refused: `not_json`, `empty`, `too_many_readings`, `item_too_large`.
+    `begin` and the steps raise Refused: `not_json`, `empty`, `too_many_readings`, `item_too_large`,
+    `invalid_items`.
     """
-    if len(body) > WHOLE_BYTES:
-        reader = _Reader(post)
-        return reader.finish(reader.read_all(body))
+    size = len(body)
+    if size > WHOLE_BYTES:
+        return _in_slices(body, post)
     try:
-        value = parsed(body) if len(body) > SINGLE_BYTES else orjson.loads(body)
+        value = orjson.loads(body)
     except ValueError:
-        value = _parsed_whole(body)
+        return _in_slices(body, post)  # a number beyond float64, or no JSON
     kind = type(value)
     if kind is dict:
         rows = one(value, body, post)
     elif kind is list:
         _require_possible(value, post)
-        rows = many(value, body, post)
+        rows = None if len(value) > most_items(size) else many(value, body, post)
     else:
         rows = None
     if rows is not None:
         return Decoded(_block(rows, post), [])
-    items, originals = (value, _originals(body)) if kind is list else ([value], [body.strip(SPACE)])
-    reader = _Reader(post)
-    return reader.finish(reader.read_each(items, originals))
+    reader = _Reader(post, size)
+    return reader.finish(reader.read_again(value if kind is list else [value], body))
 
 
-def _parsed_whole(body: bytes) -> Any:
-    try:
-        return parsed(body)
-    except ValueError as fault:
-        raise not_json(fault) from None
+def _in_slices(body: bytes, post: Post) -> Steps:
+    reader = _Reader(post, len(body))
+    return reader.finish(reader.read_all(body))
 
 
 def _require_possible(items: Sequence[Any], post: Post) -> None:
@@ -86,7 +93,10 @@ def _require_possible(items: Sequence[Any], post: Post) -> None:
 
 
 def _originals(text: bytes) -> list[bytes]:
-    """Return the bytes of each item of an array that is JSON. Raises Refused (`not_json`)."""
+    """Return the bytes of each item of an array, or of one item. Raises Refused (`not_json`)."""
+    stripped = text.strip(SPACE)
+    if stripped[:1] != b"[":
+        return [stripped]
     try:
         return [bytes(raw) for raw in _RAWS.decode(text)]
     except RecursionError as fault:
@@ -107,8 +117,9 @@ def _block(rows: Rows, post: Post) -> Block:
 class _Reader:
     """What has been read of one post."""
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: Post, body_bytes: int) -> None:
         self._post = post
+        self._body_bytes = body_bytes
         self._items = 0
         self._tuples: list[bytes] = []
         self._rows = 0
@@ -137,22 +148,34 @@ class _Reader:
             items, text = each
             if not self._items:
                 _require_possible(items, self._post)
-            rows = None if self._is_all_bad else many(items, text, self._post)
+            is_bad = self._is_all_bad or self._is_crowd(items)
+            rows = None if is_bad else many(items, text, self._post)
             if rows is not None:
                 self._keep(rows, len(items))
             else:
                 yield
-                originals = _originals(text) if text[:1] == b"[" else [text.strip(SPACE)]
-                yield from self.read_each(items, originals)
+                yield from self.read_again(items, text)
 
-    def read_each(
-        self, items: Sequence[Any], originals: Sequence[bytes]
-    ) -> Generator[None, None, None]:
-        """Read items one by one, CAREFUL_ITEMS in a step."""
+    def read_again(self, items: Sequence[Any], text: bytes) -> Generator[None, None, None]:
+        """Read the items of a text one by one, CAREFUL_ITEMS in a step."""
+        if self._is_crowd(items):
+            self._name_some(items)
+            raise too_many_invalid(self._errors, self._body_bytes)
+        originals = _originals(text)
         for start in range(0, len(items), CAREFUL_ITEMS):
             if start:
                 yield
             self._read_some(items[start : start + CAREFUL_ITEMS], originals[start:])
+            if len(self._errors) > most_invalid(self._body_bytes):
+                raise too_many_invalid(self._errors, self._body_bytes)
+
+    def _is_crowd(self, items: Sequence[Any]) -> bool:
+        return self._items + len(items) > most_items(self._body_bytes)
+
+    def _name_some(self, items: Sequence[Any]) -> None:
+        """Note the errors of the first items, for the answer. Most of the items are too short."""
+        some = items[:CAREFUL_ITEMS]
+        self._read_some(some, [*map(orjson.dumps, some)])
 
     def _read_some(self, items: Sequence[Any], originals: Sequence[bytes]) -> None:
         times_pg_us: list[int] = []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import NamedTuple
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -13,6 +13,11 @@ from ingest.model.errors import Refused
 # So many errors of a post get a message of their own and all their faults; the others the text of
 # their code. A message costs as much as decoding ten readings.
 ERRORS_TOLD_MAX = 20
+ERRORS_MAX = 100  # are listed in an answer
+# A dead letter of `0` has 369 bytes. So a post may have few invalid items that are shorter than a
+# valid one can be: `{"device_id":"a","values":{"b":1}}` has 34 bytes.
+INVALID_FEW = 20
+ITEM_BYTES_MIN = 32
 
 
 class Rules(NamedTuple):
@@ -76,3 +81,47 @@ def too_many(rows_max: int) -> Refused:
         f"the post has more readings than allowed; a post may have {rows_max} readings",
         readings_max=rows_max,
     )
+
+
+def most_invalid(body_bytes: int) -> int:
+    """Return how many invalid items a post may have: at least as many as fit in at full length."""
+    return INVALID_FEW + body_bytes // ITEM_BYTES_MIN
+
+
+def most_items(body_bytes: int) -> int:
+    """Return a number of items: if a body has more, too many are surely too short to be valid.
+
+    Each item has at least one byte and a comma; if v of n items are valid, 33 v + 2 (n - v) is at
+    most the body. For n above this number, n - v is above `most_invalid`.
+    """
+    return INVALID_FEW + body_bytes // (ITEM_BYTES_MIN // 2)
+
+
+def too_many_invalid(errors: Sequence[ItemError], body_bytes: int) -> Refused:
+    """Return the refusal of a post with more invalid items than are kept."""
+    return Refused(
+        "invalid_items",
+        f"the post has more than {most_invalid(body_bytes)} invalid items: {INVALID_FEW}, and one "
+        f"for each {ITEM_BYTES_MIN} bytes",
+        **named(errors),
+    )
+
+
+def named(errors: Sequence[ItemError]) -> dict[str, Any]:
+    """Return the members `errors` and, if there are too many, `errors_truncated`."""
+    return limited([shown(error) for error in errors[:ERRORS_MAX]], len(errors))
+
+
+def shown(error: ItemError) -> dict[str, Any]:
+    """Return the entry of `errors` for one invalid item."""
+    field = {} if error.field is None else {"field": error.field}
+    shown = {"index": error.item, "code": error.code, "message": error.message, **field}
+    if error.also:
+        shown["also"] = [{"field": field, "code": code} for field, code in error.also]
+    return shown
+
+
+def limited(entries: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Return the member `errors`, and `errors_truncated` if `count` errors are more than these."""
+    truncated = {"errors_truncated": True} if count > len(entries) else {}
+    return {"errors": entries, **truncated}

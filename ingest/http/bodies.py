@@ -88,6 +88,7 @@ class Bodies:
         self._numbers = count()
         self._incomplete: dict[_Body, None] = {}  # the large ones, the oldest first
         self._queue: list[_Place] = []
+        self._grant_is_due = False  # nothing is given away before
 
     def check(self, size_bytes: int) -> None:
         """Raise Refused("body_too_large") if a body of this size is not allowed."""
@@ -127,12 +128,19 @@ class Bodies:
         self._bytes_taken += size_bytes
         return True
 
-    def count_out(self, size_bytes: int) -> None:
-        """Count a body no longer that was counted in; those in the queue may go on."""
+    def count_out(self, size_bytes: int, *, may_return: bool = False) -> None:
+        """Count a body no longer that was counted in; those in the queue may go on.
+
+        If it may be counted in again when its request begins, they go on after that.
+        """
         self._bytes_taken -= size_bytes
         if size_bytes > SMALL_BYTES:
             self._bytes_taken_by_large -= size_bytes
         if self._queue:
+            if may_return and not self._grant_is_due:
+                self._grant_is_due = True
+                loop = asyncio.get_running_loop()
+                loop.call_soon(loop.call_soon, self._grant_now)  # when all of this round have begun
             self._grant()
 
     # Reading
@@ -232,8 +240,14 @@ class Bodies:
         body.deadline_s += waited_s
         body.part_s += waited_s
 
+    def _grant_now(self) -> None:
+        self._grant_is_due = False
+        self._grant()
+
     def _grant(self) -> None:
         """Book what has room, until the first for which there is none."""
+        if self._grant_is_due:
+            return
         for place in sorted(self._queue, key=lambda each: each.rank):
             if not place.done():
                 if not self._book(place.body, place.more_bytes):

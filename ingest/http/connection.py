@@ -3,9 +3,8 @@
 For each request aiohttp wakes a task, makes a request and a writer, and returns through all of
 them. With a thousand connections this is 40 us of a post's 55, most of it for memory that is no
 longer in the CPU's cache. On the short way, a request that arrived whole waits in the round queue
-as bytes, and is answered in one step when its round comes. That is after all sockets have been
-read. If a client is answered between two reads, it sends its next request at once; then each
-reading of the sockets finds fewer requests (33 us a post instead of 28).
+as bytes, and is answered in one step when its round comes, after all sockets have been read. If a
+client is answered between two reads, each reading of the sockets finds fewer requests.
 
 All other requests go aiohttp's way: bodies that have not arrived or are compressed, HTTP/1.0, the
 last request of a connection, clients that do not read their answers.
@@ -26,21 +25,19 @@ from functools import partial
 from typing import Any, cast
 
 from aiohttp import http_parser, web
-from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import StreamReader
 
+from ingest.http.heads import HEAD_END, HTTP_1, code_of, end_of_request, head_bytes, parser_of
 from ingest.http.owner import Owner
-from ingest.http.request import WholeRequest, address_of, is_whole
+from ingest.http.request import Client, WholeRequest, client_at, is_whole
 from ingest.http.response import Answer
 
 # The body of a refused request is read and dropped for this long. If the connection were closed at
 # once, many clients would see an error of the connection and not the answer.
 LINGER_S = 5.0
-HEADERS_MAX = 64  # of a request
-LINE_BYTES_MAX = 8 * 1024  # of its target, and of each header
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come, between two requests
 READ_BYTES = 64 * 1024  # of a body that the handler has not read; then the socket is paused
-HEAD_END = b"\r\n\r\n"
+HALF_END = len(HEAD_END) - 1  # may be at the end of some bytes
 
 # Where Python can, a new task runs at once until it has to wait. Most answers never wait.
 if sys.version_info >= (3, 12):
@@ -53,14 +50,15 @@ class Connection(web.RequestHandler):
     """The protocol of one connection."""
 
     __slots__ = (
+        "_apart_bytes",
         "_arriving",
         "_busy",
+        "_client",
+        "_half",
         "_half_bytes",
         "_no_more",
         "_owner",
-        "_peer",
         "_rest",
-        "_upgrade_bytes",
     )
 
     def __init__(self, owner: Owner, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
@@ -73,30 +71,19 @@ class Connection(web.RequestHandler):
         )
         self._arriving: StreamReader | None = None  # the newest body, while it is not complete
         self._rest = b""  # bytes behind a request with an Upgrade header, not parsed yet
-        self._upgrade_bytes = 0  # its declared size, -1 if chunked, if its request asks for one
-        # This parser stops behind each request. aiohttp's own reads on, and when it comes to bytes
-        # that are not HTTP, it loses the requests before them.
-        self._parser = http_parser.HttpRequestParser(
-            self,
-            loop,
-            READ_BYTES,
-            max_line_size=LINE_BYTES_MAX,
-            max_headers=HEADERS_MAX,
-            max_field_size=LINE_BYTES_MAX,
-            payload_exception=web.RequestPayloadError,
-            auto_decompress=False,
-            max_msg_queue_size=1,
-        )
+        self._apart_bytes = 0  # its declared size, -1 if chunked, if it is parsed apart
+        self._half = b""  # the last bytes of a head whose end has not come
+        self._parser = parser_of(self, loop, READ_BYTES)
         self._owner = owner
         self._no_more = False  # the client has closed its sending side
         self._half_bytes = 0  # of a head that has begun
         self._busy = False  # the first of _messages waits for its round, or one is being answered
-        self._peer = ""
+        self._client = Client("", "")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember the client's address."""
+        """Remember who it is."""
         super().connection_made(transport)
-        self._peer = address_of(transport)
+        self._client = client_at(transport)
 
     def data_received(self, data: bytes) -> None:
         """Parse; enqueue a request that is whole; count the bytes of half a head."""
@@ -119,25 +106,58 @@ class Connection(web.RequestHandler):
 
     def _parse(self, data: bytes) -> None:
         """Parse all requests in some bytes. The parser stops behind each; it then has to go on."""
-        if data.count(b"pgrade") or self._upgrade_bytes or self._rest:  # `in` takes twice as long
-            self._parse_apart(self._rest + data)
+        lines = data.count(HTTP_1)
+        if lines != 1 or self._arriving or self._half or self._apart_bytes or self._rest:
+            self._parse_unusual(data, lines)
             return
         before = len(self._messages)
         super().data_received(data)
+        if len(self._messages) == before:
+            self._half = data[-HALF_END:]
+            return
+        message, content = self._messages[-1]
+        end = data.find(HEAD_END) + len(HEAD_END) + content.total_bytes
+        if end == len(data) and content.is_eof() and not getattr(message, "upgrade", True):
+            return  # the common case: one request, and nothing behind it
+        if self._is_complete(message, content):
+            self._parse_on()
+            if getattr(message, "upgrade", True):  # the parser has dropped what stands behind it
+                self._parse_apart(data[end_of_request(data, message, content) :])
+            else:
+                self._note_half(data)
+        elif self._apart_bytes:
+            self._half = data[-HALF_END:]
+
+    def _parse_unusual(self, data: bytes, lines: int) -> None:
+        """Parse bytes that belong to several requests, or to one that came before."""
+        is_apart = self._half or self._apart_bytes or self._rest
+        if is_apart or (lines and b"upgrade" in data.lower()):
+            self._parse_apart(self._rest + data)
+            return
+        before, body = len(self._messages), self._arriving
+        had_bytes = 0 if body is None else body.total_bytes
+        super().data_received(data)
         if len(self._messages) > before:
-            message, content = self._messages[-1]
-            end = data.find(HEAD_END) + len(HEAD_END) + content.total_bytes
-            if end == len(data) and content.is_eof() and not getattr(message, "upgrade", True):
-                return  # the common case: one request, and nothing behind it
-            if not self._is_complete(message, content):
+            if not self._is_complete(*self._messages[-1]):
                 return
-        elif self._arriving is None or not self._arriving.is_eof():
+        elif body is None:
+            self._half = data[-HALF_END:]
+            return
+        elif not body.is_eof():
             return
         self._parse_on()
+        if body is None or body.total_bytes - had_bytes != len(data):
+            self._note_half(data)
+
+    def _note_half(self, data: bytes) -> None:
+        """Note the last bytes, if they may be of a head whose end has not come."""
+        body_bytes = self._messages[-1][1].total_bytes if self._messages else -1
+        if self._arriving is None and data.rfind(HEAD_END) + HALF_END + 1 + body_bytes != len(data):
+            self._half = data[-HALF_END:]
 
     def _parse_on(self) -> None:
         """Parse what stands behind a complete request."""
-        self._arriving, self._upgrade_bytes = None, 0
+        self._arriving, self._apart_bytes = None, 0
         while self._parser is not None:
             before = len(self._messages)
             self._parser.message_consumed()
@@ -150,31 +170,34 @@ class Connection(web.RequestHandler):
             if len(self._messages) >= self._max_msg_queue_size:
                 return  # aiohttp calls again when some of these have been taken
 
-    def _is_complete(self, message: object, content: StreamReader) -> bool:
+    def _is_complete(self, message: Any, content: StreamReader, apart: bool = False) -> bool:
         """Whether others may stand behind the newest request; note its body if it is not here."""
         if not isinstance(message, http_parser.RawRequestMessage):
             self._break_off_bodies()
             return False  # bytes that are not HTTP
         if not content.is_eof():
             self._arriving = content
-            if message.upgrade:
-                self._upgrade_bytes = int(message.headers.get("Content-Length", -1))
+            if message.upgrade or apart:
+                self._apart_bytes = int(message.headers.get("Content-Length", -1))
         return content.is_eof()
 
     def _parse_apart(self, data: bytes) -> None:
-        """Parse the requests one by one, and ignore Upgrade headers.
-
-        The parser drops what stands in the same bytes behind a request with such a header.
-        """
+        """Parse the requests one by one: behind an Upgrade header the parser drops all bytes."""
         start, self._rest = 0, b""
         while True:
-            end = self._end_of_part(data, start)
-            before = len(self._messages)
-            super().data_received(data[start:end])
-            start = end
-            arrived = self._arriving is not None and self._arriving.is_eof()
-            if arrived or (len(self._messages) > before and self._is_complete(*self._messages[-1])):
+            part = data[start : self._end_of_part(data, start)]
+            start += len(part)
+            before, is_sized = len(self._messages), self._apart_bytes > 0
+            super().data_received(part)
+            has_come = len(self._messages) > before
+            if has_come:
+                is_end = self._is_complete(*self._messages[-1], apart=True)
+            else:
+                is_end = self._arriving is not None and self._arriving.is_eof()
+            if is_end:
                 self._parse_on()
+            is_half = not (has_come or is_end or is_sized)
+            self._half = (self._half + part)[-HALF_END:] if is_half else b""
             if start >= len(data):
                 return
             if len(self._messages) >= self._max_msg_queue_size:
@@ -182,10 +205,11 @@ class Connection(web.RequestHandler):
                 return
 
     def _end_of_part(self, data: bytes, start: int) -> int:
-        if self._upgrade_bytes > 0 and self._arriving is not None:
-            return start + self._upgrade_bytes - self._arriving.total_bytes
-        end = data.find(HEAD_END, start)  # of a head, or of a chunked body
-        return end + len(HEAD_END) if end >= 0 else len(data)
+        if self._apart_bytes > 0 and self._arriving is not None:
+            return start + self._apart_bytes - self._arriving.total_bytes
+        half = b"" if start else self._half
+        end = (half + data).find(HEAD_END, start)  # of a head, or of a chunked body
+        return end - len(half) + len(HEAD_END) if end >= 0 else len(data)
 
     def _half_head(self, more_bytes: int) -> None:
         """Count bytes of a head whose end has not come. If they are too many, close."""
@@ -204,7 +228,7 @@ class Connection(web.RequestHandler):
         """
         if not self._buffer_paused:
             waiting_bytes = sum(
-                content.total_bytes + _head_bytes(message) for message, content in self._messages
+                content.total_bytes + head_bytes(message) for message, content in self._messages
             )
             if waiting_bytes > READ_BYTES:
                 self._pause_reading_for_buffer()
@@ -243,7 +267,7 @@ class Connection(web.RequestHandler):
         message, content = self._messages.popleft()
         if self._parser is not None:  # None: the connection is gone
             self._parser.message_consumed()
-        request = WholeRequest(cast(http_parser.RawRequestMessage, message), content, self._peer)
+        request = WholeRequest(cast(http_parser.RawRequestMessage, message), content, self._client)
         task = _start_task(self._owner.answer(request), loop=self._loop)
         if task.done():
             self._end(task)
@@ -319,19 +343,7 @@ class Connection(web.RequestHandler):
 
         The parser's own text is not sent, since it repeats bytes of the request.
         """
-        if isinstance(exc, ConnectionError):
-            code = "bad_request"  # the client left before its body was here; nobody reads this
-        elif status >= 500:
-            code = "internal"
+        code = code_of(exc, status)
+        if code == "internal":
             self.log_exception("Error handling request", exc_info=exc)
-        elif isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
-            code = "headers_too_large"
-        else:
-            code = "bad_request"
         return cast(web.StreamResponse, self._owner.malformed(code))
-
-
-def _head_bytes(message: Any) -> int:
-    """Return the bytes of a request's headers: the part of the head that may be large."""
-    headers = getattr(message, "raw_headers", ())  # an error in place of a request has none
-    return sum(len(name) + len(value) for name, value in headers)

@@ -28,7 +28,7 @@ from ingest.http.crowds import Crowds
 from ingest.http.fence import check_names, short_way_is_known
 from ingest.http.listener import Listener
 from ingest.http.owner import RoundQueue
-from ingest.http.request import Request, address_of, network_of
+from ingest.http.request import Request, client_at
 from ingest.http.response import Answer
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
@@ -123,7 +123,7 @@ class Connections(web.Server):
                 transport.abort()
                 return
             self._drop(another)
-        network = network_of(address_of(transport))
+        network = client_at(transport).network
         self._open[handler] = _Open(transport, network)
         self._by_network.add(network, handler, monotonic_s())
         self._head_awaited(handler, network)

@@ -1,6 +1,6 @@
 """Connections by the network that they come from, and which network has most of them.
 
-Networks are those of request.network_of: one customer has at least a /64 of IPv6.
+Networks are those of request.Client: one customer has at least a /64 of IPv6.
 Promises: the cost of a call does not depend on the number of connections.
 """
 

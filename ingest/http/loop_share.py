@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from ingest.system.clock import monotonic_s
 
@@ -65,14 +65,10 @@ class LoopShare:
         await granted
 
     async def finish(self, steps: Generator[None, None, T]) -> T:
-        """Do the first step now, the others in the next rounds; return the result.
+        """Do the steps in the rounds' time for steps; return the result.
 
         Raises what a step raises. Safe to cancel.
         """
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast("T", end.value)
         finished: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._in_steps.append((steps, finished))
         self._schedule()

@@ -51,7 +51,7 @@ class PlainBodies:
             return False
 
         def begin_in_round() -> bool:
-            self._bodies.count_out(body_bytes)
+            self._bodies.count_out(body_bytes, may_return=True)
             begin()
             return True
 

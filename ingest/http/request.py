@@ -9,6 +9,7 @@ from __future__ import annotations
 from asyncio import BaseTransport
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
+from typing import NamedTuple
 
 from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
@@ -21,17 +22,16 @@ from ingest.model.errors import Refused
 class WholeRequest:
     """Has the names of aiohttp's BaseRequest that the pages use.
 
-    Its round of the event loop has come. Its client keeps the connection open (HTTP/1.1). `peer` is
-    the client's address, as `peer_of` returns it.
+    Its round of the event loop has come. Its client keeps the connection open (HTTP/1.1).
     """
 
     transport = None  # nothing more is read for this request
 
-    __slots__ = ("_message", "content", "headers", "method", "peer", "raw_path")
+    __slots__ = ("_message", "client", "content", "headers", "method", "raw_path")
 
-    def __init__(self, message: RawRequestMessage, content: StreamReader, peer: str) -> None:
+    def __init__(self, message: RawRequestMessage, content: StreamReader, client: Client) -> None:
         self._message = message
-        self.peer = peer
+        self.client = client
         self.content = content
         self.headers: CIMultiDictProxy[str] = message.headers
         self.method: str = message.method
@@ -52,17 +52,6 @@ UnreadRequest = web.BaseRequest  # a part of its body may not have arrived yet
 Request = UnreadRequest | WholeRequest
 
 
-def address_of(transport: BaseTransport) -> str:
-    """Return the address of a connection's client without its port, "" on a Unix socket."""
-    name = transport.get_extra_info("peername")
-    return str(name[0]) if isinstance(name, tuple) and name else ""
-
-
-def peer_of(request: Request) -> str:
-    """Return the address of the client without its port, "" on a Unix socket or if unknown."""
-    return request.peer if isinstance(request, WholeRequest) else request.remote or ""
-
-
 @lru_cache(maxsize=4096)
 def network_of(address: str) -> str:
     """Return what may be one client: an IPv4 address, or the /64 of an IPv6 one, else the text."""
@@ -75,6 +64,31 @@ def network_of(address: str) -> str:
     if ip.ipv4_mapped is not None:
         return str(ip.ipv4_mapped)
     return str(IPv6Network((int(ip) >> 64 << 64, 64)))
+
+
+class Client(NamedTuple):
+    """Who sent a request.
+
+    `address` is "" on a Unix socket or if unknown. `network` is what may be one client.
+    """
+
+    address: str
+    network: str
+
+
+def client_at(transport: BaseTransport) -> Client:
+    """Return the client of a connection."""
+    name = transport.get_extra_info("peername")
+    address = str(name[0]) if isinstance(name, tuple) and name else ""
+    return Client(address, network_of(address))
+
+
+def client_of(request: Request) -> Client:
+    """Return the client of a request."""
+    if isinstance(request, WholeRequest):
+        return request.client
+    address = request.remote or ""
+    return Client(address, network_of(address))
 
 
 def is_whole(message: object, content: StreamReader) -> bool:

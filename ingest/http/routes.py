@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from ingest.http.connection import HALF_HEAD_BYTES_MAX, HEADERS_MAX, LINE_BYTES_MAX
+from ingest.http.connection import HALF_HEAD_BYTES_MAX
 from ingest.http.connections import Connections
+from ingest.http.heads import HEADERS_MAX, LINE_BYTES_MAX
 from ingest.http.owner import RoundQueue
 from ingest.http.request import Request, WholeRequest, check_meant
 from ingest.http.response import TEXT, Answer, problem

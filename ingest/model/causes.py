@@ -123,7 +123,7 @@ CAUSES: dict[str, Cause] = {
         "ingestonhold",
     ),
     "breaker": Cause(
-        "the database refuses many rows of many devices",
+        "the database refuses many rows of many posts",
         "Fix the constraint or the trigger. If the rows really are bad, move them to the dead "
         "letters: `{run} hold release --dead-letter`.",
         "ingestonhold",

@@ -45,7 +45,9 @@ PROBLEMS: dict[str, Problem] = {
     "wrong_host": Problem(421, "The host name is not a name of the loopback", "use localhost"),
     "empty": Problem(422, "There are no readings in the post", "send at least one"),
     "all_invalid": Problem(422, "Every item is invalid", "fix the items"),
-    "invalid_items": Problem(422, "Some items are invalid, and strict=true", "fix the items"),
+    "invalid_items": Problem(
+        422, "Some items are invalid, and strict=true; or too many are", "fix the items"
+    ),
     "dead_letters_full": Problem(
         422, "Some items are invalid, and there is no space to keep them", "post the other items"
     ),

@@ -40,10 +40,15 @@ class Refused(IngestError):
 
 
 class BufferFull(IngestError):
-    """No room became free in time. The client should try again after `retry_after_s` seconds."""
+    """No room became free in time. The client should try again after `retry_after_s` seconds.
 
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__("the buffer has no room for this post")
+    The room is the buffer's, unless `why` says another one.
+    """
+
+    def __init__(
+        self, retry_after_s: float, why: str = "the buffer has no room for this post"
+    ) -> None:
+        super().__init__(why)
         self.retry_after_s = retry_after_s
 
 

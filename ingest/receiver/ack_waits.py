@@ -1,6 +1,7 @@
 """How a post with `ack=committed` waits: until its outcome, its time limit, or a pause of writes.
 
-Promises: one timer and one watch of the database state, however many posts wait.
+Promises: one timer and one watch of the database state, however many posts wait. A quarter of the
+connections is left for other posts.
 Does not: change a block.
 """
 
@@ -14,18 +15,29 @@ from ingest.model.errors import Refused
 from ingest.model.ports import Database
 from ingest.system.clock import monotonic_s
 
+WAITS_OF_4 = 3  # quarters of the connections may wait: one that waits is never closed for a new one
 ON_HOLD = "on_hold"  # the reason of a wait that ended because writes are paused
 
 
 class AckWaits:
     """The outcomes that the posts of one receiver wait for, each at most `wait_s_max`."""
 
-    def __init__(self, database: Database, wait_s_max: float) -> None:
+    def __init__(self, database: Database, wait_s_max: float, *, connections_max: int) -> None:
         self._database = database
         self._wait_s_max = wait_s_max
+        self._waits_max = max(1, connections_max * WAITS_OF_4 // 4)
         self._undecided: dict[asyncio.Future[str], float] = {}  # waiting posts: end of the wait
         self._time_watch: asyncio.TimerHandle | None = None
         self._hold_watch: asyncio.Task[str] | None = None
+
+    def require_place(self) -> None:
+        """Raise Refused if so many posts wait that new clients would find no connection."""
+        if len(self._undecided) >= self._waits_max:
+            raise Refused(
+                "buffer_full",
+                "too many posts wait for the table; nothing of the post is kept",
+                retry_after_s=self._wait_s_max,
+            )
 
     async def of(self, ack: Ack) -> Outcome:
         """Wait for the outcome of a block. Raises Refused; the block may be stored nevertheless."""

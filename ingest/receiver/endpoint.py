@@ -15,10 +15,10 @@ import asyncio
 from collections.abc import Callable
 from functools import lru_cache
 
-from ingest.formats.media_type import FORMATS, Decode, format_of
-from ingest.formats.post import Decoded, ItemError, Post, Rules
+from ingest.formats.media_type import FORMATS, format_of
+from ingest.formats.post import Decoded, ItemError, Post, Rules, named
 from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Request, WholeRequest, network_of, peer_of
+from ingest.http.request import Request, WholeRequest, client_of
 from ingest.http.response import Answer
 from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.ack import Ack
@@ -106,7 +106,7 @@ class Endpoint:
             round_queue=plain_bodies,
             on_refused=on_refused,
         )
-        self._outcomes = AckWaits(database, ack_wait_s_max)
+        self._outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
         self._left = asyncio.Event()  # set whenever a post or a tail has ended
@@ -162,9 +162,28 @@ class Endpoint:
     async def _post(self, request: Request, query: Query, received_s: float) -> Answer:
         media_type = request.headers.get("Content-Type", "")
         decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
-        decoded = await self._decoded(request, decode, query, received_s)
+        body = b""
+        try:
+            if isinstance(request, WholeRequest):  # the common way, so it makes no coroutine
+                body = self._plain_bodies.whole_body(request)
+                precision, ignore_unknown = query.precision, query.ignore_unknown
+                post = Post(precision, ignore_unknown, unix_us(), received_s, self._rules)
+                decoded = decode(body, post)
+                if not isinstance(decoded, Decoded):
+                    decoded = await self._plain_bodies.finish(decoded, uncounted_bytes=len(body))
+            else:
+                async with self._plain_bodies.body(request) as body:
+                    precision, ignore_unknown = query.precision, query.ignore_unknown
+                    post = Post(precision, ignore_unknown, unix_us(), received_s, self._rules)
+                    decoded = decode(body, post)
+                    if not isinstance(decoded, Decoded):
+                        decoded = await self._plain_bodies.finish(decoded, uncounted_bytes=0)
+        except Refused as refused:
+            refused.body_start = body
+            raise
+        del body  # its memory is free while the post waits for room or for its outcome
         if decoded.block is not None:
-            decoded.block.sender = network_of(peer_of(request))
+            decoded.block.sender = client_of(request).network
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         if not decoded.errors:
@@ -182,30 +201,6 @@ class Endpoint:
             outcome = await self._outcomes.of(block.ack)
             return replies.committed(block, errors, outcome)
         return replies.accepted(query.ack or "", block.rows, errors)
-
-    async def _decoded(
-        self, request: Request, decode: Decode, query: Query, received_s: float
-    ) -> Decoded:
-        """Receive the body and decode it. Its memory is free when the post waits for room."""
-        body = b""
-        try:
-            if isinstance(request, WholeRequest):
-                body = self._plain_bodies.whole_body(request)
-                decoded = decode(body, self._post_of(query, received_s))
-                if isinstance(decoded, Decoded):
-                    return decoded
-                return await self._plain_bodies.finish(decoded, uncounted_bytes=len(body))
-            async with self._plain_bodies.body(request) as body:
-                decoded = decode(body, self._post_of(query, received_s))
-                if isinstance(decoded, Decoded):
-                    return decoded
-                return await self._plain_bodies.finish(decoded, uncounted_bytes=0)
-        except Refused as refused:
-            refused.body_start = body
-            raise
-
-    def _post_of(self, query: Query, received_s: float) -> Post:
-        return Post(query.precision, query.ignore_unknown, unix_us(), received_s, self._rules)
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
@@ -258,18 +253,17 @@ class Endpoint:
         """Reserve, dead-letter, put. Nothing is kept if this raises."""
         block, errors = decoded
         if block is None:
-            raise Refused(
-                "all_invalid", "all readings of the post are invalid", **replies.named(errors)
-            )
+            raise Refused("all_invalid", "all readings of the post are invalid", **named(errors))
         if errors and query.strict:
             raise Refused(
                 "invalid_items",
                 f"the post has {counted(len(errors), 'invalid reading')} and strict=true",
-                **replies.named(errors),
+                **named(errors),
             )
         if query.ack == COMMITTED:
             if self._database.hold_reason is not None:
                 raise Refused("database_on_hold", "nothing of the post is kept")
+            self._outcomes.require_place()
             block.ack = Ack()
         original_bytes = sum(len(error.original) for error in errors)
         reservation = await self._inlet.reserve(
@@ -311,5 +305,5 @@ def _letters_full(errors: list[ItemError], *, share: bool = False) -> Refused:
         "dead_letters_full",
         f"{why} to keep the invalid items; post the other items without them",
         items=sorted({error.item for error in errors}),
-        **replies.named(errors),
+        **named(errors),
     )

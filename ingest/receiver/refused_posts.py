@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from ingest.http.request import Request, peer_of
+from ingest.http.request import Request, client_of
 from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
@@ -46,7 +46,7 @@ class RefusedPosts:
         body = refused.body_start[:BODY_BYTES_MAX]
         if not body and request.content.exception() is None:  # refused before it was read
             body = request.content.read_nowait(BODY_BYTES_MAX)
-        self._posts.append(_Post(unix_us(), peer_of(request), _named(refused), body))
+        self._posts.append(_Post(unix_us(), client_of(request).address, _named(refused), body))
 
     def listed(self) -> list[dict[str, Any]]:
         """Return the posts for JSON, newest first. Bytes that are not UTF-8 become U+FFFD."""

@@ -11,20 +11,13 @@ from typing import Any
 
 import orjson
 
-from ingest.formats.post import ItemError
+from ingest.formats.post import ERRORS_MAX, ItemError, limited, named, shown
 from ingest.http.response import Answer
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
 from ingest.model.codes import ITEM_CODES, NO_PARTITION
 from ingest.model.letter import REFUSED
 from ingest.system.words import quoted
-
-ERRORS_MAX = 100
-
-
-def named(errors: Sequence[ItemError]) -> dict[str, Any]:
-    """Return the members `errors` and, if there are too many, `errors_truncated`."""
-    return _limited([_shown(error) for error in errors[:ERRORS_MAX]], len(errors))
 
 
 def accepted(ack: str, rows: int, errors: Sequence[ItemError]) -> Answer:
@@ -43,27 +36,19 @@ def committed(block: Block, errors: Sequence[ItemError], outcome: Outcome) -> An
 
     The database's own messages are not shown: they may have values and names of other tables.
     """
-    shown = [_shown(error) for error in errors[:ERRORS_MAX]] + [
+    told = [shown(error) for error in errors[:ERRORS_MAX]] + [
         _refused(each, each.row if block.items is None else block.items[each.row])
         for each in outcome.refusals[:ERRORS_MAX]
     ]
-    shown.sort(key=lambda error: error["index"])
+    told.sort(key=lambda error: error["index"])
     invalid = len(errors) + len(outcome.refusals)
     document = {
         "accepted": block.rows - len(outcome.refusals),
         "dead_lettered": invalid,
         "ack": "committed",
-        **_limited(shown[:ERRORS_MAX], invalid),
+        **limited(told[:ERRORS_MAX], invalid),
     }
     return Answer(200, orjson.dumps(document))
-
-
-def _shown(error: ItemError) -> dict[str, Any]:
-    field = {} if error.field is None else {"field": error.field}
-    shown = {"index": error.item, "code": error.code, "message": error.message, **field}
-    if error.also:
-        shown["also"] = [{"field": field, "code": code} for field, code in error.also]
-    return shown
 
 
 def _refused(refusal: Refusal, index: int) -> dict[str, Any]:
@@ -78,8 +63,3 @@ def _refused(refusal: Refusal, index: int) -> dict[str, Any]:
         error["message"] = f"the row violates the constraint {quoted(refusal.constraint)}"
         error["constraint"] = refusal.constraint
     return error
-
-
-def _limited(shown: list[dict[str, Any]], count: int) -> dict[str, Any]:
-    truncated = {"errors_truncated": True} if count > len(shown) else {}
-    return {"errors": shown, **truncated}

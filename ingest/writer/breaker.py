@@ -5,7 +5,8 @@ breaker such a fault would move the readings of a whole fleet into the dead lett
 It decides for each batch, before any row of it is dead-lettered. A post with refused rows is one
 vote, however many they are and whatever devices they name. Writes are paused if in a window of
 consecutive posts more than `rows_max` of `window_rows` rows would be isolated, and these come from
-more than a fifth of the posts, and from more than a fifth of the senders.
+more than a fifth of the posts, and from more than a fifth of the senders. Of a post that was read
+back from the journal the sender is unknown: it counts as a sender of its own.
 """
 
 from __future__ import annotations
@@ -66,15 +67,20 @@ class _Window:
         return (
             self.refused_rows * self._window_rows > self._rows_max * rows
             and self.refused_posts * 5 > posts
-            and len(self._refused_senders) * 5 > len(self._senders)
+            and _addresses(self._refused_senders) * 5 > _addresses(self._senders)
         )
 
     def __str__(self) -> str:
         return (
             f"{self.refused_rows} of {self._rows} rows refused, in {self.refused_posts} of "
-            f"{len(self._posts)} posts, from {len(self._refused_senders)} of "
-            f"{len(self._senders)} addresses"
+            f"{len(self._posts)} posts, from {_addresses(self._refused_senders)} of "
+            f"{_addresses(self._senders)} addresses"
         )
+
+
+def _addresses(posts: Counter[str]) -> int:
+    """Count the senders. A post of an unknown sender, as from the journal, is one of its own."""
+    return len(posts) + max(0, posts[""] - 1)
 
 
 def _change(counts: Counter[str], name: str, by: int) -> None:

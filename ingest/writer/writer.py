@@ -244,7 +244,7 @@ class Writer:
         """Return what to write after a failure. Raises it again if nothing may be written now."""
         for block in piece:
             block.doubtful |= failure.doubtful
-        if failure.may_be_row and not self._rows_at_fault:
+        if failure.may_be_row and not (self._rows_at_fault and piece[0].isolate):
             try:
                 return await self._refused(failure, piece)
             except WriteFailed as other:
@@ -260,9 +260,14 @@ class Writer:
         return self._cut(piece) if to_cut else await self._retried(piece, failure)
 
     async def _refused(self, failure: WriteFailed, piece: list[Block]) -> list[list[Block]]:
-        """Isolate the piece if rows are at fault. Raises the failure again if an operator is."""
-        self._rows_at_fault = self._breaker.is_released(piece) or await takes_other_rows(
-            self._sink, piece
+        """Isolate the piece if rows are at fault. Raises the failure again if an operator is.
+
+        What was found out for one piece of a batch holds for its other pieces.
+        """
+        self._rows_at_fault = (
+            self._rows_at_fault
+            or self._breaker.is_released(piece)
+            or await takes_other_rows(self._sink, piece)
         )
         if not self._rows_at_fault:
             raise failure

@@ -90,7 +90,7 @@ async def _end_letters(chosen: argparse.Namespace, prefix: str, *, keeps: bool) 
     local = local_of(chosen)  # again: it may have been started anew, with another token
     done = None if keeps or local is None else await discard(local, prefix)
     if done is None:
-        print(f"its dead letters stay: ingest dlq discard --where 'device={prefix}*' --yes")
+        print(f"its dead letters stay: ingest dlq discard --where device_prefix={prefix} --yes")
     elif done:
         print(f"its {counted(done, 'dead letter')}: discarded")
 

@@ -14,14 +14,14 @@ import pytest
 from ingest.admin.dashboard import letters as dashboard_letters
 from ingest.dead_letters.files import try_replay_lock
 from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.reader import LiveLetter, Selection
+from ingest.dead_letters.reader import LiveLetter, Selection, live_letters
 from ingest.model.errors import Refused
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import lookup as lookup_postgres
 from ingest.sinks.postgres.lookup import Lookup
 from tests.support.dashboard import Rig, running
-from tests.support.letters import drained, invalid, read
+from tests.support.letters import drained, invalid, keep, make_store, read
 
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
 LIST = "/dead-letters"
@@ -50,6 +50,8 @@ async def test_list_is_newest_first_filtered_short_and_bounded(tmp_path: Path) -
         assert full["original"] == long.decode()
         assert len(await ids(rig, "?reason=drained")) == 3
         assert len(await ids(rig, "?device=long")) == 1
+        assert len(await ids(rig, "?device_prefix=de")) == 3
+        assert await ids(rig, "?device=lon*") == []
         assert len(await ids(rig, "?code=not_an_object&reason=invalid")) == 1
         assert len(await ids(rig, "?limit=2")) == 2
         assert not (await rig.ask(LIST + "?limit=2")).document["looked_at_all"]
@@ -105,6 +107,24 @@ async def test_newest_are_of_the_newest_file(tmp_path: Path) -> None:
         listed = (await rig.ask(LIST)).document["letters"]
         assert [each["device"] for each in listed] == ["new", "new", "old", "old", "old"]
         assert len(await ids(rig, "?limit=1&device=old")) == 1
+
+
+def test_replay_decodes_few_bytes_in_one_round_of_the_event_loop(tmp_path: Path) -> None:
+    """Twenty letters of 30 kB are ten rounds, 250 small ones are three, a huge one is its own."""
+    large = [invalid(b"%02d" % number + b"y" * 30_000) for number in range(20)]
+    for letters, sizes in (
+        (large, [2] * 10),
+        (drained(250), [100, 100, 50]),
+        ([*drained(1), invalid(b"z" * 100_000), invalid(b"1")], [1, 1, 1]),
+    ):
+        folder = tmp_path / str(len(letters))
+        store = make_store(folder)
+        keep(store, letters)
+        store.close()
+        live = list(live_letters(folder))
+        some = list(dashboard_letters.rounds(live))
+        assert [len(each) for each in some] == sizes
+        assert list(itertools.chain(*some)) == live
 
 
 async def test_replay_brings_in_what_is_good_now_and_leaves_the_rest(

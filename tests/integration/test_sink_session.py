@@ -80,6 +80,31 @@ async def test_session_that_is_shared_is_named_and_all_sinks_connect_anew(
     await one.close()
 
 
+async def backend_of(connection: asyncpg.Connection[Any]) -> str:
+    """Return the server process of a connection, as KnownServer names it."""
+    began_s = await connection.fetchval(
+        "select extract(epoch from backend_start)::text from pg_stat_activity where pid = $1",
+        connection.get_server_pid(),
+    )
+    return f"{connection.get_server_pid()} {began_s}"
+
+
+async def test_process_that_got_the_pid_of_a_cut_one_is_not_ended(readings_url: str) -> None:
+    """A pid is used again: perhaps for a connection of another instance, in a transaction."""
+    name = {"application_name": "iot-ingest writer 0"}
+    other = await asyncpg.connect(readings_url, server_settings=name)
+    await other.execute("begin")
+    for cut, ends in ((f"{other.get_server_pid()} 1.0", False), (await backend_of(other), True)):
+        known = KnownServer(2)
+        known.leave(cut)
+        sink = make_sink(readings_url, UNSAFE, known=known)
+        await sink.open()
+        await sink.close()
+        await asyncio.sleep(0.1)
+        assert other.is_closed() == ends
+    await other.close()
+
+
 async def test_connection_that_hangs_at_the_server_counts_as_one_of_ours(
     readings_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +114,7 @@ async def test_connection_that_hangs_at_the_server_counts_as_one_of_ours(
     hanging = await asyncpg.connect(
         readings_url, server_settings={"application_name": "iot-ingest writer 0"}
     )
-    known.leave(hanging.get_server_pid())
+    known.leave(await backend_of(hanging))
     sleep = asyncio.create_task(hanging.execute("select pg_sleep(0.5)"))
     await asyncio.sleep(0.1)
     one, other = (make_sink(readings_url, UNSAFE, known=known) for _ in range(2))
@@ -105,6 +130,9 @@ async def test_connection_that_hangs_at_the_server_counts_as_one_of_ours(
 
 OURS = """select count(*)
 from pg_stat_activity where application_name like 'iot-ingest%' and datname = current_database()"""
+
+WAITS = """select count(*)
+from pg_stat_activity where wait_event = 'SyncRep' and datname = current_database()"""
 
 
 async def standby(operator: asyncpg.Connection[Any], name: str) -> None:
@@ -145,6 +173,8 @@ async def test_missing_standby_is_named_and_takes_no_connections(
         assert check.state == "FAIL"
     finally:
         await standby(readings_connection, "")
+    while await readings_connection.fetchval(WAITS):  # noqa: ASYNC110  # another process ends that
+        await asyncio.sleep(0.01)
     for number, sink in enumerate(sinks[:2]):
         rows = encode(readings(5, start=5 * number))
         stored = await sink.write(rows, 5, idempotent=True)

@@ -20,6 +20,7 @@ from ingest.system.clock import monotonic_s
 from ingest.writer.connecting import stop_connecting
 from tests.support.blocks import block_of, make_reading
 from tests.support.fake_letters import FakeLetters
+from tests.support.fake_sink import Refuse
 from tests.support.fake_sink_scripted import Script, ScriptedSink
 
 BAD = 666.0  # the value that the table refuses
@@ -70,10 +71,10 @@ class Writing:
         self.acks: list[Ack] = []
         self.tasks: list[asyncio.Task[None]] = []
 
-    def start(self, writers: int = 2) -> None:
+    def start(self, writers: int = 2, *, refuse: Refuse = refuse_bad) -> None:
         """Start the writers."""
         for _ in range(writers):
-            self.sinks.append(ScriptedSink(self.script, self.table, refuse=refuse_bad))
+            self.sinks.append(ScriptedSink(self.script, self.table, refuse=refuse))
         self.half.sinks.extend(self.sinks)
         for writer in self.half.make_writers(self.letters):
             self.tasks.append(asyncio.create_task(writer.run()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,10 @@ LOOK_BYTES_MAX = 4 * 1024**2  # some 10,000 letters, 0.1 s in a thread
 ACT_LETTERS_MAX = 5_000
 ACT_BYTES_MAX = 16 * 1024**2
 COUNT_BYTES_MAX = 64 * 1024**2
-ROUND_LETTERS = 100  # decoded in one round of the event loop: about a millisecond
+# Decoded in one round of the event loop, in about a millisecond: at most so many letters, and so
+# many bytes unless one letter has more.
+ROUND_LETTERS_MAX = 100
+ROUND_BYTES_MAX = 64 * 1024
 TEXT_CHARACTERS_MAX = 300  # of an original in the list
 LOCK_WAIT_S_MAX = 5.0
 
@@ -65,8 +68,10 @@ class Letters:
         """Return the newest live letters that are wanted, with shortened texts. Raises Refused."""
         count = max(1, min(count, LISTED_MAX))
         async with self._reading:
-            found, whole = await self._in_thread(lambda: newest(self._folder.folder, where, count))
-        return {"letters": [_described(each) for each in found], "looked_at_all": whole}
+            listed: dict[str, Any] = await self._in_thread(
+                lambda: _list(self._folder.folder, where, count)
+            )
+        return listed
 
     async def in_full(self, id_: str) -> dict[str, Any]:
         """Return one live letter in full. Raises Refused `not_found`."""
@@ -106,8 +111,8 @@ class Letters:
         async def send(letters: list[LiveLetter]) -> None:
             nonlocal stopped
             try:
-                for start in range(0, len(letters), ROUND_LETTERS):
-                    await hand.run(map(item_of_letter, letters[start : start + ROUND_LETTERS]))
+                for some in rounds(letters):
+                    await hand.run(map(item_of_letter, some))
                     await asyncio.sleep(0)
             except ReplayStopped as error:
                 stopped = str(error)
@@ -166,6 +171,25 @@ class Letters:
             raise Refused(
                 "disk_low", f"the dead letters cannot be read: {error.strerror}"
             ) from error
+
+
+def rounds(letters: Sequence[LiveLetter]) -> Iterator[list[LiveLetter]]:
+    """Divide letters into those of one round each."""
+    some: list[LiveLetter] = []
+    size = 0
+    for live in letters:
+        size += len(live.line)
+        if some and (size > ROUND_BYTES_MAX or len(some) == ROUND_LETTERS_MAX):
+            yield some
+            some, size = [], len(live.line)
+        some.append(live)
+    if some:
+        yield some
+
+
+def _list(folder: Path, where: Selection, count: int) -> dict[str, Any]:
+    found, whole = newest(folder, where, count)
+    return {"letters": [_described(each) for each in found], "looked_at_all": whole}
 
 
 def newest(folder: Path, where: Selection, count: int) -> tuple[list[LiveLetter], bool]:

@@ -31,7 +31,7 @@ from ingest.admin.dashboard.devices import Devices
 from ingest.admin.dashboard.feed import Feed
 from ingest.admin.dashboard.history import COLUMNS, LEVELS, SECONDS_KEPT, History
 from ingest.admin.dashboard.letters import ACT_LETTERS_MAX, LISTED_MAX, Letters
-from ingest.admin.dashboard.query import device, number, parameters, wanted, where
+from ingest.admin.dashboard.query import CONDITIONS, device, number, parameters, wanted, where
 from ingest.admin.dashboard.runbook import FILE as RUNBOOK
 from ingest.admin.dashboard.runbook import runbook
 from ingest.admin.dashboard.tail import Tail, TailSample
@@ -263,7 +263,7 @@ class Dashboard:
         return b"event: tail\ndata: " + orjson.dumps(document) + b"\n\n"
 
     async def _dead_letters(self, _request: Request, query: str) -> Answer:
-        given = parameters(query, "id", "reason", "code", "device", "limit")
+        given = parameters(query, "id", "limit", *CONDITIONS)
         if id_ := given.get("id"):
             document = await self._letters.in_full(id_)
         else:
@@ -272,7 +272,7 @@ class Dashboard:
         return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
 
     async def _count(self, _request: Request, query: str) -> Answer:
-        given = parameters(query, "reason", "code", "device")
+        given = parameters(query, *CONDITIONS)
         document = await self._letters.counted(where(given))
         return Answer(200, orjson.dumps(document), JSON, headers=NO_STORE)
 

@@ -17,6 +17,7 @@ from ingest.model.reading import name_fault
 from ingest.system.words import quoted
 
 IDS_MAX = 500
+CONDITIONS = ("reason", "code", "device", "device_prefix")
 _BODIES = ({"ids"}, {"where"}, {"where", "most"})
 TS_MIN_US, TS_MAX_US = -62_135_596_800_000_000, 253_402_300_799_000_000  # the years 1 to 9999
 
@@ -78,9 +79,9 @@ def time_us(given: dict[str, str], name: str) -> int | None:
 
 
 def where(given: dict[str, Any]) -> Selection:
-    """Return the wanted dead letters by reason, code and device. Raises Refused `bad_parameter`."""
+    """Return the wanted dead letters by the keys of CONDITIONS. Raises Refused `bad_parameter`."""
     texts: dict[str, str | None] = {}
-    for name in ("reason", "code", "device"):
+    for name in CONDITIONS:
         value = given.get(name)
         # A wrong type such as false or [] must not mean "any": a discard would take everything.
         if value is not None and not isinstance(value, str):
@@ -89,7 +90,12 @@ def where(given: dict[str, Any]) -> Selection:
     reason = texts["reason"]
     if reason is not None and reason not in REASONS:
         raise Refused("bad_parameter", f"reason is one of {', '.join(REASONS)}")
-    return Selection((reason,) if reason else None, texts["code"], texts["device"])
+    return Selection(
+        (reason,) if reason else None,
+        texts["code"],
+        texts["device"],
+        device_prefix=texts["device_prefix"],
+    )
 
 
 class Wanted(NamedTuple):
@@ -111,8 +117,8 @@ def wanted(body: bytes, most: int) -> Wanted:
     if not isinstance(asked, dict) or asked.keys() not in _BODIES:
         raise Refused("bad_request", 'the body is {"ids": [..]} or {"where": {..}, "most": n}')
     if isinstance(conditions := asked.get("where"), dict):
-        if not conditions.keys() <= {"reason", "code", "device"}:
-            raise Refused("bad_request", "where takes reason, code and device")
+        if not conditions.keys() <= set(CONDITIONS):
+            raise Refused("bad_request", f"where takes {', '.join(CONDITIONS)}")
         return Wanted(where(conditions), _most(asked, most))
     ids = asked.get("ids")
     if not isinstance(ids, list) or not 0 < len(ids) <= IDS_MAX or not all(map(_is_id, ids)):

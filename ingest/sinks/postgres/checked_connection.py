@@ -90,7 +90,7 @@ class CheckedConnection(OneConnection):
         self._known = known
         self._on_checked = on_checked
         self._session_number = 0
-        self._pid: int | None = None  # of the server's process, from the check of the session on
+        self._backend: str | None = None  # the server's process, once the session was checked
         self._connecting: asyncio.Timeout | None = None
         self._checked_s = 0.0
         self._statements: Statements | None = None
@@ -150,7 +150,7 @@ class CheckedConnection(OneConnection):
         timeouts = self._timeouts
         limits_ms = sink_connection.limits_ms(timeouts.statement_s_max, timeouts.lock_s_max)
         session = await self._known.enter(connection, limits_ms)
-        self._pid = session["pid"]
+        self._backend = session["backend"]
         self._statements, self.refuses_copy = None, False
         if self.method == "insert":
             await prepare_for_insert(connection)
@@ -169,9 +169,9 @@ class CheckedConnection(OneConnection):
         await super().close()
 
     def _leave(self) -> None:
-        pid, self._pid = self._pid, None
-        if pid is not None:
-            self._known.leave(pid)
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            self._known.leave(backend)
 
     def abort(self) -> None:
         """Cut the connection now. A call under way fails with WriteFailed(WAIT)."""

@@ -29,8 +29,11 @@ log = get_logger("database")
 
 HUNG_S = 5.0  # a server process that is so long at one statement hangs, if its client is gone
 
+# `backend` is one server process: a pid alone may soon be that of another client.
 _SESSION = """
-select pg_backend_pid() as pid, current_user::text as role,
+select (select format('%s %s', pid, extract(epoch from backend_start))
+        from pg_stat_get_activity(pg_backend_pid())) as backend,
+       current_user::text as role,
        has_database_privilege(current_database(), 'TEMP') as may_temp,
        (select array_agg((1000 * extract(epoch from current_setting(name)::interval))::int8
                          order by at)
@@ -41,15 +44,16 @@ select pg_backend_pid() as pid, current_user::text as role,
 # Server processes of ours that may hang: of cut connections ($1), not of those in use ($2), and
 # those of other processes of ours, also dead ones, that wait for a standby.
 _OTHERS = """
-select pid, coalesce(state, '') as state, coalesce(wait_event, 'no event') as waits,
+select backend, coalesce(state, '') as state, coalesce(wait_event, 'no event') as waits,
        coalesce(wait_event = 'SyncRep', false) as standby,
        extract(epoch from clock_timestamp() - state_change)::float8 as since_s,
-       case when pid = any ($1) and state <> 'idle' and wait_event = 'ClientRead'
+       case when backend = any ($1) and state <> 'idle' and wait_event = 'ClientRead'
             then pg_terminate_backend(pid) else false end as ended
-from pg_stat_activity
+from pg_stat_activity,
+     format('%s %s', pid, extract(epoch from backend_start)) as backend
 where pid <> pg_backend_pid() and usename = session_user and datname = current_database()
-  and application_name like 'iot-ingest%' and not pid = any ($2)
-  and (pid = any ($1) or wait_event = 'SyncRep')"""
+  and application_name like 'iot-ingest%' and not backend = any ($2)
+  and (backend = any ($1) or wait_event = 'SyncRep')"""
 
 
 class KnownServer:
@@ -63,8 +67,8 @@ class KnownServer:
     def __init__(self, connections_max: int = 1) -> None:
         self._connections_max = connections_max
         self._oid = 0
-        self._in_use = set[int]()
-        self._cut = set[int]()
+        self._in_use = set[str]()  # server processes
+        self._cut = set[str]()
         self.table = TABLE
         self.opening = asyncio.Lock()
         self.session_number = 0
@@ -83,20 +87,21 @@ class KnownServer:
     async def enter(self, connection: Connection, limits_ms: tuple[int, ...]) -> Record:
         """Check a new connection; return its session. Raises WriteFailed, and driver's errors.
 
-        `limits_ms` are the time limits that must be in effect. Call `leave` with `pid` at the end.
+        `limits_ms` are the time limits that must be in effect. Call `leave` with the session's
+        `backend` at the end.
         """
         session = await connection.fetchrow(_SESSION)
         assert session is not None, "the question always has one row"
         if tuple(session["limits_ms"]) != limits_ms:
             raise self.not_kept()
         self._refuse_if_hung(await connection.fetch(_OTHERS, self._cut, self._in_use))
-        self._in_use.add(session["pid"])
+        self._in_use.add(session["backend"])
         return session
 
-    def leave(self, pid: int) -> None:
+    def leave(self, backend: str) -> None:
         """A connection that has entered was closed or cut."""
-        self._in_use.discard(pid)
-        self._cut.add(pid)
+        self._in_use.discard(backend)
+        self._cut.add(backend)
 
     def not_kept(self) -> WriteFailed:
         """Return the failure if a session is not kept. All sinks connect anew after this."""
@@ -104,7 +109,7 @@ class KnownServer:
         return WriteFailed(Verdict.HOLD, str(SessionNotKept()), reason=CONFIGURATION)
 
     def _refuse_if_hung(self, others: list[Record]) -> None:
-        self._cut &= {each["pid"] for each in others}
+        self._cut &= {each["backend"] for each in others}
         hung = [
             each
             for each in others
@@ -113,7 +118,7 @@ class KnownServer:
         standby = [
             each
             for each in others
-            if each["standby"] and (each["pid"] in self._cut or each["since_s"] > HUNG_S)
+            if each["standby"] and (each["backend"] in self._cut or each["since_s"] > HUNG_S)
         ]
         if standby:
             text = (

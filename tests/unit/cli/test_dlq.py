@@ -126,12 +126,14 @@ def test_dlq_list_shows_the_newest_and_says_how_many_more(dlq: Dlq, folder: Path
 
 
 def test_dlq_where_takes_the_beginning_of_a_device(dlq: Dlq, folder: Path) -> None:
-    """`device=pump-*` selects all devices whose names begin so, `device=*` all that have one."""
-    write(folder, [*drained(1, device="pump-1"), *drained(1, device="pump"), invalid(MULTI)])
-    for wanted, count in (("pump-*", 2), ("pump*", 3), ("pump", 1), ("*", 3), ("x*", 0)):
-        write(folder, [])
-        out = dlq("list", "--where", f"device={wanted}")[1]
-        assert max(0, len(out.splitlines()) - 1) == count, wanted
+    """`device_prefix=` selects names that begin so. `device=` takes `*` as a part of the name."""
+    devices = ("pump-1", "pump", "pump*")
+    write(folder, [letter for device in devices for letter in drained(1, device=device)])
+    wanted = {"device_prefix=pump-": 1, "device_prefix=pump": 3, "device_prefix=x": 0}
+    for where, count in (wanted | {"device=pump*": 1, "device=pump": 1, "device=*": 0}).items():
+        out = dlq("list", "--where", where)[1]
+        assert max(0, len(out.splitlines()) - 1) == count, where
+    assert "give the beginning" in dlq("discard", "--where", "device_prefix=", "--yes")[2]
 
 
 def test_dlq_list_shows_a_letter_of_two_processes_once(dlq: Dlq, folder: Path) -> None:

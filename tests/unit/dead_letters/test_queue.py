@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest.dead_letters.files import segments
+from ingest.dead_letters.identity import DEFAULT_RULES
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import Tally, live_letters
 from ingest.model.errors import BufferFull, DeadLettersBroken, DeadLettersFull
@@ -37,6 +38,21 @@ async def test_append_nothing_does_nothing(tmp_path: Path) -> None:
     queue = await opened(tmp_path)
     await queue.append([])
     assert segments(tmp_path) == []
+    await queue.close()
+
+
+async def test_item_with_a_time_that_the_rules_refuse_is_kept_each_time(tmp_path: Path) -> None:
+    """A clock that stands still at a time before `ts_min` gives equal bytes for two readings."""
+    rules = DEFAULT_RULES._replace(ts_min_us=1_577_836_800_000_000, ts_ahead_us_max=1_000_000)
+    queue = DeadLetterQueue(
+        tmp_path, bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=0, rules=rules
+    )
+    await queue.open()
+    for ts, kept in (("2010-01-01T00:00:00Z", 2), ("2021-01-01T00:00:00Z", 1)):
+        letter = invalid(b'{"ts":"%s","value":5}' % ts.encode())
+        for received_us in (letter.received_us, letter.received_us + 60_000_000):
+            await queue.append([letter._replace(received_us=received_us)])
+        assert len([each for each in read(tmp_path) if each.original == letter.original]) == kept
     await queue.close()
 
 
@@ -83,6 +99,7 @@ async def test_letters_that_wait_for_the_disk_are_bounded_and_small_posts_find_r
     outcomes = await asyncio.gather(*large, small, rows, return_exceptions=True)
     kept, refused = type(None), BufferFull
     assert [type(each) for each in outcomes] == [kept] * 2 + [refused] * 8 + [kept] * 2
+    assert str(outcomes[2]) == "invalid items come faster than the disk takes them"
     assert len(read(tmp_path)) == 1_003
     await queue.append([invalid(b"z" * 3_000_000)], sender="10.0.0.1")
     await queue.close()
@@ -147,7 +164,7 @@ async def test_append_bug_in_the_thread_reaches_the_caller(
 ) -> None:
     """An unexpected error in the thread is raised to the caller, so no append waits for ever."""
     queue = await opened(tmp_path)
-    monkeypatch.setattr("ingest.dead_letters.folder.letter_id", lambda _letter: 1 / 0)
+    monkeypatch.setattr("ingest.dead_letters.folder.letter_id", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         await queue.append(drained(1))
     monkeypatch.undo()

@@ -106,6 +106,15 @@ def test_body_takes_short_steps_and_costs_about_as_much_as_a_good_one(
     assert total_s <= most_s, f"{total_s / good_s:.1f} times a good body"
 
 
+@pytest.mark.parametrize("tiny", [b"{}", b"0", b"[]", b'{"a":0}', b'{"ts":1}'])
+def test_small_body_of_tiny_items_costs_about_as_much_as_a_good_one(tiny: bytes) -> None:
+    """5,000 times `{}` in 15 kB cost 32 times a good body of that size, most of it at once."""
+    body, good = (array(*[each] * (15_000 // (len(each) + 1))) for each in (tiny, GOOD))
+    good_s, _ = least(good, lambda *_: False)
+    total_s, _ = least(body, lambda total_s, _: total_s <= GOOD_MAX * good_s)
+    assert total_s <= GOOD_MAX * good_s, f"{total_s / good_s:.1f} times a good body"
+
+
 def test_large_good_body_takes_short_steps() -> None:
     """5,000 good readings held the loop for 4 ms, on a slow machine for more."""
     _, step_s = least(array(*[GOOD] * ITEMS), lambda _, step_s: step_s <= 0.002)

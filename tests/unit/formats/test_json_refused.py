@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from time import thread_time as thread_s
+from typing import Any
 
 import pytest
 
 from ingest.formats.json_slices import ITEM_BYTES_MAX, SLICE_BYTES_MAX
+from ingest.formats.post import most_invalid
 from ingest.model.errors import Refused
 from tests.support.posts import GOOD, RULES, array, decoded, item
 
@@ -172,3 +174,28 @@ def test_large_body_that_is_not_json_is_refused_whole(count: int, end: bytes) ->
         with pytest.raises(Refused) as caught:
             decoded(b"[" + b",".join([GOOD] * count + [item_bytes] * 500) + end)
         assert caught.value.code == "not_json"
+
+
+@pytest.mark.parametrize("tiny", [b"{}", b"0", b'{"device_id":"d"}'])
+@pytest.mark.parametrize("spaces", [0, 20_000])
+def test_post_of_more_short_invalid_items_than_are_kept_is_refused(
+    tiny: bytes, spaces: int
+) -> None:
+    """A dead letter of `0` has 369 bytes: a few kB of such items would become megabytes."""
+    most = most_invalid(2_000 + spaces)
+    body = array(GOOD, *[tiny] * (most + 1))[:-1]
+    body += b" " * (2_000 + spaces - len(body) - 1) + b"]"
+    with pytest.raises(Refused) as caught:
+        decoded(body)
+    assert caught.value.code == "invalid_items"
+    errors: Any = caught.value.fields["errors"]
+    assert errors[0]["index"] == 1
+    assert len(errors) <= 100
+
+
+def test_invalid_items_as_long_as_valid_ones_are_always_kept() -> None:
+    """The shortest valid item has 34 bytes; a gateway may post thousands with a wrong value."""
+    short = b'{"device_id":"a","values":{"b":1}}'
+    found = decoded(array(*[short.replace(b"1", b'""')] * 400, *[short] * 10))
+    assert found.block is not None
+    assert (found.block.rows, len(found.errors)) == (10, 400)

@@ -15,7 +15,7 @@ from ingest.http.loop_share import LoopShare
 from ingest.http.plain_body import INFLATED_MAX, PlainBodies
 from ingest.model.errors import Refused
 from tests.support.posts import array
-from tests.support.receiver import GOOD, post, running_receiver, until
+from tests.support.receiver import BAD, GOOD, post, running_receiver, until
 
 
 class Stopped(LoopShare):
@@ -64,6 +64,22 @@ async def test_bodies_that_wait_for_their_round_count_and_what_is_too_much_is_50
         replies = await asyncio.gather(*refused)
         assert sorted(each.status for each in replies) == [202] * 11 + [503] * 4
         assert {each.code for each in replies if each.status == 503} == {"buffer_full"}
+        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
+
+
+async def test_room_of_a_post_that_goes_on_in_steps_is_not_given_away() -> None:
+    """Its room was given to a body that waited, and the admitted post got 503."""
+    body = array(GOOD, *[BAD] * 70)
+    size = len(body)
+    async with running_receiver(receiver_bytes_max=2 * size, body_bytes_max=size) as receiver:
+        share = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        clients = [await receiver.connect() for _ in range(3)]
+        for client in clients:
+            await client.send(post(body))
+            await asyncio.sleep(0.02)
+        assert share.waiting == 2
+        share.go()
+        assert [(await client.reply()).status for client in clients] == [202] * 3
         assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
 
 

@@ -99,6 +99,28 @@ async def test_committed_post_undecided_is_unknown_and_counts_as_accepted() -> N
         block.ack.resolve(Outcome())  # later, and no post waits for it: no error
 
 
+async def test_committed_posts_that_wait_leave_a_quarter_of_the_connections() -> None:
+    """They are never closed for a new client: while the database was away, nobody else got in."""
+    async with running_receiver(connections_max=8) as receiver:
+        waiting = [await receiver.connect() for _ in range(6)]
+        for client in waiting:
+            await client.send(post(GOOD, "?ack=committed"))
+        await receiver.blocks(6)
+        other = await receiver.connect()
+        for query, status in (("?ack=committed", 503), ("?ack=buffered", 202)):
+            await other.send(post(GOOD, query))
+            reply = await other.reply()
+            assert reply.status == status
+        assert len(receiver.inlet.blocks) == 7
+        assert receiver.ledger.rejected == {"buffer_full": 1}
+        for block in receiver.inlet.blocks[:6]:
+            assert block.ack is not None
+            block.ack.resolve(Outcome())
+        assert {(await client.reply()).status for client in waiting} == {200}
+        await other.send(post(GOOD, "?ack=committed"))
+        await receiver.blocks(8)
+
+
 async def test_committed_post_on_hold_is_refused_and_not_kept() -> None:
     """Writes are paused: 503 at once, nothing kept; buffered posts are still accepted."""
     async with running_receiver() as receiver:

@@ -271,6 +271,30 @@ async def test_upgrade_is_ignored_and_swallows_nothing(protocol: str, cut: int) 
         assert len(receiver.inlet.readings) == 10
 
 
+@pytest.mark.parametrize("name", ["Upgrade", "UPGRADE", "uPgRaDe"])
+@pytest.mark.parametrize("body", ["sized", "chunked", "none"])
+async def test_no_spelling_and_no_cut_of_an_upgrade_swallows_what_follows(
+    name: str, body: str
+) -> None:
+    """Posts behind it were never answered, if its name came in two parts or in capitals."""
+    asks = {"Connection": name, name: "h2c"}
+    first = {
+        "sized": post(GOOD, headers=asks),
+        "chunked": head(headers={**CHUNKED, **asks}) + chunks(GOOD),
+        "none": head("GET", "/livez", asks),
+    }[body]
+    both = first + post(GOOD)
+    async with running_receiver() as receiver:
+        for cut in range(0, len(first) + 60, 3):
+            client = await receiver.connect()
+            await client.send(both[:cut])
+            await asyncio.sleep(0.0005)
+            await client.send(both[cut:] + both)
+            answers = [(await asyncio.wait_for(client.reply(), 1)).status for _ in range(4)]
+            assert set(answers) <= {200, 202}, cut
+            await client.close()
+
+
 async def test_chunked_body_of_a_request_with_upgrade_has_its_end() -> None:
     """Also where its length is not known beforehand."""
     async with running_receiver() as receiver:

@@ -86,6 +86,14 @@ def test_operators_fault_trips_whatever_the_posts_are_like() -> None:
             assert not judged(breaker, bad), (rows, senders)
 
 
+def test_posts_of_unknown_senders_count_as_addresses_of_their_own() -> None:
+    """Good posts of before an outage, read from the journal, do not make one address a half."""
+    good = [(1, 0, "")] * 700
+    assert judged(make_breaker(), good + [(1, 1, "10.9.9.9")] * 300)
+    assert judged(make_breaker(), fleet(850) + [(1, 1, "")] * 150)
+    assert not judged(make_breaker(), good + [(1, 1, "")] * 300)
+
+
 def test_many_posts_of_few_addresses_do_not_trip() -> None:
     """One address in five may send nothing but refused rows, however many posts; more may not."""
     for bad_senders, allowed in ((10, True), (11, False)):

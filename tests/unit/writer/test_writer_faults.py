@@ -8,9 +8,10 @@ from __future__ import annotations
 import pytest
 
 from ingest.model.letter import EXHAUSTED, REFUSED
+from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict
 from tests.support.fake_sink_scripted import AFTER, BEFORE, HANG, MIDDLE, Script
-from tests.support.writing import Writing
+from tests.support.writing import Writing, refuse_bad
 
 CALLS_MAX = 60  # more than any clean run needs
 ROWS, BAD_ROWS = 254, 3
@@ -121,3 +122,23 @@ async def test_connection_cut_in_any_hanging_call_leaves_all_in_the_buffer_or_an
         if not struck:
             return
     pytest.fail("the sweep did not come to a clean run")
+
+
+def refuse_by_policy(reading: Reading) -> tuple[str, str] | None:
+    """Refuse the bad value: of one device as a row's policy would, else as a CHECK would."""
+    refused = refuse_bad(reading)
+    return ("42501", "policy") if refused and reading.device_id == "foreign" else refused
+
+
+async def test_rows_that_a_policy_refuses_never_pause_writes_of_a_batch_with_other_bad_rows() -> (
+    None
+):
+    """Once rows are known to be at fault, each piece of the batch is isolated for class 42 too."""
+    path = Writing(batch_rows_max=1_000, breaker_rows_max=1_000)
+    for device in (None, "foreign", "foreign", "foreign"):
+        await path.post(20, bad=(0,), device_id=device)
+    path.start(1, refuse=refuse_by_policy)
+    await all_answered(path)
+    assert path.ledger.retries["hold"] == 0
+    assert len(path.table) == 4 * 19
+    assert path.letters.rows(REFUSED) == 4
