@@ -24,6 +24,7 @@ from ingest.model.ports import Sink
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.lookup import Lookup
+from ingest.system.surroundings import command_words
 
 
 class AdminSide:
@@ -55,8 +56,10 @@ class AdminSide:
         # These limits are not those of the data port. The dashboard has bodies of its own, because
         # everybody may send a log-in, and these must not use up the memory for `hold/release`.
         bodies = partial(Bodies, body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=64 * MIB)
+        self._words = command_words()
         self.dashboard = Dashboard(
             {
+                "typed": self._words,
                 "buffer": settings.buffer,
                 "buffer_rows_max": settings.buffer_rows_max,
                 "journal_bytes_max": settings.journal_bytes_max,
@@ -109,7 +112,7 @@ class AdminSide:
     def database(self, url: DatabaseUrl, known: KnownServer) -> None:
         """Set what returns the database's URL, and what the writers know of the server."""
         self._database_url, self._known = url, known
-        self._lookup = Lookup(url, known)
+        self._lookup = Lookup(url, known, run=self._words["run"])
 
     async def close(self) -> None:
         """Close the streams, the database connection and the port. Repeatable."""

@@ -32,6 +32,12 @@ async def document(rig: Rig, query: str) -> Any:
     return reply.document
 
 
+async def test_advice_is_typed_as_here(readings_url: str) -> None:
+    """Each service says it in its own words, whatever the process was that imported this."""
+    lookup = Lookup(lambda: readings_url, run="kubectl exec pod --")
+    assert "`kubectl exec pod -- schema apply --device-index`" in lookup.index_advice
+
+
 @pytest.mark.parametrize("index", [False, True])
 async def test_curve_has_least_mean_and_greatest_of_each_step(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection, index: bool
@@ -57,7 +63,7 @@ async def test_curve_has_least_mean_and_greatest_of_each_step(
         ]
         assert (found["device_id"], found["metric"], found["step"]) == ("d", "t", 10)
         assert found["device_index"] is index
-        assert found.get("advice") == (None if index else INDEX_ADVICE)
+        assert found.get("advice") == (None if index else INDEX_ADVICE.format(run="./run"))
         large = await document(rig, f"{query}&from=1990&to=2010")
         assert large["buckets"] == [[2000, 3, 3, 1.7e308, 3]]
         query = "/devices/readings?device_id=d&metric=t&from=1020&to=1024&limit=3"

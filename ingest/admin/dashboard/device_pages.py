@@ -25,7 +25,6 @@ from ingest.http.response import JSON, Answer
 from ingest.model.errors import Refused
 from ingest.sinks.postgres.lookup import (
     BUCKETS_MAX,
-    INDEX_ADVICE,
     READINGS_MAX,
     Between,
     Lookup,
@@ -64,9 +63,10 @@ class DevicePages:
         last: dict[str, Any] = {}
         document: dict[str, Any] = {"why": ""}
         try:
-            found = await self._asked().devices(names, prefix, after, count + 1)
+            lookup = self._asked()
+            found = await lookup.devices(names, prefix, after, count + 1)
             last, names = found["last"], sorted({*names, *found["devices"]})
-            document |= _advice(found)
+            document |= _advice(found, lookup)
         except Refused as error:
             document["why"] = error.detail
         document |= {
@@ -108,7 +108,7 @@ class DevicePages:
         else:
             count = _limit(given)
             found = await self._asked().last_readings(device_id, count, metric, within)
-        document |= _advice(found)
+        document |= _advice(found, self._asked())
         return compressed(request.headers, orjson.dumps(document), JSON, NO_STORE)
 
     async def _curve(
@@ -139,9 +139,9 @@ def _text(given: dict[str, str], name: str) -> str:
     return device(given, name) if given.get(name) else ""
 
 
-def _advice(found: dict[str, Any]) -> dict[str, Any]:
+def _advice(found: dict[str, Any], lookup: Lookup) -> dict[str, Any]:
     """Return the answer, with an offer of the index if it is missing."""
-    return found if found["device_index"] else {**found, "advice": INDEX_ADVICE}
+    return found if found["device_index"] else {**found, "advice": lookup.index_advice}
 
 
 def _answer(document: dict[str, Any]) -> Answer:

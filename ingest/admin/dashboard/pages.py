@@ -47,7 +47,6 @@ from ingest.model.ports import STATES
 from ingest.sinks.postgres.lookup import Lookup
 from ingest.system.clock import rfc3339_s, sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
-from ingest.system.surroundings import command_words
 
 LATE_S = 0.05  # a tick comes this long after the full second, so that it is never before it
 FOLLOWED_SENT_MAX = 20
@@ -80,7 +79,7 @@ class Dashboard:
 
     def __init__(
         self,
-        settings: Mapping[str, str | float],
+        settings: Mapping[str, Any],
         sources: Sources,
         letters: Letters,
         guard: Guard,
@@ -220,7 +219,6 @@ class Dashboard:
             "version": self._sources.version,
             "started": rfc3339_s(self._started_us),
             "host": gethostname(),
-            "typed": command_words(),
             "listen": self.listen,
             "runbook": RUNBOOK.is_file(),
             "seconds_kept": SECONDS_KEPT,

@@ -23,7 +23,6 @@ from ingest.sinks.postgres.connection import DRIVER_ERRORS, DatabaseUrl, Expired
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.schema import TABLE
 from ingest.system.clock import rfc3339_or_us
-from ingest.system.surroundings import command_words
 
 LOOKUP_S_MAX = 2.0
 WAITING_MAX = 8
@@ -33,8 +32,7 @@ METRICS_MAX = 200  # of one device
 RECENT_ROWS = 20_000  # newest rows, searched for last values without the index: some 10 ms
 INDEX_COST = "50 to 61 bytes a row"
 INDEX_ADVICE = (
-    "the table has no index for devices: "
-    f"`{command_words()['run']} schema apply --device-index` makes it "
+    "the table has no index for devices: `{run} schema apply --device-index` makes it "
     f"({INDEX_COST})"
 )
 _QUERY_CANCELED = "57014"
@@ -132,12 +130,16 @@ EVER = Between()
 class Lookup(OneConnection):
     """Reads in the database of `database_url`. It connects when first needed. `known`: the table.
 
+    `run` is how a person types a command of the service, for `index_advice`.
     Times in answers are RFC 3339, or Unix microseconds if the year is not between 1 and 9999. Every
     question may raise Refused: `busy`, `too_slow` or `database_away`.
     """
 
-    def __init__(self, database_url: DatabaseUrl, known: KnownServer | None = None) -> None:
+    def __init__(
+        self, database_url: DatabaseUrl, known: KnownServer | None = None, *, run: str = "ingest"
+    ) -> None:
         super().__init__()
+        self.index_advice = INDEX_ADVICE.format(run=run)
         self._database_url = database_url
         self._known = known or KnownServer()
         self._schema = ""
@@ -284,7 +286,7 @@ class Lookup(OneConnection):
         return self.connection
 
     def _too_slow(self) -> Refused:
-        advice = "ask for a shorter time" if self._has_index else INDEX_ADVICE
+        advice = "ask for a shorter time" if self._has_index else self.index_advice
         return Refused("too_slow", f"there was no answer within {LOOKUP_S_MAX:g} s; {advice}")
 
 
