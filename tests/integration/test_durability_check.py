@@ -116,6 +116,16 @@ async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
     assert (await doctor(url))[name][0] == "ok"
 
 
+async def test_unlogged_part_of_the_table_is_named(kept: Kept) -> None:
+    """A partition, a child or a chunk that a crash empties is as bad as the whole table."""
+    await kept.line.execute(
+        "alter table readings rename to plain; create table readings (like plain including all) "
+        "partition by range (ts); create unlogged table part partition of readings default"
+    )
+    with pytest.raises(WriteFailed, match=r"table part is unlogged: .*alter table part set logged"):
+        await make_sink(kept.url, Settings()).open()
+
+
 async def test_open_connection_notices_a_change_within_the_period_of_checks(kept: Kept) -> None:
     """After `schema_check_s` it is noticed before the next write, without a new connection."""
     sink = make_sink(kept.url, Settings())

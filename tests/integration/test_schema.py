@@ -146,6 +146,14 @@ DIFFERENCES = {
     LOOSE + "create unique index tidy on readings (ts, device_id collate loose, metric, value)": (
         "the unique index tidy (loose) of readings has a nondeterministic collation"
     ),
+    """create function less_case(text, text)
+    returns int language sql immutable return bttextcmp(lower($1), lower($2));
+    create operator class any_case for type text using btree as
+    operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, operator 5 >,
+    function 1 less_case(text, text);
+    create unique index tidy on readings (ts, device_id any_case, metric, value)""": (
+        "the unique index tidy (any_case) of readings has an operator class of its own"
+    ),
     "create rule r as on insert to readings do instead nothing": "a rule for INSERT (r)",
     "create rule r as on insert to readings do also select 1": "a rule for INSERT (r)",
     """alter table readings rename to old;

@@ -17,13 +17,16 @@ from ingest.sinks.postgres.schema import TABLE
 
 OVERRIDE = "--database-unsafe true"
 
+# The table, its partitions, and what else inherits from it, such as the chunks of a hypertable.
 _QUESTION = """
+with recursive tree (id) as (
+    select to_regclass($1)::oid union select inhrelid from pg_inherits join tree on inhparent = id)
 select current_setting('fsync') as fsync,
        current_setting('full_page_writes') as full_page_writes,
        current_setting('synchronous_commit') as synchronous_commit,
        current_setting('synchronous_standby_names') as standbys,
-       exists (select from pg_class where oid = to_regclass($1) and relpersistence = 'u')
-           as unlogged"""
+       (select oid::regclass::text from pg_class join tree on oid = id
+        where relpersistence = 'u' order by 1 limit 1) as unlogged"""
 
 # Each of these settings may be `off`, and this is what a crash then does.
 _OFF = {
@@ -70,9 +73,9 @@ def _judge(found: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(name, value, _STANDBY_BEHIND[value], fix=f"set {name} = on")
         else:
             yield Finding(name, value)
-    if found["unlogged"]:
-        fix = f"alter table {TABLE} set logged"
-        yield Finding("table readings", "unlogged", _UNLOGGED, True, fix)
+    if unlogged := found["unlogged"]:
+        fix = f"alter table {unlogged} set logged"
+        yield Finding(f"table {unlogged}", "unlogged", _UNLOGGED, True, fix)
     else:
         yield Finding("table readings", "logged")
 
@@ -97,7 +100,7 @@ def table() -> str:
     lines = ["| PostgreSQL, as the service's role sees it | what happens |", "| --- | --- |"]
     refuses = f"`serve` refuses to start, unless `{OVERRIDE}`; `doctor` fails"
     lines += [f"| `{name} = off`: {risk} | {refuses} |" for name, risk in _OFF.items()]
-    lines.append(f"| table `{TABLE}` is unlogged: {_UNLOGGED} | {refuses} |")
+    lines.append(f"| table `{TABLE}`, or a partition of it, is unlogged: {_UNLOGGED} | {refuses} |")
     lines += [
         f"| `synchronous_commit = {value}` beside synchronous standbys: {risk} | `doctor` warns |"
         for value, risk in _STANDBY_BEHIND.items()

@@ -56,7 +56,8 @@ where i.indisunique and i.indimmediate and i.indisvalid and i.indnkeyatts = 4
       where a.attrelid = i.indrelid and a.attnum = any (i.indkey[0:3])
   ) = array['device_id', 'metric', 'ts', 'value']"""
 
-# Rules on a partition do nothing when a row is written to its parent.
+# Rules on a partition do nothing when a row is written to its parent. Operator classes from 16384 on
+# were made by a user: they may call different names equal.
 _TABLE = f"""
 select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name, c.relkind::text as kind,
        {STATE} as state, exists ({_UNIQUE_KEYS} and i.indrelid = c.oid) as keyed,
@@ -64,7 +65,10 @@ select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name, c.relk
              and r.ev_type = '3' and r.ev_enabled in ('O', 'A') order by 1) as insert_rules,
        (select o.indexrelid::regclass::text || ' (' || l.collname || ')' from pg_index o
         join pg_collation l on l.oid = any (o.indcollation) and not l.collisdeterministic
-        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as loose_key
+        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as loose_key,
+       (select o.indexrelid::regclass::text || ' (' || p.opcname || ')' from pg_index o
+        join pg_opclass p on p.oid = any (o.indclass) and p.oid >= 16384
+        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as foreign_class
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.oid = to_regclass($1)"""  # noqa: S608  built from constants of this file
 
@@ -194,6 +198,11 @@ def _key_or_rule_difference(table: Record) -> str | None:
         return (
             f"the unique index {table['loose_key']} of {TABLE} has a nondeterministic collation: "
             'different names would be one; make it with collate "C"'
+        )
+    if table["foreign_class"]:
+        return (
+            f"the unique index {table['foreign_class']} of {TABLE} has an operator class of its own: "
+            "different names could be one; make it with the default"
         )
     if rules := ", ".join(table["insert_rules"]):
         return (
