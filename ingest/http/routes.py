@@ -148,7 +148,9 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
     elif refused.code == "unauthorized":
         headers = b"WWW-Authenticate: Bearer\r\n"
     # If the body has not arrived, the connection is closed: the service does not wait for it.
-    close = refused.code == "draining" or not request.content.is_eof()
+    # After a CONNECT too: the parser takes what follows for the bytes of a tunnel.
+    unread = request.method == "CONNECT" or not request.content.is_eof()
+    close = refused.code == "draining" or unread
     return problem(refused, headers=headers, close=close)
 
 

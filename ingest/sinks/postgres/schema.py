@@ -56,8 +56,8 @@ where i.indisunique and i.indimmediate and i.indisvalid and i.indnkeyatts = 4
       where a.attrelid = i.indrelid and a.attnum = any (i.indkey[0:3])
   ) = array['device_id', 'metric', 'ts', 'value']"""
 
-# Rules on a partition do nothing when a row is written to its parent. Operator classes from 16384 on
-# were made by a user: they may call different names equal.
+# Rules on a partition do nothing when a row is written to its parent. Operator classes from 16384
+# on were made by a user: they may call different names equal.
 _TABLE = f"""
 select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name, c.relkind::text as kind,
        {STATE} as state, exists ({_UNIQUE_KEYS} and i.indrelid = c.oid) as keyed,
@@ -201,8 +201,8 @@ def _key_or_rule_difference(table: Record) -> str | None:
         )
     if table["foreign_class"]:
         return (
-            f"the unique index {table['foreign_class']} of {TABLE} has an operator class of its own: "
-            "different names could be one; make it with the default"
+            f"the unique index {table['foreign_class']} of {TABLE} has an operator class of its "
+            "own: different names could be one; make it with the default"
         )
     if rules := ", ".join(table["insert_rules"]):
         return (

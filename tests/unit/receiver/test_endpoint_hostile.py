@@ -255,6 +255,17 @@ async def test_body_on_get_is_dropped() -> None:
         assert not receiver.inlet.blocks
 
 
+async def test_connect_ends_the_connection_and_leaves_nobody_waiting() -> None:
+    """What follows it would belong to a tunnel, which this port is not: the end is announced."""
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
+        await client.send(post(GOOD) + head("CONNECT", "x:1") + post(GOOD))
+        assert (await client.reply()).status == 202
+        refused = await client.reply()
+        assert (refused.status, refused.headers["connection"]) == (404, "close")
+        assert await client.closed()
+
+
 @pytest.mark.parametrize("protocol", ["websocket", "h2c"])
 @pytest.mark.parametrize("cut", [0, 30, -len(GOOD), -10], ids=["", "head", "body", "half body"])
 async def test_upgrade_is_ignored_and_swallows_nothing(protocol: str, cut: int) -> None:
