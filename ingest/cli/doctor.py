@@ -246,7 +246,8 @@ def _running(service: ServiceInfo) -> Check:
     if status != 200:
         return Check("service", FAIL, f"{said}; it takes no posts: {why}{next_one}{refused}")
     if reason or state != "accepting" or refused:
-        level = FAIL if ready.get("cause") == INVALID_FULL else WARN
+        stopped = state == "on_hold" or ready.get("cause") == INVALID_FULL  # somebody must act
+        level = FAIL if stopped else WARN
         return Check("service", level, f"{said}; {why}{next_one}{refused}")
     return Check("service", OK, f"{said}, {state}")
 
