@@ -246,7 +246,8 @@ def _running(service: ServiceInfo) -> Check:
     if status != 200:
         return Check("service", FAIL, f"{said}; it takes no posts: {why}{next_one}{refused}")
     if reason or state != "accepting" or refused:
-        level = FAIL if ready.get("cause") == INVALID_FULL else WARN
+        stopped = state == "on_hold" or ready.get("cause") == INVALID_FULL  # somebody must act
+        level = FAIL if stopped else WARN
         return Check("service", level, f"{said}; {why}{next_one}{refused}")
     return Check("service", OK, f"{said}, {state}")
 
@@ -268,15 +269,16 @@ def dead_letters_check(settings: Settings) -> Check:
     folder = StateFolder.open(state_dir(settings)).dead_letters
     size, half = sum(size_bytes(each) for each in folder.iterdir()), settings.dlq_bytes_max // 2
     room = Room(settings.dlq_bytes_max, auto_replay=settings.dlq_auto_replay)
-    if room.is_full_for_invalid(size):
+    tally = Tally()
+    live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
+    # Files without live or damaged lines are removed as soon as their space is needed.
+    if room.is_full_for_invalid(size) and (live or tally.damaged):
         return Check(
             "dead letters",
             FAIL,
             f"invalid items are refused: {size / 1024:,.1f} of {half / 1024:,.1f} KiB that they "
             "may use; replay or discard entries (`ingest dlq stats`), or raise dlq_bytes_max",
         )
-    tally = Tally()
-    live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
     if tally.damaged:
         return Check(
             "dead letters",

@@ -111,6 +111,8 @@ class DeadLetterFolder:
         try:
             make_folder(self.folder, self._calls)
             self._scan()
+            if self._room.is_full_for_invalid(self._size):
+                self.tidy(whatever_age=True)  # or a folder without a live letter counts as full
         except OSError as error:
             raise StartError(
                 f"the dead-letter folder {self.folder} cannot be used: {error.strerror}"

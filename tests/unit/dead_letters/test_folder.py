@@ -330,6 +330,21 @@ def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Pat
     hand.close()
 
 
+def test_start_with_a_full_folder_removes_the_files_without_live_lines(tmp_path: Path) -> None:
+    """After `discard --all` while the service was stopped, a start does not tell of a full half."""
+    store = make_store(tmp_path, bytes_max=18_000, segment_bytes=4_000, keep_days=7)
+    keep(store, drained(25, reason=REFUSED))
+    store.close()
+    full = make_store(tmp_path, bytes_max=18_000, keep_days=7)
+    assert full.totals().invalid_full
+    assert len(read(tmp_path)) == 25
+    mark(full)
+    full.close()
+    after = make_store(tmp_path, bytes_max=18_000, keep_days=7)
+    assert after.totals() == FolderTotals()
+    after.close()
+
+
 def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Path) -> None:
     """A search for space while the folder is full does not start a new file."""
     store = make_store(tmp_path, bytes_max=20_000)
