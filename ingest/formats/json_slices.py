@@ -69,11 +69,16 @@ def parsed(text: bytes) -> Any:
     try:
         if text.find(b"[", 1) > 0 and _is_nested(text, b"["):
             return _parsed_shallowly(text)
+        return _parsed_fully(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+def _parsed_fully(text: bytes) -> Any:
+    try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as fault:
         return _parsed_again(text, fault)
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
 
 
 def _parsed_again(text: bytes, fault: orjson.JSONDecodeError) -> Any:
@@ -122,7 +127,7 @@ def _shallow(text: bytes, depth: int) -> Any:
     if first == b"[":
         return []
     if first != b"{":
-        return parsed(text)
+        return _parsed_fully(text)  # a name may have many brackets
     if not depth:
         return {}
     members = _MEMBERS.decode(text)

@@ -373,3 +373,11 @@ def test_real_csv_values_survive_json_bit_exact() -> None:
         [{"device_id": "d", "metric": "m", "ts": 1_700_000_000, "value": each} for each in values]
     ).encode()
     assert [each.value for each in readings_of(decoded(body))] == values
+
+
+def test_name_of_brackets_is_only_a_name() -> None:
+    """A text with many brackets is not nested, however many such names there are."""
+    item = json.dumps({"device_id": "[" * 60, "metric": "[{" * 30, "ts": 1_795_600_000, "value": 1})
+    result = decoded(array(*[item.encode()] * 12))
+    assert result.errors == []
+    assert len(readings_of(result)) == 12
