@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from ingest import __version__
 from ingest.app.admin import AdminSide
-from ingest.app.advice import advice
+from ingest.app.advice import advice, database_words
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
 from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
@@ -233,7 +233,7 @@ class Service:
             listen=listen,
             admin_listen=admin_listen,
             page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
-            embedded=self._embedded is not None,
+            database="" if self._embedded else database_words(self._settings),
             waiting=""
             if writing.database_state.is_open
             else writing.database_state.message or "no answer yet",
