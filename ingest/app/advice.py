@@ -17,6 +17,12 @@ def advice(settings: Settings, url_origin: str) -> dict[str, str]:
     return {**words, "fix_url": _fix_url(settings, url_origin, words["restart"])}
 
 
+def database_words(settings: Settings) -> str:
+    """Return what sets the URL of the database."""
+    file = settings.database_url_file
+    return f"the file {file}" if file else "database_url"
+
+
 def _fix_url(settings: Settings, origin: str, restart: str) -> str:
     if not settings.database_url:
         return "Read the log of the embedded database in the state folder."

@@ -19,13 +19,13 @@ def greeting_lines(
     listen: str,
     admin_listen: str,
     page: str,
-    embedded: bool,
+    database: str,
     waiting: str,
 ) -> Iterator[str]:
     """Yield the lines.
 
-    `page` is the address of the dashboard. `waiting` is why the database does not answer yet, or
-    empty.
+    `page` is the address of the dashboard. `database` is what sets its URL; empty if it is
+    embedded. `waiting` is why the database does not answer yet, or empty.
     """
     yield f"iot-ingest {__version__}, state folder: {state_dir}"
     yield (
@@ -35,11 +35,11 @@ def greeting_lines(
     once = "  (the first browser that opens it may act)" if "/login/" in page else ""
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
-    if embedded:
+    if not database:
         look = f"./run psql{_flag(state_dir)} -c 'table readings'"
         yield f"database:      embedded; to look into it: {look}"
     else:
-        yield "database:      as set by INGEST_DATABASE_URL"
+        yield f"database:      as set by {database}"
     if waiting:
         yield f"waiting for the database: {waiting}"
 

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from ingest import __version__
 from ingest.app.admin import AdminSide
-from ingest.app.advice import advice
+from ingest.app.advice import advice, database_words
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
 from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
@@ -128,6 +128,7 @@ class Service:
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
+        reread = self._reread = RereadUrl(settings)
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
@@ -151,7 +152,7 @@ class Service:
             ledger=self.ledger,
             dead_letters=self.dead_letters,
             readyz=self.health.readyz,
-            message=lambda: database_state.message,
+            message=lambda: reread.explained(database_state.message),
             token=self._token,
             release_hold=self.writing.release_hold,
             refused_posts=refused_posts.listed,
@@ -232,7 +233,7 @@ class Service:
             listen=listen,
             admin_listen=admin_listen,
             page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
-            embedded=self._embedded is not None,
+            database="" if self._embedded else database_words(self._settings),
             waiting=""
             if writing.database_state.is_open
             else writing.database_state.message or "no answer yet",
@@ -242,7 +243,7 @@ class Service:
     async def _database(self) -> DatabaseUrl:
         """Return what gives the URL of the configured database, or of the embedded one."""
         if self._settings.database_url:
-            return RereadUrl(self._settings)
+            return self._reread
         embedded = self._embedded = EmbeddedPostgres(self._folder.postgres)
         await embedded.start()
         return lambda: embedded.url

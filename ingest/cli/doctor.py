@@ -240,15 +240,15 @@ def _running(service: ServiceInfo) -> Check:
         return Check("service", FAIL, f"{error}; look at its log")
     state, reason = ready.get("state", "no state"), ready.get("reason")
     why = f"{state}: {reason}" if reason else f"{state}"
-    next_one = f". {ready['next']}" if ready.get("next") else ""
     counts = ", ".join(f"{code} {count}" for code, count in ready.get("refused_60s", {}).items())
-    refused = f". Refused in the last minute: {counts}" if counts else ""
+    refused = f"Refused in the last minute: {counts}" if counts else ""
+    told = ". ".join(each.rstrip(".") for each in (why, ready.get("next"), refused) if each)
     if status != 200:
-        return Check("service", FAIL, f"{said}; it takes no posts: {why}{next_one}{refused}")
+        return Check("service", FAIL, f"{said}; it takes no posts: {told}")
     if reason or state != "accepting" or refused:
         stopped = state == "on_hold" or ready.get("cause") == INVALID_FULL  # somebody must act
         level = FAIL if stopped else WARN
-        return Check("service", level, f"{said}; {why}{next_one}{refused}")
+        return Check("service", level, f"{said}; {told}")
     return Check("service", OK, f"{said}, {state}")
 
 

@@ -1,11 +1,16 @@
 """The URL of the database, read again from its file whenever somebody asks.
 
 So a password that was changed needs no restart.
-Promises: a file that cannot be used at the moment changes nothing: the last good URL stays in use.
+Promises: a file that cannot be used at the moment changes nothing: the last good URL stays in use,
+and the log and `explained` say why.
 Does not: read a pipe again, since it has its content once.
 """
 
 from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
 
 from ingest.config.settings import Settings
 from ingest.config.sources import read_secret
@@ -13,7 +18,7 @@ from ingest.config.values import check_database_url, full_path
 from ingest.model.errors import ConfigError
 from ingest.system.logs import Occasionally, get_logger
 
-WARNING_S = 60.0  # between warnings that the file cannot be used
+WARNING_S = 60.0  # between warnings that the file cannot be used, if the reason is the same
 
 _log = get_logger("config")
 
@@ -22,21 +27,46 @@ class RereadUrl:
     """Call it for the URL now. It begins with the one of the settings."""
 
     def __init__(self, settings: Settings) -> None:
+        file = full_path(settings.database_url_file) if settings.database_url_file else None
+        self._file = None if file is None or file.is_fifo() else file
         self._url = settings.database_url
-        self._file = full_path(settings.database_url_file) if settings.database_url_file else None
+        self._fault = ""  # why the file could not be used the last time
         self._occasionally = Occasionally(WARNING_S)
 
     def __call__(self) -> str:
         """Return the URL; blocks for the time of reading a small file."""
-        if self._file is not None and self._file.is_file():
+        if self._file is not None:
             try:
-                url = read_secret(self._file)
-                check_database_url(url)
+                url = _url_in(self._file)
             except (ConfigError, ValueError) as error:
-                if self._occasionally.due("unusable") is not None:
-                    _log.warning("database_url_file_unusable", why=str(error))
+                self._warn(str(error))
             else:
+                self._fault = ""
                 if url != self._url:
                     _log.info("database_url_changed", file=str(self._file))
                 self._url = url
         return self._url
+
+    def explained(self, message: str) -> str:
+        """Return the server's message; if the old URL is used, also why."""
+        if not message or not self._fault:
+            return message
+        return f"{message}; the service still uses the old URL: {self._fault}"
+
+    def _warn(self, why: str) -> None:
+        due = self._occasionally.due(why) is not None
+        if due or why != self._fault:
+            _log.warning("database_url_file_unusable", why=why)
+        self._fault = why
+
+
+def _url_in(file: Path) -> str:
+    try:
+        regular = stat.S_ISREG(os.stat(file).st_mode)
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    if not regular:
+        raise ConfigError(f"{file} is no regular file")
+    url = read_secret(file)
+    check_database_url(url)
+    return url

@@ -239,6 +239,9 @@ class DeadLetterFolder:
             self._scan()
         except OSError as error:
             log.warning("dead_letters_unreadable", error=str(error))
+            return
+        if not self._live and self._room.is_full_for_invalid(self._size):
+            self._make_room()  # or /readyz tells of a full folder until the next append
 
     def _scan(self) -> None:
         found = stamps(self.folder)

@@ -309,6 +309,11 @@ def test_readiness_that_says_no_is_an_answer(admin: type[_Admin], tmp_path: Path
         ((200, b'{"state":"on_hold","reason":"no","next":"Fix it."}'), "FAIL", "on_hold: no. Fix"),
         ((200, b'{"state":"accepting","reason":"no","cause":"invalid_full"}'), "FAIL", "no"),
         ((200, b'{"state":"accepting","refused_60s":{"empty":3}}'), "warn", "minute: empty 3"),
+        (
+            (200, b'{"state":"slowed","reason":"no","next":"Fix it.","refused_60s":{"empty":3}}'),
+            "warn",
+            "slowed: no. Fix it. Refused in the last minute: empty 3",
+        ),
         ((503, b'{"state":"disk_low","reason":"less"}'), "FAIL", "no posts: disk_low: less"),
         ((404, b'{"detail":"nothing here"}'), "FAIL", "refused: 404 nothing here"),
     ],
@@ -398,17 +403,20 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1)
 
-    def hint(folder: str) -> str:
+    def told(folder: str, database: str) -> str:
         lines = greeting_lines(
             state_dir=Path(folder),
             listen="a:1",
             admin_listen="a:2",
             page="",
-            embedded=True,
+            database=database,
             waiting="",
         )
         (found,) = (each for each in lines if each.startswith("database:"))
-        return found.partition("to look into it: ")[2]
+        return found
+
+    def hint(folder: str) -> str:
+        return told(folder, "").partition("to look into it: ")[2]
 
     monkeypatch.setenv("XDG_STATE_HOME", "/s")
     assert hint("/s/iot-ingest") == "./run psql -c 'table readings'"
@@ -416,3 +424,4 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
     monkeypatch.setenv("XDG_STATE_HOME", "")
     monkeypatch.setenv("HOME", "~no_such_user")
     assert hint("/s") == "./run psql --state-dir /s -c 'table readings'"
+    assert told("/s", "the file /u").endswith(" as set by the file /u")

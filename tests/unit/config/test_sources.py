@@ -45,6 +45,29 @@ def test_file_of_the_url_is_read_again(tmp_path: Path) -> None:
     assert RereadUrl(plain)() == URL
 
 
+def test_each_fault_of_the_urls_file_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log has each change of the fault at once; the message of the server names the fault."""
+    path = secret(tmp_path, URL.encode())
+    url = RereadUrl(load(environ={"INGEST_DATABASE_URL_FILE": path}).settings)
+    url()
+    assert url.explained("refused") == "refused"
+    secret(tmp_path, b"mysql://u:geheim@h/x")
+    url()
+    url()
+    Path(path).unlink()
+    url()
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("database_url_file_unusable") == 2
+    assert "geheim" not in told.out + told.err
+    assert url.explained("refused").endswith(f"cannot read {path}: No such file or directory")
+    assert url.explained("") == ""
+    secret(tmp_path, URL.encode())
+    url()
+    assert url.explained("refused") == "refused"
+
+
 @pytest.mark.parametrize("raw", [URL.encode(), f"\ufeff {URL} \r\n".encode(), f"{URL}\n".encode()])
 def test_database_url_is_read_from_its_file(tmp_path: Path, raw: bytes) -> None:
     """The path of a secret's file may come from each source."""

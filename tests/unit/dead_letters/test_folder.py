@@ -338,11 +338,26 @@ def test_start_with_a_full_folder_removes_the_files_without_live_lines(tmp_path:
     full = make_store(tmp_path, bytes_max=18_000, keep_days=7)
     assert full.totals().invalid_full
     assert len(read(tmp_path)) == 25
-    mark(full)
+    hand = make_store(tmp_path)
+    mark(hand)
+    hand.close()
     full.close()
     after = make_store(tmp_path, bytes_max=18_000, keep_days=7)
     assert after.totals() == FolderTotals()
     after.close()
+
+
+def test_refresh_removes_the_files_if_all_is_done_and_the_folder_full(tmp_path: Path) -> None:
+    """After `discard --all` beside a running service, /readyz tells of space without an append."""
+    store, hand = make_store(tmp_path, bytes_max=18_000), make_store(tmp_path)
+    keep(store, drained(25, reason=REFUSED))
+    store.refresh()
+    assert store.totals().invalid_full
+    mark(hand)
+    store.refresh()
+    assert store.totals() == FolderTotals()
+    store.close()
+    hand.close()
 
 
 def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Path) -> None:
