@@ -108,9 +108,9 @@ def attack(kind: str) -> Hold | Flood:
                 lambda _: f'{{"device_id":"d","metric":"m","ts":"{"1" * TEXT_BYTES}x","value":1}}',
                 1,
             ),
-            422,
+            413,
         ),
-        "nests": lambda: _posts(4, items(nested, 4_900), 422),
+        "nests": lambda: _posts(4, items(nested, 4_900), 413, 422),
         "tiny_items": lambda: _posts(32, items(lambda _: "{}", ITEMS), 422),
         "large_posts": lambda: _posts(4, items(good, ITEMS), 202),
         "log_ins": lambda: Hold(
@@ -122,8 +122,8 @@ def attack(kind: str) -> Hold | Flood:
     return makers[kind]()
 
 
-def _posts(count: int, body: bytes, status: int) -> Flood:
-    return Flood(count, "/v1/readings", body, frozenset({status}))
+def _posts(count: int, body: bytes, *statuses: int) -> Flood:
+    return Flood(count, "/v1/readings", body, frozenset(statuses))
 
 
 async def hold(found: Hold, port: int) -> None:

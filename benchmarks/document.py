@@ -74,9 +74,9 @@ CONDITIONS = """## Conditions
   each into a fresh table.
 - The attack: {ordinary:,} single readings a second are sent in an open loop, first alone and then
   beside each attack. All of this is done twice with the same service. The allowed
-  p99 is 25 ms, or twice the p99 alone if that is more. No post may be refused, and each probe of
-  the admin port, on a new connection, must be answered within a second. Attackers are processes of
-  their own, on the same cores.
+  p99 is 25 ms, or twice the p99 alone if that is more. No post may be refused, and of two probes of
+  the admin port in a row, on new connections, one must be answered within a second. Attackers are
+  processes of their own, on the same cores.
 - "One INSERT per request" is what people write first: aiohttp, `json.loads`, an asyncpg pool with
   its defaults, one INSERT and one transaction a reading, into the same table.
 """
