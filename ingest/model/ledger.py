@@ -28,6 +28,9 @@ ROWS_FLUSH = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_0
 TRIGGERS = ("count", "time", "backlog", "drain")
 
 
+CLOSED_BY = ("connections_full", "header_late")  # limits that close connections
+
+
 class Histogram:
     """Counts of observations per bucket; `bounds` are inclusive upper bounds, ascending."""
 
@@ -109,7 +112,8 @@ class Ledger:
         self.retries: defaultdict[str, int] = defaultdict(int)
         # Requests to the data port, by problem code; connections that a limit closed, by cause.
         self.posts_refused: defaultdict[str, int] = defaultdict(int)
-        self.connections_closed: defaultdict[str, int] = defaultdict(int)
+        # The causes are there from the start: Prometheus cannot see the first step of a new series.
+        self.connections_closed = defaultdict[str, int](int, dict.fromkeys(CLOSED_BY, 0))
         self.gauges: Gauges | None = None
 
     def request_answered(self, route: str, status: int, took_s: float) -> None:

@@ -149,7 +149,7 @@ async def test_limit_closes_half_bodies_of_the_address_with_most_of_them() -> No
         assert await open_ones(honest) == [True] * 4
         await honest[1].send(post(BODY)[-10:])
         assert (await honest[1].reply()).status == 202
-        assert receiver.ledger.connections_closed == {"connections_full": 2}
+        assert receiver.ledger.connections_closed["connections_full"] == 2
 
 
 async def test_limit_spares_who_has_just_come_while_another_address_has_more_idle_ones() -> None:
