@@ -12,11 +12,10 @@ import asyncio
 import gzip
 from collections.abc import Callable, Hashable
 from http import HTTPStatus
-from typing import cast
 
-from ingest.http.request import Request, UnreadRequest
+from ingest.http.request import Request
 from ingest.http.response import Answer
-from ingest.http.routes import Route
+from ingest.http.routes import Route, answered
 from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
 
@@ -44,7 +43,7 @@ class Few:
                 raise Refused("busy", f"{self._most} requests are in work", retry_after_s=2)
             self._inside += 1
             try:
-                return await page.answer(request, query, received_s)
+                return await answered(page, request, query, received_s)
             finally:
                 self._inside -= 1
 
@@ -78,13 +77,15 @@ class _Shared:
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key]
-        return Answer(answer.status, answer.body, answer.content_type, headers=answer.headers)
+        return answer
 
     async def _make(self, key: Hashable, request: Request, query: str, *, small: bool) -> Answer:
         await asyncio.sleep(max(0.0, self._next_s - monotonic_s()))
         began_s = monotonic_s()
         try:
-            answer = await self._page.answer(_uncompressed(request), query, began_s)
+            answer = await answered(
+                self._page, request.without(("accept-encoding",)), query, began_s
+            )
             if small and answer.status == HTTPStatus.OK:
                 answer.body = await asyncio.to_thread(gzip.compress, answer.body, GZIP_LEVEL)
                 answer.headers += b"Content-Encoding: gzip\r\n"
@@ -95,12 +96,6 @@ class _Shared:
         while len(self._made) > KEPT:
             del self._made[next(iter(self._made))]
         return answer
-
-
-def _uncompressed(request: Request) -> Request:
-    """Return the request of a client that does not accept compression."""
-    headers = [each for each in request.headers.items() if each[0].lower() != "accept-encoding"]
-    return cast(UnreadRequest, request).clone(headers=headers)
 
 
 def shared(page: Route, see: See, *, compress: bool = True) -> Route:

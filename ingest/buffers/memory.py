@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 from ingest.buffers.bounded_memory import BoundedMemory
 from ingest.buffers.queue import BlockQueue
+from ingest.buffers.shared_block import SharedBlock
 from ingest.buffers.waiting import WaitingPosts, WaitingWriters
-from ingest.model.block import Block
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Work
+from ingest.model.block import SHARED_ROWS_MAX, Block
+from ingest.model.ports import BufferStats, JournalStats, Reservation, Told, Work
 
 
 class MemoryBuffer:
@@ -24,7 +25,16 @@ class MemoryBuffer:
     levels: tuple[str, ...] = ("buffered",)
     broken = False
 
-    def __init__(self, *, rows_max: int, bytes_max: int, put_wait_s_max: float) -> None:
+    def __init__(
+        self,
+        *,
+        rows_max: int,
+        bytes_max: int,
+        put_wait_s_max: float,
+        shared_rows_max: int = SHARED_ROWS_MAX,
+    ) -> None:
+        self._shared_rows_max = shared_rows_max
+        self._last: SharedBlock | None = None
         self._writers = WaitingWriters()
         self._queue = BlockQueue(self._writers)
         self._waiting = WaitingPosts(
@@ -43,6 +53,20 @@ class MemoryBuffer:
         """Do nothing: there are no files."""
 
     # The inlet
+
+    def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
+        """Keep a block at once if there is room and nobody waits; see ports.Inlet."""
+        assert told is None, "nothing here outlives the process"
+        waiting, memory = self._waiting, self._memory
+        if waiting.posts or waiting.shut or not memory.fits(block.rows, len(block.tuples)):
+            return False
+        memory.add(block.rows, len(block.tuples))
+        if self._last is not None and self._last.takes(block):
+            self._queue.grew(block.rows)
+        else:
+            self._last = SharedBlock(block, self._shared_rows_max)
+            self._queue.append(block)
+        return True
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room for one block of `rows` rows and `size_bytes` bytes.

@@ -35,6 +35,13 @@ class BlockQueue:
         if writers.waits:
             writers.wake()
 
+    def grew(self, rows: int) -> None:
+        """Note that a block that waits has so many more rows."""
+        self.rows += rows
+        self._writers.rows += rows
+        if self._writers.waits:
+            self._writers.wake()
+
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
         blocks = self.blocks
@@ -42,6 +49,7 @@ class BlockQueue:
         rows = 0
         while blocks and (not taken or rows + blocks[0].rows <= rows_max):
             block = blocks.popleft()
+            block.seal()
             rows += block.rows
             taken.append(block)
             self._received_s[id(block)] = block.received_s

@@ -18,8 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 
-from aiohttp import web
-from aiohttp.streams import StreamReader
+from aiohttp import StreamReader, web
 
 from ingest.http.request import Request
 from ingest.model.errors import Refused
@@ -106,7 +105,7 @@ class Bodies:
         Raises Refused (`body_too_large`, `body_timeout`, `buffer_full`, `bad_request`) or
         ConnectionError if the client is gone.
         """
-        declared = request.content_length or 0
+        declared = max(0, request.head.body_bytes)
         self.check(declared)
         body = _Body(is_large=declared > SMALL_BYTES, body_s_max=self._body_s_max)
         try:
@@ -147,10 +146,17 @@ class Bodies:
 
     async def _read(self, request: Request, body: _Body) -> bytes:
         """Read to the end; book each part as it arrives."""
+        parts: list[bytes] = []
         content = request.content
+        if content is None:
+            body.is_whole = True
+            whole = request.body or b""
+            if not self._book(body, len(whole)):
+                await self._wait_for_memory(request, body, len(whole))
+            self._completed(body)
+            return whole
         if not content.is_eof():
             _send_continue(request)
-        parts: list[bytes] = []
         while not content.at_eof():
             part = await self._next_part(content, body)
             self.check(body.size_bytes + len(part))
@@ -224,8 +230,7 @@ class Bodies:
             raise _too_many()
         began_s = monotonic_s()
         self._queue.append(place)
-        if request.transport is not None:
-            request.transport.pause_reading()
+        request.sender.hold_body()
         try:
             async with asyncio.timeout(self._body_s_max):
                 await place
@@ -234,8 +239,7 @@ class Bodies:
         finally:
             if place in self._queue:
                 self._queue.remove(place)
-            if request.transport is not None and not request.transport.is_closing():
-                request.transport.resume_reading()
+            request.sender.let_body_come()
         waited_s = monotonic_s() - began_s
         body.deadline_s += waited_s
         body.part_s += waited_s

@@ -1,19 +1,20 @@
-"""One connection: aiohttp's protocol, with a short way for requests that arrive whole.
+"""One connection: from bytes to requests, one at a time, and from answers to bytes.
 
-For each request aiohttp wakes a task, makes a request and a writer, and returns through all of
-them. With a thousand connections this is 40 us of a post's 55, most of it for memory that is no
-longer in the CPU's cache. On the short way, a request that arrived whole waits in the round queue
-as bytes, and is answered in one step when its round comes, after all sockets have been read. If a
-client is answered between two reads, each reading of the sockets finds fewer requests.
+aiohttp's parser reads the requests; all other parts of the protocol are here. A request that has
+arrived whole waits in the round queue and is answered by a plain call when its round comes, after
+all sockets have been read. If a client is answered between two reads, each reading of the sockets
+finds fewer requests. Only an answer that has to wait for something gets a task.
 
-All other requests go aiohttp's way: bodies that have not arrived or are compressed, HTTP/1.0, the
-last request of a connection, clients that do not read their answers.
-Promises: one request at a time, in order, and an answer for each: also before bytes that are not
-HTTP, behind a request with an Upgrade header (which is ignored), and for a client that has closed
-its sending side. A wait for a body that is broken ends with an error. The owner is called when half
-a head has come and no request is in work.
-
-The private names of aiohttp that this file uses are listed in fence.py.
+A head that has come before, byte for byte, does not go through the parser again, if its body is
+here too: that is a third of a small post's CPU (see DESIGN.md). While the parser has a part of a
+request, all bytes go to the parser.
+The parser is given one request at a time, and what stands behind it is kept here. So neither bytes
+that are not HTTP nor a request with an Upgrade header (which is ignored) undo what stands before or
+behind them.
+Promises: requests are answered in order, each one, also for a client that has closed its sending
+side. A wait for a body that is broken ends with an error. At most READ_BYTES and what one read of
+the socket brings wait behind a request. The owner is called when half a head has come and no
+request is in work.
 """
 
 from __future__ import annotations
@@ -22,22 +23,32 @@ import asyncio
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
-from aiohttp import http_parser, web
-from aiohttp.streams import StreamReader
+from aiohttp import StreamReader, web
+from aiohttp.http import HttpVersion11, RawRequestMessage
 
-from ingest.http.heads import HEAD_END, HTTP_1, code_of, end_of_request, head_bytes, parser_of
+from ingest.http.heads import HEAD_END, KnownHeads, code_of, parser_of
 from ingest.http.owner import Owner
-from ingest.http.request import Client, WholeRequest, client_at, is_whole
+from ingest.http.request import Client, Head, Request, client_at
 from ingest.http.response import Answer
+from ingest.system.logs import get_logger
 
-# The body of a refused request is read and dropped for this long. If the connection were closed at
-# once, many clients would see an error of the connection and not the answer.
+# The bytes of a refused request are read and dropped for this long. If the connection were closed
+# at once, many clients would see an error of the connection and not the answer.
 LINGER_S = 5.0
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come, between two requests
-READ_BYTES = 64 * 1024  # of a body that the handler has not read; then the socket is paused
+READ_BYTES = 64 * 1024  # of what is not read yet; then the socket is paused
 HALF_END = len(HEAD_END) - 1  # may be at the end of some bytes
+TRIES = 8  # heads of a connection that are not known, in a row; then it is not looked for them
+NOBODY = Client("", "")
+CLOSE = b"Connection: close\r\n"
+STAYS = b"Connection: keep-alive\r\n"
+
+_log = get_logger("connection")
+
+# Reasons to read nothing from the socket, as bits.
+BEHIND, BODY, MEMORY, UNREAD = 1, 2, 4, 8
 
 # Where Python can, a new task runs at once until it has to wait. Most answers never wait.
 if sys.version_info >= (3, 12):
@@ -46,304 +57,357 @@ else:
     _start_task = asyncio.Task
 
 
-class Connection(web.RequestHandler):
-    """The protocol of one connection."""
+class Connection(asyncio.Protocol):
+    """The protocol of one connection. It is also the `sender` of its requests."""
 
     __slots__ = (
-        "_apart_bytes",
-        "_arriving",
-        "_busy",
-        "_client",
-        "_half",
-        "_half_bytes",
-        "_no_more",
-        "_owner",
-        "_rest",
+        *("_at", "_behind", "_client", "_content", "_half", "_half_bytes", "_head", "_left"),
+        *("_linger", "_no_more", "_over", "_owner", "_parser", "_paused", "_request", "_text"),
+        *("_tries", "transport"),
     )
 
-    def __init__(self, owner: Owner, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            server,
-            loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # None switches it off in aiohttp
-            keepalive_timeout=2 * owner.keepalive_s_max,  # never used, see _process_keepalive
-            lingering_time=LINGER_S,
-        )
-        self._arriving: StreamReader | None = None  # the newest body, while it is not complete
-        self._rest = b""  # bytes behind a request with an Upgrade header, not parsed yet
-        self._apart_bytes = 0  # its declared size, -1 if chunked, if it is parsed apart
-        self._half = b""  # the last bytes of a head whose end has not come
-        self._parser = parser_of(self, loop, READ_BYTES)
+    def __init__(self, owner: Owner) -> None:
+        self.transport: asyncio.Transport | None = None
         self._owner = owner
+        self._client = NOBODY
+        self._parser = parser_of(self, owner.loop, READ_BYTES)
+        self._request: Request | None = None  # in work
+        self._behind = b""  # what stands behind it begins at _at
+        self._at = 0
+        self._half = b""  # the last bytes that the parser got, of a head or of a chunked body
+        self._half_bytes = 0  # of a head whose end has not come
+        self._head: Head | None = None  # of the request that the parser is in
+        self._text = b""  # that head, if it came in one piece
+        self._content: StreamReader | None = None  # the body of that request
+        self._left = 0  # bytes of it that have not come, if its size is known
+        self._paused = 0
         self._no_more = False  # the client has closed its sending side
-        self._half_bytes = 0  # of a head that has begun
-        self._busy = False  # the first of _messages waits for its round, or one is being answered
-        self._client = Client("", "")
+        self._over = False  # no further request is read
+        self._linger: asyncio.TimerHandle | None = None
+        self._tries = TRIES if owner.known_heads is not None else 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the client is there."""
+        return self.transport is not None
+
+    @property
+    def is_in_work(self) -> bool:
+        """Whether a request is being answered."""
+        return self._request is not None
+
+    # Called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember who it is."""
-        super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, transport)
         self._client = client_at(transport)
+        self._owner.connection_made(self, self.transport)
 
-    def data_received(self, data: bytes) -> None:
-        """Parse; enqueue a request that is whole; count the bytes of half a head."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            self._parse(data)
-        else:
-            self._waiter = None  # otherwise aiohttp would wake its task
-            try:
-                self._parse(data)
-            finally:
-                self._waiter = waiter
-            if not (self._messages or self._busy):
-                self._half_head(len(data))
-        if self._messages:
-            self._half_bytes = 0
-            self._go_on()
-            if len(self._messages) > 1:
-                self._bound_what_waits()
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the wait for a body. A request that is whole is answered all the same, to nobody."""
+        self.transport = None
+        self._over = True
+        self._behind, self._at = b"", 0
+        if self._linger is not None:
+            self._linger.cancel()
+        self._break_body()
+        self._owner.connection_lost(self)
 
-    def _parse(self, data: bytes) -> None:
-        """Parse all requests in some bytes. The parser stops behind each; it then has to go on."""
-        lines = data.count(HTTP_1)
-        if lines != 1 or self._arriving or self._half or self._apart_bytes or self._rest:
-            self._parse_unusual(data, lines)
-            return
-        before = len(self._messages)
-        super().data_received(data)
-        if len(self._messages) == before:
-            self._half = data[-HALF_END:]
-            return
-        message, content = self._messages[-1]
-        end = data.find(HEAD_END) + len(HEAD_END) + content.total_bytes
-        if end == len(data) and content.is_eof() and not getattr(message, "upgrade", True):
-            return  # the common case: one request, and nothing behind it
-        if self._is_complete(message, content):
-            self._parse_on()
-            if getattr(message, "upgrade", True):  # the parser has dropped what stands behind it
-                self._parse_apart(data[end_of_request(data, message, content) :])
-            else:
-                self._note_half(data)
-        elif self._apart_bytes:
-            self._half = data[-HALF_END:]
-
-    def _parse_unusual(self, data: bytes, lines: int) -> None:
-        """Parse bytes that belong to several requests, or to one that came before."""
-        is_apart = self._half or self._apart_bytes or self._rest
-        if is_apart or (lines and b"upgrade" in data.lower()):
-            self._parse_apart(self._rest + data)
-            return
-        before, body = len(self._messages), self._arriving
-        had_bytes = 0 if body is None else body.total_bytes
-        super().data_received(data)
-        if len(self._messages) > before:
-            if not self._is_complete(*self._messages[-1]):
-                return
-        elif body is None:
-            self._half = data[-HALF_END:]
-            return
-        elif not body.is_eof():
-            return
-        self._parse_on()
-        if body is None or body.total_bytes - had_bytes != len(data):
-            self._note_half(data)
-
-    def _note_half(self, data: bytes) -> None:
-        """Note the last bytes, if they may be of a head whose end has not come."""
-        body_bytes = self._messages[-1][1].total_bytes if self._messages else -1
-        if self._arriving is None and data.rfind(HEAD_END) + HALF_END + 1 + body_bytes != len(data):
-            self._half = data[-HALF_END:]
-
-    def _parse_on(self) -> None:
-        """Parse what stands behind a complete request."""
-        self._arriving, self._apart_bytes = None, 0
-        while self._parser is not None:
-            before = len(self._messages)
-            self._parser.message_consumed()
-            super().data_received(b"")
-            if self._upgraded:
-                self._upgraded = False
-                self._parser.set_upgraded(False)
-            if len(self._messages) == before or not self._is_complete(*self._messages[-1]):
-                return
-            if len(self._messages) >= self._max_msg_queue_size:
-                return  # aiohttp calls again when some of these have been taken
-
-    def _is_complete(self, message: Any, content: StreamReader, apart: bool = False) -> bool:
-        """Whether others may stand behind the newest request; note its body if it is not here."""
-        if not isinstance(message, http_parser.RawRequestMessage):
-            self._break_off_bodies()
-            return False  # bytes that are not HTTP
-        if not content.is_eof():
-            self._arriving = content
-            if message.upgrade or apart:
-                self._apart_bytes = int(message.headers.get("Content-Length", -1))
-        return content.is_eof()
-
-    def _parse_apart(self, data: bytes) -> None:
-        """Parse the requests one by one: behind an Upgrade header the parser drops all bytes."""
-        start, self._rest = 0, b""
-        while True:
-            part = data[start : self._end_of_part(data, start)]
-            start += len(part)
-            before, is_sized = len(self._messages), self._apart_bytes > 0
-            super().data_received(part)
-            has_come = len(self._messages) > before
-            if has_come:
-                is_end = self._is_complete(*self._messages[-1], apart=True)
-            else:
-                is_end = self._arriving is not None and self._arriving.is_eof()
-            if is_end:
-                self._parse_on()
-            is_half = not (has_come or is_end or is_sized)
-            self._half = (self._half + part)[-HALF_END:] if is_half else b""
-            if start >= len(data):
-                return
-            if len(self._messages) >= self._max_msg_queue_size:
-                self._rest = data[start:]
-                return
-
-    def _end_of_part(self, data: bytes, start: int) -> int:
-        if self._apart_bytes > 0 and self._arriving is not None:
-            return start + self._apart_bytes - self._arriving.total_bytes
-        half = b"" if start else self._half
-        end = (half + data).find(HEAD_END, start)  # of a head, or of a chunked body
-        return end - len(half) + len(HEAD_END) if end >= 0 else len(data)
-
-    def _half_head(self, more_bytes: int) -> None:
-        """Count bytes of a head whose end has not come. If they are too many, close."""
-        self._half_bytes += more_bytes
-        if self._half_bytes <= HALF_HEAD_BYTES_MAX:
-            self._owner.head_begun(self)
-        elif self.transport is not None and not self.transport.is_closing():
-            self.transport.write(self._owner.malformed("headers_too_large").rendered())
-            self.force_close()  # closes once the answer is sent; else the owner closes it later
-
-    def _bound_what_waits(self) -> None:
-        """Pause reading while the requests that wait on this connection are too many bytes.
-
-        aiohttp bounds only their number: that may be 32 bodies of 128 KiB, or 32 heads of a
-        megabyte. Its task resumes reading when it takes them.
-        """
-        if not self._buffer_paused:
-            waiting_bytes = sum(
-                content.total_bytes + head_bytes(message) for message, content in self._messages
-            )
-            if waiting_bytes > READ_BYTES:
-                self._pause_reading_for_buffer()
-
-    # The short way
-
-    def _go_on(self) -> None:
-        """Enqueue the next request, or wake aiohttp's task, which waits for a request."""
-        waiter = self._waiter
-        if not self._messages or self._busy or waiter is None or waiter.done():
-            return
-        if self.transport is None or self.transport.is_closing():
-            return  # aiohttp's task, if woken now, would fail because the connection is gone
-        message, content = self._messages[0]
-        round_queue = self._owner.round_queue
-        if round_queue is not None and is_whole(message, content) and self._is_free():
-            self._owner.work_begun(self)
-            self._busy = True
-            if round_queue.enqueue(content.total_bytes, self._begin_in_round):
-                return
-            self._busy = False  # too much waits: aiohttp's way refuses the request
-        waiter.set_result(None)
-
-    def _is_free(self) -> bool:
-        """Whether the connection's state allows the short way."""
-        return not (
-            self.transport is None
-            or self.transport.get_write_buffer_size()  # its client does not read
-            or self._buffer_paused
-            or self._upgraded
-            or self._payload_parser is not None
-        )
-
-    def _begin_in_round(self) -> None:
-        """Start the first request, even if its client is gone: the post is whole, and is kept."""
-        message, content = self._messages.popleft()
-        if self._parser is not None:  # None: the connection is gone
-            self._parser.message_consumed()
-        request = WholeRequest(cast(http_parser.RawRequestMessage, message), content, self._client)
-        task = _start_task(self._owner.answer(request), loop=self._loop)
-        if task.done():
-            self._end(task)
-        else:
-            self._owner.suspended(task)
-            task.add_done_callback(self._end)
-
-    def _end(self, task: asyncio.Task[Answer]) -> None:
-        """Write the answer, if the client is still connected; go on with the next request."""
-        self._busy = False
-        self._owner.work_ended(self)
-        transport = self.transport
-        try:
-            answer = task.result()
-        except (ConnectionError, asyncio.CancelledError):
-            self.force_close()
-        except Exception as error:
-            self.log_exception("Unhandled exception", exc_info=error)
-            self.force_close()
-        else:
-            if transport is not None and not transport.is_closing():
-                if self._no_more and not self._messages:
-                    answer.keep_alive = False
-                transport.write(answer.rendered())
-                if not answer.keep_alive or self._close:
-                    self.force_close()  # closes once the answer is sent, as above
-        self._go_on()
-
-    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's meaning: stay open
+    def eof_received(self) -> bool:
         """Note that the client sends no more; what has come whole is answered before the end."""
         self._no_more = True
-        in_work = self._messages or self._busy or self._current_request is not None
-        return bool(in_work) and self._arriving is None
+        return self._content is None and (self._request is not None or bool(self._behind))
 
-    @property
-    def is_last(self) -> bool:
-        """Whether the request in work is the last one of its client."""
-        return self._no_more and not self._messages
+    def pause_writing(self) -> None:
+        """Begin no further request: the client does not read."""
+        self._pause(UNREAD)
 
-    def _process_keepalive(self) -> None:
-        """Do nothing. The owner's sweep replaces aiohttp's limit, which ignores the short way."""
-        self._keepalive_handle = None
+    def resume_writing(self) -> None:
+        """Go on with the next request."""
+        self._resume(UNREAD)
+        self._go_on()
 
-    # aiohttp's way
+    def data_received(self, data: bytes) -> None:
+        """Begin a request; or keep the bytes until the one in work is answered."""
+        if self._over:
+            return
+        if self._content is not None:
+            self._parse(data, 0)
+        elif self._request is None and not self._behind:
+            self._read(data, 0)
+        else:
+            self._behind = self._behind[self._at :] + data
+            self._at = 0
+            self._bound()
+
+    # From bytes to requests
+
+    def _read(self, data: bytes, at: int) -> None:
+        """Begin the first request in `data[at:]`. No request is in work."""
+        if self._tries and not self._half:
+            known = self._owner.known_heads
+            assert known is not None, "_tries is 0"
+            end = data.find(HEAD_END, at) + len(HEAD_END)
+            head = known.find(data[at:end])
+            if head is None:
+                self._tries -= 1
+            elif end + head.body_bytes <= len(data):
+                self._tries = TRIES
+                self._keep(data, end + head.body_bytes)
+                body = data[end : end + head.body_bytes]
+                self._begin(Request(head, self._client, self, body))
+                return
+        self._parse(data, at)
+
+    def _parse(self, data: bytes, at: int) -> None:
+        """Give the parser `data[at:]` up to the end of a request; begin that request."""
+        began_at = at
+        while at < len(data):
+            part = data[at : self._end_of_part(data, at)]
+            at += len(part)
+            try:
+                messages, is_upgraded, _ = self._parser.feed_data(part)
+            except Exception as fault:
+                self._malformed(fault)
+                return
+            if is_upgraded:  # the parser believes so; we go on in HTTP
+                self._parser.set_upgraded(False)
+            if messages:
+                self._head_came(*messages[0], b"" if self._half else part)
+            else:
+                self._left -= len(part)
+                self._half = (self._half + part)[-HALF_END:]
+            if self._content is not None and self._content.is_eof():
+                self._keep(data, at)
+                self._completed(self._content, part)
+                return
+        if self._content is None:
+            self._half_head(at - began_at)
+        elif self._request is None:
+            assert self._head is not None, "it came with the content"
+            self._begin(Request(self._head, self._client, self, None, self._content))
+
+    def _end_of_part(self, data: bytes, at: int) -> int:
+        """Return where the request may end at the earliest: the parser must not get more."""
+        if self._content is not None and self._left > 0:
+            return at + self._left
+        half = self._half
+        if half:
+            end = (half + data[at:]).find(HEAD_END)
+            return at + end - len(half) + len(HEAD_END) if end >= 0 else len(data)
+        end = data.find(HEAD_END, at)  # of a head, or of a chunked body
+        return end + len(HEAD_END) if end >= 0 else len(data)
+
+    def _head_came(self, message: RawRequestMessage, content: StreamReader, text: bytes) -> None:
+        head = self._head = Head(message, has_body=not content.is_eof())
+        self._text = text
+        self._content = content
+        self._left = head.body_bytes
+        self._half = b""
+        self._half_bytes = 0
+
+    def _completed(self, content: StreamReader, last: bytes) -> None:
+        """A request is whole; `last` are the last bytes of it."""
+        head, text = self._head, self._text
+        self._head = self._content = None
+        self._half = self._text = b""
+        if self._request is not None:  # it reads its body from `content`
+            self._owner.body_ended(self)
+            return
+        assert head is not None, "it came with the content"
+        body = last if len(last) == head.body_bytes else content.read_nowait()
+        if self._tries and text:
+            cast(KnownHeads, self._owner.known_heads).parsed(text, head)
+        self._begin(Request(head, self._client, self, body))
+
+    def _half_head(self, more_bytes: int) -> None:
+        """Count bytes of a head whose end has not come. If they are too many, refuse."""
+        self._half_bytes += more_bytes
+        if self._half_bytes > HALF_HEAD_BYTES_MAX:
+            self._refuse("headers_too_large")
+        elif self._no_more and self.transport is not None:
+            self.transport.close()
+        else:
+            self._owner.head_begun(self)
+
+    def _malformed(self, fault: Exception) -> None:
+        """The parser has met what is not HTTP."""
+        if self._request is None:
+            self._head = self._content = None
+            self._refuse(code_of(fault))
+        else:  # its page refuses it
+            self._over = True
+            self._break_body()
+
+    def _refuse(self, code: str) -> None:
+        self._over = True
+        if self.transport is not None:
+            self.transport.write(self._owner.malformed(code).rendered(CLOSE))
+            self._end(self.transport)
+
+    def _break_body(self) -> None:
+        content = self._content
+        if content is not None and not content.is_eof() and content.exception() is None:
+            content.set_exception(web.RequestPayloadError("the body breaks off"))
+
+    def _keep(self, data: bytes, at: int) -> None:
+        """Keep what stands behind a request."""
+        if at < len(data):
+            self._behind, self._at = data, at
+            self._bound()
+        elif self._behind:
+            self._behind, self._at = b"", 0
+
+    def _bound(self) -> None:
+        if len(self._behind) - self._at > READ_BYTES:
+            self._pause(BEHIND)
+
+    # From a request to its answer
+
+    def _begin(self, request: Request) -> None:
+        """Line a request up, or one whose body is still arriving."""
+        self._request = request
+        owner = self._owner
+        if request.body is None:
+            owner.body_awaited(self)
+        else:
+            owner.work_begun(self)
+            queue = owner.round_queue
+            if (
+                queue is not None
+                and request.head.is_plain
+                and queue.enqueue(len(request.body), self._begin_in_round)
+            ):
+                return
+        owner.loop.call_soon(self._answer)
+
+    def _begin_in_round(self) -> None:
+        """Answer the request, even if its client is gone: the post is whole, and is kept."""
+        request, queue = self._request, self._owner.round_queue
+        assert request is not None, "it is in work until it is answered"
+        assert request.body is not None, "it was enqueued because it is here"
+        assert queue is not None, "it has called this"
+        queue.begun(len(request.body))
+        request.in_round = True
+        self._answer()
+
+    def _answer(self) -> None:
+        owner = self._owner
+        assert self._request is not None, "it is in work until it is answered"
+        try:
+            answer = owner.answer(self._request)
+        except Exception as error:
+            self._failed(error)
+            return
+        if isinstance(answer, Answer):
+            self.reply(answer)
+        elif answer is not None:
+            task = _start_task(answer, loop=owner.loop)
+            if task.done():
+                self._has_answer(task)
+            else:
+                owner.suspended(task)
+                task.add_done_callback(self._has_answer)
+
+    def _has_answer(self, task: asyncio.Task[Answer]) -> None:
+        try:
+            answer = task.result()
+        except (Exception, asyncio.CancelledError) as error:
+            self._failed(error)
+        else:
+            self.reply(answer)
+
+    def _failed(self, error: BaseException) -> None:
+        """There is no answer: the client is gone, or the port is closing, or we have a fault."""
+        if not isinstance(error, ConnectionError | asyncio.CancelledError):
+            _log.error("request_failed", exc_info=error)
+        self._request = None
+        self._owner.work_ended(self)
+        self.close()
+
+    def reply(self, answer: Answer) -> None:
+        """Write the answer of the request in work; go on with the next one."""
+        request, transport = self._request, self.transport
+        assert request is not None, "a request is answered once"
+        self._request = None
+        owner = self._owner
+        owner.work_ended(self)
+        if transport is None or transport.is_closing():
+            return
+        head = request.head
+        is_last = (
+            answer.closes
+            or not head.keeps_open
+            or self._content is not None
+            or self._over
+            or owner.is_closing
+            or (self._no_more and not self._behind)
+        )
+        if not is_last and head.version is HttpVersion11 and head.method != "HEAD":
+            transport.write(answer.ready())
+        else:
+            how = CLOSE if is_last else b"" if head.version == HttpVersion11 else STAYS
+            transport.write(answer.rendered(how, with_body=head.method != "HEAD"))
+        if is_last:
+            self._end(transport)
+        elif self._behind:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin the next request, unless the client does not read its answers."""
+        if self._request is not None or self._over or self._paused & UNREAD:
+            return
+        data, at = self._behind, self._at
+        self._behind, self._at = b"", 0
+        if data:
+            self._read(data, at)
+        if len(self._behind) - self._at <= READ_BYTES:
+            self._resume(BEHIND)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """Close once the answer is sent; before that, read and drop what still comes."""
+        is_read = self._content is None and not self._over
+        self._over = True
+        self._behind, self._at = b"", 0
+        if is_read or self._no_more:
+            transport.close()
+            return
+        self._resume(self._paused)
+        self._linger = self._owner.loop.call_later(LINGER_S, transport.close)
+
+    def close(self) -> None:
+        """Close the connection, once what was written is sent."""
+        self._over = True
+        if self.transport is not None:
+            self.transport.close()
+
+    # How fast the client may send
+
+    def _pause(self, why: int) -> None:
+        if not self._paused and self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+        self._paused |= why
+
+    def _resume(self, why: int) -> None:
+        if not self._paused & why:
+            return
+        self._paused &= ~why
+        if not self._paused and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def pause_reading(self) -> None:
+        """Called by the body: its reader is slower than its client."""
+        self._pause(BODY)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Resume reading if it was paused.
+        """Called by the body: its reader has taken some bytes, or it is complete."""
+        self._resume(BODY)
 
-        aiohttp calls this after every body, paused or not. Without this check it would parse and
-        wake the socket for nothing: 1.1 us of a small post's 18.5, measured.
-        """
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
+    def hold_body(self) -> None:
+        """Read nothing from the socket until `let_body_come`."""
+        self._pause(MEMORY)
 
-    def _break_off_bodies(self) -> None:
-        """End all waits for a body with an error: the parser failed, so its bytes never come."""
-        broken = web.RequestPayloadError("the body breaks off")
-        request = self._current_request
-        if request is not None and not request.content.is_eof():
-            request.content.set_exception(broken)
-        for _, payload in self._messages:
-            if not payload.is_eof():
-                payload.set_exception(broken)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer a request that never reached the handler.
-
-        The parser's own text is not sent, since it repeats bytes of the request.
-        """
-        code = code_of(exc, status)
-        if code == "internal":
-            self.log_exception("Error handling request", exc_info=exc)
-        return cast(web.StreamResponse, self._owner.malformed(code))
+    def let_body_come(self) -> None:
+        """Go on reading."""
+        self._resume(MEMORY)

@@ -16,18 +16,16 @@ import asyncio
 import ipaddress
 import resource
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable
 from itertools import islice
-from typing import Any, NamedTuple, cast
-
-from aiohttp import web
+from typing import NamedTuple
 
 from ingest.http.connection import Connection
 from ingest.http.crowds import Crowds
-from ingest.http.fence import check_names, short_way_is_known
+from ingest.http.fence import require_parser
+from ingest.http.heads import KnownHeads
 from ingest.http.listener import Listener
-from ingest.http.owner import RoundQueue
+from ingest.http.owner import Reply, RoundQueue
 from ingest.http.request import Request, client_at
 from ingest.http.response import Answer
 from ingest.model.errors import StartError
@@ -43,7 +41,7 @@ NEARLY_ALL = 0.8
 SLOW_S = 1.0  # a request that is not here after this time comes slowly
 LOOKS = 16  # so many connections at most are looked at to find one to close
 
-Handle = Callable[[Request], Coroutine[Any, Any, Answer]]
+Handle = Callable[[Request], Reply]
 
 
 def raise_open_files_limit() -> int:
@@ -60,11 +58,12 @@ class _Open(NamedTuple):
     network: str
 
 
-class Connections(web.Server):
+class Connections:
     """The connections of one port. `malformed` returns (and counts) the answer for a problem code.
 
     `closed` is called with the cause when a limit closes one (not at the end of an idle one).
-    With a `round_queue`, requests that arrive whole are answered on the short way.
+    With a `round_queue` it decides when a request that has arrived whole begins, and the heads of
+    such requests are remembered.
     """
 
     def __init__(
@@ -78,23 +77,25 @@ class Connections(web.Server):
         header_s_max: float,
         keepalive_s_max: float,
     ) -> None:
-        super().__init__(cast(Any, self._serve))
+        require_parser()
+        self.loop = asyncio.get_running_loop()
         self.answer = handle
-        check_names(self)
-        self.round_queue = round_queue if round_queue is not None and short_way_is_known() else None
+        self.round_queue = round_queue
+        self.known_heads = KnownHeads() if round_queue is not None else None
+        self.is_closing = False
         self.malformed = malformed
         self._closed = closed
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
-        self._open: dict[web.RequestHandler, _Open] = {}
-        self._by_network = Crowds[web.RequestHandler]()
+        self._open: dict[Connection, _Open] = {}
+        self._by_network = Crowds[Connection]()
         self._suspended: set[asyncio.Task[Answer]] = set()
         # Each with the time of its begin, oldest first. A connection with a request in work is in
         # neither.
-        self._half_open: OrderedDict[web.RequestHandler, float] = OrderedDict()
-        self._idle: OrderedDict[web.RequestHandler, float] = OrderedDict()
+        self._half_open: OrderedDict[Connection, float] = OrderedDict()
+        self._idle: OrderedDict[Connection, float] = OrderedDict()
         # Those whose request is not here: the half-open ones, and those in the middle of a body.
-        self._unfinished = Crowds[web.RequestHandler]()
+        self._unfinished = Crowds[Connection]()
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._log = get_logger("connections")
@@ -104,7 +105,7 @@ class Connections(web.Server):
 
     def __call__(self) -> Connection:
         """Make the protocol of one connection (the event loop calls this)."""
-        return Connection(self, self, self._loop)
+        return Connection(self)
 
     @property
     def count(self) -> int:
@@ -113,9 +114,8 @@ class Connections(web.Server):
 
     # Called by the connections
 
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+    def connection_made(self, handler: Connection, transport: asyncio.Transport) -> None:
         """Add a new connection; if there are too many, close another one, or this one."""
-        super().connection_made(handler, transport)
         if len(self._open) >= self._connections_max:
             self._closed("connections_full")
             another = self._to_close()
@@ -128,40 +128,41 @@ class Connections(web.Server):
         self._by_network.add(network, handler, monotonic_s())
         self._head_awaited(handler, network)
 
-    def connection_lost(
-        self, handler: web.RequestHandler, exc: BaseException | None = None
-    ) -> None:
+    def connection_lost(self, handler: Connection) -> None:
         """Remove a connection."""
         self._forget(handler)
-        super().connection_lost(handler, exc)
 
-    def head_begun(self, handler: web.RequestHandler) -> None:
+    def head_begun(self, handler: Connection) -> None:
         """Start the deadline of a head, at its first bytes."""
         if self._idle.pop(handler, None) is not None:
             self._head_awaited(handler, self._open[handler].network)
 
-    def _head_awaited(self, handler: web.RequestHandler, network: str) -> None:
+    def _head_awaited(self, handler: Connection, network: str) -> None:
         self._half_open[handler] = now_s = monotonic_s()
         self._unfinished.add(network, handler, now_s)
 
-    def work_begun(self, handler: web.RequestHandler) -> None:
+    def work_begun(self, handler: Connection) -> None:
         """Exempt a connection from the sweep while its request is in work."""
         if self._half_open.pop(handler, None) is not None:
             self._finished(handler)
         self._idle.pop(handler, None)
 
-    def work_ended(self, handler: web.RequestHandler) -> None:
+    def work_ended(self, handler: Connection) -> None:
         """Count the connection as idle, until its client sends the next head."""
         if handler in self._open:
             self._idle[handler] = monotonic_s()
 
-    def _body_awaited(self, handler: web.RequestHandler, request: web.BaseRequest) -> None:
+    def body_awaited(self, handler: Connection) -> None:
+        """Exempt it from the sweep; it may be closed for another one as long as its body comes."""
         self._idle.pop(handler, None)
         if self._half_open.pop(handler, None) is None and handler in self._open:
             self._unfinished.add(self._open[handler].network, handler, monotonic_s())
-        request.content.on_eof(partial(self._finished, handler))
 
-    def _finished(self, handler: web.RequestHandler) -> None:
+    def body_ended(self, handler: Connection) -> None:
+        """Its request is whole now."""
+        self._finished(handler)
+
+    def _finished(self, handler: Connection) -> None:
         if (opened := self._open.get(handler)) is not None:
             self._unfinished.remove(opened.network, handler)
 
@@ -170,24 +171,9 @@ class Connections(web.Server):
         self._suspended.add(task)
         task.add_done_callback(self._suspended.discard)
 
-    async def _serve(self, request: web.BaseRequest) -> Answer:
-        handler = request.protocol
-        if request.content.is_eof():
-            self.work_begun(handler)
-        else:
-            self._body_awaited(handler, request)
-        try:
-            answer = await self.answer(request)
-            if cast(Connection, handler).is_last:
-                answer.keep_alive = False
-            return answer
-        finally:
-            self._finished(handler)
-            self.work_ended(handler)
-
     # Too many connections
 
-    def _to_close(self) -> web.RequestHandler | None:
+    def _to_close(self) -> Connection | None:
         """Return the connection to close for a new one; None if all have a request in work."""
         network, _ = self._by_network.largest()
         slow_network, unfinished = self._unfinished.largest()
@@ -198,7 +184,7 @@ class Connections(web.Server):
             self._idle_of(network) or next(iter(self._idle), None) or next(iter(unfinished), None)
         )
 
-    def _idle_of(self, network: str) -> web.RequestHandler | None:
+    def _idle_of(self, network: str) -> Connection | None:
         """Return an idle connection of the largest network, mostly the one idle for longest."""
         for handler in islice(self._idle, LOOKS):
             if self._open[handler].network == network:
@@ -212,7 +198,7 @@ class Connections(web.Server):
 
     # Closing connections that are late
 
-    def _forget(self, handler: web.RequestHandler) -> None:
+    def _forget(self, handler: Connection) -> None:
         opened = self._open.pop(handler, None)
         if opened is not None:
             self._by_network.remove(opened.network, handler)
@@ -220,13 +206,13 @@ class Connections(web.Server):
         self._half_open.pop(handler, None)
         self._idle.pop(handler, None)
 
-    def _drop(self, handler: web.RequestHandler) -> None:
+    def _drop(self, handler: Connection) -> None:
         opened = self._open.get(handler)
         self._forget(handler)
         if opened is not None and opened.transport.get_write_buffer_size():
             # A normal close would wait for ever for a client that does not read.
             opened.transport.abort()
-        handler.force_close()
+        handler.close()
 
     async def _sweep(self) -> None:
         period_s = min(SWEEP_S_MAX, self.header_s_max / 4, self.keepalive_s_max / 4)
@@ -295,15 +281,19 @@ class Connections(web.Server):
         await listener.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self.is_closing = True  # each answer is the last one of its connection now
         transports = [each.transport for each in self._open.values()]
-        self.pre_shutdown()
+        for handler in list(self._open):
+            if not handler.is_in_work:
+                handler.close()
         if self._suspended:
             _, late = await asyncio.wait(self._suspended, timeout=timeout_s)
             for task in late:
                 task.cancel()
             if late:
                 await asyncio.wait(late)  # each still counts its post as ended
-        await self.shutdown(timeout_s)
+        for handler in list(self._open):
+            handler.close()
         for transport in transports:
             if transport.get_write_buffer_size():  # its client does not read
                 transport.abort()

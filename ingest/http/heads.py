@@ -1,4 +1,4 @@
-"""The parser of a connection; where heads and requests end in its bytes, and what was wrong."""
+"""Heads of requests: the parser, the heads that it has parsed before, and what was wrong."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from asyncio import AbstractEventLoop
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.http_parser import HttpRequestParser
-from aiohttp.streams import StreamReader
+
+from ingest.http.request import Head
 
 HEADERS_MAX = 64  # of a request
 LINE_BYTES_MAX = 8 * 1024  # of its target, and of each header
 HEAD_END = b"\r\n\r\n"
-HTTP_1 = b"HTTP/1."  # stands in the first line of each request
+
+# A head is remembered when it comes for the second time: a head that is new in each request, as
+# behind a proxy that numbers them, would only fill the memory.
+KNOWN_BYTES_MAX = 2 * 1024  # of a head
+KNOWN_MAX = 512  # of them; as many again that were not used since then
+SEEN_MAX = 4_096  # heads that came once, as numbers
 
 
-def parser_of(
-    protocol: web.RequestHandler, loop: AbstractEventLoop, read_bytes: int
-) -> HttpRequestParser:
-    """Return a parser that stops behind each request.
-
-    aiohttp's own reads on, and when it comes to bytes that are not HTTP, it loses the requests
-    before them.
-    """
+def parser_of(protocol: Any, loop: AbstractEventLoop, read_bytes: int) -> HttpRequestParser:
+    """Return a parser for one connection; it does not decompress."""
     return HttpRequestParser(
         protocol,
         loop,
@@ -33,32 +33,50 @@ def parser_of(
         max_field_size=LINE_BYTES_MAX,
         payload_exception=web.RequestPayloadError,
         auto_decompress=False,
-        max_msg_queue_size=1,
     )
 
 
-def end_of_request(data: bytes, message: Any, content: StreamReader) -> int:
-    """Return where the only complete request in some bytes ends."""
-    end = data.find(HEAD_END, data.find(HTTP_1)) + len(HEAD_END)
-    if not message.chunked:
-        return end + content.total_bytes
-    while size := int(data[end : data.index(b"\r\n", end)].partition(b";")[0], 16):
-        end = data.index(b"\r\n", end) + size + 4
-    return data.index(HEAD_END, end) + len(HEAD_END)
+class KnownHeads:
+    """Heads that the parser has taken before, by their bytes.
+
+    Promises: only the same bytes find a head. A client with ever new heads drives out only heads
+    that no other client uses meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+        self._older: dict[bytes, Head] = {}
+        self._seen: set[int] = set()
+
+    def find(self, text: bytes) -> Head | None:
+        """Return the head with these bytes, if it is known."""
+        head = self._known.get(text)
+        if head is None and (head := self._older.get(text)) is not None:
+            self._remember(text, head)
+        return head
+
+    def parsed(self, text: bytes, head: Head) -> None:
+        """Note a head that the parser took, alone and at once, of a request that was whole."""
+        if not (head.is_plain and head.keeps_open and head.body_bytes >= 0):
+            return
+        if head.method == "HEAD" or head.message.upgrade or len(text) > KNOWN_BYTES_MAX:
+            return
+        number = hash(text)
+        if number in self._seen:
+            self._remember(text, head)
+            return
+        if len(self._seen) >= SEEN_MAX:
+            self._seen.clear()
+        self._seen.add(number)
+
+    def _remember(self, text: bytes, head: Head) -> None:
+        if len(self._known) >= KNOWN_MAX:
+            self._older, self._known = self._known, {}
+        self._known[text] = head
 
 
-def head_bytes(message: Any) -> int:
-    """Return the bytes of a request's headers: the part of the head that may be large."""
-    headers = getattr(message, "raw_headers", ())  # an error in place of a request has none
-    return sum(len(name) + len(value) for name, value in headers)
-
-
-def code_of(fault: BaseException | None, status: int) -> str:
-    """Return the problem code for a request that never reached the handler."""
-    if isinstance(fault, ConnectionError):
-        return "bad_request"  # the client left before its body was here; nobody reads this
-    if status >= 500:
-        return "internal"
+def code_of(fault: BaseException) -> str:
+    """Return the problem code for bytes that the parser did not take."""
     if isinstance(fault, LineTooLong) or "Too many headers" in str(fault):
         return "headers_too_large"
     return "bad_request"

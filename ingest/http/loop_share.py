@@ -33,7 +33,7 @@ class LoopShare:
 
     def __init__(self) -> None:
         self._bytes_left = ROUND_BYTES
-        self._queue: deque[tuple[int, Callable[[], bool]]] = deque()
+        self._queue: deque[tuple[int, Callable[[], object]]] = deque()
         self._in_steps: deque[tuple[Generator[None, None, Any], asyncio.Future[Any]]] = deque()
         self._next_is_due = False
 
@@ -44,7 +44,7 @@ class LoopShare:
         self._bytes_left -= min(body_bytes, BEGIN_BYTES) + POST_BYTES
         return True
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> None:
+    def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> None:
         """Call `begin` in a round that has a share left. If it returns False, it used no share."""
         self._queue.append((body_bytes, begin))
         self._schedule()
@@ -87,7 +87,7 @@ class LoopShare:
             self._schedule()
         while self._queue and self._bytes_left > 0:
             body_bytes, begin = self._queue.popleft()
-            if begin():
+            if begin() is not False:
                 self._bytes_left -= min(body_bytes, BEGIN_BYTES) + POST_BYTES
         if self._in_steps:
             self._do_steps(monotonic_s() + STEPS_S)

@@ -3,41 +3,63 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
-from aiohttp import web
-
-from ingest.http.request import WholeRequest
+from ingest.http.heads import KnownHeads
+from ingest.http.request import Request
 from ingest.http.response import Answer
+
+# A page answers at once; or it needs to wait; or (None) it calls `request.reply` later.
+Reply = Answer | Coroutine[Any, Any, Answer] | None
 
 
 class RoundQueue(Protocol):
     """Decides in which round of the event loop a whole request begins."""
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
-        """Call `begin` in a later round. Returns False if too much waits: `begin` is not called."""
+    def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> bool:
+        """Call `begin` in a later round. Returns False if too much waits: `begin` is not called.
+
+        The body counts as in memory until `begun`.
+        """
+
+    def begun(self, body_bytes: int) -> None:
+        """Note that a request of the queue begins."""
 
 
 class Owner(Protocol):
     """The port that a connection belongs to."""
 
-    keepalive_s_max: float
-    round_queue: RoundQueue | None  # None: every request goes aiohttp's way
+    loop: asyncio.AbstractEventLoop
+    round_queue: RoundQueue | None  # None: every request begins in the next round
+    known_heads: KnownHeads | None  # None: the parser takes every head
+    is_closing: bool
+
+    def connection_made(self, connection: Any, transport: asyncio.Transport) -> None:
+        """Called when a client has connected."""
+
+    def connection_lost(self, connection: Any) -> None:
+        """Called when the connection is closed."""
 
     def malformed(self, code: str) -> Answer:
         """Return (and count) the answer to bytes that are not valid HTTP."""
 
-    def head_begun(self, handler: web.RequestHandler) -> None:
+    def head_begun(self, connection: Any) -> None:
         """Called when bytes came that do not complete a head."""
 
-    def work_begun(self, handler: web.RequestHandler) -> None:
+    def body_awaited(self, connection: Any) -> None:
+        """Called when the head of a request has come and a part of its body has not."""
+
+    def body_ended(self, connection: Any) -> None:
+        """Called when the rest of that body has come, or nobody waits for it any more."""
+
+    def work_begun(self, connection: Any) -> None:
         """Called when a whole request has arrived."""
 
-    def work_ended(self, handler: web.RequestHandler) -> None:
+    def work_ended(self, connection: Any) -> None:
         """Called when a request is answered, or its client is gone."""
 
-    async def answer(self, request: WholeRequest) -> Answer:
+    def answer(self, request: Request) -> Reply:
         """Answer a request. Raises ConnectionError if its client is gone."""
 
     def suspended(self, task: asyncio.Task[Answer]) -> None:

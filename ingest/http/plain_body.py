@@ -13,12 +13,10 @@ from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from aiohttp import web
-
 from ingest.http.bodies import Bodies
 from ingest.http.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_gzip, is_light
 from ingest.http.loop_share import LoopShare
-from ingest.http.request import WholeRequest
+from ingest.http.request import Request
 from ingest.model.errors import Refused
 
 INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for a round
@@ -42,29 +40,26 @@ class PlainBodies:
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
         self._loop_share = LoopShare()
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
+    def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> bool:
         """Call `begin` in a later round. Returns False if too many bodies are in memory already.
 
-        The body of a queued request counts as in memory.
+        The body of a queued request counts as in memory until `begun`.
         """
         if not self._bodies.count_in(body_bytes):
             return False
-
-        def begin_in_round() -> bool:
-            self._bodies.count_out(body_bytes, may_return=True)
-            begin()
-            return True
-
-        self._loop_share.enqueue(body_bytes, begin_in_round)
+        self._loop_share.enqueue(body_bytes, begin)
         return True
 
-    def whole_body(self, request: WholeRequest) -> bytes:
-        """Return the body of a request whose round has come. Raises Refused if it is too large."""
-        self._bodies.check(request.content.total_bytes)
-        return request.content.read_nowait()
+    def begun(self, body_bytes: int) -> None:
+        """Do not count a body of the queue any more: its request begins."""
+        self._bodies.count_out(body_bytes, may_return=True)
+
+    def check(self, size_bytes: int) -> None:
+        """Raise Refused if a body of this size is too large."""
+        self._bodies.check(size_bytes)
 
     @asynccontextmanager
-    async def body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
         """Give the decompressed body; it counts as in memory until the context ends.
 
         Raises Refused, or ConnectionError if the client is gone. Safe to cancel.

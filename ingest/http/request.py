@@ -1,55 +1,163 @@
-"""A request whose head and body have arrived: what the pages read of it, without aiohttp's request.
-
-aiohttp's own request costs 4 us of a small post's 17, measured: it makes cookies, forms, ranges and
-streams, which no post has.
-"""
+"""A request as the pages read it, and its head, which requests with the same bytes share."""
 
 from __future__ import annotations
 
-from asyncio import BaseTransport
+from asyncio import BaseTransport, Transport
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from aiohttp import web
+from aiohttp import StreamReader
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
-from aiohttp.streams import StreamReader
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 
+from ingest.http.response import Answer
 from ingest.model.errors import Refused
 
 
-class WholeRequest:
-    """Has the names of aiohttp's BaseRequest that the pages use.
+class Client(NamedTuple):
+    """Who sent a request.
 
-    Its round of the event loop has come. Its client keeps the connection open (HTTP/1.1).
+    `address` is "" on a Unix socket or if unknown. `network` is what may be one client.
     """
 
-    transport = None  # nothing more is read for this request
+    address: str
+    network: str
 
-    __slots__ = ("_message", "client", "content", "headers", "method", "raw_path")
 
-    def __init__(self, message: RawRequestMessage, content: StreamReader, client: Client) -> None:
-        self._message = message
-        self.client = client
-        self.content = content
-        self.headers: CIMultiDictProxy[str] = message.headers
+class Head:
+    """What the head of a request says.
+
+    `body_bytes` is -1 for a chunked body. `is_plain`: nothing in it needs care, so its body is
+    decoded as it is, in its round. `route` and `plan` belong to the port and to the page: what they
+    found out about this head.
+    """
+
+    __slots__ = (
+        *("body_bytes", "headers", "is_plain", "keeps_open", "message", "method", "plan"),
+        *("raw_path", "route", "version"),
+    )
+
+    def __init__(self, message: RawRequestMessage, *, has_body: bool) -> None:
+        self.message = message
         self.method: str = message.method
         self.raw_path: str = message.path
+        self.version = message.version
+        self.headers: CIMultiDictProxy[str] = message.headers
+        self.keeps_open: bool = not message.should_close
+        self.body_bytes = 0
+        if has_body:
+            self.body_bytes = -1 if message.chunked else int(self.headers.get("Content-Length", 0))
+        self.is_plain: bool = (
+            message.version == HttpVersion11
+            and "Content-Encoding" not in self.headers
+            and "Expect" not in self.headers
+            and ("Transfer-Encoding" not in self.headers or self._is_chunked_only)
+        )
+        self.route: Any = None
+        self.plan: Any = None
 
     @property
-    def content_length(self) -> int:
-        """Bytes of the body."""
-        return self.content.total_bytes
+    def _is_chunked_only(self) -> bool:
+        return [each.strip().lower() for each in self.headers.getall("Transfer-Encoding")] == [
+            "chunked"
+        ]
+
+    def require_meant(self) -> None:
+        """Raise Refused if the head says what this service would have to ignore."""
+        if self.is_plain:
+            return
+        headers = self.headers
+        if self.version not in (HttpVersion10, HttpVersion11):
+            raise Refused("bad_request", "this port speaks HTTP/1.1 and HTTP/1.0")
+        if "Transfer-Encoding" in headers and (
+            not self._is_chunked_only or self.version == HttpVersion10
+        ):
+            raise Refused("bad_request", "the only Transfer-Encoding is chunked, with HTTP/1.1")
+        if any(each.lower() != "100-continue" for each in headers.getall("Expect", ())):
+            raise Refused("bad_request", "the only Expect is 100-continue")
+        if len(headers.getall("Content-Encoding", ())) > 1:
+            raise Refused("unsupported_encoding", "a body may have one Content-Encoding, gzip")
+
+
+class Sender(Protocol):
+    """The connection of a request, as the request uses it."""
+
+    transport: Transport | None  # None: the client is gone
+
+    def reply(self, answer: Answer) -> None:
+        """Answer the request in work."""
+
+    def hold_body(self) -> None:
+        """Read nothing from the socket until `let_body_come`."""
+
+    def let_body_come(self) -> None:
+        """Go on reading."""
+
+
+class Request:
+    """A request in work.
+
+    `body` is the whole body if it arrived with its head, else None: then it is read from `content`.
+    `in_round`: `body` may be decoded now, and is not counted as in memory any more.
+    """
+
+    __slots__ = ("body", "client", "content", "head", "in_round", "sender")
+
+    def __init__(
+        self,
+        head: Head,
+        client: Client,
+        sender: Sender,
+        body: bytes | None,
+        content: StreamReader | None = None,
+    ) -> None:
+        self.head = head
+        self.client = client
+        self.sender = sender
+        self.body = body
+        self.content = content
+        self.in_round = False
 
     @property
-    def path(self) -> str:
-        """The path, decoded."""
-        return self._message.url.path
+    def headers(self) -> CIMultiDictProxy[str]:
+        """The headers, by name in any case."""
+        return self.head.headers
 
+    @property
+    def method(self) -> str:
+        """In capitals."""
+        return self.head.method
 
-UnreadRequest = web.BaseRequest  # a part of its body may not have arrived yet
-Request = UnreadRequest | WholeRequest
+    @property
+    def transport(self) -> Transport | None:
+        """Its connection; None if the client is gone."""
+        return self.sender.transport
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of its body has arrived."""
+        return self.content is None or self.content.is_eof()
+
+    def body_start(self, bytes_max: int) -> bytes:
+        """Return the first bytes of the body, as far as they have arrived and nobody read them."""
+        if self.body is not None:
+            return self.body[:bytes_max]
+        if self.content is None or self.content.exception() is not None:
+            return b""
+        return self.content.read_nowait(bytes_max)
+
+    def reply(self, answer: Answer) -> None:
+        """Answer it, if its page said that it would do so later. Once, and in the event loop."""
+        self.sender.reply(answer)
+
+    def without(self, names: Iterable[str]) -> Request:
+        """Return the same request without these headers (names in small letters)."""
+        kept = [each for each in self.headers.items() if each[0].lower() not in names]
+        headers = CIMultiDictProxy(CIMultiDict(kept))
+        head = Head(self.head.message._replace(headers=headers), has_body=not self.is_whole)
+        return Request(head, self.client, self.sender, self.body, self.content)
 
 
 @lru_cache(maxsize=4096)
@@ -66,56 +174,8 @@ def network_of(address: str) -> str:
     return str(IPv6Network((int(ip) >> 64 << 64, 64)))
 
 
-class Client(NamedTuple):
-    """Who sent a request.
-
-    `address` is "" on a Unix socket or if unknown. `network` is what may be one client.
-    """
-
-    address: str
-    network: str
-
-
 def client_at(transport: BaseTransport) -> Client:
     """Return the client of a connection."""
     name = transport.get_extra_info("peername")
     address = str(name[0]) if isinstance(name, tuple) and name else ""
     return Client(address, network_of(address))
-
-
-def client_of(request: Request) -> Client:
-    """Return the client of a request."""
-    if isinstance(request, WholeRequest):
-        return request.client
-    address = request.remote or ""
-    return Client(address, network_of(address))
-
-
-def is_whole(message: object, content: StreamReader) -> bool:
-    """Whether a parsed request is complete and needs nothing that only aiohttp's request can do."""
-    return (
-        isinstance(message, RawRequestMessage)
-        and content.is_eof()
-        and content.exception() is None
-        and not message.should_close
-        and not message.upgrade
-        and message.version == HttpVersion11
-        and message.method != "HEAD"
-        and "Content-Encoding" not in message.headers
-        and "Expect" not in message.headers
-        and (not message.chunked or message.headers["Transfer-Encoding"].lower() == "chunked")
-    )
-
-
-def check_meant(request: UnreadRequest) -> None:
-    """Raise Refused if the head says what this service would have to ignore."""
-    headers = request.headers
-    if request.version not in (HttpVersion10, HttpVersion11):
-        raise Refused("bad_request", "this port speaks HTTP/1.1 and HTTP/1.0")
-    codings = [each.strip().lower() for each in headers.getall("Transfer-Encoding", ())]
-    if codings and (codings != ["chunked"] or request.version == HttpVersion10):
-        raise Refused("bad_request", "the only Transfer-Encoding is chunked, with HTTP/1.1")
-    if any(each.lower() != "100-continue" for each in headers.getall("Expect", ())):
-        raise Refused("bad_request", "the only Expect is 100-continue")
-    if len(headers.getall("Content-Encoding", ())) > 1:
-        raise Refused("unsupported_encoding", "a body may have one Content-Encoding, gzip")

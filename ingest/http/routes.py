@@ -8,15 +8,15 @@ Does not: know the content of the pages.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ingest.http.connection import HALF_HEAD_BYTES_MAX
 from ingest.http.connections import Connections
 from ingest.http.heads import HEADERS_MAX, LINE_BYTES_MAX
-from ingest.http.owner import RoundQueue
-from ingest.http.request import Request, WholeRequest, check_meant
+from ingest.http.owner import Reply, RoundQueue
+from ingest.http.request import Head, Request
 from ingest.http.response import TEXT, Answer, problem
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
@@ -42,11 +42,28 @@ OnRefused = Callable[[Request | None, Refused], None]
 class Route(NamedTuple):
     """A page: its methods, and `answer(request, query string, monotonic time of receipt)`.
 
-    `answer` may raise Refused, or ConnectionError if the client is gone.
+    `answer` returns an answer, or a coroutine that returns it. Or it returns None, and calls
+    `request.reply` later; then it counts the request itself. It may raise Refused, or
+    ConnectionError if the client is gone.
     """
 
     methods: tuple[str, ...]
-    answer: Callable[[Request, str, float], Awaitable[Answer]]
+    answer: Callable[[Request, str, float], Reply]
+
+
+class _Found(NamedTuple):
+    path: str
+    page: Route | None
+    query: str
+
+
+async def answered(page: Route, request: Request, query: str, received_s: float) -> Answer:
+    """Wait for the answer of a page. It must not be one that replies by itself."""
+    answer = page.answer(request, query, received_s)
+    if isinstance(answer, Answer):
+        return answer
+    assert answer is not None, "the page replies by itself"
+    return await answer
 
 
 READ = ("GET", "HEAD")
@@ -102,38 +119,75 @@ class Port:
         if self._connections is not None:
             await self._connections.close()
 
-    async def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> Reply:
         received_s = monotonic_s()
-        path, _, query = request.raw_path.partition("?")
-        page = self._pages.get(path)
-        if page is None:
-            path = request.path  # perhaps percent-encoded, or a whole URL
-            page = self._pages.get(path)
+        head = request.head
+        found: _Found | None = head.route
+        if found is None:
+            found = head.route = self._find(head)
+        path, page, query = found
+        answer: Reply
         try:
-            if page is None:
-                raise Refused("not_found", f"there are {', '.join(self._pages)}")
-            if request.method not in page.methods:
-                raise Refused("method_not_allowed", f"{path} allows {' and '.join(page.methods)}")
-            if not isinstance(request, WholeRequest):
-                check_meant(request)
-            answer = await page.answer(request, query, received_s)
-        except Refused as refused:
-            answer = _refusal(request, page, refused)
-            self._on_refused(request, refused)
+            if page is None or head.method not in page.methods:
+                raise self._no_page(path, page)
+            head.require_meant()
+            answer = page.answer(request, query, received_s)
         except ConnectionError:
             raise  # the client is gone: nothing was kept, nothing to answer or to log
-        except Exception:
-            kept_back = self._occasionally.due(path)
-            if kept_back is not None:
-                self._log.error("request_failed", exc_info=True, similar_suppressed=kept_back)
-            answer = problem(Refused("internal", _MALFORMED["internal"]), close=True)
-        route = path if page is not None else OTHER
-        answered_s = answer.began_s or monotonic_s()
-        self._ledger.request_answered(route, answer.status, answered_s - received_s)
+        except Exception as error:
+            answer = self._failed(request, found, error)
+        if isinstance(answer, Answer):
+            self._count(path if page is not None else OTHER, answer, received_s)
+        elif answer is not None:
+            return self._finish(request, found, answer, received_s)
         return answer
 
+    async def _finish(
+        self,
+        request: Request,
+        found: _Found,
+        coming: Coroutine[Any, Any, Answer],
+        received_s: float,
+    ) -> Answer:
+        try:
+            answer = await coming
+        except ConnectionError:
+            raise
+        except Exception as error:
+            answer = self._failed(request, found, error)
+        self._count(found.path, answer, received_s)
+        return answer
+
+    def _count(self, route: str, answer: Answer, received_s: float) -> None:
+        answered_s = answer.began_s or monotonic_s()
+        self._ledger.request_answered(route, answer.status, answered_s - received_s)
+
+    def _find(self, head: Head) -> _Found:
+        path, _, query = head.raw_path.partition("?")
+        page = self._pages.get(path)
+        if page is None:
+            path = head.message.url.path  # perhaps percent-encoded, or a whole URL
+            page = self._pages.get(path)
+        return _Found(path, page, query)
+
+    def _no_page(self, path: str, page: Route | None) -> Refused:
+        if page is None:
+            return Refused("not_found", f"there are {', '.join(self._pages)}")
+        return Refused("method_not_allowed", f"{path} allows {' and '.join(page.methods)}")
+
+    def _failed(self, request: Request, found: _Found, error: Exception) -> Answer:
+        """Return the answer for what a page has raised."""
+        if isinstance(error, Refused):
+            answer = _refusal(request, found.page, error)
+            self._on_refused(request, error)
+            return answer
+        kept_back = self._occasionally.due(found.path)
+        if kept_back is not None:
+            self._log.error("request_failed", exc_info=error, similar_suppressed=kept_back)
+        return problem(Refused("internal", _MALFORMED["internal"]), close=True)
+
     def _malformed(self, code: str) -> Answer:
-        """Answer a request that aiohttp could not parse."""
+        """Answer bytes that the parser did not take."""
         refused = Refused(code, _MALFORMED[code])
         answer = problem(refused, close=True)
         self._on_refused(None, refused)
@@ -149,7 +203,7 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
         headers = b"WWW-Authenticate: Bearer\r\n"
     # If the body has not arrived, the connection is closed: the service does not wait for it.
     # After a CONNECT too: the parser takes what follows for the bytes of a tunnel.
-    unread = request.method == "CONNECT" or not request.content.is_eof()
+    unread = request.method == "CONNECT" or not request.is_whole
     close = refused.code == "draining" or unread
     return problem(refused, headers=headers, close=close)
 
@@ -157,10 +211,10 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
 def probes(health: Callable[[], tuple[int, bytes]]) -> dict[str, Route]:
     """Return the pages /livez and /readyz."""
 
-    async def livez(_request: Request, _query: str, _received_s: float) -> Answer:
+    def livez(_request: Request, _query: str, _received_s: float) -> Answer:
         return Answer(200, b"ok\n", TEXT)
 
-    async def readyz(_request: Request, _query: str, _received_s: float) -> Answer:
+    def readyz(_request: Request, _query: str, _received_s: float) -> Answer:
         return Answer(*health())
 
     return {"/livez": Route(READ, livez), "/readyz": Route(READ, readyz)}

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ingest.model.block import Block
+from ingest.model.errors import JournalBroken
 from ingest.model.letter import Letter
 
 
@@ -33,8 +34,21 @@ class Reservation(Protocol):
         """Give the room back. After `put`, or a second time, this does nothing."""
 
 
+# Called with the waiters of some blocks, in order, and with what made the disk fail, or None.
+Told = Callable[[Sequence[Any], JournalBroken | None], None]
+
+
 class Inlet(Protocol):
     """The buffer as the receiver sees it."""
+
+    def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
+        """Keep the block of a small or plain post at once. Returns False if that is not possible.
+
+        Then nothing is kept, and `reserve` may wait or say why. Without `told` the block is in
+        memory when this returns. With it the block is on disk once `told` is called, in a later
+        round, with this waiter among others; or it is not kept, if `told` gets an error. The block
+        may become a part of another one: the caller must not use it any more.
+        """
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room, first come first served, at most `put_wait_s_max`.

@@ -12,14 +12,16 @@ Does not: know the database, or the kind of the buffer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
-from ingest.formats.media_type import FORMATS, format_of
-from ingest.formats.post import Decoded, ItemError, Post, Rules, named
+from ingest.formats.media_type import FORMATS, Decode, format_of
+from ingest.formats.post import Decoded, ItemError, Post, Rules, Steps, named
+from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Request, WholeRequest, client_of
-from ingest.http.response import Answer
+from ingest.http.request import Request
+from ingest.http.response import Answer, problem
 from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.ack import Ack
 from ingest.model.block import Block
@@ -39,17 +41,28 @@ from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver import replies
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.query import Query, parse_query
-from ingest.system.clock import unix_us
+from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
 from ingest.system.words import counted
 
 READINGS = "/v1/readings"
-BUFFERED, COMMITTED = "buffered", "committed"
+DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
+NOT_WRITTEN = "the journal could not be written to the disk"
 ADMISSION_DETAILS = {
     "starting": "the service has not connected to its database and checked its table yet",
     "draining": "the service is stopping; another one may replace it",
     "disk_low": "the disk with the journal and the dead letters is full or has failed",
 }
+
+
+_Waiter = tuple[Request, int, float]  # its rows, and when it was received (monotonic)
+
+
+class _Plan(NamedTuple):
+    """What the head of a post says about its body."""
+
+    query: Query
+    decode: Decode
 
 
 class Endpoint:
@@ -106,6 +119,8 @@ class Endpoint:
             round_queue=plain_bodies,
             on_refused=on_refused,
         )
+        self._on_refused = on_refused
+        self._told = self._tell  # one object for all posts
         self._outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
@@ -136,16 +151,107 @@ class Endpoint:
 
     # From request to answer
 
-    async def _readings(self, request: Request, query: str, received_s: float) -> Answer:
+    def _readings(self, request: Request, text: str, received_s: float) -> Reply:
+        """Take a post in at once if nothing has to wait; else return what waits."""
         refusal = self._admission.refusal()
         if refusal is not None:
             raise Refused(refusal, ADMISSION_DETAILS[refusal])
+        head = request.head
+        plan: _Plan | None = head.plan
+        if plan is None:
+            media_type = head.headers.get("Content-Type", "")
+            decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
+            plan = head.plan = _Plan(self._query(text), decode)
+        body = request.body
+        if body is None or not request.in_round:
+            return self._inside(self._receive(request, plan, received_s))
+        decoded = self._decode(plan, body, received_s)
+        if not isinstance(decoded, Decoded):
+            return self._inside(self._go_on(request, plan, decoded, body))
+        self._seen(request, decoded)
+        block, ack = decoded.block, plan.query.ack
+        if block is not None and not decoded.errors and ack != COMMITTED:
+            rows, ledger = block.rows, self._ledger
+            if ack == BUFFERED and self._inlet.take_in(block):
+                ledger.received += rows
+                ledger.accepted += rows
+                return replies.all_accepted(BUFFERED, rows)
+            waiter = (request, rows, received_s)
+            if ack == DURABLE and self._inlet.take_in(block, waiter, self._told):
+                ledger.received += rows
+                ledger.at_receiver += rows
+                self._posts_inside += 1
+                return None  # `_tell` answers it
+        return self._inside(self._keep_parts(plan.query, decoded))
+
+    def _tell(self, waiters: Sequence[_Waiter], broken: JournalBroken | None) -> None:
+        """The posts of a group are on the disk, or refused: answer all of them."""
+        ledger = self._ledger
+        rows = sum(waiter[1] for waiter in waiters)
+        ledger.at_receiver -= rows
+        now_s = monotonic_s()
+        took_s = [now_s - waiter[2] for waiter in waiters]
+        self._posts_inside -= len(waiters)
+        self._left.set()
+        if broken is None:
+            ledger.accepted += rows
+            ledger.requests_answered(READINGS, 202, took_s)
+            for request, posted, _ in waiters:
+                request.reply(replies.all_accepted(DURABLE, posted))
+            return
+        ledger.readings_rejected("disk_low", rows)
+        ledger.requests_answered(READINGS, 503, took_s)
+        refused = Refused("disk_low", NOT_WRITTEN)
+        for request, _, _ in waiters:
+            self._on_refused(request, refused)
+            request.reply(problem(refused))
+
+    async def _inside(self, coming: Coroutine[Any, Any, Answer]) -> Answer:
         self._posts_inside += 1
         try:
-            return await self._post(request, self._query(query), received_s)
+            return await coming
         finally:
             self._posts_inside -= 1
             self._left.set()
+
+    def _decode(self, plan: _Plan, body: bytes, received_s: float) -> Decoded | Steps:
+        query = plan.query
+        post = Post(query.precision, query.ignore_unknown, unix_us(), received_s, self._rules)
+        try:
+            self._plain_bodies.check(len(body))
+            return plan.decode(body, post)
+        except Refused as refused:
+            refused.body_start = body
+            raise
+
+    async def _receive(self, request: Request, plan: _Plan, received_s: float) -> Answer:
+        """Wait for the body and its place in a round; then keep what is in it."""
+        async with self._plain_bodies.body(request) as body:
+            decoded = self._decode(plan, body, received_s)
+            if not isinstance(decoded, Decoded):
+                decoded = await self._finish_steps(decoded, body, uncounted_bytes=0)
+        del body  # its memory is free while the post waits for room or for its outcome
+        return await self._keep_parts(plan.query, self._seen(request, decoded))
+
+    async def _go_on(self, request: Request, plan: _Plan, steps: Steps, body: bytes) -> Answer:
+        """Decode the rest in short steps; then keep what is in it."""
+        decoded = await self._finish_steps(steps, body, uncounted_bytes=len(body))
+        del body
+        return await self._keep_parts(plan.query, self._seen(request, decoded))
+
+    async def _finish_steps(self, steps: Steps, body: bytes, *, uncounted_bytes: int) -> Decoded:
+        try:
+            return await self._plain_bodies.finish(steps, uncounted_bytes=uncounted_bytes)
+        except Refused as refused:
+            refused.body_start = body
+            raise
+
+    def _seen(self, request: Request, decoded: Decoded) -> Decoded:
+        if decoded.block is not None:
+            decoded.block.sender = request.client.network
+        if self._on_decoded is not None:
+            self._on_decoded(decoded)
+        return decoded
 
     def _parse_query(self, text: str) -> Query:
         query = parse_query(text)
@@ -159,33 +265,8 @@ class Endpoint:
             )
         return query
 
-    async def _post(self, request: Request, query: Query, received_s: float) -> Answer:
-        media_type = request.headers.get("Content-Type", "")
-        decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
-        body = b""
-        try:
-            if isinstance(request, WholeRequest):  # the common way, so it makes no coroutine
-                body = self._plain_bodies.whole_body(request)
-                precision, ignore_unknown = query.precision, query.ignore_unknown
-                post = Post(precision, ignore_unknown, unix_us(), received_s, self._rules)
-                decoded = decode(body, post)
-                if not isinstance(decoded, Decoded):
-                    decoded = await self._plain_bodies.finish(decoded, uncounted_bytes=len(body))
-            else:
-                async with self._plain_bodies.body(request) as body:
-                    precision, ignore_unknown = query.precision, query.ignore_unknown
-                    post = Post(precision, ignore_unknown, unix_us(), received_s, self._rules)
-                    decoded = decode(body, post)
-                    if not isinstance(decoded, Decoded):
-                        decoded = await self._plain_bodies.finish(decoded, uncounted_bytes=0)
-        except Refused as refused:
-            refused.body_start = body
-            raise
-        del body  # its memory is free while the post waits for room or for its outcome
-        if decoded.block is not None:
-            decoded.block.sender = client_of(request).network
-        if self._on_decoded is not None:
-            self._on_decoded(decoded)
+    async def _keep_parts(self, query: Query, decoded: Decoded) -> Answer:
+        """Keep readings and invalid items, however long that takes; return the answer."""
         if not decoded.errors:
             await self._take_in(decoded, query)
         else:
@@ -234,7 +315,7 @@ class Endpoint:
             raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
         except JournalBroken as broken:
             code = "disk_low"
-            raise Refused(code, "the journal could not be written to the disk") from broken
+            raise Refused(code, NOT_WRITTEN) from broken
         except (Stopping, asyncio.CancelledError) as stopped:
             code = "draining"
             if isinstance(stopped, Stopping):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from ingest.http.request import Request, client_of
+from ingest.http.request import Request
 from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
@@ -47,9 +47,9 @@ class RefusedPosts:
         if request is None or PROBLEMS[refused.code].status >= 500:
             return
         body = refused.body_start[:BODY_BYTES_MAX]
-        if not body and request.content.exception() is None:  # refused before it was read
-            body = request.content.read_nowait(BODY_BYTES_MAX)
-        client = client_of(request)
+        if not body:  # refused before it was read
+            body = request.body_start(BODY_BYTES_MAX)
+        client = request.client
         self._make_place(client.network)
         self._posts.append(_Post(unix_us(), client.address, client.network, _named(refused), body))
 

@@ -11,8 +11,10 @@ back from the journal the sender is unknown: it counts as a sender of its own.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
 
 from ingest.model.ack import Refusal
@@ -89,6 +91,23 @@ def _change(counts: Counter[str], name: str, by: int) -> None:
         del counts[name]
 
 
+def _posts_of(block: Block, refused: Sequence[Refusal]) -> list[_Post]:
+    """Return the posts of a block: their rows, refused rows and senders.
+
+    Of a block that was read back from the journal only their number is known. Then they have as
+    many votes as refused rows, at most one each, and share the rows alike.
+    """
+    if block.posts == 1:
+        return [(block.rows, len(refused), block.sender)]
+    if block.parts is not None:
+        ends = list(accumulate(part.rows for part in block.parts))
+        of_part = Counter(bisect_right(ends, each.row) for each in refused)
+        return [(part.rows, of_part[index], part.sender) for index, part in enumerate(block.parts)]
+    rows, left = divmod(block.rows, block.posts)
+    bad, more = divmod(len(refused), block.posts)
+    return [(rows + (i < left), bad + (i < more), "") for i in range(block.posts)]
+
+
 class CircuitBreaker:
     """Remembers the last posts that were written or isolated."""
 
@@ -103,12 +122,16 @@ class CircuitBreaker:
         """Remember a committed write. `refused` are the refusals by the block's index."""
         first = max(0, len(blocks) - self._posts_max)
         if not refused:  # as nearly always: a fifth of the cost
-            self._past += [(block.rows, 0, block.sender) for block in blocks[first:]]
+            self._past += [
+                post
+                for block in blocks[first:]
+                for post in (
+                    [(block.rows, 0, block.sender)] if block.posts == 1 else _posts_of(block, ())
+                )
+            ]
             return
-        self._past += [
-            (block.rows, len(refused.get(index, ())), block.sender)
-            for index, block in enumerate(blocks[first:], first)
-        ]
+        for index, block in enumerate(blocks[first:], first):
+            self._past += _posts_of(block, refused.get(index, ()))
 
     def judge(self, blocks: Sequence[Block], refused: Refused, last: BadRow) -> None:
         """Raise WriteFailed(HOLD, reason `breaker`) if these are too many refused rows.
@@ -122,7 +145,8 @@ class CircuitBreaker:
             window.add(post)
         first = min(refused)
         for index, block in enumerate(blocks):
-            window.add((block.rows, len(refused.get(index, ())), block.sender))
+            for post in _posts_of(block, refused.get(index, ())):
+                window.add(post)
             if index >= first and window.has_too_many:
                 raise WriteFailed(
                     Verdict.HOLD,

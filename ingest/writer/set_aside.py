@@ -67,17 +67,18 @@ def refusal_letters(piece: list[Block], refused: dict[int, list[Refusal]]) -> li
     for index, refusals in refused.items():
         block = piece[index]
         readings = list(decode_rows(block.tuples))
+        origins = block.origins([refusal.row for refusal in refusals])
         letters += [
             Letter(
                 REFUSED,
                 NO_PARTITION if refusal.no_partition else refusal.sqlstate,
                 refusal.message,
-                block.received_us,
+                received_us,
                 readings[refusal.row],
-                item=block.items[refusal.row] if block.items else refusal.row,
+                item=item,
                 attempts=block.attempts + 1,
             )
-            for refusal in refusals
+            for refusal, (received_us, item) in zip(refusals, origins, strict=True)
         ]
     return letters
 
@@ -89,11 +90,13 @@ def block_letters(blocks: list[Block], reason: str, code: str, message: str) -> 
             reason,
             code,
             message,
-            block.received_us,
+            received_us,
             reading,
-            item=block.items[row] if block.items else row,
+            item=item,
             attempts=block.attempts,
         )
         for block in blocks
-        for row, reading in enumerate(decode_rows(block.tuples))
+        for reading, (received_us, item) in zip(
+            decode_rows(block.tuples), block.origins(range(block.rows)), strict=True
+        )
     ]

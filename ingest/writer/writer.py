@@ -333,8 +333,8 @@ class Writer:
         self._hand.settle(piece)
         commit, lag = ledger.commit_s.observe, ledger.lag_s.observe
         for index, block in enumerate(piece):
-            commit(now_s - block.received_s)
-            lag((now_us - block.newest_ts_us) / 1e6)
+            commit(now_s - block.received_s, block.posts)
+            lag((now_us - block.newest_ts_us) / 1e6, block.posts)
             if block.ack is not None:
                 refused = refusals.get(index)
                 block.ack.resolve(Outcome(tuple(refused)) if refused else STORED)

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from ingest.model.block import Block
+from ingest.model.errors import JournalBroken
 from ingest.model.letter import Letter
+from ingest.model.ports import Told
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 
@@ -48,6 +50,21 @@ class FakeInlet:
         self.put_error: Exception | None = None
         self.open = asyncio.Event()
         self.open.set()
+
+    def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
+        """Take the block, unless it is not `open` or there is an `error`; tell it a little later."""
+        if not self.open.is_set() or self.error is not None:
+            return False
+        broken = self.put_error if told is not None else None
+        if broken is None:
+            self.blocks.append(block)
+            self.durable.append(told is not None)
+            self.awaited.append(False)
+        else:
+            assert isinstance(broken, JournalBroken)
+        if told is not None:
+            asyncio.get_running_loop().call_soon(told, [waiter], broken)
+        return True
 
     async def reserve(
         self, rows: int, size_bytes: int, *, awaited: bool = False

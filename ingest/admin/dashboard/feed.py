@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from ingest.admin.dashboard.assets import HEADERS, NO_STORE
-from ingest.http.request import UnreadRequest
+from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
@@ -27,17 +27,15 @@ _HEAD = (
 
 
 class AlreadySent(Answer):
-    """An answer for aiohttp when everything has been written already."""
+    """An answer of which everything has been written already."""
 
     def __init__(self, began_s: float) -> None:
         super().__init__(200, b"", close=True)
         self.began_s = began_s
 
-    async def prepare(self, request: UnreadRequest) -> None:
-        """Write nothing."""
-
-    async def write_eof(self) -> None:
-        """Write nothing."""
+    def rendered(self, connection: bytes = b"", *, with_body: bool = True) -> bytes:
+        """Return nothing: it is the last answer, and nothing is missing."""
+        return b""
 
 
 class Feed:
@@ -62,9 +60,7 @@ class Feed:
         if waiting is not None and not waiting.done():
             waiting.set_result(event)
 
-    async def stream(
-        self, request: UnreadRequest, first: bytes, own: Callable[[], bytes]
-    ) -> Answer:
+    async def stream(self, request: Request, first: bytes, own: Callable[[], bytes]) -> Answer:
         """Send events to a page until it is gone or the feed is closed. Raises Refused.
 
         `first` is an event that the page gets at once, if it is not empty. `own` returns whole

@@ -38,7 +38,7 @@ from ingest.admin.dashboard.tail import Tail, TailSample
 from ingest.admin.guard import KEY_PATH, Guard
 from ingest.dead_letters.reader import Selection
 from ingest.http.bodies import Bodies
-from ingest.http.request import Request, WholeRequest
+from ingest.http.request import Request
 from ingest.http.response import JSON, Answer
 from ingest.http.routes import POST, READ, Route
 from ingest.model.errors import Refused
@@ -236,7 +236,6 @@ class Dashboard:
         followed = device(given) if given.get("device_id") else None
         with self._watching(followed, tail=given.get("tail") == "true"):
             first = self._event() if self.history.second else b""
-            assert not isinstance(request, WholeRequest), "the admin port goes aiohttp's way"
             return await self.feed.stream(request, first, lambda: self._tail_event(given, followed))
 
     @contextlib.contextmanager

@@ -19,7 +19,12 @@ from collections.abc import Sequence
 from math import inf
 
 from ingest.buffers.bounded_memory import BoundedMemory
-from ingest.buffers.journal.entries import JournalReservation, UnwrittenFrames, append_last
+from ingest.buffers.journal.entries import (
+    JournalReservation,
+    SharedEntry,
+    UnwrittenFrames,
+    append_last,
+)
 from ingest.buffers.journal.format import HEAD_BYTES
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader, RecoveryCounts
@@ -27,9 +32,9 @@ from ingest.buffers.journal.log import Journal
 from ingest.buffers.queue import BlockQueue
 from ingest.buffers.waiting import WaitingPosts, WaitingWriters
 from ingest.model.ack import Outcome
-from ingest.model.block import Block
+from ingest.model.block import SHARED_ROWS_MAX, Block
 from ingest.model.errors import JournalBroken
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Work
+from ingest.model.ports import BufferStats, JournalStats, Reservation, Told, Work
 from ingest.system.clock import monotonic_s, unix_us
 
 BACKLOG_EVERY = 4  # batches
@@ -59,7 +64,12 @@ class JournalBuffer:
         put_wait_s_max: float,
         journal_bytes_max: int,
         spills: bool = True,
+        shared_rows_max: int = SHARED_ROWS_MAX,
     ) -> None:
+        self._shared_rows_max = shared_rows_max
+        # The entries that may still grow: of posts that wait for the disk, and of those that don't.
+        self._durable: SharedEntry | None = None
+        self._buffered: SharedEntry | None = None
         self.journal = journal
         self.loader: Loader  # made by open
         self.read_wanted = asyncio.Event()  # there may be something to read back, or room for it
@@ -125,6 +135,44 @@ class JournalBuffer:
         await self.journal.close()
 
     # The inlet
+
+    def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
+        """Keep a block at once, on the disk too if `told` is given; see ports.Inlet.
+
+        Not while blocks are spilled: a spilled block has a frame of its own.
+        """
+        waiting, memory, journal = self._waiting, self.memory, self.journal
+        rows, size_bytes = block.rows, len(block.tuples)
+        if (
+            waiting.posts
+            or waiting.shut
+            or self._spilling
+            or journal.broken is not None
+            or self._disk_bytes + HEAD_BYTES + size_bytes > self._journal_bytes_max
+            or not memory.fits(rows, size_bytes)
+            or not self.unwritten.add(size_bytes, spilled=False)
+        ):
+            return False
+        memory.add(rows, size_bytes)
+        if told is None:
+            self._take_in_buffered(block)
+            return True
+        entry = self._durable
+        if entry is None or not entry.takes(block):
+            entry = self._durable = SharedEntry(self, block, self._shared_rows_max, told)
+            journal.append(entry)
+        entry.tell(waiter)
+        return True
+
+    def _take_in_buffered(self, block: Block) -> None:
+        self.live_put_s = monotonic_s()
+        rows = block.rows
+        if self._buffered is not None and self._buffered.takes(block):
+            self._live.grew(rows)
+            return
+        self._buffered = SharedEntry(self, block, self._shared_rows_max, None)
+        self.journal.append(self._buffered)
+        self.memory.accept(block, rows, len(block.tuples))
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room for one block: in the journal, or in memory if `awaited`."""

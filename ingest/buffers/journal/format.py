@@ -7,7 +7,10 @@ A segment `journal-FIRST-SALT.log` (FIRST: the least sequence it may hold, 20 di
     header, 32 bytes   magic "IOTJRNL\\n" | version u32 | first u64 | salt u32 | zero u32
                        | crc32 u32
     frame, 44 + n      mark f7 4a 52 0a | crc32 u32 | length u32 (= n) | sequence u64 | rows u32
-                       | received_us i64 | newest_ts_us i64 | zero u32 | tuples, n bytes
+                       | received_us i64 | newest_ts_us i64 | posts u32 | tuples, n bytes
+
+`posts` is how many posts share the frame; 0 means one, as earlier versions wrote. `received_us` is
+of the first of them.
 
 The CRC of a frame is computed over all bytes that follow it, with the salt as its start value. A
 salt is random and secret, so nobody can post readings that look like a frame. After damage the
@@ -90,8 +93,9 @@ def header_fault(header: bytes, first: int, salt: int) -> str:
 def encode_head(block: Block, salt: int) -> bytes:
     """Return a block's frame without its tuples."""
     tuples = block.tuples
+    posts = block.posts if block.posts > 1 else 0
     head = _pack_head(
-        len(tuples), block.sequence, block.rows, block.received_us, block.newest_ts_us, 0
+        len(tuples), block.sequence, block.rows, block.received_us, block.newest_ts_us, posts
     )
     return MARK + _pack_crc(crc32(tuples, crc32(head, salt))) + head
 
@@ -124,6 +128,7 @@ class Frame(NamedTuple):
     rows: int
     received_us: int
     newest_ts_us: int
+    posts: int
     tuples: bytes
 
 
@@ -184,7 +189,7 @@ class FrameReader:
         if self._data[start : start + len(MARK)] != MARK:
             return None
         (crc,) = _CRC.unpack_from(self._data, start + len(MARK))
-        size, sequence, rows, received_us, newest_ts_us, _ = _HEAD.unpack_from(
+        size, sequence, rows, received_us, newest_ts_us, posts = _HEAD.unpack_from(
             self._data, start + len(MARK) + _CRC.size
         )
         if size > FRAME_BYTES_MAX or sequence <= self._last:
@@ -197,7 +202,7 @@ class FrameReader:
         if crc32(tuples, crc32(head, self._salt)) != crc:
             return None
         end = at + HEAD_BYTES + size
-        return Frame(at, end, sequence, rows, received_us, newest_ts_us, tuples)
+        return Frame(at, end, sequence, rows, received_us, newest_ts_us, max(1, posts), tuples)
 
     def _next_mark(self, at: int) -> int:
         """Return the offset of the next mark at or after `at`, or the end."""

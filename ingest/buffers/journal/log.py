@@ -143,6 +143,8 @@ class Journal:
         if not group and not notes and not removing:
             self._all_done.set()
             return
+        for entry in group:
+            entry.block.seal()
         self._busy, self._busy_since_s = True, monotonic_s()
         self._all_done.clear()
         self._thread.work(group, notes, removing)

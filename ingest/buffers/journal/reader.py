@@ -148,6 +148,7 @@ def _block(frame: Frame) -> Block:
         newest_ts_us=frame.newest_ts_us,
     )
     block.sequence = frame.sequence
+    block.posts = frame.posts
     block.reloaded = True
     return block
 

@@ -1,0 +1,26 @@
+"""The block at the end of a queue, to which small posts are added until it is taken."""
+
+from __future__ import annotations
+
+from ingest.model.block import SHARED_BYTES_MAX, SHARED_ROWS_MAX, Block
+
+
+class SharedBlock:
+    """A block and its size, while it may grow."""
+
+    __slots__ = ("block", "rows_max", "size_bytes")
+
+    def __init__(self, block: Block, rows_max: int) -> None:
+        self.block = block
+        self.rows_max = min(rows_max, SHARED_ROWS_MAX)
+        self.size_bytes = len(block.tuples)
+
+    def takes(self, block: Block) -> bool:
+        """Add a post's block. Returns False if this one is sealed or would be too large."""
+        size_bytes = self.size_bytes + len(block.tuples)
+        own = self.block
+        if own.sealed or own.rows + block.rows > self.rows_max or size_bytes > SHARED_BYTES_MAX:
+            return False
+        own.add(block)
+        self.size_bytes = size_bytes
+        return True
