@@ -373,6 +373,8 @@ class Connection(asyncio.Protocol):
         if is_read or self._no_more:
             transport.close()
             return
+        if transport.can_write_eof():
+            transport.write_eof()
         self._resume(self._paused)
         self._linger = self._owner.loop.call_later(LINGER_S, transport.close)
 

@@ -179,7 +179,7 @@ def answering() -> asyncio.Task[Any]:
 
     Without eager tasks (3.11) the first request of a connection may go aiohttp's way.
     """
-    names = ("Port._answer", "._handle_request")
+    names = ("Port._finish",)
     (task,) = [
         each
         for each in asyncio.all_tasks()

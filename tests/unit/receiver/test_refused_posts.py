@@ -7,7 +7,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import cast
 
-from ingest.http.request import WholeRequest
+from ingest.http.request import Client, Request, network_of
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.receiver.refused_posts import BODY_BYTES_MAX, POSTS_MAX, POSTS_OF_PEER_MAX, RefusedPosts
@@ -61,6 +61,12 @@ async def test_refused_with_503_is_counted_and_drives_no_other_out() -> None:
         assert receiver.ledger.posts_refused == {"empty": 1, "starting": 1}
 
 
+def from_peer(address: str) -> Request:
+    """Return a request of a client, as far as it is looked at."""
+    client = Client(address, network_of(address))
+    return cast(Request, SimpleNamespace(client=client, body_start=lambda _: b""))
+
+
 def test_flood_of_refused_posts_is_bounded() -> None:
     """The last hundred are kept, twenty of an address, each with little of its body."""
     ledger = Ledger()
@@ -69,7 +75,7 @@ def test_flood_of_refused_posts_is_bounded() -> None:
         peer = f"10.0.0.{number % 7}" if number < 990 else "10.0.0.9"
         refused = Refused("not_json", "")
         refused.body_start = b"%d " % number + b"x" * 1_000_000
-        posts.refused(cast(WholeRequest, SimpleNamespace(remote=peer)), refused)
+        posts.refused(from_peer(peer), refused)
         posts.refused(None, Refused("bad_request", ""))
     listed = posts.listed()
     assert len(listed) == POSTS_MAX
@@ -77,7 +83,7 @@ def test_flood_of_refused_posts_is_bounded() -> None:
     assert max(len(each["body"]) for each in listed) == BODY_BYTES_MAX
     assert ledger.posts_refused == {"not_json": 1_000, "bad_request": 1_000}
     for _ in range(1_000):
-        noisy = cast(WholeRequest, SimpleNamespace(remote="2001:db8::7"))
+        noisy = from_peer("2001:db8::7")
         refused = Refused("not_json", "")
         refused.body_start = b"{"
         posts.refused(noisy, refused)
