@@ -165,6 +165,7 @@ class Endpoint:
         body = request.body
         if body is None or not request.in_round:
             return self._inside(self._receive(request, plan, received_s))
+        self._plain_bodies.check(len(body))
         decoded = self._decode(plan, body, received_s)
         if not isinstance(decoded, Decoded):
             return self._inside(self._go_on(request, plan, decoded, body))
@@ -218,7 +219,6 @@ class Endpoint:
         query = plan.query
         post = Post(query.precision, query.ignore_unknown, unix_us(), received_s, self._rules)
         try:
-            self._plain_bodies.check(len(body))
             return plan.decode(body, post)
         except Refused as refused:
             refused.body_start = body
