@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 import re
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from ingest.formats.post import Post, too_many
 from ingest.formats.series import SERIES
@@ -34,7 +35,7 @@ _TS = itemgetter("ts")
 _LONG_INTEGER = re.compile(rb":[ \t\n\r]*-?[0-9]{16,}[ \t\n\r]*[,}]")
 
 
-class Rows(NamedTuple):
+class Rows(Struct, frozen=True, gc=False):
     """Encoded rows of some items. `items[i]` is the item of row i; None: row i is of item i."""
 
     tuples: bytes

@@ -45,7 +45,7 @@ class ItemError(Struct, frozen=True, gc=False):
     also: tuple[tuple[str | None, str], ...] = ()
 
 
-class Post(NamedTuple):
+class Post(Struct, frozen=True, gc=False):
     """What all items of one post have in common.
 
     `precision` is the unit of numeric times (s, ms, us, ns; None: by magnitude). The post was

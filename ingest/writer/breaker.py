@@ -100,9 +100,9 @@ def _posts_of(block: Block, refused: Sequence[Refusal]) -> list[_Post]:
     if block.posts == 1:
         return [(block.rows, len(refused), block.sender)]
     if block.parts is not None:
-        ends = list(accumulate(part.rows for part in block.parts))
+        ends = list(accumulate(part[0] for part in block.parts))
         of_part = Counter(bisect_right(ends, each.row) for each in refused)
-        return [(part.rows, of_part[index], part.sender) for index, part in enumerate(block.parts)]
+        return [(part[0], of_part[index], part[3]) for index, part in enumerate(block.parts)]
     rows, left = divmod(block.rows, block.posts)
     bad, more = divmod(len(refused), block.posts)
     return [(rows + (i < left), bad + (i < more), "") for i in range(block.posts)]
