@@ -187,6 +187,8 @@ class Connection(asyncio.Protocol):
         elif self._request is None:
             assert self._head is not None, "it came with the content"
             self._begin(Request(self._head, self._client, self, None, self._content))
+            if self._no_more:
+                self._break_body()
 
     def _end_of_part(self, data: bytes, at: int) -> int:
         """Return where the request may end at the earliest: the parser must not get more."""

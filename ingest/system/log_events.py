@@ -22,7 +22,6 @@ EVENTS: dict[str, str] = {
     "connections_closed": "A limit closed so many connections since the last such line.",
     "accept_failed": "The system gives the service no new connection: too many open files?",
     "request_failed": "A bug: a request was answered 500.",
-    "aiohttp_unknown": "An unknown version of aiohttp is installed: requests take longer.",
     "tick_failed": "A bug of the dashboard. Posts are not affected.",
     # The database
     "database_away": "The database does not answer. Readings are kept.",
