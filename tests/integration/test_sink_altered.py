@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
@@ -14,33 +13,13 @@ from ingest.config.settings import Settings
 from ingest.model.ports import BadRow, Stored
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
-from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.lookup import Lookup
 from ingest.sinks.postgres.sink import SinkPostgres
-from tests.conftest import Server
 from tests.support.rows import encode, readings
 
 WAYS = ["copy", "staged", "isolating", "insert"]
 COUNT = "select count(*) from readings"
-
-
-@pytest.fixture(scope="module")
-def shared_url(server: Server) -> Iterator[str]:
-    """Give one database for all tests here: making one takes a second on a busy machine."""
-    name = server.create("template0")
-    yield server.url_of(name)
-    server.drop(name)
-
-
-@pytest.fixture
-async def operator(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Give the operator's connection to a fresh table."""
-    connection = await asyncpg.connect(shared_url)
-    await connection.execute("drop schema public cascade; create schema public")
-    await schema.apply(connection)
-    yield connection
-    await connection.close()
 
 
 def sink_for(way: str, url: str, known: KnownServer | None = None) -> SinkPostgres:
