@@ -183,6 +183,11 @@ def cause_of(name: str) -> Cause:
     return _UNKNOWN._replace(words=f"{_UNKNOWN.words} ({name})")
 
 
+def may_be_url(name: str) -> bool:
+    """Whether a wrong URL of the database may be the cause."""
+    return bool(name) and "{fix_url}" in cause_of(name).next_step
+
+
 def next_step(name: str, fields: Mapping[str, str]) -> str:
     """Return what to do about a cause, in the words of `fields`."""
     return cause_of(name).next_step.format_map(fields)
