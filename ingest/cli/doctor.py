@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import platform
 import resource
 import socket
@@ -22,9 +21,9 @@ from ingest.app.advice import advice
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli.find_database import connect_limits, database
-from ingest.cli.parser import Parser, SettingsFlags
+from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
 from ingest.cli.running_service import ask_service
-from ingest.cli.terminal import AMBER, GREEN, RED, coloured
+from ingest.cli.terminal import AMBER, GREEN, RED, coloured, print_answer
 from ingest.config.settings import Loaded, Settings, split_address, state_dir
 from ingest.config.values import shown
 from ingest.dead_letters.files import segments
@@ -50,7 +49,7 @@ _COLOURS = {OK: GREEN, WARN: AMBER, FAIL: RED}
 
 def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the form of the output."""
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_json_flag(parser, "print the results as JSON")
     settings.add_to(parser)
 
 
@@ -63,10 +62,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         service = running_service(state_dir(settings))
         checks += [*port_checks(settings, service), dead_letters_check(settings)]
     checks += asyncio.run(_database(loaded, service))
-    if args.json:
-        print(json.dumps([each._asdict() for each in checks], indent=2))
-    else:
-        print(as_text(checks))
+    print_answer([each._asdict() for each in checks], as_text(checks), as_json=args.json)
     return 1 if any(each.state == FAIL for each in checks) else 0
 
 
