@@ -179,7 +179,7 @@ class Health:
             self._disk_low = free < (least * DISK_RECOVERS if self._disk_low else least)
 
     def _check_invalid_items(self) -> None:
-        """Log it once when the half of the dead letters for invalid items becomes full, or ends."""
+        """Log it once when there is no room for invalid items, and once when there is again."""
         letters = self._dead_letters()
         if letters.invalid_full == self._invalid_full:
             return

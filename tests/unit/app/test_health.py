@@ -328,7 +328,7 @@ def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
         rig.letters = DeadLetterStats(size_bytes=500, invalid_full=True)
         assert rig.tick(3) == "accepting"
         assert (rig.document["cause"], rig.document["refusing"]) == ("invalid_full", False)
-        assert "the half of the dead letters for invalid items is full" in rig.document["reason"]
+        assert "refused: the dead letters are half full, and the rest" in rig.document["reason"]
         rig.database.up = False
         assert rig.document["cause"] == "unreachable"
         rig.database.up, rig.letters = True, DeadLetterStats()
