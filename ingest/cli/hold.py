@@ -9,6 +9,8 @@ from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_jso
 from ingest.cli.running_service import ask
 from ingest.cli.terminal import print_answer
 from ingest.config.settings import Loaded
+from ingest.model.verdict import LETTERS_FULL
+from ingest.system.surroundings import command_words
 from ingest.system.words import duration
 
 TAKES = "COMMAND [options]"
@@ -50,14 +52,25 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
             answer["said"] = ask(loaded.settings, "GET", "/hold").get("said")
         text = state_text(answer)
     else:
+        ready = ask(loaded.settings, "GET", "/readyz")
         answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
-        text = "nothing is on hold: writes are not paused"
-        if answer.get("released"):
-            text = (
-                "released: the service tries to write now. See the result with `ingest hold show`"
-            )
+        text = released_text(answer, ready)
     print_answer(answer, text, as_json=args.json)
     return 0
+
+
+def released_text(answer: dict[str, Any], ready: dict[str, Any]) -> str:
+    """Return what was done; if a try alone does not help, also what to do first.
+
+    `ready` is what /readyz said before.
+    """
+    if not answer.get("released"):
+        return "nothing is on hold: writes are not paused"
+    run = command_words()["run"]
+    text = f"released: the service tries to write now. See the result with `{run} hold show`"
+    if ready.get("cause") != LETTERS_FULL:
+        return text
+    return f"{text}\nBut the dead letters are full: first make space. {ready.get('next', '')}"
 
 
 def state_text(answer: dict[str, Any]) -> str:
