@@ -16,6 +16,7 @@ from ingest.model.verdict import (
     NO_STANDBY,
     NO_SUCH_HOST,
     NOT_DURABLE,
+    PERMISSION,
     SCHEMA,
     TOO_MANY_CONNECTIONS,
     UNREACHABLE,
@@ -89,8 +90,9 @@ CAUSES: dict[str, Cause] = {
         "`{run} schema show` prints the difference. Undo that change.",
         "ingestonhold",
     ),
-    "permission": Cause(
-        "the role may not write",
+    PERMISSION: Cause(
+        "the role lacks a right (INSERT or SELECT on the table, or TEMP), or a policy refuses the "
+        "rows",
         "As an administrator of the database: `{run} schema apply --database-url URL --role ROLE`.",
         "ingestonhold",
     ),
