@@ -45,7 +45,7 @@ EVENTS: dict[str, str] = {
     "database_restarted": "The embedded database runs again.",
     "database_not_restarted": "The embedded database could not be started. It is tried again.",
     # Dead letters
-    "invalid_items_refused": "The half for invalid items is full: a post with one gets 422.",
+    "invalid_items_refused": "The dead letters are half full: posts with an invalid item get 422.",
     "invalid_items_kept_again": "There is space for invalid items again.",
     "dead_letter_write_failed": "The disk did not take dead letters.",
     "dead_letters_unreadable": "A file of the dead letters cannot be read.",
