@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import machine
-from benchmarks.alternating import WAYS, Pair, Two, Way, two_services
+from benchmarks.alternating import MORE_WAYS, WAYS, Pair, Two, Way, two_services
 from benchmarks.options import count, seconds_within, some_of
 from benchmarks.processes import Broken, raise_open_files_limit, scratch
 from benchmarks.ratios import MORE_IS_BETTER, PAIRS_FOR_INTERVAL, Ratios, enough, slower, summary
 
 SECONDS, QUICK_SECONDS = 0.6, 0.1
 PASSES_OF_TEN = 9
-BY_NAME = {way.name: way for way in WAYS}
+BY_NAME = {way.name: way for way in (*WAYS, *MORE_WAYS)}
 EPILOG = f"""exit codes: 0 not slower (with --times: in at least {PASSES_OF_TEN} of 10),
 1 something is slower, or broke, 2 wrong use, 130 interrupted
 
@@ -179,7 +179,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--against", required=True, metavar="COMMIT", help="the other one")
     parser.add_argument(
-        "--only", type=some_of(BY_NAME), default=WAYS, metavar="CASE,..", help="these cases"
+        "--only",
+        type=some_of(BY_NAME),
+        default=WAYS,
+        metavar="CASE,..",
+        help="these cases, not the first four",
     )
     parser.add_argument("--times", type=count, default=1, help="the whole so often [1]")
     parser.add_argument(

@@ -39,7 +39,7 @@ from benchmarks.open_loop import Load, Tally, send
 from benchmarks.processes import REPOSITORY, Broken, scratch
 from benchmarks.ratios import MORE_IS_BETTER
 from benchmarks.service import Service
-from benchmarks.wrk import READINGS
+from benchmarks.wrk import CONNECTIONS, READINGS
 from loadgen.measure.histogram import Histogram
 
 ROWS_MAX = 4_000_000
@@ -50,19 +50,31 @@ SAME_SEED = {"PYTHONHASHSEED": "0"}  # a random seed makes two processes of the 
 
 
 class Way(NamedTuple):
-    """One case: posts of `rows` readings with this acknowledgement; `flags` of the service."""
+    """One case: posts of `rows` readings with this acknowledgement; `flags` of the service.
+
+    `at_half`: at half the peak. `new_heads` as in open_loop.Load.
+    """
 
     name: str
     rows: int
     ack: str
     flags: tuple[str, ...] = ()
+    connections: int = CONNECTIONS
+    at_half: bool = False
+    new_heads: bool = False
 
 
 WAYS = (
     Way("singles", 1, "buffered"),
-    Way("hundreds", 100, "buffered"),
+    Way("hundreds", 100, "buffered", at_half=True),
     Way("singles_durable", 1, "durable", JOURNAL),
-    Way("hundreds_durable", 100, "durable", JOURNAL),
+    Way("hundreds_durable", 100, "durable", JOURNAL, at_half=True),
+)
+MORE_WAYS = (
+    Way("singles_buffered", 1, "buffered", JOURNAL),
+    Way("singles_durable_half", 1, "durable", JOURNAL, at_half=True),
+    Way("singles_durable_512", 1, "durable", JOURNAL, connections=512),
+    Way("singles_durable_new_heads", 1, "durable", JOURNAL, new_heads=True),
 )
 
 
@@ -125,7 +137,7 @@ class Two:
                 both = [running.enter_context(each) for each in self._services(way)]
                 for service in both:
                     self._load(service, way, None)
-                if way.rows > 1 and rate_per_s is None:
+                if way.at_half and rate_per_s is None:
                     rate_per_s = self._half_peak_per_s(both, way)
                     say(f"{way.name}: at half the peak, {rate_per_s * way.rows:,.0f} readings/s")
                 for order in (both, both[::-1]):
@@ -160,7 +172,16 @@ class Two:
         """
         first_us, self._next_us = self._next_us, self._next_us + LOAD_US
         target = f"{READINGS}?ack={way.ack}"
-        load = Load(service.port, rate_per_s, self._seconds, first_us, way.rows, target)
+        load = Load(
+            service.port,
+            rate_per_s,
+            self._seconds,
+            first_us,
+            way.rows,
+            target,
+            connections=way.connections,
+            new_heads=way.new_heads,
+        )
         before = service.committed()
         used_s, began_s = service.child.cpu_s(), time.monotonic()
         gc.collect()

@@ -34,7 +34,8 @@ class Load(NamedTuple):
     """What to send: posts of `rows` readings, whose timestamps count up from `first_us`.
 
     `rate_per_s` is in posts; None is the closed loop. It lasts `warm_s` and `seconds`; latencies
-    are of the latter only. `lists_taken`: the result lists the posts with a 2xx.
+    are of the latter only. `lists_taken`: the result lists the posts with a 2xx. `new_heads`: each
+    head has a number of its own, as behind a proxy that numbers requests.
     """
 
     port: int
@@ -46,6 +47,7 @@ class Load(NamedTuple):
     connections: int = CONNECTIONS
     warm_s: float = 0.0
     lists_taken: bool = False
+    new_heads: bool = False
 
 
 class OpenLoop(NamedTuple):
@@ -101,7 +103,10 @@ class Readings:
             body = self._items[number % 200] % first_us
         else:
             body = self._pattern % tuple(range(first_us, first_us + rows))
-        return Post(finish(self._head, body.encode()), rows, "live", number)
+        head = self._head
+        if self._load.new_heads:
+            head = head.replace(b"\r\n", b"\r\nX-Request-Id: %016x\r\n" % number, 1)
+        return Post(finish(head, body.encode()), rows, "live", number)
 
 
 class Tally:

@@ -197,7 +197,7 @@ def _of_folder(gauges: Gauges) -> Iterator[tuple[str, str, float]]:
     yield "dlq_bytes_max", "Limit of dlq_bytes (dlq_bytes_max).", limits.dlq_bytes_max
     yield "dlq_readings", waiting, letters.live
     yield "dlq_oldest_age_seconds", "Age of the oldest such entry.", letters.oldest_age_s
-    full = "1 while posts with an invalid item are refused: the half for these items is full."
+    full = "1 while posts with an invalid item are refused: the dead letters are half full."
     yield "dlq_invalid_full", full, letters.invalid_full
     yield "journal_bytes", "Bytes of the journal.", journal.size_bytes
     limit = "Limit of journal_bytes (journal_bytes_max); 0 without a journal."

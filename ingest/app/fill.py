@@ -47,7 +47,8 @@ class Fill:
     def full_in_s(self) -> dict[str, int | None]:
         """Return the seconds that are left for each, or None.
 
-        For dead letters until the half that invalid items may use, and beyond that until all of it.
+        For dead letters until they are half full, when invalid items are refused, and beyond that
+        until they are full.
         """
         limits = self.limits
         return {

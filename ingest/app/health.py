@@ -19,7 +19,7 @@ from ingest.app.fill import Fill
 from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
 from ingest.config.values import shown
-from ingest.model.causes import INVALID_FULL, JOURNAL_BROKEN, cause_of, next_step
+from ingest.model.causes import INVALID_FULL, JOURNAL_BROKEN, cause_of, may_be_url, next_step
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import BufferStats, Database
 from ingest.model.verdict import UNREACHABLE
@@ -39,8 +39,9 @@ class Health:
     """The state of the service; implements ports.Admission.
 
     `free_bytes` returns the free space of the state folder, and may raise OSError. `disk_broken`
-    returns True if the journal cannot be written. `advice` are the words of the next steps: a text
-    for each of causes.FIELDS.
+    returns True if the journal cannot be written. `url_fault` returns what is wrong with the file
+    of the database's URL, or nothing. `advice` are the words of the next steps: a text for each of
+    causes.FIELDS.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Health:
         settings: Settings,
         buffer: Callable[[], BufferStats],
         database_state: Database,
+        url_fault: Callable[[], str] = str,
         free_bytes: Callable[[], int],
         disk_broken: Callable[[], bool] = lambda: False,
         dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
@@ -59,6 +61,7 @@ class Health:
         self._settings = settings
         self._buffer = buffer
         self._database_state = database_state
+        self._url_fault = url_fault
         self._free_bytes = free_bytes
         self._disk_broken = disk_broken
         self._dead_letters = dead_letters
@@ -176,7 +179,7 @@ class Health:
             self._disk_low = free < (least * DISK_RECOVERS if self._disk_low else least)
 
     def _check_invalid_items(self) -> None:
-        """Log it once when the half of the dead letters for invalid items becomes full, or ends."""
+        """Log it once when there is no room for invalid items, and once when there is again."""
         letters = self._dead_letters()
         if letters.invalid_full == self._invalid_full:
             return
@@ -257,8 +260,12 @@ class Health:
         return self._database_state.cause or (UNREACHABLE if self._unchecked else "")
 
     def _database_words(self) -> str:
-        """Return that in words."""
+        """Return that in words; if a wrong URL may be why, also what is wrong with its file."""
         cause = self._database_cause()
+        fault = self._url_fault() if may_be_url(cause) else ""
+        return "; ".join(filter(None, (self._cause_words(cause), fault)))
+
+    def _cause_words(self, cause: str) -> str:
         if self._unchecked and cause == UNREACHABLE:
             return UNCHECKED
         if self._database_state.hold_reason is not None:

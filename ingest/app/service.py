@@ -128,13 +128,14 @@ class Service:
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
-        reread = self._reread = RereadUrl(settings)
+        self._reread = RereadUrl(settings)
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
             settings=settings,
             buffer=self.buffer.stats,
             database_state=database_state,
+            url_fault=self._reread.fault,
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
@@ -152,7 +153,7 @@ class Service:
             ledger=self.ledger,
             dead_letters=self.dead_letters,
             readyz=self.health.readyz,
-            message=lambda: reread.explained(database_state.message),
+            message=lambda: database_state.message,
             token=self._token,
             release_hold=self.writing.release_hold,
             refused_posts=refused_posts.listed,

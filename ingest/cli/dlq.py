@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ingest.cli import dlq_show as show
 from ingest.cli.dlq_replay import add_replay_arguments, replay
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.config.settings import Loaded, state_dir
 from ingest.dead_letters.files import folder_bytes, segments
 from ingest.dead_letters.manual_replay import hold_replay_lock
@@ -77,7 +77,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
             "stats",
             "number, reasons, age and size",
             ("ingest dlq stats", "ingest dlq stats --json"),
-            lambda stats: _json_flag(stats, "print as JSON"),
+            add_json_flag,
         ),
         Command(
             "replay",
@@ -101,7 +101,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     _ids_and_where(parser)
-    _json_flag(parser, "the lines of the files, unchanged; all of them, unless there is --limit")
+    add_json_flag(parser, "the lines of the files, unchanged; all of them, unless there is --limit")
     parser.add_argument(
         "--limit",
         type=_limit,
@@ -119,7 +119,7 @@ def _discard_arguments(parser: argparse.ArgumentParser) -> None:
     _ids_and_where(parser)
     parser.add_argument("--all", action="store_true", help="all dead letters")
     parser.add_argument("--yes", action="store_true", help="discard them, not only count them")
-    _json_flag(parser, "print the number as JSON")
+    add_json_flag(parser, "print the number as JSON")
 
 
 def _ids_and_where(parser: argparse.ArgumentParser) -> None:
@@ -129,10 +129,6 @@ def _ids_and_where(parser: argparse.ArgumentParser) -> None:
 
 def _where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--where", action="append", metavar="K=V", help=WHERE_HELP)
-
-
-def _json_flag(parser: argparse.ArgumentParser, purpose: str) -> None:
-    parser.add_argument("--json", action="store_true", help=purpose)
 
 
 def _limit(text: str) -> int:

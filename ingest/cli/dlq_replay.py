@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ingest.app.rules import make_rules
 from ingest.cli import dlq_show as show
+from ingest.cli.parser import add_json_flag
 from ingest.config.settings import Settings
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse
@@ -43,7 +44,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--edited", action="store_true", help="the copy was edited: do not check checksums"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_json_flag(parser, "print the result as JSON")
     parser.add_argument(
         "--ignore-unknown", action="store_true", help="accept fields that readings do not have"
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import platform
 import resource
 import socket
@@ -22,20 +21,21 @@ from ingest.app.advice import advice
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli.find_database import connect_limits, database
-from ingest.cli.parser import Parser, SettingsFlags
+from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
 from ingest.cli.running_service import ask_service
-from ingest.cli.terminal import AMBER, GREEN, RED, coloured
+from ingest.cli.terminal import AMBER, GREEN, RED, coloured, print_answer
 from ingest.config.settings import Loaded, Settings, split_address, state_dir
 from ingest.config.values import shown
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.reader import Tally, undone_lines
 from ingest.dead_letters.room import Room
-from ingest.model.causes import INVALID_FULL, next_step
+from ingest.model.causes import INVALID_FULL, cause_of, next_step
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.system.limits import SPARE_FILES
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
+from ingest.system.surroundings import command_words
 from ingest.system.words import counted
 
 TAKES = "[options]"
@@ -50,7 +50,7 @@ _COLOURS = {OK: GREEN, WARN: AMBER, FAIL: RED}
 
 def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the form of the output."""
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_json_flag(parser, "print the results as JSON")
     settings.add_to(parser)
 
 
@@ -63,10 +63,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         service = running_service(state_dir(settings))
         checks += [*port_checks(settings, service), dead_letters_check(settings)]
     checks += asyncio.run(_database(loaded, service))
-    if args.json:
-        print(json.dumps([each._asdict() for each in checks], indent=2))
-    else:
-        print(as_text(checks))
+    print_answer([each._asdict() for each in checks], as_text(checks), as_json=args.json)
     return 1 if any(each.state == FAIL for each in checks) else 0
 
 
@@ -268,6 +265,7 @@ def dead_letters_check(settings: Settings) -> Check:
     """Count the dead-letter entries that are neither replayed nor discarded."""
     folder = StateFolder.open(state_dir(settings)).dead_letters
     size, half = sum(size_bytes(each) for each in folder.iterdir()), settings.dlq_bytes_max // 2
+    run = command_words()["run"]
     room = Room(settings.dlq_bytes_max, auto_replay=settings.dlq_auto_replay)
     tally = Tally()
     live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
@@ -276,18 +274,18 @@ def dead_letters_check(settings: Settings) -> Check:
         return Check(
             "dead letters",
             FAIL,
-            f"invalid items are refused: {size / 1024:,.1f} of {half / 1024:,.1f} KiB that they "
-            "may use; replay or discard entries (`ingest dlq stats`), or raise dlq_bytes_max",
+            f"{cause_of(INVALID_FULL).words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
+            f"replay or discard entries (`{run} dlq stats`), or raise dlq_bytes_max",
         )
     if tally.damaged:
         return Check(
             "dead letters",
             WARN,
             f"{live:,} waiting; skipped {tally.torn} torn and {tally.altered} altered lines, "
-            f"{counted(len(tally.unreadable), 'file')}; see `ingest dlq stats`",
+            f"{counted(len(tally.unreadable), 'file')}; see `{run} dlq stats`",
         )
     if live:
-        return Check("dead letters", WARN, f"{live:,} waiting; see `ingest dlq list`")
+        return Check("dead letters", WARN, f"{live:,} waiting; see `{run} dlq list`")
     return Check("dead letters", OK, "none")
 
 

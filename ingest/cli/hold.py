@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.running_service import ask
+from ingest.cli.terminal import print_answer
 from ingest.config.settings import Loaded
+from ingest.model.verdict import LETTERS_FULL
+from ingest.system.surroundings import command_words
 from ingest.system.words import duration
 
 TAKES = "COMMAND [options]"
@@ -22,7 +24,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         "show",
         "print the state, the reason, and the message of the database",
         ("ingest hold show", "ingest hold show --json"),
-        _json_flag,
+        add_json_flag,
     )
     release = Command(
         "release",
@@ -33,17 +35,13 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     add_group(parser, "hold_command", (show, release), settings)
 
 
-def _json_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print as JSON")
-
-
 def _release_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dead-letter",
         action="store_true",
         help="also move all rows that the database refuses to the dead letters",
     )
-    _json_flag(parser)
+    add_json_flag(parser)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -52,16 +50,27 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         answer = ask(loaded.settings, "GET", "/readyz")
         if answer.get("reason"):
             answer["said"] = ask(loaded.settings, "GET", "/hold").get("said")
-        print(json.dumps(answer, indent=2) if args.json else state_text(answer))
-        return 0
-    answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
-    if args.json:
-        print(json.dumps(answer, indent=2))
-    elif answer.get("released"):
-        print("released: the service tries to write now. See the result with `ingest hold show`")
+        text = state_text(answer)
     else:
-        print("nothing is on hold: writes are not paused")
+        ready = ask(loaded.settings, "GET", "/readyz")
+        answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
+        text = released_text(answer, ready)
+    print_answer(answer, text, as_json=args.json)
     return 0
+
+
+def released_text(answer: dict[str, Any], ready: dict[str, Any]) -> str:
+    """Return what was done; if a try alone does not help, also what to do first.
+
+    `ready` is what /readyz said before.
+    """
+    if not answer.get("released"):
+        return "nothing is on hold: writes are not paused"
+    run = command_words()["run"]
+    text = f"released: the service tries to write now. See the result with `{run} hold show`"
+    if ready.get("cause") != LETTERS_FULL:
+        return text
+    return f"{text}\nBut the dead letters are full: first make space. {ready.get('next', '')}"
 
 
 def state_text(answer: dict[str, Any]) -> str:

@@ -114,6 +114,11 @@ def _add_config(to: argparse._ActionsContainer, *, is_shown: bool) -> None:
     )
 
 
+def add_json_flag(parser: argparse.ArgumentParser, purpose: str = "print as JSON") -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help=purpose)
+
+
 def add_group(
     parser: Parser, dest: str, commands: Sequence[Command], settings: SettingsFlags
 ) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
+from ingest.cli.terminal import print_answer
 from ingest.config.settings import Loaded
 
 TAKES = "COMMAND [options]"
@@ -28,13 +28,9 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         "show",
         "print the table, and how it differs from what is needed",
         ("ingest schema show", "ingest schema show --json"),
-        _json_flag,
+        add_json_flag,
     )
     add_group(parser, "schema_command", (apply, show), settings)
-
-
-def _json_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def _apply_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +42,7 @@ def _apply_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--role", metavar="NAME", help="allow this role to read and write the table, nothing else"
     )
-    _json_flag(parser)
+    add_json_flag(parser)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -70,9 +66,9 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
         with as_start_error(url):
             if applies:
                 done = await schema.apply(opened, device_index=args.device_index, role=args.role)
-                print(json.dumps({"done": done}, indent=2) if args.json else "\n".join(done))
+                print_answer({"done": done}, "\n".join(done), as_json=args.json)
                 return 0
             text, difference = await schema.show(opened), await schema.difference(opened)
             found = {"fits": difference is None, "difference": difference, "table": text}
-            print(json.dumps(found, indent=2) if args.json else text)
+            print_answer(found, text, as_json=args.json)
             return 0 if difference is None else 1

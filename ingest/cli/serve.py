@@ -17,6 +17,12 @@ EXAMPLES = (
 EPILOG = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
 
 
+# When the garbage collector looks at new, older, and all objects. The latter stops the loop for
+# 24 ms with 1,000 bodies that are arriving, and for 220 ms with 9,000 (measured). With Python's
+# default (700, 10, 10) a crowd of slow clients causes that again and again.
+COLLECT_AT = (5_000, 5, 1_000)
+
+
 def add_arguments(parser: Parser, _settings: SettingsFlags) -> None:
     """Add the settings: it has no other flags."""
     add_all_settings(parser)
@@ -36,6 +42,7 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
     # `freeze` it is 5 to 7 ms (measured).
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECT_AT)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(
             serve(

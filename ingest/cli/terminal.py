@@ -1,13 +1,14 @@
-"""Colours of the output, only on a terminal and only if the user has not switched them off.
+"""The output of commands: JSON for programs; colours, if a person is at a terminal and wants them.
 
 NO_COLOR (any text) switches them off, as in other programs; so does TERM=dumb.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 RED, AMBER, GREEN, DIM = "31;1", "33", "32", "2"
 
@@ -17,3 +18,8 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
     stream = sys.stdout if stream is None else stream
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
     return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def print_answer(document: Any, text: str, *, as_json: bool) -> None:
+    """Print the document as JSON, or the text for a person."""
+    print(json.dumps(document, indent=2) if as_json else text)

@@ -2,7 +2,7 @@
 
 So a password that was changed needs no restart.
 Promises: a file that cannot be used at the moment changes nothing: the last good URL stays in use,
-and the log and `explained` say why.
+and the log and `fault` say why, never with its content.
 Does not: read a pipe again, since it has its content once.
 """
 
@@ -13,9 +13,8 @@ import stat
 from pathlib import Path
 
 from ingest.config.settings import Settings
-from ingest.config.sources import read_secret
+from ingest.config.sources import UnusableFile, read_secret
 from ingest.config.values import check_database_url, full_path
-from ingest.model.errors import ConfigError
 from ingest.system.logs import Occasionally, get_logger
 
 WARNING_S = 60.0  # between warnings that the file cannot be used, if the reason is the same
@@ -38,8 +37,8 @@ class RereadUrl:
         if self._file is not None:
             try:
                 url = _url_in(self._file)
-            except (ConfigError, ValueError) as error:
-                self._warn(str(error))
+            except UnusableFile as error:
+                self._warn(self._file, error.why)
             else:
                 self._fault = ""
                 if url != self._url:
@@ -47,16 +46,17 @@ class RereadUrl:
                 self._url = url
         return self._url
 
-    def explained(self, message: str) -> str:
-        """Return the server's message; if the old URL is used, also why."""
-        if not message or not self._fault:
-            return message
-        return f"{message}; the service still uses the old URL: {self._fault}"
+    def fault(self) -> str:
+        """Return why the file could not be used at the last call, without its name; else nothing.
 
-    def _warn(self, why: str) -> None:
+        Devices may read it: the name of a file is not for them.
+        """
+        return self._fault and f"database_url_file {self._fault}; the old URL is still used"
+
+    def _warn(self, file: Path, why: str) -> None:
         due = self._occasionally.due(why) is not None
         if due or why != self._fault:
-            _log.warning("database_url_file_unusable", why=why)
+            _log.warning("database_url_file_unusable", file=str(file), why=why)
         self._fault = why
 
 
@@ -64,9 +64,12 @@ def _url_in(file: Path) -> str:
     try:
         regular = stat.S_ISREG(os.stat(file).st_mode)
     except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+        raise UnusableFile(file, f"cannot be read: {error.strerror}") from error
     if not regular:
-        raise ConfigError(f"{file} is no regular file")
+        raise UnusableFile(file, "is no regular file")
     url = read_secret(file)
-    check_database_url(url)
+    try:
+        check_database_url(url)
+    except ValueError as error:
+        raise UnusableFile(file, str(error)) from None
     return url

@@ -20,6 +20,15 @@ SECRET_BYTES_MAX = 16_384
 TOML_BYTES_MAX = 1_048_576
 SECRET_FILES = {"database_url": "database_url_file", "admin_token": "admin_token_file"}
 
+
+class UnusableFile(ConfigError):
+    """A file of settings cannot be used. `why` goes on behind the file's name, or another one."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}")
+        self.why = why
+
+
 Found = dict[str, tuple[Any, str]]  # setting -> the value as it was written, and its origin
 
 # INGEST_ variables that are no settings: a few of our own, and those that Kubernetes adds to every
@@ -111,7 +120,7 @@ def _read(path: Path, bytes_max: int) -> bytes:
             os.set_blocking(file.fileno(), True)
             return file.read(bytes_max)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise UnusableFile(path, f"cannot be read: {error.strerror}") from error
 
 
 def read_secret(path: Path) -> str:
@@ -120,7 +129,9 @@ def read_secret(path: Path) -> str:
     try:
         text = raw.decode("utf-8-sig").strip()
     except ValueError:
-        raise ConfigError(f"{path} is not UTF-8 text") from None  # its text would show the secret
-    if not text or len(raw) > SECRET_BYTES_MAX or len(text.splitlines()) > 1:
-        raise ConfigError(f"{path} must hold one line, and nothing else")
+        raise UnusableFile(path, "is not UTF-8 text") from None  # its text would show the secret
+    if not text:
+        raise UnusableFile(path, "is empty")
+    if len(raw) > SECRET_BYTES_MAX or len(text.splitlines()) > 1:
+        raise UnusableFile(path, "must hold one line, and nothing else")
     return text

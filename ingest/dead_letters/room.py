@@ -1,9 +1,10 @@
 """How much room the dead letters have, for whom.
 
-Invalid items may use half of it, which is shared by the addresses that send them. An address may
-use no more than it leaves free for others, and what it has used counts half after a day. So one
-address never fills that half, whatever names its items have, and an address that has sent no
-invalid item finds room until there is none. Behind a proxy all clients are one address.
+Invalid items find room until the letters of all reasons use half of it. This half is shared by the
+addresses that send such items. An address may use no more than it leaves free for others, and what
+it has used counts half after a day. So one address never fills that half, whatever names its items
+have, and an address that has sent no invalid item finds room until there is none. Behind a proxy
+all clients are one address.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Room:
         self._shares = Shares()
 
     def is_full_for_invalid(self, taken: int) -> bool:
-        """Whether there is no room for invalid items: less than a hundredth of their half."""
+        """Whether there is no room for invalid items: less than a hundredth of that half."""
         half = self._bytes_max // 2
         return (half - taken) * 100 < half
 
@@ -62,11 +63,11 @@ class Room:
         the same reason the bytes of such letters do not count against refused rows.
         """
         if sender is not None:
-            return self._bytes_max // 2, " that invalid items may use"
+            return self._bytes_max // 2, ", up to which invalid items are kept"
         if not self._auto_replay:
             return self._bytes_max, ""
         if all(letter.reason == EXHAUSTED for letter in letters):
-            return self._bytes_max * 3 // 4, " that retries_exhausted may use"
+            return self._bytes_max * 3 // 4, ", up to which retries_exhausted are kept"
         return self._bytes_max + returning, ""
 
     def use(self, sender: str | None, size: int) -> None:

@@ -238,7 +238,7 @@ def _check_size(body: bytes, at: int, stop: int, rows_max: int) -> None:
     if stop - at > CROWD_BYTES and _is_crowd(
         body, at, stop, max(COMMAS_MIN, COMMAS_PER_READING_MAX * rows_max)
     ):
-        raise too_many(rows_max)
+        raise too_many(rows_max, "an item has too many commas")
 
 
 def _is_crowd(body: bytes, at: int, stop: int, commas_max: int) -> bool:

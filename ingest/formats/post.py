@@ -74,11 +74,11 @@ class Decoded(NamedTuple):
 Steps = Generator[None, None, Decoded]
 
 
-def too_many(rows_max: int) -> Refused:
-    """Return the refusal of a post that has more readings than allowed."""
+def too_many(rows_max: int, why: str = "the post has too many readings") -> Refused:
+    """Return the refusal of a post with more readings than allowed, or with too many parts."""
     return Refused(
         "too_many_readings",
-        f"the post has more readings than allowed; a post may have {rows_max} readings",
+        f"{why}: a post may have {rows_max} readings, and each entry of `values` is one",
         readings_max=rows_max,
     )
 

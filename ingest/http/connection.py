@@ -26,7 +26,7 @@ from functools import partial
 from typing import cast
 
 from aiohttp import StreamReader, web
-from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpRequestParser, HttpVersion11, RawRequestMessage
 
 from ingest.http.heads import HEAD_END, KnownHeads, code_of, parser_of
 from ingest.http.owner import Owner
@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._owner = owner
         self._client = NOBODY
-        self._parser = parser_of(self, owner.loop, READ_BYTES)
+        self._parser: HttpRequestParser | None = parser_of(self, owner.loop, READ_BYTES)
         self._request: Request | None = None  # in work
         self._behind = b""  # what stands behind it begins at _at
         self._at = 0
@@ -112,6 +112,8 @@ class Connection(asyncio.Protocol):
         if self._linger is not None:
             self._linger.cancel()
         self._break_body()
+        # All of these hold this connection: only the garbage collector would free them and it.
+        self._parser = self._content = self._head = self._linger = None
         self._owner.connection_lost(self)
 
     def eof_received(self) -> bool:
@@ -162,17 +164,18 @@ class Connection(asyncio.Protocol):
 
     def _parse(self, data: bytes, at: int) -> None:
         """Give the parser `data[at:]` up to the end of a request; begin that request."""
-        began_at = at
+        began_at, parser = at, self._parser
+        assert parser is not None, "the client is there"
         while at < len(data):
             part = data[at : self._end_of_part(data, at)]
             at += len(part)
             try:
-                messages, is_upgraded, _ = self._parser.feed_data(part)
+                messages, is_upgraded, _ = parser.feed_data(part)
             except Exception as fault:
                 self._malformed(fault)
                 return
             if is_upgraded:  # the parser believes so; we go on in HTTP
-                self._parser.set_upgraded(False)
+                parser.set_upgraded(False)
             if messages:
                 self._head_came(*messages[0], b"" if self._half else part)
             else:
@@ -187,6 +190,8 @@ class Connection(asyncio.Protocol):
         elif self._request is None:
             assert self._head is not None, "it came with the content"
             self._begin(Request(self._head, self._client, self, None, self._content))
+            if self._no_more:
+                self._break_body()
 
     def _end_of_part(self, data: bytes, at: int) -> int:
         """Return where the request may end at the earliest: the parser must not get more."""

@@ -16,6 +16,7 @@ from ingest.model.verdict import (
     NO_STANDBY,
     NO_SUCH_HOST,
     NOT_DURABLE,
+    PERMISSION,
     SCHEMA,
     TOO_MANY_CONNECTIONS,
     UNREACHABLE,
@@ -43,9 +44,11 @@ FIELDS = (
 JOURNAL_BROKEN, INVALID_FULL = "journal_broken", "invalid_full"
 
 _READ_MESSAGE = "`{run} hold show` prints the message of the server."
-_DISCARD = (
-    "Fix what the entries have in common, then replay or discard them: `{run} dlq stats` counts "
-    "them. If the disk has space, you can also raise dlq_bytes_max."
+_MAKE_SPACE = (
+    "`{run} dlq stats` counts the entries by reason. Fix what they have in common and replay them, "
+    "such as `{run} dlq replay --where reason=refused_by_database`. Or discard them, such as "
+    "`{run} dlq discard --where reason=invalid`. If the disk has space, you can also raise "
+    "dlq_bytes_max."
 )
 
 CAUSES: dict[str, Cause] = {
@@ -87,8 +90,9 @@ CAUSES: dict[str, Cause] = {
         "`{run} schema show` prints the difference. Undo that change.",
         "ingestonhold",
     ),
-    "permission": Cause(
-        "the role may not write",
+    PERMISSION: Cause(
+        "the role lacks a right (INSERT or SELECT on the table, or TEMP), or a policy refuses the "
+        "rows",
         "As an administrator of the database: `{run} schema apply --database-url URL --role ROLE`.",
         "ingestonhold",
     ),
@@ -128,16 +132,16 @@ CAUSES: dict[str, Cause] = {
         "letters: `{run} hold release --dead-letter`.",
         "ingestonhold",
     ),
-    LETTERS_FULL: Cause("dead letters are full", _DISCARD, "ingestdeadlettersfilling"),
+    LETTERS_FULL: Cause("dead letters are full", _MAKE_SPACE, "ingestdeadlettersfilling"),
     "dead_letters_broken": Cause(
         "dead letters cannot be written",
         "Check the disk of the state folder: `{run} doctor`.",
         "ingestonhold",
     ),
     INVALID_FULL: Cause(
-        "posts with an invalid item are refused: the half of the dead letters for invalid items "
-        "is full",
-        _DISCARD,
+        "posts with an invalid item are refused: the dead letters are half full, and the rest is "
+        "kept for valid readings",
+        _MAKE_SPACE,
         "ingestinvaliditemsrefused",
     ),
     "disk_low": Cause(
@@ -181,6 +185,11 @@ def cause_of(name: str) -> Cause:
     if name in CAUSES:
         return CAUSES[name]
     return _UNKNOWN._replace(words=f"{_UNKNOWN.words} ({name})")
+
+
+def may_be_url(name: str) -> bool:
+    """Whether a wrong URL of the database may be the cause."""
+    return bool(name) and "{fix_url}" in cause_of(name).next_step
 
 
 def next_step(name: str, fields: Mapping[str, str]) -> str:

@@ -37,7 +37,9 @@ PROBLEMS: dict[str, Problem] = {
     "body_too_large": Problem(413, "The body is too large", "split the post"),
     "inflated_too_large": Problem(413, "The decompressed body is too large", "split the post"),
     "item_too_large": Problem(413, "An item of the post is too large", "split the item"),
-    "too_many_readings": Problem(413, "Too many readings in one post", "split the post"),
+    "too_many_readings": Problem(
+        413, "Too many readings in one post", "split the post, or its item"
+    ),
     "unsupported_media_type": Problem(415, "Unsupported media type", "send application/json"),
     "unsupported_encoding": Problem(
         415, "Unsupported content encoding", "send gzip, or no encoding"

@@ -16,6 +16,7 @@ from ingest.model.errors import IngestError
 UNREACHABLE = "unreachable"
 NO_SUCH_HOST = "no_such_host"  # the name of the host is not known
 SCHEMA = "schema"
+PERMISSION = "permission"
 CONFIGURATION = "configuration"
 NOT_DURABLE = "not_durable"
 LETTERS_FULL = "dead_letters_full"

@@ -22,7 +22,6 @@ EVENTS: dict[str, str] = {
     "connections_closed": "A limit closed so many connections since the last such line.",
     "accept_failed": "The system gives the service no new connection: too many open files?",
     "request_failed": "A bug: a request was answered 500.",
-    "aiohttp_unknown": "An unknown version of aiohttp is installed: requests take longer.",
     "tick_failed": "A bug of the dashboard. Posts are not affected.",
     # The database
     "database_away": "The database does not answer. Readings are kept.",
@@ -46,7 +45,7 @@ EVENTS: dict[str, str] = {
     "database_restarted": "The embedded database runs again.",
     "database_not_restarted": "The embedded database could not be started. It is tried again.",
     # Dead letters
-    "invalid_items_refused": "The half for invalid items is full: a post with one gets 422.",
+    "invalid_items_refused": "The dead letters are half full: posts with an invalid item get 422.",
     "invalid_items_kept_again": "There is space for invalid items again.",
     "dead_letter_write_failed": "The disk did not take dead letters.",
     "dead_letters_unreadable": "A file of the dead letters cannot be read.",

@@ -17,6 +17,7 @@ from typing import Self
 from ingest.embedded.programs import clean_environment, command
 from tests.faults.machine import NotHere
 from tests.faults.server import Server
+from tests.support.asking import first_answer
 from tests.support.tcp_ports import free_port
 from tests.system.database import PASSWORD
 
@@ -82,16 +83,13 @@ pool_mode = {mode}
                 stderr=log,
                 env=clean_environment(),
             )
-        async with asyncio.timeout(START_S_MAX):
-            while True:
-                assert self._process.returncode is None, f"see {self._folder}/pgbouncer.log"
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                except OSError:
-                    await asyncio.sleep(0.02)
-                    continue
-                writer.close()
-                return
+        await first_answer(self._connect, OSError, within_s=START_S_MAX)
+
+    async def _connect(self) -> None:
+        assert self._process is not None, "start it first"
+        assert self._process.returncode is None, f"see {self._folder}/pgbouncer.log"
+        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.close()
 
     async def kill(self) -> None:
         """Kill it; all connections through it end."""

@@ -18,6 +18,7 @@ import asyncpg
 from ingest.embedded import data as postgres_data
 from ingest.sinks.postgres import schema
 from loadgen.proof.readings import REFUSED_METRIC
+from tests.support.asking import first_answer
 from tests.system.database import PASSWORD, Database, copy_data
 
 CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED_METRIC}')"
@@ -144,11 +145,11 @@ class Server(Database):
 
     async def ask(self, sql: str) -> list[asyncpg.Record]:
         """Run SQL as the superuser, as soon as a server that recovers by itself takes it."""
-        async with asyncio.timeout(BACK_S_MAX):
-            while True:
-                with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    return await self.run(sql)
-                await asyncio.sleep(0.05)
+        return await first_answer(
+            lambda: self.run(sql),
+            *(OSError, asyncpg.PostgresError, asyncpg.InterfaceError),
+            within_s=BACK_S_MAX,
+        )
 
 
 async def make_template(folder: Path, port: int, binaries: Path | None = None) -> Path:

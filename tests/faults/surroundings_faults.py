@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from tests.faults.matrix import fault
@@ -17,6 +18,16 @@ OURS = (
 )
 END = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'"
 WRITERS = 2
+
+
+async def _rounds(world: World) -> AsyncIterator[int]:
+    """Number the harms: each comes while posts are answered, and the service recovers after it."""
+    for number in range(world.times):
+        await world.answered(20)
+        yield number
+        world.fixed()
+        world.count()
+        await world.service.wait_state("accepting", "slowed", within_s=40)
 
 
 @fault(
@@ -32,8 +43,7 @@ WRITERS = 2
 )
 async def standby_missing(world: World) -> None:
     """Let every commit wait for a standby that does not exist."""
-    for _ in range(world.times):
-        await world.answered(20)
+    async for _ in _rounds(world):
         await world.server.run("alter system set synchronous_standby_names = 'nobody'")
         await world.server.run("select pg_reload_conf()")
         most, reason = 0, ""
@@ -47,9 +57,6 @@ async def standby_missing(world: World) -> None:
         world.expect(reason, "F51: no reason names the standby")
         await world.server.run("alter system reset synchronous_standby_names")
         await world.server.run("select pg_reload_conf()")
-        world.fixed()
-        world.count()
-        await world.service.wait_state("accepting", "slowed", within_s=40)
     await world.expect_none_set_aside()
 
 
@@ -70,8 +77,7 @@ async def _password_file(world: World) -> None:
 async def password_file(world: World) -> None:
     """Change the password in the database first, in the file later."""
     path = Path(str(world.settings["database_url_file"]))
-    for number in range(world.times):
-        await world.answered(20)
+    async for number in _rounds(world):
         old, new = ("first", "second") if number % 2 == 0 else ("second", "first")
         await world.server.run(f"alter role fleet password '{new}'")
         await world.server.run(END)
@@ -79,9 +85,6 @@ async def password_file(world: World) -> None:
         world.expect("authentication" in str(document), f"F52: {document['reason']}")
         await world.sleep(3)
         path.write_text(path.read_text().replace(f":{old}@", f":{new}@"))
-        world.fixed()
-        world.count()
-        await world.service.wait_state("accepting", "slowed", within_s=30)
     await world.expect_none_set_aside()
 
 
@@ -94,8 +97,7 @@ async def password_file(world: World) -> None:
 )
 async def start_without_database(world: World) -> None:
     """Start the service while its database is away."""
-    for number in range(world.times):
-        await world.answered(20)
+    async for number in _rounds(world):
         await world.server.stop()
         for _ in range(2):
             await world.service.kill()
@@ -104,9 +106,6 @@ async def start_without_database(world: World) -> None:
             await world.sleep(1.5)
             world.expect(world.run.kept > kept, f"F53: start {number}: no post is taken")
         await world.server.come_back()
-        world.fixed()
-        world.count()
-        await world.service.wait_state("accepting", "slowed", within_s=40)
     await world.expect_none_set_aside()
 
 
@@ -173,14 +172,10 @@ async def pooled(world: World) -> None:
     """Kill the pooler; start it in a mode that cannot work."""
     pooler = world.pooler
     assert pooler is not None, "made before the service"
-    for _ in range(world.times):
-        await world.answered(20)
+    async for _ in _rounds(world):
         await pooler.kill()
         await world.sleep(0, 0.5)
         await pooler.start("session")
-        world.fixed()
-        world.count()
-        await world.service.wait_state("accepting", "slowed", within_s=30)
     await pooler.kill()
     await pooler.start("transaction")
     try:

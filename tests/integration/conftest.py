@@ -1,13 +1,15 @@
-"""Fixtures of the tests of the commands: a runner in this process, and a role without rights."""
+"""Fixtures of several tests: commands run in this process, a role, a database for a whole file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
+from ingest.sinks.postgres import schema
 from tests.support.commands import Here
 
 if TYPE_CHECKING:
@@ -30,3 +32,27 @@ def role(server: Server) -> Iterator[str]:
     server.run(lambda connection: connection.execute(f"create role {name} login"))
     yield name
     server.run(lambda connection: connection.execute(f"drop role {name}"))
+
+
+@pytest.fixture(scope="module")
+def shared_url(server: Server) -> Iterator[str]:
+    """Give one database for all tests of a file: making one takes a second on a busy machine."""
+    name = server.create("template0")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.fixture
+async def connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Give a connection to the shared database, which is empty again."""
+    connection = await asyncpg.connect(shared_url)
+    await connection.execute("drop schema public cascade; create schema public")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def operator(connection: asyncpg.Connection) -> asyncpg.Connection:
+    """Give the operator's connection to a fresh table in the shared database."""
+    await schema.apply(connection)
+    return connection

@@ -211,7 +211,7 @@ def test_doctor_counts_dead_letters_and_full_disks(
     assert main([*words, "--dlq-bytes-max", "1MiB", "--dlq-segment-bytes", "4KiB"]) == 1
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert found["dead letters"]["state"] == "FAIL"
-    assert "invalid items are refused: 511.0 of 512.0 KiB" in found["dead letters"]["detail"]
+    assert "kept for valid readings (511.0 of 512.0 KiB)" in found["dead letters"]["detail"]
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.letter import REFUSED
 from ingest.model.reading import Reading
-from ingest.sinks.postgres import schema
 from ingest.system.clock import monotonic_s, unix_us
 from tests.conftest import Server
 from tests.support.blocks import block_of
@@ -76,22 +75,17 @@ class Fleet(Writing):
 
 
 @pytest.fixture(scope="module")
-def shared_url(server: Server) -> Iterator[str]:
+def shared_url(shared_url: str, server: Server) -> Iterator[str]:
     """Give one database for all tests here, and a role that may write to it."""
-    name = server.create("template0")
     server.run(lambda connection: connection.execute(f"create role {ROLE} login"))
-    yield server.url_of(name)
-    server.drop(name)
+    yield shared_url
     server.run(lambda connection: connection.execute(f"drop role {ROLE}"))
 
 
 @pytest.fixture
-async def fleet(shared_url: str) -> AsyncIterator[Fleet]:
+async def fleet(shared_url: str, operator: asyncpg.Connection) -> AsyncIterator[Fleet]:
     """Give writers on a fresh table; they are not started."""
-    operator = await asyncpg.connect(shared_url)
-    await operator.execute("drop schema public cascade; create schema public")
     await operator.execute(f"grant temp on database {await name_of(operator)} to {ROLE}")
-    await schema.apply(operator)
     path = Fleet(batch_rows=1_000, batch_rows_max=20_000, hold_probe_s=0.05, batch_linger_s=0.01)
     path.operator = operator
     for _ in range(2):
@@ -102,7 +96,6 @@ async def fleet(shared_url: str) -> AsyncIterator[Fleet]:
     path.buffer.shut_inlet()
     await asyncio.gather(*path.tasks)
     await operator.execute(f"drop owned by {ROLE}")
-    await operator.close()
 
 
 async def name_of(connection: asyncpg.Connection) -> str:

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
-from tests.conftest import Server
-
-
-@pytest.fixture(scope="module")
-def shared_url(server: Server) -> Iterator[str]:
-    """Give one database for all tests here; each begins without a table."""
-    name = server.create("template0")
-    yield server.url_of(name)
-    server.drop(name)
-
-
-@pytest.fixture
-async def connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Give a connection to a database without a table."""
-    connection = await asyncpg.connect(shared_url)
-    await connection.execute("drop schema public cascade; create schema public")
-    yield connection
-    await connection.close()
 
 
 async def test_table_applied_is_as_the_contract_says(connection: asyncpg.Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import asyncpg
@@ -14,9 +14,7 @@ from ingest.model.ports import BadRow, Stored
 from ingest.model.reading import Reading
 from ingest.model.rows import HEADER
 from ingest.model.verdict import Verdict, WriteFailed
-from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.sink import SinkPostgres
-from tests.conftest import Server
 from tests.support.rows import START_US, encode, readings
 
 BAD_VALUE = -666.0
@@ -53,24 +51,12 @@ class Bench:
         return await self.sink.write_isolating(encode(rows), len(rows), set_aside), aside
 
 
-@pytest.fixture(scope="module")
-def shared_url(server: Server) -> Iterator[str]:
-    """Give one database for all tests here; each makes its table anew."""
-    name = server.create("template0")
-    yield server.url_of(name)
-    server.drop(name)
-
-
 @pytest.fixture
-async def bench(shared_url: str) -> AsyncIterator[Bench]:
+async def bench(shared_url: str, operator: asyncpg.Connection) -> AsyncIterator[Bench]:
     """Give a sink on a fresh table."""
-    operator = await asyncpg.connect(shared_url)
-    await operator.execute("drop schema public cascade; create schema public")
-    await schema.apply(operator)
     sink = make_sink(shared_url, Settings(database_unsafe=True))
     yield Bench(shared_url, operator, sink)
     await sink.close()
-    await operator.close()
 
 
 def with_bad(count: int, *places: int) -> list[Reading]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
@@ -11,6 +10,7 @@ import structlog
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
+from ingest.model.errors import Refused
 from ingest.model.ports import BadRow, Stored
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
@@ -18,29 +18,11 @@ from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.lookup import Lookup
 from ingest.sinks.postgres.sink import SinkPostgres
-from tests.conftest import Server
+from tests.support.commands import with_user
 from tests.support.rows import encode, readings
 
 WAYS = ["copy", "staged", "isolating", "insert"]
 COUNT = "select count(*) from readings"
-
-
-@pytest.fixture(scope="module")
-def shared_url(server: Server) -> Iterator[str]:
-    """Give one database for all tests here: making one takes a second on a busy machine."""
-    name = server.create("template0")
-    yield server.url_of(name)
-    server.drop(name)
-
-
-@pytest.fixture
-async def operator(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Give the operator's connection to a fresh table."""
-    connection = await asyncpg.connect(shared_url)
-    await connection.execute("drop schema public cascade; create schema public")
-    await schema.apply(connection)
-    yield connection
-    await connection.close()
 
 
 def sink_for(way: str, url: str, known: KnownServer | None = None) -> SinkPostgres:
@@ -121,6 +103,65 @@ async def test_what_changes_no_reading_stops_no_write(
     assert event["oid"] == await operator.fetchval("select 'readings'::regclass::oid::int8")
     assert event["oid_was"] == await operator.fetchval("select 'old'::regclass::oid::int8")
     await sink.close()
+
+
+OTHERS_TABLE = f"alter table readings rename to old; create table readings ({NOT_NULL})"
+SWAPPED = {  # what is there instead of our table, and the reason and the message then
+    f"{OTHERS_TABLE}; alter table readings {KEYED}": (
+        "permission",
+        "INSERT and SELECT on public.readings are not granted to the role plain_role",
+    ),
+    f"{OTHERS_TABLE}; alter table readings {KEYED}; grant select on readings to plain_role": (
+        "permission",
+        "INSERT on public.readings is not granted to the role plain_role",
+    ),
+    "revoke select on readings from plain_role": (
+        "permission",
+        "SELECT on public.readings is not granted to the role plain_role",
+    ),
+    "alter table readings rename to old; create view readings as table old": (
+        "schema",
+        "readings is a view; a table is needed; INSERT and SELECT on public.readings are not "
+        "granted to the role plain_role",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_table_of_another_owner_names_the_right_that_is_not_granted(
+    operator: asyncpg.Connection, shared_url: str, role: str, way: str
+) -> None:
+    """The server says "permission denied" only. No row is at fault, and none is tried alone."""
+    sink = sink_for(way, with_user(shared_url, role))
+    try:
+        for change, (reason, message) in SWAPPED.items():
+            await operator.execute("drop schema public cascade; create schema public")
+            await schema.apply(operator, role=role)
+            assert await write(sink, way, readings(1)) == Stored(1, 0)
+            await operator.execute(change)
+            with pytest.raises(WriteFailed) as failed:
+                await write(sink, way, readings(3))
+            found = failed.value
+            assert (found.verdict, found.may_be_row) == (Verdict.HOLD, False)
+            assert (found.reason, found.message) == (reason, message)
+    finally:
+        await sink.close()
+        await operator.execute(f"drop owned by {role}")
+
+
+async def test_page_says_that_the_table_may_not_be_read(
+    operator: asyncpg.Connection, shared_url: str, role: str
+) -> None:
+    """The database does answer, so the page must not say that it is away only."""
+    await operator.execute(f"grant usage on schema public to {role}")
+    lookup = Lookup(lambda: with_user(shared_url, role))
+    try:
+        with pytest.raises(Refused, match="SELECT is not granted") as refused:
+            await lookup.newest(1)
+        assert refused.value.code == "database_away"
+    finally:
+        await lookup.close()
+        await operator.execute(f"drop owned by {role}")
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "serializable"])

@@ -20,10 +20,9 @@ from ingest.config.settings import Settings
 from ingest.model.ports import Stored
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
-from ingest.sinks.postgres import durability, schema
+from ingest.sinks.postgres import durability
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
-from tests.conftest import Server
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.rows import encode, readings
 
@@ -41,43 +40,19 @@ LAZY = """create function lazy() returns trigger language plpgsql as $$ begin
 create trigger lazy before insert on readings for each statement execute function lazy()"""
 
 
-@pytest.fixture(scope="module")
-def shared_url(server: Server) -> Iterator[str]:
-    """Give one database for all tests here: making one takes a second on a busy machine."""
-    name = server.create("template0")
-    yield server.url_of(name)
-    server.drop(name)
-
-
 @pytest.fixture
-async def readings_connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Give the operator's connection to a fresh table."""
-    connection = await asyncpg.connect(shared_url)
-    await connection.execute("drop schema public cascade; create schema public")
-    await schema.apply(connection)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-def readings_url(shared_url: str, readings_connection: asyncpg.Connection) -> str:
-    """Give the URL of the fresh table's database."""
-    return shared_url
-
-
-@pytest.fixture
-async def sink(readings_url: str) -> AsyncIterator[SinkPostgres]:
+async def sink(operator: asyncpg.Connection, shared_url: str) -> AsyncIterator[SinkPostgres]:
     """Give an open sink with short deadlines."""
-    sink = make_sink(readings_url, Settings(**QUICK), name="under test")
+    sink = make_sink(shared_url, Settings(**QUICK), name="under test")
     await sink.open()
     yield sink
     await sink.close()
 
 
 @pytest.fixture
-async def line(readings_url: str) -> AsyncIterator[FaultyProxy]:
+async def line(operator: asyncpg.Connection, shared_url: str) -> AsyncIterator[FaultyProxy]:
     """Give a TCP connection to the server's socket, through a proxy of the test."""
-    query = parse_qs(urlsplit(readings_url).query)
+    query = parse_qs(urlsplit(shared_url).query)
     async with FaultyProxy.to_unix(f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}") as line:
         yield line
 
@@ -122,12 +97,10 @@ async def until(operator: asyncpg.Connection, query: str, expected: object) -> N
     raise AssertionError(f"never {expected}: {query}")
 
 
-async def test_locked_table_is_retried(
-    sink: SinkPostgres, readings_connection: asyncpg.Connection
-) -> None:
+async def test_locked_table_is_retried(sink: SinkPostgres, operator: asyncpg.Connection) -> None:
     """The server sends 55P03 before any deadline of ours."""
-    async with readings_connection.transaction():
-        await readings_connection.execute("lock table readings in access exclusive mode")
+    async with operator.transaction():
+        await operator.execute("lock table readings in access exclusive mode")
         failed = await failure(sink, readings(5))
     assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, "55P03")
     assert not failed.doubtful
@@ -136,37 +109,37 @@ async def test_locked_table_is_retried(
 
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_slow_statement_is_stopped_by_the_server(
-    sink: SinkPostgres, readings_connection: asyncpg.Connection, idempotent: bool
+    sink: SinkPostgres, operator: asyncpg.Connection, idempotent: bool
 ) -> None:
     """57014 is a definite answer. Our own deadline is later."""
-    await readings_connection.execute(LAZY)
+    await operator.execute(LAZY)
     failed = await failure(sink, readings(5), idempotent=idempotent)
     assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, "57014")
     assert not failed.doubtful
 
 
 async def test_backend_terminated_in_a_copy_waits_in_doubt(
-    readings_url: str, readings_connection: asyncpg.Connection
+    shared_url: str, operator: asyncpg.Connection
 ) -> None:
     """57P01, or a closed connection: it is not known whether the rows are stored."""
-    await readings_connection.execute(LAZY)
-    sink = make_sink(readings_url, Settings(database_unsafe=True), name="under test")
+    await operator.execute(LAZY)
+    sink = make_sink(shared_url, Settings(database_unsafe=True), name="under test")
     await sink.open()
     task = asyncio.create_task(failure(sink, readings(5)))
     await asyncio.sleep(0.1)
-    pid = await backend_pid(readings_connection)
-    await readings_connection.execute("select pg_terminate_backend($1, 5000)", pid)
+    pid = await backend_pid(operator)
+    await operator.execute("select pg_terminate_backend($1, 5000)", pid)
     failed = await task
     assert failed.verdict is Verdict.WAIT
     assert failed.doubtful
 
 
 async def test_connection_lost_while_idle_is_replaced_unseen(
-    sink: SinkPostgres, readings_connection: asyncpg.Connection
+    sink: SinkPostgres, operator: asyncpg.Connection
 ) -> None:
     """A restart between two batches costs no failed batch."""
-    pid = await backend_pid(readings_connection)
-    await readings_connection.execute("select pg_terminate_backend($1, 5000)", pid)
+    pid = await backend_pid(operator)
+    await operator.execute("select pg_terminate_backend($1, 5000)", pid)
     await asyncio.sleep(0.05)
     assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(5, 0)
 
@@ -209,56 +182,56 @@ async def test_connection_cut_as_its_last_reply_came_waits(
 
 
 async def test_late_commit_of_a_frozen_backend_is_no_double(
-    line: FaultyProxy, readings_url: str, readings_connection: asyncpg.Connection
+    line: FaultyProxy, shared_url: str, operator: asyncpg.Connection
 ) -> None:
     """A time-out does not mean "not written": the rows come late, and the retry finds them."""
-    sink = make_sink(by_tcp(readings_url, line), Settings(**QUICK), name="under test")
+    sink = make_sink(by_tcp(shared_url, line), Settings(**QUICK), name="under test")
     await sink.open()
     rows = readings(500)
     line.stall("to_client")  # the way back stays open, as over a real network
-    with frozen(await backend_pid(readings_connection)):
+    with frozen(await backend_pid(operator)):
         failed = await failure(sink, rows)
         assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, None)
         assert failed.doubtful
-        assert await readings_connection.fetchval(COUNT) == 0
-    await until(readings_connection, COUNT, 500)
+        assert await operator.fetchval(COUNT) == 0
+    await until(operator, COUNT, 500)
     line.resume()
     assert await sink.write(encode(rows), 500, idempotent=True) == Stored(0, 500)
-    assert await readings_connection.fetchval(COUNT) == 500
+    assert await operator.fetchval(COUNT) == 500
     await sink.close()
 
 
 @pytest.mark.parametrize("count", [10, 20_000])
 async def test_frozen_backend_is_left_in_time(
-    sink: SinkPostgres, readings_connection: asyncpg.Connection, count: int
+    sink: SinkPostgres, operator: asyncpg.Connection, count: int
 ) -> None:
     """The deadline holds whether or not the batch fits into the socket. Rows are stored once."""
     rows = readings(count)
-    with frozen(await backend_pid(readings_connection)):
+    with frozen(await backend_pid(operator)):
         began_s = monotonic_s()
         failed = await failure(sink, rows)
         assert 0.4 < monotonic_s() - began_s < 1.5
         assert (failed.verdict, failed.doubtful) == (Verdict.RETRY, True)
     stored = await sink.write(encode(rows), count, idempotent=True)
     assert stored.committed + stored.duplicate == count
-    assert await readings_connection.fetchval(COUNT) == count
+    assert await operator.fetchval(COUNT) == count
 
 
 async def test_time_out_before_the_commit_leaves_no_doubt(
-    sink: SinkPostgres, readings_connection: asyncpg.Connection
+    sink: SinkPostgres, operator: asyncpg.Connection
 ) -> None:
     """On the idempotent path no row is stored until COMMIT is sent."""
-    with frozen(await backend_pid(readings_connection)):
+    with frozen(await backend_pid(operator)):
         failed = await failure(sink, readings(5), idempotent=True)
     assert failed.verdict is Verdict.RETRY
     assert not failed.doubtful
 
 
 async def test_cancellation_and_close_do_not_wait_for_a_frozen_backend(
-    sink: SinkPostgres, readings_connection: asyncpg.Connection
+    sink: SinkPostgres, operator: asyncpg.Connection
 ) -> None:
     """The driver's own way to cancel asks the server first."""
-    with frozen(await backend_pid(readings_connection)):
+    with frozen(await backend_pid(operator)):
         task = asyncio.create_task(sink.write(encode(readings(5)), 5, idempotent=False))
         await asyncio.sleep(0.05)
         began_s = monotonic_s()
@@ -267,7 +240,7 @@ async def test_cancellation_and_close_do_not_wait_for_a_frozen_backend(
             await task
         assert monotonic_s() - began_s < 0.3
     await sink.open()
-    pid = await readings_connection.fetchval(
+    pid = await operator.fetchval(
         """select pid from pg_stat_activity where application_name = 'under test'
         and state = 'idle' order by backend_start desc limit 1"""
     )
@@ -278,24 +251,24 @@ async def test_cancellation_and_close_do_not_wait_for_a_frozen_backend(
 
 
 async def test_isolating_write_on_a_frozen_backend_ends_in_time(
-    sink: SinkPostgres, readings_connection: asyncpg.Connection
+    sink: SinkPostgres, operator: asyncpg.Connection
 ) -> None:
     """Each statement has its deadline. No row is stored, without doubt."""
 
     async def set_aside(_: object) -> None:
         raise AssertionError("no row was refused")
 
-    with frozen(await backend_pid(readings_connection)), pytest.raises(WriteFailed) as failed:
+    with frozen(await backend_pid(operator)), pytest.raises(WriteFailed) as failed:
         await sink.write_isolating(encode(readings(5)), 5, set_aside)
     assert failed.value.verdict is Verdict.RETRY
     assert not failed.value.doubtful
 
 
 async def test_abort_while_rows_are_dead_lettered_commits_nothing(
-    sink: SinkPostgres, readings_connection: asyncpg.Connection
+    sink: SinkPostgres, operator: asyncpg.Connection
 ) -> None:
     """The commit fails on the cut connection, with doubt."""
-    await readings_connection.execute("alter table readings add check (value <> 0)")
+    await operator.execute("alter table readings add check (value <> 0)")
 
     async def set_aside(_: object) -> None:
         sink.abort()
@@ -303,14 +276,14 @@ async def test_abort_while_rows_are_dead_lettered_commits_nothing(
     with pytest.raises(WriteFailed) as failed:
         await sink.write_isolating(encode(readings(5)), 5, set_aside)
     assert failed.value.verdict is Verdict.WAIT
-    assert await readings_connection.fetchval(COUNT) == 0
+    assert await operator.fetchval(COUNT) == 0
 
 
 async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
-    line: FaultyProxy, readings_url: str, readings_connection: asyncpg.Connection
+    line: FaultyProxy, shared_url: str, operator: asyncpg.Connection
 ) -> None:
     """The rows are committed, and the reply is lost."""
-    sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
+    sink = make_sink(by_tcp(shared_url, line), Settings(database_unsafe=True))
     await sink.open()
     line.lose_replies(until=b"COPY 100\0")
     failed = await failure(sink, readings(100))
@@ -320,20 +293,20 @@ async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
 
 
 async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
-    line: FaultyProxy, readings_url: str, readings_connection: asyncpg.Connection
+    line: FaultyProxy, shared_url: str, operator: asyncpg.Connection
 ) -> None:
     """The same on the idempotent path, where only the COMMIT can leave a doubt."""
-    await readings_connection.execute(
+    await operator.execute(
         """create function lazy() returns trigger language plpgsql as $$ begin
             perform pg_sleep(0.3); return null; end $$;
         create constraint trigger lazy after insert on readings deferrable initially deferred
             for each row execute function lazy()"""
     )
-    sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True), name="under test")
+    sink = make_sink(by_tcp(shared_url, line), Settings(database_unsafe=True), name="under test")
     await sink.open()
     task = asyncio.create_task(failure(sink, readings(1), idempotent=True))
     under_way = "select query from pg_stat_activity where application_name = 'under test'"
-    await until(readings_connection, under_way, "commit")
+    await until(operator, under_way, "commit")
     line.lose_replies(until=b"COMMIT\0")
     failed = await task
     assert (failed.verdict, failed.doubtful) == (Verdict.WAIT, True)
@@ -341,9 +314,9 @@ async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
     await sink.close()
 
 
-async def test_tcp_connection_notices_a_dead_peer(line: FaultyProxy, readings_url: str) -> None:
+async def test_tcp_connection_notices_a_dead_peer(line: FaultyProxy, shared_url: str) -> None:
     """Keepalive is on, in uvloop too, whose socket object cannot set it."""
-    sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
+    sink = make_sink(by_tcp(shared_url, line), Settings(database_unsafe=True))
     await sink.open()
     connection: Any = sink.connection
     fileno = connection._transport.get_extra_info("socket").fileno()
@@ -354,14 +327,14 @@ async def test_tcp_connection_notices_a_dead_peer(line: FaultyProxy, readings_ur
 
 
 async def test_cut_connection_waits_and_comes_back(
-    line: FaultyProxy, readings_url: str, readings_connection: asyncpg.Connection
+    line: FaultyProxy, shared_url: str, operator: asyncpg.Connection
 ) -> None:
     """After a reset before the answer to a batch, the next write opens a connection."""
-    sink = make_sink(by_tcp(readings_url, line), Settings(database_unsafe=True))
+    sink = make_sink(by_tcp(shared_url, line), Settings(database_unsafe=True))
     await sink.open()
     line.stall("to_client")
     task = asyncio.create_task(failure(sink, readings(50)))
-    await until(readings_connection, COUNT, 50)
+    await until(operator, COUNT, 50)
     await line.cut()
     failed = await task
     assert failed.verdict is Verdict.WAIT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
@@ -15,10 +14,8 @@ from ingest.model.ports import BadRow, Stored
 from ingest.model.reading import Reading
 from ingest.model.rows import encode_reading
 from ingest.model.verdict import Verdict, WriteFailed
-from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
-from tests.conftest import Server
 from tests.support.rows import START_US, encode, readings
 
 WAYS = ["copy", "staged", "isolating", "insert"]
@@ -28,30 +25,6 @@ OTHER_TYPES = {
     "device_id": ["varchar", "bytea", "name"],
     "metric": ["varchar(300)", "bytea"],
 }
-
-
-@pytest.fixture(scope="module")
-def shared_url(server: Server) -> Iterator[str]:
-    """Give one database for all tests here: making one takes a second on a busy machine."""
-    name = server.create("template0")
-    yield server.url_of(name)
-    server.drop(name)
-
-
-@pytest.fixture
-async def readings_connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Give the operator's connection to a fresh table."""
-    connection = await asyncpg.connect(shared_url)
-    await connection.execute("drop schema public cascade; create schema public")
-    await schema.apply(connection)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-def readings_url(shared_url: str, readings_connection: asyncpg.Connection) -> str:
-    """Give the URL of the fresh table's database."""
-    return shared_url
 
 
 async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> None:
@@ -76,33 +49,31 @@ def sink_for(way: str, url: str) -> SinkPostgres:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_other_column_type_holds_whatever_the_way(
-    readings_connection: asyncpg.Connection, readings_url: str, way: str
+    operator: asyncpg.Connection, shared_url: str, way: str
 ) -> None:
     """This holds between two checks too, and if the bytes would fit. Then writing goes on."""
     ours = {"value": "float8", "ts": "timestamptz", "device_id": "text", "metric": "text"}
-    sink = sink_for(way, readings_url)
+    sink = sink_for(way, shared_url)
     await write(sink, way, readings(1))
-    await readings_connection.execute("truncate readings")
+    await operator.execute("truncate readings")
     for column, others in OTHER_TYPES.items():
         for other in others:
-            await readings_connection.execute(
-                f"alter table readings alter {column} type {other} using null"
-            )
+            await operator.execute(f"alter table readings alter {column} type {other} using null")
             with pytest.raises(WriteFailed) as failed:
                 await write(sink, way, readings(10))
             assert (failed.value.verdict, failed.value.reason) == (Verdict.HOLD, "schema"), other
             assert f"column {column} of readings is" in failed.value.message
-            assert await readings_connection.fetchval("select count(*) from readings") == 0
-            await readings_connection.execute(
+            assert await operator.fetchval("select count(*) from readings") == 0
+            await operator.execute(
                 f"alter table readings alter {column} type {ours[column]} using null"
             )
             await write(sink, way, readings(1))  # opens anew
-            await readings_connection.execute("truncate readings")
+            await operator.execute("truncate readings")
     await sink.close()
 
 
 async def test_type_altered_and_back_under_load_stores_no_wrong_value(
-    readings_connection: asyncpg.Connection, readings_url: str
+    operator: asyncpg.Connection, shared_url: str
 ) -> None:
     """Four writers, four ways, and a column that is bigint half of the time: all values exact."""
     stop = asyncio.Event()
@@ -111,7 +82,7 @@ async def test_type_altered_and_back_under_load_stores_no_wrong_value(
     blamed: dict[str, int] = dict.fromkeys(WAYS, 0)
 
     async def load(way: str) -> None:
-        sink = sink_for(way, readings_url)
+        sink = sink_for(way, shared_url)
         number = 0
         while not stop.is_set():
             rows = [
@@ -134,14 +105,14 @@ async def test_type_altered_and_back_under_load_stores_no_wrong_value(
         began_s = monotonic_s()
         least_s, most_s = began_s + 2, began_s + 30
         while monotonic_s() < least_s or (not all(held.values()) and monotonic_s() < most_s):
-            await readings_connection.execute(
+            await operator.execute(
                 "truncate readings; alter table readings alter value type bigint"
             )
             await asyncio.sleep(0.02)
-            assert await readings_connection.fetchval("select count(*) from readings") == 0
-            await readings_connection.execute("alter table readings alter value type float8")
+            assert await operator.fetchval("select count(*) from readings") == 0
+            await operator.execute("alter table readings alter value type float8")
             await asyncio.sleep(0.05)
-            wrong = await readings_connection.fetchval(
+            wrong = await operator.fetchval(
                 """select count(*) from readings where value - floor(value) <> 0.5
                 or value - 0.5 <> (extract(epoch from ts) * 1000000)::int8 - $1""",
                 START_US,
@@ -154,31 +125,29 @@ async def test_type_altered_and_back_under_load_stores_no_wrong_value(
 
 
 async def test_missing_key_holds_at_the_next_look(
-    readings_connection: asyncpg.Connection, readings_url: str
+    operator: asyncpg.Connection, shared_url: str
 ) -> None:
     """Without the key a retry would store rows twice, and only this check can notice that."""
-    sink = make_sink(readings_url, Settings(schema_check_s=0.1, database_unsafe=True))
+    sink = make_sink(shared_url, Settings(schema_check_s=0.1, database_unsafe=True))
     await sink.write(encode(readings(1)), 1, idempotent=False)
-    await readings_connection.execute("alter table readings drop constraint readings_pkey")
+    await operator.execute("alter table readings drop constraint readings_pkey")
     await asyncio.sleep(0.15)
     with pytest.raises(WriteFailed, match="unique key") as failed:
         await write(sink, "copy", readings(5))
     assert (failed.value.verdict, failed.value.reason) == (Verdict.HOLD, "schema")
-    await readings_connection.execute(
-        "alter table readings add unique (metric, value, device_id, ts)"
-    )
+    await operator.execute("alter table readings add unique (metric, value, device_id, ts)")
     assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(4, 1)
     await sink.close()
 
 
 async def test_two_writers_with_the_same_rows_never_store_twice_nor_deadlock_for_good(
-    readings_connection: asyncpg.Connection, readings_url: str
+    operator: asyncpg.Connection, shared_url: str
 ) -> None:
     """Batches that cross may fail each other once. The idempotent path, sorted, succeeds."""
     rows = readings(1_000)
 
     async def load(backwards: bool) -> None:
-        sink = make_sink(readings_url, Settings(database_unsafe=True))
+        sink = make_sink(shared_url, Settings(database_unsafe=True))
         mine = rows[::-1] if backwards else rows
         encoded = [encode_reading(row) for row in mine]
         with contextlib.suppress(WriteFailed):
@@ -188,5 +157,5 @@ async def test_two_writers_with_the_same_rows_never_store_twice_nor_deadlock_for
 
     for _ in range(5):
         await asyncio.gather(load(False), load(True))
-        assert await readings_connection.fetchval("select count(*) from readings") == 1_000
-        await readings_connection.execute("truncate readings")
+        assert await operator.fetchval("select count(*) from readings") == 1_000
+        await operator.execute("truncate readings")

@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncpg
 
 from ingest.embedded.server import EmbeddedPostgres
+from tests.support.asking import first_answer
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {"shared_buffers": "8MB", "fsync": "off"}
@@ -50,12 +51,11 @@ async def ask(url: str, sql: str) -> object:
 
 async def answers_again(url: str, sql: str) -> object:
     """Ask until the server answers."""
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                return await ask(url, sql)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await asyncio.sleep(0.02)
+    return await first_answer(
+        lambda: ask(url, sql),
+        *(OSError, asyncpg.PostgresError, asyncpg.InterfaceError),
+        within_s=20,
+    )
 
 
 async def gone(pid: int) -> None:

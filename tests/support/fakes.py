@@ -52,7 +52,7 @@ class FakeInlet:
         self.open.set()
 
     def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
-        """Take the block, unless it is not `open` or there is an `error`; tell it later."""
+        """Take the block if it is `open` and there is no `error`; tell it a little later."""
         if not self.open.is_set() or self.error is not None:
             return False
         broken = self.put_error if told is not None else None

@@ -20,6 +20,7 @@ import asyncpg
 from ingest.embedded import data as postgres_data
 from ingest.embedded.programs import clean_environment, command
 from ingest.embedded.sockets import remove_socket_folder
+from tests.support.asking import first_answer
 
 PASSWORD = "first"
 START_S_MAX = 30.0
@@ -96,12 +97,11 @@ class Database:
                 stderr=log,
                 env=clean_environment(),
             )
-        async with asyncio.timeout(START_S_MAX):
-            while True:
-                with contextlib.suppress(OSError, asyncpg.CannotConnectNowError):
-                    await self.run("select 1", database="postgres")
-                    return
-                await asyncio.sleep(0.05)
+        await first_answer(
+            lambda: self.run("select 1", database="postgres"),
+            *(OSError, asyncpg.CannotConnectNowError),
+            within_s=START_S_MAX,
+        )
 
     async def kill(self) -> None:
         """Stop it at once, as by `pg_ctl stop -m immediate`: the next start is a recovery."""

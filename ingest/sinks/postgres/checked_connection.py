@@ -19,6 +19,7 @@ from ingest.model.verdict import (
     CONFIGURATION,
     NOT_DURABLE,
     OF_ONE_ROW,
+    PERMISSION,
     SCHEMA,
     Verdict,
     WriteFailed,
@@ -306,6 +307,13 @@ class CheckedConnection(OneConnection):
                 failed.verdict = Verdict.DUPLICATE
         elif failed.sqlstate == NO_SUCH_STATEMENT:
             failed.message = self._known.not_kept().message
+        elif failed.reason == PERMISSION:
+            # Another table, or a view, may have this name now.
+            if text := await schema.not_granted(connection, self._known.table):
+                failed.message, failed.may_be_row = text, False
+                look = await schema.look(connection, self._known.table)
+                if look.difference is not None:
+                    failed.message, failed.reason = f"{look.difference}; {text}", SCHEMA
         elif failed.reason == SCHEMA:
             look = await schema.look(connection, self._known.table)
             if look.difference is not None:

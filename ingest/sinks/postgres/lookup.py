@@ -36,6 +36,7 @@ INDEX_ADVICE = (
     f"({INDEX_COST})"
 )
 _QUERY_CANCELED = "57014"
+_INSUFFICIENT_PRIVILEGE = "42501"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MEAN_OF_MAX = 1e290  # the sum of larger values could be an error of the server
 _SESSION = """set default_transaction_read_only = on; set max_parallel_workers_per_gather = 0;
@@ -255,7 +256,10 @@ class Lookup(OneConnection):
             if error.sqlstate == _QUERY_CANCELED:
                 sound = True
                 raise self._too_slow() from error
-            raise Refused("database_away", "the database does not answer the question") from error
+            why = "the database does not answer the question"
+            if error.sqlstate == _INSUFFICIENT_PRIVILEGE:
+                why = "the role of the service may not read the table: SELECT is not granted"
+            raise Refused("database_away", why) from error
         except (Expired, TimeoutError) as error:  # not even the error that it takes too long
             raise Refused("database_away", "the database does not answer") from error
         except (*DRIVER_ERRORS, ValueError) as error:

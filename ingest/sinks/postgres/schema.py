@@ -95,6 +95,11 @@ with recursive named (id) as (select to_regclass(format('%I.%I', $1::text, $2::t
 select exists (select from up where id = to_regclass($3))
    and exists ({_UNIQUE_KEYS} and i.indexrelid = (select id from named))"""  # noqa: S608  the same
 
+_NOT_GRANTED = """
+select current_user::text as role,
+       array(select name from unnest(array['INSERT', 'SELECT']) name
+             where not has_table_privilege(to_regclass($1), name)) as rights"""
+
 _INDEXES = """
 select pg_get_indexdef(indexrelid) from pg_index where indrelid = $1::oid order by 1"""
 
@@ -231,6 +236,17 @@ def _column_difference(name: str, column: Record | None) -> str | None:
             'different names would be one; use collate "C"'
         )
     return None
+
+
+async def not_granted(connection: Connection, table: str = TABLE) -> str | None:
+    """Return in one sentence which right on the table the role lacks; None if it lacks none."""
+    found = await connection.fetchrow(_NOT_GRANTED, table)
+    assert found is not None, "the question always has one row"
+    rights = found["rights"]
+    if not rights:
+        return None
+    verb = "is" if len(rights) == 1 else "are"
+    return f"{' and '.join(rights)} on {table} {verb} not granted to the role {found['role']}"
 
 
 async def is_key(connection: Connection, schema: str, index: str, table: str = TABLE) -> bool:

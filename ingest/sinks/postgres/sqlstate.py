@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ingest.model.verdict import (
     CONFIGURATION,
+    PERMISSION,
     SCHEMA,
     TOO_MANY_CONNECTIONS,
     UNREACHABLE,
@@ -76,7 +77,7 @@ REASONS: dict[str, str] = {
     "28": "authentication",
     "3D": "database_missing",
     "3F": SCHEMA,
-    "42501": "permission",
+    "42501": PERMISSION,
     "42": SCHEMA,
     "53300": TOO_MANY_CONNECTIONS,
     "58": "internal",

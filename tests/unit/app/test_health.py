@@ -36,6 +36,7 @@ class Rig:
             dlq_bytes_max=1_000_000,
         )
         self.journal_bytes = 0
+        self.url_fault = ""
         self.ledger = Ledger()
         for part in ("health", "fill", "refusals"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
@@ -43,6 +44,7 @@ class Rig:
             settings=settings,
             buffer=lambda: self.stats,
             database_state=self.database,
+            url_fault=lambda: self.url_fault,
             free_bytes=self.free_bytes,
             dead_letters=lambda: self.letters,
             refusals=Refusals(self.ledger),
@@ -304,13 +306,29 @@ def test_cause_has_a_start_of_its_own(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     assert rig.document["since"] != accepting_since, "it was slowed and on hold since"
 
 
+def test_unusable_file_of_the_url_is_told_if_the_url_may_be_wrong(rig: Rig) -> None:
+    """Also to devices, so without the file's name. Other causes have nothing to do with the URL."""
+    rig.url_fault = "database_url_file is empty; the old URL is still used"
+    assert rig.document["reason"] == ""
+    rig.database.hold("authentication")
+    refused = "writes are paused: the database refuses the password or the role"
+    assert rig.document["reason"] == f"{refused}; {rig.url_fault}"
+    rig.database.hold("schema")
+    assert "database_url_file" not in rig.document["reason"]
+    rig.database.hold_reason, rig.database.up = None, False
+    assert rig.document["reason"] == f"the database is away; readings are kept; {rig.url_fault}"
+    rig.tick(1, posts_waiting=1)
+    for_devices = json.loads(rig.health.readyz_for_devices()[1])
+    assert for_devices["reason"].endswith(rig.url_fault), "posts wait for this"
+
+
 def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
     """/readyz says so with its next step, and the log once when it begins and once at its end."""
     with structlog.testing.capture_logs() as lines:
         rig.letters = DeadLetterStats(size_bytes=500, invalid_full=True)
         assert rig.tick(3) == "accepting"
         assert (rig.document["cause"], rig.document["refusing"]) == ("invalid_full", False)
-        assert "the half of the dead letters for invalid items is full" in rig.document["reason"]
+        assert "refused: the dead letters are half full, and the rest" in rig.document["reason"]
         rig.database.up = False
         assert rig.document["cause"] == "unreachable"
         rig.database.up, rig.letters = True, DeadLetterStats()

@@ -32,6 +32,7 @@ from ingest.formats.json_post import decode
 from ingest.model.rows import HEADER, TRAILER, decode_rows
 from loadgen.driver.ports import Loss
 from loadgen.traffic.post import Post
+from tests.support.asking import first_answer
 from tests.support.receiver import until
 from tests.system.service import REPOSITORY, wait_gone
 
@@ -403,9 +404,6 @@ async def test_slow_line_forwards_all_bytes_both_ways(tmp_path: Path) -> None:
 
 
 async def _connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                return await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.01)
+    return await first_answer(
+        lambda: asyncio.open_connection("127.0.0.1", port), OSError, within_s=10
+    )

@@ -130,7 +130,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
             ["--listen", "h:1", "serve"],
             "write --listen after a command, as in: ingest serve --listen ..",
         ),
-        (["config", "--config", "no.toml"], "no.toml: No such file or directory"),
+        (["config", "--config", "no.toml"], "no.toml cannot be read: No such file or directory"),
         (["config", "--print", "batch_row"], "no setting 'batch_row'; did you mean batch_rows?"),
         (["config", "--toml", "--env"], "not allowed with argument"),
         (["config", "--print", "database_url"], "no service runs on the state folder"),

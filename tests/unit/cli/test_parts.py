@@ -344,7 +344,7 @@ def test_doctor_tells_of_a_service_that_does_not_answer(
 def test_hold_show_quotes_the_database_and_release_says_if_it_did(
     admin: type[_Admin], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`hold show` prints no control characters; `hold release` says if nothing is on hold."""
+    """`hold show` prints no control characters; `hold release` says if it cannot help."""
     admin.by_path = {
         "/readyz": (200, b'{"state": "on_hold", "reason": "refuses", "since": "now"}'),
         "/hold": (200, b'{"said": "no column \\u001b[2J here"}'),
@@ -378,6 +378,14 @@ def test_hold_show_quotes_the_database_and_release_says_if_it_did(
         admin.by_path["/hold/release"] = (200, b'{"released": %s}' % released)
         assert main(words) == 0
         assert capsys.readouterr().out.startswith(said)
+    admin.by_path = {
+        "/readyz": (200, b'{"state": "on_hold", "cause": "dead_letters_full", "next": "Replay."}'),
+        "/hold/release": (200, b'{"released": true}'),
+    }
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "But the dead letters are full: first make space. Replay."
+    ]
 
 
 def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(

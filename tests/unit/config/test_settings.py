@@ -221,7 +221,9 @@ def test_wrong_toml_is_told_by_setting_and_file(tmp_path: Path, text: str, words
 
 def test_unreadable_toml_is_told_with_its_path(tmp_path: Path) -> None:
     """A missing file, a folder, and bytes that are not UTF-8 each give a sentence of their own."""
-    assert refusal(toml_path=tmp_path / "no.toml").endswith("no.toml: No such file or directory")
+    assert refusal(toml_path=tmp_path / "no.toml").endswith(
+        "no.toml cannot be read: No such file or directory"
+    )
     assert "Is a directory" in refusal(toml_path=tmp_path)
     (tmp_path / "latin.toml").write_bytes(b'state_dir = "\xe9"')
     assert "is not TOML" in refusal(toml_path=tmp_path / "latin.toml")

@@ -143,13 +143,13 @@ def test_append_beyond_the_ids_kept_is_written_and_counted(tmp_path: Path) -> No
 
 
 def test_cap_refuses_whole_requests_and_invalid_items_at_half(tmp_path: Path) -> None:
-    """Invalid items may use half of the cap, and a request is refused as a whole."""
+    """Invalid items are kept up to half of the cap, and a request is refused as a whole."""
     store = make_store(tmp_path, bytes_max=20_000)
     with pytest.raises(DeadLettersFull):
         keep(store, drained(40, reason=REFUSED), sender="10.0.0.1")
     assert read(tmp_path) == []
     keep(store, drained(25, reason=REFUSED), sender="10.0.0.1")
-    with pytest.raises(DeadLettersFull, match="that invalid items may use"):
+    with pytest.raises(DeadLettersFull, match="up to which invalid items are kept"):
         keep(store, drained(10, reason=REFUSED), sender="10.0.0.1")
     keep(store, drained(25, reason=REFUSED))
     with pytest.raises(DeadLettersFull):
@@ -193,6 +193,15 @@ def test_one_address_leaves_room_for_others_and_its_share_comes_back(
     store.close()
 
 
+def test_refused_rows_take_the_room_of_invalid_items(tmp_path: Path) -> None:
+    """All letters count: half of the cap may be full without any invalid item."""
+    store = make_store(tmp_path, bytes_max=20_000)
+    while not store.totals().invalid_full:
+        keep(store, drained(1, reason=REFUSED))
+    with pytest.raises(DeadLettersFull, match=r"of 10000, up to which invalid items are kept"):
+        keep(store, [invalid(b"{}" * 200)], sender="10.0.0.1")
+
+
 def test_room_is_full_only_when_no_address_finds_any(tmp_path: Path) -> None:
     """Then every post with an invalid item is refused, and the totals say so."""
     store = make_store(tmp_path, bytes_max=64_000)
@@ -201,7 +210,7 @@ def test_room_is_full_only_when_no_address_finds_any(tmp_path: Path) -> None:
             item = b'{"device_id":"%d"}' % number
             keep(store, [invalid(item)], sender=f"10.0.{number}.1")
     assert store.totals().invalid_full
-    with pytest.raises(DeadLettersFull, match="that invalid items may use"):
+    with pytest.raises(DeadLettersFull, match="up to which invalid items are kept"):
         keep(store, [invalid(b"{}" * 200)], sender="10.1.1.1")
     keep(store, drained(5, reason=REFUSED))
     store.close()
@@ -240,7 +249,7 @@ def test_cap_leaves_a_quarter_to_what_does_not_come_back_by_itself(tmp_path: Pat
     assert 29_000 < folder_bytes(tmp_path) <= 30_000
     keep(store, drained(20, reason=REFUSED))
     assert folder_bytes(tmp_path) <= 40_000
-    with pytest.raises(DeadLettersFull, match="of 30000 that retries_exhausted may use"):
+    with pytest.raises(DeadLettersFull, match="of 30000, up to which retries_exhausted are kept"):
         keep(store, drained(1, reason=EXHAUSTED))
     store.close()
 

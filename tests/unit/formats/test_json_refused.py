@@ -112,6 +112,24 @@ def test_readings_over_the_limit_are_refused_with_the_limit(body: bytes, over: b
 
 
 @pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (crowd(6_000), "the post has too many readings"),
+        (crowd(40_000), "an item has too many commas"),
+        (item(note="," * 70_000), "an item has too many commas"),  # which are no readings
+    ],
+)
+def test_one_item_with_too_many_values_is_told_what_counts(body: bytes, why: str) -> None:
+    """An item that is too large to be read may have its commas anywhere: no reading is claimed."""
+    with pytest.raises(Refused) as caught:
+        decoded(body, rules=RULES._replace(post_rows_max=5_000))
+    assert caught.value.code == "too_many_readings"
+    assert caught.value.detail == (
+        f"{why}: a post may have 5000 readings, and each entry of `values` is one"
+    )
+
+
+@pytest.mark.parametrize(
     ("code", "body"),
     [
         ("too_many_readings", b"[" + b"0," * 2_000_000 + b"0]"),
