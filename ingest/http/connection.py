@@ -32,6 +32,7 @@ from ingest.http.heads import HEAD_END, KnownHeads, code_of, parser_of
 from ingest.http.owner import Owner
 from ingest.http.request import Client, Head, Request, client_at
 from ingest.http.response import Answer
+from ingest.system.clock import monotonic_s
 from ingest.system.logs import get_logger
 
 # The bytes of a refused request are read and dropped for this long. If the connection were closed
@@ -40,6 +41,13 @@ LINGER_S = 5.0
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come, between two requests
 READ_BYTES = 64 * 1024  # of what is not read yet; then the socket is paused
 HALF_END = len(HEAD_END) - 1  # may be at the end of some bytes
+# The parser gets so much of a chunked body at once, and gets parts for so long in one round of the
+# event loop: 256 KiB of the smallest chunks take 30 ms.
+PART_BYTES_MAX = 8 * 1024
+PARSE_S_MAX = 0.001
+# A chunked body with more empty lines is not looked through for its end, as 256 KiB of empty lines
+# would take 0.4 s. It is the last one of its connection: what stands behind it is lost.
+LINES_MAX = 500
 TRIES = 8  # heads of a connection that are not known, in a row; then it is not looked for them
 NOBODY = Client("", "")
 CLOSE = b"Connection: close\r\n"
@@ -48,7 +56,7 @@ STAYS = b"Connection: keep-alive\r\n"
 _log = get_logger("connection")
 
 # Reasons to read nothing from the socket, as bits.
-BEHIND, BODY, MEMORY, UNREAD = 1, 2, 4, 8
+BEHIND, BODY, MEMORY, UNREAD, LATER = 1, 2, 4, 8, 16
 
 # Where Python can, a new task runs at once until it has to wait. Most answers never wait.
 if sys.version_info >= (3, 12):
@@ -61,9 +69,9 @@ class Connection(asyncio.Protocol):
     """The protocol of one connection. It is also the `sender` of its requests."""
 
     __slots__ = (
-        *("_at", "_behind", "_client", "_content", "_half", "_half_bytes", "_head", "_left"),
-        *("_linger", "_no_more", "_over", "_owner", "_parser", "_paused", "_request", "_text"),
-        *("_tries", "transport"),
+        *("_at", "_behind", "_client", "_content", "_half", "_half_bytes", "_head", "_later"),
+        *("_left", "_lines", "_linger", "_no_more", "_over", "_owner", "_parser", "_paused"),
+        *("_request", "_text", "_tries", "transport"),
     )
 
     def __init__(self, owner: Owner) -> None:
@@ -80,6 +88,8 @@ class Connection(asyncio.Protocol):
         self._text = b""  # that head, if it came in one piece
         self._content: StreamReader | None = None  # the body of that request
         self._left = 0  # bytes of it that have not come, if its size is known
+        self._lines = 0  # empty lines in it, if it is chunked
+        self._later = b""  # more bytes of it, or of a head, for the parser in the next round
         self._paused = 0
         self._no_more = False  # the client has closed its sending side
         self._over = False  # no further request is read
@@ -162,18 +172,20 @@ class Connection(asyncio.Protocol):
 
     def _parse(self, data: bytes, at: int) -> None:
         """Give the parser `data[at:]` up to the end of a request; begin that request."""
-        began_at = at
+        began_at, until_s = at, 0.0
         while at < len(data):
             part = data[at : self._end_of_part(data, at)]
             at += len(part)
             try:
                 messages, is_upgraded, _ = self._parser.feed_data(part)
             except Exception as fault:
-                self._malformed(fault)
-                return
+                if self._content is None or not self._content.is_eof():
+                    self._malformed(fault)
+                    return
+                messages, is_upgraded = [], False  # it is about what stands behind: LINES_MAX
             if is_upgraded:  # the parser believes so; we go on in HTTP
                 self._parser.set_upgraded(False)
-            if messages:
+            if messages and self._content is None:
                 self._head_came(*messages[0], b"" if self._half else part)
             else:
                 self._left -= len(part)
@@ -182,30 +194,58 @@ class Connection(asyncio.Protocol):
                 self._keep(data, at)
                 self._completed(self._content, part)
                 return
+            if self._half and at < len(data):
+                now_s = monotonic_s()
+                until_s = until_s or now_s + PARSE_S_MAX
+                if now_s > until_s:
+                    self._put_off(data[at:])
+                    break
         if self._content is None:
             self._half_head(at - began_at)
-        elif self._request is None:
+            return
+        if self._request is None:
             assert self._head is not None, "it came with the content"
             self._begin(Request(self._head, self._client, self, None, self._content))
-            if self._no_more:
-                self._break_body()
+        if self._no_more and not self._later:
+            self._break_body()
 
     def _end_of_part(self, data: bytes, at: int) -> int:
         """Return where the request may end at the earliest: the parser must not get more."""
         if self._content is not None and self._left > 0:
             return at + self._left
-        half = self._half
-        if half:
-            end = (half + data[at:]).find(HEAD_END)
-            return at + end - len(half) + len(HEAD_END) if end >= 0 else len(data)
-        end = data.find(HEAD_END, at)  # of a head, or of a chunked body
-        return end + len(HEAD_END) if end >= 0 else len(data)
+        half, part_end = self._half, len(data)
+        if half or self._content is not None:
+            part_end = min(part_end, at + PART_BYTES_MAX)
+        if self._lines > LINES_MAX:
+            return part_end
+        end = at - len(half) + (half + data[at : at + HALF_END]).find(HEAD_END)
+        if end < at - len(half):  # it does not begin in what came before
+            end = data.find(HEAD_END, at, part_end)
+            if end < 0:
+                return part_end
+        if self._head is not None:  # it is chunked
+            self._lines += 1
+            if self._lines > LINES_MAX:
+                self._head.keeps_open = False
+        return end + len(HEAD_END)  # of a head, or of a chunked body
+
+    def _put_off(self, data: bytes) -> None:
+        """Go on with these bytes in the next round."""
+        self._later = data
+        self._pause(LATER)
+        self._owner.loop.call_soon(self._go_on_parsing)
+
+    def _go_on_parsing(self) -> None:
+        data, self._later = self._later, b""
+        self._resume(LATER)
+        self.data_received(data)
 
     def _head_came(self, message: RawRequestMessage, content: StreamReader, text: bytes) -> None:
         head = self._head = Head(message, has_body=not content.is_eof())
         self._text = text
         self._content = content
         self._left = head.body_bytes
+        self._lines = 0
         self._half = b""
         self._half_bytes = 0
 
@@ -214,6 +254,9 @@ class Connection(asyncio.Protocol):
         head, text = self._head, self._text
         self._head = self._content = None
         self._half = self._text = b""
+        if head is not None and head.body_bytes < 0:
+            # The parser would take the last trailer for a header of the next request.
+            self._parser = parser_of(self, self._owner.loop, READ_BYTES)
         if self._request is not None:  # it reads its body from `content`
             self._owner.body_ended(self)
             return
@@ -228,8 +271,8 @@ class Connection(asyncio.Protocol):
         self._half_bytes += more_bytes
         if self._half_bytes > HALF_HEAD_BYTES_MAX:
             self._refuse("headers_too_large")
-        elif self._no_more and self.transport is not None:
-            self.transport.close()
+        elif self._no_more and not self._later:
+            self.close()
         else:
             self._owner.head_begun(self)
 
@@ -251,7 +294,10 @@ class Connection(asyncio.Protocol):
     def _break_body(self) -> None:
         content = self._content
         if content is not None and not content.is_eof() and content.exception() is None:
-            content.set_exception(web.RequestPayloadError("the body breaks off"))
+            broken = web.RequestPayloadError("the body breaks off")
+            content.set_exception(broken)
+            # A reader that was woken in this round looks for bytes only, and waits again.
+            self._owner.loop.call_soon(content.set_exception, broken)
 
     def _keep(self, data: bytes, at: int) -> None:
         """Keep what stands behind a request."""
