@@ -17,9 +17,9 @@ EXAMPLES = (
 EPILOG = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
 
 
-# When the garbage collector looks at new, older and all objects. A full collection stops the loop for
+# When the garbage collector looks at new, older, and all objects. The latter stops the loop for
 # 24 ms with 1,000 bodies that are arriving, and for 220 ms with 9,000 (measured). With Python's
-# default (700, 10, 10) a crowd of slow clients causes one after the other.
+# default (700, 10, 10) a crowd of slow clients causes that again and again.
 COLLECT_AT = (5_000, 5, 1_000)
 
 

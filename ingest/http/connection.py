@@ -26,7 +26,7 @@ from functools import partial
 from typing import cast
 
 from aiohttp import StreamReader, web
-from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpRequestParser, HttpVersion11, RawRequestMessage
 
 from ingest.http.heads import HEAD_END, KnownHeads, code_of, parser_of
 from ingest.http.owner import Owner
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._owner = owner
         self._client = NOBODY
-        self._parser = parser_of(self, owner.loop, READ_BYTES)
+        self._parser: HttpRequestParser | None = parser_of(self, owner.loop, READ_BYTES)
         self._request: Request | None = None  # in work
         self._behind = b""  # what stands behind it begins at _at
         self._at = 0
@@ -122,6 +122,8 @@ class Connection(asyncio.Protocol):
         if self._linger is not None:
             self._linger.cancel()
         self._break_body()
+        # All of these hold this connection: only the garbage collector would free them and it.
+        self._parser = self._content = self._head = self._linger = None
         self._owner.connection_lost(self)
 
     def eof_received(self) -> bool:
@@ -172,19 +174,20 @@ class Connection(asyncio.Protocol):
 
     def _parse(self, data: bytes, at: int) -> None:
         """Give the parser `data[at:]` up to the end of a request; begin that request."""
-        began_at, until_s = at, 0.0
+        began_at, until_s, parser = at, 0.0, self._parser
+        assert parser is not None, "the client is there"
         while at < len(data):
             part = data[at : self._end_of_part(data, at)]
             at += len(part)
             try:
-                messages, is_upgraded, _ = self._parser.feed_data(part)
+                messages, is_upgraded, _ = parser.feed_data(part)
             except Exception as fault:
                 if self._content is None or not self._content.is_eof():
                     self._malformed(fault)
                     return
                 messages, is_upgraded = [], False  # it is about what stands behind: LINES_MAX
             if is_upgraded:  # the parser believes so; we go on in HTTP
-                self._parser.set_upgraded(False)
+                parser.set_upgraded(False)
             if messages and self._content is None:
                 self._head_came(*messages[0], b"" if self._half else part)
             else:

@@ -178,6 +178,7 @@ class Port:
     def _failed(self, request: Request, found: _Found, error: Exception) -> Answer:
         """Return the answer for what a page has raised."""
         if isinstance(error, Refused):
+            _drop_frames(error)
             answer = _refusal(request, found.page, error)
             self._on_refused(request, error)
             return answer
@@ -206,6 +207,18 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
     unread = request.method == "CONNECT" or not request.is_whole
     close = refused.code == "draining" or unread
     return problem(refused, headers=headers, close=close)
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Free what the frames of an exception hold: the body, and all that was decoded of it.
+
+    A future that the exception came through is in such a frame, and holds the exception. So the
+    frames would live until the garbage collector runs, and a flood of refused posts would fill
+    hundreds of megabytes.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def probes(health: Callable[[], tuple[int, bytes]]) -> dict[str, Route]:

@@ -24,6 +24,7 @@ MODULES = (
     "http/loop_share",
     "http/inflate",
     "receiver/endpoint",
+    "receiver/keeper",
     "receiver/ack_waits",
     "model/ack",
     "buffers/memory",

@@ -1,0 +1,270 @@
+"""Keeps what was decoded of a post: readings in the buffer, invalid items in the dead letters.
+
+A post of valid readings only is kept by a plain call, if there is room: its rows become a part of
+the last block of the buffer. Any other post reserves room, has its invalid items dead-lettered,
+puts its block into the buffer, and may wait in each of these steps. `put` fails only if the disk of
+a journal fails.
+Promises: after a refusal nothing of the post is kept, except perhaps dead letters of its invalid
+items. A 2xx means that every reading is kept. Every decoded reading is counted once: as accepted,
+dead-lettered or rejected.
+Does not: know the database, or the kind of the buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from ingest.formats.post import Decoded, ItemError, named
+from ingest.http.owner import Reply
+from ingest.http.request import Request
+from ingest.http.response import Answer, problem
+from ingest.http.routes import OnRefused
+from ingest.model.ack import Ack
+from ingest.model.block import Block
+from ingest.model.errors import (
+    BufferFull,
+    DeadLettersBroken,
+    DeadLettersFull,
+    JournalBroken,
+    Refused,
+    ShareUsed,
+    Stopping,
+)
+from ingest.model.ledger import Ledger
+from ingest.model.letter import INVALID, Letter
+from ingest.model.ports import Database, DeadLetters, Inlet
+from ingest.receiver import replies
+from ingest.receiver.ack_waits import AckWaits
+from ingest.receiver.query import Query
+from ingest.system.clock import monotonic_s
+from ingest.system.words import counted
+
+READINGS = "/v1/readings"
+DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
+NOT_WRITTEN = "the journal could not be written to the disk"
+ADMISSION_DETAILS = {
+    "starting": "the service has not connected to its database and checked its table yet",
+    "draining": "the service is stopping; another one may replace it",
+    "disk_low": "the disk with the journal and the dead letters is full or has failed",
+}
+
+
+_Waiter = tuple[Request, int, float]  # its rows, and when it was received (monotonic)
+
+
+class Keeper:
+    """Keeps the posts of one receiver, and counts those in work."""
+
+    def __init__(
+        self,
+        *,
+        inlet: Inlet,
+        dead_letters: DeadLetters,
+        ledger: Ledger,
+        database: Database,
+        outcomes: AckWaits,
+        on_refused: OnRefused,
+    ) -> None:
+        self._inlet = inlet
+        self._dead_letters = dead_letters
+        self._ledger = ledger
+        self._database = database
+        self._outcomes = outcomes
+        self._on_refused = on_refused
+        self._told = self._tell  # one object for all posts
+        self.posts_inside = 0
+        self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
+        self._left = asyncio.Event()  # set whenever a post or a tail has ended
+
+    async def finish(self, timeout_s: float) -> int:
+        """Wait until no post is in work, at most `timeout_s`; return how many still are."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.posts_inside or self._tails:
+                    self._left.clear()
+                    await self._left.wait()
+        except TimeoutError:
+            pass
+        return self.posts_inside + len(self._tails)
+
+    async def close(self) -> None:
+        """Finish the dead letters that are being written. Repeatable."""
+        if self._tails:
+            await asyncio.wait(self._tails)
+        self._outcomes.close()
+
+    async def inside(self, coming: Coroutine[Any, Any, Answer]) -> Answer:
+        """Count a post as in work until it is answered."""
+        self.posts_inside += 1
+        try:
+            return await coming
+        finally:
+            self.posts_inside -= 1
+            self._left.set()
+
+    # At once
+
+    def take(self, request: Request, query: Query, decoded: Decoded, received_s: float) -> Reply:
+        """Keep a post at once if that is possible; else return what waits."""
+        block, ack = decoded.block, query.ack
+        if block is not None and not decoded.errors and ack != COMMITTED:
+            rows, ledger = block.rows, self._ledger
+            if ack == BUFFERED and self._inlet.take_in(block):
+                ledger.received += rows
+                ledger.accepted += rows
+                return replies.all_accepted(BUFFERED, rows)
+            waiter = (request, rows, received_s)
+            if ack == DURABLE and self._inlet.take_in(block, waiter, self._told):
+                ledger.received += rows
+                ledger.at_receiver += rows
+                self.posts_inside += 1
+                return None  # `_tell` answers it
+        return self.inside(self.keep(query, decoded))
+
+    def _tell(self, waiters: Sequence[_Waiter], broken: JournalBroken | None) -> None:
+        """The posts of a group are on the disk, or refused: answer all of them."""
+        ledger = self._ledger
+        rows = sum(waiter[1] for waiter in waiters)
+        ledger.at_receiver -= rows
+        now_s = monotonic_s()
+        took_s = [now_s - waiter[2] for waiter in waiters]
+        self.posts_inside -= len(waiters)
+        self._left.set()
+        if broken is None:
+            ledger.accepted += rows
+            ledger.requests_answered(READINGS, 202, took_s)
+            for request, posted, _ in waiters:
+                request.reply(replies.all_accepted(DURABLE, posted))
+            return
+        ledger.readings_rejected("disk_low", rows)
+        ledger.requests_answered(READINGS, 503, took_s)
+        refused = Refused("disk_low", NOT_WRITTEN)
+        for request, _, _ in waiters:
+            self._on_refused(request, refused)
+            request.reply(problem(refused))
+
+    # However long it takes
+
+    async def keep(self, query: Query, decoded: Decoded) -> Answer:
+        """Keep readings and invalid items; return the answer. Raises Refused."""
+        if not decoded.errors:
+            await self._take_in(decoded, query)
+        else:
+            # Once invalid items are being dead-lettered, the other readings must be kept too, even
+            # if the client disconnects and this task is cancelled.
+            tail = asyncio.create_task(self._take_in(decoded, query))
+            self._tails.add(tail)
+            tail.add_done_callback(self._tail_done)
+            await asyncio.shield(tail)
+        block, errors = decoded
+        assert block is not None, "a post without a valid reading has been refused"
+        if block.ack is not None:
+            outcome = await self._outcomes.of(block.ack)
+            return replies.committed(block, errors, outcome)
+        return replies.accepted(query.ack or "", block.rows, errors)
+
+    def _tail_done(self, tail: asyncio.Task[None]) -> None:
+        self._tails.discard(tail)
+        self._left.set()
+        if not tail.cancelled():
+            # Read here: if the handler was cancelled, no task awaits the tail, and asyncio would
+            # log its exception as never retrieved.
+            tail.exception()
+
+    async def _take_in(self, decoded: Decoded, query: Query) -> None:
+        """Count the readings as received, keep them or raise Refused, count the result."""
+        ledger = self._ledger
+        block, errors = decoded
+        rows = block.rows if block is not None else 0
+        posted = rows + len(errors)
+        ledger.received += posted
+        ledger.at_receiver += posted
+        code = "internal"
+        try:
+            await self._keep(decoded, query)
+            code = ""
+        except Refused as refused:
+            code = refused.code
+            if errors:
+                refused.body_start = errors[0].original
+            raise
+        except BufferFull as full:
+            code = "buffer_full"
+            raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
+        except JournalBroken as broken:
+            code = "disk_low"
+            raise Refused(code, NOT_WRITTEN) from broken
+        except (Stopping, asyncio.CancelledError) as stopped:
+            code = "draining"
+            if isinstance(stopped, Stopping):
+                raise Refused(code, ADMISSION_DETAILS[code]) from stopped
+            raise
+        finally:
+            ledger.at_receiver -= posted
+            if code:
+                ledger.readings_rejected(code, posted)
+            else:
+                ledger.accepted += rows
+                if errors:
+                    ledger.readings_dead_lettered(INVALID, len(errors))
+
+    async def _keep(self, decoded: Decoded, query: Query) -> None:
+        """Reserve, dead-letter, put. Nothing is kept if this raises."""
+        block, errors = decoded
+        if block is None:
+            raise Refused("all_invalid", "all readings of the post are invalid", **named(errors))
+        if errors and query.strict:
+            raise Refused(
+                "invalid_items",
+                f"the post has {counted(len(errors), 'invalid reading')} and strict=true",
+                **named(errors),
+            )
+        if query.ack == COMMITTED:
+            if self._database.hold_reason is not None:
+                raise Refused("database_on_hold", "nothing of the post is kept")
+            self._outcomes.require_place()
+            block.ack = Ack()
+        original_bytes = sum(len(error.original) for error in errors)
+        reservation = await self._inlet.reserve(
+            block.rows, len(block.tuples) + original_bytes, awaited=query.ack == COMMITTED
+        )
+        try:
+            if errors:
+                await self._set_aside(errors, query, block)
+            await reservation.put(block, durable=query.ack != BUFFERED)
+        finally:
+            reservation.release()  # does nothing after put
+
+    async def _set_aside(self, errors: list[ItemError], query: Query, block: Block) -> None:
+        letters = [
+            Letter(
+                reason=INVALID,
+                code=error.code,
+                message=error.message,
+                received_us=block.received_us,
+                original=error.original,
+                precision=query.precision,
+                field=error.field,
+                item=error.item,
+                ignore_unknown=query.ignore_unknown,
+            )
+            for error in errors
+        ]
+        try:
+            await self._dead_letters.append(letters, sender=block.sender)
+        except DeadLettersFull as full:
+            raise _letters_full(errors, share=isinstance(full, ShareUsed)) from None
+        except DeadLettersBroken:
+            raise Refused("disk_low", "invalid items could not be written to the disk") from None
+
+
+def _letters_full(errors: list[ItemError], *, share: bool = False) -> Refused:
+    why = "your address has used its share of the space" if share else "there is no space"
+    return Refused(
+        "dead_letters_full",
+        f"{why} to keep the invalid items; post the other items without them",
+        items=sorted({error.item for error in errors}),
+        **named(errors),
+    )
