@@ -12,10 +12,11 @@ from typing import Any
 
 from ingest.http.connection import READ_BYTES
 from ingest.http.connections import Connections
-from ingest.http.heads import parser_of
+from ingest.http.framer import Framer
 from ingest.http.owner import Reply
 from ingest.http.request import Client, Head, Request
 from ingest.http.response import Answer, problem
+from ingest.http.valve import Valve
 from ingest.model.errors import Refused
 
 READ_BYTES_MAX = 256 * 1024  # of one read of a socket
@@ -187,15 +188,13 @@ async def echo(request: Request) -> Answer:
 
 def head_of(data: bytes) -> Head:
     """Return what the parser makes of a head."""
-    protocol = SimpleNamespace(pause_reading=print, resume_reading=print)
-    parser = parser_of(protocol, asyncio.get_running_loop(), READ_BYTES)
-    ((message, content),), _, _ = parser.feed_data(data)
-    return Head(message, has_body=not content.is_eof())
+    framer = Framer(Valve(), asyncio.get_running_loop(), READ_BYTES)
+    framer.feed(data, 0)
+    assert framer.head is not None, "it is whole"
+    return framer.head
 
 
 def request_of(data: bytes, body: bytes = b"") -> Request:
     """Return a request that has arrived whole, of a client that is gone."""
-    sender: Any = SimpleNamespace(
-        transport=None, hold_body=lambda: None, let_body_come=lambda: None, reply=lambda _: None
-    )
+    sender: Any = SimpleNamespace(valve=Valve(), reply=lambda _: None)
     return Request(head_of(data), Client("", ""), sender, body)

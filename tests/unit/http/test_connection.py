@@ -12,11 +12,13 @@ from structlog.testing import capture_logs
 
 from ingest.http import connection as connection_module
 from ingest.http.bodies import SOCKET_BYTES
-from ingest.http.connection import LINES_MAX, PART_BYTES_MAX, READ_BYTES, Connection
+from ingest.http.connection import READ_BYTES, Connection
 from ingest.http.connections import Connections
+from ingest.http.framer import LINES_MAX, PART_BYTES_MAX
 from ingest.http.owner import Reply as Later
 from ingest.http.request import Request
 from ingest.http.response import TEXT, Answer
+from ingest.http.valve import BEHIND, BODY, LATER, MEMORY, UNREAD
 from tests.support.posts import array
 from tests.support.receiver import (
     BAD,
@@ -50,6 +52,8 @@ REQUESTS = {
     "livez": head("GET", "/livez"),
     "livez, head only": head("HEAD", "/livez"),
 }
+
+ANY = BEHIND | BODY | MEMORY | UNREAD | LATER
 
 
 def connections_in(receiver: Receiver) -> Connections:
@@ -163,13 +167,13 @@ async def test_what_waits_on_a_connection_is_bounded_in_bytes(kind: str, parts: 
 
         sending = asyncio.create_task(send())
         connection = one_of(connections_in(receiver))
-        await until(lambda: connection._paused)
+        await until(lambda: connection.valve.is_shut(ANY))
         await asyncio.sleep(0.05)
         assert READ_BYTES < len(connection._behind) <= READ_BYTES + SOCKET_BYTES
         receiver.inlet.open.set()
         assert [(await client.reply()).status for _ in range(31)] == [202] + [status] * 30
         await sending
-        assert not connection._paused
+        assert not connection.valve.is_shut(ANY)
 
 
 async def test_what_follows_a_post_that_waits_waits_too() -> None:
@@ -379,7 +383,7 @@ async def test_refusal_is_seen_behind_a_body_that_was_held_back() -> None:
     async with port(gate.answer) as (connections, client):
         body = bytes(20_000_000)
         sending = asyncio.create_task(client.send(post(body)[:-1]))
-        await until(lambda: gate.waiting and one_of(connections)._paused)
+        await until(lambda: gate.waiting and one_of(connections).valve.is_shut(ANY))
         gate.open()
         assert (await client.reply()).headers["connection"] == "close"
         await sending

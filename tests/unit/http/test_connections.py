@@ -13,10 +13,11 @@ import pytest
 import structlog
 
 from ingest.http.bodies import SOCKET_BYTES
-from ingest.http.connection import READ_BYTES, UNREAD
+from ingest.http.connection import READ_BYTES
 from ingest.http.connections import Connections, raise_open_files_limit
 from ingest.http.request import Request
 from ingest.http.response import TEXT, Answer
+from ingest.http.valve import UNREAD
 from tests.support.receiver import Client, Receiver, head, post, running_receiver, until
 from tests.support.wire import connections_of
 
@@ -318,7 +319,7 @@ async def test_client_that_reads_late_gets_all_its_answers_in_order() -> None:
         (connection,) = connections._open
         pipelined = b"".join(data for data, _ in kinds)
         sending = asyncio.create_task(client.send(pipelined))
-        await until(lambda: connection._paused & UNREAD)
+        await until(lambda: connection.valve.is_shut(UNREAD))
         client.writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert [(await client.reply()).status for _ in kinds] == [status for _, status in kinds]
         await sending
