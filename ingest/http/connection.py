@@ -129,7 +129,8 @@ class Connection(asyncio.Protocol):
 
     def _read(self, data: bytes, at: int) -> None:
         """Begin the first request in `data[at:]`. No request is in work."""
-        if self._tries and self._framer.is_between:
+        framer = self._framer
+        if self._tries and framer.content is None and not framer.half:
             known = self._owner.known_heads
             assert known is not None, "_tries is 0"
             end = data.find(HEAD_END, at) + len(HEAD_END)
@@ -291,7 +292,7 @@ class Connection(asyncio.Protocol):
 
     def reply(self, answer: Answer) -> None:
         """Write the answer of the request in work; go on with the next one."""
-        request, transport = self._request, self.transport
+        request, transport = self._request, self.valve.transport
         assert request is not None, "a request is answered once"
         self._request = None
         owner = self._owner

@@ -33,13 +33,14 @@ LINES_MAX = 500
 class Framer:
     """The request that is arriving on one connection.
 
-    `content` is its body once its head has come, else None. `text` is its head if that came in one
-    piece. `valve` is shut while the reader of the body is slower than the client.
+    `content` is its body once its head has come, else None. `half` is not empty if the parser has a
+    part of a head. `text` is its head if that came in one piece. `valve` is shut while the reader
+    of the body is slower than the client.
     """
 
     __slots__ = (
-        *("_half", "_last", "_left", "_lines", "_loop", "_parser", "_valve", "_read_bytes"),
-        *("content", "head", "text"),
+        *("_last", "_left", "_lines", "_loop", "_parser", "_valve", "_read_bytes"),
+        *("content", "half", "head", "text"),
     )
 
     def __init__(self, valve: Valve, loop: AbstractEventLoop, read_bytes: int) -> None:
@@ -47,7 +48,7 @@ class Framer:
         self._loop = loop
         self._read_bytes = read_bytes
         self._parser: HttpRequestParser | None = self._new_parser()
-        self._half = b""  # the last bytes that the parser got, of a head or of a chunked body
+        self.half = b""  # the last bytes that the parser got, of a head or of a chunked body
         self._last = b""  # the last part that it got
         self._left = 0  # bytes of the body that have not come, if its size is known
         self._lines = 0  # empty lines in the body, if it is chunked
@@ -68,11 +69,6 @@ class Framer:
         )
 
     @property
-    def is_between(self) -> bool:
-        """Whether the parser has nothing of the next request."""
-        return not self._half and self.content is None
-
-    @property
     def is_complete(self) -> bool:
         """Whether the request has come to its end; then `take` it."""
         return self.content is not None and self.content.is_eof()
@@ -89,7 +85,7 @@ class Framer:
             self._feed(part)
             if self.is_complete:
                 break
-            if self._half and at < len(data):
+            if self.half and at < len(data):
                 now_s = monotonic_s()
                 until_s = until_s or now_s + PARSE_S_MAX
                 if now_s > until_s:
@@ -109,24 +105,24 @@ class Framer:
             parser.set_upgraded(False)
         if not messages or self.content is not None:
             self._left -= len(part)
-            self._half = (self._half + part)[-HALF_END:]
+            self.half = (self.half + part)[-HALF_END:]
             return
         message, content = messages[0]
         self.head = Head(message, has_body=not content.is_eof())
-        self.text = b"" if self._half else part
+        self.text = b"" if self.half else part
         self.content = content
         self._left = self.head.body_bytes
         self._lines = 0
-        self._half = b""
+        self.half = b""
 
     def _end_of_part(self, data: bytes, at: int) -> int:
         """Return where the request may end at the earliest: the parser must not get more."""
-        if self.content is None and not self._half:  # the common case
+        if self.content is None and not self.half:  # the common case
             end = data.find(HEAD_END, at)
             return end + len(HEAD_END) if end >= 0 else len(data)
         if self.content is not None and self._left > 0:
             return at + self._left
-        half, part_end = self._half, min(len(data), at + PART_BYTES_MAX)
+        half, part_end = self.half, min(len(data), at + PART_BYTES_MAX)
         if self._lines > LINES_MAX:
             return part_end
         end = at - len(half) + (half + data[at : at + HALF_END]).find(HEAD_END)
@@ -164,7 +160,7 @@ class Framer:
             # The parser would take the last trailer for a header of the next request.
             self._parser = self._new_parser()
         self.head = self.content = None
-        self._half = self._last = self.text = b""
+        self.half = self._last = self.text = b""
 
     def close(self) -> None:
         """Break off."""

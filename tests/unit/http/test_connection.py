@@ -433,7 +433,7 @@ async def test_many_small_chunks_do_not_hold_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The parser gets them in parts, and the loop has its turn between some of them."""
-    monkeypatch.setattr(connection_module, "PARSE_S_MAX", 0.0)
+    monkeypatch.setattr("ingest.http.framer.PARSE_S_MAX", 0.0)
     connections = connections_of(echo)
     wire = Wire(connections())
     chunks = b"1\r\nx\r\n" * 40_000
