@@ -14,6 +14,7 @@ from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.reader import segment_files
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
+from ingest.model.block import SHARED_ROWS_MAX
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Buffer, DeadLetters, Work
@@ -29,6 +30,8 @@ def make_buffer(settings: Settings, folder: StateFolder, ledger: Ledger) -> Buff
         "rows_max": settings.buffer_rows_max,
         "bytes_max": settings.buffer_bytes_max,
         "put_wait_s_max": settings.put_wait_s_max,
+        # A batch takes whole blocks, so a larger block would be a larger batch.
+        "shared_rows_max": min(settings.batch_rows_max, SHARED_ROWS_MAX),
     }
     if settings.buffer == "memory":
         return MemoryBuffer(**bounds)

@@ -61,9 +61,7 @@ class MemoryBuffer:
         if waiting.posts or waiting.shut or not memory.fits(block.rows, len(block.tuples)):
             return False
         memory.add(block.rows, len(block.tuples))
-        if self._last is not None and self._last.takes(block):
-            self._queue.grew(block.rows)
-        else:
+        if not self._queue.grow(self._last, block):
             self._last = SharedBlock(block, self._shared_rows_max)
             self._queue.append(block)
         return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from ingest.buffers.shared_block import SharedBlock
 from ingest.buffers.waiting import WaitingWriters
 from ingest.model.block import Block
 
@@ -35,12 +36,17 @@ class BlockQueue:
         if writers.waits:
             writers.wake()
 
-    def grew(self, rows: int) -> None:
-        """Note that a block that waits has so many more rows."""
+    def grow(self, last: SharedBlock | None, block: Block) -> bool:
+        """Add a block to `last`. Returns False if that is not the last one, or takes no more."""
+        blocks = self.blocks
+        if last is None or not blocks or blocks[-1] is not last.block or not last.takes(block):
+            return False
+        rows = block.rows
         self.rows += rows
         self._writers.rows += rows
         if self._writers.waits:
             self._writers.wake()
+        return True
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""

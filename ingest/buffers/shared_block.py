@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ingest.model.block import SHARED_BYTES_MAX, SHARED_ROWS_MAX, Block
+from ingest.model.block import SHARED_BYTES_MAX, Block
 
 
 class SharedBlock:
@@ -12,7 +12,7 @@ class SharedBlock:
 
     def __init__(self, block: Block, rows_max: int) -> None:
         self.block = block
-        self.rows_max = min(rows_max, SHARED_ROWS_MAX)
+        self.rows_max = rows_max
         self.size_bytes = len(block.tuples)
 
     def takes(self, block: Block) -> bool:

@@ -192,7 +192,7 @@ class Replayer:
             received_s=monotonic_s(),
             received_us=min(each.letter.received_us for each in letters),
             newest_ts_us=max(each.ts_us for each in readings),
-            items=[each.letter.item or 0 for each in letters],
+            items=[each.letter.item for each in letters],
             ack=ack,
             replayed=True,
         )

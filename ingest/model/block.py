@@ -21,7 +21,7 @@ SHARED_BYTES_MAX = 32 * 1024
 
 # What one post of a block is known by: its rows (behind those of the part before it), received_us,
 # items and sender, as in Block. A plain tuple, since there is one for nearly every post.
-Part = tuple[int, int, "list[int] | None", str]
+Part = tuple[int, int, "Sequence[int | None] | None", str]
 
 
 @dataclass(eq=False, repr=False)
@@ -37,7 +37,8 @@ class Block:
     received_s: float  # monotonic time of receipt, of the first post
     received_us: int  # wall time of receipt (Unix microseconds), of the first post
     newest_ts_us: int  # the latest `ts` of all rows
-    items: list[int] | None = None  # items[i]: index in the post of row i; None: it is i itself
+    # items[i]: index in the post of row i, None if unknown; without `items` it is i itself.
+    items: Sequence[int | None] | None = None
     ack: Ack | None = None  # resolved with the outcome; None if no post waits for it
     replayed: bool = False  # a dead letter that is replayed
     sender: str = ""  # where its post came from: an address, or the network of one; "" if unknown

@@ -58,7 +58,7 @@ def committed(block: Block, errors: Sequence[ItemError], outcome: Outcome) -> An
     return Answer(200, orjson.dumps(document))
 
 
-def _refused(refusal: Refusal, index: int) -> dict[str, Any]:
+def _refused(refusal: Refusal, index: int | None) -> dict[str, Any]:
     code = NO_PARTITION if refusal.no_partition else REFUSED
     error = {
         "index": index,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from types import MappingProxyType
 
 from ingest.model.ack import Refusal
@@ -94,8 +94,8 @@ def _change(counts: Counter[str], name: str, by: int) -> None:
 def _posts_of(block: Block, refused: Sequence[Refusal]) -> list[_Post]:
     """Return the posts of a block: their rows, refused rows and senders.
 
-    Of a block that was read back from the journal only their number is known. Then they have as
-    many votes as refused rows, at most one each, and share the rows alike.
+    Of a block that was read back from the journal only their number is known. Then they share rows
+    and refused rows alike. So they have as many votes as refused rows, at most one each.
     """
     if block.posts == 1:
         return [(block.rows, len(refused), block.sender)]
@@ -103,9 +103,14 @@ def _posts_of(block: Block, refused: Sequence[Refusal]) -> list[_Post]:
         ends = list(accumulate(part[0] for part in block.parts))
         of_part = Counter(bisect_right(ends, each.row) for each in refused)
         return [(part[0], of_part[index], part[3]) for index, part in enumerate(block.parts)]
-    rows, left = divmod(block.rows, block.posts)
-    bad, more = divmod(len(refused), block.posts)
-    return [(rows + (i < left), bad + (i < more), "") for i in range(block.posts)]
+    rows, bad = _shares(block.rows, block.posts), _shares(len(refused), block.posts)
+    return [(share, refused_share, "") for share, refused_share in zip(rows, bad, strict=True)]
+
+
+def _shares(rows: int, posts: int) -> list[int]:
+    """Share rows among posts, spread over all of them."""
+    ends = [rows * number // posts for number in range(posts + 1)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 class CircuitBreaker:
@@ -143,17 +148,18 @@ class CircuitBreaker:
         window = _Window(self._window_rows, self._rows_max)
         for post in self._past:  # an earlier call has judged these
             window.add(post)
-        first = min(refused)
+        met = False  # a post of this batch with refused rows
         for index, block in enumerate(blocks):
             for post in _posts_of(block, refused.get(index, ())):
                 window.add(post)
-            if index >= first and window.has_too_many:
-                raise WriteFailed(
-                    Verdict.HOLD,
-                    f"{window}; the last: {last.message}",
-                    sqlstate=last.sqlstate,
-                    reason=BREAKER,
-                )
+                met = met or post[1] > 0
+                if met and window.has_too_many:
+                    raise WriteFailed(
+                        Verdict.HOLD,
+                        f"{window}; the last: {last.message}",
+                        sqlstate=last.sqlstate,
+                        reason=BREAKER,
+                    )
 
     def forget(self) -> None:
         """Forget past writes: refusals of before do not count any more."""

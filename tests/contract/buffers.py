@@ -5,43 +5,74 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.memory import MemoryBuffer
-from ingest.model.block import Block
+from ingest.model.block import SHARED_ROWS_MAX, Block
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Buffer, Inlet, Outlet, Reservation
+from ingest.system.files import REAL_CALLS
 from tests.support.blocks import make_block
+from tests.support.journals import FailingCalls
 
 MakeBuffer = Callable[[int, int, float], Buffer]  # rows_max, bytes_max, put_wait_s_max
 
 
-def memory(_: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) -> Buffer:
+def memory(
+    _: Path,
+    rows_max: int,
+    bytes_max: int,
+    put_wait_s_max: float,
+    *,
+    shared_rows_max: int = SHARED_ROWS_MAX,
+) -> MemoryBuffer:
     """Make the buffer that holds readings in memory."""
-    return MemoryBuffer(rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max)
+    return MemoryBuffer(
+        rows_max=rows_max,
+        bytes_max=bytes_max,
+        put_wait_s_max=put_wait_s_max,
+        shared_rows_max=shared_rows_max,
+    )
 
 
-def journal(folder: Path, rows_max: int, bytes_max: int, put_wait_s_max: float) -> Buffer:
+def journal(
+    folder: Path,
+    rows_max: int,
+    bytes_max: int,
+    put_wait_s_max: float,
+    *,
+    shared_rows_max: int = SHARED_ROWS_MAX,
+    journal_bytes_max: int = 1 << 40,
+    calls: FailingCalls | None = None,
+    spills: bool = False,
+) -> JournalBuffer:
     """Make the buffer on a journal, open; without spilling its bounds are those of memory."""
     buffer = JournalBuffer(
         Journal(
-            Path(tempfile.mkdtemp(dir=folder)), segment_bytes=1024, observe_sync_s=lambda _: None
+            Path(tempfile.mkdtemp(dir=folder)),
+            segment_bytes=1024,
+            observe_sync_s=lambda _: None,
+            calls=calls.calls if calls is not None else REAL_CALLS,
         ),
         Ledger(),
         rows_max=rows_max,
         bytes_max=bytes_max,
         put_wait_s_max=put_wait_s_max,
-        journal_bytes_max=1 << 40,
-        spills=False,
+        journal_bytes_max=journal_bytes_max,
+        shared_rows_max=shared_rows_max,
+        spills=spills,
     )
     buffer.open()
     return buffer
 
 
+spilling = partial(journal, spills=True)
+
 # Makes a buffer: a folder of the test's, rows_max, bytes_max, put_wait_s_max.
-FACTORIES: list[Callable[[Path, int, int, float], Buffer]] = [memory, journal]
+FACTORIES: list[Callable[..., Buffer]] = [memory, journal]
 PLENTY = 1 << 20
 
 
@@ -60,6 +91,15 @@ async def spin() -> None:
     """Let everything run that can run now."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def quiet(buffer: Inlet) -> None:
+    """Wait until a journal has nothing to do; else let everything run that can run now."""
+    await spin()
+    if isinstance(buffer, JournalBuffer):
+        async with asyncio.timeout(5):
+            await buffer.journal.wait_done()
+    await spin()
 
 
 async def queue_up(buffer: Inlet, *rows: int) -> list[asyncio.Task[Reservation]]:

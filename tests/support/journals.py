@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,20 @@ class FailingCalls:
     def calls(self) -> FileCalls:
         """These calls in the form that the journal takes."""
         return FileCalls(self.write, self.fdatasync, self.fsync, self.ftruncate)
+
+
+class HangingDisk(FailingCalls):
+    """A disk whose fdatasync does not return until `go` is set."""
+
+    def __init__(self, **failing: int) -> None:
+        super().__init__(**failing)
+        self.go = threading.Event()
+        self.go.set()
+
+    def fdatasync(self, fd: int) -> None:
+        """Wait for the disk."""
+        self.go.wait(10)
+        super().fdatasync(fd)
 
 
 class JournalRun:

@@ -69,6 +69,7 @@ class Writing:
         self.sinks: list[ScriptedSink] = []
         self.blocks: list[tuple[Block, list[Reading]]] = []
         self.acks: list[Ack] = []
+        self.small: set[Reading] = set()  # of posts that nobody waits for, and that share blocks
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self, writers: int = 2, *, refuse: Refuse = refuse_bad) -> None:
@@ -96,6 +97,20 @@ class Writing:
         self.acks.append(ack)
         reservation.put(block)
         return ack
+
+    def post_small(
+        self, rows: int, *, bad: tuple[int, ...] = (), received_us: int | None = None
+    ) -> list[Reading]:
+        """Post without an ack, into the block of other such posts; return the readings."""
+        readings = [make_reading(value=BAD if row in bad else 1.0) for row in range(rows)]
+        block = block_of(readings)
+        if received_us is not None:
+            block.received_us = received_us
+        assert self.buffer.take_in(block)
+        self.ledger.received += rows
+        self.ledger.accepted += rows
+        self.small.update(readings)
+        return readings
 
     async def until(self, condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
         """Wait until a condition is true, and check the balance all the time."""
@@ -153,6 +168,7 @@ class Writing:
         aside = {each.reading for each in self.letters.letters if each.reason == EXHAUSTED}
         assert len(self.letters.letters) == len(refused) + len(aside)
         assert not refused & self.table.keys()
+        assert all(each is not None and each.value == BAD for each in refused)
         for ack, (_, readings) in zip(self.acks, self.blocks, strict=True):
             if not ack.resolved:
                 continue
@@ -176,7 +192,11 @@ class Writing:
             for ack, (block, _) in zip(self.acks, self.blocks, strict=True)
             if not ack.resolved
         ]
-        assert [id(each) for each in left] == [id(each) for each in waiting]
+        assert [id(each) for each in left if each.ack is not None] == [id(each) for each in waiting]
+        small = [row for each in left if each.ack is None for row in decode_rows(each.tuples)]
+        aside = {each.reading for each in self.letters.letters}
+        assert self.small - self.table.keys() - aside <= set(small) <= self.small  # or stored too
+        assert len(small) == len(set(small))
         assert self.buffer.stats().rows == sum(block.rows for block in left)
         assert all(list(decode_rows(each.tuples)) for each in left)
         return left

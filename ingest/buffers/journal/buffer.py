@@ -158,7 +158,7 @@ class JournalBuffer:
             self._take_in_buffered(block)
             return True
         entry = self._durable
-        if entry is None or not entry.takes(block):
+        if entry is None or not entry.shared.takes(block):
             entry = self._durable = SharedEntry(self, block, self._shared_rows_max, told)
             journal.append(entry)
         entry.tell(waiter)
@@ -166,13 +166,11 @@ class JournalBuffer:
 
     def _take_in_buffered(self, block: Block) -> None:
         self.live_put_s = monotonic_s()
-        rows = block.rows
-        if self._buffered is not None and self._buffered.takes(block):
-            self._live.grew(rows)
-            return
-        self._buffered = SharedEntry(self, block, self._shared_rows_max, None)
-        self.journal.append(self._buffered)
-        self.memory.accept(block, rows, len(block.tuples))
+        entry = self._buffered
+        if entry is None or not self._live.grow(entry.shared, block):
+            self._buffered = SharedEntry(self, block, self._shared_rows_max, None)
+            self.journal.append(self._buffered)
+            self._live.append(block)
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room for one block: in the journal, or in memory if `awaited`."""

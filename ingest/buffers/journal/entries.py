@@ -178,20 +178,16 @@ class SharedEntry:
     Without, it was queued at once.
     """
 
-    __slots__ = ("_buffer", "_shared", "_told", "_waiters", "block")
+    __slots__ = ("_buffer", "_told", "_waiters", "block", "shared")
 
     def __init__(
         self, buffer: JournalingBuffer, block: Block, rows_max: int, told: Told | None
     ) -> None:
         self._buffer = buffer
-        self._shared = SharedBlock(block, rows_max)
+        self.shared = SharedBlock(block, rows_max)
         self._told = told
         self._waiters: list[object] = []
         self.block = block
-
-    def takes(self, block: Block) -> bool:
-        """Add a post, whose room is reserved. Returns False if it needs another entry."""
-        return self._shared.takes(block)
 
     def tell(self, waiter: object) -> None:
         """Remember who waits for the last post."""
@@ -200,7 +196,7 @@ class SharedEntry:
     def kept(self, segment: Segment, start: int) -> None:
         """The block is on the disk: queue it for the writers, and tell those who wait."""
         buffer, block = self._buffer, self.block
-        size_bytes = self._shared.size_bytes
+        size_bytes = self.shared.size_bytes
         buffer.unwritten.remove(size_bytes, spilled=False, frames=block.posts)
         buffer.live_put_s = monotonic_s()
         if self._told is not None:
@@ -213,7 +209,7 @@ class SharedEntry:
         """The block is not on the disk, so it is not kept, unless it was queued at once."""
         buffer, block = self._buffer, self.block
         block.seal()
-        size_bytes = self._shared.size_bytes
+        size_bytes = self.shared.size_bytes
         buffer.unwritten.remove(size_bytes, spilled=False, frames=block.posts)
         if self._told is not None:
             buffer.memory.free(block.rows, size_bytes)

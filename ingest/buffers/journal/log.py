@@ -215,7 +215,8 @@ class Journal:
 
     def failed(self, group: list[Entry], error: Exception, goes_on: bool) -> None:
         """A group is not on the disk. If the journal does not go on it is broken now."""
-        log.error("journal_write_failed", error=repr(error), posts=len(group), again=goes_on)
+        posts = sum(entry.block.posts for entry in group)
+        log.error("journal_write_failed", error=repr(error), posts=posts, again=goes_on)
         broken = JournalBroken(f"the journal could not be written: {error}")
         if not goes_on:
             self._break(broken)

@@ -28,7 +28,7 @@ from ingest.model.block import Block
 from ingest.model.errors import BufferFull
 from ingest.system.files import open_regular
 from tests.support.blocks import make_block
-from tests.support.journals import FailingCalls, JournalRun, killed, on_disk
+from tests.support.journals import FailingCalls, HangingDisk, JournalRun, killed, on_disk
 
 
 async def put_many(life: JournalRun, count: int, rows: int = 1) -> list[Block]:
@@ -483,20 +483,6 @@ async def test_given_back_backlog_keeps_its_order_and_its_place(tmp_path: Path) 
         life.settle(again)
         await life.drain()
     assert on_disk(tmp_path) == []
-
-
-class HangingDisk(FailingCalls):
-    """A disk whose fdatasync does not return until `go` is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go = threading.Event()
-        self.go.set()
-
-    def fdatasync(self, fd: int) -> None:
-        """Wait for the disk."""
-        self.go.wait(10)
-        super().fdatasync(fd)
 
 
 async def test_disk_that_hangs_does_not_fill_memory_with_what_is_stored(tmp_path: Path) -> None:

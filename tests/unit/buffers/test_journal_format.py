@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from itertools import pairwise
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,7 @@ from ingest.model.block import Block
 from tests.support.journals import SALT, numbered, reader_of, segment_bytes
 
 BLOCKS = numbered(1, 3, 1, 2)
+BLOCKS[1].posts = 3
 WHOLE = segment_bytes(BLOCKS)
 ENDS = [HEADER_BYTES]
 for _block in BLOCKS:
@@ -44,6 +46,50 @@ def test_what_was_written_is_read_again() -> None:
             block.tuples,
         )
         assert (frame.received_us, frame.newest_ts_us) == (block.received_us, block.newest_ts_us)
+        assert frame.posts == block.posts
+
+
+def as_an_earlier_version_wrote(block: Block) -> bytes:
+    """Return a frame whose last field is zero, as it was while each post had its own frame."""
+    head = struct.pack(
+        ">IQIqqI", len(block.tuples), block.sequence, block.rows, block.received_us,
+        block.newest_ts_us, 0,
+    )  # fmt: skip
+    return MARK + struct.pack(">I", crc32(head + block.tuples, SALT)) + head + block.tuples
+
+
+def as_an_earlier_version_reads(frame: bytes) -> tuple[int, ...]:
+    """Return sequence, rows and times of a whole frame; the last field was not looked at."""
+    assert frame[:4] == MARK
+    assert struct.unpack_from(">I", frame, 4) == (crc32(frame[8:], SALT),)
+    size, *fields, _ = struct.unpack_from(">IQIqqI", frame, 8)
+    assert size == len(frame) - HEAD_BYTES
+    return tuple(fields)
+
+
+def test_frame_of_one_post_is_what_earlier_versions_wrote() -> None:
+    """Byte for byte. Whether the field says 0 or 1, the frame is of one post."""
+    (block,) = numbered(2)
+    frame = encode_head(block, SALT) + block.tuples
+    assert frame == as_an_earlier_version_wrote(block)
+    for posts in (0, 1):
+        head = frame[8 : HEAD_BYTES - 4] + struct.pack(">I", posts)
+        crc = struct.pack(">I", crc32(head + block.tuples, SALT))
+        data = encode_header(1, SALT) + MARK + crc + head + block.tuples
+        assert [each.posts for each in reader_of(data)] == [1]
+
+
+@pytest.mark.parametrize("posts", [2, 300])
+def test_frame_of_several_posts_is_read_by_earlier_versions_too(posts: int) -> None:
+    """For them it is one large post: all rows are there. So the version stays the same."""
+    (block,) = numbered(300)
+    block.posts = posts
+    frame = encode_head(block, SALT) + block.tuples
+    fields = (block.sequence, block.rows, block.received_us, block.newest_ts_us)
+    assert as_an_earlier_version_reads(frame) == fields
+    assert frame[8 : HEAD_BYTES - 4] == as_an_earlier_version_wrote(block)[8 : HEAD_BYTES - 4]
+    assert [each.posts for each in reader_of(encode_header(1, SALT) + frame)] == [posts]
+    assert encode_header(1, SALT)[8:12] == b"\0\0\0\1"
 
 
 @given(

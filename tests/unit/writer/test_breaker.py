@@ -38,14 +38,21 @@ def blocks_of(posts: Sequence[Post], received_s: float) -> list[Block]:
     ]
 
 
+Refused = dict[int, list[Refusal]]  # by the block's index
+
+
 def judged(breaker: CircuitBreaker, posts: Sequence[Post], *, received_s: float = 1.0) -> bool:
     """Whether a batch may be isolated; if so it is remembered as written."""
-    blocks = blocks_of(posts, received_s)
     refused = {
         index: [Refusal(0, "23514", "check")] * bad
         for index, (_, bad, _) in enumerate(posts)
         if bad
     }
+    return isolated(breaker, blocks_of(posts, received_s), refused)
+
+
+def isolated(breaker: CircuitBreaker, blocks: Sequence[Block], refused: Refused) -> bool:
+    """Whether these blocks may be isolated; if so they are remembered as written."""
     try:
         if refused:
             breaker.judge(blocks, refused, LAST)
@@ -53,6 +60,36 @@ def judged(breaker: CircuitBreaker, posts: Sequence[Post], *, received_s: float 
         return False
     breaker.written(blocks, refused)
     return True
+
+
+def shared(
+    posts: Sequence[Post], sizes: Sequence[int], *, reloaded: bool = False
+) -> tuple[list[Block], Refused]:
+    """Give the blocks of posts that share them, so many in each; the last rows are refused.
+
+    `reloaded`: as they are read back from the journal.
+    """
+    blocks: list[Block] = []
+    refused: Refused = {}
+    left = list(posts)
+    for size in [*sizes, len(left)]:
+        some, left = left[:size], left[size:]
+        if not some:
+            continue
+        block, *others = blocks_of(some, 1.0)
+        for other in others:
+            block.add(other)
+        block.seal()
+        end, bad = 0, []
+        for rows, count, _ in some:
+            end += rows
+            bad += [Refusal(row, "23514", "check") for row in range(end - count, end)]
+        if bad:
+            refused[len(blocks)] = bad
+        if reloaded:
+            block.parts, block.sender, block.reloaded = None, "", True
+        blocks.append(block)
+    return blocks, refused
 
 
 def test_breaker_says_hold_and_why() -> None:
@@ -197,3 +234,71 @@ def test_verdict_is_that_of_the_rule_taken_literally(batches: list[list[Post]]) 
         assert judged(breaker, batch) is not trips
         if not trips:
             past += batch
+
+
+@settings(deadline=None, max_examples=150)
+@given(posts_of_batches, st.lists(st.integers(1, 30), max_size=30))
+def test_posts_that_share_blocks_have_the_votes_of_posts_with_their_own(
+    batches: list[list[Post]], sizes: list[int]
+) -> None:
+    """However they come together: rows, refused rows and sender of each post count."""
+    alone, together = (CircuitBreaker(window_rows=60, rows_max=4) for _ in range(2))
+    for drawn in batches:
+        batch = [(rows, min(rows, refused), sender) for rows, refused, sender in drawn]
+        blocks, refused = shared(batch, sizes)
+        assert isolated(together, blocks, refused) is judged(alone, batch)
+        assert together._past == alone._past
+
+
+@pytest.mark.parametrize("reloaded", [False, True], ids=["live", "reloaded"])
+def test_bad_stretch_of_one_block_trips_only_if_it_is_known(reloaded: bool) -> None:
+    """The window moves over the posts of a block, one by one. Read back, none is like another."""
+    posts = [*fleet(201, refused=1), *fleet(1_800)]
+    blocks, refused = shared(posts, [], reloaded=reloaded)
+    assert isolated(make_breaker(), blocks, refused) is reloaded
+
+
+@pytest.mark.parametrize(("share", "trips"), [(20, False), (21, True)])
+def test_share_of_refused_rows_is_that_of_blocks_that_were_read_back(
+    share: int, trips: bool
+) -> None:
+    """The refused rows of a block are not taken for a bad stretch at its begin."""
+    breaker = make_breaker()
+    posts = [(1, int(number < share), "") for number in range(100)] * 30
+    assert isolated(breaker, *shared(posts, [100] * 30, reloaded=True)) is not trips
+
+
+def test_posts_read_back_as_one_block_have_as_many_votes_as_it_has_refused_rows() -> None:
+    """At most one each. They share its rows, and count as senders of their own."""
+    for refused_rows, votes in ((0, 0), (1, 1), (3, 3), (4, 4), (9, 4)):
+        breaker = make_breaker()
+        blocks, refused = shared([(3, 0, "10.0.0.1")] * 4, [], reloaded=True)
+        if refused_rows:
+            refused[0] = [Refusal(row, "23514", "check") for row in range(refused_rows)]
+        assert isolated(breaker, blocks, refused)
+        past = list(breaker._past)
+        assert [rows for rows, _, _ in past] == [3] * 4
+        assert sum(bad for _, bad, _ in past) == refused_rows
+        assert sum(bad > 0 for _, bad, _ in past) == votes
+        assert {sender for _, _, sender in past} == {""}
+    breaker = make_breaker()
+    breaker.written(shared([(2, 0, "x"), (2, 0, "x"), (3, 0, "x")], [], reloaded=True)[0])
+    assert [rows for rows, _, _ in breaker._past] == [2, 2, 3]
+
+
+@pytest.mark.parametrize("reloaded", [False, True], ids=["live", "reloaded"])
+def test_operators_fault_trips_where_posts_share_blocks(reloaded: bool) -> None:
+    """A wrong constraint refuses each row, whether its block is read back or not."""
+    breaker = make_breaker()
+    assert isolated(breaker, *shared(fleet(1_000), [300] * 3, reloaded=reloaded))
+    bad = shared(fleet(300, refused=1), [100] * 3, reloaded=reloaded)
+    assert not isolated(breaker, *bad)
+
+
+def test_little_is_remembered_of_large_blocks() -> None:
+    """As much as of as many small ones: a thousand posts."""
+    breaker = make_breaker()
+    assert isolated(breaker, *shared(fleet(5_000), [300] * 20))
+    assert len(breaker._past) == WINDOW
+    assert isolated(breaker, *shared(fleet(5_000, rows=2, refused=0), [150] * 40, reloaded=True))
+    assert len(breaker._past) == WINDOW

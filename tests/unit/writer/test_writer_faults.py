@@ -14,7 +14,7 @@ from tests.support.fake_sink_scripted import AFTER, BEFORE, HANG, MIDDLE, Script
 from tests.support.writing import Writing, refuse_bad
 
 CALLS_MAX = 60  # more than any clean run needs
-ROWS, BAD_ROWS = 254, 3
+ROWS, BAD_ROWS = 261, 4
 VERDICTS = (Verdict.WAIT, Verdict.RETRY, Verdict.ISOLATE, Verdict.HOLD, Verdict.UNKNOWN)
 # How a call may fail: refused, cut before anything was stored, at the commit, after the commit.
 PLACES = [(BEFORE, False), (BEFORE, True), (MIDDLE, True), (AFTER, True)]
@@ -25,10 +25,16 @@ main_faults = pytest.mark.parametrize(FAULT, [each for each in FAULTS if each[1:
 
 
 async def posted(script: Script) -> Writing:
-    """Post blocks of mixed sizes, three rows of them bad, and start two writers."""
+    """Post blocks of mixed sizes, one of them of several posts; start two writers.
+
+    Four of the rows are bad.
+    """
     path = Writing(script, batch_rows_max=60)
     for rows in (1, 30, 2, 2, 60, 9, 40, 1, 1, 1, 1, 50, 6, 50):
         await path.post(rows, bad={30: (4,), 9: (0, 8)}.get(rows, ()))
+        if rows == 9:
+            for number in range(4):
+                path.post_small(1 + number % 3, bad=(1,) if number == 1 else ())
     path.start()
     return path
 
