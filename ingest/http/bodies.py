@@ -21,6 +21,7 @@ from itertools import count
 from aiohttp import StreamReader, web
 
 from ingest.http.request import Request
+from ingest.http.valve import MEMORY
 from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
 
@@ -230,7 +231,7 @@ class Bodies:
             raise _too_many()
         began_s = monotonic_s()
         self._queue.append(place)
-        request.sender.hold_body()
+        request.sender.valve.shut(MEMORY)
         try:
             async with asyncio.timeout(self._body_s_max):
                 await place
@@ -239,7 +240,7 @@ class Bodies:
         finally:
             if place in self._queue:
                 self._queue.remove(place)
-            request.sender.let_body_come()
+            request.sender.valve.open(MEMORY)
         waited_s = monotonic_s() - began_s
         body.deadline_s += waited_s
         body.part_s += waited_s

@@ -1,20 +1,14 @@
-"""One connection: from bytes to requests, one at a time, and from answers to bytes.
+"""One connection: its requests, one at a time and in order, and their answers.
 
-aiohttp's parser reads the requests; all other parts of the protocol are here. A request that has
-arrived whole waits in the round queue and is answered by a plain call when its round comes, after
-all sockets have been read. If a client is answered between two reads, each reading of the sockets
-finds fewer requests. Only an answer that has to wait for something gets a task.
-
-A head that has come before, byte for byte, does not go through the parser again, if its body is
-here too: that is a third of a small post's CPU (see DESIGN.md). While the parser has a part of a
-request, all bytes go to the parser.
-The parser is given one request at a time, and what stands behind it is kept here. So neither bytes
-that are not HTTP nor a request with an Upgrade header (which is ignored) undo what stands before or
-behind them.
-Promises: requests are answered in order, each one, also for a client that has closed its sending
-side. A wait for a body that is broken ends with an error. At most READ_BYTES and what one read of
-the socket brings wait behind a request. The owner is called when half a head has come and no
-request is in work.
+A request that has arrived whole waits in the round queue and is answered by a plain call when its
+round comes, after all sockets have been read. If a client is answered between two reads, each
+reading of the sockets finds fewer requests. Only an answer that has to wait for something gets a
+task.
+A head that has come before, byte for byte, is not parsed again, if its body is here too. While the
+parser has a part of a request, all bytes go to the parser (framer.py).
+Promises: every request is answered, also if its client has closed its sending side. A wait for a
+body that is broken ends with an error. At most READ_BYTES and what one read of the socket brings
+wait behind a request. The owner is called when half a head has come and no request is in work.
 """
 
 from __future__ import annotations
@@ -25,13 +19,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-from aiohttp import StreamReader, web
-from aiohttp.http import HttpRequestParser, HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpVersion11
 
-from ingest.http.heads import HEAD_END, KnownHeads, code_of, parser_of
+from ingest.http.framer import Framer
+from ingest.http.heads import HEAD_END, KnownHeads, code_of
 from ingest.http.owner import Owner
-from ingest.http.request import Client, Head, Request, client_at
+from ingest.http.request import Client, Request, client_at
 from ingest.http.response import Answer
+from ingest.http.valve import BEHIND, LATER, UNREAD, Valve
 from ingest.system.logs import get_logger
 
 # The bytes of a refused request are read and dropped for this long. If the connection were closed
@@ -39,16 +34,12 @@ from ingest.system.logs import get_logger
 LINGER_S = 5.0
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come, between two requests
 READ_BYTES = 64 * 1024  # of what is not read yet; then the socket is paused
-HALF_END = len(HEAD_END) - 1  # may be at the end of some bytes
 TRIES = 8  # heads of a connection that are not known, in a row; then it is not looked for them
 NOBODY = Client("", "")
 CLOSE = b"Connection: close\r\n"
 STAYS = b"Connection: keep-alive\r\n"
 
 _log = get_logger("connection")
-
-# Reasons to read nothing from the socket, as bits.
-BEHIND, BODY, MEMORY, UNREAD = 1, 2, 4, 8
 
 # Where Python can, a new task runs at once until it has to wait. Most answers never wait.
 if sys.version_info >= (3, 12):
@@ -61,35 +52,29 @@ class Connection(asyncio.Protocol):
     """The protocol of one connection. It is also the `sender` of its requests."""
 
     __slots__ = (
-        *("_at", "_behind", "_client", "_content", "_half", "_half_bytes", "_head", "_left"),
-        *("_linger", "_no_more", "_over", "_owner", "_parser", "_paused", "_request", "_text"),
-        *("_tries", "transport"),
+        *("_at", "_behind", "_client", "_framer", "_half_bytes", "_later", "_linger", "_no_more"),
+        *("_over", "_owner", "_request", "_tries", "valve"),
     )
 
     def __init__(self, owner: Owner) -> None:
-        self.transport: asyncio.Transport | None = None
+        self.valve = Valve()
         self._owner = owner
         self._client = NOBODY
-        self._parser: HttpRequestParser | None = parser_of(self, owner.loop, READ_BYTES)
+        self._framer = Framer(self.valve, owner.loop, READ_BYTES)
         self._request: Request | None = None  # in work
         self._behind = b""  # what stands behind it begins at _at
         self._at = 0
-        self._half = b""  # the last bytes that the parser got, of a head or of a chunked body
         self._half_bytes = 0  # of a head whose end has not come
-        self._head: Head | None = None  # of the request that the parser is in
-        self._text = b""  # that head, if it came in one piece
-        self._content: StreamReader | None = None  # the body of that request
-        self._left = 0  # bytes of it that have not come, if its size is known
-        self._paused = 0
+        self._later = b""  # bytes for the parser in the next round
         self._no_more = False  # the client has closed its sending side
         self._over = False  # no further request is read
         self._linger: asyncio.TimerHandle | None = None
         self._tries = TRIES if owner.known_heads is not None else 0
 
     @property
-    def connected(self) -> bool:
-        """Whether the client is there."""
-        return self.transport is not None
+    def transport(self) -> asyncio.Transport | None:
+        """None: the client is gone."""
+        return self.valve.transport
 
     @property
     def is_in_work(self) -> bool:
@@ -100,54 +85,52 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember who it is."""
-        self.transport = cast(asyncio.Transport, transport)
+        self.valve.transport = cast(asyncio.Transport, transport)
         self._client = client_at(transport)
-        self._owner.connection_made(self, self.transport)
+        self._owner.connection_made(self, self.valve.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the wait for a body. A request that is whole is answered all the same, to nobody."""
-        self.transport = None
+        self.valve.transport = None
         self._over = True
         self._behind, self._at = b"", 0
         if self._linger is not None:
             self._linger.cancel()
-        self._break_body()
-        # All of these hold this connection: only the garbage collector would free them and it.
-        self._parser = self._content = self._head = self._linger = None
+        self._framer.close()
+        self._linger = None  # it holds this connection: only the garbage collector would free both
         self._owner.connection_lost(self)
 
     def eof_received(self) -> bool:
         """Note that the client sends no more; what has come whole is answered before the end."""
         self._no_more = True
-        return self._content is None and (self._request is not None or bool(self._behind))
+        return self._framer.content is None and (self._request is not None or bool(self._behind))
 
     def pause_writing(self) -> None:
         """Begin no further request: the client does not read."""
-        self._pause(UNREAD)
+        self.valve.shut(UNREAD)
 
     def resume_writing(self) -> None:
         """Go on with the next request."""
-        self._resume(UNREAD)
+        self.valve.open(UNREAD)
         self._go_on()
 
     def data_received(self, data: bytes) -> None:
         """Begin a request; or keep the bytes until the one in work is answered."""
         if self._over:
             return
-        if self._content is not None:
+        if self._framer.content is not None:
             self._parse(data, 0)
         elif self._request is None and not self._behind:
             self._read(data, 0)
         else:
-            self._behind = self._behind[self._at :] + data
-            self._at = 0
-            self._bound()
+            self._keep(self._behind[self._at :] + data, 0)
 
     # From bytes to requests
 
     def _read(self, data: bytes, at: int) -> None:
         """Begin the first request in `data[at:]`. No request is in work."""
-        if self._tries and not self._half:
+        framer = self._framer
+        if self._tries and framer.content is None and not framer.half:
             known = self._owner.known_heads
             assert known is not None, "_tries is 0"
             end = data.find(HEAD_END, at) + len(HEAD_END)
@@ -163,65 +146,49 @@ class Connection(asyncio.Protocol):
         self._parse(data, at)
 
     def _parse(self, data: bytes, at: int) -> None:
-        """Give the parser `data[at:]` up to the end of a request; begin that request."""
-        began_at, parser = at, self._parser
-        assert parser is not None, "the client is there"
-        while at < len(data):
-            part = data[at : self._end_of_part(data, at)]
-            at += len(part)
-            try:
-                messages, is_upgraded, _ = parser.feed_data(part)
-            except Exception as fault:
-                self._malformed(fault)
-                return
-            if is_upgraded:  # the parser believes so; we go on in HTTP
-                parser.set_upgraded(False)
-            if messages:
-                self._head_came(*messages[0], b"" if self._half else part)
-            else:
-                self._left -= len(part)
-                self._half = (self._half + part)[-HALF_END:]
-            if self._content is not None and self._content.is_eof():
-                self._keep(data, at)
-                self._completed(self._content, part)
-                return
-        if self._content is None:
-            self._half_head(at - began_at)
-        elif self._request is None:
-            assert self._head is not None, "it came with the content"
-            self._begin(Request(self._head, self._client, self, None, self._content))
-            if self._no_more:
-                self._break_body()
+        """Parse up to the end of a request; begin that request."""
+        framer = self._framer
+        try:
+            stop = framer.feed(data, at)
+        except Exception as fault:
+            self._malformed(fault)
+            return
+        if framer.is_complete:
+            self._keep(data, stop)
+            self._completed()
+            return
+        if stop < len(data):
+            self._put_off(data[stop:])
+        if framer.content is None:
+            self._half_head(stop - at)
+            return
+        if self._request is None:
+            assert framer.head is not None, "it came with the content"
+            self._begin(Request(framer.head, self._client, self, None, framer.content))
+        if self._no_more and not self._later:
+            framer.break_body()
 
-    def _end_of_part(self, data: bytes, at: int) -> int:
-        """Return where the request may end at the earliest: the parser must not get more."""
-        if self._content is not None and self._left > 0:
-            return at + self._left
-        half = self._half
-        if half:
-            end = (half + data[at:]).find(HEAD_END)
-            return at + end - len(half) + len(HEAD_END) if end >= 0 else len(data)
-        end = data.find(HEAD_END, at)  # of a head, or of a chunked body
-        return end + len(HEAD_END) if end >= 0 else len(data)
+    def _put_off(self, data: bytes) -> None:
+        """Go on with these bytes in the next round."""
+        self._later = data
+        self.valve.shut(LATER)
+        self._owner.loop.call_soon(self._go_on_parsing)
 
-    def _head_came(self, message: RawRequestMessage, content: StreamReader, text: bytes) -> None:
-        head = self._head = Head(message, has_body=not content.is_eof())
-        self._text = text
-        self._content = content
-        self._left = head.body_bytes
-        self._half = b""
+    def _go_on_parsing(self) -> None:
+        data, self._later = self._later, b""
+        self.valve.open(LATER)
+        self.data_received(data)
+
+    def _completed(self) -> None:
+        """A request is whole."""
+        framer = self._framer
         self._half_bytes = 0
-
-    def _completed(self, content: StreamReader, last: bytes) -> None:
-        """A request is whole; `last` are the last bytes of it."""
-        head, text = self._head, self._text
-        self._head = self._content = None
-        self._half = self._text = b""
-        if self._request is not None:  # it reads its body from `content`
+        if self._request is not None:  # it reads its body from the content
+            framer.end()
             self._owner.body_ended(self)
             return
-        assert head is not None, "it came with the content"
-        body = last if len(last) == head.body_bytes else content.read_nowait()
+        text = framer.text
+        head, body = framer.take()
         if self._tries and text:
             cast(KnownHeads, self._owner.known_heads).parsed(text, head)
         self._begin(Request(head, self._client, self, body))
@@ -231,19 +198,19 @@ class Connection(asyncio.Protocol):
         self._half_bytes += more_bytes
         if self._half_bytes > HALF_HEAD_BYTES_MAX:
             self._refuse("headers_too_large")
-        elif self._no_more and self.transport is not None:
-            self.transport.close()
+        elif self._no_more and not self._later:
+            self.close()
         else:
             self._owner.head_begun(self)
 
     def _malformed(self, fault: Exception) -> None:
         """The parser has met what is not HTTP."""
         if self._request is None:
-            self._head = self._content = None
+            self._framer.end()
             self._refuse(code_of(fault))
         else:  # its page refuses it
             self._over = True
-            self._break_body()
+            self._framer.break_body()
 
     def _refuse(self, code: str) -> None:
         self._over = True
@@ -251,22 +218,14 @@ class Connection(asyncio.Protocol):
             self.transport.write(self._owner.malformed(code).rendered(CLOSE))
             self._end(self.transport)
 
-    def _break_body(self) -> None:
-        content = self._content
-        if content is not None and not content.is_eof() and content.exception() is None:
-            content.set_exception(web.RequestPayloadError("the body breaks off"))
-
     def _keep(self, data: bytes, at: int) -> None:
         """Keep what stands behind a request."""
-        if at < len(data):
-            self._behind, self._at = data, at
-            self._bound()
-        elif self._behind:
+        if at == len(data):
             self._behind, self._at = b"", 0
-
-    def _bound(self) -> None:
-        if len(self._behind) - self._at > READ_BYTES:
-            self._pause(BEHIND)
+            return
+        self._behind, self._at = data, at
+        if len(data) - at > READ_BYTES:
+            self.valve.shut(BEHIND)
 
     # From a request to its answer
 
@@ -333,7 +292,7 @@ class Connection(asyncio.Protocol):
 
     def reply(self, answer: Answer) -> None:
         """Write the answer of the request in work; go on with the next one."""
-        request, transport = self._request, self.transport
+        request, transport = self._request, self.valve.transport
         assert request is not None, "a request is answered once"
         self._request = None
         owner = self._owner
@@ -344,7 +303,7 @@ class Connection(asyncio.Protocol):
         is_last = (
             answer.closes
             or not head.keeps_open
-            or self._content is not None
+            or self._framer.content is not None
             or self._over
             or owner.is_closing
             or (self._no_more and not self._behind)
@@ -361,18 +320,18 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Begin the next request, unless the client does not read its answers."""
-        if self._request is not None or self._over or self._paused & UNREAD:
+        if self._request is not None or self._over or self.valve.is_shut(UNREAD):
             return
         data, at = self._behind, self._at
         self._behind, self._at = b"", 0
         if data:
             self._read(data, at)
         if len(self._behind) - self._at <= READ_BYTES:
-            self._resume(BEHIND)
+            self.valve.open(BEHIND)
 
     def _end(self, transport: asyncio.Transport) -> None:
         """Close once the answer is sent; before that, read and drop what still comes."""
-        is_read = self._content is None and not self._over
+        is_read = self._framer.content is None and not self._over
         self._over = True
         self._behind, self._at = b"", 0
         if is_read or self._no_more:
@@ -380,7 +339,7 @@ class Connection(asyncio.Protocol):
             return
         if transport.can_write_eof():
             transport.write_eof()
-        self._resume(self._paused)
+        self.valve.open_for_all()
         self._linger = self._owner.loop.call_later(LINGER_S, transport.close)
 
     def close(self) -> None:
@@ -388,33 +347,3 @@ class Connection(asyncio.Protocol):
         self._over = True
         if self.transport is not None:
             self.transport.close()
-
-    # How fast the client may send
-
-    def _pause(self, why: int) -> None:
-        if not self._paused and self.transport is not None and not self.transport.is_closing():
-            self.transport.pause_reading()
-        self._paused |= why
-
-    def _resume(self, why: int) -> None:
-        if not self._paused & why:
-            return
-        self._paused &= ~why
-        if not self._paused and self.transport is not None and not self.transport.is_closing():
-            self.transport.resume_reading()
-
-    def pause_reading(self) -> None:
-        """Called by the body: its reader is slower than its client."""
-        self._pause(BODY)
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Called by the body: its reader has taken some bytes, or it is complete."""
-        self._resume(BODY)
-
-    def hold_body(self) -> None:
-        """Read nothing from the socket until `let_body_come`."""
-        self._pause(MEMORY)
-
-    def let_body_come(self) -> None:
-        """Go on reading."""
-        self._resume(MEMORY)

@@ -13,6 +13,7 @@ Malformed requests get a problem answer and no log line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import resource
 from collections import OrderedDict
@@ -90,6 +91,7 @@ class Connections:
         self._open: dict[Connection, _Open] = {}
         self._by_network = Crowds[Connection]()
         self._suspended: set[asyncio.Task[Answer]] = set()
+        self._work_ended = asyncio.Event()  # only set while the port is closing
         # Each with the time of its begin, oldest first. A connection with a request in work is in
         # neither.
         self._half_open: OrderedDict[Connection, float] = OrderedDict()
@@ -151,6 +153,8 @@ class Connections:
         """Count the connection as idle, until its client sends the next head."""
         if handler in self._open:
             self._idle[handler] = monotonic_s()
+        if self.is_closing:
+            self._work_ended.set()
 
     def body_awaited(self, handler: Connection) -> None:
         """Exempt it from the sweep; it may be closed for another one as long as its body comes."""
@@ -286,12 +290,16 @@ class Connections:
         for handler in list(self._open):
             if not handler.is_in_work:
                 handler.close()
-        if self._suspended:
-            _, late = await asyncio.wait(self._suspended, timeout=timeout_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)  # each still counts its post as ended
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._suspended or any(each.is_in_work for each in self._open):
+                    self._work_ended.clear()
+                    await self._work_ended.wait()
+        late = set(self._suspended)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)  # each still counts its post as ended
         for handler in list(self._open):
             handler.close()
         for transport in transports:

@@ -1,12 +1,7 @@
-"""Heads of requests: the parser, the heads that it has parsed before, and what was wrong."""
+"""Heads of requests: those that were parsed before, and what is wrong with others."""
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
-from typing import Any
-
-from aiohttp import web
-from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest.http.request import Head
@@ -20,20 +15,6 @@ HEAD_END = b"\r\n\r\n"
 KNOWN_BYTES_MAX = 2 * 1024  # of a head
 KNOWN_MAX = 512  # of them; as many again that were not used since then
 SEEN_MAX = 4_096  # heads that came once, as numbers
-
-
-def parser_of(protocol: Any, loop: AbstractEventLoop, read_bytes: int) -> HttpRequestParser:
-    """Return a parser for one connection; it does not decompress."""
-    return HttpRequestParser(
-        protocol,
-        loop,
-        read_bytes,
-        max_line_size=LINE_BYTES_MAX,
-        max_headers=HEADERS_MAX,
-        max_field_size=LINE_BYTES_MAX,
-        payload_exception=web.RequestPayloadError,
-        auto_decompress=False,
-    )
 
 
 class KnownHeads:

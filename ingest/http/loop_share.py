@@ -47,7 +47,8 @@ class LoopShare:
     def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> None:
         """Call `begin` in a round that has a share left. If it returns False, it used no share."""
         self._queue.append((body_bytes, begin))
-        self._schedule()
+        if not self._next_is_due:
+            self._schedule()
 
     async def wait(self, body_bytes: int) -> None:
         """Wait for a round that has a share left; not at all if this one has. Safe to cancel."""
@@ -88,7 +89,8 @@ class LoopShare:
         while self._queue and self._bytes_left > 0:
             body_bytes, begin = self._queue.popleft()
             if begin() is not False:
-                self._bytes_left -= min(body_bytes, BEGIN_BYTES) + POST_BYTES
+                self._bytes_left -= POST_BYTES
+                self._bytes_left -= body_bytes if body_bytes < BEGIN_BYTES else BEGIN_BYTES
         if self._in_steps:
             self._do_steps(monotonic_s() + STEPS_S)
 

@@ -13,6 +13,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from ingest.http.response import Answer
+from ingest.http.valve import Valve
 from ingest.model.errors import Refused
 
 
@@ -84,16 +85,10 @@ class Head:
 class Sender(Protocol):
     """The connection of a request, as the request uses it."""
 
-    transport: Transport | None  # None: the client is gone
+    valve: Valve
 
     def reply(self, answer: Answer) -> None:
         """Answer the request in work."""
-
-    def hold_body(self) -> None:
-        """Read nothing from the socket until `let_body_come`."""
-
-    def let_body_come(self) -> None:
-        """Go on reading."""
 
 
 class Request:
@@ -133,7 +128,7 @@ class Request:
     @property
     def transport(self) -> Transport | None:
         """Its connection; None if the client is gone."""
-        return self.sender.transport
+        return self.sender.valve.transport
 
     @property
     def is_whole(self) -> bool:

@@ -16,7 +16,7 @@ import orjson
 
 from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
-from ingest.system.clock import unix_us
+from ingest.system.clock import unix_s
 
 JSON = b"application/json"
 PROBLEM_JSON = b"application/problem+json"
@@ -61,7 +61,7 @@ class Answer:
 
     def ready(self) -> bytes:
         """Return head and body for a connection that stays open, rendered once a second."""
-        second = unix_us() // 1_000_000
+        second = int(unix_s())
         if second != self._at_s:
             self._ready, self._at_s = self.rendered(), second
         return self._ready
@@ -72,7 +72,7 @@ class Answer:
             _STATUS_LINES[self.status],
             self.content_type,
             len(self.body),
-            _date(unix_us() // 1_000_000),
+            _date(int(unix_s())),
             self.headers,
             connection,
             self.body if with_body else b"",

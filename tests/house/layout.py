@@ -54,7 +54,6 @@ HALVES = {
 # Parts that only one file makes, with everything that they need.
 MADE_IN = {"Endpoint": "ingest/app/receiving.py", "Writer": "ingest/app/writing.py"}
 # Private names of a library that we use because it has no public ones. This list may only shrink.
-# Those of aiohttp are in ingest/http/fence.py, which checks them at the start.
 FENCED = {
     "ingest/sinks/postgres/connection.py": {"_transport"},
     "ingest/sinks/postgres/statements.py": {"_copy_in"},
@@ -203,6 +202,32 @@ def keeps_to_public_names(path: PurePosixPath, tree: ast.Module) -> Found:
             reached = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
             if isinstance(reached, str) and _is_private(reached) and reached not in own:
                 yield node.lineno, f"reaches {reached}, a private name of another file"
+
+
+def aiohttp_stays_outside(path: PurePosixPath, tree: ast.Module) -> Found:
+    """A file that imports aiohttp uses no private name of it, and no class of ours is one of its.
+
+    keeps_to_public_names lets a file use names that it defines itself. Here they are ours only if
+    they are of `self`: the parser and the body of a request have names of the same kind.
+    """
+    theirs = {
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if (getattr(node, "module", None) or alias.name).split(".")[0] == "aiohttp"
+    }
+    if not theirs:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for base in node.bases:
+                if ast.unparse(base).split("[")[0].split(".")[0] in theirs:
+                    yield node.lineno, f"{node.name} is a {ast.unparse(base)} of aiohttp"
+        elif isinstance(node, ast.Attribute) and _is_private(node.attr):
+            of_self = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+            if not of_self and node.attr not in OF_TUPLES:
+                yield node.lineno, f"uses {node.attr}, perhaps a private name of aiohttp"
 
 
 def _has_foreign_base(node: ast.ClassDef, tree: ast.Module) -> bool:

@@ -65,31 +65,44 @@ def test_it_has_80_minutes_and_runs_a_selection_of_faults_that_exists() -> None:
     assert set(names_of(chosen.only)) < set(FAULTS)
 
 
-def test_it_tests_receiver_and_http_without_the_short_way_of_requests() -> None:
+def test_it_tests_receiver_and_http_without_known_heads() -> None:
     """The step follows `./run test`; its folders exist, and hold tests that it must leave out."""
     (line,) = re.findall(r"^timed \./run test\n(?:#.*\n)*timed env (.* \\\n.*)$", RUN, re.MULTILINE)
     switch, *command, http, receiver = shlex.split(line.replace("\\\n", ""))
-    assert switch == "INGEST_TEST_SHORT_WAY=off"
-    assert command == ["./run", "test", "-q", "-m", "not slow and not short_way"]
-    assert "mark.short_way" in "".join(
+    assert switch == "INGEST_TEST_KNOWN_HEADS=off"
+    assert command == ["./run", "test", "-q", "-m", "not slow and not known_heads"]
+    assert "mark.known_heads" in "".join(
         path.read_text() for path in (REPOSITORY / http).glob("test_*.py")
     )
     assert list((REPOSITORY / receiver).glob("test_*.py"))
 
 
-def test_switch_of_that_step_makes_the_short_way_unknown() -> None:
-    """tests/conftest.py reads the variable: without it the installed aiohttp is a known one."""
-    code = "import tests.conftest; from ingest.http.fence import short_way_is_known as known"
+def test_switch_of_that_step_gives_every_head_to_the_parser() -> None:
+    """tests/conftest.py reads the variable: with it a connection looks for no known head."""
+    code = """
+import asyncio
+import tests.conftest
+from tests.support.receiver import head
+from tests.support.wire import Sightings, Wire, connections_of, echo
+
+async def taken():
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    await Wire(connections()).answered(*[head("GET", "/livez")] * 4)
+    return seen.taken
+
+print(asyncio.run(taken()))
+"""
     said = {}
     for value in ("on", "off"):
         done = subprocess.run(
-            [sys.executable, "-c", f"{code}; print(known())"],
+            [sys.executable, "-c", code],
             cwd=REPOSITORY,
-            env={**os.environ, "INGEST_TEST_SHORT_WAY": value},
+            env={**os.environ, "INGEST_TEST_KNOWN_HEADS": value},
             capture_output=True,
             text=True,
             check=True,
             timeout=60,
         )
         said[value] = done.stdout.split()[-1]
-    assert said == {"on": "True", "off": "False"}
+    assert said == {"on": "2", "off": "0"}

@@ -19,6 +19,7 @@ from tests.house.layout import (
     LAYERS,
     MADE_IN,
     Found,
+    aiohttp_stays_outside,
     circles,
     classes_of_one_name,
     files_of,
@@ -59,6 +60,7 @@ RULES: list[tuple[Rule, str]] = [
     (made_elsewhere, "ingest"),
     (init_is_a_docstring, "ingest loadgen benchmarks"),
     (keeps_to_public_names, "ingest loadgen benchmarks"),
+    (aiohttp_stays_outside, "ingest"),
 ]
 
 
@@ -128,6 +130,19 @@ def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
         (init_is_a_docstring, "writer/__init__.py", '"""It."""\n__version__ = "1"'),
         (keeps_to_public_names, "writer/batch.py", "def f(x):\n    return x._blocks"),
         (keeps_to_public_names, "writer/batch.py", "from ingest.writer.writer import _wait"),
+        (keeps_to_public_names, "http/x.py", "from aiohttp._http_parser import HttpRequestParser"),
+        (aiohttp_stays_outside, "http/x.py", "import aiohttp\nclass A(aiohttp.web.Server): ..."),
+        (
+            aiohttp_stays_outside,
+            "http/x.py",
+            "from aiohttp.web import RequestHandler as R\nclass A(R):\n    x = 1",
+        ),
+        (
+            aiohttp_stays_outside,
+            "http/x.py",
+            "from aiohttp import web\nclass A:\n"
+            "    def f(self):\n        self._waiter = 1\n        self.body._waiter = 2",
+        ),
     ],
 )
 def test_rule_finds_what_it_forbids(rule: Rule, path: str, code: str) -> None:
@@ -151,6 +166,11 @@ def test_rule_finds_what_it_forbids(rule: Rule, path: str, code: str) -> None:
         (init_is_a_docstring, "__init__.py", '"""It."""\n__version__ = "1"'),
         (keeps_to_public_names, "x/y.py", "class A:\n    def _f(self):\n        return self._g"),
         (keeps_to_public_names, "x/y.py", "class A:\n    _b = 1\ndef f(a):\n    return a._b"),
+        (
+            aiohttp_stays_outside,
+            "http/x.py",
+            "from aiohttp import web\nclass A(B):\n    def f(self):\n        self._a = web.Fault()",
+        ),
     ],
 )
 def test_rule_lets_pass_what_it_allows(rule: Rule, path: str, code: str) -> None:

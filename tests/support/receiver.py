@@ -175,15 +175,11 @@ class Receiver:
 
 
 def answering() -> asyncio.Task[Any]:
-    """Return the task that answers the one request in work.
-
-    Without eager tasks (3.11) the first request of a connection may go aiohttp's way.
-    """
-    names = ("Port._finish",)
+    """Return the task that answers the one request in work that has to wait."""
     (task,) = [
         each
         for each in asyncio.all_tasks()
-        if getattr(each.get_coro(), "__qualname__", "").endswith(names)
+        if getattr(each.get_coro(), "__qualname__", "") == "Port._finish"
     ]
     return task
 

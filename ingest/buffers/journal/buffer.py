@@ -19,16 +19,12 @@ from collections.abc import Sequence
 from math import inf
 
 from ingest.buffers.bounded_memory import BoundedMemory
-from ingest.buffers.journal.entries import (
-    JournalReservation,
-    SharedEntry,
-    UnwrittenFrames,
-    append_last,
-)
+from ingest.buffers.journal.entries import JournalReservation, UnwrittenFrames, append_last
 from ingest.buffers.journal.format import HEAD_BYTES
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader, RecoveryCounts
 from ingest.buffers.journal.log import Journal
+from ingest.buffers.journal.shared_entries import SharedEntries
 from ingest.buffers.queue import BlockQueue
 from ingest.buffers.waiting import WaitingPosts, WaitingWriters
 from ingest.model.ack import Outcome
@@ -66,10 +62,6 @@ class JournalBuffer:
         spills: bool = True,
         shared_rows_max: int = SHARED_ROWS_MAX,
     ) -> None:
-        self._shared_rows_max = shared_rows_max
-        # The entries that may still grow: of posts that wait for the disk, and of those that don't.
-        self._durable: SharedEntry | None = None
-        self._buffered: SharedEntry | None = None
         self.journal = journal
         self.loader: Loader  # made by open
         self.read_wanted = asyncio.Event()  # there may be something to read back, or room for it
@@ -81,6 +73,7 @@ class JournalBuffer:
         self._spills = spills
         self._writers = WaitingWriters()
         self._live, self._backlog = BlockQueue(self._writers), BlockQueue(self._writers)
+        self._shared = SharedEntries(self, self._live, shared_rows_max)
         self._backlog_bytes = 0  # of blocks that were read back and are not settled
         self._batches = 0  # taken while there was a backlog
         # Two queues: a post whose block can be spilled must not wait for one that needs memory.
@@ -155,22 +148,10 @@ class JournalBuffer:
             return False
         memory.add(rows, size_bytes)
         if told is None:
-            self._take_in_buffered(block)
-            return True
-        entry = self._durable
-        if entry is None or not entry.shared.takes(block):
-            entry = self._durable = SharedEntry(self, block, self._shared_rows_max, told)
-            journal.append(entry)
-        entry.tell(waiter)
+            self._shared.add_buffered(block)
+        else:
+            self._shared.add(block, waiter, told)
         return True
-
-    def _take_in_buffered(self, block: Block) -> None:
-        self.live_put_s = monotonic_s()
-        entry = self._buffered
-        if entry is None or not self._live.grow(entry.shared, block):
-            self._buffered = SharedEntry(self, block, self._shared_rows_max, None)
-            self.journal.append(self._buffered)
-            self._live.append(block)
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room for one block: in the journal, or in memory if `awaited`."""

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from ingest.admin import shared
 from ingest.http.request import Request
 from ingest.http.response import Answer
-from ingest.http.routes import READ, Route
+from ingest.http.routes import READ, Route, answered
 from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
+from tests.support.receiver import head
+from tests.support.wire import request_of
 
 
-def request(**headers: str) -> Any:
+def request(**headers: str) -> Request:
     """Return a request with these headers."""
-    return SimpleNamespace(
-        headers={name.replace("_", "-"): text for name, text in headers.items()},
-        clone=lambda headers: SimpleNamespace(headers=dict(headers)),
-    )
+    return request_of(head("GET", "/", {each.replace("_", "-"): headers[each] for each in headers}))
 
 
 class Page:
@@ -44,7 +41,7 @@ class Page:
 
     async def ask(self, query: str = "", **headers: str) -> bytes:
         """Ask for it once."""
-        return (await self.share.answer(request(**headers), query, monotonic_s())).body
+        return (await answered(self.share, request(**headers), query, monotonic_s())).body
 
 
 async def test_page_is_made_once_for_all_who_wait() -> None:
@@ -102,9 +99,9 @@ async def test_few_are_in_work_and_more_are_told_to_come_again() -> None:
     few, page = shared.Few(2), Page(0.01)
     one, other = few.bounded(Route(READ, page._answer)), few.bounded(Route(READ, page._answer))
     answers = await asyncio.gather(
-        *(each.answer(request(), "", 0.0) for each in (one, other, one)), return_exceptions=True
+        *(answered(each, request(), "", 0.0) for each in (one, other, one)), return_exceptions=True
     )
     assert [getattr(each, "status", None) for each in answers] == [200, 200, None]
     assert isinstance(answers[2], Refused)
     assert answers[2].code == "busy"
-    assert (await one.answer(request(), "", 0.0)).status == 200
+    assert (await answered(one, request(), "", 0.0)).status == 200

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -21,6 +19,7 @@ from tests.support.receiver import (
     running_receiver,
     until,
 )
+from tests.support.wire import request_of
 
 KIB = 1024
 LARGE = GOOD + b" " * (60_000 - len(GOOD))
@@ -166,30 +165,10 @@ async def test_waiting_client_gone_leaves_the_queue() -> None:
         assert (await receiver.post(LARGE)).status == 202
 
 
-class Whole:
-    """The content of a request that arrived whole."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def is_eof(self) -> bool:
-        """All has arrived."""
-        return True
-
-    def at_eof(self) -> bool:
-        """Whether it has been read."""
-        return not self._body
-
-    async def readany(self) -> bytes:
-        """Read it."""
-        body, self._body = self._body, b""
-        return body
-
-
 async def test_bytes_granted_to_a_cancelled_handler_are_given_on() -> None:
     """A handler that is cancelled as it is granted its bytes does not keep them."""
     bodies = Bodies(body_bytes_max=64 * KIB, body_s_max=10, all_bytes_max=64 * KIB)
-    request: Any = SimpleNamespace(transport=None, content_length=60_000, content=Whole(LARGE))
+    request = request_of(declared(len(LARGE)), LARGE)
 
     async def receive() -> None:
         async with bodies.received(request):

@@ -1,24 +1,29 @@
-"""The short way for whole requests says and keeps what aiohttp's way does, in the same order."""
+"""Requests of one connection: one at a time, in order, each answered, and what waits is bounded."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
+from ingest.http import connection as connection_module
 from ingest.http.bodies import SOCKET_BYTES
-from ingest.http.connection import READ_BYTES
+from ingest.http.connection import READ_BYTES, Connection
 from ingest.http.connections import Connections
-from ingest.http.request import Request, WholeRequest
-from ingest.http.response import JSON, TEXT, Answer, problem
-from ingest.model.errors import Refused
+from ingest.http.framer import LINES_MAX, PART_BYTES_MAX
+from ingest.http.owner import Reply as Later
+from ingest.http.request import Request
+from ingest.http.response import TEXT, Answer
+from ingest.http.valve import BEHIND, BODY, LATER, MEMORY, UNREAD
 from tests.support.posts import array
 from tests.support.receiver import (
     BAD,
     GOOD,
+    JSON,
     Client,
     Receiver,
     Reply,
@@ -27,6 +32,7 @@ from tests.support.receiver import (
     running_receiver,
     until,
 )
+from tests.support.wire import Sightings, Wire, connections_of, echo
 
 MIXED = array(GOOD, BAD, GOOD)
 REQUESTS = {
@@ -47,57 +53,55 @@ REQUESTS = {
     "livez, head only": head("HEAD", "/livez"),
 }
 
+ANY = BEHIND | BODY | MEMORY | UNREAD | LATER
 
-@contextmanager
-def ways(receiver: Receiver) -> Iterator[list[type]]:
-    """Note by which way each request comes."""
-    seen: list[type] = []
+
+def connections_in(receiver: Receiver) -> Connections:
+    """Return the connections of a receiver."""
     connections = receiver.endpoint._port._connections
     assert connections is not None
-    answer = connections.answer
-
-    async def noting(request: Request) -> Answer:
-        seen.append(type(request))
-        return await answer(request)
-
-    connections.answer = noting
-    yield seen
+    return connections
 
 
-async def waiting(receiver: Receiver, count: int) -> None:
-    """Wait until aiohttp's tasks of so many connections wait; Python 3.11 begins them late."""
-    connections = receiver.endpoint._port._connections
-    assert connections is not None
-    await until(
-        lambda: connections.count == count and all(each._waiter for each in connections._open)
-    )
+def one_of(connections: Connections) -> Connection:
+    """Return the only connection."""
+    (connection,) = connections._open
+    return connection
 
 
-@pytest.mark.short_way
+@pytest.mark.known_heads
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_both_ways_answer_alike(name: str) -> None:
-    """Sent at once, and as the last of its connection, which is aiohttp's to answer."""
+async def test_request_is_answered_alike_however_it_comes(name: str) -> None:
+    """Whole, in pieces, as the last one of its connection, and with a head that is known."""
     whole = REQUESTS[name]
     last = whole.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+    is_head = whole.startswith(b"HEAD")
+    body_at = whole.index(b"\r\n\r\n") + 4
     async with running_receiver(body_bytes_max=4_096) as receiver:
-        with ways(receiver) as seen:
-            replies: list[Reply] = []
-            for request in (whole, last):
-                client = await receiver.connect()
-                await waiting(receiver, len(replies) + 1)
-                await client.send(request)
-                replies.append(await client.reply(head_only=request.startswith(b"HEAD")))
-        short, long = replies
-        assert (short.status, short.body) == (long.status, long.body)
-        assert long.headers.pop("connection") == "close"
-        short.headers.pop("date")
-        long.headers.pop("date")
-        assert short.headers == long.headers
-        if name not in ("livez, head only", "encoding"):
-            assert [each is WholeRequest for each in seen] == [True, False]
+        seen = Sightings(connections_in(receiver))
+        replies: list[Reply] = []
+        for pieces in (
+            [whole],
+            [whole[:30], whole[30:]],
+            [whole[: body_at + 1], whole[body_at + 1 :]],
+            [last],
+            [whole],
+            [whole],
+        ):
+            client = await receiver.connect()
+            for piece in filter(None, pieces):
+                await client.send(piece)
+                await asyncio.sleep(0.005)
+            replies.append(await client.reply(head_only=is_head))
+            assert (replies[-1].headers.pop("connection", "") == "close") == await client.closed(
+                0.01
+            )
+            replies[-1].headers.pop("date")
+        assert replies == [replies[0]] * 6
+        assert seen.known[-1] == (name not in ("livez, head only", "encoding"))
 
 
-async def test_pipelined_requests_of_both_ways_are_answered_in_order() -> None:
+async def test_pipelined_requests_of_all_kinds_are_answered_in_order() -> None:
     """Whole, in pieces, compressed, chunked, refused, and one that has to wait."""
     chunked = head(headers={"Transfer-Encoding": "chunked", "Content-Type": "application/json"})
     requests = [
@@ -140,31 +144,17 @@ async def test_a_long_pipeline_behind_a_body_in_pieces_is_answered_whole() -> No
         assert [(await client.reply()).status for _ in range(100)] == [202] * 100
 
 
-async def test_what_waits_on_a_connection_is_bounded_in_bytes() -> None:
-    """Bodies behind one that has to wait stay in the kernel, and are all read in the end."""
-    body = array(*[GOOD] * 500)
-    async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(GOOD))
-        await until(lambda: receiver.inlet.waiting)
-        client.writer.write(post(body) * 30)
-        connections = receiver.endpoint._port._connections
-        assert connections is not None
-        (connection,) = connections._open
-        await until(lambda: connection._buffer_paused)
-        await asyncio.sleep(0.05)
-        read_bytes = sum(content.total_bytes for _, content in connection._messages)
-        assert read_bytes < READ_BYTES + 2 * SOCKET_BYTES
-        receiver.inlet.open.set()
-        assert [(await client.reply()).status for _ in range(31)] == [202] * 31
-        assert len(receiver.inlet.readings) == 1 + 30 * 500
+BULKY = {
+    "bodies": (post(array(*[GOOD] * 500)), 202),
+    "heads": (head("GET", "/livez", {f"X-{n}": "x" * 4_000 for n in range(7)}), 200),
+}
 
 
+@pytest.mark.parametrize("kind", BULKY)
 @pytest.mark.parametrize("parts", [1, 30], ids=["one packet after another", "all at once"])
-async def test_heads_that_wait_on_a_connection_are_bounded_in_bytes(parts: int) -> None:
-    """Large heads without bodies, behind a post that has to wait, fill no memory either."""
-    large = head("GET", "/livez", {f"X-{number}": "x" * 4_000 for number in range(16)})
+async def test_what_waits_on_a_connection_is_bounded_in_bytes(kind: str, parts: int) -> None:
+    """What stands behind a post that has to wait stays in the kernel, and is read in the end."""
+    bulky, status = BULKY[kind]
     async with running_receiver() as receiver:
         receiver.inlet.open.clear()
         client = await receiver.connect()
@@ -173,18 +163,17 @@ async def test_heads_that_wait_on_a_connection_are_bounded_in_bytes(parts: int) 
 
         async def send() -> None:
             for _ in range(30 // parts):
-                await client.send(large * parts)
+                await client.send(bulky * parts)
 
         sending = asyncio.create_task(send())
-        connections = receiver.endpoint._port._connections
-        assert connections is not None
-        (connection,) = connections._open
-        await until(lambda: connection._buffer_paused)
+        connection = one_of(connections_in(receiver))
+        await until(lambda: connection.valve.is_shut(ANY))
         await asyncio.sleep(0.05)
-        assert len(connection._messages) * len(large) < READ_BYTES + 2 * SOCKET_BYTES
+        assert READ_BYTES < len(connection._behind) <= READ_BYTES + SOCKET_BYTES
         receiver.inlet.open.set()
-        assert [(await client.reply()).status for _ in range(31)] == [202] + [200] * 30
+        assert [(await client.reply()).status for _ in range(31)] == [202] + [status] * 30
         await sending
+        assert not connection.valve.is_shut(ANY)
 
 
 async def test_what_follows_a_post_that_waits_waits_too() -> None:
@@ -213,32 +202,11 @@ async def test_a_refusal_that_closes_closes() -> None:
 
 
 @asynccontextmanager
-async def port(
-    answer: Callable[[Request], Answer], gate: asyncio.Event | None = None
-) -> AsyncIterator[tuple[Connections, Client]]:
-    """Run a bare port with the short way, and a client of it."""
-
-    class Lets:
-        def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
-            asyncio.get_running_loop().call_soon(begin)
-            return True
-
-    async def answered(request: Request) -> Answer:
-        if gate is not None:
-            await gate.wait()
-        return answer(request)
-
-    connections = Connections(
-        answered,
-        lambda code: problem(Refused(code, "")),
-        round_queue=Lets(),
-        connections_max=10,
-        header_s_max=5,
-        keepalive_s_max=0.4,
-    )
+async def port(answer: Callable[[Request], Later]) -> AsyncIterator[tuple[Connections, Client]]:
+    """Run a bare port, and a client of it."""
+    connections = connections_of(answer, keepalive_s_max=0.4)
     client = await Client.connect(await connections.listen("127.0.0.1", 0, "--listen"))
-    # Before Python 3.12 aiohttp's task has not begun to wait yet.
-    await until(lambda: any(each._waiter for each in connections._open))
+    await until(lambda: connections.count)
     try:
         yield connections, client
     finally:
@@ -246,36 +214,90 @@ async def port(
         await connections.close()
 
 
-@pytest.mark.short_way
-async def test_close_lets_an_answer_come_to_its_end() -> None:
+class Gate:
+    """A page whose answers wait, in a task or without one, until a test lets them go."""
+
+    def __init__(self, *, in_task: bool) -> None:
+        self._in_task = in_task
+        self._opened = asyncio.Event()
+        self.waiting: list[Request] = []
+
+    def answer(self, request: Request) -> Later:
+        """Answer later."""
+        self.waiting.append(request)
+        return self._wait() if self._in_task else None
+
+    async def _wait(self) -> Answer:
+        await self._opened.wait()
+        return Answer(200, b"{}")
+
+    def open(self) -> None:
+        """Answer all."""
+        self._opened.set()
+        for request in [] if self._in_task else self.waiting:
+            request.reply(Answer(200, b"{}"))
+
+
+IN_TASK = pytest.mark.parametrize("in_task", [True, False], ids=["a task", "told later"])
+
+
+@IN_TASK
+async def test_close_lets_an_answer_come_to_its_end(in_task: bool) -> None:
     """The port closes; a request in work still gets its answer."""
-    gate = asyncio.Event()
-    async with port(lambda _: Answer(200, b"{}", JSON), gate) as (connections, client):
+    gate = Gate(in_task=in_task)
+    async with port(gate.answer) as (connections, client):
         await client.send(head("GET", "/"))
-        await until(lambda: connections._suspended)
+        await until(lambda: gate.waiting)
         closing = asyncio.create_task(connections.close())
         await asyncio.sleep(0.02)
         assert not closing.done()
-        gate.set()
-        assert (await client.reply()).status == 200
+        gate.open()
+        reply = await client.reply()
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
         assert await client.closed()
         await closing
 
 
-@pytest.mark.short_way
-async def test_close_ends_an_answer_that_does_not_come() -> None:
+@IN_TASK
+async def test_close_ends_an_answer_that_does_not_come(in_task: bool) -> None:
     """Its time is bounded, and nothing is left running."""
-    async with port(lambda _: Answer(200, b"{}", JSON), asyncio.Event()) as (connections, client):
+    gate = Gate(in_task=in_task)
+    async with port(gate.answer) as (connections, client):
         await client.send(head("GET", "/"))
-        await until(lambda: connections._suspended)
+        await until(lambda: gate.waiting)
         await connections.close(timeout_s=0.05)
         assert await client.closed()
         assert not connections._suspended
-        assert connections.count == 0
+        await until(lambda: connections.count == 0)
+
+
+@IN_TASK
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_connection_lost_as_its_answer_comes_is_no_fault(
+    in_task: bool, is_late: bool
+) -> None:
+    """The answer goes to nobody, and what stood behind its request is left alone."""
+    gate = Gate(in_task=in_task)
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    with capture_logs() as logs:
+        async with port(gate.answer) as (connections, client):
+            await client.send(head("GET", "/") * 2)
+            await until(lambda: gate.waiting)
+            transport = one_of(connections).transport
+            assert transport is not None
+            transport.abort()
+            if is_late:
+                await until(lambda: connections.count == 0)
+            gate.open()
+            await until(lambda: connections.count == 0 and not connections._suspended)
+            assert len(gate.waiting) == 1
+    assert not faults
+    assert not logs
 
 
 async def test_a_busy_connection_is_never_idle_and_an_idle_one_is_closed() -> None:
-    """Requests by the short way put the idle limit off, like any other."""
+    """Each request puts the idle limit off."""
     async with port(lambda _: Answer(200, b"ok", TEXT)) as (connections, client):
         for _ in range(12):
             await client.send(head("GET", "/"))
@@ -285,34 +307,169 @@ async def test_a_busy_connection_is_never_idle_and_an_idle_one_is_closed() -> No
         assert await client.closed(3)
 
 
-@pytest.mark.short_way
-async def test_a_fault_in_the_handler_closes_only_its_connection() -> None:
+async def fails(_request: Request) -> Answer:
+    """Fail after a wait."""
+    await asyncio.sleep(0)
+    raise ValueError("a bug")
+
+
+def fails_at_once(_request: Request) -> Answer:
+    """Fail."""
+    raise ValueError("a bug")
+
+
+@pytest.mark.parametrize("page", [fails, fails_at_once])
+async def test_a_fault_in_the_handler_closes_only_its_connection(
+    page: Callable[[Request], Later],
+) -> None:
     """What passes through everything ends in the log, not in a client that waits for ever."""
+    with capture_logs() as logs:
+        async with port(page) as (connections, client):
+            Wire(connections())
+            await client.send(head("GET", "/") * 2)
+            assert await client.closed()
+            await until(lambda: connections.count == 1)
+    assert [each["event"] for each in logs] == ["request_failed"]
 
-    def broken(_request: Request) -> Answer:
-        raise ValueError("a bug")
 
-    async with port(broken) as (connections, client):
-        await client.send(head("GET", "/"))
+# How a connection ends
+
+
+async def test_client_that_closes_its_sending_side_gets_its_answers() -> None:
+    """Those of requests that were whole, also of one that has to wait; then the end."""
+    async with running_receiver() as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
+        await client.send(post(GOOD) + head("GET", "/livez") + post(BAD))
+        client.writer.write_eof()
+        await until(lambda: receiver.inlet.waiting)
+        assert not await client.closed(0.05)
+        receiver.inlet.open.set()
+        assert [(await client.reply()).status for _ in range(3)] == [202, 200, 422]
         assert await client.closed()
-        await until(lambda: connections.count == 0)
 
 
-@pytest.mark.short_way
-async def test_a_connection_lost_as_its_answer_comes_is_no_fault() -> None:
-    """What was behind that answer is left alone; aiohttp's task ends in peace."""
-    gate = asyncio.Event()
-    async with port(lambda _: Answer(200, b"{}", JSON), gate) as (connections, client):
-        await client.send(head("GET", "/") + head("GET", "/", {"Connection": "close"}))
-        await until(lambda: connections._suspended)
-        (connection,) = connections._open
-        task = connection._task_handler
-        assert task is not None
-        assert connection.transport is not None
-        (answering,) = connections._suspended
-        gate.set()
-        while not answering.done():  # noqa: ASYNC110  it must stay in this round
-            await asyncio.sleep(0)
-        connection.transport.abort()
-        await asyncio.wait([task])
-        assert task.cancelled() or task.exception() is None
+@pytest.mark.parametrize("said", [post(GOOD)[:-5], post(GOOD)[:30]], ids=["a body", "a head"])
+async def test_half_a_request_whose_client_has_closed_its_sending_side_ends(said: bytes) -> None:
+    """Nothing is waited for, and nothing is kept of it."""
+    async with running_receiver(body_s_max=30, header_s_max=30) as receiver:
+        client = await receiver.connect()
+        await client.send(said)
+        await asyncio.sleep(0.01)
+        client.writer.write_eof()
+        assert await client.closed(1)
+        await until(lambda: connections_in(receiver).count == 0)
+        assert not receiver.inlet.blocks
+
+
+async def test_refusal_is_seen_by_a_client_that_goes_on_sending() -> None:
+    """Its bytes are read and dropped: a reset would take the answer from it."""
+    async with running_receiver(body_bytes_max=4_096) as receiver:
+        for start, status in ((post(bytes(500_000)), 413), (b"SSH-2.0\r\n" * 50_000, 400)):
+            client = await receiver.connect()
+            for at in range(0, len(start), 50_000):
+                await client.send(start[at : at + 50_000])
+                await asyncio.sleep(0.002)
+            assert (await client.reply()).status == status
+            assert await client.closed()
+            await client.send(bytes(50_000))
+            await client.close()
+            await until(lambda: connections_in(receiver).count == 0)
+
+
+async def test_refusal_is_seen_behind_a_body_that_was_held_back() -> None:
+    """Reading goes on, though nobody has taken what came of the body."""
+    gate = Gate(in_task=True)
+    async with port(gate.answer) as (connections, client):
+        body = bytes(20_000_000)
+        sending = asyncio.create_task(client.send(post(body)[:-1]))
+        await until(lambda: gate.waiting and one_of(connections).valve.is_shut(ANY))
+        gate.open()
+        assert (await client.reply()).headers["connection"] == "close"
+        await sending
+        assert await client.closed()
+
+
+async def test_client_that_goes_on_sending_is_cut_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has had time to read its answer."""
+    monkeypatch.setattr(connection_module, "LINGER_S", 0.1)
+    async with running_receiver(body_bytes_max=4_096) as receiver:
+        client = await receiver.connect()
+        await client.send(post(bytes(5_000))[:-1])
+        assert (await client.reply()).status == 413
+        assert connections_in(receiver).count == 1
+        await until(lambda: connections_in(receiver).count == 0, 1)
+
+
+async def test_answer_before_the_end_of_a_body_is_the_last_one() -> None:
+    """What follows is the rest of that body, whatever it looks like."""
+    async with port(lambda _: Answer(200, b"ok")) as (connections, client):
+        seen = Sightings(connections)
+        await client.send(head("POST", "/", {"Content-Length": "1000"}))
+        assert (await client.reply()).headers["connection"] == "close"
+        await client.send(head("GET", "/") * 10)
+        assert await client.closed()
+        assert len(seen.known) == 1
+
+
+async def test_wait_for_a_body_that_breaks_off_ends_at_any_byte() -> None:
+    """Also if the reader was woken for bytes in that moment."""
+    whole = head(headers={**JSON, "Transfer-Encoding": "chunked"}) + b"5\r\n12345\r\n"
+    async with running_receiver() as receiver:
+        for cut in range(len(whole) - 12, len(whole) + 1):
+            for rounds in (0, 1, 5):
+                wire = Wire(connections_in(receiver)())
+                await wire.send(whole[:cut], whole[cut:] + b"no size\r\n", rounds=[rounds])
+                assert (await wire.settled()).startswith(b"HTTP/1.1 400")
+                assert wire.has_ended
+
+
+# Chunked bodies are looked through for their end
+
+
+async def test_many_small_chunks_do_not_hold_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parser gets them in parts, and the loop has its turn between some of them."""
+    monkeypatch.setattr("ingest.http.framer.PARSE_S_MAX", 0.0)
+    connections = connections_of(echo)
+    wire = Wire(connections())
+    chunks = b"1\r\nx\r\n" * 40_000
+    start = head(headers={"Transfer-Encoding": "chunked"})
+    await wire.send(start + chunks + b"0\r\n\r\n" + post(b"behind"))
+    parts = 0
+    while wire.is_paused:
+        parts += 1
+        await asyncio.sleep(0)
+    assert parts >= len(chunks) // PART_BYTES_MAX // 2
+    written = await wire.settled()
+    assert written.count(b"HTTP/1.1 200 OK") == 2
+    assert b"x" * 40_000 in written
+    assert written.endswith(b"behind")
+    assert not wire.has_ended
+
+
+@pytest.mark.parametrize("lines", [LINES_MAX, LINES_MAX + 1, 20_000])
+@pytest.mark.parametrize("size", [60_000, 12], ids=["large chunks", "small chunks"])
+@pytest.mark.parametrize("behind", [b"", post(b"behind"), b"\0"])
+async def test_body_of_many_empty_lines_is_the_last_of_its_connection(
+    lines: int, size: int, behind: bytes
+) -> None:
+    """It is taken whole. To look for its end at each line would cost too much."""
+    body = b"x\r\n\r\nx" * (lines - 1)  # one more is the end
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    for cut in (0, 1_000, -9):
+        wire = Wire(connections_of(echo)())
+        data = head(headers={"Transfer-Encoding": "chunked"}) + chunks + b"0\r\n\r\n" + behind
+        await wire.send(data[:cut], data[cut:], rounds=[2])
+        head_, _, answered = (await wire.settled()).partition(b"\r\n\r\n")
+        assert answered.startswith(body)
+        if lines > LINES_MAX:
+            assert answered == body
+            assert b"Connection: close" in head_
+        elif behind:
+            assert answered != body
+        assert wire.has_ended == (lines > LINES_MAX or behind == b"\0")

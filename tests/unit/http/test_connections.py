@@ -6,17 +6,20 @@ import asyncio
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 import structlog
 
+from ingest.http.bodies import SOCKET_BYTES
+from ingest.http.connection import READ_BYTES
 from ingest.http.connections import Connections, raise_open_files_limit
-from ingest.http.request import WholeRequest
-from ingest.http.response import TEXT, Answer, problem
-from ingest.model.errors import Refused
+from ingest.http.request import Request
+from ingest.http.response import TEXT, Answer
+from ingest.http.valve import UNREAD
 from tests.support.receiver import Client, Receiver, head, post, running_receiver, until
+from tests.support.wire import connections_of
 
 GET = head("GET", "/livez")
 HALF = b"POST /v1/readings HTTP/1.1\r\nHost: door\r\nContent-"
@@ -246,89 +249,80 @@ async def test_slow_head_within_its_time_is_served() -> None:
         assert (await client.reply()).status == 200
 
 
-class Open:
-    """A round queue that begins every request in the next round."""
-
-    def enqueue(self, body_bytes: int, begin: Callable[[], None]) -> bool:
-        """Begin it in the next round."""
-        asyncio.get_running_loop().call_soon(begin)
-        return True
-
-
-BOTH_WAYS = pytest.mark.parametrize("short", [True, False], ids=["short", "aiohttp"])
-
-
 @asynccontextmanager
 async def listening(
-    body: bytes, keepalive_s_max: float, *, short: bool, close: bool = False
-) -> AsyncIterator[tuple[Connections, str]]:
-    """Run a bare port that answers everything with `body`, the short way or aiohttp's.
+    body: bytes, keepalive_s_max: float, *, close: bool = False
+) -> AsyncIterator[tuple[Connections, Client, list[Request]]]:
+    """Run a bare port that answers everything with `body`, and a client that does not read.
 
     With `close` it closes the connection then, as after a fault of its own.
     """
+    requests: list[Request] = []
 
-    async def answer(request: object) -> Answer:
-        connections.requests_count += isinstance(request, WholeRequest)  # aiohttp counts its own
+    def answer(request: Request) -> Answer:
+        requests.append(request)
         return Answer(200, body, TEXT, close=close)
 
-    connections = Connections(
-        answer,
-        lambda code: problem(Refused(code, "")),
-        round_queue=Open() if short else None,
-        connections_max=100,
-        header_s_max=1,
-        keepalive_s_max=keepalive_s_max,
-    )
-    address = await connections.listen("127.0.0.1", 0, "--listen")
-    yield connections, address
+    connections = connections_of(answer, header_s_max=1, keepalive_s_max=keepalive_s_max)
+    client = await Client.connect(await connections.listen("127.0.0.1", 0, "--listen"))
+    client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+    await until(lambda: connections.count == 1)
+    yield connections, client, requests
+    client.writer.transport.abort()
     await connections.close()
 
 
-@BOTH_WAYS
-async def test_client_that_does_not_read_is_let_go(short: bool) -> None:
+async def test_client_that_does_not_read_is_let_go() -> None:
     """A client that does not read its answers is closed as early as an idle one."""
-    async with listening(bytes(8_000_000), keepalive_s_max=0.3, short=short) as (
-        connections,
-        address,
-    ):
-        client = await Client.connect(address)
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+    async with listening(bytes(8_000_000), keepalive_s_max=0.3) as (connections, client, requests):
         await client.send(GET * 3)
-        await until(lambda: connections.count == 1)
         await until(lambda: connections.count == 0, 3)
-        await client.close()
+        assert len(requests) == 1, "no further request is begun for it"
 
 
-@BOTH_WAYS
-async def test_answer_that_closes_and_is_not_read_keeps_no_descriptor(short: bool) -> None:
+async def test_answer_that_closes_and_is_not_read_keeps_no_descriptor() -> None:
     """What is to be closed once all is sent is cut as late as the others are."""
     answer = bytes(8_000_000)
-    async with listening(answer, 0.3, short=short, close=True) as (connections, address):
-        client = await Client.connect(address)
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+    async with listening(answer, 0.3, close=True) as (connections, client, _):
         await client.send(GET)
-        await until(lambda: connections.count == 1)
         await until(lambda: connections.count == 0, 3)
         client.writer.transport.resume_reading()  # type: ignore[attr-defined]
         async with asyncio.timeout(5):
             with suppress(ConnectionError):
                 assert len(await client.reader.read()) < len(answer)
-        await client.close()
 
 
-@BOTH_WAYS
-async def test_pipelining_without_end_is_bounded(short: bool) -> None:
+@pytest.mark.parametrize("sent", [GET, post(bytes(10_000))], ids=["heads", "bodies"])
+async def test_pipelining_without_end_is_bounded(sent: bytes) -> None:
     """A client that only sends is stopped by its own unread answers, not by our memory."""
-    async with listening(bytes(100_000), keepalive_s_max=5, short=short) as (connections, address):
-        client = await Client.connect(address)
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
-        sending = asyncio.create_task(client.send(GET * 200_000))
+    async with listening(bytes(100_000), keepalive_s_max=5) as (connections, client, requests):
+        sending = asyncio.create_task(client.send(sent * (50_000_000 // len(sent))))
         await asyncio.sleep(0.5)
         assert not sending.done()
-        assert connections.requests_count < 1_000
+        assert len(requests) < 1_000
+        (connection,) = connections._open
+        assert len(connection._behind) <= READ_BYTES + SOCKET_BYTES
         sending.cancel()
         client.writer.transport.abort()
         await until(lambda: connections.count == 0)
+
+
+async def test_client_that_reads_late_gets_all_its_answers_in_order() -> None:
+    """What was held back goes on as it reads."""
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+        kinds = [(GET, 200), (post(b"{"), 400), (head("GET", "/no"), 404)] * 10_000
+        connections = receiver.endpoint._port._connections
+        assert connections is not None
+        await until(lambda: connections.count)
+        (connection,) = connections._open
+        pipelined = b"".join(data for data, _ in kinds)
+        sending = asyncio.create_task(client.send(pipelined))
+        await until(lambda: connection.valve.is_shut(UNREAD))
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert [(await client.reply()).status for _ in kinds] == [status for _, status in kinds]
+        await sending
 
 
 async def test_close_ends_idle_and_half_open_connections_quickly() -> None:
@@ -349,22 +343,15 @@ async def test_close_ends_idle_and_half_open_connections_quickly() -> None:
             await receiver.connect()
 
 
-@BOTH_WAYS
-async def test_close_does_not_wait_for_a_client_that_does_not_read(short: bool) -> None:
+async def test_close_does_not_wait_for_a_client_that_does_not_read() -> None:
     """An answer stuck on its way is given up at the end."""
-    async with listening(bytes(8_000_000), keepalive_s_max=30, short=short) as (
-        connections,
-        address,
-    ):
-        client = await Client.connect(address)
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
+    async with listening(bytes(8_000_000), keepalive_s_max=30) as (connections, client, requests):
         await client.send(GET)
-        await until(lambda: connections.count == 1 and connections.requests_count == 1)
+        await until(lambda: requests)
         before_s = time.monotonic()
         await connections.close(0.1)
         assert time.monotonic() - before_s < 2
         await until(lambda: connections.count == 0)
-        client.writer.transport.abort()
 
 
 def test_raise_open_files_limit_reaches_the_hard_one() -> None:

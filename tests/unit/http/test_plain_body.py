@@ -23,7 +23,7 @@ class Stopped(LoopShare):
 
     def __init__(self) -> None:
         super().__init__()
-        self._begins: list[Callable[[], bool]] = []
+        self._begins: list[Callable[[], object]] = []
         self._open = False
 
     @property
@@ -35,7 +35,7 @@ class Stopped(LoopShare):
         """Nothing is left."""
         return self._open
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], bool]) -> None:
+    def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> None:
         """Wait for `go`."""
         self._begins.append(begin)
 

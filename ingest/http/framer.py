@@ -1,0 +1,168 @@
+"""Where a request ends in the bytes of a connection; aiohttp's parser reads it.
+
+The parser gets one request at a time, so it loses nothing that stands behind it: neither bytes that
+are not HTTP nor a request with an Upgrade header (which is ignored) undo what stands before or
+behind them. The end of a head, and of a chunked body, is an empty line. So the parser gets bytes up
+to the next empty line, and then says whether this was the end.
+Does not: keep bytes that it has not given to the parser, or know what becomes of a request.
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop
+from typing import Any, cast
+
+from aiohttp import StreamReader, web
+from aiohttp.http import HttpRequestParser
+
+from ingest.http.heads import HEAD_END, HEADERS_MAX, LINE_BYTES_MAX
+from ingest.http.request import Head
+from ingest.http.valve import Valve
+from ingest.system.clock import monotonic_s
+
+HALF_END = len(HEAD_END) - 1  # may be at the end of some bytes
+# The parser gets so much of a chunked body at once, and gets parts for so long in one round of the
+# event loop: 256 KiB of the smallest chunks take 30 ms.
+PART_BYTES_MAX = 8 * 1024
+PARSE_S_MAX = 0.001
+# A chunked body with more empty lines is not looked through for its end, as 256 KiB of empty lines
+# would take 0.4 s. It is the last one of its connection: what stands behind it is lost.
+LINES_MAX = 500
+
+
+class Framer:
+    """The request that is arriving on one connection.
+
+    `content` is its body once its head has come, else None. `half` is not empty if the parser has a
+    part of a head. `text` is its head if that came in one piece. `valve` is shut while the reader
+    of the body is slower than the client.
+    """
+
+    __slots__ = (
+        *("_last", "_left", "_lines", "_loop", "_parser", "_valve", "_read_bytes"),
+        *("content", "half", "head", "text"),
+    )
+
+    def __init__(self, valve: Valve, loop: AbstractEventLoop, read_bytes: int) -> None:
+        self._valve = valve
+        self._loop = loop
+        self._read_bytes = read_bytes
+        self._parser: HttpRequestParser | None = self._new_parser()
+        self.half = b""  # the last bytes that the parser got, of a head or of a chunked body
+        self._last = b""  # the last part that it got
+        self._left = 0  # bytes of the body that have not come, if its size is known
+        self._lines = 0  # empty lines in the body, if it is chunked
+        self.head: Head | None = None
+        self.text = b""
+        self.content: StreamReader | None = None
+
+    def _new_parser(self) -> HttpRequestParser:
+        return HttpRequestParser(
+            cast(Any, self._valve),
+            self._loop,
+            self._read_bytes,
+            max_line_size=LINE_BYTES_MAX,
+            max_headers=HEADERS_MAX,
+            max_field_size=LINE_BYTES_MAX,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the request has come to its end; then `take` it."""
+        return self.content is not None and self.content.is_eof()
+
+    def feed(self, data: bytes, at: int) -> int:
+        """Give the parser `data[at:]` up to the end of the request; return where that is.
+
+        It stops after PARSE_S_MAX too. Raises what the parser raises at bytes that are not HTTP.
+        """
+        until_s = 0.0
+        while at < len(data):
+            part = self._last = data[at : self._end_of_part(data, at)]
+            at += len(part)
+            self._feed(part)
+            if self.is_complete:
+                break
+            if self.half and at < len(data):
+                now_s = monotonic_s()
+                until_s = until_s or now_s + PARSE_S_MAX
+                if now_s > until_s:
+                    break
+        return at
+
+    def _feed(self, part: bytes) -> None:
+        parser = self._parser
+        assert parser is not None, "it is not closed"
+        try:
+            messages, is_upgraded, _ = parser.feed_data(part)
+        except Exception:
+            if self.is_complete:
+                return  # it is about what stands behind: LINES_MAX
+            raise
+        if is_upgraded:  # the parser believes so; we go on in HTTP
+            parser.set_upgraded(False)
+        if not messages or self.content is not None:
+            self._left -= len(part)
+            self.half = (self.half + part)[-HALF_END:]
+            return
+        message, content = messages[0]
+        self.head = Head(message, has_body=not content.is_eof())
+        self.text = b"" if self.half else part
+        self.content = content
+        self._left = self.head.body_bytes
+        self._lines = 0
+        self.half = b""
+
+    def _end_of_part(self, data: bytes, at: int) -> int:
+        """Return where the request may end at the earliest: the parser must not get more."""
+        if self.content is None and not self.half:  # the common case
+            end = data.find(HEAD_END, at)
+            return end + len(HEAD_END) if end >= 0 else len(data)
+        if self.content is not None and self._left > 0:
+            return at + self._left
+        half, part_end = self.half, min(len(data), at + PART_BYTES_MAX)
+        if self._lines > LINES_MAX:
+            return part_end
+        end = at - len(half) + (half + data[at : at + HALF_END]).find(HEAD_END)
+        if end < at - len(half):  # it does not begin in what came before
+            end = data.find(HEAD_END, at, part_end)
+            if end < 0:
+                return part_end
+        if self.head is not None:  # it is chunked
+            self._lines += 1
+            if self._lines > LINES_MAX:
+                self.head.keeps_open = False
+        return end + len(HEAD_END)
+
+    def take(self) -> tuple[Head, bytes]:
+        """Return the head and the body of the request, which is complete, and forget it."""
+        head, content = self.head, self.content
+        assert head is not None, "it is complete"
+        assert content is not None, "it is complete"
+        body = self._last if len(self._last) == head.body_bytes else content.read_nowait()
+        self.end()
+        return head, body
+
+    def break_body(self) -> None:
+        """End the wait for a body with an error: the rest of it never comes."""
+        content = self.content
+        if content is not None and not content.is_eof() and content.exception() is None:
+            broken = web.RequestPayloadError("the body breaks off")
+            content.set_exception(broken)
+            # A reader that was woken in this round looks for bytes only, and waits again.
+            self._loop.call_soon(content.set_exception, broken)
+
+    def end(self) -> None:
+        """Forget the request; its body may be read on."""
+        if self.head is not None and self.head.body_bytes < 0:
+            # The parser would take the last trailer for a header of the next request.
+            self._parser = self._new_parser()
+        self.head = self.content = None
+        self.half = self._last = self.text = b""
+
+    def close(self) -> None:
+        """Break off."""
+        self.break_body()
+        self.head = self.content = self._parser = None

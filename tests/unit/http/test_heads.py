@@ -1,0 +1,247 @@
+"""Heads that come again: which are remembered, for how long, and which requests skip the parser."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+from aiohttp.http_exceptions import LineTooLong
+
+from ingest.http.connection import TRIES
+from ingest.http.heads import KNOWN_BYTES_MAX, KNOWN_MAX, SEEN_MAX, KnownHeads, code_of
+from ingest.http.owner import Reply
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from tests.support.receiver import head, post
+from tests.support.wire import Sightings, Wire, connections_of, echo, head_of
+
+BODY = b"0123456789"
+POST = post(BODY)
+HEAD = POST[: -len(BODY)]
+CHUNKS = head(headers={"Transfer-Encoding": "chunked"})
+
+
+def numbered(number: int) -> bytes:
+    """Return a head that no other number has."""
+    return head("POST", f"/v1/readings?n={number}", {"Content-Length": "10"})
+
+
+async def learned(text: bytes, times: int = 2) -> KnownHeads:
+    """Return known heads after the parser took this one so often."""
+    known = KnownHeads()
+    for _ in range(times):
+        known.parsed(text, head_of(text))
+    return known
+
+
+async def test_head_is_known_when_it_has_come_twice_and_only_by_its_very_bytes() -> None:
+    """The same in other letters, in another order or with another size is another head."""
+    text = head(headers={"Content-Length": "10", "X-A": "1"})
+    assert (await learned(text, times=1)).find(text) is None
+    known = await learned(text)
+    found = known.find(text)
+    assert found is not None
+    assert (found.method, found.raw_path, found.body_bytes) == ("POST", "/v1/readings", 10)
+    for other in (
+        text.replace(b"Length", b"length"),
+        text.replace(b": 10", b":  10"),
+        text.replace(b": 10", b": 11"),
+        text.replace(b"X-A: 1\r\n", b"").replace(b"Host", b"X-A: 1\r\nHost"),
+        text + b"\r\n",
+        text[:-2],
+        b"",
+    ):
+        assert known.find(other) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        head("HEAD", "/livez"),
+        post(BODY, headers={"Connection": "keep-alive"}).replace(b"1.1", b"1.0", 1)[: -len(BODY)],
+        head("GET", "/livez", {"Connection": "close"}),
+        CHUNKS,
+        head(headers={"Content-Length": "10", "Expect": "100-continue"}),
+        head(headers={"Content-Length": "10", "Content-Encoding": "gzip"}),
+        head("GET", "/livez", {"Connection": "Upgrade", "Upgrade": "websocket"}),
+        head("GET", "/livez", {"X": "x" * KNOWN_BYTES_MAX}),
+    ],
+    ids=["HEAD", "HTTP/1.0", "last", "chunked", "expects", "compressed", "upgrade", "large"],
+)
+async def test_head_that_needs_care_is_never_known(text: bytes) -> None:
+    """The parser takes it each time."""
+    assert (await learned(text, times=5)).find(text) is None
+
+
+async def test_head_of_two_kib_is_known() -> None:
+    """The bound is the one that is written down."""
+    text = head("GET", "/livez", {"X": ""})
+    text = text.replace(b"X: ", b"X: " + b"x" * (KNOWN_BYTES_MAX - len(text)))
+    assert len(text) == KNOWN_BYTES_MAX
+    assert (await learned(text)).find(text) is not None
+
+
+async def test_ever_new_heads_drive_out_no_head_in_use_and_fill_no_memory() -> None:
+    """The heads in use stay. One that is not used goes, and is learned anew."""
+    used, unused = numbered(-1), numbered(-2)
+    known = await learned(used)
+    for _ in range(2):
+        known.parsed(unused, head_of(unused))
+    some = head_of(used)
+    for number in range(10 * KNOWN_MAX):
+        if number % (KNOWN_MAX // 2) == 0:
+            assert known.find(used) is not None
+        for _ in range(2):
+            known.parsed(numbered(number), some)
+        assert len(known._known) + len(known._older) <= 2 * KNOWN_MAX
+    assert known.find(unused) is None
+    for number in range(3 * SEEN_MAX):
+        known.parsed(numbered(-number - 3), some)
+        assert len(known._seen) <= SEEN_MAX
+    assert known.find(used) is not None
+
+
+# On connections
+
+
+@pytest.mark.known_heads
+async def test_known_head_skips_the_parser_on_each_connection_of_the_port() -> None:
+    """The third request on has it; and the first one of another connection."""
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    wire = Wire(connections())
+    assert await wire.answered(POST, POST, POST, POST) == [BODY] * 4
+    assert seen.known == [False, False, True, True]
+    assert await Wire(connections()).answered(POST) == [BODY]
+    assert seen.taken == 3
+
+
+@pytest.mark.known_heads
+async def test_pipelined_known_heads_are_answered_in_order() -> None:
+    """All of them skip the parser, each with its own body, between others that do not."""
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    wire = Wire(connections())
+    await wire.answered(POST, POST)
+    bodies = [b"%010d" % number for number in range(50)]
+    gzipped = post(gzip.compress(b"x", mtime=0), headers={"Content-Encoding": "gzip"})
+    chunked = CHUNKS + b"3\r\nxyz\r\n0\r\n\r\n"
+    data = [post(each) for each in bodies]
+    got = await wire.answered(b"".join([*data[:20], gzipped, *data[20:40], chunked, *data[40:]]))
+    assert seen.taken == 50
+    packed = gzip.compress(b"x", mtime=0)
+    assert got == [*bodies[:20], packed, *bodies[20:40], b"xyz", *bodies[40:]]
+
+
+@pytest.mark.known_heads
+@pytest.mark.parametrize("cut", [1, 40, len(HEAD) - 3, len(HEAD) - 1])
+async def test_known_head_in_pieces_goes_to_the_parser_and_the_next_does_not(cut: int) -> None:
+    """While the parser has a part of a head, it gets the rest; what stands behind is known."""
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    wire = Wire(connections())
+    await wire.answered(POST, POST)
+    other = post(b"abcdefghij")
+    assert await wire.answered(POST[:cut], POST[cut:] + other) == [BODY, b"abcdefghij"]
+    assert seen.known == [False, False, False, True]
+    assert await wire.answered(other + POST[:cut], POST[cut:]) == [b"abcdefghij", BODY]
+    assert seen.known[4:] == [True, False]
+
+
+async def test_rest_of_a_head_is_no_head() -> None:
+    """What came in a piece of its own is not remembered as a whole head."""
+    connections = connections_of(echo)
+    for _ in range(3):
+        assert await Wire(connections()).answered(POST[:40], POST[40:]) == [BODY]
+    wire = Wire(connections())
+    await wire.send(POST[40:])
+    assert (await wire.settled()).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.known_heads
+@pytest.mark.parametrize("size", [1, 3, 9])
+async def test_known_head_whose_body_comes_later_goes_to_the_parser(size: int) -> None:
+    """The body in one piece or in many; then the head is known as before."""
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    wire = Wire(connections())
+    await wire.answered(POST, POST)
+    pieces = [BODY[at : at + size] for at in range(0, len(BODY), size)]
+    assert await wire.answered(HEAD, *pieces, POST) == [BODY, BODY]
+    assert await wire.answered(HEAD + pieces[0], *pieces[1:], POST) == [BODY, BODY]
+    assert seen.known == [False, False, False, True, False, True]
+
+
+@pytest.mark.known_heads
+@pytest.mark.parametrize("lines", [b"\r\n", b"\r\n\r\n", b"\r\n\r\n\r\n"])
+@pytest.mark.parametrize("apart", [False, True])
+async def test_blank_lines_before_a_known_head_change_nothing(lines: bytes, apart: bool) -> None:
+    """They may stand before a request, in its piece or in one of their own."""
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    wire = Wire(connections())
+    await wire.answered(POST, POST)
+    pieces = [lines, POST] if apart else [lines + POST]
+    for _ in range(2):
+        assert await wire.answered(*pieces) == [BODY]
+    assert seen.taken == 0
+    assert await wire.answered(POST) == [BODY]
+    assert seen.taken == 1
+
+
+@pytest.mark.known_heads
+async def test_connection_whose_heads_are_new_each_time_is_given_up() -> None:
+    """They are neither looked for nor remembered any more. Others have what is known."""
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    fine, given_up = Wire(connections()), Wire(connections())
+    await fine.answered(POST, POST)
+    for round_ in range(3):  # a known head in time begins the count anew
+        at = round_ * TRIES
+        await given_up.answered(*(numbered(at + n) + BODY for n in range(TRIES - 1)), POST)
+    assert seen.taken == 3
+    await given_up.answered(*(numbered(1_000 + number) + BODY for number in range(TRIES)))
+    other = post(b"x" * 11)
+    assert await given_up.answered(POST, other, other, other) == [BODY, *[b"x" * 11] * 3]
+    assert seen.taken == 3
+    assert await fine.answered(other, other, POST) == [b"x" * 11, b"x" * 11, BODY]
+    assert seen.taken == 4
+
+
+async def test_trailers_are_of_their_own_request_only() -> None:
+    """Aiohttp's parser has the last one in hand still; it must not stand in a known head."""
+    told: list[list[str]] = []
+
+    def names(request: Request) -> Reply:
+        told.append([name for name in request.headers if name != "Host"])
+        return Answer(200, b"")
+
+    connections = connections_of(names)
+    wire = Wire(connections())
+    trailed = CHUNKS + b"3\r\nxyz\r\n0\r\nX-A: 1\r\nContent-Type: text/plain\r\n\r\n"
+    for data in (trailed + POST, trailed, POST, POST):
+        await wire.send(data)
+        await wire.settled()
+    chunked, plain = ["Transfer-Encoding"], ["Content-Type", "Content-Length"]
+    assert told == [chunked, plain, chunked, plain, plain]
+    assert not wire.has_ended
+
+
+async def test_what_a_port_does_not_queue_is_parsed_each_time() -> None:
+    """The admin port remembers no heads: its requests are few."""
+    connections = connections_of(echo)
+    connections.round_queue = connections.known_heads = None
+    seen = Sightings(connections)
+    assert await Wire(connections()).answered(*[POST] * 5) == [BODY] * 5
+    assert seen.known == [False] * 5
+
+
+def test_code_of_a_fault_tells_large_heads_from_bad_ones() -> None:
+    """The parser says which it was only in words."""
+    large = LineTooLong(b"x", 1)
+    faults = (large, ValueError("Too many headers received"), ValueError("bad"))
+    assert [code_of(each) for each in faults] == [
+        "headers_too_large",
+        "headers_too_large",
+        "bad_request",
+    ]
