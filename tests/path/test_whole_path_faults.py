@@ -19,6 +19,7 @@ from ingest.model.errors import StartError
 from ingest.model.verdict import Verdict
 from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
 from tests.support.journals import FailingCalls
+from tests.support.ways import AT_ONCE, RESERVED
 from tests.support.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Whole
 
 CALLS_MAX = 200  # more than any run needs
@@ -85,7 +86,11 @@ async def test_every_call_to_the_table_fails(
 
 @once_and_for_ever
 @pytest.mark.parametrize("code", [EIO, ENOSPC], ids=errorcode.get)
-@pytest.mark.parametrize("layer", ["journal_calls", "letter_calls"])
+@pytest.mark.parametrize(
+    ("layer", "goes"),
+    [("journal_calls", AT_ONCE), ("journal_calls", RESERVED), ("letter_calls", AT_ONCE)],
+    indirect=["goes"],
+)
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "stopped"])
 async def test_every_call_to_the_files_fails(
     tmp_path: Path, layer: str, code: int, forever: bool, killed: bool

@@ -101,9 +101,16 @@ class PathMachine(RuleBasedStateMachine):
         self.promises.leave_aside(self.whole.folder, aside, bad=min(aside, refused))
         self._run(self.whole.open())
 
-    @rule(several=st.lists(posts, min_size=1, max_size=8), pause_s=st.sampled_from(PAUSES_S))
-    def post(self, several: list[tuple[str, int, int, int, bool]], pause_s: float) -> None:
+    @rule(
+        several=st.lists(posts, min_size=1, max_size=8),
+        pause_s=st.sampled_from(PAUSES_S),
+        takes_in=st.sampled_from((True, True, False)),
+    )
+    def post(
+        self, several: list[tuple[str, int, int, int, bool]], pause_s: float, takes_in: bool
+    ) -> None:
         """Send some posts at once; all get an outcome, except those that wait for memory."""
+        self.whole.takes_in = takes_in
         leaving: list[asyncio.Task[str]] = []
         for ack, rows, bad, letters, leaves in several:
             work = self.whole.post(rows, ack=ack, bad=min(bad, rows), letters=letters)
