@@ -46,8 +46,9 @@ class Inlet(Protocol):
 
         Then nothing is kept, and `reserve` may wait or say why. Without `told` the block is in
         memory when this returns. With it the block is on disk once `told` is called, in a later
-        round, with this waiter among others; or it is not kept, if `told` gets an error. The block
-        may become a part of another one: the caller must not use it any more.
+        round, with this waiter among others; or it is not kept, if `told` gets an error. All posts
+        of a buffer have the same `told`, which must not fail. The block may become a part of
+        another one: the caller must not use it any more.
         """
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
