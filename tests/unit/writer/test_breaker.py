@@ -302,3 +302,13 @@ def test_little_is_remembered_of_large_blocks() -> None:
     assert len(breaker._past) == WINDOW
     assert isolated(breaker, *shared(fleet(5_000, rows=2, refused=0), [150] * 40, reloaded=True))
     assert len(breaker._past) == WINDOW
+
+
+@pytest.mark.parametrize("sizes", [[1] * 80, []], ids=["each its block", "one block"])
+def test_good_posts_never_trip_whatever_the_window_drops_for_them(sizes: list[int]) -> None:
+    """A large good post leaves the window, and what it hid is too much: nobody is judged for it."""
+    breaker = CircuitBreaker(window_rows=60, rows_max=4)
+    past = [(1_000, 0, "x"), *fleet(20, refused=1), *fleet(30)]
+    assert isolated(breaker, *shared(past, [1] * len(past)))
+    good = [(10, 0, f"10.0.0.{number}") for number in range(70)]
+    assert isolated(breaker, *shared([*good, (1, 1, "x")], sizes))
