@@ -1,6 +1,6 @@
 """Entries of the journal that several small posts share: one block, one frame.
 
-A post is added to the last entry until the journal begins to write it, or a writer takes its block.
+Posts are added to an entry until the journal begins to write it, or a writer takes its block.
 Does not: reserve room. The buffer has done that.
 """
 
@@ -17,10 +17,10 @@ from ingest.system.clock import monotonic_s
 
 
 class SharedEntry:
-    """Small posts that share one frame of the journal: `block` grows until its group is written.
+    """Small posts that share one frame of the journal.
 
-    With `told` the block is queued once it is on the disk, and all waiters are told in one call.
-    Without, it was queued at once.
+    With `told` their block is queued once it is on the disk, and then one call tells all waiters.
+    Without `told` nobody waits, and the block was queued at once.
     """
 
     __slots__ = ("_buffer", "_told", "_waiters", "block", "shared")
@@ -35,11 +35,11 @@ class SharedEntry:
         self.block = block
 
     def tell(self, waiter: object) -> None:
-        """Remember who waits for the last post."""
+        """Remember a waiter: the one of the post that was just added."""
         self._waiters.append(waiter)
 
     def kept(self, segment: Segment, start: int) -> None:
-        """The block is on the disk: queue it for the writers, and tell those who wait."""
+        """The block is on the disk: with `told`, queue it for the writers and tell the waiters."""
         buffer, block = self._buffer, self.block
         size_bytes = self.shared.size_bytes
         buffer.unwritten.remove(size_bytes, spilled=False, frames=block.posts)
@@ -64,7 +64,7 @@ class SharedEntry:
 
 
 class SharedEntries:
-    """The entries of a buffer that may still grow; `queue` is its queue of live blocks."""
+    """The entries of a buffer that may still grow. `queue` has its live blocks (see buffer.py)."""
 
     def __init__(self, buffer: JournalingBuffer, queue: BlockQueue, rows_max: int) -> None:
         self._buffer = buffer
