@@ -39,6 +39,7 @@ from ingest.receiver import replies
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.query import Query
 from ingest.system.clock import monotonic_s
+from ingest.system.logs import get_logger
 from ingest.system.words import counted
 
 READINGS = "/v1/readings"
@@ -77,6 +78,7 @@ class Keeper:
         self.posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
         self._left = asyncio.Event()  # set whenever a post or a tail has ended
+        self._log = get_logger("keeper")
 
     async def finish(self, timeout_s: float) -> int:
         """Wait until no post is in work, at most `timeout_s`; return how many still are."""
@@ -135,15 +137,23 @@ class Keeper:
         if broken is None:
             ledger.accepted += rows
             ledger.requests_answered(READINGS, 202, took_s)
-            for request, posted, _ in waiters:
-                request.reply(replies.all_accepted(DURABLE, posted))
-            return
-        ledger.readings_rejected("disk_low", rows)
-        ledger.requests_answered(READINGS, 503, took_s)
+        else:
+            ledger.readings_rejected("disk_low", rows)
+            ledger.requests_answered(READINGS, 503, took_s)
+        for request, posted, _ in waiters:
+            try:
+                request.reply(
+                    replies.all_accepted(DURABLE, posted)
+                    if broken is None
+                    else self._not_written(request)
+                )
+            except Exception:  # a bug, and none of the others' or of the journal, which calls this
+                self._log.error("request_failed", exc_info=True)
+
+    def _not_written(self, request: Request) -> Answer:
         refused = Refused("disk_low", NOT_WRITTEN)
-        for request, _, _ in waiters:
-            self._on_refused(request, refused)
-            request.reply(problem(refused))
+        self._on_refused(request, refused)
+        return problem(refused)
 
     # With waits
 
