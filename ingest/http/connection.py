@@ -35,7 +35,7 @@ from ingest.system.logs import get_logger
 LINGER_S = 5.0
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come
 READ_BYTES = 64 * 1024  # if more bytes wait for the request in work, the socket is not read
-TRIES = 8  # after so many unknown heads in a row, all further ones are parsed
+TRIES = 64  # after so many unknown heads in a row, all further ones are parsed
 NOBODY = Client("", "")
 CLOSE = b"Connection: close\r\n"
 STAYS = b"Connection: keep-alive\r\n"
@@ -104,7 +104,9 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Note that the client sends no more. Whole requests are answered before the end."""
         self._no_more = True
-        return self._framer.content is None and (self._request is not None or bool(self._behind))
+        if self._framer.content is not None and not self._over:
+            return False  # the rest of its body never comes
+        return self._request is not None or bool(self._behind)
 
     def pause_writing(self) -> None:
         """Begin no further request: the client does not read."""

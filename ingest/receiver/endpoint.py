@@ -150,7 +150,7 @@ class Endpoint:
             decoded = self._decode(plan, body, received_s)
             if not isinstance(decoded, Decoded):
                 decoded = await self._finish_steps(decoded, body, uncounted_bytes=0)
-        del body  # its memory is free while the post waits for room or for its outcome
+        del body
         return await self._keeper.keep(plan.query, self._seen(request, decoded))
 
     async def _go_on(self, request: Request, plan: _Plan, steps: Steps, body: bytes) -> Answer:
@@ -167,6 +167,7 @@ class Endpoint:
             raise
 
     def _seen(self, request: Request, decoded: Decoded) -> Decoded:
+        request.body = b""  # its memory is free while the post waits for space or for its outcome
         if decoded.block is not None:
             decoded.block.sender = request.client.network
         if self._on_decoded is not None:

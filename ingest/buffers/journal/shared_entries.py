@@ -48,7 +48,7 @@ class SharedEntry:
             buffer.memory.accept(block, block.rows, size_bytes)
         buffer.journal.changed()
         if self._told is not None:
-            self._told(self._waiters, None)
+            self._told(self._take_waiters(), None)
 
     def refused(self, error: JournalBroken) -> None:
         """The block is not on the disk, so it is not kept, unless it was queued at once."""
@@ -58,9 +58,14 @@ class SharedEntry:
         buffer.unwritten.remove(size_bytes, spilled=False, frames=block.posts)
         if self._told is not None:
             buffer.memory.free(block.rows, size_bytes)
-            self._told(self._waiters, error)
+            self._told(self._take_waiters(), error)
         else:
             buffer.journal.changed()
+
+    def _take_waiters(self) -> list[object]:
+        # The last entry stays until the next post comes: it must not keep clients that are gone.
+        waiters, self._waiters = self._waiters, []
+        return waiters
 
 
 class SharedEntries:
