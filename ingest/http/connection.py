@@ -343,6 +343,7 @@ class Connection(asyncio.Protocol):
         if transport.can_write_eof():
             transport.write_eof()
         self.valve.open_for_all()
+        self._owner.body_ended(self)  # nobody waits for it any more: it is not a slow one
         self._linger = self._owner.loop.call_later(LINGER_S, transport.close)
 
     def close(self) -> None:
