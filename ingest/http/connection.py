@@ -103,7 +103,9 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Note that the client sends no more; what has come whole is answered before the end."""
         self._no_more = True
-        return self._framer.content is None and (self._request is not None or bool(self._behind))
+        if self._framer.content is not None and not self._over:
+            return False  # the rest of its body never comes
+        return self._request is not None or bool(self._behind)
 
     def pause_writing(self) -> None:
         """Begin no further request: the client does not read."""
