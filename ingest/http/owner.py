@@ -10,7 +10,7 @@ from ingest.http.heads import KnownHeads
 from ingest.http.request import Request
 from ingest.http.response import Answer
 
-# A page answers at once; or it needs to wait; or (None) it calls `request.reply` later.
+# An answer; or a coroutine, if the page has to wait; or None: then it calls `request.reply` later.
 Reply = Answer | Coroutine[Any, Any, Answer] | None
 
 
@@ -63,4 +63,4 @@ class Owner(Protocol):
         """Answer a request. Raises ConnectionError if its client is gone."""
 
     def suspended(self, task: asyncio.Task[Answer]) -> None:
-        """Called when an answer has to wait for something."""
+        """Called with the task of an answer that has to wait for something."""

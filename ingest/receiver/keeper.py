@@ -1,9 +1,9 @@
 """Keeps what was decoded of a post: readings in the buffer, invalid items in the dead letters.
 
-A post of valid readings only is kept by a plain call, if there is room: its rows become a part of
-the last block of the buffer. Any other post reserves room, has its invalid items dead-lettered,
-puts its block into the buffer, and may wait in each of these steps. `put` fails only if the disk of
-a journal fails.
+If a post has only valid readings, one plain call keeps it (`take`), if there is room and it need
+not wait for its commit. Small posts then share a block. For any other post (`keep`), room is
+reserved, its invalid items are dead-lettered, and its block is put into the buffer. Each of these
+steps may wait. `put` fails only if the disk of a journal fails.
 Promises: after a refusal nothing of the post is kept, except perhaps dead letters of its invalid
 items. A 2xx means that every reading is kept. Every decoded reading is counted once: as accepted,
 dead-lettered or rejected.
@@ -39,6 +39,7 @@ from ingest.receiver import replies
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.query import Query
 from ingest.system.clock import monotonic_s
+from ingest.system.logs import get_logger
 from ingest.system.words import counted
 
 READINGS = "/v1/readings"
@@ -51,7 +52,7 @@ ADMISSION_DETAILS = {
 }
 
 
-_Waiter = tuple[Request, int, float]  # its rows, and when it was received (monotonic)
+_Waiter = tuple[Request, int, float]  # a post, its rows, and when it was received (monotonic)
 
 
 class Keeper:
@@ -73,10 +74,11 @@ class Keeper:
         self._database = database
         self._outcomes = outcomes
         self._on_refused = on_refused
-        self._told = self._tell  # one object for all posts
+        self._told = self._tell  # so that not each post makes a bound method
         self.posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
         self._left = asyncio.Event()  # set whenever a post or a tail has ended
+        self._log = get_logger("keeper")
 
     async def finish(self, timeout_s: float) -> int:
         """Wait until no post is in work, at most `timeout_s`; return how many still are."""
@@ -107,7 +109,7 @@ class Keeper:
     # At once
 
     def take(self, request: Request, query: Query, decoded: Decoded, received_s: float) -> Reply:
-        """Keep a post at once if that is possible; else return what waits."""
+        """Keep a post at once if that is possible; else return the coroutine that keeps it."""
         block, ack = decoded.block, query.ack
         if block is not None and not decoded.errors and ack != COMMITTED:
             rows, ledger = block.rows, self._ledger
@@ -124,7 +126,7 @@ class Keeper:
         return self.inside(self.keep(query, decoded))
 
     def _tell(self, waiters: Sequence[_Waiter], broken: JournalBroken | None) -> None:
-        """The posts of a group are on the disk, or refused: answer all of them."""
+        """The posts of a block are on the disk, or refused: answer all of them."""
         ledger = self._ledger
         rows = sum(waiter[1] for waiter in waiters)
         ledger.at_receiver -= rows
@@ -135,17 +137,25 @@ class Keeper:
         if broken is None:
             ledger.accepted += rows
             ledger.requests_answered(READINGS, 202, took_s)
-            for request, posted, _ in waiters:
-                request.reply(replies.all_accepted(DURABLE, posted))
-            return
-        ledger.readings_rejected("disk_low", rows)
-        ledger.requests_answered(READINGS, 503, took_s)
-        refused = Refused("disk_low", NOT_WRITTEN)
-        for request, _, _ in waiters:
-            self._on_refused(request, refused)
-            request.reply(problem(refused))
+        else:
+            ledger.readings_rejected("disk_low", rows)
+            ledger.requests_answered(READINGS, 503, took_s)
+        for request, posted, _ in waiters:
+            try:
+                request.reply(
+                    replies.all_accepted(DURABLE, posted)
+                    if broken is None
+                    else self._not_written(request)
+                )
+            except Exception:  # a bug, and none of the others' or of the journal, which calls this
+                self._log.error("request_failed", exc_info=True)
 
-    # However long it takes
+    def _not_written(self, request: Request) -> Answer:
+        refused = Refused("disk_low", NOT_WRITTEN)
+        self._on_refused(request, refused)
+        return problem(refused)
+
+    # With waits
 
     async def keep(self, query: Query, decoded: Decoded) -> Answer:
         """Keep readings and invalid items; return the answer. Raises Refused."""
@@ -211,7 +221,7 @@ class Keeper:
                     ledger.readings_dead_lettered(INVALID, len(errors))
 
     async def _keep(self, decoded: Decoded, query: Query) -> None:
-        """Reserve, dead-letter, put. Nothing is kept if this raises."""
+        """Reserve, dead-letter, put. If this raises, no reading is kept."""
         block, errors = decoded
         if block is None:
             raise Refused("all_invalid", "all readings of the post are invalid", **named(errors))

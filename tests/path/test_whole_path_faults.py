@@ -19,6 +19,7 @@ from ingest.model.errors import StartError
 from ingest.model.verdict import Verdict
 from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
 from tests.support.journals import FailingCalls
+from tests.support.ways import AT_ONCE, RESERVED
 from tests.support.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Whole
 
 CALLS_MAX = 200  # more than any run needs
@@ -34,6 +35,8 @@ async def post_all(whole: Whole) -> list[str]:
         whole.post(3, ack=BUFFERED),
         whole.post(9, ack=COMMITTED, bad=1),
         whole.post(1, letters=1),
+        *(whole.post(rows, bad=int(rows == 2)) for rows in (1, 2, 1, 3)),  # they share a block
+        whole.post(1, ack=BUFFERED),
     )
     answers: list[str] = list(await asyncio.gather(*posts))
     answers.append(await whole.post(25, letters=2, bad=1))
@@ -83,13 +86,17 @@ async def test_every_call_to_the_table_fails(
 
 @once_and_for_ever
 @pytest.mark.parametrize("code", [EIO, ENOSPC], ids=errorcode.get)
-@pytest.mark.parametrize("layer", ["journal_calls", "letter_calls"])
+@pytest.mark.parametrize(
+    ("layer", "goes"),
+    [("journal_calls", AT_ONCE), ("journal_calls", RESERVED), ("letter_calls", AT_ONCE)],
+    indirect=["goes"],
+)
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "stopped"])
 async def test_every_call_to_the_files_fails(
     tmp_path: Path, layer: str, code: int, forever: bool, killed: bool
 ) -> None:
     """write, fdatasync, fsync and ftruncate, of journal and dead letters; stopped or killed."""
-    clean = 0
+    clean = refused = 0
     for nth in range(1, CALLS_MAX):
         promises = Promises()
         whole = Whole(tmp_path / "a", promises)
@@ -101,7 +108,7 @@ async def test_every_call_to_the_files_fails(
         except StartError:
             await whole.kill(tmp_path / "b")
         else:
-            await post_all(whole)
+            refused += (await post_all(whole)).count("journal")
             # Only at rest: else the fault is fixed before the last calls, and the sweep ends early.
             await whole.until(lambda: whole.rows == 0 or calls.fired >= 4)  # noqa: B023
             if killed:
@@ -115,6 +122,7 @@ async def test_every_call_to_the_files_fails(
             shutil.rmtree(tmp_path / each, ignore_errors=True)
         clean = 0 if calls.fired else clean + 1
         if clean == CLEAN_RUNS:
+            assert layer != "journal_calls" or refused >= 10  # groups of several posts, too
             return
     pytest.fail("the sweep did not come to a clean run")
 
@@ -171,12 +179,13 @@ async def test_run_without_a_fault_keeps_all_and_needs_no_second_run(tmp_path: P
     promises = Promises()
     whole = Whole(tmp_path, promises)
     await whole.open()
-    assert await post_all(whole) == ["kept"] * 7
+    assert await post_all(whole) == ["kept"] * 12
+    assert (whole.at_once, whole.reserved) == (8, 4)
     await whole.finish()
     await whole.check()
-    assert len(promises.table) == 30 + 3 + 9 + 1 + 25 + 4 + 6 - 4
+    assert len(promises.table) == 30 + 3 + 9 + 1 + 7 + 1 + 25 + 4 + 6 - 5
     assert (
-        len(promises.kept) == 30 + 3 + 1 + 25 + 6
+        len(promises.kept) == 30 + 3 + 1 + 7 + 1 + 25 + 6
     )  # also what was in memory: the stop was in order
     assert whole.ledger.recovered == 0
     assert all(ack.resolved for ack, _ in promises.acks)

@@ -10,9 +10,10 @@ import asyncio
 import errno
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 import uvloop
@@ -49,9 +50,10 @@ TABLE_FAULTS = (
 )
 posts = st.tuples(
     st.sampled_from((DURABLE, DURABLE, BUFFERED, COMMITTED)),
-    st.integers(1, 40),  # readings
+    st.one_of(st.integers(1, 4), st.integers(1, 40)),  # readings
     st.sampled_from((0, 0, 1, 2)),  # of these, refused by the table
-    st.integers(0, 2),  # beside them, invalid items
+    st.sampled_from((0, 0, 1, 2)),  # beside them, invalid items
+    st.sampled_from((False, False, False, True)),  # the client does not wait for the answer
 )
 
 
@@ -63,6 +65,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class PathMachine(RuleBasedStateMachine):
     """Runs on one folder after the other; each step ends when the files have nothing to do."""
+
+    ways: ClassVar[Counter[str]] = Counter()  # how many posts went each way
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,12 +101,25 @@ class PathMachine(RuleBasedStateMachine):
         self.promises.leave_aside(self.whole.folder, aside, bad=min(aside, refused))
         self._run(self.whole.open())
 
-    @rule(several=st.lists(posts, min_size=1, max_size=6), pause_s=st.sampled_from(PAUSES_S))
-    def post(self, several: list[tuple[str, int, int, int]], pause_s: float) -> None:
+    @rule(
+        several=st.lists(posts, min_size=1, max_size=8),
+        pause_s=st.sampled_from(PAUSES_S),
+        takes_in=st.sampled_from((True, True, False)),
+    )
+    def post(
+        self, several: list[tuple[str, int, int, int, bool]], pause_s: float, takes_in: bool
+    ) -> None:
         """Send some posts at once; all get an outcome, except those that wait for memory."""
-        for ack, rows, bad, letters in several:
+        self.whole.takes_in = takes_in
+        leaving: list[asyncio.Task[str]] = []
+        for ack, rows, bad, letters, leaves in several:
             work = self.whole.post(rows, ack=ack, bad=min(bad, rows), letters=letters)
             self.waiting.append(self.loop.create_task(work))
+            if leaves and not letters:  # what is being dead-lettered is never cancelled
+                leaving.append(self.waiting[-1])
+        self._run(asyncio.sleep(0))
+        for each in leaving:
+            each.cancel()
         self._settle(rounds=100, pause_s=pause_s)
 
     @rule(fault=st.sampled_from(TABLE_FAULTS), at=st.integers(1, 3), forever=st.booleans())
@@ -180,9 +197,15 @@ class PathMachine(RuleBasedStateMachine):
     def _next(self) -> None:
         self._settle_waiting(ended=True)
         self.new += self.whole.new
+        self._count_ways()
         shutil.rmtree(self.base / str(self.runs - 1), ignore_errors=True)
         self.whole = self._fresh()
         self._run(self.whole.open())
+
+    def _count_ways(self) -> None:
+        ways = type(self).ways
+        ways["at once"] += self.whole.at_once
+        ways["reserved"] += self.whole.reserved
 
     def _settle(self, rounds: int = 20, pause_s: float = 0.0) -> None:
         async def spin() -> None:
@@ -200,7 +223,8 @@ class PathMachine(RuleBasedStateMachine):
             self._run(self._all_told())
         for task in [each for each in self.waiting if each.done()]:
             self.waiting.remove(task)
-            assert task.result() in {"kept", "full", "journal", "letters", "stopping"}
+            if not task.cancelled():
+                assert task.result() in {"kept", "full", "journal", "letters", "stopping"}
 
     async def _all_told(self) -> None:
         async with asyncio.timeout(10):
@@ -234,6 +258,7 @@ class PathMachine(RuleBasedStateMachine):
                 assert self.whole.rows == 0
                 assert self.new + self.whole.new == len(self.promises.table)
         finally:
+            self._count_ways()
             self.loop.close()
             shutil.rmtree(self.base, ignore_errors=True)
 
@@ -258,7 +283,9 @@ def test_whole_path_keeps_its_promises_after_any_steps() -> None:
     Few of these examples stop while much is held, or replay letters that fail once more. The long
     test does, and so do test_whole_path_faults.py and test_whole_path_replay.py.
     """
+    PathMachine.ways.clear()
     run(PathMachine, examples=40, same=True)
+    assert min(PathMachine.ways[each] for each in ("at once", "reserved")) > 50, PathMachine.ways
 
 
 @pytest.mark.slow

@@ -112,17 +112,16 @@ class FailingCalls:
 
 
 class HangingDisk(FailingCalls):
-    """A disk whose fdatasync does not return until `go` is set."""
+    """A disk whose calls do not return until `go` is set."""
 
     def __init__(self, **failing: int) -> None:
         super().__init__(**failing)
         self.go = threading.Event()
         self.go.set()
 
-    def fdatasync(self, fd: int) -> None:
-        """Wait for the disk."""
+    def _call(self, name: str) -> None:
         self.go.wait(10)
-        super().fdatasync(fd)
+        super()._call(name)
 
 
 class JournalRun:

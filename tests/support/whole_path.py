@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ingest.dead_letters.auto_replay import REPLAYED
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import live_letters
 from ingest.model.ack import Ack
+from ingest.model.block import Block
 from ingest.model.errors import BufferFull, DeadLettersBroken, JournalBroken, Stopping
 from ingest.model.letter import DRAINED, EXHAUSTED, INVALID, REFUSED, Letter
 from ingest.model.reading import Reading
@@ -73,6 +74,7 @@ class Whole:
         self.script = script or Script()
         self.journal_calls = FailingCalls()
         self.letter_calls = FailingCalls()
+        bounds = {"shared_rows_max": BLOCKS["batch_rows_max"], **bounds}  # as app/buffer.py
         self.journal_run = JournalRun(folder / "journal", calls=self.journal_calls, **bounds)
         self.ledger = self.journal_run.ledger
         self.buffer = self.journal_run.buffer
@@ -92,6 +94,8 @@ class Whole:
         )
         self.database_state = self.half.database_state
         self.at_receiver = 0  # posts under way
+        self.takes_in = True  # posts that can be are kept at once; False: each one reserves room
+        self.at_once = self.reserved = 0  # how many posts went each way
         self.sinks: list[ScriptedSink] = []
         self.writers: list[asyncio.Task[None]] = []
         self.replaying: asyncio.Task[None] | None = None
@@ -112,10 +116,11 @@ class Whole:
             self.writers.append(asyncio.create_task(writer.run()))
 
     async def post(self, rows: int, *, ack: str = DURABLE, bad: int = 0, letters: int = 0) -> str:
-        """Post as the receiver does: reserve, dead-letter invalid items, put. Return the outcome.
+        """Post as the receiver does: take in; or reserve, dead-letter invalid items, put.
 
-        That is `kept`, or the reason for no promise: `full`, `letters`, `journal`, `stopping`. The
-        table will refuse the first `bad` of `rows`; `letters` further items are invalid.
+        Return the outcome: `kept`, or the reason for no promise: `full`, `letters`, `journal`,
+        `stopping`. The table will refuse the first `bad` of `rows`; `letters` further items are
+        invalid.
         """
         self.at_receiver += 1
         try:
@@ -127,6 +132,15 @@ class Whole:
         readings = [make_reading(value=BAD if row < bad else 1.0) for row in range(rows)]
         waits = Ack() if ack == COMMITTED else None
         block = block_of(readings, ack=waits)
+        if self.takes_in and not letters and waits is None:
+            coming = self._take_in(block, readings, ack)
+            if coming is not None:
+                return await coming
+        self.reserved += 1
+        return await self._put(block, readings, ack, letters)
+
+    async def _put(self, block: Block, readings: list[Reading], ack: str, letters: int) -> str:
+        rows, waits = block.rows, block.ack
         try:
             reservation = await self.buffer.reserve(
                 rows, len(block.tuples), awaited=waits is not None
@@ -158,6 +172,42 @@ class Whole:
         elif ack == BUFFERED:
             self.promises.buffered.update(readings)
         return "kept"
+
+    def _take_in(
+        self, block: Block, readings: list[Reading], ack: str
+    ) -> asyncio.Future[str] | None:
+        """Have a block kept at once; return what will be its outcome, None if it cannot be."""
+        rows, ledger = block.rows, self.ledger
+        outcome = asyncio.get_running_loop().create_future()
+        if ack == DURABLE:
+            if not self.buffer.take_in(block, (readings, outcome), self._tell):
+                return None
+            ledger.at_receiver += rows
+        elif self.buffer.take_in(block):
+            self.promises.buffered.update(readings)
+            outcome.set_result("kept")
+        else:
+            return None
+        self.at_once += 1
+        ledger.received += rows
+        self.promises.posted.update(readings)
+        return outcome
+
+    def _tell(
+        self,
+        waiters: Sequence[tuple[list[Reading], asyncio.Future[str]]],
+        error: JournalBroken | None,
+    ) -> None:
+        """Answer the posts of a group, whether their clients are there or not."""
+        for readings, outcome in waiters:
+            self.ledger.at_receiver -= len(readings)
+            if error is None:
+                self.promises.kept.update(readings)
+            else:
+                self.ledger.readings_rejected("disk_low", len(readings))
+            if not outcome.done():
+                outcome.set_result("kept" if error is None else "journal")
+        assert self.ledger.imbalance == 0
 
     async def _receiver_letters(self, count: int) -> bool:
         letters = [

@@ -2,13 +2,13 @@
 
 A block without room in memory is *spilled*: it is only on the disk. A block that an earlier process
 left is *recovered*. Spilled and recovered blocks are read back when memory comes free. They wait in
-a queue of their own, the *backlog*. Writers take live blocks first; but every fourth batch, and
-every batch while no live block waits, comes from the backlog.
-A post that waits until its block is stored has been promised nothing yet. So its block is not
+a queue of their own, the *backlog*. All other blocks are *live*. Writers take live blocks first;
+but every fourth batch, and every batch while no live block waits, comes from the backlog.
+A post with `ack=committed` has been promised nothing yet while it waits. So its block is not
 written to the journal, and needs room in memory.
 
-Promises: what the buffer in memory promises. Once the put of a block has been awaited, the block
-outlives the process.
+Promises: what the buffer in memory promises. When a post was told that its block is on the disk,
+the block outlives the process.
 Does not: write files (log.py, thread.py and folder.py do), or know what becomes of a block.
 """
 
@@ -19,16 +19,12 @@ from collections.abc import Sequence
 from math import inf
 
 from ingest.buffers.bounded_memory import BoundedMemory
-from ingest.buffers.journal.entries import (
-    JournalReservation,
-    SharedEntry,
-    UnwrittenFrames,
-    append_last,
-)
+from ingest.buffers.journal.entries import JournalReservation, UnwrittenFrames, append_last
 from ingest.buffers.journal.format import HEAD_BYTES
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader, RecoveryCounts
 from ingest.buffers.journal.log import Journal
+from ingest.buffers.journal.shared_entries import SharedEntries
 from ingest.buffers.queue import BlockQueue
 from ingest.buffers.waiting import WaitingPosts, WaitingWriters
 from ingest.model.ack import Outcome
@@ -66,10 +62,6 @@ class JournalBuffer:
         spills: bool = True,
         shared_rows_max: int = SHARED_ROWS_MAX,
     ) -> None:
-        self._shared_rows_max = shared_rows_max
-        # The entries that may still grow: of posts that wait for the disk, and of those that don't.
-        self._durable: SharedEntry | None = None
-        self._buffered: SharedEntry | None = None
         self.journal = journal
         self.loader: Loader  # made by open
         self.read_wanted = asyncio.Event()  # there may be something to read back, or room for it
@@ -81,6 +73,7 @@ class JournalBuffer:
         self._spills = spills
         self._writers = WaitingWriters()
         self._live, self._backlog = BlockQueue(self._writers), BlockQueue(self._writers)
+        self._shared = SharedEntries(self, self._live, shared_rows_max)
         self._backlog_bytes = 0  # of blocks that were read back and are not settled
         self._batches = 0  # taken while there was a backlog
         # Two queues: a post whose block can be spilled must not wait for one that needs memory.
@@ -89,7 +82,7 @@ class JournalBuffer:
             for _ in range(2)
         )
         self._spilling = False
-        self._rows_left = 0  # in memory when the service stopped, and in the journal
+        self._rows_left = 0  # of blocks in memory that `keep_rest` left to the journal
         self._rows_gone = 0  # only on the disk, in files that somebody has removed
         self.memory = BoundedMemory(self._live, rows_max, bytes_max, self._memory_freed)
         journal.changed = self._admit
@@ -137,9 +130,10 @@ class JournalBuffer:
     # The inlet
 
     def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
-        """Keep a block at once, on the disk too if `told` is given; see ports.Inlet.
+        """Keep a block at once if there is room and no other post waits for room: see ports.Inlet.
 
-        Not while blocks are spilled: a spilled block has a frame of its own.
+        It may become a part of another block. Returns False while blocks are spilled: each of these
+        has a frame of its own.
         """
         waiting, memory, journal = self._waiting, self.memory, self.journal
         rows, size_bytes = block.rows, len(block.tuples)
@@ -155,22 +149,10 @@ class JournalBuffer:
             return False
         memory.add(rows, size_bytes)
         if told is None:
-            self._take_in_buffered(block)
-            return True
-        entry = self._durable
-        if entry is None or not entry.shared.takes(block):
-            entry = self._durable = SharedEntry(self, block, self._shared_rows_max, told)
-            journal.append(entry)
-        entry.tell(waiter)
+            self._shared.add_buffered(block)
+        else:
+            self._shared.add(block, waiter, told)
         return True
-
-    def _take_in_buffered(self, block: Block) -> None:
-        self.live_put_s = monotonic_s()
-        entry = self._buffered
-        if entry is None or not self._live.grow(entry.shared, block):
-            self._buffered = SharedEntry(self, block, self._shared_rows_max, None)
-            self.journal.append(self._buffered)
-            self._live.append(block)
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room for one block: in the journal, or in memory if `awaited`."""

@@ -16,20 +16,18 @@ from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
 from ingest.buffers.journal.format import HEAD_BYTES
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.log import Journal
-from ingest.buffers.shared_block import SharedBlock
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken
-from ingest.model.ports import Told
 from ingest.system.clock import monotonic_s
 
 
 class JournalingBuffer(Protocol):
-    """The parts of its buffer that a reservation with room in the journal uses."""
+    """The parts of their buffer that the entries use."""
 
     journal: Journal
     memory: BoundedMemory
     unwritten: UnwrittenFrames
-    rows_unconfirmed: int  # on the disk, of posts whose tasks have not run since then
+    rows_unconfirmed: int  # they are on the disk, but the tasks of their posts have not run since
     live_put_s: float  # when the last block came in
 
     def keep_spilled(self, segment: Segment, start: int, block: Block) -> None:
@@ -60,7 +58,10 @@ class UnwrittenFrames:
         return True
 
     def remove(self, size_bytes: int, *, spilled: bool, frames: int = 1) -> None:
-        """Do not count frames any more: they were written, or will not be."""
+        """Do not count blocks any more: they were written, or will not be.
+
+        `frames`: how often `add` was called for them: for each post, also if posts share a frame.
+        """
         self._block_bytes[spilled] -= size_bytes
         self.size_bytes -= frames * HEAD_BYTES + size_bytes
 
@@ -169,53 +170,6 @@ class JournalReservation:
         self._decided = True
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
-
-
-class SharedEntry:
-    """Small posts that share one frame of the journal: `block` grows until its group is written.
-
-    With `told` the block is queued once it is on the disk, and all waiters are told in one call.
-    Without, it was queued at once.
-    """
-
-    __slots__ = ("_buffer", "_told", "_waiters", "block", "shared")
-
-    def __init__(
-        self, buffer: JournalingBuffer, block: Block, rows_max: int, told: Told | None
-    ) -> None:
-        self._buffer = buffer
-        self.shared = SharedBlock(block, rows_max)
-        self._told = told
-        self._waiters: list[object] = []
-        self.block = block
-
-    def tell(self, waiter: object) -> None:
-        """Remember who waits for the last post."""
-        self._waiters.append(waiter)
-
-    def kept(self, segment: Segment, start: int) -> None:
-        """The block is on the disk: queue it for the writers, and tell those who wait."""
-        buffer, block = self._buffer, self.block
-        size_bytes = self.shared.size_bytes
-        buffer.unwritten.remove(size_bytes, spilled=False, frames=block.posts)
-        buffer.live_put_s = monotonic_s()
-        if self._told is not None:
-            buffer.memory.accept(block, block.rows, size_bytes)
-        buffer.journal.changed()
-        if self._told is not None:
-            self._told(self._waiters, None)
-
-    def refused(self, error: JournalBroken) -> None:
-        """The block is not on the disk, so it is not kept, unless it was queued at once."""
-        buffer, block = self._buffer, self.block
-        block.seal()
-        size_bytes = self.shared.size_bytes
-        buffer.unwritten.remove(size_bytes, spilled=False, frames=block.posts)
-        if self._told is not None:
-            buffer.memory.free(block.rows, size_bytes)
-            self._told(self._waiters, error)
-        else:
-            buffer.journal.changed()
 
 
 @dataclass

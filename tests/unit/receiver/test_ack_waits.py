@@ -18,6 +18,7 @@ from tests.support.receiver import (
     running_receiver,
     until,
 )
+from tests.support.ways import both_ways, reserves
 
 AGAIN = "sending again is safe for readings with a `ts`"
 MIXED = b"[" + b",".join([GOOD, BAD, GOOD, GOOD]) + b"]"
@@ -33,6 +34,7 @@ async def committed(receiver: Receiver, body: bytes, outcome: Outcome) -> Reply:
     return await client.reply()
 
 
+@reserves
 async def test_committed_post_answers_200_after_the_commit() -> None:
     """Not before: the answer comes with the ack."""
     async with running_receiver() as receiver:
@@ -50,6 +52,7 @@ async def test_committed_post_answers_200_after_the_commit() -> None:
         )
 
 
+@reserves
 async def test_committed_post_lists_rows_that_the_database_refused() -> None:
     """Both kinds, by index, with SQLSTATE and the constraint's name, not the server's words."""
     async with running_receiver() as receiver:
@@ -69,6 +72,7 @@ async def test_committed_post_lists_rows_that_the_database_refused() -> None:
         assert b"4711" not in reply.body
 
 
+@reserves
 async def test_committed_post_with_items_in_order_names_rows_as_they_are() -> None:
     """Without invalid items a row's number is its index."""
     async with running_receiver() as receiver:
@@ -78,6 +82,7 @@ async def test_committed_post_with_items_in_order_names_rows_as_they_are() -> No
         assert (error["index"], error["code"]) == (1, "no_partition")
 
 
+@reserves
 async def test_committed_post_set_aside_is_unknown() -> None:
     """What goes to the dead letters for later is not in the table: 503, send again."""
     async with running_receiver() as receiver:
@@ -87,6 +92,7 @@ async def test_committed_post_set_aside_is_unknown() -> None:
         assert reply.document["detail"].endswith(AGAIN)
 
 
+@reserves
 async def test_committed_post_undecided_is_unknown_and_counts_as_accepted() -> None:
     """After ack_wait_s_max: 503, the block stays in the buffer, no counter changes."""
     async with running_receiver(ack_wait_s_max=0.05) as receiver:
@@ -99,6 +105,7 @@ async def test_committed_post_undecided_is_unknown_and_counts_as_accepted() -> N
         block.ack.resolve(Outcome())  # later, and no post waits for it: no error
 
 
+@both_ways
 async def test_committed_posts_that_wait_leave_a_quarter_of_the_connections() -> None:
     """They are never closed for a new client: while the database was away, nobody else got in."""
     async with running_receiver(connections_max=8) as receiver:
@@ -145,6 +152,7 @@ async def test_committed_post_is_answered_that_it_is_kept_when_writes_pause() ->
         assert receiver.ledger.accepted == 1
 
 
+@reserves
 async def test_item_with_thousands_of_bad_entries_is_kept_once() -> None:
     """Its good entries are accepted; the dead letters of a post are no larger than its body."""
     entries = b",".join(b'"k%d":null' % n for n in range(4_000))
@@ -161,6 +169,7 @@ async def test_item_with_thousands_of_bad_entries_is_kept_once() -> None:
         assert receiver.ledger.at_receiver == 0
 
 
+@reserves
 async def test_dead_letters_full_names_every_invalid_item() -> None:
     """The one 4xx for a lack of ours: all indices, so that the client can post the rest."""
     async with running_receiver() as receiver:
@@ -174,6 +183,7 @@ async def test_dead_letters_full_names_every_invalid_item() -> None:
         assert dict(receiver.ledger.rejected) == {"dead_letters_full": 121}
 
 
+@reserves
 async def test_dead_letters_broken_is_503() -> None:
     """A disk that fails: 503 disk_low, nothing is kept, and the room is given back."""
     async with running_receiver() as receiver:
@@ -184,6 +194,7 @@ async def test_dead_letters_broken_is_503() -> None:
         assert dict(receiver.ledger.rejected) == {"disk_low": 4}
 
 
+@reserves
 async def test_handler_cancelled_while_dead_lettering_keeps_the_whole_post() -> None:
     """Shutdown cancels the handler, not the post: its tail ends, close waits for it."""
     async with running_receiver() as receiver:
@@ -204,6 +215,7 @@ async def test_handler_cancelled_while_dead_lettering_keeps_the_whole_post() -> 
         assert receiver.ledger.at_receiver == 0
 
 
+@reserves
 async def test_handler_cancelled_while_waiting_for_space_keeps_nothing() -> None:
     """The other half: before anything is kept, a cancelled post counts as rejected."""
     async with running_receiver() as receiver:
@@ -216,6 +228,7 @@ async def test_handler_cancelled_while_waiting_for_space_keeps_nothing() -> None
         assert await client.closed()
 
 
+@reserves
 async def test_client_gone_while_its_post_waits_keeps_the_balance() -> None:
     """Nobody reads the answer; the post is kept all the same and counted once."""
     async with running_receiver() as receiver:

@@ -15,10 +15,12 @@ from ingest.model.errors import BufferFull, ConfigError, StartError, Stopping
 from ingest.model.reading import Reading
 from ingest.receiver.endpoint import Endpoint
 from tests.support.receiver import BAD, GOOD, Receiver, head, post, running_receiver, until
+from tests.support.ways import both_ways, reserves
 
 TS_US = 1_750_000_000_000_000
 
 
+@both_ways
 async def test_post_single_reading_is_buffered() -> None:
     """One object: 202, and the reading is in the buffer, ready for the table."""
     async with running_receiver() as receiver:
@@ -38,6 +40,7 @@ async def test_post_single_reading_is_buffered() -> None:
         assert receiver.ledger.requests["/v1/readings", 202] == 1
 
 
+@reserves
 async def test_post_some_items_invalid_keeps_both_kinds() -> None:
     """Valid items are accepted; invalid ones are dead-lettered with their bytes, and named."""
     async with running_receiver() as receiver:
@@ -55,6 +58,7 @@ async def test_post_some_items_invalid_keeps_both_kinds() -> None:
         assert receiver.ledger.dead_lettered["invalid"] == 1
 
 
+@reserves
 async def test_post_many_errors_lists_a_hundred() -> None:
     """The answer stays small; the counts are whole, and it says that the list is not."""
     async with running_receiver() as receiver:
@@ -121,6 +125,7 @@ async def test_post_bad_parameter_tells_what_is_right() -> None:
         assert reply.document["available"] == ["buffered", "committed"]
 
 
+@both_ways
 async def test_post_query_parameters_reach_the_decoder() -> None:
     """precision and unknown change how the same body is read; so does the next post without."""
     async with running_receiver() as receiver:
@@ -131,6 +136,7 @@ async def test_post_query_parameters_reach_the_decoder() -> None:
         assert receiver.inlet.readings == [Reading(TS_US, "d1", "m", 1.0)]
 
 
+@both_ways
 async def test_post_without_ts_gets_the_time_of_receipt() -> None:
     """The time of receipt is set once, and the block has it."""
     async with running_receiver() as receiver:
@@ -173,6 +179,7 @@ async def test_post_without_media_type_is_refused() -> None:
         assert reply.code == "unsupported_media_type"
 
 
+@reserves
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip"])
 async def test_post_gzipped_is_inflated(encoding: str) -> None:
     """A small gzip body is read like a plain one."""
@@ -182,6 +189,7 @@ async def test_post_gzipped_is_inflated(encoding: str) -> None:
         assert len(receiver.inlet.readings) == 1
 
 
+@reserves
 async def test_post_gzipped_large_is_inflated_on_a_thread() -> None:
     """A large honest body passes, however it came in."""
     async with running_receiver() as receiver:
@@ -237,6 +245,7 @@ async def test_post_not_admitted_is_503(code: str) -> None:
             assert await client.closed()
 
 
+@reserves
 async def test_post_without_room_is_503_with_retry_after() -> None:
     """BufferFull becomes 503 buffer_full; its readings are rejected, not dead-lettered."""
     async with running_receiver() as receiver:
@@ -252,6 +261,7 @@ async def test_post_without_room_is_503_with_retry_after() -> None:
         assert not receiver.dead_letters.letters
 
 
+@reserves
 async def test_post_met_by_the_stop_is_503_draining() -> None:
     """A buffer that is shut while a post waits for room gives the same answer as draining."""
     async with running_receiver() as receiver:
@@ -261,6 +271,7 @@ async def test_post_met_by_the_stop_is_503_draining() -> None:
         assert dict(receiver.ledger.rejected) == {"draining": 1}
 
 
+@reserves
 async def test_post_met_by_a_bug_is_500_once_logged(capsys: pytest.CaptureFixture[str]) -> None:
     """A fault of ours: 500 without its details, the ledger balanced, one log line at most."""
     async with running_receiver() as receiver:
@@ -361,6 +372,7 @@ async def test_ack_default_that_the_buffer_cannot_give_is_a_config_error() -> No
         make_endpoint(ack_default="durable")
 
 
+@both_ways
 async def test_ack_default_committed_is_used() -> None:
     """A post that does not ask gets the default."""
     async with running_receiver(ack_default="committed", ack_wait_s_max=0.05) as receiver:
@@ -368,6 +380,7 @@ async def test_ack_default_committed_is_used() -> None:
         assert (await receiver.post(GOOD, "?ack=buffered")).document["ack"] == "buffered"
 
 
+@reserves
 async def test_finish_waits_for_posts_inside_and_only_for_them() -> None:
     """Draining: posts in work get answers, new ones get 503, finish returns with the last."""
     async with running_receiver() as receiver:
@@ -384,6 +397,7 @@ async def test_finish_waits_for_posts_inside_and_only_for_them() -> None:
         assert (await client.reply()).status == 202
 
 
+@reserves
 async def test_finish_gives_up_in_time() -> None:
     """A post that never ends does not delay the stop for longer than asked."""
     async with running_receiver() as receiver:

@@ -14,6 +14,7 @@ from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.receiver.refused_posts import RefusedPosts
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters
 from tests.support.receiver import BAD, GOOD, Client, post, until
+from tests.support.ways import both_ways
 
 
 class Rig:
@@ -64,6 +65,7 @@ def many(count: int) -> bytes:
     return post(b"[" + b",".join([GOOD] * count) + b"]")
 
 
+@both_ways
 async def test_post_waits_for_room_and_gets_it() -> None:
     """Full is not refused: the post waits, in order, and goes in when a batch is stored."""
     async with running(5) as rig:
@@ -81,6 +83,7 @@ async def test_post_waits_for_room_and_gets_it() -> None:
             await client.close()
 
 
+@both_ways
 async def test_post_that_gets_no_room_is_503() -> None:
     """After put_wait_s_max the client gets 503 with Retry-After, and nothing is kept."""
     async with running(0.05) as rig:
@@ -94,6 +97,7 @@ async def test_post_that_gets_no_room_is_503() -> None:
         await client.close()
 
 
+@both_ways
 async def test_balance_holds_among_impatient_clients() -> None:
     """Clients of all kinds, a slow writer, some break off: every reading is somewhere, once."""
     async with running(0.05) as rig:

@@ -16,6 +16,7 @@ import pytest
 from ingest.http.loop_share import ROUND_BYTES
 from tests.support.posts import array
 from tests.support.receiver import GOOD, JSON, head, post, running_receiver, until
+from tests.support.ways import both_ways
 
 SIZE = {**JSON, "Content-Length": str(len(GOOD))}
 CHUNKED = {**JSON, "Transfer-Encoding": "chunked"}
@@ -201,6 +202,7 @@ async def test_bad_chunk_after_the_head_is_400_at_once() -> None:
         assert (reply.status, reply.code) == (400, "bad_request")
 
 
+@both_ways
 @pytest.mark.parametrize(
     "target", ["http://door/v1/readings?precision=ms", "/v1/%72eadings?precision=ms"]
 )
@@ -224,6 +226,7 @@ async def test_http_1_0_is_served_and_closed() -> None:
             assert (await client.reply()).headers["connection"] == "keep-alive"
 
 
+@both_ways
 async def test_connection_close_is_obeyed() -> None:
     """A client that asks for the end gets it, announced."""
     async with running_receiver() as receiver:
@@ -265,6 +268,7 @@ async def test_connect_ends_the_connection_and_leaves_nobody_waiting() -> None:
         assert await client.closed()
 
 
+@both_ways
 @pytest.mark.parametrize("protocol", ["websocket", "h2c"])
 @pytest.mark.parametrize("cut", [0, 30, -len(GOOD), -10], ids=["", "head", "body", "half body"])
 async def test_upgrade_is_ignored_and_swallows_nothing(protocol: str, cut: int) -> None:
@@ -321,6 +325,7 @@ async def test_connect_method_is_refused() -> None:
         assert reply.status in {404, 405}
 
 
+@both_ways
 async def test_pipelined_posts_are_answered_in_order() -> None:
     """Fifty posts in one write: fifty answers, fifty readings."""
     async with running_receiver() as receiver:
@@ -556,6 +561,7 @@ async def test_gzip_bombs_leave_other_clients_alone() -> None:
         assert statistics.median(took_s) < 0.1  # 1 ms on a quiet machine
 
 
+@both_ways
 async def test_a_crowd_of_posts_leaves_the_loop_to_others_between() -> None:
     """A writer needs several rounds of the loop for a batch: no round serves all posts."""
     body = array(*[GOOD] * 150)
