@@ -2,8 +2,8 @@
 
 Promises: it never has more than `rows_max` rows and `bytes_max` bytes. Blocks, and posts that wait
 for room, are served first in, first out. A post waits at most `put_wait_s_max`. A wait that is
-cancelled loses nothing. Room comes free only when blocks are settled, so giving blocks back cannot
-exceed the bounds.
+cancelled loses nothing. A block that a writer has taken keeps its room until it is settled. So
+there is always room to give it back.
 Does not: outlive the process, read the rows of a block, or know what becomes of the block.
 """
 
@@ -55,7 +55,10 @@ class MemoryBuffer:
     # The inlet
 
     def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
-        """Keep a block at once if there is room and nobody waits; see ports.Inlet."""
+        """Keep a block at once if there is room and no other post waits for room: see ports.Inlet.
+
+        It may become a part of the last block.
+        """
         assert told is None, "nothing here outlives the process"
         waiting, memory = self._waiting, self._memory
         if waiting.posts or waiting.shut or not memory.fits(block.rows, len(block.tuples)):

@@ -37,7 +37,7 @@ class BlockQueue:
             writers.wake()
 
     def grow(self, last: SharedBlock | None, block: Block) -> bool:
-        """Add a block to `last`. Returns False if that is not the last one, or takes no more."""
+        """Add a block to `last`. Returns False if `last` is not at the end, or takes no more."""
         blocks = self.blocks
         if last is None or not blocks or blocks[-1] is not last.block or not last.takes(block):
             return False
@@ -93,7 +93,8 @@ class BlockQueue:
 
     def oldest_s(self) -> float | None:
         """Return when the oldest block was received, blocks that were taken included."""
-        # Every post that is refused asks this, thousands a second. So it is computed once a write.
+        # Each refused post asks this, thousands a second. So the minimum is computed only after
+        # blocks were taken or settled.
         if self._taken_changed:
             self._taken_oldest_s = min(self._received_s.values(), default=None)
             self._taken_changed = False

@@ -1,4 +1,4 @@
-"""The block at the end of a queue, to which small posts are added until it is taken."""
+"""A block to which small posts are added, until a writer or the journal takes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ingest.model.block import SHARED_BYTES_MAX, Block
 
 
 class SharedBlock:
-    """A block and its size, while it may grow."""
+    """A block that may grow, and its size in bytes."""
 
     __slots__ = ("block", "rows_max", "size_bytes")
 
@@ -16,7 +16,7 @@ class SharedBlock:
         self.size_bytes = len(block.tuples)
 
     def takes(self, block: Block) -> bool:
-        """Add a post's block. Returns False if this one is sealed or would be too large."""
+        """Add a post's block to this one. Returns False if it is sealed, or would be too large."""
         size_bytes = self.size_bytes + len(block.tuples)
         own = self.block
         if own.sealed or own.rows + block.rows > self.rows_max or size_bytes > SHARED_BYTES_MAX:

@@ -17,14 +17,14 @@ EXAMPLES = (
 EPILOG = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
 
 
-# When the garbage collector looks at new, older, and all objects. The latter stops the loop for
-# 24 ms with 1,000 bodies that are arriving, and for 220 ms with 9,000 (measured). With Python's
-# default (700, 10, 10) a crowd of slow clients causes that again and again.
+# How often the garbage collector looks at new, at older, and at all objects (`gc.set_threshold`).
+# To look at all objects stops the loop for 24 ms with 1,000 bodies that are arriving, and for 220
+# ms with 9,000 (measured). With Python's default (700, 10, 10) many slow clients cause that often.
 COLLECT_AT = (5_000, 5, 1_000)
 
 
 def add_arguments(parser: Parser, _settings: SettingsFlags) -> None:
-    """Add the settings: it has no other flags."""
+    """Add the settings: the command has no other flags."""
     add_all_settings(parser)
 
 
@@ -37,9 +37,9 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
 
     from ingest.app.service import serve  # noqa: PLC0415
 
-    # Imported objects live until the end. If the garbage collector checked them again and again, it
-    # would stop the loop for 16 to 53 ms, which is the p99 of a post at half the peak. With
-    # `freeze` it is 5 to 7 ms (measured).
+    # Imported objects live until the end. If the garbage collector looked at them each time, it
+    # would stop the loop for 16 to 53 ms, and the p99 of a post at half the peak would be as long.
+    # With `freeze` it is 5 to 7 ms (measured).
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AT)

@@ -1,14 +1,15 @@
 """One connection: its requests, one at a time and in order, and their answers.
 
-A request that has arrived whole waits in the round queue and is answered by a plain call when its
-round comes, after all sockets have been read. If a client is answered between two reads, each
-reading of the sockets finds fewer requests. Only an answer that has to wait for something gets a
-task.
-A head that has come before, byte for byte, is not parsed again, if its body is here too. While the
+A request that has arrived whole is answered by a plain call, in a later round, after all sockets
+have been read. If it were answered at once, its client would send the next request before the other
+sockets are read, and each round would find fewer requests. An answer gets a task only if it has to
+wait for something.
+If the bytes of a head have come before, and the body is here too, the head is not parsed. While the
 parser has a part of a request, all bytes go to the parser (framer.py).
-Promises: every request is answered, also if its client has closed its sending side. A wait for a
-body that is broken ends with an error. At most READ_BYTES and what one read of the socket brings
-wait behind a request. The owner is called when half a head has come and no request is in work.
+Promises: every request is answered, also if its client has closed its sending side. If a body
+breaks off, the wait for it ends with an error. The bytes that wait behind a request are bounded: by
+READ_BYTES, and one read of the socket more. If only a part of a head has come, and no request is in
+work, the owner is told (`head_begun`).
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from ingest.system.logs import get_logger
 # The bytes of a refused request are read and dropped for this long. If the connection were closed
 # at once, many clients would see an error of the connection and not the answer.
 LINGER_S = 5.0
-HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come, between two requests
-READ_BYTES = 64 * 1024  # of what is not read yet; then the socket is paused
-TRIES = 8  # heads of a connection that are not known, in a row; then it is not looked for them
+HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come
+READ_BYTES = 64 * 1024  # if more bytes wait for the request in work, the socket is not read
+TRIES = 64  # after so many unknown heads in a row, all further ones are parsed
 NOBODY = Client("", "")
 CLOSE = b"Connection: close\r\n"
 STAYS = b"Connection: keep-alive\r\n"
@@ -62,8 +63,7 @@ class Connection(asyncio.Protocol):
         self._client = NOBODY
         self._framer = Framer(self.valve, owner.loop, READ_BYTES)
         self._request: Request | None = None  # in work
-        self._behind = b""  # what stands behind it begins at _at
-        self._at = 0
+        self._behind, self._at = b"", 0  # from _at on: the bytes that came after that request
         self._half_bytes = 0  # of a head whose end has not come
         self._later = b""  # bytes for the parser in the next round
         self._no_more = False  # the client has closed its sending side
@@ -90,20 +90,22 @@ class Connection(asyncio.Protocol):
         self._owner.connection_made(self, self.valve.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the wait for a body. A request that is whole is answered all the same, to nobody."""
+        """End the wait for a body. A request that is whole is done; nobody gets its answer."""
         self.valve.transport = None
         self._over = True
         self._behind, self._at = b"", 0
         if self._linger is not None:
             self._linger.cancel()
         self._framer.close()
-        self._linger = None  # it holds this connection: only the garbage collector would free both
+        self._linger = None  # it holds this connection: both would wait for the garbage collector
         self._owner.connection_lost(self)
 
     def eof_received(self) -> bool:
-        """Note that the client sends no more; what has come whole is answered before the end."""
+        """Note that the client sends no more. Whole requests are answered before the end."""
         self._no_more = True
-        return self._framer.content is None and (self._request is not None or bool(self._behind))
+        if self._framer.content is not None and not self._over:
+            return False  # the rest of its body never comes
+        return self._request is not None or bool(self._behind)
 
     def pause_writing(self) -> None:
         """Begin no further request: the client does not read."""
@@ -169,10 +171,10 @@ class Connection(asyncio.Protocol):
             framer.break_body()
 
     def _put_off(self, data: bytes) -> None:
-        """Go on with these bytes in the next round."""
+        """Parse these bytes in a later round."""
         self._later = data
         self.valve.shut(LATER)
-        self._owner.loop.call_soon(self._go_on_parsing)
+        self._owner.put_off(self._go_on_parsing)
 
     def _go_on_parsing(self) -> None:
         data, self._later = self._later, b""
@@ -208,7 +210,7 @@ class Connection(asyncio.Protocol):
         if self._request is None:
             self._framer.end()
             self._refuse(code_of(fault))
-        else:  # its page refuses it
+        else:  # the body is broken; the page that reads it refuses the request
             self._over = True
             self._framer.break_body()
 
@@ -219,7 +221,7 @@ class Connection(asyncio.Protocol):
             self._end(self.transport)
 
     def _keep(self, data: bytes, at: int) -> None:
-        """Keep what stands behind a request."""
+        """Keep `data[at:]`, which came after a request."""
         if at == len(data):
             self._behind, self._at = b"", 0
             return
@@ -230,7 +232,7 @@ class Connection(asyncio.Protocol):
     # From a request to its answer
 
     def _begin(self, request: Request) -> None:
-        """Line a request up, or one whose body is still arriving."""
+        """Have a request answered in a later round. Its body may still be arriving."""
         self._request = request
         owner = self._owner
         if request.body is None:
@@ -249,9 +251,7 @@ class Connection(asyncio.Protocol):
     def _begin_in_round(self) -> None:
         """Answer the request, even if its client is gone: the post is whole, and is kept."""
         request, queue = self._request, self._owner.round_queue
-        assert request is not None, "it is in work until it is answered"
-        assert request.body is not None, "it was enqueued because it is here"
-        assert queue is not None, "it has called this"
+        assert request is not None and request.body is not None and queue is not None  # noqa: PT018
         queue.begun(len(request.body))
         request.in_round = True
         self._answer()
@@ -330,7 +330,7 @@ class Connection(asyncio.Protocol):
             self.valve.open(BEHIND)
 
     def _end(self, transport: asyncio.Transport) -> None:
-        """Close once the answer is sent; before that, read and drop what still comes."""
+        """Close once the answer is sent. If more may come, first read and drop it for LINGER_S."""
         is_read = self._framer.content is None and not self._over
         self._over = True
         self._behind, self._at = b"", 0
@@ -340,6 +340,7 @@ class Connection(asyncio.Protocol):
         if transport.can_write_eof():
             transport.write_eof()
         self.valve.open_for_all()
+        self._owner.body_ended(self)  # nobody waits for it any more: it is not a slow one
         self._linger = self._owner.loop.call_later(LINGER_S, transport.close)
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""Where a request ends in the bytes of a connection; aiohttp's parser reads it.
+"""Finds where a request ends in the bytes of a connection; aiohttp's parser reads the request.
 
-The parser gets one request at a time, so it loses nothing that stands behind it: neither bytes that
-are not HTTP nor a request with an Upgrade header (which is ignored) undo what stands before or
-behind them. The end of a head, and of a chunked body, is an empty line. So the parser gets bytes up
-to the next empty line, and then says whether this was the end.
+The parser gets one request at a time. If it got more, it would lose complete requests: those before
+bytes that are not HTTP, and those after a request with an Upgrade header (which is ignored).
+A head ends with an empty line, and so does a chunked body. So the parser gets the bytes up to the
+next empty line, and then says whether this was the end.
 Does not: keep bytes that it has not given to the parser, or know what becomes of a request.
 """
 
@@ -14,28 +14,32 @@ from typing import Any, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.http import HttpRequestParser
+from aiohttp.http_exceptions import BadHttpMessage
 
 from ingest.http.heads import HEAD_END, HEADERS_MAX, LINE_BYTES_MAX
 from ingest.http.request import Head
 from ingest.http.valve import Valve
 from ingest.system.clock import monotonic_s
 
-HALF_END = len(HEAD_END) - 1  # may be at the end of some bytes
-# The parser gets so much of a chunked body at once, and gets parts for so long in one round of the
-# event loop: 256 KiB of the smallest chunks take 30 ms.
-PART_BYTES_MAX = 8 * 1024
-PARSE_S_MAX = 0.001
-# A chunked body with more empty lines is not looked through for its end, as 256 KiB of empty lines
-# would take 0.4 s. It is the last one of its connection: what stands behind it is lost.
+HALF_END = len(HEAD_END) - 1  # HEAD_END may come in two parts; the first has at most so many bytes
+# 256 KiB of the smallest chunks take 30 ms. So the parser gets a chunked body in parts. After this
+# time it gets no further part, until the connection's turn comes in a later round (loop_share.py).
+PART_BYTES_MAX = 2 * 1024
+PARSE_S_MAX = 0.0002
+# So many bytes of a chunked body may be sizes, line ends and trailers, and as many again as it has
+# of its own. Otherwise a few connections with chunks of one byte would use the whole CPU.
+OVERHEAD_BYTES_MAX = 16 * 1024
+# In a chunked body with more empty lines than this, nobody looks for the end: with 256 KiB of empty
+# lines that would take 0.4 s. The connection ends with this request, and what follows it is lost.
 LINES_MAX = 500
 
 
 class Framer:
     """The request that is arriving on one connection.
 
-    `content` is its body once its head has come, else None. `half` is not empty if the parser has a
-    part of a head. `text` is its head if that came in one piece. `valve` is shut while the reader
-    of the body is slower than the client.
+    `content` is its body once its head has come, else None. Before that, `half` is not empty if the
+    parser has a part of the head. `text` is the head if it came in one piece. `valve` is shut while
+    the reader of the body is slower than the client.
     """
 
     __slots__ = (
@@ -49,8 +53,9 @@ class Framer:
         self._read_bytes = read_bytes
         self._parser: HttpRequestParser | None = self._new_parser()
         self.half = b""  # the last bytes that the parser got, of a head or of a chunked body
-        self._last = b""  # the last part that it got
-        self._left = 0  # bytes of the body that have not come, if its size is known
+        self._last = b""  # all of the last part that the parser got
+        # Bytes of the body that have not come; of a chunked one: those that have come, below -1.
+        self._left = 0
         self._lines = 0  # empty lines in the body, if it is chunked
         self.head: Head | None = None
         self.text = b""
@@ -99,13 +104,14 @@ class Framer:
             messages, is_upgraded, _ = parser.feed_data(part)
         except Exception:
             if self.is_complete:
-                return  # it is about what stands behind: LINES_MAX
+                return  # the fault is in bytes after the request, see LINES_MAX
             raise
-        if is_upgraded:  # the parser believes so; we go on in HTTP
+        if is_upgraded:  # the parser would take all that follows for another protocol
             parser.set_upgraded(False)
         if not messages or self.content is not None:
             self._left -= len(part)
             self.half = (self.half + part)[-HALF_END:]
+            self._require_content()
             return
         message, content = messages[0]
         self.head = Head(message, has_body=not content.is_eof())
@@ -114,6 +120,14 @@ class Framer:
         self._left = self.head.body_bytes
         self._lines = 0
         self.half = b""
+
+    def _require_content(self) -> None:
+        """Raise BadHttpMessage if a chunked body consists of little more than its chunks."""
+        if self.content is None or self._left >= 0:
+            return
+        content_bytes = self.content.total_bytes
+        if -self._left - content_bytes > OVERHEAD_BYTES_MAX + content_bytes:
+            raise BadHttpMessage("the chunks are too small")
 
     def _end_of_part(self, data: bytes, at: int) -> int:
         """Return where the request may end at the earliest: the parser must not get more."""
@@ -126,7 +140,7 @@ class Framer:
         if self._lines > LINES_MAX:
             return part_end
         end = at - len(half) + (half + data[at : at + HALF_END]).find(HEAD_END)
-        if end < at - len(half):  # it does not begin in what came before
+        if end < at - len(half):  # no empty line begins in the bytes that came before
             end = data.find(HEAD_END, at, part_end)
             if end < 0:
                 return part_end
@@ -155,7 +169,7 @@ class Framer:
             self._loop.call_soon(content.set_exception, broken)
 
     def end(self) -> None:
-        """Forget the request; its body may be read on."""
+        """Forget the request. Whoever has its body may go on reading it."""
         if self.head is not None and self.head.body_bytes < 0:
             # The parser would take the last trailer for a header of the next request.
             self._parser = self._new_parser()
@@ -163,6 +177,6 @@ class Framer:
         self.half = self._last = self.text = b""
 
     def close(self) -> None:
-        """Break off."""
+        """End the wait for a body; parse nothing more."""
         self.break_body()
         self.head = self.content = self._parser = None

@@ -10,18 +10,18 @@ HEADERS_MAX = 64  # of a request
 LINE_BYTES_MAX = 8 * 1024  # of its target, and of each header
 HEAD_END = b"\r\n\r\n"
 
-# A head is remembered when it comes for the second time: a head that is new in each request, as
-# behind a proxy that numbers them, would only fill the memory.
+# A head is remembered when it comes for the second time. A proxy may give each request a number;
+# such heads never come again, and would only fill the memory.
 KNOWN_BYTES_MAX = 2 * 1024  # of a head
-KNOWN_MAX = 512  # of them; as many again that were not used since then
-SEEN_MAX = 4_096  # heads that came once, as numbers
+KNOWN_MAX = 512  # heads; when there are more, these become the older ones, which are kept too
+SEEN_MAX = 4_096  # heads that came once; only their hashes are kept
 
 
 class KnownHeads:
     """Heads that the parser has taken before, by their bytes.
 
-    Promises: only the same bytes find a head. A client with ever new heads drives out only heads
-    that no other client uses meanwhile.
+    Promises: only the same bytes find a head. If a client sends new heads all the time, the heads
+    that other clients use meanwhile stay.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class KnownHeads:
         return head
 
     def parsed(self, text: bytes, head: Head) -> None:
-        """Note a head that the parser took, alone and at once, of a request that was whole."""
+        """Note a head that the parser took in one piece; its request has arrived whole."""
         if not (head.is_plain and head.keeps_open and head.body_bytes >= 0):
             return
         if head.method == "HEAD" or head.message.upgrade or len(text) > KNOWN_BYTES_MAX:

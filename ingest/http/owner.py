@@ -10,7 +10,7 @@ from ingest.http.heads import KnownHeads
 from ingest.http.request import Request
 from ingest.http.response import Answer
 
-# A page answers at once; or it needs to wait; or (None) it calls `request.reply` later.
+# An answer; or a coroutine, if the page has to wait; or None: then it calls `request.reply` later.
 Reply = Answer | Coroutine[Any, Any, Answer] | None
 
 
@@ -25,6 +25,9 @@ class RoundQueue(Protocol):
 
     def begun(self, body_bytes: int) -> None:
         """Note that a request of the queue begins."""
+
+    def put_off(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on`, a short step, in a later round; few of them in each."""
 
 
 class Owner(Protocol):
@@ -62,5 +65,8 @@ class Owner(Protocol):
     def answer(self, request: Request) -> Reply:
         """Answer a request. Raises ConnectionError if its client is gone."""
 
+    def put_off(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on`, a short step, in a later round."""
+
     def suspended(self, task: asyncio.Task[Answer]) -> None:
-        """Called when an answer has to wait for something."""
+        """Called with the task of an answer that has to wait for something."""

@@ -20,7 +20,8 @@ from ingest.model.errors import Refused
 class Client(NamedTuple):
     """Who sent a request.
 
-    `address` is "" on a Unix socket or if unknown. `network` is what may be one client.
+    `address` is "" on a Unix socket or if unknown. `network` counts as one client: an IPv4 address,
+    or the /64 of an IPv6 address.
     """
 
     address: str
@@ -30,9 +31,9 @@ class Client(NamedTuple):
 class Head:
     """What the head of a request says.
 
-    `body_bytes` is -1 for a chunked body. `is_plain`: nothing in it needs care, so its body is
-    decoded as it is, in its round. `route` and `plan` belong to the port and to the page: what they
-    found out about this head.
+    `body_bytes` is -1 for a chunked body. `is_plain`: it is HTTP/1.1 without Content-Encoding,
+    Expect, or a Transfer-Encoding other than chunked. So its body can be decoded as it arrived.
+    The port keeps in `route`, and the page in `plan`, what it found out about this head.
     """
 
     __slots__ = (
@@ -66,7 +67,7 @@ class Head:
         ]
 
     def require_meant(self) -> None:
-        """Raise Refused if the head says what this service would have to ignore."""
+        """Raise Refused if the head asks for something that this service does not do."""
         if self.is_plain:
             return
         headers = self.headers
@@ -136,7 +137,7 @@ class Request:
         return self.content is None or self.content.is_eof()
 
     def body_start(self, bytes_max: int) -> bytes:
-        """Return the first bytes of the body, as far as they have arrived and nobody read them."""
+        """Return first bytes of the body: those that have arrived and that nobody has read."""
         if self.body is not None:
             return self.body[:bytes_max]
         if self.content is None or self.content.exception() is not None:
@@ -144,7 +145,7 @@ class Request:
         return self.content.read_nowait(bytes_max)
 
     def reply(self, answer: Answer) -> None:
-        """Answer it, if its page said that it would do so later. Once, and in the event loop."""
+        """Answer it, if its page returned None. Call it once, in the event loop."""
         self.sender.reply(answer)
 
     def without(self, names: Iterable[str]) -> Request:
@@ -157,7 +158,7 @@ class Request:
 
 @lru_cache(maxsize=4096)
 def network_of(address: str) -> str:
-    """Return what may be one client: an IPv4 address, or the /64 of an IPv6 one, else the text."""
+    """Return the network of an address, as in Client. Any other text is returned as it is."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:

@@ -22,8 +22,8 @@ JSON = b"application/json"
 PROBLEM_JSON = b"application/problem+json"
 TEXT = b"text/plain; charset=utf-8"
 
-# When a client should try again, for refusals that have no time of their own; before the random
-# spread.
+# After how long a client should try again, if the refusal itself does not say it. Each client gets
+# a random time around this one.
 _RETRY_AFTER_S = {"disk_low": 30.0, "database_on_hold": 5.0, "starting": 2.0, "draining": 2.0}
 
 _STATUS_LINES = {
@@ -35,12 +35,12 @@ _STATUS_LINES = {
 class Answer:
     """One HTTP answer. `headers` are whole lines, each with CRLF.
 
-    `closes`: it is the last one of its connection. An answer that many requests get is rendered
-    once; nothing of it may be changed then.
+    `closes`: it is the last one of its connection. Many requests may share an answer, so it must
+    not be changed.
     """
 
     __slots__ = ("_at_s", "_ready", "body", "closes", "content_type", "headers", "status")
-    began_s: float | None = None  # set if the answer began long before its end
+    began_s: float | None = None  # set if its first bytes were sent long before the last ones
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Answer:
         self._at_s = 0
 
     def ready(self) -> bytes:
-        """Return head and body for a connection that stays open, rendered once a second."""
+        """Return head and body for a connection that stays open; made anew once a second."""
         second = int(unix_s())
         if second != self._at_s:
             self._ready, self._at_s = self.rendered(), second

@@ -25,7 +25,7 @@ from ingest.system.logs import Occasionally, get_logger
 
 OTHER = "other"  # the label of all requests for which there is no page
 
-# The details of problems that no page has raised.
+# The texts for faults that no page has found.
 _MALFORMED = {
     "bad_request": "the request is not valid HTTP",
     "headers_too_large": (
@@ -42,8 +42,8 @@ OnRefused = Callable[[Request | None, Refused], None]
 class Route(NamedTuple):
     """A page: its methods, and `answer(request, query string, monotonic time of receipt)`.
 
-    `answer` returns an answer, or a coroutine that returns it. Or it returns None, and calls
-    `request.reply` later; then it counts the request itself. It may raise Refused, or
+    `answer` returns an answer, or a coroutine that returns it. Or it returns None; then the page
+    calls `request.reply` later, and counts the request itself. `answer` may raise Refused, or
     ConnectionError if the client is gone.
     """
 
@@ -58,7 +58,7 @@ class _Found(NamedTuple):
 
 
 async def answered(page: Route, request: Request, query: str, received_s: float) -> Answer:
-    """Wait for the answer of a page. It must not be one that replies by itself."""
+    """Wait for the answer of a page. The page must not be one that replies later."""
     answer = page.answer(request, query, received_s)
     if isinstance(answer, Answer):
         return answer
@@ -71,7 +71,7 @@ POST = ("POST",)
 
 
 class Port:
-    """A port with pages by path. `tokens` says for a warning which of them need a token.
+    """A port with pages by path. `tokens` says which of them need a token; a warning shows it.
 
     `on_refused` is called for each refused request; without a request, if its bytes were not HTTP.
     It must be quick and must not fail.
@@ -203,7 +203,7 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
     elif refused.code == "unauthorized":
         headers = b"WWW-Authenticate: Bearer\r\n"
     # If the body has not arrived, the connection is closed: the service does not wait for it.
-    # After a CONNECT too: the parser takes what follows for the bytes of a tunnel.
+    # After a CONNECT too: the parser takes what follows for another protocol.
     unread = request.method == "CONNECT" or not request.is_whole
     close = refused.code == "draining" or unread
     return problem(refused, headers=headers, close=close)
@@ -212,9 +212,9 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
 def _drop_frames(error: BaseException | None) -> None:
     """Free what the frames of an exception hold: the body, and all that was decoded of it.
 
-    A future that the exception came through is in such a frame, and holds the exception. So the
-    frames would live until the garbage collector runs, and a flood of refused posts would fill
-    hundreds of megabytes.
+    Such a frame may also hold a future, and the future holds the exception. So the frames would
+    live until the garbage collector runs, and a flood of refused posts would fill hundreds of
+    megabytes.
     """
     while error is not None:
         error.__traceback__ = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-# Reasons to read nothing, as bits: what waits behind a request; a body whose reader is slower; one
-# that waits for memory; answers that the client does not read; bytes to be parsed later.
+# Reasons not to read, as bits. BEHIND: many bytes wait for the request in work. BODY: a body comes
+# faster than it is read. MEMORY: a body waits for memory. UNREAD: the client does not read its
+# answers. LATER: there are bytes to parse in the next round.
 BEHIND, BODY, MEMORY, UNREAD, LATER = 1, 2, 4, 8, 16
 
 
 class Valve:
-    """Shut while there is a reason. It is the `protocol` that aiohttp's StreamReader asks."""
+    """Shut while there is a reason. aiohttp's StreamReader calls it as its `protocol`."""
 
     __slots__ = ("_reasons", "transport")
 

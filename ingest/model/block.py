@@ -1,7 +1,7 @@
 """A block: the readings of a post on their way to the table, as the bytes of their rows.
 
-Small posts that come at the same time may share a block: one frame of the journal, one element of
-a queue. A block grows only at the end of a queue, until it is taken from there.
+Small posts that come at the same time may share a block. Then they are one frame of the journal and
+one element of a queue. A block may grow until a writer or the journal takes it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from itertools import accumulate
 
 from ingest.model.ack import Ack
 
-# A block that has more gets no further post. More rows in a block save nothing more, and a bad row
-# among them costs more.
+# A block does not grow beyond this. More rows in a block save hardly more, and make it harder to
+# find a bad one.
 SHARED_ROWS_MAX = 300
 SHARED_BYTES_MAX = 32 * 1024
 
 
-# What one post of a block is known by: its rows (behind those of the part before it), received_us,
-# items and sender, as in Block. A plain tuple, since there is one for nearly every post.
+# One post of a shared block: its number of rows, received_us, items and sender, as in Block. The
+# rows of the posts are in the same order. A plain tuple is the fastest; nearly every post has one.
 Part = tuple[int, int, "Sequence[int | None] | None", str]
 
 
@@ -28,10 +28,10 @@ Part = tuple[int, int, "Sequence[int | None] | None", str]
 class Block:
     """The readings of one post, or of some small ones, on their way to the table."""
 
-    # No slots: fields with a default that nobody changes are the class's, which makes a block in
-    # 0.5 us instead of 1.
+    # No slots: so the fields with `init=False` cost nothing until somebody sets them. To make a
+    # block takes 0.5 us, and 1 with slots.
 
-    tuples: bytes  # the encoded rows; of a block that grows: only once it is sealed
+    tuples: bytes  # the encoded rows; of a block that has grown: complete once it is sealed
     rows: int
     _: KW_ONLY
     received_s: float  # monotonic time of receipt, of the first post
@@ -41,21 +41,21 @@ class Block:
     items: Sequence[int | None] | None = None
     ack: Ack | None = None  # resolved with the outcome; None if no post waits for it
     replayed: bool = False  # a dead letter that is replayed
-    sender: str = ""  # where its post came from: an address, or the network of one; "" if unknown
-    # Set once a write ended without a verdict: from then on only the idempotent path may write it.
+    sender: str = ""  # the address or network of the (first) post's client; "" if unknown
+    # Set once a write may have stored it: from then on only the idempotent path may write it.
     doubtful: bool = field(default=False, init=False)
-    # Set once the block has a row that the database refuses, and cannot be cut any smaller.
+    # Set when the database refuses a row of its batch: the next write looks for that row.
     isolate: bool = field(default=False, init=False)
     attempts: int = field(default=0, init=False)  # failed writes
     sequence: int = field(default=0, init=False)  # its number in the journal, 0 if it is in none
-    reloaded: bool = field(default=False, init=False)  # read from the journal after a start
+    reloaded: bool = field(default=False, init=False)  # read back from the journal
     posts: int = field(default=1, init=False)
-    parts: list[Part] | None = field(default=None, init=False)  # of several posts, if still known
+    parts: list[Part] | None = field(default=None, init=False)  # if several, and not read back
     sealed: bool = field(default=False, init=False)  # it does not grow any more
     _pieces: list[bytes] | None = field(default=None, init=False)  # the rows of each post
 
     def add(self, other: Block) -> None:
-        """Add the rows of another post, which needs no block of its own then."""
+        """Add the rows of another post. `other` must not be used any more."""
         parts, pieces = self.parts, self._pieces
         if parts is None or pieces is None:
             parts = self.parts = [(self.rows, self.received_us, self.items, self.sender)]
@@ -74,9 +74,9 @@ class Block:
             self._pieces = None
 
     def origins(self, rows: Sequence[int]) -> list[tuple[int, int | None]]:
-        """Return for each of these rows when its post was received, and its item in that post.
+        """Return for each row: when its post was received, and the index of its item in that post.
 
-        The item is None if it is not known any more: the block was read back from the journal.
+        The index is None if it is unknown, as for a shared block that was read back.
         """
         if self.parts is None:
             if self.posts > 1:

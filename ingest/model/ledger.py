@@ -3,7 +3,8 @@
 The counters are plain integers on one event loop: an increment costs 30 ns, the counter of a client
 library 300. admin/exposition.py shows them as metrics. They start at 0 with each process.
 
-The balance, whenever no reading is on its way between two counters:
+The balance is this rule. While a reading is on its way from one counter to another, it can be
+wrong for a moment.
 received + recovered + replayed = committed + duplicate + rejected + dead_lettered + held
 """
 
@@ -47,9 +48,9 @@ class Histogram:
         self.total += value * count
 
     def observe_all(self, values: Sequence[float]) -> None:
-        """Count some observations, the largest first."""
+        """Count some observations. They must be sorted, the largest first."""
         most, least = bisect_left(self.bounds, values[0]), bisect_left(self.bounds, values[-1])
-        if most == least:  # as mostly: one step for all
+        if most == least:  # nearly always: all are in one bucket
             self.counts[most] += len(values)
             self.total += sum(values)
         else:
@@ -75,7 +76,7 @@ class DeadLetterStats(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The settings of these names, beside which the gauges are read."""
+    """The values of the settings with these names. A gauge is compared with its limit."""
 
     journal_bytes_max: int = 0  # 0: there is no journal
     dlq_bytes_max: int = 0

@@ -1,7 +1,7 @@
 """The contracts between the parts of the path, as Protocols: a part fits if it has these methods.
 
-    receiver --reserve/put--> buffer --take--> writer --write--> sink
-                                                 `--settle (ack) | give_back (nack)--> buffer
+    receiver --take_in | reserve, put--> buffer --take--> writer --write--> sink
+                                                            `--settle | give_back--> buffer
 
 Each contract has a suite in tests/contract, which runs over every implementation, fakes included.
 """
@@ -34,7 +34,8 @@ class Reservation(Protocol):
         """Give the room back. After `put`, or a second time, this does nothing."""
 
 
-# Called with the waiters of some blocks, in order, and with what made the disk fail, or None.
+# Called with the waiters of a block, in the order of their posts. Their block is on the disk, or it
+# is not kept if there is an error.
 Told = Callable[[Sequence[Any], JournalBroken | None], None]
 
 
@@ -42,13 +43,13 @@ class Inlet(Protocol):
     """The buffer as the receiver sees it."""
 
     def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
-        """Keep the block of a small or plain post at once. Returns False if that is not possible.
+        """Keep the block of a post at once. Returns False if that is not possible now.
 
-        Then nothing is kept, and `reserve` may wait or say why. Without `told` the block is in
-        memory when this returns. With it the block is on disk once `told` is called, in a later
-        round, with this waiter among others; or it is not kept, if `told` gets an error. All posts
-        of a buffer have the same `told`, which must not fail. The block may become a part of
-        another one: the caller must not use it any more.
+        After False nothing is kept: call `reserve`, which may wait, or raises the reason. After
+        True the caller must not use the block any more: it may be a part of another one. Without
+        `told` it is in memory when this returns. With `told` it is kept once `told` is called
+        without an error. That happens in a later round, with this waiter among others. All posts of
+        a buffer have the same `told`, which must not raise.
         """
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
@@ -67,8 +68,8 @@ class BufferStats(NamedTuple):
 
     `rows` counts all rows that are not settled. `rows_taken` of them are with a writer. `rows_kept`
     of them survive the end of the process. `rows_max` and `bytes_max` bound the content in memory.
-    `disk_used` is the used share of the disk's bound, if that bound decides whether there is room;
-    else None.
+    `disk_used`: how much of its space on the disk is in use, as a share. None if the space in
+    memory decides whether a post must wait.
     """
 
     rows: int
@@ -100,7 +101,7 @@ class JournalStats(NamedTuple):
 
 
 class Outlet(Protocol):
-    """The buffer as a writer sees it. A taken block counts until it is settled or given back."""
+    """The buffer as a writer sees it. A block that was taken keeps its room until it is settled."""
 
     @property
     def rows_waiting(self) -> int:
@@ -120,10 +121,10 @@ class Outlet(Protocol):
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
 
     def settle(self, blocks: Sequence[Block]) -> None:
-        """Remove blocks that are in the table or dead-lettered; their room becomes free (ack)."""
+        """Remove blocks that are in the table or dead-lettered; their room becomes free."""
 
     def give_back(self, blocks: Sequence[Block]) -> None:
-        """Put blocks back to the front of the queue, in their order (nack). Cannot fail."""
+        """Put blocks back to the front of the queue, in their order. Cannot fail."""
 
     def stats(self) -> BufferStats:
         """Return the content now."""
@@ -211,8 +212,8 @@ class Sink(Protocol):
     async def takes_any(self, rows: Sequence[bytes], *, like_stored: bool = False) -> bool:
         """Whether the table takes one of these rows as a new row. Nothing is stored.
 
-        `like_stored`: or a row like one that it has, with another value. If it has none: a row of
-        our own.
+        With `like_stored` one more row is tried: a row of the table with another value, or a row of
+        our own if the table is empty.
         """
 
     async def write_isolating(
@@ -220,7 +221,7 @@ class Sink(Protocol):
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction.
 
-        `at_fault`: a failure with `may_be_row` is the fault of its row too.
+        With `at_fault` a failure with `may_be_row` counts as a refused row too.
         Calls `set_aside` once with all refused rows, in order, before the commit; not at all if
         there are none. If `set_aside` raises, nothing is committed and its error is raised.
         """

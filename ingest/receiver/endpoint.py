@@ -1,8 +1,8 @@
 """The receiver's port: POST /v1/readings, and the probes.
 
-A post goes through these steps: check admission; receive; decompress; decode; and keeper.py keeps
-what was decoded, and answers. A post whose body arrived with its head goes through them in one
-plain call, if no step has to wait.
+The steps of a post: check admission; receive; decompress; decode. Then keeper.py keeps what was
+decoded, and answers. If the body arrived with its head and no step has to wait, all of this is one
+plain call.
 Does not: know the database, or the buffer.
 """
 
@@ -30,7 +30,7 @@ from ingest.system.logs import get_logger
 
 
 class _Plan(NamedTuple):
-    """What the head of a post says about its body."""
+    """What the head of a post says: the query, and how to decode the body."""
 
     query: Query
     decode: Decode
@@ -115,7 +115,7 @@ class Endpoint:
     # From request to answer
 
     def _readings(self, request: Request, text: str, received_s: float) -> Reply:
-        """Take a post in at once if nothing has to wait; else return what waits."""
+        """Take a post in at once if nothing has to wait; else return the coroutine that does it."""
         refusal = self._admission.refusal()
         if refusal is not None:
             raise Refused(refusal, ADMISSION_DETAILS[refusal])
@@ -150,7 +150,7 @@ class Endpoint:
             decoded = self._decode(plan, body, received_s)
             if not isinstance(decoded, Decoded):
                 decoded = await self._finish_steps(decoded, body, uncounted_bytes=0)
-        del body  # its memory is free while the post waits for room or for its outcome
+        del body
         return await self._keeper.keep(plan.query, self._seen(request, decoded))
 
     async def _go_on(self, request: Request, plan: _Plan, steps: Steps, body: bytes) -> Answer:
@@ -167,6 +167,7 @@ class Endpoint:
             raise
 
     def _seen(self, request: Request, decoded: Decoded) -> Decoded:
+        request.body = b""  # its memory is free while the post waits for space or for its outcome
         if decoded.block is not None:
             decoded.block.sender = request.client.network
         if self._on_decoded is not None:

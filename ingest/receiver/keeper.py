@@ -1,9 +1,9 @@
 """Keeps what was decoded of a post: readings in the buffer, invalid items in the dead letters.
 
-A post of valid readings only is kept by a plain call, if there is room: its rows become a part of
-the last block of the buffer. Any other post reserves room, has its invalid items dead-lettered,
-puts its block into the buffer, and may wait in each of these steps. `put` fails only if the disk of
-a journal fails.
+If a post has only valid readings, one plain call keeps it (`take`), if there is room and it need
+not wait for its commit. Small posts then share a block. For any other post (`keep`), room is
+reserved, its invalid items are dead-lettered, and its block is put into the buffer. Each of these
+steps may wait. `put` fails only if the disk of a journal fails.
 Promises: after a refusal nothing of the post is kept, except perhaps dead letters of its invalid
 items. A 2xx means that every reading is kept. Every decoded reading is counted once: as accepted,
 dead-lettered or rejected.
@@ -45,6 +45,9 @@ from ingest.system.words import counted
 READINGS = "/v1/readings"
 DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
 NOT_WRITTEN = "the journal could not be written to the disk"
+NOT_WRITTEN_S = (
+    4.0  # the journal tries the disk every 2 s; a disk that stays full is refused before
+)
 ADMISSION_DETAILS = {
     "starting": "the service has not connected to its database and checked its table yet",
     "draining": "the service is stopping; another one may replace it",
@@ -52,7 +55,7 @@ ADMISSION_DETAILS = {
 }
 
 
-_Waiter = tuple[Request, int, float]  # its rows, and when it was received (monotonic)
+_Waiter = tuple[Request, int, float]  # a post, its rows, and when it was received (monotonic)
 
 
 class Keeper:
@@ -74,7 +77,7 @@ class Keeper:
         self._database = database
         self._outcomes = outcomes
         self._on_refused = on_refused
-        self._told = self._tell  # one object for all posts
+        self._told = self._tell  # so that not each post makes a bound method
         self.posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
         self._left = asyncio.Event()  # set whenever a post or a tail has ended
@@ -109,7 +112,7 @@ class Keeper:
     # At once
 
     def take(self, request: Request, query: Query, decoded: Decoded, received_s: float) -> Reply:
-        """Keep a post at once if that is possible; else return what waits."""
+        """Keep a post at once if that is possible; else return the coroutine that keeps it."""
         block, ack = decoded.block, query.ack
         if block is not None and not decoded.errors and ack != COMMITTED:
             rows, ledger = block.rows, self._ledger
@@ -126,7 +129,7 @@ class Keeper:
         return self.inside(self.keep(query, decoded))
 
     def _tell(self, waiters: Sequence[_Waiter], broken: JournalBroken | None) -> None:
-        """The posts of a group are on the disk, or refused: answer all of them."""
+        """The posts of a block are on the disk, or refused: answer all of them."""
         ledger = self._ledger
         rows = sum(waiter[1] for waiter in waiters)
         ledger.at_receiver -= rows
@@ -151,11 +154,11 @@ class Keeper:
                 self._log.error("request_failed", exc_info=True)
 
     def _not_written(self, request: Request) -> Answer:
-        refused = Refused("disk_low", NOT_WRITTEN)
+        refused = Refused("disk_low", NOT_WRITTEN, retry_after_s=NOT_WRITTEN_S)
         self._on_refused(request, refused)
         return problem(refused)
 
-    # However long it takes
+    # With waits
 
     async def keep(self, query: Query, decoded: Decoded) -> Answer:
         """Keep readings and invalid items; return the answer. Raises Refused."""
@@ -205,7 +208,7 @@ class Keeper:
             raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
         except JournalBroken as broken:
             code = "disk_low"
-            raise Refused(code, NOT_WRITTEN) from broken
+            raise Refused(code, NOT_WRITTEN, retry_after_s=NOT_WRITTEN_S) from broken
         except (Stopping, asyncio.CancelledError) as stopped:
             code = "draining"
             if isinstance(stopped, Stopping):
@@ -221,7 +224,7 @@ class Keeper:
                     ledger.readings_dead_lettered(INVALID, len(errors))
 
     async def _keep(self, decoded: Decoded, query: Query) -> None:
-        """Reserve, dead-letter, put. Nothing is kept if this raises."""
+        """Reserve, dead-letter, put. If this raises, no reading is kept."""
         block, errors = decoded
         if block is None:
             raise Refused("all_invalid", "all readings of the post are invalid", **named(errors))

@@ -2,11 +2,11 @@
 
 The cause is then a fault of ours or of the operator, such as a wrong constraint. Without the
 breaker such a fault would move the readings of a whole fleet into the dead letters.
-It decides for each batch, before any row of it is dead-lettered. A post with refused rows is one
-vote, however many they are and whatever devices they name. Writes are paused if in a window of
-consecutive posts more than `rows_max` of `window_rows` rows would be isolated, and these come from
-more than a fifth of the posts, and from more than a fifth of the senders. Of a post that was read
-back from the journal the sender is unknown: it counts as a sender of its own.
+It decides for each batch, before any row of it is dead-lettered. It looks at a window of
+consecutive posts. Writes are paused if more than `rows_max` of `window_rows` rows are refused, and
+these come from more than a fifth of the posts, and from more than a fifth of the senders. A post
+with refused rows counts once, however many they are and whatever devices they name. A post whose
+sender is unknown, since it was read back from the journal, counts as a sender of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Post = tuple[int, int, str]  # rows, refused rows, sender
 
 
 class _Window:
-    """Counts rows, posts and senders of consecutive posts, all and those with refused rows."""
+    """Counts consecutive posts, their rows and senders; and the same for refused rows only."""
 
     def __init__(self, window_rows: int, rows_max: int) -> None:
         self._window_rows = window_rows
@@ -44,7 +44,7 @@ class _Window:
         self._refused_senders: Counter[str] = Counter()
 
     def add(self, post: _Post) -> None:
-        """Add a post, and drop the oldest ones as long as what is left is enough."""
+        """Add a post. Drop the oldest ones, as long as enough posts and rows are left."""
         self._posts.append(post)
         self._count(post, 1)
         while (
@@ -81,7 +81,7 @@ class _Window:
 
 
 def _addresses(posts: Counter[str]) -> int:
-    """Count the senders. A post of an unknown sender, as from the journal, is one of its own."""
+    """Count the senders. Each post of an unknown sender counts as another sender."""
     return len(posts) + max(0, posts[""] - 1)
 
 
@@ -94,8 +94,9 @@ def _change(counts: Counter[str], name: str, by: int) -> None:
 def _posts_of(block: Block, refused: Sequence[Refusal]) -> list[_Post]:
     """Return the posts of a block: their rows, refused rows and senders.
 
-    Of a block that was read back from the journal only their number is known. Then they share rows
-    and refused rows alike. So they have as many votes as refused rows, at most one each.
+    If the block was read back from the journal, only the number of its posts is known. Then each
+    post gets the same share of the rows, and of the refused rows. So as many posts count as there
+    are refused rows, at most all of them.
     """
     if block.posts == 1:
         return [(block.rows, len(refused), block.sender)]
@@ -124,9 +125,9 @@ class CircuitBreaker:
         self._released_until_s = float("-inf")
 
     def written(self, blocks: Sequence[Block], refused: Refused = NONE) -> None:
-        """Remember a committed write. `refused` are the refusals by the block's index."""
+        """Remember a committed write. `refused` has the refused rows by the index of the block."""
         first = max(0, len(blocks) - self._posts_max)
-        if not refused:  # as nearly always: a fifth of the cost
+        if not refused:  # nearly always; this costs a fifth of the loop below
             self._past += [
                 post
                 for block in blocks[first:]
@@ -162,18 +163,18 @@ class CircuitBreaker:
                     )
 
     def forget(self) -> None:
-        """Forget past writes: refusals of before do not count any more."""
+        """Forget past writes: earlier refusals do not count any more."""
         self._past.clear()
 
     def release(self, *, received_until_s: float) -> None:
         """Forget past writes, and judge no post that was received until then.
 
-        The limit is a time and not a number of rows. Otherwise posts that come meanwhile, and are
-        written first, would use up that number.
+        The limit is a time and not a number of rows: posts that come later may be written first,
+        and would use up that number.
         """
         self.forget()
         self._released_until_s = received_until_s
 
     def is_released(self, blocks: Sequence[Block]) -> bool:
-        """Whether an operator has given up on what the database refuses of these blocks."""
+        """Whether an operator has released the rows of these blocks to the dead letters."""
         return min(block.received_s for block in blocks) <= self._released_until_s

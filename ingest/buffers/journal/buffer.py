@@ -2,13 +2,13 @@
 
 A block without room in memory is *spilled*: it is only on the disk. A block that an earlier process
 left is *recovered*. Spilled and recovered blocks are read back when memory comes free. They wait in
-a queue of their own, the *backlog*. Writers take live blocks first; but every fourth batch, and
-every batch while no live block waits, comes from the backlog.
-A post that waits until its block is stored has been promised nothing yet. So its block is not
+a queue of their own, the *backlog*. All other blocks are *live*. Writers take live blocks first;
+but every fourth batch, and every batch while no live block waits, comes from the backlog.
+A post with `ack=committed` has been promised nothing yet while it waits. So its block is not
 written to the journal, and needs room in memory.
 
-Promises: what the buffer in memory promises. Once the put of a block has been awaited, the block
-outlives the process.
+Promises: what the buffer in memory promises. When a post was told that its block is on the disk,
+the block outlives the process.
 Does not: write files (log.py, thread.py and folder.py do), or know what becomes of a block.
 """
 
@@ -82,7 +82,7 @@ class JournalBuffer:
             for _ in range(2)
         )
         self._spilling = False
-        self._rows_left = 0  # in memory when the service stopped, and in the journal
+        self._rows_left = 0  # of blocks in memory that `keep_rest` left to the journal
         self._rows_gone = 0  # only on the disk, in files that somebody has removed
         self.memory = BoundedMemory(self._live, rows_max, bytes_max, self._memory_freed)
         journal.changed = self._admit
@@ -130,9 +130,10 @@ class JournalBuffer:
     # The inlet
 
     def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
-        """Keep a block at once, on the disk too if `told` is given; see ports.Inlet.
+        """Keep a block at once if there is room and no other post waits for room: see ports.Inlet.
 
-        Not while blocks are spilled: a spilled block has a frame of its own.
+        It may become a part of another block. Returns False while blocks are spilled: each of these
+        has a frame of its own.
         """
         waiting, memory, journal = self._waiting, self.memory, self.journal
         rows, size_bytes = block.rows, len(block.tuples)

@@ -22,12 +22,12 @@ from ingest.system.clock import monotonic_s
 
 
 class JournalingBuffer(Protocol):
-    """The parts of its buffer that a reservation with room in the journal uses."""
+    """The parts of their buffer that the entries use."""
 
     journal: Journal
     memory: BoundedMemory
     unwritten: UnwrittenFrames
-    rows_unconfirmed: int  # on the disk, of posts whose tasks have not run since then
+    rows_unconfirmed: int  # they are on the disk, but the tasks of their posts have not run since
     live_put_s: float  # when the last block came in
 
     def keep_spilled(self, segment: Segment, start: int, block: Block) -> None:
@@ -58,7 +58,10 @@ class UnwrittenFrames:
         return True
 
     def remove(self, size_bytes: int, *, spilled: bool, frames: int = 1) -> None:
-        """Do not count frames any more: they were written, or will not be."""
+        """Do not count blocks any more: they were written, or will not be.
+
+        `frames`: how often `add` was called for them: for each post, also if posts share a frame.
+        """
         self._block_bytes[spilled] -= size_bytes
         self.size_bytes -= frames * HEAD_BYTES + size_bytes
 

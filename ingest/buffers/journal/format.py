@@ -9,8 +9,8 @@ A segment `journal-FIRST-SALT.log` (FIRST: the least sequence it may hold, 20 di
     frame, 44 + n      mark f7 4a 52 0a | crc32 u32 | length u32 (= n) | sequence u64 | rows u32
                        | received_us i64 | newest_ts_us i64 | posts u32 | tuples, n bytes
 
-`posts` is how many posts share the frame; 0 means one, as earlier versions wrote. `received_us` is
-of the first of them.
+`posts` is how many posts share the frame. For one post it is 0, as earlier versions wrote.
+`received_us` is the time of the first of them.
 
 The CRC of a frame is computed over all bytes that follow it, with the salt as its start value. A
 salt is random and secret, so nobody can post readings that look like a frame. After damage the

@@ -204,8 +204,15 @@ def answers(written: bytes) -> Iterator[tuple[int, object]]:
 
 @contextmanager
 def played() -> Iterator[tuple[Played, asyncio.Runner]]:
-    """Run a receiver in a loop of its own: Hypothesis cannot call coroutines."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    """Run a receiver in a loop of its own: Hypothesis cannot call coroutines.
+
+    It inflates nothing in a thread, since the rounds of the loop do not wait for one.
+    """
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        patch.setattr("ingest.http.plain_body.is_light", lambda _: True)
         running = running_receiver(body_bytes_max=SMALL)
         receiver = runner.run(running.__aenter__())
         yield Played(receiver), runner
@@ -265,7 +272,7 @@ def test_any_stream_in_any_pieces_is_answered_as_its_requests_alone() -> None:
         for stream in streams:
             for pieces in (1, 4, 30):
                 check(stream, [each / pieces for each in range(pieces)], [1])
-        settings(max_examples=300)(given(STREAMS, CUTS, ROUNDS)(check))()
+        settings(max_examples=200)(given(STREAMS, CUTS, ROUNDS)(check))()
         assert port.seen.taken > 1_000
     statuses = {status for each in alone.values() for status, _ in each.answers}
     assert statuses == {200, 202, 400, 404, 405, 413, 415, 422, 431}
@@ -283,8 +290,9 @@ def test_any_bytes_are_answered_alike_with_and_without_known_heads() -> None:
         ) -> None:
             data = bytearray(b"".join(each.data for each in stream))
             good = bytes(data)
-            for _ in range(drawn.draw(st.integers(0, 3)) if data else 0):
-                place = drawn.draw(st.integers(0, len(data) - 1))
+            data += b"\r\n"
+            for _ in range(drawn.draw(st.integers(0, 3))):
+                place = drawn.draw(st.integers(0, len(data)))
                 data[place : place + drawn.draw(st.integers(0, 2))] = drawn.draw(
                     st.sampled_from([b"", b"\r\n", b"\n", b"\r", b"\0", b" ", b":", b"0", b"9"])
                 )

@@ -245,3 +245,13 @@ def test_code_of_a_fault_tells_large_heads_from_bad_ones() -> None:
         "headers_too_large",
         "bad_request",
     ]
+
+
+@pytest.mark.known_heads
+async def test_posts_of_many_sizes_on_one_connection_become_known() -> None:
+    """As of a gateway: each size of a body is another head, and comes for the first time first."""
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    wire = Wire(connections())
+    await wire.answered(*(post(b"x" * (60 + number * 7 % 20)) for number in range(200)))
+    assert seen.taken == 200 - 2 * 20

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from ingest.model.errors import BufferFull
+from tests.contract.buffers import journal
+from tests.support.blocks import make_block
 from tests.support.posts import array
 from tests.support.receiver import BAD, GOOD, JSON, Receiver, head, post, running_receiver, until
 
@@ -67,3 +71,38 @@ async def test_what_is_refused_or_breaks_off_is_freed_at_once(way: str) -> None:
             gc.enable()
         # The test's own streams leave some; each connection of ours would leave at least five more.
         assert found < 3 * COUNT, f"{found} objects"
+
+
+async def test_body_is_freed_while_its_post_waits() -> None:
+    """It does not count as in memory any more, so nothing may keep it."""
+    async with running_receiver() as receiver:
+        receiver.inlet.open.clear()
+        client = await receiver.connect()
+        await client.send(post(b" " * 100_000 + GOOD))
+        await until(lambda: receiver.inlet.waiting)
+        connections = receiver.endpoint._port._connections
+        assert connections is not None
+        (connection,) = connections._open
+        request = connection._request
+        assert request is not None, "it waits"
+        assert not request.body
+        receiver.inlet.open.set()
+        assert (await client.reply()).status == 202
+
+
+async def test_client_that_was_answered_is_freed_before_the_next_post(tmp_path: Path) -> None:
+    """The last entry of the journal kept all who had waited for it."""
+
+    class Waiter:
+        pass
+
+    buffer = journal(tmp_path, 1_000, 1 << 20, 1.0)
+    try:
+        told: list[int] = []
+        waiter = Waiter()
+        gone = weakref.ref(waiter)
+        assert buffer.take_in(make_block(1), waiter, lambda waiters, _: told.append(len(waiters)))
+        del waiter
+        await until(lambda: told == [1] and gone() is None)
+    finally:
+        buffer.journal._thread.stop()
