@@ -160,8 +160,10 @@ class Connection(asyncio.Protocol):
             self._keep(data, stop)
             self._completed()
             return
-        if stop < len(data):
-            self._put_off(data[stop:])
+        if stop < len(data):  # the rest of these bytes in the next round
+            self._later = data[stop:]
+            self.valve.shut(LATER)
+            self._owner.loop.call_soon(self._go_on_parsing)
         if framer.content is None:
             self._half_head(stop - at)
             return
@@ -170,12 +172,6 @@ class Connection(asyncio.Protocol):
             self._begin(Request(framer.head, self._client, self, None, framer.content))
         if self._no_more and not self._later:
             framer.break_body()
-
-    def _put_off(self, data: bytes) -> None:
-        """Parse these bytes in the next round."""
-        self._later = data
-        self.valve.shut(LATER)
-        self._owner.loop.call_soon(self._go_on_parsing)
 
     def _go_on_parsing(self) -> None:
         data, self._later = self._later, b""
