@@ -63,8 +63,7 @@ class Connection(asyncio.Protocol):
         self._client = NOBODY
         self._framer = Framer(self.valve, owner.loop, READ_BYTES)
         self._request: Request | None = None  # in work
-        self._behind = b""  # from _at on: the bytes that came after that request
-        self._at = 0
+        self._behind, self._at = b"", 0  # from _at on: the bytes that came after that request
         self._half_bytes = 0  # of a head whose end has not come
         self._later = b""  # bytes for the parser in the next round
         self._no_more = False  # the client has closed its sending side
@@ -160,10 +159,8 @@ class Connection(asyncio.Protocol):
             self._keep(data, stop)
             self._completed()
             return
-        if stop < len(data):  # the rest of these bytes in the next round
-            self._later = data[stop:]
-            self.valve.shut(LATER)
-            self._owner.loop.call_soon(self._go_on_parsing)
+        if stop < len(data):
+            self._put_off(data[stop:])
         if framer.content is None:
             self._half_head(stop - at)
             return
@@ -172,6 +169,12 @@ class Connection(asyncio.Protocol):
             self._begin(Request(framer.head, self._client, self, None, framer.content))
         if self._no_more and not self._later:
             framer.break_body()
+
+    def _put_off(self, data: bytes) -> None:
+        """Parse these bytes in a later round."""
+        self._later = data
+        self.valve.shut(LATER)
+        self._owner.put_off(self._go_on_parsing)
 
     def _go_on_parsing(self) -> None:
         data, self._later = self._later, b""
@@ -248,9 +251,7 @@ class Connection(asyncio.Protocol):
     def _begin_in_round(self) -> None:
         """Answer the request, even if its client is gone: the post is whole, and is kept."""
         request, queue = self._request, self._owner.round_queue
-        assert request is not None, "it is in work until it is answered"
-        assert request.body is not None, "it was enqueued because it is here"
-        assert queue is not None, "it has called this"
+        assert request is not None and request.body is not None and queue is not None  # noqa: PT018
         queue.begun(len(request.body))
         request.in_round = True
         self._answer()
@@ -339,6 +340,7 @@ class Connection(asyncio.Protocol):
         if transport.can_write_eof():
             transport.write_eof()
         self.valve.open_for_all()
+        self._owner.body_ended(self)  # nobody waits for it any more: it is not a slow one
         self._linger = self._owner.loop.call_later(LINGER_S, transport.close)
 
     def close(self) -> None:

@@ -170,6 +170,13 @@ class Connections:
         if (opened := self._open.get(handler)) is not None:
             self._unfinished.remove(opened.network, handler)
 
+    def put_off(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on`, a short step, in a later round."""
+        if self.round_queue is None:
+            self.loop.call_soon(go_on)
+        else:
+            self.round_queue.put_off(go_on)
+
     def suspended(self, task: asyncio.Task[Answer]) -> None:
         """Keep the task of an answer that has to wait; `close` waits for it."""
         self._suspended.add(task)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.http import HttpRequestParser
+from aiohttp.http_exceptions import BadHttpMessage
 
 from ingest.http.heads import HEAD_END, HEADERS_MAX, LINE_BYTES_MAX
 from ingest.http.request import Head
@@ -21,10 +22,13 @@ from ingest.http.valve import Valve
 from ingest.system.clock import monotonic_s
 
 HALF_END = len(HEAD_END) - 1  # HEAD_END may come in two parts; the first has at most so many bytes
-# 256 KiB of the smallest chunks take 30 ms. So the parser gets a chunked body in parts, and in one
-# round of the event loop it gets no further part after this time.
-PART_BYTES_MAX = 8 * 1024
-PARSE_S_MAX = 0.001
+# 256 KiB of the smallest chunks take 30 ms. So the parser gets a chunked body in parts. After this
+# time it gets no further part, until the connection's turn comes in a later round (loop_share.py).
+PART_BYTES_MAX = 2 * 1024
+PARSE_S_MAX = 0.0002
+# So many bytes of a chunked body may be sizes, line ends and trailers, and as many again as it has
+# of its own. Otherwise a few connections with chunks of one byte would use the whole CPU.
+OVERHEAD_BYTES_MAX = 16 * 1024
 # In a chunked body with more empty lines than this, nobody looks for the end: with 256 KiB of empty
 # lines that would take 0.4 s. The connection ends with this request, and what follows it is lost.
 LINES_MAX = 500
@@ -50,7 +54,8 @@ class Framer:
         self._parser: HttpRequestParser | None = self._new_parser()
         self.half = b""  # the last bytes that the parser got, of a head or of a chunked body
         self._last = b""  # all of the last part that the parser got
-        self._left = 0  # bytes of the body that have not come, if its size is known
+        # Bytes of the body that have not come; of a chunked one: those that have come, below -1.
+        self._left = 0
         self._lines = 0  # empty lines in the body, if it is chunked
         self.head: Head | None = None
         self.text = b""
@@ -106,6 +111,7 @@ class Framer:
         if not messages or self.content is not None:
             self._left -= len(part)
             self.half = (self.half + part)[-HALF_END:]
+            self._require_content()
             return
         message, content = messages[0]
         self.head = Head(message, has_body=not content.is_eof())
@@ -114,6 +120,14 @@ class Framer:
         self._left = self.head.body_bytes
         self._lines = 0
         self.half = b""
+
+    def _require_content(self) -> None:
+        """Raise BadHttpMessage if a chunked body consists of little more than its chunks."""
+        if self.content is None or self._left >= 0:
+            return
+        content_bytes = self.content.total_bytes
+        if -self._left - content_bytes > OVERHEAD_BYTES_MAX + content_bytes:
+            raise BadHttpMessage("the chunks are too small")
 
     def _end_of_part(self, data: bytes, at: int) -> int:
         """Return where the request may end at the earliest: the parser must not get more."""

@@ -35,6 +35,7 @@ class LoopShare:
         self._bytes_left = ROUND_BYTES
         self._queue: deque[tuple[int, Callable[[], object]]] = deque()
         self._in_steps: deque[tuple[Generator[None, None, Any], asyncio.Future[Any]]] = deque()
+        self._put_off: deque[Callable[[], object]] = deque()
         self._next_is_due = False
 
     def take(self, body_bytes: int) -> bool:
@@ -49,6 +50,11 @@ class LoopShare:
         self._queue.append((body_bytes, begin))
         if not self._next_is_due:
             self._schedule()
+
+    def put_off(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on`, a short step, in the time for steps of a later round."""
+        self._put_off.append(go_on)
+        self._schedule()
 
     async def wait(self, body_bytes: int) -> None:
         """Wait for a round that has a share left; not at all if this one has. Safe to cancel."""
@@ -84,15 +90,20 @@ class LoopShare:
         """Start a round; while posts are at work, the next one too, after the sockets are read."""
         self._next_is_due = False
         self._bytes_left = ROUND_BYTES
-        if self._queue or self._in_steps:
+        if self._queue or self._in_steps or self._put_off:
             self._schedule()
         while self._queue and self._bytes_left > 0:
             body_bytes, begin = self._queue.popleft()
             if begin() is not False:
                 self._bytes_left -= POST_BYTES
                 self._bytes_left -= body_bytes if body_bytes < BEGIN_BYTES else BEGIN_BYTES
-        if self._in_steps:
-            self._do_steps(monotonic_s() + STEPS_S)
+        if self._in_steps or self._put_off:
+            until_s = monotonic_s() + STEPS_S
+            for _ in range(len(self._put_off)):
+                self._put_off.popleft()()
+                if monotonic_s() >= until_s:
+                    break
+            self._do_steps(until_s)
 
     def _do_steps(self, until_s: float) -> None:
         """Do steps of one post after the other, at least one step."""

@@ -26,6 +26,9 @@ class RoundQueue(Protocol):
     def begun(self, body_bytes: int) -> None:
         """Note that a request of the queue begins."""
 
+    def put_off(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on`, a short step, in a later round; few of them in each."""
+
 
 class Owner(Protocol):
     """The port that a connection belongs to."""
@@ -61,6 +64,9 @@ class Owner(Protocol):
 
     def answer(self, request: Request) -> Reply:
         """Answer a request. Raises ConnectionError if its client is gone."""
+
+    def put_off(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on`, a short step, in a later round."""
 
     def suspended(self, task: asyncio.Task[Answer]) -> None:
         """Called with the task of an answer that has to wait for something."""

@@ -54,6 +54,10 @@ class PlainBodies:
         """Do not count a body of the queue any more: its request begins."""
         self._bodies.count_out(body_bytes, may_return=True)
 
+    def put_off(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on`, a short step, in a later round. All such steps share a short time."""
+        self._loop_share.put_off(go_on)
+
     def check(self, size_bytes: int) -> None:
         """Raise Refused if a body of this size is too large."""
         self._bodies.check(size_bytes)

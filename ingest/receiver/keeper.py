@@ -45,6 +45,9 @@ from ingest.system.words import counted
 READINGS = "/v1/readings"
 DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
 NOT_WRITTEN = "the journal could not be written to the disk"
+NOT_WRITTEN_S = (
+    4.0  # the journal tries the disk every 2 s; a disk that stays full is refused before
+)
 ADMISSION_DETAILS = {
     "starting": "the service has not connected to its database and checked its table yet",
     "draining": "the service is stopping; another one may replace it",
@@ -151,7 +154,7 @@ class Keeper:
                 self._log.error("request_failed", exc_info=True)
 
     def _not_written(self, request: Request) -> Answer:
-        refused = Refused("disk_low", NOT_WRITTEN)
+        refused = Refused("disk_low", NOT_WRITTEN, retry_after_s=NOT_WRITTEN_S)
         self._on_refused(request, refused)
         return problem(refused)
 
@@ -205,7 +208,7 @@ class Keeper:
             raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
         except JournalBroken as broken:
             code = "disk_low"
-            raise Refused(code, NOT_WRITTEN) from broken
+            raise Refused(code, NOT_WRITTEN, retry_after_s=NOT_WRITTEN_S) from broken
         except (Stopping, asyncio.CancelledError) as stopped:
             code = "draining"
             if isinstance(stopped, Stopping):

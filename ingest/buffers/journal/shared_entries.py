@@ -34,7 +34,7 @@ class SharedEntry:
         self._waiters: list[object] = []
         self.block = block
 
-    def tell(self, waiter: object) -> None:
+    def add_waiter(self, waiter: object) -> None:
         """Remember a waiter: the one of the post that was just added."""
         self._waiters.append(waiter)
 
@@ -81,10 +81,12 @@ class SharedEntries:
     def add(self, block: Block, waiter: object, told: Told) -> None:
         """Add a post that waits until it is on the disk."""
         entry = self._durable
-        if entry is None or not entry.shared.takes(block):
-            entry = self._durable = SharedEntry(self._buffer, block, self._rows_max, told)
-            self._buffer.journal.append(entry)
-        entry.tell(waiter)
+        if entry is not None and entry.shared.takes(block):
+            entry.add_waiter(waiter)
+            return
+        entry = self._durable = SharedEntry(self._buffer, block, self._rows_max, told)
+        entry.add_waiter(waiter)  # before the journal has it, which may refuse it at once
+        self._buffer.journal.append(entry)
 
     def add_buffered(self, block: Block) -> None:
         """Add a post that does not wait. Writers may take it at once."""

@@ -436,7 +436,7 @@ async def test_many_small_chunks_do_not_hold_the_event_loop(
     monkeypatch.setattr("ingest.http.framer.PARSE_S_MAX", 0.0)
     connections = connections_of(echo)
     wire = Wire(connections())
-    chunks = b"1\r\nx\r\n" * 40_000
+    chunks = b"8\r\nxxxxxxxx\r\n" * 20_000
     start = head(headers={"Transfer-Encoding": "chunked"})
     await wire.send(start + chunks + b"0\r\n\r\n" + post(b"behind"))
     parts = 0
@@ -446,9 +446,27 @@ async def test_many_small_chunks_do_not_hold_the_event_loop(
     assert parts >= len(chunks) // PART_BYTES_MAX // 2
     written = await wire.settled()
     assert written.count(b"HTTP/1.1 200 OK") == 2
-    assert b"x" * 40_000 in written
+    assert b"x" * 160_000 in written
     assert written.endswith(b"behind")
     assert not wire.has_ended
+
+
+@pytest.mark.parametrize(
+    ("chunks", "is_taken"),
+    [
+        (b"1\r\nx\r\n" * 3_000, True),  # a small device that sends each byte alone
+        (b"1\r\nx\r\n" * 5_000, False),
+        (b"1;" + b"e" * 20_000 + b"\r\nx\r\n", False),
+        (b"1\r\nx\r\n" + b"3e8\r\n" + b"y" * 1_000 + b"\r\n", True),
+    ],
+)
+async def test_body_that_is_mostly_chunk_sizes_is_refused(chunks: bytes, is_taken: bool) -> None:
+    """20 connections with 240 kB of them each stopped all answers for half a second."""
+    wire = Wire(connections_of(echo)())
+    await wire.send(head(headers={"Transfer-Encoding": "chunked"}) + chunks + b"0\r\n\r\n")
+    written = await wire.settled()
+    assert written.startswith(b"HTTP/1.1 200 OK") == is_taken
+    assert wire.has_ended == (not is_taken)
 
 
 @pytest.mark.parametrize("lines", [LINES_MAX, LINES_MAX + 1, 20_000])

@@ -188,3 +188,24 @@ async def test_a_share_that_was_granted_and_not_used_is_forgotten_with_its_round
         await asyncio.sleep(0)
     while share.take(ROUND_BYTES):
         pass
+
+
+async def test_steps_put_off_share_the_time_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and whatever each puts off again: one at least in each round."""
+    monkeypatch.setattr("ingest.http.loop_share.STEPS_S", 0.0)
+    share, watch = LoopShare(), Watch()
+    done: list[tuple[int, int]] = []
+
+    def step(number: int, left: int) -> None:
+        done.append((watch.round, number))
+        if left:
+            share.put_off(partial(step, number, left - 1))
+
+    for number in range(3):
+        share.put_off(partial(step, number, 1))
+    while len(done) < 6:  # noqa: ASYNC110  the rounds are counted
+        await asyncio.sleep(0)
+    watch.stop()
+    assert [number for _, number in done] == [0, 1, 2, 0, 1, 2]
+    rounds = [at for at, _ in done]
+    assert rounds == list(range(rounds[0], rounds[0] + 6))

@@ -15,13 +15,13 @@ from tests.support.receiver import GOOD, head, post, running_receiver
 
 
 async def test_refused_post_is_kept_with_peer_code_field_and_begin() -> None:
-    """What a maker needs to find the fault, for posts on the short way and on aiohttp's own."""
+    """What a maker needs to find the fault, for the first post of a connection and later ones."""
     late = b'[{"device_id":"d","metric":"m","value":1,"ts":12},{"id":"d"}]'
     async with running_receiver() as receiver:
         await receiver.send(post(late))
         await receiver.send(post(b"{" + b"\xff" * 500))
         await receiver.send(post(GOOD, headers={"Content-Type": "text/plain"}))
-        client = await receiver.connect()  # only a later request surely goes the short way
+        client = await receiver.connect()
         for body in (GOOD, b"[]"):
             await client.send(post(body))
             await client.reply()
