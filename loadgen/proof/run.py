@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class Run(Observer):
             self,
             self,
             connections=job.connections,
-            schedule=None if job.rate is None else moments(constant(job.rate)),
+            schedule=self.due(),
             retry=job.retry or Retry(job.give_up_s),
             answer_s_max=job.answer_s_max,
         )
@@ -105,6 +106,11 @@ class Run(Observer):
             with suppress(OSError):  # the error was raised already
                 self._writer.flush()
             self._writer.close()
+
+    def due(self) -> Iterator[float] | None:
+        """Return when posts are due, in seconds from the start; None: closed loop."""
+        rate = self.job.rate
+        return None if rate is None else moments(constant(rate))
 
     @property
     def skipped(self) -> int:

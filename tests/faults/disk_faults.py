@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -180,7 +181,7 @@ def _look_at_journal(folder: Path) -> tuple[int, list[str]]:
     "{n} runs of the service; in each the n-th write or fsync of journal or dead letters (n is "
     "random, from 1 to 200, one of each twenty-fourth of this range) fails with EIO or ENOSPC "
     "once, five times or for ever; 0.8 to 2 s later the service is killed and started again; the "
-    "test checks that the call came and failed",
+    "test checks that the call came and failed, and that groups of several posts were refused",
     times=24,
     quick_times=0,
     invalid=0.1,
@@ -189,6 +190,7 @@ def _look_at_journal(folder: Path) -> tuple[int, list[str]]:
 async def calls_fail(world: World) -> None:
     """Let a call fail, kill the service, start it again."""
     rng, failed = world.random, world.folder / "failed"
+    groups: list[int] = []  # the posts of each group of the journal that was refused
     step = NTH_MAX / world.times
     for number in range(world.times):
         world.patch(
@@ -214,12 +216,20 @@ async def calls_fail(world: World) -> None:
         world.expect(failed.exists(), f"F26: no call failed in run {number}")
         await world.sleep(0.8, 2.0)
         world.expect(world.service.running, f"F26: run {number} ended by itself")
+        groups += _refused_groups(world.service.output)
         world.count()
     world.patch("")
     if world.service.running:
         os.kill(world.service.pid, signal.SIGKILL)
         await world.service.ended()
     await world.restart()
+    world.expect(max(groups, default=0) > 1, f"F26: refused groups had {groups} posts")
+
+
+def _refused_groups(log: str) -> list[int]:
+    """Return the posts of each group that the journal could not write."""
+    lines = [each for each in log.splitlines() if "journal_write_failed" in each]
+    return [int(found) for each in lines for found in re.findall(r"\bposts\W+(\d+)", each)]
 
 
 async def power_lost(world: World) -> None:

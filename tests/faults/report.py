@@ -33,8 +33,9 @@ durability, and a TCP proxy between them. All of it can be repeated: `./run faul
 decides the exact moments.
 
 **The load** of each fault: 60 posts a second (in some faults 40 to 400) of 1, 10 or 60 readings
-over 12 connections; 5 % of the items come twice (none in F8), 1 % are bad (more where the table
-says so), 0.3 % are refused by a CHECK constraint. Clients try again until they have an answer.
+over 12 connections, by turns 12 one by one and 12 at the same moment; 5 % of the items come twice
+(none in F8), 1 % are bad (more where the table says so), 0.3 % are refused by a CHECK constraint.
+Clients try again until they have an answer.
 Deadlines are some seconds instead of tens of seconds, so that they pass often ({prompt}).
 """
 

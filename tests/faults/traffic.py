@@ -1,19 +1,24 @@
-"""The traffic of a World: that of `loadgen verify`, with the times of its answers.
+"""The traffic of a World: that of `loadgen verify`, in crowds, with the times of its answers.
 
+Every other CROWD of posts is due at one moment: they share frames of the journal and blocks.
 Does not: judge. FAULTS.md lists these figures, which have no limit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from math import ceil
 
 from loadgen.driver.ports import Loss
 from loadgen.proof.run import Job, Run
 from loadgen.traffic.post import Post
 
+CROWD = 12  # posts, and connections for them
+
 
 class Traffic(Run):
-    """A Run that also keeps the times of answers, and has two more counters.
+    """A Run in crowds, that also keeps the times of answers, and has two more counters.
 
     `kept` counts the readings of posts that a 2xx answered; `cut_off` the tries that were sent and
     got no answer at all (a refused connection is no try that was sent; a 503 is an answer).
@@ -24,6 +29,14 @@ class Traffic(Run):
         self.kept = self.cut_off = 0
         self._sent: set[int] = set()  # posts in flight
         self._took_s: list[float] = []
+
+    def due(self) -> Iterator[float] | None:
+        """Return when posts are due: by turns one by one, and a crowd at one moment."""
+        rate = self.job.rate
+        assert rate is not None, "faults have an open loop"
+        for number in count():
+            crowd = number // CROWD
+            yield (crowd * CROWD if crowd % 2 else number) / rate
 
     def p99_ms(self) -> float:
         """Return the p99 of the answer times since the last call, from the intended moment on."""

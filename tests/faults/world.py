@@ -29,7 +29,7 @@ from tests.faults.matrix import Fault
 from tests.faults.own import Item, Own
 from tests.faults.pooler import Pooler
 from tests.faults.server import DEBIAN, Server
-from tests.faults.traffic import Traffic
+from tests.faults.traffic import CROWD, Traffic
 from tests.faults.watch import Watch
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.tcp_ports import free_port
@@ -200,7 +200,7 @@ class World:
             plan=plan,
             ledger=self.ledger,
             query=f"?ack={fault.asks}",
-            connections=12,
+            connections=CROWD,
             rate=fault.rate,
             retry=Retry(150.0, pause_s_max=0.5, patience_s=1.0),
             answer_s_max=4.0,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.buffers.journal.format import HEAD_BYTES
+from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES
 from ingest.buffers.journal.reader import segment_files
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken
@@ -264,3 +264,66 @@ async def test_stop_with_a_group_under_way_keeps_its_posts(tmp_path: Path) -> No
         await after.scan()
         after.load()
         assert content(await after.drain()) == b"".join(clients.kept)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_room_on_the_disk_that_a_group_leaves_lets_the_next_post_in(
+    tmp_path: Path, fails: bool
+) -> None:
+    """Two posts have reserved two frames, and need one; or none, if the write fails."""
+    disk = HangingDisk()
+    size = len(make_block(1).tuples)
+    room = HEADER_BYTES + 2 * HEAD_BYTES + 3 * size + 2
+    async with JournalRun(tmp_path, put_wait_s_max=5, journal_bytes_max=room, calls=disk) as life:
+        clients = Clients(life)
+        disk.go.clear()
+        for _ in range(2):
+            block = make_block(1)
+            life.ledger.received += 1
+            assert life.buffer.take_in(block)
+        clients.post(1)
+        assert clients.declined == 1
+        waiting = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        if fails:
+            disk.failing, disk.nth = {"fdatasync": errno.EIO}, 2  # the header's, then the group's
+        disk.go.set()
+        async with asyncio.timeout(3):
+            await waiting
+        assert disk.fired == fails
+        assert len(on_disk(tmp_path)) == 2 - fails
+        await life.drain()
+
+
+async def test_room_on_the_disk_that_posts_leave_which_wait_for_it(tmp_path: Path) -> None:
+    """The same for posts that are told: the next post gets in when their frame is written."""
+    size = len(make_block(1).tuples)
+    room = HEADER_BYTES + 2 * HEAD_BYTES + 3 * size + 2
+    async with JournalRun(tmp_path, put_wait_s_max=5, journal_bytes_max=room) as life:
+        clients = Clients(life)
+        clients.post(2)
+        waiting = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0)
+        assert life.buffer.stats().posts_waiting == 1
+        async with asyncio.timeout(3):
+            await waiting
+        assert len(clients.kept) == 2
+        await life.drain()
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+async def test_posts_that_come_together_are_live_ones(tmp_path: Path, buffered: bool) -> None:
+    """Reading back must not delay them: not while they come, and not while they are written."""
+    async with JournalRun(tmp_path) as life:
+        assert not life.buffer.live_first
+        if buffered:
+            life.ledger.received += 1
+            assert life.buffer.take_in(make_block(1))
+            assert life.buffer.live_first
+            life.buffer.live_put_s -= 1_000
+        else:
+            Clients(life).post(2)
+        await life.quiet()
+        assert life.buffer.live_first
+        await life.drain()
