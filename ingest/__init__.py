@@ -30,7 +30,8 @@ The folders. Imports go down only, and folders of one row do not know each other
     buffers/        memory; journal/ (log, entries, loader, thread, folder, index, reader, format)
     writer/         writer, batch, database_state, breaker, set_aside
     sinks/          postgres/: sink, connection, sqlstate, schema, durability, lookup
-    embedded/       our own PostgreSQL: server, data, programs
+    embedded/       our own PostgreSQL (server, data, programs) and nats-server (broker)
+    broker/         NATS JetStream: session and connection, publishing, pulling, streams, roles
     config/         settings, and where their values come from
     system/         clock, logs, files, state_folder, signals, backoff
     model/          reading, rows, block, ack, letter, verdict, errors, ledger, ports (contracts)

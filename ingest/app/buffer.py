@@ -23,6 +23,8 @@ from ingest.system.logs import get_logger
 from ingest.system.state_folder import StateFolder
 from ingest.writer.set_aside import set_aside_rest
 
+UNLESS = "--buffer memory, or say that it does not matter: --journal-unsafe true"
+
 
 def make_buffer(settings: Settings, folder: StateFolder, ledger: Ledger) -> Buffer:
     """Return the buffer of `settings.buffer`; touches no file yet."""
@@ -53,7 +55,7 @@ def open_buffer(
     """
     if settings.buffer == "journal":
         parts = folder.durable_parts(embedded=not settings.database_url)
-        check_promise(parts, unsafe=settings.journal_unsafe)
+        check_promise(parts, unsafe=settings.journal_unsafe, unless=UNLESS)
     elif left := segment_files(folder.journal):
         get_logger("journal").warning("journal_left_behind", files=len(left), why="buffer=memory")
         announce(
@@ -63,18 +65,18 @@ def open_buffer(
     return buffer.open()
 
 
-def check_promise(folders: Sequence[Path], *, unsafe: bool) -> None:
+def check_promise(folders: Sequence[Path], *, unsafe: bool, unless: str) -> None:
     """Check that files in `folders` survive a crash of the machine, as `durable` promises.
 
-    Raises StartError if they do not, unless `unsafe`; logs a warning if they may not.
+    Raises StartError if they do not, unless `unsafe`; logs a warning if they may not. `unless` are
+    the flags that allow such a folder.
     """
     for folder in folders:
         kind = filesystem_of(folder)
         if is_volatile(kind) and not unsafe:
             raise StartError(
                 f"{folder} would be on {kind}, which forgets all at a restart: a 202 would not be "
-                "durable; choose another --state-dir, or --buffer memory, or say that it does not "
-                "matter: --journal-unsafe true"
+                f"durable; choose another --state-dir, or {unless}"
             )
         if is_volatile(kind) or is_remote(kind):
             get_logger("journal").warning(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingest import __version__
-from ingest.config.settings import default_state_dir
+from ingest.config.folders import default_state_dir
 from ingest.model.errors import ConfigError
 
 _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'

@@ -32,8 +32,9 @@ from ingest.app.receiving import make_endpoint
 from ingest.app.refusals import Refusals
 from ingest.app.rules import make_rules
 from ingest.app.writing import WritingHalf
+from ingest.config.folders import state_dir
 from ingest.config.reread_url import RereadUrl
-from ingest.config.settings import Settings, split_address, state_dir
+from ingest.config.settings import Settings, split_address
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http.connections import raise_open_files_limit

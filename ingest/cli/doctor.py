@@ -24,7 +24,8 @@ from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
 from ingest.cli.running_service import ask_service
 from ingest.cli.terminal import AMBER, GREEN, RED, coloured, print_answer
-from ingest.config.settings import Loaded, Settings, split_address, state_dir
+from ingest.config.folders import state_dir
+from ingest.config.settings import Loaded, Settings, split_address
 from ingest.config.values import shown
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.reader import Tally, undone_lines

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ingest.config.settings import Settings, state_dir
+from ingest.config.folders import state_dir
+from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 
 

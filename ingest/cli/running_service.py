@@ -10,7 +10,8 @@ import json
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from ingest.config.settings import Settings, split_address, state_dir
+from ingest.config.folders import state_dir
+from ingest.config.settings import Settings, split_address
 from ingest.model.errors import StartError
 from ingest.system.state_folder import ServiceInfo, existing, running_service
 

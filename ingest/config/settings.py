@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ingest.config.broker_url import check_broker_url, check_monitor_urls
 from ingest.config.sources import gather
 from ingest.config.values import (
     GIB,
@@ -24,7 +25,6 @@ from ingest.config.values import (
     check_database_url,
     check_token,
     checked,
-    full_path,
     moment_us,
     setting,
     shown,
@@ -125,6 +125,28 @@ class Settings:
     journal_unsafe: bool = setting(False, "accept a file system that loses data at a restart")
     full_s_min: float = setting(
         5.0, "after this time without space /readyz says full", within=(0, 3600)
+    )
+
+    broker_url: str = setting(
+        "",
+        "NATS servers, nats://USER:PASSWORD@HOST:PORT,HOST:PORT; empty: the embedded one",
+        secret=True,
+        opens="The broker",
+    )
+    broker_url_file: str = setting("", "file that contains broker_url, for mounted secrets")
+    broker_ca_file: str = setting(
+        "", "certificates that tls:// servers are checked with; empty: the system's"
+    )
+    broker_monitor_url: str = setting(
+        "", "monitor ports of these servers, http://HOST:8222, with commas; shows how they sync"
+    )
+    broker_bin: str = setting("", "nats-server program of the embedded broker; empty: the wheel's")
+    broker_unsafe: bool = setting(False, "accept a broker that may lose readings in a power cut")
+    stream_replicas: int = setting(1, "copies of the stream, each on another server", within=(1, 5))
+    stream_bytes_max: int = setting(
+        8 * GIB,
+        "largest size of the stream; reserved on the disk's account",
+        within=(MIB, 16 * TIB),
     )
 
     batch_rows: int = setting(
@@ -278,13 +300,15 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
 
 
 def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
-    """Check texts that must have a certain form. Never shows a database URL: it has a password."""
+    """Check texts that must have a certain form. Never shows a URL that has a password."""
     for name, check in (
         ("listen", split_address),
         ("admin_listen", split_address),
         ("ts_min", moment_us),
         ("database_url", check_database_url),
         ("admin_token", check_token),
+        ("broker_url", check_broker_url),
+        ("broker_monitor_url", check_monitor_urls),
     ):
         try:
             check(getattr(settings, name))
@@ -309,31 +333,6 @@ def split_address(address: str) -> tuple[str, int]:
     if ":" in bare and bare == host:
         raise ValueError(f"{address!r} needs brackets around its host: [{host}]:{port}")
     return bare, int(port)
-
-
-def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the default state folder: systemd's, root's under /var/lib, or the user's XDG one."""
-    if systemd := environ.get("STATE_DIRECTORY"):
-        return Path(systemd.split(":", 1)[0])
-    if os.geteuid() == 0:
-        return Path("/var/lib/iot-ingest")
-    base = Path(environ.get("XDG_STATE_HOME", ""))
-    if not base.is_absolute():  # the XDG standard says: ignore a relative path
-        try:
-            base = full_path(environ.get("HOME") or "~") / ".local/state"
-        except ConfigError:
-            raise ConfigError("there is no home for a state folder: choose --state-dir") from None
-    return base / "iot-ingest"
-
-
-def state_dir(settings: Settings) -> Path:
-    """Return the state folder that applies, as an absolute path."""
-    if settings.state_dir:
-        try:
-            return full_path(settings.state_dir)
-        except ConfigError as error:
-            raise ConfigError(f"setting state_dir: {error}") from None
-    return default_state_dir()
 
 
 def secret_names() -> set[str]:

@@ -1,4 +1,4 @@
-"""The sources of settings: a TOML file, the environment, flags, and files for the two secrets.
+"""The sources of settings: a TOML file, the environment, flags, and files for the secrets.
 
 `gather` returns what was written, and where; settings.py checks the values.
 Promises: a ConfigError names the source, and never shows the content of a secret's file.
@@ -18,7 +18,7 @@ from ingest.model.errors import ConfigError
 
 SECRET_BYTES_MAX = 16_384
 TOML_BYTES_MAX = 1_048_576
-SECRET_FILES = {"database_url": "database_url_file", "admin_token": "admin_token_file"}
+SECRET_FILES = {each: f"{each}_file" for each in ("database_url", "admin_token", "broker_url")}
 
 
 class UnusableFile(ConfigError):

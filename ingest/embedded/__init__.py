@@ -1,4 +1,4 @@
-"""Embedded: PostgreSQL's programs, its data folder, and its process.
+"""Embedded: PostgreSQL and nats-server: their programs, their data, and their processes.
 
-Imports model, system and config. app and cli may import it.
+Imports model, system, config and broker. app and cli may import it.
 """

@@ -27,7 +27,7 @@ from ingest.embedded.programs import (
 from ingest.embedded.sockets import PORT, make_socket_folder
 from ingest.model.errors import StartError
 from ingest.system import clock
-from ingest.system.files import Lock, sync_folder
+from ingest.system.files import Lock, replace_private, sync_folder
 
 PREVIOUS_S_MAX = 20.0  # for an earlier server on the same data that is shutting down
 UNMARKED_S_MAX = 2.0  # from the end of its parent until its pid file says that it stops
@@ -87,12 +87,7 @@ def publish_url(folder: Path, url: str) -> None:
 
     The file stays after a stop, so that the next start uses the same folder for its socket.
     """
-    new = folder / "server.url.new"
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(url)
-    new.replace(folder / "server.url")
+    replace_private(folder / "server.url", url.encode())
 
 
 def published_url(folder: Path) -> str:

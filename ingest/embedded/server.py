@@ -18,6 +18,7 @@ from pathlib import Path
 from ingest.embedded import data as postgres_data
 from ingest.embedded.access import write_access_rules
 from ingest.embedded.data import Home
+from ingest.embedded.processes import end_process, ended_or_set, tail_of
 from ingest.embedded.programs import clean_environment, command
 from ingest.embedded.sockets import (
     PORT,
@@ -59,7 +60,6 @@ STOP_S_MAX, QUIT_S_MAX, KILL_S_MAX = 20.0, 5.0, 5.0
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
 STEADY_S = 60.0  # after so long the next restart begins with the short pause again
 LOOK_S = 0.2  # between two looks whether the socket, or the process that we share with, is there
-_FIRST = asyncio.FIRST_COMPLETED
 _IN_USE = "pre-existing shared memory block"
 
 _log = get_logger("embedded")
@@ -178,7 +178,7 @@ class EmbeddedPostgres:
                     raise StartError(f"PostgreSQL is not ready after {START_S_MAX:g} s: {home.log}")
                 await asyncio.sleep(0.01)
             self._process = None
-            text = _tail(home.log, log_start)
+            text = tail_of(home.log, log_start)
             patience_s = postgres_data.PREVIOUS_S_MAX
             # The children of a server that was killed end by themselves, a moment later.
             if _IN_USE not in text or clock.monotonic_s() - started_s > patience_s:
@@ -261,17 +261,10 @@ class EmbeddedPostgres:
 
     async def _exited_or_stopping(self, process: asyncio.subprocess.Process) -> int | None:
         """Wait for the end of the server or a stop. End a server whose socket has been removed."""
-        exited = asyncio.create_task(process.wait())
-        stopping = asyncio.create_task(self._stopping.wait())
-        ends = (exited, stopping)
-        try:
-            while not (await asyncio.wait(ends, timeout=LOOK_S, return_when=_FIRST))[0]:
-                if self._home is not None and not (self._home.sockets / SOCKET).exists():
-                    _log.warning("database_socket_removed", folder=str(self._home.sockets))
-                    await _terminate(process)
-        finally:
-            exited.cancel()
-            stopping.cancel()
+        while not await ended_or_set(process, self._stopping, within_s=LOOK_S):
+            if self._home is not None and not (self._home.sockets / SOCKET).exists():
+                _log.warning("database_socket_removed", folder=str(self._home.sockets))
+                await _terminate(process)
         return process.returncode
 
     async def _end(self) -> None:
@@ -292,21 +285,9 @@ class EmbeddedPostgres:
 
 async def _terminate(process: asyncio.subprocess.Process) -> None:
     """Ask for a fast shutdown, then an immediate one, then kill."""
-    for number, patience_s in (
+    await end_process(
+        process,
         (signal.SIGINT, STOP_S_MAX),
         (signal.SIGQUIT, QUIT_S_MAX),
         (signal.SIGKILL, KILL_S_MAX),
-    ):
-        if process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                await process.wait()
-
-
-def _tail(path: Path, start: int) -> str:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read()[-600:].decode(errors="replace").strip()
+    )

@@ -68,6 +68,22 @@ class JournalBroken(IngestError):
     """The journal could not be written (disk full, fsync failed). Nothing of the block is kept."""
 
 
+class BrokerAway(IngestError):
+    """The broker is out of reach, or cannot answer now. Nothing of what was asked for is kept."""
+
+
+class BrokerFull(IngestError):
+    """The stream has no room for this message. Nothing of it is kept."""
+
+
+class BrokerRefused(IngestError):
+    """The broker refuses for good, until an operator changes something. Nothing is kept."""
+
+
+class BrokerOutcomeUnknown(IngestError):
+    """The broker did not answer in time. The message may be kept, or may still be."""
+
+
 class Stopping(IngestError):
     """The service is stopping, so this wait has ended early. Nothing was changed."""
 

@@ -48,8 +48,8 @@ class Inlet(Protocol):
         After False nothing is kept: call `reserve`, which may wait, or raises the reason. After
         True the caller must not use the block any more: it may be a part of another one. Without
         `told` it is in memory when this returns. With `told` it is kept once `told` is called
-        without an error. That happens in a later round, with this waiter among others. All posts of
-        a buffer have the same `told`, which must not raise.
+        without an error. That happens in a later round, with this waiter among others.
+        All posts of a buffer have the same `told`, which must not fail.
         """
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:

@@ -144,6 +144,19 @@ def sync_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
         os.close(fd)
 
 
+def replace_private(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Write a file that only the owner may read; its old content is there until the end."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+        if sync:
+            file.flush()
+            os.fsync(fd)
+    new.replace(path)
+
+
 def unlink_aside(path: Path) -> None:
     """Remove a file's name. A thread frees its blocks: 64 MiB take the kernel 17 ms.
 
@@ -216,6 +229,10 @@ class Lock(AbstractContextManager["Lock"]):
                 return None
             raise
         return cls(fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor. A child that inherits it has the lock too, until it ends."""
+        return self._fd
 
     def record(self, text: str) -> None:
         """Replace the content of the locked file, for people. Raises OSError."""

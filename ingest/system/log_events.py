@@ -44,6 +44,17 @@ EVENTS: dict[str, str] = {
     "database_exited": "The embedded database has ended. It is started again.",
     "database_restarted": "The embedded database runs again.",
     "database_not_restarted": "The embedded database could not be started. It is tried again.",
+    # The broker
+    "broker_connected": "There is a connection to this server of the broker.",
+    "broker_away": "The connection to the broker has ended. A new one is tried.",
+    "broker_not_reached": "A server of the broker could not be reached, or refuses us.",
+    "broker_forbids": "The broker does not allow what we asked for: its permissions are wrong.",
+    "broker_callback_failed": "A bug: a message of the broker was not handled. We reconnect.",
+    "broker_pull_failed": "No messages could be pulled. It is tried again.",
+    "broker_exited": "The embedded broker has ended. It is started again.",
+    "broker_restarted": "The embedded broker runs again.",
+    "broker_not_restarted": "The embedded broker could not be started. It is tried again.",
+    "broker_left_ended": "A broker that a killed process had left was ended.",
     # Dead letters
     "invalid_items_refused": "The dead letters are half full: posts with an invalid item get 422.",
     "invalid_items_kept_again": "There is space for invalid items again.",

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ingest.model.errors import StartError
-from ingest.system.files import FolderLock, is_locked, sync_folder
+from ingest.system.files import FolderLock, is_locked, replace_private, sync_folder
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,13 +37,14 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateFolder:
-    """A state folder and the places of its parts. Journal and dead letters are 0700."""
+    """A state folder and the places of its parts. Journal, dead letters, broker are 0700."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.dead_letters = path / "dead-letters"
         self.journal = path / "journal"
         self.postgres = path / "postgres"  # the embedded database
+        self.broker = path / "broker"  # the embedded broker
         self._lock_path = path / "lock"
         self._service_path = path / "service.json"
         self._database_path = path / "checked-database"
@@ -92,7 +93,7 @@ class StateFolder:
 
     def publish(self, info: ServiceInfo) -> None:
         """Tell other commands of this user where the service is. The caller has the lock."""
-        self._replace(self._service_path, msgspec.json.encode(info))
+        replace_private(self._service_path, msgspec.json.encode(info))
 
     def withdraw(self) -> None:
         """Remove what was published."""
@@ -100,7 +101,7 @@ class StateFolder:
 
     def remember_database(self, name: str) -> None:
         """Note that the table of this database is right, for the next start. Raises OSError."""
-        self._replace(self._database_path, f"{name}\n".encode(), sync=True)
+        replace_private(self._database_path, f"{name}\n".encode(), sync=True)
         sync_folder(self.path)
 
     def remembered_database(self) -> str:
@@ -109,18 +110,6 @@ class StateFolder:
             return self._database_path.read_text(errors="replace").strip()
         except OSError:
             return ""
-
-    def _replace(self, path: Path, content: bytes, *, sync: bool = False) -> None:
-        """Write a file that only the owner may read; its old content is there until the end."""
-        new = path.with_name(f"{path.name}.new")
-        new.unlink(missing_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            if sync:
-                file.flush()
-                os.fsync(fd)
-        new.replace(path)
 
     def durable_parts(self, *, embedded: bool) -> tuple[Path, ...]:
         """Return the folders that a durable 202 depends on. Each may be a mount of its own.

@@ -20,6 +20,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("model",),
         ("system",),
         ("config",),
+        ("broker",),
         ("http", "formats", "buffers", "writer", "sinks", "embedded"),
         ("receiver", "dead_letters"),
         ("admin",),
@@ -41,6 +42,7 @@ LIBRARIES = {
     "asyncpg": "ingest/sinks",
     "prometheus_client": "ingest/admin/exposition.py",
     "multidict": "ingest/http",
+    "nats": "ingest/broker",
     "fcntl": "ingest/system",
     "time": "ingest/system",
 }
@@ -57,6 +59,7 @@ MADE_IN = {"Endpoint": "ingest/app/receiving.py", "Writer": "ingest/app/writing.
 FENCED = {
     "ingest/sinks/postgres/connection.py": {"_transport"},
     "ingest/sinks/postgres/statements.py": {"_copy_in"},
+    "ingest/broker/session.py": {"_transport"},
     "ingest/cli/print_docs.py": {"_labelnames"},
 }
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}

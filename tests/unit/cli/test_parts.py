@@ -146,10 +146,10 @@ def test_journal_on_a_forgetful_disk_does_not_start(
     """The error names the reason and three ways out."""
     monkeypatch.setattr(app_buffer, "filesystem_of", lambda _: kind)
     with pytest.raises(StartError, match="--journal-unsafe true") as refused:
-        app_buffer.check_promise([tmp_path], unsafe=False)
+        app_buffer.check_promise([tmp_path], unsafe=False, unless=app_buffer.UNLESS)
     assert kind in str(refused.value)
     assert "--buffer memory" in str(refused.value)
-    app_buffer.check_promise([tmp_path], unsafe=True)
+    app_buffer.check_promise([tmp_path], unsafe=True, unless=app_buffer.UNLESS)
 
 
 @pytest.mark.parametrize("part", ["journal", "dead-letters", "postgres"])

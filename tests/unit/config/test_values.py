@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.config.settings import (
-    Settings,
-    default_state_dir,
-    load,
-    secret_names,
-    split_address,
-    state_dir,
-    ts_min_us,
-)
+from ingest.config.folders import default_state_dir, state_dir
+from ingest.config.settings import Settings, load, secret_names, split_address, ts_min_us
 from ingest.config.values import MIB, checked, mask_url, shown
 from ingest.model.errors import ConfigError
 
@@ -126,7 +119,7 @@ def test_database_url_is_never_shown_in_an_error() -> None:
     said = refusal(database_url="mysql://me:hunter2@db/x")
     assert said == "setting database_url (--database-url): does not begin with postgresql://"
     assert "hunter2" not in refusal(database_url="hunter2\0")
-    assert secret_names() == {"admin_token", "database_url"}
+    assert secret_names() == {"admin_token", "broker_url", "database_url"}
 
 
 TORN = (

@@ -1,0 +1,42 @@
+"""The broker that the settings choose: where it is, what its stream must be, the embedded one."""
+
+from __future__ import annotations
+
+from ingest.app.buffer import check_promise
+from ingest.broker.session import Address
+from ingest.broker.streams import WantedStream
+from ingest.buffers.journal.format import HEAD_BYTES
+from ingest.config.broker_url import split_broker_url
+from ingest.config.settings import ROW_BYTES_MAX, Settings
+from ingest.embedded.broker import PAYLOAD_BYTES_MAX, EmbeddedBroker
+from ingest.embedded.broker_program import find_program
+from ingest.system.state_folder import StateFolder
+
+
+def configured_address(settings: Settings) -> Address | None:
+    """Return where the servers of `broker_url` are; None means: the embedded one."""
+    if not settings.broker_url:
+        return None
+    servers, user, password = split_broker_url(settings.broker_url)
+    return Address(servers, user, password, ca_file=settings.broker_ca_file)
+
+
+def configured_monitors(settings: Settings) -> tuple[str, ...]:
+    """Return the monitor ports of these servers."""
+    return tuple(each.strip() for each in settings.broker_monitor_url.split(",") if each.strip())
+
+
+def wanted_stream(settings: Settings) -> WantedStream:
+    """Return what the stream must be."""
+    return WantedStream(replicas=settings.stream_replicas, bytes_max=settings.stream_bytes_max)
+
+
+def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:
+    """Return the embedded broker, not started. Raises StartError if its disk forgets."""
+    check_promise([folder.broker], unsafe=settings.broker_unsafe, unless="--broker-unsafe true")
+    largest_block = settings.post_rows_max * ROW_BYTES_MAX + HEAD_BYTES
+    return EmbeddedBroker(
+        folder.broker,
+        find_program(settings.broker_bin),
+        payload_bytes_max=max(PAYLOAD_BYTES_MAX, 2 * largest_block),
+    )

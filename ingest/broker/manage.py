@@ -1,0 +1,153 @@
+"""Makes, changes, checks and shows the stream and its consumer, by JetStream's API.
+
+Promises: `apply` never removes a stream, a consumer or a message. A setting that cannot be changed,
+or that says that the stream is somebody else's, is an error that names it.
+Does not: know what the server does with its disk; monitor.py does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.replies import NO_CONSUMER, NOT_FOUND, api_fault
+from ingest.broker.roles import STREAM, WRITER
+from ingest.broker.streams import Config, Difference, WantedStream, changed, differences
+from ingest.model.errors import BrokerRefused
+
+API_S_MAX = 5.0
+
+_STREAM = f"the stream {STREAM}"
+_CONSUMER = f"the consumer {WRITER} of {STREAM}"
+
+
+class StreamFault(NamedTuple):
+    """What is not as it must be: where, and how."""
+
+    where: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.fault}"
+
+
+class Found(NamedTuple):
+    """What the broker says of the stream and of its consumer; None if there is none."""
+
+    stream: Mapping[str, Any] | None
+    consumer: Mapping[str, Any] | None
+
+
+async def look(connection: BrokerConnection) -> Found:
+    """Ask for stream and consumer. Raises BrokerAway, and BrokerRefused."""
+    stream = await _api(connection, f"STREAM.INFO.{STREAM}", missing=NOT_FOUND)
+    if stream is None:
+        return Found(None, None)
+    consumer = await _api(connection, f"CONSUMER.INFO.{STREAM}.{WRITER}", missing=NO_CONSUMER)
+    return Found(stream, consumer)
+
+
+def faults(found: Found, wanted: WantedStream) -> list[StreamFault]:
+    """Return what is missing, what differs, and replicas that are behind."""
+    if found.stream is None:
+        return [StreamFault(_STREAM, "is missing")]
+    of_stream = differences(wanted.stream(), found.stream["config"])
+    listed = [StreamFault(_STREAM, str(each)) for each in of_stream]
+    listed += [
+        StreamFault(_STREAM, each) for each in _replica_faults(found.stream, wanted.replicas)
+    ]
+    if found.consumer is None:
+        return [*listed, StreamFault(_CONSUMER, "is missing")]
+    of_consumer = differences(wanted.consumer(), found.consumer["config"])
+    return [*listed, *(StreamFault(_CONSUMER, str(each)) for each in of_consumer)]
+
+
+def _replica_faults(stream: Mapping[str, Any], replicas: int) -> list[str]:
+    cluster = stream.get("cluster") or {}
+    if replicas > 1 and not cluster.get("leader"):
+        return ["has no leader"]
+    return [
+        f"its copy on {each['name']} is {'behind' if each.get('active') else 'out of reach'}"
+        for each in cluster.get("replicas") or ()
+        if not each.get("current")
+    ]
+
+
+async def apply(connection: BrokerConnection, wanted: WantedStream) -> list[str]:
+    """Make what is missing, change what differs; return what was done, as sentences.
+
+    Raises BrokerRefused, with what an operator has to do, and BrokerAway.
+    """
+    found = await look(connection)
+    done = [await _apply_stream(connection, wanted.stream(), found.stream)]
+    done.append(await _apply_consumer(connection, wanted.consumer(), found.consumer))
+    left = faults(await look(connection), wanted)
+    if serious := [str(each) for each in left if "its copy" not in each.fault]:
+        raise BrokerRefused(f"the broker did not change all of it: {'; '.join(serious)}")
+    return done
+
+
+async def _apply_stream(
+    connection: BrokerConnection, wanted: Config, found: Mapping[str, Any] | None
+) -> str:
+    if found is None:
+        await _api(connection, f"STREAM.CREATE.{STREAM}", changed(wanted, {}))
+        return f"made {_STREAM}"
+    listed = list(differences(wanted, found["config"]))
+    if not listed:
+        return f"{_STREAM} was there, and fits"
+    _refuse_fixed(_STREAM, listed)
+    await _api(connection, f"STREAM.UPDATE.{STREAM}", changed(wanted, found["config"]))
+    return f"changed {_STREAM}: {_listed(listed)}"
+
+
+async def _apply_consumer(
+    connection: BrokerConnection, wanted: Config, found: Mapping[str, Any] | None
+) -> str:
+    subject = f"CONSUMER.CREATE.{STREAM}.{WRITER}"
+    if found is None:
+        config = changed(wanted, {})
+        body = {"stream_name": STREAM, "config": config, "action": "create"}
+        await _api(connection, subject, body)
+        return f"made {_CONSUMER}"
+    listed = list(differences(wanted, found["config"]))
+    if not listed:
+        return f"{_CONSUMER} was there, and fits"
+    _refuse_fixed(_CONSUMER, listed)
+    config = changed(wanted, found["config"])
+    await _api(connection, subject, {"stream_name": STREAM, "config": config, "action": "update"})
+    return f"changed {_CONSUMER}: {_listed(listed)}"
+
+
+def _refuse_fixed(where: str, listed: list[Difference]) -> None:
+    fixed = [str(each) for each in listed if each.fixed]
+    if fixed:
+        raise BrokerRefused(
+            f"{where} cannot be used: {'; '.join(fixed)}. Nothing was changed. Save what it holds, "
+            "then delete or rename it, and apply again"
+        )
+
+
+def _listed(listed: list[Difference]) -> str:
+    return ", ".join(f"{each.name} {each.found} -> {each.wanted}" for each in listed)
+
+
+async def _api(
+    connection: BrokerConnection,
+    subject: str,
+    payload: Mapping[str, Any] | None = None,
+    *,
+    missing: int | None = None,
+) -> Mapping[str, Any] | None:
+    """Return the reply; None if its error is `missing`. Raises BrokerAway and BrokerRefused."""
+    body = b"" if payload is None else json.dumps(payload).encode()
+    reply = await connection.request(f"$JS.API.{subject}", body, API_S_MAX)
+    fault = api_fault(reply.data)
+    if fault is not None and fault.code == missing:
+        return None
+    if fault is not None:
+        raise BrokerRefused(f"the broker refuses {subject}: {fault.text}")
+    answer: Mapping[str, Any] = json.loads(reply.data)
+    return answer

@@ -1,0 +1,262 @@
+"""Pulls messages of a consumer, and tells the broker what became of each.
+
+One pull request is open at a time. It ends when it is used up, when its time is over, when the
+broker says so, when there was no sign of the broker for a while, and with the connection. Then the
+next one is sent, if `wanted` is set.
+Promises: a message that is not acknowledged comes again, here or at another reader. What is said
+while the connection is away is sent on the next one. Skipped messages are reported.
+Does not: know whether the broker has heard what was said just before a connection ended, or has
+forgotten it when it was killed. Such a message comes again, even with `tries` 1. It does not
+acknowledge by itself, or bound the memory of what it has handed over: clear `wanted`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.replies import api_fault
+from ingest.broker.session import Message
+from ingest.broker.skips import SkipCheck, Skipped
+from ingest.model.errors import BrokerAway
+from ingest.system import clock
+from ingest.system.logs import Occasionally, get_logger
+
+EXPIRES_S = 5.0
+HEARTBEAT_S = 1.0
+SILENCE_S_MAX = 3.0
+AGAIN_S_MAX = 0.5
+INFO_S_MAX = 5.0
+WARNING_S = 60.0
+
+_PARTS = 9  # of a reply subject; with a domain there are two more before the stream
+_DONE, _LATER, _WORKING, _NEVER = b"+ACK", b"-NAK", b"+WPI", b"+TERM"
+
+_USED_UP = frozenset({"Batch Completed", "Message Size Exceeds MaxBytes"})
+
+_log = get_logger("broker")
+
+
+class Delivery(NamedTuple):
+    """A message of the stream. `tries`: how often it was delivered, this time included."""
+
+    data: bytes
+    place: int  # in the stream
+    tries: int
+    ack_subject: str
+
+
+class Pull(NamedTuple):
+    """The bounds of one pull request. No message may be larger than `bytes_max`."""
+
+    messages_max: int = 256
+    bytes_max: int = 16 * 1024**2
+
+
+class _Position(msgspec.Struct):
+    consumer_seq: int = 0
+    stream_seq: int = 0
+
+
+class _ConsumerInfo(msgspec.Struct):
+    delivered: _Position
+    num_pending: int = 0
+
+
+class _State(msgspec.Struct):
+    first_seq: int = 0
+    last_seq: int = 0
+
+
+class _StreamInfo(msgspec.Struct):
+    state: _State
+
+
+class Puller:
+    """Reads one consumer, the only one of its connection. `take` must not raise.
+
+    `skipped` gets the places of messages that were never delivered.
+    """
+
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        *,
+        stream: str,
+        consumer: str,
+        take: Callable[[Delivery], None],
+        skipped: Callable[[Skipped], None],
+        pull: Pull = Pull(),  # noqa: B008  immutable
+    ) -> None:
+        self.wanted = asyncio.Event()
+        self._connection = connection
+        self._stream = stream
+        self._name = f"{stream}.{consumer}"
+        self._take = take
+        self._skipped = skipped
+        self._pull = pull
+        self._check = SkipCheck()
+        self._unsent: list[tuple[str, bytes]] = []
+        self._over = asyncio.Event()
+        self._left = 0
+        self._last_sign_s = 0.0
+        self._pause_s = 0.0
+        self._is_quiet = False
+        self._occasionally = Occasionally(WARNING_S)
+        connection.deliver_to(self._deliver)
+        connection.watch(self._came, self._over.set)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Pull until the event is set."""
+        known = False
+        while not stopping.is_set():
+            known = known or await self._find_place()
+            if not known or not self._connection.up:
+                await clock.sleep_unless(stopping, AGAIN_S_MAX * random.uniform(0.1, 1))
+                continue
+            if not self.wanted.is_set():
+                await _either(self.wanted, stopping)
+                continue
+            await self._pull_once(stopping)
+            if self._is_quiet and self._connection.up:
+                await self._check_end()
+            await clock.sleep_unless(stopping, self._pause_s * random.uniform(0.1, 1))
+
+    async def _find_place(self) -> bool:
+        """Ask what was delivered before us; return whether that is known."""
+        try:
+            stream, consumer = await self._look()
+        except BrokerAway as error:
+            self._complain(str(error))
+            return False
+        last = consumer.delivered
+        # Of a consumer that has delivered nothing, the first delivery is the begin of the stream.
+        before = last.stream_seq if last.consumer_seq else max(0, stream.first_seq - 1)
+        self._check.begin(last.consumer_seq, before)
+        return True
+
+    async def _check_end(self) -> None:
+        """See whether the last messages of the stream were skipped, if nothing is left to pull."""
+        try:
+            stream, consumer = await self._look()
+        except BrokerAway:
+            return
+        last = consumer.delivered
+        if consumer.num_pending or not last.consumer_seq:
+            return
+        if found := self._check.ended(last.consumer_seq, last.stream_seq, stream.last_seq):
+            self._skipped(found)
+
+    async def _look(self) -> tuple[_State, _ConsumerInfo]:
+        """Ask for the stream, then for the consumer: messages that come between do no harm."""
+        stream = await self._info(f"STREAM.INFO.{self._stream}")
+        consumer = await self._info(f"CONSUMER.INFO.{self._name}")
+        return (
+            msgspec.json.decode(stream, type=_StreamInfo).state,
+            msgspec.json.decode(consumer, type=_ConsumerInfo),
+        )
+
+    async def _info(self, what: str) -> bytes:
+        reply = await self._connection.request(f"$JS.API.{what}", b"", INFO_S_MAX)
+        if fault := api_fault(reply.data):
+            raise BrokerAway(f"the broker refuses {what}: {fault.text}")
+        return reply.data
+
+    async def _pull_once(self, stopping: asyncio.Event) -> None:
+        """Send one request, and return when it is over."""
+        self._over.clear()
+        self._pause_s = 0.0
+        self._is_quiet = False
+        self._left = self._pull.messages_max
+        self._last_sign_s = clock.monotonic_s()
+        request = {
+            "batch": self._pull.messages_max,
+            "max_bytes": self._pull.bytes_max,
+            "expires": int(EXPIRES_S * 1e9),
+            "idle_heartbeat": int(HEARTBEAT_S * 1e9),
+        }
+        token = self._connection.call(
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._name}",
+            msgspec.json.encode(request),
+            self._status,
+            pulls=True,
+        )
+        try:
+            while not self._over.is_set() and not stopping.is_set():
+                silent_s = clock.monotonic_s() - self._last_sign_s
+                if token is None or silent_s >= SILENCE_S_MAX:
+                    self._pause_s = AGAIN_S_MAX
+                    return
+                await _either(self._over, stopping, SILENCE_S_MAX - silent_s)
+        finally:
+            self._connection.forget(token)
+
+    def _status(self, message: Message) -> None:
+        self._last_sign_s = clock.monotonic_s()
+        if message.status == "100":  # a heartbeat
+            return
+        why = message.headers.get("Description", message.status)
+        if message.status in {"404", "408"}:  # nothing more was there
+            self._is_quiet = True
+        elif why not in _USED_UP:
+            self._pause_s = AGAIN_S_MAX
+            self._complain(why)
+        self._over.set()
+
+    def _deliver(self, message: Message) -> None:
+        self._last_sign_s = clock.monotonic_s()
+        parts = message.reply_to.split(".")
+        # $JS.ACK.[domain.account.]stream.consumer.tries.place.delivery.time.pending[.random]
+        at = 4 if len(parts) == _PARTS else 6
+        tries, place, delivery = map(int, parts[at : at + 3])
+        if found := self._check.delivered(delivery, place, is_first=tries == 1):
+            self._skipped(found)
+        self._left -= 1
+        self._take(Delivery(message.data, place, tries, message.reply_to))
+        if self._left == 0:
+            self._over.set()
+
+    def done(self, deliveries: Iterable[Delivery]) -> None:
+        """Acknowledge: these never come again."""
+        self._say(deliveries, _DONE)
+
+    def working(self, deliveries: Iterable[Delivery]) -> None:
+        """Say that we still have them, so that they do not come again for another `ack_wait`."""
+        self._say(deliveries, _WORKING)
+
+    def give_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Let another reader have them, at once."""
+        self._say(deliveries, _LATER)
+
+    def drop(self, deliveries: Iterable[Delivery]) -> None:
+        """Never deliver them again, although they are not done."""
+        self._say(deliveries, _NEVER)
+
+    def _say(self, deliveries: Iterable[Delivery], word: bytes) -> None:
+        for each in deliveries:
+            if not self._connection.send(each.ack_subject, word) and word is not _WORKING:
+                self._unsent.append((each.ack_subject, word))
+
+    def _came(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        for subject, word in unsent:
+            self._connection.send(subject, word)
+
+    def _complain(self, why: str) -> None:
+        if self._occasionally.due(why) is not None:
+            _log.warning("broker_pull_failed", consumer=self._name, why=why)
+
+
+async def _either(one: asyncio.Event, other: asyncio.Event, within_s: float | None = None) -> None:
+    """Return once one of the two is set, or the time is over."""
+    tasks = [asyncio.create_task(each.wait()) for each in (one, other)]
+    try:
+        await asyncio.wait(tasks, timeout=within_s, return_when="FIRST_COMPLETED")
+    finally:
+        for each in tasks:
+            each.cancel()

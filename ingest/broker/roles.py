@@ -1,0 +1,51 @@
+"""The roles that log in to the broker, and what each of them may do there.
+
+Promises: a role can publish, pull and purge only what its work needs, and sees no inbox of another
+role. Only the admin changes streams. There is no role without a password.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+STREAM = "INGEST"
+SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
+WRITER = "writer"  # the consumer that all writers share
+
+
+class Permissions(NamedTuple):
+    """What a role may publish; beyond its inbox it may subscribe to nothing."""
+
+    publish: tuple[str, ...]
+    never: tuple[str, ...] = ()  # although `publish` has it
+
+
+_LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
+
+ROLES: dict[str, Permissions] = {
+    "gateway": Permissions(("ingest.in.>", *_LOOK)),
+    "writer": Permissions(
+        (
+            *_LOOK,
+            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}",
+            f"$JS.ACK.{STREAM}.{WRITER}.>",
+            f"$JS.API.STREAM.MSG.GET.{STREAM}",
+            f"$JS.API.STREAM.PURGE.{STREAM}",
+        )
+    ),
+    "forward": Permissions(
+        (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),
+        never=(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}", f"$JS.ACK.{STREAM}.{WRITER}.>"),
+    ),
+    "admin": Permissions(("$JS.API.>",)),
+}
+
+
+def inbox_of(role: str, name: str) -> str:
+    """Return the subject that begins all reply subjects of one connection of a role."""
+    return f"_INBOX.{role}.{name}"
+
+
+def inboxes_of(role: str) -> str:
+    """Return the subjects that a role may subscribe to."""
+    return f"_INBOX.{role}.>"

@@ -1,0 +1,122 @@
+"""`ingest stream`: makes the stream of the broker, checks it, or shows its state."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group
+from ingest.config.settings import Loaded
+
+if TYPE_CHECKING:
+    from ingest.broker.manage import Found, StreamFault
+
+TAKES = "COMMAND [options]"
+EXAMPLES = ("ingest stream apply", "ingest stream check --broker-url nats://admin:..@nats1:4222")
+EPILOG = "exit codes: 0 done, 1 something is not as it must be, 2 the broker is out of reach"
+
+
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
+    """Add the three commands."""
+    apply = Command(
+        "apply",
+        "make the stream and its consumer, or change what differs; removes nothing",
+        (
+            "ingest stream apply --stream-bytes-max 20GiB",
+            "ingest stream apply --stream-replicas 3 --broker-url nats://admin:..@nats1:4222",
+        ),
+        _json_flag,
+    )
+    check = Command(
+        "check",
+        "compare them, and how the servers sync to the disk, with what is needed",
+        (
+            "ingest stream check",
+            "ingest stream check --json --broker-monitor-url http://nats1:8222,http://nats2:8222",
+        ),
+        _json_flag,
+    )
+    show = Command(
+        "show",
+        "print what the stream holds, and what its consumer has done",
+        ("ingest stream show", "ingest stream show --json"),
+        _json_flag,
+    )
+    add_group(parser, "stream_command", (apply, check, show), settings)
+
+
+def _json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Do one of them; return 0, or 1 if `check` or `show` found something wrong."""
+    import asyncio  # noqa: PLC0415
+
+    return asyncio.run(_run(args, loaded))
+
+
+async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.app.broker import wanted_stream  # noqa: PLC0415
+    from ingest.broker import manage, monitor  # noqa: PLC0415
+    from ingest.cli.find_broker import broker  # noqa: PLC0415
+
+    settings, wanted = loaded.settings, wanted_stream(loaded.settings)
+    async with broker(settings, may_make=args.stream_command == "apply") as reached:
+        if args.stream_command == "apply":
+            done = await manage.apply(reached.connection, wanted)
+            print(json.dumps({"done": done}, indent=2) if args.json else "\n".join(done))
+            return 0
+        found = await manage.look(reached.connection)
+        if args.stream_command == "show":
+            print(json.dumps(found._asdict(), indent=2) if args.json else as_text(found))
+            return 0 if found.stream is not None and found.consumer is not None else 1
+        faults = manage.faults(found, wanted)
+        unsafe = [] if settings.broker_unsafe else monitor.monitor_faults(reached.monitors)
+    print(_checked(faults, unsafe, as_json=args.json))
+    return 1 if faults or unsafe else 0
+
+
+def _checked(faults: list[StreamFault], unsafe: list[StreamFault], *, as_json: bool) -> str:
+    """Return what `check` has found; `broker_unsafe` is the name of a server that may lose data."""
+    if as_json:
+        named = {"stream": faults, "broker_unsafe": unsafe}
+        listed = [{"what": what, **each._asdict()} for what, some in named.items() for each in some]
+        return json.dumps({"fits": not listed, "findings": listed}, indent=2)
+    lines = [str(each) for each in faults]
+    lines += [f"broker_unsafe: {each}" for each in unsafe]
+    if faults:
+        lines.append("`ingest stream apply` makes what is missing, and changes what differs")
+    return "\n".join(lines) or "the stream and its consumer are as they must be"
+
+
+def as_text(found: Found) -> str:
+    """Return the state of the stream as lines for a person."""
+    if found.stream is None:
+        return "there is no stream: `ingest stream apply` makes it"
+    state, config = found.stream["state"], found.stream["config"]
+    copies = "1 copy" if config["num_replicas"] == 1 else f"{config['num_replicas']} copies"
+    lines = {
+        "stream": f"{config['name']}, {copies}{_cluster(found.stream)}",
+        "messages": f"{state['messages']:,}, sequence {state['first_seq']} to {state['last_seq']}",
+        "size": f"{state['bytes'] / 2**20:,.1f} of {config['max_bytes'] / 2**20:,.1f} MiB",
+        "oldest": state["first_ts"] if state["messages"] else "-",
+    }
+    if (consumer := found.consumer) is None:
+        lines["consumer"] = "missing: `ingest stream apply` makes it"
+    else:
+        lines |= {
+            "consumer": consumer["name"],
+            "waiting": f"{consumer['num_pending']:,} messages not delivered yet",
+            "pending": f"{consumer['num_ack_pending']:,} delivered and not done",
+            "again": f"{consumer['num_redelivered']:,} of these delivered more than once",
+            "done": f"all up to sequence {consumer['ack_floor']['stream_seq']}",
+        }
+    return "\n".join(f"{name + ':':<10} {text}" for name, text in lines.items())
+
+
+def _cluster(stream: Mapping[str, Any]) -> str:
+    cluster = stream.get("cluster") or {}
+    return f", leader {cluster.get('leader') or 'none'}" if cluster.get("replicas") else ""

@@ -1,0 +1,36 @@
+"""The state folder that applies: as it is set, else that of systemd, of root or of the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ingest.config.settings import Settings
+from ingest.config.values import full_path
+from ingest.model.errors import ConfigError
+
+
+def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the default state folder: systemd's, root's under /var/lib, or the user's XDG one."""
+    if systemd := environ.get("STATE_DIRECTORY"):
+        return Path(systemd.split(":", 1)[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/iot-ingest")
+    base = Path(environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():  # the XDG standard says: ignore a relative path
+        try:
+            base = full_path(environ.get("HOME") or "~") / ".local/state"
+        except ConfigError:
+            raise ConfigError("there is no home for a state folder: choose --state-dir") from None
+    return base / "iot-ingest"
+
+
+def state_dir(settings: Settings) -> Path:
+    """Return the state folder that applies, as an absolute path."""
+    if settings.state_dir:
+        try:
+            return full_path(settings.state_dir)
+        except ConfigError as error:
+            raise ConfigError(f"setting state_dir: {error}") from None
+    return default_state_dir()

@@ -1,0 +1,297 @@
+"""The embedded broker: a nats-server of our own on the loopback. It is started, watched, stopped.
+
+Promises: what it has acknowledged survives a kill of the server, of this process, and a power cut.
+The server ends when this process ends, even by SIGKILL (on Linux). One that was left by such an end
+is ended before the next start: two servers never write to one store. If only the server dies, it is
+started again, on the same port if that is free. Its passwords are new at each start.
+Does not: make streams, or notice a server that is frozen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from http.client import HTTPException
+from pathlib import Path
+
+import msgspec
+
+from ingest.broker.monitor import ask
+from ingest.broker.session import Address
+from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
+from ingest.embedded.processes import end_process, ended_or_set, tail_of
+from ingest.embedded.programs import DatabaseUser, clean_environment, command
+from ingest.model.errors import StartError
+from ingest.system import clock
+from ingest.system.files import Lock, is_locked, make_folder, replace_private, size_bytes
+from ingest.system.logs import get_logger
+from ingest.system.loopback import free_port
+
+START_S_MAX = 120.0  # it reads its store
+LOCK_S_MAX = 10.0  # for a command that runs the broker for its own time
+STOP_S_MAX, KILL_S_MAX = 10.0, 5.0
+LEFT_S_MAX = 5.0  # until a server that was left is killed
+RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
+STEADY_S = 60.0  # after so long the next restart begins with the short pause again
+PAYLOAD_BYTES_MAX = 8 * 1024**2
+_LOOK_S = 60.0
+_IN_USE = "address already in use"
+_OURSELVES = DatabaseUser(-1, -1, "")
+
+_log = get_logger("broker")
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What other processes of this user need to use the server; only they may read it."""
+
+    pid: int
+    endpoints: Endpoints
+
+    def address(self, role: str) -> Address:
+        """Return how a role connects."""
+        at = self.endpoints
+        return Address((at.server,), role, at.passwords[role], ours=True)
+
+
+class EmbeddedBroker:
+    """A nats-server in `folder`, which is made. `start` once, then `stop`."""
+
+    def __init__(
+        self, folder: Path, program: Path, *, payload_bytes_max: int = PAYLOAD_BYTES_MAX
+    ) -> None:
+        self._folder = folder
+        self._program = program
+        self._payload_bytes_max = payload_bytes_max
+        self._config = folder / "server.conf"
+        self._lock: Lock | None = None
+        self._endpoints: Endpoints | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+        self._supervision: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        if self._process is None or self._process.returncode is not None:
+            return None
+        return self._process.pid
+
+    @property
+    def published(self) -> Published:
+        """Where the server is. Ask before each connect: the port can change at a restart."""
+        assert self._endpoints is not None, "start it first"
+        return Published(os.getpid(), self._endpoints)
+
+    async def start(self) -> None:
+        """Start the server, and wait until it can be used. Raises StartError.
+
+        If it is cancelled, no server goes on running.
+        """
+        assert self._supervision is None, "started once, until stopped"
+        self._stopping.clear()
+        try:
+            make_folder(self._folder)
+            self._folder.chmod(0o700)
+            await self._take()
+            await self._end_left()
+            await self._launch()
+        except OSError as error:
+            await self._end()
+            raise StartError(f"cannot start a broker in {self._folder}: {error}") from error
+        except (StartError, asyncio.CancelledError):
+            await self._end()
+            raise
+        self._supervision = asyncio.create_task(self._supervise(), name="broker")
+
+    async def stop(self) -> None:
+        """Stop the server. Repeatable."""
+        if self._supervision is not None:
+            self._stopping.set()
+            await asyncio.shield(self._supervision)
+            self._supervision = None
+
+    async def _take(self) -> None:
+        """Lock the folder. A command may have it for a moment."""
+        started_s = clock.monotonic_s()
+        path = self._folder / "lock"
+        while (lock := Lock.try_take(path, create=True)) is None:
+            if clock.monotonic_s() - started_s > LOCK_S_MAX:
+                owner = path.read_text(errors="replace")[:20].strip() or "unknown"
+                raise StartError(
+                    f"the process {owner} runs the broker in {self._folder}: stop it, or choose "
+                    "another folder with --state-dir"
+                )
+            await asyncio.sleep(0.05)
+        lock.record(f"{os.getpid()}\n")
+        self._lock = lock
+
+    async def _end_left(self) -> None:
+        """End a server whose parent was killed. It has inherited the lock of its store."""
+        started_s = clock.monotonic_s()
+        path = self._folder / "server.lock"
+        signals = {0.0: signal.SIGINT, LEFT_S_MAX: signal.SIGKILL}
+        while path.exists() and is_locked(path):
+            waited_s = clock.monotonic_s() - started_s
+            for after_s in [each for each in signals if each <= waited_s]:
+                number = signals.pop(after_s)
+                for pid in _servers_of(self._config):
+                    _log.warning("broker_left_ended", pid=pid, signal=number.name)
+                    os.kill(pid, number)
+            if waited_s > LEFT_S_MAX + KILL_S_MAX:
+                raise StartError(
+                    f"another nats-server uses {self._folder}, and does not end: stop it, or "
+                    "choose another folder with --state-dir"
+                )
+            await asyncio.sleep(0.02)
+
+    async def _launch(self) -> None:
+        """Start the server and wait until it is ready, or `stop` is called. Raises StartError."""
+        started_s = clock.monotonic_s()
+        while True:
+            at = self._endpoints = self._endpoints or _new_endpoints()
+            log_start = size_bytes(self._log_file)
+            self._process = process = await self._spawn(at)
+            while process.returncode is None:
+                ready = await asyncio.to_thread(_is_ready, at)
+                if ready or self._stopping.is_set():
+                    self._publish()
+                    return
+                if clock.monotonic_s() - started_s > START_S_MAX:
+                    await _terminate(process)
+                    raise StartError(
+                        f"nats-server is not ready after {START_S_MAX:g} s: {self._log_file}"
+                    )
+                await asyncio.sleep(0.005)
+            self._process = None
+            said = f"{tail_of(self._error_file)}\n{tail_of(self._log_file, log_start)}".strip()
+            # Between two starts another program has taken a port.
+            if _IN_USE not in said or clock.monotonic_s() - started_s > LOCK_S_MAX:
+                raise StartError(f"nats-server did not start ({self._log_file}): {said}")
+            self._endpoints = _new_endpoints()
+
+    @property
+    def _log_file(self) -> Path:
+        return self._folder / "server.log"
+
+    @property
+    def _error_file(self) -> Path:
+        return self._folder / "server.err"
+
+    async def _spawn(self, at: Endpoints) -> asyncio.subprocess.Process:
+        text = config_text(
+            at,
+            store=self._folder / "store",
+            log=self._log_file,
+            # The stream has its own bound. This one refuses a bound that no disk could hold.
+            store_bytes_max=shutil.disk_usage(self._folder).total,
+            payload_bytes_max=self._payload_bytes_max,
+        )
+        replace_private(self._config, text.encode())
+        store_lock = Lock.try_take(self._folder / "server.lock", create=True)
+        if store_lock is None:
+            raise StartError(f"another nats-server uses {self._folder}")
+        with store_lock:  # the server inherits it, and so has it until it ends
+            flags = os.O_WRONLY | os.O_TRUNC | os.O_CREAT | os.O_CLOEXEC
+            errors_fd = os.open(self._error_file, flags, 0o600)
+            try:
+                return await asyncio.create_subprocess_exec(
+                    *command(_OURSELVES, self._program, "-c", str(self._config)),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=errors_fd,
+                    env=clean_environment(),
+                    pass_fds=(store_lock.fileno(),),
+                )
+            finally:
+                os.close(errors_fd)
+
+    def _publish(self) -> None:
+        replace_private(self._folder / "server.json", msgspec.json.encode(self.published))
+
+    async def _supervise(self) -> None:
+        """Keep a server running until `stop` is called; then stop it."""
+        try:
+            await self._keep_running()
+        finally:
+            await self._end()
+
+    async def _keep_running(self) -> None:
+        pause_s = RESTART_S_MIN
+        since_s = clock.monotonic_s()
+        while True:
+            if self._process is not None:
+                while not await ended_or_set(self._process, self._stopping, within_s=_LOOK_S):
+                    pass
+                if self._stopping.is_set():
+                    return
+                if clock.monotonic_s() - since_s > STEADY_S:
+                    pause_s = RESTART_S_MIN
+                code = self._process.returncode
+                self._process = None
+                _log.warning("broker_exited", code=code, restart_in_s=round(pause_s, 1))
+            if await clock.sleep_unless(self._stopping, pause_s):
+                return
+            pause_s = min(2 * pause_s, RESTART_S_MAX)
+            try:
+                await self._launch()
+            except (StartError, OSError) as error:
+                _log.error("broker_not_restarted", reason=str(error))
+            else:
+                since_s = clock.monotonic_s()
+                _log.info("broker_restarted", pid=self.pid)
+
+    async def _end(self) -> None:
+        try:
+            if self._process is not None:
+                await _terminate(self._process)
+                self._process = None
+        finally:
+            if self._lock is not None:
+                (self._folder / "server.json").unlink(missing_ok=True)
+                self._lock.close()
+                self._lock = None
+
+
+def _new_endpoints() -> Endpoints:
+    port = free_port()
+    return new_endpoints(port, free_port((port,)))
+
+
+def running_broker(folder: Path) -> Published | None:
+    """Return the server that another process runs in the folder, if there is one.
+
+    Raises StartError if this user may not read that.
+    """
+    try:
+        published = msgspec.json.decode((folder / "server.json").read_bytes(), type=Published)
+        return published if is_locked(folder / "lock") else None
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+        return None
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _is_ready(at: Endpoints) -> bool:
+    try:
+        return ask(at.monitor_url, "/healthz").get("status") == "ok"
+    except (OSError, HTTPException, ValueError):
+        return False
+
+
+def _servers_of(config: Path) -> list[int]:
+    """Return the processes whose command line has this configuration file."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if os.fsencode(config) in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+async def _terminate(process: asyncio.subprocess.Process) -> None:
+    await end_process(process, (signal.SIGINT, STOP_S_MAX), (signal.SIGKILL, KILL_S_MAX))

@@ -1,0 +1,316 @@
+"""Publishing to the real nats-server: stored when it says so, and once, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ingest.broker import session as line
+from ingest.broker.connection import BrokerConnection, connected
+from ingest.broker.publishing import Publisher
+from ingest.broker.roles import STREAM, SUBJECT
+from ingest.broker.session import Address
+from ingest.buffers.journal.format import HEAD_BYTES, encode_head, is_whole
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.model.errors import (
+    BrokerAway,
+    BrokerFull,
+    BrokerOutcomeUnknown,
+    BrokerRefused,
+)
+from tests.support.blocks import make_block
+from tests.support.brokers import api, embedded, is_up, joined, messages, plain_server, put, until
+from tests.support.faulty_proxy import FaultyProxy
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
+    """Give a broker with the stream."""
+    async with embedded(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
+    """Give a connection of the admin."""
+    async with joined(server, "admin") as connection:
+        yield connection
+
+
+@pytest.fixture
+async def proxy(server: EmbeddedBroker) -> AsyncIterator[FaultyProxy]:
+    """Give a proxy to the broker that misbehaves on request."""
+    async with FaultyProxy("127.0.0.1", server.published.endpoints.port) as running:
+        yield running
+
+
+@pytest.fixture
+async def gateway(server: EmbeddedBroker, proxy: FaultyProxy) -> AsyncIterator[BrokerConnection]:
+    """Give a connection of a gateway, by the proxy."""
+    direct = server.published.address("gateway")
+    by_proxy = Address((f"nats://127.0.0.1:{proxy.port}",), direct.user, direct.password)
+    async with joined(lambda: by_proxy, "gateway") as connection:
+        yield connection
+
+
+def publisher(connection: BrokerConnection, **more: float) -> Publisher:
+    """Return a publisher to the stream."""
+    return Publisher(connection, subject=SUBJECT, stream=STREAM, **more)
+
+
+async def stored(admin: BrokerConnection) -> list[bytes]:
+    """Return the messages of the stream, in order."""
+    count = await messages(admin)
+    found = [
+        await api(admin, f"STREAM.MSG.GET.{STREAM}", {"seq": sequence})
+        for sequence in range(1, count + 1)
+    ]
+    return [base64.b64decode(each["message"]["data"]) for each in found]
+
+
+async def test_published_frame_is_stored_byte_for_byte(
+    gateway: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """The result has the place in the stream; the message is the frame, with its CRC."""
+    block = make_block(3)
+    block.sequence = 7
+    frame = encode_head(block, 0) + block.tuples
+    ack = await publisher(gateway).publish("life-7", frame)
+    assert (ack.sequence, ack.duplicate) == (1, False)
+    (found,) = await stored(admin)
+    assert found == frame
+    assert is_whole(found, 0)
+    assert found[HEAD_BYTES:] == block.tuples
+
+
+async def test_lost_answer_is_asked_for_again_on_reconnect_and_stored_once(
+    gateway: BrokerConnection, proxy: FaultyProxy, admin: BrokerConnection
+) -> None:
+    """T4: what was under way is sent again at once, long before the time of a try is over."""
+    publishing = publisher(gateway, try_s_max=30, wait_s_max=60)
+    lost = proxy.lose_replies(until=b'"seq"', after=(b"HPUB",))
+    async with asyncio.timeout(5):
+        acks = await asyncio.gather(*(publishing.publish(f"m{n}", b"x") for n in range(4)))
+    assert lost.is_set()
+    assert publishing.resent >= 1
+    assert any(each.duplicate for each in acks)
+    assert await messages(admin) == 4
+    assert publishing.under_way == 0
+
+
+async def test_answer_that_does_not_come_is_asked_for_again(
+    gateway: BrokerConnection, proxy: FaultyProxy, admin: BrokerConnection
+) -> None:
+    """A connection that only stalls is not left; the late answer to the first try counts too."""
+    publishing = publisher(gateway, try_s_max=0.1)
+    proxy.stall("to_client")
+    result = publishing.publish("m", b"x")
+    await until(lambda: publishing.resent >= 2)
+    proxy.resume()
+    assert (await result).sequence == 1
+    assert await messages(admin) == 1
+
+
+async def test_killed_server_costs_no_message_and_stores_none_twice(
+    server: EmbeddedBroker, admin: BrokerConnection
+) -> None:
+    """All that was under way when the server was killed is there, once."""
+    async with joined(server, "gateway") as gateway:
+        publishing = publisher(gateway)
+        acknowledged: list[bytes] = []
+
+        async def post(poster: int) -> None:
+            for n in range(40):
+                body = f"{poster}-{n}".encode().ljust(2_000, b".")
+                await publishing.publish(f"{poster}-{n}", body)
+                acknowledged.append(body)
+
+        posting = asyncio.gather(*(post(poster) for poster in range(8)))
+        for count in (60, 180):
+            await until(lambda count=count: len(acknowledged) >= count)  # type: ignore[misc]
+            await until(lambda: server.pid is not None)
+            assert publishing.under_way
+            os.kill(server.pid or 0, signal.SIGKILL)
+        await posting
+    await is_up(admin)
+    found = Counter(await stored(admin))
+    assert len(acknowledged) == 320
+    assert set(found) == set(acknowledged)
+    assert set(found.values()) == {1}
+
+
+async def test_frozen_server_is_left_and_found_again(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, admin: BrokerConnection
+) -> None:
+    """A server that does not answer pings is away; a message waits and is stored once."""
+    monkeypatch.setattr(line, "PING_S", 0.1)
+    monkeypatch.setattr(line, "PONG_S_MAX", 0.3)
+    async with joined(server, "gateway") as gateway:
+        publishing = publisher(gateway)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        result = publishing.publish("m", b"x" * 400_000)
+        await is_up(gateway, False)
+        assert "ping" in gateway.why_away
+        os.kill(server.pid, signal.SIGCONT)
+        assert (await result).sequence == 1
+    await is_up(admin)
+    assert await messages(admin) == 1
+
+
+async def test_missing_stream_is_a_broker_that_is_away(
+    gateway: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """Nobody answers: nothing is stored, and the message fails at its deadline, not before."""
+    await api(admin, f"STREAM.DELETE.{STREAM}")
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(BrokerAway, match="no stream"):
+        await publisher(gateway, wait_s_max=0.4).publish("m", b"x")
+    assert 0.35 <= asyncio.get_running_loop().time() - began < 2
+
+
+async def test_broker_out_of_reach_is_known_to_store_nothing(
+    gateway: BrokerConnection, proxy: FaultyProxy
+) -> None:
+    """A message that was never sent is not in doubt; one that was sent is."""
+    publishing = publisher(gateway, wait_s_max=0.4)
+    proxy.stall()
+    sent = publishing.publish("sent", b"x")
+    await asyncio.sleep(0.05)
+    await proxy.close()
+    await is_up(gateway, False)
+    with pytest.raises(BrokerAway):
+        await publishing.publish("never sent", b"x")
+    with pytest.raises(BrokerOutcomeUnknown):
+        await sent
+
+
+async def test_full_stream_refuses_at_once_and_takes_the_same_message_later(
+    gateway: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """`discard new`: what is there stays, and the id of a refused message is not remembered."""
+    await _shrink(admin, 3_000)
+    publishing = publisher(gateway)
+    assert (await publishing.publish("a", b"x" * 2_000)).sequence == 1
+    with pytest.raises(BrokerFull, match="maximum bytes"):
+        await publishing.publish("b", b"y" * 2_000)
+    await api(admin, f"STREAM.PURGE.{STREAM}")
+    assert not (await publishing.publish("b", b"y" * 2_000)).duplicate
+    assert await messages(admin) == 1
+
+
+async def test_full_stream_is_no_definite_answer_once_a_try_was_in_doubt(
+    server: EmbeddedBroker,
+    gateway: BrokerConnection,
+    admin: BrokerConnection,
+    proxy: FaultyProxy,
+) -> None:
+    """The first try may have been stored and purged, so nobody says that nothing was kept."""
+    publishing = publisher(gateway, try_s_max=0.1, wait_s_max=0.8)
+    proxy.stall("to_server")
+    result = publishing.publish("m", b"x" * 2_000)
+    await until(lambda: publishing.resent >= 1)
+    await _shrink(admin, 100)
+    proxy.resume()
+    with pytest.raises(BrokerOutcomeUnknown, match="maximum bytes"):
+        await result
+    assert await messages(admin) == 0
+
+
+async def _shrink(admin: BrokerConnection, bytes_max: int) -> None:
+    config = (await api(admin, f"STREAM.INFO.{STREAM}"))["config"]
+    answer = await api(admin, f"STREAM.UPDATE.{STREAM}", config | {"max_bytes": bytes_max})
+    assert "error" not in answer
+
+
+async def test_refused_message_is_refused_at_once(
+    server: EmbeddedBroker, gateway: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """Larger than the broker allows, and a stream that is not the expected one."""
+    with pytest.raises(BrokerRefused, match="max_payload"):
+        await publisher(gateway).publish("m", bytes(8 * 1024**2))
+    assert gateway.up, "the server would have cut the connection"
+    other = Publisher(gateway, subject=SUBJECT, stream="ANOTHER")
+    with pytest.raises(BrokerRefused, match="10060"):
+        await other.publish("m", b"x")
+    assert await messages(admin) == 0
+
+
+async def test_cancelled_publish_is_forgotten(
+    gateway: BrokerConnection, proxy: FaultyProxy
+) -> None:
+    """Nothing of it stays in memory."""
+    publishing = publisher(gateway, try_s_max=0.05)
+    proxy.stall()
+    result = publishing.publish("m", b"x")
+    await asyncio.sleep(0.1)
+    result.cancel()
+    await until(lambda: publishing.under_way == 0)
+    proxy.resume()
+    assert (await publishing.publish("n", b"x")).sequence >= 1
+
+
+async def test_request_ends_with_its_connection(
+    server: EmbeddedBroker, gateway: BrokerConnection, proxy: FaultyProxy
+) -> None:
+    """It does not wait for its own time; afterwards the connection is there again."""
+    proxy.stall("to_client")
+    asking = asyncio.create_task(gateway.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", 30))
+    await asyncio.sleep(0.05)
+    proxy.resume()
+    proxy.stall("to_client")
+    await proxy.cut()
+    async with asyncio.timeout(5):
+        with pytest.raises(BrokerAway):
+            await asking
+        proxy.resume()
+        await is_up(gateway)
+        await put(gateway, b"x")
+
+
+async def test_another_users_server_is_not_sent_a_password(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, admin: BrokerConnection
+) -> None:
+    """If another user has our port, we do not log in."""
+    monkeypatch.setattr(line, "has_foreign_owner", lambda _: True)
+    connection = BrokerConnection(lambda: server.published.address("gateway"), "gateway")
+    stopping = asyncio.Event()
+    running = asyncio.create_task(connection.run(stopping))
+    await connection.wait_tried()
+    assert not connection.up
+    assert "another user" in connection.why_away
+    stopping.set()
+    await running
+
+
+async def test_broker_is_reached_by_tls_and_only_with_the_right_certificate(
+    tmp_path: Path, free_port: int
+) -> None:
+    """A tls:// URL checks the server; one that it does not know is not sent a password."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1")
+    named = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("-keyout", str(key), "-out", str(certificate))
+    done = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", *words, *named, *files), stderr=asyncio.subprocess.DEVNULL
+    )
+    assert await done.wait() == 0
+    config = f"""
+tls {{ cert_file: "{certificate}", key_file: "{key}" }}
+authorization {{ user: me, password: secret }}
+"""
+    async with plain_server(config, tmp_path, free_port):
+        address = Address((f"tls://127.0.0.1:{free_port}",), "me", "secret", str(certificate))
+        async with connected(address, "admin") as connection:
+            assert connection.up
+            assert connection.send("anything", b"x" * 100_000)
+        with pytest.raises(BrokerAway, match="certificate"):
+            async with connected(address._replace(ca_file=""), "admin"):
+                pass

