@@ -30,7 +30,7 @@ class Traffic(Run):
         self._sent: set[int] = set()  # posts in flight
         self._took_s: list[float] = []
 
-    def due(self) -> Iterator[float] | None:
+    def due(self) -> Iterator[float]:
         """Return when posts are due: by turns one by one, and a crowd at one moment."""
         rate = self.job.rate
         assert rate is not None, "faults have an open loop"
