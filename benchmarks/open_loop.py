@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from benchmarks.processes import raise_open_files_limit, run_driver
+from benchmarks.processes import print_whole, raise_open_files_limit, run_driver
 from benchmarks.wrk import CONNECTIONS, READINGS
 from loadgen.driver.driver import Driver
 from loadgen.driver.ports import Loss
@@ -195,7 +195,7 @@ def main() -> None:
         taken_us=tally.taken_us if load.lists_taken else [],
         statuses={str(status): count for status, count in sorted(tally.statuses.items())},
     )
-    print(json.dumps(found._asdict()))
+    print_whole(json.dumps(found._asdict()))
 
 
 if __name__ == "__main__":

@@ -254,6 +254,17 @@ def raise_open_files_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def print_whole(text: str) -> None:
+    """Print a text of any size.
+
+    With PYTHONUNBUFFERED, Python's own `print` loses the rest of a text if its write to a pipe is
+    interrupted, and says nothing.
+    """
+    sys.stdout.flush()
+    with open(sys.stdout.fileno(), "w", closefd=False) as out:
+        print(text, file=out)
+
+
 def _children_cpu_s() -> float:
     """Return the CPU seconds of all children that have ended and were waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
