@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
+from ingest.cli.terminal import print_answer
 from ingest.config.settings import Loaded
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
             "ingest stream apply --stream-bytes-max 20GiB",
             "ingest stream apply --stream-replicas 3 --broker-url nats://admin:..@nats1:4222",
         ),
-        _json_flag,
+        add_json_flag,
     )
     check = Command(
         "check",
@@ -36,19 +36,15 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
             "ingest stream check",
             "ingest stream check --json --broker-monitor-url http://nats1:8222,http://nats2:8222",
         ),
-        _json_flag,
+        add_json_flag,
     )
     show = Command(
         "show",
         "print what the stream holds, and what its consumer has done",
         ("ingest stream show", "ingest stream show --json"),
-        _json_flag,
+        add_json_flag,
     )
     add_group(parser, "stream_command", (apply, check, show), settings)
-
-
-def _json_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -67,24 +63,23 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     async with broker(settings, may_make=args.stream_command == "apply") as reached:
         if args.stream_command == "apply":
             done = await manage.apply(reached.connection, wanted)
-            print(json.dumps({"done": done}, indent=2) if args.json else "\n".join(done))
+            print_answer({"done": done}, "\n".join(done), as_json=args.json)
             return 0
         found = await manage.look(reached.connection)
         if args.stream_command == "show":
-            print(json.dumps(found._asdict(), indent=2) if args.json else as_text(found))
+            print_answer(found._asdict(), as_text(found), as_json=args.json)
             return 0 if found.stream is not None and found.consumer is not None else 1
         faults = manage.faults(found, wanted)
         unsafe = [] if settings.broker_unsafe else monitor.monitor_faults(reached.monitors)
-    print(_checked(faults, unsafe, as_json=args.json))
+    named = {"stream": faults, "broker_unsafe": unsafe}
+    listed = [{"what": what, **each._asdict()} for what, some in named.items() for each in some]
+    document = {"fits": not listed, "findings": listed}
+    print_answer(document, _checked(faults, unsafe), as_json=args.json)
     return 1 if faults or unsafe else 0
 
 
-def _checked(faults: list[StreamFault], unsafe: list[StreamFault], *, as_json: bool) -> str:
+def _checked(faults: list[StreamFault], unsafe: list[StreamFault]) -> str:
     """Return what `check` has found; `broker_unsafe` is the name of a server that may lose data."""
-    if as_json:
-        named = {"stream": faults, "broker_unsafe": unsafe}
-        listed = [{"what": what, **each._asdict()} for what, some in named.items() for each in some]
-        return json.dumps({"fits": not listed, "findings": listed}, indent=2)
     lines = [str(each) for each in faults]
     lines += [f"broker_unsafe: {each}" for each in unsafe]
     if faults:
