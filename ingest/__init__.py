@@ -22,12 +22,14 @@ The folders. Imports go down only, and folders of one row do not know each other
     app/            makes and connects the parts: service (the order of start and stop), receiving,
                     writing (starts and stops the writers), buffer, rules, health, admin
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
-    receiver/       endpoint (a post, from request to answer), query, replies, ack_waits
+    receiver/       endpoint (a post, until it is decoded), keeper (from there to its answer),
+                    query, replies, ack_waits
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay
-    http/           listener, connections (limits of a port), connection (one), bodies, response,
-                    routes
+    http/           listener, connections (limits of a port), connection (one) with
+                    framer, valve and heads; request, bodies, response, routes
     formats/        media_type (their list), json_post (json_slices, json_whole, json_item)
-    buffers/        memory; journal/ (log, entries, loader, thread, folder, index, reader, format)
+    buffers/        memory, shared_block; journal/ (log, entries, shared_entries, loader, thread,
+                    folder, index, reader, format)
     writer/         writer, batch, database_state, breaker, set_aside
     sinks/          postgres/: sink, connection, sqlstate, schema, durability, lookup
     embedded/       our own PostgreSQL (server, data, programs) and nats-server (broker)
