@@ -1,4 +1,4 @@
-"""Makes, changes, checks and shows the stream and its consumer, by JetStream's API.
+"""Makes, changes, checks and shows a stream and its consumer, by JetStream's API.
 
 Promises: `apply` never removes a stream, a consumer or a message. A setting that cannot be changed,
 or that says that the stream is somebody else's, is an error that names it.
@@ -13,14 +13,18 @@ from typing import Any, NamedTuple
 
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.replies import NO_CONSUMER, NOT_FOUND, api_fault
-from ingest.broker.roles import STREAM, WRITER
-from ingest.broker.streams import Config, Difference, WantedStream, changed, differences
+from ingest.broker.streams import (
+    READINGS,
+    Config,
+    Difference,
+    Names,
+    Wanted,
+    changed,
+    differences,
+)
 from ingest.model.errors import BrokerRefused
 
 API_S_MAX = 5.0
-
-_STREAM = f"the stream {STREAM}"
-_CONSUMER = f"the consumer {WRITER} of {STREAM}"
 
 
 class StreamFault(NamedTuple):
@@ -40,28 +44,36 @@ class Found(NamedTuple):
     consumer: Mapping[str, Any] | None
 
 
-async def look(connection: BrokerConnection) -> Found:
+def _stream(names: Names) -> str:
+    return f"the stream {names.stream}"
+
+
+def _consumer(names: Names) -> str:
+    return f"the consumer {names.consumer} of {names.stream}"
+
+
+async def look(connection: BrokerConnection, names: Names = READINGS) -> Found:
     """Ask for stream and consumer. Raises BrokerAway, and BrokerRefused."""
-    stream = await _api(connection, f"STREAM.INFO.{STREAM}", missing=NOT_FOUND)
+    stream = await _api(connection, f"STREAM.INFO.{names.stream}", missing=NOT_FOUND)
     if stream is None:
         return Found(None, None)
-    consumer = await _api(connection, f"CONSUMER.INFO.{STREAM}.{WRITER}", missing=NO_CONSUMER)
+    named = f"CONSUMER.INFO.{names.stream}.{names.consumer}"
+    consumer = await _api(connection, named, missing=NO_CONSUMER)
     return Found(stream, consumer)
 
 
-def faults(found: Found, wanted: WantedStream) -> list[StreamFault]:
+def faults(found: Found, wanted: Wanted) -> list[StreamFault]:
     """Return what is missing, what differs, and replicas that are behind."""
+    stream, consumer = _stream(wanted.names), _consumer(wanted.names)
     if found.stream is None:
-        return [StreamFault(_STREAM, "is missing")]
+        return [StreamFault(stream, "is missing")]
     of_stream = differences(wanted.stream(), found.stream["config"])
-    listed = [StreamFault(_STREAM, str(each)) for each in of_stream]
-    listed += [
-        StreamFault(_STREAM, each) for each in _replica_faults(found.stream, wanted.replicas)
-    ]
+    listed = [StreamFault(stream, str(each)) for each in of_stream]
+    listed += [StreamFault(stream, each) for each in _replica_faults(found.stream, wanted.replicas)]
     if found.consumer is None:
-        return [*listed, StreamFault(_CONSUMER, "is missing")]
+        return [*listed, StreamFault(consumer, "is missing")]
     of_consumer = differences(wanted.consumer(), found.consumer["config"])
-    return [*listed, *(StreamFault(_CONSUMER, str(each)) for each in of_consumer)]
+    return [*listed, *(StreamFault(consumer, str(each)) for each in of_consumer)]
 
 
 def _replica_faults(stream: Mapping[str, Any], replicas: int) -> list[str]:
@@ -75,50 +87,53 @@ def _replica_faults(stream: Mapping[str, Any], replicas: int) -> list[str]:
     ]
 
 
-async def apply(connection: BrokerConnection, wanted: WantedStream) -> list[str]:
+async def apply(connection: BrokerConnection, wanted: Wanted) -> list[str]:
     """Make what is missing, change what differs; return what was done, as sentences.
 
     Raises BrokerRefused, with what an operator has to do, and BrokerAway.
     """
-    found = await look(connection)
-    done = [await _apply_stream(connection, wanted.stream(), found.stream)]
-    done.append(await _apply_consumer(connection, wanted.consumer(), found.consumer))
-    left = faults(await look(connection), wanted)
+    names = wanted.names
+    found = await look(connection, names)
+    done = [await _apply_stream(connection, names, wanted.stream(), found.stream)]
+    done.append(await _apply_consumer(connection, names, wanted.consumer(), found.consumer))
+    left = faults(await look(connection, names), wanted)
     if serious := [str(each) for each in left if "its copy" not in each.fault]:
         raise BrokerRefused(f"the broker did not change all of it: {'; '.join(serious)}")
     return done
 
 
 async def _apply_stream(
-    connection: BrokerConnection, wanted: Config, found: Mapping[str, Any] | None
+    connection: BrokerConnection, names: Names, wanted: Config, found: Mapping[str, Any] | None
 ) -> str:
+    stream = _stream(names)
     if found is None:
-        await _api(connection, f"STREAM.CREATE.{STREAM}", changed(wanted, {}))
-        return f"made {_STREAM}"
+        await _api(connection, f"STREAM.CREATE.{names.stream}", changed(wanted, {}))
+        return f"made {stream}"
     listed = list(differences(wanted, found["config"]))
     if not listed:
-        return f"{_STREAM} was there, and fits"
-    _refuse_fixed(_STREAM, listed)
-    await _api(connection, f"STREAM.UPDATE.{STREAM}", changed(wanted, found["config"]))
-    return f"changed {_STREAM}: {_listed(listed)}"
+        return f"{stream} was there, and fits"
+    _refuse_fixed(stream, listed)
+    await _api(connection, f"STREAM.UPDATE.{names.stream}", changed(wanted, found["config"]))
+    return f"changed {stream}: {_listed(listed)}"
 
 
 async def _apply_consumer(
-    connection: BrokerConnection, wanted: Config, found: Mapping[str, Any] | None
+    connection: BrokerConnection, names: Names, wanted: Config, found: Mapping[str, Any] | None
 ) -> str:
-    subject = f"CONSUMER.CREATE.{STREAM}.{WRITER}"
+    consumer = _consumer(names)
+    subject = f"CONSUMER.CREATE.{names.stream}.{names.consumer}"
+    body = {"stream_name": names.stream}
     if found is None:
         config = changed(wanted, {})
-        body = {"stream_name": STREAM, "config": config, "action": "create"}
-        await _api(connection, subject, body)
-        return f"made {_CONSUMER}"
+        await _api(connection, subject, {**body, "config": config, "action": "create"})
+        return f"made {consumer}"
     listed = list(differences(wanted, found["config"]))
     if not listed:
-        return f"{_CONSUMER} was there, and fits"
-    _refuse_fixed(_CONSUMER, listed)
+        return f"{consumer} was there, and fits"
+    _refuse_fixed(consumer, listed)
     config = changed(wanted, found["config"])
-    await _api(connection, subject, {"stream_name": STREAM, "config": config, "action": "update"})
-    return f"changed {_CONSUMER}: {_listed(listed)}"
+    await _api(connection, subject, {**body, "config": config, "action": "update"})
+    return f"changed {consumer}: {_listed(listed)}"
 
 
 def _refuse_fixed(where: str, listed: list[Difference]) -> None:

@@ -1,4 +1,4 @@
-"""What the stream and its consumer must be, and how those that are there differ. No I/O.
+"""What the streams and their consumers must be, and how those that are there differ. No I/O.
 
 The promise of an acknowledged message depends on these settings: another retention, `discard old`,
 a largest age or a memory storage lose messages without an error. So all of them are compared, not
@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ingest.broker.roles import STREAM, SUBJECT, WRITER
+from ingest.broker.roles import (
+    DEAD_LETTER_SUBJECT,
+    DEAD_LETTERS,
+    REPLAY,
+    REPLAYED_SUBJECTS,
+    STREAM,
+    SUBJECT,
+    WRITER,
+)
 
 ACK_WAIT_S = 30.0  # a delivery that is not acknowledged after this comes again
 ACKS_PENDING_MAX = 1_000  # deliveries without an acknowledgement; then the broker waits
@@ -19,11 +27,23 @@ WINDOW_S = 30.0  # in which a message id is known; must be longer than a message
 Config = Mapping[str, Any]
 
 
+class Names(NamedTuple):
+    """A stream, and its consumer."""
+
+    stream: str
+    consumer: str
+
+
+READINGS = Names(STREAM, WRITER)
+LETTERS = Names(DEAD_LETTERS, REPLAY)
+
+
 class WantedStream(NamedTuple):
     """What `ingest.in.0` needs: how many copies on servers, and how many bytes."""
 
     replicas: int
     bytes_max: int
+    names: Names = READINGS
 
     def stream(self) -> dict[str, Any]:
         """Return the settings of the stream."""
@@ -51,6 +71,37 @@ class WantedStream(NamedTuple):
             "max_ack_pending": ACKS_PENDING_MAX,
             **_CONSUMER_DEFAULTS,
         }
+
+
+class WantedDeadLetters(NamedTuple):
+    """What the dead letters need. A letter is live while its message is there."""
+
+    replicas: int
+    bytes_max: int
+    names: Names = LETTERS
+
+    def stream(self) -> dict[str, Any]:
+        """Return the settings of the stream."""
+        readings = WantedStream(self.replicas, self.bytes_max).stream()
+        return readings | {
+            "name": DEAD_LETTERS,
+            "subjects": [f"{DEAD_LETTER_SUBJECT}*"],
+            "deny_delete": False,  # what is replayed or discarded is deleted
+            "allow_direct": True,  # many messages with one request
+        }
+
+    def consumer(self) -> dict[str, Any]:
+        """Return the settings of the consumer of the automatic replay."""
+        of_writers = WantedStream(self.replicas, self.bytes_max).consumer()
+        return of_writers | {
+            "durable_name": REPLAY,
+            "name": REPLAY,
+            "max_ack_pending": 1,  # so only one writer replays at a time
+            "filter_subjects": list(REPLAYED_SUBJECTS),
+        }
+
+
+Wanted = WantedStream | WantedDeadLetters
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -87,6 +138,7 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
     "pause_until": None,
     "backoff": None,  # it would replace ack_wait
 }
+_FALSE = {"deny_delete": False, "allow_direct": False}
 # What JetStream cannot change, and what would make another stream's messages ours.
 _FIXED_STREAM = ("subjects", "retention", "storage", "max_consumers", "persist_mode", "mirror")
 _FIXED_CONSUMER = ("deliver_policy", "ack_policy", "replay_policy", "deliver_subject")
@@ -111,7 +163,7 @@ class Difference(NamedTuple):
 
 def differences(wanted: Config, found: Config) -> Iterator[Difference]:
     """Yield the settings of `wanted` that are others in `found`."""
-    defaults = _STREAM_DEFAULTS | _CONSUMER_DEFAULTS | {"deny_delete": False}
+    defaults = _STREAM_DEFAULTS | _CONSUMER_DEFAULTS | _FALSE
     for name, value in wanted.items():
         have = found.get(name, defaults.get(name))
         if name == "persist_mode" and have == "default":
