@@ -30,7 +30,7 @@ TICK_S = 1.0
 FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
-UNREADY = REFUSING | {"full"}
+UNREADY = REFUSING | {"full", "broker_away"}
 UNCHECKED = "no connection to the database since the start; the journal keeps the readings"
 UNTAKEN = "posts are not taken until the table has been checked"
 
