@@ -15,7 +15,7 @@ from typing import Any
 
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import OwnFolder, Replayer
-from ingest.dead_letters.sending import BlockSender
+from ingest.dead_letters.sending import BlockSender, Rooms
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import (
@@ -207,7 +207,7 @@ class WritingHalf:
             sender=self.make_sender(inlet),
         )
 
-    def make_sender(self, inlet: Inlet) -> BlockSender:
+    def make_sender(self, inlet: Rooms) -> BlockSender:
         """Return what sends dead letters through the buffer again."""
         return BlockSender(
             inlet=inlet,

@@ -19,7 +19,7 @@ from ingest.cli.dlq_replay import add_replay_arguments, replay
 from ingest.cli.find_letters import FILES, STORES, STREAM, letter_store
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.config.folders import state_dir
-from ingest.config.settings import Loaded
+from ingest.config.loading import Loaded
 from ingest.dead_letters.reader import LiveLetter, Selection, Tally
 from ingest.dead_letters.store import LetterStore, newest, once
 from ingest.formats.timestamp import text_us

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ingest.dead_letters.reader import LiveLetter
 from ingest.model.ack import Ack, Outcome
 from ingest.model.block import Block
 from ingest.model.ledger import Ledger
 from ingest.model.letter import Letter
-from ingest.model.ports import BufferStats, Inlet
+from ingest.model.ports import BufferStats, Reservation
 from ingest.model.reading import name_fault
 from ingest.model.rows import encode_reading
 from ingest.system.clock import monotonic_s
@@ -26,13 +26,20 @@ LOOK_S = 1.0  # while a block has no outcome: pause between checks for full dead
 TS_US_MAX = 253_402_300_800_000_000  # the year 10000
 
 
+class Rooms(Protocol):
+    """The part of an inlet that blocks are sent into."""
+
+    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
+        """Wait for room; see ports.Inlet."""
+
+
 class BlockSender:
     """Sends blocks into `inlet`, one at a time. `letters_full`: this pauses the writes."""
 
     def __init__(
         self,
         *,
-        inlet: Inlet,
+        inlet: Rooms,
         outlet_stats: Callable[[], BufferStats],
         ledger: Ledger,
         database_up: Callable[[], bool],
