@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import os
 import signal
 from collections import Counter
@@ -315,22 +314,3 @@ authorization {{ user: me, password: secret }}
         with pytest.raises(BrokerAway, match="certificate"):
             async with connected(address._replace(ca_file=""), "admin"):
                 pass
-
-
-async def test_connection_closes_although_its_ping_has_swallowed_the_cancellation(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The library does so if the answer comes in the same round."""
-    monkeypatch.setattr(line, "PING_S", 0.01)
-    pinging = asyncio.Event()
-
-    async def rtt(_client: object, timeout: int = 10) -> float:
-        pinging.set()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(timeout)
-        return 0.0
-
-    monkeypatch.setattr(line.Client, "rtt", rtt)
-    async with asyncio.timeout(1):
-        async with joined(server, "gateway"):
-            await pinging.wait()
