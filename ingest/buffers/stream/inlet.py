@@ -83,6 +83,7 @@ class StreamInlet:
         self._last: dict[bool, Group | None] = {True: None, False: None}  # by `promised`
         self._rows_promised = 0
         self._number = 0
+        self.refused: NotKept | None = None  # why the last message was not kept
         self._left: deque[Block] = deque()  # promised, and given up by `close`
         self._rows_taken = 0  # of these, by `take`
         self._closed = False
@@ -176,7 +177,7 @@ class StreamInlet:
 
     def _published(self, group: Group, done: asyncio.Future[Any]) -> None:
         self._under_way.pop(group, None)
-        error = _error_of(done)
+        self.refused = error = _error_of(done)
         if error is None or done.cancelled() or not group.promised:
             self._end(group, error)
         else:
