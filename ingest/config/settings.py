@@ -148,6 +148,9 @@ class Settings:
         "largest size of the stream; reserved on the disk's account",
         within=(MIB, 16 * TIB),
     )
+    stream_keep_s: float = setting(
+        0.0, "how long the stream keeps what has been written", within=(0, 31_536_000)
+    )
 
     batch_rows: int = setting(
         100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"
