@@ -18,6 +18,7 @@ from ingest.model.errors import BrokerFull, NotKept
 from ingest.model.ports import Admission
 from ingest.system.clock import monotonic_s
 
+FULL_ABOVE = 0.9  # of the bytes of the stream
 AWAY_S = 2.0  # a shorter absence, as at the restart of a server, is no state
 
 
@@ -46,9 +47,14 @@ class BrokerState:
             return BROKER_DISK
         if self.away_s >= AWAY_S or self._unanswered_s() >= AWAY_S:
             return BROKER_AWAY
-        if isinstance(self._refused(), BrokerFull):
+        if isinstance(self._refused(), BrokerFull) and self._is_nearly_full():
             return STREAM_FULL
         return _of_faults(watch.faults)
+
+    def _is_nearly_full(self) -> bool:
+        """Whether it is so at the last look: nobody publishes any more to find that out."""
+        state = self._watch.state
+        return state is not None and state.size_bytes > FULL_ABOVE * state.bytes_max
 
     @property
     def away_s(self) -> float:
@@ -76,9 +82,7 @@ class BrokerAdmission:
     def refusal(self) -> str | None:
         """Return the problem code for every post now, or None if posts are accepted."""
         refusal = self._health.refusal()
-        if refusal is None and (
-            self._state.is_unsafe or self._state.away_s >= self._away_s_max
-        ):
+        if refusal is None and (self._state.is_unsafe or self._state.away_s >= self._away_s_max):
             return "broker_away"
         return refusal
 

@@ -4,8 +4,8 @@ It knows no database. It holds only posts that are not answered yet, and those t
 `buffered`.
 Order of the start: connection to the broker, ports (they answer `starting`), the first look at the
 stream; then posts are taken.
-Order of the stop: no new posts (a successor takes them if there is one); posts in work are finished;
-all messages are published; what is left of buffered posts goes to the dead letters.
+Order of the stop: no new posts (a successor takes them if there is one); posts in work are
+finished; all messages are published; what is left of buffered posts goes to the dead letters.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from ingest.admin.dashboard.tail import Tail
 from ingest.app.advice import advice
-from ingest.app.dead_letters import make_dead_letters
 from ingest.app.broker_state import BrokerAdmission
+from ingest.app.dead_letters import make_dead_letters
 from ingest.app.fill import Fill
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.app.health import Health
@@ -129,7 +129,10 @@ class Gateway:
             hold_reason=lambda: None,
             state=self.health.state,
             limits=self._fill.limits._replace(journal_bytes_max=0),
-            broker=lambda: {"up": float(role.broker_state.away_s == 0)},
+            broker=lambda: {
+                "broker_up": float(role.broker_state.away_s == 0),
+                "stream_altered": float(bool(role.watch.faults)),
+            },
         )
         self._status = StatusSource(
             "gateway",
@@ -164,7 +167,9 @@ class Gateway:
             listen = await self.endpoint.start(*split_address(settings.listen))
         if self._admin is not None:
             bound = await self._admin.start()
-            self._announce(f"posts: http://{listen}/v1/readings, probes and metrics: http://{bound}")
+            self._announce(
+                f"posts: http://{listen}/v1/readings, probes and metrics: http://{bound}"
+            )
         role.tasks.spawn(self.health.run(role.stopping))
         while not role.watch.checked:  # posts get `starting` until then
             if await sleep_unless(role.stopping, LOOK_S):

@@ -23,6 +23,8 @@ from ingest.model.errors import IngestError
 
 COMMANDS: dict[str, str] = {
     "serve": "run the service: take readings and write them to PostgreSQL",
+    "gateway": "take posts, and publish them to the stream of a broker",
+    "writer": "take messages of the stream of a broker, and write them to PostgreSQL",
     "schema": "create the table, or compare it with what is needed",
     "stream": "make the stream of the broker, check it, or show its state",
     "dlq": "show the dead letters, replay them, discard them",
@@ -31,7 +33,7 @@ COMMANDS: dict[str, str] = {
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
-WITH_ALL_SETTINGS = {"serve", "config"}  # whose help shows every setting
+WITH_ALL_SETTINGS = {"serve", "gateway", "writer", "config"}  # whose help shows every setting
 _ABOUT_ALL = """\
 Each command has its own --help. In the folder of the project write ./run for ingest.
 

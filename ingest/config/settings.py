@@ -141,6 +141,8 @@ class Settings:
         10.0, "how long a durable post waits for the stream before 503", within=(0.5, 20)
     )
 
+    forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
+
     batch_rows: int = setting(
         100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"
     )

@@ -63,6 +63,7 @@ class StreamOutlet:
         self._memory = MemoryBuffer(
             rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max
         )
+        self.redeliveries = 0  # messages that had been delivered before
         self._puller: Pulls | None = None
         self._deliveries: dict[Block, Delivery] = {}
         self._blocks: dict[int, Block] = {}  # by their place in the stream
@@ -76,6 +77,7 @@ class StreamOutlet:
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a message. One that is here already has come a second time: it is kept once."""
+        self.redeliveries += delivery.tries > 1
         if (block := self._blocks.get(delivery.place)) is not None:
             self._deliveries[block] = delivery  # the broker listens to the newest one
             return
