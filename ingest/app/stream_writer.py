@@ -181,7 +181,7 @@ class StreamWriter:
             self._settings,
             role.connection,
             self.dead_letters,
-            self.writing.make_sender(self.outlet),
+            getattr(self.writing, "make_sender", lambda _o: None)(self.outlet),
         )
         if replayer is not None:
             tasks.spawn(replayer.run(stopping))
