@@ -51,6 +51,20 @@ def _fault(url: str) -> str:
     return ""
 
 
+def is_answering(url: str, within_s: float) -> bool:
+    """Whether the process answers at all, whatever it says; a frozen one does not."""
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=within_s)
+    try:
+        connection.request("GET", f"{parts.path}/")
+        connection.getresponse().read(ANSWER_BYTES_MAX)
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
+
+
 def ask(url: str, path: str) -> dict[str, Any]:
     """Return the JSON of one page. Raises OSError, HTTPException, and ValueError."""
     parts = urlsplit(url)

@@ -17,6 +17,8 @@ EVENTS: dict[str, str] = {
     "open_to_the_network": "A port listens beyond the loopback.",
     "started_as_root": "The service runs as root. Give it a user of its own.",
     "fewer_connections": "Nearly all connections that the limit of open files allows are in use.",
+    # The processes of `ingest up`
+    "control_broken": "What came from another process of ours is not valid. Its channel is closed.",
     # Posts and connections
     "posts_refused": "So many posts were refused with this code since the last such line.",
     "connections_closed": "A limit closed so many connections since the last such line.",
@@ -52,6 +54,7 @@ EVENTS: dict[str, str] = {
     "broker_callback_failed": "A bug: a message of the broker was not handled. We reconnect.",
     "broker_pull_failed": "No messages could be pulled. It is tried again.",
     "broker_exited": "The embedded broker has ended. It is started again.",
+    "broker_frozen": "The embedded broker does not answer. It is killed, and started again.",
     "broker_restarted": "The embedded broker runs again.",
     "broker_not_restarted": "The embedded broker could not be started. It is tried again.",
     "broker_left_ended": "A broker that a killed process had left was ended.",
