@@ -22,6 +22,7 @@ from ingest.model.errors import IngestError
 
 COMMANDS: dict[str, str] = {
     "serve": "run the service: take readings and write them to PostgreSQL",
+    "up": "run the same as several processes, with a broker between them",
     "schema": "create the table, or compare it with what is needed",
     "stream": "make the stream of the broker, check it, or show its state",
     "dlq": "show the dead letters, replay them, discard them",
@@ -30,7 +31,7 @@ COMMANDS: dict[str, str] = {
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
-WITH_ALL_SETTINGS = {"serve", "config"}  # whose help shows every setting
+WITH_ALL_SETTINGS = {"serve", "up", "config"}  # whose help shows every setting
 _ABOUT_ALL = """\
 Each command has its own --help. In the folder of the project write ./run for ingest.
 
@@ -38,7 +39,7 @@ exit codes:
   0    done
   1    a part could not be done, or a check has found something wrong
   2    wrong use, or the command could not begin: the reason is on stderr
-  3    only of serve: the service has ended, and readings were lost
+  3    only of serve and up: the service has ended, and readings were lost
   130  ended by Ctrl-C"""
 _EXIT_WRONG = 2
 _EXIT_INTERRUPTED = 130

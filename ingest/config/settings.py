@@ -149,6 +149,13 @@ class Settings:
         within=(MIB, 16 * TIB),
     )
 
+    gateways: int = setting(
+        1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"
+    )
+    writer_processes: int = setting(
+        1, "processes of `up` that write; there --writers sets this", within=(1, 64)
+    )
+
     batch_rows: int = setting(
         100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from ingest.app import receiving
 from ingest.http import retiring
 from ingest.http.retiring import Retiring
+from tests.support.receiver import GOOD, post, running_receiver
 
 
 class Handler:
@@ -65,3 +68,24 @@ def test_retired_connection_has_its_time_again(now_s: list[float]) -> None:
     connections.add(gone, 111.0)
     connections.retire_all()
     assert gone.retires
+
+
+@pytest.mark.parametrize("gateways", [1, 2])
+async def test_busy_connection_ends_only_beside_another_gateway(
+    gateways: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer before is without `close`, and with one gateway no connection has to end."""
+    monkeypatch.setattr(receiving, "CONNECTION_S", 0.6)
+    ended = 0
+    async with running_receiver(gateways=gateways, keepalive_s_max=0.4) as receiver:
+        client = await receiver.connect()
+        for _ in range(60):
+            await client.send(post(GOOD))
+            reply = await client.reply()
+            assert reply.status == 202
+            if reply.headers.get("connection") == "close":
+                ended += 1
+                assert await client.closed()
+                client = await receiver.connect()
+            await asyncio.sleep(0.01)
+    assert ended == 0 if gateways == 1 else ended >= 1
