@@ -5,7 +5,7 @@ from __future__ import annotations
 from ingest.app.buffer import check_promise
 from ingest.broker.session import Address
 from ingest.broker.streams import WantedStream
-from ingest.buffers.journal.format import HEAD_BYTES
+from ingest.buffers.frames import HEAD_BYTES
 from ingest.config.broker_url import split_broker_url
 from ingest.config.settings import ROW_BYTES_MAX, Settings
 from ingest.embedded.broker import PAYLOAD_BYTES_MAX, EmbeddedBroker
