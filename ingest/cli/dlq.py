@@ -21,7 +21,7 @@ from ingest.cli import dlq_show as show
 from ingest.cli.dlq_replay import add_replay_arguments, replay
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.config.folders import state_dir
-from ingest.config.settings import Loaded
+from ingest.config.loading import Loaded
 from ingest.dead_letters.files import folder_bytes, segments
 from ingest.dead_letters.manual_replay import hold_replay_lock
 from ingest.dead_letters.marks import mark_done

@@ -41,4 +41,5 @@ INVALID = "invalid"
 REFUSED = "refused_by_database"
 EXHAUSTED = "retries_exhausted"
 DRAINED = "drained"
-REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED)
+NOT_OURS = "not_ours"  # a message of the stream that is no block of readings
+REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED, NOT_OURS)

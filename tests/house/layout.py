@@ -169,7 +169,9 @@ def settings_end_in_the_composition(path: PurePosixPath, tree: ast.Module) -> Fo
     if folder_of(path) in READ_SETTINGS:
         return
     for line, dotted in imports(tree):
-        if dotted.startswith("ingest.config.settings") or dotted == "ingest.config":
+        if dotted.startswith(("ingest.config.settings", "ingest.config.loading")) or (
+            dotted == "ingest.config"
+        ):
             yield line, f"imports {dotted}: only {', '.join(READ_SETTINGS)} may"
 
 
