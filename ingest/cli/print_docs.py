@@ -14,7 +14,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ingest.admin.exposition import Exposition
+from ingest.admin.exposition import (
+    BROKER_FIGURES,
+    INSTANCE,
+    Exposition,
+    JointExposition,
+    Shown,
+)
 from ingest.config.text import env_example, markdown_table
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
@@ -60,13 +66,18 @@ def metrics_table() -> str:
         dead_letters=DeadLetterStats,
         database_up=lambda: True,
         hold_reason=lambda: None,
+        broker=lambda: {name: {} if name.startswith("consumer_") else 0 for name in BROKER_FIGURES},
     )
     rows = list[list[str]]()
-    for family in Exposition(ledger, "").registry.collect():
+    of_one = list(Exposition(ledger, "").registry.collect())
+    names = {family.name for family in of_one}
+    joint = JointExposition(lambda: [Shown("up", "", ledger, None, has_folder=True)])
+    for family in (*of_one, *(each for each in joint.families() if each.name not in names)):
         if not family.name.startswith("ingest_"):
             continue
         suffix = "_total" if family.type == "counter" else ""
-        labels = ", ".join(f"`{each}`" for each in getattr(family, "_labelnames", ()))
+        own = getattr(family, "_labelnames", () if family in of_one else (INSTANCE,))
+        labels = ", ".join(f"`{each}`" for each in own)
         rows.append([f"`{family.name}{suffix}`", family.type, labels, family.documentation])
     return _table(["metric", "type", "labels", "meaning"], rows)
 

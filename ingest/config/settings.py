@@ -30,6 +30,7 @@ class Settings:
         "", "token for the dashboard and its actions; empty: a new one at each start", secret=True
     )
     admin_token_file: str = setting("", "file that contains admin_token, for mounted secrets")
+    dashboard_url: str = setting("", "address of the dashboard, for the page of a gateway")
     state_dir: str = setting("", "folder of journal, dead letters, database; empty: the default")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting(

@@ -37,6 +37,7 @@ EVENTS: dict[str, str] = {
     "accept_failed": "The system gives the service no new connection: too many open files?",
     "request_failed": "A bug: a request was answered 500.",
     "tick_failed": "A bug of the dashboard. Posts are not affected.",
+    "status_not_read": "A process of `up` has sent a status that this version cannot read.",
     # The database
     "database_away": "The database does not answer. Readings are kept.",
     "database_back": "The database answers again, after so many seconds.",
