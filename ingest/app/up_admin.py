@@ -55,6 +55,8 @@ class UpAdmin:
         free_bytes: Callable[[], int],
         advice: Mapping[str, str],
     ) -> None:
+        self._admin_listen = settings.admin_listen
+        self._bound = ""
         self._tell = tell
         self._free_bytes = free_bytes
         self._dead_letters = dead_letters
@@ -100,20 +102,24 @@ class UpAdmin:
         """The page."""
         return self._side.dashboard
 
-    async def start(self, listen: str, admin_listen: str) -> str:
-        """Listen at `admin_listen`; return the bound HOST:PORT. `listen` is where posts go.
+    async def start(self, listen: str) -> str:
+        """Listen; return the bound HOST:PORT. `listen` is where posts go.
 
         Raises StartError that names --admin-listen.
         """
-        bound = await self._side.start(listen, admin_listen)
+        bound = self._bound = await self._side.start(listen, self._admin_listen)
         self._ticking = asyncio.create_task(
             self._side.dashboard.run(self._stopping, late_s=LATE_S, before=self._tick)
         )
         return bound
 
-    def page_address(self, bound: str, *, with_key: bool) -> str:
+    def page(self, *, with_key: bool) -> str:
         """Return the address of the page; the key, if there is one, logs in the first browser."""
-        return self._side.page_address(bound, with_key=with_key)
+        return self._side.page_address(self._bound, with_key=with_key)
+
+    def state(self) -> str:
+        """Return the state and its reason as a text for a process manager."""
+        return self.health.in_words()
 
     def database(self, url: DatabaseUrl, known: KnownServer) -> None:
         """Set what returns the database's URL, for the page's questions and replays."""

@@ -30,6 +30,7 @@ class Settings:
         "", "token for the dashboard and its actions; empty: a new one at each start", secret=True
     )
     admin_token_file: str = setting("", "file that contains admin_token, for mounted secrets")
+    dashboard_url: str = setting("", "address of the dashboard, for the page of a gateway")
     state_dir: str = setting("", "folder of journal, dead letters, database; empty: the default")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting(
@@ -142,6 +143,13 @@ class Settings:
     )
 
     forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
+
+    gateways: int = setting(
+        1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"
+    )
+    writer_processes: int = setting(
+        1, "processes of `up` that write; there --writers sets this", within=(1, 64)
+    )
 
     batch_rows: int = setting(
         100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"

@@ -55,7 +55,7 @@ class UpRig:
             folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1
         )
         self.up = UpAdmin(
-            Settings(database_unsafe=True),
+            Settings(database_unsafe=True, admin_listen="127.0.0.1:0"),
             dead_letters=self.dead_letters,
             token=TOKEN,
             tell=lambda name, message: self.told.append((name, message)),
@@ -103,7 +103,7 @@ async def running_up(folder: Path) -> AsyncIterator[UpRig]:
     """Run the port on a free port of the loopback."""
     rig = UpRig(folder)
     await rig.dead_letters.open()
-    rig.address = await rig.up.start("127.0.0.1:1", "127.0.0.1:0")
+    rig.address = await rig.up.start("127.0.0.1:1")
     try:
         yield rig
     finally:

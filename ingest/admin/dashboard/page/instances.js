@@ -2,10 +2,11 @@
 
 import { byId, bytes, count, duration, make, moment, short } from "./text.js";
 
+// By state, for a gateway and for another process: only a gateway takes posts.
 const WORDS = {
   accepting: ["accepting", "runs"], slowed: ["slow: posts wait", "slow"], on_hold: ["writes paused", "writes paused"],
-  starting: ["starting", "starting"], full: ["full: refuses posts", "full"], disk_low: ["disk nearly full", "disk nearly full"],
-  draining: ["stopping", "stopping"], broker_away: ["broker away", "broker away"],
+  starting: ["starting: refuses posts", "starting"], full: ["full: refuses posts", "full"], draining: ["stopping: refuses posts", "stopping"],
+  disk_low: ["disk nearly full: refuses posts", "disk nearly full"], broker_away: ["broker away: refuses posts", "broker away"],
 };
 const rows = new Map();
 
@@ -49,10 +50,10 @@ function fill(cells, each, about) {
   cells[1].title = each.reason;
 }
 
-function stateOf({ runs, role, state, reason, silent_s }) {
-  if (!runs) return `does not report for ${duration(silent_s)}`;
-  const word = (WORDS[state] ?? [state, state])[Number(role !== "gateway")];
-  return reason && state !== "full" ? `${word}: ${reason}` : word;
+function stateOf({ runs, role, state, refusing, reason, silent_s }) {
+  if (!runs) return `has not reported for ${duration(silent_s)}`;
+  if (reason) return role === "gateway" && refusing ? `refuses posts: ${reason}` : reason;
+  return (WORDS[state] ?? [state, state])[Number(role !== "gateway")];
 }
 
 function levelOf({ runs, role, refusing, state, cause }) {
