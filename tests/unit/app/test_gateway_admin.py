@@ -12,6 +12,7 @@ from ingest.app.gateway_admin import GatewayAdmin
 from ingest.config.loading import load
 from ingest.config.settings import Settings
 from ingest.model.errors import ConfigError
+from tests.support.health import make_health
 from tests.support.receiver import Client, Reply
 from tests.support.up_admin import TOKEN
 from tests.unit.admin.test_exposition import busy
@@ -21,11 +22,10 @@ from tests.unit.admin.test_exposition import busy
 async def running(url: str) -> AsyncIterator[str]:
     """Run the port; give its address."""
     admin = GatewayAdmin(
-        Settings(admin_listen="127.0.0.1:0", dashboard_url=url),
-        ledger=busy(),
-        readyz=lambda: (503, b'{"state":"broker_away"}'),
-        token=TOKEN,
-        refused_posts=lambda: [{"code": "not_json"}],
+        Settings(admin_listen="127.0.0.1:0", dashboard_url=url, admin_token=TOKEN),
+        busy(),
+        make_health(),
+        lambda: [{"code": "not_json"}],
     )
     address = await admin.start("10.0.0.1:8080")
     try:
