@@ -185,7 +185,7 @@ class Role:
     async def _obey(self, channel: ControlChannel) -> None:
         """Do what the supervisor says. Without it this process has no work."""
         while (message := await channel.receive()) is not None:
-            do = message.get("do")
+            do = str(message.get("do"))
             if do in {"drain", "step_down"}:
                 if self.stopping.is_set():
                     self.halted.set()

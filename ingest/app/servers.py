@@ -58,7 +58,7 @@ class Servers:
             async with connected(self._address(_ADMIN), _ADMIN) as connection:
                 found = await manage.look(connection)
         except (BrokerAway, BrokerRefused) as error:  # the gateways and writers try it again
-            self._log.warning("stream_not_checked", why=str(error))
+            self._log.warning("stream_not_looked_at", why=str(error))
             return
         listed = manage.faults(found, wanted)
         if not self._settings.broker_unsafe:

@@ -73,7 +73,7 @@ class StreamWriter:
         self._check = GivenCheck(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,
-            forwards=tuple(consumer_of(each) for each in forward_names(settings.forwards)),
+            forwards=tuple(f"forward-{each}" for each in forward_names(settings.forwards)),
             keep_s=settings.stream_keep_s,
             checked_to=lambda: self._check.checked_to,
             done_bytes=lambda: self._puller.done_bytes,

@@ -30,7 +30,7 @@ EVENTS: dict[str, str] = {
     "restart_done": "All processes have been restarted.",
     "restart_stopped": "This process could not be replaced. The others keep running as they are.",
     "server_moved": "An embedded server is at another place. The processes are restarted.",
-    "stream_not_checked": "The broker did not answer at the start. It is tried again.",
+    "stream_not_looked_at": "The broker did not answer at the start. It is tried again.",
     # Posts and connections
     "posts_refused": "So many posts were refused with this code since the last such line.",
     "connections_closed": "A limit closed so many connections since the last such line.",
@@ -79,7 +79,7 @@ EVENTS: dict[str, str] = {
     "stream_message_read_again": "No writer was given this message. It is written again.",
     "stream_copy_damaged": "This server cannot read the message. Other copies are asked.",
     "stream_check_failed": "The check for skipped messages could not look. It looks again.",
-    "stream_not_checked": "Earlier writers have done these messages. They are not checked again.",
+    "stream_check_skipped_old": "Earlier writers have done these messages. They are not checked again.",
     "stream_not_purged": "What is done stays in the stream. It becomes full if that goes on.",
     "broker_left_ended": "A broker that a killed process had left was ended.",
     # Dead letters
