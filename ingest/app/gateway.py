@@ -28,6 +28,7 @@ from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import STREAM, SUBJECT
+from ingest.buffers.stream.commits import CommitRequests
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import split_address
 from ingest.model.ledger import Gauges
@@ -89,6 +90,9 @@ class Gateway:
             group_bytes_max=settings.group_bytes_max,
             groups_in_flight=settings.groups_in_flight,
             wait_s_max=settings.publish_wait_s_max,
+            commits=CommitRequests(
+                self._role.connection, self.ledger, outcome_s_max=settings.ack_wait_s_max
+            ),
         )
         self.dead_letters = make_dead_letters(settings, self._role.connection)
         self._connect_parts()

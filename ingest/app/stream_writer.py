@@ -28,8 +28,9 @@ from ingest.app.writing import WritingHalf
 from ingest.broker.given_check import GivenCheck
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.purge import StreamPurge
-from ingest.broker.roles import STREAM, WRITER
+from ingest.broker.roles import COMMIT, COMMITTERS, STREAM, WRITER
 from ingest.broker.streams import ACK_WAIT_S
+from ingest.buffers.stream.commit_desk import CommitDesk
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
@@ -86,6 +87,8 @@ class StreamWriter:
             keeps_rest=lambda: True,
         )
         self.dead_letters = make_dead_letters(settings, role.connection)
+        desk = CommitDesk(self.outlet, role.connection.send, self._no_commit)
+        role.connection.hear(COMMIT, desk.take, group=COMMITTERS)
         self._connect_parts(advice(settings, url_origin))
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
@@ -225,6 +228,14 @@ class StreamWriter:
         self._role.halted.set()
         self._writing_ends.set()
         self.writing.abort()
+
+    def _no_commit(self) -> str:
+        """Return why a post cannot wait for its commit here, as a code, or nothing."""
+        database_state = self.writing.database_state
+        if database_state.hold_reason is not None:
+            return "database_on_hold"
+        is_written = self.writing.checked and database_state.is_open and not self.outlet.shut
+        return "" if is_written else "database_away"
 
     def _release_hold(self, asked: Mapping[str, Any]) -> None:
         self.writing.release_hold(bool(asked.get("dead_letter")))

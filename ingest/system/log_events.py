@@ -67,6 +67,9 @@ EVENTS: dict[str, str] = {
     "broker_callback_failed": "A bug: a message of the broker was not handled. We reconnect.",
     "broker_pull_failed": "No messages could be pulled. It is tried again.",
     "publish_failed": "Posts could not be published to the stream. Durable ones were refused.",
+    "commit_not_ours": "A request to commit a post was no block. Who may publish to ingest.commit?",
+    "message_not_ours": "A message of the stream is no block. It goes to the dead letters.",
+    "message_not_set_aside": "It could not be dead-lettered. It comes again.",
     "broker_exited": "The embedded broker has ended. It is started again.",
     "broker_frozen": "The embedded broker does not answer. It is killed, and started again.",
     "broker_restarted": "The embedded broker runs again.",
@@ -79,7 +82,7 @@ EVENTS: dict[str, str] = {
     "stream_message_read_again": "No writer was given this message. It is written again.",
     "stream_copy_damaged": "This server cannot read the message. Other copies are asked.",
     "stream_check_failed": "The check for skipped messages could not look. It looks again.",
-    "stream_check_skipped_old": "Earlier writers have done these messages. They are not checked again.",
+    "stream_not_checked": "Earlier writers have done these messages. They are not checked again.",
     "stream_not_purged": "What is done stays in the stream. It becomes full if that goes on.",
     "broker_left_ended": "A broker that a killed process had left was ended.",
     # Dead letters

@@ -93,6 +93,14 @@ class StreamOutlet:
         self._memory.append(block)
         self._want()
 
+    def take_post(self, block: Block) -> bool:
+        """Take a post that waits for its commit; it is no message. Returns False without room."""
+        if self._memory.shut or self._memory.stats().used >= 1:
+            return False
+        self._ledger.delivered += block.rows
+        self._memory.append(block)
+        return True
+
     def _want(self) -> None:
         """Let the puller ask for more while there is room."""
         if self._puller is None:
