@@ -11,13 +11,15 @@ from typing import NamedTuple
 STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 WRITER = "writer"  # the consumer that all writers share
+GIVEN = "ingest.given"  # writers tell each other here which messages they were given
 
 
 class Permissions(NamedTuple):
-    """What a role may publish; beyond its inbox it may subscribe to nothing."""
+    """What a role may publish, and what it may hear beside its inbox."""
 
     publish: tuple[str, ...]
     never: tuple[str, ...] = ()  # although `publish` has it
+    hear: tuple[str, ...] = ()
 
 
 _LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
@@ -31,7 +33,10 @@ ROLES: dict[str, Permissions] = {
             f"$JS.ACK.{STREAM}.{WRITER}.>",
             f"$JS.API.STREAM.MSG.GET.{STREAM}",
             f"$JS.API.STREAM.PURGE.{STREAM}",
-        )
+            f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}",
+            GIVEN,
+        ),
+        hear=(GIVEN,),
     ),
     "forward": Permissions(
         (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),

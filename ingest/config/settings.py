@@ -130,6 +130,9 @@ class Settings:
         "largest size of the stream; reserved on the disk's account",
         within=(MIB, 16 * TIB),
     )
+    stream_keep_s: float = setting(
+        0.0, "how long the stream keeps what has been written", within=(0, 31_536_000)
+    )
 
     group_bytes_max: int = setting(
         256 * KIB, "a gateway puts so much into one message of the stream", within=(KIB, 8 * MIB)
