@@ -30,6 +30,7 @@ from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.purge import StreamPurge
 from ingest.broker.roles import COMMIT, COMMITTERS, STREAM, WRITER
 from ingest.broker.streams import ACK_WAIT_S
+from ingest.broker.undone import Undone
 from ingest.buffers.stream.commit_desk import CommitDesk
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
@@ -59,6 +60,7 @@ class StreamWriter:
         role = self._role = Role(place, "writer")
         ledger = self.ledger = role.ledger
         self._writing_ends = asyncio.Event()
+        self._undone = Undone()
         self._foreign: set[asyncio.Task[None]] = set()
         self._log = get_logger("writer")
         self.outlet = StreamOutlet(
@@ -256,6 +258,7 @@ class StreamWriter:
             "stream_bytes": state.size_bytes,
             "stream_bytes_max": state.bytes_max,
             "stream_messages": state.messages,
+            "stream_oldest_age_seconds": self._undone.age_s(monotonic_s(), state),
             "consumer_pending": {WRITER: state.waiting},
             "consumer_ack_pending": {WRITER: state.pending},
             "consumer_redelivered": {WRITER: state.redelivered},
