@@ -12,6 +12,8 @@ STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 WRITER = "writer"  # the consumer that all writers share
 GIVEN = "ingest.given"  # writers tell each other here which messages they were given
+COMMIT = "ingest.commit"  # posts that wait for their commit; one of the writers gets each
+COMMITTERS = "writers"  # their queue group
 
 
 class Permissions(NamedTuple):
@@ -22,10 +24,20 @@ class Permissions(NamedTuple):
     hear: tuple[str, ...] = ()
 
 
+def inbox_of(role: str, name: str) -> str:
+    """Return the subject that begins all reply subjects of one connection of a role."""
+    return f"_INBOX.{role}.{name}"
+
+
+def inboxes_of(role: str) -> str:
+    """Return the subjects that a role may subscribe to."""
+    return f"_INBOX.{role}.>"
+
+
 _LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
 
 ROLES: dict[str, Permissions] = {
-    "gateway": Permissions(("ingest.in.>", *_LOOK)),
+    "gateway": Permissions(("ingest.in.>", COMMIT, *_LOOK)),
     "writer": Permissions(
         (
             *_LOOK,
@@ -35,8 +47,9 @@ ROLES: dict[str, Permissions] = {
             f"$JS.API.STREAM.PURGE.{STREAM}",
             f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}",
             GIVEN,
+            inboxes_of("gateway"),  # the outcomes of posts of COMMIT
         ),
-        hear=(GIVEN,),
+        hear=(GIVEN, COMMIT),
     ),
     "forward": Permissions(
         (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),
@@ -44,13 +57,3 @@ ROLES: dict[str, Permissions] = {
     ),
     "admin": Permissions(("$JS.API.>",)),
 }
-
-
-def inbox_of(role: str, name: str) -> str:
-    """Return the subject that begins all reply subjects of one connection of a role."""
-    return f"_INBOX.{role}.{name}"
-
-
-def inboxes_of(role: str) -> str:
-    """Return the subjects that a role may subscribe to."""
-    return f"_INBOX.{role}.>"

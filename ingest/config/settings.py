@@ -142,6 +142,15 @@ class Settings:
         10.0, "how long a durable post waits for the stream before 503", within=(0.5, 20)
     )
 
+    forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
+
+    gateways: int = setting(
+        1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"
+    )
+    writer_processes: int = setting(
+        1, "processes of `up` that write; there --writers sets this", within=(1, 64)
+    )
+
     batch_rows: int = setting(
         100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"
     )
