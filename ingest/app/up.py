@@ -15,26 +15,30 @@ import asyncio
 import ipaddress
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from os import geteuid, getpid
 from typing import Any
 
 from ingest import __version__
-from ingest.app.advice import database_words
+from ingest.app.advice import advice, database_words
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
 from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
 from ingest.app.greeting import greeting_lines
+from ingest.app.rules import make_rules
 from ingest.app.servers import Servers
 from ingest.app.slot import SlotTimes
-from ingest.app.up_admin import AdminOfUp, Probes
+from ingest.app.tasks import Tasks
+from ingest.app.up_admin import UpAdmin
 from ingest.buffers.journal.reader import segment_files
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings, split_address
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.connections import raise_open_files_limit
 from ingest.http.listener import open_slots
 from ingest.model.errors import StartError
+from ingest.sinks.postgres.known_server import KnownServer
 from ingest.system import logs
 from ingest.system import signals as app_signals
 from ingest.system.clock import sleep_unless, unix_us
@@ -47,12 +51,14 @@ from ingest.system.state_folder import ServiceInfo, StateFolder
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 GRACE_S = 5.0  # of a child beyond its own limit
 WATCH_S = 1.0
+TASKS_S_MAX = 5.0
 
 
 async def up(
     settings: Settings,
     *,
     announce: Callable[[str], None],
+    url_origin: str = "default",
     terminal: bool = False,
     program: Sequence[str] = PROGRAM,
     times: SlotTimes | None = None,
@@ -60,7 +66,7 @@ async def up(
     """Run all processes until SIGTERM or SIGINT; return the exit code, as `serve` does.
 
     Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines for
-    a person. `program` are the words that start a child.
+    a person. `program` are the words that start a child. `url_origin`: where database_url was set.
     """
     logs.configure(settings.log_level, form=settings.log_format)
     raise_open_files_limit()
@@ -74,7 +80,14 @@ async def up(
         notifier = Notifier.from_environment()
         limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))
         supervisor = Supervisor(
-            settings, folder, announce, notifier, program=program, times=limits, terminal=terminal
+            settings,
+            folder,
+            announce,
+            notifier,
+            program=program,
+            times=limits,
+            words=advice(settings, url_origin),
+            terminal=terminal,
         )
         async with notifier.reporting(supervisor.admin.state):
             return await supervisor.run()
@@ -83,7 +96,7 @@ async def up(
 def _leave_s_max(settings: Settings) -> float:
     """Return how long a child may need for what it has: a post that came late may wait for all."""
     post_s = settings.header_s_max + settings.body_s_max + settings.ack_wait_s_max
-    return max(post_s, settings.drain_s_max) + GRACE_S
+    return post_s + settings.drain_s_max + GRACE_S
 
 
 class Supervisor:
@@ -98,6 +111,7 @@ class Supervisor:
         *,
         program: Sequence[str],
         times: SlotTimes,
+        words: Mapping[str, str],
         terminal: bool,
     ) -> None:
         self._settings = settings
@@ -108,7 +122,22 @@ class Supervisor:
         self._times = times
         self._terminal = terminal
         self._token = settings.admin_token or secrets.token_urlsafe(24)
-        self.admin: AdminOfUp = Probes(settings)
+        self._dead_letters = DeadLetterQueue(
+            folder.dead_letters,
+            bytes_max=settings.dlq_bytes_max,
+            segment_bytes=settings.dlq_segment_bytes,
+            keep_days=settings.dlq_keep_days,
+            auto_replay=settings.dlq_auto_replay,
+            rules=make_rules(settings),
+        )
+        self.admin = UpAdmin(
+            settings,
+            dead_letters=self._dead_letters,
+            token=self._token,
+            tell=self._tell,
+            free_bytes=folder.free_bytes,
+            advice=words,
+        )
         self._servers = Servers(settings, folder)
         self._has_broker, self._has_database = asyncio.Event(), asyncio.Event()
         self._sockets: list[socket.socket] = []
@@ -116,8 +145,7 @@ class Supervisor:
         self._children: Children | None = None
         self._stopping, self._halted = asyncio.Event(), asyncio.Event()
         self._restart = asyncio.Event()
-        self._broken = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._stopping, "up")
         self._log = logs.get_logger("up")
 
     async def run(self) -> int:
@@ -149,6 +177,7 @@ class Supervisor:
         durable.remove(folder.journal)
         check_promise(durable, unsafe=settings.journal_unsafe, unless=UNLESS)
         self._tell_of_journal()
+        await self._dead_letters.open()
         self._family = await family_lock(folder.path / "children.lock")
         listen = await self._listen()
         admin_listen = await self.admin.start(listen)
@@ -170,9 +199,10 @@ class Supervisor:
             children.start(children.writers, self._has_broker, self._has_database),
         )
         for slot in children.slots:
-            self._spawn(slot.run())
-        self._spawn(self._watch_servers())
-        self._spawn(self._restart_when_told(children))
+            self._tasks.spawn(slot.run())
+        self._tasks.spawn(self._watch_servers())
+        self._tasks.spawn(self._restart_when_told(children))
+        self.admin.database(lambda: self._servers.database_url, KnownServer(0))
         self._publish(listen, admin_listen)
         for line in greeting_lines(
             state_dir=folder.path,
@@ -248,10 +278,10 @@ class Supervisor:
 
     # While it runs
 
-    def release_hold(self, dead_letter: bool) -> None:
-        """Let all writers try at once; with `dead_letter` they move refused rows away."""
-        for each in self._children.writers if self._children else ():
-            each.tell({"do": "release_hold", "dead_letter": dead_letter})
+    def _tell(self, instance: str, message: Message) -> None:
+        """Send a message to the process of an instance."""
+        if self._children is not None:
+            self._children.tell(instance, message)
 
     async def _watch_servers(self) -> None:
         """Restart the processes if an embedded server is at another place now."""
@@ -275,38 +305,24 @@ class Supervisor:
                 if not self._stopping.is_set():
                     self._notifier.ready()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._root(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _root(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task; an unexpected error in it is logged and stops all in order."""
-        try:
-            await work
-        except Exception:
-            self._log.critical("task_died", task=getattr(work, "__qualname__", ""), exc_info=True)
-            self._broken = True
-            self._stopping.set()
-
     # Stop
 
     async def _stop(self) -> int:
         """Drain the gateways, then the writers; return the exit code."""
         self.admin.draining()
         self._notifier.stopping()
-        sums = dict.fromkeys(ACCOUNTS, 0)
+        sums, broken = dict.fromkeys(ACCOUNTS, 0), False
         if self._children is not None:
             within_s = self._settings.drain_s_max + GRACE_S
             told = await self._children.drain(within_s, self._halted)
             # A child that was killed in a hurry has nothing that was acknowledged.
-            self._broken = self._broken or not (told or self._halted.is_set())
+            broken = not (told or self._halted.is_set())
             sums = self._children.sums
         app_signals.ignore()  # before the message: its reader may send another signal
         self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
         if sums["lost"]:
             return EXIT_LOST
-        return EXIT_BROKEN if self._broken else EXIT_OK
+        return EXIT_BROKEN if broken or self._tasks.broken else EXIT_OK
 
     async def _end(self) -> None:
         """End all tasks and processes, and close everything. Called in any case."""
@@ -314,12 +330,12 @@ class Supervisor:
         self._halted.set()
         if self._children is not None:
             await self._children.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
+        await self._tasks.wait(TASKS_S_MAX)
         for each in self._sockets:
             each.close()
         await self._servers.stop()
         await self.admin.close()
+        await self._dead_letters.close()
         self._folder.withdraw()
         if self._family is not None:
             self._family.close()

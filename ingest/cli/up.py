@@ -38,4 +38,11 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.up import up  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(up(loaded.settings, announce=say, terminal=sys.stdout.isatty()))
+        return runner.run(
+            up(
+                loaded.settings,
+                announce=say,
+                url_origin=loaded.origins["database_url"],
+                terminal=sys.stdout.isatty(),
+            )
+        )

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from ingest.app.advice import advice
 from ingest.app.slot import SlotTimes
 from ingest.app.up import Supervisor
 from ingest.config.settings import Settings
@@ -42,6 +43,7 @@ class Up:
             Notifier(),
             program=TINY,
             times=times,
+            words=advice(Settings(**given), ""),
             terminal=False,
         )
         self.running = asyncio.create_task(self.supervisor.run())
