@@ -30,6 +30,7 @@ from ingest.dead_letters.queue import (
     SMALL_BYTES_MAX,
     take_exception,
 )
+from ingest.dead_letters.reader import LiveLetter
 from ingest.dead_letters.room import Room
 from ingest.dead_letters.stream.store import StreamLetterStore
 from ingest.formats.post import Rules
@@ -144,16 +145,31 @@ class StreamDeadLetters:
         else:
             lines = self._encode(letters)
         async with self._deciding:
-            sizes = await self._take_room(letters, sender, lines)
+            taken_bytes = await self._take_room(letters, sender, lines)
         try:
             await self._publish_all(lines)
-        except BrokerFull as full:
-            raise DeadLettersFull(f"the dead letters: {full}") from full
-        except IngestError as error:
-            raise DeadLettersBroken(f"the dead letters: {error}") from error
         finally:
-            self._pending_bytes -= sizes
-            self._since_bytes += sizes
+            self._pending_bytes -= taken_bytes
+            self._since_bytes += taken_bytes
+
+    async def append_as_it_is(self, letters: Sequence[LiveLetter]) -> None:
+        """Append letters of files: their lines stay the same. The broker's bound is the only one.
+
+        Raises DeadLettersFull or DeadLettersBroken; then any of the letters may be there.
+        """
+        self._refuse_closed()
+        lines = {
+            key_of(each.id, each.letter.reason): _Line(
+                each.letter.reason, f"{each.id}-{each.letter.reason}", each.line
+            )
+            for each in letters
+        }
+        await self._publish_all(lines)
+
+    def fits(self, live: LiveLetter) -> bool:
+        """Whether the broker takes a message with this letter, as far as we know."""
+        most = self._connection.payload_bytes_max
+        return not most or len(live.line) + MESSAGE_BYTES <= most
 
     async def _take_room(
         self, letters: Sequence[Letter], sender: str | None, lines: dict[bytes, _Line]
@@ -216,13 +232,18 @@ class StreamDeadLetters:
         return self._state.size_bytes + self._since_bytes + self._pending_bytes
 
     async def _publish_all(self, lines: dict[bytes, _Line]) -> None:
-        """Publish all lines, in order, several at a time. Raises the first error."""
+        """Publish all lines, in order, several at a time.
+
+        Raises DeadLettersFull or DeadLettersBroken, for the first error.
+        """
         left = iter(lines.items())
         failed: list[IngestError] = []
         workers = min(UNDER_WAY_MAX, len(lines))
         await asyncio.gather(*(self._publish_some(left, failed) for _ in range(workers)))
+        if failed and isinstance(failed[0], BrokerFull):
+            raise DeadLettersFull(f"the dead letters: {failed[0]}") from failed[0]
         if failed:
-            raise failed[0]
+            raise DeadLettersBroken(f"the dead letters: {failed[0]}") from failed[0]
 
     async def _publish_some(
         self, left: Iterator[tuple[bytes, _Line]], failed: list[IngestError]
