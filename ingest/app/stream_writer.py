@@ -30,6 +30,7 @@ from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.purge import StreamPurge
 from ingest.broker.roles import COMMIT, COMMITTERS, STREAM, WRITER
 from ingest.broker.streams import ACK_WAIT_S
+from ingest.broker.undone import Undone
 from ingest.buffers.stream.commit_desk import CommitDesk
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
@@ -71,6 +72,7 @@ class StreamWriter:
         self._puller = Puller(
             role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver
         )
+        self._undone = Undone()
         self._check = GivenCheck(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,
@@ -253,6 +255,7 @@ class StreamWriter:
             return ours
         return {
             **ours,
+            "stream_oldest_age_seconds": self._undone.age_s(monotonic_s(), state),
             "stream_bytes": state.size_bytes,
             "stream_bytes_max": state.bytes_max,
             "stream_messages": state.messages,
