@@ -60,6 +60,7 @@ class StreamWriter:
         role = self._role = Role(place, "writer")
         ledger = self.ledger = role.ledger
         self._writing_ends = asyncio.Event()
+        self._undone = Undone()
         self._foreign: set[asyncio.Task[None]] = set()
         self._log = get_logger("writer")
         self.outlet = StreamOutlet(
@@ -259,6 +260,7 @@ class StreamWriter:
             "stream_bytes": state.size_bytes,
             "stream_bytes_max": state.bytes_max,
             "stream_messages": state.messages,
+            "stream_oldest_age_seconds": self._undone.age_s(monotonic_s(), state),
             "consumer_pending": {WRITER: state.waiting},
             "consumer_ack_pending": {WRITER: state.pending},
             "consumer_redelivered": {WRITER: state.redelivered},

@@ -3,7 +3,7 @@
 The supervisor has the state folder, the listening sockets, the embedded servers and the admin port.
 It handles no reading itself.
 Order of the start: state folder, sockets, admin port; then database, broker with its stream, and
-the processes side by side; a gateway begins when the broker is there, a writer when both are.
+gateways side by side; a gateway begins when the broker is there, a writer when all of them are.
 Order of the stop: gateways answer what they have; writers store what they can, the rest stays in
 the stream; then broker, database, admin port.
 Promises: the sockets stay open until the stop, so no connection that waits in them is lost.
@@ -139,7 +139,8 @@ class Supervisor:
             advice=words,
         )
         self._servers = Servers(settings, folder)
-        self._has_broker, self._has_database = asyncio.Event(), asyncio.Event()
+        self._has_broker, self._has_gateways = asyncio.Event(), asyncio.Event()
+        self._has_database = asyncio.Event()
         self._sockets: list[socket.socket] = []
         self._family: Lock | None = None
         self._children: Children | None = None
@@ -196,7 +197,7 @@ class Supervisor:
             self._start_broker(),
             self._start_database(),
             self._start_gateways(children),
-            children.start(children.writers, self._has_broker, self._has_database),
+            self._start_writers(children),
         )
         for slot in children.slots:
             self._tasks.spawn(slot.run())
@@ -261,6 +262,12 @@ class Supervisor:
     async def _start_gateways(self, children: Children) -> None:
         await children.start(children.gateways, self._has_broker)
         self._notifier.ready()
+        self._has_gateways.set()
+
+    async def _start_writers(self, children: Children) -> None:
+        """Start them after the gateways: with few cores the first post is taken earlier."""
+        await self._has_gateways.wait()
+        await children.start(children.writers, self._has_database)
 
     def _publish(self, listen: str, admin_listen: str) -> None:
         self._folder.publish(

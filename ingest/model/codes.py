@@ -70,11 +70,6 @@ PROBLEMS: dict[str, Problem] = {
         "The broker cannot take readings now",
         "send it again after Retry-After",
     ),
-    "database_away": Problem(
-        503,
-        "No writer can reach the database now",
-        "send it again after Retry-After, or ask for another ack",
-    ),
     "outcome_unknown": Problem(
         503,
         "It is not known yet whether the post was stored",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from copy import copy
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
@@ -137,10 +138,11 @@ class StreamInlet:
     def put(self, block: Block, rows: int, size_bytes: int, *, durable: bool) -> Awaitable[None]:
         """Add the block of a reservation to the last group."""
         if not durable:
-            self.memory.accept(block, rows, size_bytes)
+            self.memory.accept(copy(block), rows, size_bytes)
             return COMPLETED
         posted = block.rows
         surplus, surplus_bytes = rows - posted, size_bytes - len(block.tuples)
+        block = copy(block)  # the group's block grows, and the caller still looks at its own
         publishing = Publishing(self._add(block, promised=False), self._ledger, posted)
         if surplus or surplus_bytes:  # the post had invalid items, which are not in the block
             self.memory.free(surplus, surplus_bytes)
