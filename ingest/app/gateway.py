@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable
 
 from ingest.admin.dashboard.tail import Tail
@@ -148,7 +149,13 @@ class Gateway:
         )
         self._admin: GatewayAdmin | None = None
         if self._place.channel is None:
-            self._admin = GatewayAdmin(settings, self.ledger, self.health, refused_posts.listed)
+            self._admin = GatewayAdmin(
+                settings,
+                ledger=self.ledger,
+                readyz=self.health.readyz,
+                token=settings.admin_token or secrets.token_urlsafe(24),
+                refused_posts=refused_posts.listed,
+            )
 
     async def run(self) -> int:
         """Run until a signal or the supervisor ends it; return the exit code.

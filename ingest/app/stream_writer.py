@@ -73,7 +73,6 @@ class StreamWriter:
         self._puller = Puller(
             role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver
         )
-        self._undone = Undone()
         self._check = GivenCheck(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,
@@ -256,7 +255,6 @@ class StreamWriter:
             return ours
         return {
             **ours,
-            "stream_oldest_age_seconds": self._undone.age_s(monotonic_s(), state),
             "stream_bytes": state.size_bytes,
             "stream_bytes_max": state.bytes_max,
             "stream_messages": state.messages,
