@@ -113,6 +113,7 @@ class Gateway:
             advice=advice(settings, ""),
         )
         self._tail = Tail()
+        self._tail.watched = 1  # the page is elsewhere, so this does not know whether one is open
         self.endpoint = make_endpoint(
             settings,
             inlet=self.inlet,

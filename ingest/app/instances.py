@@ -53,6 +53,16 @@ class Instance:
         return self.status
 
     @property
+    def oldest_received_s(self) -> float | None:
+        """When it received the oldest reading that it holds: of that age at its last status.
+
+        If it does not run, the reading has become older since.
+        """
+        gauges = self.status.ledger.gauges
+        oldest_s = gauges.buffer().oldest_received_s if gauges and not self.gone else None
+        return oldest_s + self.silent_s if oldest_s is not None and self.runs else oldest_s
+
+    @property
     def runs(self) -> bool:
         """Whether it has sent a status lately, and has not ended."""
         return not self.gone and self.silent_s < SILENT_S
@@ -189,8 +199,8 @@ class Instances:
 
     def buffer(self) -> BufferStats:
         """Return the sum of the buffers of all processes; the space of the fullest one."""
-        found = [stats for each in self._gauges() if (stats := each.buffer())]
-        oldest = [each.oldest_received_s for each in found if each.oldest_received_s is not None]
+        found = [gauges.buffer() for gauges in self._gauges()]
+        oldest = [age for each in self if (age := each.oldest_received_s) is not None]
         fullest = max((each.used for each in found), default=0.0)
         sums = {
             name: sum(getattr(each, name) for each in found)

@@ -17,7 +17,8 @@ class Rig:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr("ingest.app.instances.monotonic_s", lambda: self.now_s)
+        for part in ("instances", "status"):
+            monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
         self.own = Ledger()
         self.instances = Instances(self.own, "0.1", 1)
         self.seen: list[dict[str, Any]] = []
@@ -195,6 +196,24 @@ def test_fullest_buffer_and_oldest_reading_are_shown(rig: Rig) -> None:
     stats = rig.instances.buffer()
     assert (stats.rows, stats.rows_max) == (90, 200)
     assert stats.used == pytest.approx(0.9)
+
+
+def test_oldest_reading_has_the_age_that_its_process_told(rig: Rig) -> None:
+    """Between two statuses it does not grow; if no more status comes, it does."""
+    one, two = FakeProcess("writer"), FakeProcess("writer")
+    one.oldest_s, two.oldest_s = rig.now_s - 2, rig.now_s - 1
+    rig.hear("writer-1", one)
+    rig.hear("writer-2", two)
+    for later_s, expected_s in ((0.5, 2), (SILENT_S, SILENT_S + 2.5)):
+        rig.now_s += later_s
+        oldest_s = rig.instances.buffer().oldest_received_s
+        assert oldest_s is not None
+        assert rig.now_s - oldest_s == pytest.approx(expected_s)
+    rig.instances.gone("writer-1")
+    rig.hear("writer-2", two)
+    oldest_s = rig.instances.buffer().oldest_received_s
+    assert oldest_s is not None
+    assert rig.now_s - oldest_s == pytest.approx(SILENT_S + 1.5)
 
 
 def test_figures_of_the_broker_are_not_added_but_counters_are(rig: Rig) -> None:
