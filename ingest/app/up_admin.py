@@ -24,7 +24,7 @@ from ingest.app.roles_balance import RolesBalance, Sample
 from ingest.app.status import read_status
 from ingest.app.up_health import UpHealth
 from ingest.config.settings import Settings
-from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.model.ledger import Gauges, Ledger
 from ingest.model.ports import BufferStats
 from ingest.sinks.postgres.connection import DatabaseUrl
@@ -49,7 +49,7 @@ class UpAdmin:
         self,
         settings: Settings,
         *,
-        dead_letters: DeadLetterQueue,
+        dead_letters: ReadableDeadLetters,
         token: str,
         tell: Tell,
         free_bytes: Callable[[], int],
