@@ -12,6 +12,7 @@ STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 WRITER = "writer"  # the consumer that all writers share
 GIVEN = "ingest.given"  # writers tell each other here which messages they were given
+STATUS = "ingest.status"  # gateways and writers tell their states here, for the pages of writers
 COMMIT = "ingest.commit"  # posts that wait for their commit; one of the writers gets each
 COMMITTERS = "writers"  # their queue group
 
@@ -37,7 +38,7 @@ def inboxes_of(role: str) -> str:
 _LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
 
 ROLES: dict[str, Permissions] = {
-    "gateway": Permissions(("ingest.in.>", COMMIT, *_LOOK)),
+    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_LOOK)),
     "writer": Permissions(
         (
             *_LOOK,
@@ -47,9 +48,10 @@ ROLES: dict[str, Permissions] = {
             f"$JS.API.STREAM.PURGE.{STREAM}",
             f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}",
             GIVEN,
+            STATUS,
             inboxes_of("gateway"),  # the outcomes of posts of COMMIT
         ),
-        hear=(GIVEN, COMMIT),
+        hear=(GIVEN, COMMIT, STATUS),
     ),
     "forward": Permissions(
         (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),
