@@ -17,7 +17,7 @@ from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
-from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.http.bodies import Bodies
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
@@ -54,7 +54,7 @@ class AdminSide:
         settings: Settings,
         *,
         ledger: Ledger,
-        dead_letters: DeadLetterQueue,
+        dead_letters: ReadableDeadLetters,
         readyz: Callable[[], tuple[int, bytes]],
         message: Callable[[], str],
         token: str,
@@ -92,7 +92,7 @@ class AdminSide:
                 message,
                 lambda: self._lookup,
             ),
-            Letters(dead_letters, make_rules(settings), self._sink),
+            Letters(dead_letters.letters, make_rules(settings), self._sink),
             self.guard,
             bodies(),
             tail=joint.tail if joint else None,

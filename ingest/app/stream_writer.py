@@ -185,7 +185,7 @@ class StreamWriter:
             self._settings,
             role.connection,
             self.dead_letters,
-            getattr(self.writing, "make_sender", lambda _o: None)(self.outlet),
+            self.writing.make_sender(self.outlet),
         )
         if replayer is not None:
             tasks.spawn(replayer.run(stopping))

@@ -18,6 +18,7 @@ from ingest.app.instances import WRITER
 from ingest.app.overview import LATE_S, Overview
 from ingest.config.settings import Settings
 from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.stream.queue import StreamDeadLetters
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
 
@@ -35,7 +36,7 @@ class UpAdmin:
         self,
         settings: Settings,
         *,
-        dead_letters: DeadLetterQueue,
+        dead_letters: DeadLetterQueue | StreamDeadLetters,
         token: str,
         tell: Tell,
         free_bytes: Callable[[], int],

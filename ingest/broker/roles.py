@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ingest.model.letter import DRAINED, EXHAUSTED
+
 STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 WRITER = "writer"  # the consumer that all writers share
@@ -15,6 +17,10 @@ GIVEN = "ingest.given"  # writers tell each other here which messages they were 
 STATUS = "ingest.status"  # gateways and writers tell their states here, for the pages of writers
 COMMIT = "ingest.commit"  # posts that wait for their commit; one of the writers gets each
 COMMITTERS = "writers"  # their queue group
+DEAD_LETTERS = "INGEST_DLQ"
+DEAD_LETTER_SUBJECT = "ingest.dlq."  # and the reason
+REPLAY = "replay"  # its consumer; who has its one message is the only one who replays
+REPLAYED_SUBJECTS = tuple(DEAD_LETTER_SUBJECT + each for each in (EXHAUSTED, DRAINED))
 
 
 class Permissions(NamedTuple):
@@ -36,9 +42,15 @@ def inboxes_of(role: str) -> str:
 
 
 _LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
+_APPEND = (
+    f"{DEAD_LETTER_SUBJECT}>",
+    f"$JS.API.STREAM.INFO.{DEAD_LETTERS}",
+    # To see whether a dead letter that the stream had before is still there.
+    f"$JS.API.STREAM.MSG.GET.{DEAD_LETTERS}",
+)
 
 ROLES: dict[str, Permissions] = {
-    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_LOOK)),
+    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_LOOK, *_APPEND)),
     "writer": Permissions(
         (
             *_LOOK,
@@ -49,6 +61,12 @@ ROLES: dict[str, Permissions] = {
             f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}",
             GIVEN,
             STATUS,
+            *_APPEND,
+            f"$JS.API.DIRECT.GET.{DEAD_LETTERS}",
+            f"$JS.API.STREAM.MSG.DELETE.{DEAD_LETTERS}",
+            f"$JS.API.CONSUMER.INFO.{DEAD_LETTERS}.*",
+            f"$JS.API.CONSUMER.MSG.NEXT.{DEAD_LETTERS}.{REPLAY}",
+            f"$JS.ACK.{DEAD_LETTERS}.{REPLAY}.>",
             inboxes_of("gateway"),  # the outcomes of posts of COMMIT
         ),
         hear=(GIVEN, COMMIT, STATUS),
@@ -57,5 +75,5 @@ ROLES: dict[str, Permissions] = {
         (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),
         never=(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}", f"$JS.ACK.{STREAM}.{WRITER}.>"),
     ),
-    "admin": Permissions(("$JS.API.>",)),
+    "admin": Permissions(("$JS.API.>", f"{DEAD_LETTER_SUBJECT}>")),
 }

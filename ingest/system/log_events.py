@@ -94,6 +94,7 @@ EVENTS: dict[str, str] = {
     "dead_letters_tidied": "Files without open entries were removed.",
     "dead_letters_tidy_failed": "Such a file could not be removed.",
     "dead_letters_not_readings": "The automatic replay skipped lines that are no readings.",
+    "dead_letters_moved": "So many entries were moved from files to the stream, or back.",
     "replayed": "The automatic replay has sent so many readings again.",
     "replay_failed": "The automatic replay could not read or mark entries. It tries again.",
     # The journal
