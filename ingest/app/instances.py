@@ -67,7 +67,7 @@ class Instance:
     @property
     def runs(self) -> bool:
         """Whether it has sent a status lately, and has not ended."""
-        return not self.gone and self.silent_s < SILENT_S
+        return not (self.gone or self.status.final) and self.silent_s < SILENT_S
 
 
 class Instances:
@@ -153,7 +153,7 @@ class Instances:
         """Set `ledger` to the sum of all processes, those that have ended included."""
         now_s = monotonic_s()
         for slot in list(self._slots.values()):
-            if slot.silent_s > (SILENT_S if slot.status.final else self._forget_s):
+            if slot.status.final or slot.silent_s > self._forget_s:
                 self._forget(slot)
             for pid, (status, heard_s) in list(slot.leaving.items()):
                 if status.final or now_s - heard_s > LEFT_S:
