@@ -8,7 +8,7 @@ Does not: know what the server does with its disk; monitor.py does.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ingest.broker.connection import BrokerConnection
@@ -20,7 +20,6 @@ from ingest.model.errors import BrokerRefused
 API_S_MAX = 5.0
 
 _STREAM = f"the stream {STREAM}"
-_CONSUMER = f"the consumer {WRITER} of {STREAM}"
 
 
 class StreamFault(NamedTuple):
@@ -34,19 +33,33 @@ class StreamFault(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the broker says of the stream and of its consumer; None if there is none."""
+    """What the broker says of the stream and of its consumers; None if there is none.
+
+    `consumer` is that of the writers, `others` are those of forwarders, by name.
+    """
 
     stream: Mapping[str, Any] | None
     consumer: Mapping[str, Any] | None
+    others: Mapping[str, Mapping[str, Any] | None] = {}
 
 
-async def look(connection: BrokerConnection) -> Found:
-    """Ask for stream and consumer. Raises BrokerAway, and BrokerRefused."""
-    stream = await _api(connection, f"STREAM.INFO.{STREAM}", missing=NOT_FOUND)
+async def look(connection: BrokerConnection, others: Iterable[str] = ()) -> Found:
+    """Ask for the stream, the writers' consumer, and others. Raises BrokerAway, BrokerRefused."""
+    stream = await look_at_stream(connection)
     if stream is None:
         return Found(None, None)
-    consumer = await _api(connection, f"CONSUMER.INFO.{STREAM}.{WRITER}", missing=NO_CONSUMER)
-    return Found(stream, consumer)
+    found = {name: await look_at_consumer(connection, name) for name in (WRITER, *others)}
+    return Found(stream, found.pop(WRITER), found)
+
+
+async def look_at_stream(connection: BrokerConnection) -> Mapping[str, Any] | None:
+    """Ask for the stream; None if there is none. Raises BrokerAway, and BrokerRefused."""
+    return await _api(connection, f"STREAM.INFO.{STREAM}", missing=NOT_FOUND)
+
+
+async def look_at_consumer(connection: BrokerConnection, name: str) -> Mapping[str, Any] | None:
+    """Ask for a consumer; None if there is none. Raises BrokerAway, and BrokerRefused."""
+    return await _api(connection, f"CONSUMER.INFO.{STREAM}.{name}", missing=NO_CONSUMER)
 
 
 def faults(found: Found, wanted: WantedStream) -> list[StreamFault]:
@@ -58,10 +71,18 @@ def faults(found: Found, wanted: WantedStream) -> list[StreamFault]:
     listed += [
         StreamFault(_STREAM, each) for each in _replica_faults(found.stream, wanted.replicas)
     ]
-    if found.consumer is None:
-        return [*listed, StreamFault(_CONSUMER, "is missing")]
-    of_consumer = differences(wanted.consumer(), found.consumer["config"])
-    return [*listed, *(StreamFault(_CONSUMER, str(each)) for each in of_consumer)]
+    for name, config in wanted.consumers().items():
+        there = found.consumer if name == WRITER else found.others.get(name)
+        if there is None:
+            listed.append(StreamFault(_consumer(name), "is missing"))
+        else:
+            of_consumer = differences(config, there["config"])
+            listed += [StreamFault(_consumer(name), str(each)) for each in of_consumer]
+    return listed
+
+
+def _consumer(name: str) -> str:
+    return f"the consumer {name} of {STREAM}"
 
 
 def _replica_faults(stream: Mapping[str, Any], replicas: int) -> list[str]:
@@ -80,10 +101,12 @@ async def apply(connection: BrokerConnection, wanted: WantedStream) -> list[str]
 
     Raises BrokerRefused, with what an operator has to do, and BrokerAway.
     """
-    found = await look(connection)
+    found = await look(connection, wanted.forwards)
     done = [await _apply_stream(connection, wanted.stream(), found.stream)]
-    done.append(await _apply_consumer(connection, wanted.consumer(), found.consumer))
-    left = faults(await look(connection), wanted)
+    for name, config in wanted.consumers().items():
+        there = found.consumer if name == WRITER else found.others.get(name)
+        done.append(await _apply_consumer(connection, name, config, there))
+    left = faults(await look(connection, wanted.forwards), wanted)
     if serious := [str(each) for each in left if "its copy" not in each.fault]:
         raise BrokerRefused(f"the broker did not change all of it: {'; '.join(serious)}")
     return done
@@ -104,21 +127,22 @@ async def _apply_stream(
 
 
 async def _apply_consumer(
-    connection: BrokerConnection, wanted: Config, found: Mapping[str, Any] | None
+    connection: BrokerConnection, name: str, wanted: Config, found: Mapping[str, Any] | None
 ) -> str:
-    subject = f"CONSUMER.CREATE.{STREAM}.{WRITER}"
+    where = _consumer(name)
+    subject = f"CONSUMER.CREATE.{STREAM}.{name}"
     if found is None:
         config = changed(wanted, {})
         body = {"stream_name": STREAM, "config": config, "action": "create"}
         await _api(connection, subject, body)
-        return f"made {_CONSUMER}"
+        return f"made {where}"
     listed = list(differences(wanted, found["config"]))
     if not listed:
-        return f"{_CONSUMER} was there, and fits"
-    _refuse_fixed(_CONSUMER, listed)
+        return f"{where} was there, and fits"
+    _refuse_fixed(where, listed)
     config = changed(wanted, found["config"])
     await _api(connection, subject, {"stream_name": STREAM, "config": config, "action": "update"})
-    return f"changed {_CONSUMER}: {_listed(listed)}"
+    return f"changed {where}: {_listed(listed)}"
 
 
 def _refuse_fixed(where: str, listed: list[Difference]) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 WRITER = "writer"  # the consumer that all writers share
+FORWARD = "forward-"  # begins the name of a forwarder's own consumer
 
 
 class Permissions(NamedTuple):

@@ -20,10 +20,14 @@ Config = Mapping[str, Any]
 
 
 class WantedStream(NamedTuple):
-    """What `ingest.in.0` needs: how many copies on servers, and how many bytes."""
+    """What `ingest.in.0` needs: how many copies on servers, how many bytes, which consumers.
+
+    `forwards` are the names of the forwarders' consumers.
+    """
 
     replicas: int
     bytes_max: int
+    forwards: tuple[str, ...] = ()
 
     def stream(self) -> dict[str, Any]:
         """Return the settings of the stream."""
@@ -40,11 +44,15 @@ class WantedStream(NamedTuple):
             **_STREAM_DEFAULTS,
         }
 
-    def consumer(self) -> dict[str, Any]:
-        """Return the settings of the consumer that all writers share."""
+    def consumers(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of each consumer: the one of all writers, one for each forwarder."""
+        return {name: self.consumer(name) for name in (WRITER, *self.forwards)}
+
+    def consumer(self, name: str = WRITER) -> dict[str, Any]:
+        """Return the settings of a consumer. All have the same."""
         return {
-            "durable_name": WRITER,
-            "name": WRITER,
+            "durable_name": name,
+            "name": name,
             "deliver_policy": "all",
             "ack_policy": "explicit",
             "ack_wait": _nanoseconds(ACK_WAIT_S),

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from ingest.cli import dlq_show as show
+from ingest.cli.arguments import forward_name
 from ingest.cli.dlq_replay import add_replay_arguments, replay
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.config.folders import state_dir
@@ -34,7 +35,7 @@ from ingest.dead_letters.reader import (
 )
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import IngestError
-from ingest.model.letter import REASONS
+from ingest.model.letter import REASONS, REFUSED_BY_TARGET
 from ingest.system.state_folder import StateFolder, existing
 from ingest.system.words import counted
 
@@ -77,8 +78,8 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         Command(
             "stats",
             "number, reasons, age and size",
-            ("ingest dlq stats", "ingest dlq stats --json"),
-            add_json_flag,
+            ("ingest dlq stats", "ingest dlq stats --forward billing --json"),
+            _stats_arguments,
         ),
         Command(
             "replay",
@@ -111,6 +112,11 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _stats_arguments(parser: argparse.ArgumentParser) -> None:
+    _forward(parser)
+    add_json_flag(parser)
+
+
 def _replay_arguments(parser: argparse.ArgumentParser) -> None:
     _where(parser)
     add_replay_arguments(parser)
@@ -128,7 +134,14 @@ def _ids_and_where(parser: argparse.ArgumentParser) -> None:
     _where(parser)
 
 
+def _forward(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--forward", metavar="NAME", type=forward_name, help="those of a forwarder, not the service"
+    )
+
+
 def _where(parser: argparse.ArgumentParser) -> None:
+    _forward(parser)
     parser.add_argument("--where", action="append", metavar="K=V", help=WHERE_HELP)
 
 
@@ -140,7 +153,7 @@ def _limit(text: str) -> int:
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Run the command; return 0, or 1 if a part of it could not be done."""
-    folder = StateFolder(existing(state_dir(loaded.settings))).dead_letters
+    folder = _folder(args, loaded)
     try:
         code = _run(args, loaded, folder)
         sys.stdout.flush()  # here, so that the error of a full disk gets the text below
@@ -154,6 +167,21 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         raise IngestError(
             f"dlq {args.dlq_command}: {why} (the dead letters are in {folder})"
         ) from error
+
+
+def _folder(args: argparse.Namespace, loaded: Loaded) -> Path:
+    state = StateFolder(existing(state_dir(loaded.settings)))
+    if args.forward is None:
+        return state.dead_letters
+    if args.dlq_command == "replay":
+        raise IngestError(
+            "dlq replay writes to the table, and the readings of a forwarder are there already: "
+            "post what `ingest dlq show --json --forward` prints, then discard it"
+        )
+    folder = state.forward(args.forward).dead_letters
+    if not folder.exists():
+        raise IngestError(f"there is no folder {folder}: no forwarder of this name has run here")
+    return folder
 
 
 def _run(args: argparse.Namespace, loaded: Loaded, folder: Path) -> int:
@@ -180,7 +208,7 @@ def where_of(texts: Sequence[str] | None) -> Selection:
                 raise IngestError(f"--where names {name} twice")
             found[name] = value
     reason = found.get("reason")
-    if reason is not None and reason not in REASONS:
+    if reason is not None and reason not in (*REASONS, REFUSED_BY_TARGET):
         raise IngestError(f"--where reason={reason}: not one of {', '.join(REASONS)}")
     since_us = text_us(found["since"]) if "since" in found else None
     if since_us is not None and not isinstance(since_us, int):

@@ -47,14 +47,14 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
         return runner.run(
             serve(
                 loaded.settings,
-                announce=_say,
+                announce=say,
                 url_origin=loaded.origins["database_url"],
                 terminal=sys.stdout.isatty(),
             )
         )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Print at once. If the reader of the output has gone, the service goes on."""
     try:
         print(line, flush=True)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ingest.broker.roles import WRITER
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
 from ingest.config.settings import Loaded
@@ -65,10 +66,11 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
             done = await manage.apply(reached.connection, wanted)
             print_answer({"done": done}, "\n".join(done), as_json=args.json)
             return 0
-        found = await manage.look(reached.connection)
+        found = await manage.look(reached.connection, wanted.forwards)
         if args.stream_command == "show":
             print_answer(found._asdict(), as_text(found), as_json=args.json)
-            return 0 if found.stream is not None and found.consumer is not None else 1
+            all_there = None not in (found.stream, found.consumer, *found.others.values())
+            return 0 if all_there else 1
         faults = manage.faults(found, wanted)
         unsafe = [] if settings.broker_unsafe else monitor.monitor_faults(reached.monitors)
     named = {"stream": faults, "broker_unsafe": unsafe}
@@ -99,17 +101,21 @@ def as_text(found: Found) -> str:
         "size": f"{state['bytes'] / 2**20:,.1f} of {config['max_bytes'] / 2**20:,.1f} MiB",
         "oldest": state["first_ts"] if state["messages"] else "-",
     }
-    if (consumer := found.consumer) is None:
-        lines["consumer"] = "missing: `ingest stream apply` makes it"
-    else:
-        lines |= {
-            "consumer": consumer["name"],
-            "waiting": f"{consumer['num_pending']:,} messages not delivered yet",
-            "pending": f"{consumer['num_ack_pending']:,} delivered and not done",
-            "again": f"{consumer['num_redelivered']:,} of these delivered more than once",
-            "done": f"all up to sequence {consumer['ack_floor']['stream_seq']}",
-        }
-    return "\n".join(f"{name + ':':<10} {text}" for name, text in lines.items())
+    parts = [lines]
+    parts += [_consumer(*each) for each in ((WRITER, found.consumer), *found.others.items())]
+    return "\n".join(f"{name + ':':<10} {text}" for part in parts for name, text in part.items())
+
+
+def _consumer(name: str, found: Mapping[str, Any] | None) -> dict[str, str]:
+    if found is None:
+        return {"consumer": f"{name} is missing: `ingest stream apply` makes it"}
+    return {
+        "consumer": name,
+        "waiting": f"{found['num_pending']:,} messages not delivered yet",
+        "pending": f"{found['num_ack_pending']:,} delivered and not done",
+        "again": f"{found['num_redelivered']:,} of these delivered more than once",
+        "done": f"all up to sequence {found['ack_floor']['stream_seq']}",
+    }
 
 
 def _cluster(stream: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ingest.config.broker_url import check_broker_url, check_monitor_urls
+from ingest.config.forward_names import forward_names
 from ingest.config.sources import gather
 from ingest.config.values import (
     GIB,
@@ -147,6 +148,10 @@ class Settings:
         8 * GIB,
         "largest size of the stream; reserved on the disk's account",
         within=(MIB, 16 * TIB),
+    )
+    forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
+    forward_lag_bytes_max: int = setting(
+        0, "further behind, they skip; 0: half of stream_bytes_max", within=(0, 16 * TIB)
     )
 
     batch_rows: int = setting(
@@ -295,6 +300,7 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
             )
     ordered("inflated_bytes_max", "journal_bytes_max")
     ordered("breaker_rows_max", "breaker_window_rows")
+    ordered("forward_lag_bytes_max", "stream_bytes_max")
     if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
         raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
 
@@ -309,6 +315,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("admin_token", check_token),
         ("broker_url", check_broker_url),
         ("broker_monitor_url", check_monitor_urls),
+        ("forwards", forward_names),
     ):
         try:
             check(getattr(settings, name))

@@ -42,3 +42,5 @@ REFUSED = "refused_by_database"
 EXHAUSTED = "retries_exhausted"
 DRAINED = "drained"
 REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED)
+# Of a forwarder, which has its own dead letters.
+REFUSED_BY_TARGET = "refused_by_target"
