@@ -11,7 +11,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from ingest.forward.tally import ForwardFigures, Tally
+from ingest.forward.tally import ForwardFigures, ForwardTally
 
 _LABELS = ("forward",)
 
@@ -20,7 +20,7 @@ class ForwardExposition:
     """The metrics of one forwarder and of its process. `figures` is called at each scrape."""
 
     def __init__(
-        self, tally: Tally, figures: Callable[[], ForwardFigures], *, name: str, version: str
+        self, tally: ForwardTally, figures: Callable[[], ForwardFigures], *, name: str, version: str
     ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(_ForwardCollector(tally, figures, name, version))
@@ -35,7 +35,7 @@ class ForwardExposition:
 
 class _ForwardCollector(Collector):
     def __init__(
-        self, tally: Tally, figures: Callable[[], ForwardFigures], name: str, version: str
+        self, tally: ForwardTally, figures: Callable[[], ForwardFigures], name: str, version: str
     ) -> None:
         self._tally = tally
         self._figures = figures

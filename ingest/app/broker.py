@@ -6,7 +6,7 @@ from ingest.app.buffer import check_promise
 from ingest.broker.roles import FORWARD
 from ingest.broker.session import Address
 from ingest.broker.streams import WantedStream
-from ingest.buffers.journal.format import HEAD_BYTES
+from ingest.buffers.frames import HEAD_BYTES
 from ingest.config.broker_url import split_broker_url
 from ingest.config.forward_names import forward_names
 from ingest.config.settings import ROW_BYTES_MAX, Settings

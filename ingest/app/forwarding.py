@@ -9,9 +9,9 @@ Promises: no message is acknowledged that was not handled. A stop needs no answe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -20,6 +20,7 @@ from ingest.admin.forward_exposition import ForwardExposition
 from ingest.admin.small_port import SmallAdmin
 from ingest.app.broker import configured_address
 from ingest.app.rules import make_rules
+from ingest.app.tasks import Tasks
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.pulling import Pull, Puller
 from ingest.broker.roles import FORWARD, STREAM
@@ -30,12 +31,12 @@ from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings, split_address
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.broker import running_broker
-from ingest.forward.bodies import Filters, Limits
+from ingest.forward.bodies import Filters, PostLimits
 from ingest.forward.forwarder import Forwarder
 from ingest.forward.lag import LagWatch
-from ingest.forward.sender import Sender
+from ingest.forward.sender import TargetSender
 from ingest.forward.signing import Signer
-from ingest.forward.tally import MISSING, ForwardFigures, Tally
+from ingest.forward.tally import MISSING, ForwardFigures, ForwardTally
 from ingest.http_client.client import HttpClient
 from ingest.http_client.target import Target
 from ingest.model.errors import StartError
@@ -49,6 +50,7 @@ ROLE = "forward"
 ADMIN_LISTEN = "127.0.0.1:8082"  # unless admin_listen is set: a service on this machine has 8081
 MESSAGE_BYTES_MAX = 64 * 1024**2  # no nats-server takes a larger one
 TIDY_S = 3600.0
+CLOSE_S_MAX = 5.0
 EXIT_OK, EXIT_BROKEN = 0, 1
 NO_BROKER = (
     "a forwarder reads the stream of a broker, and here is none: `ingest serve` keeps readings in "
@@ -137,13 +139,12 @@ class ForwardService:
     ) -> None:
         self.stopping = asyncio.Event()  # no more messages
         self.halted = asyncio.Event()  # posts under way end now
-        self.broken = False  # a part has failed
-        self.tally = Tally()
+        self.tally = ForwardTally()
         self._settings = settings
         self._wanted = wanted
         self._log = logs.get_logger("forward")
         self._closing = asyncio.Event()  # the connection to the broker ends
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self.stopping, "forward")
         self._dead_letters = DeadLetterQueue(
             folder.dead_letters,
             bytes_max=settings.dlq_bytes_max,
@@ -170,7 +171,7 @@ class ForwardService:
             answer_s_max=options.send_s_max,
             ca_file=wanted.ca_file,
         )
-        self._sender = Sender(
+        self._sender = TargetSender(
             self._client,
             self._dead_letters,
             self.tally,
@@ -181,7 +182,7 @@ class ForwardService:
             self._sender,
             self.tally,
             filters=Filters(wanted.devices, wanted.metrics),
-            limits=Limits(options.send_rows_max, options.send_bytes_max),
+            limits=PostLimits(options.send_rows_max, options.send_bytes_max),
             in_flight=options.in_flight,
         )
 
@@ -256,21 +257,25 @@ class ForwardService:
         """
         await self._dead_letters.open()
         listen = await self._admin.start(*split_address(admin_listen))
-        self._spawn(self._connection.run(self._closing))
+        self._tasks.spawn(self._connection.run(self._closing))
         await self._connection.wait_tried()
         await self.watch.look()
         if self.watch.missing:
             raise StartError(self.watch.missing)
-        self._spawn(self.watch.run(self.stopping))
-        self._spawn(self._puller.run(self.stopping))
-        self._spawn(self._tidy())
+        self._tasks.spawn(self.watch.run(self.stopping))
+        self._tasks.spawn(self._puller.run(self.stopping))
+        self._tasks.spawn(self._tidy())
         return listen
 
     async def run(self) -> None:
         """Forward until `stopping` is set, and until all messages are done or given back."""
-        await self._root(
-            self._forwarder.run(self.stopping, self.halted, self._settings.drain_s_max)
-        )
+        stop_s_max = self._settings.drain_s_max
+        await self._tasks.spawn(self._forwarder.run(self.stopping, self.halted, stop_s_max))
+
+    @property
+    def broken(self) -> bool:
+        """Whether a part has failed."""
+        return self._tasks.broken
 
     def summary(self) -> str:
         """Return what this process has done, as a line for people and programs."""
@@ -284,8 +289,7 @@ class ForwardService:
         """End all tasks, and close everything. Call it in any case."""
         self.stopping.set()
         self._closing.set()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
+        await self._tasks.wait(CLOSE_S_MAX)
         await self._client.close()
         await self._dead_letters.close()
         await self._admin.close()
@@ -293,20 +297,6 @@ class ForwardService:
     async def _tidy(self) -> None:
         while not await sleep_unless(self.stopping, TIDY_S):
             await self._dead_letters.tidy()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._root(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _root(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task; an unexpected error in it is logged and stops the forwarder in order."""
-        try:
-            await work
-        except Exception:
-            self._log.critical("task_died", task=getattr(work, "__qualname__", ""), exc_info=True)
-            self.broken = True
-            self.stopping.set()
 
 
 def _unsigned(_key: str, _body: bytes, _now_s: float) -> Mapping[str, str]:

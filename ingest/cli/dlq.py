@@ -22,7 +22,7 @@ from ingest.cli.arguments import forward_name
 from ingest.cli.dlq_replay import add_replay_arguments, replay
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.config.folders import state_dir
-from ingest.config.settings import Loaded
+from ingest.config.loading import Loaded
 from ingest.dead_letters.files import folder_bytes, segments
 from ingest.dead_letters.manual_replay import hold_replay_lock
 from ingest.dead_letters.marks import mark_done

@@ -10,7 +10,7 @@ from ingest.cli.arguments import forward_name
 from ingest.cli.parser import Parser, SettingsFlags
 from ingest.cli.serve import say
 from ingest.config.forward_options import ForwardOptions, forward_options
-from ingest.config.settings import Loaded
+from ingest.config.loading import Loaded
 from ingest.config.text import help_text, metavar
 from ingest.config.values import flag_name, full_path
 

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 
 from ingest import __version__
 from ingest.cli.parser import DEST, OF_MOST_COMMANDS, Parser, SettingsFlags
-from ingest.config.settings import Loaded, Settings, load
+from ingest.config.loading import Loaded, load
+from ingest.config.settings import Settings
 from ingest.config.values import flag_name, full_path, nearest
 from ingest.model.errors import IngestError
 

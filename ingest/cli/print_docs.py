@@ -13,9 +13,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ingest.admin.exposition import Exposition
+from ingest.admin.forward_exposition import ForwardExposition
 from ingest.config.text import env_example, markdown_table
+from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
@@ -61,8 +64,18 @@ def metrics_table() -> str:
         database_up=lambda: True,
         hold_reason=lambda: None,
     )
+    return _metrics(Exposition(ledger, "").registry.collect())
+
+
+def forward_metrics_table() -> str:
+    """Return the table of the metrics of a forwarder."""
+    exposition = ForwardExposition(ForwardTally(), ForwardFigures, name="", version="")
+    return _metrics(each for each in exposition.registry.collect() if "_forward_" in each.name)
+
+
+def _metrics(families: Iterable[Any]) -> str:
     rows = list[list[str]]()
-    for family in Exposition(ledger, "").registry.collect():
+    for family in families:
         if not family.name.startswith("ingest_"):
             continue
         suffix = "_total" if family.type == "counter" else ""
@@ -124,6 +137,7 @@ TABLES = {
     "problems": problems_table,
     "item-codes": item_codes_table,
     "metrics": metrics_table,
+    "forward-metrics": forward_metrics_table,
     "log-events": log_events_table,
 }
 

@@ -7,7 +7,7 @@ import os
 import sys
 
 from ingest.cli.parser import Parser, SettingsFlags, add_all_settings
-from ingest.config.settings import Loaded
+from ingest.config.loading import Loaded
 
 TAKES = "[options]"
 EXAMPLES = (

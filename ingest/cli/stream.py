@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ingest.broker.roles import WRITER
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
-from ingest.config.settings import Loaded
+from ingest.config.loading import Loaded
 
 if TYPE_CHECKING:
     from ingest.broker.manage import Found, StreamFault

@@ -10,7 +10,7 @@ _AGAIN = frozenset({408, 425, 429})  # of the 4xx, those that speak of this mome
 _DIGITS_MAX = 10
 
 
-class Meaning(Enum):
+class AnswerMeaning(Enum):
     """What became of a batch."""
 
     DONE = "done"
@@ -18,13 +18,13 @@ class Meaning(Enum):
     REFUSED = "refused"  # it would be refused again
 
 
-def meaning_of(status: int) -> Meaning:
+def meaning_of(status: int) -> AnswerMeaning:
     """Return what a status means. A redirect is refused: readings go where the operator says."""
     if 200 <= status < 300:
-        return Meaning.DONE
+        return AnswerMeaning.DONE
     if 300 <= status < 500 and status not in _AGAIN:
-        return Meaning.REFUSED
-    return Meaning.AGAIN
+        return AnswerMeaning.REFUSED
+    return AnswerMeaning.AGAIN
 
 
 def retry_after_s(text: str, now_s: float, cap_s: float) -> float:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import orjson
 
-from ingest.buffers.journal.format import HEAD_BYTES
+from ingest.buffers.frames import HEAD_BYTES
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 from ingest.system.clock import rfc3339_or_us
@@ -25,14 +25,14 @@ KEY_BYTES = 16
 NAMES_REMEMBERED = 20_000
 
 
-class Limits(NamedTuple):
+class PostLimits(NamedTuple):
     """The bounds of one post."""
 
     rows_max: int
     bytes_max: int
 
 
-class Outgoing(NamedTuple):
+class ForwardPost(NamedTuple):
     """A post: its idempotency key, its body, and what the body holds."""
 
     key: str
@@ -56,7 +56,9 @@ def _matcher(globs: Sequence[str]) -> Callable[[str], object]:
     return re.compile("|".join(map(translate, globs or ("*",)))).fullmatch
 
 
-def outgoing(message: bytes, tuples: bytes, filters: Filters, limits: Limits) -> Iterator[Outgoing]:
+def outgoing(
+    message: bytes, tuples: bytes, filters: Filters, limits: PostLimits
+) -> Iterator[ForwardPost]:
     """Yield the posts of a message whose rows are `tuples`; none if no reading is wanted.
 
     A reading that alone is larger than `bytes_max` is a post of its own.
@@ -79,12 +81,12 @@ def outgoing(message: bytes, tuples: bytes, filters: Filters, limits: Limits) ->
         yield _post(message, texts, readings)
 
 
-def _post(message: bytes, texts: Sequence[bytes], readings: Sequence[Reading]) -> Outgoing:
+def _post(message: bytes, texts: Sequence[bytes], readings: Sequence[Reading]) -> ForwardPost:
     body = b"[" + b",".join(texts) + b"]"
     # The head has the gateway's number of the message, its time, and the check sum of its rows.
     digest = blake2b(message[:HEAD_BYTES], digest_size=KEY_BYTES)
     digest.update(body)
-    return Outgoing(digest.hexdigest(), body, readings)
+    return ForwardPost(digest.hexdigest(), body, readings)
 
 
 def _text(reading: Reading) -> bytes:

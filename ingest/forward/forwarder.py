@@ -18,10 +18,11 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from ingest.broker.pulling import Delivery
-from ingest.forward.bodies import Filters, Limits, outgoing
-from ingest.forward.message import Content, content_of
-from ingest.forward.sender import Sender
-from ingest.forward.tally import LAG, NOT_OURS, Tally
+from ingest.buffers.stream.messages import NotOurs, decode_message
+from ingest.forward.bodies import Filters, PostLimits, outgoing
+from ingest.forward.sender import TargetSender
+from ingest.forward.tally import LAG, NOT_OURS, ForwardTally
+from ingest.model.block import Block
 from ingest.system import clock
 from ingest.system.logs import get_logger
 
@@ -49,14 +50,20 @@ class Consumer(Protocol):
 
 class _Message(NamedTuple):
     delivery: Delivery
-    content: Content
+    block: Block
 
 
 class Forwarder:
     """The path of messages through one process; at most `in_flight` of them are sent at once."""
 
     def __init__(
-        self, sender: Sender, tally: Tally, *, filters: Filters, limits: Limits, in_flight: int
+        self,
+        sender: TargetSender,
+        tally: ForwardTally,
+        *,
+        filters: Filters,
+        limits: PostLimits,
+        in_flight: int,
     ) -> None:
         self._sender = sender
         self._tally = tally
@@ -88,7 +95,7 @@ class Forwarder:
 
     def oldest_us(self) -> int | None:
         """Return when the oldest reading of these messages was received, in Unix microseconds."""
-        return min((each.content.received_us for each in self._held.values()), default=None)
+        return min((each.block.received_us for each in self._held.values()), default=None)
 
     # Messages come in, and leave
 
@@ -99,18 +106,18 @@ class Forwarder:
             return
         if delivery.place in self._held:
             return  # it has come again, since we were frozen; what we say of it counts for both
-        content = content_of(delivery.data)
-        if content is None:
-            # The writers keep its bytes as a dead letter.
-            _log.error("forward_not_ours", place=delivery.place, size=len(delivery.data))
+        try:
+            block = decode_message(delivery.data)
+        except NotOurs as error:  # the writers keep its bytes as a dead letter
+            _log.error("forward_not_ours", place=delivery.place, why=str(error))
             self._tally.pass_over(NOT_OURS, 1, 0)
             self._from.done([delivery])
             return
-        message = _Message(delivery, content)
+        message = _Message(delivery, block)
         self._held[delivery.place] = message
         self._held_bytes += len(delivery.data)
         if delivery.place <= self._skip_to:
-            self._pass_over(message, content.rows)
+            self._pass_over(message, block.rows)
             return
         self._waiting.append(message)
         self._bound()
@@ -126,7 +133,7 @@ class Forwarder:
             if each.delivery.place > place:
                 self._waiting.append(each)
             else:
-                self._pass_over(each, each.content.rows)
+                self._pass_over(each, each.block.rows)
         self._sender.wake()
 
     def _pass_over(self, message: _Message, readings: int) -> None:
@@ -205,10 +212,10 @@ class Forwarder:
 
     async def _forward(self, message: _Message) -> None:
         """Send all posts of a message; acknowledge it, or give it back."""
-        content = message.content
-        left = content.rows
-        for each in outgoing(message.delivery.data, content.tuples, self._filters, self._limits):
-            if not await self._sender.send(each, content.received_us, lambda: self._wants(message)):
+        block = message.block
+        left = block.rows
+        for each in outgoing(message.delivery.data, block.tuples, self._filters, self._limits):
+            if not await self._sender.send(each, block.received_us, lambda: self._wants(message)):
                 if self._stopping:
                     self._give_back(message)
                 else:

@@ -15,11 +15,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ingest.forward.answers import Meaning, meaning_of, retry_after_s
-from ingest.forward.bodies import Outgoing
-from ingest.forward.tally import Tally
-from ingest.http_client.client import NoReply, ServerReply
-from ingest.model.errors import DeadLettersBroken, DeadLettersFull
+from ingest.forward.answers import AnswerMeaning, meaning_of, retry_after_s
+from ingest.forward.bodies import ForwardPost
+from ingest.forward.tally import ForwardTally
+from ingest.http_client.client import ServerReply
+from ingest.model.errors import DeadLettersBroken, DeadLettersFull, NoReply
 from ingest.model.letter import REFUSED_BY_TARGET, Letter
 from ingest.model.ports import DeadLetters
 from ingest.system import clock
@@ -46,14 +46,14 @@ class Poster(Protocol):
         """Let all posts end now."""
 
 
-class Sender:
+class TargetSender:
     """Sends to one target. `sign(key, body, now_s)` returns headers."""
 
     def __init__(
         self,
         poster: Poster,
         dead_letters: DeadLetters,
-        tally: Tally,
+        tally: ForwardTally,
         *,
         sign: Sign,
         retry_s_max: float,
@@ -70,7 +70,7 @@ class Sender:
         self._failing_since_s: float | None = None
         self._occasionally = Occasionally(WARNING_S)
 
-    async def send(self, post: Outgoing, received_us: int, wanted: Callable[[], bool]) -> bool:
+    async def send(self, post: ForwardPost, received_us: int, wanted: Callable[[], bool]) -> bool:
         """Return True once the post is taken, or is dead letters; False once it is not wanted.
 
         `wanted` is asked before each try. A try is not interrupted, but by `abort`.
@@ -96,7 +96,7 @@ class Sender:
         self._poster.abort()
 
     async def _try(
-        self, post: Outgoing, received_us: int, tries: int, wanted: Callable[[], bool]
+        self, post: ForwardPost, received_us: int, tries: int, wanted: Callable[[], bool]
     ) -> bool:
         """Send a post once; return whether no further try is needed."""
         headers = {
@@ -114,10 +114,10 @@ class Sender:
             return False
         self._tally.posts[str(reply.status)] += 1
         meaning = meaning_of(reply.status)
-        if meaning is Meaning.DONE:
+        if meaning is AnswerMeaning.DONE:
             self._taken(len(post.readings))
             return True
-        if meaning is Meaning.REFUSED:
+        if meaning is AnswerMeaning.REFUSED:
             return await self._set_aside(post, reply, received_us, tries)
         self._failed(f"it answers {reply.status}")
         wait_s = retry_after_s(reply.retry_after, clock.unix_s(), self._retry_s_max)
@@ -155,7 +155,7 @@ class Sender:
             _log.warning("forward_failed", why=why, similar_suppressed=left_out)
 
     async def _set_aside(
-        self, post: Outgoing, reply: ServerReply, received_us: int, tries: int
+        self, post: ForwardPost, reply: ServerReply, received_us: int, tries: int
     ) -> bool:
         """Keep a post as dead letters. Returns False if it has to be tried again."""
         self._refused_in_a_row += 1

@@ -13,7 +13,7 @@ LAG, NOT_OURS, MISSING = "lag", "not_ours", "missing"
 SKIPPED = (LAG, NOT_OURS, MISSING)
 
 
-class Tally:
+class ForwardTally:
     """Plain numbers of one event loop. They start at 0 with each process."""
 
     def __init__(self) -> None:

@@ -20,16 +20,12 @@ from yarl import URL
 
 from ingest import __version__
 from ingest.http_client.target import Target
-from ingest.model.errors import ConfigError, IngestError
+from ingest.model.errors import ConfigError, NoReply
 
 ANSWER_BYTES_MAX = 64 * 1024
 WHOLE_BYTES_MAX = 1024**2  # aiohttp sends larger bodies in pieces only if they come from a file
 KEEPALIVE_S = 10.0  # less than most servers': they seldom close a connection that we still use
 ADDRESS_S = 10.0  # a name is looked up again after this
-
-
-class NoReply(IngestError):
-    """There was no answer. The server may have done all of its work, or nothing."""
 
 
 class ServerReply(NamedTuple):

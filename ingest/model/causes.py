@@ -155,6 +155,11 @@ CAUSES: dict[str, Cause] = {
         "every 2 s. `{run} doctor` checks more.",
         "ingestnoposttaken",
     ),
+    "broker_away": Cause(
+        "the broker cannot be reached, or does not answer",
+        "Is nats-server running? `{run} stream check` says more. The service tries by itself.",
+        "ingestnoposttaken",
+    ),
     "full": Cause(
         "there is no space for posts",
         "The database is slower than the posts come in: find out why, or send less.",

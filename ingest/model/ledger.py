@@ -5,7 +5,10 @@ library 300. admin/exposition.py shows them as metrics. They start at 0 with eac
 
 The balance is this rule. While a reading is on its way from one counter to another, it can be
 wrong for a moment.
-received + recovered + replayed = committed + duplicate + rejected + dead_lettered + held
+received + recovered + replayed + delivered
+    = committed + duplicate + published + rejected + dead_lettered + returned + held
+
+A process that has no broker has no `delivered`, `published` and `returned`.
 """
 
 from __future__ import annotations
@@ -107,6 +110,9 @@ class Ledger:
         self.duplicate = 0
         self.recovered = 0
         self.replayed = 0
+        self.published = 0  # the stream of the broker has them
+        self.delivered = 0  # they came from the stream; each delivery counts
+        self.returned = 0  # given back to the stream
         self.dropped = 0
         self.rejected: defaultdict[str, int] = defaultdict(int)
         self.dead_lettered: dict[str, int] = dict.fromkeys(REASONS, 0)
@@ -172,6 +178,7 @@ class Ledger:
     @property
     def imbalance(self) -> int:
         """The balance check: 0, or readings were lost (> 0) or counted twice (< 0)."""
-        came = self.received + self.recovered + self.replayed
-        went = self.committed + self.duplicate + sum(self.rejected.values())
-        return came - went - sum(self.dead_lettered.values()) - self.held
+        came = self.received + self.recovered + self.replayed + self.delivered
+        went = self.committed + self.duplicate + self.published + self.returned
+        refused = sum(self.rejected.values()) + sum(self.dead_lettered.values())
+        return came - went - refused - self.held

@@ -51,6 +51,7 @@ EVENTS: dict[str, str] = {
     "broker_forbids": "The broker does not allow what we asked for: its permissions are wrong.",
     "broker_callback_failed": "A bug: a message of the broker was not handled. We reconnect.",
     "broker_pull_failed": "No messages could be pulled. It is tried again.",
+    "publish_failed": "Posts could not be published to the stream. Durable ones were refused.",
     "broker_exited": "The embedded broker has ended. It is started again.",
     "broker_restarted": "The embedded broker runs again.",
     "broker_not_restarted": "The embedded broker could not be started. It is tried again.",

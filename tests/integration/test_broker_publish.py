@@ -17,7 +17,7 @@ from ingest.broker.connection import BrokerConnection, connected
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import STREAM, SUBJECT
 from ingest.broker.session import Address
-from ingest.buffers.journal.format import HEAD_BYTES, encode_head, is_whole
+from ingest.buffers.frames import HEAD_BYTES, encode_head, is_whole
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import (
     BrokerAway,

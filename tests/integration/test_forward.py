@@ -28,19 +28,17 @@ from ingest.model.errors import StartError
 from ingest.model.letter import REFUSED_BY_TARGET
 from ingest.model.reading import Reading
 from ingest.model.rows import encode_reading
-from ingest.system.clock import rfc3339
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import block_of
 from tests.support.brokers import api, embedded, joined, put, until
 from tests.support.rows import readings
-from tests.support.webhook import Came, Item, Webhook, message_of, messages_of
+from tests.support.webhook import Came, Webhook, items_of, message_of, messages_of
 
 NAME = "x"
 CONSUMER = FORWARD + NAME
 MIB = 1024**2
 WANTED = WantedStream(replicas=1, bytes_max=64 * MIB, forwards=(CONSUMER,))
 QUICK = ForwardOptions(send_retry_s_max=0.05, send_s_max=5)
-KEPT_PART = "the answer is lost"
 
 
 @pytest.fixture
@@ -105,11 +103,6 @@ async def forwarding(
             await running.stop()
     finally:
         await service.close()
-
-
-def items_of(those: list[Reading]) -> list[Item]:
-    """Return readings as a target gets them."""
-    return [(rfc3339(each.ts_us), each.device_id, each.metric, each.value) for each in those]
 
 
 async def fill(server: EmbeddedBroker, messages: list[bytes]) -> None:

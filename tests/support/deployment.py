@@ -22,6 +22,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import Exposition
+from ingest.admin.forward_exposition import ForwardExposition
+from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
 
@@ -229,8 +231,11 @@ def exported() -> dict[str, frozenset[str]]:
     ledger.post_refused("empty")
     ledger.connection_closed("header_late")
     ledger.batch_stored("copy", 0.1, 1, 0)
+    tally = ForwardTally()
+    tally.posts["204"] = 1
+    forward = ForwardExposition(tally, ForwardFigures, name="x", version="0")
     found: dict[str, frozenset[str]] = {}
-    for family in Exposition(ledger, "0").registry.collect():
+    for family in (*Exposition(ledger, "0").registry.collect(), *forward.registry.collect()):
         for sample in family.samples:
             labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
             found[sample.name] = labels | TARGET_LABELS

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from aiohttp import web
 
-from ingest.buffers.journal.format import encode_head
+from ingest.buffers.stream.messages import encode_message
 from ingest.model.block import Block
 from ingest.model.reading import Reading
+from ingest.system.clock import rfc3339
 from tests.support.blocks import block_of
 from tests.support.tcp_ports import free_port
 
@@ -107,11 +108,16 @@ class Webhook:
         self.kept[came.key] = items
 
 
+def items_of(those: Iterable[Reading]) -> list[Item]:
+    """Return readings as a target gets them."""
+    return [(rfc3339(each.ts_us), each.device_id, each.metric, each.value) for each in those]
+
+
 def message_of(block: Block, sequence: int) -> bytes:
     """Return a block as the message that a gateway publishes."""
     block.sequence = sequence
     block.seal()
-    return encode_head(block, 0) + block.tuples
+    return encode_message(block)
 
 
 def messages_of(readings: list[Reading], rows: int) -> list[bytes]:

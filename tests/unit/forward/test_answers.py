@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.forward.answers import Meaning, meaning_of, retry_after_s
+from ingest.forward.answers import AnswerMeaning, meaning_of, retry_after_s
 
 NOW_S = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
@@ -12,12 +12,12 @@ NOW_S = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 @pytest.mark.parametrize(
     ("statuses", "meaning"),
     [
-        ((200, 202, 204, 299), Meaning.DONE),
-        ((408, 425, 429, 500, 502, 503, 599, 600, 999, 100, 101), Meaning.AGAIN),
-        ((300, 301, 302, 304, 307, 308, 400, 401, 403, 404, 410, 413, 422), Meaning.REFUSED),
+        ((200, 202, 204, 299), AnswerMeaning.DONE),
+        ((408, 425, 429, 500, 502, 503, 599, 600, 999, 100, 101), AnswerMeaning.AGAIN),
+        ((300, 301, 302, 304, 307, 308, 400, 401, 403, 404, 410, 413, 422), AnswerMeaning.REFUSED),
     ],
 )
-def test_meaning_of_a_status(statuses: tuple[int, ...], meaning: Meaning) -> None:
+def test_meaning_of_a_status(statuses: tuple[int, ...], meaning: AnswerMeaning) -> None:
     """Only what speaks of this moment is tried again."""
     assert {meaning_of(each) for each in statuses} == {meaning}
 

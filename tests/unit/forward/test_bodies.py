@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.forward.bodies import Filters, Limits, Outgoing, outgoing
-from ingest.forward.message import content_of
+from ingest.forward.bodies import Filters, ForwardPost, PostLimits, outgoing
 from ingest.model.block import Block
 from ingest.model.reading import Reading
 from tests.support.blocks import block_of
@@ -18,20 +17,18 @@ from tests.support.rows import readings
 from tests.support.webhook import message_of
 from tests.unit.formats.test_json_laws import NAMES, TIMES_US
 
-WIDE = Limits(10_000, 1024**2)
+WIDE = PostLimits(10_000, 1024**2)
 READINGS = st.builds(
     Reading, TIMES_US, NAMES, NAMES, st.floats(allow_nan=False, allow_infinity=False)
 )
 
 
 def posts_of(
-    block: Block, limits: Limits = WIDE, filters: Filters | None = None, sequence: int = 7
-) -> list[Outgoing]:
+    block: Block, limits: PostLimits = WIDE, filters: Filters | None = None, sequence: int = 7
+) -> list[ForwardPost]:
     """Return the posts of a block's message."""
     message = message_of(block, sequence)
-    content = content_of(message)
-    assert content is not None
-    return list(outgoing(message, content.tuples, filters or Filters(), limits))
+    return list(outgoing(message, block.tuples, filters or Filters(), limits))
 
 
 @given(st.lists(READINGS, min_size=1, max_size=30), st.integers(1, 10), st.integers(4096, 8192))
@@ -39,8 +36,8 @@ def test_posts_hold_each_reading_exactly_as_our_own_receiver_reads_it(
     those: list[Reading], rows_max: int, bytes_max: int
 ) -> None:
     """In order, within the bounds, whatever names, times and values there are."""
-    posts = posts_of(block_of(those), Limits(rows_max, bytes_max))
-    found = []
+    posts = posts_of(block_of(those), PostLimits(rows_max, bytes_max))
+    found = list[Reading]()
     for each in posts:
         assert len(each.readings) <= rows_max
         assert len(each.body) <= bytes_max
@@ -57,17 +54,17 @@ def test_post_is_as_large_as_its_bound_allows_and_not_larger() -> None:
     block = block_of(readings(10))
     (whole,) = posts_of(block)
     size = len(whole.body)
-    assert [len(each.readings) for each in posts_of(block, Limits(10, size))] == [10]
-    assert [len(each.readings) for each in posts_of(block, Limits(10, size - 1))] == [9, 1]
-    assert [len(each.readings) for each in posts_of(block, Limits(9, size))] == [9, 1]
-    assert [len(each.readings) for each in posts_of(block, Limits(10, 5))] == [1] * 10
+    assert [len(each.readings) for each in posts_of(block, PostLimits(10, size))] == [10]
+    assert [len(each.readings) for each in posts_of(block, PostLimits(10, size - 1))] == [9, 1]
+    assert [len(each.readings) for each in posts_of(block, PostLimits(9, size))] == [9, 1]
+    assert [len(each.readings) for each in posts_of(block, PostLimits(10, 5))] == [1] * 10
 
 
 def test_keys_are_the_same_each_time_and_differ_for_whatever_differs() -> None:
     """Another message, another part, another filter, other readings: another key."""
     block = block_of(readings(10))
-    keys = [each.key for each in posts_of(block, Limits(3, 10_000))]
-    assert keys == [each.key for each in posts_of(block, Limits(3, 10_000))]
+    keys = [each.key for each in posts_of(block, PostLimits(3, 10_000))]
+    assert keys == [each.key for each in posts_of(block, PostLimits(3, 10_000))]
     assert len(set(keys)) == 4
     (whole,) = posts_of(block)
     (part,) = posts_of(block, filters=Filters(["device-1"]))
@@ -105,32 +102,6 @@ def test_globs_choose_by_whole_names(
 def test_newlines_do_not_end_a_glob() -> None:
     """A name may have no line feed, but U+2028 is one for some."""
     assert Filters(["a*b"]).wants("a\u2028b", "x")
-
-
-@pytest.mark.parametrize("cut", [0, 1, 43, 44, 45, 100])
-def test_message_that_is_cut_or_altered_is_none(cut: int) -> None:
-    """Each byte counts: a message is taken whole, or not at all."""
-    message = message_of(block_of(readings(5)), 3)
-    assert content_of(message) is not None
-    assert content_of(message[:cut]) is None
-    assert content_of(message + b"x") is None
-    assert content_of(message + message) is None
-    for at in range(len(message)):
-        altered = bytearray(message)
-        altered[at] ^= 0x10
-        assert content_of(bytes(altered)) is None, at
-
-
-def test_message_whose_rows_are_none_is_none_although_its_sum_is_right() -> None:
-    """A number of rows that is wrong, sizes that are negative, bytes behind the last row."""
-    for change in (lambda t: t[:-1], lambda t: t + b"x", lambda t: t[:14] + b"\xff" * 4 + t[18:]):
-        block = block_of(readings(3))
-        block.tuples = change(block.tuples)
-        assert content_of(message_of(block, 1)) is None
-    for rows in (0, 2, 4):
-        block = block_of(readings(3))
-        block.rows = rows
-        assert content_of(message_of(block, 1)) is None
 
 
 def test_body_is_json_of_a_post() -> None:

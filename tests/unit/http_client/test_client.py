@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from ingest.http_client.client import ANSWER_BYTES_MAX, HttpClient, NoReply
+from ingest.http_client.client import ANSWER_BYTES_MAX, HttpClient
 from ingest.http_client.target import target_of
-from ingest.model.errors import ConfigError
+from ingest.model.errors import ConfigError, NoReply
 from tests.support.tcp_ports import free_port
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
