@@ -185,7 +185,7 @@ async def test_broker_that_ends_and_comes_back_costs_nothing(tmp_path: Path) -> 
             await until(lambda: len(target.items) == 50)
             await server.stop()
             async with asyncio.timeout(10):
-                while (await running.ask("/readyz"))[0] != 503:
+                while (await running.ask("/readyz"))[0] != 503:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             async with broker_in(tmp_path) as server_again:
                 await fill(server_again, messages[5:])
