@@ -22,6 +22,7 @@ from ingest.app.broker import configured_address
 from ingest.app.rules import make_rules
 from ingest.app.tasks import Tasks
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.lag import lag_bytes_max
 from ingest.broker.pulling import Pull, Puller
 from ingest.broker.roles import FORWARD, STREAM
 from ingest.broker.session import Address
@@ -200,7 +201,7 @@ class ForwardService:
         self.watch = LagWatch(
             self._connection,
             consumer,
-            bytes_max=settings.forward_lag_bytes_max or settings.stream_bytes_max // 2,
+            bytes_max=lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max),
             skip_to=self._forwarder.skip_to,
         )
 

@@ -12,6 +12,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 KEPT = 0.75
+ABSENT = (
+    1.25  # times the bound: then the writers' purge passes over messages, since nobody else does
+)
+
+
+def lag_bytes_max(configured: int, stream_bytes_max: int) -> int:
+    """Return the bound of a forwarder: what is configured, or half of the stream."""
+    return configured or stream_bytes_max // 2
 
 
 class Lag(NamedTuple):

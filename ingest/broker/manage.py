@@ -7,15 +7,16 @@ Does not: know what the server does with its disk; monitor.py does.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.replies import NO_CONSUMER, NOT_FOUND, api_fault
+from ingest.broker.replies import NO_CONSUMER, NO_MESSAGE, NOT_FOUND, Meaning, api_fault
 from ingest.broker.roles import STREAM, WRITER
 from ingest.broker.streams import Config, Difference, WantedStream, changed, differences
-from ingest.model.errors import BrokerRefused
+from ingest.model.errors import BrokerAway, BrokerRefused
 
 API_S_MAX = 5.0
 
@@ -62,15 +63,40 @@ async def look_at_consumer(connection: BrokerConnection, name: str) -> Mapping[s
     return await _api(connection, f"CONSUMER.INFO.{STREAM}.{name}", missing=NO_CONSUMER)
 
 
+async def message(connection: BrokerConnection, place: int) -> bytes | None:
+    """Return a message of the stream; None if the leader's copy of the stream cannot give it.
+
+    Raises BrokerAway, and BrokerRefused.
+    """
+    found = await _api(connection, f"STREAM.MSG.GET.{STREAM}", {"seq": place}, missing=NO_MESSAGE)
+    return None if found is None else base64.b64decode(found["message"].get("data", ""))
+
+
+async def lead_from(connection: BrokerConnection, server: str) -> None:
+    """Let another server lead the stream. Raises BrokerAway, and BrokerRefused.
+
+    Messages that are published meanwhile wait for some tenths of a second.
+    """
+    wish = {"placement": {"preferred": server}}
+    await _api(connection, f"STREAM.LEADER.STEPDOWN.{STREAM}", wish)
+
+
+async def purge(connection: BrokerConnection, to: int) -> None:
+    """Remove all messages up to a place, included. Raises BrokerAway, and BrokerRefused."""
+    await _api(connection, f"STREAM.PURGE.{STREAM}", {"seq": to + 1})
+
+
 def faults(found: Found, wanted: WantedStream) -> list[StreamFault]:
-    """Return what is missing, what differs, and replicas that are behind."""
+    """Return what is missing, what differs, and copies that are behind."""
+    return [*altered(found, wanted), *degraded(found, wanted)]
+
+
+def altered(found: Found, wanted: WantedStream) -> list[StreamFault]:
+    """Return what is missing, and what differs: messages may be lost by it."""
     if found.stream is None:
         return [StreamFault(_STREAM, "is missing")]
     of_stream = differences(wanted.stream(), found.stream["config"])
     listed = [StreamFault(_STREAM, str(each)) for each in of_stream]
-    listed += [
-        StreamFault(_STREAM, each) for each in _replica_faults(found.stream, wanted.replicas)
-    ]
     for name, config in wanted.consumers().items():
         there = found.consumer if name == WRITER else found.others.get(name)
         if there is None:
@@ -85,12 +111,16 @@ def _consumer(name: str) -> str:
     return f"the consumer {name} of {STREAM}"
 
 
-def _replica_faults(stream: Mapping[str, Any], replicas: int) -> list[str]:
-    cluster = stream.get("cluster") or {}
-    if replicas > 1 and not cluster.get("leader"):
-        return ["has no leader"]
+def degraded(found: Found, wanted: WantedStream) -> list[StreamFault]:
+    """Return copies that are behind. One more server less, and the stream stands still."""
+    cluster = (found.stream or {}).get("cluster") or {}
+    if found.stream is not None and wanted.replicas > 1 and not cluster.get("leader"):
+        return [StreamFault(_STREAM, "has no leader")]
     return [
-        f"its copy on {each['name']} is {'behind' if each.get('active') else 'out of reach'}"
+        StreamFault(
+            _STREAM,
+            f"its copy on {each['name']} is {'behind' if each.get('active') else 'out of reach'}",
+        )
         for each in cluster.get("replicas") or ()
         if not each.get("current")
     ]
@@ -106,9 +136,9 @@ async def apply(connection: BrokerConnection, wanted: WantedStream) -> list[str]
     for name, config in wanted.consumers().items():
         there = found.consumer if name == WRITER else found.others.get(name)
         done.append(await _apply_consumer(connection, name, config, there))
-    left = faults(await look(connection, wanted.forwards), wanted)
-    if serious := [str(each) for each in left if "its copy" not in each.fault]:
-        raise BrokerRefused(f"the broker did not change all of it: {'; '.join(serious)}")
+    left = altered(await look(connection, wanted.forwards), wanted)
+    if left:
+        raise BrokerRefused(f"the broker did not change all of it: {'; '.join(map(str, left))}")
     return done
 
 
@@ -171,6 +201,8 @@ async def _api(
     fault = api_fault(reply.data)
     if fault is not None and fault.code == missing:
         return None
+    if fault is not None and fault.meaning is Meaning.AGAIN:
+        raise BrokerAway(f"the broker cannot answer {subject} now: {fault.text}")
     if fault is not None:
         raise BrokerRefused(f"the broker refuses {subject}: {fault.text}")
     answer: Mapping[str, Any] = json.loads(reply.data)

@@ -11,35 +11,18 @@ from typing import NamedTuple
 STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 WRITER = "writer"  # the consumer that all writers share
+GIVEN = "ingest.given"  # writers tell each other here which messages they were given
+COMMIT = "ingest.commit"  # posts that wait for their commit; one of the writers gets each
+COMMITTERS = "writers"  # their queue group
 FORWARD = "forward-"  # begins the name of a forwarder's own consumer
 
 
 class Permissions(NamedTuple):
-    """What a role may publish; beyond its inbox it may subscribe to nothing."""
+    """What a role may publish, and what it may hear beside its inbox."""
 
     publish: tuple[str, ...]
     never: tuple[str, ...] = ()  # although `publish` has it
-
-
-_LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
-
-ROLES: dict[str, Permissions] = {
-    "gateway": Permissions(("ingest.in.>", *_LOOK)),
-    "writer": Permissions(
-        (
-            *_LOOK,
-            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}",
-            f"$JS.ACK.{STREAM}.{WRITER}.>",
-            f"$JS.API.STREAM.MSG.GET.{STREAM}",
-            f"$JS.API.STREAM.PURGE.{STREAM}",
-        )
-    ),
-    "forward": Permissions(
-        (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),
-        never=(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}", f"$JS.ACK.{STREAM}.{WRITER}.>"),
-    ),
-    "admin": Permissions(("$JS.API.>",)),
-}
+    hear: tuple[str, ...] = ()
 
 
 def inbox_of(role: str, name: str) -> str:
@@ -50,3 +33,28 @@ def inbox_of(role: str, name: str) -> str:
 def inboxes_of(role: str) -> str:
     """Return the subjects that a role may subscribe to."""
     return f"_INBOX.{role}.>"
+
+
+_LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
+
+ROLES: dict[str, Permissions] = {
+    "gateway": Permissions(("ingest.in.>", COMMIT, *_LOOK)),
+    "writer": Permissions(
+        (
+            *_LOOK,
+            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}",
+            f"$JS.ACK.{STREAM}.{WRITER}.>",
+            f"$JS.API.STREAM.MSG.GET.{STREAM}",
+            f"$JS.API.STREAM.PURGE.{STREAM}",
+            f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}",
+            GIVEN,
+            inboxes_of("gateway"),  # the outcomes of posts of COMMIT
+        ),
+        hear=(GIVEN, COMMIT),
+    ),
+    "forward": Permissions(
+        (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),
+        never=(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}", f"$JS.ACK.{STREAM}.{WRITER}.>"),
+    ),
+    "admin": Permissions(("$JS.API.>",)),
+}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ingest.cli.arguments import forward_name
 from ingest.cli.parser import Parser, SettingsFlags
-from ingest.cli.serve import say
+from ingest.cli.terminal import say
 from ingest.config.forward_options import ForwardOptions, forward_options
 from ingest.config.loading import Loaded
 from ingest.config.text import help_text, metavar

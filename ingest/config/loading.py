@@ -17,7 +17,14 @@ from ingest.config.broker_url import check_broker_url, check_monitor_urls
 from ingest.config.forward_names import forward_names
 from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
 from ingest.config.sources import gather
-from ingest.config.values import check_database_url, check_token, checked, moment_us, shown
+from ingest.config.values import (
+    check_database_url,
+    check_page_url,
+    check_token,
+    checked,
+    moment_us,
+    shown,
+)
 from ingest.model.errors import ConfigError
 
 
@@ -104,6 +111,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("ts_min", moment_us),
         ("database_url", check_database_url),
         ("admin_token", check_token),
+        ("dashboard_url", check_page_url),
         ("broker_url", check_broker_url),
         ("broker_monitor_url", check_monitor_urls),
         ("forwards", forward_names),

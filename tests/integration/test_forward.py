@@ -16,13 +16,14 @@ from aiohttp import web
 from ingest.app.forwarding import ForwardService, ForwardWanted
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.pulling import Delivery, Pull, Puller
+from ingest.broker.purge import StreamPurge
 from ingest.broker.roles import FORWARD, STREAM, WRITER
 from ingest.broker.streams import WantedStream
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings
 from ingest.dead_letters.reader import live_letters
 from ingest.embedded.broker import EmbeddedBroker
-from ingest.forward import lag
+from ingest.forward import forwarder, lag
 from ingest.http_client.target import target_of
 from ingest.model.errors import StartError
 from ingest.model.letter import REFUSED_BY_TARGET
@@ -31,6 +32,7 @@ from ingest.model.rows import encode_reading
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import block_of
 from tests.support.brokers import api, embedded, joined, put, until
+from tests.support.brokers import messages as messages_left
 from tests.support.rows import readings
 from tests.support.webhook import Came, Webhook, items_of, message_of, messages_of
 
@@ -195,6 +197,30 @@ async def test_order_is_that_of_the_stream_with_one_post_at_once(
     assert target.items == items_of(those)
 
 
+async def test_broker_is_told_that_messages_are_still_in_work(
+    server: EmbeddedBroker,
+    admin: BrokerConnection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that are sent and those that wait: a slow target gets no post twice."""
+    monkeypatch.setattr(forwarder, "WORKING_S", 0.1)
+    config = (await api(admin, f"CONSUMER.INFO.{STREAM}.{CONSUMER}"))["config"]
+    body = {"stream_name": STREAM, "config": {**config, "ack_wait": 500_000_000}}
+    await api(admin, f"CONSUMER.CREATE.{STREAM}.{CONSUMER}", {**body, "action": "update"})
+
+    async def slow(_came: Came) -> web.StreamResponse | None:
+        await asyncio.sleep(0.8)
+        return None
+
+    async with Webhook(slow) as target:
+        await fill(server, messages_of(readings(80), 10))
+        async with forwarding(server, target.url, tmp_path):
+            await floor_is(admin, 8)
+            info = await api(admin, f"CONSUMER.INFO.{STREAM}.{CONSUMER}")
+            assert info["delivered"]["consumer_seq"] == 8
+
+
 async def test_only_what_the_globs_want_is_sent(
     server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
@@ -355,6 +381,39 @@ async def test_forwarder_beyond_its_lag_passes_over_what_the_writers_have_done(
             await floor_is(admin, 100)
         assert service.tally.sent == 4_000 - 40 * skipped
     assert sorted(target.items) == sorted(items_of(those[40 * skipped :]))
+
+
+async def test_purge_does_not_wait_for_a_forwarder_that_does_not_run(
+    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+) -> None:
+    """Beyond the bound only, and never beyond the writers; what is left is sent later."""
+    those = readings(1_000)
+    messages = messages_of(those, 10)
+    await fill(server, messages)
+    size = sum(map(len, messages))
+    async with joined(server, "writer") as connection:
+
+        def purge_at(lag_bytes: int) -> StreamPurge:
+            return StreamPurge(
+                connection,
+                forwards=(CONSUMER,),
+                keep_s=0,
+                checked_to=lambda: 1_000,
+                done_bytes=int,
+                forward_lag_bytes_max=lag_bytes,
+            )
+
+        await write_all(server, admin, 20)
+        for bound, left in ((0, 100), (2 * size, 100), (size // 2, 80)):
+            assert await purge_at(bound).purge()
+            assert await messages_left(admin) == left
+        await write_all(server, admin, 100)
+        assert await purge_at(size // 2).purge()
+        left = await messages_left(admin)
+        assert 30 < left < 50
+    async with Webhook() as target, forwarding(server, target.url, tmp_path):
+        await floor_is(admin, 100)
+    assert sorted(target.items) == sorted(items_of(those[-10 * left :]))
 
 
 async def test_retry_after_holds_all_posts_back(

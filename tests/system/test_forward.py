@@ -23,12 +23,21 @@ from ingest.broker.streams import WantedStream
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import api, embedded, joined, put, until
+from tests.support.commands import Here
 from tests.support.documents import DOCUMENTS, fences
 from tests.support.rows import readings
 from tests.support.webhook import Came, Webhook, items_of, messages_of
-from tests.system.service import REPOSITORY, Service, environment, run_command
+from tests.system.service import REPOSITORY, Service, environment
 
 CONSUMER = FORWARD + "x"
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Here:
+    """Give what runs commands in this process."""
+    return Here(capsys)
+
+
 MIB = 1024**2
 
 
@@ -135,19 +144,21 @@ async def test_killed_forwarder_sends_the_same_posts_again(tmp_path: Path) -> No
         async with joined(server, "admin") as admin:
             await set_ack_wait(admin, 1)
         await fill(server, messages_of(those, 10))
+
+        def ended() -> bool:
+            return running[-1].process.returncode is not None or len(target.items) == 600
+
         for _ in range(3):
             async with forward(tmp_path, target.url) as process:
                 running.append(process)
-                await until(
-                    lambda p=process: p.process.returncode is not None or len(target.items) == 600
-                )
+                await until(ended)
         assert sorted(target.items) == sorted(items_of(those))
         again = [came.key for came in target.came]
         assert len(kept_before) == 2
         assert all(again.count(each) > 1 for each in kept_before)
 
 
-async def test_probes_metrics_and_the_end_of_a_process(tmp_path: Path) -> None:
+async def test_probes_metrics_and_the_end_of_a_process(tmp_path: Path, here: Here) -> None:
     """It says what it does, and on SIGTERM what it has done, with exit code 0."""
     async with broker_in(tmp_path) as server, Webhook() as target:
         await fill(server, messages_of(readings(50), 10))
@@ -164,8 +175,8 @@ async def test_probes_metrics_and_the_end_of_a_process(tmp_path: Path) -> None:
             assert 'ingest_forward_posts_total{forward="x",status="204"} 5.0' in text
             assert 'ingest_forward_up{forward="x"} 1.0' in text
             assert "process_resident_memory_bytes" in text
-            second = await run_command(
-                *("ingest", "forward", "--name", "x", "--to", target.url, "--state-dir", tmp_path)
+            second = await here(
+                *("forward", "--name", "x", "--to", target.url, "--state-dir", tmp_path)
             )
             assert second.code == 2
             assert "already uses the state folder" in second.stderr
@@ -224,7 +235,9 @@ def documented_check() -> Callable[[Mapping[str, str], bytes, bytes], bool]:
     return check
 
 
-async def test_target_checks_the_signature_as_the_document_shows(tmp_path: Path) -> None:
+async def test_target_checks_the_signature_as_the_document_shows(
+    tmp_path: Path, here: Here
+) -> None:
     """With a wrong secret it refuses; when the file is corrected, the rest is sent."""
     those = readings(400)
     secret = tmp_path / "secret"
@@ -246,9 +259,7 @@ async def test_target_checks_the_signature_as_the_document_shows(tmp_path: Path)
             await until(lambda: len(target.items) == 300)
             await until(lambda: "forward_secret_changed" in "\n".join(running.lines))
             assert "the right one" not in "\n".join(running.lines)
-        listed = await run_command(
-            *("ingest", "dlq", "list", "--forward", "x", "--json", "--state-dir", tmp_path)
-        )
+        listed = await here("dlq", "list", "--forward", "x", "--json", "--state-dir", tmp_path)
         letters = [json.loads(line) for line in listed.stdout.splitlines()]
         assert {each["code"] for each in letters} == {"http_401"}
         assert len(letters) == 100
@@ -268,27 +279,24 @@ async def test_target_checks_the_signature_as_the_document_shows(tmp_path: Path)
     ],
 )
 async def test_wrong_use_is_one_sentence(
-    words: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], said: str, tmp_path: Path, here: Here
 ) -> None:
     """With exit code 2; also where only `serve` has run."""
-    from ingest.cli.main import main  # noqa: PLC0415
-
-    flags = ["--name", "x", *words, "--state-dir", str(tmp_path)]
-    code = await asyncio.to_thread(main, ["forward", *flags])
-    error = capsys.readouterr().err
-    assert code == 2
-    assert said in error
-    assert error.count("\n") == 1
+    done = await here("forward", "--name", "x", *words, "--state-dir", tmp_path)
+    assert done.code == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-async def test_dead_letters_of_a_forwarder_are_not_replayed_into_the_table(tmp_path: Path) -> None:
+async def test_dead_letters_of_a_forwarder_are_not_replayed_into_the_table(
+    tmp_path: Path, here: Here
+) -> None:
     """They are there already, or were refused; the command says what to do instead."""
-    done = await run_command(
-        *("ingest", "dlq", "replay", "--forward", "x", "--state-dir", tmp_path, "--dry-run")
-    )
+    words = ("--forward", "x", "--state-dir", tmp_path)
+    done = await here("dlq", "replay", "--dry-run", *words)
     assert done.code == 2
     assert "post what" in done.stderr
-    done = await run_command("ingest", "dlq", "stats", "--forward", "x", "--state-dir", tmp_path)
+    done = await here("dlq", "stats", *words)
     assert done.code == 2
     assert "no forwarder of this name has run here" in done.stderr
 

@@ -16,10 +16,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from copy import copy
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
 from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
+from ingest.buffers.stream.commits import CommitRequests
 from ingest.buffers.stream.group import Group, Publishing
 from ingest.buffers.stream.messages import encode_message
 from ingest.buffers.stream.reservation import StreamReservation
@@ -65,8 +68,10 @@ class StreamInlet:
         group_bytes_max: int,
         groups_in_flight: int,
         wait_s_max: float,
+        commits: CommitRequests | None = None,
     ) -> None:
         self._publisher = publisher
+        self._commits = commits
         self._ledger = ledger
         self._life = life
         self._group_rows_max = group_rows_max
@@ -83,6 +88,7 @@ class StreamInlet:
         self._last: dict[bool, Group | None] = {True: None, False: None}  # by `promised`
         self._rows_promised = 0
         self._number = 0
+        self.refused: NotKept | None = None  # why the last message was not kept
         self._left: deque[Block] = deque()  # promised, and given up by `close`
         self._rows_taken = 0  # of these, by `take`
         self._closed = False
@@ -107,27 +113,36 @@ class StreamInlet:
         return True
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
-        """Wait for room: see ports.Inlet. Raises BufferFull and Stopping."""
-        waiting = self._waiting
+        """Wait for room: see ports.Inlet. Raises BufferFull and Stopping.
+
+        A block that is `awaited` goes to a writer, and not into the stream.
+        """
+        waiting, place = self._waiting, partial(self._place, awaited)
         if not (waiting.posts or waiting.shut):
-            reservation = self._place(rows, size_bytes)
+            reservation = place(rows, size_bytes)
             if reservation is not None:
                 return reservation
-        return await waiting.wait(rows, size_bytes, self._place)
+        return await waiting.wait(rows, size_bytes, place)
 
-    def _place(self, rows: int, size_bytes: int) -> StreamReservation | None:
+    def _place(self, awaited: bool, rows: int, size_bytes: int) -> Reservation | None:
         if not self.memory.fits(rows, size_bytes):
             return None
         self.memory.add(rows, size_bytes)
-        return StreamReservation(self, rows, size_bytes)
+        return StreamReservation(self, rows, size_bytes, awaited=awaited)
+
+    def ask(self, block: Block, rows: int, size_bytes: int) -> Awaitable[None]:
+        """Send the block of a reservation to a writer; await that it has it."""
+        assert self._commits is not None, "this inlet gives no `committed`"
+        return self._commits.ask(block, partial(self.memory.free, rows, size_bytes))
 
     def put(self, block: Block, rows: int, size_bytes: int, *, durable: bool) -> Awaitable[None]:
         """Add the block of a reservation to the last group."""
         if not durable:
-            self.memory.accept(block, rows, size_bytes)
+            self.memory.accept(copy(block), rows, size_bytes)
             return COMPLETED
         posted = block.rows
         surplus, surplus_bytes = rows - posted, size_bytes - len(block.tuples)
+        block = copy(block)  # the group's block grows, and the caller still looks at its own
         publishing = Publishing(self._add(block, promised=False), self._ledger, posted)
         if surplus or surplus_bytes:  # the post had invalid items, which are not in the block
             self.memory.free(surplus, surplus_bytes)
@@ -176,7 +191,7 @@ class StreamInlet:
 
     def _published(self, group: Group, done: asyncio.Future[Any]) -> None:
         self._under_way.pop(group, None)
-        error = _error_of(done)
+        self.refused = error = _error_of(done)
         if error is None or done.cancelled() or not group.promised:
             self._end(group, error)
         else:

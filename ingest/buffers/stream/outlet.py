@@ -63,6 +63,7 @@ class StreamOutlet:
         self._memory = MemoryBuffer(
             rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max
         )
+        self.redeliveries = 0  # messages that had been delivered before
         self._puller: Pulls | None = None
         self._deliveries: dict[Block, Delivery] = {}
         self._blocks: dict[int, Block] = {}  # by their place in the stream
@@ -76,6 +77,7 @@ class StreamOutlet:
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a message. One that is here already has come a second time: it is kept once."""
+        self.redeliveries += delivery.tries > 1
         if (block := self._blocks.get(delivery.place)) is not None:
             self._deliveries[block] = delivery  # the broker listens to the newest one
             return
@@ -90,6 +92,14 @@ class StreamOutlet:
         self._ledger.delivered += block.rows
         self._memory.append(block)
         self._want()
+
+    def take_post(self, block: Block) -> bool:
+        """Take a post that waits for its commit; it is no message. Returns False without room."""
+        if self._memory.shut or self._memory.stats().used >= 1:
+            return False
+        self._ledger.delivered += block.rows
+        self._memory.append(block)
+        return True
 
     def _want(self) -> None:
         """Let the puller ask for more while there is room."""

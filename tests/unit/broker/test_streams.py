@@ -98,9 +98,9 @@ def test_faults_name_what_is_missing_or_behind() -> None:
     ]
     stream = {"config": WANTED.stream(), "cluster": {"leader": "n1", "replicas": replicas}}
     assert [str(each) for each in faults(Found(stream, None), WANTED)] == [
+        "the consumer writer of INGEST: is missing",
         "the stream INGEST: its copy on n3 is behind",
         "the stream INGEST: its copy on n4 is out of reach",
-        "the consumer writer of INGEST: is missing",
     ]
     stream["cluster"] = {"replicas": []}
     consumer = {"config": WANTED.consumer()}
