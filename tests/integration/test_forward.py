@@ -197,6 +197,23 @@ async def test_order_is_that_of_the_stream_with_one_post_at_once(
     assert target.items == items_of(those)
 
 
+async def test_few_messages_are_held_while_the_target_takes_none(
+    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+) -> None:
+    """So the memory is bounded, and other processes of this name get the rest."""
+
+    async def refuse(_came: Came) -> web.StreamResponse | None:
+        return web.Response(status=500)
+
+    async with Webhook(refuse) as target:
+        await fill(server, messages_of(readings(100), 1))
+        options = replace(QUICK, in_flight=3)
+        async with forwarding(server, target.url, tmp_path, options):
+            await until(lambda: len(target.came) > 50)
+            info = await api(admin, f"CONSUMER.INFO.{STREAM}.{CONSUMER}")
+            assert 3 <= info["num_ack_pending"] <= 12
+
+
 async def test_broker_is_told_that_messages_are_still_in_work(
     server: EmbeddedBroker,
     admin: BrokerConnection,
@@ -314,7 +331,7 @@ async def test_stop_gives_back_at_once_what_was_not_taken(
         return web.Response(status=500)
 
     async with Webhook(hang) as target:
-        await fill(server, messages_of(those, 4))
+        await fill(server, messages_of(those, 8))  # so few that the last request stays open
         async with forwarding(server, target.url, tmp_path) as first:
             await until(lambda: len(target.came) == 4)
             first.service.stopping.set()
