@@ -21,6 +21,7 @@ DEAD_LETTERS = "INGEST_DLQ"
 DEAD_LETTER_SUBJECT = "ingest.dlq."  # and the reason
 REPLAY = "replay"  # its consumer; who has its one message is the only one who replays
 REPLAYED_SUBJECTS = tuple(DEAD_LETTER_SUBJECT + each for each in (EXHAUSTED, DRAINED))
+FORWARD = "forward-"  # begins the name of a forwarder's own consumer
 
 
 class Permissions(NamedTuple):
