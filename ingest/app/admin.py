@@ -17,7 +17,7 @@ from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
-from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.http.bodies import Bodies
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
@@ -30,12 +30,14 @@ from ingest.system.surroundings import command_words
 class Joint(NamedTuple):
     """What an admin port of several processes shows in place of the figures of one.
 
-    `own` is the ledger of the process that has the port.
+    `own` is the ledger of the process that has the port. `page_readyz` is the state that the page
+    shows, if it is not that of the probes.
     """
 
     own: Ledger
-    exposition: JointExposition
+    exposition: Exposition | JointExposition
     tail: TailSource
+    page_readyz: Callable[[], tuple[int, bytes]] | None = None
 
 
 class AdminSide:
@@ -52,7 +54,7 @@ class AdminSide:
         settings: Settings,
         *,
         ledger: Ledger,
-        dead_letters: DeadLetterQueue,
+        dead_letters: ReadableDeadLetters,
         readyz: Callable[[], tuple[int, bytes]],
         message: Callable[[], str],
         token: str,
@@ -83,8 +85,14 @@ class AdminSide:
                 "dlq_bytes_max": settings.dlq_bytes_max,
                 "hold_probe_s": settings.hold_probe_s,
             },
-            Sources(__version__, ledger, readyz, message, lambda: self._lookup),
-            Letters(dead_letters, make_rules(settings), self._sink),
+            Sources(
+                __version__,
+                ledger,
+                (joint.page_readyz if joint else None) or readyz,
+                message,
+                lambda: self._lookup,
+            ),
+            Letters(dead_letters.letters, make_rules(settings), self._sink),
             self.guard,
             bodies(),
             tail=joint.tail if joint else None,

@@ -119,6 +119,12 @@ class Children:
                 return
         self._log.info("restart_done")
 
+    def tell(self, instance: str, message: Message) -> None:
+        """Send a message to the child that has this place."""
+        for each in self.slots:
+            if each.instance == instance:
+                each.tell(message)
+
     async def drain(self, within_s: float, halted: asyncio.Event) -> bool:
         """Let gateways end, then writers; return whether each has given its last account."""
         before = self.unclean

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable
 
 from ingest.admin.dashboard.tail import Tail
@@ -36,9 +37,12 @@ from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
-IDLE_S = 1.0  # a connection without a request for so long is closed when a successor is there
+IDLE_S = 5.0  # a connection without a request for so long is closed when a successor is there
 LEAVE_S_MAX = 30.0  # until the last connection is closed then
-LOOK_S = 0.05
+LOOK_S = 0.02
+# In an inherited socket connections wait until the stream has been looked at: a gateway that
+# replaces another one must refuse nothing. After this time they get `starting`.
+QUEUE_S_MAX = 5.0
 
 
 class NoDatabase:
@@ -112,6 +116,7 @@ class Gateway:
             advice=advice(settings, ""),
         )
         self._tail = Tail()
+        self._tail.watched = 1  # the page is elsewhere, so this does not know whether one is open
         self.endpoint = make_endpoint(
             settings,
             inlet=self.inlet,
@@ -147,7 +152,13 @@ class Gateway:
         )
         self._admin: GatewayAdmin | None = None
         if self._place.channel is None:
-            self._admin = GatewayAdmin(settings, self.ledger, self.health, refused_posts.listed)
+            self._admin = GatewayAdmin(
+                settings,
+                ledger=self.ledger,
+                readyz=self.health.readyz,
+                token=settings.admin_token or secrets.token_urlsafe(24),
+                refused_posts=refused_posts.listed,
+            )
 
     async def run(self) -> int:
         """Run until a signal or the supervisor ends it; return the exit code.
@@ -165,9 +176,9 @@ class Gateway:
 
     async def _start(self) -> None:
         settings, role = self._settings, self._role
-        if self._place.listening is not None:
-            listen = self.endpoint.start_on(self._place.listening)
-        else:
+        listening = self._place.listening
+        listen = ""
+        if listening is None:
             listen = await self.endpoint.start(*split_address(settings.listen))
         if self._admin is not None:
             bound = await self._admin.start(listen)
@@ -175,18 +186,25 @@ class Gateway:
                 f"posts: http://{listen}/v1/readings, probes and metrics: http://{bound}"
             )
         role.tasks.spawn(self.health.run(role.stopping))
+        since_s = monotonic_s()
         while not role.watch.checked:  # posts get `starting` until then
+            if listening is not None and monotonic_s() - since_s > QUEUE_S_MAX:
+                self.endpoint.start_on(listening)
+                listening = None
+                role.ready()
             if await sleep_unless(role.stopping, LOOK_S):
                 return
         self.health.started()
+        if listening is not None:
+            self.endpoint.start_on(listening)
         role.ready()
 
     async def _stop(self) -> int:
         """Drain; return the exit code."""
         role, inlet = self._role, self.inlet
-        deadline_s = monotonic_s() + self._settings.drain_s_max
         if role.steps_down:
             await self.endpoint.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S_MAX)
+        deadline_s = monotonic_s() + self._settings.drain_s_max
         self.health.draining()
         halting = asyncio.create_task(self._halt_at(deadline_s))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)

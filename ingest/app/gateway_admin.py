@@ -7,7 +7,6 @@ lists its last refused posts for who has the token.
 from __future__ import annotations
 
 import html as markup
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from ingest.admin.dashboard.assets import assets, html, page
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
-from ingest.app.health import Health
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
 from ingest.http.bodies import Bodies
@@ -29,25 +27,26 @@ _ASSETS = ("/page/style.css", "/page/icon.svg")
 
 
 class GatewayAdmin:
-    """The admin port of one gateway. `token` is the admin token."""
+    """The admin port of one gateway. `readyz` is that of its health, `token` the admin token."""
 
     def __init__(
         self,
         settings: Settings,
+        *,
         ledger: Ledger,
-        health: Health,
+        readyz: Callable[[], tuple[int, bytes]],
+        token: str,
         refused_posts: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._admin_listen = settings.admin_listen
         self._dashboard_url = settings.dashboard_url
         self._listen = ""
-        self.token = settings.admin_token or secrets.token_urlsafe(24)
-        self._guard = Guard(self.token)
+        self._guard = Guard(token)
         files = assets()
         self._admin = Admin(
             ledger=ledger,
             exposition=Exposition(ledger, __version__),
-            health=health.readyz,
+            health=readyz,
             message=str,
             guard=self._guard,
             bodies=Bodies(body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=MIB),

@@ -21,6 +21,7 @@ from ingest.system.logs import get_logger
 TICK_S = 0.5
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
 STEADY_S = 60.0  # after so long the next pause is the short one again
+HURRY_S = 2.0  # after a second signal
 KILL_S_MAX = 5.0  # after SIGKILL
 LATE_S = 1.0  # if a tick comes so late, we were frozen ourselves: then no child is to blame
 
@@ -227,7 +228,10 @@ class Slot:
     # Stop
 
     async def drain(self, within_s: float, halted: asyncio.Event) -> None:
-        """Let all its children finish and end; kill them after the time, or if `halted`."""
+        """Let all its children finish and end; kill them after the time.
+
+        If `halted` they are told again, which shortens their end, and are killed soon.
+        """
         self._stopping.set()
         self._news.set()
         await self._idle.wait()  # it starts no child any more
@@ -236,8 +240,10 @@ class Slot:
             each.drain()
         deadline_s = monotonic_s() + within_s
         for each in children:
-            left_s = max(0.0, deadline_s - monotonic_s())
-            await each.until(halted, within_s=left_s)
+            await each.until(halted, within_s=max(0.0, deadline_s - monotonic_s()))
+            if halted.is_set():
+                each.drain()
+                await each.until(within_s=HURRY_S)
             if not each.ended.is_set():
                 self._log.warning("child_killed", instance=self.instance, pid=each.pid)
                 each.kill()

@@ -3,7 +3,7 @@
 The supervisor has the state folder, the listening sockets, the embedded servers and the admin port.
 It handles no reading itself.
 Order of the start: state folder, sockets, admin port; then database, broker with its stream, and
-the processes side by side; a gateway begins when the broker is there, a writer when both are.
+gateways side by side; a gateway begins when the broker is there, a writer when all of them are.
 Order of the stop: gateways answer what they have; writers store what they can, the rest stays in
 the stream; then broker, database, admin port.
 Promises: the sockets stay open until the stop, so no connection that waits in them is lost.
@@ -15,26 +15,28 @@ import asyncio
 import ipaddress
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from os import geteuid, getpid
 from typing import Any
 
 from ingest import __version__
-from ingest.app.advice import database_words
+from ingest.app.advice import advice, database_words
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
 from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
 from ingest.app.greeting import greeting_lines
+from ingest.app.own_broker import OwnBroker
 from ingest.app.servers import Servers
 from ingest.app.slot import SlotTimes
-from ingest.app.up_admin import AdminOfUp, Probes
-from ingest.buffers.journal.reader import segment_files
+from ingest.app.tasks import Tasks
+from ingest.app.up_admin import UpAdmin
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings, split_address
 from ingest.http.connections import raise_open_files_limit
 from ingest.http.listener import open_slots
 from ingest.model.errors import StartError
+from ingest.sinks.postgres.known_server import KnownServer
 from ingest.system import logs
 from ingest.system import signals as app_signals
 from ingest.system.clock import sleep_unless, unix_us
@@ -47,12 +49,14 @@ from ingest.system.state_folder import ServiceInfo, StateFolder
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 GRACE_S = 5.0  # of a child beyond its own limit
 WATCH_S = 1.0
+TASKS_S_MAX = 5.0
 
 
 async def up(
     settings: Settings,
     *,
     announce: Callable[[str], None],
+    url_origin: str = "default",
     terminal: bool = False,
     program: Sequence[str] = PROGRAM,
     times: SlotTimes | None = None,
@@ -60,7 +64,7 @@ async def up(
     """Run all processes until SIGTERM or SIGINT; return the exit code, as `serve` does.
 
     Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines for
-    a person. `program` are the words that start a child.
+    a person. `program` are the words that start a child. `url_origin`: where database_url was set.
     """
     logs.configure(settings.log_level, form=settings.log_format)
     raise_open_files_limit()
@@ -74,7 +78,14 @@ async def up(
         notifier = Notifier.from_environment()
         limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))
         supervisor = Supervisor(
-            settings, folder, announce, notifier, program=program, times=limits, terminal=terminal
+            settings,
+            folder,
+            announce,
+            notifier,
+            program=program,
+            times=limits,
+            words=advice(settings, url_origin),
+            terminal=terminal,
         )
         async with notifier.reporting(supervisor.admin.state):
             return await supervisor.run()
@@ -83,7 +94,7 @@ async def up(
 def _leave_s_max(settings: Settings) -> float:
     """Return how long a child may need for what it has: a post that came late may wait for all."""
     post_s = settings.header_s_max + settings.body_s_max + settings.ack_wait_s_max
-    return max(post_s, settings.drain_s_max) + GRACE_S
+    return post_s + settings.drain_s_max + GRACE_S
 
 
 class Supervisor:
@@ -98,6 +109,7 @@ class Supervisor:
         *,
         program: Sequence[str],
         times: SlotTimes,
+        words: Mapping[str, str],
         terminal: bool,
     ) -> None:
         self._settings = settings
@@ -108,16 +120,24 @@ class Supervisor:
         self._times = times
         self._terminal = terminal
         self._token = settings.admin_token or secrets.token_urlsafe(24)
-        self.admin: AdminOfUp = Probes(settings)
         self._servers = Servers(settings, folder)
-        self._has_broker, self._has_database = asyncio.Event(), asyncio.Event()
+        self._own = OwnBroker(settings, folder, self._servers.admin_address)
+        self.admin = UpAdmin(
+            settings,
+            dead_letters=self._own.dead_letters,
+            token=self._token,
+            tell=self._tell,
+            free_bytes=folder.free_bytes,
+            advice=words,
+        )
+        self._has_broker, self._has_gateways = asyncio.Event(), asyncio.Event()
+        self._has_database = asyncio.Event()
         self._sockets: list[socket.socket] = []
         self._family: Lock | None = None
         self._children: Children | None = None
         self._stopping, self._halted = asyncio.Event(), asyncio.Event()
         self._restart = asyncio.Event()
-        self._broken = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._stopping, "up")
         self._log = logs.get_logger("up")
 
     async def run(self) -> int:
@@ -148,7 +168,6 @@ class Supervisor:
         durable = list(folder.durable_parts(embedded=self._servers.is_embedded))
         durable.remove(folder.journal)
         check_promise(durable, unsafe=settings.journal_unsafe, unless=UNLESS)
-        self._tell_of_journal()
         self._family = await family_lock(folder.path / "children.lock")
         listen = await self._listen()
         admin_listen = await self.admin.start(listen)
@@ -167,12 +186,14 @@ class Supervisor:
             self._start_broker(),
             self._start_database(),
             self._start_gateways(children),
-            children.start(children.writers, self._has_broker, self._has_database),
+            self._start_writers(children),
         )
         for slot in children.slots:
-            self._spawn(slot.run())
-        self._spawn(self._watch_servers())
-        self._spawn(self._restart_when_told(children))
+            self._tasks.spawn(slot.run())
+        self._tasks.spawn(self._watch_servers())
+        self._tasks.spawn(self._own.take_over(self.admin.ledger, self._stopping))
+        self._tasks.spawn(self._restart_when_told(children))
+        self.admin.database(lambda: self._servers.database_url, KnownServer(0))
         self._publish(listen, admin_listen)
         for line in greeting_lines(
             state_dir=folder.path,
@@ -183,14 +204,6 @@ class Supervisor:
             waiting="",
         ):
             self._announce(line)
-
-    def _tell_of_journal(self) -> None:
-        if left := segment_files(self._folder.journal):
-            self._log.warning("journal_left_behind", files=len(left), why="ingest up")
-            self._announce(
-                f"a journal of {len(left)} files lies in {self._folder.journal} and is NOT read by "
-                "`ingest up`: run `ingest serve` until it is empty to store what it holds"
-            )
 
     async def _listen(self) -> str:
         """Open the sockets; return their HOST:PORT. Raises StartError."""
@@ -222,6 +235,7 @@ class Supervisor:
 
     async def _start_broker(self) -> None:
         await self._servers.start_broker()
+        self._own.connect()
         self._has_broker.set()
 
     async def _start_database(self) -> None:
@@ -231,6 +245,12 @@ class Supervisor:
     async def _start_gateways(self, children: Children) -> None:
         await children.start(children.gateways, self._has_broker)
         self._notifier.ready()
+        self._has_gateways.set()
+
+    async def _start_writers(self, children: Children) -> None:
+        """Start them after the gateways: with few cores the first post is taken earlier."""
+        await self._has_gateways.wait()
+        await children.start(children.writers, self._has_database)
 
     def _publish(self, listen: str, admin_listen: str) -> None:
         self._folder.publish(
@@ -248,10 +268,10 @@ class Supervisor:
 
     # While it runs
 
-    def release_hold(self, dead_letter: bool) -> None:
-        """Let all writers try at once; with `dead_letter` they move refused rows away."""
-        for each in self._children.writers if self._children else ():
-            each.tell({"do": "release_hold", "dead_letter": dead_letter})
+    def _tell(self, instance: str, message: Message) -> None:
+        """Send a message to the process of an instance."""
+        if self._children is not None:
+            self._children.tell(instance, message)
 
     async def _watch_servers(self) -> None:
         """Restart the processes if an embedded server is at another place now."""
@@ -275,38 +295,24 @@ class Supervisor:
                 if not self._stopping.is_set():
                     self._notifier.ready()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._root(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _root(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task; an unexpected error in it is logged and stops all in order."""
-        try:
-            await work
-        except Exception:
-            self._log.critical("task_died", task=getattr(work, "__qualname__", ""), exc_info=True)
-            self._broken = True
-            self._stopping.set()
-
     # Stop
 
     async def _stop(self) -> int:
         """Drain the gateways, then the writers; return the exit code."""
         self.admin.draining()
         self._notifier.stopping()
-        sums = dict.fromkeys(ACCOUNTS, 0)
+        sums, broken = dict.fromkeys(ACCOUNTS, 0), False
         if self._children is not None:
             within_s = self._settings.drain_s_max + GRACE_S
             told = await self._children.drain(within_s, self._halted)
             # A child that was killed in a hurry has nothing that was acknowledged.
-            self._broken = self._broken or not (told or self._halted.is_set())
+            broken = not (told or self._halted.is_set())
             sums = self._children.sums
         app_signals.ignore()  # before the message: its reader may send another signal
         self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
         if sums["lost"]:
             return EXIT_LOST
-        return EXIT_BROKEN if self._broken else EXIT_OK
+        return EXIT_BROKEN if broken or self._tasks.broken else EXIT_OK
 
     async def _end(self) -> None:
         """End all tasks and processes, and close everything. Called in any case."""
@@ -314,10 +320,10 @@ class Supervisor:
         self._halted.set()
         if self._children is not None:
             await self._children.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
+        await self._tasks.wait(TASKS_S_MAX)
         for each in self._sockets:
             each.close()
+        await self._own.close()
         await self._servers.stop()
         await self.admin.close()
         self._folder.withdraw()

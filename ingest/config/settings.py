@@ -205,7 +205,7 @@ class Settings:
 
     dlq_bytes_max: int = setting(
         GIB,
-        "most bytes of all files; for invalid items 1/2, for retries_exhausted 3/4",
+        "most bytes of files or stream; for invalid items 1/2, for retries_exhausted 3/4",
         within=(64 * KIB, 16 * TIB),
         opens="Dead letters",
     )

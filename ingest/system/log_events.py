@@ -70,6 +70,9 @@ EVENTS: dict[str, str] = {
     "commit_not_ours": "A request to commit a post was no block. Who may publish to ingest.commit?",
     "message_not_ours": "A message of the stream is no block. It goes to the dead letters.",
     "message_not_set_aside": "It could not be dead-lettered. It comes again.",
+    "take_over_failed": "What `ingest serve` has left could not be moved. It is tried again.",
+    "journal_moved": "The readings of the journal are in the stream now, but for those `left`.",
+    "readings_not_moved": "Readings could not be moved to the other buffer. It is tried again.",
     "broker_exited": "The embedded broker has ended. It is started again.",
     "broker_frozen": "The embedded broker does not answer. It is killed, and started again.",
     "broker_restarted": "The embedded broker runs again.",
@@ -104,6 +107,7 @@ EVENTS: dict[str, str] = {
     "dead_letters_tidied": "Files without open entries were removed.",
     "dead_letters_tidy_failed": "Such a file could not be removed.",
     "dead_letters_not_readings": "The automatic replay skipped lines that are no readings.",
+    "dead_letters_moved": "So many entries were moved from files to the stream, or back.",
     "replayed": "The automatic replay has sent so many readings again.",
     "replay_failed": "The automatic replay could not read or mark entries. It tries again.",
     # The journal

@@ -12,18 +12,18 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from ingest.model.errors import StartError
+from ingest.model.ledger import Ledger
 from ingest.system.control import ControlChannel
 
 if sys.argv[1] == "gateway" or TYPE_CHECKING:  # a writer starts faster
     from ingest.http.request import Request
     from ingest.http.response import TEXT, Answer
     from ingest.http.routes import POST, READ, Port, Route
-    from ingest.model.ledger import Ledger
 
 BEAT_S = 0.1
 IDLE_S, LEAVE_S = 0.5, 10.0
@@ -44,6 +44,7 @@ class Tiny:
         self.instance = ""
         self.count = 0
         self.state = "starting"
+        self.started_us = time.time_ns() // 1000
         self.port: Port | None = None
 
     async def run(self) -> int:
@@ -98,9 +99,27 @@ class Tiny:
     async def beat(self) -> None:
         """Say that it lives."""
         while True:
-            blob = {"pid": os.getpid(), "ready": {"state": self.state}, "count": self.count}
-            self.channel.send({"status": blob})
+            self.channel.send({"status": self.status()})
             await asyncio.sleep(BEAT_S)
+
+    def status(self) -> dict[str, Any]:
+        """Return a status as that of a real process."""
+        return {
+            "role": self.role,
+            "version": "tiny",
+            "pid": os.getpid(),
+            "started_us": self.started_us,
+            "sent_us": time.time_ns() // 1000,
+            "final": False,
+            "cpu_s": 0.0,
+            "memory_bytes": 0,
+            "counters": Ledger().snapshot(),
+            "gauges": None,
+            "ready": {"state": self.state, "cause": "", "reason": ""},
+            "message": "",
+            "tail": {"posts": 0, "readings": [], "rejected": [], "rejected_sampled": False},
+            "refused_posts": [],
+        }
 
     def answer(self, request: Request, query: str, received_s: float) -> Answer:
         """Answer a post; one that says `block` freezes the process."""

@@ -22,10 +22,11 @@ from tests.unit.admin.test_exposition import busy
 async def running(url: str) -> AsyncIterator[str]:
     """Run the port; give its address."""
     admin = GatewayAdmin(
-        Settings(admin_listen="127.0.0.1:0", dashboard_url=url, admin_token=TOKEN),
-        busy(),
-        make_health(),
-        lambda: [{"code": "not_json"}],
+        Settings(admin_listen="127.0.0.1:0", dashboard_url=url),
+        ledger=busy(),
+        readyz=make_health().readyz,
+        token=TOKEN,
+        refused_posts=lambda: [{"code": "not_json"}],
     )
     address = await admin.start("10.0.0.1:8080")
     try:

@@ -15,11 +15,12 @@ from tests.support.statuses import FakeProcess
 class Rig:
     """Instances, and a clock that the test sets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **given: float) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr("ingest.app.instances.monotonic_s", lambda: self.now_s)
+        for part in ("instances", "status"):
+            monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
         self.own = Ledger()
-        self.instances = Instances(self.own, "0.1", 1)
+        self.instances = Instances(self.own, "0.1", 1, **given)
         self.seen: list[dict[str, Any]] = []
 
     def hear(self, name: str, process: FakeProcess, *, final: bool = False) -> None:
@@ -174,6 +175,39 @@ def test_silent_process_does_not_run_and_its_readings_are_still_held(rig: Rig) -
     assert [each.pid for each in rig.instances.shown()] == [1, None]
 
 
+def test_forgotten_process_is_counted_once_if_it_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody says that it has ended. Another process of that name is another one."""
+    rig = Rig(monkeypatch, forget_s=30)
+    gateway, writer = FakeProcess("gateway"), FakeProcess("writer")
+    gateway.takes(5)
+    writer.takes(4)
+    writer.ledger.delivered += 3
+    writer.held = 3
+    rig.hear("gateway-a", gateway)
+    rig.hear("writer-b", writer)
+    rig.now_s += 29
+    rig.hear("gateway-a", gateway)
+    rig.total()
+    assert len(list(rig.instances)) == 2
+    rig.now_s += 2
+    rig.hear("gateway-a", gateway)
+    total = rig.total()
+    assert [each.name for each in rig.instances] == ["gateway-a"]
+    assert (total.delivered, total.returned, total.imbalance) == (7, 3, 0)
+    rig.seen.clear()  # what it held was not returned after all
+    rig.hear("writer-b", writer)
+    assert (rig.total().delivered, rig.instances.ledger.returned) == (7, 0)
+    rig.hear("gateway-a", gateway, final=True)
+    assert rig.total().received == 5
+    assert [each.name for each in rig.instances] == ["writer-b"]
+    successor = FakeProcess("gateway")
+    successor.takes(2)
+    rig.hear("gateway-a", successor)
+    assert rig.total().received == 7
+
+
 def test_rates_are_those_between_two_statuses_of_one_process(rig: Rig) -> None:
     """A successor has none at first, and never a negative one."""
     gateway = FakeProcess("gateway")
@@ -195,6 +229,24 @@ def test_fullest_buffer_and_oldest_reading_are_shown(rig: Rig) -> None:
     stats = rig.instances.buffer()
     assert (stats.rows, stats.rows_max) == (90, 200)
     assert stats.used == pytest.approx(0.9)
+
+
+def test_oldest_reading_has_the_age_that_its_process_told(rig: Rig) -> None:
+    """Between two statuses it does not grow; if no more status comes, it does."""
+    one, two = FakeProcess("writer"), FakeProcess("writer")
+    one.oldest_s, two.oldest_s = rig.now_s - 2, rig.now_s - 1
+    rig.hear("writer-1", one)
+    rig.hear("writer-2", two)
+    for later_s, expected_s in ((0.5, 2), (SILENT_S, SILENT_S + 2.5)):
+        rig.now_s += later_s
+        oldest_s = rig.instances.buffer().oldest_received_s
+        assert oldest_s is not None
+        assert rig.now_s - oldest_s == pytest.approx(expected_s)
+    rig.instances.gone("writer-1")
+    rig.hear("writer-2", two)
+    oldest_s = rig.instances.buffer().oldest_received_s
+    assert oldest_s is not None
+    assert rig.now_s - oldest_s == pytest.approx(SILENT_S + 1.5)
 
 
 def test_figures_of_the_broker_are_not_added_but_counters_are(rig: Rig) -> None:

@@ -155,6 +155,7 @@ async def test_statuses_are_sent_at_full_seconds() -> None:
             stop.set()
 
     async with asyncio.timeout(5):
+        await asyncio.sleep((1.5 - unix_us() / 1e6 % 1.0) % 1.0)  # half a second off
         await source.run(send, stop)
     for each in times_us[1:]:
         assert each % 1_000_000 < 300_000

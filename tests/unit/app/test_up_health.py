@@ -102,9 +102,10 @@ def test_writers_cannot_refuse_posts(rig: Rig) -> None:
     rig.set("writer-2", "on_hold", "schema", "writes are paused: the table")
     assert rig.short() == (200, "on_hold", "schema", "writes are paused: the table")
     for state in ("starting", "draining", "full", "disk_low", "broker_away"):
-        rig.set("writer-1", state)
-        rig.set("writer-2", state)
-        assert rig.short()[:2] == (200, "accepting"), state
+        rig.set("writer-1", state, state)
+        rig.set("writer-2", state, state)
+        expected = (200, "accepting", "" if state == "starting" else state)
+        assert rig.short()[:3] == expected
     rig.set("gateway-1", "full", "full", "no space")
     assert rig.short()[:3] == (503, "full", "full")
 
