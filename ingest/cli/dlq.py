@@ -13,7 +13,6 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 
 from ingest.cli import dlq_show as show
 from ingest.cli.arguments import forward_name
@@ -22,13 +21,12 @@ from ingest.cli.find_letters import FILES, STORES, STREAM, letter_store
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
-from ingest.dead_letters.folder_store import FolderLetterStore
 from ingest.dead_letters.reader import LiveLetter, Selection, Tally
 from ingest.dead_letters.store import LetterStore, newest, once
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import IngestError
 from ingest.model.letter import REASONS, REFUSED_BY_TARGET
-from ingest.system.state_folder import StateFolder, existing
+from ingest.system.state_folder import StateFolder
 from ingest.system.words import counted
 
 PREFIX_MIN = 6
@@ -92,7 +90,6 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
 
 
 def _stats_arguments(parser: argparse.ArgumentParser) -> None:
-    _forward(parser)
     add_json_flag(parser)
     _store(parser)
 
@@ -125,14 +122,7 @@ def _ids_and_where(parser: argparse.ArgumentParser) -> None:
     _where(parser)
 
 
-def _forward(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--forward", metavar="NAME", type=forward_name, help="those of a forwarder, not the service"
-    )
-
-
 def _where(parser: argparse.ArgumentParser) -> None:
-    _forward(parser)
     parser.add_argument("--where", action="append", metavar="K=V", help=WHERE_HELP)
     _store(parser)
 
@@ -143,6 +133,7 @@ def _store(parser: argparse.ArgumentParser) -> None:
         choices=STORES,
         help=f"{FILES}: those of the state folder; {STREAM}: those of the broker; default: found",
     )
+    parser.add_argument("--forward", metavar="NAME", type=forward_name, help="those of a forwarder")
 
 
 def _limit(text: str) -> int:
@@ -170,7 +161,12 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
-    async with _letters(args, loaded) as store:
+    if args.forward is not None and args.dlq_command == "replay":
+        raise IngestError(
+            "dlq replay writes to the table, and the readings of a forwarder are there already: "
+            "post what `ingest dlq show --json --forward` prints, then discard it"
+        )
+    async with letter_store(loaded.settings, args.store, forward=args.forward) as store:
         if args.dlq_command in {"list", "show"}:
             return await _list(args, store)
         if args.dlq_command == "stats":
@@ -178,20 +174,6 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
         if args.dlq_command == "replay":
             return await replay(args, loaded.settings, store, where_of(args.where))
         return await _discard(args, store)
-
-
-def _letters(args: argparse.Namespace, loaded: Loaded) -> AbstractAsyncContextManager[LetterStore]:
-    if args.forward is None:
-        return letter_store(loaded.settings, args.store)
-    if args.dlq_command == "replay":
-        raise IngestError(
-            "dlq replay writes to the table, and the readings of a forwarder are there already: "
-            "post what `ingest dlq show --json --forward` prints, then discard it"
-        )
-    folder = StateFolder(existing(state_dir(loaded.settings))).forward(args.forward).dead_letters
-    if not folder.exists():
-        raise IngestError(f"there is no folder {folder}: no forwarder of this name has run here")
-    return nullcontext(FolderLetterStore(folder))
 
 
 def where_of(texts: Sequence[str] | None) -> Selection:

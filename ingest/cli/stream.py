@@ -78,7 +78,8 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
             document = {**found[0]._asdict(), "dead_letters": found[1]._asdict()}
             texts = [as_text(its, each.names) for its, each in zip(found, wanted, strict=True)]
             print_answer(document, "\n\n".join(texts), as_json=args.json)
-            return 0 if all(None not in _parts(each) for each in found) else 1
+            all_there = all(None not in (each.stream, *_consumers(each)) for each in found)
+            return 0 if all_there else 1
         faults = [
             fault
             for its, each in zip(found, wanted, strict=True)
@@ -101,10 +102,6 @@ def _checked(faults: list[StreamFault], unsafe: list[StreamFault]) -> str:
     return "\n".join(lines) or "the streams and their consumers are as they must be"
 
 
-def _parts(found: Found) -> tuple[Info, ...]:
-    return (found.stream, found.consumer, *found.others.values())
-
-
 def as_text(found: Found, names: Names) -> str:
     """Return the state of a stream as lines for a person."""
     if found.stream is None:
@@ -117,13 +114,16 @@ def as_text(found: Found, names: Names) -> str:
         "size": f"{state['bytes'] / 2**20:,.1f} of {config['max_bytes'] / 2**20:,.1f} MiB",
         "oldest": state["first_ts"] if state["messages"] else "-",
     }
-    parts = [lines]
-    named = ((names.consumer, found.consumer), *found.others.items())
-    parts += [_consumer(*each) for each in named]
+    of_consumers = map(_consumer_lines, (names.consumer, *names.others), _consumers(found))
+    parts = [lines, *of_consumers]
     return "\n".join(f"{name + ':':<10} {text}" for part in parts for name, text in part.items())
 
 
-def _consumer(name: str, found: Mapping[str, Any] | None) -> dict[str, str]:
+def _consumers(found: Found) -> list[Info]:
+    return [found.consumer, *found.others.values()]
+
+
+def _consumer_lines(name: str, found: Info) -> dict[str, str]:
     if found is None:
         return {"consumer": f"{name} is missing: `ingest stream apply` makes it"}
     return {

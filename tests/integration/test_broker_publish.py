@@ -330,6 +330,6 @@ async def test_connection_ends_also_if_a_ping_misses_its_cancellation(
         return 0.0
 
     monkeypatch.setattr(line, "PING_S", 0.01)
-    monkeypatch.setattr(line.Client, "rtt", rtt)
+    monkeypatch.setattr("nats.aio.client.Client.rtt", rtt)
     async with asyncio.timeout(3), joined(server, "gateway"):
         await pinging.wait()
