@@ -39,7 +39,7 @@ from ingest.writer.set_aside import set_aside_rest
 HANDLERS_GRACE_S = 1.0
 IDLE_S = 5.0  # a connection without a request for so long is closed when a successor is there
 LEAVE_S_MAX = 30.0  # until the last connection is closed then
-LOOK_S = 0.05
+LOOK_S = 0.02
 # In an inherited socket connections wait until the stream has been looked at: a gateway that
 # replaces another one must refuse nothing. After this time they get `starting`.
 QUEUE_S_MAX = 5.0

@@ -140,6 +140,20 @@ def _tail_sent(sample: TailSample) -> dict[str, Any]:
     }
 
 
+def status_message(instance: str, status: Mapping[str, Any]) -> bytes:
+    """Return the message with which a process that nobody leads tells its status to others."""
+    return orjson.dumps({"instance": instance, "status": status})
+
+
+def read_message(message: bytes) -> tuple[str, dict[str, Any]]:
+    """Return name and status of such a message. Raises ValueError; the status is not checked."""
+    try:
+        said = orjson.loads(message)
+        return str(said["instance"])[:NAME_CHARACTERS_MAX], dict(said["status"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no status: {type(error).__name__}: {error}") from error
+
+
 class Status(NamedTuple):
     """The status of a process as it was read. The gauges of `ledger` stand still."""
 
