@@ -11,6 +11,7 @@ finished; all messages are published; what is left of buffered posts goes to the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -39,7 +40,8 @@ from ingest.writer.set_aside import set_aside_rest
 HANDLERS_GRACE_S = 1.0
 IDLE_S = 1.0  # a connection without a request for so long is closed when a successor is there
 LEAVE_S_MAX = 30.0  # until the last connection is closed then
-LOOK_S = 0.05
+LOOK_S = 0.02
+CHECK_S_MAX = 5.0  # the broker may be away: then posts get `starting`
 
 
 class NoDatabase:
@@ -174,6 +176,10 @@ class Gateway:
     async def _start(self) -> None:
         settings, role = self._settings, self._role
         if self._place.listening is not None:
+            # A predecessor may still serve at this socket: do not refuse what it would take.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_S_MAX):
+                    await self._stream_checked()
             listen = self.endpoint.start_on(self._place.listening)
         else:
             listen = await self.endpoint.start(*split_address(settings.listen))
@@ -183,11 +189,16 @@ class Gateway:
                 f"posts: http://{listen}/v1/readings, probes and metrics: http://{bound}"
             )
         role.tasks.spawn(self.health.run(role.stopping))
-        while not role.watch.checked:  # posts get `starting` until then
-            if await sleep_unless(role.stopping, LOOK_S):
-                return
-        self.health.started()
-        role.ready()
+        if await self._stream_checked():  # posts get `starting` until then
+            self.health.started()
+            role.ready()
+
+    async def _stream_checked(self) -> bool:
+        """Wait until the stream has been looked at; return False if the gateway stops before."""
+        while not self._role.watch.checked:
+            if await sleep_unless(self._role.stopping, LOOK_S):
+                return False
+        return True
 
     async def _stop(self) -> int:
         """Drain; return the exit code."""

@@ -11,9 +11,11 @@ from ingest.app.broker import (
     make_embedded,
     wanted_stream,
 )
+from ingest.app.dead_letters import wanted_dead_letters
 from ingest.broker import manage, monitor
 from ingest.broker.connection import connected
 from ingest.broker.session import Address
+from ingest.broker.streams import Wanted
 from ingest.config.settings import Settings
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.server import EmbeddedPostgres
@@ -45,22 +47,30 @@ class Servers:
 
     async def start_broker(self) -> None:
         """Start the embedded broker, and make its stream; or check the stream of the other one."""
-        wanted = wanted_stream(self._settings)
+        wanted: list[Wanted] = [
+            wanted_stream(self._settings),
+            wanted_dead_letters(self._settings),
+        ]
         if self._broker is not None:
             await self._broker.start()
             try:
                 async with connected(self._address(_ADMIN), _ADMIN) as connection:
-                    await manage.apply(connection, wanted)
+                    for each in wanted:
+                        await manage.apply(connection, each)
             except (BrokerAway, BrokerRefused) as error:
                 raise StartError(f"the stream could not be made: {error}") from error
             return
         try:
             async with connected(self._address(_ADMIN), _ADMIN) as connection:
-                found = await manage.look(connection)
+                found = [await manage.look(connection, each.names) for each in wanted]
         except (BrokerAway, BrokerRefused) as error:  # the gateways and writers try it again
             self._log.warning("stream_not_looked_at", why=str(error))
             return
-        listed = manage.faults(found, wanted)
+        listed = [
+            fault
+            for there, each in zip(found, wanted, strict=True)
+            for fault in manage.faults(there, each)
+        ]
         if not self._settings.broker_unsafe:
             listed += await asyncio.to_thread(
                 monitor.monitor_faults, configured_monitors(self._settings)
@@ -87,6 +97,10 @@ class Servers:
         if self._broker is not None:
             monitors = (self._broker.published.endpoints.monitor_url,)
         return {**self._address(role)._asdict(), "monitors": monitors}
+
+    def admin_address(self) -> Address:
+        """Return how the supervisor itself reaches the broker, once it is there."""
+        return self._address(_ADMIN)
 
     def _address(self, role: str) -> Address:
         if self._configured is not None:

@@ -26,15 +26,13 @@ from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
 from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
 from ingest.app.greeting import greeting_lines
-from ingest.app.rules import make_rules
+from ingest.app.own_broker import OwnBroker
 from ingest.app.servers import Servers
 from ingest.app.slot import SlotTimes
 from ingest.app.tasks import Tasks
 from ingest.app.up_admin import UpAdmin
-from ingest.buffers.journal.reader import segment_files
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings, split_address
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.connections import raise_open_files_limit
 from ingest.http.listener import open_slots
 from ingest.model.errors import StartError
@@ -122,23 +120,16 @@ class Supervisor:
         self._times = times
         self._terminal = terminal
         self._token = settings.admin_token or secrets.token_urlsafe(24)
-        self._dead_letters = DeadLetterQueue(
-            folder.dead_letters,
-            bytes_max=settings.dlq_bytes_max,
-            segment_bytes=settings.dlq_segment_bytes,
-            keep_days=settings.dlq_keep_days,
-            auto_replay=settings.dlq_auto_replay,
-            rules=make_rules(settings),
-        )
+        self._servers = Servers(settings, folder)
+        self._own = OwnBroker(settings, folder, self._servers.admin_address)
         self.admin = UpAdmin(
             settings,
-            dead_letters=self._dead_letters,
+            dead_letters=self._own.dead_letters,
             token=self._token,
             tell=self._tell,
             free_bytes=folder.free_bytes,
             advice=words,
         )
-        self._servers = Servers(settings, folder)
         self._has_broker, self._has_gateways = asyncio.Event(), asyncio.Event()
         self._has_database = asyncio.Event()
         self._sockets: list[socket.socket] = []
@@ -177,8 +168,6 @@ class Supervisor:
         durable = list(folder.durable_parts(embedded=self._servers.is_embedded))
         durable.remove(folder.journal)
         check_promise(durable, unsafe=settings.journal_unsafe, unless=UNLESS)
-        self._tell_of_journal()
-        await self._dead_letters.open()
         self._family = await family_lock(folder.path / "children.lock")
         listen = await self._listen()
         admin_listen = await self.admin.start(listen)
@@ -202,6 +191,7 @@ class Supervisor:
         for slot in children.slots:
             self._tasks.spawn(slot.run())
         self._tasks.spawn(self._watch_servers())
+        self._tasks.spawn(self._own.take_over(self.admin.ledger, self._stopping))
         self._tasks.spawn(self._restart_when_told(children))
         self.admin.database(lambda: self._servers.database_url, KnownServer(0))
         self._publish(listen, admin_listen)
@@ -214,14 +204,6 @@ class Supervisor:
             waiting="",
         ):
             self._announce(line)
-
-    def _tell_of_journal(self) -> None:
-        if left := segment_files(self._folder.journal):
-            self._log.warning("journal_left_behind", files=len(left), why="ingest up")
-            self._announce(
-                f"a journal of {len(left)} files lies in {self._folder.journal} and is NOT read by "
-                "`ingest up`: run `ingest serve` until it is empty to store what it holds"
-            )
 
     async def _listen(self) -> str:
         """Open the sockets; return their HOST:PORT. Raises StartError."""
@@ -253,6 +235,7 @@ class Supervisor:
 
     async def _start_broker(self) -> None:
         await self._servers.start_broker()
+        self._own.connect()
         self._has_broker.set()
 
     async def _start_database(self) -> None:
@@ -340,9 +323,9 @@ class Supervisor:
         await self._tasks.wait(TASKS_S_MAX)
         for each in self._sockets:
             each.close()
+        await self._own.close()
         await self._servers.stop()
         await self.admin.close()
-        await self._dead_letters.close()
         self._folder.withdraw()
         if self._family is not None:
             self._family.close()

@@ -17,8 +17,7 @@ from ingest.app.admin import AdminSide, Joint
 from ingest.app.instances import WRITER
 from ingest.app.overview import LATE_S, Overview
 from ingest.config.settings import Settings
-from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
 
@@ -36,7 +35,7 @@ class UpAdmin:
         self,
         settings: Settings,
         *,
-        dead_letters: DeadLetterQueue | StreamDeadLetters,
+        dead_letters: ReadableDeadLetters,
         token: str,
         tell: Tell,
         free_bytes: Callable[[], int],
