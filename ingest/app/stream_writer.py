@@ -25,9 +25,10 @@ from ingest.app.status import StatusSource
 from ingest.app.writer_admin import WriterAdmin
 from ingest.app.writing import WritingHalf
 from ingest.broker.given_check import GivenCheck
+from ingest.broker.lag import ABSENT, lag_bytes_max
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.purge import StreamPurge
-from ingest.broker.roles import COMMIT, COMMITTERS, STATUS, STREAM, WRITER
+from ingest.broker.roles import COMMIT, COMMITTERS, FORWARD, STATUS, STREAM, WRITER
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.broker.undone import Undone
 from ingest.buffers.stream.commit_desk import CommitDesk
@@ -75,10 +76,13 @@ class StreamWriter:
         self._check = GivenCheck(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,
-            forwards=tuple(f"forward-{each}" for each in forward_names(settings.forwards)),
+            forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
             keep_s=settings.stream_keep_s,
             checked_to=lambda: self._check.checked_to,
             done_bytes=lambda: self._puller.done_bytes,
+            forward_lag_bytes_max=int(
+                ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
+            ),
         )
         self.writing = WritingHalf(
             settings,

@@ -17,6 +17,7 @@ GIVEN = "ingest.given"  # writers tell each other here which messages they were 
 STATUS = "ingest.status"  # gateways and writers tell their states here, for the pages of writers
 COMMIT = "ingest.commit"  # posts that wait for their commit; one of the writers gets each
 COMMITTERS = "writers"  # their queue group
+FORWARD = "forward-"  # begins the name of a forwarder's own consumer
 DEAD_LETTERS = "INGEST_DLQ"
 DEAD_LETTER_SUBJECT = "ingest.dlq."  # and the reason
 REPLAY = "replay"  # its consumer; who has its one message is the only one who replays
