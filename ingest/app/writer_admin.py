@@ -20,7 +20,7 @@ from ingest.app.overview import LATE_S, Overview
 from ingest.app.status import read_message
 from ingest.broker.session import Message
 from ingest.config.settings import Settings
-from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.model.ledger import Ledger
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
@@ -40,7 +40,7 @@ class WriterAdmin:
         instance: str,
         *,
         ledger: Ledger,
-        dead_letters: StreamDeadLetters,
+        dead_letters: ReadableDeadLetters,
         readyz: Callable[[], tuple[int, bytes]],
         release_hold: Callable[[bool], bool],
         advice: Mapping[str, str],
