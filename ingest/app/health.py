@@ -19,7 +19,14 @@ from ingest.app.fill import Fill
 from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
 from ingest.config.values import shown
-from ingest.model.causes import INVALID_FULL, JOURNAL_BROKEN, cause_of, may_be_url, next_step
+from ingest.model.causes import (
+    INVALID_FULL,
+    JOURNAL_BROKEN,
+    STREAM_FULL,
+    cause_of,
+    may_be_url,
+    next_step,
+)
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import BufferStats, Database
 from ingest.model.verdict import UNREACHABLE
@@ -30,7 +37,7 @@ TICK_S = 1.0
 FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
-UNREADY = REFUSING | {"full"}
+UNREADY = REFUSING | {"full", "broker_away"}
 UNCHECKED = "no connection to the database since the start; the journal keeps the readings"
 UNTAKEN = "posts are not taken until the table has been checked"
 
@@ -40,8 +47,9 @@ class Health:
 
     `free_bytes` returns the free space of the state folder, and may raise OSError. `disk_broken`
     returns True if the journal cannot be written. `url_fault` returns what is wrong with the file
-    of the database's URL, or nothing. `advice` are the words of the next steps: a text for each of
-    causes.FIELDS.
+    of the database's URL, or nothing. `broker` returns why the broker is of no use now, as a key of
+    causes.CAUSES, or nothing; the state is `broker_away` then. `advice` are the words of the next
+    steps: a text for each of causes.FIELDS.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class Health:
         url_fault: Callable[[], str] = str,
         free_bytes: Callable[[], int],
         disk_broken: Callable[[], bool] = lambda: False,
+        broker: Callable[[], str] = str,
         dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
         refusals: Refusals,
         fill: Fill,
@@ -64,6 +73,7 @@ class Health:
         self._url_fault = url_fault
         self._free_bytes = free_bytes
         self._disk_broken = disk_broken
+        self._broker = broker
         self._dead_letters = dead_letters
         self._refusals = refusals
         self._fill = fill
@@ -225,6 +235,8 @@ class Health:
             return JOURNAL_BROKEN
         if state in {"draining", "disk_low"}:
             return state
+        if self._broker():
+            return self._broker()
         if self._database_cause():
             return self._database_cause()
         if state in {"starting", "full", "slowed"}:
@@ -232,6 +244,8 @@ class Health:
         return INVALID_FULL if self._invalid_full else ""
 
     def _open_state(self, stats: BufferStats) -> str:
+        if broker := self._broker():
+            return "full" if broker == STREAM_FULL else "broker_away"
         if self._full:
             return "full"
         if self._database_state.hold_reason is not None:

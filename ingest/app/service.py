@@ -14,9 +14,8 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from os import geteuid, getpid
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -31,6 +30,7 @@ from ingest.app.health import Health
 from ingest.app.receiving import make_endpoint
 from ingest.app.refusals import Refusals
 from ingest.app.rules import make_rules
+from ingest.app.tasks import Tasks
 from ingest.app.writing import WritingHalf
 from ingest.config.folders import state_dir
 from ingest.config.reread_url import RereadUrl
@@ -50,6 +50,7 @@ from ingest.system.state_folder import ServiceInfo, StateFolder
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 HANDLERS_GRACE_S = 1.0
+TASKS_S_MAX = 5.0
 
 
 async def serve(
@@ -104,8 +105,7 @@ class Service:
         self._stopping = asyncio.Event()  # the drain begins
         self._halted = asyncio.Event()  # the drain ends: rows that are left are kept as they are
         self._writing_ends = asyncio.Event()  # the writers end now
-        self._broken = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._stopping, "service")
         self._embedded: EmbeddedPostgres | None = None
         self._info: ServiceInfo | None = None  # what was published
         self.ledger = Ledger()
@@ -204,13 +204,13 @@ class Service:
     async def _start(self) -> None:
         settings = self._settings
         for work in open_buffer(self.buffer, settings, self._folder, self._announce):
-            self._spawn(work(self._stopping))
+            self._tasks.spawn(work(self._stopping))
         await self.dead_letters.open()
         listen = await self.endpoint.start(*split_address(settings.listen))
         admin_listen = await self.admin_side.start(listen, settings.admin_listen)
         self._notifier.ready()
-        self._spawn(self.health.run(self._stopping))
-        self._spawn(self.admin_side.dashboard.run(self._halted))
+        self._tasks.spawn(self.health.run(self._stopping))
+        self._tasks.spawn(self.admin_side.dashboard.run(self._halted))
         url = await self._database()
         self.admin_side.database(url, self.writing.known)
         self._info = ServiceInfo(
@@ -226,7 +226,7 @@ class Service:
         self._folder.publish(self._info)
         self.first_contact.begin(url())
         writing = self.writing
-        self._spawn(self._open_database(url))
+        self._tasks.spawn(self._open_database(url))
         await writing.first_try.wait()
         if writing.refusal:
             raise StartError(writing.refusal)
@@ -270,24 +270,9 @@ class Service:
             on_checked=self._checked,
         ):
             self.health.started()
-            self.writing.start(self.admin_side.observed_dead_letters, self._spawn)
+            self.writing.start(self.admin_side.observed_dead_letters, self._tasks.spawn)
             replayer = self.writing.make_replayer(self.dead_letters, self.buffer)
-            self._spawn(replayer.run(self._stopping))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._root(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _root(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task; an unexpected error in it is logged and stops the service in order."""
-        try:
-            await work
-        except Exception:
-            self._log.critical("task_died", task=getattr(work, "__qualname__", ""), exc_info=True)
-            self._broken = True
-            self._stopping.set()
+            self._tasks.spawn(replayer.run(self._stopping))
 
     # Stop
 
@@ -323,7 +308,7 @@ class Service:
         )
         if lost:
             return EXIT_LOST
-        return EXIT_BROKEN if self._broken else EXIT_OK
+        return EXIT_BROKEN if self._tasks.broken else EXIT_OK
 
     async def _halt_at(self, deadline_s: float) -> None:
         """At the deadline, at a second signal, or at the end of the drain, abort the writers."""
@@ -339,8 +324,7 @@ class Service:
         self._halted.set()
         self._writing_ends.set()
         self.buffer.shut_inlet()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
+        await self._tasks.wait(TASKS_S_MAX)
         await self.endpoint.close()
         await self.dead_letters.close()
         await self.buffer.close()

@@ -15,6 +15,7 @@ from typing import Any
 
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import OwnFolder, Replayer
+from ingest.dead_letters.sending import BlockSender, Rooms
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import (
@@ -203,6 +204,12 @@ class WritingHalf:
             rows_per_s=settings.dlq_replay_rows_per_s,
             pause_s=settings.dlq_replay_pause_s,
             folder=folder,
+            sender=self.make_sender(inlet),
+        )
+
+    def make_sender(self, inlet: Rooms) -> BlockSender:
+        """Return what sends dead letters through the buffer again."""
+        return BlockSender(
             inlet=inlet,
             outlet_stats=self._outlet.stats,
             ledger=self._ledger,

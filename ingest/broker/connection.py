@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from ingest.broker.roles import inbox_of
-from ingest.broker.session import PULL, Address, Message, Outgoing, Session
+from ingest.broker.session import PULL, Address, Heard, Message, Outgoing, Session
 from ingest.model.errors import BrokerAway
 from ingest.system import clock
 from ingest.system.backoff import backoff_s
@@ -38,7 +38,8 @@ class BrokerConnection:
         self._session: Session | None = None
         self._replies: dict[int, OnReply] = {}
         self._on_delivery: OnReply | None = None
-        self._hears: dict[str, OnReply] = {}
+        self._hears: dict[str, Heard] = {}
+        self._on_delivery_of: dict[str, OnReply] = {}  # by stream
         self._last_token = 0
         self._watchers: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -65,16 +66,20 @@ class BrokerConnection:
         """Call `came` after each connect, and `went` after each end of a connection."""
         self._watchers.append((came, went))
 
-    def deliver_to(self, on_delivery: OnReply) -> None:
-        """Give all messages that are pulled to this function."""
-        self._on_delivery = on_delivery
+    def deliver_to(self, on_delivery: OnReply, *, stream: str = "") -> None:
+        """Give all messages that are pulled, or those of one stream, to this function."""
+        if stream:
+            self._on_delivery_of[stream] = on_delivery
+        else:
+            self._on_delivery = on_delivery
 
-    def hear(self, subject: str, on_message: OnReply) -> None:
+    def hear(self, subject: str, on_message: OnReply, *, group: str = "") -> None:
         """Give all messages of a subject to this function, from the next connect on.
 
-        What is sent while we are not connected is missed.
+        Of a group only one member gets each message. What is sent while we are not connected is
+        missed.
         """
-        self._hears[subject] = on_message
+        self._hears[subject] = Heard(on_message, group)
 
     def send(self, subject: str, payload: bytes = b"") -> bool:
         """Send a message that nobody answers. Return False, and send nothing, if we are away."""
@@ -198,9 +203,15 @@ class BrokerConnection:
         return None
 
     def _take(self, token: str, message: Message) -> None:
-        on_reply = self._replies.get(int(token)) if token else self._on_delivery
+        on_reply = self._replies.get(int(token)) if token else self._taker(message)
         if on_reply is not None:
             on_reply(message)
+
+    def _taker(self, message: Message) -> OnReply | None:
+        for stream, on_delivery in self._on_delivery_of.items():
+            if f".{stream}." in message.reply_to:
+                return on_delivery
+        return self._on_delivery
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Makes, changes, checks and shows the stream and its consumer, by JetStream's API.
+"""Makes, changes, checks and shows a stream and its consumer, by JetStream's API.
 
 Promises: `apply` never removes a stream, a consumer or a message. A setting that cannot be changed,
 or that says that the stream is somebody else's, is an error that names it.
@@ -14,14 +14,21 @@ from typing import Any, NamedTuple
 
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.replies import NO_CONSUMER, NO_MESSAGE, NOT_FOUND, Meaning, api_fault
-from ingest.broker.roles import STREAM, WRITER
-from ingest.broker.streams import Config, Difference, WantedStream, changed, differences
+from ingest.broker.roles import STREAM
+from ingest.broker.streams import (
+    READINGS,
+    Config,
+    Difference,
+    Names,
+    Wanted,
+    changed,
+    differences,
+)
 from ingest.model.errors import BrokerAway, BrokerRefused
 
 API_S_MAX = 5.0
 
-_STREAM = f"the stream {STREAM}"
-_CONSUMER = f"the consumer {WRITER} of {STREAM}"
+Info = Mapping[str, Any] | None  # what the broker says; None if there is none
 
 
 class StreamFault(NamedTuple):
@@ -35,28 +42,33 @@ class StreamFault(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the broker says of the stream and of its consumer; None if there is none."""
+    """What the broker says of a stream, of its consumer, and of the others by name."""
 
-    stream: Mapping[str, Any] | None
-    consumer: Mapping[str, Any] | None
+    stream: Info
+    consumer: Info
+    others: Mapping[str, Info] = {}
 
 
-async def look(connection: BrokerConnection) -> Found:
-    """Ask for stream and consumer. Raises BrokerAway, and BrokerRefused."""
-    stream = await look_at_stream(connection)
+async def look(connection: BrokerConnection, names: Names = READINGS) -> Found:
+    """Ask for a stream and its consumers. Raises BrokerAway, and BrokerRefused."""
+    stream = await look_at_stream(connection, names.stream)
     if stream is None:
         return Found(None, None)
-    return Found(stream, await look_at_consumer(connection, WRITER))
+    found = {
+        name: await look_at_consumer(connection, name, names.stream)
+        for name in (names.consumer, *names.others)
+    }
+    return Found(stream, found.pop(names.consumer), found)
 
 
-async def look_at_stream(connection: BrokerConnection) -> Mapping[str, Any] | None:
-    """Ask for the stream; None if there is none. Raises BrokerAway, and BrokerRefused."""
-    return await _api(connection, f"STREAM.INFO.{STREAM}", missing=NOT_FOUND)
+async def look_at_stream(connection: BrokerConnection, name: str = STREAM) -> Info:
+    """Ask for a stream. Raises BrokerAway, and BrokerRefused."""
+    return await _api(connection, f"STREAM.INFO.{name}", missing=NOT_FOUND)
 
 
-async def look_at_consumer(connection: BrokerConnection, name: str) -> Mapping[str, Any] | None:
-    """Ask for a consumer; None if there is none. Raises BrokerAway, and BrokerRefused."""
-    return await _api(connection, f"CONSUMER.INFO.{STREAM}.{name}", missing=NO_CONSUMER)
+async def look_at_consumer(connection: BrokerConnection, name: str, stream: str = STREAM) -> Info:
+    """Ask for a consumer. Raises BrokerAway, and BrokerRefused."""
+    return await _api(connection, f"CONSUMER.INFO.{stream}.{name}", missing=NO_CONSUMER)
 
 
 async def message(connection: BrokerConnection, place: int) -> bytes | None:
@@ -82,31 +94,38 @@ async def purge(connection: BrokerConnection, to: int) -> None:
     await _api(connection, f"STREAM.PURGE.{STREAM}", {"seq": to + 1})
 
 
-def faults(found: Found, wanted: WantedStream) -> list[StreamFault]:
+def faults(found: Found, wanted: Wanted) -> list[StreamFault]:
     """Return what is missing, what differs, and copies that are behind."""
     return [*altered(found, wanted), *degraded(found, wanted)]
 
 
-def altered(found: Found, wanted: WantedStream) -> list[StreamFault]:
+def altered(found: Found, wanted: Wanted) -> list[StreamFault]:
     """Return what is missing, and what differs: messages may be lost by it."""
+    names = wanted.names
+    where = _stream(names)
     if found.stream is None:
-        return [StreamFault(_STREAM, "is missing")]
+        return [StreamFault(where, "is missing")]
     of_stream = differences(wanted.stream(), found.stream["config"])
-    listed = [StreamFault(_STREAM, str(each)) for each in of_stream]
-    if found.consumer is None:
-        return [*listed, StreamFault(_CONSUMER, "is missing")]
-    of_consumer = differences(wanted.consumer(), found.consumer["config"])
-    return [*listed, *(StreamFault(_CONSUMER, str(each)) for each in of_consumer)]
+    listed = [StreamFault(where, str(each)) for each in of_stream]
+    for name, config in wanted.consumers().items():
+        there = _there(found, names, name)
+        if there is None:
+            listed.append(StreamFault(_consumer(names, name), "is missing"))
+        else:
+            of_consumer = differences(config, there["config"])
+            listed += [StreamFault(_consumer(names, name), str(each)) for each in of_consumer]
+    return listed
 
 
-def degraded(found: Found, wanted: WantedStream) -> list[StreamFault]:
+def degraded(found: Found, wanted: Wanted) -> list[StreamFault]:
     """Return copies that are behind. One more server less, and the stream stands still."""
+    where = _stream(wanted.names)
     cluster = (found.stream or {}).get("cluster") or {}
     if found.stream is not None and wanted.replicas > 1 and not cluster.get("leader"):
-        return [StreamFault(_STREAM, "has no leader")]
+        return [StreamFault(where, "has no leader")]
     return [
         StreamFault(
-            _STREAM,
+            where,
             f"its copy on {each['name']} is {'behind' if each.get('active') else 'out of reach'}",
         )
         for each in cluster.get("replicas") or ()
@@ -114,49 +133,66 @@ def degraded(found: Found, wanted: WantedStream) -> list[StreamFault]:
     ]
 
 
-async def apply(connection: BrokerConnection, wanted: WantedStream) -> list[str]:
+def _stream(names: Names) -> str:
+    return f"the stream {names.stream}"
+
+
+def _consumer(names: Names, name: str) -> str:
+    return f"the consumer {name} of {names.stream}"
+
+
+def _there(found: Found, names: Names, name: str) -> Info:
+    return found.consumer if name == names.consumer else found.others.get(name)
+
+
+async def apply(connection: BrokerConnection, wanted: Wanted) -> list[str]:
     """Make what is missing, change what differs; return what was done, as sentences.
 
     Raises BrokerRefused, with what an operator has to do, and BrokerAway.
     """
-    found = await look(connection)
-    done = [await _apply_stream(connection, wanted.stream(), found.stream)]
-    done.append(await _apply_consumer(connection, wanted.consumer(), found.consumer))
-    if left := [str(each) for each in altered(await look(connection), wanted)]:
+    names = wanted.names
+    found = await look(connection, names)
+    done = [await _apply_stream(connection, names, wanted.stream(), found.stream)]
+    for name, config in wanted.consumers().items():
+        there = _there(found, names, name)
+        done.append(await _apply_consumer(connection, names, name, config, there))
+    if left := [str(each) for each in altered(await look(connection, names), wanted)]:
         raise BrokerRefused(f"the broker did not change all of it: {'; '.join(left)}")
     return done
 
 
 async def _apply_stream(
-    connection: BrokerConnection, wanted: Config, found: Mapping[str, Any] | None
+    connection: BrokerConnection, names: Names, wanted: Config, found: Info
 ) -> str:
+    stream = _stream(names)
     if found is None:
-        await _api(connection, f"STREAM.CREATE.{STREAM}", changed(wanted, {}))
-        return f"made {_STREAM}"
+        await _api(connection, f"STREAM.CREATE.{names.stream}", changed(wanted, {}))
+        return f"made {stream}"
     listed = list(differences(wanted, found["config"]))
     if not listed:
-        return f"{_STREAM} was there, and fits"
-    _refuse_fixed(_STREAM, listed)
-    await _api(connection, f"STREAM.UPDATE.{STREAM}", changed(wanted, found["config"]))
-    return f"changed {_STREAM}: {_listed(listed)}"
+        return f"{stream} was there, and fits"
+    _refuse_fixed(stream, listed)
+    await _api(connection, f"STREAM.UPDATE.{names.stream}", changed(wanted, found["config"]))
+    return f"changed {stream}: {_listed(listed)}"
 
 
 async def _apply_consumer(
-    connection: BrokerConnection, wanted: Config, found: Mapping[str, Any] | None
+    connection: BrokerConnection, names: Names, name: str, wanted: Config, found: Info
 ) -> str:
-    subject = f"CONSUMER.CREATE.{STREAM}.{WRITER}"
+    where = _consumer(names, name)
+    subject = f"CONSUMER.CREATE.{names.stream}.{name}"
+    body = {"stream_name": names.stream}
     if found is None:
         config = changed(wanted, {})
-        body = {"stream_name": STREAM, "config": config, "action": "create"}
-        await _api(connection, subject, body)
-        return f"made {_CONSUMER}"
+        await _api(connection, subject, {**body, "config": config, "action": "create"})
+        return f"made {where}"
     listed = list(differences(wanted, found["config"]))
     if not listed:
-        return f"{_CONSUMER} was there, and fits"
-    _refuse_fixed(_CONSUMER, listed)
+        return f"{where} was there, and fits"
+    _refuse_fixed(where, listed)
     config = changed(wanted, found["config"])
-    await _api(connection, subject, {"stream_name": STREAM, "config": config, "action": "update"})
-    return f"changed {_CONSUMER}: {_listed(listed)}"
+    await _api(connection, subject, {**body, "config": config, "action": "update"})
+    return f"changed {where}: {_listed(listed)}"
 
 
 def _refuse_fixed(where: str, listed: list[Difference]) -> None:

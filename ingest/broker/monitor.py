@@ -88,6 +88,20 @@ def _unsafe(url: str) -> str:
     return ""
 
 
+def is_answering(url: str, within_s: float) -> bool:
+    """Whether the process answers at all, whatever it says; a frozen one does not."""
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=within_s)
+    try:
+        connection.request("GET", f"{parts.path}/")
+        connection.getresponse().read(ANSWER_BYTES_MAX)
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
+
+
 def _illness(url: str) -> str:
     said = ask(url, "/healthz", also=(500, 503))
     if said.get("status") == "ok":

@@ -74,8 +74,10 @@ class Publisher:
             return 0.0
         return self._loop.time() - oldest.began_s
 
-    def publish(self, message_id: str, payload: bytes) -> asyncio.Future[PubAck]:
-        """Publish a message. No two messages may have the same id.
+    def publish(
+        self, message_id: str, payload: bytes, within_s: float | None = None
+    ) -> asyncio.Future[PubAck]:
+        """Publish a message, within `wait_s_max` or less. No two messages may have the same id.
 
         The result raises BrokerFull, BrokerRefused or BrokerAway: then nothing of the message is
         kept; or BrokerOutcomeUnknown. Cancel it to give up; the message may then be kept or not.
@@ -92,7 +94,8 @@ class Publisher:
             return result
         publish = _Publish(message_id, self._stream, payload, result)
         publish.began_s = self._loop.time()
-        publish.deadline = self._loop.call_later(self._wait_s_max, self._give_up, publish)
+        within_s = self._wait_s_max if within_s is None else min(within_s, self._wait_s_max)
+        publish.deadline = self._loop.call_later(within_s, self._give_up, publish)
         self._under_way[publish] = None
         result.add_done_callback(lambda _: self._forget(publish))
         self._send(publish)

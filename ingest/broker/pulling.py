@@ -251,9 +251,14 @@ class Puller:
         """Say that we still have them, so that they do not come again for another `ack_wait`."""
         self._say(deliveries, _WORKING)
 
-    def give_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Let another reader have them, at once."""
-        self._say(deliveries, _LATER)
+    def give_back(self, deliveries: Iterable[Delivery], after_s: float = 0.0) -> None:
+        """Let another reader have them, at once, or after a while.
+
+        Who stops should take a while that is longer than its connection: a pull request that is
+        open would get them at once.
+        """
+        delay = b' {"delay":%d}' % int(after_s * 1e9) if after_s else b""
+        self._say(deliveries, _LATER + delay)
 
     def drop(self, deliveries: Iterable[Delivery]) -> None:
         """Never deliver them again, although they are not done."""

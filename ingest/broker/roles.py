@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ingest.model.letter import DRAINED, EXHAUSTED
+
 STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 WRITER = "writer"  # the consumer that all writers share
 GIVEN = "ingest.given"  # writers tell each other here which messages they were given
+STATUS = "ingest.status"  # gateways and writers tell their states here, for the pages of writers
+COMMIT = "ingest.commit"  # posts that wait for their commit; one of the writers gets each
+COMMITTERS = "writers"  # their queue group
+FORWARD = "forward-"  # begins the name of a forwarder's own consumer
+DEAD_LETTERS = "INGEST_DLQ"
+DEAD_LETTER_SUBJECT = "ingest.dlq."  # and the reason
+REPLAY = "replay"  # its consumer; who has its one message is the only one who replays
+REPLAYED_SUBJECTS = tuple(DEAD_LETTER_SUBJECT + each for each in (EXHAUSTED, DRAINED))
 
 
 class Permissions(NamedTuple):
@@ -22,10 +32,26 @@ class Permissions(NamedTuple):
     hear: tuple[str, ...] = ()
 
 
+def inbox_of(role: str, name: str) -> str:
+    """Return the subject that begins all reply subjects of one connection of a role."""
+    return f"_INBOX.{role}.{name}"
+
+
+def inboxes_of(role: str) -> str:
+    """Return the subjects that a role may subscribe to."""
+    return f"_INBOX.{role}.>"
+
+
 _LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
+_APPEND = (
+    f"{DEAD_LETTER_SUBJECT}>",
+    f"$JS.API.STREAM.INFO.{DEAD_LETTERS}",
+    # To see whether a dead letter that the stream had before is still there.
+    f"$JS.API.STREAM.MSG.GET.{DEAD_LETTERS}",
+)
 
 ROLES: dict[str, Permissions] = {
-    "gateway": Permissions(("ingest.in.>", *_LOOK)),
+    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_LOOK, *_APPEND)),
     "writer": Permissions(
         (
             *_LOOK,
@@ -35,22 +61,20 @@ ROLES: dict[str, Permissions] = {
             f"$JS.API.STREAM.PURGE.{STREAM}",
             f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}",
             GIVEN,
+            STATUS,
+            *_APPEND,
+            f"$JS.API.DIRECT.GET.{DEAD_LETTERS}",
+            f"$JS.API.STREAM.MSG.DELETE.{DEAD_LETTERS}",
+            f"$JS.API.CONSUMER.INFO.{DEAD_LETTERS}.*",
+            f"$JS.API.CONSUMER.MSG.NEXT.{DEAD_LETTERS}.{REPLAY}",
+            f"$JS.ACK.{DEAD_LETTERS}.{REPLAY}.>",
+            inboxes_of("gateway"),  # the outcomes of posts of COMMIT
         ),
-        hear=(GIVEN,),
+        hear=(GIVEN, COMMIT, STATUS),
     ),
     "forward": Permissions(
         (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),
         never=(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}", f"$JS.ACK.{STREAM}.{WRITER}.>"),
     ),
-    "admin": Permissions(("$JS.API.>",)),
+    "admin": Permissions(("$JS.API.>", f"{DEAD_LETTER_SUBJECT}>")),
 }
-
-
-def inbox_of(role: str, name: str) -> str:
-    """Return the subject that begins all reply subjects of one connection of a role."""
-    return f"_INBOX.{role}.{name}"
-
-
-def inboxes_of(role: str) -> str:
-    """Return the subjects that a role may subscribe to."""
-    return f"_INBOX.{role}.>"

@@ -59,6 +59,13 @@ class Message(NamedTuple):
         return self.headers.get("Status", "")
 
 
+class Heard(NamedTuple):
+    """Who gets the messages of a subject. With a `group`, one of its members gets each."""
+
+    on_message: Callable[[Message], None]
+    group: str = ""
+
+
 class _Ended(Exception):
     """The library has met an error; raised in its callback, it ends the library's own retries."""
 
@@ -83,7 +90,7 @@ class Session:
         server: str,
         inbox: str,
         take: Callable[[str, Message], None],
-        hears: Mapping[str, Callable[[Message], None]],
+        hears: Mapping[str, Heard],
     ) -> None:
         self.server = server
         self.inbox = inbox
@@ -142,8 +149,8 @@ class Session:
             await self._client.subscribe(
                 each, cb=self._received, pending_msgs_limit=0, pending_bytes_limit=0
             )
-        for subject, on_message in self._hears.items():
-            await self._client.subscribe(subject, cb=_to(on_message))
+        for subject, heard in self._hears.items():
+            await self._client.subscribe(subject, heard.group, cb=_to(heard.on_message))
         await self._client.flush()
         self._is_open = True
 

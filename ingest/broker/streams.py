@@ -1,4 +1,4 @@
-"""What the stream and its consumer must be, and how those that are there differ. No I/O.
+"""What the streams and their consumers must be, and how those that are there differ. No I/O.
 
 The promise of an acknowledged message depends on these settings: another retention, `discard old`,
 a largest age or a memory storage lose messages without an error. So all of them are compared, not
@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ingest.broker.roles import STREAM, SUBJECT, WRITER
+from ingest.broker.roles import (
+    DEAD_LETTER_SUBJECT,
+    DEAD_LETTERS,
+    REPLAY,
+    REPLAYED_SUBJECTS,
+    STREAM,
+    SUBJECT,
+    WRITER,
+)
 
 ACK_WAIT_S = 30.0  # a delivery that is not acknowledged after this comes again
 ACKS_PENDING_MAX = 1_000  # deliveries without an acknowledgement; then the broker waits
@@ -19,11 +27,32 @@ WINDOW_S = 30.0  # in which a message id is known; must be longer than a message
 Config = Mapping[str, Any]
 
 
+class Names(NamedTuple):
+    """A stream, its consumer, and consumers that it has for others, as those of forwarders."""
+
+    stream: str
+    consumer: str
+    others: tuple[str, ...] = ()
+
+
+READINGS = Names(STREAM, WRITER)
+LETTERS = Names(DEAD_LETTERS, REPLAY)
+
+
 class WantedStream(NamedTuple):
-    """What `ingest.in.0` needs: how many copies on servers, and how many bytes."""
+    """What `ingest.in.0` needs: how many copies on servers, how many bytes, which consumers.
+
+    `forwards` are the names of the forwarders' consumers.
+    """
 
     replicas: int
     bytes_max: int
+    forwards: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> Names:
+        """The stream and its consumers."""
+        return READINGS._replace(others=self.forwards)
 
     def stream(self) -> dict[str, Any]:
         """Return the settings of the stream."""
@@ -40,17 +69,54 @@ class WantedStream(NamedTuple):
             **_STREAM_DEFAULTS,
         }
 
-    def consumer(self) -> dict[str, Any]:
-        """Return the settings of the consumer that all writers share."""
-        return {
-            "durable_name": WRITER,
-            "name": WRITER,
-            "deliver_policy": "all",
-            "ack_policy": "explicit",
-            "ack_wait": _nanoseconds(ACK_WAIT_S),
-            "max_ack_pending": ACKS_PENDING_MAX,
-            **_CONSUMER_DEFAULTS,
+    def consumers(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of each consumer: the one of all writers, one for each forwarder."""
+        return {name: _consumer(name) for name in (WRITER, *self.forwards)}
+
+
+class WantedDeadLetters(NamedTuple):
+    """What the dead letters need. A letter is live while its message is there."""
+
+    replicas: int
+    bytes_max: int
+
+    @property
+    def names(self) -> Names:
+        """The stream and its consumer."""
+        return LETTERS
+
+    def stream(self) -> dict[str, Any]:
+        """Return the settings of the stream."""
+        readings = WantedStream(self.replicas, self.bytes_max).stream()
+        return readings | {
+            "name": DEAD_LETTERS,
+            "subjects": [f"{DEAD_LETTER_SUBJECT}*"],
+            "deny_delete": False,  # what is replayed or discarded is deleted
+            "allow_direct": True,  # many messages with one request
         }
+
+    def consumers(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of the consumer of the automatic replay."""
+        replay = _consumer(REPLAY) | {
+            "max_ack_pending": 1,  # so only one writer replays at a time
+            "filter_subjects": list(REPLAYED_SUBJECTS),
+        }
+        return {REPLAY: replay}
+
+
+Wanted = WantedStream | WantedDeadLetters
+
+
+def _consumer(name: str) -> dict[str, Any]:
+    return {
+        "durable_name": name,
+        "name": name,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": _nanoseconds(ACK_WAIT_S),
+        "max_ack_pending": ACKS_PENDING_MAX,
+        **_CONSUMER_DEFAULTS,
+    }
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -87,6 +153,7 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
     "pause_until": None,
     "backoff": None,  # it would replace ack_wait
 }
+_FALSE = {"deny_delete": False, "allow_direct": False}
 # What JetStream cannot change, and what would make another stream's messages ours.
 _FIXED_STREAM = ("subjects", "retention", "storage", "max_consumers", "persist_mode", "mirror")
 _FIXED_CONSUMER = ("deliver_policy", "ack_policy", "replay_policy", "deliver_subject")
@@ -111,7 +178,7 @@ class Difference(NamedTuple):
 
 def differences(wanted: Config, found: Config) -> Iterator[Difference]:
     """Yield the settings of `wanted` that are others in `found`."""
-    defaults = _STREAM_DEFAULTS | _CONSUMER_DEFAULTS | {"deny_delete": False}
+    defaults = _STREAM_DEFAULTS | _CONSUMER_DEFAULTS | _FALSE
     for name, value in wanted.items():
         have = found.get(name, defaults.get(name))
         if name == "persist_mode" and have == "default":

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 
-from ingest.buffers.queue import BlockQueue
 from ingest.model.block import Block
 
 
 class BoundedMemory:
-    """Room for the blocks of `queue`. It calls `freed` when room came free."""
+    """Room for blocks. It gives them to `append`, and calls `freed` when room came free."""
 
     def __init__(
-        self, queue: BlockQueue, rows_max: int, bytes_max: int, freed: Callable[[], None]
+        self,
+        append: Callable[[Block], None],
+        rows_max: int,
+        bytes_max: int,
+        freed: Callable[[], None],
     ) -> None:
         self.rows_max = rows_max
         self.bytes_max = bytes_max
         self.rows = 0  # of blocks that are not settled, and of reservations
         self.size_bytes = 0  # of the same
-        self._queue = queue
+        self._append = append
         self._freed = freed
 
     @property
@@ -56,8 +59,8 @@ class BoundedMemory:
         self._freed()
 
     def accept(self, block: Block, rows: int, size_bytes: int) -> None:
-        """Append a block to the queue; `rows` and `size_bytes` were reserved for it."""
-        self._queue.append(block)
+        """Append a block; `rows` and `size_bytes` were reserved for it."""
+        self._append(block)
         rows -= block.rows
         size_bytes -= len(block.tuples)
         if rows or size_bytes:  # the post had invalid items, which are not in the block

@@ -40,7 +40,7 @@ class MemoryBuffer:
         self._waiting = WaitingPosts(
             put_wait_s_max, may_wait=self._may_wait, oldest_s=self._queue.oldest_s
         )
-        self._memory = BoundedMemory(self._queue, rows_max, bytes_max, self._waiting.admit)
+        self._memory = BoundedMemory(self._queue.append, rows_max, bytes_max, self._waiting.admit)
 
     def open(self) -> list[Work]:
         """Return no work: memory needs none."""
@@ -68,6 +68,11 @@ class MemoryBuffer:
             self._last = SharedBlock(block, self._shared_rows_max)
             self._queue.append(block)
         return True
+
+    def append(self, block: Block) -> None:
+        """Add a block that has come already, even if there is no room for it."""
+        self._memory.add(block.rows, len(block.tuples))
+        self._queue.append(block)
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room for one block of `rows` rows and `size_bytes` bytes.

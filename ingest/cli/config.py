@@ -13,7 +13,8 @@ from typing import Any
 from ingest.cli.find_database import known_token, known_url
 from ingest.cli.parser import Parser, SettingsFlags, add_all_settings
 from ingest.config.folders import state_dir
-from ingest.config.settings import Loaded, Settings, secret_names
+from ingest.config.loading import Loaded
+from ingest.config.settings import Settings, secret_names
 from ingest.config.text import bounds_text, env_example, groups, plain, toml_example
 from ingest.config.values import mask_url, nearest, shown
 from ingest.model.errors import ConfigError, StartError

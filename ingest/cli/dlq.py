@@ -1,7 +1,7 @@
 """`ingest dlq`: shows the dead letters, replays them, discards them.
 
-It works beside a running service and without one. Only `replay` needs the database. `replay` and
-`discard` take the replay lock, so that no other replay changes the same letters.
+It works beside a running service and without one. Only `replay` needs the database. The dead
+letters are in the files of the state folder or in the broker's stream: find_letters.py knows.
 """
 
 from __future__ import annotations
@@ -12,34 +12,23 @@ import json
 import re
 import shutil
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from pathlib import Path
+from collections.abc import Sequence
 
 from ingest.cli import dlq_show as show
+from ingest.cli.arguments import forward_name
 from ingest.cli.dlq_replay import add_replay_arguments, replay
+from ingest.cli.find_letters import FILES, STORES, STREAM, letter_store
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.config.folders import state_dir
-from ingest.config.settings import Loaded
-from ingest.dead_letters.files import folder_bytes, segments
-from ingest.dead_letters.manual_replay import hold_replay_lock
-from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.reader import (
-    LiveLetter,
-    Selection,
-    Tally,
-    live_letters,
-    segment_letters,
-)
+from ingest.config.loading import Loaded
+from ingest.dead_letters.reader import LiveLetter, Selection, Tally
+from ingest.dead_letters.store import LetterStore, newest, once
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import IngestError
-from ingest.model.letter import REASONS
-from ingest.system.state_folder import StateFolder, existing
+from ingest.model.letter import REASONS, REFUSED_BY_TARGET
+from ingest.system.state_folder import StateFolder
 from ingest.system.words import counted
 
-IDS_COUNTED_MAX = 1_000_000  # beyond that, an id that is in two files is shown twice
-MARKS_AT_ONCE = 1_000
 PREFIX_MIN = 6
 LISTED = 50
 MORE_COUNTED_MAX = 100_000  # a second or two
@@ -77,8 +66,8 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         Command(
             "stats",
             "number, reasons, age and size",
-            ("ingest dlq stats", "ingest dlq stats --json"),
-            add_json_flag,
+            ("ingest dlq stats", "ingest dlq stats --forward billing --json"),
+            _stats_arguments,
         ),
         Command(
             "replay",
@@ -98,6 +87,11 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         ),
     )
     add_group(parser, "dlq_command", commands, settings)
+
+
+def _stats_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json_flag(parser)
+    _store(parser)
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +124,16 @@ def _ids_and_where(parser: argparse.ArgumentParser) -> None:
 
 def _where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--where", action="append", metavar="K=V", help=WHERE_HELP)
+    _store(parser)
+
+
+def _store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        choices=STORES,
+        help=f"{FILES}: those of the state folder; {STREAM}: those of the broker; default: found",
+    )
+    parser.add_argument("--forward", metavar="NAME", type=forward_name, help="those of a forwarder")
 
 
 def _limit(text: str) -> int:
@@ -140,9 +144,8 @@ def _limit(text: str) -> int:
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Run the command; return 0, or 1 if a part of it could not be done."""
-    folder = StateFolder(existing(state_dir(loaded.settings))).dead_letters
     try:
-        code = _run(args, loaded, folder)
+        code = asyncio.run(_run(args, loaded))
         sys.stdout.flush()  # here, so that the error of a full disk gets the text below
         return code
     except BrokenPipeError:
@@ -151,19 +154,26 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         # The error may be of a file of the folder, or of the file that the output goes to.
         where = f"{error.filename}: " if error.filename else ""
         why = f"{where}{error.strerror or error}"
+        folder = StateFolder(state_dir(loaded.settings)).dead_letters
         raise IngestError(
             f"dlq {args.dlq_command}: {why} (the dead letters are in {folder})"
         ) from error
 
 
-def _run(args: argparse.Namespace, loaded: Loaded, folder: Path) -> int:
-    if args.dlq_command in {"list", "show"}:
-        return _list(args, folder)
-    if args.dlq_command == "stats":
-        return _stats(folder, as_json=args.json)
-    if args.dlq_command == "replay":
-        return asyncio.run(replay(args, loaded.settings, folder, where_of(args.where)))
-    return asyncio.run(_discard(args, folder))
+async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+    if args.forward is not None and args.dlq_command == "replay":
+        raise IngestError(
+            "dlq replay writes to the table, and the readings of a forwarder are there already: "
+            "post what `ingest dlq show --json --forward` prints, then discard it"
+        )
+    async with letter_store(loaded.settings, args.store, forward=args.forward) as store:
+        if args.dlq_command in {"list", "show"}:
+            return await _list(args, store)
+        if args.dlq_command == "stats":
+            return await _stats(store, as_json=args.json)
+        if args.dlq_command == "replay":
+            return await replay(args, loaded.settings, store, where_of(args.where))
+        return await _discard(args, store)
 
 
 def where_of(texts: Sequence[str] | None) -> Selection:
@@ -180,7 +190,7 @@ def where_of(texts: Sequence[str] | None) -> Selection:
                 raise IngestError(f"--where names {name} twice")
             found[name] = value
     reason = found.get("reason")
-    if reason is not None and reason not in REASONS:
+    if reason is not None and reason not in (*REASONS, REFUSED_BY_TARGET):
         raise IngestError(f"--where reason={reason}: not one of {', '.join(REASONS)}")
     since_us = text_us(found["since"]) if "since" in found else None
     if since_us is not None and not isinstance(since_us, int):
@@ -194,61 +204,30 @@ def where_of(texts: Sequence[str] | None) -> Selection:
     )
 
 
-def _selected(args: argparse.Namespace, folder: Path, tally: Tally) -> Iterator[LiveLetter]:
-    """Yield the live letters that the arguments select."""
-    return _of_ids(args.ids, live_letters(folder, where=where_of(args.where), tally=tally))
-
-
-def _of_ids(ids: Sequence[str], letters: Iterable[LiveLetter]) -> Iterator[LiveLetter]:
-    prefixes = tuple(each.lower() for each in ids)
+def _selected(args: argparse.Namespace) -> Selection:
+    """Return what the ids and conditions of the arguments select. Raises IngestError."""
+    prefixes = tuple(each.lower() for each in args.ids)
     if short := [each for each in prefixes if len(each) < PREFIX_MIN]:
         raise IngestError(f"{short[0]}: give at least {PREFIX_MIN} characters of an id")
-    return (live for live in letters if not prefixes or live.id.startswith(prefixes))
+    where = where_of(args.where)
+    if not prefixes:
+        return where
+    return where._replace(id_prefixes=tuple(each.encode() for each in prefixes))
 
 
-def _newest(
-    args: argparse.Namespace, folder: Path, tally: Tally, limit: int
-) -> tuple[list[LiveLetter], int]:
-    """Return the newest letters that the arguments select, newest first, and how many more.
-
-    It reads the newest file first, and stops when it has counted enough.
-    """
-    where, seen = where_of(args.where), set[tuple[str, str]]()
-    found, count = list[LiveLetter](), 0
-    for segment in reversed(segments(folder)):
-        newest = deque[LiveLetter](maxlen=limit - len(found))
-        its = _of_ids(args.ids, segment_letters(segment, where=where, tally=tally))
-        for live in _once(its, seen):
-            newest.append(live)
-            count += 1
-        found += reversed(newest)
-        if count - len(found) >= MORE_COUNTED_MAX:
-            break
-    return found, count - len(found)
-
-
-def _once(
-    letters: Iterable[LiveLetter], seen: set[tuple[str, str]] | None = None
-) -> Iterator[LiveLetter]:
-    """Yield each letter once: two processes may have written the same one."""
-    seen = set() if seen is None else seen
-    for live in letters:
-        key = (live.id, live.letter.reason)
-        if key not in seen:
-            if len(seen) < IDS_COUNTED_MAX:
-                seen.add(key)
-            yield live
-
-
-def _list(args: argparse.Namespace, folder: Path) -> int:
+async def _list(args: argparse.Namespace, store: LetterStore) -> int:
     tally = Tally()
     limit = args.limit if args.limit is not None else 0 if args.json else LISTED
-    letters, more = (
-        _newest(args, folder, tally, limit) if limit else (_once(_selected(args, folder, tally)), 0)
-    )
-    count = 0
-    for count, live in enumerate(letters, 1):
-        _print(args, live, is_first=count == 1)
+    where = _selected(args)
+    count = more = 0
+    if limit:
+        letters, more, _ = await newest(store, where, limit, tally=tally, more_max=MORE_COUNTED_MAX)
+        for count, live in enumerate(letters, 1):
+            _print(args, live, is_first=count == 1)
+    else:
+        async for live in once(store.oldest(where, tally)):
+            count += 1
+            _print(args, live, is_first=count == 1)
     sys.stdout.flush()
     if more:
         least = "at least " if more >= MORE_COUNTED_MAX else ""
@@ -274,34 +253,36 @@ def _print(args: argparse.Namespace, live: LiveLetter, *, is_first: bool) -> Non
         print(show.one_line(live, max(width, len(show.COLUMNS))))
 
 
-def _stats(folder: Path, *, as_json: bool) -> int:
+async def _stats(store: LetterStore, *, as_json: bool) -> int:
     tally = Tally()
-    files = segments(folder)
-    size_bytes = folder_bytes(folder) if folder.exists() else 0
-    counted = show.count(_once(live_letters(folder, tally=tally)), len(files), size_bytes, tally)
+    count = show.Count()
+    async for live in once(store.oldest(Selection(), tally)):
+        count.add(live)
+    counted = count.figures(await store.extent(), tally)
     print(json.dumps(counted) if as_json else show.figures(counted, tally))
     return 0
 
 
-async def _discard(args: argparse.Namespace, folder: Path) -> int:
+async def _discard(args: argparse.Namespace, store: LetterStore) -> int:
     if sum(map(bool, (args.ids, args.where, args.all))) != 1:
         raise IngestError("name what to discard: IDs, or --where, or --all (one of the three)")
     tally = Tally()
+    where = _selected(args)
+    count = 0
     if not args.yes:
-        count = sum(1 for _ in _once(_selected(args, folder, tally)))
+        async for _ in once(store.oldest(where, tally)):
+            count += 1
         said = f"{counted(count, 'dead letter')} would be discarded; to do it, repeat it with --yes"
         print(json.dumps({"would_be_discarded": count}) if args.json else said)
         return 1
-    if not segments(folder):
+    if (await store.extent()).empty:
         print("no dead letters", file=sys.stderr)
         if args.json:
             print(json.dumps({"discarded": 0}))
         return 0
-    count = 0
-    with await hold_replay_lock(folder):
-        wanted = _selected(args, folder, tally)
-        while some := list(islice(wanted, MARKS_AT_ONCE)):
-            mark_done(((each.path, each.mark) for each in some), "discarded")
+    async with store.held():
+        async for some in store.oldest(where, tally):
+            await store.mark_done(some, "discarded")
             count += len(some)
     said = f"{counted(count, 'dead letter')} discarded"
     print(json.dumps({"discarded": count}) if args.json else said)

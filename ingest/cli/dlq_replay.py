@@ -1,7 +1,7 @@
-"""`ingest dlq replay`: replays dead letters of the folder, or the lines of a copy.
+"""`ingest dlq replay`: replays dead letters, or the lines of a copy.
 
-It has the replay lock all the time. Lines are marked as done after each batch. For a copy, the live
-lines with the ids that were stored are marked at the end, also if it ends by an error.
+It keeps other replays away all the time. Letters are marked as done after each batch. For a copy,
+the live letters with the ids that were stored are marked at the end, also if it ends by an error.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from ingest.app.rules import make_rules
 from ingest.cli import dlq_show as show
 from ingest.cli.parser import add_json_flag
 from ingest.config.settings import Settings
-from ingest.dead_letters.files import segments
 from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse
 from ingest.dead_letters.manual_replay import (
     Item,
     ManualReplay,
     Summary,
-    hold_replay_lock,
     item_of_fields,
     item_of_letter,
 )
-from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.reader import Selection, Tally, live_letters
+from ingest.dead_letters.reader import Selection, Tally
+from ingest.dead_letters.store import LetterStore
 from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ports import Sink
 
@@ -51,7 +49,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def replay(
-    args: argparse.Namespace, settings: Settings, folder: Path, where: Selection
+    args: argparse.Namespace, settings: Settings, store: LetterStore, where: Selection
 ) -> int:
     """Replay the selected letters and print the result; return 1 if some of them are left."""
     from ingest.app.writing import make_sink  # noqa: PLC0415
@@ -63,36 +61,38 @@ async def replay(
         raise IngestError("--where does not work with --file: all lines of the copy are replayed")
     if args.rate is not None and args.rate < 1:
         raise IngestError("--rate must be at least 1")
-    if args.file is None and not segments(folder):
+    if args.file is None and (await store.extent()).empty:
         print("no dead letters", file=sys.stderr)
         if args.json:
             print(json.dumps(show.replayed_json(Summary(), dry_run=args.dry_run)))
         return 0
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with await hold_replay_lock(folder):
+    async with store.held():
         if args.dry_run:
-            return await _replay(args, settings, folder, where, None)
+            return await _replay(args, settings, store, where, None)
         async with database(settings) as url:
             sink = make_sink(url, settings, name="iot-ingest dlq replay")
             try:
-                return await _replay(args, settings, folder, where, sink)
+                return await _replay(args, settings, store, where, sink)
             finally:
                 await sink.close()
 
 
 async def _replay(
-    args: argparse.Namespace, settings: Settings, folder: Path, where: Selection, sink: Sink | None
+    args: argparse.Namespace,
+    settings: Settings,
+    store: LetterStore,
+    where: Selection,
+    sink: Sink | None,
 ) -> int:
     tally = Tally()
     bad_lines: list[str] = []
-    ids: set[str] = set()
+    ids: set[bytes] = set()
 
-    def done(items: Sequence[Item]) -> None:
+    async def done(items: Sequence[Item]) -> None:
         if sink is None:
             return
-        lines = [each.source for each in items if each.source is not None]
-        mark_done(((line.path, line.mark) for line in lines), "replayed")
-        ids.update(each.id for each in items if each.source is None)
+        await store.mark_done([each.source for each in items if each.source], "replayed")
+        ids.update(each.id.encode() for each in items if each.source is None)
 
     by_hand = ManualReplay(
         sink=sink,
@@ -106,17 +106,30 @@ async def _replay(
         if args.file is not None:
             await by_hand.run(_copied(args.file, edited=args.edited, bad_lines=bad_lines))
         else:
-            await by_hand.run(map(item_of_letter, live_letters(folder, where=where, tally=tally)))
+            async for some in store.oldest(where, tally):
+                await by_hand.run(map(item_of_letter, some))
     except ReplayStopped as error:
         stopped = error
     finally:
         if ids:
-            alive = (each for each in live_letters(folder) if each.id in ids)
-            mark_done(((each.path, each.mark) for each in alive), "edited")
+            async for some in store.oldest(Selection(ids=frozenset(ids)), Tally()):
+                await store.mark_done(some, "edited")
+    _print_result(args, by_hand.summary, tally, bad_lines, stopped)
+    left = stopped is not None or bad_lines or by_hand.summary.refused
+    return EXIT_SOME_LEFT if left else 0
+
+
+def _print_result(
+    args: argparse.Namespace,
+    summary: Summary,
+    tally: Tally,
+    bad_lines: Sequence[str],
+    stopped: ReplayStopped | None,
+) -> None:
     if args.json:
-        print(json.dumps(show.replayed_json(by_hand.summary, dry_run=args.dry_run)))
+        print(json.dumps(show.replayed_json(summary, dry_run=args.dry_run)))
     else:
-        print(show.replayed(by_hand.summary, dry_run=args.dry_run))
+        print(show.replayed(summary, dry_run=args.dry_run))
     for line in bad_lines[:BAD_LINES_PRINTED_MAX]:
         print(f"not replayed: {line}", file=sys.stderr)
     if len(bad_lines) > BAD_LINES_PRINTED_MAX:
@@ -125,8 +138,6 @@ async def _replay(
         print(f"skipped: {show.damaged(tally)}", file=sys.stderr)
     if stopped is not None:
         print(f"stopped: {stopped}; run it again to continue", file=sys.stderr)
-    left = stopped is not None or bad_lines or by_hand.summary.refused
-    return EXIT_SOME_LEFT if left else 0
 
 
 def _copied(path: Path, *, edited: bool, bad_lines: list[str]) -> Iterator[Item]:

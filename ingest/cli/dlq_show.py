@@ -7,7 +7,6 @@ terminal.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -15,6 +14,7 @@ import orjson
 from ingest.dead_letters.format import reading_object
 from ingest.dead_letters.manual_replay import Summary
 from ingest.dead_letters.reader import LiveLetter, Tally, device_of
+from ingest.dead_letters.store import Extent
 from ingest.system.clock import rfc3339_s, unix_us
 from ingest.system.words import counted
 
@@ -90,39 +90,46 @@ def in_full(live: LiveLetter) -> str:
         except UnicodeDecodeError:
             shown = letter.original.decode(errors="backslashreplace")
             rows.append(("original", f"{shown}  (not UTF-8)"))
-    rows.append(("file", f"{live.path}, byte {live.offset}"))
+    rows.append(live.found_at)
     return "\n".join(
         f"{name:13} {escaped(str(value))}" for name, value in rows if value is not None
     )
 
 
-def count(
-    letters: Iterable[LiveLetter], files: int, size_bytes: int, tally: Tally
-) -> dict[str, Any]:
-    """Return the figures of a folder. Reading `letters` fills `tally`."""
-    kinds: Counter[tuple[str, str]] = Counter()
-    oldest_us: int | None = None
-    for live in letters:
-        kinds[live.letter.reason, live.letter.code] += 1
-        oldest_us = min(live.failed_us, oldest_us or live.failed_us)
-    return {
-        "live": kinds.total(),
-        "by": [
-            {"reason": reason, "code": code, "letters": letters_of_kind}
-            for (reason, code), letters_of_kind in kinds.most_common()
-        ],
-        "oldest": None if oldest_us is None else when(oldest_us),
-        "oldest_age_s": None if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6),
-        "files": files,
-        "bytes": size_bytes,
-        "altered": tally.altered,
-        "torn": tally.torn,
-        "unreadable": tally.unreadable,
-    }
+class Count:
+    """Counts letters by reason and code."""
+
+    def __init__(self) -> None:
+        self._kinds: Counter[tuple[str, str]] = Counter()
+        self._oldest_us: int | None = None
+
+    def add(self, live: LiveLetter) -> None:
+        """Count a letter."""
+        self._kinds[live.letter.reason, live.letter.code] += 1
+        self._oldest_us = min(live.failed_us, self._oldest_us or live.failed_us)
+
+    def figures(self, extent: Extent, tally: Tally) -> dict[str, Any]:
+        """Return the figures of a store. `stream` is there only if the letters are in a stream."""
+        oldest_us = self._oldest_us
+        return {
+            "live": self._kinds.total(),
+            "by": [
+                {"reason": reason, "code": code, "letters": letters_of_kind}
+                for (reason, code), letters_of_kind in self._kinds.most_common()
+            ],
+            "oldest": None if oldest_us is None else when(oldest_us),
+            "oldest_age_s": None if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6),
+            "files": extent.files,
+            "bytes": extent.size_bytes,
+            "altered": tally.altered,
+            "torn": tally.torn,
+            "unreadable": tally.unreadable,
+            **({"stream": extent.stream} if extent.stream else {}),
+        }
 
 
 def figures(counted: dict[str, Any], tally: Tally) -> str:
-    """Return the figures of count() as text."""
+    """Return the figures of a Count as text."""
     lines = [f"{'dead letters':16} {counted['live']}"]
     lines += [
         escaped(f"  {each['letters']:>12}  {each['reason']:19}  {each['code']}".rstrip())
@@ -130,7 +137,10 @@ def figures(counted: dict[str, Any], tally: Tally) -> str:
     ]
     if counted["oldest"] is not None:
         lines.append(f"{'oldest':16} {counted['oldest']} ({counted['oldest_age_s']:.0f} s ago)")
-    lines.append(f"{'files':16} {counted['files']}, {size(counted['bytes'])}")
+    if stream := counted.get("stream"):
+        lines.append(f"{'stream':16} {stream}, {size(counted['bytes'])}")
+    else:
+        lines.append(f"{'files':16} {counted['files']}, {size(counted['bytes'])}")
     if damage := damaged(tally):
         lines.append(f"{'skipped':16} {damage}")
     return "\n".join(lines)

@@ -25,7 +25,8 @@ from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
 from ingest.cli.running_service import ask_service
 from ingest.cli.terminal import AMBER, GREEN, RED, coloured, print_answer
 from ingest.config.folders import state_dir
-from ingest.config.settings import Loaded, Settings, split_address
+from ingest.config.loading import Loaded
+from ingest.config.settings import Settings, split_address
 from ingest.config.values import shown
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.reader import Tally, undone_lines

@@ -8,7 +8,7 @@ from typing import Any
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.running_service import ask
 from ingest.cli.terminal import print_answer
-from ingest.config.settings import Loaded
+from ingest.config.loading import Loaded
 from ingest.model.verdict import LETTERS_FULL
 from ingest.system.surroundings import command_words
 from ingest.system.words import duration

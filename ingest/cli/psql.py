@@ -12,7 +12,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ingest.cli.find_database import database, known_url
 from ingest.cli.parser import Parser, SettingsFlags
-from ingest.config.settings import Loaded, Settings
+from ingest.config.loading import Loaded
+from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 
 TAKES = "[settings] [arguments of psql]"

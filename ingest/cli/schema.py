@@ -6,7 +6,7 @@ import argparse
 
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
-from ingest.config.settings import Loaded
+from ingest.config.loading import Loaded
 
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest schema show", "ingest schema apply --role ingest")

@@ -1,4 +1,7 @@
-"""`ingest stream`: makes the stream of the broker, checks it, or shows its state."""
+"""`ingest stream`: makes the streams of the broker, checks them, or shows their state.
+
+One has the readings, the other one the dead letters.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
-from ingest.config.settings import Loaded
+from ingest.config.loading import Loaded
 
 if TYPE_CHECKING:
-    from ingest.broker.manage import Found, StreamFault
+    from ingest.broker.manage import Found, Info, StreamFault
+    from ingest.broker.streams import Names, Wanted
 
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest stream apply", "ingest stream check --broker-url nats://admin:..@nats1:4222")
@@ -22,7 +26,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the three commands."""
     apply = Command(
         "apply",
-        "make the stream and its consumer, or change what differs; removes nothing",
+        "make the streams and their consumers, or change what differs; removes nothing",
         (
             "ingest stream apply --stream-bytes-max 20GiB",
             "ingest stream apply --stream-replicas 3 --broker-url nats://admin:..@nats1:4222",
@@ -40,7 +44,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     )
     show = Command(
         "show",
-        "print what the stream holds, and what its consumer has done",
+        "print what the streams hold, and what their consumers have done",
         ("ingest stream show", "ingest stream show --json"),
         add_json_flag,
     )
@@ -56,20 +60,31 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.broker import wanted_stream  # noqa: PLC0415
+    from ingest.app.dead_letters import wanted_dead_letters  # noqa: PLC0415
     from ingest.broker import manage, monitor  # noqa: PLC0415
     from ingest.cli.find_broker import broker  # noqa: PLC0415
 
-    settings, wanted = loaded.settings, wanted_stream(loaded.settings)
+    settings = loaded.settings
+    wanted: list[Wanted] = [wanted_stream(settings), wanted_dead_letters(settings)]
     async with broker(settings, may_make=args.stream_command == "apply") as reached:
         if args.stream_command == "apply":
-            done = await manage.apply(reached.connection, wanted)
+            done = [
+                line for each in wanted for line in await manage.apply(reached.connection, each)
+            ]
             print_answer({"done": done}, "\n".join(done), as_json=args.json)
             return 0
-        found = await manage.look(reached.connection)
+        found = [await manage.look(reached.connection, each.names) for each in wanted]
         if args.stream_command == "show":
-            print_answer(found._asdict(), as_text(found), as_json=args.json)
-            return 0 if found.stream is not None and found.consumer is not None else 1
-        faults = manage.faults(found, wanted)
+            document = {**found[0]._asdict(), "dead_letters": found[1]._asdict()}
+            texts = [as_text(its, each.names) for its, each in zip(found, wanted, strict=True)]
+            print_answer(document, "\n\n".join(texts), as_json=args.json)
+            all_there = all(None not in (each.stream, *_consumers(each)) for each in found)
+            return 0 if all_there else 1
+        faults = [
+            fault
+            for its, each in zip(found, wanted, strict=True)
+            for fault in manage.faults(its, each)
+        ]
         unsafe = [] if settings.broker_unsafe else monitor.monitor_faults(reached.monitors)
     named = {"stream": faults, "broker_unsafe": unsafe}
     listed = [{"what": what, **each._asdict()} for what, some in named.items() for each in some]
@@ -84,13 +99,13 @@ def _checked(faults: list[StreamFault], unsafe: list[StreamFault]) -> str:
     lines += [f"broker_unsafe: {each}" for each in unsafe]
     if faults:
         lines.append("`ingest stream apply` makes what is missing, and changes what differs")
-    return "\n".join(lines) or "the stream and its consumer are as they must be"
+    return "\n".join(lines) or "the streams and their consumers are as they must be"
 
 
-def as_text(found: Found) -> str:
-    """Return the state of the stream as lines for a person."""
+def as_text(found: Found, names: Names) -> str:
+    """Return the state of a stream as lines for a person."""
     if found.stream is None:
-        return "there is no stream: `ingest stream apply` makes it"
+        return f"there is no stream {names.stream}: `ingest stream apply` makes it"
     state, config = found.stream["state"], found.stream["config"]
     copies = "1 copy" if config["num_replicas"] == 1 else f"{config['num_replicas']} copies"
     lines = {
@@ -99,17 +114,25 @@ def as_text(found: Found) -> str:
         "size": f"{state['bytes'] / 2**20:,.1f} of {config['max_bytes'] / 2**20:,.1f} MiB",
         "oldest": state["first_ts"] if state["messages"] else "-",
     }
-    if (consumer := found.consumer) is None:
-        lines["consumer"] = "missing: `ingest stream apply` makes it"
-    else:
-        lines |= {
-            "consumer": consumer["name"],
-            "waiting": f"{consumer['num_pending']:,} messages not delivered yet",
-            "pending": f"{consumer['num_ack_pending']:,} delivered and not done",
-            "again": f"{consumer['num_redelivered']:,} of these delivered more than once",
-            "done": f"all up to sequence {consumer['ack_floor']['stream_seq']}",
-        }
-    return "\n".join(f"{name + ':':<10} {text}" for name, text in lines.items())
+    of_consumers = map(_consumer_lines, (names.consumer, *names.others), _consumers(found))
+    parts = [lines, *of_consumers]
+    return "\n".join(f"{name + ':':<10} {text}" for part in parts for name, text in part.items())
+
+
+def _consumers(found: Found) -> list[Info]:
+    return [found.consumer, *found.others.values()]
+
+
+def _consumer_lines(name: str, found: Info) -> dict[str, str]:
+    if found is None:
+        return {"consumer": f"{name} is missing: `ingest stream apply` makes it"}
+    return {
+        "consumer": name,
+        "waiting": f"{found['num_pending']:,} messages not delivered yet",
+        "pending": f"{found['num_ack_pending']:,} delivered and not done",
+        "again": f"{found['num_redelivered']:,} of these delivered more than once",
+        "done": f"all up to sequence {found['ack_floor']['stream_seq']}",
+    }
 
 
 def _cluster(stream: Mapping[str, Any]) -> str:

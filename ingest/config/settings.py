@@ -1,34 +1,15 @@
 """Every setting, declared once: its default, its bounds and its meaning. The name has the unit.
 
 A setting `batch_rows` is `batch_rows` in the TOML file, INGEST_BATCH_ROWS in the environment and
-`--batch-rows` on the command line. A flag wins over the environment, that over the TOML file, and
-that over the default. A wrong value raises a ConfigError that names the setting and its origin.
+`--batch-rows` on the command line. loading.py reads them.
 The help, the tables of the documents and the example files are printed from these declarations.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
 
-from ingest.config.broker_url import check_broker_url, check_monitor_urls
-from ingest.config.sources import gather
-from ingest.config.values import (
-    GIB,
-    KIB,
-    MIB,
-    TIB,
-    check_database_url,
-    check_token,
-    checked,
-    moment_us,
-    setting,
-    shown,
-)
+from ingest.config.values import GIB, KIB, MIB, TIB, moment_us, setting
 from ingest.model.errors import ConfigError
 from ingest.model.reading import NAME_BYTES_MAX
 
@@ -49,6 +30,7 @@ class Settings:
         "", "token for the dashboard and its actions; empty: a new one at each start", secret=True
     )
     admin_token_file: str = setting("", "file that contains admin_token, for mounted secrets")
+    dashboard_url: str = setting("", "address of the dashboard, for the page of a gateway")
     state_dir: str = setting("", "folder of journal, dead letters, database; empty: the default")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting(
@@ -151,6 +133,25 @@ class Settings:
     stream_keep_s: float = setting(
         0.0, "how long the stream keeps what has been written", within=(0, 31_536_000)
     )
+    forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
+    forward_lag_bytes_max: int = setting(
+        0, "further behind, they skip; 0: half of stream_bytes_max", within=(0, 16 * TIB)
+    )
+
+    group_bytes_max: int = setting(
+        256 * KIB, "a gateway puts so much into one message of the stream", within=(KIB, 8 * MIB)
+    )
+    groups_in_flight: int = setting(2, "messages that a gateway publishes at once", within=(1, 64))
+    publish_wait_s_max: float = setting(
+        10.0, "how long a durable post waits for the stream before 503", within=(0.5, 20)
+    )
+
+    gateways: int = setting(
+        1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"
+    )
+    writer_processes: int = setting(
+        1, "processes of `up` that write; there --writers sets this", within=(1, 64)
+    )
 
     batch_rows: int = setting(
         100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"
@@ -204,7 +205,7 @@ class Settings:
 
     dlq_bytes_max: int = setting(
         GIB,
-        "most bytes of all files; for invalid items 1/2, for retries_exhausted 3/4",
+        "most bytes of files or stream; for invalid items 1/2, for retries_exhausted 3/4",
         within=(64 * KIB, 16 * TIB),
         opens="Dead letters",
     )
@@ -226,97 +227,6 @@ class Settings:
     disk_free_bytes_min: int = setting(
         64 * MIB, "with less free space posts get 503 disk_low; 0: no check", within=(0, 16 * TIB)
     )
-
-
-class Loaded(NamedTuple):
-    """The settings, and the origin of each: `default`, a TOML path, an INGEST_ name, or a flag."""
-
-    settings: Settings
-    origins: dict[str, str]
-
-
-def load(
-    *,
-    toml_path: Path | None = None,
-    environ: Mapping[str, str] = os.environ,
-    flags: Mapping[str, str] | None = None,
-) -> Loaded:
-    """Read all sources and check every bound. Raises ConfigError with the setting and its origin.
-
-    An empty variable of the environment counts as unset; an empty flag does not.
-    """
-    known = {each.name: each for each in fields(Settings)}
-    raw = gather(known, toml_path, environ, flags or {})
-    values: dict[str, Any] = {}
-    origins = dict.fromkeys(known, "default")
-    for name, (value, origin) in raw.items():
-        values[name] = checked(known[name], value, origin)
-        origins[name] = origin
-    settings = Settings(**values)
-    _check_texts(settings, origins)
-    check_together(settings, origins)
-    return Loaded(settings, origins)
-
-
-def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:
-    """Check the bounds between two settings. Raises ConfigError that names both."""
-    at = origins or {}
-
-    def named(name: str) -> str:
-        return f"{name} ({shown(name, getattr(settings, name))}, {at.get(name, 'default')})"
-
-    def ordered(*names: str, strict: bool = False) -> None:
-        for lower, upper in pairwise(names):
-            low, high = getattr(settings, lower), getattr(settings, upper)
-            if low > high or (strict and low == high):
-                relation = "be less than" if strict else "not exceed"
-                raise ConfigError(f"setting {named(lower)} must {relation} {named(upper)}")
-
-    ordered("post_rows_max", "batch_rows_max")
-    ordered("post_rows_max", "buffer_rows_max")
-    ordered("batch_rows", "batch_rows_max")
-    ordered("body_bytes_max", "inflated_bytes_max")
-    ordered("body_bytes_max", "receiver_bytes_max")
-    ordered("inflated_bytes_max", "buffer_bytes_max")
-    if settings.post_rows_max * ROW_BYTES_MAX > settings.buffer_bytes_max:
-        raise ConfigError(
-            f"setting {named('post_rows_max')} does not fit into {named('buffer_bytes_max')}: "
-            f"a reading with long names takes {ROW_BYTES_MAX} bytes"
-        )
-    ordered("lock_s_max", "statement_s_max", "command_s_max", strict=True)
-    if settings.drain_s_max:
-        ordered("command_s_max", "drain_s_max", strict=True)
-    ordered("wait_s_min", "wait_s_max")
-    for segment, whole in (
-        ("dlq_segment_bytes", "dlq_bytes_max"),
-        ("journal_segment_bytes", "journal_bytes_max"),
-    ):
-        if getattr(settings, segment) * 4 > getattr(settings, whole):
-            raise ConfigError(
-                f"setting {named(segment)} must not exceed a quarter of {named(whole)}: "
-                "whole files are removed"
-            )
-    ordered("inflated_bytes_max", "journal_bytes_max")
-    ordered("breaker_rows_max", "breaker_window_rows")
-    if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
-        raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
-
-
-def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
-    """Check texts that must have a certain form. Never shows a URL that has a password."""
-    for name, check in (
-        ("listen", split_address),
-        ("admin_listen", split_address),
-        ("ts_min", moment_us),
-        ("database_url", check_database_url),
-        ("admin_token", check_token),
-        ("broker_url", check_broker_url),
-        ("broker_monitor_url", check_monitor_urls),
-    ):
-        try:
-            check(getattr(settings, name))
-        except ValueError as error:
-            raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None
 
 
 def ts_min_us(settings: Settings) -> int:

@@ -1,4 +1,4 @@
-"""The dead-letter queue: what could not be written, kept in files until somebody acts.
+"""The dead-letter queue: what could not be written, kept until somebody acts.
 
-Imports formats and the ground. admin, app and cli may import it.
+Imports formats, the broker and the ground. admin, app and cli may import it.
 """

@@ -10,21 +10,15 @@ between, the line is sent twice, and the table's key makes the second time harml
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ingest.dead_letters.files import segments, try_replay_lock
 from ingest.dead_letters.reader import LiveLetter, Selection, first_letters
-from ingest.model.ack import Ack, Outcome
-from ingest.model.block import Block
+from ingest.dead_letters.sending import BlockSender, fits_a_row
 from ingest.model.errors import BufferFull, DeadLettersBroken, Stopping
-from ingest.model.ledger import Ledger
 from ingest.model.letter import DRAINED, EXHAUSTED
-from ingest.model.ports import BufferStats, Inlet
-from ingest.model.reading import name_fault
-from ingest.model.rows import encode_reading
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.files import size_bytes
@@ -34,10 +28,8 @@ REPLAYED = Selection(reasons=(EXHAUSTED, DRAINED))
 BLOCK_ROWS_MAX = 500  # small beside a live batch, so it delays live readings little
 FAILURES_MAX = 3  # failed blocks in a row: then the cause is the database, not the blocks
 UNLOCKED_S_MIN = 0.02  # pause between blocks, in which a replay by hand can take the lock
-LOOK_S = 1.0  # while a block has no outcome: pause between checks for full dead letters
 PAUSE_S_MAX = 300.0  # longest pause while letters keep failing
 TIDY_S = 600.0
-TS_US_MAX = 253_402_300_800_000_000  # the year 10000
 
 
 class OwnFolder(Protocol):
@@ -67,22 +59,13 @@ class Replayer:
         rows_per_s: int,
         pause_s: float,
         folder: OwnFolder,
-        inlet: Inlet,
-        outlet_stats: Callable[[], BufferStats],
-        ledger: Ledger,
-        database_up: Callable[[], bool],
-        letters_full: Callable[[], bool],
+        sender: BlockSender,
     ) -> None:
         self._sends = sends
         self._rows_per_s = rows_per_s
         self._pause_s = pause_s
         self._folder = folder
-        self._inlet = inlet
-        self._outlet_stats = outlet_stats
-        self._ledger = ledger
-        self._database_up = database_up
-        self._letters_full = letters_full
-        self._given_up: Ack | None = None  # of a block for which `_send` stopped waiting
+        self._sender = sender
         self._log = get_logger()
         self._rows_max = min(BLOCK_ROWS_MAX, post_rows_max, rows_per_s)
         # Lines are only appended and marks are never removed. So lines that were done once are not
@@ -129,7 +112,7 @@ class Replayer:
             more = True
             while more and not stopping.is_set():
                 began_s = monotonic_s()
-                lock = try_replay_lock(self._folder.folder) if self._may_send() else None
+                lock = try_replay_lock(self._folder.folder) if self._sender.may_send() else None
                 if lock is None:
                     return not failed  # live readings and a replay by hand come first
                 with lock:
@@ -157,12 +140,12 @@ class Replayer:
         if stopping.is_set():
             return 0, True
         found = len(letters)
-        letters = [each for each in letters if _fits_a_row(each)]
+        letters = [each for each in letters if fits_a_row(each.letter)]
         if len(letters) < found:
             self._log.warning("dead_letters_not_readings", lines=found - len(letters))
         well = True
         if letters:
-            outcome = await self._send(letters, stopping)
+            outcome = await self._sender.send(letters, stopping)
             if outcome is None:
                 return 0, True
             well = not outcome.set_aside
@@ -173,67 +156,3 @@ class Replayer:
         if well and start == done_to:
             self._done_to[segment] = end
         return found, well
-
-    async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
-        """Send one block and wait for its outcome. Return None if the service stops before.
-
-        Return None too if writes are paused because the dead letters are full. To discard some of
-        them an operator needs the replay lock. The block itself is still written later. Its letters
-        are not marked, so they are sent once more; the table's key makes that harmless.
-        If the database refuses rows now, the writer dead-letters them with that reason.
-        """
-        readings = [each.letter.reading for each in letters if each.letter.reading is not None]
-        tuples = b"".join(map(encode_reading, readings))
-        reservation = await self._inlet.reserve(len(readings), len(tuples), awaited=True)
-        ack = Ack()
-        block = Block(
-            tuples,
-            len(readings),
-            received_s=monotonic_s(),
-            received_us=min(each.letter.received_us for each in letters),
-            newest_ts_us=max(each.ts_us for each in readings),
-            items=[each.letter.item for each in letters],
-            ack=ack,
-            replayed=True,
-        )
-        block.doubtful = True  # an earlier write of it may have been committed
-        await reservation.put(block)
-        self._ledger.replayed += block.rows
-        stop = asyncio.create_task(stopping.wait())
-        waiting = asyncio.create_task(ack.wait())
-        both = (stop, waiting)
-        try:
-            ended: set[asyncio.Task[Any]] = set()
-            while not ended and not self._letters_full():
-                ended, _ = await asyncio.wait(
-                    both, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
-                )
-        finally:
-            stop.cancel()
-            waiting.cancel()
-        if ack.resolved:
-            return await ack.wait()
-        self._given_up = ack
-        return None
-
-    def _may_send(self) -> bool:
-        """Whether the database is open, no block is pending, and half of the buffer is free."""
-        stats = self._outlet_stats()
-        return (
-            self._database_up()
-            and (self._given_up is None or self._given_up.resolved)
-            and stats.rows * 2 < stats.rows_max
-            and stats.size_bytes * 2 < stats.bytes_max
-        )
-
-
-def _fits_a_row(live: LiveLetter) -> bool:
-    """Whether the letter has a reading that fits a row. Somebody may have edited the line."""
-    reading = live.letter.reading
-    return (
-        reading is not None
-        and abs(reading.ts_us) < TS_US_MAX
-        and math.isfinite(reading.value)
-        and name_fault(reading.device_id) is None
-        and name_fault(reading.metric) is None
-    )

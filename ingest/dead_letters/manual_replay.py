@@ -1,6 +1,6 @@
 """The replay by hand: validates dead letters again and writes them to the table with a sink.
 
-Promises: `done` is called with the letters of a batch after its commit. So a replay that was
+Promises: `done` is awaited with the letters of a batch after its commit. So a replay that was
 interrupted can continue, and a replay that is run twice changes nothing. Letters that are refused
 again are counted with their reason and are not changed.
 Does not: touch any file but the replay lock.
@@ -9,7 +9,7 @@ Does not: touch any file but the replay lock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Loc
 class Item(NamedTuple):
     """A letter as an item of a post: its bytes, and what that post said of them.
 
-    `place` tells a user where it came from. `source` is its line in the folder, if it has one.
+    `place` tells a user where it came from. `source` is the live letter, if it was one.
     """
 
     id: str
@@ -147,7 +147,7 @@ class ManualReplay:
         *,
         sink: Sink | None,
         rules: Rules,
-        done: Callable[[Sequence[Item]], None],
+        done: Callable[[Sequence[Item]], Awaitable[None]],
         rows_per_s: int | None = None,
         ignore_unknown: bool = False,
     ) -> None:
@@ -219,7 +219,7 @@ class ManualReplay:
                 self.summary.refuse(RefusedItem(item.id, item.place, code, message))
             else:
                 stored_items.append(item)
-        self._done(stored_items)
+        await self._done(stored_items)
         self.summary.letters += len(stored_items)
         self.summary.rows += rows - len(bad)
         self.summary.new += stored.committed

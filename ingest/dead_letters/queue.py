@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ingest.dead_letters.folder import IDS_MAX, AppendRequest, DeadLetterFolder, FolderTotals
+from ingest.dead_letters.folder_store import FolderLetterStore
 from ingest.dead_letters.identity import DEFAULT_RULES
 from ingest.dead_letters.reader import LiveLetter
 from ingest.formats.post import Rules
@@ -69,6 +70,7 @@ class DeadLetterQueue:
             calls=calls,
             ids_max=ids_max,
         )
+        self.letters = FolderLetterStore(folder, self.mark_done)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dead-letters")
         self._waiting: deque[tuple[AppendRequest, int, asyncio.Future[None]]] = deque()
         self._in_work_bytes = 0  # about what the letters take that are not on the disk yet
@@ -119,7 +121,7 @@ class DeadLetterQueue:
 
     def _append_done(self, size: int, done: asyncio.Future[None]) -> None:
         self._in_work_bytes -= size
-        _take_exception(done)
+        take_exception(done)
 
     def _written(
         self, group: list[asyncio.Future[None]], writing: asyncio.Future[list[IngestError | None]]
@@ -162,7 +164,7 @@ class DeadLetterQueue:
         if idle and not self._closed and monotonic_s() - self._refreshed_s > _STATS_S_MAX:
             self._refreshed_s = monotonic_s()
             self._refreshing = self._in_thread(self._store.refresh)
-            self._refreshing.add_done_callback(_take_exception)
+            self._refreshing.add_done_callback(take_exception)
         size_bytes, live, oldest_us, invalid_full = self._totals
         age_s = 0.0 if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6)
         return DeadLetterStats(size_bytes, live, age_s, invalid_full)
@@ -192,7 +194,7 @@ class DeadLetterQueue:
         return asyncio.get_running_loop().run_in_executor(self._thread, run)
 
 
-def _take_exception(future: asyncio.Future[None]) -> None:
+def take_exception(future: asyncio.Future[None]) -> None:
     """Read the exception, or asyncio logs it: the task that waited may have been cancelled."""
     if not future.cancelled():
         future.exception()

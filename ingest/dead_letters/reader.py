@@ -22,6 +22,7 @@ from ingest.dead_letters.format import (
     LINE_BYTES_MAX,
     REASON_AT,
     BadLine,
+    Line,
     decode_line,
 )
 from ingest.dead_letters.marks import Mark, read_marks
@@ -44,6 +45,11 @@ class LiveLetter(NamedTuple):
     def mark(self) -> Mark:
         """The mark that says that this line is done."""
         return Mark(self.offset, self.id, self.letter.reason)
+
+    @property
+    def found_at(self) -> tuple[str, str]:
+        """What has the letter, and where, for a person."""
+        return "file", f"{self.path}, byte {self.offset}"
 
 
 @dataclass
@@ -69,6 +75,7 @@ class Selection(NamedTuple):
 
     `ids` are ids in full, as they are written in the lines. `device_prefix` is the beginning of the
     devices that are wanted; `device` is one in full, since a name may have any character.
+    `id_prefixes` are beginnings of ids; one of them must fit.
     """
 
     reasons: tuple[str, ...] | None = None
@@ -77,9 +84,10 @@ class Selection(NamedTuple):
     since_us: int | None = None
     ids: frozenset[bytes] | None = None
     device_prefix: str | None = None
+    id_prefixes: tuple[bytes, ...] | None = None
 
     def wants(self, line_id: str, failed_us: int, letter: Letter) -> bool:
-        """Whether all conditions but `ids` are met. An empty id never meets them."""
+        """Whether all conditions but those for ids are met. An empty id never meets them."""
         return (
             bool(line_id)
             and (self.reasons is None or letter.reason in self.reasons)
@@ -132,21 +140,41 @@ def segment_letters(
 ) -> Iterator[LiveLetter]:
     """Yield the live letters of one segment from byte `start` on."""
     tally = tally if tally is not None else Tally()
-    wanted = tuple(f'{reason}"'.encode() for reason in where.reasons or ())
-    code = b"" if where.code is None else _code_field(where.code)
+    sieve = Sieve(where)
     for offset, line in undone_lines(segment, start=start, tally=tally):
-        # Most lines are sorted out without being parsed, so a search among millions is cheap.
-        if (wanted and not line.startswith(wanted, REASON_AT)) or code not in line:
-            continue
-        if where.ids is not None and line[ID_AT : ID_AT + ID_CHARACTERS] not in where.ids:
-            continue
         try:
-            id_, failed_us, letter = decode_line(line)
+            found = sieve.wanted(line)
         except BadLine:
             tally.altered += 1
             continue
-        if where.wants(id_, failed_us, letter):
-            yield LiveLetter(segment, offset, offset + len(line), id_, failed_us, letter, line)
+        if found is not None:
+            yield LiveLetter(segment, offset, offset + len(line), *found, line)
+
+
+class Sieve:
+    """Finds the wanted letters among many lines."""
+
+    def __init__(self, where: Selection) -> None:
+        self._where = where
+        self._reasons = tuple(f'{reason}"'.encode() for reason in where.reasons or ())
+        self._code = b"" if where.code is None else _code_field(where.code)
+
+    def wanted(self, line: bytes) -> Line | None:
+        """Return what a line has, None if it is not wanted. Raises BadLine.
+
+        Most lines are sorted out without being parsed, so a search among millions is cheap.
+        """
+        where = self._where
+        if (self._reasons and not line.startswith(self._reasons, REASON_AT)) or (
+            self._code not in line
+        ):
+            return None
+        if where.ids is not None and line[ID_AT : ID_AT + ID_CHARACTERS] not in where.ids:
+            return None
+        if where.id_prefixes is not None and not line.startswith(where.id_prefixes, ID_AT):
+            return None
+        found = decode_line(line)
+        return found if where.wants(*found) else None
 
 
 def _code_field(code: str) -> bytes:

@@ -65,6 +65,11 @@ PROBLEMS: dict[str, Problem] = {
         "The disk of the service is nearly full, or cannot be written",
         "send it again after Retry-After",
     ),
+    "broker_away": Problem(
+        503,
+        "The broker cannot take readings now",
+        "send it again after Retry-After",
+    ),
     "outcome_unknown": Problem(
         503,
         "It is not known yet whether the post was stored",

@@ -64,24 +64,67 @@ class DeadLettersBroken(IngestError):
     """The dead-letter file could not be written (disk full, fsync failed). Nothing is promised."""
 
 
-class JournalBroken(IngestError):
+class NotKept(IngestError):
+    """A buffer could not keep a block. What its client gets: `code`, `detail`, `retry_after_s`.
+
+    `code` is a key of `codes.PROBLEMS`. The text of the exception is for operators.
+    """
+
+    code = "internal"
+    detail = ""
+    retry_after_s = 4.0
+
+
+class JournalBroken(NotKept):
     """The journal could not be written (disk full, fsync failed). Nothing of the block is kept."""
 
+    # The journal tries the disk every 2 s. A disk that stays full is refused before.
+    code = "disk_low"
+    detail = "the journal could not be written to the disk"
 
-class BrokerAway(IngestError):
+
+class BrokerAway(NotKept):
     """The broker is out of reach, or cannot answer now. Nothing of what was asked for is kept."""
 
+    code = "broker_away"
+    detail = "the broker did not take the post in time; nothing of it is kept"
 
-class BrokerFull(IngestError):
+
+class BrokerFull(NotKept):
     """The stream has no room for this message. Nothing of it is kept."""
 
+    code = "buffer_full"
+    detail = "the stream has no room for this post"
+    retry_after_s = 10.0
 
-class BrokerRefused(IngestError):
+
+class BrokerRefused(NotKept):
     """The broker refuses for good, until an operator changes something. Nothing is kept."""
 
+    code = "broker_away"
+    detail = "the broker refuses the post until an operator changes something; nothing is kept"
+    retry_after_s = 30.0
 
-class BrokerOutcomeUnknown(IngestError):
+
+class BrokerOutcomeUnknown(NotKept):
     """The broker did not answer in time. The message may be kept, or may still be."""
+
+    code = "outcome_unknown"
+    detail = "the broker did not answer in time; sending again is safe for readings with a `ts`"
+
+
+class NoReply(IngestError):
+    """A server of others did not answer. It may have done all of what it was asked for."""
+
+
+class CommitRefused(NotKept):
+    """No writer takes a post with `ack=committed` now. Nothing of it is kept."""
+
+    def __init__(self, code: str, detail: str, retry_after_s: float = 5.0) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.retry_after_s = retry_after_s
 
 
 class Stopping(IngestError):

@@ -5,17 +5,20 @@ library 300. admin/exposition.py shows them as metrics. They start at 0 with eac
 
 The balance is this rule. While a reading is on its way from one counter to another, it can be
 wrong for a moment.
-received + recovered + replayed = committed + duplicate + rejected + dead_lettered + held
+received + recovered + replayed + delivered
+    = committed + duplicate + published + rejected + dead_lettered + returned + held
+
+A process that has no broker has no `delivered`, `published` and `returned`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ingest.model.letter import REASONS
 from ingest.model.ports import BufferStats, JournalStats
@@ -57,6 +60,11 @@ class Histogram:
             for value in values:
                 self.observe(value)
 
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Add the counts of another histogram with the same bounds. Raises ValueError."""
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.total += total
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Return pairs (upper bound, count up to it), the form that Prometheus expects."""
         bounds = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
@@ -83,17 +91,28 @@ class Limits(NamedTuple):
     disk_free_bytes_min: int = 0
 
 
+# Figures of the broker by name: numbers, or numbers by consumer. admin/exposition.py has the names.
+BrokerFigures = Mapping[str, float | Mapping[str, float]]
+
+
 class Gauges(NamedTuple):
-    """Functions that read the gauges of the running service, called at each scrape."""
+    """Functions that read the gauges of the running service, called at each scrape.
+
+    `database_up` returns None in a process that knows no database. `broker` returns figures of the
+    broker, none without one. `roles_imbalance` returns the balance between several processes, None
+    in one that does not see them.
+    """
 
     buffer: Callable[[], BufferStats]
     dead_letters: Callable[[], DeadLetterStats]
-    database_up: Callable[[], bool]
+    database_up: Callable[[], bool | None]
     hold_reason: Callable[[], str | None]
     journal: Callable[[], JournalStats] = JournalStats  # an empty one, with a buffer in memory
     state: Callable[[], str] = lambda: "starting"  # one of STATES
     disk_free_bytes: Callable[[], int] = lambda: 0
     limits: Limits = Limits()
+    broker: Callable[[], BrokerFigures] = dict
+    roles_imbalance: Callable[[], int | None] = lambda: None
 
 
 class Ledger:
@@ -107,6 +126,9 @@ class Ledger:
         self.duplicate = 0
         self.recovered = 0
         self.replayed = 0
+        self.published = 0  # the stream of the broker has them
+        self.delivered = 0  # they came from the stream; each delivery counts
+        self.returned = 0  # given back to the stream
         self.dropped = 0
         self.rejected: defaultdict[str, int] = defaultdict(int)
         self.dead_lettered: dict[str, int] = dict.fromkeys(REASONS, 0)
@@ -164,6 +186,36 @@ class Ledger:
         """Count readings that were refused with a problem code, and not kept."""
         self.rejected[code] += count
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return all counters as JSON can hold them, without the gauges. New fields are included.
+
+        A number is itself, a histogram [counts, total], and a dict a list of [key, value].
+        """
+        return {name: _plain(each) for name, each in vars(self).items() if name != "gauges"}
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Mapping[str, Any]) -> Ledger:
+        """Return a ledger with these counters. Raises ValueError if they are not a snapshot.
+
+        Counters that this version does not know are left out: it may be that of a newer process.
+        """
+        ledger = cls()
+        ledger.add(snapshot)
+        return ledger
+
+    def add(self, snapshot: Mapping[str, Any]) -> None:
+        """Add the counters of a snapshot to these. Raises ValueError; some are added then."""
+        try:
+            for name, value in snapshot.items():
+                if name in vars(self) and name != "gauges":
+                    setattr(self, name, _sum(getattr(self, name), value))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"no counters of a ledger: {error}") from error
+
+    def become(self, other: Ledger) -> None:
+        """Take over all counters of another ledger, and keep the gauges. `other` is used up."""
+        vars(self).update({**vars(other), "gauges": self.gauges})
+
     @property
     def held(self) -> int:
         """Readings that are neither in the table, dead-lettered nor refused yet."""
@@ -172,6 +224,31 @@ class Ledger:
     @property
     def imbalance(self) -> int:
         """The balance check: 0, or readings were lost (> 0) or counted twice (< 0)."""
-        came = self.received + self.recovered + self.replayed
-        went = self.committed + self.duplicate + sum(self.rejected.values())
-        return came - went - sum(self.dead_lettered.values()) - self.held
+        came = self.received + self.recovered + self.replayed + self.delivered
+        went = self.committed + self.duplicate + self.published + self.returned
+        refused = sum(self.rejected.values()) + sum(self.dead_lettered.values())
+        return came - went - refused - self.held
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Histogram):
+        return [list(value.counts), value.total]
+    if isinstance(value, dict):
+        return [[key, _plain(each)] for key, each in value.items()]
+    return value
+
+
+def _sum(ours: Any, plain: Any) -> Any:
+    """Return the sum of one counter, dict or histogram, and of its form in a snapshot."""
+    if isinstance(ours, Histogram):
+        ours.add(*plain)
+    elif isinstance(ours, dict):
+        for name, value in plain:
+            key = tuple(name) if isinstance(name, list) else name
+            known = key in ours or isinstance(ours, defaultdict)  # that makes a 0, or a histogram
+            ours[key] = _sum(ours[key] if known else 0, value)
+    elif type(plain) is int:
+        return ours + plain
+    else:
+        raise ValueError(f"{plain!r:.50} is not a counter")
+    return ours

@@ -41,4 +41,7 @@ INVALID = "invalid"
 REFUSED = "refused_by_database"
 EXHAUSTED = "retries_exhausted"
 DRAINED = "drained"
-REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED)
+NOT_OURS = "not_ours"  # a message of the stream that is no block of readings
+REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED, NOT_OURS)
+# Of a forwarder, which has its own dead letters.
+REFUSED_BY_TARGET = "refused_by_target"

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ingest.model.block import Block
-from ingest.model.errors import JournalBroken
+from ingest.model.errors import NotKept
 from ingest.model.letter import Letter
 
 
@@ -24,8 +24,9 @@ class Reservation(Protocol):
         """Put the block; await the result. The block must not be larger than the reservation.
 
         A buffer in memory has the block when this returns, and cannot fail. A journal has the block
-        on disk once the result has been awaited. If the block cannot be written, the await raises
-        JournalBroken, and nothing of the block is kept. If `durable` is false, the block is in
+        on disk once the result has been awaited, a stream has it on the broker's. If the block
+        cannot be written, the await raises NotKept, and nothing of the block is kept; or the broker
+        did not say what became of it (BrokerOutcomeUnknown). If `durable` is false, the block is in
         memory at once and is written a little later. A cancellation does not interrupt the write:
         it is raised at the caller's next await.
         """
@@ -36,7 +37,7 @@ class Reservation(Protocol):
 
 # Called with the waiters of a block, in the order of their posts. Their block is on the disk, or it
 # is not kept if there is an error.
-Told = Callable[[Sequence[Any], JournalBroken | None], None]
+Told = Callable[[Sequence[Any], NotKept | None], None]
 
 
 class Inlet(Protocol):
@@ -128,6 +129,16 @@ class Outlet(Protocol):
 
     def stats(self) -> BufferStats:
         """Return the content now."""
+
+
+class Rest(Protocol):
+    """What is left in a buffer at the end of a drain."""
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+
+    def settle(self, blocks: Sequence[Block]) -> None:
+        """Remove blocks that were taken; they are kept elsewhere now, or lost."""
 
 
 Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
@@ -234,7 +245,10 @@ class Sink(Protocol):
 
 
 # The states of the service that /readyz shows; app/health.py has their meaning.
-STATES = ("starting", "accepting", "slowed", "on_hold", "full", "disk_low", "draining")
+STATES = (
+    *("starting", "accepting", "slowed", "on_hold", "full", "disk_low", "broker_away"),
+    "draining",
+)
 
 
 class DeadLetters(Protocol):
@@ -254,7 +268,7 @@ class Admission(Protocol):
     """Decides whether the service accepts posts."""
 
     def refusal(self) -> str | None:
-        """Return the problem code `starting`, `draining` or `disk_low`, or None to accept."""
+        """Return the code of a problem such as `starting` or `draining`, or None to accept."""
 
 
 class Database(Protocol):

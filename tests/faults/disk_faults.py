@@ -19,7 +19,8 @@ from pathlib import Path
 
 import asyncpg
 
-from ingest.buffers.journal.format import HEADER_BYTES, FrameReader, header_fault, segment_name
+from ingest.buffers.frames import FrameReader
+from ingest.buffers.journal.format import HEADER_BYTES, header_fault, segment_name
 from ingest.buffers.journal.reader import segment_files
 from loadgen.proof.dead_letters import read_letters
 from tests.faults.forgetting import forget

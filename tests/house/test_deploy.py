@@ -22,7 +22,8 @@ from compose_spec import PyCompose
 
 from ingest.admin.exposition import Exposition
 from ingest.cli.main import COMMANDS, build_parser, main
-from ingest.config.settings import Settings, load
+from ingest.config.loading import load
+from ingest.config.settings import Settings
 from ingest.embedded.server import SETTINGS as EMBEDDED
 from ingest.model import verdict
 from ingest.model.ledger import Ledger

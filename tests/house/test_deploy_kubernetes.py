@@ -20,7 +20,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.cli.main import build_parser
-from ingest.config.settings import Settings, load
+from ingest.config.loading import load
+from ingest.config.settings import Settings
 from tests.support.deployment import (
     DEPLOY,
     KUBERNETES,

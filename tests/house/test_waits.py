@@ -35,6 +35,9 @@ MODULES = (
     "buffers/journal/log",
     "dead_letters/queue",
     "dead_letters/auto_replay",
+    "dead_letters/sending",
+    "dead_letters/stream/queue",
+    "dead_letters/stream/auto_replay",
     "dead_letters/manual_replay",
     "admin/dashboard/tail",
     "writer/writer",
@@ -48,6 +51,9 @@ MODULES = (
     "sinks/postgres/connection",
     "sinks/postgres/statements",
     "app/buffer",
+    "forward/forwarder",
+    "forward/sender",
+    "http_client/client",
 )
 # Awaits of these come before the first reading, or concern no reading.
 ELSEWHERE = {
@@ -59,6 +65,7 @@ ELSEWHERE = {
     "dead_letters/queue.mark_done",
     "dead_letters/queue.tidy",
     "dead_letters/queue.refresh",
+    "http_client/client.close",
 }
 CASES = ("In", "Cancelled", "Times out", "Process dies", "Shown by")
 LINE_CHARACTERS_MAX = 120

@@ -18,7 +18,7 @@ from ingest.broker.connection import BrokerConnection, connected
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import STREAM, SUBJECT
 from ingest.broker.session import Address
-from ingest.buffers.journal.format import HEAD_BYTES, encode_head, is_whole
+from ingest.buffers.frames import HEAD_BYTES, encode_head, is_whole
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import (
     BrokerAway,
@@ -330,6 +330,6 @@ async def test_connection_ends_also_if_a_ping_misses_its_cancellation(
         return 0.0
 
     monkeypatch.setattr(line, "PING_S", 0.01)
-    monkeypatch.setattr(line.Client, "rtt", rtt)
+    monkeypatch.setattr("nats.aio.client.Client.rtt", rtt)
     async with asyncio.timeout(3), joined(server, "gateway"):
         await pinging.wait()

@@ -14,7 +14,8 @@ import pytest
 from ingest.admin.dashboard import letters as dashboard_letters
 from ingest.dead_letters.files import try_replay_lock
 from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.reader import LiveLetter, Selection, live_letters
+from ingest.dead_letters.reader import Selection, live_letters
+from ingest.dead_letters.store import LetterStore, Newest, newest
 from ingest.model.errors import Refused
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
@@ -76,14 +77,15 @@ async def test_list_of_a_large_file_looks_at_its_end_only(
 async def test_many_who_look_look_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests at the same time read in one thread, so that the event loop is not blocked."""
+    """Requests at the same time read one after another, so the event loop is not blocked."""
     at_once: list[int] = []
     running_now = itertools.count()
-    newest = dashboard_letters.newest
 
-    def watched(folder: Path, where: Selection, count: int) -> tuple[list[LiveLetter], bool]:
+    async def watched(
+        store: LetterStore, where: Selection, count: int, *, bytes_max: int
+    ) -> Newest:
         began = next(running_now)
-        found = newest(folder, where, count)
+        found = await newest(store, where, count, bytes_max=bytes_max)
         at_once.append(next(running_now) - began)  # 1: nobody began in between
         return found
 

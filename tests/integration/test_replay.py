@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from ingest.dead_letters.manual_replay import (
 )
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.sending import BlockSender
 from ingest.formats.post import Rules
 from ingest.model.errors import ReplayStopped
 from ingest.model.ledger import Gauges, Ledger
@@ -78,11 +79,13 @@ class Half:
             rows_per_s=settings.dlq_replay_rows_per_s,
             pause_s=settings.dlq_replay_pause_s,
             folder=self.letters,
-            inlet=self.buffer,
-            outlet_stats=self.buffer.stats,
-            ledger=self.ledger,
-            database_up=lambda: self.up and self.database_state.is_open,
-            letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
+            sender=BlockSender(
+                inlet=self.buffer,
+                outlet_stats=self.buffer.stats,
+                ledger=self.ledger,
+                database_up=lambda: self.up and self.database_state.is_open,
+                letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
+            ),
         )
         self.ledger.gauges = Gauges(
             self.buffer.stats, self.letters.stats, lambda: self.up, lambda: None
@@ -405,13 +408,22 @@ async def test_auto_replay_goes_on_after_the_disk_failed(tmp_path: Path, reading
 # By hand
 
 
+def into(done: list[Item]) -> Callable[[Sequence[Item]], Awaitable[None]]:
+    """Return what notes items in a list."""
+
+    async def note(items: Sequence[Item]) -> None:
+        done.extend(items)
+
+    return note
+
+
 async def by_hand(
     items: Sequence[Item], url: str | None, *, rows_per_s: int | None = None
 ) -> tuple[ManualReplay, list[Item]]:
     """Replay items into a database (None: a dry run); return the replay and the done items."""
     done: list[Item] = []
     sink = make_sink(url, SETTINGS) if url is not None else None
-    replay = ManualReplay(sink=sink, rules=RULES, done=done.extend, rows_per_s=rows_per_s)
+    replay = ManualReplay(sink=sink, rules=RULES, done=into(done), rows_per_s=rows_per_s)
     try:
         await replay.run(items)
     finally:
@@ -526,7 +538,7 @@ async def test_hand_replay_tries_again_what_failed_for_a_moment(
     settings = Settings(lock_s_max=0.05, database_unsafe=True)
     sink = make_sink(readings_url, settings)
     done: list[Item] = []
-    replay = ManualReplay(sink=sink, rules=RULES, done=done.extend)
+    replay = ManualReplay(sink=sink, rules=RULES, done=into(done))
     items = items_of(tmp_path, drained(3))
     await sink.open()
     async with readings_connection.transaction():

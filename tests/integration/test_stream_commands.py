@@ -18,7 +18,7 @@ from ingest.system.state_folder import StateFolder
 from tests.support.brokers import api, embedded, joined, messages, plain_server, put
 from tests.support.commands import Here, ingest
 
-FITS = "the stream and its consumer are as they must be\n"
+FITS = "the streams and their consumers are as they must be\n"
 
 
 @asynccontextmanager
@@ -40,11 +40,18 @@ async def test_stream_apply_makes_it_and_a_second_time_changes_nothing(
     words = ("--state-dir", state, "--stream-bytes-max", "64MiB")
     done = await ingest("stream", "apply", *words)
     assert (done.code, done.stderr) == (0, "")
-    assert done.stdout == "made the stream INGEST\nmade the consumer writer of INGEST\n"
+    assert done.stdout.splitlines() == [
+        "made the stream INGEST",
+        "made the consumer writer of INGEST",
+        "made the stream INGEST_DLQ",
+        "made the consumer replay of INGEST_DLQ",
+    ]
     done = await here("stream", "apply", "--json", *words)
     assert json.loads(done.stdout)["done"] == [
         "the stream INGEST was there, and fits",
         "the consumer writer of INGEST was there, and fits",
+        "the stream INGEST_DLQ was there, and fits",
+        "the consumer replay of INGEST_DLQ was there, and fits",
     ]
     done = await here("stream", "check", *words)
     assert (done.code, done.stdout) == (0, FITS)
@@ -60,10 +67,9 @@ async def test_stream_commands_find_the_broker_that_runs(here: Here, tmp_path: P
     words = ("--state-dir", tmp_path)
     async with embedded(folder.broker, wanted=None) as server:
         done = await here("stream", "show", *words)
-        assert (done.code, done.stdout) == (
-            1,
-            "there is no stream: `ingest stream apply` makes it\n",
-        )
+        assert done.code == 1
+        assert "there is no stream INGEST: `ingest stream apply` makes it\n" in done.stdout
+        assert "there is no stream INGEST_DLQ: " in done.stdout
         assert (await here("stream", "apply", *words)).code == 0
         async with joined(server, "gateway") as gateway:
             await put(gateway, *(bytes(400_000) for _ in range(4)))

@@ -117,7 +117,7 @@ async def test_hold_leaves_the_lock_to_the_command_that_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replayed row is refused, the dead letters are full: a command can still discard some."""
-    monkeypatch.setattr("ingest.dead_letters.auto_replay.LOOK_S", 0.01)
+    monkeypatch.setattr("ingest.dead_letters.sending.LOOK_S", 0.01)
     folder = tmp_path / "dead-letters"
     whole = Whole(tmp_path, Promises())
     whole.promises.leave_aside(tmp_path, 1, bad=1)
@@ -145,7 +145,7 @@ async def test_letters_given_up_are_not_sent_again_beside_their_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The buffer gets no second copy of a letter, however often writes are paused."""
-    monkeypatch.setattr("ingest.dead_letters.auto_replay.LOOK_S", 0.001)
+    monkeypatch.setattr("ingest.dead_letters.sending.LOOK_S", 0.001)
     whole = Whole(tmp_path, Promises())
     whole.promises.leave_aside(tmp_path, ASIDE, bad=0)
     whole.halted.set()  # no writer: sent blocks stay under way

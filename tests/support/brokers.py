@@ -16,13 +16,14 @@ from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import STREAM, SUBJECT
 from ingest.broker.session import Address, Message
-from ingest.broker.streams import WantedStream
+from ingest.broker.streams import WantedDeadLetters, WantedStream
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.broker_program import find_program
 from tests.support.documents import REPOSITORY
 
 MIB = 1024**2
 WANTED = WantedStream(replicas=1, bytes_max=64 * MIB)
+LETTERS = WantedDeadLetters(replicas=1, bytes_max=64 * MIB)
 
 PARENT = """
 import asyncio, sys
@@ -43,7 +44,7 @@ asyncio.run(main())
 
 @asynccontextmanager
 async def embedded(
-    folder: Path, *, wanted: WantedStream | None = WANTED
+    folder: Path, *, wanted: WantedStream | WantedDeadLetters | None = WANTED
 ) -> AsyncIterator[EmbeddedBroker]:
     """Run an embedded broker, with the stream if one is wanted."""
     server = EmbeddedBroker(folder, find_program(""))

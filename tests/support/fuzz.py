@@ -17,7 +17,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ingest.buffers.journal.format import Done, FrameReader, encode_done, encode_head, header_fault
+from ingest.buffers.frames import FrameReader, encode_head
+from ingest.buffers.journal.format import Done, encode_done, header_fault
 from ingest.dead_letters.format import BadLine, decode_line, encode_line
 from ingest.dead_letters.identity import letter_id
 from ingest.http.inflate import gunzip

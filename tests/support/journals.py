@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ingest.buffers.frames import FrameReader, encode_head
 from ingest.buffers.journal.buffer import JournalBuffer
-from ingest.buffers.journal.format import HEADER_BYTES, FrameReader, encode_head, encode_header
+from ingest.buffers.journal.format import HEADER_BYTES, encode_header
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.reader import segment_files
 from ingest.model.block import Block

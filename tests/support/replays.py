@@ -38,7 +38,7 @@ async def replay_by_hand(folder: Path, sink: Sink) -> Summary:
     It replays none while the service's own replay waits for the outcome of a block.
     """
 
-    def done(items: Sequence[Item]) -> None:
+    async def done(items: Sequence[Item]) -> None:
         lines = [each.source for each in items if each.source is not None]
         mark_done(((line.path, line.mark) for line in lines), "replayed")
 

@@ -22,7 +22,7 @@ from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.reader import live_letters
 from ingest.model.ack import Ack
 from ingest.model.block import Block
-from ingest.model.errors import BufferFull, DeadLettersBroken, JournalBroken, Stopping
+from ingest.model.errors import BufferFull, DeadLettersBroken, JournalBroken, NotKept, Stopping
 from ingest.model.letter import DRAINED, EXHAUSTED, INVALID, REFUSED, Letter
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
@@ -196,7 +196,7 @@ class Whole:
     def _tell(
         self,
         waiters: Sequence[tuple[list[Reading], asyncio.Future[str]]],
-        error: JournalBroken | None,
+        error: NotKept | None,
     ) -> None:
         """Answer the posts of a group, whether their clients are there or not."""
         for readings, outcome in waiters:

@@ -1,41 +1,32 @@
 """Dead letters for the page: lists the newest ones, shows one in full, replays and discards.
 
-The list is read from the end of the files, at most LOOK_BYTES_MAX, in one thread for all requests.
-The newest letters are what a user of the page needs first; `ingest dlq` shows all of them. Replay
-and discard take the replay lock, and mark lines in the dead-letter thread of the service.
+The list is read from the newest on, at most LOOK_BYTES_MAX, for one request at a time. The newest
+letters are what a user of the page needs first; `ingest dlq` shows all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from ingest.dead_letters.files import segments
 from ingest.dead_letters.format import reading_object
-from ingest.dead_letters.manual_replay import (
-    Item,
-    ManualReplay,
-    hold_replay_lock,
-    item_of_letter,
-)
-from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.reader import (
-    LiveLetter,
-    Selection,
-    device_of,
-    live_letters,
-    segment_letters,
-)
+from ingest.dead_letters.manual_replay import Item, ManualReplay, item_of_letter
+from ingest.dead_letters.reader import LiveLetter, Selection, device_of
+from ingest.dead_letters.store import LetterStore, counted, first, newest
 from ingest.formats.post import Rules
-from ingest.model.errors import DeadLettersBroken, IngestError, Refused, ReplayStopped
+from ingest.model.errors import (
+    BrokerAway,
+    BrokerRefused,
+    DeadLettersBroken,
+    IngestError,
+    Refused,
+    ReplayStopped,
+)
 from ingest.model.ports import Sink
 from ingest.system.clock import rfc3339_or_us
-from ingest.system.files import open_regular
 
 LISTED_MAX = 200
 LOOK_BYTES_MAX = 4 * 1024**2  # some 10,000 letters, 0.1 s in a thread
@@ -55,36 +46,38 @@ class Letters:
 
     def __init__(
         self,
-        folder: DeadLetterQueue,
+        store: LetterStore,
         rules: Rules,
         make_sink: Callable[[], Sink | None],
     ) -> None:
-        self._folder = folder
+        self._store = store
         self._rules = rules
         self._make_sink = make_sink
-        self._reading = asyncio.Lock()  # one thread: many would take the GIL from the event loop
+        self._reading = asyncio.Lock()  # one at a time: many would take the GIL from the event loop
 
     async def listed(self, where: Selection, count: int) -> dict[str, Any]:
         """Return the newest live letters that are wanted, with shortened texts. Raises Refused."""
         count = max(1, min(count, LISTED_MAX))
-        async with self._reading:
-            listed: dict[str, Any] = await self._in_thread(
-                lambda: _list(self._folder.folder, where, count)
+        async with self._read():
+            found = await newest(self._store, where, count, bytes_max=LOOK_BYTES_MAX)
+            described = await asyncio.to_thread(
+                lambda: [_described(each) for each in found.letters]
             )
-        return listed
+        return {"letters": described, "looked_at_all": found.whole and not found.more}
 
     async def in_full(self, id_: str) -> dict[str, Any]:
         """Return one live letter in full. Raises Refused `not_found`."""
-        async with self._reading:
-            found = await self._find(Selection(ids=frozenset([id_.encode()])), ACT_LETTERS_MAX)
-        if not found:
-            raise Refused("not_found", "there is no such live dead letter (any more)")
-        return _described(found[0], characters_max=1_000_000)
+        where = Selection(ids=frozenset([id_.encode()]))
+        async with self._read():
+            found = await first(self._store, where, 1, ACT_BYTES_MAX)
+            if not found:
+                raise Refused("not_found", "there is no such live dead letter (any more)")
+            return await asyncio.to_thread(_described, found[0], 1_000_000)
 
     async def counted(self, where: Selection) -> dict[str, Any]:
         """Return how many live letters match; at least that many if not `all`. Raises Refused."""
-        async with self._reading:
-            number, whole = await self._in_thread(lambda: count(self._folder.folder, where))
+        async with self._read():
+            number, whole = await counted(self._store, where, COUNT_BYTES_MAX)
         return {"matching": number, "all": whole}
 
     async def discard(self, where: Selection, most: int = ACT_LETTERS_MAX) -> dict[str, Any]:
@@ -105,7 +98,11 @@ class Letters:
         if sink is None:
             raise Refused("starting", "the service has not seen its database yet")
         done: list[Item] = []
-        hand = ManualReplay(sink=sink, rules=self._rules, done=done.extend)
+
+        async def note(items: Sequence[Item]) -> None:
+            done.extend(items)
+
+        hand = ManualReplay(sink=sink, rules=self._rules, done=note)
         stopped = ""
 
         async def send(letters: list[LiveLetter]) -> None:
@@ -138,39 +135,46 @@ class Letters:
         }
 
     async def _locked(
-        self, where: Selection, act: Callable[[list[LiveLetter]], Any], most: int
+        self, where: Selection, act: Callable[[list[LiveLetter]], Awaitable[None]], most: int
     ) -> list[LiveLetter]:
-        """Find letters and call `act` with them while nobody else may mark lines."""
+        """Find letters and call `act` with them while nobody else may mark them."""
         try:
-            lock = await hold_replay_lock(self._folder.folder, LOCK_WAIT_S_MAX)
+            async with self._store.held(LOCK_WAIT_S_MAX):
+                with _readable():
+                    count = min(most, ACT_LETTERS_MAX)
+                    letters = await first(self._store, where, count, ACT_BYTES_MAX)
+                await act(letters)
         except IngestError as error:
+            if isinstance(error, Refused):
+                raise
             raise Refused("busy", str(error), retry_after_s=5) from error
-        with lock:
-            letters = await self._find(where, most)
-            await act(letters)
         return letters
-
-    async def _find(self, where: Selection, most: int) -> list[LiveLetter]:
-        found: list[LiveLetter] = await self._in_thread(
-            lambda: _wanted(self._folder.folder, where, most)
-        )
-        return found
 
     async def _mark(self, letters: Sequence[LiveLetter], how: str) -> None:
         if not letters:
             return
         try:
-            await self._folder.mark_done(letters, how)
-        except DeadLettersBroken as error:
+            await self._store.mark_done(letters, how)
+        except (DeadLettersBroken, BrokerAway, BrokerRefused) as error:
             raise Refused("disk_low", "the letters could not be marked as done") from error
 
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        try:
-            return await asyncio.to_thread(work)
-        except OSError as error:
-            raise Refused(
-                "disk_low", f"the dead letters cannot be read: {error.strerror}"
-            ) from error
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[None]:
+        async with self._reading:
+            with _readable():
+                yield
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn errors of reading into refusals."""
+    try:
+        yield
+    except OSError as error:
+        why = f"the dead letters cannot be read: {error.strerror}"
+        raise Refused("disk_low", why) from error
+    except (BrokerAway, BrokerRefused) as error:
+        raise Refused("busy", f"the dead letters: {error}", retry_after_s=5) from error
 
 
 def rounds(letters: Sequence[LiveLetter]) -> Iterator[list[LiveLetter]]:
@@ -185,72 +189,6 @@ def rounds(letters: Sequence[LiveLetter]) -> Iterator[list[LiveLetter]]:
         some.append(live)
     if some:
         yield some
-
-
-def _list(folder: Path, where: Selection, count: int) -> dict[str, Any]:
-    found, whole = newest(folder, where, count)
-    return {"letters": [_described(each) for each in found], "looked_at_all": whole}
-
-
-def newest(folder: Path, where: Selection, count: int) -> tuple[list[LiveLetter], bool]:
-    """Return the newest `count` live letters, newest first, and whether all files were read.
-
-    An id that is in two files is returned once.
-    """
-    found: dict[tuple[str, str], LiveLetter] = {}
-    left = LOOK_BYTES_MAX
-    for segment in reversed(segments(folder)):
-        if left <= 0 or len(found) >= count:
-            return _first(found, count), False
-        start, size = _line_start(segment, left)
-        left -= size
-        its = deque(segment_letters(segment, start=start, where=where), maxlen=2 * count)
-        for live in reversed(its):
-            found.setdefault((live.id, live.letter.reason), live)
-        if start:
-            return _first(found, count), False
-    return _first(found, count), len(found) <= count
-
-
-def _first(found: dict[tuple[str, str], LiveLetter], count: int) -> list[LiveLetter]:
-    return list(islice(found.values(), count))
-
-
-def _line_start(segment: Path, bytes_max: int) -> tuple[int, int]:
-    """Return where the first whole line of a file's last `bytes_max` bytes starts, and its size."""
-    try:
-        size = segment.stat().st_size
-        if size <= bytes_max:
-            return 0, size
-        with open_regular(segment) as file:
-            file.seek(size - bytes_max)
-            file.readline(bytes_max)
-            return file.tell(), bytes_max
-    except FileNotFoundError:
-        return 0, 0  # another process removed it after it was listed
-
-
-def count(folder: Path, where: Selection) -> tuple[int, bool]:
-    """Return how many live letters match, and whether all of them were counted."""
-    found = size = 0
-    for live in live_letters(folder, where=where):
-        found += 1
-        size += len(live.line)
-        if size >= COUNT_BYTES_MAX:
-            return found, False
-    return found, True
-
-
-def _wanted(folder: Path, where: Selection, most: int) -> list[LiveLetter]:
-    """Return the live letters for an action, oldest first, with every line of an id."""
-    found: list[LiveLetter] = []
-    size = 0
-    for live in live_letters(folder, where=where):
-        found.append(live)
-        size += len(live.line)
-        if len(found) >= min(most, ACT_LETTERS_MAX) or size >= ACT_BYTES_MAX:
-            break
-    return found
 
 
 def _described(live: LiveLetter, characters_max: int = TEXT_CHARACTERS_MAX) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from math import inf
 
 from ingest.buffers.bounded_memory import BoundedMemory
+from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.journal.entries import JournalReservation, UnwrittenFrames, append_last
-from ingest.buffers.journal.format import HEAD_BYTES
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader, RecoveryCounts
 from ingest.buffers.journal.log import Journal
@@ -84,7 +84,7 @@ class JournalBuffer:
         self._spilling = False
         self._rows_left = 0  # of blocks in memory that `keep_rest` left to the journal
         self._rows_gone = 0  # only on the disk, in files that somebody has removed
-        self.memory = BoundedMemory(self._live, rows_max, bytes_max, self._memory_freed)
+        self.memory = BoundedMemory(self._live.append, rows_max, bytes_max, self._memory_freed)
         journal.changed = self._admit
 
     # Start and end

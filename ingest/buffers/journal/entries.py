@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
-from ingest.buffers.journal.format import HEAD_BYTES
+from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.log import Journal
 from ingest.model.block import Block

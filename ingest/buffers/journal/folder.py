@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ingest.buffers.frames import encode_head
 from ingest.buffers.journal.format import (
     DONE_BYTES,
     HEADER_BYTES,
     encode_done,
-    encode_head,
     encode_header,
     segment_name,
 )

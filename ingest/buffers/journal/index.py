@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES, Done
+from ingest.buffers.frames import HEAD_BYTES
+from ingest.buffers.journal.format import HEADER_BYTES, Done
 from ingest.buffers.journal.reader import SegmentFile
 from ingest.model.block import Block
 

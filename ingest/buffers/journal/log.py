@@ -16,8 +16,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.journal.folder import GroupPlace, JournalFolder
-from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES
+from ingest.buffers.journal.format import HEADER_BYTES
 from ingest.buffers.journal.index import JournalIndex, Segment
 from ingest.buffers.journal.reader import is_plausible
 from ingest.buffers.journal.thread import Entry, JournalThread, Notes

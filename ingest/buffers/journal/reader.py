@@ -12,18 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest.buffers.journal.format import (
+from ingest.buffers.frames import (
     FRAME_BYTES_MAX,
     HEAD_BYTES,
-    HEADER_BYTES,
-    Done,
     Frame,
     FrameReader,
     frame_end,
-    header_fault,
     is_whole,
-    parse_name,
 )
+from ingest.buffers.journal.format import HEADER_BYTES, Done, header_fault, parse_name
 from ingest.model.block import Block
 from ingest.system.files import open_regular
 

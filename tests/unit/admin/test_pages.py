@@ -17,6 +17,7 @@ from ingest.admin.dashboard import pages as dashboard
 from ingest.admin.dashboard.assets import FOLDER
 from ingest.admin.dashboard.feed import UNREAD_BYTES_MAX
 from ingest.admin.dashboard.history import COLUMNS
+from ingest.admin.dashboard.tail import Tail
 from ingest.admin.guard import Guard
 from ingest.system import logs
 from tests.support.dashboard import TOKEN, Rig, running
@@ -462,6 +463,7 @@ def _gone(rig: Rig) -> bool:
 async def test_tail_of_a_feed_is_its_own(rig: Rig) -> None:
     """A page that follows a device gets only that one; when it leaves, nothing is searched for."""
     tail = rig.dashboard.tail
+    assert isinstance(tail, Tail)
     async with rig.connected() as all_, rig.connected() as one:
         await all_.send(rig.head("GET", "/feed?tail=true"))
         await one.send(rig.head("GET", "/feed?tail=true&device_id=wanted"))

@@ -15,11 +15,12 @@ from zlib import crc32
 
 import pytest
 
+from ingest.buffers.frames import HEAD_BYTES, MARK
 from ingest.buffers.journal import format as format_
 from ingest.buffers.journal import loader as buffer_journal_loader
 from ingest.buffers.journal.buffer import BACKLOG_EVERY, JournalBuffer
 from ingest.buffers.journal.entries import JournalReservation
-from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES
+from ingest.buffers.journal.format import HEADER_BYTES
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, PAUSE_S_MAX
 from ingest.buffers.journal.reader import segment_files
@@ -367,7 +368,7 @@ async def test_whole_frame_that_is_wrong_at_the_end_is_damage_not_a_torn_tail(
         await life.drain()
     (file,) = segment_files(tmp_path / "b")
     damaged = bytearray(file.path.read_bytes())
-    last = damaged.rindex(format_.MARK)
+    last = damaged.rindex(MARK)
     damaged[last + place if place >= 0 else place] ^= bit
     file.path.write_bytes(damaged)
     async with JournalRun(tmp_path / "b") as after:

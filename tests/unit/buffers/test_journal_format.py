@@ -11,14 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.buffers.frames import HEAD_BYTES, MARK, encode_head
 from ingest.buffers.journal.format import (
     DONE_BYTES,
-    HEAD_BYTES,
     HEADER_BYTES,
-    MARK,
     Done,
     encode_done,
-    encode_head,
     encode_header,
     header_fault,
     parse_name,

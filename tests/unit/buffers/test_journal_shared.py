@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ingest.buffers.journal.format import HEAD_BYTES, HEADER_BYTES
+from ingest.buffers.frames import HEAD_BYTES
+from ingest.buffers.journal.format import HEADER_BYTES
 from ingest.buffers.journal.reader import segment_files
 from ingest.model.block import Block
-from ingest.model.errors import JournalBroken
+from ingest.model.errors import NotKept
 from tests.support.blocks import make_block
 from tests.support.journals import FailingCalls, HangingDisk, JournalRun, killed, on_disk
 
@@ -38,7 +39,7 @@ class Clients:
             else:
                 self.declined += 1
 
-    def _told(self, waiters: Sequence[tuple[int, bytes]], error: JournalBroken | None) -> None:
+    def _told(self, waiters: Sequence[tuple[int, bytes]], error: NotKept | None) -> None:
         ledger = self.life.ledger
         for rows, content in waiters:
             ledger.at_receiver -= rows

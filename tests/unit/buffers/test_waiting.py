@@ -19,7 +19,7 @@ class Rig:
     def __init__(self, wait_s_max: float = 5.0, *, may_wait: bool = True) -> None:
         self.waiting = WaitingPosts(wait_s_max, may_wait=lambda _: may_wait, oldest_s=lambda: None)
         queue = BlockQueue(WaitingWriters())
-        self.memory = BoundedMemory(queue, 10, 1 << 20, self.waiting.admit)
+        self.memory = BoundedMemory(queue.append, 10, 1 << 20, self.waiting.admit)
         self.reserved = self.place(10)
 
     def place(self, rows: int) -> MemoryReservation | None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ingest.cli.main import main
-from ingest.config.settings import Settings, load
+from ingest.config.loading import load
+from ingest.config.settings import Settings
 from ingest.config.text import bounds_text, env_example, groups, toml_example
 from ingest.config.values import env_name
 

@@ -394,7 +394,7 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
     """`ingest serve` passes settings and exit code on, and runs uvloop."""
     from ingest.app import service as app  # noqa: PLC0415
     from ingest.cli import serve as cli_serve  # noqa: PLC0415
-    from ingest.config.settings import load  # noqa: PLC0415
+    from ingest.config.loading import load  # noqa: PLC0415
 
     async def serve(_settings: Settings, **_: object) -> int:
         return 3 if "uvloop" in type(asyncio.get_running_loop()).__module__ else 1

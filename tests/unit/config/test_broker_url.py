@@ -8,7 +8,7 @@ import pytest
 
 from ingest.app.broker import configured_address, configured_monitors
 from ingest.config.broker_url import split_broker_url
-from ingest.config.settings import load
+from ingest.config.loading import load
 from ingest.model.errors import ConfigError
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ingest.config.settings import ROW_BYTES_MAX, Settings, check_together, load
+from ingest.config.loading import check_together, load
+from ingest.config.settings import ROW_BYTES_MAX, Settings
 from ingest.config.values import MIB, checked, env_name, unit
 from ingest.model.errors import ConfigError
 from ingest.model.reading import NAME_BYTES_MAX

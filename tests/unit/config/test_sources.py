@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ingest.config.folders import default_state_dir, state_dir
+from ingest.config.loading import load
 from ingest.config.reread_url import RereadUrl
-from ingest.config.settings import load
 from ingest.model.errors import ConfigError
 from tests.unit.config.test_settings import refusal, toml
 

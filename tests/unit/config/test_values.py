@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ingest.config.folders import default_state_dir, state_dir
-from ingest.config.settings import Settings, load, secret_names, split_address, ts_min_us
+from ingest.config.loading import load
+from ingest.config.settings import Settings, secret_names, split_address, ts_min_us
 from ingest.config.values import MIB, checked, mask_url, shown
 from ingest.model.errors import ConfigError
 

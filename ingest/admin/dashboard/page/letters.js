@@ -3,7 +3,7 @@
 import { act, ask, byId, confirmed, count, howToAct, make, mayAct, moment, say, typed } from "./text.js";
 
 const PERIOD_MS = 3_000;
-const REASONS = { invalid: "invalid", refused_by_database: "refused by the database", retries_exhausted: "failed after all retries", drained: "left over at a stop" };
+const REASONS = { invalid: "invalid", refused_by_database: "refused by the database", retries_exhausted: "failed after all retries", drained: "left over at a stop", not_ours: "no block of readings" };
 
 export class Letters {
   constructor() {

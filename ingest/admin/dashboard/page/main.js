@@ -5,6 +5,7 @@ import { Device } from "./device.js";
 import { Devices } from "./devices.js";
 import { Feed } from "./feed.js";
 import { showFigures } from "./figures.js";
+import { showInstances } from "./instances.js";
 import { Letters } from "./letters.js";
 import { Refused } from "./refused.js";
 import { showLink, showState } from "./state.js";
@@ -40,6 +41,8 @@ function onNews(event) {
   curves.append(event.t, Object.fromEntries(Object.entries(newest).map(([name, one]) => [name, [one]])));
   const trouble = showState(event, about, value);
   showFigures(event, about, value);
+  showInstances(event, about);
+  devices.several = tail.several = Boolean(event.ready.instances);
   refused.hear(event.ready);
   letters.hear(newest.dlq_readings);
   curves.draw();

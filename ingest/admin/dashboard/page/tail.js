@@ -43,6 +43,7 @@ export class Tail {
   }
 
   hear({ posts, readings }) {
+    for (const part of [byId("tail-device"), byId("tail-form").querySelector("button")]) part.hidden = this.several; // one device: its own card
     if (this.paused) return;
     const body = byId("tail").tBodies[0];
     for (const reading of readings) body.prepend(this.row(...reading));

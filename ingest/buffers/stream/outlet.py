@@ -1,0 +1,189 @@
+"""The outlet of a writer: messages of the stream become blocks, and are done once they are stored.
+
+    pull -> message -> block -> (writer) -> settle -> done
+                                        '-> give_back: another try here
+    keep_rest -> another writer gets them at once
+
+It takes messages while its memory is within its bounds; one pull request more may come. The stream
+keeps a message until it is done. So nothing that is here is lost with the process.
+A block without a message comes from the automatic replay, which uses this buffer as an inlet.
+Does not: know what a skipped message means, or what becomes of a message that is no block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from ingest.broker.pulling import Delivery
+from ingest.buffers.memory import MemoryBuffer
+from ingest.buffers.stream.messages import NotOurs, decode_message
+from ingest.model.block import Block
+from ingest.model.ledger import Ledger
+from ingest.model.ports import BufferStats, Reservation
+from ingest.system.clock import sleep_unless
+
+
+class Pulls(Protocol):
+    """Pulls messages; see broker/pulling.py."""
+
+    wanted: asyncio.Event
+
+    def done(self, deliveries: Iterable[Delivery]) -> None:
+        """Acknowledge: these never come again."""
+
+    def working(self, deliveries: Iterable[Delivery]) -> None:
+        """Say that we still have them."""
+
+    def give_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Let another reader have them, at once."""
+
+
+OnForeign = Callable[[Delivery, str], None]
+
+
+class StreamOutlet:
+    """The buffer of a writer: implements ports.Outlet, and ports.Inlet for replayed blocks.
+
+    `foreign` gets each message that is no block, and why.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        foreign: OnForeign,
+        *,
+        rows_max: int,
+        bytes_max: int,
+        put_wait_s_max: float,
+    ) -> None:
+        self._ledger = ledger
+        self._foreign = foreign
+        self._memory = MemoryBuffer(
+            rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max
+        )
+        self.redeliveries = 0  # messages that had been delivered before
+        self._puller: Pulls | None = None
+        self._deliveries: dict[Block, Delivery] = {}
+        self._blocks: dict[int, Block] = {}  # by their place in the stream
+
+    def pull_from(self, puller: Pulls) -> None:
+        """Begin to take messages. The puller gives them to `deliver`."""
+        self._puller = puller
+        self._want()
+
+    # Messages come in
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Take a message. One that is here already has come a second time: it is kept once."""
+        self.redeliveries += delivery.tries > 1
+        if (block := self._blocks.get(delivery.place)) is not None:
+            self._deliveries[block] = delivery  # the broker listens to the newest one
+            return
+        try:
+            block = decode_message(delivery.data)
+        except NotOurs as why:
+            self._foreign(delivery, str(why))
+            return
+        block.doubtful = delivery.tries > 1
+        self._deliveries[block] = delivery._replace(data=b"")  # the block has its own copy
+        self._blocks[delivery.place] = block
+        self._ledger.delivered += block.rows
+        self._memory.append(block)
+        self._want()
+
+    def take_post(self, block: Block) -> bool:
+        """Take a post that waits for its commit; it is no message. Returns False without room."""
+        if self._memory.shut or self._memory.stats().used >= 1:
+            return False
+        self._ledger.delivered += block.rows
+        self._memory.append(block)
+        return True
+
+    def _want(self) -> None:
+        """Let the puller ask for more while there is room."""
+        if self._puller is None:
+            return
+        stats = self._memory.stats()
+        if stats.used < 1 and not self._memory.shut:
+            self._puller.wanted.set()
+        else:
+            self._puller.wanted.clear()
+
+    async def run(self, stopping: asyncio.Event, every_s: float) -> None:
+        """Say every so often that the messages are still here, until the event is set."""
+        while not await sleep_unless(stopping, every_s):
+            if self._puller is not None and self._deliveries:
+                self._puller.working(list(self._deliveries.values()))
+
+    # The inlet of the replay
+
+    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
+        """Wait for room in memory for a block that is no message: see ports.Inlet."""
+        return await self._memory.reserve(rows, size_bytes, awaited=awaited)
+
+    # The outlet
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that writers may take now."""
+        return self._memory.rows_waiting
+
+    @property
+    def shut(self) -> bool:
+        """Whether no message will be taken any more."""
+        return self._memory.shut
+
+    def first_received_s(self) -> float | None:
+        """Return the monotonic time at which the first waiting block was received."""
+        return self._memory.first_received_s()
+
+    async def wait_rows(self, rows: int) -> None:
+        """Wait until `rows` rows may be taken, or the outlet is shut."""
+        await self._memory.wait_rows(rows)
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+        return self._memory.take(rows_max)
+
+    def settle(self, blocks: Sequence[Block]) -> None:
+        """The blocks are stored or dead-lettered: their messages are done."""
+        self._memory.settle(blocks)
+        deliveries = self._forget(blocks)
+        if self._puller is not None and deliveries:
+            self._puller.done(deliveries)
+        self._want()
+
+    def give_back(self, blocks: Sequence[Block]) -> None:
+        """Put blocks back to the front, in order of receipt."""
+        self._memory.give_back(blocks)
+
+    def _forget(self, blocks: Iterable[Block]) -> list[Delivery]:
+        found = [self._deliveries.pop(block) for block in blocks if block in self._deliveries]
+        for each in found:
+            del self._blocks[each.place]
+        return found
+
+    def stats(self) -> BufferStats:
+        """Return what is here; rows of messages are kept by the stream if this process ends."""
+        kept = sum(block.rows for block in self._deliveries)
+        return self._memory.stats()._replace(rows_kept=kept)
+
+    # End
+
+    def shut_inlet(self) -> None:
+        """Ask for no more messages; writers take what is left."""
+        self._memory.shut_inlet()
+        self._want()
+
+    async def keep_rest(self) -> None:
+        """Give the waiting messages back to the stream: another writer gets them. Repeatable."""
+        waiting = self._memory.take(1 << 62)
+        returned = [block for block in waiting if block in self._deliveries]
+        self._memory.give_back([block for block in waiting if block not in self._deliveries])
+        self._memory.settle(returned)
+        self._ledger.returned += sum(block.rows for block in returned)
+        deliveries = self._forget(returned)
+        if self._puller is not None and deliveries:
+            self._puller.give_back(deliveries)

@@ -1,0 +1,122 @@
+"""Reads the settings from all sources, and checks them one by one and together.
+
+A flag wins over the environment, that over the TOML file, and that over the default. A wrong value
+raises a ConfigError that names the setting and its origin.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ingest.config.broker_url import check_broker_url, check_monitor_urls
+from ingest.config.forward_names import forward_names
+from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
+from ingest.config.sources import gather
+from ingest.config.values import (
+    check_database_url,
+    check_page_url,
+    check_token,
+    checked,
+    moment_us,
+    shown,
+)
+from ingest.model.errors import ConfigError
+
+
+class Loaded(NamedTuple):
+    """The settings, and the origin of each: `default`, a TOML path, an INGEST_ name, or a flag."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def load(
+    *,
+    toml_path: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Read all sources and check every bound. Raises ConfigError with the setting and its origin.
+
+    An empty variable of the environment counts as unset; an empty flag does not.
+    """
+    known = {each.name: each for each in fields(Settings)}
+    raw = gather(known, toml_path, environ, flags or {})
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(known, "default")
+    for name, (value, origin) in raw.items():
+        values[name] = checked(known[name], value, origin)
+        origins[name] = origin
+    settings = Settings(**values)
+    _check_texts(settings, origins)
+    check_together(settings, origins)
+    return Loaded(settings, origins)
+
+
+def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:
+    """Check the bounds between two settings. Raises ConfigError that names both."""
+    at = origins or {}
+
+    def named(name: str) -> str:
+        return f"{name} ({shown(name, getattr(settings, name))}, {at.get(name, 'default')})"
+
+    def ordered(*names: str, strict: bool = False) -> None:
+        for lower, upper in pairwise(names):
+            low, high = getattr(settings, lower), getattr(settings, upper)
+            if low > high or (strict and low == high):
+                relation = "be less than" if strict else "not exceed"
+                raise ConfigError(f"setting {named(lower)} must {relation} {named(upper)}")
+
+    ordered("post_rows_max", "batch_rows_max")
+    ordered("post_rows_max", "buffer_rows_max")
+    ordered("batch_rows", "batch_rows_max")
+    ordered("body_bytes_max", "inflated_bytes_max")
+    ordered("body_bytes_max", "receiver_bytes_max")
+    ordered("inflated_bytes_max", "buffer_bytes_max")
+    if settings.post_rows_max * ROW_BYTES_MAX > settings.buffer_bytes_max:
+        raise ConfigError(
+            f"setting {named('post_rows_max')} does not fit into {named('buffer_bytes_max')}: "
+            f"a reading with long names takes {ROW_BYTES_MAX} bytes"
+        )
+    ordered("lock_s_max", "statement_s_max", "command_s_max", strict=True)
+    if settings.drain_s_max:
+        ordered("command_s_max", "drain_s_max", strict=True)
+    ordered("wait_s_min", "wait_s_max")
+    for segment, whole in (
+        ("dlq_segment_bytes", "dlq_bytes_max"),
+        ("journal_segment_bytes", "journal_bytes_max"),
+    ):
+        if getattr(settings, segment) * 4 > getattr(settings, whole):
+            raise ConfigError(
+                f"setting {named(segment)} must not exceed a quarter of {named(whole)}: "
+                "whole files are removed"
+            )
+    ordered("inflated_bytes_max", "journal_bytes_max")
+    ordered("breaker_rows_max", "breaker_window_rows")
+    ordered("forward_lag_bytes_max", "stream_bytes_max")
+    if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
+        raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
+
+
+def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Check texts that must have a certain form. Never shows a URL that has a password."""
+    for name, check in (
+        ("listen", split_address),
+        ("admin_listen", split_address),
+        ("ts_min", moment_us),
+        ("database_url", check_database_url),
+        ("admin_token", check_token),
+        ("dashboard_url", check_page_url),
+        ("broker_url", check_broker_url),
+        ("broker_monitor_url", check_monitor_urls),
+        ("forwards", forward_names),
+    ):
+        try:
+            check(getattr(settings, name))
+        except ValueError as error:
+            raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None

@@ -1,0 +1,115 @@
+"""The dead letters of a folder, as commands and the dashboard see them.
+
+Reading is done in threads, a part at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest.dead_letters.files import folder_bytes, segments
+from ingest.dead_letters.manual_replay import hold_replay_lock
+from ingest.dead_letters.marks import mark_done
+from ingest.dead_letters.reader import (
+    LiveLetter,
+    Selection,
+    Tally,
+    live_letters,
+    segment_letters,
+)
+from ingest.dead_letters.store import PART_BYTES, PART_LETTERS, Extent, Parts, Section
+from ingest.system.files import open_regular
+
+Mark = Callable[[Sequence[LiveLetter], str], Awaitable[None]]
+
+
+class FolderLetterStore:
+    """Implements LetterStore. `mark` is how a service marks lines; a command does it itself."""
+
+    def __init__(self, folder: Path, mark: Mark | None = None) -> None:
+        self.folder = folder
+        self._mark = mark
+
+    def oldest(self, where: Selection, tally: Tally) -> Parts:
+        """Yield the live letters of all files; see LetterStore."""
+        return _parts(live_letters(self.folder, where=where, tally=tally))
+
+    async def sections(self, bytes_max: int | None = None) -> AsyncIterator[Section]:
+        """Yield the files, the newest first; see LetterStore."""
+        left = bytes_max
+        for segment in reversed(await asyncio.to_thread(segments, self.folder)):
+            start = 0
+            if left is not None:
+                start, size = await asyncio.to_thread(_line_start, segment, left)
+                left -= size
+            yield _Segment(segment, start)
+            if start:
+                return
+
+    @asynccontextmanager
+    async def held(self, wait_s_max: float | None = None) -> AsyncIterator[None]:
+        """Hold the replay lock; see LetterStore."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with await hold_replay_lock(self.folder, wait_s_max):
+            yield
+
+    async def mark_done(self, letters: Sequence[LiveLetter], how: str) -> None:
+        """Append marks to the cursors; see LetterStore. The caller has the replay lock."""
+        if self._mark is not None:
+            await self._mark(letters, how)
+        else:
+            await asyncio.to_thread(mark_done, [(each.path, each.mark) for each in letters], how)
+
+    async def extent(self) -> Extent:
+        """Return how many files there are, and their size."""
+        files = len(segments(self.folder))
+        size_bytes = folder_bytes(self.folder) if self.folder.exists() else 0
+        return Extent(files, size_bytes, empty=not files)
+
+
+class _Segment(NamedTuple):
+    """A file, or its end from the byte `start` on."""
+
+    path: Path
+    start: int
+
+    @property
+    def cut(self) -> bool:
+        return self.start > 0
+
+    def read(self, where: Selection, tally: Tally) -> Parts:
+        return _parts(segment_letters(self.path, start=self.start, where=where, tally=tally))
+
+
+async def _parts(letters: Iterator[LiveLetter]) -> Parts:
+    while part := await asyncio.to_thread(_part, letters):
+        yield part
+
+
+def _part(letters: Iterator[LiveLetter]) -> list[LiveLetter]:
+    part: list[LiveLetter] = []
+    size = 0
+    for live in letters:
+        part.append(live)
+        size += len(live.line)
+        if len(part) >= PART_LETTERS or size >= PART_BYTES:
+            break
+    return part
+
+
+def _line_start(segment: Path, bytes_max: int) -> tuple[int, int]:
+    """Return where the first whole line of a file's last `bytes_max` bytes starts, and its size."""
+    try:
+        size = segment.stat().st_size
+        if size <= bytes_max:
+            return 0, size
+        with open_regular(segment) as file:
+            file.seek(size - bytes_max)
+            file.readline(bytes_max)
+            return file.tell(), bytes_max
+    except FileNotFoundError:
+        return 0, 0  # another process removed it after it was listed

@@ -1,0 +1,346 @@
+"""`ingest dlq` and the page over a broker's stream, and letters that move there and back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.admin.dashboard.letters import Letters
+from ingest.app.writing import make_sink
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.messages import StreamMessages
+from ingest.broker.roles import DEAD_LETTERS
+from ingest.config.settings import Settings
+from ingest.dead_letters.folder_store import FolderLetterStore
+from ingest.dead_letters.identity import DEFAULT_RULES
+from ingest.dead_letters.reader import Selection, live_letters
+from ingest.dead_letters.stream.carry import Carried, into_files, into_stream
+from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.model.errors import BrokerAway, DeadLettersFull, Refused
+from ingest.model.letter import EXHAUSTED, REFUSED, Letter
+from ingest.model.reading import Reading
+from ingest.system.state_folder import StateFolder
+from tests.support.brokers import LETTERS, api, embedded, joined
+from tests.support.commands import Here
+from tests.support.letters import drained, invalid, keep, make_store, read
+from tests.support.stream_letters import change, count, kept, live
+
+MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
+GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
+# What may differ: where a letter is, and how much room the letters take.
+PLACE = re.compile(r"^(file|stream|files) .*$|dlq-\S+\.jsonl|INGEST_DLQ", re.MULTILINE)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFolder:
+    """Return the state folder of an `ingest up`."""
+    return StateFolder.open(tmp_path / "up")
+
+
+@pytest.fixture
+async def nats(state: StateFolder) -> AsyncIterator[EmbeddedBroker]:
+    """Give a broker that runs in the state folder, with the stream of the dead letters."""
+    async with embedded(state.broker, wanted=LETTERS) as running:
+        yield running
+
+
+@pytest.fixture
+async def admin(nats: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
+    """Give a connection of the admin."""
+    async with joined(nats, "admin") as connection:
+        yield connection
+
+
+@pytest.fixture
+async def queue(admin: BrokerConnection) -> StreamDeadLetters:
+    """Return dead letters in the stream."""
+    return StreamDeadLetters(admin, bytes_max=LETTERS.bytes_max)
+
+
+def write(folder: Path, letters: list[Letter]) -> None:
+    """Write letters into files, as an earlier process."""
+    store = make_store(folder)
+    keep(store, letters)
+    store.close()
+
+
+def lines_of(folder: Path) -> list[bytes]:
+    """Return the lines of the live letters in files."""
+    return [each.line for each in live_letters(folder)]
+
+
+async def test_commands_say_the_same_of_files_and_of_a_stream(
+    here: Here,
+    state: StateFolder,
+    queue: StreamDeadLetters,
+    readings_url: str,
+) -> None:
+    """The same letters give the same output and exit codes; what is done is gone in both."""
+    serve, copy = StateFolder.open(state.path.parent / "serve"), state.path.parent / "copy"
+    write(serve.dead_letters, [*drained(60, device="pump-1"), *drained(3, reason=EXHAUSTED)])
+    write(serve.dead_letters, [invalid(MULTI), invalid(b"\xff\x1b[2J"), invalid(GOOD_LATE)])
+    shutil.copytree(serve.dead_letters, copy)
+    await into_stream(FolderLetterStore(copy), queue)
+    connection = await asyncpg.connect(readings_url)
+    an_id = live_ids(serve)[0]
+    database = ("--database-url", readings_url, "--database-unsafe", "true")
+    for words in (
+        ("list",),
+        ("list", "--limit", 0),
+        ("list", "--json"),
+        ("list", "--json", "--limit", 2, "--where", "reason=invalid"),
+        ("list", "--where", "device_prefix=pump-", "--limit", 5),
+        ("list", "--where", "device=nobody"),
+        ("list", "abcdef0"),
+        ("list", "abc"),
+        ("show", an_id[:8]),
+        ("show", "--where", "code=wrong_type"),
+        ("stats",),
+        ("discard",),
+        ("discard", "--all"),
+        ("discard", an_id, "--yes"),
+        ("discard", "--where", f"reason={EXHAUSTED}", "--yes", "--json"),
+        ("replay", "--dry-run"),
+        ("replay", "--dry-run", "--json"),
+        ("replay", "--where", "reason=drained", "--rate", 5_000, *database),
+        ("replay", *database),
+        ("list", "--json"),
+        ("discard", "--all", "--yes"),
+        ("list",),
+    ):
+        said = []
+        for folder in (serve.path, state.path):
+            done = await here("dlq", *words, "--state-dir", folder)
+            said.append((done.code, *(PLACE.sub("-", each) for each in done[1:])))
+            if words[-2:] == database[-2:]:
+                await connection.execute("truncate readings")
+        assert said[0] == said[1], words
+    assert await live(queue.letters) == []
+    await connection.close()
+
+
+def live_ids(state: StateFolder) -> list[str]:
+    """Return the ids of the letters in files."""
+    return [each.id for each in live_letters(state.dead_letters)]
+
+
+async def test_stats_name_the_stream(
+    here: Here, state: StateFolder, queue: StreamDeadLetters
+) -> None:
+    """Where files would be counted."""
+    await queue.append([*drained(2), invalid(MULTI)])
+    done = await here("dlq", "stats", "--state-dir", state.path)
+    assert re.search(r"^stream           INGEST_DLQ, \d\.\d KiB$", done.stdout, re.MULTILINE)
+    found = json.loads((await here("dlq", "stats", "--json", "--state-dir", state.path)).stdout)
+    assert (found["live"], found["files"], found["stream"]) == (3, 0, DEAD_LETTERS)
+    done = await here("dlq", "show", "--limit", 1, "--state-dir", state.path)
+    assert "stream        INGEST_DLQ, message 3\n" in done.stdout
+
+
+async def test_edited_copy_ends_the_letter_in_the_stream(
+    here: Here, state: StateFolder, queue: StreamDeadLetters, tmp_path: Path, readings_url: str
+) -> None:
+    """As it does in files."""
+    await queue.append([invalid(MULTI)._replace(field="values.humidity"), *drained(1)])
+    flags = ("--state-dir", state.path)
+    copy = tmp_path / "copy.jsonl"
+    text = (await here("dlq", "show", "--json", "--where", "reason=invalid", *flags)).stdout
+    copy.write_text(text.replace('\\"wet\\"', "40"))
+    database = ("--database-url", readings_url, "--database-unsafe", "true")
+    done = await here("dlq", "replay", "--file", copy, "--edited", *database, *flags)
+    assert (done.code, "1 dead letter replayed: 2 readings, 2 new" in done.stdout) == (0, True)
+    assert len(await live(queue.letters)) == 1
+
+
+async def test_letters_in_both_are_told(
+    here: Here, state: StateFolder, queue: StreamDeadLetters
+) -> None:
+    """`--store` chooses; then nothing is said about the others."""
+    write(state.dead_letters, drained(2, device="in-files"))
+    flags = ("--state-dir", state.path)
+    done = await here("dlq", "list", *flags)
+    assert done.stdout == ""
+    assert "--store files is about the others" in done.stderr
+    await queue.append(drained(1, device="in-stream"))
+    done = await here("dlq", "list", *flags)
+    assert ("in-stream" in done.stdout, "in-files" in done.stdout) == (True, False)
+    done = await here("dlq", "list", "--store", "files", *flags)
+    assert ("in-files" in done.stdout, done.stderr) == (True, "")
+    done = await here("dlq", "list", "--store", "stream", *flags)
+    assert ("in-stream" in done.stdout, done.stderr) == (True, "")
+
+
+async def test_broker_at_rest_is_started_for_its_letters(here: Here, state: StateFolder) -> None:
+    """If it has none, the files count; a state folder that never had a broker starts none."""
+    flags = ("--state-dir", state.path)
+    write(state.dead_letters, drained(1, device="in-files"))
+    assert "in-files" in (await here("dlq", "list", *flags)).stdout
+    assert not state.broker.exists()
+    done = await here("dlq", "list", "--store", "stream", *flags)
+    assert (done.code, "`ingest stream apply` makes one" in done.stderr) == (2, True)
+    async with embedded(state.broker, wanted=LETTERS):
+        pass
+    done = await here("dlq", "list", *flags)
+    assert ("in-files" in done.stdout, done.stderr) == (True, "")
+    async with embedded(state.broker, wanted=None) as nats, joined(nats, "writer") as writer:
+        await StreamDeadLetters(writer, bytes_max=10**8).append(drained(1, device="in-stream"))
+    done = await here("dlq", "list", *flags)
+    assert ("in-stream" in done.stdout, "--store files" in done.stderr) == (True, True)
+
+
+async def test_configured_broker_needs_no_state_folder(
+    here: Here, nats: EmbeddedBroker, queue: StreamDeadLetters, tmp_path: Path
+) -> None:
+    """On another machine; a broker without the stream is told."""
+    await queue.append(drained(2))
+    at = nats.published.address("admin")
+    url = at.servers[0].replace("nats://", f"nats://admin:{at.password}@")
+    flags = ("--broker-url", url, "--state-dir", tmp_path / "nowhere")
+    done = await here("dlq", "discard", "--all", "--yes", *flags)
+    assert (done.code, done.stdout) == (0, "2 dead letters discarded\n")
+    async with joined(nats, "admin") as admin:
+        await api(admin, f"STREAM.DELETE.{DEAD_LETTERS}")
+    done = await here("dlq", "list", *flags)
+    assert done.code == 2
+    assert "`ingest stream apply` makes it" in done.stderr
+
+
+# The page
+
+
+async def test_page_lists_replays_and_discards(
+    queue: StreamDeadLetters,
+    admin: BrokerConnection,
+    readings_url: str,
+    readings_connection: asyncpg.Connection,
+) -> None:
+    """As with files."""
+    letters = Letters(
+        queue.letters,
+        DEFAULT_RULES,
+        lambda: make_sink(readings_url, Settings(database_unsafe=True)),
+    )
+    await readings_connection.execute("alter table readings add constraint c check (value < 5)")
+    hot = Letter(REFUSED, "23514", "", 1, Reading(10**15, "hot", "m", 9.0))
+    cool = [hot._replace(reading=Reading(10**15 + n, "cool", "m", 1.0)) for n in range(150)]
+    await queue.append([hot, *cool, invalid(b"\xff\xfe", code="not_an_object")])
+    listed = await letters.listed(Selection(), 100)
+    assert [each["device"] for each in listed["letters"]] == [None, *["cool"] * 99]
+    assert not listed["looked_at_all"]
+    assert (await letters.listed(Selection(device="hot"), 100))["looked_at_all"]
+    first = listed["letters"][0]
+    assert (await letters.in_full(first["id"]))["original"] == "base64://4="
+    with pytest.raises(Refused, match="no such live"):
+        await letters.in_full("f" * 32)
+    assert await letters.counted(Selection(device="cool")) == {"matching": 150, "all": True}
+    done = await letters.replay(Selection(reasons=(REFUSED,)))
+    assert (done["asked"], done["new"], done["refused"]) == (151, 150, {"23514": 1})
+    ids = Selection(ids=frozenset([first["id"].encode()]))
+    assert await letters.discard(ids) == {"discarded": 1}
+    assert await kept(admin) == [hot]
+
+
+async def test_page_says_that_the_broker_is_away(nats: EmbeddedBroker) -> None:
+    """Not that there are no letters."""
+    async with joined(nats, "writer") as writer:
+        queue = StreamDeadLetters(writer, bytes_max=10**8)
+        letters = Letters(queue.letters, DEFAULT_RULES, lambda: None)
+        await nats.stop()
+        for call in (
+            letters.listed(Selection(), 5),
+            letters.counted(Selection()),
+            letters.discard(Selection()),
+        ):
+            with pytest.raises(Refused) as refused:
+                await call
+            assert refused.value.code == "busy"
+            assert "broker" in refused.value.detail
+
+
+# Moving
+
+
+async def test_letters_move_to_the_stream_and_back_unchanged(
+    queue: StreamDeadLetters, admin: BrokerConnection, tmp_path: Path
+) -> None:
+    """Every line is the same, in the same order; what was done stays done."""
+    folder = tmp_path / "letters"
+    write(folder, drained(1_200))
+    write(folder, [invalid(MULTI), invalid(b"\xff"), *drained(30, reason=EXHAUSTED)])
+    files = FolderLetterStore(folder)
+    await files.mark_done(list(live_letters(folder))[:5], "discarded")
+    before = lines_of(folder)
+    assert await into_stream(files, queue) == Carried(1_227, 0)
+    assert lines_of(folder) == []
+    assert [each.line for each in await live(queue.letters)] == before
+    assert await into_stream(files, queue) == Carried(0, 0)
+    assert await into_files(queue.letters, files, segment_bytes=200_000) == Carried(1_227, 0)
+    assert await count(admin) == 0
+    assert lines_of(folder) == before
+    assert await into_files(queue.letters, files, segment_bytes=200_000) == Carried(0, 0)
+    store = make_store(folder)
+    assert store.totals().live == 1_227
+    store.close()
+
+
+@pytest.mark.parametrize("back", [False, True])
+async def test_move_that_was_cut_is_done_again_and_doubles_nothing(
+    queue: StreamDeadLetters,
+    admin: BrokerConnection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    back: bool,
+) -> None:
+    """It is cut after a part has arrived, before it is removed; the ids are forgotten."""
+    await change(admin, duplicate_window=100_000_000)
+    folder = tmp_path / "letters"
+    files = FolderLetterStore(folder)
+    letters = drained(1_500)
+    if back:
+        await queue.append(letters)
+    else:
+        write(folder, letters)
+
+    async def move() -> Carried:
+        again = StreamDeadLetters(admin, bytes_max=LETTERS.bytes_max)  # as another process
+        if back:
+            return await into_files(again.letters, files, segment_bytes=10**6)
+        return await into_stream(files, again)
+
+    async def cut(*_: object) -> None:
+        raise BrokerAway("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StreamMessages, "delete", cut)
+        patched.setattr(FolderLetterStore, "mark_done", cut)
+        with pytest.raises(BrokerAway):
+            await move()
+    assert (await count(admin), len(read(folder))) == ((1_500, 1_000) if back else (1_000, 1_500))
+    await asyncio.sleep(0.2)
+    assert (await move()).moved == 1_500
+    assert (await count(admin), len(read(folder))) == ((0, 1_500) if back else (1_500, 0))
+    assert sorted(read(folder) if back else await kept(admin)) == sorted(letters)
+
+
+async def test_what_does_not_fit_stays_in_the_files(
+    queue: StreamDeadLetters, admin: BrokerConnection, tmp_path: Path
+) -> None:
+    """A letter larger than a message, and all that a full stream refuses."""
+    folder = tmp_path / "letters"
+    write(folder, [*drained(3), invalid(b"x" * 9 * 1024**2), *drained(3)])
+    files = FolderLetterStore(folder)
+    assert await into_stream(files, queue) == Carried(6, 1)
+    assert len(read(folder)) == 1
+    await change(admin, max_bytes=100_000)
+    write(folder, drained(500))
+    with pytest.raises(DeadLettersFull, match="full"):
+        await into_stream(files, queue)
+    assert len({*read(folder), *await kept(admin)}) == 507

@@ -1,0 +1,354 @@
+"""Dead letters in the stream of a real nats-server: kept when it says so, read, and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
+from ingest.broker.session import Address
+from ingest.dead_letters.reader import Selection, Tally
+from ingest.dead_letters.store import counted, first, newest
+from ingest.dead_letters.stream import queue as stream_queue
+from ingest.dead_letters.stream import store as stream_store
+from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.model.errors import (
+    BrokerAway,
+    BufferFull,
+    DeadLettersBroken,
+    DeadLettersFull,
+    ShareUsed,
+)
+from ingest.model.letter import EXHAUSTED, REFUSED
+from tests.support.brokers import LETTERS, api, embedded, is_up, joined, until
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.letters import drained, invalid
+from tests.support.stream_letters import change, count, kept, live, store_of
+
+MIB = 1024**2
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
+    """Give a broker with the stream of the dead letters."""
+    async with embedded(tmp_path, wanted=LETTERS) as running:
+        yield running
+
+
+@pytest.fixture
+async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
+    """Give a connection of the admin."""
+    async with joined(server, "admin") as connection:
+        yield connection
+
+
+@pytest.fixture
+async def writer(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
+    """Give a connection of a writer."""
+    async with joined(server, "writer") as connection:
+        yield connection
+
+
+def queue_of(connection: BrokerConnection, bytes_max: int = 64 * MIB) -> StreamDeadLetters:
+    """Return dead letters that give up soon."""
+    return StreamDeadLetters(connection, bytes_max=bytes_max, try_s_max=0.5, wait_s_max=1.0)
+
+
+async def test_killed_broker_costs_no_letter_and_lists_none_twice(
+    server: EmbeddedBroker, writer: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """An append waits for the broker that comes back; each letter is listed once."""
+    queue = StreamDeadLetters(writer, bytes_max=64 * MIB)
+    groups = [drained(300) for _ in range(6)]
+    appends = [asyncio.create_task(queue.append(each)) for each in groups]
+    for reached in (200, 900):
+        await until(lambda reached=reached: len(queue._places) > reached)  # type: ignore[misc]
+        await until(lambda: server.pid is not None)
+        os.kill(server.pid or 0, signal.SIGKILL)
+    await asyncio.gather(*appends)
+    await is_up(admin)
+    assert sorted(await kept(admin)) == sorted(letter for group in groups for letter in group)
+    await queue.close()
+
+
+async def test_broker_that_is_away_or_frozen_is_told_in_time(
+    server: EmbeddedBroker, admin: BrokerConnection
+) -> None:
+    """Nothing is promised then. The same letters can be appended later."""
+    async with FaultyProxy("127.0.0.1", server.published.endpoints.port) as proxy:
+        direct = server.published.address("gateway")
+        by_proxy = Address((f"nats://127.0.0.1:{proxy.port}",), direct.user, direct.password)
+        async with joined(lambda: by_proxy, "gateway") as gateway:
+            queue = queue_of(gateway)
+            letters = drained(3)
+            await queue.append(drained(1))
+            proxy.stall()
+            with pytest.raises(DeadLettersBroken, match="stored or not"):
+                await queue.append(letters)
+            await proxy.close()
+            await is_up(gateway, False)
+            with pytest.raises(DeadLettersBroken, match="cannot take"):
+                await queue.append(letters)
+            assert queue.stats().live <= 1
+    async with joined(server, "gateway") as gateway:
+        await queue_of(gateway).append(letters)
+    assert len(await kept(admin)) == 4
+
+
+async def test_letter_that_was_deleted_can_come_again_at_once(
+    writer: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """The broker still knows its message id, and calls it a duplicate of what is gone."""
+    letters = drained(5)
+    for queue in (queue_of(writer), queue_of(writer)):  # one of them has not known the letters
+        await queue.append(letters)
+        assert await count(admin) == 5
+        store = store_of(writer)
+        for _ in range(2):
+            await store.mark_done(await live(store), "discarded")
+            await queue.append(letters)
+            assert sorted(await kept(admin)) == sorted(letters)
+    assert await count(admin) == 5
+
+
+async def test_live_letter_is_not_appended_again_long_after(
+    writer: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """The broker has forgotten its message id, and we have not."""
+    await change(admin, duplicate_window=100_000_000)
+    queue, other = queue_of(writer), queue_of(writer)
+    letters = drained(300)
+    await queue.append(letters)
+    await asyncio.sleep(0.3)
+    await queue.append(letters)
+    await queue.append(letters[:1] * 2)
+    assert await count(admin) == 300
+    await other.append(letters[:2])  # as another process would
+    assert await count(admin) == 302
+    assert len(await kept(admin)) == 300
+    assert len((await newest(store_of(admin), Selection(), 1_000)).letters) == 300
+
+
+async def test_letters_in_replay_are_not_appended(
+    writer: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """They are live, and stay so if they fail again."""
+    queue = queue_of(writer)
+    letters = drained(2, reason=EXHAUSTED)
+    await queue.append(letters)
+    (one, _) = await live(store_of(admin))
+    queue.replaying.add((one.id + EXHAUSTED[:3]).encode())
+    queue._places.clear()
+    await change(admin, duplicate_window=100_000_000)
+    await asyncio.sleep(0.3)
+    await queue.append(letters)
+    assert await count(admin) == 3
+
+
+async def test_full_stream_refuses_and_says_so(
+    writer: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """The bound is the broker's; what is there stays."""
+    await change(admin, max_bytes=20_000)
+    queue = queue_of(writer)
+    before = drained(10)
+    await queue.append(before)
+    with pytest.raises(DeadLettersFull, match="full"):
+        await queue.append(drained(1_000, reason=REFUSED))
+    assert set(before) <= set(await kept(admin))
+    assert (await store_of(admin).extent()).size_bytes <= 20_000
+
+
+async def test_invalid_items_have_half_and_a_sender_its_share(writer: BrokerConnection) -> None:
+    """The same rules as those of the files; they count what others have appended, too."""
+    queue = queue_of(writer, bytes_max=400_000)
+    items = [invalid(b"%d" % n + b"x" * 900) for n in range(400)]
+    used = 0
+    refused = None
+    while refused is None:
+        try:
+            await queue.append([items[used]], sender="10.0.0.1")
+        except ShareUsed as error:
+            refused = error
+        else:
+            used += 1
+    assert 50 < used < 120, "half of the half, at 1.4 kB a letter"
+    await queue.append(items[300:301], sender="10.0.0.2")
+    await queue_of(writer).append(items[:200])
+    fresh = queue_of(writer, bytes_max=400_000)
+    with pytest.raises(DeadLettersFull, match="invalid items"):
+        await fresh.append(items[320:322], sender="10.0.0.3")
+    await fresh.append(drained(1, reason=REFUSED))
+    assert fresh.stats().invalid_full
+
+
+async def test_sender_with_too_much_under_way_is_told_to_come_later(
+    writer: BrokerConnection, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers are not: their letters have no other place."""
+    monkeypatch.setattr(stream_queue, "IN_WORK_BYTES_MAX", 10_000)
+    queue = queue_of(writer)
+    first_one = asyncio.create_task(queue.append([invalid(b"x" * 9_000)], sender="10.0.0.1"))
+    await asyncio.sleep(0)
+    with pytest.raises(BufferFull, match="broker"):
+        await queue.append([invalid(b"y" * 9_000)], sender="10.0.0.2")
+    await queue.append(drained(100))
+    await first_one
+    await queue.append([invalid(b"y" * 9_000)], sender="10.0.0.2")
+    assert await count(admin) == 102
+
+
+async def test_letter_larger_than_a_message_finds_no_room(
+    writer: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """Nothing of its post is kept, and the connection stays."""
+    with pytest.raises(DeadLettersFull, match="max_payload"):
+        await queue_of(writer).append([*drained(1), invalid(bytes(9 * MIB))])
+    assert await count(admin) == 0
+    assert writer.up
+    await queue_of(writer).append([invalid(b"x" * 7 * MIB) for _ in range(1)])
+    assert await count(admin) == 1
+
+
+async def test_stats_tell_what_the_stream_holds(
+    writer: BrokerConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They never wait, and look again after a while."""
+    monkeypatch.setattr(stream_queue, "LOOK_S", 0.05)
+    queue = queue_of(writer)
+    assert queue.stats() == (0, 0, 0.0, False)
+    await queue.append(drained(3))
+    await until(lambda: queue.stats().live == 3)
+    found = queue.stats()
+    assert found.size_bytes > 600
+    assert 0 <= found.oldest_age_s < 30
+    await store_of(writer).mark_done(await live(store_of(writer)), "discarded")
+    await until(lambda: queue.stats() == (0, 0, 0.0, False))
+    await queue.close()
+    await queue.close()
+    with pytest.raises(DeadLettersBroken):
+        await queue.append(drained(1))
+
+
+async def test_close_waits_for_what_has_begun(
+    writer: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """Also if the caller does not."""
+    queue = queue_of(writer)
+    task = asyncio.create_task(queue.append(drained(500)))
+    await asyncio.sleep(0)
+    task.cancel()
+    await queue.close()
+    assert await count(admin) == 500
+
+
+async def test_letters_are_found_newest_first_across_gaps(
+    writer: BrokerConnection, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any section size gives the same list, oldest first is its reverse."""
+    queue, store = queue_of(writer), store_of(writer)
+    await queue.append([*drained(40, device="old"), invalid(b"x" * 2 * MIB), *drained(300)])
+    gone = await live(store)
+    await store.mark_done(gone[5:30] + gone[60:250], "discarded")
+    await queue.append(drained(3, reason=EXHAUSTED, device="new"))
+    left = gone[:5] + gone[30:60] + gone[250:]
+    everything = await live(store)
+    assert [each.id for each in everything[:-3]] == [each.id for each in left]
+    for places in (1, 7, 1_000):
+        monkeypatch.setattr(stream_store, "SECTION_PLACES", places)
+        found = await newest(store, Selection(), 10_000)
+        assert [each.id for each in found.letters] == [each.id for each in reversed(everything)]
+        assert (found.more, found.whole) == (0, True)
+    found = await newest(store, Selection(), 5, more_max=100)
+    assert found.letters == everything[:-6:-1]
+    assert found.more >= 100
+    found = await newest(store, Selection(), 500, bytes_max=40_000)
+    assert not found.whole
+    assert 0 < len(found.letters) < 20, "the mean of a message is some 18 kB"
+    assert found.letters == everything[: -len(found.letters) - 1 : -1]
+    for where, number in (
+        (Selection(reasons=(EXHAUSTED,)), 3),
+        (Selection(device="old"), 15),
+        (Selection(device_prefix="ne"), 3),
+        (Selection(ids=frozenset([everything[0].id.encode()])), 1),
+        (Selection(id_prefixes=(everything[0].id[:8].encode(),)), 1),
+        (Selection(code="wrong_type"), 1),
+    ):
+        assert len(await live(store, where)) == number
+        assert await counted(store, where, 64 * MIB) == (number, True)
+        assert len(await first(store, where, 2, MIB)) == min(2, number)
+
+
+async def test_message_that_is_no_letter_is_counted_and_skipped(
+    writer: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """Somebody else has published to the stream, or a disk has a flipped bit."""
+    await queue_of(writer).append(drained(1))
+    (good,) = await live(store_of(admin))
+    for data in (b"", b"{}", good.line.replace(b"stopped", b"STOPPED")):
+        await admin.request(DEAD_LETTER_SUBJECT + "drained", data, 5)
+    tally = Tally()
+    store = store_of(admin)
+    assert [each async for part in store.oldest(Selection(), tally) for each in part] == [good]
+    assert tally.altered == 3
+
+
+async def test_reading_and_deleting_end_with_the_connection(
+    server: EmbeddedBroker, writer: BrokerConnection
+) -> None:
+    """Nobody waits for a time-out of his own."""
+    await queue_of(writer).append(drained(10))
+    store = store_of(writer)
+    letters = await live(store)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    tasks = [
+        asyncio.create_task(live(store)),
+        asyncio.create_task(store.mark_done(letters, "discarded")),
+        asyncio.create_task(store.extent()),
+    ]
+    await asyncio.sleep(0.05)
+    os.kill(server.pid, signal.SIGKILL)
+    async with asyncio.timeout(2):
+        for task in tasks:
+            with pytest.raises(BrokerAway):
+                await task
+
+
+async def test_each_role_may_do_with_letters_only_what_its_work_needs(
+    server: EmbeddedBroker, admin: BrokerConnection
+) -> None:
+    """A gateway cannot list or delete letters; a forwarder cannot touch them."""
+    body = b'{"seq":1,"next_by_subj":">","batch":2}'
+    async with joined(server, "gateway") as gateway, joined(server, "forward") as forward:
+        await queue_of(gateway).append(drained(2))
+        for connection in (gateway, forward):
+            for subject in (
+                f"$JS.API.DIRECT.GET.{DEAD_LETTERS}",
+                f"$JS.API.STREAM.MSG.DELETE.{DEAD_LETTERS}",
+                f"$JS.API.STREAM.PURGE.{DEAD_LETTERS}",
+            ):
+                with pytest.raises(BrokerAway, match="did not answer"):
+                    await connection.request(subject, body, 0.1)
+        with pytest.raises(BrokerAway, match="did not answer"):
+            await forward.request(f"{DEAD_LETTER_SUBJECT}drained", b"x", 0.1)
+    async with joined(server, "writer") as writer:
+        with pytest.raises(BrokerAway, match="did not answer"):
+            await writer.request(f"$JS.API.STREAM.PURGE.{DEAD_LETTERS}", b"", 0.1)
+    assert await count(admin) == 2
+
+
+async def test_missing_stream_is_told(server: EmbeddedBroker, admin: BrokerConnection) -> None:
+    """An append fails in time, and a look says what to do."""
+    await api(admin, f"STREAM.DELETE.{DEAD_LETTERS}")
+    with pytest.raises(DeadLettersBroken, match="no stream"):
+        await queue_of(admin).append(drained(1))
+    with pytest.raises(BrokerAway, match="no such stream"):
+        await live(store_of(admin))
