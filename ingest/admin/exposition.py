@@ -5,7 +5,8 @@ The path counts in a ledger. At each scrape a collector turns its integers into 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -19,11 +20,27 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from ingest.model.ledger import Gauges, Histogram, Ledger
+from ingest.model.ledger import BrokerFigures, Gauges, Histogram, Ledger
 from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s
 
 _STATE = "1 for the state that /readyz shows, 0 for the others."
+INSTANCE = "instance"  # the label of a process, if one port shows several
+# The figures of the broker that a process may have. `_total` is counted by the process itself;
+# `consumer_..` has a value for each consumer; the others are the same in all processes.
+BROKER_FIGURES = {
+    "broker_up": "1 while there is a connection to the broker.",
+    "stream_altered": "1 while the stream is missing, or is not as it must be.",
+    "stream_bytes": "Bytes of the stream.",
+    "stream_bytes_max": "Limit of stream_bytes (stream_bytes_max); then posts are refused.",
+    "stream_messages": "Messages in the stream, including those that are done.",
+    "stream_oldest_age_seconds": "Age of the oldest message that is not acknowledged.",
+    "consumer_pending": "Messages that have not been delivered yet.",
+    "consumer_ack_pending": "Messages that have been delivered and are not acknowledged.",
+    "consumer_redelivered": "Messages that were delivered again and are not acknowledged.",
+    "stream_skipped_total": "Messages that the broker did not deliver, or does not have any more.",
+    "redeliveries_total": "Messages that came to this process and had been delivered before.",
+}
 
 
 class Exposition:
@@ -31,7 +48,7 @@ class Exposition:
 
     def __init__(self, ledger: Ledger, version: str) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(_LedgerCollector(ledger, version))
+        self.registry.register(LedgerCollector(ledger, version))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -41,15 +58,89 @@ class Exposition:
         return generate_latest(self.registry)
 
 
-class _LedgerCollector(Collector):
+class Shown(NamedTuple):
+    """One process of several, as a port shows it. `pid` is None after its end.
+
+    `has_folder`: it shows the figures of the state folder and the dead letters.
+    """
+
+    name: str
+    version: str
+    ledger: Ledger
+    pid: int | None
+    has_folder: bool
+
+
+class JointExposition:
+    """The metrics of several processes, each series with the label `instance`.
+
+    `shown` returns the processes, of which the first is this one. If a process is replaced, its
+    successor has the same name, and its counters begin at 0: for Prometheus that is a restart.
+    """
+
+    def __init__(self, shown: Callable[[], Iterable[Shown]]) -> None:
+        self._shown = shown
+        self._collectors: dict[str, LedgerCollector] = {}
+        self._runtime = CollectorRegistry(auto_describe=False)
+        PlatformCollector(registry=self._runtime)
+        GCCollector(registry=self._runtime)
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(_Collected(self.families()))
+
+    def families(self) -> list[Metric]:
+        """Return all metrics."""
+        families: dict[str, Metric] = {}
+        for each in self._shown():
+            of_first = () if families else self._runtime.collect()
+            for family in (*self._of_all(each), *of_first):
+                joint = families.setdefault(
+                    family.name, Metric(family.name, family.documentation, family.type)
+                )
+                joint.samples += [
+                    sample._replace(labels={INSTANCE: each.name, **sample.labels})
+                    for sample in family.samples
+                ]
+        return list(families.values())
+
+    def _of_all(self, shown: Shown) -> Iterator[Metric]:
+        up = "1 while this process reports its state, 0 after it has ended or fallen silent."
+        yield GaugeMetricFamily("ingest_instance_up", up, value=float(shown.pid is not None))
+        collector = self._collectors.setdefault(
+            shown.name, LedgerCollector(shown.ledger, shown.version)
+        )
+        collector.show(shown.ledger, shown.version, has_folder=shown.has_folder)
+        yield from collector.collect()
+        if (pid := shown.pid) is not None:
+            yield from ProcessCollector(registry=None, pid=lambda: pid).collect()
+
+
+class _Collected(Collector):
+    """What generate_latest asks for metrics."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+class LedgerCollector(Collector):
     """Turns the ledger into samples. Every series exists from the first scrape on."""
 
     def __init__(self, ledger: Ledger, version: str) -> None:
         self._ledger = ledger
         self._version = version
+        self._has_folder = True
         self._holds_seen: set[str] = set()
 
+    def show(self, ledger: Ledger, version: str, *, has_folder: bool) -> None:
+        """Show another ledger from now on."""
+        self._ledger, self._version, self._has_folder = ledger, version, has_folder
+
     def collect(self) -> Iterable[Metric]:
+        """Return all metrics; see Collector."""
         yield from self._counters()
         yield from self._histograms()
         yield from self._gauges()
@@ -73,6 +164,9 @@ class _LedgerCollector(Collector):
                 m.replayed,
                 "Readings that the automatic replay took from the dead letters.",
             ),
+            ("published", m.published, "Readings that the stream of the broker has."),
+            ("delivered", m.delivered, "Readings that came from the stream, once a delivery."),
+            ("returned", m.returned, "Readings that were given back to the stream."),
             ("dropped", m.dropped, "Readings lost. Must stay 0."),
         ):
             yield CounterMetricFamily(f"ingest_readings_{name}", meaning, value=count)
@@ -160,13 +254,19 @@ class _LedgerCollector(Collector):
         )
         if m.gauges is None:
             return
-        for name, meaning, value in (*_of_buffer(m.gauges), *_of_folder(m.gauges)):
+        of_folder = _of_folder(m.gauges) if self._has_folder else ()
+        for name, meaning, value in (*_of_buffer(m.gauges), *of_folder):
             yield GaugeMetricFamily(f"ingest_{name}", meaning, value=float(value))
-        yield CounterMetricFamily(
-            "ingest_journal_damaged",
-            "Files of the journal found damaged.",
-            value=m.gauges.journal().damaged,
-        )
+        if self._has_folder:
+            yield CounterMetricFamily(
+                "ingest_journal_damaged",
+                "Files of the journal found damaged.",
+                value=m.gauges.journal().damaged,
+            )
+        yield from _of_broker(m.gauges.broker())
+        if (rows := m.gauges.roles_imbalance()) is not None:
+            lost = "Readings that gateways published and no writer got. Must be 0."
+            yield GaugeMetricFamily("ingest_roles_imbalance_rows", lost, value=rows)
         reason = m.gauges.hold_reason()
         if reason is not None:
             self._holds_seen.add(reason)
@@ -186,8 +286,8 @@ def _of_buffer(gauges: Gauges) -> Iterator[tuple[str, str, float]]:
     oldest_s = stats.oldest_received_s
     age_s = monotonic_s() - oldest_s if oldest_s is not None else 0.0
     yield "buffer_oldest_age_seconds", "Age of the oldest post in the buffer.", age_s
-    up = gauges.database_up()
-    yield "db_up", "1 if the last contact with the database succeeded.", up
+    if (up := gauges.database_up()) is not None:
+        yield "db_up", "1 if the last contact with the database succeeded.", up
 
 
 def _of_folder(gauges: Gauges) -> Iterator[tuple[str, str, float]]:
@@ -207,6 +307,17 @@ def _of_folder(gauges: Gauges) -> Iterator[tuple[str, str, float]]:
     yield "disk_free_bytes", "Free space of the state folder, at the last check.", free
     least = "With less free space posts are refused (disk_free_bytes_min)."
     yield "disk_free_bytes_min", least, limits.disk_free_bytes_min
+
+
+def _of_broker(figures: BrokerFigures) -> Iterator[Metric]:
+    for name, value in figures.items():
+        kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        plain = name.removesuffix("_total")
+        meaning = BROKER_FIGURES.get(name, "A figure of the broker.")
+        if isinstance(value, Mapping):
+            yield _labelled(kind, plain, meaning, "consumer", sorted(value.items()))
+        else:
+            yield kind(f"ingest_{plain}", meaning, value=value)
 
 
 def _labelled(

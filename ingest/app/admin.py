@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ingest import __version__
 from ingest.admin.dashboard.letters import Letters
 from ingest.admin.dashboard.pages import Dashboard, Sources
-from ingest.admin.dashboard.tail import ObservedDeadLetters
-from ingest.admin.exposition import Exposition
+from ingest.admin.dashboard.tail import ObservedDeadLetters, TailSource
+from ingest.admin.exposition import Exposition, JointExposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
 from ingest.app.rules import make_rules
@@ -27,11 +27,26 @@ from ingest.sinks.postgres.lookup import Lookup
 from ingest.system.surroundings import command_words
 
 
+class Joint(NamedTuple):
+    """What an admin port of several processes shows in place of the figures of one.
+
+    `own` is the ledger of the process that has the port. `page_readyz` is the state that the page
+    shows, if it is not that of the probes.
+    """
+
+    own: Ledger
+    exposition: Exposition | JointExposition
+    tail: TailSource
+    page_readyz: Callable[[], tuple[int, bytes]] | None = None
+
+
 class AdminSide:
     """The admin port of one service, its dashboard, its guard, its own database connections.
 
     `readyz` is that of Health. `message` returns the last message of the database. Figures of the
     buffer and the journal come from the ledger's gauges. `database` sets the database's URL later.
+    `buffer` is the one that the page shows, if it is not that of the settings (`stream`). With
+    `joint` the ledger is the sum of several processes.
     """
 
     def __init__(
@@ -45,6 +60,8 @@ class AdminSide:
         token: str,
         release_hold: Callable[[bool], bool],
         refused_posts: Callable[[], list[dict[str, Any]]],
+        buffer: str = "",
+        joint: Joint | None = None,
     ) -> None:
         self._settings = settings
         self._database_url: DatabaseUrl | None = None
@@ -60,21 +77,29 @@ class AdminSide:
         self.dashboard = Dashboard(
             {
                 "typed": self._words,
-                "buffer": settings.buffer,
+                "buffer": buffer or settings.buffer,
                 "buffer_rows_max": settings.buffer_rows_max,
                 "journal_bytes_max": settings.journal_bytes_max,
+                "stream_bytes_max": settings.stream_bytes_max,
                 "batch_rows_max": settings.batch_rows_max,
                 "dlq_bytes_max": settings.dlq_bytes_max,
                 "hold_probe_s": settings.hold_probe_s,
             },
-            Sources(__version__, ledger, readyz, message, lambda: self._lookup),
+            Sources(
+                __version__,
+                ledger,
+                (joint.page_readyz if joint else None) or readyz,
+                message,
+                lambda: self._lookup,
+            ),
             Letters(dead_letters.letters, make_rules(settings), self._sink),
             self.guard,
             bodies(),
+            tail=joint.tail if joint else None,
         )
         self.admin = Admin(
-            ledger=ledger,
-            exposition=Exposition(ledger, __version__),
+            ledger=joint.own if joint else ledger,
+            exposition=joint.exposition if joint else Exposition(ledger, __version__),
             health=readyz,
             message=message,
             guard=self.guard,

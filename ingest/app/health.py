@@ -19,7 +19,14 @@ from ingest.app.fill import Fill
 from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
 from ingest.config.values import shown
-from ingest.model.causes import INVALID_FULL, JOURNAL_BROKEN, cause_of, may_be_url, next_step
+from ingest.model.causes import (
+    INVALID_FULL,
+    JOURNAL_BROKEN,
+    STREAM_FULL,
+    cause_of,
+    may_be_url,
+    next_step,
+)
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import BufferStats, Database
 from ingest.model.verdict import UNREACHABLE
@@ -237,8 +244,8 @@ class Health:
         return INVALID_FULL if self._invalid_full else ""
 
     def _open_state(self, stats: BufferStats) -> str:
-        if self._broker():
-            return "broker_away"
+        if broker := self._broker():
+            return "full" if broker == STREAM_FULL else "broker_away"
         if self._full:
             return "full"
         if self._database_state.hold_reason is not None:

@@ -8,6 +8,7 @@ Does not: import the writer or a sink, so a program can take posts in without th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from ingest.app.rules import make_rules
@@ -18,6 +19,9 @@ from ingest.http.routes import OnRefused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.endpoint import Endpoint
+
+# With several gateways a connection ends about so often, so that its client may reach another one.
+CONNECTION_S = 300.0
 
 
 def make_endpoint(
@@ -56,4 +60,5 @@ def make_endpoint(
         health=health,
         on_refused=on_refused,
         on_decoded=on_decoded,
+        connection_s_max=CONNECTION_S if settings.gateways > 1 else math.inf,
     )

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from ingest.broker.roles import inbox_of
-from ingest.broker.session import PULL, Address, Message, Outgoing, Session
+from ingest.broker.session import PULL, Address, Heard, Message, Outgoing, Session
 from ingest.model.errors import BrokerAway
 from ingest.system import clock
 from ingest.system.backoff import backoff_s
@@ -38,6 +38,7 @@ class BrokerConnection:
         self._session: Session | None = None
         self._replies: dict[int, OnReply] = {}
         self._on_delivery: OnReply | None = None
+        self._hears: dict[str, Heard] = {}
         self._on_delivery_of: dict[str, OnReply] = {}  # by stream
         self._last_token = 0
         self._watchers: list[tuple[Callable[[], None], Callable[[], None]]] = []
@@ -71,6 +72,14 @@ class BrokerConnection:
             self._on_delivery_of[stream] = on_delivery
         else:
             self._on_delivery = on_delivery
+
+    def hear(self, subject: str, on_message: OnReply, *, group: str = "") -> None:
+        """Give all messages of a subject to this function, from the next connect on.
+
+        Of a group only one member gets each message. What is sent while we are not connected is
+        missed.
+        """
+        self._hears[subject] = Heard(on_message, group)
 
     def send(self, subject: str, payload: bytes = b"") -> bool:
         """Send a message that nobody answers. Return False, and send nothing, if we are away."""
@@ -181,7 +190,7 @@ class BrokerConnection:
         address = self._where()
         for server in random.sample(address.servers, len(address.servers)):
             inbox = inbox_of(self._role, os.urandom(8).hex())
-            session = Session(server, inbox, self._take)
+            session = Session(server, inbox, self._take, self._hears)
             try:
                 await session.open(address, self._role)
             except BrokerAway as error:

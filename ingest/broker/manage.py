@@ -7,12 +7,14 @@ Does not: know what the server does with its disk; monitor.py does.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.replies import NO_CONSUMER, NOT_FOUND, api_fault
+from ingest.broker.replies import NO_CONSUMER, NO_MESSAGE, NOT_FOUND, Meaning, api_fault
+from ingest.broker.roles import STREAM
 from ingest.broker.streams import (
     READINGS,
     Config,
@@ -22,9 +24,11 @@ from ingest.broker.streams import (
     changed,
     differences,
 )
-from ingest.model.errors import BrokerRefused
+from ingest.model.errors import BrokerAway, BrokerRefused
 
 API_S_MAX = 5.0
+
+Info = Mapping[str, Any] | None  # what the broker says; None if there is none
 
 
 class StreamFault(NamedTuple):
@@ -38,53 +42,107 @@ class StreamFault(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the broker says of the stream and of its consumer; None if there is none."""
+    """What the broker says of a stream, of its consumer, and of the others by name."""
 
-    stream: Mapping[str, Any] | None
-    consumer: Mapping[str, Any] | None
+    stream: Info
+    consumer: Info
+    others: Mapping[str, Info] = {}
+
+
+async def look(connection: BrokerConnection, names: Names = READINGS) -> Found:
+    """Ask for a stream and its consumers. Raises BrokerAway, and BrokerRefused."""
+    stream = await look_at_stream(connection, names.stream)
+    if stream is None:
+        return Found(None, None)
+    found = {
+        name: await look_at_consumer(connection, name, names.stream)
+        for name in (names.consumer, *names.others)
+    }
+    return Found(stream, found.pop(names.consumer), found)
+
+
+async def look_at_stream(connection: BrokerConnection, name: str = STREAM) -> Info:
+    """Ask for a stream. Raises BrokerAway, and BrokerRefused."""
+    return await _api(connection, f"STREAM.INFO.{name}", missing=NOT_FOUND)
+
+
+async def look_at_consumer(connection: BrokerConnection, name: str, stream: str = STREAM) -> Info:
+    """Ask for a consumer. Raises BrokerAway, and BrokerRefused."""
+    return await _api(connection, f"CONSUMER.INFO.{stream}.{name}", missing=NO_CONSUMER)
+
+
+async def message(connection: BrokerConnection, place: int) -> bytes | None:
+    """Return a message of the stream; None if the leader's copy of the stream cannot give it.
+
+    Raises BrokerAway, and BrokerRefused.
+    """
+    found = await _api(connection, f"STREAM.MSG.GET.{STREAM}", {"seq": place}, missing=NO_MESSAGE)
+    return None if found is None else base64.b64decode(found["message"].get("data", ""))
+
+
+async def lead_from(connection: BrokerConnection, server: str) -> None:
+    """Let another server lead the stream. Raises BrokerAway, and BrokerRefused.
+
+    Messages that are published meanwhile wait for some tenths of a second.
+    """
+    wish = {"placement": {"preferred": server}}
+    await _api(connection, f"STREAM.LEADER.STEPDOWN.{STREAM}", wish)
+
+
+async def purge(connection: BrokerConnection, to: int) -> None:
+    """Remove all messages up to a place, included. Raises BrokerAway, and BrokerRefused."""
+    await _api(connection, f"STREAM.PURGE.{STREAM}", {"seq": to + 1})
+
+
+def faults(found: Found, wanted: Wanted) -> list[StreamFault]:
+    """Return what is missing, what differs, and copies that are behind."""
+    return [*altered(found, wanted), *degraded(found, wanted)]
+
+
+def altered(found: Found, wanted: Wanted) -> list[StreamFault]:
+    """Return what is missing, and what differs: messages may be lost by it."""
+    names = wanted.names
+    where = _stream(names)
+    if found.stream is None:
+        return [StreamFault(where, "is missing")]
+    of_stream = differences(wanted.stream(), found.stream["config"])
+    listed = [StreamFault(where, str(each)) for each in of_stream]
+    for name, config in wanted.consumers().items():
+        there = _there(found, names, name)
+        if there is None:
+            listed.append(StreamFault(_consumer(names, name), "is missing"))
+        else:
+            of_consumer = differences(config, there["config"])
+            listed += [StreamFault(_consumer(names, name), str(each)) for each in of_consumer]
+    return listed
+
+
+def degraded(found: Found, wanted: Wanted) -> list[StreamFault]:
+    """Return copies that are behind. One more server less, and the stream stands still."""
+    where = _stream(wanted.names)
+    cluster = (found.stream or {}).get("cluster") or {}
+    if found.stream is not None and wanted.replicas > 1 and not cluster.get("leader"):
+        return [StreamFault(where, "has no leader")]
+    return [
+        StreamFault(
+            where,
+            f"its copy on {each['name']} is {'behind' if each.get('active') else 'out of reach'}",
+        )
+        for each in cluster.get("replicas") or ()
+        if not each.get("current")
+    ]
 
 
 def _stream(names: Names) -> str:
     return f"the stream {names.stream}"
 
 
-def _consumer(names: Names) -> str:
-    return f"the consumer {names.consumer} of {names.stream}"
+def _consumer(names: Names, name: str) -> str:
+    return f"the consumer {name} of {names.stream}"
 
 
-async def look(connection: BrokerConnection, names: Names = READINGS) -> Found:
-    """Ask for stream and consumer. Raises BrokerAway, and BrokerRefused."""
-    stream = await _api(connection, f"STREAM.INFO.{names.stream}", missing=NOT_FOUND)
-    if stream is None:
-        return Found(None, None)
-    named = f"CONSUMER.INFO.{names.stream}.{names.consumer}"
-    consumer = await _api(connection, named, missing=NO_CONSUMER)
-    return Found(stream, consumer)
-
-
-def faults(found: Found, wanted: Wanted) -> list[StreamFault]:
-    """Return what is missing, what differs, and replicas that are behind."""
-    stream, consumer = _stream(wanted.names), _consumer(wanted.names)
-    if found.stream is None:
-        return [StreamFault(stream, "is missing")]
-    of_stream = differences(wanted.stream(), found.stream["config"])
-    listed = [StreamFault(stream, str(each)) for each in of_stream]
-    listed += [StreamFault(stream, each) for each in _replica_faults(found.stream, wanted.replicas)]
-    if found.consumer is None:
-        return [*listed, StreamFault(consumer, "is missing")]
-    of_consumer = differences(wanted.consumer(), found.consumer["config"])
-    return [*listed, *(StreamFault(consumer, str(each)) for each in of_consumer)]
-
-
-def _replica_faults(stream: Mapping[str, Any], replicas: int) -> list[str]:
-    cluster = stream.get("cluster") or {}
-    if replicas > 1 and not cluster.get("leader"):
-        return ["has no leader"]
-    return [
-        f"its copy on {each['name']} is {'behind' if each.get('active') else 'out of reach'}"
-        for each in cluster.get("replicas") or ()
-        if not each.get("current")
-    ]
+def _there(found: Found, names: Names, name: str) -> Info:
+    return found.consumer if name == names.consumer else found.others.get(name)
 
 
 async def apply(connection: BrokerConnection, wanted: Wanted) -> list[str]:
@@ -95,15 +153,16 @@ async def apply(connection: BrokerConnection, wanted: Wanted) -> list[str]:
     names = wanted.names
     found = await look(connection, names)
     done = [await _apply_stream(connection, names, wanted.stream(), found.stream)]
-    done.append(await _apply_consumer(connection, names, wanted.consumer(), found.consumer))
-    left = faults(await look(connection, names), wanted)
-    if serious := [str(each) for each in left if "its copy" not in each.fault]:
-        raise BrokerRefused(f"the broker did not change all of it: {'; '.join(serious)}")
+    for name, config in wanted.consumers().items():
+        there = _there(found, names, name)
+        done.append(await _apply_consumer(connection, names, name, config, there))
+    if left := [str(each) for each in altered(await look(connection, names), wanted)]:
+        raise BrokerRefused(f"the broker did not change all of it: {'; '.join(left)}")
     return done
 
 
 async def _apply_stream(
-    connection: BrokerConnection, names: Names, wanted: Config, found: Mapping[str, Any] | None
+    connection: BrokerConnection, names: Names, wanted: Config, found: Info
 ) -> str:
     stream = _stream(names)
     if found is None:
@@ -118,22 +177,22 @@ async def _apply_stream(
 
 
 async def _apply_consumer(
-    connection: BrokerConnection, names: Names, wanted: Config, found: Mapping[str, Any] | None
+    connection: BrokerConnection, names: Names, name: str, wanted: Config, found: Info
 ) -> str:
-    consumer = _consumer(names)
-    subject = f"CONSUMER.CREATE.{names.stream}.{names.consumer}"
+    where = _consumer(names, name)
+    subject = f"CONSUMER.CREATE.{names.stream}.{name}"
     body = {"stream_name": names.stream}
     if found is None:
         config = changed(wanted, {})
         await _api(connection, subject, {**body, "config": config, "action": "create"})
-        return f"made {consumer}"
+        return f"made {where}"
     listed = list(differences(wanted, found["config"]))
     if not listed:
-        return f"{consumer} was there, and fits"
-    _refuse_fixed(consumer, listed)
+        return f"{where} was there, and fits"
+    _refuse_fixed(where, listed)
     config = changed(wanted, found["config"])
     await _api(connection, subject, {**body, "config": config, "action": "update"})
-    return f"changed {consumer}: {_listed(listed)}"
+    return f"changed {where}: {_listed(listed)}"
 
 
 def _refuse_fixed(where: str, listed: list[Difference]) -> None:
@@ -162,6 +221,8 @@ async def _api(
     fault = api_fault(reply.data)
     if fault is not None and fault.code == missing:
         return None
+    if fault is not None and fault.meaning is Meaning.AGAIN:
+        raise BrokerAway(f"the broker cannot answer {subject} now: {fault.text}")
     if fault is not None:
         raise BrokerRefused(f"the broker refuses {subject}: {fault.text}")
     answer: Mapping[str, Any] = json.loads(reply.data)

@@ -51,6 +51,7 @@ class Publisher:
         wait_s_max: float = 10.0,
     ) -> None:
         self.resent = 0  # tries after the first ones
+        self.published_to = 0  # the highest place in the stream of a message of ours
         self._connection = connection
         self._subject = subject
         self._stream = stream
@@ -64,6 +65,14 @@ class Publisher:
     def under_way(self) -> int:
         """Messages without a result."""
         return len(self._under_way)
+
+    @property
+    def unanswered_s(self) -> float:
+        """For how long the broker has not answered the oldest message; 0 if it answers."""
+        oldest = next(iter(self._under_way), None)
+        if oldest is None or not oldest.unanswered or not self._connection.up:
+            return 0.0
+        return self._loop.time() - oldest.began_s
 
     def publish(
         self, message_id: str, payload: bytes, within_s: float | None = None
@@ -84,6 +93,7 @@ class Publisher:
             )
             return result
         publish = _Publish(message_id, self._stream, payload, result)
+        publish.began_s = self._loop.time()
         within_s = self._wait_s_max if within_s is None else min(within_s, self._wait_s_max)
         publish.deadline = self._loop.call_later(within_s, self._give_up, publish)
         self._under_way[publish] = None
@@ -113,6 +123,7 @@ class Publisher:
     def _replied(self, publish: _Publish, message: Message) -> None:
         reply = pub_ack(message)
         if isinstance(reply, PubAck):
+            self.published_to = max(self.published_to, reply.sequence)
             publish.end(reply)
             return
         publish.unanswered = False
@@ -164,6 +175,7 @@ class Publisher:
 class _Publish:
     """One message until its result."""
 
+    began_s: float
     deadline: asyncio.TimerHandle
 
     def __init__(

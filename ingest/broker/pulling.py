@@ -23,6 +23,7 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.replies import api_fault
 from ingest.broker.session import Message
 from ingest.broker.skips import SkipCheck, Skipped
+from ingest.broker.waiting import either
 from ingest.model.errors import BrokerAway
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
@@ -43,12 +44,16 @@ _log = get_logger("broker")
 
 
 class Delivery(NamedTuple):
-    """A message of the stream. `tries`: how often it was delivered, this time included."""
+    """A message of the stream. `tries`: how often it was delivered, this time included.
+
+    Without an `ack_subject` it was not delivered, but read again. The broker waits for no word.
+    """
 
     data: bytes
     place: int  # in the stream
     tries: int
     ack_subject: str
+    size_bytes: int = 0  # of the data, also where somebody has dropped that
 
 
 class Pull(NamedTuple):
@@ -80,7 +85,8 @@ class _StreamInfo(msgspec.Struct):
 class Puller:
     """Reads one consumer, the only one of its connection. `take` must not raise.
 
-    `skipped` gets the places of messages that were never delivered.
+    `skipped` gets the places of messages that were never delivered, if it reads the consumer alone.
+    With several readers each one needs a GivenCheck.
     """
 
     def __init__(
@@ -90,16 +96,19 @@ class Puller:
         stream: str,
         consumer: str,
         take: Callable[[Delivery], None],
-        skipped: Callable[[Skipped], None],
+        skipped: Callable[[Skipped], None] = lambda _: None,
         pull: Pull = Pull(),  # noqa: B008  immutable
     ) -> None:
         self.wanted = asyncio.Event()
+        self.done_bytes = 0  # of messages that were done, so far
         self._connection = connection
         self._stream = stream
         self._name = f"{stream}.{consumer}"
         self._take = take
         self._skipped = skipped
         self._pull = pull
+        self._given: Callable[[int], None] = lambda _: None
+        self._ended: Callable[[int, bool], None] = lambda _, __: None
         self._check = SkipCheck()
         self._unsent: list[tuple[str, bytes]] = []
         self._over = asyncio.Event()
@@ -111,6 +120,17 @@ class Puller:
         connection.deliver_to(self._deliver)
         connection.watch(self._came, self._over.set)
 
+    def report_to(self, given: Callable[[int], None], ended: Callable[[int, bool], None]) -> None:
+        """Report the place of each delivery, and what becomes of messages of `give`.
+
+        `ended` gets the place, and whether the message is done. If not, it must be given again.
+        """
+        self._given, self._ended = given, ended
+
+    def give(self, data: bytes, place: int) -> None:
+        """Hand over a message that was read in another way, as one that comes again."""
+        self._take(Delivery(data, place, 2, ""))
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Pull until the event is set."""
         known = False
@@ -120,7 +140,7 @@ class Puller:
                 await clock.sleep_unless(stopping, AGAIN_S_MAX * random.uniform(0.1, 1))
                 continue
             if not self.wanted.is_set():
-                await _either(self.wanted, stopping)
+                await either(self.wanted, stopping)
                 continue
             await self._pull_once(stopping)
             if self._is_quiet and self._connection.up:
@@ -192,7 +212,7 @@ class Puller:
                 if token is None or silent_s >= SILENCE_S_MAX:
                     self._pause_s = AGAIN_S_MAX
                     return
-                await _either(self._over, stopping, SILENCE_S_MAX - silent_s)
+                await either(self._over, stopping, SILENCE_S_MAX - silent_s)
         finally:
             self._connection.forget(token)
 
@@ -216,22 +236,30 @@ class Puller:
         tries, place, delivery = map(int, parts[at : at + 3])
         if found := self._check.delivered(delivery, place, is_first=tries == 1):
             self._skipped(found)
+        self._given(place)
         self._left -= 1
-        self._take(Delivery(message.data, place, tries, message.reply_to))
+        self._take(Delivery(message.data, place, tries, message.reply_to, len(message.data)))
         if self._left == 0:
             self._over.set()
 
     def done(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledge: these never come again."""
+        deliveries = list(deliveries)
+        self.done_bytes += sum(each.size_bytes for each in deliveries)
         self._say(deliveries, _DONE)
 
     def working(self, deliveries: Iterable[Delivery]) -> None:
         """Say that we still have them, so that they do not come again for another `ack_wait`."""
         self._say(deliveries, _WORKING)
 
-    def give_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Let another reader have them, at once."""
-        self._say(deliveries, _LATER)
+    def give_back(self, deliveries: Iterable[Delivery], after_s: float = 0.0) -> None:
+        """Let another reader have them, at once, or after a while.
+
+        Who stops should take a while that is longer than its connection: a pull request that is
+        open would get them at once.
+        """
+        delay = b' {"delay":%d}' % int(after_s * 1e9) if after_s else b""
+        self._say(deliveries, _LATER + delay)
 
     def drop(self, deliveries: Iterable[Delivery]) -> None:
         """Never deliver them again, although they are not done."""
@@ -239,7 +267,10 @@ class Puller:
 
     def _say(self, deliveries: Iterable[Delivery], word: bytes) -> None:
         for each in deliveries:
-            if not self._connection.send(each.ack_subject, word) and word is not _WORKING:
+            if not each.ack_subject:
+                if word is not _WORKING:
+                    self._ended(each.place, not word.startswith(_LATER))
+            elif not self._connection.send(each.ack_subject, word) and word is not _WORKING:
                 self._unsent.append((each.ack_subject, word))
 
     def _came(self) -> None:
@@ -250,13 +281,3 @@ class Puller:
     def _complain(self, why: str) -> None:
         if self._occasionally.due(why) is not None:
             _log.warning("broker_pull_failed", consumer=self._name, why=why)
-
-
-async def _either(one: asyncio.Event, other: asyncio.Event, within_s: float | None = None) -> None:
-    """Return once one of the two is set, or the time is over."""
-    tasks = [asyncio.create_task(each.wait()) for each in (one, other)]
-    try:
-        await asyncio.wait(tasks, timeout=within_s, return_when="FIRST_COMPLETED")
-    finally:
-        for each in tasks:
-            each.cancel()

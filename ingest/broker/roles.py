@@ -13,6 +13,11 @@ from ingest.model.letter import DRAINED, EXHAUSTED
 STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 WRITER = "writer"  # the consumer that all writers share
+GIVEN = "ingest.given"  # writers tell each other here which messages they were given
+STATUS = "ingest.status"  # gateways and writers tell their states here, for the pages of writers
+COMMIT = "ingest.commit"  # posts that wait for their commit; one of the writers gets each
+COMMITTERS = "writers"  # their queue group
+FORWARD = "forward-"  # begins the name of a forwarder's own consumer
 DEAD_LETTERS = "INGEST_DLQ"
 DEAD_LETTER_SUBJECT = "ingest.dlq."  # and the reason
 REPLAY = "replay"  # its consumer; who has its one message is the only one who replays
@@ -20,10 +25,21 @@ REPLAYED_SUBJECTS = tuple(DEAD_LETTER_SUBJECT + each for each in (EXHAUSTED, DRA
 
 
 class Permissions(NamedTuple):
-    """What a role may publish; beyond its inbox it may subscribe to nothing."""
+    """What a role may publish, and what it may hear beside its inbox."""
 
     publish: tuple[str, ...]
     never: tuple[str, ...] = ()  # although `publish` has it
+    hear: tuple[str, ...] = ()
+
+
+def inbox_of(role: str, name: str) -> str:
+    """Return the subject that begins all reply subjects of one connection of a role."""
+    return f"_INBOX.{role}.{name}"
+
+
+def inboxes_of(role: str) -> str:
+    """Return the subjects that a role may subscribe to."""
+    return f"_INBOX.{role}.>"
 
 
 _LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
@@ -35,7 +51,7 @@ _APPEND = (
 )
 
 ROLES: dict[str, Permissions] = {
-    "gateway": Permissions(("ingest.in.>", *_LOOK, *_APPEND)),
+    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_LOOK, *_APPEND)),
     "writer": Permissions(
         (
             *_LOOK,
@@ -43,13 +59,18 @@ ROLES: dict[str, Permissions] = {
             f"$JS.ACK.{STREAM}.{WRITER}.>",
             f"$JS.API.STREAM.MSG.GET.{STREAM}",
             f"$JS.API.STREAM.PURGE.{STREAM}",
+            f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}",
+            GIVEN,
+            STATUS,
             *_APPEND,
             f"$JS.API.DIRECT.GET.{DEAD_LETTERS}",
             f"$JS.API.STREAM.MSG.DELETE.{DEAD_LETTERS}",
             f"$JS.API.CONSUMER.INFO.{DEAD_LETTERS}.*",
             f"$JS.API.CONSUMER.MSG.NEXT.{DEAD_LETTERS}.{REPLAY}",
             f"$JS.ACK.{DEAD_LETTERS}.{REPLAY}.>",
-        )
+            inboxes_of("gateway"),  # the outcomes of posts of COMMIT
+        ),
+        hear=(GIVEN, COMMIT, STATUS),
     ),
     "forward": Permissions(
         (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),
@@ -57,13 +78,3 @@ ROLES: dict[str, Permissions] = {
     ),
     "admin": Permissions(("$JS.API.>", f"{DEAD_LETTER_SUBJECT}>")),
 }
-
-
-def inbox_of(role: str, name: str) -> str:
-    """Return the subject that begins all reply subjects of one connection of a role."""
-    return f"_INBOX.{role}.{name}"
-
-
-def inboxes_of(role: str) -> str:
-    """Return the subjects that a role may subscribe to."""
-    return f"_INBOX.{role}.>"

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -59,6 +59,13 @@ class Message(NamedTuple):
         return self.headers.get("Status", "")
 
 
+class Heard(NamedTuple):
+    """Who gets the messages of a subject. With a `group`, one of its members gets each."""
+
+    on_message: Callable[[Message], None]
+    group: str = ""
+
+
 class _Ended(Exception):
     """The library has met an error; raised in its callback, it ends the library's own retries."""
 
@@ -73,14 +80,24 @@ class Outgoing(NamedTuple):
 
 
 class Session:
-    """One connection. `take` gets the token of a reply, or nothing for a pulled message."""
+    """One connection. `take` gets the token of a reply, or nothing for a pulled message.
 
-    def __init__(self, server: str, inbox: str, take: Callable[[str, Message], None]) -> None:
+    `hears` are further subjects, and who gets their messages.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        inbox: str,
+        take: Callable[[str, Message], None],
+        hears: Mapping[str, Heard],
+    ) -> None:
         self.server = server
         self.inbox = inbox
         self.ended = asyncio.Event()
         self.why_ended = ""
         self._take = take
+        self._hears = hears
         self._client = Client()
         # The library makes a transport of its own only if it has none.
         self._client._transport = BrokerTransport(self.end)
@@ -132,6 +149,8 @@ class Session:
             await self._client.subscribe(
                 each, cb=self._received, pending_msgs_limit=0, pending_bytes_limit=0
             )
+        for subject, heard in self._hears.items():
+            await self._client.subscribe(subject, heard.group, cb=_to(heard.on_message))
         await self._client.flush()
         self._is_open = True
 
@@ -216,6 +235,13 @@ class Session:
 
 
 _NONE: Mapping[str, str] = {}
+
+
+def _to(on_message: Callable[[Message], None]) -> Callable[[Msg], Awaitable[None]]:
+    async def received(msg: Msg) -> None:
+        on_message(Message(msg.reply, msg.data, msg.headers or _NONE))
+
+    return received
 
 
 def _words(error: Exception) -> str:

@@ -28,10 +28,11 @@ Config = Mapping[str, Any]
 
 
 class Names(NamedTuple):
-    """A stream, and its consumer."""
+    """A stream, its consumer, and consumers that it has for others, as those of forwarders."""
 
     stream: str
     consumer: str
+    others: tuple[str, ...] = ()
 
 
 READINGS = Names(STREAM, WRITER)
@@ -39,11 +40,19 @@ LETTERS = Names(DEAD_LETTERS, REPLAY)
 
 
 class WantedStream(NamedTuple):
-    """What `ingest.in.0` needs: how many copies on servers, and how many bytes."""
+    """What `ingest.in.0` needs: how many copies on servers, how many bytes, which consumers.
+
+    `forwards` are the names of the forwarders' consumers.
+    """
 
     replicas: int
     bytes_max: int
-    names: Names = READINGS
+    forwards: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> Names:
+        """The stream and its consumers."""
+        return READINGS._replace(others=self.forwards)
 
     def stream(self) -> dict[str, Any]:
         """Return the settings of the stream."""
@@ -60,17 +69,9 @@ class WantedStream(NamedTuple):
             **_STREAM_DEFAULTS,
         }
 
-    def consumer(self) -> dict[str, Any]:
-        """Return the settings of the consumer that all writers share."""
-        return {
-            "durable_name": WRITER,
-            "name": WRITER,
-            "deliver_policy": "all",
-            "ack_policy": "explicit",
-            "ack_wait": _nanoseconds(ACK_WAIT_S),
-            "max_ack_pending": ACKS_PENDING_MAX,
-            **_CONSUMER_DEFAULTS,
-        }
+    def consumers(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of each consumer: the one of all writers, one for each forwarder."""
+        return {name: _consumer(name) for name in (WRITER, *self.forwards)}
 
 
 class WantedDeadLetters(NamedTuple):
@@ -78,7 +79,11 @@ class WantedDeadLetters(NamedTuple):
 
     replicas: int
     bytes_max: int
-    names: Names = LETTERS
+
+    @property
+    def names(self) -> Names:
+        """The stream and its consumer."""
+        return LETTERS
 
     def stream(self) -> dict[str, Any]:
         """Return the settings of the stream."""
@@ -90,18 +95,28 @@ class WantedDeadLetters(NamedTuple):
             "allow_direct": True,  # many messages with one request
         }
 
-    def consumer(self) -> dict[str, Any]:
+    def consumers(self) -> dict[str, dict[str, Any]]:
         """Return the settings of the consumer of the automatic replay."""
-        of_writers = WantedStream(self.replicas, self.bytes_max).consumer()
-        return of_writers | {
-            "durable_name": REPLAY,
-            "name": REPLAY,
+        replay = _consumer(REPLAY) | {
             "max_ack_pending": 1,  # so only one writer replays at a time
             "filter_subjects": list(REPLAYED_SUBJECTS),
         }
+        return {REPLAY: replay}
 
 
 Wanted = WantedStream | WantedDeadLetters
+
+
+def _consumer(name: str) -> dict[str, Any]:
+    return {
+        "durable_name": name,
+        "name": name,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": _nanoseconds(ACK_WAIT_S),
+        "max_ack_pending": ACKS_PENDING_MAX,
+        **_CONSUMER_DEFAULTS,
+    }
 
 
 def _nanoseconds(seconds: float) -> int:

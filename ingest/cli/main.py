@@ -23,15 +23,19 @@ from ingest.model.errors import IngestError
 
 COMMANDS: dict[str, str] = {
     "serve": "run the service: take readings and write them to PostgreSQL",
+    "up": "run the same as several processes, with a broker between them",
+    "gateway": "take posts, and publish them to the stream of a broker",
+    "writer": "take messages of the stream of a broker, and write them to PostgreSQL",
     "schema": "create the table, or compare it with what is needed",
     "stream": "make the stream of the broker, check it, or show its state",
+    "forward": "post the readings of the stream to a webhook",
     "dlq": "show the dead letters, replay them, discard them",
     "hold": "show why writes are paused, or try again now",
     "config": "print every setting, its value, and where the value comes from",
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
-WITH_ALL_SETTINGS = {"serve", "config"}  # whose help shows every setting
+WITH_ALL_SETTINGS = {"serve", "up", "gateway", "writer", "config"}  # whose help shows all settings
 _ABOUT_ALL = """\
 Each command has its own --help. In the folder of the project write ./run for ingest.
 
@@ -39,7 +43,7 @@ exit codes:
   0    done
   1    a part could not be done, or a check has found something wrong
   2    wrong use, or the command could not begin: the reason is on stderr
-  3    only of serve: the service has ended, and readings were lost
+  3    only of serve and up: the service has ended, and readings were lost
   130  ended by Ctrl-C"""
 _EXIT_WRONG = 2
 _EXIT_INTERRUPTED = 130

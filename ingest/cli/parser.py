@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 from ingest.config.text import groups, help_text, metavar
@@ -78,25 +79,34 @@ class SettingsFlags:
         _add_config(group, is_shown=are_shown)
 
 
-def add_all_settings(parser: argparse.ArgumentParser) -> None:
-    """Add all settings in their groups, the most used ones first."""
+def add_all_settings(
+    parser: argparse.ArgumentParser,
+    first: Sequence[str] = MOST_USED,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Add all settings in their groups, those of `first` first.
+
+    `renamed`: the flag of this name sets that other setting.
+    """
     declared = {each.name: each for _, members in groups() for each in members}
-    first = parser.add_argument_group("Most used")
-    for name in MOST_USED:
-        _add_flag(first, declared[name], is_shown=True)
-    _add_config(first, is_shown=True)
+    most_used = parser.add_argument_group("Most used")
+    for name in first:
+        _add_flag(most_used, declared[name], is_shown=True)
+    for flag, name in renamed.items():
+        _add_flag(most_used, declared[name], is_shown=True, flag=flag)
+    _add_config(most_used, is_shown=True)
     for title, members in groups():
         group = parser.add_argument_group(title)
         for each in members:
-            if each.name not in MOST_USED:
+            if each.name not in {*first, *renamed}:
                 _add_flag(group, each, is_shown=True)
 
 
 def _add_flag(
-    to: argparse._ActionsContainer, declared: Field[Any], *, is_shown: bool
+    to: argparse._ActionsContainer, declared: Field[Any], *, is_shown: bool, flag: str = ""
 ) -> argparse.Action:
     return to.add_argument(
-        flag_name(declared.name),
+        flag_name(flag or declared.name),
         dest=DEST + declared.name,
         metavar=metavar(declared),
         default=argparse.SUPPRESS,  # a flag before `show` must survive the parser of `show`

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from ingest.cli.parser import Parser, SettingsFlags, add_all_settings
+from ingest.cli.terminal import say
 from ingest.config.loading import Loaded
 
 TAKES = "[options]"
@@ -47,16 +47,8 @@ def run(_args: argparse.Namespace, loaded: Loaded) -> int:
         return runner.run(
             serve(
                 loaded.settings,
-                announce=_say,
+                announce=say,
                 url_origin=loaded.origins["database_url"],
                 terminal=sys.stdout.isatty(),
             )
         )
-
-
-def _say(line: str) -> None:
-    """Print at once. If the reader of the output has gone, the service goes on."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:  # the last flush must not fail either: it would change the exit code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,3 +23,11 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
 def print_answer(document: Any, text: str, *, as_json: bool) -> None:
     """Print the document as JSON, or the text for a person."""
     print(json.dumps(document, indent=2) if as_json else text)
+
+
+def say(line: str) -> None:
+    """Print at once. If the reader of the output has gone, the service goes on."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # the last flush must not fail either: it would change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,6 +30,7 @@ class Settings:
         "", "token for the dashboard and its actions; empty: a new one at each start", secret=True
     )
     admin_token_file: str = setting("", "file that contains admin_token, for mounted secrets")
+    dashboard_url: str = setting("", "address of the dashboard, for the page of a gateway")
     state_dir: str = setting("", "folder of journal, dead letters, database; empty: the default")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting(
@@ -129,6 +130,13 @@ class Settings:
         "largest size of the stream; reserved on the disk's account",
         within=(MIB, 16 * TIB),
     )
+    stream_keep_s: float = setting(
+        0.0, "how long the stream keeps what has been written", within=(0, 31_536_000)
+    )
+    forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
+    forward_lag_bytes_max: int = setting(
+        0, "further behind, they skip; 0: half of stream_bytes_max", within=(0, 16 * TIB)
+    )
 
     group_bytes_max: int = setting(
         256 * KIB, "a gateway puts so much into one message of the stream", within=(KIB, 8 * MIB)
@@ -136,6 +144,13 @@ class Settings:
     groups_in_flight: int = setting(2, "messages that a gateway publishes at once", within=(1, 64))
     publish_wait_s_max: float = setting(
         10.0, "how long a durable post waits for the stream before 503", within=(0.5, 20)
+    )
+
+    gateways: int = setting(
+        1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"
+    )
+    writer_processes: int = setting(
+        1, "processes of `up` that write; there --writers sets this", within=(1, 64)
     )
 
     batch_rows: int = setting(

@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 from ingest.dead_letters.reader import LiveLetter, Selection, Tally
+from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import DeadLetters
 
 IDS_COUNTED_MAX = 1_000_000  # beyond that, an id that is there twice is listed twice
@@ -75,6 +76,9 @@ class ReadableDeadLetters(DeadLetters, Protocol):
     @property
     def letters(self) -> LetterStore:
         """The live letters."""
+
+    def stats(self) -> DeadLetterStats:
+        """Return the figures of the last look. Never blocks."""
 
 
 class Newest(NamedTuple):

@@ -2,9 +2,10 @@
 
 Promises: what it has acknowledged survives a kill of the server, of this process, and a power cut.
 The server ends when this process ends, even by SIGKILL (on Linux). One that was left by such an end
-is ended before the next start: two servers never write to one store. If only the server dies, it is
-started again, on the same port if that is free. Its passwords are new at each start.
-Does not: make streams, or notice a server that is frozen.
+is ended before the next start: two servers never write to one store. If only the server dies, or
+does not answer any more, it is started again, on the same port if that is free. Its passwords are
+new at each start.
+Does not: make streams.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from ingest.broker.monitor import ask
+from ingest.broker.monitor import ask, is_answering
 from ingest.broker.session import Address
 from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
 from ingest.embedded.processes import end_process, ended_or_set, tail_of
@@ -36,7 +37,10 @@ LEFT_S_MAX = 5.0  # until a server that was left is killed
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
 STEADY_S = 60.0  # after so long the next restart begins with the short pause again
 PAYLOAD_BYTES_MAX = 8 * 1024**2
-_LOOK_S = 60.0
+# A server that did not answer so many times, one after the other, is frozen: it is killed. With
+# the restart that takes less than the 10 s for which a post waits.
+SILENT_TIMES, ANSWER_S_MAX = 3, 1.5
+LOOK_S = 1.0
 _IN_USE = "address already in use"
 _OURSELVES = DatabaseUser(-1, -1, "")
 
@@ -222,8 +226,7 @@ class EmbeddedBroker:
         since_s = clock.monotonic_s()
         while True:
             if self._process is not None:
-                while not await ended_or_set(self._process, self._stopping, within_s=_LOOK_S):
-                    pass
+                await self._exited_or_stopping(self._process)
                 if self._stopping.is_set():
                     return
                 if clock.monotonic_s() - since_s > STEADY_S:
@@ -241,6 +244,17 @@ class EmbeddedBroker:
             else:
                 since_s = clock.monotonic_s()
                 _log.info("broker_restarted", pid=self.pid)
+
+    async def _exited_or_stopping(self, process: asyncio.subprocess.Process) -> None:
+        """Wait for the end of the server or a stop. Kill a server that is frozen."""
+        silent = 0
+        while not await ended_or_set(process, self._stopping, within_s=LOOK_S):
+            url = self.published.endpoints.monitor_url
+            answers = await asyncio.to_thread(is_answering, url, ANSWER_S_MAX)
+            silent = 0 if answers else silent + 1
+            if silent == SILENT_TIMES and process.returncode is None:
+                _log.error("broker_frozen", pid=process.pid)
+                process.kill()
 
     async def _end(self) -> None:
         try:

@@ -80,7 +80,7 @@ accounts {{
 
 def _user(role: str, password: str, may: Permissions) -> str:
     publish = {"allow": list(may.publish), **({"deny": list(may.never)} if may.never else {})}
-    subscribe = {"allow": [inboxes_of(role)]}
+    subscribe = {"allow": [inboxes_of(role), *may.hear]}
     rights = {"publish": publish, "subscribe": subscribe}
     return json.dumps({"user": role, "password": password, "permissions": rights})
 

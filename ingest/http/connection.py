@@ -1,15 +1,13 @@
 """One connection: its requests, one at a time and in order, and their answers.
 
 A request that has arrived whole is answered by a plain call, in a later round, after all sockets
-have been read. If it were answered at once, its client would send the next request before the other
-sockets are read, and each round would find fewer requests. An answer gets a task only if it has to
-wait for something.
+have been read. At once, its client would send the next one before the other sockets are read, and
+each round would find fewer requests. An answer gets a task only if it has to wait for something.
 If the bytes of a head have come before, and the body is here too, the head is not parsed. While the
 parser has a part of a request, all bytes go to the parser (framer.py).
 Promises: every request is answered, also if its client has closed its sending side. If a body
 breaks off, the wait for it ends with an error. The bytes that wait behind a request are bounded: by
-READ_BYTES, and one read of the socket more. If only a part of a head has come, and no request is in
-work, the owner is told (`head_begun`).
+READ_BYTES, and one read of the socket more. The owner is told of a part of a head (`head_begun`).
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from aiohttp.http import HttpVersion11
 
@@ -30,8 +28,8 @@ from ingest.http.response import Answer
 from ingest.http.valve import BEHIND, LATER, UNREAD, Valve
 from ingest.system.logs import get_logger
 
-# The bytes of a refused request are read and dropped for this long. If the connection were closed
-# at once, many clients would see an error of the connection and not the answer.
+# Bytes that come after the last answer are dropped for this long. If the connection were closed at
+# once, many clients would see an error of the connection and not the answer.
 LINGER_S = 5.0
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come
 READ_BYTES = 64 * 1024  # if more bytes wait for the request in work, the socket is not read
@@ -43,10 +41,8 @@ STAYS = b"Connection: keep-alive\r\n"
 _log = get_logger("connection")
 
 # Where Python can, a new task runs at once until it has to wait. Most answers never wait.
-if sys.version_info >= (3, 12):
-    _start_task: Callable[..., asyncio.Task[Answer]] = partial(asyncio.Task, eager_start=True)
-else:
-    _start_task = asyncio.Task
+_EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+_start_task: Callable[..., asyncio.Task[Answer]] = partial(asyncio.Task, **_EAGER)
 
 
 class Connection(asyncio.Protocol):
@@ -54,11 +50,12 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         *("_at", "_behind", "_client", "_framer", "_half_bytes", "_later", "_linger", "_no_more"),
-        *("_over", "_owner", "_request", "_tries", "valve"),
+        *("_over", "_owner", "_request", "_tries", "retires", "valve"),
     )
 
     def __init__(self, owner: Owner) -> None:
         self.valve = Valve()
+        self.retires = owner.is_leaving  # the connection ends with its next answer
         self._owner = owner
         self._client = NOBODY
         self._framer = Framer(self.valve, owner.loop, READ_BYTES)
@@ -85,9 +82,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember who it is."""
-        self.valve.transport = cast(asyncio.Transport, transport)
-        self._client = client_at(transport)
-        self._owner.connection_made(self, self.valve.transport)
+        self.valve.transport = made = cast(asyncio.Transport, transport)
+        self._client = client_at(made)
+        self._owner.connection_made(self, made)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the wait for a body. A request that is whole is done; nobody gets its answer."""
@@ -239,12 +236,8 @@ class Connection(asyncio.Protocol):
             owner.body_awaited(self)
         else:
             owner.work_begun(self)
-            queue = owner.round_queue
-            if (
-                queue is not None
-                and request.head.is_plain
-                and queue.enqueue(len(request.body), self._begin_in_round)
-            ):
+            queue = owner.round_queue if request.head.is_plain else None
+            if queue is not None and queue.enqueue(len(request.body), self._begin_in_round):
                 return
         owner.loop.call_soon(self._answer)
 
@@ -306,7 +299,7 @@ class Connection(asyncio.Protocol):
             or self._framer.content is not None
             or self._over
             or owner.is_closing
-            or (self._no_more and not self._behind)
+            or (not self._behind and (self._no_more or self.retires))
         )
         if not is_last and head.version is HttpVersion11 and head.method != "HEAD":
             transport.write(answer.ready())
@@ -331,7 +324,8 @@ class Connection(asyncio.Protocol):
 
     def _end(self, transport: asyncio.Transport) -> None:
         """Close once the answer is sent. If more may come, first read and drop it for LINGER_S."""
-        is_read = self._framer.content is None and not self._over
+        # A retired client may send a request before it reads that the connection ends.
+        is_read = self._framer.content is None and not (self._over or self.retires)
         self._over = True
         self._behind, self._at = b"", 0
         if is_read or self._no_more:
@@ -342,6 +336,12 @@ class Connection(asyncio.Protocol):
         self.valve.open_for_all()
         self._owner.body_ended(self)  # nobody waits for it any more: it is not a slow one
         self._linger = self._owner.loop.call_later(LINGER_S, transport.close)
+
+    def leave(self) -> None:
+        """End an idle connection. If a request comes now, it is dropped, and not answered."""
+        if not self._over and self.transport is not None:
+            self.retires = True
+            self._end(self.transport)
 
     def close(self) -> None:
         """Close the connection, once what was written is sent."""

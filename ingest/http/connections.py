@@ -6,6 +6,7 @@ sweep a second checks all connections.
 If there are too many, a new one is accepted and another one is closed. First those whose request is
 not here yet, then idle ones; each time of the network that has most of them. One that has connected
 just now is spared while another network has more connections.
+If a successor has the socket, each connection ends with its next answer (`step_down`).
 Does not: bound the connections of a network, since a fleet may be behind one. Know any route.
 Malformed requests get a problem answer and no log line.
 """
@@ -15,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import resource
+import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
@@ -29,15 +32,13 @@ from ingest.http.listener import Listener
 from ingest.http.owner import Reply, RoundQueue
 from ingest.http.request import Request, client_at
 from ingest.http.response import Answer
+from ingest.http.retiring import DROP_PAUSE_S, DROPS_A_ROUND, Retiring, last_one_gone
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
 from ingest.system.limits import SPARE_FILES
 from ingest.system.logs import get_logger
 
 SWEEP_S_MAX = 1.0
-# To close ten thousand connections at once would block the event loop for 0.1 s, and then all of
-# these clients might connect again at once.
-DROPS_A_ROUND, DROP_PAUSE_S = 20, 0.005
 NEARLY_ALL = 0.8
 SLOW_S = 1.0  # a request that is not here after this time comes slowly
 LOOKS = 16  # so many connections at most are looked at to find one to close
@@ -64,7 +65,7 @@ class Connections:
 
     `closed` is called with the cause when a limit closes one (not at the end of an idle one).
     With a `round_queue` it decides when a request that has arrived whole begins, and the heads of
-    such requests are remembered.
+    such requests are remembered. `connection_s_max`: see Retiring.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Connections:
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
+        connection_s_max: float = math.inf,
     ) -> None:
         require_parser()
         self.loop = asyncio.get_running_loop()
@@ -84,10 +86,12 @@ class Connections:
         self.round_queue = round_queue
         self.known_heads = KnownHeads() if round_queue is not None else None
         self.is_closing = False
+        self.is_leaving = False
         self.malformed = malformed
         self._closed = closed
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
+        self._retiring = Retiring(connection_s_max)
         self._open: dict[Connection, _Open] = {}
         self._by_network = Crowds[Connection]()
         self._suspended: set[asyncio.Task[Answer]] = set()
@@ -125,9 +129,10 @@ class Connections:
                 transport.abort()
                 return
             self._drop(another)
-        network = client_at(transport).network
+        network, now_s = client_at(transport).network, monotonic_s()
         self._open[handler] = _Open(transport, network)
-        self._by_network.add(network, handler, monotonic_s())
+        self._retiring.add(handler, now_s)
+        self._by_network.add(network, handler, now_s)
         self._head_awaited(handler, network)
 
     def connection_lost(self, handler: Connection) -> None:
@@ -211,6 +216,7 @@ class Connections:
 
     def _forget(self, handler: Connection) -> None:
         opened = self._open.pop(handler, None)
+        self._retiring.remove(handler)
         if opened is not None:
             self._by_network.remove(opened.network, handler)
             self._unfinished.remove(opened.network, handler)
@@ -230,6 +236,8 @@ class Connections:
         while True:
             self._tell_if_near()
             more = self._drop_late() == DROPS_A_ROUND
+            if not more:
+                self._retiring.retire_oldest(period_s)
             await asyncio.sleep(DROP_PAUSE_S if more else period_s)
 
     def _tell_if_near(self) -> None:
@@ -265,6 +273,11 @@ class Connections:
 
     # Opening and closing the port
 
+    def take(self, listening: socket.socket) -> str:
+        """Serve at a socket that listens already; return its HOST:PORT."""
+        self._listener = Listener(self)
+        return self._serving(*self._listener.take(listening))
+
     async def listen(self, host: str, port: int, flag: str, *, tokens: str = "none yet") -> str:
         """Bind and serve; return the real HOST:PORT. Raises StartError that names `flag`.
 
@@ -279,10 +292,25 @@ class Connections:
                 f"cannot listen on {host}:{port} ({_why(error)}); choose another address "
                 f"with {flag} HOST:PORT"
             ) from error
-        self._sweeper = asyncio.create_task(self._sweep())
         if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
             self._log.warning("open_to_the_network", address=bound, tokens=tokens)
-        return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
+        return self._serving(bound, real_port)
+
+    def _serving(self, bound: str, port: int) -> str:
+        self._sweeper = asyncio.create_task(self._sweep())
+        return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
+
+    async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
+        """Leave the socket to a successor, which has it too. Then `close`.
+
+        Each connection ends with its next answer. One that stays idle for `idle_s` is closed. All
+        others have `timeout_s`: for requests in work, and those that are arriving.
+        """
+        assert self._listener is not None, "it listens"
+        await self._listener.close()
+        self.is_leaving = True
+        self._retiring.retire_all()
+        await last_one_gone(lambda: not self._open, self._idle, idle_s=idle_s, timeout_s=timeout_s)
 
     async def close(self, timeout_s: float = 1.0) -> None:
         """Stop listening, wait `timeout_s` for requests in work, close all. Repeatable."""

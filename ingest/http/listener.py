@@ -58,6 +58,17 @@ class Listener:
         name, real_port, *_ = self._sockets[0].getsockname()
         return name, real_port
 
+    def take(self, listening: socket.socket) -> tuple[str, int]:
+        """Accept from a socket that listens already; return its address.
+
+        Other processes may have this socket too, and accept from it.
+        """
+        listening.setblocking(False)
+        self._sockets.append(listening)
+        self._resume(listening)
+        name, port, *_ = listening.getsockname()
+        return name, port
+
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTS_A_ROUND):
             try:
@@ -91,8 +102,9 @@ class Listener:
             accepted.close()
 
     async def close(self) -> None:
-        """Stop listening: the kernel resets connections not accepted yet. Repeatable.
+        """Stop listening. Repeatable.
 
+        The kernel resets connections not accepted yet, unless another process has the socket too.
         Connections that were accepted have their protocol when this returns.
         """
         while self._sockets:
@@ -103,11 +115,56 @@ class Listener:
             await asyncio.wait(self._opening)
 
 
-def _listening(family: int, address: Any) -> socket.socket:
+async def open_slots(host: str, port: int, count: int) -> list[socket.socket]:
+    """Return `count` listening sockets at the first address that the host has on this machine.
+
+    If there are several, the kernel gives each new connection to one of them. Raises OSError and
+    OverflowError, also if somebody listens there already.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    failure = OSError(f"{host} has no address")
+    for family, _, _, _, address in dict.fromkeys(found):
+        try:
+            first = _listening(family, address)
+        except OSError as error:
+            failure = error
+            if error.errno not in ABSENT:
+                break
+            continue
+        return _slots(first, family, count)
+    raise failure
+
+
+def _slots(first: socket.socket, family: int, count: int) -> list[socket.socket]:
+    """Return the socket, if one is enough; else close it, and open others at its address.
+
+    A socket that shares its port would be bound beside another service of this user. So a first
+    one, which does not share, has looked whether there is one.
+    """
+    if count == 1:
+        return [first]
+    address = first.getsockname()
+    first.close()
+    slots: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            slots.append(_listening(family, address, shares=True))
+    except (OSError, OverflowError):
+        for each in slots:
+            each.close()
+        raise
+    return slots
+
+
+def _listening(family: int, address: Any, *, shares: bool = False) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setblocking(False)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:  # IPv4 has a socket of its own
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(address)

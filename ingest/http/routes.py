@@ -8,6 +8,8 @@ Does not: know the content of the pages.
 
 from __future__ import annotations
 
+import math
+import socket
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -87,6 +89,7 @@ class Port:
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
+        connection_s_max: float = math.inf,
         round_queue: RoundQueue | None = None,
         on_refused: OnRefused = lambda _request, _refused: None,
     ) -> None:
@@ -104,6 +107,7 @@ class Port:
             connections_max=connections_max,
             header_s_max=header_s_max,
             keepalive_s_max=keepalive_s_max,
+            connection_s_max=connection_s_max,
         )
         self._connections: Connections | None = None
         self._log = get_logger("port")
@@ -113,6 +117,16 @@ class Port:
         """Listen; return the real HOST:PORT. Raises StartError that names the flag."""
         self._connections = self._make_connections()
         return await self._connections.listen(host, port, self._flag, tokens=self._tokens)
+
+    def take(self, listening: socket.socket) -> str:
+        """Serve at a socket that listens already; return its HOST:PORT."""
+        self._connections = self._make_connections()
+        return self._connections.take(listening)
+
+    async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
+        """Leave the socket to a successor; see Connections. Then `close`."""
+        assert self._connections is not None, "it has started"
+        await self._connections.step_down(idle_s=idle_s, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Close the port and all its connections. Repeatable, and allowed before `start`."""

@@ -42,6 +42,10 @@ FIELDS = (
 )
 
 JOURNAL_BROKEN, INVALID_FULL = "journal_broken", "invalid_full"
+# Of the broker.
+BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
+STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
+INSTANCE_AWAY = "instance_away"  # of `up`
 
 _READ_MESSAGE = "`{run} hold show` prints the message of the server."
 _MAKE_SPACE = (
@@ -155,10 +159,45 @@ CAUSES: dict[str, Cause] = {
         "every 2 s. `{run} doctor` checks more.",
         "ingestnoposttaken",
     ),
-    "broker_away": Cause(
-        "the broker cannot be reached, or does not answer",
-        "Is nats-server running? `{run} stream check` says more. The service tries by itself.",
-        "ingestnoposttaken",
+    BROKER_AWAY: Cause(
+        "the broker does not answer",
+        "Start the broker, or repair the network to it: `{run} stream check` says more. The "
+        "service continues by itself. A broker that `ingest up` has started is started again.",
+        "ingestbrokeraway",
+    ),
+    BROKER_DISK: Cause(
+        "the broker cannot write to its disk",
+        "Free some space on the disk of the broker, or repair it. Then restart nats-server: it "
+        "does not recover by itself.",
+        "ingestbrokeraway",
+    ),
+    BROKER_UNSAFE: Cause(
+        "the broker may lose acknowledged readings in a power cut",
+        "Set `sync_interval: always` in the block jetstream of each nats-server. "
+        "`{run} stream check` says which server differs.",
+        "ingestbrokeraway",
+    ),
+    STREAM_MISSING: Cause(
+        "the stream is missing",
+        "Was it deleted? What it held is gone, except what is in the table. "
+        "`{run} stream apply` makes a new one.",
+        "ingeststreamaltered",
+    ),
+    STREAM_ALTERED: Cause(
+        "the stream is not as the service needs it",
+        "`{run} stream check` prints what differs. Undo that change, or use `{run} stream apply`.",
+        "ingeststreamaltered",
+    ),
+    STREAM_FULL: Cause(
+        "the stream is full",
+        "Writers are slower than the posts come in, or the database is away: find out why, or "
+        "raise stream_bytes_max if the disk of the broker has space, then `{run} stream apply`.",
+        "ingeststreamfilling",
+    ),
+    INSTANCE_AWAY: Cause(
+        "a process of the service does not report its state",
+        "It is started again by itself. If this lasts: `{log}`.",
+        "ingestinstancedown",
     ),
     "full": Cause(
         "there is no space for posts",

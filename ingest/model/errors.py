@@ -113,6 +113,20 @@ class BrokerOutcomeUnknown(NotKept):
     detail = "the broker did not answer in time; sending again is safe for readings with a `ts`"
 
 
+class NoReply(IngestError):
+    """A server of others did not answer. It may have done all of what it was asked for."""
+
+
+class CommitRefused(NotKept):
+    """No writer takes a post with `ack=committed` now. Nothing of it is kept."""
+
+    def __init__(self, code: str, detail: str, retry_after_s: float = 5.0) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
 class Stopping(IngestError):
     """The service is stopping, so this wait has ended early. Nothing was changed."""
 

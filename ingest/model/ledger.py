@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ingest.model.letter import REASONS
 from ingest.model.ports import BufferStats, JournalStats
@@ -60,6 +60,11 @@ class Histogram:
             for value in values:
                 self.observe(value)
 
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Add the counts of another histogram with the same bounds. Raises ValueError."""
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.total += total
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Return pairs (upper bound, count up to it), the form that Prometheus expects."""
         bounds = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
@@ -86,17 +91,28 @@ class Limits(NamedTuple):
     disk_free_bytes_min: int = 0
 
 
+# Figures of the broker by name: numbers, or numbers by consumer. admin/exposition.py has the names.
+BrokerFigures = Mapping[str, float | Mapping[str, float]]
+
+
 class Gauges(NamedTuple):
-    """Functions that read the gauges of the running service, called at each scrape."""
+    """Functions that read the gauges of the running service, called at each scrape.
+
+    `database_up` returns None in a process that knows no database. `broker` returns figures of the
+    broker, none without one. `roles_imbalance` returns the balance between several processes, None
+    in one that does not see them.
+    """
 
     buffer: Callable[[], BufferStats]
     dead_letters: Callable[[], DeadLetterStats]
-    database_up: Callable[[], bool]
+    database_up: Callable[[], bool | None]
     hold_reason: Callable[[], str | None]
     journal: Callable[[], JournalStats] = JournalStats  # an empty one, with a buffer in memory
     state: Callable[[], str] = lambda: "starting"  # one of STATES
     disk_free_bytes: Callable[[], int] = lambda: 0
     limits: Limits = Limits()
+    broker: Callable[[], BrokerFigures] = dict
+    roles_imbalance: Callable[[], int | None] = lambda: None
 
 
 class Ledger:
@@ -170,6 +186,36 @@ class Ledger:
         """Count readings that were refused with a problem code, and not kept."""
         self.rejected[code] += count
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return all counters as JSON can hold them, without the gauges. New fields are included.
+
+        A number is itself, a histogram [counts, total], and a dict a list of [key, value].
+        """
+        return {name: _plain(each) for name, each in vars(self).items() if name != "gauges"}
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Mapping[str, Any]) -> Ledger:
+        """Return a ledger with these counters. Raises ValueError if they are not a snapshot.
+
+        Counters that this version does not know are left out: it may be that of a newer process.
+        """
+        ledger = cls()
+        ledger.add(snapshot)
+        return ledger
+
+    def add(self, snapshot: Mapping[str, Any]) -> None:
+        """Add the counters of a snapshot to these. Raises ValueError; some are added then."""
+        try:
+            for name, value in snapshot.items():
+                if name in vars(self) and name != "gauges":
+                    setattr(self, name, _sum(getattr(self, name), value))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"no counters of a ledger: {error}") from error
+
+    def become(self, other: Ledger) -> None:
+        """Take over all counters of another ledger, and keep the gauges. `other` is used up."""
+        vars(self).update({**vars(other), "gauges": self.gauges})
+
     @property
     def held(self) -> int:
         """Readings that are neither in the table, dead-lettered nor refused yet."""
@@ -182,3 +228,27 @@ class Ledger:
         went = self.committed + self.duplicate + self.published + self.returned
         refused = sum(self.rejected.values()) + sum(self.dead_lettered.values())
         return came - went - refused - self.held
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Histogram):
+        return [list(value.counts), value.total]
+    if isinstance(value, dict):
+        return [[key, _plain(each)] for key, each in value.items()]
+    return value
+
+
+def _sum(ours: Any, plain: Any) -> Any:
+    """Return the sum of one counter, dict or histogram, and of its form in a snapshot."""
+    if isinstance(ours, Histogram):
+        ours.add(*plain)
+    elif isinstance(ours, dict):
+        for name, value in plain:
+            key = tuple(name) if isinstance(name, list) else name
+            known = key in ours or isinstance(ours, defaultdict)  # that makes a 0, or a histogram
+            ours[key] = _sum(ours[key] if known else 0, value)
+    elif type(plain) is int:
+        return ours + plain
+    else:
+        raise ValueError(f"{plain!r:.50} is not a counter")
+    return ours

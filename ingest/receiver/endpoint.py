@@ -8,6 +8,8 @@ Does not: know the database, or the buffer.
 
 from __future__ import annotations
 
+import math
+import socket
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -42,6 +44,7 @@ class Endpoint:
     `levels` are the acknowledgements that the buffer gives without the database, best first;
     `committed` is always available. Raises ConfigError if `ack_default` is none of them.
     `on_decoded` is called with every decoded post, kept or not. It must be quick and must not fail.
+    `connection_s_max`: see Connections.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Endpoint:
         health: Callable[[], tuple[int, bytes]],
         on_refused: OnRefused,
         on_decoded: Callable[[Decoded], None] | None = None,
+        connection_s_max: float = math.inf,
     ) -> None:
         self._rules = rules
         self._plain_bodies = plain_bodies
@@ -83,6 +87,7 @@ class Endpoint:
             connections_max=connections_max,
             header_s_max=header_s_max,
             keepalive_s_max=keepalive_s_max,
+            connection_s_max=connection_s_max,
             round_queue=plain_bodies,
             on_refused=on_refused,
         )
@@ -99,6 +104,18 @@ class Endpoint:
     async def start(self, host: str, port: int) -> str:
         """Listen; return the real HOST:PORT. Raises StartError that names --listen."""
         return await self._port.start(host, port)
+
+    def start_on(self, listening: socket.socket) -> str:
+        """Serve at a socket that listens already; return its HOST:PORT."""
+        return self._port.take(listening)
+
+    async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
+        """Leave the socket to a successor. Posts are taken as before, and not refused.
+
+        It returns when no connection is left, or after `timeout_s`. Idle ones end after `idle_s`.
+        Then `finish` and `close`.
+        """
+        await self._port.step_down(idle_s=idle_s, timeout_s=timeout_s)
 
     async def finish(self, timeout_s: float) -> None:
         """Wait until no post is in work, at most `timeout_s`. Admission must refuse new ones."""

@@ -1,8 +1,8 @@
 """Reports the state of the service to a process manager, by systemd's notification protocol.
 
-`Notifier` sends READY=1, STATUS= and STOPPING=1 as datagrams to the socket that NOTIFY_SOCKET
-names. It sends WATCHDOG=1 at half the period that WATCHDOG_USEC asks for. The event loop sends all
-of it. So when the loop is blocked, WATCHDOG=1 stops and the manager notices.
+`Notifier` sends READY=1, RELOADING=1, STATUS= and STOPPING=1 as datagrams to the socket that
+NOTIFY_SOCKET names. It sends WATCHDOG=1 at half the period that WATCHDOG_USEC asks for. The event
+loop sends all of it. So when the loop is blocked, WATCHDOG=1 stops and the manager notices.
 Promises: sends nothing if there is no manager; never waits and never fails because of the manager.
 """
 
@@ -55,6 +55,10 @@ class Notifier:
     def ready(self) -> None:
         """Report that the ports listen."""
         self._send_surely("READY=1")
+
+    def reloading(self) -> None:
+        """Report that a restart of the processes begins; `ready` reports its end."""
+        self._send_surely(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic_s() * 1e6)}")
 
     def stopping(self) -> None:
         """Report that the service drains."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Protocol
 
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
@@ -15,7 +16,7 @@ from ingest.model.codes import NO_PARTITION
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Ledger
 from ingest.model.letter import DRAINED, REFUSED, Letter
-from ingest.model.ports import BadRow, DeadLetters, Outlet
+from ingest.model.ports import BadRow, DeadLetters
 from ingest.model.rows import decode_rows
 from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
 from ingest.system.logs import get_logger
@@ -23,9 +24,19 @@ from ingest.system.logs import get_logger
 REST_ROWS = 1_000  # in one append at the end of a drain: if one append fails, others may not
 
 
-async def set_aside_rest(outlet: Outlet, dead_letters: DeadLetters, ledger: Ledger) -> None:
+class Rest(Protocol):
+    """What is left in a buffer at the end of a drain."""
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+
+    def settle(self, blocks: Sequence[Block]) -> None:
+        """Remove blocks that were taken; they are kept elsewhere now, or lost."""
+
+
+async def set_aside_rest(rest: Rest, dead_letters: DeadLetters, ledger: Ledger) -> None:
     """Dead-letter all blocks that wait, as `drained`. Rows that cannot be appended are dropped."""
-    while blocks := outlet.take(REST_ROWS):
+    while blocks := rest.take(REST_ROWS):
         letters = block_letters(blocks, DRAINED, "", "the service stopped before it")
         try:
             await dead_letters.append(letters)
@@ -34,7 +45,7 @@ async def set_aside_rest(outlet: Outlet, dead_letters: DeadLetters, ledger: Ledg
             get_logger("drain").critical("readings_lost", rows=len(letters), why=str(error))
         else:
             ledger.readings_dead_lettered(DRAINED, len(letters))
-        outlet.settle(blocks)
+        rest.settle(blocks)
         for block in blocks:
             if block.ack is not None and not block.ack.resolved:
                 block.ack.resolve(Outcome(set_aside=True))

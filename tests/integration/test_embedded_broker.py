@@ -167,6 +167,27 @@ async def test_killed_server_is_started_again_on_its_port(tmp_path: Path) -> Non
         assert server.published == before
 
 
+async def test_frozen_server_is_killed_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not answer, although it runs. Clients come back, and all messages are there."""
+    monkeypatch.setattr(session, "PONG_S_MAX", 0.5)
+    monkeypatch.setattr(launcher, "LOOK_S", 0.05)
+    monkeypatch.setattr(launcher, "ANSWER_S_MAX", 0.2)
+    async with embedded(tmp_path) as server, joined(server, "gateway") as gateway:
+        await put(gateway, b"x")
+        frozen = server.pid
+        assert frozen is not None
+        await asyncio.sleep(0.5)
+        assert server.pid == frozen, "a server that answers is left alone"
+        os.kill(frozen, signal.SIGSTOP)
+        await until(lambda: server.pid not in (None, frozen))
+        await is_up(gateway)
+        await put(gateway, b"x")
+        async with joined(server, "admin") as admin:
+            assert await messages(admin) == 2
+
+
 async def test_port_that_somebody_has_taken_is_left_to_him(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

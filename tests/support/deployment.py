@@ -8,6 +8,7 @@ Does not: judge; the tests say what must be true of the files.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,7 +22,9 @@ import promql_parser
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from ingest.admin.exposition import Exposition
+from ingest.admin.exposition import BROKER_FIGURES, JointExposition, Shown
+from ingest.admin.forward_exposition import ForwardExposition
+from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
 
@@ -229,8 +232,17 @@ def exported() -> dict[str, frozenset[str]]:
     ledger.post_refused("empty")
     ledger.connection_closed("header_late")
     ledger.batch_stored("copy", 0.1, 1, 0)
+    figures = {
+        name: {"writer": 1} if name.startswith("consumer_") else 1 for name in BROKER_FIGURES
+    }
+    ledger.gauges = ledger.gauges._replace(broker=lambda: figures, roles_imbalance=lambda: 0)
+    shown = Shown("up", "0", ledger, os.getpid(), has_folder=True)
     found: dict[str, frozenset[str]] = {}
-    for family in Exposition(ledger, "0").registry.collect():
+    tally = ForwardTally()
+    tally.posts["204"] = 1
+    forward = ForwardExposition(tally, ForwardFigures, name="x", version="0")
+    joint = JointExposition(lambda: [shown])
+    for family in (*joint.families(), *forward.registry.collect()):
         for sample in family.samples:
             labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
             found[sample.name] = labels | TARGET_LABELS

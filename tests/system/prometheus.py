@@ -20,13 +20,13 @@ SCRAPE_S = 1
 RATE_INTERVAL = "10s"
 
 
-def hurried(target: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return prometheus.yml and alerts.yml with short times, on another target."""
+def hurried(*targets: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return prometheus.yml and alerts.yml with short times, on other targets."""
     config: dict[str, Any] = document(DEPLOY / "prometheus.yml")
     config["global"] = dict.fromkeys(config["global"], f"{SCRAPE_S}s")
     (job,) = config["scrape_configs"]
     job["scrape_timeout"] = f"{SCRAPE_S}s"
-    job["static_configs"] = [{"targets": [target]}]
+    job["static_configs"] = [{"targets": list(targets)}]
     rules: dict[str, Any] = document(DEPLOY / "alerts.yml")
     for group in rules["groups"]:
         for rule in group["rules"]:
@@ -36,9 +36,9 @@ def hurried(target: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class Prometheus:
-    """One server. `async with Prometheus(folder, port, target) as prometheus:`."""
+    """One server. `async with Prometheus(folder, port, *targets) as prometheus:`."""
 
-    def __init__(self, folder: Path, port: int, target: str) -> None:
+    def __init__(self, folder: Path, port: int, *targets: str) -> None:
         self._folder = folder
         self._url = f"http://127.0.0.1:{port}"
         self._words = [
@@ -47,7 +47,7 @@ class Prometheus:
             "--scrape.discovery-reload-interval=100ms",  # 5 s by default
         ]
         folder.mkdir(parents=True)
-        config, rules = hurried(target)
+        config, rules = hurried(*targets)
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         (folder / "alerts.yml").write_text(yaml.safe_dump(rules))
         self._process: asyncio.subprocess.Process | None = None

@@ -68,6 +68,8 @@ class Service:
     `program` are the words that Python runs: the service's module, or a wrapper of it.
     """
 
+    command = "serve"
+
     def __init__(
         self,
         state_dir: Path,
@@ -153,7 +155,7 @@ class Service:
         self.lines = []
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *(*self._program, "serve", *flags),
+            *(*self._program, self.command, *flags),
             cwd=REPOSITORY,
             env=self._env,
             stdin=asyncio.subprocess.DEVNULL,

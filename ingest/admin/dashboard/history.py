@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ingest.model.ledger import Histogram, Ledger
@@ -39,6 +39,8 @@ COLUMNS = (
     "imbalance",
     "dlq_readings",
     "journal_bytes",  # gaps as in `disk_rows`
+    "stream_bytes",  # of the broker; gaps without one
+    "stream_waiting",  # messages in it that no writer has acknowledged; gaps as in `stream_bytes`
     "state",  # of /readyz: index into STATES
     "level",  # how bad it is: index into LEVELS
 )
@@ -141,6 +143,7 @@ class History:
             m.imbalance,
             dlq,
             journal_bytes,
+            *_of_stream(m),
             _place_of(state),
             level,
         )
@@ -160,6 +163,15 @@ class History:
         return first, {
             name: [_short(column[place]) for place in places] for name, column in self._ring.items()
         }
+
+
+def _of_stream(ledger: Ledger) -> tuple[float, float]:
+    figures = ledger.gauges.broker() if ledger.gauges else {}
+    size = figures.get("stream_bytes", math.nan)
+    names = ("consumer_pending", "consumer_ack_pending")
+    counts = [each for name in names if isinstance(each := figures.get(name), Mapping)]
+    waiting = sum(sum(each.values()) for each in counts) if counts else math.nan
+    return size if isinstance(size, int | float) else math.nan, waiting
 
 
 def _place_of(state: str) -> float:

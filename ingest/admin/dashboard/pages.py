@@ -34,7 +34,7 @@ from ingest.admin.dashboard.letters import ACT_LETTERS_MAX, LISTED_MAX, Letters
 from ingest.admin.dashboard.query import CONDITIONS, device, number, parameters, wanted, where
 from ingest.admin.dashboard.runbook import FILE as RUNBOOK
 from ingest.admin.dashboard.runbook import runbook
-from ingest.admin.dashboard.tail import Tail, TailSample
+from ingest.admin.dashboard.tail import Tail, TailSample, TailSource
 from ingest.admin.guard import KEY_PATH, Guard
 from ingest.dead_letters.reader import Selection
 from ingest.http.bodies import Bodies
@@ -74,7 +74,7 @@ class Sources(NamedTuple):
 class Dashboard:
     """The dashboard of one service. `close` ends all streams; it comes before the port's close.
 
-    `settings` are those that the page shows, by name.
+    `settings` are those that the page shows, by name. `tail` is that of the readings that come.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class Dashboard:
         letters: Letters,
         guard: Guard,
         bodies: Bodies,
+        *,
+        tail: TailSource | None = None,
     ) -> None:
         self._settings = settings
         self._sources = sources
@@ -97,7 +99,7 @@ class Dashboard:
         )
         self._started_us = unix_us()
         self.listen = ""  # the address of the data port, when it is known
-        self.tail = Tail()
+        self.tail = tail or Tail()
         self.devices = Devices()
         self.history = History(sources.ledger, look=self._look_at)
         self._device_pages = DevicePages(self.devices, sources.lookup)
@@ -114,7 +116,7 @@ class Dashboard:
         if document.get("refusing", status != 200):
             return document["state"], 2
         gauges = self._sources.ledger.gauges
-        away = gauges is not None and not gauges.database_up()
+        away = gauges is not None and gauges.database_up() is False
         waiting = document["state"] != "accepting" or away or document.get("cause")
         return document["state"], int(bool(waiting))
 
@@ -144,13 +146,23 @@ class Dashboard:
 
     # The tick
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Tick at every full second until `stop` is set. A tick that fails leaves a gap."""
+    async def run(
+        self,
+        stop: asyncio.Event,
+        *,
+        late_s: float = LATE_S,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Tick `late_s` after every full second until `stop` is set. A tick that fails is a gap.
+
+        `before` is called before each tick.
+        """
         while True:
-            now_s = unix_us() / 1e6
-            if await sleep_unless(stop, 1.0 - now_s % 1.0 + LATE_S):
+            now_s = unix_us() / 1e6 - late_s
+            if await sleep_unless(stop, 1.0 - now_s % 1.0):
                 return
             try:
+                before()
                 await self.tick()
             except Exception:  # an error of the page must not stop the service
                 left_out = self._occasionally.due("tick")
@@ -187,6 +199,9 @@ class Dashboard:
             figures["db_up"] = m.gauges.database_up()
             if self._settings["buffer"] == "journal":
                 figures["damaged"] = m.gauges.journal().damaged
+            if broker := m.gauges.broker():
+                figures["broker"] = broker
+                figures["published"], figures["delivered"] = m.published, m.delivered
         return orjson.dumps(
             {
                 "t": self.history.second,

@@ -9,9 +9,9 @@ bounded; what is too much is left out, and nothing waits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ingest.dead_letters.reader import device_in
 from ingest.formats.post import Decoded, ItemError
@@ -26,6 +26,7 @@ ROWS_PER_POST = 3
 FOLLOWED_MAX = 8  # devices at once, for all pages together
 FOUND_MAX = 25  # readings of followed devices per period
 ERRORS_MAX, ERROR_BYTES_MAX = 500, 4_096  # per period, and of each
+GATHERED_MAX = 30  # readings of several processes, per period
 
 
 class TailSample(NamedTuple):
@@ -36,6 +37,27 @@ class TailSample(NamedTuple):
     posts: int  # all decoded posts, sampled or not
     rejected: list[str]  # device of each rejected item that names one
     rejected_sampled: bool  # there were more than were kept
+
+
+class TailSource(Protocol):
+    """What the dashboard asks of a tail."""
+
+    watched: int  # the number of pages that show it
+
+    def observe(self, decoded: Decoded) -> None:
+        """Keep a sample of a decoded post, quickly. Never fails."""
+
+    def refused(self, letters: Sequence[Letter]) -> None:
+        """Keep the devices whose readings the database refused."""
+
+    def follow(self, device_id: str) -> bool:
+        """Keep readings of a device from now on; False if too many are followed already."""
+
+    def unfollow(self, device_id: str) -> None:
+        """End one `follow`."""
+
+    def take(self) -> TailSample:
+        """Return what was kept since the last call."""
 
 
 @dataclass
@@ -122,10 +144,51 @@ class Tail:
         )
 
 
+class GatheredTail:
+    """The samples that several processes send, as one. A device can be followed in them only."""
+
+    def __init__(self) -> None:
+        self.watched = 0
+        self._sample = TailSample([], [], 0, [], False)
+
+    def add(self, sent: Mapping[str, Any]) -> None:
+        """Add what app/status.py has made of a sample. Raises ValueError."""
+        kept = self._sample
+        try:
+            readings = [Reading(*each) for each in sent["readings"]]
+            self._sample = TailSample(
+                [*kept.sampled, *readings][-GATHERED_MAX:],
+                [],
+                kept.posts + int(sent["posts"]),
+                [*kept.rejected, *map(str, sent["rejected"])][:ERRORS_MAX],
+                kept.rejected_sampled or bool(sent["rejected_sampled"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no sample of a tail: {error}") from error
+
+    def observe(self, decoded: Decoded) -> None:
+        """Do nothing: this process has no posts."""
+
+    def refused(self, letters: Sequence[Letter]) -> None:
+        """Do nothing: this process has no writers."""
+
+    def follow(self, device_id: str) -> bool:
+        """Do nothing: all devices of the sample are followed."""
+        return True
+
+    def unfollow(self, device_id: str) -> None:
+        """Do nothing."""
+
+    def take(self) -> TailSample:
+        """Return the samples since the last call."""
+        kept, self._sample = self._sample, TailSample([], [], 0, [], False)
+        return kept._replace(followed=kept.sampled)
+
+
 class ObservedDeadLetters:
     """A ports.DeadLetters that appends to another one, and then tells the tail."""
 
-    def __init__(self, letters: DeadLetters, tail: Tail) -> None:
+    def __init__(self, letters: DeadLetters, tail: TailSource) -> None:
         self._letters = letters
         self._tail = tail
 

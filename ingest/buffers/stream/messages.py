@@ -5,7 +5,10 @@ The CRC begins with 0 here: a message is no part of a file, so no frame can be m
 
 from __future__ import annotations
 
+import msgspec
+
 from ingest.buffers.frames import encode_head, frame_of
+from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
 from ingest.model.rows import rows_fault
 from ingest.system.clock import monotonic_s, unix_us
@@ -44,3 +47,35 @@ def decode_message(data: bytes) -> Block:
     block.posts = frame.posts
     block.sealed = True
     return block
+
+
+class CommitReply(msgspec.Struct, array_like=True):
+    """What a writer says of a post that waits for its commit.
+
+    First that it has it (`refused` is empty, no `outcome`), or why not: a code. Then the outcome:
+    the refused rows, and whether the whole block was set aside.
+    """
+
+    refused: str = ""
+    outcome: tuple[list[Refusal], bool] | None = None
+
+
+TAKEN = msgspec.json.encode(CommitReply())
+
+
+def encode_refusal(code: str) -> bytes:
+    """Return the reply of a writer that does not take a post."""
+    return msgspec.json.encode(CommitReply(code))
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """Return the reply that ends a post."""
+    return msgspec.json.encode(CommitReply("", (list(outcome.refusals), outcome.set_aside)))
+
+
+def decode_reply(data: bytes) -> CommitReply:
+    """Return a reply. Raises NotOurs."""
+    try:
+        return msgspec.json.decode(data, type=CommitReply)
+    except msgspec.DecodeError as error:
+        raise NotOurs(str(error)) from error

@@ -67,9 +67,9 @@ def test_each_setting_of_the_consumer_that_skips_messages_is_a_difference(
     name: str, value: Any, fixed: bool
 ) -> None:
     """Some of them cannot be changed."""
-    config = changed(WANTED.consumer(), {})
-    assert list(differences(WANTED.consumer(), config)) == []
-    (found,) = differences(WANTED.consumer(), config | {name: value})
+    config = changed(WANTED.consumers()["writer"], {})
+    assert list(differences(WANTED.consumers()["writer"], config)) == []
+    (found,) = differences(WANTED.consumers()["writer"], config | {name: value})
     assert (found.name, found.fixed) == (name, fixed)
 
 
@@ -77,9 +77,9 @@ def test_settings_that_a_server_leaves_out_have_their_defaults() -> None:
     """A server leaves out what is false, empty or nothing, and writes some defaults in words."""
     config = {name: value for name, value in WANTED.stream().items() if value}
     assert list(differences(WANTED.stream(), config | {"persist_mode": "default"})) == []
-    consumer = {name: value for name, value in WANTED.consumer().items() if value}
+    consumer = {name: value for name, value in WANTED.consumers()["writer"].items() if value}
     unpaused = {"pause_until": "0001-01-01T00:00:00Z"}
-    assert list(differences(WANTED.consumer(), consumer | unpaused)) == []
+    assert list(differences(WANTED.consumers()["writer"], consumer | unpaused)) == []
     del config["deny_delete"]
     (found,) = differences(WANTED.stream(), config)
     assert str(found) == "deny_delete is False, not True"
@@ -98,11 +98,11 @@ def test_faults_name_what_is_missing_or_behind() -> None:
     ]
     stream = {"config": WANTED.stream(), "cluster": {"leader": "n1", "replicas": replicas}}
     assert [str(each) for each in faults(Found(stream, None), WANTED)] == [
+        "the consumer writer of INGEST: is missing",
         "the stream INGEST: its copy on n3 is behind",
         "the stream INGEST: its copy on n4 is out of reach",
-        "the consumer writer of INGEST: is missing",
     ]
     stream["cluster"] = {"replicas": []}
-    consumer = {"config": WANTED.consumer()}
+    consumer = {"config": WANTED.consumers()["writer"]}
     (found,) = faults(Found(stream, consumer), WANTED)
     assert found.fault == "has no leader"

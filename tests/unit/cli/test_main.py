@@ -71,9 +71,17 @@ def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str
         for each in members:
             assert f"{flag_name(each.name)} {metavar(each)} " in shown
             assert each.metadata["why"] in shown
+    needed = {
+        "schema": ["show"],
+        "hold": ["show"],
+        "dlq": ["stats"],
+        "forward": ["--name", "x", "--to", "https://x.example/"],
+    }
     for word in set(COMMANDS) - {"psql"}:
-        inner = {"schema": ["show"], "hold": ["show"], "dlq": ["stats"]}.get(word, [])
-        args = build_parser(word).parse_args([word, *inner, *every_flag()])
+        inner = needed.get(word, [])
+        # With `up` the flag of this setting has another name: see test_cli_up.py.
+        more = ["--writer-connections", "1"] if word == "up" else []
+        args = build_parser(word).parse_args([word, *inner, *every_flag(), *more])
         assert {name for name in vars(args) if name.startswith("setting.")} == {
             f"setting.{name}" for name in NAMES
         }
@@ -103,7 +111,7 @@ def test_help_of_a_word_is_short_but_for_the_settings(
         main([word, "--help"])
     shown = capsys.readouterr().out
     assert COMMANDS[word][1:30] in " ".join(shown.split())
-    assert ("--dlq-bytes-max" in shown) == (word in {"serve", "config"})
+    assert ("--dlq-bytes-max" in shown) == (word in {"serve", "up", "config"})
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

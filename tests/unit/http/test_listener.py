@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import cast
 
 import pytest
 import uvloop
 
-from ingest.http.listener import ACCEPTS_A_ROUND, Listener
+from ingest.http.listener import ACCEPTS_A_ROUND, Listener, open_slots
 
 
 class Greeter(asyncio.Protocol):
@@ -108,3 +109,46 @@ async def test_an_accept_that_fails_is_tried_again_later(
     assert await asyncio.get_running_loop().sock_recv(client, 1) == b"!"
     client.close()
     await listener.close()
+
+
+async def test_slots_of_one_port_share_its_connections() -> None:
+    """Each socket gets some of the new connections; each keeps its own queue."""
+    slots = await open_slots("127.0.0.1", 0, 3)
+    ports = {each.getsockname()[1] for each in slots}
+    assert len(ports) == 1
+    clients = crowd(ports.pop(), 90)
+    taken = []
+    for each in slots:
+        taken.append(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                accepted, _ = each.accept()
+                accepted.close()
+                taken[-1] += 1
+    assert sum(taken) == 90
+    assert min(taken) > 5
+    for each in (*slots, *clients):
+        each.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("others", [1, 2])
+async def test_slots_are_refused_where_another_service_listens(count: int, others: int) -> None:
+    """Also beside slots of the same user: two services would each get half of the posts."""
+    there = await open_slots("127.0.0.1", 0, others)
+    port = there[0].getsockname()[1]
+    with pytest.raises(OSError, match="in use"):
+        await open_slots("127.0.0.1", port, count)
+    for each in there:
+        each.close()
+    for each in await open_slots("127.0.0.1", port, count):
+        each.close()
+
+
+async def test_slots_of_an_address_that_is_not_there() -> None:
+    """An unknown host is an error; `localhost` is the first of its addresses that exists."""
+    with pytest.raises(OSError, match=r"\S"):
+        await open_slots("192.0.2.1", 0, 2)
+    (one,) = await open_slots("localhost", 0, 1)
+    assert one.getsockname()[0] in ("127.0.0.1", "::1")
+    one.close()

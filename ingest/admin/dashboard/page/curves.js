@@ -15,6 +15,12 @@ const CURVES = [
     { name: "buffer_rows", label: "waiting", tone: "t1" }] },
   { id: "c-buffer", title: "Waiting", unit: "readings", tell: short, only: "journal", series: [
     { name: "buffer_rows", label: "waiting", tone: "t1" }, { name: "disk_rows", label: "on disk only", tone: "t6" }] },
+  { id: "c-buffer", title: "Waiting in the processes", unit: "readings", tell: short, only: "stream", peaks: true, series: [
+    { name: "held", label: "waiting", tone: "t1" }] },
+  { id: "c-waiting", title: "Waiting in the stream", unit: "messages", tell: short, only: "stream", peaks: true, series: [
+    { name: "stream_waiting", label: "not acknowledged", tone: "t6" }] },
+  { id: "c-stream", title: "Stream", unit: "size on disk", tell: bytes, base: 1024, only: "stream", more: true, bound: "stream_bytes_max", series: [
+    { name: "stream_bytes", label: "size", tone: "t6" }] },
   { id: "c-dead", title: "Dead letters", unit: "per second", tell: short, trouble: true, series: [
     { name: "dead_invalid", label: "invalid", tone: "t3" }, { name: "dead_refused_by_database", label: "refused", tone: "t4" },
     { name: "dead_retries_exhausted", label: "retries", tone: "t5" }, { name: "dead_drained", label: "at a stop", tone: "t6" }] },
@@ -32,6 +38,7 @@ const CURVES = [
 const STATES = {
   accepting: ["accepting", "database away"], slowed: ["slow", "slow"], on_hold: ["writes paused", "writes paused"],
   starting: ["starting", "starting"], full: ["full", "full"], disk_low: ["disk nearly full", "disk nearly full"], draining: ["stopping", "stopping"],
+  broker_away: ["broker away", "broker away"],
 };
 
 export class Curves {

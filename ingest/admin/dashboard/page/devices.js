@@ -19,6 +19,7 @@ export class Devices {
     this.open = open;
     this.tab = "all";
     this.after = "";
+    this.several = false;
     this.report = this.page = null;
     for (const tab of TABS) {
       byId(`tab-${tab}`).addEventListener("click", () => this.choose(tab));
@@ -42,6 +43,13 @@ export class Devices {
     byId("page-next").addEventListener("click", () => this.turn(this.page.devices.at(-1).device_id));
     setInterval(() => document.hidden || this.load(), PERIOD_MS);
     setInterval(() => this.report?.count === 0 && !document.hidden && this.load(), FIRST_MS); // until the first posts
+  }
+
+  /** Several processes take posts. This one knows the devices of the table only. */
+  isOfSeveral() {
+    this.several = true;
+    for (const tab of ["silent", "newest"]) byId(`tab-${tab}`).hidden = true;
+    this.show();
   }
 
   get prefix() {
@@ -93,8 +101,9 @@ export class Devices {
     byId("n-silent").textContent = report.silent_count ? count(report.silent_count) : "";
     const about = report.exact ? "" : "about ";
     let note = `${about}${count(report.count)} seen since ${moment(report.since)}.` + (report.exact ? "" : ` ${count(report.followed_max)} of them are tracked one by one; the others are only counted.`);
+    if (this.several) note = "The devices of the table. When each of them posted last is not tracked with several processes.";
     if (this.tab === "all" && page) {
-      if (this.prefix) note = `${count(page.matching)} seen that begin with ${this.prefix}.`;
+      if (this.prefix && !this.several) note = `${count(page.matching)} seen that begin with ${this.prefix}.`;
       if (page.why) note += ` Values are not available: ${page.why}.`;
       else if (page.advice) note += ` Others are known from recent readings only: ${page.advice}.`;
       byId("page-first").disabled = !this.after;
@@ -110,7 +119,7 @@ export class Devices {
 
   all() {
     const devices = this.page?.devices ?? [];
-    if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Show device looks in the table." : EMPTY.newest);
+    if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Show device looks in the table." : this.page?.why ? "The table cannot be read now." : this.several ? "The table has no device yet." : EMPTY.newest);
     return table(["Device", "Last reading", "When"], devices.map(({ device_id, seen, last }) => {
       const time = last?.ts ?? seen?.last_seen;
       return [deviceLink(device_id, this.open), last ? make("span", {}, `${last.metric} `, make("b", {}, short(last.value))) : "–", time ? ago(time) : "–"];

@@ -43,7 +43,10 @@ function showFlow({ sum }, about, value) {
   figure("flow", "received", "Received", `${short(value("received"))}/s`, `${short(sum.received)} in all`);
   figure("flow", "committed", "Stored", `${short(value("committed"))}/s`,
     `${short(sum.committed)} in all` + (sum.duplicate ? `, ${short(sum.duplicate)} repeated` : ""));
-  figure("flow", "waiting", "Waiting", short(value("held")),
+  const inStream = value("stream_waiting");
+  if (about.buffer === "stream") figure("flow", "waiting", "Waiting", short(value("held")),
+    inStream ? `and ${short(inStream)} messages in the stream` : inStream === null ? "the stream is not known" : "none in the stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+  else figure("flow", "waiting", "Waiting", short(value("held")),
     (value("held") ? `oldest ${duration(value("oldest_s"))}` : "none") + (fill >= 1 ? `; ${Math.round(fill)} % full` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   const off = value("imbalance");
   const lost = off || sum.dropped;
@@ -71,6 +74,11 @@ function showMachine({ sum, ready }, about, value) {
     const full = ready.full_in_s?.journal;
     const there = full > 0 ? `full in ${rough(full)}` : value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
     figure("machine", "journal", "Journal", bytes(value("journal_bytes")), sum.damaged ? `${count(sum.damaged)} damaged` : there, sum.damaged ? "bad" : full > 0 ? "warn" : "");
+  }
+  if (about.buffer === "stream") {
+    const full = ready.full_in_s?.stream;
+    const most = sum.broker?.stream_bytes_max ?? about.stream_bytes_max;
+    figure("machine", "stream", "Stream", bytes(value("stream_bytes")), full > 0 ? `full in ${rough(full)}` : `of ${bytes(most)}`, full > 0 ? "warn" : "");
   }
   figure("machine", "commit", "Time to store", ms(value("commit_p99_ms")),
     value("commit_p50_ms") === null ? "none now" : `half within ${ms(value("commit_p50_ms"))}`);

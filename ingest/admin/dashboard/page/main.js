@@ -40,6 +40,10 @@ function onNews(event) {
   curves.append(event.t, Object.fromEntries(Object.entries(newest).map(([name, one]) => [name, [one]])));
   const trouble = showState(event, about, value);
   showFigures(event, about, value);
+  if (event.ready.instances) {
+    if (!devices.several) devices.isOfSeveral(), tail.isOfSeveral();
+    import("./instances.js").then(({ showInstances }) => showInstances(event, about));
+  }
   refused.hear(event.ready);
   letters.hear(newest.dlq_readings);
   curves.draw();

@@ -5,8 +5,9 @@ import { act, byId, bytes, count, duration, mayAct, moment, rough, say, short, t
 const WORDS = {
   accepting: "Accepting", slowed: "Slow: posts wait for space", starting: "Starting: posts are refused", draining: "Stopping: posts are refused",
   on_hold: "Writes are paused, readings are kept", full: "Full: posts are refused", disk_low: "The disk is nearly full: posts are refused",
+  broker_away: "The broker is away: posts are refused",
 };
-const FULL = { journal: "The journal", dead_letters: "The space for dead letters", disk: "The disk" };
+const FULL = { journal: "The journal", stream: "The stream", dead_letters: "The space for dead letters", disk: "The disk" };
 
 const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 const broken = ({ cause, reason }) => cause === "journal_broken" || reason.includes("the journal cannot be written");
@@ -35,12 +36,15 @@ function wordOf(ready, away) {
   if (ready.state === "disk_low" && broken(ready)) return "The journal cannot be written: posts are refused";
   if (away && ready.state === "accepting") return "The database is away, readings are kept";
   if (ready.cause === "invalid_full" && ready.state === "accepting") return "Posts with an invalid item are refused";
-  return WORDS[ready.state] ?? ready.state;
+  const word = WORDS[ready.state] ?? ready.state;
+  const takes = ready.instances?.some((each) => each.role === "gateway" && each.runs && !each.refusing);
+  return takes ? word.replace("posts are refused", "some posts are refused") : word;
 }
 
 /** The number of readings that wait, and where they are. */
 function kept(about, value) {
   const held = count(value("held"));
+  if (about.buffer === "stream") return `${held} readings wait in the processes, and ${count(value("stream_waiting"))} messages in the stream`;
   if (about.buffer !== "journal") return `${held} of ${count(about.buffer_rows_max)} readings are kept`;
   const onDisk = value("disk_rows") ? `, ${count(value("disk_rows"))} of them on the disk only` : "";
   return `${held} readings are kept${onDisk} (${short(value("buffer_used_pct"))} % of the journal)`;

@@ -23,6 +23,11 @@ export class Tail {
     });
   }
 
+  /** Several processes take posts, and only a sample of them comes: it is not enough for one device. */
+  isOfSeveral() {
+    for (const part of byId("tail-form").querySelectorAll("input, button:not([id])")) part.hidden = true;
+  }
+
   /** Show the newest readings of the table, unless others have come meanwhile. */
   async begin() {
     const device = this.device ?? "";

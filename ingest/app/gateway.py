@@ -1,0 +1,233 @@
+"""The composition root of a gateway: it takes posts, and publishes them to the stream.
+
+It knows no database. It holds only posts that are not answered yet, and those that were answered as
+`buffered`.
+Order of the start: connection to the broker, ports (they answer `starting`), the first look at the
+stream; then posts are taken.
+Order of the stop: no new posts (a successor takes them if there is one); posts in work are
+finished; all messages are published; what is left of buffered posts goes to the dead letters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable
+
+from ingest.admin.dashboard.tail import Tail
+from ingest.app.advice import advice
+from ingest.app.broker_state import BrokerAdmission
+from ingest.app.dead_letters import make_dead_letters
+from ingest.app.fill import Fill
+from ingest.app.gateway_admin import GatewayAdmin
+from ingest.app.health import Health
+from ingest.app.receiving import make_endpoint
+from ingest.app.refusals import Refusals
+from ingest.app.role import Place, Role
+from ingest.app.status import StatusSource
+from ingest.broker.publishing import Publisher
+from ingest.broker.roles import STREAM, SUBJECT
+from ingest.buffers.stream.commits import CommitRequests
+from ingest.buffers.stream.inlet import StreamInlet
+from ingest.config.settings import split_address
+from ingest.model.ledger import Gauges
+from ingest.receiver.refused_posts import RefusedPosts
+from ingest.system.clock import monotonic_s, sleep_unless
+from ingest.writer.set_aside import set_aside_rest
+
+HANDLERS_GRACE_S = 1.0
+IDLE_S = 5.0  # a connection without a request for so long is closed when a successor is there
+LEAVE_S_MAX = 30.0  # until the last connection is closed then
+LOOK_S = 0.02
+# In an inherited socket connections wait until the stream has been looked at: a gateway that
+# replaces another one must refuse nothing. After this time they get `starting`.
+QUEUE_S_MAX = 5.0
+
+
+class NoDatabase:
+    """What the receiver and the state see in place of a database: implements ports.Database."""
+
+    hold_reason: str | None = None
+    up = True
+    cause = ""
+
+    async def wait_hold(self) -> str:
+        """Wait for ever: writers may pause, and posts are kept all the same."""
+        await asyncio.Event().wait()
+        return ""
+
+
+class Gateway:
+    """One gateway. Make it in the running event loop; then `run` it once.
+
+    `announce` gets lines for a person.
+    """
+
+    def __init__(self, place: Place, announce: Callable[[str], None]) -> None:
+        settings = self._settings = place.settings
+        self._place = place
+        self._announce = announce
+        self._role = Role(
+            place,
+            "gateway",
+            unanswered_s=lambda: self.inlet.stuck_s,
+            published_to=lambda: self._publisher.published_to,
+            refused=lambda: self.inlet.refused,
+        )
+        self.ledger = self._role.ledger
+        self._publisher = Publisher(
+            self._role.connection,
+            subject=SUBJECT,
+            stream=STREAM,
+            wait_s_max=settings.publish_wait_s_max,
+        )
+        self.inlet = StreamInlet(
+            self._publisher,
+            self.ledger,
+            life=os.urandom(6).hex(),
+            rows_max=settings.buffer_rows_max,
+            bytes_max=settings.buffer_bytes_max,
+            put_wait_s_max=settings.put_wait_s_max,
+            group_rows_max=settings.batch_rows_max,
+            group_bytes_max=settings.group_bytes_max,
+            groups_in_flight=settings.groups_in_flight,
+            wait_s_max=settings.publish_wait_s_max,
+            commits=CommitRequests(
+                self._role.connection, self.ledger, outcome_s_max=settings.ack_wait_s_max
+            ),
+        )
+        self.dead_letters = make_dead_letters(settings, self._role.connection)
+        self._connect_parts()
+
+    def _connect_parts(self) -> None:
+        settings, role = self._settings, self._role
+        refused_posts = RefusedPosts(self.ledger)
+        self._fill = Fill(settings, lambda: 0)
+        self.health = Health(
+            settings=settings,
+            buffer=self.inlet.stats,
+            database_state=NoDatabase(),
+            free_bytes=lambda: settings.disk_free_bytes_min * 2,  # a gateway needs no disk
+            broker=role.broker_state.cause,
+            dead_letters=self.dead_letters.stats,
+            refusals=Refusals(self.ledger),
+            fill=self._fill,
+            advice=advice(settings, ""),
+        )
+        self._tail = Tail()
+        self._tail.watched = 1  # the page is elsewhere, so this does not know whether one is open
+        self.endpoint = make_endpoint(
+            settings,
+            inlet=self.inlet,
+            levels=self.inlet.levels,
+            dead_letters=self.dead_letters,
+            ledger=self.ledger,
+            admission=BrokerAdmission(
+                self.health, role.broker_state, away_s_max=settings.publish_wait_s_max
+            ),
+            database=NoDatabase(),
+            health=self.health.readyz_for_devices,
+            on_refused=refused_posts.refused,
+            on_decoded=self._tail.observe,
+        )
+        self.ledger.gauges = Gauges(
+            buffer=self.inlet.stats,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: None,
+            hold_reason=lambda: None,
+            state=self.health.state,
+            limits=self._fill.limits._replace(journal_bytes_max=0),
+            broker=lambda: {
+                "broker_up": float(role.broker_state.away_s == 0),
+                "stream_altered": float(bool(role.watch.faults)),
+            },
+        )
+        self._status = StatusSource(
+            "gateway",
+            self.ledger,
+            self.health.readyz,
+            tail=self._tail.take,
+            refused_posts=refused_posts.listed,
+        )
+        self._admin: GatewayAdmin | None = None
+        if self._place.channel is None:
+            self._admin = GatewayAdmin(
+                settings,
+                ledger=self.ledger,
+                readyz=self.health.readyz,
+                token=settings.admin_token or secrets.token_urlsafe(24),
+                refused_posts=refused_posts.listed,
+            )
+
+    async def run(self) -> int:
+        """Run until a signal or the supervisor ends it; return the exit code.
+
+        Raises StartError if it cannot begin.
+        """
+        try:
+            return await self._role.run(self._start, self._stop, self._status, actions={})
+        finally:
+            await self.endpoint.close()
+            await self.inlet.close()
+            await self.dead_letters.close()
+            if self._admin is not None:
+                await self._admin.close()
+
+    async def _start(self) -> None:
+        settings, role = self._settings, self._role
+        listening = self._place.listening
+        listen = ""
+        if listening is None:
+            listen = await self.endpoint.start(*split_address(settings.listen))
+        if self._admin is not None:
+            bound = await self._admin.start(listen)
+            self._announce(
+                f"posts: http://{listen}/v1/readings, probes and metrics: http://{bound}"
+            )
+        role.tasks.spawn(self.health.run(role.stopping))
+        since_s = monotonic_s()
+        while not role.watch.checked:  # posts get `starting` until then
+            if listening is not None and monotonic_s() - since_s > QUEUE_S_MAX:
+                self.endpoint.start_on(listening)
+                listening = None
+                role.ready()
+            if await sleep_unless(role.stopping, LOOK_S):
+                return
+        self.health.started()
+        if listening is not None:
+            self.endpoint.start_on(listening)
+        role.ready()
+
+    async def _stop(self) -> int:
+        """Drain; return the exit code."""
+        role, inlet = self._role, self.inlet
+        if role.steps_down:
+            await self.endpoint.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S_MAX)
+        deadline_s = monotonic_s() + self._settings.drain_s_max
+        self.health.draining()
+        halting = asyncio.create_task(self._halt_at(deadline_s))
+        await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
+        inlet.shut_inlet()
+        publishing = asyncio.create_task(inlet.finish())
+        await asyncio.wait((publishing, halting), return_when=asyncio.FIRST_COMPLETED)
+        for each in (publishing, halting):
+            each.cancel()
+        await inlet.close()
+        await self.endpoint.close()
+        await set_aside_rest(inlet, self.dead_letters, self.ledger)
+        await self.dead_letters.close()
+        await role.flush()
+        ledger = self.ledger
+        sums = {
+            "published": ledger.published,
+            "dead_lettered": sum(ledger.dead_lettered.values()),
+            "held": ledger.held,
+            "lost": max(0, ledger.imbalance) + ledger.held,
+        }
+        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
+        return role.account(self._status, **sums)
+
+    async def _halt_at(self, deadline_s: float) -> None:
+        """Return at the deadline of the drain, or when somebody hastens it."""
+        await sleep_unless(self._role.halted, deadline_s - monotonic_s())

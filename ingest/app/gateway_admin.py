@@ -1,0 +1,81 @@
+"""The admin port of a gateway that runs alone: probes, metrics, and a page that links to another.
+
+A gateway knows no database and sees a part of the posts, so its page would show little. `/refused`
+lists its last refused posts for who has the token.
+"""
+
+from __future__ import annotations
+
+import html as markup
+from collections.abc import Callable
+from typing import Any
+
+from ingest import __version__
+from ingest.admin.dashboard.assets import assets, html, page
+from ingest.admin.exposition import Exposition
+from ingest.admin.guard import Guard
+from ingest.admin.port import Admin
+from ingest.config.settings import Settings, split_address
+from ingest.config.values import MIB
+from ingest.http.bodies import Bodies
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from ingest.http.routes import READ, Route
+from ingest.model.ledger import Ledger
+
+_ASSETS = ("/page/style.css", "/page/icon.svg")
+
+
+class GatewayAdmin:
+    """The admin port of one gateway. `readyz` is that of its health, `token` the admin token."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        ledger: Ledger,
+        readyz: Callable[[], tuple[int, bytes]],
+        token: str,
+        refused_posts: Callable[[], list[dict[str, Any]]],
+    ) -> None:
+        self._admin_listen = settings.admin_listen
+        self._dashboard_url = settings.dashboard_url
+        self._listen = ""
+        self._guard = Guard(token)
+        files = assets()
+        self._admin = Admin(
+            ledger=ledger,
+            exposition=Exposition(ledger, __version__),
+            health=readyz,
+            message=str,
+            guard=self._guard,
+            bodies=Bodies(body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=MIB),
+            release_hold=lambda _dead_letter: False,
+            refused_posts=refused_posts,
+            pages={
+                "/": Route(READ, self._front),
+                **{path: Route(READ, files[path].handle) for path in _ASSETS},
+            },
+        )
+
+    async def start(self, listen: str) -> str:
+        """Listen; return the bound HOST:PORT. `listen` is that of the data port.
+
+        Raises StartError that names --admin-listen.
+        """
+        bound = await self._admin.start(*split_address(self._admin_listen))
+        self._listen = listen
+        self._guard.bound(bound)
+        return bound
+
+    async def close(self) -> None:
+        """Close the port. Repeatable."""
+        await self._admin.close()
+
+    async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
+        self._guard.check_host(request.headers)
+        hidden = b"data-unknown" if self._dashboard_url else b"data-known"
+        text = page("gateway").replace(b"<span " + hidden, b"<span hidden " + hidden)
+        for name, value in (("dashboard", self._dashboard_url), ("listen", self._listen)):
+            text = text.replace(b"{{%b}}" % name.encode(), markup.escape(value).encode())
+        return html(request.headers, text)

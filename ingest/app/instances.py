@@ -1,0 +1,292 @@
+"""The processes of `ingest up`, by the status that each sends, and their sum.
+
+Promises: the sum of the counters never falls. If a process ends, its last counters are kept in a
+remainder, and its successor counts from 0. What it still held then is counted as returned to the
+stream (a writer) or as rejected with an unknown outcome (a gateway): so the sum stays balanced.
+Does not: start, watch or replace processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingest.admin.exposition import Shown
+from ingest.app.status import Status
+from ingest.model.ledger import BrokerFigures, DeadLetterStats, Gauges, Ledger, Limits
+from ingest.model.ports import BufferStats
+from ingest.system.clock import monotonic_s
+
+SILENT_S = 3.0  # without a status for so long, a process does not count as running
+RATE_S_MIN = 0.5  # a rate over less time says little
+LEFT_S = 10.0  # a replaced process that has sent nothing for so long has ended
+REFUSED_POSTS_MAX = 100
+FORGOTTEN_MAX = 1_000
+
+GATEWAY, WRITER = "gateway", "writer"
+OWN = "up"  # the name of the process that shows the others
+
+
+@dataclass
+class Instance:
+    """One slot of a process, such as `gateway-1`: who has it now, and who is leaving it."""
+
+    name: str
+    status: Status
+    heard_s: float
+    per_s: float = 0.0  # readings that it received, or that were delivered to it
+    cpu: float = 0.0  # share of a core
+    gone: bool = False  # it has ended, and its counters are in the remainder
+    leaving: dict[int, tuple[Status, float]] = field(default_factory=dict)  # by pid
+    left: int = 0  # processes that have ended, and `gone` was not called for them yet
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last status."""
+        return monotonic_s() - self.heard_s
+
+    @property
+    def serving(self) -> Status:
+        """The status of the process that does the work: while a successor starts, the other one."""
+        if self.status.state == "starting" and self.leaving:
+            return next(reversed(self.leaving.values()))[0]
+        return self.status
+
+    @property
+    def oldest_received_s(self) -> float | None:
+        """When it received the oldest reading that it holds: of that age at its last status.
+
+        If it does not run, the reading has become older since.
+        """
+        gauges = self.status.ledger.gauges
+        oldest_s = gauges.buffer().oldest_received_s if gauges and not self.gone else None
+        return oldest_s + self.silent_s if oldest_s is not None and self.runs else oldest_s
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has sent a status lately, and has not ended."""
+        return not (self.gone or self.status.final) and self.silent_s < SILENT_S
+
+
+class Instances:
+    """All processes. `own` is the ledger of this process, which is one of them.
+
+    `ledger` has the sum at the last `refresh`. `unclean` counts processes that ended without a last
+    status: what they did in their last second is not known. If nobody calls `gone`, a process that
+    was silent for `forget_s` is left out of the list. Should it come back, it is counted once.
+    """
+
+    def __init__(self, own: Ledger, version: str, pid: int, *, forget_s: float = math.inf) -> None:
+        self._forget_s = forget_s
+        self._forgotten: dict[str, tuple[int, Mapping[str, Any]]] = {}  # pid, last counters
+        self._own = own
+        self._version = version
+        self._pid = pid
+        self._slots: dict[str, Instance] = {}
+        self._ended = Ledger()
+        self._ended_figures: dict[str, float] = {}  # counters of the broker
+        self._refused_posts: deque[dict[str, Any]] = deque(maxlen=REFUSED_POSTS_MAX)
+        self.unclean = 0
+        self.ledger = Ledger()
+        self.ledger.gauges = Gauges(
+            buffer=self.buffer,
+            dead_letters=lambda: own.gauges.dead_letters() if own.gauges else DeadLetterStats(),
+            database_up=self.database_up,
+            hold_reason=self.hold_reason,
+            state=lambda: own.gauges.state() if own.gauges else "starting",
+            disk_free_bytes=lambda: own.gauges.disk_free_bytes() if own.gauges else 0,
+            limits=own.gauges.limits if own.gauges else Limits(),
+            broker=self.broker,
+        )
+
+    def heard(self, name: str, status: Status) -> None:
+        """Take the status of a process that has the slot `name`, or is leaving it."""
+        now_s = monotonic_s()
+        slot = self._slots.get(name)
+        if slot is None:
+            self._remember(name, status)
+            self._slots[name] = Instance(name, status, now_s)
+        elif status.pid == slot.status.pid:
+            if slot.gone or status.sent_us < slot.status.sent_us:
+                return  # it came late
+            took_s = (status.sent_us - slot.status.sent_us) / 1e6
+            if took_s >= RATE_S_MIN:
+                slot.per_s = max(0.0, (_taken(status) - _taken(slot.status)) / took_s)
+                slot.cpu = max(0.0, (status.cpu_s - slot.status.cpu_s) / took_s)
+            slot.status, slot.heard_s = status, now_s
+        elif status.pid in slot.leaving or status.started_us < slot.status.started_us:
+            slot.leaving[status.pid] = status, now_s
+        else:
+            if not slot.gone:
+                slot.leaving[slot.status.pid] = slot.status, slot.heard_s
+            slot.status, slot.heard_s, slot.gone = status, now_s, False
+            slot.per_s = slot.cpu = 0.0
+        self._refused_posts.extend(dict(each) for each in reversed(status.refused_posts))
+
+    def gone(self, name: str) -> None:
+        """Note that a process of this slot has ended: the one that was leaving it, if there is one.
+
+        Its successor sends a status.
+        """
+        slot = self._slots.get(name)
+        if slot is None or (slot.gone and not slot.leaving):
+            return
+        if slot.leaving:
+            status, _ = slot.leaving.pop(next(iter(slot.leaving)))
+        elif slot.left:
+            slot.left -= 1
+            return
+        else:
+            status, slot.gone, slot.per_s, slot.cpu = slot.status, True, 0.0, 0.0
+        self._end(status)
+
+    def of(self, *roles: str) -> list[Instance]:
+        """Return the instances of some roles, by name."""
+        return [each for each in self if each.status.role in roles]
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(sorted(self._slots.values(), key=lambda each: _sortable(each.name)))
+
+    def refresh(self) -> None:
+        """Set `ledger` to the sum of all processes, those that have ended included."""
+        now_s = monotonic_s()
+        for slot in list(self._slots.values()):
+            if slot.status.final or slot.silent_s > self._forget_s:
+                self._forget(slot)
+            for pid, (status, heard_s) in list(slot.leaving.items()):
+                if status.final or now_s - heard_s > LEFT_S:
+                    del slot.leaving[pid]
+                    slot.left += 1
+                    self._end(status)
+        total = Ledger()
+        for snapshot in self._snapshots():
+            total.add(snapshot)
+        self.ledger.become(total)
+
+    def _forget(self, slot: Instance) -> None:
+        if self._forget_s == math.inf:
+            return
+        del self._slots[slot.name]
+        if not slot.gone:
+            ended = self._ended_ledger(slot.status)
+            self._forgotten[slot.name] = slot.status.pid, ended.snapshot()
+            if len(self._forgotten) > FORGOTTEN_MAX:
+                _, counters = self._forgotten.pop(next(iter(self._forgotten)))
+                self._ended.add(counters)
+
+    def _remember(self, name: str, status: Status) -> None:
+        """Take a process out of those that have ended, if this is the same one."""
+        if name in self._forgotten:
+            pid, counters = self._forgotten.pop(name)
+            if pid != status.pid:
+                self._ended.add(counters)
+
+    def _snapshots(self) -> Iterator[Mapping[str, Any]]:
+        yield self._own.snapshot()
+        yield self._ended.snapshot()
+        yield from (counters for _, counters in self._forgotten.values())
+        for slot in self._slots.values():
+            if not slot.gone:
+                yield slot.status.counters
+            yield from (status.counters for status, _ in slot.leaving.values())
+
+    def _end(self, status: Status) -> None:
+        """Keep the counters of a process that has ended."""
+        self._ended.add(self._ended_ledger(status).snapshot())
+        gauges = status.ledger.gauges
+        for name, value in gauges.broker().items() if gauges else ():
+            if name.endswith("_total") and not isinstance(value, Mapping):
+                self._ended_figures[name] = self._ended_figures.get(name, 0) + value
+
+    def _ended_ledger(self, status: Status) -> Ledger:
+        """Return the counters of a process that has ended, balanced."""
+        self.unclean += not status.final
+        ledger = Ledger.from_snapshot(status.counters)
+        ledger.at_receiver = 0
+        if (left := ledger.imbalance) > 0:
+            if status.role == WRITER:
+                ledger.returned += left
+            else:
+                ledger.rejected["outcome_unknown"] += left
+        return ledger
+
+    # What all of them say together
+
+    def shown(self) -> list[Shown]:
+        """Return the processes for /metrics, this one first."""
+        others = [
+            Shown(
+                each.name,
+                each.status.version,
+                each.status.ledger,
+                each.status.pid if each.runs else None,
+                has_folder=False,
+            )
+            for each in self
+        ]
+        return [Shown(OWN, self._version, self._own, self._pid, has_folder=True), *others]
+
+    def buffer(self) -> BufferStats:
+        """Return the sum of the buffers of all processes; the space of the fullest one."""
+        found = [gauges.buffer() for gauges in self._gauges()]
+        oldest = [age for each in self if (age := each.oldest_received_s) is not None]
+        fullest = max((each.used for each in found), default=0.0)
+        sums = {
+            name: sum(getattr(each, name) for each in found)
+            for name in BufferStats._fields
+            if name not in {"oldest_received_s", "disk_used"}
+        }
+        oldest_s = min(oldest, default=None)
+        return BufferStats(**sums, oldest_received_s=oldest_s, disk_used=fullest)
+
+    def database_up(self) -> bool | None:
+        """Whether all writers reach the database; None if none has said it yet."""
+        known = [up for each in self._gauges() if (up := each.database_up()) is not None]
+        return all(known) if known else None
+
+    def hold_reason(self) -> str | None:
+        """Return why a writer's writes are paused, or None."""
+        return next((why for each in self._gauges() if (why := each.hold_reason())), None)
+
+    def broker(self) -> BrokerFigures:
+        """Return the figures of the broker: counters as a sum, the others as the last one said."""
+        figures: dict[str, float | Mapping[str, float]] = {**self._ended_figures}
+        heard = sorted(self._slots.values(), key=lambda each: each.status.sent_us)
+        for gauges in (each.status.ledger.gauges for each in heard if not each.gone):
+            for name, value in gauges.broker().items() if gauges else ():
+                known = figures.get(name, 0)
+                if isinstance(value, Mapping) or isinstance(known, Mapping):
+                    figures[name] = value
+                elif name.endswith("_total"):
+                    figures[name] = known + value
+                elif name.endswith("_up") and name in figures:
+                    figures[name] = min(known, value)
+                else:
+                    figures[name] = value
+        return figures
+
+    def message(self) -> str:
+        """Return what the database said last to a writer that waits."""
+        return next((said for each in self.of(WRITER) if (said := each.status.message)), "")
+
+    def refused_posts(self) -> list[dict[str, Any]]:
+        """Return the last refused posts of all gateways, newest first."""
+        return sorted(self._refused_posts, key=lambda each: str(each.get("at")), reverse=True)
+
+    def _gauges(self) -> Iterator[Gauges]:
+        for each in self:
+            if not each.gone and each.status.ledger.gauges is not None:
+                yield each.status.ledger.gauges
+
+
+def _taken(status: Status) -> int:
+    return status.ledger.received + status.ledger.delivered
+
+
+def _sortable(name: str) -> tuple[str, int, str]:
+    """Return a key that sorts `gateway-10` behind `gateway-2`."""
+    word, _, number = name.rpartition("-")
+    return word, int(number) if number.isdecimal() else 0, name

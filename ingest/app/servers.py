@@ -1,0 +1,116 @@
+"""The database and the broker of `ingest up`: those that the settings name, or embedded ones."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ingest.app.broker import (
+    configured_address,
+    configured_monitors,
+    make_embedded,
+    wanted_stream,
+)
+from ingest.app.dead_letters import wanted_dead_letters
+from ingest.broker import manage, monitor
+from ingest.broker.connection import connected
+from ingest.broker.session import Address
+from ingest.broker.streams import Wanted
+from ingest.config.settings import Settings
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.embedded.server import EmbeddedPostgres
+from ingest.model.errors import BrokerAway, BrokerRefused, StartError
+from ingest.system.logs import get_logger
+from ingest.system.state_folder import StateFolder
+
+_ADMIN = "admin"
+
+
+class Servers:
+    """Starts and stops the embedded ones; says how children reach them. Raises StartError."""
+
+    def __init__(self, settings: Settings, folder: StateFolder) -> None:
+        self._settings = settings
+        self._configured = configured_address(settings)
+        self._broker: EmbeddedBroker | None = None
+        self._database: EmbeddedPostgres | None = None
+        if self._configured is None:
+            self._broker = make_embedded(settings, folder)
+        if not settings.database_url:
+            self._database = EmbeddedPostgres(folder.postgres)
+        self._log = get_logger("up")
+
+    async def start_database(self) -> None:
+        """Start the embedded database, if it is one."""
+        if self._database is not None:
+            await self._database.start()
+
+    async def start_broker(self) -> None:
+        """Start the embedded broker, and make its stream; or check the stream of the other one."""
+        wanted: list[Wanted] = [
+            wanted_stream(self._settings),
+            wanted_dead_letters(self._settings),
+        ]
+        if self._broker is not None:
+            await self._broker.start()
+            try:
+                async with connected(self._address(_ADMIN), _ADMIN) as connection:
+                    for each in wanted:
+                        await manage.apply(connection, each)
+            except (BrokerAway, BrokerRefused) as error:
+                raise StartError(f"the stream could not be made: {error}") from error
+            return
+        try:
+            async with connected(self._address(_ADMIN), _ADMIN) as connection:
+                found = [await manage.look(connection, each.names) for each in wanted]
+        except (BrokerAway, BrokerRefused) as error:  # the gateways and writers try it again
+            self._log.warning("stream_not_looked_at", why=str(error))
+            return
+        listed = [
+            fault
+            for there, each in zip(found, wanted, strict=True)
+            for fault in manage.faults(there, each)
+        ]
+        if not self._settings.broker_unsafe:
+            listed += await asyncio.to_thread(
+                monitor.monitor_faults, configured_monitors(self._settings)
+            )
+        if listed:
+            raise StartError(
+                f"the broker is not as it must be: {'; '.join(map(str, listed))}. See `ingest "
+                "stream check`; `ingest stream apply` makes or changes the stream"
+            )
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the database now. The embedded one may get another one."""
+        return self._settings.database_url or (self._database.url if self._database else "")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the database is the embedded one."""
+        return self._database is not None
+
+    def broker_for(self, role: str) -> dict[str, Any]:
+        """Return how a role reaches the broker now, as its configuration says it."""
+        monitors = configured_monitors(self._settings)
+        if self._broker is not None:
+            monitors = (self._broker.published.endpoints.monitor_url,)
+        return {**self._address(role)._asdict(), "monitors": monitors}
+
+    def admin_address(self) -> Address:
+        """Return how the supervisor itself reaches the broker, once it is there."""
+        return self._address(_ADMIN)
+
+    def _address(self, role: str) -> Address:
+        if self._configured is not None:
+            return self._configured
+        assert self._broker is not None, "it is one of the two"
+        return self._broker.published.address(role)
+
+    async def stop(self) -> None:
+        """Stop the embedded ones. Repeatable."""
+        if self._broker is not None:
+            await self._broker.stop()
+        if self._database is not None:
+            await self._database.stop()

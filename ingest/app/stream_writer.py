@@ -1,0 +1,290 @@
+"""The composition root of a writer: it takes messages of the stream, and writes them to the table.
+
+It takes no posts. A message is done once its rows are in the table or dead-lettered. The stream
+keeps it until then, so a writer that is killed loses nothing: another one gets its messages.
+Order of the start: connection to the broker, admin port, database; once the table has been checked,
+writers, messages, replay.
+Order of the stop: no new messages; the writers store what is here, if the database is there; the
+rest goes back to the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ingest.admin.dashboard.tail import ObservedDeadLetters, Tail
+from ingest.app.advice import advice
+from ingest.app.dead_letters import make_dead_letters, make_stream_replayer
+from ingest.app.fill import Fill
+from ingest.app.health import Health
+from ingest.app.refusals import Refusals
+from ingest.app.role import Place, Role
+from ingest.app.status import StatusSource
+from ingest.app.writer_admin import WriterAdmin
+from ingest.app.writing import WritingHalf
+from ingest.broker.given_check import GivenCheck
+from ingest.broker.lag import ABSENT, lag_bytes_max
+from ingest.broker.pulling import Delivery, Puller
+from ingest.broker.purge import StreamPurge
+from ingest.broker.roles import COMMIT, COMMITTERS, FORWARD, STATUS, STREAM, WRITER
+from ingest.broker.streams import ACK_WAIT_S
+from ingest.broker.undone import Undone
+from ingest.buffers.stream.commit_desk import CommitDesk
+from ingest.buffers.stream.outlet import StreamOutlet
+from ingest.config.forward_names import forward_names
+from ingest.config.reread_url import RereadUrl
+from ingest.model.errors import DeadLettersBroken, DeadLettersFull
+from ingest.model.ledger import BrokerFigures, Gauges
+from ingest.model.letter import NOT_OURS, Letter
+from ingest.sinks.postgres.connection import DatabaseUrl
+from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+from ingest.system.logs import get_logger
+from ingest.writer.set_aside import set_aside_rest
+
+HANDLERS_GRACE_S = 1.0
+FOREIGN_MAX = 100  # of these at once; further ones come again by themselves
+
+
+class StreamWriter:
+    """One writer process. Make it in the running event loop; then `run` it once.
+
+    `announce` gets lines for a person. `url_origin` is where database_url was set.
+    """
+
+    def __init__(self, place: Place, announce: Callable[[str], None], url_origin: str = "") -> None:
+        settings = self._settings = place.settings
+        self._place = place
+        self._announce = announce
+        role = self._role = Role(place, "writer")
+        ledger = self.ledger = role.ledger
+        self._writing_ends = asyncio.Event()
+        self._undone = Undone()
+        self._foreign: set[asyncio.Task[None]] = set()
+        self._log = get_logger("writer")
+        self.outlet = StreamOutlet(
+            ledger,
+            self._on_foreign,
+            rows_max=settings.buffer_rows_max,
+            bytes_max=settings.buffer_bytes_max,
+            put_wait_s_max=settings.put_wait_s_max,
+        )
+        self._puller = Puller(
+            role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver
+        )
+        self._check = GivenCheck(role.connection, self._puller)
+        self._purge = StreamPurge(
+            role.connection,
+            forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
+            keep_s=settings.stream_keep_s,
+            checked_to=lambda: self._check.checked_to,
+            done_bytes=lambda: self._puller.done_bytes,
+            forward_lag_bytes_max=int(
+                ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
+            ),
+        )
+        self.writing = WritingHalf(
+            settings,
+            outlet=self.outlet,
+            ledger=ledger,
+            halted=self._writing_ends,
+            keeps_rest=lambda: True,
+        )
+        self.dead_letters = make_dead_letters(settings, role.connection)
+        desk = CommitDesk(self.outlet, role.connection.send, self._no_commit)
+        role.connection.hear(COMMIT, desk.take, group=COMMITTERS)
+        self._connect_parts(advice(settings, url_origin))
+
+    def _connect_parts(self, words: Mapping[str, str]) -> None:
+        settings, role = self._settings, self._role
+        database_state = self.writing.database_state
+        self._reread = RereadUrl(settings)
+        fill = Fill(settings, lambda: 0)
+        self.health = Health(
+            settings=settings,
+            buffer=self.outlet.stats,
+            database_state=database_state,
+            url_fault=self._reread.fault,
+            free_bytes=lambda: settings.disk_free_bytes_min * 2,  # a writer needs no disk
+            broker=role.broker_state.cause,
+            dead_letters=self.dead_letters.stats,
+            refusals=Refusals(self.ledger),
+            fill=fill,
+            advice=words,
+        )
+        self.ledger.gauges = Gauges(
+            buffer=self.outlet.stats,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: database_state.up and self.writing.checked,
+            hold_reason=lambda: database_state.hold_reason,
+            state=self.health.state,
+            limits=fill.limits._replace(journal_bytes_max=0),
+            broker=self._figures,
+        )
+        self._tail = Tail()
+        self._status = StatusSource(
+            "writer",
+            self.ledger,
+            self.health.readyz,
+            message=lambda: database_state.message,
+            tail=self._tail.take,
+        )
+        self._admin: WriterAdmin | None = None
+        if self._place.channel is None:
+            admin = self._admin = WriterAdmin(
+                settings,
+                self._place.instance,
+                ledger=self.ledger,
+                dead_letters=self.dead_letters,
+                readyz=self.health.readyz,
+                release_hold=self.writing.release_hold,
+                advice=words,
+            )
+            role.on_status = admin.status
+            role.connection.hear(STATUS, admin.hear)
+
+    async def run(self) -> int:
+        """Run until a signal or the supervisor ends it; return the exit code.
+
+        Raises StartError if it cannot begin.
+        """
+        actions = {"release_hold": self._release_hold}
+        try:
+            return await self._role.run(self._start, self._stop, self._status, actions=actions)
+        finally:
+            self._writing_ends.set()
+            await self.dead_letters.close()
+            if self._admin is not None:
+                await self._admin.close()
+
+    async def _start(self) -> None:
+        role, tasks, stopping = self._role, self._role.tasks, self._role.stopping
+        url: DatabaseUrl = self._reread
+        if not self._settings.database_url:  # the embedded one
+            url = self._embedded_url
+        if self._admin is not None:
+            bound = await self._admin.start()
+            self._admin.database(url, self.writing.known)
+            tasks.spawn(self._admin.run(role.halted))
+            page = self._admin.page_address(bound)
+            self._announce(f"writer {self._place.instance}, dashboard: {page}")
+        tasks.spawn(self.health.run(stopping))
+        role.ready()  # a database that is away is no reason to replace this process
+        if not await self.writing.open(
+            url,
+            stopping,
+            posts_taken=lambda: True,
+            on_away=lambda _why: None,
+            on_checked=lambda _url: None,
+        ):
+            return
+        self.health.started()
+        self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), tasks.spawn)
+        tasks.spawn(self._puller.run(stopping))
+        tasks.spawn(self._check.run(stopping))
+        tasks.spawn(self._purge.run(stopping))
+        tasks.spawn(self.outlet.run(role.halted, ACK_WAIT_S / 3))
+        replayer = make_stream_replayer(
+            self._settings,
+            role.connection,
+            self.dead_letters,
+            self.writing.make_sender(self.outlet),
+        )
+        if replayer is not None:
+            tasks.spawn(replayer.run(stopping))
+        self.outlet.pull_from(self._puller)
+
+    def _embedded_url(self) -> str:
+        return self._place.database_url
+
+    async def _stop(self) -> int:
+        """Store what is here, give back the rest; return the exit code."""
+        role = self._role
+        self.health.draining()
+        self.outlet.shut_inlet()
+        drain_s_max = self._settings.drain_s_max
+        if self.writing.leaves_rest:
+            drain_s_max = min(drain_s_max, HANDLERS_GRACE_S)
+        halt = asyncio.create_task(self._halt_at(monotonic_s() + drain_s_max))
+        await self.writing.finish()
+        role.halted.set()
+        await halt
+        if self._foreign:
+            await asyncio.wait(self._foreign, timeout=HANDLERS_GRACE_S)
+        await self.outlet.keep_rest()
+        await set_aside_rest(self.outlet, self.dead_letters, self.ledger)  # replayed blocks
+        await self.dead_letters.close()
+        await role.flush()
+        ledger = self.ledger
+        sums = {
+            "committed": ledger.committed + ledger.duplicate,
+            "dead_lettered": sum(ledger.dead_lettered.values()),
+            "returned": ledger.returned,
+            "held": ledger.held,
+            "lost": max(0, ledger.imbalance) + ledger.held,
+        }
+        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
+        return role.account(self._status, **sums)
+
+    async def _halt_at(self, deadline_s: float) -> None:
+        """At the deadline, or when somebody hastens the stop, abort the writes."""
+        await sleep_unless(self._role.halted, deadline_s - monotonic_s())
+        self._role.halted.set()
+        self._writing_ends.set()
+        self.writing.abort()
+
+    def _no_commit(self) -> str:
+        """Return why a post cannot wait for its commit here, as a code, or nothing."""
+        database_state = self.writing.database_state
+        if database_state.hold_reason is not None:
+            return "database_on_hold"
+        is_written = self.writing.checked and database_state.is_open and not self.outlet.shut
+        return "" if is_written else "database_away"
+
+    def _release_hold(self, asked: Mapping[str, Any]) -> None:
+        self.writing.release_hold(bool(asked.get("dead_letter")))
+
+    def _figures(self) -> BrokerFigures:
+        """Return the figures of the broker, as a writer sees them."""
+        watch = self._role.watch
+        ours = {
+            "broker_up": float(self._role.broker_state.away_s == 0),
+            "stream_altered": float(bool(watch.faults)),
+            "stream_skipped_total": self._check.skipped + watch.removed,
+            "redeliveries_total": self.outlet.redeliveries,
+        }
+        if (state := watch.state) is None:
+            return ours
+        return {
+            **ours,
+            "stream_bytes": state.size_bytes,
+            "stream_bytes_max": state.bytes_max,
+            "stream_messages": state.messages,
+            "stream_oldest_age_seconds": self._undone.age_s(monotonic_s(), state),
+            "consumer_pending": {WRITER: state.waiting},
+            "consumer_ack_pending": {WRITER: state.pending},
+            "consumer_redelivered": {WRITER: state.redelivered},
+        }
+
+    # Messages that are no block
+
+    def _on_foreign(self, delivery: Delivery, why: str) -> None:
+        if len(self._foreign) >= FOREIGN_MAX:
+            return  # it comes again
+        task = asyncio.create_task(self._set_foreign_aside(delivery, why))
+        self._foreign.add(task)
+        task.add_done_callback(self._foreign.discard)
+
+    async def _set_foreign_aside(self, delivery: Delivery, why: str) -> None:
+        """Dead-letter a message that is no block; then the stream need not keep it."""
+        self._log.error("message_not_ours", place=delivery.place, why=why)
+        letter = Letter(NOT_OURS, "no_block", why, unix_us(), original=delivery.data)
+        try:
+            await self.dead_letters.append([letter._replace(source="stream")])
+        except (DeadLettersBroken, DeadLettersFull) as error:
+            self._log.error("message_not_set_aside", place=delivery.place, why=str(error))
+            return  # it comes again after ack_wait
+        self.ledger.delivered += 1
+        self.ledger.readings_dead_lettered(NOT_OURS, 1)
+        self._puller.drop([delivery])

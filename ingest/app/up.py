@@ -1,0 +1,331 @@
+"""`ingest up`: gateways, a broker, writers and a database, started and led by one process.
+
+The supervisor has the state folder, the listening sockets, the embedded servers and the admin port.
+It handles no reading itself.
+Order of the start: state folder, sockets, admin port; then database, broker with its stream, and
+gateways side by side; a gateway begins when the broker is there, a writer when all of them are.
+Order of the stop: gateways answer what they have; writers store what they can, the rest stays in
+the stream; then broker, database, admin port.
+Promises: the sockets stay open until the stop, so no connection that waits in them is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from os import geteuid, getpid
+from typing import Any
+
+from ingest import __version__
+from ingest.app.advice import advice, database_words
+from ingest.app.buffer import UNLESS, check_promise
+from ingest.app.child import PROGRAM
+from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
+from ingest.app.greeting import greeting_lines
+from ingest.app.own_broker import OwnBroker
+from ingest.app.servers import Servers
+from ingest.app.slot import SlotTimes
+from ingest.app.tasks import Tasks
+from ingest.app.up_admin import UpAdmin
+from ingest.config.folders import state_dir
+from ingest.config.settings import Settings, split_address
+from ingest.http.connections import raise_open_files_limit
+from ingest.http.listener import open_slots
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.known_server import KnownServer
+from ingest.system import logs
+from ingest.system import signals as app_signals
+from ingest.system.clock import sleep_unless, unix_us
+from ingest.system.control import Message
+from ingest.system.files import Lock
+from ingest.system.notify import Notifier
+from ingest.system.orphans import family_lock
+from ingest.system.state_folder import ServiceInfo, StateFolder
+
+EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
+GRACE_S = 5.0  # of a child beyond its own limit
+WATCH_S = 1.0
+TASKS_S_MAX = 5.0
+
+
+async def up(
+    settings: Settings,
+    *,
+    announce: Callable[[str], None],
+    url_origin: str = "default",
+    terminal: bool = False,
+    program: Sequence[str] = PROGRAM,
+    times: SlotTimes | None = None,
+) -> int:
+    """Run all processes until SIGTERM or SIGINT; return the exit code, as `serve` does.
+
+    Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines for
+    a person. `program` are the words that start a child. `url_origin`: where database_url was set.
+    """
+    logs.configure(settings.log_level, form=settings.log_format)
+    raise_open_files_limit()
+    folder = StateFolder.open(state_dir(settings))
+    if geteuid() == 0:
+        log = logs.get_logger("up")
+        log.warning(
+            "started_as_root", why="whoever breaks into the service is root: use a user of its own"
+        )
+    with folder.lock():
+        notifier = Notifier.from_environment()
+        limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))
+        supervisor = Supervisor(
+            settings,
+            folder,
+            announce,
+            notifier,
+            program=program,
+            times=limits,
+            words=advice(settings, url_origin),
+            terminal=terminal,
+        )
+        async with notifier.reporting(supervisor.admin.state):
+            return await supervisor.run()
+
+
+def _leave_s_max(settings: Settings) -> float:
+    """Return how long a child may need for what it has: a post that came late may wait for all."""
+    post_s = settings.header_s_max + settings.body_s_max + settings.ack_wait_s_max
+    return post_s + settings.drain_s_max + GRACE_S
+
+
+class Supervisor:
+    """One `ingest up`: its parts, its tasks, its stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: StateFolder,
+        announce: Callable[[str], None],
+        notifier: Notifier,
+        *,
+        program: Sequence[str],
+        times: SlotTimes,
+        words: Mapping[str, str],
+        terminal: bool,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._announce = announce
+        self._notifier = notifier
+        self._program = program
+        self._times = times
+        self._terminal = terminal
+        self._token = settings.admin_token or secrets.token_urlsafe(24)
+        self._servers = Servers(settings, folder)
+        self._own = OwnBroker(settings, folder, self._servers.admin_address)
+        self.admin = UpAdmin(
+            settings,
+            dead_letters=self._own.dead_letters,
+            token=self._token,
+            tell=self._tell,
+            free_bytes=folder.free_bytes,
+            advice=words,
+        )
+        self._has_broker, self._has_gateways = asyncio.Event(), asyncio.Event()
+        self._has_database = asyncio.Event()
+        self._sockets: list[socket.socket] = []
+        self._family: Lock | None = None
+        self._children: Children | None = None
+        self._stopping, self._halted = asyncio.Event(), asyncio.Event()
+        self._restart = asyncio.Event()
+        self._tasks = Tasks(self._stopping, "up")
+        self._log = logs.get_logger("up")
+
+    async def run(self) -> int:
+        """Start, wait for a signal, stop; return the exit code."""
+        app_signals.handle(self._stopping, self._halted)
+        app_signals.handle_hangup(self._restart, self._stopping)
+        starting = asyncio.create_task(self._start())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting  # raises its error, if it has one
+                await stopping
+            else:
+                starting.cancel()
+                await asyncio.wait((starting,))
+            return await self._stop()
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            await asyncio.wait((starting, stopping))
+            await self._end()
+
+    # Start
+
+    async def _start(self) -> None:
+        settings, folder = self._settings, self._folder
+        durable = list(folder.durable_parts(embedded=self._servers.is_embedded))
+        durable.remove(folder.journal)
+        check_promise(durable, unsafe=settings.journal_unsafe, unless=UNLESS)
+        self._family = await family_lock(folder.path / "children.lock")
+        listen = await self._listen()
+        admin_listen = await self.admin.start(listen)
+        children = self._children = Children(
+            self._configuration,
+            Told(self.admin.status, self.admin.gone),
+            program=self._program,
+            family_fd=self._family.fileno(),
+            times=self._times,
+        )
+        for each in self._sockets:
+            children.add_gateway(each.fileno())
+        for _ in range(settings.writer_processes):
+            children.add_writer()
+        await together(
+            self._start_broker(),
+            self._start_database(),
+            self._start_gateways(children),
+            self._start_writers(children),
+        )
+        for slot in children.slots:
+            self._tasks.spawn(slot.run())
+        self._tasks.spawn(self._watch_servers())
+        self._tasks.spawn(self._own.take_over(self.admin.ledger, self._stopping))
+        self._tasks.spawn(self._restart_when_told(children))
+        self.admin.database(lambda: self._servers.database_url, KnownServer(0))
+        self._publish(listen, admin_listen)
+        for line in greeting_lines(
+            state_dir=folder.path,
+            listen=listen,
+            admin_listen=admin_listen,
+            page=self.admin.page(with_key=self._terminal),
+            database="" if self._servers.is_embedded else database_words(settings),
+            waiting="",
+        ):
+            self._announce(line)
+
+    async def _listen(self) -> str:
+        """Open the sockets; return their HOST:PORT. Raises StartError."""
+        host, port = split_address(self._settings.listen)
+        try:
+            self._sockets = await open_slots(host, port, self._settings.gateways)
+        except (OSError, OverflowError) as error:
+            why = (isinstance(error, OSError) and error.strerror) or str(error)
+            raise StartError(
+                f"cannot listen on {host}:{port} ({why}); choose another address with --listen "
+                "HOST:PORT"
+            ) from error
+        bound, real_port, *_ = self._sockets[0].getsockname()
+        if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
+            self._log.warning("open_to_the_network", address=bound, tokens="none yet")
+        return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
+
+    def _configuration(self, role: str, instance: str, listen_fd: int | None) -> Message:
+        """Return what a child gets first. Secrets reach it in no other way, and only its own."""
+        unneeded = ("admin_token", *(() if role == WRITER else ("database_url",)))
+        values = asdict(self._settings)
+        return {
+            "settings": values | {each: "" for name in unneeded for each in (name, f"{name}_file")},
+            "instance": instance,
+            "listen_fd": listen_fd,
+            "broker": self._servers.broker_for(role),
+            "database_url": self._servers.database_url if role == WRITER else "",
+        }
+
+    async def _start_broker(self) -> None:
+        await self._servers.start_broker()
+        self._own.connect()
+        self._has_broker.set()
+
+    async def _start_database(self) -> None:
+        await self._servers.start_database()
+        self._has_database.set()
+
+    async def _start_gateways(self, children: Children) -> None:
+        await children.start(children.gateways, self._has_broker)
+        self._notifier.ready()
+        self._has_gateways.set()
+
+    async def _start_writers(self, children: Children) -> None:
+        """Start them after the gateways: with few cores the first post is taken earlier."""
+        await self._has_gateways.wait()
+        await children.start(children.writers, self._has_database)
+
+    def _publish(self, listen: str, admin_listen: str) -> None:
+        self._folder.publish(
+            ServiceInfo(
+                pid=getpid(),
+                version=__version__,
+                listen=listen,
+                admin_listen=admin_listen,
+                database_url=self._servers.database_url,
+                token=self._token,
+                page=self.admin.page(with_key=True),
+                started_us=unix_us(),
+            )
+        )
+
+    # While it runs
+
+    def _tell(self, instance: str, message: Message) -> None:
+        """Send a message to the process of an instance."""
+        if self._children is not None:
+            self._children.tell(instance, message)
+
+    async def _watch_servers(self) -> None:
+        """Restart the processes if an embedded server is at another place now."""
+        known = self._places()
+        while not await sleep_unless(self._stopping, WATCH_S):
+            if (now := self._places()) != known:
+                self._log.warning("server_moved")
+                known = now
+                self._restart.set()
+
+    def _places(self) -> tuple[str, dict[str, Any]]:
+        return self._servers.database_url, self._servers.broker_for(GATEWAY)
+
+    async def _restart_when_told(self, children: Children) -> None:
+        """Restart one process after the other, each time that `_restart` is set."""
+        while not self._stopping.is_set():
+            if await sleep_unless(self._restart, WATCH_S) and not self._stopping.is_set():
+                self._restart.clear()
+                self._notifier.reloading()
+                await children.restart(self._stopping)
+                if not self._stopping.is_set():
+                    self._notifier.ready()
+
+    # Stop
+
+    async def _stop(self) -> int:
+        """Drain the gateways, then the writers; return the exit code."""
+        self.admin.draining()
+        self._notifier.stopping()
+        sums, broken = dict.fromkeys(ACCOUNTS, 0), False
+        if self._children is not None:
+            within_s = self._settings.drain_s_max + GRACE_S
+            told = await self._children.drain(within_s, self._halted)
+            # A child that was killed in a hurry has nothing that was acknowledged.
+            broken = not (told or self._halted.is_set())
+            sums = self._children.sums
+        app_signals.ignore()  # before the message: its reader may send another signal
+        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
+        if sums["lost"]:
+            return EXIT_LOST
+        return EXIT_BROKEN if broken or self._tasks.broken else EXIT_OK
+
+    async def _end(self) -> None:
+        """End all tasks and processes, and close everything. Called in any case."""
+        self._stopping.set()
+        self._halted.set()
+        if self._children is not None:
+            await self._children.close()
+        await self._tasks.wait(TASKS_S_MAX)
+        for each in self._sockets:
+            each.close()
+        await self._own.close()
+        await self._servers.stop()
+        await self.admin.close()
+        self._folder.withdraw()
+        if self._family is not None:
+            self._family.close()

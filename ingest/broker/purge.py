@@ -1,0 +1,177 @@
+"""Removes from the stream what all its consumers have done. Every writer runs it.
+
+The stream keeps messages until we remove them, whatever becomes of its consumers: other kinds of
+retention lose all of them with a consumer. Several writers may remove side by side.
+Promises: a message is removed only if all named consumers have done it, `keep_s` ago, and the check
+for skipped messages has seen it. If a named consumer is missing, nothing is removed. A consumer
+that was made anew has done nothing yet.
+Does not: know how long messages were done before this process began. It keeps them longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ingest.broker import manage
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.lag import lag_of, place_to_skip_to
+from ingest.broker.manage import StreamFault
+from ingest.broker.roles import STREAM, WRITER
+from ingest.broker.waiting import unless
+from ingest.model.errors import BrokerAway, BrokerRefused
+from ingest.system import clock
+from ingest.system.logs import Occasionally, get_logger
+
+EVERY_S = 10.0
+DONE_BYTES = 256 * 1024**2  # or once so many bytes are done
+_LOOK_S = 0.5  # how often the bytes are looked at
+_SAMPLES_MAX = 1_000
+WARNING_S = 60.0
+
+_log = get_logger("broker")
+
+
+class StreamPurge:
+    """`forwards`: further consumers that must have done a message. `checked_to`: see above.
+
+    A forwarder whose lag is larger than `forward_lag_bytes_max` does not count (0: it always does).
+    If it runs, it passes over messages itself, sooner. `done_bytes` is how many bytes our writer
+    has done so far.
+    """
+
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        *,
+        forwards: tuple[str, ...],
+        keep_s: float,
+        checked_to: Callable[[], int],
+        done_bytes: Callable[[], int],
+        forward_lag_bytes_max: int = 0,
+    ) -> None:
+        self.purged_to = 0  # all up to this place were removed, by us
+        self.faults: tuple[StreamFault, ...] = ()  # why nothing is removed
+        self._connection = connection
+        self._consumers = (WRITER, *forwards)
+        self._checked_to = checked_to
+        self._done_bytes = done_bytes
+        self._forward_lag_bytes_max = forward_lag_bytes_max
+        self._done_bytes_before = 0
+        self._kept = Kept(keep_s)
+        self._made = ""
+        self._occasionally = Occasionally(WARNING_S)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Remove every 10 s, or when much is done, until the event is set."""
+        due_s = clock.monotonic_s() + EVERY_S
+        while not await clock.sleep_unless(stopping, _LOOK_S):
+            much = self._done_bytes() - self._done_bytes_before >= DONE_BYTES
+            if much or clock.monotonic_s() >= due_s:
+                await unless(stopping, self.purge())
+                due_s = clock.monotonic_s() + EVERY_S
+
+    async def purge(self) -> bool:
+        """Remove now what may be removed; return whether the broker has answered.
+
+        Call it also at the end of a stop: then the next start has less to check.
+        """
+        self._done_bytes_before = self._done_bytes()
+        try:
+            await self._purge()
+        except BrokerAway as error:
+            if self._occasionally.due("away") is not None:
+                _log.warning("stream_not_purged", why=str(error))
+            return False
+        except BrokerRefused as error:
+            self._set_faults(StreamFault("the purge", str(error)))
+        return True
+
+    async def _purge(self) -> None:
+        stream = await manage.look_at_stream(self._connection)
+        if stream is None:
+            return  # the watch says so
+        if self._made != stream["created"]:
+            self._made = stream["created"]
+            self._kept.clear()
+            self.purged_to = 0
+        floors: dict[str, int | None] = {}
+        for each in self._consumers:
+            floors[each] = await self._floor(each, stream, floors.get(WRITER))
+        missing = [each for each, floor in floors.items() if floor is None]
+        if missing:
+            self._set_faults(*(_missing(each) for each in missing))
+            return
+        self._set_faults()
+        done_to = min(floor for floor in floors.values() if floor is not None)
+        now_s = clock.monotonic_s()
+        to = min(self._kept.note(now_s, done_to), self._checked_to())
+        if to >= stream["state"]["first_seq"]:
+            await manage.purge(self._connection, to)
+            self.purged_to = to
+
+    async def _floor(
+        self, consumer: str, stream: Mapping[str, Any], writers: int | None
+    ) -> int | None:
+        """Return the place up to which a consumer has done all; None if it is missing.
+
+        `writers` is that of the writers. Of a forwarder that is too far behind it counts instead.
+        """
+        found = await manage.look_at_consumer(self._connection, consumer)
+        if found is None:
+            return None
+        floor = int(found["ack_floor"]["stream_seq"])
+        if consumer == WRITER or not self._forward_lag_bytes_max:
+            return floor
+        lag = lag_of(stream, found)
+        place = place_to_skip_to(lag, self._forward_lag_bytes_max, writers)
+        if place > floor:
+            _log.error("forward_passed_over", consumer=consumer, first=lag.first + 1, last=place)
+        return max(floor, place)
+
+    def _set_faults(self, *faults: StreamFault) -> None:
+        if faults and faults != self.faults:
+            _log.error("stream_not_purged", why=[str(each) for each in faults])
+        self.faults = faults
+
+
+def _missing(consumer: str) -> StreamFault:
+    return StreamFault(
+        f"the consumer {consumer} of {STREAM}",
+        "is missing, so nothing is removed from the stream, and it becomes full: `ingest stream "
+        "apply` makes it; or change the setting `forwards`",
+    )
+
+
+class Kept:
+    """Remembers when which place was done, so that messages are kept for a while after that."""
+
+    def __init__(self, keep_s: float) -> None:
+        self._keep_s = keep_s
+        self._samples: deque[tuple[float, int]] = deque()  # when, done up to
+        self._to = 0
+
+    def note(self, now_s: float, done_to: int) -> int:
+        """Note up to where all is done; return up to where it was done `keep_s` ago."""
+        if self._keep_s == 0:
+            return done_to
+        samples = self._samples
+        while samples and samples[-1][1] > done_to:  # a consumer made anew: it does them again
+            samples.pop()
+        self._to = min(self._to, done_to)
+        samples.append((now_s, done_to))
+        if len(samples) > 2 and now_s - samples[-3][0] < self._keep_s / _SAMPLES_MAX:
+            del samples[-2]  # it only would make the time of this one more exact
+        while samples and now_s - samples[0][0] >= self._keep_s:
+            self._to = samples.popleft()[1]
+        return self._to
+
+    def clear(self) -> None:
+        """Forget all: there is another stream."""
+        self._samples.clear()
+        self._to = 0
+
+    def __len__(self) -> int:
+        return len(self._samples)

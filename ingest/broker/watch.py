@@ -1,0 +1,197 @@
+"""Watches the stream for a role: whether it is as it must be, and whether the broker is there.
+
+    every 2 s  the stream and its consumer: settings, copies, how far they are, what was removed
+    every 8 s  the monitor ports: whether each server syncs to its disk, and is well
+
+Promises: a difference is in `faults` within 10 s, and gone from there when it is corrected. Nothing
+of the stream is changed. It asks for information only, so each role may run it.
+Does not: take the role out of service. The role reads the attributes, and decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ingest.broker import manage, monitor
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.manage import StreamFault
+from ingest.broker.monitor import NOT_KNOWN, ServerLook
+from ingest.broker.removals import RemovalCheck
+from ingest.broker.stream_state import StreamState, state_of
+from ingest.broker.streams import WantedStream
+from ingest.broker.waiting import either, unless
+from ingest.model.errors import BrokerAway, BrokerRefused
+from ingest.system import clock
+from ingest.system.logs import get_logger
+
+EVERY_S = 2.0  # shorter than skip_check.KNOWN_S: see there
+MONITOR_S = 8.0
+AGAIN_S = 1.0  # after a look without an answer, or one that has found something
+UNANSWERED_S = 2.0
+
+_log = get_logger("broker")
+
+
+class StreamWatch:
+    """`monitors` are asked for before each look: an embedded server can change its port.
+
+    `unsafe`: how the servers sync does not matter. A role that publishes says how long its oldest
+    message has had no answer, and the highest place of a message that the stream has taken.
+    """
+
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        wanted: WantedStream,
+        *,
+        monitors: Callable[[], tuple[str, ...]],
+        unsafe: bool,
+        unanswered_s: Callable[[], float] | None = None,
+        published_to: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.checked = False  # the stream and the servers were looked at, at least once
+        self.faults: tuple[StreamFault, ...] = ()  # the promise cannot be kept: take no posts
+        self.degraded: tuple[StreamFault, ...] = ()  # it can; an operator should see to it
+        self.state: StreamState | None = None  # as last seen
+        self.removed = 0  # messages that somebody removed before they were done, so far
+        self._connection = connection
+        self._wanted = wanted
+        self._monitors = monitors
+        self._unsafe = unsafe
+        self._unanswered_s = unanswered_s
+        self._published_to = published_to
+        self._removals = RemovalCheck()
+        self._stream_faults: list[StreamFault] | None = None  # None: not looked yet
+        self._stream_degraded: list[StreamFault] = []
+        self._servers: dict[str, ServerLook] | None = None  # the last answer of each monitor port
+        self._reconnected = False
+        self._away_since_s: float | None = clock.monotonic_s()
+        self._why_away = ""
+        self._stream_due = asyncio.Event()
+        self._servers_due = asyncio.Event()
+        connection.watch(self._came, self._went)
+
+    @property
+    def away_since_s(self) -> float | None:
+        """When (on the monotonic clock) the broker stopped answering; None if it answers."""
+        return self._away_since_s
+
+    @property
+    def why_away(self) -> str:
+        """Why the broker does not answer, in words for people."""
+        return self._why_away if self._connection.up else self._connection.why_away
+
+    @property
+    def disk_failed(self) -> str:
+        """What a server says of its disk, if nothing can be published because of it."""
+        said = {each.disk for each in (self._servers or {}).values()}
+        if self._unanswered_s is None:
+            return min(said) if said and all(said) else ""
+        return max(said, default="") if self._unanswered_s() >= UNANSWERED_S else ""
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Look again and again until the event is set."""
+        stream = self._watch(stopping, self._look, EVERY_S, self._stream_due)
+        # A silent server must not delay the other looks.
+        servers = self._watch(stopping, self._look_at_servers, MONITOR_S, self._servers_due)
+        await asyncio.gather(stream, servers)
+
+    def look_soon(self) -> None:
+        """Look at once, because something is strange."""
+        self._stream_due.set()
+        self._servers_due.set()
+
+    async def _watch(
+        self,
+        stopping: asyncio.Event,
+        look: Callable[[], Coroutine[Any, Any, bool]],
+        every_s: float,
+        due: asyncio.Event,
+    ) -> None:
+        while not stopping.is_set():
+            due.clear()
+            is_well = self._connection.up and await unless(stopping, look())
+            await either(stopping, due, every_s if is_well else AGAIN_S)
+
+    def _came(self) -> None:
+        self._reconnected = True
+        self.look_soon()
+
+    def _went(self) -> None:
+        self._note_away("")
+
+    def _note_away(self, why: str) -> None:
+        self._why_away = why
+        if self._away_since_s is None:
+            self._away_since_s = clock.monotonic_s()
+
+    async def _look(self) -> bool:
+        """Look at the stream; return whether all is well."""
+        began_s = clock.monotonic_s()
+        published_to = self._published_to()  # before the look: the stream has these
+        try:
+            found = await manage.look(self._connection)
+        except BrokerAway as error:
+            if self._away_since_s is None:
+                self._away_since_s = began_s
+            self._note_away(str(error))
+            return False
+        except BrokerRefused as error:
+            self._stream_faults = [StreamFault("the stream", str(error))]
+            self._judge()
+            return False
+        self._away_since_s = None
+        self.state = state_of(found)
+        self._see_removals(published_to)
+        self._stream_faults = manage.altered(found, self._wanted)
+        self._stream_degraded = manage.degraded(found, self._wanted)
+        self._judge()
+        return not self._stream_faults and not self._removals.suspects
+
+    def _see_removals(self, published_to: int) -> None:
+        reconnected, self._reconnected = self._reconnected, False
+        found = self._removals.see(self.state, published_to=published_to, reconnected=reconnected)
+        if self._removals.suspects:
+            self._reconnected = reconnected  # for the second look
+        if found is not None:
+            self.removed += found.messages
+            _log.critical("stream_messages_removed", what=found.what, not_done=found.messages)
+
+    async def _look_at_servers(self) -> bool:
+        """Ask all monitor ports at once; return whether all is well."""
+        urls = self._monitors()
+        looks = await asyncio.gather(*(asyncio.to_thread(monitor.look_at, each) for each in urls))
+        before = self._servers or {}
+        # What a silent one has said before is still known.
+        self._servers = {
+            url: look.after(before.get(url)) for url, look in zip(urls, looks, strict=True)
+        }
+        self._judge()
+        return not any(each.unsafe or each.silent for each in looks)
+
+    def _judge(self) -> None:
+        """Put together what the looks have found, once there was one of each kind."""
+        if self._stream_faults is None or self._servers is None:
+            return
+        servers = self._servers.values()
+        faults, degraded = list(self._stream_faults), list(self._stream_degraded)
+        for each in servers:
+            faults += () if self._unsafe else each.faults()
+            degraded += each.degraded()
+        # Of several servers one may be silent from the start, if another one has answered.
+        if not self._unsafe and all(each.unsafe is None for each in servers):
+            faults.append(NOT_KNOWN)
+        self._set_faults(faults, degraded)
+        self.checked = True
+
+    def _set_faults(self, faults: list[StreamFault], degraded: list[StreamFault]) -> None:
+        if tuple(faults) != self.faults:
+            if faults:
+                _log.error("stream_altered", faults=[str(each) for each in faults])
+            else:
+                _log.info("stream_fits_again")
+        if tuple(degraded) != self.degraded and degraded:
+            _log.warning("stream_degraded", faults=[str(each) for each in degraded])
+        self.faults, self.degraded = tuple(faults), tuple(degraded)

@@ -1,0 +1,37 @@
+"""`ingest writer`: takes messages of the stream of a broker, and writes them to PostgreSQL."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ingest.cli import role
+from ingest.cli.parser import Parser, SettingsFlags
+from ingest.config.loading import Loaded
+
+if TYPE_CHECKING:
+    from ingest.app.role import Place
+
+TAKES = "[options]"
+EXAMPLES = (
+    "ingest writer --broker-url nats://writer:..@nats1:4222 --broker-monitor-url http://nats1:8222 "
+    "--database-url postgresql://ingest@db.example/metrics",
+)
+EPILOG = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
+
+
+def add_arguments(parser: Parser, _settings: SettingsFlags) -> None:
+    """Add the settings."""
+    role.add_arguments(parser)
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Run the writer; return its exit code: 0 if no reading was lost, 3 if some were."""
+    from ingest.app.stream_writer import StreamWriter  # noqa: PLC0415
+
+    origin = loaded.origins["database_url"]
+
+    async def run_writer(place: Place, say: role.Say) -> int:
+        return await StreamWriter(place, say, origin).run()
+
+    return role.run(args, loaded, "writer", run_writer)

@@ -1,0 +1,282 @@
+"""The watch of the stream, with the real nats-server: what differs is seen soon, and named."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ingest.broker import manage, monitor, watch
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.publishing import Publisher
+from ingest.broker.roles import STREAM, SUBJECT, WRITER
+from ingest.broker.stream_state import StreamState
+from ingest.broker.streams import WantedStream
+from ingest.broker.watch import StreamWatch
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.system import clock
+from tests.support.brokers import (
+    MIB,
+    WANTED,
+    api,
+    embedded,
+    is_up,
+    joined,
+    plain_server,
+    put,
+    until,
+)
+from tests.support.stream_writers import writing
+from tests.support.tcp_ports import free_port
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it look more often."""
+    for name, seconds in (("EVERY_S", 0.05), ("AGAIN_S", 0.05), ("MONITOR_S", 0.1)):
+        monkeypatch.setattr(watch, name, seconds)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
+    """Give a broker with the stream."""
+    async with embedded(tmp_path / "broker") as running:
+        yield running
+
+
+@pytest.fixture
+async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
+    """Give a connection of the admin."""
+    async with joined(server, "admin") as connection:
+        yield connection
+
+
+class Gateway:
+    """A gateway's connection, with its publisher and its watch."""
+
+    def __init__(self, server: EmbeddedBroker, wanted: WantedStream) -> None:
+        self.connection = BrokerConnection(lambda: server.published.address("gateway"), "gateway")
+        self.publisher = Publisher(self.connection, subject=SUBJECT, stream=STREAM, wait_s_max=60)
+        self.watch = StreamWatch(
+            self.connection,
+            wanted,
+            monitors=lambda: (server.published.endpoints.monitor_url,),
+            unsafe=False,
+            unanswered_s=lambda: self.publisher.unanswered_s,
+            published_to=lambda: self.publisher.published_to,
+        )
+
+    @property
+    def state(self) -> StreamState:
+        """What the watch has seen last."""
+        assert self.watch.state is not None
+        return self.watch.state
+
+    def says(self, word: str) -> bool:
+        """Whether a fault has this word."""
+        return any(word in str(each) for each in self.watch.faults)
+
+
+@asynccontextmanager
+async def gateway(server: EmbeddedBroker, wanted: WantedStream = WANTED) -> AsyncIterator[Gateway]:
+    """Run a gateway's watch until it has looked."""
+    made = Gateway(server, wanted)
+    stopping = asyncio.Event()
+    running = [asyncio.create_task(each.run(stopping)) for each in (made.connection, made.watch)]
+    try:
+        await until(lambda: made.watch.checked)
+        yield made
+    finally:
+        stopping.set()
+        await asyncio.gather(*running)
+
+
+async def test_stream_as_it_must_be_has_no_faults(server: EmbeddedBroker) -> None:
+    """A gateway may see that. The numbers are there for the metrics."""
+    async with gateway(server) as it:
+        await it.publisher.publish("1", b"x" * 100)
+        await until(lambda: it.state.messages == 1)
+        assert (it.watch.faults, it.watch.degraded, it.watch.removed) == ((), (), 0)
+        assert it.watch.away_since_s is None
+        state = it.state
+        assert (state.first, state.last, state.waiting, state.pending, state.bytes_max) == (
+            *(1, 1, 1, 0),
+            64 * MIB,
+        )
+        assert (it.publisher.published_to, it.publisher.unanswered_s) == (1, 0)
+        assert it.watch.disk_failed == ""
+
+
+async def test_what_differs_later_is_a_fault_until_it_is_corrected(
+    server: EmbeddedBroker, admin: BrokerConnection
+) -> None:
+    """A setting of the stream, and of its consumer."""
+    async with gateway(server) as it:
+        config = (await api(admin, f"STREAM.INFO.{STREAM}"))["config"]
+        changed = config | {"discard": "old", "max_age": 10**12}
+        assert "error" not in await api(admin, f"STREAM.UPDATE.{STREAM}", changed)
+        await until(lambda: it.says("discard is old") and it.says("max_age"))
+        await api(admin, f"STREAM.UPDATE.{STREAM}", config)
+        await until(lambda: not it.watch.faults)
+        await api(admin, f"CONSUMER.DELETE.{STREAM}.{WRITER}")
+        await until(lambda: it.says("consumer writer of INGEST: is missing"))
+        await manage.apply(admin, WANTED)
+        await until(lambda: not it.watch.faults)
+        assert it.watch.removed == 0
+
+
+async def test_deleted_stream_is_a_fault_and_a_loss(
+    server: EmbeddedBroker, admin: BrokerConnection
+) -> None:
+    """With the number of messages that nobody had done. A new one of the same name is no fault."""
+    async with gateway(server) as it:
+        await asyncio.gather(*(it.publisher.publish(str(n), b"x") for n in range(5)))
+        async with writing(server, checks=False) as writer:
+            await until(lambda: len(writer.got) == 5)
+            writer.puller.wanted.clear()
+            await put(it.connection, b"6", b"7", b"8")
+            await until(lambda: it.state.last == 8 and it.state.pending == 0)
+        await api(admin, f"STREAM.DELETE.{STREAM}")
+        await until(lambda: it.says("the stream INGEST: is missing") and it.watch.removed)
+        assert it.watch.removed in {2, 3}
+        removed = it.watch.removed
+        await manage.apply(admin, WANTED)
+        await until(lambda: not it.watch.faults)
+        await it.publisher.publish("9", b"x")
+        await asyncio.sleep(0.3)
+        assert it.watch.removed == removed
+
+
+async def test_purge_by_hand_is_a_loss_also_if_nobody_reads(
+    server: EmbeddedBroker, admin: BrokerConnection
+) -> None:
+    """The consumer looks as if it had done them."""
+    async with gateway(server) as it:
+        await put(it.connection, *(b"x" for _ in range(10)))
+        await until(lambda: it.state.last == 10)
+        await api(admin, f"STREAM.PURGE.{STREAM}", {"seq": 8})
+        await until(lambda: it.watch.removed == 7)
+        assert it.watch.faults == ()
+
+
+async def test_broker_that_is_killed_is_away_until_it_is_back(server: EmbeddedBroker) -> None:
+    """With the time since when."""
+    async with gateway(server) as it:
+        before_s = clock.monotonic_s()
+        killed = server.pid
+        os.kill(killed or 0, signal.SIGKILL)
+        await until(lambda: it.watch.away_since_s is not None)
+        assert before_s <= (it.watch.away_since_s or 0) <= clock.monotonic_s()
+        assert it.watch.why_away
+        await until(lambda: it.watch.away_since_s is None)
+        await until(lambda: server.pid not in (None, killed))
+        await until(lambda: not it.watch.degraded)
+        assert it.watch.faults == ()
+
+
+async def test_frozen_broker_is_away(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the connection still seems to be there."""
+    monkeypatch.setattr(manage, "API_S_MAX", 0.2)
+    async with gateway(server) as it:
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            await until(lambda: it.watch.away_since_s is not None)
+            assert "did not answer" in it.watch.why_away
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await until(lambda: it.watch.away_since_s is None)
+
+
+async def test_server_that_does_not_sync_is_a_fault_unless_that_is_accepted(
+    tmp_path: Path,
+) -> None:
+    """Without a monitor port it is one too. A port that is silent later is none."""
+    port, monitor_port = free_port(), free_port()
+    config = f'http: "127.0.0.1:{monitor_port}"\njetstream {{ store_dir: "{tmp_path}/s" }}\n'
+    async with plain_server(config, tmp_path, port) as address:
+        connection = BrokerConnection(lambda: address, "admin")
+        urls = [f"http://127.0.0.1:{monitor_port}"]
+        watches = {
+            unsafe: StreamWatch(connection, WANTED, monitors=lambda: tuple(urls), unsafe=unsafe)
+            for unsafe in (False, True)
+        }
+        stopping = asyncio.Event()
+        parts = [connection.run(stopping), *(each.run(stopping) for each in watches.values())]
+        running = [asyncio.create_task(each) for each in parts]
+        await is_up(connection)
+        await manage.apply(connection, WANTED)
+
+        def shows(word: str) -> bool:
+            return any(word in str(each) for each in watches[False].faults)
+
+        await until(lambda: shows("does not sync") and watches[True].checked)
+        await until(lambda: watches[True].faults == ())
+        urls.clear()
+        await until(lambda: shows("is not known"))
+        assert watches[True].faults == ()
+        stopping.set()
+        await asyncio.gather(*running)
+
+
+def test_silent_monitor_port_keeps_what_it_has_said() -> None:
+    """A server that restarts is no reason to refuse posts."""
+    silent = monitor.look_at(f"http://127.0.0.1:{free_port()}")
+    assert silent.unsafe is None
+    assert [each.fault.partition(":")[0] for each in silent.degraded()] == [
+        "its monitor port does not answer"
+    ]
+    safe = monitor.ServerLook("x", unsafe="")
+    assert silent.after(safe).unsafe == ""
+    assert silent.after(None).unsafe is None
+    assert safe.after(monitor.ServerLook("x", unsafe="no")).unsafe == ""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a file system of 16 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if os.getuid() or not shutil.which("mount"):
+        pytest.skip("only root can mount a small disk")
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_full_disk_of_the_server_is_named_until_it_is_restarted(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T3: it answers no message any more, and says why on its monitor port only."""
+    monkeypatch.setattr(watch, "UNANSWERED_S", 0.2)
+    wanted = WantedStream(replicas=1, bytes_max=12 * MIB)
+    async with (
+        embedded(small_disk / "broker", wanted=wanted) as server,
+        gateway(server, wanted) as it,
+    ):
+        (small_disk / "other").write_bytes(bytes(10 * MIB))
+        results = [it.publisher.publish(str(n), bytes(MIB)) for n in range(9)]
+        await until(lambda: it.watch.disk_failed)
+        assert "no space left" in it.watch.disk_failed
+        (fault,) = it.watch.degraded
+        assert "restart nats-server" in str(fault)
+        (small_disk / "other").unlink()
+        await asyncio.sleep(0.3)
+        assert it.watch.disk_failed, "space alone does not help"
+        os.kill(server.pid or 0, signal.SIGKILL)
+        await asyncio.gather(*results)
+        await until(lambda: not it.watch.degraded)
+        assert (it.watch.disk_failed, it.watch.removed) == ("", 0)

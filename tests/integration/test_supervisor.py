@@ -1,0 +1,265 @@
+"""The supervisor of `ingest up` with small processes: replacement, failures, and its stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from structlog.testing import capture_logs
+
+from ingest.app import slot as slot_module
+from ingest.app import up as up_module
+from ingest.app.slot import SlotTimes
+from ingest.embedded.broker import running_broker
+from ingest.model.errors import StartError
+from ingest.system.orphans import holders
+from ingest.system.state_folder import StateFolder, running_service
+from tests.support.receiver import until
+from tests.support.supervisors import TIMES, Devices, running_up
+from tests.system.service import is_alive, wait_gone
+
+QUICK_STOP: dict[str, Any] = {"drain_s_max": 0.5}  # of Settings that nobody checks
+
+
+def logged(logs: Sequence[Mapping[str, Any]], event: str, field: str) -> list[Any]:
+    """Return a field of all events of a kind."""
+    return [each[field] for each in logs if each["event"] == event]
+
+
+async def test_killed_and_frozen_processes_are_replaced(tmp_path: Path) -> None:
+    """Others take their places; a frozen one is killed; nobody else is touched."""
+    async with running_up(tmp_path, gateways=2) as up:
+        before = up.pids
+        assert sorted(before) == ["gateway-1", "gateway-2", "writer-1"]
+        os.kill(before["gateway-1"], signal.SIGKILL)
+        os.kill(before["writer-1"], signal.SIGSTOP)
+        await up.replaced("gateway-1", before["gateway-1"])
+        await up.replaced("writer-1", before["writer-1"])
+        await wait_gone(before["writer-1"])
+        assert up.pids["gateway-2"] == before["gateway-2"]
+        devices = Devices(up.address)
+        async with devices.posting():
+            await until(lambda: len(devices.served) == 2)
+        assert devices.faults == []
+        assert set(devices.served) <= set(up.pids.values())
+        assert await up.stop() == 0
+
+
+async def test_frozen_process_that_comes_back_is_not_killed(tmp_path: Path) -> None:
+    """Its successor has the socket, and it answers what it has before it ends."""
+    async with running_up(tmp_path) as up:
+        children = up.supervisor._children
+        assert children is not None
+        (slot,) = children.gateways
+        old = slot.child
+        assert old is not None
+        os.kill(old.pid, signal.SIGSTOP)
+        waiting = Devices(up.address)
+        posted = asyncio.create_task(waiting.one())  # a connection that the frozen one may get
+        await until(lambda: slot._next is not None)
+        os.kill(old.pid, signal.SIGCONT)
+        await up.replaced("gateway-1", old.pid)
+        await posted
+        assert waiting.faults == []
+        await old.ended.wait()
+        assert (old.code, old.drained is not None) == (0, True)
+
+
+async def test_connection_waits_in_the_socket_while_there_is_no_gateway(tmp_path: Path) -> None:
+    """The only gateway is dead: clients connect all the same, and get their 202 later."""
+    async with running_up(tmp_path) as up:
+        old = up.pids["gateway-1"]
+        os.kill(old, signal.SIGKILL)
+        await wait_gone(old)
+        devices = Devices(up.address)
+        await asyncio.gather(*(devices.one() for _ in range(20)))
+        assert devices.faults == []
+        assert sum(devices.served.values()) == 20
+        assert old not in devices.served
+
+
+async def test_process_that_keeps_ending_is_started_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause doubles. When it gets ready again, all goes on."""
+    async with running_up(tmp_path) as up:
+        old = up.pids["writer-1"]
+        with monkeypatch.context() as patch, capture_logs() as logs:
+            patch.setenv("TINY", "writer-1:exits")
+            os.kill(old, signal.SIGKILL)
+            await until(lambda: len(logged(logs, "child_ended", "restart_in_s")) == 3, 20)
+        assert logged(logs, "child_ended", "restart_in_s") == [0.1, 0.2, 0.4]
+        assert logged(logs, "child_not_ready", "why") == ["it ended with exit code 7"] * 2
+        await up.replaced("writer-1", old)
+        assert await up.stop() == 0
+
+
+async def test_restart_that_fails_leaves_the_old_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade that does not start: the old ones serve on, and the log says why."""
+    async with running_up(tmp_path) as up:
+        before = up.pids
+        children = up.supervisor._children
+        assert children is not None
+        monkeypatch.setenv("TINY", "fails")
+        with capture_logs() as logs:
+            await children.restart(asyncio.Event())
+        assert up.pids == before
+        devices = Devices(up.address)
+        await devices.one()
+        assert devices.served == {before["gateway-1"]: 1}
+        assert logged(logs, "child_not_ready", "why") == ["the moon is full"]
+        assert logged(logs, "restart_stopped", "instance") == ["gateway-1"]
+        monkeypatch.delenv("TINY")
+        await children.restart(asyncio.Event())
+        assert not set(before.values()) & set(up.pids.values())
+
+
+async def test_supervisor_that_was_frozen_blames_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its own pause it has heard nothing for long, and that is not its children's fault."""
+    monkeypatch.setattr(slot_module, "LATE_S", 0.2)
+    monkeypatch.setattr(slot_module, "TICK_S", 0.1)
+    async with running_up(tmp_path) as up:
+        before = up.pids
+        with capture_logs() as logs:
+            time.sleep(1.5 * TIMES.silent_s_max)  # noqa: ASYNC251  it blocks, as a frozen process
+            await asyncio.sleep(0.3)
+        assert logged(logs, "child_frozen", "pid") == []
+        assert up.pids == before
+
+
+@pytest.mark.parametrize(
+    ("tiny", "said"),
+    [
+        ("gateway-1:fails", "gateway-1 did not start: the moon is full"),
+        ("writer-1:exits", "writer-1 did not start: it ended with exit code 7"),
+        ("gateway-1:never_ready", "gateway-1 is not ready after 1 s"),
+    ],
+)
+async def test_process_that_does_not_start_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: str, said: str
+) -> None:
+    """The sentence is the process's own, if it gave one; nothing is left running."""
+    monkeypatch.setenv("TINY", tiny)
+    times = TIMES._replace(ready_s_max=1) if "never" in tiny else TIMES
+    with pytest.raises(StartError, match=said):
+        async with running_up(tmp_path, times=times):
+            pass
+    assert running_broker(tmp_path / "broker") is None
+    assert running_service(tmp_path) is None
+    assert holders(tmp_path / "children.lock") == []
+
+
+@pytest.mark.parametrize("gateways", [1, 2])
+@pytest.mark.parametrize("shared", [False, True])
+async def test_port_in_use_is_one_sentence(tmp_path: Path, gateways: int, shared: bool) -> None:
+    """Also if the other one's socket could be shared: half of the posts would go there."""
+    with socket.socket() as other:
+        if shared:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        said = rf"cannot listen on {address} \(Address already in use\); .* --listen"
+        with pytest.raises(StartError, match=said):
+            async with running_up(tmp_path, listen=address, gateways=gateways):
+                pass
+
+
+async def test_process_that_does_not_end_is_killed_at_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1: it gave no account."""
+    monkeypatch.setenv("TINY", "gateway-1:never_ends")
+    monkeypatch.setattr(up_module, "GRACE_S", 0.0)
+    async with running_up(tmp_path, writer_processes=2, **QUICK_STOP) as up:
+        pids = up.pids
+        assert len(pids) == 3
+        assert await up.stop() == 1
+        assert up.lines[-1] == "drained: committed=0 dead_lettered=0 held=0 lost=0"
+        assert not [each for each in pids.values() if is_alive(each)]
+
+
+async def test_second_signal_ends_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that does not end is killed; it has nothing that was acknowledged."""
+    monkeypatch.setattr(slot_module, "HURRY_S", 0.1)
+    monkeypatch.setenv("TINY", "never_ends")
+    async with running_up(tmp_path) as up:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        assert not up.running.done()
+        os.kill(os.getpid(), signal.SIGINT)
+        async with asyncio.timeout(2):
+            assert await up.running == 0
+        assert running_service(tmp_path) is None
+
+
+async def test_stop_while_it_starts_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal before the first process is ready ends it in order, with its last line."""
+    monkeypatch.setenv("TINY", "never_ready")
+    monkeypatch.setattr(up_module, "GRACE_S", 0.0)
+    with pytest.raises(TimeoutError):
+        await cut_short(tmp_path)
+    assert running_broker(tmp_path / "broker") is None
+    assert holders(tmp_path / "children.lock") == []
+
+
+async def cut_short(folder: Path) -> None:
+    """Stop an `ingest up` while it starts."""
+    async with asyncio.timeout(0.7), running_up(folder, **QUICK_STOP):
+        pass
+
+
+async def test_commands_find_it_and_its_last_line_is_the_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It publishes what `serve` does; the admin port says who is there; a loss is exit code 3."""
+    monkeypatch.setenv("TINY", "writer-1:loses")
+    async with running_up(tmp_path) as up:
+        info = running_service(tmp_path)
+        assert info is not None
+        assert (info.pid, info.listen) == (os.getpid(), up.address)
+        assert StateFolder(tmp_path).broker.stat().st_mode & 0o777 == 0o700
+
+        def ready() -> dict[str, object]:
+            with urlopen(f"http://{info.admin_listen}/readyz", timeout=5) as answer:
+                found: dict[str, object] = json.loads(answer.read())
+                return found
+
+        await until(lambda: up.supervisor.admin.state() == "accepting")
+        found = await asyncio.to_thread(ready)
+        assert found["state"] == "accepting"
+        up.supervisor._tell("writer-1", {"do": "release_hold", "dead_letter": True})
+        assert await up.stop() == 3
+        assert up.lines[-1] == "drained: committed=1000 dead_lettered=0 held=0 lost=5"
+
+
+async def test_server_at_another_place_restarts_the_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker had to take another port: the processes get its new address."""
+    monkeypatch.setattr(up_module, "WATCH_S", 0.05)
+    async with running_up(tmp_path, times=SlotTimes(15, 10, 15)) as up:
+        before = up.pids
+        broker = up.supervisor._servers._broker
+        assert broker is not None
+        assert broker._endpoints is not None
+        broker._endpoints = broker._endpoints._replace(port=broker._endpoints.port + 1)
+        for instance, pid in before.items():
+            await up.replaced(instance, pid)

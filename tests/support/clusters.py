@@ -1,0 +1,158 @@
+"""Three nats-servers on the loopback that are one cluster, with the roles and their passwords."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http.client import HTTPException
+from pathlib import Path
+
+from ingest.broker import manage
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.monitor import ask
+from ingest.broker.roles import STREAM
+from ingest.broker.session import Address
+from ingest.broker.streams import WantedStream
+from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
+from ingest.embedded.broker_program import find_program
+from ingest.embedded.programs import DatabaseUser, command
+from ingest.model.errors import BrokerAway, BrokerRefused
+from tests.support.brokers import MIB, api, joined
+from tests.support.tcp_ports import free_port
+
+WANTED_3 = WantedStream(replicas=3, bytes_max=64 * MIB)
+
+
+class Member:
+    """One server. `start` it again after its end."""
+
+    def __init__(self, name: str, at: Endpoints, config: Path) -> None:
+        self.name = name
+        self.at = at
+        self.config = config
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def store(self) -> Path:
+        """Where it keeps its messages."""
+        return self.config.parent / "store"
+
+    async def start(self) -> None:
+        """Start it; do not wait until it can be used."""
+        ourselves = DatabaseUser(-1, -1, "")  # it ends with this process
+        self.process = await asyncio.create_subprocess_exec(
+            *command(ourselves, find_program(""), "-c", str(self.config)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal, and wait for its end."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.send(number)
+        await self.process.wait()
+
+    async def is_well(self, within_s: float = 20) -> None:
+        """Wait until it says that it is well."""
+        async with asyncio.timeout(within_s):
+            while not await asyncio.to_thread(self._says_ok):  # noqa: ASYNC110  another process
+                await asyncio.sleep(0.02)
+
+    def _says_ok(self) -> bool:
+        try:
+            return ask(self.at.monitor_url, "/healthz").get("status") == "ok"
+        except (OSError, HTTPException, ValueError):
+            return False
+
+
+class Cluster:
+    """The servers n1, n2 and n3."""
+
+    def __init__(self, members: list[Member]) -> None:
+        self.members = members
+
+    def __getitem__(self, name: str) -> Member:
+        return next(each for each in self.members if each.name == name)
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The monitor ports."""
+        return tuple(each.at.monitor_url for each in self.members)
+
+    def address(self, role: str, *names: str) -> Address:
+        """Return how a role connects: to all servers, or to those named."""
+        some = [each for each in self.members if not names or each.name in names]
+        password = self.members[0].at.passwords[role]
+        return Address(tuple(each.at.server for each in some), role, password)
+
+    async def leader(self, admin: BrokerConnection) -> Member:
+        """Return the server that leads the stream, once there is one and all copies are current."""
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    found = await api(admin, f"STREAM.INFO.{STREAM}")
+                except BrokerAway:
+                    found = {}
+                cluster = found.get("cluster") or {}
+                copies = cluster.get("replicas") or ()
+                if cluster.get("leader") and all(each.get("current") for each in copies):
+                    return self[cluster["leader"]]
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def cluster(folder: Path) -> AsyncIterator[Cluster]:
+    """Run three servers that sync each message, with a stream of three copies."""
+    passwords = new_endpoints(0, 0).passwords
+    ports = [free_port() for _ in range(9)]
+    routes = [f"nats://127.0.0.1:{port}" for port in ports[6:]]
+    members = []
+    for number in range(3):
+        name = f"n{number + 1}"
+        (folder / name).mkdir(parents=True)
+        at = Endpoints(ports[number], ports[3 + number], "/monitor", passwords)
+        text = config_text(
+            at,
+            store=folder / name / "store",
+            log=folder / name / "log",
+            store_bytes_max=2**30,
+            payload_bytes_max=8 * MIB,
+        ).replace("server_name: iot-ingest", f"server_name: {name}")
+        text += f'cluster {{ name: C, listen: "127.0.0.1:{ports[6 + number]}", '
+        text += f"routes: {json.dumps(routes)} }}\n"
+        members.append(Member(name, at, folder / name / "server.conf"))
+        members[-1].config.write_text(text)
+    servers = Cluster(members)
+    try:
+        await asyncio.gather(*(each.start() for each in members))
+        await asyncio.gather(*(each.is_well() for each in members))
+        await _make_stream(servers)
+        yield servers
+    finally:
+        for each in members:
+            if each.process is not None and each.process.returncode is None:
+                each.send(signal.SIGCONT)
+                await each.end()
+
+
+async def _make_stream(servers: Cluster) -> None:
+    async with joined(lambda: servers.address("admin"), "admin") as admin:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await manage.apply(admin, WANTED_3)
+                except (BrokerAway, BrokerRefused):  # they have just found each other
+                    await asyncio.sleep(0.1)
+                else:
+                    break
+        await servers.leader(admin)

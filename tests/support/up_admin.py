@@ -1,0 +1,158 @@
+"""The admin port of several processes for tests, and real processes that report to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from ingest.app.up_admin import UpAdmin
+from ingest.config.settings import Settings
+from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.model.causes import FIELDS
+from tests.support.documents import REPOSITORY
+from tests.support.receiver import Client, Reply
+from tests.support.statuses import FakeProcess
+
+TOKEN = "s3cret-token-of-the-test"
+# A process with a real ledger: it reports each second, counts what a line on its input says, and
+# ends with a last status when its input ends.
+CHILD = """
+import asyncio, json, sys
+from ingest.app.status import StatusSource
+from tests.support.statuses import FakeProcess
+
+async def main(role):
+    process, stop = FakeProcess(role), asyncio.Event()
+    source, ledger = process.source, process.ledger
+    send = lambda status: print(json.dumps(status), flush=True)
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    running = asyncio.create_task(source.run(send, stop))
+    while line := await reader.readline():
+        process.takes(int(line))
+        ledger.request_answered("/v1/readings", 202, 0.001)
+        send(source.status())
+    stop.set()
+    await running
+    send(source.status(final=True))
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+class UpRig:
+    """The running port. `told` are the messages that it sent to processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.dead_letters = DeadLetterQueue(
+            folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1
+        )
+        self.up = UpAdmin(
+            Settings(database_unsafe=True, admin_listen="127.0.0.1:0"),
+            dead_letters=self.dead_letters,
+            token=TOKEN,
+            tell=lambda name, message: self.told.append((name, message)),
+            free_bytes=lambda: 10**12,
+            advice={name: f"<{name}>" for name in FIELDS},
+        )
+        self.address = ""
+
+    def hear(self, name: str, process: FakeProcess) -> None:
+        """Take the next status of a process."""
+        self.up.status(name, process.sent())
+
+    async def ask(self, target: str, body: Any = None, **headers: str) -> Reply:
+        """Send a request; with a body as an operator who has the token."""
+        data = b"" if body is None else json.dumps(body).encode()
+        lines = {"Host": self.address, **headers}
+        if body is not None:
+            lines |= {"Authorization": f"Bearer {TOKEN}", "Content-Length": str(len(data))}
+        head = "\r\n".join(
+            [
+                f"{'GET' if body is None else 'POST'} {target} HTTP/1.1",
+                *(f"{name}: {value}" for name, value in lines.items()),
+            ]
+        )
+        client = await Client.connect(self.address)
+        try:
+            await client.send(f"{head}\r\n\r\n".encode() + data)
+            return await client.reply()
+        finally:
+            await client.close()
+
+    async def json(self, target: str) -> Any:
+        """Return the JSON document of a page."""
+        return json.loads((await self.ask(target)).body)
+
+    async def metrics(self) -> dict[str, float]:
+        """Return all samples by name and labels."""
+        text = (await self.ask("/metrics")).body.decode()
+        lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in lines}
+
+
+@contextlib.asynccontextmanager
+async def running_up(folder: Path) -> AsyncIterator[UpRig]:
+    """Run the port on a free port of the loopback."""
+    rig = UpRig(folder)
+    await rig.dead_letters.open()
+    rig.address = await rig.up.start("127.0.0.1:1")
+    try:
+        yield rig
+    finally:
+        await rig.up.close()
+        await rig.dead_letters.close()
+
+
+class Child:
+    """A real process that reports to the port, under a name."""
+
+    def __init__(self, rig: UpRig, name: str) -> None:
+        self._rig = rig
+        self.name = name
+        self._reading: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start it, and wait for its first status."""
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", CHILD, self.name.rpartition("-")[0]),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=REPOSITORY,
+            limit=10**6,
+        )
+        self._first = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
+        async with asyncio.timeout(20):
+            await self._first.wait()
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            self._rig.up.status(self.name, json.loads(line))
+            self._first.set()
+
+    async def takes(self, *rows: int) -> None:
+        """Let it count posts with so many readings."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("".join(f"{each}\n" for each in rows).encode())
+        await self.process.stdin.drain()
+
+    async def end(self, *, kill: bool = False) -> None:
+        """End it, and tell the port. Repeatable."""
+        if self.process.returncode is None and kill:
+            self.process.kill()
+        elif self.process.stdin is not None:
+            self.process.stdin.close()
+        if self._reading is not None:
+            await self._reading
+            self._reading = None
+            await self.process.wait()
+            self._rig.up.gone(self.name)

@@ -1,0 +1,42 @@
+"""`ingest up` with tiny_child.py as its gateways and writers. UP_TIMES: its limits, in seconds.
+
+UP_ORPHANS_S and UP_GRACE_S shorten two others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import uvloop
+
+from ingest.app import up as up_module
+from ingest.app.slot import SlotTimes
+from ingest.app.up import up
+from ingest.cli.main import build_parser, load_settings
+from ingest.cli.terminal import say
+from ingest.model.errors import IngestError
+from ingest.system import orphans
+
+TINY = (sys.executable, "-P", str(Path(__file__).parent / "tiny_child.py"))
+
+
+def main() -> int:
+    """Run it; return the exit code."""
+    parsed = build_parser("up").parse_args(sys.argv[1:])
+    settings = load_settings(parsed, os.environ).settings
+    orphans.PATIENCE_S = float(os.environ.get("UP_ORPHANS_S", "10"))
+    up_module.GRACE_S = float(os.environ.get("UP_GRACE_S", "5"))
+    limits = [float(each) for each in os.environ.get("UP_TIMES", "15 3 15").split()]
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(up(settings, announce=say, program=TINY, times=SlotTimes(*limits)))
+    except IngestError as error:
+        print(f"ingest: {error}", file=sys.stderr)  # noqa: T201  as the command line does
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""Several processes as one: sums that never fall, processes that are replaced, gone or silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ingest.app.instances import LEFT_S, SILENT_S, Instances
+from ingest.app.status import read_status
+from ingest.model.ledger import Ledger
+from tests.support.statuses import FakeProcess
+
+
+class Rig:
+    """Instances, and a clock that the test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **given: float) -> None:
+        self.now_s = 1000.0
+        for part in ("instances", "status"):
+            monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
+        self.own = Ledger()
+        self.instances = Instances(self.own, "0.1", 1, **given)
+        self.seen: list[dict[str, Any]] = []
+
+    def hear(self, name: str, process: FakeProcess, *, final: bool = False) -> None:
+        """Take the next status of a process."""
+        self.instances.heard(name, read_status(process.sent(final=final)))
+
+    def total(self) -> Ledger:
+        """Return the sum. No counter is smaller than in the sum before."""
+        self.instances.refresh()
+        found = self.instances.ledger
+        if self.seen:
+            before = Ledger.from_snapshot(self.seen[-1])
+            for name in ("received", "committed", "published", "delivered", "returned"):
+                assert getattr(found, name) >= getattr(before, name), name
+            for key, count in before.requests.items():
+                assert found.requests[key] >= count
+        self.seen.append(found.snapshot())
+        return found
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """No process yet."""
+    return Rig(monkeypatch)
+
+
+def test_sum_of_two_gateways_and_a_writer(rig: Rig) -> None:
+    """Counters, held readings, the own process too; the balance is that of all."""
+    one, two, writer = FakeProcess("gateway"), FakeProcess("gateway"), FakeProcess("writer")
+    one.takes(10)
+    two.takes(5)
+    two.ledger.received += 2
+    two.held = 2
+    writer.takes(12)
+    rig.own.request_answered("/metrics", 200, 0.1)
+    for name, each in (("gateway-1", one), ("gateway-2", two), ("writer-1", writer)):
+        rig.hear(name, each)
+    total = rig.total()
+    assert (total.received, total.published, total.delivered) == (17, 15, 12)
+    assert total.held == 2
+    assert total.imbalance == 0
+    assert total.requests["/metrics", 200] == 1
+    assert [each.name for each in rig.instances] == ["gateway-1", "gateway-2", "writer-1"]
+
+
+def test_successor_counts_from_zero_and_the_sum_does_not(rig: Rig) -> None:
+    """The old one is replaced while it still finishes; then it ends, with a last status."""
+    old, new = FakeProcess("gateway"), FakeProcess("gateway")
+    old.takes(100)
+    rig.hear("gateway-1", old)
+    assert rig.total().received == 100
+    new.ready["state"] = "starting"
+    rig.hear("gateway-1", new)
+    (slot,) = rig.instances
+    assert slot.status.pid == new.pid
+    assert slot.serving.pid == old.pid, "it still takes the posts"
+    old.takes(10)
+    rig.hear("gateway-1", old)
+    new.ready["state"] = "accepting"
+    new.takes(1)
+    rig.hear("gateway-1", new)
+    assert rig.total().received == 111
+    assert slot.serving.pid == new.pid
+    rig.hear("gateway-1", old, final=True)
+    rig.instances.gone("gateway-1")
+    assert rig.total().received == 111
+    assert not slot.gone
+    assert slot.leaving == {}
+    new.takes(1)
+    rig.hear("gateway-1", new)
+    assert rig.total().received == 112
+    assert rig.instances.unclean == 0
+
+
+def test_killed_processes_leave_no_imbalance(rig: Rig) -> None:
+    """What a writer held comes again; of what a gateway held nobody knows. It is not held now."""
+    gateway, writer = FakeProcess("gateway"), FakeProcess("writer")
+    gateway.ledger.received = gateway.held = 7
+    gateway.ledger.at_receiver = 1
+    gateway.ledger.received += 1
+    writer.ledger.delivered = writer.held = 5
+    rig.hear("gateway-1", gateway)
+    rig.hear("writer-1", writer)
+    assert (rig.total().held, rig.total().imbalance) == (13, 0)
+    rig.instances.gone("gateway-1")
+    rig.instances.gone("writer-1")
+    total = rig.total()
+    assert (total.held, total.imbalance) == (0, 0)
+    assert total.rejected == {"outcome_unknown": 8}
+    assert total.returned == 5
+    assert rig.instances.unclean == 2
+    rig.instances.gone("writer-1")  # a second time changes nothing
+    rig.hear("writer-1", writer)  # a line that was still in the channel
+    assert rig.total().delivered == 5
+    successor = FakeProcess("writer")
+    successor.takes(5)
+    rig.hear("writer-1", successor)
+    assert rig.total().delivered == 10
+    assert [each.gone for each in rig.instances] == [True, False]
+
+
+def test_replaced_process_that_falls_silent_has_ended(rig: Rig) -> None:
+    """Also if nobody says that it is gone: its counters stay in the sum."""
+    old, new = FakeProcess("writer"), FakeProcess("writer")
+    old.takes(4)
+    rig.hear("writer-1", old)
+    rig.hear("writer-1", new)
+    rig.now_s += LEFT_S + 1
+    assert rig.total().delivered == 4
+    (slot,) = rig.instances
+    assert slot.leaving == {}
+    assert rig.total().delivered == 4
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_end_that_is_told_late_does_not_end_the_successor(rig: Rig, final: bool) -> None:
+    """The old one has ended already: by its last status, or because nothing more came from it."""
+    old, new = FakeProcess("writer"), FakeProcess("writer")
+    rig.hear("writer-1", old)
+    rig.hear("writer-1", new)
+    rig.hear("writer-1", old, final=final)
+    rig.now_s += LEFT_S + 1
+    rig.total()
+    rig.hear("writer-1", new)
+    rig.instances.gone("writer-1")
+    (slot,) = rig.instances
+    assert slot.runs
+    rig.instances.gone("writer-1")
+    assert slot.gone
+
+
+def test_status_that_comes_late_does_not_go_back(rig: Rig) -> None:
+    """A channel keeps the order; another way may not."""
+    gateway = FakeProcess("gateway")
+    early = read_status(gateway.sent())
+    gateway.takes(3)
+    rig.hear("gateway-1", gateway)
+    rig.instances.heard("gateway-1", early)
+    assert rig.total().received == 3
+
+
+def test_silent_process_does_not_run_and_its_readings_are_still_held(rig: Rig) -> None:
+    """It may be frozen: nobody knows yet."""
+    writer = FakeProcess("writer")
+    writer.ledger.delivered = writer.held = 5
+    rig.hear("writer-1", writer)
+    (slot,) = rig.instances
+    assert slot.runs
+    rig.now_s += SILENT_S
+    assert not slot.runs
+    assert rig.total().held == 5
+    assert [each.pid for each in rig.instances.shown()] == [1, None]
+
+
+def test_forgotten_process_is_counted_once_if_it_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody says that it has ended. Another process of that name is another one."""
+    rig = Rig(monkeypatch, forget_s=30)
+    gateway, writer = FakeProcess("gateway"), FakeProcess("writer")
+    gateway.takes(5)
+    writer.takes(4)
+    writer.ledger.delivered += 3
+    writer.held = 3
+    rig.hear("gateway-a", gateway)
+    rig.hear("writer-b", writer)
+    rig.now_s += 29
+    rig.hear("gateway-a", gateway)
+    rig.total()
+    assert len(list(rig.instances)) == 2
+    rig.now_s += 2
+    rig.hear("gateway-a", gateway)
+    total = rig.total()
+    assert [each.name for each in rig.instances] == ["gateway-a"]
+    assert (total.delivered, total.returned, total.imbalance) == (7, 3, 0)
+    rig.seen.clear()  # what it held was not returned after all
+    rig.hear("writer-b", writer)
+    assert (rig.total().delivered, rig.instances.ledger.returned) == (7, 0)
+    rig.hear("gateway-a", gateway, final=True)
+    assert rig.total().received == 5
+    assert [each.name for each in rig.instances] == ["writer-b"]
+    successor = FakeProcess("gateway")
+    successor.takes(2)
+    rig.hear("gateway-a", successor)
+    assert rig.total().received == 7
+
+
+def test_rates_are_those_between_two_statuses_of_one_process(rig: Rig) -> None:
+    """A successor has none at first, and never a negative one."""
+    gateway = FakeProcess("gateway")
+    rig.hear("gateway-1", gateway)
+    gateway.takes(500)
+    rig.instances.heard("gateway-1", read_status(gateway.sent(after_s=2)))
+    (slot,) = rig.instances
+    assert slot.per_s == 250
+    rig.instances.heard("gateway-1", read_status(gateway.sent(after_s=0.01)))
+    assert slot.per_s == 250, "two statuses of one moment"
+    rig.hear("gateway-1", FakeProcess("gateway"))
+    assert (slot.per_s, slot.cpu) == (0, 0)
+
+
+def test_fullest_buffer_and_oldest_reading_are_shown(rig: Rig) -> None:
+    """Not the mean of all: the one that is full refuses posts."""
+    full, empty = FakeProcess("gateway"), FakeProcess("gateway")
+    full.held, full.oldest_s = 90, 5.0
+    for name, each in (("gateway-1", full), ("gateway-2", empty)):
+        rig.hear(name, each)
+    stats = rig.instances.buffer()
+    assert (stats.rows, stats.rows_max) == (90, 200)
+    assert stats.used == pytest.approx(0.9)
+
+
+def test_oldest_reading_has_the_age_that_its_process_told(rig: Rig) -> None:
+    """Between two statuses it does not grow; if no more status comes, it does."""
+    one, two = FakeProcess("writer"), FakeProcess("writer")
+    one.oldest_s, two.oldest_s = rig.now_s - 2, rig.now_s - 1
+    rig.hear("writer-1", one)
+    rig.hear("writer-2", two)
+    for later_s, expected_s in ((0.5, 2), (SILENT_S, SILENT_S + 2.5)):
+        rig.now_s += later_s
+        oldest_s = rig.instances.buffer().oldest_received_s
+        assert oldest_s is not None
+        assert rig.now_s - oldest_s == pytest.approx(expected_s)
+    rig.instances.gone("writer-1")
+    rig.hear("writer-2", two)
+    oldest_s = rig.instances.buffer().oldest_received_s
+    assert oldest_s is not None
+    assert rig.now_s - oldest_s == pytest.approx(SILENT_S + 1.5)
+
+
+def test_figures_of_the_broker_are_not_added_but_counters_are(rig: Rig) -> None:
+    """Every process sees the same stream; each counts for itself. One that is gone says nothing."""
+    one, two = FakeProcess("writer"), FakeProcess("writer")
+    one.broker = {"broker_up": 1, "stream_bytes": 10, "stream_skipped_total": 2}
+    two.broker = {"broker_up": 0, "stream_bytes": 12, "stream_skipped_total": 1}
+    two.broker["consumer_pending"] = {"writer": 4}
+    rig.hear("writer-1", one)
+    rig.hear("writer-2", two)
+    assert rig.instances.broker() == {
+        "broker_up": 0,
+        "stream_bytes": 12,
+        "stream_skipped_total": 3,
+        "consumer_pending": {"writer": 4},
+    }
+    rig.instances.gone("writer-2")
+    assert rig.instances.broker() == {"broker_up": 1, "stream_bytes": 10, "stream_skipped_total": 3}
+
+
+def test_database_is_up_if_all_writers_reach_it(rig: Rig) -> None:
+    """Gateways know nothing of it."""
+    assert rig.instances.database_up() is None
+    gateway, one, two = FakeProcess("gateway"), FakeProcess("writer"), FakeProcess("writer")
+    rig.hear("gateway-1", gateway)
+    assert rig.instances.database_up() is None
+    rig.hear("writer-1", one)
+    assert rig.instances.database_up() is True
+    two.database_up, two.hold_reason, two.message = False, "schema", "no such column"
+    rig.hear("writer-2", two)
+    assert rig.instances.database_up() is False
+    assert rig.instances.hold_reason() == "schema"
+    assert rig.instances.message() == "no such column"
+
+
+def test_names_are_in_the_order_of_their_numbers(rig: Rig) -> None:
+    """`gateway-10` is behind `gateway-2`."""
+    for number in (10, 2, 1):
+        rig.hear(f"gateway-{number}", FakeProcess("gateway"))
+    assert [each.name for each in rig.instances] == ["gateway-1", "gateway-2", "gateway-10"]

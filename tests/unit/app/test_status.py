@@ -1,0 +1,162 @@
+"""The status of one process: complete, small, and read without trust."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import orjson
+import pytest
+
+from ingest.admin.dashboard.tail import TailSample
+from ingest.app.status import STATUS_BYTES_MAX, StatusSource, read_status
+from ingest.model.codes import PROBLEMS
+from ingest.model.ledger import CLOSED_BY, Ledger
+from ingest.model.reading import NAME_CHARACTERS_MAX, Reading
+from ingest.receiver.refused_posts import BODY_BYTES_MAX
+from ingest.system.clock import monotonic_s, unix_us
+from tests.support.statuses import FakeProcess
+from tests.unit.admin.test_exposition import busy
+
+READY = b'{"state":"on_hold","cause":"schema","reason":"writes are paused","refusing":false}'
+
+
+def test_status_comes_back_as_it_was() -> None:
+    """Counters, gauges, state, and the age of the oldest reading."""
+    ledger = busy()
+    assert ledger.gauges is not None
+    gauges = ledger.gauges
+    ledger.gauges = gauges._replace(
+        broker=lambda: {"stream_bytes": 5, "consumer_pending": {"writer": 2}}
+    )
+    source = StatusSource("writer", ledger, lambda: (200, READY), message=lambda: "no table")
+    status = read_status(orjson.loads(orjson.dumps(source.status())))
+    assert (status.role, status.state, status.message) == ("writer", "on_hold", "no table")
+    assert status.ready["cause"] == "schema"
+    read = status.ledger.gauges
+    assert read is not None
+    assert read.buffer()._replace(oldest_received_s=None) == gauges.buffer()._replace(
+        oldest_received_s=None
+    )
+    assert read.buffer().oldest_received_s == pytest.approx(monotonic_s() - 3, abs=0.5)
+    assert read.dead_letters() == gauges.dead_letters()
+    assert read.broker() == {"stream_bytes": 5, "consumer_pending": {"writer": 2}}
+    assert read.hold_reason() == "schema"
+    assert status.ledger.imbalance == ledger.imbalance == 0
+    assert status.cpu_s > 0
+    assert status.memory_bytes > 1_000_000
+
+
+def test_largest_status_is_below_its_bound() -> None:
+    """With all labels, and names and bodies that become six times as long in JSON."""
+    ledger = busy()
+    for code, problem in PROBLEMS.items():
+        ledger.readings_rejected(code, 10**15)
+        ledger.post_refused(code)
+        for route in ("/v1/readings", "/livez", "/readyz", "other"):
+            ledger.request_answered(route, problem.status, 1.0)
+    for cause in CLOSED_BY:
+        ledger.connection_closed(cause)
+    name = "\x01" * NAME_CHARACTERS_MAX
+    posts = [
+        {
+            "at": f"2026-11-27T02:00:{at:02}.123456Z",
+            "peer": "2001:db8:1111:2222:3333:4444:5555:6666",
+            "code": "too_many_readings",
+            "item_code": "name_control_character",
+            "field": "device_id",
+            "body": "\x01" * BODY_BYTES_MAX,
+        }
+        for at in range(60)
+    ]
+    source = StatusSource(
+        "gateway",
+        ledger,
+        lambda: (200, json.dumps({"state": "full", "reason": "x" * 1000}).encode()),
+        message=lambda: "\x01" * 10_000,
+        tail=lambda: TailSample(
+            [Reading(10**15, name, name, 1e300)] * 40, [], 9, [name] * 99, True
+        ),
+        refused_posts=lambda: posts,
+    )
+    sent = orjson.dumps(source.status())
+    assert 20_000 < len(sent) < STATUS_BYTES_MAX
+    assert read_status(orjson.loads(sent)).state == "full"
+
+
+def test_refused_post_is_sent_once() -> None:
+    """The newest first; nothing if nothing came; all of them if the known one is gone."""
+    process = FakeProcess("gateway")
+    process.refused = [{"at": "2"}, {"at": "1"}]
+    assert process.sent()["refused_posts"] == [{"at": "2"}, {"at": "1"}]
+    assert process.sent()["refused_posts"] == []
+    process.refused = [{"at": "4"}, {"at": "3"}, {"at": "2"}, {"at": "1"}]
+    assert process.sent()["refused_posts"] == [{"at": "4"}, {"at": "3"}]
+    process.refused = [{"at": "9"}]
+    assert process.sent()["refused_posts"] == [{"at": "9"}]
+
+
+def _changed(sent: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    *outer, last = path.split(".")
+    inside = sent
+    for name in outer:
+        inside = inside[name]
+    if value is KeyError:
+        del inside[last]
+    else:
+        inside[last] = value
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("role", KeyError),
+        ("counters", KeyError),
+        ("counters", 5),
+        ("counters.received", "x"),
+        ("pid", "none"),
+        ("pid", 1e400),
+        ("ready", []),
+        ("ready", None),
+        ("ready.state", KeyError),
+        ("gauges.buffer", None),
+        ("gauges.buffer.rows", KeyError),
+        ("gauges.broker", 3),
+        ("gauges.oldest_age_s", "x"),
+        ("tail", 1),
+        ("refused_posts", None),
+        ("cpu_s", None),
+    ],
+)
+def test_what_is_no_status_is_an_error(path: str, value: Any) -> None:
+    """And never another exception."""
+    with pytest.raises(ValueError, match=r"\w"):
+        read_status(_changed(FakeProcess("writer").sent(), path, value))
+
+
+def test_fields_of_a_newer_version_are_ignored() -> None:
+    """The others are read; an unknown state is one that refuses."""
+    sent = _changed(FakeProcess("writer").sent(), "gauges.buffer.rows_on_mars", 5)
+    sent = _changed(_changed(sent, "sings", True), "ready.state", "dancing")
+    assert read_status(sent).state == "starting"
+
+
+async def test_statuses_are_sent_at_full_seconds() -> None:
+    """So figures of several processes are of the same moment."""
+    source = StatusSource("gateway", Ledger(), lambda: (200, READY))
+    stop = asyncio.Event()
+    times_us: list[int] = []
+
+    def send(_status: dict[str, Any]) -> None:
+        times_us.append(unix_us())
+        if len(times_us) == 3:
+            stop.set()
+
+    async with asyncio.timeout(5):
+        await asyncio.sleep((1.5 - unix_us() / 1e6 % 1.0) % 1.0)  # half a second off
+        await source.run(send, stop)
+    for each in times_us[1:]:
+        assert each % 1_000_000 < 300_000
+    assert 0.6e6 < times_us[2] - times_us[1] < 1.4e6

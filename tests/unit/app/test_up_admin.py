@@ -1,0 +1,206 @@
+"""The one admin port of several processes: probes, metrics, hold release, and the page's data."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.receiver import Client, until
+from tests.support.statuses import FakeProcess
+from tests.support.up_admin import Child, UpRig, running_up
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[UpRig]:
+    """The port, without any process."""
+    async with running_up(tmp_path) as rig:
+        yield rig
+
+
+async def test_real_processes_are_counted_together(rig: UpRig) -> None:
+    """Two gateways and a writer; one ends in order, one is killed; their successors start at 0."""
+    async with AsyncExitStack() as stack:
+        children = [Child(rig, name) for name in ("gateway-1", "gateway-2", "writer-1")]
+        for child in children:
+            stack.push_async_callback(child.end, kill=True)
+        await asyncio.gather(*(child.start() for child in children))
+        one, two, writer = children
+        await asyncio.gather(one.takes(5, 6), two.takes(7), writer.takes(18))
+        instances = rig.up.instances
+
+        def total() -> tuple[int, int]:
+            instances.refresh()
+            return instances.ledger.received, instances.ledger.delivered
+
+        await until(lambda: total() == (18, 18))
+        metrics = await rig.metrics()
+        name = "ingest_readings_received_total"
+        assert [metrics[f'{name}{{instance="gateway-{at}"}}'] for at in (1, 2)] == [11, 7]
+        began, own = (
+            metrics[f'process_start_time_seconds{{instance="{each}"}}']
+            for each in ("writer-1", "up")
+        )
+        assert began > own + 0.3
+        document = await rig.json("/readyz")
+        assert document["state"] == "accepting"
+        assert [each["instance"] for each in document["instances"]] == [
+            each.name for each in children
+        ]
+        await one.end()
+        await two.end(kill=True)
+        assert (await rig.ask("/readyz")).status == 503
+        assert total() == (18, 18)
+        successor = Child(rig, "gateway-1")
+        stack.push_async_callback(successor.end, kill=True)
+        await successor.start()
+        await successor.takes(2)
+        await until(lambda: total() == (20, 18))
+        metrics = await rig.metrics()
+        assert metrics[f'{name}{{instance="gateway-1"}}'] == 2
+        assert metrics['ingest_instance_up{instance="gateway-1"}'] == 1
+        assert metrics['ingest_instance_up{instance="gateway-2"}'] == 0
+        assert 'process_resident_memory_bytes{instance="gateway-2"}' not in metrics
+        assert instances.unclean == 1
+
+
+def _busy(rig: UpRig) -> None:
+    gateway, writer = FakeProcess("gateway"), FakeProcess("writer")
+    gateway.takes(5)
+    writer.takes(5)
+    writer.broker = {
+        "broker_up": 1,
+        "stream_bytes": 10,
+        "stream_bytes_max": 100,
+        "stream_skipped_total": 0,
+        "consumer_pending": {"writer": 0, "forward-a": 3},
+        "consumer_ack_pending": {"writer": 2},
+    }
+    rig.hear("gateway-1", gateway)
+    rig.hear("writer-1", writer)
+
+
+async def test_every_series_has_the_label_of_its_process(rig: UpRig) -> None:
+    """Also those of Python and of the process. No series is there twice."""
+    _busy(rig)
+    text = (await rig.ask("/metrics")).body.decode()
+    lines = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(lines) == len(set(lines))
+    assert all('instance="' in line for line in lines)
+    types = [line for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len(set(types))
+    metrics = await rig.metrics()
+    assert metrics['ingest_consumer_pending{consumer="forward-a",instance="writer-1"}'] == 3
+    assert metrics['ingest_roles_imbalance_rows{instance="up"}'] == 0
+    assert 'ingest_db_up{instance="gateway-1"}' not in metrics
+    assert metrics['ingest_db_up{instance="writer-1"}'] == 1
+    with_folder = {line for line in lines if line.startswith("ingest_dlq_bytes{")}
+    assert with_folder == {'ingest_dlq_bytes{instance="up"}'}
+    assert metrics['ingest_state{instance="up",state="accepting"}'] == 1
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
+async def test_metrics_of_several_processes_pass_promtool(rig: UpRig) -> None:
+    """Prometheus' linter finds nothing."""
+    _busy(rig)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["promtool", "check", "metrics"],
+        input=(await rig.ask("/metrics")).body,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+async def test_hold_release_goes_to_the_writers_that_wait(rig: UpRig) -> None:
+    """To no gateway, and to no writer that writes. Without a token to nobody."""
+    names = ("gateway-1", "writer-1", "writer-2", "writer-3")
+    processes = {name: FakeProcess(name.rpartition("-")[0]) for name in names}
+    processes["writer-2"].hold_reason = "schema"
+    processes["writer-3"].database_up = False
+    for name, process in processes.items():
+        rig.hear(name, process)
+    assert (await rig.ask("/hold/release", **{"Content-Length": "0"})).status == 405
+    reply = await rig.ask("/hold/release", {"dead_letter": True})
+    assert json.loads(reply.body) == {"released": True}
+    message = {"do": "release_hold", "dead_letter": True}
+    assert rig.told == [("writer-2", message), ("writer-3", message)]
+    for name in ("writer-2", "writer-3"):
+        rig.up.gone(name)
+    reply = await rig.ask("/hold/release", {"dead_letter": False})
+    assert json.loads(reply.body) == {"released": False}
+    assert len(rig.told) == 2
+
+
+async def test_status_that_cannot_be_read_breaks_nothing(
+    rig: UpRig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is logged once; the others are shown."""
+    _busy(rig)
+    wrong: list[Any] = [{}, {"counters": {}}, {"tail": 5}, {"role": None}]
+    for blob in wrong:
+        rig.up.status("writer-2", blob)
+    sent = FakeProcess("writer").sent()
+    rig.up.status("writer-2", {**sent, "tail": {"readings": [[1]], "posts": 1}})
+    assert capfd.readouterr().out.count("status_not_read") == 1
+    assert [each.name for each in rig.up.instances] == ["gateway-1", "writer-1"]
+    assert (await rig.ask("/readyz")).status == 200
+    rig.up.gone("writer-7")  # nobody knows it
+
+
+async def test_page_has_the_processes_the_stream_and_the_newest_readings(rig: UpRig) -> None:
+    """The history counts all; the tail is what gateways send; refused posts need the token."""
+    history = await rig.json("/history")
+    assert history["buffer"] == "stream"
+    gateway = FakeProcess("gateway")
+    gateway.refused = [{"at": "2026-01-01T00:00:00Z", "code": "not_json", "body": "x"}]
+    sent = gateway.sent()
+    sent["tail"] |= {"posts": 4, "readings": [[1_760_000_000_000_000, "d1", "m", 2.5]]}
+    _busy(rig)
+    rig.up.status("gateway-2", sent)
+    for second in (10, 11):
+        rig.up.dashboard.history.sample(second)
+    columns = (await rig.json("/history"))["columns"]
+    assert columns["stream_bytes"][-1] == 10
+    assert columns["stream_waiting"][-1] == 5
+    assert json.loads((await rig.ask("/refused")).body)["status"] == 401
+    reply = await rig.ask("/refused", Authorization="Bearer s3cret-token-of-the-test")
+    assert [each["code"] for each in json.loads(reply.body)["posts"]] == ["not_json"]
+
+
+async def test_feed_shows_what_the_processes_send(rig: UpRig) -> None:
+    """The sample of a second, of one device too; the processes; the figures of the broker."""
+
+    client = await Client.connect(rig.address)
+    try:
+        head = f"GET /feed?tail=true&device_id=d2 HTTP/1.1\r\nHost: {rig.address}\r\n\r\n"
+        await client.send(head.encode())
+        await client.reply()
+        await until(lambda: rig.up.dashboard.feed.clients == 1)
+        _busy(rig)
+        sent = FakeProcess("gateway").sent()
+        sent["tail"] |= {"posts": 4, "readings": [[1, "d1", "m", 2.5], [2, "d2", "m", 3.5]]}
+        rig.up.status("gateway-2", sent)
+        seen: dict[str, Any] = {}
+        async with asyncio.timeout(5):
+            while not seen.get("tail", {}).get("posts"):
+                event = (await client.reader.readuntil(b"\n\n")).decode()
+                lines = dict(line.split(": ", 1) for line in event.strip().split("\n"))
+                if "data" in lines:
+                    seen[lines.get("event", "")] = json.loads(lines["data"])
+        assert seen["tail"] == {"posts": 4, "readings": [[2, "d2", "m", 3.5]]}
+        names = [each["instance"] for each in seen[""]["ready"]["instances"]]
+        assert names == ["gateway-1", "gateway-2", "writer-1"]
+        assert seen[""]["sum"]["broker"]["stream_bytes"] == 10
+        assert seen[""]["level"] == "ok"
+    finally:
+        await client.close()

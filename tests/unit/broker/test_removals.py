@@ -1,0 +1,128 @@
+"""Messages that somebody removed are seen, and our own purge is no such thing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.broker.removals import Removal, RemovalCheck
+from ingest.broker.stream_state import StreamState
+
+NONE = StreamState(
+    made="monday",
+    first=1,
+    last=0,
+    messages=0,
+    size_bytes=0,
+    bytes_max=0,
+    replicas=1,
+    oldest="",
+    leader="",
+    copies=(),
+    consumer_made="monday",
+    deliveries=0,
+    delivered_to=0,
+    done_to=0,
+    waiting=0,
+    pending=0,
+    redelivered=0,
+)
+# 100 messages; 60 were delivered, 50 are done, and 20 of these were purged.
+SOME = NONE._replace(
+    first=21, last=100, messages=80, deliveries=60, delivered_to=60, done_to=50, waiting=40
+)._replace(pending=10)
+
+
+def seen(*looks: StreamState | None, published_to: int = 0) -> Removal | None:
+    """Return what the last two looks have found; nothing was found before."""
+    check = RemovalCheck()
+    for each in looks[:-1]:
+        assert check.see(each, published_to=published_to) is None
+    assert check.suspects, "it asks for a second look"
+    found = check.see(looks[-1], published_to=published_to)
+    assert not check.suspects
+    assert check.see(looks[-1], published_to=published_to) is None, "once"
+    return found
+
+
+def test_stream_that_is_gone_is_found_with_what_was_not_done() -> None:
+    """Whether there is another one or not. What we published since the look counts too."""
+    found = seen(SOME, None, None)
+    assert found is not None
+    assert (found.what, found.messages) == ("the stream is gone", 50)
+    new = NONE._replace(made="tuesday")
+    found = seen(SOME, new, new, published_to=107)
+    assert found is not None
+    assert ("there is a new one" in found.what, found.messages) == (True, 57)
+
+
+def test_stream_without_a_consumer_loses_all_its_messages() -> None:
+    """Nobody has done any of them."""
+    bare = SOME._replace(consumer_made="", delivered_to=0, deliveries=0, done_to=0, waiting=0)
+    found = seen(bare._replace(pending=0), None, None)
+    assert found is not None
+    assert found.messages == 80
+
+
+@pytest.mark.parametrize(("last", "lost"), [(99, 1), (70, 30), (40, 50)])
+def test_restored_stream_has_lost_what_is_behind_its_end(last: int, lost: int) -> None:
+    """Without the messages that were done."""
+    now = SOME._replace(last=last)
+    found = seen(SOME, now, now)
+    assert found is not None
+    assert found.messages == lost
+
+
+def test_purge_by_hand_has_removed_what_was_not_delivered() -> None:
+    """The broker moves its consumer behind the purge; the number of deliveries stays."""
+    now = SOME._replace(first=91, delivered_to=90, done_to=90, pending=0)
+    found = seen(SOME, now, now)
+    assert found is not None
+    assert found.messages == 30
+    check = RemovalCheck()
+    check.see(SOME)
+    assert check.see(now._replace(deliveries=90)) is None, "all was delivered"
+    assert not check.suspects
+
+
+def test_killed_server_forgets_deliveries_and_no_message() -> None:
+    """Then a step of less than the most pending messages says nothing."""
+    check = RemovalCheck()
+    check.see(SOME)
+    now = SOME._replace(first=91, delivered_to=90, done_to=90, pending=0)
+    assert check.see(now, reconnected=True) is None
+    assert not check.suspects
+    far = now._replace(first=2_000, last=3_000, delivered_to=1_999)
+    assert check.see(far, reconnected=True) is None
+    assert check.suspects
+
+
+def test_one_strange_answer_is_no_loss() -> None:
+    """A server that was cut off from the others gives an old answer once."""
+    check = RemovalCheck()
+    check.see(SOME)
+    assert check.see(SOME._replace(last=90)) is None
+    assert check.see(SOME._replace(last=110)) is None
+    assert not check.suspects
+
+
+@given(st.lists(st.sampled_from(["publish", "deliver", "again", "done", "purge", "look"])))
+def test_nothing_is_found_while_only_we_purge(events: list[str]) -> None:
+    """Whatever the order, with deliveries that come again."""
+    check = RemovalCheck()
+    now = NONE
+    for event in events:
+        if event == "publish":
+            now = now._replace(last=now.last + 1)
+        elif event == "deliver" and now.delivered_to < now.last:
+            now = now._replace(deliveries=now.deliveries + 1, delivered_to=now.delivered_to + 1)
+        elif event == "again":
+            now = now._replace(deliveries=now.deliveries + 1)
+        elif event == "done" and now.done_to < now.delivered_to:
+            now = now._replace(done_to=now.done_to + 1)
+        elif event == "purge":
+            now = now._replace(first=now.done_to + 1)
+        elif event == "look":
+            assert check.see(now, published_to=now.last) is None
+            assert not check.suspects
