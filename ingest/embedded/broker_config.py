@@ -94,8 +94,8 @@ def roles_text() -> str:
         f"{json.dumps(_rights(role, may), indent=2)} }}".replace("\n", "\n      ")
         for role, may in ROLES.items()
     )
-    return f"""# The users of iot-ingest and their permissions. `python -m ingest.cli.print_docs --write`
-# writes this file. passwords.conf beside it sets the variables: GATEWAY_PASSWORD: "..", and so on.
+    return f"""# The users of iot-ingest and their permissions, as ingest.cli.print_docs writes this file.
+# passwords.conf beside it sets the variables: GATEWAY_PASSWORD: "..", and so on.
 include "passwords.conf"
 accounts {{
   {_ACCOUNT} {{ jetstream: enabled, users: [
