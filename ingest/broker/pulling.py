@@ -53,6 +53,7 @@ class Delivery(NamedTuple):
     place: int  # in the stream
     tries: int
     ack_subject: str
+    size_bytes: int = 0  # of the data, also where somebody has dropped that
 
 
 class Pull(NamedTuple):
@@ -237,14 +238,14 @@ class Puller:
             self._skipped(found)
         self._given(place)
         self._left -= 1
-        self._take(Delivery(message.data, place, tries, message.reply_to))
+        self._take(Delivery(message.data, place, tries, message.reply_to, len(message.data)))
         if self._left == 0:
             self._over.set()
 
     def done(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledge: these never come again."""
         deliveries = list(deliveries)
-        self.done_bytes += sum(len(each.data) for each in deliveries)
+        self.done_bytes += sum(each.size_bytes for each in deliveries)
         self._say(deliveries, _DONE)
 
     def working(self, deliveries: Iterable[Delivery]) -> None:

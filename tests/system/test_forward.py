@@ -87,17 +87,16 @@ class Process:
 
 
 @asynccontextmanager
-async def forward(
-    state: Path, url: str, *more: object, env: Mapping[str, str] | None = None
-) -> AsyncIterator[Process]:
+async def forward(state: Path, url: str | None, *more: object) -> AsyncIterator[Process]:
     """Run a forwarder until the end of the block, at the latest."""
-    flags = ("--name", "x", "--to", url, "--state-dir", state, "--admin-listen", "127.0.0.1:0")
+    target = () if url is None else ("--to", url)
+    flags = ("--name", "x", *target, "--state-dir", state, "--admin-listen", "127.0.0.1:0")
     words = [str(each) for each in (*flags, "--send-retry-s-max", "0.2", *more)]
     started = Process(
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "ingest", "forward", *words),
             cwd=REPOSITORY,
-            env=environment(env),
+            env=environment(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=MIB,
@@ -162,7 +161,9 @@ async def test_probes_metrics_and_the_end_of_a_process(tmp_path: Path, here: Her
     """It says what it does, and on SIGTERM what it has done, with exit code 0."""
     async with broker_in(tmp_path) as server, Webhook() as target:
         await fill(server, messages_of(readings(50), 10))
-        async with forward(tmp_path, target.url, "--device", "device-[0-3]") as running:
+        url = tmp_path / "url"
+        url.write_text(target.url)
+        async with forward(tmp_path, None, "--to-file", url, "--device", "device-[0-3]") as running:
             assert running.lines[-1].startswith("forwards x to http://127.0.0.1:")
             assert "token=secret" not in running.lines[-1]
             await until(lambda: len(target.kept) == 5)
@@ -274,6 +275,8 @@ async def test_target_checks_the_signature_as_the_document_shows(
         (("--to", "http://x.example/"), "would get the readings without TLS"),
         (("--to", "https://x.example/", "--name", "a b"), "'a b' is not a name of 1 to 32"),
         (("--to", "https://x.example/", "--name", "../x"), "is not a name of 1 to 32"),
+        ((), "one of the arguments --to --to-file is required"),
+        (("--to-file", "/nowhere"), "/nowhere cannot be read: No such file"),
         (("--to", "https://x.example/", "--send-s-max", "0"), "--send-s-max"),
         (("--to", "https://x.example/", "--in-flight", "many"), "--in-flight"),
     ],
