@@ -99,7 +99,7 @@ class Puller:
         pull: Pull = Pull(),  # noqa: B008  immutable
     ) -> None:
         self.wanted = asyncio.Event()
-        self.done_bytes = 0  # of messages that were done, so far
+        self.delivered_bytes = 0  # so far
         self._connection = connection
         self._stream = stream
         self._name = f"{stream}.{consumer}"
@@ -236,6 +236,7 @@ class Puller:
         if found := self._check.delivered(delivery, place, is_first=tries == 1):
             self._skipped(found)
         self._given(place)
+        self.delivered_bytes += len(message.data)
         self._left -= 1
         self._take(Delivery(message.data, place, tries, message.reply_to))
         if self._left == 0:
@@ -243,8 +244,6 @@ class Puller:
 
     def done(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledge: these never come again."""
-        deliveries = list(deliveries)
-        self.done_bytes += sum(len(each.data) for each in deliveries)
         self._say(deliveries, _DONE)
 
     def working(self, deliveries: Iterable[Delivery]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ingest.broker.pulling import Delivery
+from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.stream.messages import NotOurs, decode_message
 from ingest.model.block import Block
@@ -66,7 +67,8 @@ class StreamOutlet:
         self.redeliveries = 0  # messages that had been delivered before
         self._puller: Pulls | None = None
         self._deliveries: dict[Block, Delivery] = {}
-        self._blocks: dict[int, Block] = {}  # by their place in the stream
+        # By place and head: in a stream that was made anew another message has the same place.
+        self._blocks: dict[tuple[int, bytes], Block] = {}
 
     def pull_from(self, puller: Pulls) -> None:
         """Begin to take messages. The puller gives them to `deliver`."""
@@ -78,8 +80,10 @@ class StreamOutlet:
     def deliver(self, delivery: Delivery) -> None:
         """Take a message. One that is here already has come a second time: it is kept once."""
         self.redeliveries += delivery.tries > 1
-        if (block := self._blocks.get(delivery.place)) is not None:
-            self._deliveries[block] = delivery  # the broker listens to the newest one
+        head = delivery.data[:HEAD_BYTES]
+        if (block := self._blocks.get((delivery.place, head))) is not None:
+            # The broker listens to the newest one.
+            self._deliveries[block] = delivery._replace(data=head)
             return
         try:
             block = decode_message(delivery.data)
@@ -87,8 +91,8 @@ class StreamOutlet:
             self._foreign(delivery, str(why))
             return
         block.doubtful = delivery.tries > 1
-        self._deliveries[block] = delivery._replace(data=b"")  # the block has its own copy
-        self._blocks[delivery.place] = block
+        self._deliveries[block] = delivery._replace(data=head)  # the block has its own copy
+        self._blocks[delivery.place, head] = block
         self._ledger.delivered += block.rows
         self._memory.append(block)
         self._want()
@@ -162,7 +166,7 @@ class StreamOutlet:
     def _forget(self, blocks: Iterable[Block]) -> list[Delivery]:
         found = [self._deliveries.pop(block) for block in blocks if block in self._deliveries]
         for each in found:
-            del self._blocks[each.place]
+            del self._blocks[each.place, each.data]
         return found
 
     def stats(self) -> BufferStats:
