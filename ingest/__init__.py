@@ -24,6 +24,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (a post, until it is decoded), keeper (from there to its answer),
                     query, replies, ack_waits
+    forward/        bodies, sender, forwarder: from the stream to a webhook
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay;
                     store (what commands and the page use); stream/ (the same in a broker)
     http/           listener, connections (limits of a port), connection (one) with
@@ -35,6 +36,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     sinks/          postgres/: sink, connection, sqlstate, schema, durability, lookup
     embedded/       our own PostgreSQL (server, data, programs) and nats-server (broker)
     broker/         NATS JetStream: session and connection, publishing, pulling, streams, roles
+    http_client/    posts to the servers of others
     config/         settings, and where their values come from
     system/         clock, logs, files, state_folder, signals, backoff
     model/          reading, rows, block, ack, letter, verdict, errors, ledger, ports (contracts)

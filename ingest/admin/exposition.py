@@ -74,16 +74,12 @@ class Shown(NamedTuple):
 class JointExposition:
     """The metrics of several processes, each series with the label `instance`.
 
-    `shown` returns the processes, of which the first is this one. `imbalance` returns the balance
-    between them. If a process is replaced, its successor has the same name, and its counters begin
-    at 0 again: for Prometheus that is a restart.
+    `shown` returns the processes, of which the first is this one. If a process is replaced, its
+    successor has the same name, and its counters begin at 0: for Prometheus that is a restart.
     """
 
-    def __init__(
-        self, shown: Callable[[], Iterable[Shown]], imbalance: Callable[[], int] = int
-    ) -> None:
+    def __init__(self, shown: Callable[[], Iterable[Shown]]) -> None:
         self._shown = shown
-        self._imbalance = imbalance
         self._collectors: dict[str, LedgerCollector] = {}
         self._runtime = CollectorRegistry(auto_describe=False)
         PlatformCollector(registry=self._runtime)
@@ -97,7 +93,8 @@ class JointExposition:
         """Return all metrics."""
         families: dict[str, Metric] = {}
         for each in self._shown():
-            for family in (*self._of_all(each), *(() if families else self._of_first())):
+            of_first = () if families else self._runtime.collect()
+            for family in (*self._of_all(each), *of_first):
                 joint = families.setdefault(
                     family.name, Metric(family.name, family.documentation, family.type)
                 )
@@ -117,14 +114,6 @@ class JointExposition:
         yield from collector.collect()
         if (pid := shown.pid) is not None:
             yield from ProcessCollector(registry=None, pid=lambda: pid).collect()
-
-    def _of_first(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily(
-            "ingest_roles_imbalance_rows",
-            "Readings that gateways published and no writer finished. Must be 0.",
-            value=self._imbalance(),
-        )
-        yield from self._runtime.collect()
 
 
 class _Collected(Collector):
@@ -275,6 +264,9 @@ class LedgerCollector(Collector):
                 value=m.gauges.journal().damaged,
             )
         yield from _of_broker(m.gauges.broker())
+        if (rows := m.gauges.roles_imbalance()) is not None:
+            lost = "Readings that gateways published and no writer got. Must be 0."
+            yield GaugeMetricFamily("ingest_roles_imbalance_rows", lost, value=rows)
         reason = m.gauges.hold_reason()
         if reason is not None:
             self._holds_seen.add(reason)

@@ -30,12 +30,14 @@ from ingest.system.surroundings import command_words
 class Joint(NamedTuple):
     """What an admin port of several processes shows in place of the figures of one.
 
-    `own` is the ledger of the process that has the port.
+    `own` is the ledger of the process that has the port. `page_readyz` is the state that the page
+    shows, if it is not that of the probes.
     """
 
     own: Ledger
-    exposition: JointExposition
+    exposition: Exposition | JointExposition
     tail: TailSource
+    page_readyz: Callable[[], tuple[int, bytes]] | None = None
 
 
 class AdminSide:
@@ -83,7 +85,13 @@ class AdminSide:
                 "dlq_bytes_max": settings.dlq_bytes_max,
                 "hold_probe_s": settings.hold_probe_s,
             },
-            Sources(__version__, ledger, readyz, message, lambda: self._lookup),
+            Sources(
+                __version__,
+                ledger,
+                (joint.page_readyz if joint else None) or readyz,
+                message,
+                lambda: self._lookup,
+            ),
             Letters(dead_letters.letters, make_rules(settings), self._sink),
             self.guard,
             bodies(),

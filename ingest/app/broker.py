@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ingest.app.buffer import check_promise
+from ingest.broker.roles import FORWARD
 from ingest.broker.session import Address
 from ingest.broker.streams import WantedStream
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.config.broker_url import split_broker_url
+from ingest.config.forward_names import forward_names
 from ingest.config.settings import ROW_BYTES_MAX, Settings
 from ingest.embedded.broker import PAYLOAD_BYTES_MAX, EmbeddedBroker
 from ingest.embedded.broker_program import find_program
@@ -28,7 +30,11 @@ def configured_monitors(settings: Settings) -> tuple[str, ...]:
 
 def wanted_stream(settings: Settings) -> WantedStream:
     """Return what the stream must be."""
-    return WantedStream(replicas=settings.stream_replicas, bytes_max=settings.stream_bytes_max)
+    return WantedStream(
+        replicas=settings.stream_replicas,
+        bytes_max=settings.stream_bytes_max,
+        forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
+    )
 
 
 def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:

@@ -11,7 +11,6 @@ finished; all messages are published; what is left of buffered posts goes to the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -38,10 +37,12 @@ from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
-IDLE_S = 1.0  # a connection without a request for so long is closed when a successor is there
+IDLE_S = 5.0  # a connection without a request for so long is closed when a successor is there
 LEAVE_S_MAX = 30.0  # until the last connection is closed then
 LOOK_S = 0.02
-CHECK_S_MAX = 5.0  # the broker may be away: then posts get `starting`
+# In an inherited socket connections wait until the stream has been looked at: a gateway that
+# replaces another one must refuse nothing. After this time they get `starting`.
+QUEUE_S_MAX = 5.0
 
 
 class NoDatabase:
@@ -175,13 +176,9 @@ class Gateway:
 
     async def _start(self) -> None:
         settings, role = self._settings, self._role
-        if self._place.listening is not None:
-            # A predecessor may still serve at this socket: do not refuse what it would take.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_S_MAX):
-                    await self._stream_checked()
-            listen = self.endpoint.start_on(self._place.listening)
-        else:
+        listening = self._place.listening
+        listen = ""
+        if listening is None:
             listen = await self.endpoint.start(*split_address(settings.listen))
         if self._admin is not None:
             bound = await self._admin.start(listen)
@@ -189,23 +186,25 @@ class Gateway:
                 f"posts: http://{listen}/v1/readings, probes and metrics: http://{bound}"
             )
         role.tasks.spawn(self.health.run(role.stopping))
-        if await self._stream_checked():  # posts get `starting` until then
-            self.health.started()
-            role.ready()
-
-    async def _stream_checked(self) -> bool:
-        """Wait until the stream has been looked at; return False if the gateway stops before."""
-        while not self._role.watch.checked:
-            if await sleep_unless(self._role.stopping, LOOK_S):
-                return False
-        return True
+        since_s = monotonic_s()
+        while not role.watch.checked:  # posts get `starting` until then
+            if listening is not None and monotonic_s() - since_s > QUEUE_S_MAX:
+                self.endpoint.start_on(listening)
+                listening = None
+                role.ready()
+            if await sleep_unless(role.stopping, LOOK_S):
+                return
+        self.health.started()
+        if listening is not None:
+            self.endpoint.start_on(listening)
+        role.ready()
 
     async def _stop(self) -> int:
         """Drain; return the exit code."""
         role, inlet = self._role, self.inlet
-        deadline_s = monotonic_s() + self._settings.drain_s_max
         if role.steps_down:
             await self.endpoint.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S_MAX)
+        deadline_s = monotonic_s() + self._settings.drain_s_max
         self.health.draining()
         halting = asyncio.create_task(self._halt_at(deadline_s))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)

@@ -8,6 +8,7 @@ Does not: start, watch or replace processes.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,8 +21,10 @@ from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 
 SILENT_S = 3.0  # without a status for so long, a process does not count as running
+RATE_S_MIN = 0.5  # a rate over less time says little
 LEFT_S = 10.0  # a replaced process that has sent nothing for so long has ended
 REFUSED_POSTS_MAX = 100
+FORGOTTEN_MAX = 1_000
 
 GATEWAY, WRITER = "gateway", "writer"
 OWN = "up"  # the name of the process that shows the others
@@ -65,17 +68,20 @@ class Instance:
     @property
     def runs(self) -> bool:
         """Whether it has sent a status lately, and has not ended."""
-        return not self.gone and self.silent_s < SILENT_S
+        return not (self.gone or self.status.final) and self.silent_s < SILENT_S
 
 
 class Instances:
     """All processes. `own` is the ledger of this process, which is one of them.
 
     `ledger` has the sum at the last `refresh`. `unclean` counts processes that ended without a last
-    status: what they did in their last second is not known.
+    status: what they did in their last second is not known. If nobody calls `gone`, a process that
+    was silent for `forget_s` is left out of the list. Should it come back, it is counted once.
     """
 
-    def __init__(self, own: Ledger, version: str, pid: int) -> None:
+    def __init__(self, own: Ledger, version: str, pid: int, *, forget_s: float = math.inf) -> None:
+        self._forget_s = forget_s
+        self._forgotten: dict[str, tuple[int, Mapping[str, Any]]] = {}  # pid, last counters
         self._own = own
         self._version = version
         self._pid = pid
@@ -101,12 +107,13 @@ class Instances:
         now_s = monotonic_s()
         slot = self._slots.get(name)
         if slot is None:
+            self._remember(name, status)
             self._slots[name] = Instance(name, status, now_s)
         elif status.pid == slot.status.pid:
             if slot.gone or status.sent_us < slot.status.sent_us:
                 return  # it came late
             took_s = (status.sent_us - slot.status.sent_us) / 1e6
-            if took_s > 0:
+            if took_s >= RATE_S_MIN:
                 slot.per_s = max(0.0, (_taken(status) - _taken(slot.status)) / took_s)
                 slot.cpu = max(0.0, (status.cpu_s - slot.status.cpu_s) / took_s)
             slot.status, slot.heard_s = status, now_s
@@ -146,7 +153,9 @@ class Instances:
     def refresh(self) -> None:
         """Set `ledger` to the sum of all processes, those that have ended included."""
         now_s = monotonic_s()
-        for slot in self._slots.values():
+        for slot in list(self._slots.values()):
+            if slot.status.final or slot.silent_s > self._forget_s:
+                self._forget(slot)
             for pid, (status, heard_s) in list(slot.leaving.items()):
                 if status.final or now_s - heard_s > LEFT_S:
                     del slot.leaving[pid]
@@ -157,9 +166,28 @@ class Instances:
             total.add(snapshot)
         self.ledger.become(total)
 
+    def _forget(self, slot: Instance) -> None:
+        if self._forget_s == math.inf:
+            return
+        del self._slots[slot.name]
+        if not slot.gone:
+            ended = self._ended_ledger(slot.status)
+            self._forgotten[slot.name] = slot.status.pid, ended.snapshot()
+            if len(self._forgotten) > FORGOTTEN_MAX:
+                _, counters = self._forgotten.pop(next(iter(self._forgotten)))
+                self._ended.add(counters)
+
+    def _remember(self, name: str, status: Status) -> None:
+        """Take a process out of those that have ended, if this is the same one."""
+        if name in self._forgotten:
+            pid, counters = self._forgotten.pop(name)
+            if pid != status.pid:
+                self._ended.add(counters)
+
     def _snapshots(self) -> Iterator[Mapping[str, Any]]:
         yield self._own.snapshot()
         yield self._ended.snapshot()
+        yield from (counters for _, counters in self._forgotten.values())
         for slot in self._slots.values():
             if not slot.gone:
                 yield slot.status.counters
@@ -167,6 +195,14 @@ class Instances:
 
     def _end(self, status: Status) -> None:
         """Keep the counters of a process that has ended."""
+        self._ended.add(self._ended_ledger(status).snapshot())
+        gauges = status.ledger.gauges
+        for name, value in gauges.broker().items() if gauges else ():
+            if name.endswith("_total") and not isinstance(value, Mapping):
+                self._ended_figures[name] = self._ended_figures.get(name, 0) + value
+
+    def _ended_ledger(self, status: Status) -> Ledger:
+        """Return the counters of a process that has ended, balanced."""
         self.unclean += not status.final
         ledger = Ledger.from_snapshot(status.counters)
         ledger.at_receiver = 0
@@ -175,11 +211,7 @@ class Instances:
                 ledger.returned += left
             else:
                 ledger.rejected["outcome_unknown"] += left
-        self._ended.add(ledger.snapshot())
-        gauges = status.ledger.gauges
-        for name, value in gauges.broker().items() if gauges else ():
-            if name.endswith("_total") and not isinstance(value, Mapping):
-                self._ended_figures[name] = self._ended_figures.get(name, 0) + value
+        return ledger
 
     # What all of them say together
 

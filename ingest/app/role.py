@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from ingest.app.broker import configured_address, configured_monitors, wanted_stream
 from ingest.app.broker_state import BrokerState
-from ingest.app.status import StatusSource
+from ingest.app.status import StatusSource, status_message
 from ingest.app.tasks import Tasks
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.roles import STATUS
 from ingest.broker.session import Address
 from ingest.broker.watch import StreamWatch
 from ingest.config.settings import Settings
@@ -58,7 +59,8 @@ def alone(settings: Settings, role: str) -> Place:
             "a writer needs a database: set database_url. `ingest up` runs an embedded one"
         )
     monitors = configured_monitors(settings)
-    return Place(settings, f"{role}-{os.getpid()}", broker, monitors, settings.database_url)
+    instance = f"{role}-{socket.gethostname()}-{os.getpid()}"  # in containers each pid is 1
+    return Place(settings, instance, broker, monitors, settings.database_url)
 
 
 async def led(channel: ControlChannel) -> Place:
@@ -116,6 +118,8 @@ class Role:
         )
         self._cut = asyncio.Event()  # the connection to the broker ends
         self._connected: asyncio.Task[None] | None = None
+        self.on_status: Callable[[dict[str, Any]], None] = lambda _status: None  # if it runs alone
+        self._status: StatusSource | None = None
         self._actions: Mapping[str, Callable[[dict[str, Any]], None]] = {}
 
     async def run(
@@ -131,12 +135,13 @@ class Role:
         `actions` are what the supervisor may ask for, by name.
         """
         app_signals.handle(self.stopping, self.halted)
-        self._actions = actions
+        self._actions, self._status = actions, status
         told: set[asyncio.Task[None]] = set()
+        send = self._tell_others
         if (channel := self.place.channel) is not None:
             told.add(asyncio.create_task(self._obey(channel)))
-            sending = status.run(lambda blob: channel.send({"status": blob}), self._cut)
-            told.add(asyncio.create_task(sending))
+            send = self._tell_supervisor
+        told.add(asyncio.create_task(status.run(send, self._cut)))
         self._connected = asyncio.create_task(self.connection.run(self._cut))
         self.tasks.spawn(self.watch.run(self.stopping))
         starting = asyncio.create_task(start())
@@ -162,7 +167,12 @@ class Role:
                 await asyncio.wait(told)
 
     async def flush(self) -> None:
-        """Send what was said last to the broker, and end the connection."""
+        """Send what was said last to the broker, and end the connection. Nothing is counted after.
+
+        Who runs alone tells the others its last status.
+        """
+        if self.place.channel is None and self._status is not None:
+            self._tell_others(self._status.status(final=True))
         self._cut.set()
         if self._connected is not None:
             await self._connected
@@ -181,6 +191,14 @@ class Role:
         if sums["lost"]:
             return EXIT_LOST
         return EXIT_BROKEN if self.tasks.broken else EXIT_OK
+
+    def _tell_supervisor(self, status: dict[str, Any]) -> None:
+        if self.place.channel is not None:
+            self.place.channel.send({"status": status})
+
+    def _tell_others(self, status: dict[str, Any]) -> None:
+        self.connection.send(STATUS, status_message(self.place.instance, status))
+        self.on_status(status)
 
     async def _obey(self, channel: ControlChannel) -> None:
         """Do what the supervisor says. Without it this process has no work."""

@@ -11,12 +11,10 @@ rest goes back to the stream.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ingest.admin.dashboard.tail import ObservedDeadLetters, Tail
-from ingest.app.admin import AdminSide
 from ingest.app.advice import advice
 from ingest.app.dead_letters import make_dead_letters, make_stream_replayer
 from ingest.app.fill import Fill
@@ -24,11 +22,13 @@ from ingest.app.health import Health
 from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
+from ingest.app.writer_admin import WriterAdmin
 from ingest.app.writing import WritingHalf
 from ingest.broker.given_check import GivenCheck
+from ingest.broker.lag import ABSENT, lag_bytes_max
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.purge import StreamPurge
-from ingest.broker.roles import COMMIT, COMMITTERS, STREAM, WRITER
+from ingest.broker.roles import COMMIT, COMMITTERS, FORWARD, STATUS, STREAM, WRITER
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.broker.undone import Undone
 from ingest.buffers.stream.commit_desk import CommitDesk
@@ -76,10 +76,13 @@ class StreamWriter:
         self._check = GivenCheck(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,
-            forwards=tuple(f"forward-{each}" for each in forward_names(settings.forwards)),
+            forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
             keep_s=settings.stream_keep_s,
             checked_to=lambda: self._check.checked_to,
             done_bytes=lambda: self._puller.done_bytes,
+            forward_lag_bytes_max=int(
+                ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
+            ),
         )
         self.writing = WritingHalf(
             settings,
@@ -127,19 +130,19 @@ class StreamWriter:
             message=lambda: database_state.message,
             tail=self._tail.take,
         )
-        self._admin: AdminSide | None = None
+        self._admin: WriterAdmin | None = None
         if self._place.channel is None:
-            self._admin = AdminSide(
+            admin = self._admin = WriterAdmin(
                 settings,
+                self._place.instance,
                 ledger=self.ledger,
                 dead_letters=self.dead_letters,
                 readyz=self.health.readyz,
-                message=lambda: database_state.message,
-                token=settings.admin_token or secrets.token_urlsafe(24),
                 release_hold=self.writing.release_hold,
-                refused_posts=list,
-                buffer="stream",
+                advice=words,
             )
+            role.on_status = admin.status
+            role.connection.hear(STATUS, admin.hear)
 
     async def run(self) -> int:
         """Run until a signal or the supervisor ends it; return the exit code.
@@ -161,10 +164,10 @@ class StreamWriter:
         if not self._settings.database_url:  # the embedded one
             url = self._embedded_url
         if self._admin is not None:
-            bound = await self._admin.start("", self._settings.admin_listen)
+            bound = await self._admin.start()
             self._admin.database(url, self.writing.known)
-            tasks.spawn(self._admin.dashboard.run(role.halted))
-            page = self._admin.page_address(bound, with_key=False)
+            tasks.spawn(self._admin.run(role.halted))
+            page = self._admin.page_address(bound)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
         tasks.spawn(self.health.run(stopping))
         role.ready()  # a database that is away is no reason to replace this process

@@ -37,7 +37,7 @@ class StoredMessage(NamedTuple):
     behind: int = 0
 
 
-class StreamState(msgspec.Struct):
+class MessagesState(msgspec.Struct):
     """What a stream holds. `first_ts` is the time of its first message, as RFC 3339."""
 
     messages: int = 0
@@ -48,7 +48,7 @@ class StreamState(msgspec.Struct):
 
 
 class _Info(msgspec.Struct):
-    state: StreamState
+    state: MessagesState
 
 
 class StreamMessages:
@@ -63,7 +63,7 @@ class StreamMessages:
         self._reading: set[_Reading] = set()
         connection.watch(lambda: None, self._went)
 
-    async def state(self) -> StreamState:
+    async def state(self) -> MessagesState:
         """Return how much there is."""
         state = await self.find_state()
         if state is None:
@@ -72,7 +72,7 @@ class StreamMessages:
             )
         return state
 
-    async def find_state(self) -> StreamState | None:
+    async def find_state(self) -> MessagesState | None:
         """Return how much there is, None if there is no stream."""
         subject = f"STREAM.INFO.{self._stream}"
         reply = await self._ask(subject, b"")

@@ -53,6 +53,7 @@ class Delivery(NamedTuple):
     place: int  # in the stream
     tries: int
     ack_subject: str
+    size_bytes: int = 0  # of the data, also where somebody has dropped that
 
 
 class Pull(NamedTuple):
@@ -237,23 +238,28 @@ class Puller:
             self._skipped(found)
         self._given(place)
         self._left -= 1
-        self._take(Delivery(message.data, place, tries, message.reply_to))
+        self._take(Delivery(message.data, place, tries, message.reply_to, len(message.data)))
         if self._left == 0:
             self._over.set()
 
     def done(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledge: these never come again."""
         deliveries = list(deliveries)
-        self.done_bytes += sum(len(each.data) for each in deliveries)
+        self.done_bytes += sum(each.size_bytes for each in deliveries)
         self._say(deliveries, _DONE)
 
     def working(self, deliveries: Iterable[Delivery]) -> None:
         """Say that we still have them, so that they do not come again for another `ack_wait`."""
         self._say(deliveries, _WORKING)
 
-    def give_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Let another reader have them, at once."""
-        self._say(deliveries, _LATER)
+    def give_back(self, deliveries: Iterable[Delivery], after_s: float = 0.0) -> None:
+        """Let another reader have them, at once, or after a while.
+
+        Who stops should take a while that is longer than its connection: a pull request that is
+        open would get them at once.
+        """
+        delay = b' {"delay":%d}' % int(after_s * 1e9) if after_s else b""
+        self._say(deliveries, _LATER + delay)
 
     def drop(self, deliveries: Iterable[Delivery]) -> None:
         """Never deliver them again, although they are not done."""

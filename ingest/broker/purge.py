@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.lag import lag_of, place_to_skip_to
 from ingest.broker.manage import StreamFault
 from ingest.broker.roles import STREAM, WRITER
 from ingest.broker.waiting import unless
@@ -35,7 +37,9 @@ _log = get_logger("broker")
 class StreamPurge:
     """`forwards`: further consumers that must have done a message. `checked_to`: see above.
 
-    `done_bytes` is how many bytes our writer has done so far.
+    A forwarder whose lag is larger than `forward_lag_bytes_max` does not count (0: it always does).
+    If it runs, it passes over messages itself, sooner. `done_bytes` is how many bytes our writer
+    has done so far.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class StreamPurge:
         keep_s: float,
         checked_to: Callable[[], int],
         done_bytes: Callable[[], int],
+        forward_lag_bytes_max: int = 0,
     ) -> None:
         self.purged_to = 0  # all up to this place were removed, by us
         self.faults: tuple[StreamFault, ...] = ()  # why nothing is removed
@@ -53,6 +58,7 @@ class StreamPurge:
         self._consumers = (WRITER, *forwards)
         self._checked_to = checked_to
         self._done_bytes = done_bytes
+        self._forward_lag_bytes_max = forward_lag_bytes_max
         self._done_bytes_before = 0
         self._kept = Kept(keep_s)
         self._made = ""
@@ -91,7 +97,9 @@ class StreamPurge:
             self._made = stream["created"]
             self._kept.clear()
             self.purged_to = 0
-        floors = {each: await self._floor(each) for each in self._consumers}
+        floors: dict[str, int | None] = {}
+        for each in self._consumers:
+            floors[each] = await self._floor(each, stream, floors.get(WRITER))
         missing = [each for each, floor in floors.items() if floor is None]
         if missing:
             self._set_faults(*(_missing(each) for each in missing))
@@ -104,10 +112,24 @@ class StreamPurge:
             await manage.purge(self._connection, to)
             self.purged_to = to
 
-    async def _floor(self, consumer: str) -> int | None:
-        """Return the place up to which a consumer has done all; None if it is missing."""
+    async def _floor(
+        self, consumer: str, stream: Mapping[str, Any], writers: int | None
+    ) -> int | None:
+        """Return the place up to which a consumer has done all; None if it is missing.
+
+        `writers` is that of the writers. Of a forwarder that is too far behind it counts instead.
+        """
         found = await manage.look_at_consumer(self._connection, consumer)
-        return None if found is None else int(found["ack_floor"]["stream_seq"])
+        if found is None:
+            return None
+        floor = int(found["ack_floor"]["stream_seq"])
+        if consumer == WRITER or not self._forward_lag_bytes_max:
+            return floor
+        lag = lag_of(stream, found)
+        place = place_to_skip_to(lag, self._forward_lag_bytes_max, writers)
+        if place > floor:
+            _log.error("forward_passed_over", consumer=consumer, first=lag.first + 1, last=place)
+        return max(floor, place)
 
     def _set_faults(self, *faults: StreamFault) -> None:
         if faults and faults != self.faults:

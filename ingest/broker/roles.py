@@ -14,8 +14,10 @@ STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 WRITER = "writer"  # the consumer that all writers share
 GIVEN = "ingest.given"  # writers tell each other here which messages they were given
+STATUS = "ingest.status"  # gateways and writers tell their states here, for the pages of writers
 COMMIT = "ingest.commit"  # posts that wait for their commit; one of the writers gets each
 COMMITTERS = "writers"  # their queue group
+FORWARD = "forward-"  # begins the name of a forwarder's own consumer
 DEAD_LETTERS = "INGEST_DLQ"
 DEAD_LETTER_SUBJECT = "ingest.dlq."  # and the reason
 REPLAY = "replay"  # its consumer; who has its one message is the only one who replays
@@ -49,7 +51,7 @@ _APPEND = (
 )
 
 ROLES: dict[str, Permissions] = {
-    "gateway": Permissions(("ingest.in.>", COMMIT, *_LOOK, *_APPEND)),
+    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_LOOK, *_APPEND)),
     "writer": Permissions(
         (
             *_LOOK,
@@ -59,6 +61,7 @@ ROLES: dict[str, Permissions] = {
             f"$JS.API.STREAM.PURGE.{STREAM}",
             f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}",
             GIVEN,
+            STATUS,
             *_APPEND,
             f"$JS.API.DIRECT.GET.{DEAD_LETTERS}",
             f"$JS.API.STREAM.MSG.DELETE.{DEAD_LETTERS}",
@@ -67,7 +70,7 @@ ROLES: dict[str, Permissions] = {
             f"$JS.ACK.{DEAD_LETTERS}.{REPLAY}.>",
             inboxes_of("gateway"),  # the outcomes of posts of COMMIT
         ),
-        hear=(GIVEN, COMMIT),
+        hear=(GIVEN, COMMIT, STATUS),
     ),
     "forward": Permissions(
         (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),

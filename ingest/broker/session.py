@@ -173,10 +173,10 @@ class Session:
                         while self._outgoing and not self.ended.is_set():  # noqa: ASYNC110
                             await asyncio.sleep(0.001)
         finally:
+            self.end("closed")  # before: on Python 3.11 a ping can miss that it is cancelled
             for each in tasks:
                 each.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self.end("closed")
 
     async def close(self) -> None:
         """Close the socket."""
@@ -204,7 +204,7 @@ class Session:
 
     async def _ping(self) -> None:
         try:
-            while True:
+            while not self.ended.is_set():
                 await asyncio.sleep(PING_S)
                 async with asyncio.timeout(PONG_S_MAX):
                     await self._client.rtt(timeout=int(PONG_S_MAX) + 1)

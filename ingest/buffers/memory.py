@@ -92,6 +92,11 @@ class MemoryBuffer:
         memory = self._memory
         return memory.size_bytes + self._waiting.size_bytes + size_bytes <= memory.bytes_max
 
+    @property
+    def used(self) -> float:
+        """The share of the bounds that is in use, without posts that wait for room."""
+        return self._memory.used
+
     def shut_inlet(self) -> None:
         """Accept no post any more. Waiting posts get Stopping; writers take what is left."""
         self._waiting.shut_out()

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from ingest.cli import dlq_show as show
+from ingest.cli.arguments import forward_name
 from ingest.cli.dlq_replay import add_replay_arguments, replay
 from ingest.cli.find_letters import FILES, STORES, STREAM, letter_store
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
@@ -24,7 +25,7 @@ from ingest.dead_letters.reader import LiveLetter, Selection, Tally
 from ingest.dead_letters.store import LetterStore, newest, once
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import IngestError
-from ingest.model.letter import REASONS
+from ingest.model.letter import REASONS, REFUSED_BY_TARGET
 from ingest.system.state_folder import StateFolder
 from ingest.system.words import counted
 
@@ -65,7 +66,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         Command(
             "stats",
             "number, reasons, age and size",
-            ("ingest dlq stats", "ingest dlq stats --json"),
+            ("ingest dlq stats", "ingest dlq stats --forward billing --json"),
             _stats_arguments,
         ),
         Command(
@@ -132,6 +133,7 @@ def _store(parser: argparse.ArgumentParser) -> None:
         choices=STORES,
         help=f"{FILES}: those of the state folder; {STREAM}: those of the broker; default: found",
     )
+    parser.add_argument("--forward", metavar="NAME", type=forward_name, help="those of a forwarder")
 
 
 def _limit(text: str) -> int:
@@ -159,7 +161,12 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
-    async with letter_store(loaded.settings, args.store) as store:
+    if args.forward is not None and args.dlq_command == "replay":
+        raise IngestError(
+            "dlq replay writes to the table, and the readings of a forwarder are there already: "
+            "post what `ingest dlq show --json --forward` prints, then discard it"
+        )
+    async with letter_store(loaded.settings, args.store, forward=args.forward) as store:
         if args.dlq_command in {"list", "show"}:
             return await _list(args, store)
         if args.dlq_command == "stats":
@@ -183,7 +190,7 @@ def where_of(texts: Sequence[str] | None) -> Selection:
                 raise IngestError(f"--where names {name} twice")
             found[name] = value
     reason = found.get("reason")
-    if reason is not None and reason not in REASONS:
+    if reason is not None and reason not in (*REASONS, REFUSED_BY_TARGET):
         raise IngestError(f"--where reason={reason}: not one of {', '.join(REASONS)}")
     since_us = text_us(found["since"]) if "since" in found else None
     if since_us is not None and not isinstance(since_us, int):

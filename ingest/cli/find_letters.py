@@ -18,6 +18,7 @@ from ingest.config.settings import Settings
 from ingest.dead_letters.folder_store import FolderLetterStore
 from ingest.dead_letters.reader import Selection
 from ingest.dead_letters.store import LetterStore, first
+from ingest.model.errors import StartError
 from ingest.system.state_folder import StateFolder, existing, running_service
 
 FILES, STREAM = "files", "stream"
@@ -25,8 +26,12 @@ STORES = (FILES, STREAM)
 
 
 @asynccontextmanager
-async def letter_store(settings: Settings, asked_for: str | None) -> AsyncIterator[LetterStore]:
+async def letter_store(
+    settings: Settings, asked_for: str | None, *, forward: str | None = None
+) -> AsyncIterator[LetterStore]:
     """Yield the dead letters. An embedded broker that this starts is stopped afterwards.
+
+    Those of a forwarder are always in files.
 
     Raises StartError, BrokerAway or BrokerRefused. If there are letters in the files and in the
     stream, it tells the user, unless `asked_for` chooses one of them.
@@ -35,6 +40,14 @@ async def letter_store(settings: Settings, asked_for: str | None) -> AsyncIterat
     if not settings.broker_url:
         existing(path)
     folder = StateFolder(path)
+    if forward is not None:
+        letters = folder.forward(forward).dead_letters
+        if not letters.exists():
+            raise StartError(
+                f"there is no folder {letters}: no forwarder of this name has run here"
+            )
+        yield FolderLetterStore(letters)
+        return
     files = FolderLetterStore(folder.dead_letters)
     in_use = _is_broker_in_use(settings, folder)
     may_be_left = _has_left_stream(folder.broker) and running_service(path) is None

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "writer": "take messages of the stream of a broker, and write them to PostgreSQL",
     "schema": "create the table, or compare it with what is needed",
     "stream": "make the stream of the broker, check it, or show its state",
+    "forward": "post the readings of the stream to a webhook",
     "dlq": "show the dead letters, replay them, discard them",
     "hold": "show why writes are paused, or try again now",
     "config": "print every setting, its value, and where the value comes from",

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ingest.admin.exposition import (
     BROKER_FIGURES,
@@ -21,7 +22,9 @@ from ingest.admin.exposition import (
     JointExposition,
     Shown,
 )
+from ingest.admin.forward_exposition import ForwardExposition
 from ingest.config.text import env_example, markdown_table
+from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
@@ -66,17 +69,30 @@ def metrics_table() -> str:
         dead_letters=DeadLetterStats,
         database_up=lambda: True,
         hold_reason=lambda: None,
+        roles_imbalance=lambda: 0,
         broker=lambda: {name: {} if name.startswith("consumer_") else 0 for name in BROKER_FIGURES},
     )
-    rows = list[list[str]]()
     of_one = list(Exposition(ledger, "").registry.collect())
     names = {family.name for family in of_one}
     joint = JointExposition(lambda: [Shown("up", "", ledger, None, has_folder=True)])
-    for family in (*of_one, *(each for each in joint.families() if each.name not in names)):
+    return _metrics(of_one, (each for each in joint.families() if each.name not in names))
+
+
+def forward_metrics_table() -> str:
+    """Return the table of the metrics of a forwarder."""
+    exposition = ForwardExposition(ForwardTally(), ForwardFigures, name="", version="")
+    return _metrics(each for each in exposition.registry.collect() if "_forward_" in each.name)
+
+
+def _metrics(families: Iterable[Any], of_instances: Iterable[Any] = ()) -> str:
+    """Return the table of some metrics, and of some that only have the label `instance`."""
+    rows = list[list[str]]()
+    listed = [(each, getattr(each, "_labelnames", ())) for each in families]
+    listed += [(each, (INSTANCE,)) for each in of_instances]
+    for family, own in listed:
         if not family.name.startswith("ingest_"):
             continue
         suffix = "_total" if family.type == "counter" else ""
-        own = getattr(family, "_labelnames", () if family in of_one else (INSTANCE,))
         labels = ", ".join(f"`{each}`" for each in own)
         rows.append([f"`{family.name}{suffix}`", family.type, labels, family.documentation])
     return _table(["metric", "type", "labels", "meaning"], rows)
@@ -135,6 +151,7 @@ TABLES = {
     "problems": problems_table,
     "item-codes": item_codes_table,
     "metrics": metrics_table,
+    "forward-metrics": forward_metrics_table,
     "log-events": log_events_table,
 }
 

@@ -14,7 +14,7 @@ from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
 
 if TYPE_CHECKING:
-    from ingest.broker.manage import Found, StreamFault
+    from ingest.broker.manage import Found, Info, StreamFault
     from ingest.broker.streams import Names, Wanted
 
 TAKES = "COMMAND [options]"
@@ -78,7 +78,8 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
             document = {**found[0]._asdict(), "dead_letters": found[1]._asdict()}
             texts = [as_text(its, each.names) for its, each in zip(found, wanted, strict=True)]
             print_answer(document, "\n\n".join(texts), as_json=args.json)
-            return 0 if all(each.stream and each.consumer for each in found) else 1
+            all_there = all(None not in (each.stream, *_consumers(each)) for each in found)
+            return 0 if all_there else 1
         faults = [
             fault
             for its, each in zip(found, wanted, strict=True)
@@ -113,17 +114,25 @@ def as_text(found: Found, names: Names) -> str:
         "size": f"{state['bytes'] / 2**20:,.1f} of {config['max_bytes'] / 2**20:,.1f} MiB",
         "oldest": state["first_ts"] if state["messages"] else "-",
     }
-    if (consumer := found.consumer) is None:
-        lines["consumer"] = "missing: `ingest stream apply` makes it"
-    else:
-        lines |= {
-            "consumer": consumer["name"],
-            "waiting": f"{consumer['num_pending']:,} messages not delivered yet",
-            "pending": f"{consumer['num_ack_pending']:,} delivered and not done",
-            "again": f"{consumer['num_redelivered']:,} of these delivered more than once",
-            "done": f"all up to sequence {consumer['ack_floor']['stream_seq']}",
-        }
-    return "\n".join(f"{name + ':':<10} {text}" for name, text in lines.items())
+    of_consumers = map(_consumer_lines, (names.consumer, *names.others), _consumers(found))
+    parts = [lines, *of_consumers]
+    return "\n".join(f"{name + ':':<10} {text}" for part in parts for name, text in part.items())
+
+
+def _consumers(found: Found) -> list[Info]:
+    return [found.consumer, *found.others.values()]
+
+
+def _consumer_lines(name: str, found: Info) -> dict[str, str]:
+    if found is None:
+        return {"consumer": f"{name} is missing: `ingest stream apply` makes it"}
+    return {
+        "consumer": name,
+        "waiting": f"{found['num_pending']:,} messages not delivered yet",
+        "pending": f"{found['num_ack_pending']:,} delivered and not done",
+        "again": f"{found['num_redelivered']:,} of these delivered more than once",
+        "done": f"all up to sequence {found['ack_floor']['stream_seq']}",
+    }
 
 
 def _cluster(stream: Mapping[str, Any]) -> str:

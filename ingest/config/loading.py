@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ingest.config.broker_url import check_broker_url, check_monitor_urls
+from ingest.config.forward_names import forward_names
 from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
 from ingest.config.sources import gather
 from ingest.config.values import (
@@ -97,6 +98,7 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
             )
     ordered("inflated_bytes_max", "journal_bytes_max")
     ordered("breaker_rows_max", "breaker_window_rows")
+    ordered("forward_lag_bytes_max", "stream_bytes_max")
     if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
         raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
 
@@ -112,6 +114,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("dashboard_url", check_page_url),
         ("broker_url", check_broker_url),
         ("broker_monitor_url", check_monitor_urls),
+        ("forwards", forward_names),
     ):
         try:
             check(getattr(settings, name))

@@ -133,6 +133,10 @@ class Settings:
     stream_keep_s: float = setting(
         0.0, "how long the stream keeps what has been written", within=(0, 31_536_000)
     )
+    forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
+    forward_lag_bytes_max: int = setting(
+        0, "further behind, they skip; 0: half of stream_bytes_max", within=(0, 16 * TIB)
+    )
 
     group_bytes_max: int = setting(
         256 * KIB, "a gateway puts so much into one message of the stream", within=(KIB, 8 * MIB)
@@ -141,8 +145,6 @@ class Settings:
     publish_wait_s_max: float = setting(
         10.0, "how long a durable post waits for the stream before 503", within=(0.5, 20)
     )
-
-    forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
 
     gateways: int = setting(
         1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"

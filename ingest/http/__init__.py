@@ -1,5 +1,5 @@
 """HTTP: ports, connections, requests and answers.
 
-The only folder that imports aiohttp. Imports the ground only. receiver, admin, app and cli may
-import it.
+Of aiohttp, this folder imports the parser of requests. Imports the ground only. receiver, admin,
+app and cli may import it.
 """

@@ -113,6 +113,10 @@ class BrokerOutcomeUnknown(NotKept):
     detail = "the broker did not answer in time; sending again is safe for readings with a `ts`"
 
 
+class NoReply(IngestError):
+    """A server of others did not answer. It may have done all of what it was asked for."""
+
+
 class CommitRefused(NotKept):
     """No writer takes a post with `ack=committed` now. Nothing of it is kept."""
 

@@ -99,7 +99,8 @@ class Gauges(NamedTuple):
     """Functions that read the gauges of the running service, called at each scrape.
 
     `database_up` returns None in a process that knows no database. `broker` returns figures of the
-    broker, none without one.
+    broker, none without one. `roles_imbalance` returns the balance between several processes, None
+    in one that does not see them.
     """
 
     buffer: Callable[[], BufferStats]
@@ -111,6 +112,7 @@ class Gauges(NamedTuple):
     disk_free_bytes: Callable[[], int] = lambda: 0
     limits: Limits = Limits()
     broker: Callable[[], BrokerFigures] = dict
+    roles_imbalance: Callable[[], int | None] = lambda: None
 
 
 class Ledger:

@@ -43,3 +43,5 @@ EXHAUSTED = "retries_exhausted"
 DRAINED = "drained"
 NOT_OURS = "not_ours"  # a message of the stream that is no block of readings
 REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED, NOT_OURS)
+# Of a forwarder, which has its own dead letters.
+REFUSED_BY_TARGET = "refused_by_target"

@@ -164,13 +164,13 @@ def _count_rows(tuples: bytes) -> int:
         while at < end:
             if tuples[at : at + 6] != _ROW_HEAD:
                 return -1
-            (device,) = size_of(tuples, at + DEVICE_COLUMN)
-            at += DEVICE_COLUMN + 4 + device
-            (metric,) = size_of(tuples, at)
-            at += 4 + metric
+            at += DEVICE_COLUMN
+            for _ in range(2):  # device_id, metric
+                (size,) = size_of(tuples, at)
+                if not 0 < size <= NAME_BYTES_MAX:
+                    return -1
+                at += 4 + size
             if tuples[at : at + 4] != _VALUE_HEAD:
-                return -1
-            if not (0 < device <= NAME_BYTES_MAX and 0 < metric <= NAME_BYTES_MAX):
                 return -1
             at += _VALUE.size
             rows += 1

@@ -88,6 +88,16 @@ EVENTS: dict[str, str] = {
     "stream_not_checked": "Earlier writers have done these messages. They are not checked again.",
     "stream_not_purged": "What is done stays in the stream. It becomes full if that goes on.",
     "broker_left_ended": "A broker that a killed process had left was ended.",
+    # A forwarder
+    "forward_failed": "The target did not take a post. It is sent again.",
+    "forward_target_back": "The target takes posts again, after so many seconds.",
+    "forward_refused": "The target refuses a post for good. Its readings are dead letters now.",
+    "forward_skipped": "The forwarder is too far behind. It passes over these messages.",
+    "forward_passed_over": "A forwarder that does not run holds too much: these were removed.",
+    "forward_missing": "The stream has not delivered these messages: damaged, or removed.",
+    "forward_not_ours": "A message that no gateway has written was passed over.",
+    "forward_secret_changed": "The file has another secret. It is used now.",
+    "forward_secret_unusable": "The file of the secret cannot be used. The old secret is used.",
     # Dead letters
     "invalid_items_refused": "The dead letters are half full: posts with an invalid item get 422.",
     "invalid_items_kept_again": "There is space for invalid items again.",

@@ -71,6 +71,10 @@ class StateFolder:
             ) from error
         return folder
 
+    def forward(self, name: str) -> StateFolder:
+        """Return the state folder of a forwarder: it has dead letters of its own."""
+        return StateFolder(self.path / "forward" / name)
+
     def lock(self) -> FolderLock:
         """Lock the folder for this process. Raises StartError with the pid of another owner."""
         try:

@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 
 from ingest.model.ports import Buffer
-from tests.contract.buffers import FACTORIES, MakeBuffer
+from tests.contract.buffers import FACTORIES, NOT_OF_A_STREAM, MakeBuffer, joined
 
 
-@pytest.fixture(params=FACTORIES, ids=lambda each: each.__name__)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test of a buffer with each of them."""
+    if "make" in metafunc.fixturenames:
+        of_stream = metafunc.function.__name__ not in NOT_OF_A_STREAM
+        factories = [*FACTORIES, *([joined] if of_stream else [])]
+        ids = [each.__name__ for each in factories]
+        metafunc.parametrize("make", factories, ids=ids, indirect=True)
+
+
+@pytest.fixture
 async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MakeBuffer]:
     """Make buffers (rows_max, bytes_max, put_wait_s_max); they are closed at the end."""
     made: list[Buffer] = []

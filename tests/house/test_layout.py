@@ -118,6 +118,9 @@ def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
         (one_folder_knows_the_library, "cli/doctor.py", "import asyncpg.exceptions"),
         (one_folder_knows_the_library, "receiver/endpoint.py", "from aiohttp import web"),
         (one_folder_knows_the_library, "model/ledger.py", "import prometheus_client"),
+        (one_folder_knows_the_library, "http_client/client.py", "from aiohttp import web"),
+        (one_folder_knows_the_library, "http/routes.py", "from aiohttp import ClientSession"),
+        (one_folder_knows_the_library, "forward/sender.py", "from aiohttp import ClientError"),
         (
             settings_end_in_the_composition,
             "writer/writer.py",

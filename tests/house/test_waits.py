@@ -33,6 +33,11 @@ MODULES = (
     "buffers/journal/entries",
     "buffers/journal/loader",
     "buffers/journal/log",
+    "buffers/stream/inlet",
+    "buffers/stream/group",
+    "buffers/stream/group_queue",
+    "buffers/stream/commits",
+    "buffers/stream/outlet",
     "dead_letters/queue",
     "dead_letters/auto_replay",
     "dead_letters/sending",
@@ -51,6 +56,9 @@ MODULES = (
     "sinks/postgres/connection",
     "sinks/postgres/statements",
     "app/buffer",
+    "forward/forwarder",
+    "forward/sender",
+    "http_client/client",
 )
 # Awaits of these come before the first reading, or concern no reading.
 ELSEWHERE = {
@@ -62,6 +70,7 @@ ELSEWHERE = {
     "dead_letters/queue.mark_done",
     "dead_letters/queue.tidy",
     "dead_letters/queue.refresh",
+    "http_client/client.close",
 }
 CASES = ("In", "Cancelled", "Times out", "Process dies", "Shown by")
 LINE_CHARACTERS_MAX = 120

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import signal
 from collections import Counter
@@ -314,3 +315,21 @@ authorization {{ user: me, password: secret }}
         with pytest.raises(BrokerAway, match="certificate"):
             async with connected(address._replace(ca_file=""), "admin"):
                 pass
+
+
+async def test_connection_ends_also_if_a_ping_misses_its_cancellation(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `wait_for` on Python 3.11, if the answer comes in the same moment."""
+    pinging = asyncio.Event()
+
+    async def rtt(client: object, timeout: int) -> float:
+        pinging.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(5)
+        return 0.0
+
+    monkeypatch.setattr(line, "PING_S", 0.01)
+    monkeypatch.setattr("nats.aio.client.Client.rtt", rtt)
+    async with asyncio.timeout(3), joined(server, "gateway"):
+        await pinging.wait()

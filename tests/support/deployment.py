@@ -23,6 +23,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import BROKER_FIGURES, JointExposition, Shown
+from ingest.admin.forward_exposition import ForwardExposition
+from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
 
@@ -233,10 +235,14 @@ def exported() -> dict[str, frozenset[str]]:
     figures = {
         name: {"writer": 1} if name.startswith("consumer_") else 1 for name in BROKER_FIGURES
     }
-    ledger.gauges = ledger.gauges._replace(broker=lambda: figures)
+    ledger.gauges = ledger.gauges._replace(broker=lambda: figures, roles_imbalance=lambda: 0)
     shown = Shown("up", "0", ledger, os.getpid(), has_folder=True)
     found: dict[str, frozenset[str]] = {}
-    for family in JointExposition(lambda: [shown]).families():
+    tally = ForwardTally()
+    tally.posts["204"] = 1
+    forward = ForwardExposition(tally, ForwardFigures, name="x", version="0")
+    joint = JointExposition(lambda: [shown])
+    for family in (*joint.families(), *forward.registry.collect()):
         for sample in family.samples:
             labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
             found[sample.name] = labels | TARGET_LABELS

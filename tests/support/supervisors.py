@@ -107,7 +107,12 @@ class Devices:
         self.faults: list[str] = []
         self._more = True
 
-    def _note(self, status: int, body: bytes) -> None:
+    def body(self) -> bytes:
+        """Return the next post."""
+        return GOOD
+
+    def answered(self, status: int, body: bytes, _posted: bytes) -> None:
+        """Note what became of a post."""
         if status == 202:
             pid = int(body)
             self.served[pid] = self.served.get(pid, 0) + 1
@@ -132,9 +137,10 @@ class Devices:
         client: Client | None = None
         try:
             client = await Client.connect(self.address)
-            await client.send(post(GOOD))
+            body = self.body()
+            await client.send(post(body))
             reply = await client.reply(20)
-            self._note(reply.status, reply.body)
+            self.answered(reply.status, reply.body, body)
         except (OSError, EOFError, TimeoutError) as error:
             self.faults.append(repr(error))
         finally:
@@ -150,9 +156,10 @@ class Devices:
                     await client.close()
                     client = None
                 client = client or await Client.connect(self.address)
-                await client.send(post(GOOD))
+                body = self.body()
+                await client.send(post(body))
                 reply = await client.reply(20)
-                self._note(reply.status, reply.body)
+                self.answered(reply.status, reply.body, body)
                 if reply.headers.get("connection") == "close":
                     await client.close()
                     client = None

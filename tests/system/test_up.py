@@ -17,6 +17,8 @@ from tests.support.supervisors import NO_DATABASE, Devices
 from tests.system.manager import Manager
 from tests.system.service import Service, is_alive, wait_gone
 
+TOKEN = "a-token-that-is-secret"
+
 
 class Up(Service):
     """One `ingest up`."""
@@ -46,17 +48,42 @@ async def restart(service: Service, times: int) -> None:
     for _ in range(times):
         service.lines.clear()
         os.kill(service.pid, signal.SIGHUP)
-        await service.wait_line("restart_done")
+        await service.wait_line("restart_done", 120)
+
+
+async def check_secrets(service: Service) -> None:
+    """Each child gets its own ones by its channel, and nothing is in its environment or words."""
+    client = await Client.connect(service.url.removeprefix("http://"))
+    await client.send(head("GET", "/config"))
+    configuration = (await client.reply()).body.decode()
+    await client.close()
+    broker = running_broker(service.state_dir / "broker")
+    assert broker is not None
+    passwords = broker.endpoints.passwords
+    assert "'body_bytes_max': 4096" in configuration
+    assert passwords["gateway"] in configuration
+    for secret in (TOKEN, passwords["admin"], passwords["writer"], NO_DATABASE):
+        assert secret not in configuration
+    pids = children(service.pid)
+    assert len(pids) == 2
+    for pid in (*pids, service.pid):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+        assert not [each for each in (*passwords.values(), TOKEN) if each in words]
+    for pid in pids:
+        assert "INGEST_" not in Path(f"/proc/{pid}/environ").read_bytes().decode()
 
 
 async def test_rolling_restarts_reset_and_refuse_nobody(open_tmp_path: Path) -> None:
     """Ten times all processes are new; each post of new and old connections gets its 202.
 
-    The process manager hears of start, restart and stop.
+    The process manager hears of start, restart and stop. Secrets reach the processes alone.
     """
     with Manager(f"@iot-ingest-up-{os.getpid()}-{open_tmp_path.name}") as manager:
-        env = manager.environment(WATCHDOG_USEC="400000")
+        env = manager.environment(
+            WATCHDOG_USEC="400000", INGEST_ADMIN_TOKEN=TOKEN, INGEST_BODY_BYTES_MAX="4KiB"
+        )
         async with tiny_up(open_tmp_path, env) as service:
+            await check_secrets(service)
             await manager.wait("READY", "1")
             await manager.wait("STATUS", "accepting")
             await manager.wait_more("WATCHDOG", 2)
@@ -116,29 +143,3 @@ async def test_children_of_a_killed_supervisor_end_and_a_new_one_starts(
             assert devices.faults == []
             assert set(devices.served) <= set(children(again.pid))
             assert (await again.stop())[0] == 0
-
-
-async def test_secrets_reach_a_child_by_its_channel_alone(open_tmp_path: Path) -> None:
-    """Each gets its own ones, and nothing is in its environment or on a command line."""
-    token = "a-token-that-is-secret"
-    env = {"INGEST_ADMIN_TOKEN": token, "INGEST_BODY_BYTES_MAX": "4KiB"}
-    async with tiny_up(open_tmp_path, env) as service:
-        client = await Client.connect(service.url.removeprefix("http://"))
-        await client.send(head("GET", "/config"))
-        configuration = (await client.reply()).body.decode()
-        await client.close()
-        broker = running_broker(service.state_dir / "broker")
-        assert broker is not None
-        passwords = broker.endpoints.passwords
-        assert "'body_bytes_max': 4096" in configuration
-        assert passwords["gateway"] in configuration
-        for secret in (token, passwords["admin"], passwords["writer"], NO_DATABASE):
-            assert secret not in configuration
-        pids = children(service.pid)
-        assert len(pids) == 2
-        for pid in (*pids, service.pid):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-            assert not [each for each in (*passwords.values(), token) if each in words]
-        for pid in pids:
-            environment = Path(f"/proc/{pid}/environ").read_bytes().decode()
-            assert "INGEST_" not in environment

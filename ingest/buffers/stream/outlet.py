@@ -2,7 +2,7 @@
 
     pull -> message -> block -> (writer) -> settle -> done
                                         '-> give_back: another try here
-    keep_rest -> another writer gets them at once
+    keep_rest -> another writer gets them
 
 It takes messages while its memory is within its bounds; one pull request more may come. The stream
 keeps a message until it is done. So nothing that is here is lost with the process.
@@ -21,7 +21,7 @@ from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.stream.messages import NotOurs, decode_message
 from ingest.model.block import Block
 from ingest.model.ledger import Ledger
-from ingest.model.ports import BufferStats, Reservation
+from ingest.model.ports import BufferStats, Reservation, Told
 from ingest.system.clock import sleep_unless
 
 
@@ -36,9 +36,13 @@ class Pulls(Protocol):
     def working(self, deliveries: Iterable[Delivery]) -> None:
         """Say that we still have them."""
 
-    def give_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Let another reader have them, at once."""
+    def give_back(self, deliveries: Iterable[Delivery], after_s: float = 0.0) -> None:
+        """Let another reader have them, at once or after a while."""
 
+
+# Until then our pull request has ended with our connection. Without the pause a message would come
+# back by it, again and again, and then wait until the broker gives it up.
+GIVEN_BACK_S = 0.5
 
 OnForeign = Callable[[Delivery, str], None]
 
@@ -67,6 +71,8 @@ class StreamOutlet:
         self._puller: Pulls | None = None
         self._deliveries: dict[Block, Delivery] = {}
         self._blocks: dict[int, Block] = {}  # by their place in the stream
+        self._rows_of_messages = 0
+        self._is_leaving = False
 
     def pull_from(self, puller: Pulls) -> None:
         """Begin to take messages. The puller gives them to `deliver`."""
@@ -77,9 +83,14 @@ class StreamOutlet:
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a message. One that is here already has come a second time: it is kept once."""
+        if self._is_leaving:
+            self._say_later((delivery,))
+            return
         self.redeliveries += delivery.tries > 1
         if (block := self._blocks.get(delivery.place)) is not None:
-            self._deliveries[block] = delivery  # the broker listens to the newest one
+            # The broker listens to the newest one. Between the two another writer may have had it.
+            self._deliveries[block] = delivery._replace(data=b"")
+            block.doubtful = True
             return
         try:
             block = decode_message(delivery.data)
@@ -89,13 +100,14 @@ class StreamOutlet:
         block.doubtful = delivery.tries > 1
         self._deliveries[block] = delivery._replace(data=b"")  # the block has its own copy
         self._blocks[delivery.place] = block
+        self._rows_of_messages += block.rows
         self._ledger.delivered += block.rows
         self._memory.append(block)
         self._want()
 
     def take_post(self, block: Block) -> bool:
         """Take a post that waits for its commit; it is no message. Returns False without room."""
-        if self._memory.shut or self._memory.stats().used >= 1:
+        if self._memory.shut or self._memory.used >= 1:
             return False
         self._ledger.delivered += block.rows
         self._memory.append(block)
@@ -105,8 +117,7 @@ class StreamOutlet:
         """Let the puller ask for more while there is room."""
         if self._puller is None:
             return
-        stats = self._memory.stats()
-        if stats.used < 1 and not self._memory.shut:
+        if self._memory.used < 1 and not self._memory.shut:
             self._puller.wanted.set()
         else:
             self._puller.wanted.clear()
@@ -116,8 +127,13 @@ class StreamOutlet:
         while not await sleep_unless(stopping, every_s):
             if self._puller is not None and self._deliveries:
                 self._puller.working(list(self._deliveries.values()))
+            self._want()  # a reservation may have been released, which tells nobody
 
     # The inlet of the replay
+
+    def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
+        """Keep a block that is no message, at once if that is possible: see ports.Inlet."""
+        return self._memory.take_in(block, waiter, told)
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room in memory for a block that is no message: see ports.Inlet."""
@@ -162,13 +178,13 @@ class StreamOutlet:
     def _forget(self, blocks: Iterable[Block]) -> list[Delivery]:
         found = [self._deliveries.pop(block) for block in blocks if block in self._deliveries]
         for each in found:
-            del self._blocks[each.place]
+            block = self._blocks.pop(each.place)
+            self._rows_of_messages -= block.rows
         return found
 
     def stats(self) -> BufferStats:
         """Return what is here; rows of messages are kept by the stream if this process ends."""
-        kept = sum(block.rows for block in self._deliveries)
-        return self._memory.stats()._replace(rows_kept=kept)
+        return self._memory.stats()._replace(rows_kept=self._rows_of_messages)
 
     # End
 
@@ -178,12 +194,18 @@ class StreamOutlet:
         self._want()
 
     async def keep_rest(self) -> None:
-        """Give the waiting messages back to the stream: another writer gets them. Repeatable."""
+        """Give the waiting messages back to the stream: another writer gets them. Repeatable.
+
+        From now on a message that comes is given back at once.
+        """
+        self._is_leaving = True
         waiting = self._memory.take(1 << 62)
         returned = [block for block in waiting if block in self._deliveries]
         self._memory.give_back([block for block in waiting if block not in self._deliveries])
         self._memory.settle(returned)
         self._ledger.returned += sum(block.rows for block in returned)
-        deliveries = self._forget(returned)
+        self._say_later(self._forget(returned))
+
+    def _say_later(self, deliveries: Sequence[Delivery]) -> None:
         if self._puller is not None and deliveries:
-            self._puller.give_back(deliveries)
+            self._puller.give_back(deliveries, GIVEN_BACK_S)

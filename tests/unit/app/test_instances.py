@@ -15,12 +15,12 @@ from tests.support.statuses import FakeProcess
 class Rig:
     """Instances, and a clock that the test sets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **given: float) -> None:
         self.now_s = 1000.0
         for part in ("instances", "status"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
         self.own = Ledger()
-        self.instances = Instances(self.own, "0.1", 1)
+        self.instances = Instances(self.own, "0.1", 1, **given)
         self.seen: list[dict[str, Any]] = []
 
     def hear(self, name: str, process: FakeProcess, *, final: bool = False) -> None:
@@ -175,6 +175,39 @@ def test_silent_process_does_not_run_and_its_readings_are_still_held(rig: Rig) -
     assert [each.pid for each in rig.instances.shown()] == [1, None]
 
 
+def test_forgotten_process_is_counted_once_if_it_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody says that it has ended. Another process of that name is another one."""
+    rig = Rig(monkeypatch, forget_s=30)
+    gateway, writer = FakeProcess("gateway"), FakeProcess("writer")
+    gateway.takes(5)
+    writer.takes(4)
+    writer.ledger.delivered += 3
+    writer.held = 3
+    rig.hear("gateway-a", gateway)
+    rig.hear("writer-b", writer)
+    rig.now_s += 29
+    rig.hear("gateway-a", gateway)
+    rig.total()
+    assert len(list(rig.instances)) == 2
+    rig.now_s += 2
+    rig.hear("gateway-a", gateway)
+    total = rig.total()
+    assert [each.name for each in rig.instances] == ["gateway-a"]
+    assert (total.delivered, total.returned, total.imbalance) == (7, 3, 0)
+    rig.seen.clear()  # what it held was not returned after all
+    rig.hear("writer-b", writer)
+    assert (rig.total().delivered, rig.instances.ledger.returned) == (7, 0)
+    rig.hear("gateway-a", gateway, final=True)
+    assert rig.total().received == 5
+    assert [each.name for each in rig.instances] == ["writer-b"]
+    successor = FakeProcess("gateway")
+    successor.takes(2)
+    rig.hear("gateway-a", successor)
+    assert rig.total().received == 7
+
+
 def test_rates_are_those_between_two_statuses_of_one_process(rig: Rig) -> None:
     """A successor has none at first, and never a negative one."""
     gateway = FakeProcess("gateway")
@@ -183,6 +216,8 @@ def test_rates_are_those_between_two_statuses_of_one_process(rig: Rig) -> None:
     rig.instances.heard("gateway-1", read_status(gateway.sent(after_s=2)))
     (slot,) = rig.instances
     assert slot.per_s == 250
+    rig.instances.heard("gateway-1", read_status(gateway.sent(after_s=0.01)))
+    assert slot.per_s == 250, "two statuses of one moment"
     rig.hear("gateway-1", FakeProcess("gateway"))
     assert (slot.per_s, slot.cpu) == (0, 0)
 

@@ -71,8 +71,14 @@ def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str
         for each in members:
             assert f"{flag_name(each.name)} {metavar(each)} " in shown
             assert each.metadata["why"] in shown
+    needed = {
+        "schema": ["show"],
+        "hold": ["show"],
+        "dlq": ["stats"],
+        "forward": ["--name", "x", "--to", "https://x.example/"],
+    }
     for word in set(COMMANDS) - {"psql"}:
-        inner = {"schema": ["show"], "hold": ["show"], "dlq": ["stats"]}.get(word, [])
+        inner = needed.get(word, [])
         # With `up` the flag of this setting has another name: see test_cli_up.py.
         more = ["--writer-connections", "1"] if word == "up" else []
         args = build_parser(word).parse_args([word, *inner, *every_flag(), *more])

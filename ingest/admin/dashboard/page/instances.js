@@ -10,10 +10,9 @@ const WORDS = {
 };
 const rows = new Map();
 
-/** Show the processes that the state names; nothing if there is only one. */
+/** Show the processes that the state names. */
 export function showInstances({ ready, sum }, about) {
-  byId("instances").hidden = !ready.instances;
-  if (!ready.instances) return;
+  byId("instances").hidden = false;
   const body = byId("instance-list").tBodies[0];
   const gone = new Set(rows.keys());
   for (const each of ready.instances) {

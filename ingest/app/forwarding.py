@@ -1,0 +1,304 @@
+"""One forwarder: its parts, and the order in which they start and stop.
+
+Order of the start: state folder, dead letters, admin port, broker, consumer, target.
+Order of the stop: no more messages; those that wait are given back; posts under way end; the
+connection to the broker, the dead letters and the admin port are closed.
+Promises: no message is acknowledged that was not handled. A stop needs no answer of the target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from ingest import __version__
+from ingest.admin.forward_exposition import ForwardExposition
+from ingest.admin.small_port import SmallAdmin
+from ingest.app.broker import configured_address
+from ingest.app.rules import make_rules
+from ingest.app.tasks import Tasks
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.lag import lag_bytes_max
+from ingest.broker.pulling import Pull, Puller
+from ingest.broker.roles import FORWARD, STREAM
+from ingest.broker.session import Address
+from ingest.broker.skips import Skipped
+from ingest.config.folders import state_dir
+from ingest.config.forward_options import ForwardOptions
+from ingest.config.settings import Settings, split_address
+from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.embedded.broker import running_broker
+from ingest.forward.bodies import Filters, PostLimits
+from ingest.forward.forwarder import Forwarder
+from ingest.forward.lag import LagWatch
+from ingest.forward.sender import TargetSender
+from ingest.forward.signing import Signer
+from ingest.forward.tally import MISSING, ForwardFigures, ForwardTally
+from ingest.http_client.client import HttpClient
+from ingest.http_client.target import Target
+from ingest.model.errors import StartError
+from ingest.system import logs
+from ingest.system import signals as app_signals
+from ingest.system.clock import sleep_unless, unix_us
+from ingest.system.notify import Notifier
+from ingest.system.state_folder import StateFolder
+
+ROLE = "forward"
+ADMIN_LISTEN = "127.0.0.1:8082"  # unless admin_listen is set: a service on this machine has 8081
+MESSAGE_BYTES_MAX = 64 * 1024**2  # no nats-server takes a larger one
+TIDY_S = 3600.0
+CLOSE_S_MAX = 5.0
+EXIT_OK, EXIT_BROKEN = 0, 1
+NO_BROKER = (
+    "a forwarder reads the stream of a broker, and here is none: `ingest serve` keeps readings in "
+    "its own journal, which only it reads. Run `ingest up` on this state folder, or set "
+    "INGEST_BROKER_URL"
+)
+
+
+class ForwardWanted(NamedTuple):
+    """What a forwarder has to do, as its command line says."""
+
+    name: str
+    target: Target
+    devices: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    secret_file: Path | None = None
+    ca_file: str = ""
+    options: ForwardOptions = ForwardOptions()
+
+
+async def forward(
+    settings: Settings,
+    wanted: ForwardWanted,
+    *,
+    admin_listen: str,
+    announce: Callable[[str], None],
+) -> int:
+    """Forward until SIGTERM or SIGINT; return the exit code.
+
+    Raises StartError and ConfigError with a sentence for the user.
+    """
+    logs.configure(settings.log_level, form=settings.log_format)
+    where = broker_of(settings)
+    folder = StateFolder.open(StateFolder(state_dir(settings)).forward(wanted.name).path)
+    with folder.lock():
+        notifier = Notifier.from_environment()
+        service = ForwardService(settings, wanted, folder, where)
+        app_signals.handle(service.stopping, service.halted)
+        async with notifier.reporting(service.in_words):
+            try:
+                listen = await service.start(admin_listen)
+                notifier.ready()
+                announce(
+                    f"forwards {wanted.name} to {wanted.target.shown}; probes and metrics: "
+                    f"http://{listen}"
+                )
+                await service.run()
+            finally:
+                notifier.stopping()
+                await service.close()
+        app_signals.ignore()  # before the message: its reader may send another signal
+        announce(service.summary())
+        return EXIT_BROKEN if service.broken else EXIT_OK
+
+
+def broker_of(settings: Settings) -> Callable[[], Address]:
+    """Return what gives the address of the broker. Raises StartError if there is none."""
+    configured = configured_address(settings)
+    if configured is not None:
+        return lambda: configured
+    folder = StateFolder(state_dir(settings)).broker
+    first = running_broker(folder)
+    if first is None:
+        raise StartError(NO_BROKER)
+    last = first.address(ROLE)
+
+    def where() -> Address:
+        nonlocal last
+        now = running_broker(folder)  # its port and its passwords change
+        if now is not None:
+            last = now.address(ROLE)
+        return last
+
+    return where
+
+
+class ForwardService:
+    """One running forwarder: `start`, `run` until `stopping` is set, `close` in any case."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        wanted: ForwardWanted,
+        folder: StateFolder,
+        where: Callable[[], Address],
+    ) -> None:
+        self.stopping = asyncio.Event()  # no more messages
+        self.halted = asyncio.Event()  # posts under way end now
+        self.tally = ForwardTally()
+        self._settings = settings
+        self._wanted = wanted
+        self._log = logs.get_logger("forward")
+        self._closing = asyncio.Event()  # the connection to the broker ends
+        self._tasks = Tasks(self.stopping, "forward")
+        self._dead_letters = DeadLetterQueue(
+            folder.dead_letters,
+            bytes_max=settings.dlq_bytes_max,
+            segment_bytes=settings.dlq_segment_bytes,
+            keep_days=settings.dlq_keep_days,
+            auto_replay=False,
+            rules=make_rules(settings),
+        )
+        self._make_sender()
+        self._connection = BrokerConnection(where, ROLE)
+        self._make_reader()
+        exposition = ForwardExposition(
+            self.tally, self._figures, name=wanted.name, version=__version__
+        )
+        self._admin = SmallAdmin(exposition.text, self.readyz)
+
+    def _make_sender(self) -> None:
+        wanted, options = self._wanted, self._wanted.options
+        signer = Signer(wanted.secret_file) if wanted.secret_file is not None else None
+        self._client = HttpClient(
+            wanted.target,
+            connections_max=options.in_flight,
+            connect_s_max=options.send_connect_s_max,
+            answer_s_max=options.send_s_max,
+            ca_file=wanted.ca_file,
+        )
+        self._sender = TargetSender(
+            self._client,
+            self._dead_letters,
+            self.tally,
+            sign=signer.headers if signer is not None else _unsigned,
+            retry_s_max=options.send_retry_s_max,
+        )
+        self._forwarder = Forwarder(
+            self._sender,
+            self.tally,
+            filters=Filters(wanted.devices, wanted.metrics),
+            limits=PostLimits(options.send_rows_max, options.send_bytes_max),
+            in_flight=options.in_flight,
+        )
+
+    def _make_reader(self) -> None:
+        settings, consumer = self._settings, FORWARD + self._wanted.name
+        self._puller = Puller(
+            self._connection,
+            stream=STREAM,
+            consumer=consumer,
+            take=self._forwarder.take,
+            skipped=self._missed,
+            pull=Pull(2 * self._wanted.options.in_flight, MESSAGE_BYTES_MAX),
+        )
+        self._forwarder.connect(self._puller)
+        self.watch = LagWatch(
+            self._connection,
+            consumer,
+            bytes_max=lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max),
+            skip_to=self._forwarder.skip_to,
+        )
+
+    def _missed(self, skipped: Skipped) -> None:
+        """Note messages that the stream has not delivered: damaged, or removed before we came."""
+        self.tally.pass_over(MISSING, skipped.last - skipped.first + 1, 0)
+        self._log.error("forward_missing", first=skipped.first, last=skipped.last)
+
+    # State
+
+    def _figures(self) -> ForwardFigures:
+        oldest_us = self._forwarder.oldest_us()
+        letters, lag = self._dead_letters.stats(), self.watch.lag
+        return ForwardFigures(
+            lag_messages=lag.messages,
+            lag_bytes=lag.size_bytes,
+            lag_bytes_max=self.watch.bytes_max,
+            held_messages=self._forwarder.held_messages,
+            oldest_age_s=0.0 if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6),
+            dead_letters=letters.live,
+            dead_letter_bytes=letters.size_bytes,
+        )
+
+    def _state(self) -> tuple[str, str]:
+        """Return the state, and why it is not `forwarding`."""
+        if self.stopping.is_set():
+            return "draining", ""
+        if not self._connection.up:
+            return "broker_away", self._connection.why_away
+        if self.watch.missing:
+            return "no_consumer", self.watch.missing
+        if not self.watch.looked:
+            return "starting", ""
+        if self._sender.trouble:
+            return "target_away", self._sender.trouble
+        return "forwarding", ""
+
+    def readyz(self) -> tuple[int, bytes]:
+        """Return the HTTP status and the JSON document of /readyz."""
+        state, why = self._state()
+        document = {"state": state, "reason": why, "forward": self._wanted.name}
+        return 200 if state == "forwarding" else 503, orjson.dumps(document)
+
+    def in_words(self) -> str:
+        """Return the state as a text for a process manager."""
+        return ": ".join(filter(None, self._state()))
+
+    # Start and stop
+
+    async def start(self, admin_listen: str) -> str:
+        """Start all parts but the posts; return the bound HOST:PORT of the admin port.
+
+        Raises StartError. If the broker is out of reach, it is tried on, and /readyz says so.
+        """
+        await self._dead_letters.open()
+        listen = await self._admin.start(*split_address(admin_listen))
+        self._tasks.spawn(self._connection.run(self._closing))
+        await self._connection.wait_tried()
+        await self.watch.look()
+        if self.watch.missing:
+            raise StartError(self.watch.missing)
+        self._tasks.spawn(self.watch.run(self.stopping))
+        self._tasks.spawn(self._puller.run(self.stopping))
+        self._tasks.spawn(self._tidy())
+        return listen
+
+    async def run(self) -> None:
+        """Forward until `stopping` is set, and until all messages are done or given back."""
+        stop_s_max = self._settings.drain_s_max
+        await self._tasks.spawn(self._forwarder.run(self.stopping, self.halted, stop_s_max))
+
+    @property
+    def broken(self) -> bool:
+        """Whether a part has failed."""
+        return self._tasks.broken
+
+    def summary(self) -> str:
+        """Return what this process has done, as a line for people and programs."""
+        tally = self.tally
+        return (
+            f"drained: sent={tally.sent} filtered={tally.filtered} "
+            f"dead_lettered={tally.dead_lettered} skipped={tally.skipped}"
+        )
+
+    async def close(self) -> None:
+        """End all tasks, and close everything. Call it in any case."""
+        self.stopping.set()
+        self._closing.set()
+        await self._tasks.wait(CLOSE_S_MAX)
+        await self._client.close()
+        await self._dead_letters.close()
+        await self._admin.close()
+
+    async def _tidy(self) -> None:
+        while not await sleep_unless(self.stopping, TIDY_S):
+            await self._dead_letters.tidy()
+
+
+def _unsigned(_key: str, _body: bytes, _now_s: float) -> Mapping[str, str]:
+    return {}

@@ -1,0 +1,115 @@
+"""All processes as one: their statuses, their sum, their state, and the balance between them.
+
+The port of `ingest up` and that of a writer show it.
+Promises: what a process sends cannot break it; a status that is not readable is left out, and
+logged now and then.
+Does not: know how statuses come, or which processes there should be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from os import getpid
+from typing import Any
+
+from ingest import __version__
+from ingest.admin.dashboard.tail import GatheredTail
+from ingest.app.fill import Fill
+from ingest.app.instances import WRITER, Instances
+from ingest.app.roles_balance import RolesBalance, Sample
+from ingest.app.status import read_status
+from ingest.app.up_health import UpHealth
+from ingest.config.settings import Settings
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.ports import BufferStats
+from ingest.system.clock import monotonic_s
+from ingest.system.logs import Occasionally, get_logger
+
+LATE_S = 0.5  # a tick comes so long after the full second, at which the processes send
+EMPTY = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
+
+
+class Overview:
+    """The processes that this one shows.
+
+    `free_bytes` returns the free space of the state folder, and may raise OSError. `advice` are the
+    words of the next steps. `forget_s`: see Instances.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        dead_letters: Callable[[], DeadLetterStats],
+        free_bytes: Callable[[], int],
+        advice: Mapping[str, str],
+        forget_s: float = math.inf,
+    ) -> None:
+        self._dead_letters = dead_letters
+        self._free_bytes = free_bytes
+        self._disk_free_bytes = 0
+        self._log = get_logger("admin")
+        self._occasionally = Occasionally(60.0)
+        fill = Fill(settings, lambda: 0)
+        self.own = Ledger()  # of this process, for what it counts itself
+        self.own.gauges = Gauges(
+            buffer=lambda: EMPTY,
+            dead_letters=dead_letters,
+            database_up=lambda: None,
+            hold_reason=lambda: None,
+            state=self._state,
+            disk_free_bytes=lambda: self._disk_free_bytes,
+            limits=fill.limits._replace(journal_bytes_max=0),
+            roles_imbalance=lambda: self.balance.lost,
+        )
+        self.tail = GatheredTail()
+        self.balance = RolesBalance()
+        self.instances = Instances(self.own, __version__, getpid(), forget_s=forget_s)
+        self.health = UpHealth(self.instances, fill, advice)
+
+    def status(self, instance: str, blob: Mapping[str, Any]) -> None:
+        """Take the status of a process, which StatusSource has made. Never fails."""
+        try:
+            status = read_status(blob)
+            self.tail.add(status.tail)
+            self.instances.heard(instance, status)
+        except ValueError as error:
+            if (left_out := self._occasionally.due("status")) is not None:
+                self._log.error(
+                    "status_not_read",
+                    instance=instance[:100],
+                    why=str(error)[:200],
+                    similar_suppressed=left_out,
+                )
+
+    def tick(self) -> None:
+        """Add all up; once a second, some time after the statuses have come."""
+        try:
+            self._disk_free_bytes = self._free_bytes()
+        except OSError:
+            self._disk_free_bytes = 0
+        instances = self.instances
+        instances.refresh()
+        self.health.tick(self._dead_letters().size_bytes, self._disk_free_bytes)
+        total, figures = instances.ledger, instances.broker()
+        self.balance.tick(
+            Sample(
+                monotonic_s(),
+                total.published,
+                total.delivered,
+                total.returned,
+                all_report=all(each.runs for each in instances.of(WRITER)),
+                unclean=instances.unclean,
+                messages_waiting=_of_writer(figures.get("consumer_pending")),
+                messages_unacknowledged=_of_writer(figures.get("consumer_ack_pending")) or 0,
+            )
+        )
+
+    def _state(self) -> str:
+        return self.health.state()
+
+
+def _of_writer(value: Any) -> float | None:
+    found = value.get(WRITER) if isinstance(value, Mapping) else value
+    return found if isinstance(found, int | float) else None

@@ -1,0 +1,108 @@
+"""The admin port of a writer that runs alone: its own probes and metrics, and the page of all.
+
+Gateways and writers that nobody leads tell each other their statuses by the broker. So the page of
+each writer shows all of them. Its figures are the sum over all; /metrics has those of this writer
+alone, since each process is scraped on its own, and the balance between the roles.
+Does not: act on other processes; `hold release` is for this writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ingest import __version__
+from ingest.admin.exposition import Exposition
+from ingest.app.admin import AdminSide, Joint
+from ingest.app.overview import LATE_S, Overview
+from ingest.app.status import read_message
+from ingest.broker.session import Message
+from ingest.config.settings import Settings
+from ingest.dead_letters.store import ReadableDeadLetters
+from ingest.model.ledger import Ledger
+from ingest.sinks.postgres.connection import DatabaseUrl
+from ingest.sinks.postgres.known_server import KnownServer
+
+FORGET_S = 30.0  # a process that was silent for so long is gone: nobody else says it
+
+
+class WriterAdmin:
+    """The admin port of one writer, whose name is `instance`. `ledger` and `readyz` are its own.
+
+    `release_hold(dead_letter)` makes it try at once. `advice` are the words of the next steps.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        instance: str,
+        *,
+        ledger: Ledger,
+        dead_letters: ReadableDeadLetters,
+        readyz: Callable[[], tuple[int, bytes]],
+        release_hold: Callable[[bool], bool],
+        advice: Mapping[str, str],
+    ) -> None:
+        self._instance = instance
+        self._admin_listen = settings.admin_listen
+        overview = self._overview = Overview(
+            settings,
+            dead_letters=dead_letters.stats,
+            free_bytes=lambda: settings.disk_free_bytes_min * 2,  # a writer needs no disk
+            advice=advice,
+            forget_s=FORGET_S,
+        )
+        assert ledger.gauges is not None
+        ledger.gauges = ledger.gauges._replace(roles_imbalance=lambda: overview.balance.lost)
+        self._side = AdminSide(
+            settings,
+            ledger=overview.instances.ledger,
+            dead_letters=dead_letters,
+            readyz=readyz,
+            message=overview.instances.message,
+            token=settings.admin_token or secrets.token_urlsafe(24),
+            release_hold=release_hold,
+            refused_posts=overview.instances.refused_posts,
+            buffer="stream",
+            joint=Joint(
+                ledger,
+                Exposition(ledger, __version__),
+                overview.tail,
+                page_readyz=overview.health.readyz,
+            ),
+        )
+
+    async def start(self) -> str:
+        """Listen; return the bound HOST:PORT. Raises StartError that names --admin-listen."""
+        return await self._side.start("the gateways", self._admin_listen)
+
+    def page_address(self, bound: str) -> str:
+        """Return the address of the page."""
+        return self._side.page_address(bound, with_key=False)
+
+    def database(self, url: DatabaseUrl, known: KnownServer) -> None:
+        """Set what returns the database's URL, for the page's questions and replays."""
+        self._side.database(url, known)
+
+    def status(self, status: Mapping[str, Any]) -> None:
+        """Take the status of this process."""
+        self._overview.status(self._instance, status)
+
+    def hear(self, message: Message) -> None:
+        """Take what a process has told the others. Never fails."""
+        try:
+            instance, status = read_message(message.data)
+        except ValueError:
+            instance, status = "", {}  # which is logged as one that cannot be read
+        if instance != self._instance:
+            self._overview.status(instance, status)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Update the page each second until `stop` is set."""
+        await self._side.dashboard.run(stop, late_s=LATE_S, before=self._overview.tick)
+
+    async def close(self) -> None:
+        """Close the streams of the page, the database connection and the port. Repeatable."""
+        await self._side.close()

@@ -1,0 +1,34 @@
+"""The options of `ingest forward` that have a default. Declared as settings are, but only flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ingest.config.values import KIB, MIB, checked, flag_name, setting
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForwardOptions:
+    """How a forwarder sends. Times in seconds, sizes in bytes."""
+
+    in_flight: int = setting(4, "posts at once", within=(1, 256))
+    send_rows_max: int = setting(5_000, "most readings in a post", within=(1, 100_000))
+    send_bytes_max: int = setting(MIB, "largest body of a post", within=(4 * KIB, 64 * MIB))
+    send_connect_s_max: float = setting(5.0, "time to connect to the target", within=(0.1, 60))
+    send_s_max: float = setting(
+        30.0, "deadline of a post, from its begin to the end of the answer", within=(0.1, 600)
+    )
+    send_retry_s_max: float = setting(
+        60.0, "longest pause between tries; a longer Retry-After is cut", within=(0.01, 3600)
+    )
+
+
+def forward_options(flags: Mapping[str, str]) -> ForwardOptions:
+    """Return the options of a command line. Raises ConfigError that names the flag."""
+    declared = {each.name: each for each in fields(ForwardOptions)}
+    values: dict[str, Any] = {
+        name: checked(declared[name], text, flag_name(name)) for name, text in flags.items()
+    }
+    return ForwardOptions(**values)

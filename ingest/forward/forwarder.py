@@ -1,0 +1,234 @@
+"""Posts the messages of a consumer to a target, each until the target has it.
+
+    take -> waiting -> a worker: post, pause, post, .. -> done
+                                  |-- refused for good -> dead letters -> done
+                                  '-- too far behind   -> skipped -> done
+
+Promises: a message is acknowledged only when each of its readings was sent, filtered out, is a dead
+letter on the disk, or was skipped and counted. Of a message that is not acknowledged, all comes
+again, with the same keys. While messages wait here, the broker is told so. A stop gives them back.
+Does not: keep an order. Several posts are under way, and one that failed comes later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from ingest.broker.pulling import Delivery
+from ingest.broker.streams import ACK_WAIT_S
+from ingest.buffers.stream.messages import NotOurs, decode_message
+from ingest.forward.bodies import Filters, PostLimits, outgoing
+from ingest.forward.sender import TargetSender
+from ingest.forward.tally import LAG, NOT_OURS, ForwardTally
+from ingest.model.block import Block
+from ingest.system import clock
+from ingest.system.logs import get_logger
+
+HELD_BYTES_MAX = 32 * 1024**2
+WORKING_S = ACK_WAIT_S / 3
+GIVEN_BACK_S = 0.5  # until then our connection is closed, and another process gets them
+
+_log = get_logger("forward")
+
+
+class Consumer(Protocol):
+    """Tells the broker what became of messages; see broker/pulling.py."""
+
+    wanted: asyncio.Event
+
+    def done(self, deliveries: Iterable[Delivery]) -> None:
+        """Acknowledge."""
+
+    def working(self, deliveries: Iterable[Delivery]) -> None:
+        """Say that we still have them."""
+
+    def give_back(self, deliveries: Iterable[Delivery], after_s: float = 0.0) -> None:
+        """Let them come again, after a while."""
+
+
+class _Message(NamedTuple):
+    delivery: Delivery
+    block: Block
+
+
+class Forwarder:
+    """The path of messages through one process; at most `in_flight` of them are sent at once."""
+
+    def __init__(
+        self,
+        sender: TargetSender,
+        tally: ForwardTally,
+        *,
+        filters: Filters,
+        limits: PostLimits,
+        in_flight: int,
+    ) -> None:
+        self._sender = sender
+        self._tally = tally
+        self._filters = filters
+        self._limits = limits
+        self._in_flight = in_flight
+        self._consumer: Consumer | None = None
+        self._held: dict[int, _Message] = {}  # by place; those that wait, and those in work
+        self._waiting: deque[_Message] = deque()
+        self._held_bytes = 0
+        self._arrived = asyncio.Event()
+        self._stopping = False
+        self._skip_to = 0  # messages up to this place are passed over
+
+    def connect(self, consumer: Consumer) -> None:
+        """Set where the messages come from. Before anything else."""
+        self._consumer = consumer
+        consumer.wanted.set()
+
+    @property
+    def _from(self) -> Consumer:
+        assert self._consumer is not None, "connect it first"
+        return self._consumer
+
+    @property
+    def held_messages(self) -> int:
+        """Messages that are not acknowledged yet."""
+        return len(self._held)
+
+    def oldest_us(self) -> int | None:
+        """Return when the oldest reading of these messages was received, in Unix microseconds."""
+        return min((each.block.received_us for each in self._held.values()), default=None)
+
+    # Messages come in, and leave
+
+    def take(self, delivery: Delivery) -> None:
+        """Take a message that was pulled."""
+        if self._stopping:
+            self._from.give_back([delivery], GIVEN_BACK_S)
+            return
+        if delivery.place in self._held:
+            return  # it has come again, since we were frozen; what we say of it counts for both
+        try:
+            block = decode_message(delivery.data)
+        except NotOurs as error:  # the writers keep its bytes as a dead letter
+            _log.error("forward_not_ours", place=delivery.place, why=str(error))
+            self._tally.pass_over(NOT_OURS, 1, 0)
+            self._from.done([delivery])
+            return
+        message = _Message(delivery, block)
+        self._held[delivery.place] = message
+        self._held_bytes += len(delivery.data)
+        if delivery.place <= self._skip_to:
+            self._pass_over(message, block.rows)
+            return
+        self._waiting.append(message)
+        self._bound()
+        self._arrived.set()
+
+    def skip_to(self, place: int) -> None:
+        """Pass over all messages up to a place of the stream, also those that are tried again."""
+        if place <= self._skip_to:
+            return
+        self._skip_to = place
+        waiting, self._waiting = self._waiting, deque()
+        for each in waiting:
+            if each.delivery.place > place:
+                self._waiting.append(each)
+            else:
+                self._pass_over(each, each.block.rows)
+        self._sender.wake()
+
+    def _pass_over(self, message: _Message, readings: int) -> None:
+        self._tally.pass_over(LAG, 1, readings)
+        self._done(message)
+
+    def _done(self, message: _Message) -> None:
+        self._from.done([message.delivery])
+        self._forget(message)
+
+    def _forget(self, message: _Message) -> None:
+        del self._held[message.delivery.place]
+        self._held_bytes -= len(message.delivery.data)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Pull more messages only while few are held."""
+        wanted = self._from.wanted
+        few = len(self._held) < 2 * self._in_flight and self._held_bytes < HELD_BYTES_MAX
+        if few and not self._stopping:
+            wanted.set()
+        else:
+            wanted.clear()
+
+    # Work
+
+    async def run(self, stopping: asyncio.Event, aborted: asyncio.Event, stop_s_max: float) -> None:
+        """Forward until `stopping` is set. Then posts under way have `stop_s_max` to end.
+
+        They end at once when `aborted` is set. When it returns, each message was acknowledged or
+        given back.
+        """
+        workers = [asyncio.create_task(self._work()) for _ in range(self._in_flight)]
+        keeping = asyncio.create_task(self._keep())
+        told = asyncio.create_task(stopping.wait())
+        await asyncio.wait([told, keeping, *workers], return_when="FIRST_COMPLETED")
+        self._stop()
+        ending = asyncio.create_task(clock.sleep_unless(aborted, stop_s_max))
+        ended = asyncio.create_task(_all(workers))
+        await asyncio.wait([ending, ended], return_when="FIRST_COMPLETED")
+        self._sender.abort()
+        await ended
+        for each in (keeping, told, ending):
+            each.cancel()
+        for each in (keeping, *workers):
+            if each.done() and not each.cancelled():
+                each.result()  # raises the error of a bug
+
+    def _stop(self) -> None:
+        self._stopping = True
+        waiting, self._waiting = self._waiting, deque()
+        for each in waiting:
+            self._give_back(each)
+        self._from.wanted.clear()
+        self._arrived.set()
+        self._sender.wake()
+
+    def _give_back(self, message: _Message) -> None:
+        self._from.give_back([message.delivery], GIVEN_BACK_S)
+        self._forget(message)
+
+    async def _keep(self) -> None:
+        """Tell the broker that we still have what we hold."""
+        while True:
+            await asyncio.sleep(WORKING_S)
+            self._from.working([each.delivery for each in self._held.values()])
+
+    async def _work(self) -> None:
+        while not self._stopping:
+            if not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            await self._forward(self._waiting.popleft())
+            await asyncio.sleep(0)  # messages without a wanted reading wait for nothing
+
+    async def _forward(self, message: _Message) -> None:
+        """Send all posts of a message; acknowledge it, or give it back."""
+        block = message.block
+        left = block.rows
+        for each in outgoing(message.delivery.data, block.tuples, self._filters, self._limits):
+            if not await self._sender.send(each, block.received_us, lambda: self._wants(message)):
+                if self._stopping:
+                    self._give_back(message)
+                else:
+                    self._pass_over(message, left)
+                return
+            left -= len(each.readings)
+        self._tally.filtered += left
+        self._done(message)
+
+    def _wants(self, message: _Message) -> bool:
+        return not self._stopping and message.delivery.place > self._skip_to
+
+
+async def _all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    await asyncio.wait(list(tasks))

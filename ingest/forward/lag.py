@@ -1,0 +1,78 @@
+"""Watches how far a forwarder is behind, and lets it pass over messages beyond a bound."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.lag import Lag, lag_of, place_to_skip_to
+from ingest.broker.manage import look_at_consumer, look_at_stream
+from ingest.broker.roles import STREAM, WRITER
+from ingest.model.errors import BrokerAway, BrokerRefused
+from ingest.system import clock
+from ingest.system.logs import get_logger
+
+LOOK_S = 2.0
+
+_log = get_logger("forward")
+
+
+class LagWatch:
+    """Looks at the stream again and again. `skip_to(place)` passes over messages."""
+
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        consumer: str,
+        *,
+        bytes_max: int,
+        skip_to: Callable[[int], None],
+    ) -> None:
+        self.lag = Lag()
+        self.missing = ""  # what does not exist, in words; empty if all does
+        self.looked = False  # whether the broker has answered at all
+        self.bytes_max = bytes_max
+        self._connection = connection
+        self._consumer = consumer
+        self._skip_to = skip_to
+        self._skipped_to = 0
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Look until the event is set."""
+        while not stopping.is_set():
+            await self.look()
+            await clock.sleep_unless(stopping, LOOK_S)
+
+    async def look(self) -> None:
+        """Look once. If the broker does not answer, nothing changes."""
+        try:
+            stream = await look_at_stream(self._connection)
+            ours = await look_at_consumer(self._connection, self._consumer)
+            writers = await look_at_consumer(self._connection, WRITER)
+        except (BrokerAway, BrokerRefused):
+            return  # the connection says so
+        self.looked = True
+        if stream is None:
+            self.missing = f"there is no stream {STREAM}: `ingest stream apply` makes it"
+            return
+        if ours is None:
+            self.missing = (
+                f"the stream has no consumer {self._consumer}: name this forwarder in the setting "
+                "`forwards` of all parts, then run `ingest stream apply`"
+            )
+            return
+        self.missing = ""
+        self.lag = lag = lag_of(stream, ours)
+        floor = None if writers is None else int(writers["ack_floor"]["stream_seq"])
+        place = place_to_skip_to(lag, self.bytes_max, floor)
+        if place > self._skipped_to:
+            self._skipped_to = place
+            _log.error(
+                "forward_skipped",
+                first=lag.first + 1,
+                last=place,
+                lag_bytes=lag.size_bytes,
+                lag_bytes_max=self.bytes_max,
+            )
+            self._skip_to(place)

@@ -1,0 +1,53 @@
+"""The URL that a client posts to: what it must be."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from ingest.model.errors import ConfigError
+
+NAMES_OF_LOOPBACK = frozenset({"localhost", "localhost."})
+
+
+class Target(NamedTuple):
+    """A URL. `shown` is its server: path and query may be secrets, so no log has them."""
+
+    url: str
+    shown: str
+
+
+def target_of(url: str, *, plain_http: bool = False) -> Target:
+    """Return a checked URL. Raises ConfigError with a sentence for the user.
+
+    Readings leave this machine only by https://, unless `plain_http` is set.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:  # brackets without an IPv6 address, a port that is no number
+        raise ConfigError(f"the target cannot be read as a URL: {error}") from None
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ConfigError("the target is not http://HOST/.. or https://HOST/..")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError("the target has a character that a URL may not have: write it as %XX")
+    if "@" in parts.netloc:
+        raise ConfigError(
+            "the target has a user or a password, which all users of this machine could read: sign "
+            "the posts instead (--secret-file)"
+        )
+    if parts.scheme == "http" and not (plain_http or _is_loopback(host)):
+        raise ConfigError(
+            f"the target {host} would get the readings without TLS: use https://, or --plain-http "
+            "if the way to it is safe"
+        )
+    bracketed = f"[{host}]" if ":" in host else host
+    return Target(url, f"{parts.scheme}://{bracketed}{f':{port}' if port else ''}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in NAMES_OF_LOOPBACK

@@ -1,0 +1,133 @@
+"""`ingest up` with its real processes: what was acknowledged is in the table, whatever ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.support.supervisors import Devices
+from tests.system.service import Done, Service, run_command
+from tests.system.test_up import Up, children, restart
+
+NUMBERS = "select device_id || ' ' || value::int as reading, count(*) from readings group by 1"
+
+
+class Counters(Devices):
+    """Clients that post numbers; `kept` are those with a 202."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.kept: set[str] = set()
+        self._last = 0
+
+    def body(self) -> bytes:
+        """Return a post with the next number."""
+        self._last += 1
+        return b'{"device_id":"d","metric":"m","ts":%d,"value":%d}' % (
+            1_750_000_000_000 + self._last,
+            self._last,
+        )
+
+    def answered(self, status: int, body: bytes, posted: bytes) -> None:
+        """Note what became of it."""
+        if status == 202:
+            self.kept.add("d " + posted.rpartition(b":")[2].rstrip(b"}").decode())
+        else:
+            self.faults.append(f"{status} {body!r}")
+
+
+def real_up(folder: Path, url: str, **settings: Any) -> Up:
+    """Return an `ingest up`, not started."""
+    given = {"database_url": url, "database_unsafe": True, **settings}
+    return Up(folder / "s", **given)
+
+
+async def stored(service: Service) -> dict[str, int]:
+    """Return how often each number is in the table, which a writer makes."""
+    try:
+        return {row["reading"]: row["count"] for row in await service.query(NUMBERS)}
+    except asyncpg.UndefinedTableError:
+        return {}
+
+
+async def all_stored(service: Service, kept: set[str]) -> None:
+    """Wait until all that was acknowledged is in the table, and nothing twice."""
+    found: dict[str, int] = {}
+    async with asyncio.timeout(40):
+        while kept - (found := await stored(service)).keys():  # noqa: ASYNC110  other processes
+            await asyncio.sleep(0.1)
+    assert set(found.values()) == {1}
+
+
+async def test_rolling_restart_of_real_processes_refuses_and_loses_nothing(
+    open_tmp_path: Path, readings_url: str
+) -> None:
+    """Each post gets its 202 while all processes are replaced; the last line says lost=0."""
+    async with real_up(open_tmp_path, readings_url) as service:
+        devices = Counters(service.url)
+        first = set(children(service.pid))
+        async with devices.posting(100):
+            await restart(service, 1)
+        assert devices.faults == []
+        assert len(devices.kept) > 20
+        assert not first & set(children(service.pid))
+        await all_stored(service, devices.kept)
+        code, output = await service.stop()
+        assert code == 0, output
+        assert f"drained: committed={len(devices.kept)} dead_lettered=0 held=0 lost=0" in output
+
+
+async def test_killed_processes_lose_nothing_that_was_acknowledged(
+    open_tmp_path: Path, readings_url: str
+) -> None:
+    """Gateway and writer are killed under load; commands find the service all the time."""
+    async with real_up(open_tmp_path, readings_url) as service:
+        devices = Counters(service.url)
+        async with devices.posting(100):
+            for pid in children(service.pid):
+                await asyncio.sleep(0.3)
+                os.kill(pid, signal.SIGKILL)
+            shown: Done = await run_command(
+                "ingest", "hold", "show", "--state-dir", service.state_dir
+            )
+            async with asyncio.timeout(20):
+                while len(children(service.pid)) < 2:  # noqa: ASYNC110  other processes
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
+        assert shown.code == 0, shown.stderr
+        refused = [each for each in devices.faults if each[:1].isdigit()]
+        assert refused == [], "who is killed refuses nobody: his clients are reset"
+        await all_stored(service, devices.kept)
+        assert (await service.stop())[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_fifty_rolling_restarts_of_real_processes_at_500_new_connections_a_second(
+    open_tmp_path: Path, readings_url: str
+) -> None:
+    """0 resets, 0 refused, 0 lost, with two gateways on one port."""
+    async with real_up(open_tmp_path, readings_url, gateways=2) as service:
+        devices = Counters(service.url)
+        async with devices.posting(500, kept=20):
+            await restart(service, 50)
+        assert devices.faults == []
+        await all_stored(service, devices.kept)
+        assert (await service.stop())[0] == 0
+
+
+async def test_up_starts_from_nothing_with_its_own_database(open_tmp_path: Path) -> None:
+    """No folder, no database, no broker: the post is in the table."""
+    async with Up(open_tmp_path / "s") as service:
+        devices = Counters(service.url)
+        await devices.one()
+        assert devices.faults == []
+        await all_stored(service, devices.kept)
+        code, output = await service.stop()
+        assert code == 0, output
