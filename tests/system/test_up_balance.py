@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -54,7 +55,11 @@ async def test_purged_stream_is_an_imbalance_and_a_killed_writer_is_none(
     open_tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """The readings that somebody removed are counted exactly, as soon as nothing else waits."""
-    settings = {"database_url": readings_url, "database_unsafe": True, "hold_probe_s": 0.3}
+    settings: dict[str, Any] = {
+        "database_url": readings_url,
+        "database_unsafe": True,
+        "hold_probe_s": 0.3,
+    }
     async with Up(open_tmp_path / "s", gateways=2, writers=1, **settings) as service:
         assert (await service.post(reading(1_750_000_000_000))).status == 202
         await service.wait_sample('ingest_readings_committed_total{instance="writer-1"}', 1)
