@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 
 from benchmarks import against, roles, side_by_side
 
@@ -17,7 +18,7 @@ from benchmarks import against, roles, side_by_side
 def main() -> int:
     """Run one of the three commands; return its exit code."""
     words = sys.argv[1:]
-    command = side_by_side.main
+    command: Callable[[list[str]], int] = side_by_side.main
     if "--roles" in words:
         command = roles.main
     elif any(each.partition("=")[0] == "--against" for each in words):

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from benchmarks.contenders import JOURNAL
 from benchmarks.database import running_database
@@ -195,7 +195,7 @@ class Roles:
         """Return the peaks of memory by role."""
         return self._processes.peaks_mib()
 
-    def _streams(self) -> Iterator[dict]:
+    def _streams(self) -> Iterator[dict[str, Any]]:
         """Yield the stream as each server knows it."""
         for url in self._monitors:
             found = ask(url, "/jsz?accounts=1&streams=1&consumers=1")
@@ -323,7 +323,7 @@ def three_brokers(folder: Path) -> Iterator[Roles]:
     with ExitStack() as ending, running_database() as database:
         servers = []
         for number, each in enumerate(members, 1):
-            program = [find_program(""), "-c", each.config]
+            program: list[str | Path] = [find_program(""), "-c", each.config]
             servers.append(Child(f"n{number}", program, folder))
             ending.callback(servers[-1].stop)
         for each, server in zip(members, servers, strict=True):

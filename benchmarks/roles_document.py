@@ -184,11 +184,11 @@ def _spread(values: list[float]) -> str:
 
 
 def _median(case: Case, arm: str, figure: str) -> float:
-    return statistics.median(each[figure] for each in case.runs[arm])
+    return float(statistics.median(each[figure] for each in case.runs[arm]))
 
 
 def _middle(runs: list[dict[str, Any]], figure: str, role: str) -> float:
-    return statistics.median(each[figure][role] for each in runs)
+    return float(statistics.median(each[figure][role] for each in runs))
 
 
 PARTS: Mapping[str, Callable[[Newest], str]] = {

@@ -63,8 +63,8 @@ async def _has_some(outlet: Outlet, stopping: asyncio.Event, left: Callable[[], 
     until_s = monotonic_s() + QUIET_S_MAX
     try:
         while left() and monotonic_s() < until_s:
-            done, _ = await asyncio.wait((waits, stop), timeout=LOOK_S, return_when="FIRST_COMPLETED")
-            if done:
+            await asyncio.wait((waits, stop), timeout=LOOK_S, return_when="FIRST_COMPLETED")
+            if waits.done() or stop.done():
                 break
     finally:
         for each in (waits, stop):

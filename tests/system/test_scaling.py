@@ -69,7 +69,7 @@ class Recipe:
         return home / "nats.conf"
 
     @asynccontextmanager
-    async def shell(self, name: str, script: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def shell(self, name: str, script: str) -> AsyncIterator[Running]:
         """Run commands of the document in a shell, which ends with the block."""
         shared = blocks("sh")[0].partition("export INGEST_BROKER_URL")[0]
         ours = f'ingest() {{ exec "{sys.executable}" -P -m ingest "$@"; }}\n'
@@ -79,52 +79,66 @@ class Recipe:
             "INGEST_ADMIN_LISTEN": "127.0.0.1:0",
             "INGEST_STREAM_BYTES_MAX": "64MiB",
         }
-        async with running("bash", "-ec", ours + self.here(shared + script), env=env) as process:
+        words = ("bash", "-ec", ours + self.here(shared + script))
+        async with running(self.folder / f"{name}.log", *words, env=env) as process:
             yield process
 
     async def done(self, script: str) -> str:
         """Run one command to its end; return its output."""
         async with self.shell("command", script) as process:
-            output, _ = await process.communicate()
-            assert process.returncode == 0, output.decode()
-            return output.decode()
+            code = await process.process.wait()
+            assert code == 0, process.output()
+            return process.output()
+
+
+class Running:
+    """A process, and the file of its output."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    def output(self) -> str:
+        """Return what it has said."""
+        return self._log.read_text()
+
+    async def line_with(self, text: str) -> str:
+        """Return the first line of output that has the text."""
+        async with asyncio.timeout(30):
+            while True:
+                for line in self.output().splitlines():
+                    if text in line:
+                        return line
+                assert self.process.returncode is None, self.output()
+                await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
-async def running(*words: str, env: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running(log: Path, *words: str, env: Mapping[str, str]) -> AsyncIterator[Running]:
     """Give a process that ends with the block."""
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=environment(env),
-    )
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *words, stdout=out, stderr=asyncio.subprocess.STDOUT, env=environment(env)
+        )
     try:
-        yield process
+        yield Running(process, log)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        await process.communicate()
-
-
-async def line_with(process: asyncio.subprocess.Process, text: str) -> str:
-    """Return the first line of output that has the text."""
-    assert process.stdout is not None
-    async with asyncio.timeout(30):
-        async for line in process.stdout:
-            if text in line.decode():
-                return line.decode()
-    raise AssertionError(f"it ended without saying {text!r}")
+        await process.wait()
 
 
 async def takes(address: str, first: int, count: int) -> None:
-    """Post readings; each must get a 202."""
+    """Post readings, again after a 503, until each has got its 202."""
     client = await Client.connect(address)
     try:
         for number in range(first, first + count):
-            await client.send(post(READING % (1_700_000_000_000_000 + number)))
-            reply = await client.reply(20)
+            while True:
+                await client.send(post(READING % (1_700_000_000_000_000 + number)))
+                reply = await client.reply(20)
+                if reply.status != 503:
+                    break
             assert reply.status == 202, reply.body
     finally:
         await client.close()
@@ -145,7 +159,7 @@ async def has_rows(url: str, wanted: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Path) -> None:
-    """Two gateways and two writers on three servers: all is in the table, one server is killed."""
+    """Two gateways and two writers on three servers: all is in the table, the leader is killed."""
     server = EmbeddedPostgres(open_tmp_path / "postgres")
     url = await server.start()
     async with AsyncExitStack() as ending:
@@ -153,10 +167,11 @@ async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Pa
         recipe = Recipe(open_tmp_path, url)
         servers = {}
         for host in HOSTS:
+            log = open_tmp_path / f"{host}.log"
             words = (str(find_program("")), "-c", str(recipe.config(host)))
-            servers[host] = await ending.enter_async_context(running(*words, env={}))
+            servers[host] = await ending.enter_async_context(running(log, *words, env={}))
         for each in servers.values():
-            await line_with(each, "Server is ready")
+            await each.line_with("Server is ready")
         stream, writer, gateway = blocks("sh")
         login, _, commands = stream.partition("ingest stream apply\n")
         login = login.partition("8222\n")[2]
@@ -170,14 +185,17 @@ async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Pa
         addresses = []
         for number in range(2):
             process = await ending.enter_async_context(recipe.shell(f"gateway{number}", gateway))
-            line = await line_with(process, "/v1/readings")
+            line = await process.line_with("/v1/readings")
             found = re.search(r"127\.0\.0\.1:\d+", line)
             assert found, line
             addresses.append(found[0])
         await takes(addresses[0], 0, 20)
         await takes(addresses[1], 20, 20)
         await has_rows(url, 40)
-        os.kill(servers["nats1"].pid, signal.SIGKILL)
+        shown = await recipe.done(f"{login}ingest stream show")
+        leader = re.search(r"3 copies, leader (nats[123])", shown)
+        assert leader, shown
+        os.kill(servers[leader[1]].process.pid, signal.SIGKILL)
         await takes(addresses[0], 40, 20)
         await takes(addresses[1], 60, 20)
         await has_rows(url, 80)
