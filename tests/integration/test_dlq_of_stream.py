@@ -213,6 +213,22 @@ async def test_configured_broker_needs_no_state_folder(
     assert "`ingest stream apply` makes it" in done.stderr
 
 
+async def test_message_that_is_damaged_on_the_disk_is_counted(here: Here, tmp_path: Path) -> None:
+    """The broker leaves it out without a word; the others are listed."""
+    state = StateFolder.open(tmp_path)
+    letters = [each for n in range(10) for each in drained(1, device=f"device-{n}")]
+    async with embedded(state.broker, wanted=LETTERS) as own, joined(own, "writer") as writer:
+        await StreamDeadLetters(writer, bytes_max=10**8).append(letters)
+    (block,) = (state.broker / "store").rglob("*.blk")
+    data = block.read_bytes()
+    block.write_bytes(data.replace(b"device-5", b"device-6", 1))
+    done = await here("dlq", "list", "--limit", 0, "--state-dir", tmp_path)
+    assert "skipped: unreadable: 1 message of INGEST_DLQ, damaged on the broker" in done.stderr
+    assert len(done.stdout.splitlines()) == 10
+    found = json.loads((await here("dlq", "stats", "--json", "--state-dir", tmp_path)).stdout)
+    assert (found["live"], len(found["unreadable"])) == (9, 1)
+
+
 # The page
 
 

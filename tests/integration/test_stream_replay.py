@@ -18,6 +18,7 @@ from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.sending import BlockSender
+from ingest.dead_letters.stream import auto_replay
 from ingest.dead_letters.stream.auto_replay import StreamReplayer
 from ingest.dead_letters.stream.queue import StreamDeadLetters
 from ingest.embedded.broker import EmbeddedBroker
@@ -164,18 +165,18 @@ async def test_one_writer_replays_and_another_takes_over(
     readings_connection: asyncpg.Connection,
 ) -> None:
     """Of two replays one works; if it has died, the other one goes on."""
-    await append(nats, drained(1_000))
+    await append(nats, drained(400))
     async with running(nats, readings_url) as one:
         await until(lambda: one.ledger.replayed)
         async with running(nats, readings_url) as other:
             await until_left(admin, 0)
             assert other.ledger.replayed == 0
-            assert one.ledger.replayed == 1_000
+            assert one.ledger.replayed == 400
             one.stopping.set()
             await append(nats, drained(10))
             await until_left(admin, 0)
             assert other.ledger.replayed == 10
-    assert await rows(readings_connection) == 1_010
+    assert await rows(readings_connection) == 410
 
 
 async def test_replay_killed_between_commit_and_delete_doubles_nothing(
@@ -303,11 +304,14 @@ async def test_writer_whose_database_is_away_leaves_the_replay_to_others(
     admin: BrokerConnection,
     readings_url: str,
     readings_connection: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A writer whose database is away leaves them to the others."""
+    """A writer whose database is away does not even ask for them."""
+    monkeypatch.setattr(auto_replay, "PULL_S", 0.1)
+    monkeypatch.setattr(auto_replay, "LATE_S", 0.1)
     async with running(nats, readings_url) as half:
         half.up = False
-        await asyncio.sleep(1.2)  # it may have asked just before
+        await asyncio.sleep(0.3)  # it may have asked just before
         await append(nats, drained(60))
         await asyncio.sleep(0.2)
         assert half.ledger.replayed == 0
