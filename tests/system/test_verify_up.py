@@ -98,8 +98,8 @@ async def test_nothing_is_lost_while_all_parts_are_killed_and_frozen(
         check(await verify)
 
         await service.query("delete from readings where ts = (select max(ts) from readings)")
-        words = ("dlq", "discard", "--where", "reason=invalid", "--yes", "--state-dir")
-        assert (await run_command("ingest", *words, service.state_dir)).code == 0
+        discard = ("dlq", "discard", "--where", "reason=invalid", "--yes", "--state-dir")
+        assert (await run_command("ingest", *discard, service.state_dir)).code == 0
         again = ("--reconcile-only", "--ledger", ledger, "--state-dir", service.state_dir)
         done = await run_command("loadgen", "verify", *again, within_s=200)
         assert done.code == 1, "a row of the table is gone, and so are the dead letters"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -237,9 +238,10 @@ async def test_processes_cannot_cancel_each_other_out(
         ({"broker_up": 0}, None),
         ({"held": 1, "published": 9}, 0),
     ],
+    ids=lambda each: " ".join(each) if isinstance(each, dict) else "",
 )
 async def test_quiet_waits_for_the_stream_and_for_each_process(
-    tmp_path: Path, changes: dict[str, int], waiting: float | None
+    tmp_path: Path, changes: dict[str, Any], waiting: float | None
 ) -> None:
     """A message that waits or is not acknowledged, or a process that is away: it is not quiet."""
     async with _metrics(lambda _: _processes(**changes)) as url:
