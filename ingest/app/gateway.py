@@ -141,6 +141,7 @@ class Gateway:
             broker=lambda: {
                 "broker_up": float(role.broker_state.away_s == 0),
                 "stream_altered": float(bool(role.watch.faults)),
+                "stream_removed": role.watch.removed,
             },
         )
         self._status = StatusSource(

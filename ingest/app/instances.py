@@ -20,6 +20,7 @@ from ingest.model.ledger import BrokerFigures, DeadLetterStats, Gauges, Ledger, 
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 
+AS_THE_WORST = ("stream_altered", "stream_removed")  # one process that has seen it is enough
 SILENT_S = 3.0  # without a status for so long, a process does not count as running
 RATE_S_MIN = 0.5  # a rate over less time says little
 LEFT_S = 10.0  # a replaced process that has sent nothing for so long has ended
@@ -264,6 +265,8 @@ class Instances:
                     figures[name] = known + value
                 elif name.endswith("_up") and name in figures:
                     figures[name] = min(known, value)
+                elif name in AS_THE_WORST:
+                    figures[name] = max(known, value)
                 else:
                     figures[name] = value
         return figures

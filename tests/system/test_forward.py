@@ -28,6 +28,7 @@ from tests.support.documents import DOCUMENTS, fences
 from tests.support.rows import readings
 from tests.support.webhook import Came, Webhook, items_of, messages_of
 from tests.system.service import REPOSITORY, Service, environment
+from tests.system.test_up_roles import real_up
 
 CONSUMER = FORWARD + "x"
 
@@ -225,6 +226,29 @@ async def test_another_service_can_be_the_target(tmp_path: Path, readings_url: s
             assert (await running.end(signal.SIGTERM))[1].startswith("drained: sent=2500 ")
         stored = [(each["device_id"], each["metric"], each["value"]) for each in found]
         assert stored == [(each.device_id, each.metric, each.value) for each in those]
+
+
+async def test_up_forwards_what_its_gateway_takes(open_tmp_path: Path, readings_url: str) -> None:
+    """`up` makes the consumer, and the table has the readings too."""
+    async with (
+        real_up(open_tmp_path, readings_url, forwards="x", stream_bytes_max="64MiB") as service,
+        Webhook() as target,
+        forward(service.state_dir, target.url) as running,
+    ):
+        await service.wait_state("accepting")
+        bodies = [
+            [{"device_id": f"d{n}", "metric": "m", "ts": 1_750_000_000 + n + m, "value": n}]
+            for n in range(20)
+            for m in (0, 1_000)
+        ]
+        answers = await asyncio.gather(*map(service.post, bodies))
+        assert {each.status for each in answers} == {202}
+        await until(lambda: len(target.items) == 40)
+        assert (await running.end(signal.SIGTERM))[0] == 0
+        code, output = await service.stop()
+        assert code == 0, output
+        assert "drained: committed=40 dead_lettered=0 held=0 lost=0" in output
+    assert sorted({each[1] for each in target.items}) == sorted({f"d{n}" for n in range(20)})
 
 
 def documented_check() -> Callable[[Mapping[str, str], bytes, bytes], bool]:

@@ -73,7 +73,8 @@ function streamNote(broker) {
   if (again) told.push(`${count(again)} of these were delivered again`);
   if (broker.redeliveries_total) told.push(`${count(broker.redeliveries_total)} deliveries were repeated so far`);
   if (broker.stream_oldest_age_seconds) told.push(`the oldest one is ${duration(broker.stream_oldest_age_seconds)} old`);
-  if (broker.stream_skipped_total) told.push(`${count(broker.stream_skipped_total)} messages are missing in the stream: the runbook says more`);
+  const missing = Math.max(broker.stream_skipped_total ?? 0, broker.stream_removed ?? 0);
+  if (missing) told.push(`${count(missing)} messages are missing in the stream: the runbook says more`);
   if (broker.broker_up === 0) told.push("a process has no connection to the broker");
   return told.length ? `${told.join("; ")}.` : "";
 }
