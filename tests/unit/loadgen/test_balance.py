@@ -238,6 +238,7 @@ async def test_processes_cannot_cancel_each_other_out(
         ({"broker_up": 0}, None),
         ({"held": 1, "published": 9}, 0),
     ],
+    ids=lambda each: " ".join(each) if isinstance(each, dict) else "",
 )
 async def test_quiet_waits_for_the_stream_and_for_each_process(
     tmp_path: Path, changes: dict[str, Any], waiting: float | None
