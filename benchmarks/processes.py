@@ -101,6 +101,10 @@ class Child:
                 raise Broken(f"{self.name} is not ready after {START_S_MAX:g} s: {self.output()}")
             time.sleep(poll_s)
 
+    def wait(self) -> int:
+        """Wait until it ends by itself; return its exit code."""
+        return self._process.wait(START_S_MAX)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to end and wait; kill it after STOP_S_MAX. Return its exit code."""
         self._process.send_signal(number)  # nothing, if it has ended

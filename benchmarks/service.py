@@ -31,8 +31,9 @@ class Cpu(NamedTuple):
 class Service:
     """`ingest serve` on free ports: `with Service(folder, "--writers", "1") as service:`.
 
-    `folder` is the state folder; the service uses again what an earlier start left there. `flags`
-    come after BUFFERED, so they win. `tree` is the checkout whose code runs (`python -m ingest`).
+    `folder` is the state folder; the service uses again what an earlier start left there. `command`
+    is `serve` or `up`. `flags` come after BUFFERED, so they win; `up` gets no BUFFERED. `tree` is
+    the checkout whose code runs (`python -m ingest`).
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Service:
         folder: Path,
         *flags: str,
         port: int = 0,
+        command: str = "serve",
         tree: Path = REPOSITORY,
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -50,9 +52,9 @@ class Service:
         self.child = Child(
             "service",
             [
-                *(sys.executable, "-P", "-m", "ingest", "serve", "--state-dir", folder),
+                *(sys.executable, "-P", "-m", "ingest", command, "--state-dir", folder),
                 *("--listen", f"127.0.0.1:{port}", "--admin-listen", "127.0.0.1:0"),
-                *("--log-level", "warning", *BUFFERED, *flags),
+                *("--log-level", "warning", *(BUFFERED if command == "serve" else ()), *flags),
             ],
             folder,
             env={"PYTHONPATH": str(tree), **(env or {})},

@@ -55,6 +55,7 @@ def drive(
     *,
     target: str = READINGS,
     form: str = "json",
+    connections: int = CONNECTIONS,
 ) -> Peak:
     """Drive one port of the loopback for so long. `script` is one of ROWS, `form` json or line.
 
@@ -62,7 +63,7 @@ def drive(
     """
     output, cpu_s = run_driver(
         [
-            *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"),
+            *("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency"),
             *("--timeout", "30s", "-s", HERE / f"{script}.lua", f"http://127.0.0.1:{port}{target}"),
             *("--", str(first_us), form),
         ],

@@ -21,6 +21,6 @@ The path of a post (folder/file):
                                           |  `------ driver/retry <-----------'  429, 503, no
                                           v                                      connection
         measure/tally, timeline, histogram (loadgen run)      --> report/json --> text, html
-        proof/run --> ledger (loadgen verify); then balance (wait) --> table, dead_letters
+        proof/run --> ledger (loadgen verify); then balance (wait) --> table, letter_sources
                   --> reconcile --> conclude --> report/verdict
 """

@@ -21,11 +21,17 @@ import structlog
 import uvloop
 from hypothesis import settings
 
+from ingest.broker import manage
+from ingest.broker.roles import DEAD_LETTERS
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.embedded.broker_program import find_program
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http import connection
 from ingest.sinks.postgres import schema
 from ingest.system.filesystem import filesystem_of, is_volatile
+from ingest.system.state_folder import StateFolder
 from tests.support import tcp_ports
+from tests.support.brokers import LETTERS, api, joined
 from tests.support.embedded import running
 
 if os.environ.get("INGEST_TEST_KNOWN_HEADS") == "off":
@@ -175,6 +181,27 @@ def server(open_tmp: Path) -> Iterator[Server]:
             yield Server(url, runner)
         finally:
             runner.run(embedded.stop())
+
+
+@pytest.fixture(scope="session")
+def broker(open_tmp: Path) -> Iterator[EmbeddedBroker]:
+    """Run one nats-server for this test process, in a state folder."""
+    embedded = EmbeddedBroker(StateFolder.open(open_tmp / "state").broker, find_program(""))
+    with asyncio.Runner() as runner:
+        runner.run(embedded.start())
+        try:
+            yield embedded
+        finally:
+            runner.run(embedded.stop())
+
+
+@pytest.fixture
+async def nats(broker: EmbeddedBroker) -> EmbeddedBroker:
+    """Give that nats-server with the stream of the dead letters, fresh and empty."""
+    async with joined(broker, "admin") as admin:
+        await api(admin, f"STREAM.DELETE.{DEAD_LETTERS}")
+        await manage.apply(admin, LETTERS)
+    return broker
 
 
 @pytest.fixture(scope="session")

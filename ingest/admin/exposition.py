@@ -38,7 +38,8 @@ BROKER_FIGURES = {
     "consumer_pending": "Messages that have not been delivered yet.",
     "consumer_ack_pending": "Messages that have been delivered and are not acknowledged.",
     "consumer_redelivered": "Messages that were delivered again and are not acknowledged.",
-    "stream_skipped_total": "Messages that the broker did not deliver, or does not have any more.",
+    "stream_removed": "Messages that somebody removed before they were done, as seen by processes.",
+    "stream_skipped_total": "Messages that no writer was given, and that cannot be read any more.",
     "redeliveries_total": "Messages that came to this process and had been delivered before.",
 }
 

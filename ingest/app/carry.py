@@ -12,13 +12,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from ingest.model.block import Block
-from ingest.model.errors import BufferFull, NotKept, Stopping
+from ingest.model.errors import BufferFull, IngestError, NotKept, Stopping
 from ingest.model.ports import Inlet, Outlet
-from ingest.system.clock import sleep_unless
+from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.logs import Occasionally, get_logger
 
 ROWS_MAX = 20_000  # taken at once
 QUIET_S_MAX = 30.0  # without a block, although there are some: they cannot be read now
+LOOK_S = 0.2
 AGAIN_S = 1.0
 WARNING_S = 60.0
 
@@ -39,46 +40,56 @@ async def carry(
     """
     occasionally = Occasionally(WARNING_S)
     while left() and not stopping.is_set():
-        if not await _has_some(outlet, stopping):
-            return False
+        if not await _has_some(outlet, stopping, left):
+            break
         blocks = outlet.take(ROWS_MAX)
-        rows = sum(block.rows for block in blocks)
-        try:
-            await _put(blocks, inlet)
-        except (NotKept, BufferFull, Stopping) as error:
-            outlet.give_back(blocks)
-            if occasionally.due(type(error).__name__) is not None:
-                _log.warning("readings_not_moved", why=str(error))
+        errors = await _put(blocks, inlet)
+        kept = [block for block in blocks if block not in errors]
+        outlet.settle(kept)
+        moved(sum(block.rows for block in kept))
+        if errors:
+            outlet.give_back([block for block in blocks if block in errors])
+            why = next(iter(errors.values()))
+            if occasionally.due(type(why).__name__) is not None:
+                _log.warning("readings_not_moved", why=str(why))
             await sleep_unless(stopping, AGAIN_S)
-        else:
-            outlet.settle(blocks)
-            moved(rows)
     return not left()
 
 
-async def _has_some(outlet: Outlet, stopping: asyncio.Event) -> bool:
-    """Wait for a block; return whether there is one in time."""
+async def _has_some(outlet: Outlet, stopping: asyncio.Event, left: Callable[[], int]) -> bool:
+    """Wait for a block; return whether there is one in time. It ends early if nothing is left."""
     waits = asyncio.create_task(outlet.wait_rows(1))
     stop = asyncio.create_task(stopping.wait())
-    await asyncio.wait((waits, stop), timeout=QUIET_S_MAX, return_when="FIRST_COMPLETED")
-    for each in (waits, stop):
-        each.cancel()
+    until_s = monotonic_s() + QUIET_S_MAX
+    try:
+        while left() and monotonic_s() < until_s:
+            await asyncio.wait((waits, stop), timeout=LOOK_S, return_when="FIRST_COMPLETED")
+            if waits.done() or stop.done():
+                break
+    finally:
+        for each in (waits, stop):
+            each.cancel()
     return outlet.rows_waiting > 0
 
 
-async def _put(blocks: list[Block], inlet: Inlet) -> None:
-    """Put all blocks; return once they are on the disk. If one fails, all count as not moved."""
-    puts = []
-    try:
-        for block in blocks:
-            block.seal()
+async def _put(blocks: list[Block], inlet: Inlet) -> dict[Block, IngestError]:
+    """Put all blocks; return those that were not kept, once all others are on the disk."""
+    errors: dict[Block, IngestError] = {}
+    puts: dict[Block, asyncio.Future[None]] = {}
+    for block in blocks:
+        block.seal()
+        try:
             reservation = await inlet.reserve(block.rows, len(block.tuples))
-            puts.append(asyncio.ensure_future(_awaited(reservation.put(block))))
-    finally:
-        results = await asyncio.gather(*puts, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+        except (NotKept, BufferFull, Stopping) as error:
+            errors[block] = error
+        else:
+            puts[block] = asyncio.ensure_future(_awaited(reservation.put(block)))
+    for block, put in puts.items():
+        try:
+            await put
+        except NotKept as error:
+            errors[block] = error
+    return errors
 
 
 async def _awaited(result: Awaitable[None]) -> None:

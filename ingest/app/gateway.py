@@ -110,6 +110,7 @@ class Gateway:
             database_state=NoDatabase(),
             free_bytes=lambda: settings.disk_free_bytes_min * 2,  # a gateway needs no disk
             broker=role.broker_state.cause,
+            untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
             refusals=Refusals(self.ledger),
             fill=self._fill,
@@ -141,6 +142,7 @@ class Gateway:
             broker=lambda: {
                 "broker_up": float(role.broker_state.away_s == 0),
                 "stream_altered": float(bool(role.watch.faults)),
+                "stream_removed": role.watch.removed,
             },
         )
         self._status = StatusSource(

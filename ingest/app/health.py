@@ -48,8 +48,8 @@ class Health:
     `free_bytes` returns the free space of the state folder, and may raise OSError. `disk_broken`
     returns True if the journal cannot be written. `url_fault` returns what is wrong with the file
     of the database's URL, or nothing. `broker` returns why the broker is of no use now, as a key of
-    causes.CAUSES, or nothing; the state is `broker_away` then. `advice` are the words of the next
-    steps: a text for each of causes.FIELDS.
+    causes.CAUSES, or nothing; the state is `broker_away` then. `untaken` says what a start waits
+    for. `advice` are the words of the next steps: a text for each of causes.FIELDS.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Health:
         free_bytes: Callable[[], int],
         disk_broken: Callable[[], bool] = lambda: False,
         broker: Callable[[], str] = str,
+        untaken: str = UNTAKEN,
         dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
         refusals: Refusals,
         fill: Fill,
@@ -74,6 +75,7 @@ class Health:
         self._free_bytes = free_bytes
         self._disk_broken = disk_broken
         self._broker = broker
+        self._untaken = untaken
         self._dead_letters = dead_letters
         self._refusals = refusals
         self._fill = fill
@@ -257,7 +259,7 @@ class Health:
     def _reason(self, stats: BufferStats) -> str:
         """Return the cause in words, with the figures of the state."""
         if self._state == "starting":
-            return f"{UNTAKEN}; {self._database_words()}" if self._database_words() else UNTAKEN
+            return "; ".join(filter(None, (self._untaken, self._database_words())))
         if self._cause == "disk_low":
             least = shown("disk_free_bytes_min", self._settings.disk_free_bytes_min)
             return f"less than {least} of disk are free"

@@ -20,7 +20,9 @@ from ingest.model.ledger import BrokerFigures, DeadLetterStats, Gauges, Ledger, 
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 
+AS_THE_WORST = ("stream_altered", "stream_removed")  # one process that has seen it is enough
 SILENT_S = 3.0  # without a status for so long, a process does not count as running
+RATE_S_MIN = 0.5  # a rate over less time says little
 LEFT_S = 10.0  # a replaced process that has sent nothing for so long has ended
 REFUSED_POSTS_MAX = 100
 FORGOTTEN_MAX = 1_000
@@ -112,7 +114,7 @@ class Instances:
             if slot.gone or status.sent_us < slot.status.sent_us:
                 return  # it came late
             took_s = (status.sent_us - slot.status.sent_us) / 1e6
-            if took_s > 0:
+            if took_s >= RATE_S_MIN:
                 slot.per_s = max(0.0, (_taken(status) - _taken(slot.status)) / took_s)
                 slot.cpu = max(0.0, (status.cpu_s - slot.status.cpu_s) / took_s)
             slot.status, slot.heard_s = status, now_s
@@ -263,6 +265,8 @@ class Instances:
                     figures[name] = known + value
                 elif name.endswith("_up") and name in figures:
                     figures[name] = min(known, value)
+                elif name in AS_THE_WORST:
+                    figures[name] = max(known, value)
                 else:
                     figures[name] = value
         return figures

@@ -107,7 +107,8 @@ class Role:
         self.connection = BrokerConnection(lambda: place.broker, role)
         self.watch = StreamWatch(
             self.connection,
-            wanted_stream(place.settings),
+            # A missing consumer of a forwarder is no reason to refuse posts: the purge tells of it.
+            wanted_stream(place.settings)._replace(forwards=()),
             monitors=lambda: place.monitors,
             unsafe=place.settings.broker_unsafe,
             unanswered_s=unanswered_s,

@@ -30,6 +30,7 @@ from ingest.app.health import Health
 from ingest.app.receiving import make_endpoint
 from ingest.app.refusals import Refusals
 from ingest.app.rules import make_rules
+from ingest.app.take_back import TakeBack
 from ingest.app.tasks import Tasks
 from ingest.app.writing import WritingHalf
 from ingest.config.folders import state_dir
@@ -210,6 +211,8 @@ class Service:
         admin_listen = await self.admin_side.start(listen, settings.admin_listen)
         self._notifier.ready()
         self._tasks.spawn(self.health.run(self._stopping))
+        taking_back = TakeBack(settings, self._folder, self.buffer, self.ledger)
+        self._tasks.spawn(taking_back.run(self._stopping))
         self._tasks.spawn(self.admin_side.dashboard.run(self._halted))
         url = await self._database()
         self.admin_side.database(url, self.writing.known)

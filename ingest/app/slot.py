@@ -18,7 +18,7 @@ from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.control import Message
 from ingest.system.logs import get_logger
 
-TICK_S = 0.5
+TICK_S = 1.0
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
 STEADY_S = 60.0  # after so long the next pause is the short one again
 HURRY_S = 2.0  # after a second signal

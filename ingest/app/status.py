@@ -34,6 +34,7 @@ NAME_CHARACTERS_MAX = 128
 READINGS_MAX = 9  # of the live tail
 REJECTED_MAX = 20  # devices
 REFUSED_POSTS_MAX = 10
+EARLY_S = 0.1
 
 Ready = Callable[[], tuple[int, bytes]]
 NO_SAMPLE = TailSample([], [], 0, [], False)
@@ -69,7 +70,9 @@ class StatusSource:
         """Send the status at each full second until `stop` is set."""
         while True:
             send(self.status())
-            if await sleep_unless(stop, 1.0 - unix_us() / 1e6 % 1.0):
+            pause_s = 1.0 - unix_us() / 1e6 % 1.0
+            # A sleep may end a moment too early: that second has its status already.
+            if await sleep_unless(stop, pause_s if pause_s > EARLY_S else pause_s + 1.0):
                 return
 
     def status(self, *, final: bool = False) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ingest.admin.dashboard.tail import ObservedDeadLetters, Tail
@@ -44,6 +45,7 @@ from ingest.system.logs import get_logger
 from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
+TIDY_S_MAX = 1.0  # at a stop, for the purge
 FOREIGN_MAX = 100  # of these at once; further ones come again by themselves
 
 
@@ -79,7 +81,7 @@ class StreamWriter:
             forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
             keep_s=settings.stream_keep_s,
             checked_to=lambda: self._check.checked_to,
-            done_bytes=lambda: self._puller.done_bytes,
+            delivered_bytes=lambda: self._puller.delivered_bytes,
             forward_lag_bytes_max=int(
                 ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
             ),
@@ -215,6 +217,7 @@ class StreamWriter:
         await self.outlet.keep_rest()
         await set_aside_rest(self.outlet, self.dead_letters, self.ledger)  # replayed blocks
         await self.dead_letters.close()
+        await self._tidy_stream()
         await role.flush()
         ledger = self.ledger
         sums = {
@@ -226,6 +229,13 @@ class StreamWriter:
         }
         self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
         return role.account(self._status, **sums)
+
+    async def _tidy_stream(self) -> None:
+        """Tell what is settled, and purge what is done: the next start need not look at it."""
+        self._check.tell()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TIDY_S_MAX):
+                await self._purge.purge()
 
     async def _halt_at(self, deadline_s: float) -> None:
         """At the deadline, or when somebody hastens the stop, abort the writes."""
@@ -251,7 +261,8 @@ class StreamWriter:
         ours = {
             "broker_up": float(self._role.broker_state.away_s == 0),
             "stream_altered": float(bool(watch.faults)),
-            "stream_skipped_total": self._check.skipped + watch.removed,
+            "stream_removed": watch.removed,
+            "stream_skipped_total": self._check.skipped,
             "redeliveries_total": self.outlet.redeliveries,
         }
         if (state := watch.state) is None:

@@ -44,6 +44,7 @@ KNOWN_S = 3.0  # after so long the others have told us; longer than between two 
 HEARD_S = 3.5  # a writer that tells nothing for so long is gone
 BACK_MAX = 1_000  # messages that a first writer reads again, at most, and how many bytes
 BACK_BYTES_MAX = 64 * 1024**2
+IN_HAND_S = 60.0  # a message that was written again and is not done is written once more
 _TOLD_SPANS_MAX = 1_000
 _READ_S_MAX, _READ_BYTES_MAX = 0.5, 16 * 1024**2  # in one round
 _LOOKS_MAX = 8  # in one round, at messages that cannot be written again yet
@@ -87,7 +88,7 @@ class GivenCheck:
         self._settled = Spans()
         self._looks: deque[tuple[float, StreamState]] = deque()  # of the last KNOWN_S
         self._ends_earlier = False
-        self._in_hand: set[int] = set()  # read again, not done yet
+        self._in_hand: dict[int, float] = {}  # read again and not done yet: since when
         self._readable: set[int] = set()  # but not to be written again yet
         self._second = SecondRead(connection)
         self._occasionally = Occasionally(WARNING_S)
@@ -135,7 +136,7 @@ class GivenCheck:
         self._in_hand.clear()
 
     def _ended(self, place: int, done: bool) -> None:
-        self._in_hand.discard(place)
+        self._in_hand.pop(place, None)
         if done:
             self._settled.add(place, place)
 
@@ -212,7 +213,7 @@ class GivenCheck:
         size_bytes = looks = 0
         self._readable = {each for each in self._readable if each not in self._settled}
         for place in (each for span in unknown for each in range(span.first, span.last + 1)):
-            if place < state.first or place in self._in_hand:
+            if place < state.first or self._is_in_hand(place):
                 continue
             # Pending ones come again by themselves. But a loss must be known soon, in any case.
             looks_only = place > state.done_to or not self._reads.wanted.is_set()
@@ -233,9 +234,13 @@ class GivenCheck:
                 size_bytes += len(data)
                 self._write_again(place, data)
 
+    def _is_in_hand(self, place: int) -> bool:
+        since_s = self._in_hand.get(place)
+        return since_s is not None and clock.monotonic_s() - since_s < IN_HAND_S
+
     def _write_again(self, place: int, data: bytes) -> None:
         self.read_again += 1
-        self._in_hand.add(place)
+        self._in_hand[place] = clock.monotonic_s()
         _log.warning("stream_message_read_again", place=place)
         self._reads.give(data, place)
 

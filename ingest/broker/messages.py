@@ -37,7 +37,7 @@ class StoredMessage(NamedTuple):
     behind: int = 0
 
 
-class StreamState(msgspec.Struct):
+class MessagesState(msgspec.Struct):
     """What a stream holds. `first_ts` is the time of its first message, as RFC 3339."""
 
     messages: int = 0
@@ -48,7 +48,7 @@ class StreamState(msgspec.Struct):
 
 
 class _Info(msgspec.Struct):
-    state: StreamState
+    state: MessagesState
 
 
 class StreamMessages:
@@ -63,7 +63,7 @@ class StreamMessages:
         self._reading: set[_Reading] = set()
         connection.watch(lambda: None, self._went)
 
-    async def state(self) -> StreamState:
+    async def state(self) -> MessagesState:
         """Return how much there is."""
         state = await self.find_state()
         if state is None:
@@ -72,7 +72,7 @@ class StreamMessages:
             )
         return state
 
-    async def find_state(self) -> StreamState | None:
+    async def find_state(self) -> MessagesState | None:
         """Return how much there is, None if there is no stream."""
         subject = f"STREAM.INFO.{self._stream}"
         reply = await self._ask(subject, b"")
@@ -137,7 +137,7 @@ class StreamMessages:
         # Without `no_erase` the broker writes random bytes over it, at five times the cost.
         body = msgspec.json.encode({"seq": place, "no_erase": True})
         fault = api_fault(await self._ask(subject, body))
-        if fault is None or fault.code != NOTHING_TO_DELETE:
+        if fault is None or fault.code not in NOTHING_TO_DELETE:
             _refuse(subject, fault)
 
     async def _ask(self, subject: str, body: bytes) -> bytes:

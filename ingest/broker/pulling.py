@@ -53,7 +53,6 @@ class Delivery(NamedTuple):
     place: int  # in the stream
     tries: int
     ack_subject: str
-    size_bytes: int = 0  # of the data, also where somebody has dropped that
 
 
 class Pull(NamedTuple):
@@ -100,7 +99,7 @@ class Puller:
         pull: Pull = Pull(),  # noqa: B008  immutable
     ) -> None:
         self.wanted = asyncio.Event()
-        self.done_bytes = 0  # of messages that were done, so far
+        self.delivered_bytes = 0  # so far
         self._connection = connection
         self._stream = stream
         self._name = f"{stream}.{consumer}"
@@ -237,15 +236,14 @@ class Puller:
         if found := self._check.delivered(delivery, place, is_first=tries == 1):
             self._skipped(found)
         self._given(place)
+        self.delivered_bytes += len(message.data)
         self._left -= 1
-        self._take(Delivery(message.data, place, tries, message.reply_to, len(message.data)))
+        self._take(Delivery(message.data, place, tries, message.reply_to))
         if self._left == 0:
             self._over.set()
 
     def done(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledge: these never come again."""
-        deliveries = list(deliveries)
-        self.done_bytes += sum(each.size_bytes for each in deliveries)
         self._say(deliveries, _DONE)
 
     def working(self, deliveries: Iterable[Delivery]) -> None:

@@ -26,7 +26,7 @@ from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 
 EVERY_S = 10.0
-DONE_BYTES = 256 * 1024**2  # or once so many bytes are done
+DELIVERED_BYTES = 256 * 1024**2  # or once so many bytes came to our writer
 _LOOK_S = 0.5  # how often the bytes are looked at
 _SAMPLES_MAX = 1_000
 WARNING_S = 60.0
@@ -38,8 +38,8 @@ class StreamPurge:
     """`forwards`: further consumers that must have done a message. `checked_to`: see above.
 
     A forwarder whose lag is larger than `forward_lag_bytes_max` does not count (0: it always does).
-    If it runs, it passes over messages itself, sooner. `done_bytes` is how many bytes our writer
-    has done so far.
+    If it runs, it passes over messages itself, sooner. `delivered_bytes` is how many bytes came to
+    our writer so far.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class StreamPurge:
         forwards: tuple[str, ...],
         keep_s: float,
         checked_to: Callable[[], int],
-        done_bytes: Callable[[], int],
+        delivered_bytes: Callable[[], int],
         forward_lag_bytes_max: int = 0,
     ) -> None:
         self.purged_to = 0  # all up to this place were removed, by us
@@ -57,9 +57,9 @@ class StreamPurge:
         self._connection = connection
         self._consumers = (WRITER, *forwards)
         self._checked_to = checked_to
-        self._done_bytes = done_bytes
+        self._delivered_bytes = delivered_bytes
         self._forward_lag_bytes_max = forward_lag_bytes_max
-        self._done_bytes_before = 0
+        self._delivered_before = 0
         self._kept = Kept(keep_s)
         self._made = ""
         self._occasionally = Occasionally(WARNING_S)
@@ -68,7 +68,7 @@ class StreamPurge:
         """Remove every 10 s, or when much is done, until the event is set."""
         due_s = clock.monotonic_s() + EVERY_S
         while not await clock.sleep_unless(stopping, _LOOK_S):
-            much = self._done_bytes() - self._done_bytes_before >= DONE_BYTES
+            much = self._delivered_bytes() - self._delivered_before >= DELIVERED_BYTES
             if much or clock.monotonic_s() >= due_s:
                 await unless(stopping, self.purge())
                 due_s = clock.monotonic_s() + EVERY_S
@@ -78,7 +78,7 @@ class StreamPurge:
 
         Call it also at the end of a stop: then the next start has less to check.
         """
-        self._done_bytes_before = self._done_bytes()
+        self._delivered_before = self._delivered_bytes()
         try:
             await self._purge()
         except BrokerAway as error:

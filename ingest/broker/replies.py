@@ -27,7 +27,7 @@ class Meaning(Enum):
 NOT_FOUND = 10059  # stream
 NO_CONSUMER = 10014
 NO_MESSAGE = 10037
-NOTHING_TO_DELETE = 10057  # no such message
+NOTHING_TO_DELETE = (10043, 10057)  # between other messages, or not
 STORE_FAILED = 10077
 _OF_BOUNDS = "exceeded"  # in the text of STORE_FAILED: the stream is full, and its disk is well
 _MEANINGS = {

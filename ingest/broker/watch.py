@@ -132,7 +132,7 @@ class StreamWatch:
         began_s = clock.monotonic_s()
         published_to = self._published_to()  # before the look: the stream has these
         try:
-            found = await manage.look(self._connection)
+            found = await manage.look(self._connection, self._wanted.names)
         except BrokerAway as error:
             if self._away_since_s is None:
                 self._away_since_s = began_s
@@ -145,8 +145,12 @@ class StreamWatch:
         self._away_since_s = None
         self.state = state_of(found)
         self._see_removals(published_to)
-        self._stream_faults = manage.altered(found, self._wanted)
-        self._stream_degraded = manage.degraded(found, self._wanted)
+        # What is wrong with the consumer of a forwarder is no reason to take no posts.
+        self._stream_faults = manage.altered(found, self._wanted._replace(forwards=()))
+        others = [
+            each for each in manage.altered(found, self._wanted) if each not in self._stream_faults
+        ]
+        self._stream_degraded = [*others, *manage.degraded(found, self._wanted)]
         self._judge()
         return not self._stream_faults and not self._removals.suspects
 

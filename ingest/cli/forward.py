@@ -11,6 +11,7 @@ from ingest.cli.parser import Parser, SettingsFlags
 from ingest.cli.terminal import say
 from ingest.config.forward_options import ForwardOptions, forward_options
 from ingest.config.loading import Loaded
+from ingest.config.sources import read_secret
 from ingest.config.text import help_text, metavar
 from ingest.config.values import flag_name, full_path
 
@@ -34,7 +35,11 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         type=forward_name,
         help="its name: the stream keeps its place by it",
     )
-    parser.add_argument("--to", required=True, metavar="URL", help="where it posts to")
+    to = parser.add_mutually_exclusive_group(required=True)
+    to.add_argument("--to", metavar="URL", help="where it posts to")
+    to.add_argument(
+        "--to-file", metavar="FILE", help="the same from a file: other users can read --to"
+    )
     for flag, what in (("--device", "devices"), ("--metric", "metrics")):
         parser.add_argument(
             flag,
@@ -74,7 +79,10 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
     wanted = ForwardWanted(
         name=args.name,
-        target=target_of(args.to, plain_http=args.plain_http),
+        target=target_of(
+            args.to if args.to_file is None else read_secret(full_path(args.to_file)),
+            plain_http=args.plain_http,
+        ),
         devices=tuple(args.device),
         metrics=tuple(args.metric),
         secret_file=_file(args.secret_file),

@@ -2,7 +2,7 @@
 
 `python -m ingest.cli.print_docs` prints all tables. `--write FILE..` rewrites parts of Markdown
 files, from `<!-- generated: NAME -->` to `<!-- end -->`, and the example file of the environment.
-A test compares these parts with the code.
+`roles.conf` are the users of a nats-server. A test compares all of it with the code.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ingest.admin.exposition import (
 )
 from ingest.admin.forward_exposition import ForwardExposition
 from ingest.config.text import env_example, markdown_table
+from ingest.embedded.broker_config import roles_text
 from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
@@ -172,10 +173,12 @@ def refreshed(text: str) -> str:
 
 
 def write(paths: Iterable[Path]) -> None:
-    """Rewrite files: the generated parts of Markdown, `.env.example` as a whole."""
+    """Rewrite files: the generated parts of Markdown; `.env.example`, `roles.conf` as a whole."""
     for path in paths:
         if path.name.endswith(".env.example"):
             path.write_text(env_example())
+        elif path.name == "roles.conf":
+            path.write_text(roles_text())
         else:
             path.write_text(refreshed(path.read_text()))
 

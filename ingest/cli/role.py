@@ -51,6 +51,8 @@ async def _run(control_fd: int | None, loaded: Loaded, role: str, run_role: RunR
         return await run_role(alone(settings, role), say)
     async with await ControlChannel.inherited(control_fd) as channel:
         place = await led(channel)
-        logs.configure(place.settings.log_level, form=place.settings.log_format)
+        logs.configure(
+            place.settings.log_level, form=place.settings.log_format, instance=place.instance
+        )
         raise_open_files_limit()
         return await run_role(place, lambda _line: None)

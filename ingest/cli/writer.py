@@ -16,6 +16,7 @@ TAKES = "[options]"
 EXAMPLES = (
     "ingest writer --broker-url nats://writer:..@nats1:4222 --broker-monitor-url http://nats1:8222 "
     "--database-url postgresql://ingest@db.example/metrics",
+    "ingest writer --config /etc/iot-ingest/writer.toml",
 )
 EPILOG = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
 

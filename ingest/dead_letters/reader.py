@@ -56,13 +56,15 @@ class LiveLetter(NamedTuple):
 class Tally:
     """What was skipped while reading: cut last lines, altered lines, unreadable files.
 
-    `end` is where the last whole line of the segment that was read last ends.
+    `end` is where the last whole line of the segment that was read last ends. `messages` is how
+    many messages of a stream were read.
     """
 
     torn: int = 0
     altered: int = 0
     unreadable: list[str] = field(default_factory=list)
     end: int = 0
+    messages: int = 0
 
     @property
     def damaged(self) -> bool:

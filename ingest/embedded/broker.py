@@ -40,7 +40,8 @@ PAYLOAD_BYTES_MAX = 8 * 1024**2
 # A server that did not answer so many times, one after the other, is frozen: it is killed. With
 # the restart that takes less than the 10 s for which a post waits.
 SILENT_TIMES, ANSWER_S_MAX = 3, 1.5
-LOOK_S = 1.0
+LOOK_S = 2.0
+AGAIN_S = 0.1  # after a look without an answer
 _IN_USE = "address already in use"
 _OURSELVES = DatabaseUser(-1, -1, "")
 
@@ -248,7 +249,9 @@ class EmbeddedBroker:
     async def _exited_or_stopping(self, process: asyncio.subprocess.Process) -> None:
         """Wait for the end of the server or a stop. Kill a server that is frozen."""
         silent = 0
-        while not await ended_or_set(process, self._stopping, within_s=LOOK_S):
+        while not await ended_or_set(
+            process, self._stopping, within_s=AGAIN_S if silent else LOOK_S
+        ):
             url = self.published.endpoints.monitor_url
             answers = await asyncio.to_thread(is_answering, url, ANSWER_S_MAX)
             silent = 0 if answers else silent + 1

@@ -79,10 +79,30 @@ accounts {{
 
 
 def _user(role: str, password: str, may: Permissions) -> str:
+    return json.dumps({"user": role, "password": password, "permissions": _rights(role, may)})
+
+
+def _rights(role: str, may: Permissions) -> dict[str, dict[str, list[str]]]:
     publish = {"allow": list(may.publish), **({"deny": list(may.never)} if may.never else {})}
-    subscribe = {"allow": [inboxes_of(role), *may.hear]}
-    rights = {"publish": publish, "subscribe": subscribe}
-    return json.dumps({"user": role, "password": password, "permissions": rights})
+    return {"publish": publish, "subscribe": {"allow": [inboxes_of(role), *may.hear]}}
+
+
+def roles_text() -> str:
+    """Return the users of your own servers, with `$GATEWAY_PASSWORD` and so on for passwords."""
+    users = "\n".join(
+        f"    {{ user: {role}, password: ${role.upper()}_PASSWORD, permissions: "
+        f"{json.dumps(_rights(role, may), indent=2)} }}".replace("\n", "\n      ")
+        for role, may in ROLES.items()
+    )
+    return f"""# The users of iot-ingest and their permissions. ingest.cli.print_docs writes this.
+# passwords.conf beside it sets the variables: GATEWAY_PASSWORD: "..", and so on.
+include "passwords.conf"
+accounts {{
+  {_ACCOUNT} {{ jetstream: enabled, users: [
+{users}
+  ] }}
+}}
+"""
 
 
 def _quoted(text: str) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from ingest.broker.pulling import Delivery
+from ingest.broker.streams import ACK_WAIT_S
 from ingest.buffers.stream.messages import NotOurs, decode_message
 from ingest.forward.bodies import Filters, PostLimits, outgoing
 from ingest.forward.sender import TargetSender
@@ -27,7 +28,7 @@ from ingest.system import clock
 from ingest.system.logs import get_logger
 
 HELD_BYTES_MAX = 32 * 1024**2
-WORKING_S = 10.0  # a third of the consumer's ack_wait
+WORKING_S = ACK_WAIT_S / 3
 GIVEN_BACK_S = 0.5  # until then our connection is closed, and another process gets them
 
 _log = get_logger("forward")

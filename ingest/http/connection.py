@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, owner: Owner) -> None:
         self.valve = Valve()
-        self.retires = owner.is_leaving  # the connection ends with its next answer
+        self.retires = False  # the connection ends with its next answer
         self._owner = owner
         self._client = NOBODY
         self._framer = Framer(self.valve, owner.loop, READ_BYTES)

@@ -86,7 +86,6 @@ class Connections:
         self.round_queue = round_queue
         self.known_heads = KnownHeads() if round_queue is not None else None
         self.is_closing = False
-        self.is_leaving = False
         self.malformed = malformed
         self._closed = closed
         self.header_s_max = header_s_max
@@ -308,7 +307,6 @@ class Connections:
         """
         assert self._listener is not None, "it listens"
         await self._listener.close()
-        self.is_leaving = True
         self._retiring.retire_all()
         await last_one_gone(lambda: not self._open, self._idle, idle_s=idle_s, timeout_s=timeout_s)
 

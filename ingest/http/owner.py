@@ -37,7 +37,6 @@ class Owner(Protocol):
     round_queue: RoundQueue | None  # None: every request begins in the next round
     known_heads: KnownHeads | None  # None: the parser takes every head
     is_closing: bool
-    is_leaving: bool  # a new connection ends with its first answer
 
     def connection_made(self, connection: Any, transport: asyncio.Transport) -> None:
         """Called when a client has connected."""

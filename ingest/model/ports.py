@@ -131,16 +131,6 @@ class Outlet(Protocol):
         """Return the content now."""
 
 
-class Rest(Protocol):
-    """What is left in a buffer at the end of a drain."""
-
-    def take(self, rows_max: int) -> list[Block]:
-        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
-
-    def settle(self, blocks: Sequence[Block]) -> None:
-        """Remove blocks that were taken; they are kept elsewhere now, or lost."""
-
-
 Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
 
 

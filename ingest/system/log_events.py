@@ -73,6 +73,7 @@ EVENTS: dict[str, str] = {
     "take_over_failed": "What `ingest serve` has left could not be moved. It is tried again.",
     "journal_moved": "The readings of the journal are in the stream now, but for those `left`.",
     "readings_not_moved": "Readings could not be moved to the other buffer. It is tried again.",
+    "readings_taken_back": "Readings that `ingest up` had left in its broker are in the journal.",
     "broker_exited": "The embedded broker has ended. It is started again.",
     "broker_frozen": "The embedded broker does not answer. It is killed, and started again.",
     "broker_restarted": "The embedded broker runs again.",

@@ -57,10 +57,13 @@ class Occasionally:
         return left_out
 
 
-def configure(level: str, file: BinaryIO | None = None, *, form: str = "auto") -> None:
+def configure(
+    level: str, file: BinaryIO | None = None, *, form: str = "auto", instance: str = ""
+) -> None:
     """Send all logs of `level` and above to `file` (standard error by default).
 
-    `form` is `json`, `text`, or `auto`: text on a terminal. Colours come only on a terminal.
+    `form` is `json`, `text`, or `auto`: text on a terminal. Colours come only on a terminal. Each
+    line names the `instance`, if several processes write to the same place.
     """
     file = file if file is not None else sys.stderr.buffer
     coloured = file.isatty() and not os.environ.get("NO_COLOR")
@@ -70,7 +73,7 @@ def configure(level: str, file: BinaryIO | None = None, *, form: str = "auto") -
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
-            _stamp,
+            partial(_stamp, instance=instance),
             partial(_render_text, coloured=coloured) if is_text else _render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(least),
@@ -87,9 +90,12 @@ def get_logger(part: str = "") -> Any:
     return structlog.get_logger(part)
 
 
-def _stamp(logger: Any, method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+def _stamp(
+    logger: Any, method: str, event: MutableMapping[str, Any], *, instance: str
+) -> dict[str, Any]:
     head = {"ts": rfc3339(unix_us()), "level": event.pop("level"), "event": event.pop("event")}
-    return {**head, "part": logger.part, **event}
+    who = {"instance": instance} if instance else {}
+    return {**head, "part": logger.part, **who, **event}
 
 
 def _render(logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Protocol
 
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
@@ -15,12 +16,22 @@ from ingest.model.codes import NO_PARTITION
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Ledger
 from ingest.model.letter import DRAINED, REFUSED, Letter
-from ingest.model.ports import BadRow, DeadLetters, Rest
+from ingest.model.ports import BadRow, DeadLetters
 from ingest.model.rows import decode_rows
 from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
 from ingest.system.logs import get_logger
 
 REST_ROWS = 1_000  # in one append at the end of a drain: if one append fails, others may not
+
+
+class Rest(Protocol):
+    """What is left in a buffer at the end of a drain."""
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+
+    def settle(self, blocks: Sequence[Block]) -> None:
+        """Remove blocks that were taken; they are kept elsewhere now, or lost."""
 
 
 async def set_aside_rest(rest: Rest, dead_letters: DeadLetters, ledger: Ledger) -> None:

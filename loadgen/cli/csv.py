@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all
 from loadgen.cli.parser import Parser
-from loadgen.cli.service_options import STATE_DIR, URL, local_of, target_for
+from loadgen.cli.service_options import STATE_DIR, URL, local_of, targets_for
 from loadgen.csv.client import Client, GaveUp, Reply
 from loadgen.csv.file import Batch, CsvError, CsvFile, zone_named
 from loadgen.live import shown
@@ -112,7 +112,7 @@ class _Tally:
 def main(chosen: argparse.Namespace) -> int:
     """Post the file; return the exit code."""
     try:
-        target = target_for(chosen, local_of(chosen))
+        (target,) = targets_for(chosen, local_of(chosen))
     except NoHome as error:
         print(f"loadgen csv: {error}", file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ class Option(NamedTuple):
 
     `read` makes the value from a text; a tuple: the value is one of these words; None: a switch.
     `shows` stands for the value in the help; `into` is the name of the stored value, if another.
+    `repeats`: it may be given several times, and the value is a list, or None.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Option(NamedTuple):
     shows: str | None = None
     into: str | None = None
     required: bool = False
+    repeats: bool = False
 
     def add_to(self, group: argparse._ActionsContainer, action: Any = "store") -> None:
         """Add it to a parser, or to a group of its options."""
@@ -37,6 +39,7 @@ class Option(NamedTuple):
         elif isinstance(self.read, tuple):
             more |= {"action": action, "choices": self.read, "default": self.default}
         else:
+            action = "append" if self.repeats else action
             more |= {"action": action, "type": self.read, "default": self.default}
             more["metavar"] = self.shows
         if self.into:

@@ -47,7 +47,7 @@ def main(chosen: argparse.Namespace) -> int:
         return 2
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            if why := runner.run(unreachable(plan.target)):
+            if why := runner.run(unreachable(plan.target, *plan.others)):
                 print(f"loadgen run: {why}: does the service run there? --url", file=sys.stderr)
                 return 2
             return runner.run(_find_max(plan, chosen) if chosen.find_max else _run(plan, chosen))

@@ -12,9 +12,9 @@ from loadgen.cli.service_options import (
     ADMIN_URL,
     METRICS_URL,
     STATE_DIR,
-    URL,
-    admin_url_for,
-    target_for,
+    URLS,
+    admin_urls_for,
+    targets_for,
 )
 from loadgen.driver.retry import Retry
 from loadgen.measure.load import LoadPlan
@@ -36,7 +36,7 @@ ODD = {
 }
 OPTIONS = {
     "": (
-        URL,
+        URLS,
         ADMIN_URL,
         METRICS_URL,
         STATE_DIR,
@@ -197,19 +197,21 @@ def plan_of(chosen: argparse.Namespace, local: LocalService | None = None) -> Lo
         shape = None if chosen.closed else wanted.make(chosen.rate or RATE_PER_S, duration_s)
     except ValueError as error:
         raise ValueError(f"--shape {wanted.text}: {error}") from error
-    target = target_for(chosen, local)
-    admin_url = admin_url_for(chosen, local, target)
+    targets = targets_for(chosen, local)
     return LoadPlan(
         **picked(chosen, LoadPlan)
         | {
-            "target": target,
+            "target": targets[0],
+            "others": tuple(targets[1:]),
             "recipe": Recipe(backlog_minutes=wanted.backlog_minutes, **picked(chosen, Recipe)),
             "shape": shape,
             "connections": chosen.connections or _connections(chosen),
             "duration_s": duration_s,
             "retry": None if chosen.no_retry else Retry(give_up_s=chosen.give_up_s),
             "behind_s_max": chosen.behind_s or BEHIND_S,
-            "metrics_url": f"{admin_url}/metrics" if admin_url else None,
+            "metrics_urls": tuple(
+                f"{each}/metrics" for each in admin_urls_for(chosen, local, targets)
+            ),
         }
     )
 
@@ -251,6 +253,7 @@ def settings_of(chosen: argparse.Namespace, plan: LoadPlan) -> dict[str, Any]:
     """Return the chosen settings, with defaults, as a report shows them."""
     return {
         "url": f"http://{plan.target.authority}{plan.target.path}",
+        "other_urls": [f"http://{each.authority}{each.path}" for each in plan.others],
         "ack": plan.ack,
         "connections": plan.connections,
         "loop": "closed" if plan.shape is None else "open",
@@ -270,5 +273,5 @@ def settings_of(chosen: argparse.Namespace, plan: LoadPlan) -> dict[str, Any]:
         "give_up_s": plan.retry.give_up_s if plan.retry else None,
         "answer_s": plan.answer_s_max,
         "behind_s": None if plan.shape is None else plan.behind_s_max,
-        "metrics_url": plan.metrics_url,
+        "metrics_url": ", ".join(plan.metrics_urls) or None,
     }

@@ -19,11 +19,21 @@ DEFAULT_URL = f"http://127.0.0.1:{DATA_PORT}"
 LOOPBACK = ("127.0.0.1", "::1")
 
 URL = Option("--url", "of the service; default: the one on this machine", values.url, shows="URL")
-ADMIN_URL = Option("--admin-url", "of its admin port (/metrics)", values.admin_url, shows="URL")
-# The name that `run` had before.
-METRICS_URL = Option(
-    "--metrics-url", argparse.SUPPRESS, values.admin_url, shows="URL", into="admin_url"
+URLS = URL._replace(
+    help="of the service; default: the one on this machine; several: those of its gateways",
+    into="urls",
+    repeats=True,
 )
+ADMIN_URL = Option(
+    "--admin-url",
+    "of its admin port (/metrics); several: those of its gateways and writers",
+    values.admin_url,
+    shows="URL",
+    into="admin_urls",
+    repeats=True,
+)
+# The name that `run` had before.
+METRICS_URL = ADMIN_URL._replace(name="--metrics-url", help=argparse.SUPPRESS)
 STATE_DIR = Option(
     "--state-dir",
     "state folder of a service on this machine: says its addresses; default: the usual place",
@@ -35,34 +45,45 @@ STATE_DIR = Option(
 def local_of(chosen: argparse.Namespace) -> LocalService | None:
     """Return the running service of this machine, if it is the one that is meant. Raises NoHome."""
     local = find(state_folder(chosen.state_dir))
-    return local if local is not None and _is_meant(chosen.url, local) else None
+    return local if local is not None and _is_meant(given_urls(chosen), local) else None
 
 
-def _is_meant(target: Target | None, local: LocalService) -> bool:
-    if target is None:
-        return True
+def given_urls(chosen: argparse.Namespace) -> list[Target]:
+    """Return the URLs that were given, as one option or several."""
+    if hasattr(chosen, "urls"):
+        return list(chosen.urls or ())
+    return [] if chosen.url is None else [chosen.url]
+
+
+def _is_meant(targets: list[Target], local: LocalService) -> bool:
     own = target_of(local.url)
     near = {own.host, "localhost"} if own.host in LOOPBACK else {own.host}
-    return target.port == own.port and target.host in near
+    return all(each.port == own.port and each.host in near for each in targets)
 
 
-def target_for(chosen: argparse.Namespace, local: LocalService | None) -> Target:
-    """Return where posts go: the given URL, the service of this machine, the default address."""
-    given: Target | None = chosen.url
-    return given or target_of(local.url if local else DEFAULT_URL)
+def targets_for(chosen: argparse.Namespace, local: LocalService | None) -> list[Target]:
+    """Return where posts go: the given URLs, the service of this machine, the default address.
+
+    Raises ValueError if they do not go together.
+    """
+    targets = given_urls(chosen) or [target_of(local.url if local else DEFAULT_URL)]
+    if len({each.path for each in targets}) > 1:
+        raise ValueError("--url: all must have the same path, because a post goes to any of them")
+    return list(dict.fromkeys(targets))
 
 
-def admin_url_for(
-    chosen: argparse.Namespace, local: LocalService | None, target: Target
-) -> str | None:
-    """Return the URL of the admin port; None if it is not known.
+def admin_urls_for(
+    chosen: argparse.Namespace, local: LocalService | None, targets: list[Target]
+) -> tuple[str, ...]:
+    """Return the URLs of the admin ports; none if they are not known.
 
     Beside the default data port it is the default admin port. Beside another one there may be the
     admin port of another service.
     """
-    if chosen.admin_url or local:
-        return str(chosen.admin_url or (local.admin_url if local else ""))
-    if target.port != DATA_PORT:
-        return None
+    if chosen.admin_urls or local:
+        return tuple(dict.fromkeys(chosen.admin_urls or (local.admin_url if local else "",)))
+    target = targets[0]
+    if target.port != DATA_PORT or len(targets) > 1:
+        return ()
     host = f"[{target.host}]" if ":" in target.host else target.host
-    return f"http://{host}:{ADMIN_PORT}"
+    return (f"http://{host}:{ADMIN_PORT}",)

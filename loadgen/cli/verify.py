@@ -125,7 +125,7 @@ async def _judge(ledger: Path, where: Evidence, chosen: argparse.Namespace) -> i
 async def _look_ahead(job: Job, where: Evidence) -> None:
     """See whether there will be a proof. Raises CannotCheck, WrongUse."""
     await check_ahead(where, job.plan.prefix)
-    if why := await unreachable(job.target):
+    if why := await unreachable(job.target, *job.others):
         raise CannotCheck(why)
     if job.plan.refused:
         device = f"{job.plan.prefix}ahead"

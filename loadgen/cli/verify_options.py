@@ -13,8 +13,9 @@ from typing import Any
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all, picked
 from loadgen.cli.parser import Parser
-from loadgen.cli.service_options import ADMIN_URL, STATE_DIR, URL
+from loadgen.cli.service_options import ADMIN_URL, STATE_DIR, URLS, given_urls, targets_for
 from loadgen.proof.conclude import Evidence
+from loadgen.proof.letter_sources import Files, LetterSource, Program
 from loadgen.proof.local_service import LocalService, state_folder
 from loadgen.proof.readings import POST_READINGS_MAX, REFUSED_METRIC, Plan
 from loadgen.proof.run import Job
@@ -43,7 +44,7 @@ class _NoteGiven(argparse.Action):
 SENDS = "what to send"
 OPTIONS = {
     "where": (
-        URL,
+        URLS,
         ADMIN_URL,
         Option(
             "--database-url",
@@ -52,6 +53,12 @@ OPTIONS = {
             shows="URL",
         ),
         Option("--dlq-dir", "the dead-letter folder", values.path, shows="DIR"),
+        Option(
+            "--dlq-command",
+            "prints the dead letters, such as: ingest dlq list --json --broker-url URL",
+            values.words,
+            shows="COMMAND",
+        ),
         STATE_DIR,
     ),
     SENDS: (
@@ -173,15 +180,28 @@ def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Evidence
     """Return the places of the proof. Raises WrongUse."""
     database_url = chosen.database_url or (local.database_url if local else "")
     database_url = database_url or os.environ.get("INGEST_DATABASE_URL", "")
-    dlq_dir = chosen.dlq_dir or (local.dlq_dir if local else None)
-    admin_url = chosen.admin_url or (local.admin_url if local else None)
-    for value, option in ((database_url, "--database-url"), (dlq_dir, "--dlq-dir")):
-        if not value:
+    letters = _letters_of(chosen, local)
+    admin_urls = tuple(chosen.admin_urls or ((local.admin_url,) if local else ()))
+    for is_so, option in (
+        (not database_url, "--database-url"),
+        (letters is None, "--dlq-dir or --dlq-command"),
+    ):
+        if is_so:
             folder = state_folder(chosen.state_dir)
-            why = f"no service runs on {folder}" if chosen.url is None else "another --url"
+            why = "another --url" if given_urls(chosen) else f"no service runs on {folder}"
             raise WrongUse(f"{why}, so where its proof lies is not known: say {option}")
-    assert dlq_dir is not None, "said above"
-    return Evidence(database_url, dlq_dir, admin_url)
+    assert letters is not None, "said above"
+    return Evidence(database_url, letters, tuple(dict.fromkeys(admin_urls)))
+
+
+def _letters_of(chosen: argparse.Namespace, local: LocalService | None) -> LetterSource | None:
+    if chosen.dlq_dir and chosen.dlq_command:
+        raise WrongUse("--dlq-dir and --dlq-command: say one of them")
+    if chosen.dlq_command:
+        return Program(chosen.dlq_command)
+    if chosen.dlq_dir:
+        return Files(chosen.dlq_dir)
+    return local.letters if local else None
 
 
 def check_reconcile_only(chosen: argparse.Namespace) -> None:
@@ -202,7 +222,7 @@ def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Eviden
     shares = chosen.duplicates + chosen.invalid + chosen.refused
     for is_so, why in (
         (
-            chosen.url is None and local is None,
+            not given_urls(chosen) and local is None,
             f"no service runs on {state_folder(chosen.state_dir)}: start it, or --url",
         ),
         (
@@ -215,12 +235,17 @@ def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Eviden
         if is_so:
             raise WrongUse(why)
     plan = Plan(run=run, first_us=int(time.time() * 1_000_000), **picked(chosen, Plan))
+    try:
+        targets = targets_for(chosen, local)
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
     more = {
-        "target": chosen.url or values.url(local.url if local else ""),
+        "target": targets[0],
+        "others": tuple(targets[1:]),
         "plan": plan,
         "ledger": ledger,
         "query": f"?ack={chosen.ack}" if chosen.ack else "",
-        "admin_url": where.admin_url,
+        "admin_urls": where.admin_urls,
     }
     if chosen.duration_s is None and chosen.posts is None:
         more["duration_s"] = DURATION_S

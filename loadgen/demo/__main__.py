@@ -108,7 +108,7 @@ async def _post(chosen: argparse.Namespace, service: Service, stopping: asyncio.
             recipe=Recipe(devices=chosen.devices, seed=chosen.seed, mix=((READINGS_A_POST, 1.0),)),
             shape=constant(chosen.rate / READINGS_A_POST),
             retry=Retry(GIVE_UP_S),
-            metrics_url=service.metrics_url,
+            metrics_urls=(service.metrics_url,),
         )
     )
     posting = asyncio.create_task(load.run(settle_s_max=0.0))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from loadgen.driver.alarm import Waker
 from loadgen.driver.connection import Answer, Connection
@@ -29,6 +29,7 @@ from loadgen.driver.due import DueTimes
 from loadgen.driver.pool import Pool
 from loadgen.driver.ports import Loss, Observer, Source
 from loadgen.driver.retry import RETRY, Flight, Retry, RetryQueue
+from loadgen.traffic.post import Target
 
 GRAIN_S = 0.000_25
 LAG_S = 0.001  # less than this is no lag
@@ -40,6 +41,7 @@ WAITING_PER_CONNECTION_MAX = 4
 class Driver:
     """Drives one service. `await Driver(..).run()`, once.
 
+    `others`: more addresses of it; each has its share of the connections, and gets any post.
     `schedule` yields the intended send times in seconds from the start, growing (open loop); None
     is the closed loop. `retry` None: no retries. `answer_s_max`: a connection without an answer
     for so long is dropped. `unanswered_max` bounds the posts in flight and waiting for a retry (by
@@ -63,6 +65,7 @@ class Driver:
         unanswered_max: int | None = None,
         behind_s_max: float = math.inf,
         seed: int | None = None,
+        others: Sequence[Target] = (),
     ) -> None:
         if unanswered_max is None:
             closed_max = WAITING_PER_CONNECTION_MAX * connections
@@ -85,7 +88,7 @@ class Driver:
         self._answer_s_max = answer_s_max
         self._unanswered_max = unanswered_max
         self._behind_s_max = math.inf if schedule is None else behind_s_max
-        self._pool = Pool(host, port, self, connections)
+        self._pool = Pool([(host, port), *(each[:2] for each in others)], self, connections)
         self._waiting = RetryQueue(retry, seed)
         self._waker: Waker  # these two from `run` on
         self._over: asyncio.Future[None]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Protocol
 
 from loadgen.driver.connection import Connection, Head, Owner
@@ -24,8 +25,15 @@ CONNECTS_PAUSE_S = 0.005
 WATCHES_S_MAX = 1.0
 
 
-async def unreachable(target: Target) -> str:
-    """Return why no connection to the target is possible, or an empty text."""
+async def unreachable(*targets: Target) -> str:
+    """Return why no connection to one of the targets is possible, or an empty text."""
+    for each in targets:
+        if why := await _unreachable(each):
+            return why
+    return ""
+
+
+async def _unreachable(target: Target) -> str:
     try:
         async with asyncio.timeout(CONNECT_S_MAX / 2):
             _, writer = await asyncio.open_connection(target.host, target.port)
@@ -48,15 +56,21 @@ class Opener(Owner, Protocol):
 
 
 class Pool:
-    """Up to `connections_max` connections to one service."""
+    """Up to `connections_max` connections to one service.
 
-    def __init__(self, host: str, port: int, opener: Opener, connections_max: int) -> None:
+    A new one goes to the address that has the fewest. So an address that does not answer gets its
+    share again when it is back, as far as connections are opened then.
+    """
+
+    def __init__(
+        self, addresses: Sequence[tuple[str, int]], opener: Opener, connections_max: int
+    ) -> None:
         self.free: deque[Connection] = deque()  # used one after another; some may be closed
         self.places = connections_max  # connections that could still be opened
-        self._address = (host, port)
         self._opener = opener
         self._heads: dict[bytes, Head] = {}
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, tuple[str, int]] = {}  # and where each goes to
+        self._shares = Counter(dict.fromkeys(addresses, 0))  # open or being opened, by address
         self.opening: dict[asyncio.Task[None], Flight] = {}  # what each new connection is for
 
     @property
@@ -96,10 +110,20 @@ class Pool:
 
     async def _connect(self) -> Connection | str:
         """Return a connection, or why there is none."""
+        address = min(self._shares, key=self._shares.__getitem__)
+        self._shares[address] += 1
+        found = await self._connect_to(*address)
+        if isinstance(found, Connection) and found.open:
+            self._connections[found] = address
+        else:
+            self._shares[address] -= 1
+        return found
+
+    async def _connect_to(self, host: str, port: int) -> Connection | str:
         try:
             async with asyncio.timeout(CONNECT_S_MAX):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self._opener, self._heads), *self._address
+                    lambda: Connection(self._opener, self._heads), host, port
                 )
         except TimeoutError:
             return f"no connection within {CONNECT_S_MAX:g} s"
@@ -107,12 +131,12 @@ class Pool:
             return "connection refused"
         except (OSError, UnicodeError) as error:
             return f"no connection: {getattr(error, 'strerror', None) or error}"
-        self._connections.add(connection)
         return connection
 
     def forget(self, connection: Connection) -> None:
         """Free the place of a closed connection."""
-        self._connections.discard(connection)
+        if (address := self._connections.pop(connection, None)) is not None:
+            self._shares[address] -= 1
         self.places += 1
 
     async def watch(self, answer_s_max: float) -> None:

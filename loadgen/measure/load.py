@@ -32,6 +32,7 @@ class LoadPlan:
 
     `shape` None is the closed loop. `duration_s` None: until `recipe.posts_max`. `retry` None:
     never. `measured_from_s`: posts due earlier are warm-up, their durations do not count.
+    `others`: more addresses of the same service; a post goes to any of them.
     `behind_s_max` (open loop): posts that could not be sent for so long are skipped, which bounds
     the time of a run after its schedule.
     """
@@ -46,8 +47,9 @@ class LoadPlan:
     retry: Retry | None = RETRY
     answer_s_max: float = 30.0
     behind_s_max: float = 30.0
-    metrics_url: str | None = None
+    metrics_urls: tuple[str, ...] = ()
     measured_from_s: float = 0.0
+    others: tuple[Target, ...] = ()
 
     def moments(self) -> Iterator[float] | None:
         """Return when posts are due, in seconds from the start; None in closed loop."""
@@ -90,10 +92,11 @@ class Load:
             answer_s_max=plan.answer_s_max,
             behind_s_max=plan.behind_s_max,
             seed=plan.recipe.seed,
+            others=plan.others,
         )
         self.scraper = (
-            Scraper(plan.metrics_url, self.tally.timeline, self._since_start)
-            if plan.metrics_url
+            Scraper(plan.metrics_urls, self.tally.timeline, self._since_start)
+            if plan.metrics_urls
             else None
         )
         self._cpu_began_s = 0.0

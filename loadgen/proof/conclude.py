@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loadgen.proof.balance import Balance, Settled, settle
-from loadgen.proof.dead_letters import DeadLettersError, RunLetters, read_letters
+from loadgen.proof.dead_letters import DeadLettersError, RunLetters
 from loadgen.proof.ledger import Ledger, LedgerError
+from loadgen.proof.letter_sources import LetterSource
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import FAULTS, Fault, Reconciliation
 from loadgen.proof.table import TableError, check_table, stream_rows
@@ -38,11 +39,11 @@ class CannotCheck(Exception):
 
 
 class Evidence(NamedTuple):
-    """The places of the proof. `admin_url` None: the service cannot be asked if all is written."""
+    """The places of the proof. No `admin_urls`: the service cannot be asked if all is written."""
 
     database_url: str
-    dlq_dir: Path
-    admin_url: str | None = None
+    letters: LetterSource
+    admin_urls: tuple[str, ...] = ()
 
 
 @dataclass
@@ -143,7 +144,7 @@ async def conclude(
         say("waiting until the service is quiet")
         try:
             left_s = max(0.0, end_s - time.monotonic())
-            settled = await settle(where.admin_url, where.dlq_dir, plan.prefix, left_s)
+            settled = await settle(where.admin_urls, where.letters, plan.prefix, left_s)
             say("comparing")
             result = await _compare(ledger, plan, where, settled, report)
         except (TableError, DeadLettersError) as error:
@@ -164,7 +165,7 @@ async def _compare(
     began_s = time.monotonic()
     balance = settled.balance
     result = Result(plan, ledger.posts, tries=ledger.tries, balance=balance, quiet=settled.quiet)
-    folder = await asyncio.to_thread(read_letters, where.dlq_dir, plan.prefix)
+    folder = await asyncio.to_thread(where.letters.read, plan.prefix)
     with _fault_list(result, report) as fault:
         work = Reconciliation(ledger, folder, fault, replays=balance is not None)
         result.reasons = Counter(work.reasons)
@@ -202,22 +203,27 @@ def _check_balance(ledger: Ledger, result: Result, fault: Callable[[Fault], None
     if balance is None:
         result.notes.append("the balance was not looked at: no admin port answered")
         return
-    if balance.held == 0 and not balance.is_zero:
+    if balance.is_done and not balance.is_zero:
         found = f"{balance.left_over:g} by our sum, {balance.claimed:g} by the service's own"
         broken("both sides are equal", found)
     elif not balance.is_zero:
         result.notes.append(f"the balance left {balance.left_over:g} over while readings were held")
+    if balance.waiting is None:
+        result.notes.append("a process, or the stream, did not say whether all is written")
+    elif balance.waiting:
+        result.notes.append(f"{counted(int(balance.waiting), 'message')} of the stream not done")
     if balance.dropped:
         broken("nothing dropped", f"{balance.dropped:g} dropped")
     before = ledger.header.get("law")
     if before is not None and before["life"] == balance.life:
-        counted = balance.accepted - before["accepted"]
+        grew = balance.accepted - before["accepted"]
         answered = result.counts["answered_accepted"]
-        if counted < answered:
-            found = f"{counted:g} counted, {answered} answered as accepted"
+        if grew < answered:
+            found = f"{grew:g} counted, {answered} answered as accepted"
             broken("counts what it accepts", found)
     elif before is not None:
-        result.notes.append("the service was started anew during the run")
+        what = "the service" if balance.processes == 1 else "a process of the service"
+        result.notes.append(f"{what} was started anew during the run")
 
 
 def _check_ends(ledger: Ledger, result: Result, fault: Callable[[Fault], None]) -> None:
@@ -253,7 +259,7 @@ def _note(ledger: Ledger, folder: RunLetters, result: Result) -> None:
 async def check_ahead(where: Evidence, prefix: str) -> None:
     """Check that a comparison will be possible. Raises CannotCheck."""
     try:
-        await asyncio.to_thread(read_letters, where.dlq_dir, prefix)
+        await asyncio.to_thread(where.letters.read, prefix)
         await check_table(where.database_url)
     except (TableError, DeadLettersError) as error:
         raise CannotCheck(str(error)) from error

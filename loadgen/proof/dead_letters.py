@@ -1,8 +1,9 @@
-"""The dead letters of one run, read from the service's folder without the service's code.
+"""The dead letters of one run, read without the service's code.
 
-A folder has segments (`dlq-*.jsonl`, a letter a line, each with a checksum), and for some segments
-a cursor file that lists the lines that are done. Promises: only live lines with a right checksum
-count, an id counts once. Takes no lock and changes nothing. All functions here block.
+A letter is a line of JSON with a checksum, in a file as well as in a stream. A folder has segments
+(`dlq-*.jsonl`), and for some segments a cursor file that lists the lines that are done.
+Promises: only live lines with a right checksum count, an id counts once. Takes no lock and changes
+nothing. All functions here block.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,37 +56,50 @@ class RunLetters:
         return sum(letter.reason in COMES_BACK for letter in self.letters)
 
 
-def read_letters(folder: Path, prefix: str) -> RunLetters:
-    """Return the live letters about devices whose names begin with `prefix`.
+class LetterReader:
+    """Takes lines of dead letters, and keeps the letters of one run in `found`."""
 
-    Raises DeadLettersError. Memory: some 600 bytes a letter of the run, however large the folder.
-    """
-    found = RunLetters()
-    ids: set[str] = set()
-    mark = prefix.encode()
+    def __init__(self, prefix: str) -> None:
+        self.found = RunLetters()
+        self._ids: set[str] = set()
+        self._mark = prefix.encode()
+
+    def take(self, line: bytes, place: str, done_id: str | None = None) -> None:
+        """Take the next line. `done_id`: the letter of this place with this id is done."""
+        found = self.found
+        if not line.endswith(b"\n"):
+            found.torn += 1
+            return
+        if self._mark not in line:
+            return
+        fields = _unsealed(line)
+        if fields is None:
+            found.altered += 1
+        elif done_id is None or done_id != fields.get("id"):
+            letter = _letter(fields, place)
+            if letter is None:
+                found.altered += 1
+            elif letter.id in self._ids:
+                found.again += 1
+            else:
+                self._ids.add(letter.id)
+                found.letters.append(letter)
+
+
+def read_folder(folder: Path, reader: LetterReader) -> None:
+    """Give all lines of a folder to the reader. Raises DeadLettersError."""
     for segment in _segments(folder):
         done = _done(segment)
+        offset = 0
         try:
-            for offset, line in _lines(segment, found):
-                if mark not in line:
-                    continue
-                fields = _unsealed(line)
-                if fields is None:
-                    found.altered += 1
-                elif done.get(offset) != fields.get("id"):
-                    letter = _letter(fields, f"{segment.name} at byte {offset}")
-                    if letter is None:
-                        found.altered += 1
-                    elif letter.id in ids:
-                        found.again += 1
-                    else:
-                        ids.add(letter.id)
-                        found.letters.append(letter)
+            with segment.open("rb") as file:
+                for line in file:
+                    reader.take(line, f"{segment.name} at byte {offset}", done.get(offset))
+                    offset += len(line)
         except FileNotFoundError:
             continue  # the segment was done, and removed since it was listed
         except OSError as error:
             raise DeadLettersError(f"cannot read {segment}: {error.strerror}") from error
-    return found
 
 
 def _segments(folder: Path) -> list[Path]:
@@ -114,17 +127,6 @@ def _done(segment: Path) -> dict[int, str]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DeadLettersError(f"cannot read {cursor}: {error}") from error
     return done
-
-
-def _lines(segment: Path, found: RunLetters) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    with segment.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                found.torn += 1
-                return
-            yield offset, line
-            offset += len(line)
 
 
 def _unsealed(line: bytes) -> dict[str, Any] | None:

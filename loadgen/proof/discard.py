@@ -10,7 +10,7 @@ import asyncio
 
 import aiohttp
 
-from loadgen.proof.dead_letters import COMES_BACK, DeadLettersError, read_letters
+from loadgen.proof.dead_letters import COMES_BACK, DeadLettersError
 from loadgen.proof.local_service import LocalService
 
 IDS_A_REQUEST = 500  # as many as the service takes
@@ -20,7 +20,7 @@ ANSWER_S_MAX = 30.0
 async def discard(service: LocalService, prefix: str) -> int | None:
     """Discard the dead letters of a run; return their number, or None if it could not be done."""
     try:
-        folder = await asyncio.to_thread(read_letters, service.dlq_dir, prefix)
+        folder = await asyncio.to_thread(service.letters.read, prefix)
         ids = [each.id for each in folder.letters if each.reason not in COMES_BACK]
         timeout = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
         headers = {"Authorization": f"Bearer {service.token}"}

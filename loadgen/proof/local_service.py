@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from loadgen.proof.letter_sources import Local
+
 
 class NoHome(Exception):
     """A path names a home folder that does not exist; the text says whose."""
 
 
 class LocalService(NamedTuple):
-    """The addresses of a running service; `dlq_dir` is its dead-letter folder.
+    """The addresses of a running service; `letters` are its dead letters.
 
     `token` permits actions on the admin port. `page` is the dashboard's address, with a key that
     logs in the first browser, if the service has one.
@@ -26,7 +28,7 @@ class LocalService(NamedTuple):
     url: str
     admin_url: str
     database_url: str
-    dlq_dir: Path
+    letters: Local
     token: str = ""
     page: str = ""
 
@@ -67,7 +69,7 @@ def find(folder: Path) -> LocalService | None:
             _url(info["listen"]),
             _url(info["admin_listen"]),
             str(info["database_url"]),
-            folder / "dead-letters",
+            Local(folder),
             str(info.get("token", "")),
             str(info.get("page", "")),
         )

@@ -36,6 +36,7 @@ class Job:
     It ends after `posts` or `duration_s`, whichever comes first. `query` begins with `?` or is
     empty. `fsync`: the ledger survives a crash of the machine, but needs a disk write for each
     group. `retry`: the policy of retries; by default that of the driver, until `give_up_s`.
+    `others`: more addresses of the same service; a post goes to any of them.
     """
 
     target: Target
@@ -50,7 +51,8 @@ class Job:
     answer_s_max: float = 30.0
     fsync: bool = False
     retry: Retry | None = None
-    admin_url: str | None = None
+    admin_urls: tuple[str, ...] = ()
+    others: tuple[Target, ...] = ()
 
 
 class Run(Observer):
@@ -84,12 +86,13 @@ class Run(Observer):
             schedule=self.due(),
             retry=job.retry or Retry(job.give_up_s),
             answer_s_max=job.answer_s_max,
+            others=job.others,
         )
 
     async def go(self) -> None:
         """Send all posts; returns when each has its final answer or was given up."""
         job = self.job
-        balance = await read_balance(job.admin_url) if job.admin_url is not None else None
+        balance = await read_balance(*job.admin_urls) if job.admin_urls else None
         header = {
             "plan": job.plan.to_json(),
             "url": f"http://{job.target.authority}{job.target.path}{job.query}",

@@ -58,9 +58,7 @@ def _line(name: str, what: str, result: Result) -> str:
     broken = sum(count for kind, count in result.faults.items() if FAULTS[kind] == name)
     balance = result.balance  # while readings are held it may differ from 0 for a moment
     unseen = name in {"replayed", "balance"} and balance is None
-    unseen |= (
-        name == "balance" and balance is not None and balance.held != 0 and not balance.is_zero
-    )
+    unseen |= name == "balance" and balance is not None and not (balance.is_done or balance.is_zero)
     mark = f"{broken:,} BROKEN" if broken else "not seen" if unseen else "ok"
     return f"{name:<12} {mark:>10}  {what}"
 

@@ -264,10 +264,12 @@ class StreamMachine(RuleBasedStateMachine):
         self._set_aside()  # a post that had its room may have come after the end
         assert not self.joined.inlet._queue.groups
         for blocks in self.taken:
-            self._run(lambda blocks=blocks: self._store(blocks))  # type: ignore[misc]
+            self._run(lambda blocks=blocks: self._store(blocks))
         while stream.out or stream.pending:
-            for place in sorted(stream.out.keys() - self.joined.outlet._blocks.keys()):
-                self._run(lambda place=place: stream.deliver(place))  # type: ignore[misc]
+            for place in sorted(
+                stream.out.keys() - {place for place, _ in self.joined.outlet._blocks}
+            ):
+                self._run(lambda place=place: stream.deliver(place))
             self._run(lambda: self._store(self.joined.take(1 << 40)))
         self.adds_up()
 

@@ -15,11 +15,12 @@ import pytest
 
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import Letter
 from ingest.model.ports import DeadLetters
 from ingest.system.files import REAL_CALLS
-from tests.support.brokers import LETTERS, embedded, joined
+from tests.support.brokers import LETTERS, joined
 from tests.support.fake_letters import FakeLetters
 from tests.support.fakes import FakeDeadLetters
 from tests.support.letters import drained, read
@@ -84,13 +85,9 @@ async def folder_queue(tmp_path: Path) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
-async def stream_queue(tmp_path: Path, role: str) -> AsyncIterator[Subject]:
+async def stream_queue(nats: EmbeddedBroker, role: str) -> AsyncIterator[Subject]:
     """Give the dead letters of a role in the stream, which can be full."""
-    async with (
-        embedded(tmp_path, wanted=LETTERS) as server,
-        joined(server, "admin") as admin,
-        joined(server, role) as connection,
-    ):
+    async with joined(nats, "admin") as admin, joined(nats, role) as connection:
         queue = StreamDeadLetters(connection, bytes_max=LETTERS.bytes_max)
         yield Subject(queue, None, partial(kept, admin), partial(change, admin, max_bytes=1))
         await queue.close()
@@ -134,14 +131,16 @@ async def fake_of_writers() -> AsyncIterator[Subject]:
         "fake, writer",
     ]
 )
-async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+async def subject(
+    request: pytest.FixtureRequest, tmp_path: Path, nats: EmbeddedBroker
+) -> AsyncIterator[Subject]:
     """Give each queue in turn, to each who appends."""
     kind, _, who = request.param.partition(", ")
     async with AsyncExitStack() as stack:
         if kind == "folder":
             made = folder_queue(tmp_path)
         elif kind == "stream":
-            made = stream_queue(tmp_path, "gateway" if who == "receiver" else "writer")
+            made = stream_queue(nats, "gateway" if who == "receiver" else "writer")
         else:
             made = fake_of_receiver() if who == "receiver" else fake_of_writers()
         found = await stack.enter_async_context(made)

@@ -22,7 +22,7 @@ import asyncpg
 from ingest.buffers.frames import FrameReader
 from ingest.buffers.journal.format import HEADER_BYTES, header_fault, segment_name
 from ingest.buffers.journal.reader import segment_files
-from loadgen.proof.dead_letters import read_letters
+from loadgen.proof.letter_sources import Files
 from tests.faults.forgetting import forget
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import fault
@@ -117,7 +117,7 @@ async def disks_full(world: World) -> None:
     await world.sleep(2)
     await _expect_disk_low(world, {"device_id": "large", "note": "x" * 8_192})  # for a new page
     with _standing_still(world):
-        letters = read_letters(world.state / "dead-letters", "")
+        letters = Files(world.state / "dead-letters").read("")
     world.expect(letters.letters, "F25: no letter on the full disk")
     torn = letters.torn + letters.altered
     world.expect(not torn, f"F25: {torn} letters on the full disk are not whole")

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loadgen.proof.dead_letters import read_letters
+from loadgen.proof.letter_sources import Files
 from tests.faults.machine import allow_files
 from tests.faults.matrix import FILES_MAX, fault
 from tests.faults.world import World
@@ -233,7 +233,7 @@ async def bad_items(world: World) -> None:
         world.found.count += len(bad)
     rows = await _rows(world, "mixed", good)
     world.expect(rows == good, f"F37: {rows} of {good} good readings are stored")
-    letters = read_letters(world.state / "dead-letters", "mixed-").letters
+    letters = Files(world.state / "dead-letters").read("mixed-").letters
     world.expect(len(letters) == kept, f"F37: {len(letters)} of {kept} bad items are kept")
 
 

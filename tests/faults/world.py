@@ -20,6 +20,7 @@ from typing import Self
 from loadgen.driver.retry import Retry
 from loadgen.proof.balance import settle
 from loadgen.proof.conclude import Evidence, Result, conclude
+from loadgen.proof.letter_sources import Local
 from loadgen.proof.readings import Plan
 from loadgen.proof.run import Job
 from loadgen.traffic.post import target_of
@@ -204,7 +205,7 @@ class World:
             rate=fault.rate,
             retry=Retry(150.0, pause_s_max=0.5, patience_s=1.0),
             answer_s_max=4.0,
-            admin_url=self.admin_url,
+            admin_urls=(self.admin_url,),
         )
         self.run = Traffic(job)
         self._traffic = asyncio.create_task(self.run.go())
@@ -292,9 +293,9 @@ class World:
             self.run.stop()
         await self._traffic
         all_s = time.monotonic() - last_s
-        where = Evidence(self.server.url, self.state / "dead-letters", self.admin_url)
+        where = Evidence(self.server.url, Local(self.state), (self.admin_url,))
         left_s = max(1.0, RECOVERY_S_MAX - (time.monotonic() - last_s))
-        settled = await settle(self.admin_url, where.dlq_dir, f"verify-{self._run_id}-", left_s)
+        settled = await settle(where.admin_urls, where.letters, f"verify-{self._run_id}-", left_s)
         found.recovery_s = time.monotonic() - last_s
         if found.recovery_s > SLOW_S:
             found.notes.append(f"answers after {first_s:.1f} s, to all posts after {all_s:.1f} s")

@@ -1,7 +1,8 @@
 """Documents show tables and figures as the code prints them; links lead somewhere.
 
-`python -m ingest.cli.print_docs --write docs/*.md deploy/ingest.env.example` and `python -m
-benchmarks.results` repair what fails here; the author repairs links.
+`python -m ingest.cli.print_docs --write docs/*.md deploy/ingest.env.example deploy/nats/roles.conf`
+and `python -m benchmarks.results`, `python -m benchmarks.roles_document` repair what fails here;
+the author repairs links.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from urllib.parse import unquote
 
 import pytest
 
-from benchmarks import readme_numbers, results
+from benchmarks import readme_numbers, results, roles_document, roles_record
 from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.main import COMMANDS
 from ingest.cli.print_docs import TABLES, log_calls, main, metrics_table, refreshed
 from ingest.config.text import env_example
+from ingest.embedded.broker_config import roles_text
 from ingest.model import codes
 from ingest.system.log_events import EVENTS
 from loadgen.csv.client import TRY_AGAIN
 from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"
+ROLES = REPOSITORY / "deploy" / "nats" / "roles.conf"
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -63,6 +66,18 @@ def test_readme_shows_the_figures_on_record() -> None:
     forged = re.sub(r"(ack=buffered` \| )[0-9,]+", r"\g<1>999,999", README)
     assert forged != README
     assert readme_numbers.refreshed(forged, newest) == README
+
+
+def test_scaling_shows_the_figures_on_record() -> None:
+    """docs/scaling.md has the newest figures of `./run bench --roles`, in all its tables."""
+    text = DOCUMENTS["docs/scaling.md"]
+    newest = roles_record.newest(roles_record.read())
+    for name in roles_document.PARTS:
+        assert text.count(f"<!-- measured: {name} -->") == 1
+    assert roles_document.refreshed(text, newest) == text
+    for name in roles_document.PARTS:
+        begin = f"<!-- measured: {name} -->\n"
+        assert roles_document.refreshed(text.replace(begin, f"{begin}9.99 "), newest) == text
 
 
 def test_readme_figures_are_those_of_the_results() -> None:
@@ -112,11 +127,12 @@ def test_documents_name_every_word_of_the_command_line() -> None:
 def test_example_of_the_environment_is_what_the_code_prints() -> None:
     """deploy/ingest.env.example holds exactly the settings that exist."""
     assert EXAMPLE.read_text() == env_example()
+    assert ROLES.read_text() == roles_text()
 
 
 def test_refreshing_current_documents_changes_nothing(tmp_path: Path) -> None:
     """The command that refreshes documents is idempotent; the tests compare with its output."""
-    originals = [*(REPOSITORY / path for path in DOCUMENTS), EXAMPLE]
+    originals = [*(REPOSITORY / path for path in DOCUMENTS), EXAMPLE, ROLES]
     copies = [Path(shutil.copy(path, tmp_path)) for path in originals]
     assert main(["--write", *map(str, copies)]) == 0
     assert [each.read_text() for each in copies] == [each.read_text() for each in originals]

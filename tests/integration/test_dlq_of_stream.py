@@ -18,9 +18,11 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS
 from ingest.config.settings import Settings
+from ingest.dead_letters import folder_store
 from ingest.dead_letters.folder_store import FolderLetterStore
 from ingest.dead_letters.identity import DEFAULT_RULES
 from ingest.dead_letters.reader import Selection, live_letters
+from ingest.dead_letters.stream import store as stream_store
 from ingest.dead_letters.stream.carry import Carried, into_files, into_stream
 from ingest.dead_letters.stream.queue import StreamDeadLetters
 from ingest.embedded.broker import EmbeddedBroker
@@ -40,16 +42,12 @@ PLACE = re.compile(r"^(file|stream|files) .*$|dlq-\S+\.jsonl|INGEST_DLQ", re.MUL
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> StateFolder:
-    """Return the state folder of an `ingest up`."""
-    return StateFolder.open(tmp_path / "up")
-
-
-@pytest.fixture
-async def nats(state: StateFolder) -> AsyncIterator[EmbeddedBroker]:
-    """Give a broker that runs in the state folder, with the stream of the dead letters."""
-    async with embedded(state.broker, wanted=LETTERS) as running:
-        yield running
+def state(nats: EmbeddedBroker, open_tmp: Path) -> StateFolder:
+    """Return the state folder in which the broker runs, without letters in files."""
+    assert nats.pid is not None
+    folder = StateFolder(open_tmp / "state")
+    shutil.rmtree(folder.dead_letters, ignore_errors=True)
+    return folder
 
 
 @pytest.fixture
@@ -82,9 +80,10 @@ async def test_commands_say_the_same_of_files_and_of_a_stream(
     state: StateFolder,
     queue: StreamDeadLetters,
     readings_url: str,
+    tmp_path: Path,
 ) -> None:
     """The same letters give the same output and exit codes; what is done is gone in both."""
-    serve, copy = StateFolder.open(state.path.parent / "serve"), state.path.parent / "copy"
+    serve, copy = StateFolder.open(tmp_path / "serve"), tmp_path / "copy"
     write(serve.dead_letters, [*drained(60, device="pump-1"), *drained(3, reason=EXHAUSTED)])
     write(serve.dead_letters, [invalid(MULTI), invalid(b"\xff\x1b[2J"), invalid(GOOD_LATE)])
     shutil.copytree(serve.dead_letters, copy)
@@ -178,9 +177,10 @@ async def test_letters_in_both_are_told(
     assert ("in-stream" in done.stdout, done.stderr) == (True, "")
 
 
-async def test_broker_at_rest_is_started_for_its_letters(here: Here, state: StateFolder) -> None:
+async def test_broker_at_rest_is_started_for_its_letters(here: Here, tmp_path: Path) -> None:
     """If it has none, the files count; a state folder that never had a broker starts none."""
-    flags = ("--state-dir", state.path)
+    state = StateFolder.open(tmp_path)
+    flags = ("--state-dir", tmp_path)
     write(state.dead_letters, drained(1, device="in-files"))
     assert "in-files" in (await here("dlq", "list", *flags)).stdout
     assert not state.broker.exists()
@@ -211,6 +211,22 @@ async def test_configured_broker_needs_no_state_folder(
     done = await here("dlq", "list", *flags)
     assert done.code == 2
     assert "`ingest stream apply` makes it" in done.stderr
+
+
+async def test_message_that_is_damaged_on_the_disk_is_counted(here: Here, tmp_path: Path) -> None:
+    """The broker leaves it out without a word; the others are listed."""
+    state = StateFolder.open(tmp_path)
+    letters = [each for n in range(10) for each in drained(1, device=f"device-{n}")]
+    async with embedded(state.broker, wanted=LETTERS) as own, joined(own, "writer") as writer:
+        await StreamDeadLetters(writer, bytes_max=10**8).append(letters)
+    (block,) = (state.broker / "store").rglob("*.blk")
+    data = block.read_bytes()
+    block.write_bytes(data.replace(b"device-5", b"device-6", 1))
+    done = await here("dlq", "list", "--limit", 0, "--state-dir", tmp_path)
+    assert "skipped: unreadable: 1 message of INGEST_DLQ, damaged on the broker" in done.stderr
+    assert len(done.stdout.splitlines()) == 10
+    found = json.loads((await here("dlq", "stats", "--json", "--state-dir", tmp_path)).stdout)
+    assert (found["live"], len(found["unreadable"])) == (9, 1)
 
 
 # The page
@@ -248,12 +264,12 @@ async def test_page_lists_replays_and_discards(
     assert await kept(admin) == [hot]
 
 
-async def test_page_says_that_the_broker_is_away(nats: EmbeddedBroker) -> None:
+async def test_page_says_that_the_broker_is_away(tmp_path: Path) -> None:
     """Not that there are no letters."""
-    async with joined(nats, "writer") as writer:
+    async with embedded(tmp_path, wanted=LETTERS) as own, joined(own, "writer") as writer:
         queue = StreamDeadLetters(writer, bytes_max=10**8)
         letters = Letters(queue.letters, DEFAULT_RULES, lambda: None)
-        await nats.stop()
+        await own.stop()
         for call in (
             letters.listed(Selection(), 5),
             letters.counted(Selection()),
@@ -273,21 +289,21 @@ async def test_letters_move_to_the_stream_and_back_unchanged(
 ) -> None:
     """Every line is the same, in the same order; what was done stays done."""
     folder = tmp_path / "letters"
-    write(folder, drained(1_200))
+    write(folder, drained(250))
     write(folder, [invalid(MULTI), invalid(b"\xff"), *drained(30, reason=EXHAUSTED)])
     files = FolderLetterStore(folder)
     await files.mark_done(list(live_letters(folder))[:5], "discarded")
     before = lines_of(folder)
-    assert await into_stream(files, queue) == Carried(1_227, 0)
+    assert await into_stream(files, queue) == Carried(277, 0)
     assert lines_of(folder) == []
     assert [each.line for each in await live(queue.letters)] == before
     assert await into_stream(files, queue) == Carried(0, 0)
-    assert await into_files(queue.letters, files, segment_bytes=200_000) == Carried(1_227, 0)
+    assert await into_files(queue.letters, files, segment_bytes=20_000) == Carried(277, 0)
     assert await count(admin) == 0
     assert lines_of(folder) == before
-    assert await into_files(queue.letters, files, segment_bytes=200_000) == Carried(0, 0)
+    assert await into_files(queue.letters, files, segment_bytes=20_000) == Carried(0, 0)
     store = make_store(folder)
-    assert store.totals().live == 1_227
+    assert store.totals().live == 277
     store.close()
 
 
@@ -303,7 +319,9 @@ async def test_move_that_was_cut_is_done_again_and_doubles_nothing(
     await change(admin, duplicate_window=100_000_000)
     folder = tmp_path / "letters"
     files = FolderLetterStore(folder)
-    letters = drained(1_500)
+    letters = drained(150)
+    monkeypatch.setattr(folder_store, "PART_LETTERS", 100)
+    monkeypatch.setattr(stream_store, "PART_LETTERS", 100)
     if back:
         await queue.append(letters)
     else:
@@ -323,10 +341,10 @@ async def test_move_that_was_cut_is_done_again_and_doubles_nothing(
         patched.setattr(FolderLetterStore, "mark_done", cut)
         with pytest.raises(BrokerAway):
             await move()
-    assert (await count(admin), len(read(folder))) == ((1_500, 1_000) if back else (1_000, 1_500))
+    assert (await count(admin), len(read(folder))) == ((150, 100) if back else (100, 150))
     await asyncio.sleep(0.2)
-    assert (await move()).moved == 1_500
-    assert (await count(admin), len(read(folder))) == ((0, 1_500) if back else (1_500, 0))
+    assert (await move()).moved == 150
+    assert (await count(admin), len(read(folder))) == ((0, 150) if back else (150, 0))
     assert sorted(read(folder) if back else await kept(admin)) == sorted(letters)
 
 

@@ -416,7 +416,7 @@ async def test_purge_does_not_wait_for_a_forwarder_that_does_not_run(
                 forwards=(CONSUMER,),
                 keep_s=0,
                 checked_to=lambda: 1_000,
-                done_bytes=int,
+                delivered_bytes=int,
                 forward_lag_bytes_max=lag_bytes,
             )
 

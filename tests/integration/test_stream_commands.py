@@ -61,6 +61,33 @@ async def test_stream_apply_makes_it_and_a_second_time_changes_nothing(
         pass
 
 
+async def test_stream_has_a_consumer_for_each_forwarder_that_is_named(
+    here: Here, tmp_path: Path
+) -> None:
+    """`apply` makes them, `check` and `show` miss them, and none that is not named is touched."""
+    folder = StateFolder.open(tmp_path)
+    words = ("--state-dir", tmp_path, "--stream-bytes-max", "64MiB")
+    async with embedded(folder.broker, wanted=None):
+        done = await here("stream", "apply", *words, "--forwards", "billing, alerts")
+        assert (done.code, done.stderr) == (0, "")
+        for each in ("writer", "forward-billing", "forward-alerts"):
+            assert f"made the consumer {each} of INGEST\n" in done.stdout
+        assert (await here("stream", "check", *words, "--forwards", "alerts")).stdout == FITS
+        more = ("--forwards", "alerts,audit")
+        done = await here("stream", "check", *words, *more)
+        assert done.code == 1
+        assert "the consumer forward-audit of INGEST: is missing\n" in done.stdout
+        done = await here("stream", "show", *words, *more)
+        assert done.code == 1
+        assert "consumer:  forward-audit is missing" in done.stdout
+        assert "consumer:  forward-alerts\nwaiting:   0 messages" in done.stdout
+        done = await here("stream", "apply", *words, *more)
+        assert "made the consumer forward-audit of INGEST\n" in done.stdout
+        assert "the consumer forward-alerts of INGEST was there, and fits\n" in done.stdout
+        done = await here("stream", "apply", *words, "--forwards", "a,a")
+        assert (done.code, "has a name twice" in done.stderr) == (2, True)
+
+
 async def test_stream_commands_find_the_broker_that_runs(here: Here, tmp_path: Path) -> None:
     """`show` tells what the stream holds; a smaller bound refuses, and removes nothing."""
     folder = StateFolder.open(tmp_path)

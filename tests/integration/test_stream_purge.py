@@ -56,7 +56,7 @@ def purging(
         forwards=forwards,
         keep_s=keep_s,
         checked_to=lambda: to,
-        done_bytes=lambda: writer.puller.done_bytes,
+        delivered_bytes=lambda: writer.puller.delivered_bytes,
     )
 
 
@@ -163,7 +163,7 @@ async def test_several_writers_remove_side_by_side_and_early_if_much_is_done(
 ) -> None:
     """They need not know of each other. The check of each one has seen all."""
     monkeypatch.setattr(purge, "_LOOK_S", 0.02)
-    monkeypatch.setattr(purge, "DONE_BYTES", 4_000)
+    monkeypatch.setattr(purge, "DELIVERED_BYTES", 4_000)
     monkeypatch.setattr("ingest.broker.given_check.EVERY_S", 0.02)
     async with writing(server, purges=True) as one, writing(server, purges=True) as other:
         await fill(server, 40, 1_000)

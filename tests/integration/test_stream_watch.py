@@ -168,6 +168,54 @@ async def test_purge_by_hand_is_a_loss_also_if_nobody_reads(
         assert it.watch.faults == ()
 
 
+async def test_missing_consumer_of_a_forwarder_is_no_reason_to_refuse_posts(
+    server: EmbeddedBroker,
+) -> None:
+    """It is shown, and the purge says it too."""
+    async with gateway(server, WANTED._replace(forwards=("forward-x",))) as it:
+        assert it.watch.faults == ()
+        (fault,) = it.watch.degraded
+        assert str(fault) == "the consumer forward-x of INGEST: is missing"
+
+
+async def test_stream_that_is_restored_from_a_backup_has_lost_what_came_since(
+    tmp_path: Path,
+) -> None:
+    """Also if the roles go on during that."""
+    folder, backup = tmp_path / "broker", tmp_path / "backup"
+    running: list[EmbeddedBroker] = []
+    async with embedded(folder) as server:
+        running.append(server)
+        async with joined(server, "gateway") as connection:
+            await put(connection, b"1", b"2", b"3")
+    shutil.copytree(folder / "store", backup)
+    async with embedded(folder, wanted=None) as server:
+        running.append(server)
+        made = Gateway(server, WANTED)
+        made.connection = BrokerConnection(
+            lambda: running[-1].published.address("gateway"), "gateway"
+        )
+        made.watch = StreamWatch(
+            made.connection,
+            WANTED,
+            monitors=lambda: (running[-1].published.endpoints.monitor_url,),
+            unsafe=False,
+        )
+        stopping = asyncio.Event()
+        parts = [asyncio.create_task(each.run(stopping)) for each in (made.connection, made.watch)]
+        await is_up(made.connection)
+        await put(made.connection, b"4", b"5")
+        await until(lambda: made.watch.state is not None and made.state.last == 5)
+    shutil.rmtree(folder / "store")
+    shutil.copytree(backup, folder / "store")
+    async with embedded(folder, wanted=None) as server:
+        running.append(server)
+        await until(lambda: made.watch.removed == 2)
+        assert made.watch.faults == ()
+        stopping.set()
+        await asyncio.gather(*parts)
+
+
 async def test_broker_that_is_killed_is_away_until_it_is_back(server: EmbeddedBroker) -> None:
     """With the time since when."""
     async with gateway(server) as it:

@@ -42,7 +42,7 @@ class StreamWriter:
             forwards=(),
             keep_s=0,
             checked_to=lambda: self.check.checked_to,
-            done_bytes=lambda: self.puller.done_bytes,
+            delivered_bytes=lambda: self.puller.delivered_bytes,
         )
         self.puller.wanted.set()
 

@@ -142,7 +142,7 @@ class Devices:
             reply = await client.reply(20)
             self.answered(reply.status, reply.body, body)
         except (OSError, EOFError, TimeoutError) as error:
-            self.faults.append(repr(error))
+            self.faults.append(f"new connection: {error!r}")
         finally:
             if client is not None:
                 await client.close()
@@ -164,7 +164,7 @@ class Devices:
                     await client.close()
                     client = None
             except (OSError, EOFError, TimeoutError) as error:
-                self.faults.append(repr(error))
+                self.faults.append(f"kept connection: {error!r}")
                 if client is not None:
                     await client.close()
                     client = None

@@ -26,7 +26,7 @@ if sys.argv[1] == "gateway" or TYPE_CHECKING:  # a writer starts faster
     from ingest.http.routes import POST, READ, Port, Route
 
 BEAT_S = 0.1
-IDLE_S, LEAVE_S = 0.5, 10.0
+IDLE_S, LEAVE_S = 3.0, 10.0  # no client of the tests is idle for so long
 
 
 def does(instance: str, fault: str) -> bool:

@@ -28,6 +28,7 @@ from tests.support.documents import DOCUMENTS, fences
 from tests.support.rows import readings
 from tests.support.webhook import Came, Webhook, items_of, messages_of
 from tests.system.service import REPOSITORY, Service, environment
+from tests.system.test_up_roles import real_up
 
 CONSUMER = FORWARD + "x"
 
@@ -87,17 +88,16 @@ class Process:
 
 
 @asynccontextmanager
-async def forward(
-    state: Path, url: str, *more: object, env: Mapping[str, str] | None = None
-) -> AsyncIterator[Process]:
+async def forward(state: Path, url: str | None, *more: object) -> AsyncIterator[Process]:
     """Run a forwarder until the end of the block, at the latest."""
-    flags = ("--name", "x", "--to", url, "--state-dir", state, "--admin-listen", "127.0.0.1:0")
+    target = () if url is None else ("--to", url)
+    flags = ("--name", "x", *target, "--state-dir", state, "--admin-listen", "127.0.0.1:0")
     words = [str(each) for each in (*flags, "--send-retry-s-max", "0.2", *more)]
     started = Process(
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "ingest", "forward", *words),
             cwd=REPOSITORY,
-            env=environment(env),
+            env=environment(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=MIB,
@@ -162,7 +162,9 @@ async def test_probes_metrics_and_the_end_of_a_process(tmp_path: Path, here: Her
     """It says what it does, and on SIGTERM what it has done, with exit code 0."""
     async with broker_in(tmp_path) as server, Webhook() as target:
         await fill(server, messages_of(readings(50), 10))
-        async with forward(tmp_path, target.url, "--device", "device-[0-3]") as running:
+        url = tmp_path / "url"
+        url.write_text(target.url)
+        async with forward(tmp_path, None, "--to-file", url, "--device", "device-[0-3]") as running:
             assert running.lines[-1].startswith("forwards x to http://127.0.0.1:")
             assert "token=secret" not in running.lines[-1]
             await until(lambda: len(target.kept) == 5)
@@ -226,6 +228,29 @@ async def test_another_service_can_be_the_target(tmp_path: Path, readings_url: s
         assert stored == [(each.device_id, each.metric, each.value) for each in those]
 
 
+async def test_up_forwards_what_its_gateway_takes(open_tmp_path: Path, readings_url: str) -> None:
+    """`up` makes the consumer, and the table has the readings too."""
+    async with (
+        real_up(open_tmp_path, readings_url, forwards="x", stream_bytes_max="64MiB") as service,
+        Webhook() as target,
+        forward(service.state_dir, target.url) as running,
+    ):
+        await service.wait_state("accepting")
+        bodies = [
+            [{"device_id": f"d{n}", "metric": "m", "ts": 1_750_000_000 + n + m, "value": n}]
+            for n in range(20)
+            for m in (0, 1_000)
+        ]
+        answers = await asyncio.gather(*map(service.post, bodies))
+        assert {each.status for each in answers} == {202}
+        await until(lambda: len(target.items) == 40)
+        assert (await running.end(signal.SIGTERM))[0] == 0
+        code, output = await service.stop()
+        assert code == 0, output
+        assert "drained: committed=40 dead_lettered=0 held=0 lost=0" in output
+    assert sorted({each[1] for each in target.items}) == sorted({f"d{n}" for n in range(20)})
+
+
 def documented_check() -> Callable[[Mapping[str, str], bytes, bytes], bool]:
     """Return the function that docs/forward.md shows."""
     (code,) = (each.text for each in fences(DOCUMENTS["docs/forward.md"]) if each[0] == "python")
@@ -274,6 +299,8 @@ async def test_target_checks_the_signature_as_the_document_shows(
         (("--to", "http://x.example/"), "would get the readings without TLS"),
         (("--to", "https://x.example/", "--name", "a b"), "'a b' is not a name of 1 to 32"),
         (("--to", "https://x.example/", "--name", "../x"), "is not a name of 1 to 32"),
+        ((), "one of the arguments --to --to-file is required"),
+        (("--to-file", "/nowhere"), "/nowhere cannot be read: No such file"),
         (("--to", "https://x.example/", "--send-s-max", "0"), "--send-s-max"),
         (("--to", "https://x.example/", "--in-flight", "many"), "--in-flight"),
     ],

@@ -28,6 +28,7 @@ FIGURES = {
     "consumer_pending": {"writer": 0},
     "consumer_ack_pending": {"writer": 1},
     "consumer_redelivered": {"writer": 0},
+    "stream_removed": 0,
     "stream_skipped_total": 0,
     "redeliveries_total": 0,
 }

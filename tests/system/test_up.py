@@ -48,7 +48,7 @@ async def restart(service: Service, times: int) -> None:
     for _ in range(times):
         service.lines.clear()
         os.kill(service.pid, signal.SIGHUP)
-        await service.wait_line("restart_done")
+        await service.wait_line("restart_done", 120)
 
 
 async def check_secrets(service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import asyncpg
 import pytest
 
+from ingest.system.clock import monotonic_s
 from tests.support.supervisors import Devices
 from tests.system.service import Done, Service, run_command
 from tests.system.test_up import Up, children, restart
 
+BEGIN_MS = 1_750_000_000_000
 NUMBERS = "select device_id || ' ' || value::int as reading, count(*) from readings group by 1"
 
 
@@ -24,19 +27,23 @@ class Counters(Devices):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.kept: set[str] = set()
+        self.longest_s = 0.0  # of a post that got its 202
         self._last = 0
+        self._sent_s: dict[bytes, float] = {}
 
     def body(self) -> bytes:
         """Return a post with the next number."""
         self._last += 1
-        return b'{"device_id":"d","metric":"m","ts":%d,"value":%d}' % (
-            1_750_000_000_000 + self._last,
-            self._last,
-        )
+        number = self._last
+        body = b'{"device_id":"d","metric":"m","ts":%d,"value":%d}' % (BEGIN_MS + number, number)
+        self._sent_s[body] = monotonic_s()
+        return body
 
     def answered(self, status: int, body: bytes, posted: bytes) -> None:
         """Note what became of it."""
+        took_s = monotonic_s() - self._sent_s.pop(posted)
         if status == 202:
+            self.longest_s = max(self.longest_s, took_s)
             self.kept.add("d " + posted.rpartition(b":")[2].rstrip(b"}").decode())
         else:
             self.faults.append(f"{status} {body!r}")
@@ -120,6 +127,58 @@ async def test_fifty_rolling_restarts_of_real_processes_at_500_new_connections_a
         assert devices.faults == []
         await all_stored(service, devices.kept)
         assert (await service.stop())[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_frozen_broker_is_replaced_and_the_posts_wait_for_it(
+    open_tmp_path: Path, readings_url: str
+) -> None:
+    """Each post gets its 202 within 10 s, and all of them are in the table."""
+    async with real_up(open_tmp_path, readings_url) as service:
+        devices = Counters(service.url)
+        async with devices.posting(20):
+            await asyncio.sleep(0.5)
+            (server,) = servers_of(service.pid)
+            os.kill(server, signal.SIGSTOP)
+            await service.wait_line("broker_frozen")
+            await service.wait_line("broker_restarted")
+            await asyncio.sleep(1)
+        assert devices.faults == []
+        assert devices.longest_s < 10
+        await all_stored(service, devices.kept)
+        assert (await service.stop())[0] == 0
+
+
+def servers_of(supervisor: int) -> list[int]:
+    """Return the nats-servers of a supervisor."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((each / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == supervisor and b"server.conf" in (each / "cmdline").read_bytes():
+                found.append(int(each.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_killed_supervisor_loses_nothing_that_was_acknowledged(open_tmp_path: Path) -> None:
+    """All of its own servers end with it; a new `up` on the same folder stores the rest."""
+    service = Up(open_tmp_path / "s", gateways=2)
+    async with service:
+        devices = Counters(service.url)
+        listen = service.url.removeprefix("http://")
+        async with devices.posting(50):
+            await asyncio.sleep(2)
+            os.kill(service.pid, signal.SIGKILL)
+        assert len(devices.kept) > 20
+        async with Up(open_tmp_path / "s", gateways=2, listen=listen) as again:
+            await all_stored(again, devices.kept)
+            await devices.one()
+            await all_stored(again, devices.kept)
+            code, output = await again.stop()
+            assert code == 0, output
 
 
 async def test_up_starts_from_nothing_with_its_own_database(open_tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 
 from loadgen.proof.conclude import Evidence, Result, conclude
+from loadgen.proof.letter_sources import Local
 from loadgen.proof.readings import REFUSED_METRIC, Plan
 from loadgen.proof.run import Job, Run
 from loadgen.report.verdict import text
@@ -147,7 +148,7 @@ async def _ended_while_it_holds(
                 ledger=folder / "ledger",
                 query=f"?ack={ack}",
                 connections=4,
-                admin_url=service.admin_url,
+                admin_urls=(service.admin_url,),
             )
         )
         traffic = asyncio.create_task(run.go())
@@ -170,7 +171,7 @@ async def _ended_while_it_holds(
             await asyncio.sleep(0.01)
         run.finish()
         await traffic
-        where = Evidence(url, state / "dead-letters", service.admin_url)
+        where = Evidence(url, Local(state), (service.admin_url,))
         return await conclude(folder / "ledger", where, settle_s=20)
 
 

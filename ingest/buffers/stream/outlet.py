@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ingest.broker.pulling import Delivery
+from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.stream.messages import NotOurs, decode_message
 from ingest.model.block import Block
@@ -70,7 +71,8 @@ class StreamOutlet:
         self.redeliveries = 0  # messages that had been delivered before
         self._puller: Pulls | None = None
         self._deliveries: dict[Block, Delivery] = {}
-        self._blocks: dict[int, Block] = {}  # by their place in the stream
+        # By place and head: in a stream that was made anew another message has the same place.
+        self._blocks: dict[tuple[int, bytes], Block] = {}
         self._rows_of_messages = 0
         self._is_leaving = False
 
@@ -87,9 +89,10 @@ class StreamOutlet:
             self._say_later((delivery,))
             return
         self.redeliveries += delivery.tries > 1
-        if (block := self._blocks.get(delivery.place)) is not None:
+        head = delivery.data[:HEAD_BYTES]
+        if (block := self._blocks.get((delivery.place, head))) is not None:
             # The broker listens to the newest one. Between the two another writer may have had it.
-            self._deliveries[block] = delivery._replace(data=b"")
+            self._deliveries[block] = delivery._replace(data=head)
             block.doubtful = True
             return
         try:
@@ -98,8 +101,8 @@ class StreamOutlet:
             self._foreign(delivery, str(why))
             return
         block.doubtful = delivery.tries > 1
-        self._deliveries[block] = delivery._replace(data=b"")  # the block has its own copy
-        self._blocks[delivery.place] = block
+        self._deliveries[block] = delivery._replace(data=head)  # the block has its own copy
+        self._blocks[delivery.place, head] = block
         self._rows_of_messages += block.rows
         self._ledger.delivered += block.rows
         self._memory.append(block)
@@ -178,7 +181,7 @@ class StreamOutlet:
     def _forget(self, blocks: Iterable[Block]) -> list[Delivery]:
         found = [self._deliveries.pop(block) for block in blocks if block in self._deliveries]
         for each in found:
-            block = self._blocks.pop(each.place)
+            block = self._blocks.pop((each.place, each.data))
             self._rows_of_messages -= block.rows
         return found
 

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.messages import StreamMessages, StreamState
+from ingest.broker.messages import MessagesState, StreamMessages
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from ingest.dead_letters.format import encode_line
@@ -105,7 +105,7 @@ class StreamDeadLetters:
         self._appends: set[asyncio.Task[None]] = set()
         self._in_work_bytes = 0  # about what the letters take that are not acknowledged yet
         self._places: OrderedDict[bytes, int] = OrderedDict()  # of the newest letters
-        self._state = StreamState()
+        self._state = MessagesState()
         self._pending_bytes = 0  # being appended
         self._since_bytes = 0  # appended after the last look
         self._looked_s = float("-inf")

@@ -17,6 +17,7 @@ from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from ingest.dead_letters.format import BadLine
 from ingest.dead_letters.reader import LiveLetter, Selection, Sieve, Tally
 from ingest.dead_letters.store import PART_BYTES, PART_LETTERS, Extent, Parts, Section
+from ingest.system.words import counted
 
 SECTION_PLACES = 1_000  # of the newest section; each older one has twice as many, up to:
 SECTION_PLACES_MAX = 64_000
@@ -39,9 +40,21 @@ class StreamLetterStore:
     def __init__(self, messages: StreamMessages) -> None:
         self._messages = messages
 
-    def oldest(self, where: Selection, tally: Tally) -> Parts:
-        """Yield the live letters; see LetterStore."""
-        return letters_between(self._messages, where, tally)
+    async def oldest(self, where: Selection, tally: Tally) -> Parts:
+        """Yield the live letters; see LetterStore.
+
+        The broker leaves out messages that are damaged on its disk, without a word. It counts them,
+        so that their number is known if all were read and none came meanwhile.
+        """
+        before, read = await self._messages.state(), tally.messages
+        async for part in letters_between(self._messages, where, tally):
+            yield part
+        if _subject_of(where) != ALL_REASONS:
+            return
+        after, read = await self._messages.state(), tally.messages - read
+        if after.last_place == before.last_place and after.messages > read:
+            missing = counted(after.messages - read, "message")
+            tally.unreadable.append(f"{missing} of {DEAD_LETTERS}, damaged on the broker's disk")
 
     async def sections(self, bytes_max: int | None = None) -> AsyncIterator[Section]:
         """Yield sections of places, the newest first; see LetterStore."""
@@ -108,9 +121,7 @@ async def letters_between(
 ) -> Parts:
     """Yield the wanted letters of some places in parts, oldest first."""
     sieve = Sieve(where)
-    subject = ALL_REASONS
-    if where.reasons is not None and len(where.reasons) == 1:
-        subject = DEAD_LETTER_SUBJECT + where.reasons[0]
+    subject = _subject_of(where)
     place = start
     while end is None or place <= end:
         most = PART_LETTERS if end is None else min(PART_LETTERS, end - place + 1)
@@ -123,9 +134,16 @@ async def letters_between(
         yield await asyncio.to_thread(letters_of, stored, sieve, tally)
 
 
+def _subject_of(where: Selection) -> str:
+    if where.reasons is not None and len(where.reasons) == 1:
+        return DEAD_LETTER_SUBJECT + where.reasons[0]
+    return ALL_REASONS
+
+
 def letters_of(stored: Sequence[StoredMessage], sieve: Sieve, tally: Tally) -> list[LiveLetter]:
     """Return the wanted letters of some messages."""
     found: list[LiveLetter] = []
+    tally.messages += len(stored)
     for message in stored:
         try:
             line = sieve.wanted(message.data)

@@ -216,6 +216,8 @@ def test_rates_are_those_between_two_statuses_of_one_process(rig: Rig) -> None:
     rig.instances.heard("gateway-1", read_status(gateway.sent(after_s=2)))
     (slot,) = rig.instances
     assert slot.per_s == 250
+    rig.instances.heard("gateway-1", read_status(gateway.sent(after_s=0.01)))
+    assert slot.per_s == 250, "two statuses of one moment"
     rig.hear("gateway-1", FakeProcess("gateway"))
     assert (slot.per_s, slot.cpu) == (0, 0)
 

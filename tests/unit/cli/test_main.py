@@ -111,7 +111,7 @@ def test_help_of_a_word_is_short_but_for_the_settings(
         main([word, "--help"])
     shown = capsys.readouterr().out
     assert COMMANDS[word][1:30] in " ".join(shown.split())
-    assert ("--dlq-bytes-max" in shown) == (word in {"serve", "up", "config"})
+    assert ("--dlq-bytes-max" in shown) == (word in {"serve", "up", "gateway", "writer", "config"})
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

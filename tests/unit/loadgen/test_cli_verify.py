@@ -23,8 +23,10 @@ from loadgen.cli.verify_options import job_of, where_of
 from loadgen.demo import __main__ as demo
 from loadgen.proof.conclude import CannotCheck, Evidence, check_ahead
 from loadgen.proof.ledger import Final
+from loadgen.proof.letter_sources import Files, Local, Program
 from loadgen.proof.local_service import NoHome, find, state_folder
 from loadgen.proof.table import refuses
+from loadgen.traffic.post import target_of
 from tests.support.embedded import running
 from tests.support.proofs import PLAN, World
 
@@ -59,6 +61,18 @@ WRONG = {
     "another service": (
         ("--url", "http://10.0.0.1:8080"),
         "another --url, so where its proof lies is not known: say --database-url",
+    ),
+    "two places of dead letters": (
+        (*SOMEWHERE, "--dlq-command", "true"),
+        "--dlq-dir and --dlq-command",
+    ),
+    "a program that fails": (
+        ("--url", "http://127.0.0.1:9", "--dlq-command", "false", "--database-url", NOWHERE),
+        "false: exit code 1",
+    ),
+    "urls that do not go together": (
+        (*SOMEWHERE, "--url", "http://127.0.0.1:9/other"),
+        "--url: all must have the same path",
     ),
     "no such folder": ((*SOMEWHERE, "--dlq-dir", "/no/where"), "/no/where"),
     "too large posts": ((*SOMEWHERE, "--batch", "5000"), "--batch"),
@@ -152,6 +166,8 @@ def test_wrong_use_is_said_with_the_option(case: str, capsys: pytest.CaptureFixt
         ("--rate", "-1"),
         ("--rate", "1000001"),
         ("--dlq-dir", ""),
+        ("--dlq-command", ""),
+        ("--dlq-command", "it's"),
         ("--ledger", ""),
         ("--connections", "0"),
         ("--settle-s", "0"),
@@ -209,6 +225,20 @@ def test_options_of_what_is_sent_reach_the_job(tmp_path: Path) -> None:
     assert (job.plan.seed, job.query, job.duration_s) == (4, "?ack=committed", None)
 
 
+def test_several_urls_reach_the_job_and_the_proof(tmp_path: Path) -> None:
+    """Gateways and writers that run alone: posts to all of them, one balance over all ports."""
+    words = ["--ledger", str(tmp_path / "ledger"), "--database-url", NOWHERE]
+    words += ["--url", "http://a:1", "--url", "http://b:2", "--url", "http://a:1"]
+    words += ["--admin-url", "http://a:3/metrics", "--admin-url", "http://c:4"]
+    chosen = parser().parse_args(["verify", *words, "--dlq-command", "list 'a b' --json"])
+    where = where_of(chosen, None)
+    assert where.letters == Program(("list", "a b", "--json"))
+    assert where.admin_urls == ("http://a:3", "http://c:4")
+    job = job_of(chosen, None, where)
+    assert (job.target, job.others) == (target_of("http://a:1"), (target_of("http://b:2"),))
+    assert job.admin_urls == where.admin_urls
+
+
 def test_help_says_what_each_option_does(capsys: pytest.CaptureFixture[str]) -> None:
     """The help can be printed, also with percent signs."""
     with pytest.raises(SystemExit) as caught:
@@ -262,7 +292,7 @@ def test_service_of_this_machine_is_found_while_it_lives(tmp_path: Path) -> None
     found = find(state)
     assert found is not None
     assert (found.url, found.admin_url) == ("http://127.0.0.1:8080", "http://[::1]:8081")
-    assert (found.database_url, found.dlq_dir) == (NOWHERE, state / "dead-letters")
+    assert (found.database_url, found.letters) == (NOWHERE, Local(state))
     (state / "service.json").write_text("{torn")
     assert find(state) is None
 
@@ -317,7 +347,7 @@ async def test_standby_is_no_place_to_look(made: Path, tmp_path: Path) -> None:
     (made / "data" / "standby.signal").touch()
     async with running(made) as (_, url):
         with pytest.raises(CannotCheck, match="standby"):
-            await check_ahead(Evidence(url, tmp_path), "verify-00000000-")
+            await check_ahead(Evidence(url, Files(tmp_path)), "verify-00000000-")
 
 
 async def test_refused_readings_need_a_constraint(

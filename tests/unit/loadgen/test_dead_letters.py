@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from ingest.dead_letters.marks import Mark, mark_done
 from ingest.dead_letters.reader import live_letters
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
-from loadgen.proof.dead_letters import DeadLettersError, read_letters
+from loadgen.proof import letter_sources
+from loadgen.proof.dead_letters import DeadLettersError
+from loadgen.proof.letter_sources import Files, Local, Program
 
 PREFIX = "verify-1a2b3c4d-"
 FIRST = "dlq-20260101T000000000000Z-1-00000000.jsonl"
@@ -42,7 +45,7 @@ def _write(folder: Path, name: str, letters: list[Letter]) -> list[int]:
 def test_letters_are_those_of_the_run_exactly(tmp_path: Path) -> None:
     """Reason, code, row and original are exact; letters of other runs are left out."""
     _write(tmp_path, FIRST, LETTERS)
-    found = read_letters(tmp_path, PREFIX)
+    found = Files(tmp_path).read(PREFIX)
     assert [(each.reason, each.code, each.row) for each in found.letters] == [
         (each.reason, each.code, each.reading) for each in LETTERS[:4]
     ]
@@ -62,7 +65,7 @@ def test_letters_that_are_done_do_not_count(tmp_path: Path) -> None:
     cursor = path.with_name(FIRST + ".cursor")
     with cursor.open("ab") as file:
         file.write(b'{"torn')
-    found = read_letters(tmp_path, PREFIX)
+    found = Files(tmp_path).read(PREFIX)
     assert [each.id for each in found.letters] == [
         letter_id(LETTERS[number]) for number in (0, 2, 3)
     ]
@@ -73,7 +76,7 @@ def test_id_counts_once_over_all_segments(tmp_path: Path) -> None:
     """A letter that is in two segments counts once."""
     _write(tmp_path, FIRST, LETTERS[:3])
     _write(tmp_path, SECOND, LETTERS[1:4])
-    found = read_letters(tmp_path, PREFIX)
+    found = Files(tmp_path).read(PREFIX)
     assert (len(found.letters), found.again) == (4, 2)
 
 
@@ -82,7 +85,7 @@ def test_altered_and_torn_lines_are_counted_and_not_used(tmp_path: Path) -> None
     lines = [_line(each) for each in LETTERS[:4]]
     lines[1] = lines[1].replace(b"0001", b"0009")
     (tmp_path / FIRST).write_bytes(b"".join(lines)[:-9])
-    found = read_letters(tmp_path, PREFIX)
+    found = Files(tmp_path).read(PREFIX)
     assert [each.reason for each in found.letters] == ["invalid", "drained"]
     assert (found.altered, found.torn) == (1, 1)
 
@@ -91,7 +94,7 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
     """Files that are no segments are ignored, such as an edited copy."""
     (tmp_path / "edited.jsonl").write_bytes(_line(LETTERS[0]))
     (tmp_path / "replay.lock").touch()
-    assert read_letters(tmp_path, PREFIX).letters == []
+    assert Files(tmp_path).read(PREFIX).letters == []
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
@@ -101,11 +104,85 @@ def test_folder_that_is_none_is_an_error(tmp_path: Path, kind: str) -> None:
     if kind == "file":
         folder.touch()
     with pytest.raises(DeadLettersError, match=r"cannot read the dead-letter folder .*/no"):
-        read_letters(folder, PREFIX)
+        Files(folder).read(PREFIX)
 
 
 def test_segment_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     """An unreadable segment is an error, since its letters are not known."""
     (tmp_path / FIRST).mkdir()
     with pytest.raises(DeadLettersError, match=FIRST):
-        read_letters(tmp_path, PREFIX)
+        Files(tmp_path).read(PREFIX)
+
+
+# Letters that a program prints
+
+
+def _prints(data: bytes, *, code: int = 0, said: str = "") -> Program:
+    """Return a program that prints these bytes, and says something on the standard error."""
+    script = f"import sys; sys.stdout.buffer.write({data!r}); print({said!r}, file=sys.stderr)"
+    return Program((sys.executable, "-c", f"{script}; sys.exit({code})"))
+
+
+def test_letters_of_a_program_are_checked_like_those_of_a_file() -> None:
+    """Each line has its checksum; an id counts once, a torn or altered line not at all."""
+    lines = [_line(each) for each in LETTERS]
+    altered = lines[1].replace(b"0001", b"0009")
+    found = _prints(b"".join([*lines, lines[0], altered])[:-9] + b"x" * 9).read(PREFIX)
+    assert [each.id for each in found.letters] == [letter_id(each) for each in LETTERS[:4]]
+    assert found.letters[0].original == (LETTERS[0].original or b"").decode()
+    assert found.letters[1].place == f"line 2 of {sys.executable}"
+    assert (found.coming_back, found.again, found.torn) == (2, 1, 1)
+    found = _prints(altered, said="skipped: 3 altered; unreadable: x").read(PREFIX)
+    assert (found.letters, found.altered) == ([], 1 + 3), "its own, and those that it left out"
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        (_prints(b"", code=3, said="there is no broker"), "exit code 3: there is no broker"),
+        (Program(("/no/such/program",)), "cannot run /no/such/program: No such file"),
+    ],
+)
+def test_program_that_fails_is_an_error(program: Program, why: str) -> None:
+    """A program that fails has not printed all letters."""
+    with pytest.raises(DeadLettersError, match=why):
+        program.read(PREFIX)
+
+
+def test_program_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without an end is killed, and that is an error."""
+    monkeypatch.setattr(letter_sources, "PROGRAM_S_MAX", 0.3)
+    hangs = Program((sys.executable, "-c", "import time; time.sleep(60)"))
+    with pytest.raises(DeadLettersError, match="exit code -9"):
+        hangs.read(PREFIX)
+
+
+def test_state_folder_with_a_broker_has_letters_in_files_and_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While letters move from the files into the stream, one may be in both: it counts once."""
+    monkeypatch.setenv("INGEST_BROKER_URL", "nats://another")
+    data = b"".join(map(_line, LETTERS[1:4]))
+    script = (
+        f"import os, sys; assert 'INGEST_BROKER_URL' not in os.environ; "
+        f"assert sys.argv[1:] == ['--store', 'stream', '--state-dir', {str(tmp_path)!r}]; "
+        f"sys.stdout.buffer.write({data!r})"
+    )
+    monkeypatch.setattr(letter_sources, "DLQ_LIST", (sys.executable, "-c", script))
+    (tmp_path / "dead-letters").mkdir()
+    _write(tmp_path / "dead-letters", FIRST, LETTERS[:2])
+    assert len(Local(tmp_path).read(PREFIX).letters) == 2
+    (tmp_path / "broker").mkdir()
+    (tmp_path / "broker" / "server.json").touch()
+    found = Local(tmp_path).read(PREFIX)
+    assert {each.id for each in found.letters} == {letter_id(each) for each in LETTERS[:4]}
+    assert found.again == 1
+    (tmp_path / "dead-letters" / FIRST).unlink()
+    (tmp_path / "dead-letters").rmdir()
+    assert len(Local(tmp_path).read(PREFIX).letters) == 3
+
+
+def test_state_folder_without_dead_letters_is_an_error(tmp_path: Path) -> None:
+    """A wrong folder is an error, not an empty one."""
+    with pytest.raises(DeadLettersError, match="cannot read the dead-letter folder"):
+        Local(tmp_path / "no").read(PREFIX)

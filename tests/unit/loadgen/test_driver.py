@@ -826,6 +826,40 @@ async def test_waker_wakes_at_the_earliest_moment_but_not_twice_within_its_grain
     waker.close()
 
 
+async def test_several_addresses_share_the_connections_and_the_posts() -> None:
+    """Each gateway gets as many connections; while one is away the other takes all posts."""
+    async with Peer() as first, Peer() as second:
+        others = [target_of(f"http://127.0.0.1:{second.port}")]
+        run = make(first.port, 400, connections=8, others=others)
+        notes = await ended(run)
+        assert set(notes.ends.values()) == {202}
+        counts = [len(first.requests), len(second.requests)]
+        assert sum(counts) == 400
+        assert min(counts) > 100
+    async with Peer() as first:
+        run = make(first.port, 50, connections=8, others=others)
+        notes = await ended(run)
+        assert set(notes.ends.values()) == {202}
+        assert len(first.requests) == 50
+        assert {each.what for each in notes.calls if not each.final} == {"connection refused"}
+
+
+async def test_gateway_that_comes_back_gets_its_share_again(free_port: int) -> None:
+    """The connections of a gateway that is away are kept for it."""
+    async with Peer() as first:
+        others = [target_of(f"http://127.0.0.1:{free_port}")]
+        run = make(first.port, 10**6, connections=4, others=others)
+        running = asyncio.create_task(run.driver.run())
+        await until(lambda: len(first.requests) > 20)
+        second = Peer()
+        second.port = free_port
+        async with second:
+            await until(lambda: len(second.requests) > 20)
+            run.driver.stop()
+            await running
+    check(run)
+
+
 async def test_real_service_takes_what_the_driver_sends(open_tmp_path: Path) -> None:
     """Closed loop against the real service: each reading is in the table once."""
     async with Service(open_tmp_path) as service:

@@ -174,7 +174,7 @@ async def test_scraper_counts_on_over_a_restart_of_the_service(
     monkeypatch.setattr(scrape, "SETTLE_POLL_S", 0.01)
     elapsed_s = itertools.count(1)
     timeline = Timeline()
-    scraper = Scraper(f"{server.url}/metrics", timeline, lambda: float(next(elapsed_s)))
+    scraper = Scraper([f"{server.url}/metrics"], timeline, lambda: float(next(elapsed_s)))
     server.count(1000)
     await scraper.begin()
     assert scraper.seen
@@ -195,14 +195,46 @@ async def test_scraper_counts_on_over_a_restart_of_the_service(
     assert sum(cell.committed for _, _, cell in points) == pytest.approx(410)
 
 
+async def test_scraper_counts_each_process_of_a_service_by_itself(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is replaced begins at 0; the sum of all does not show that."""
+    monkeypatch.setattr(scrape, "SETTLE_POLL_S", 0.01)
+    scraper = Scraper([f"{server.url}/metrics"], Timeline(), lambda: 1.0)
+
+    def count(first: int, second: int, *, pending: int = 0, imbalance: int = 0) -> None:
+        name = "ingest_readings_committed_total"
+        server.exposition = (
+            f'{name}{{instance="writer-1"}} {first}.0\n{name}{{instance="writer-2"}} {second}.0\n'
+            f'ingest_consumer_pending{{consumer="writer",instance="writer-1"}} {pending}.0\n'
+            f'ingest_ledger_imbalance_rows{{instance="writer-1"}} {imbalance}.0\n'
+            f'ingest_ledger_imbalance_rows{{instance="writer-2"}} -{imbalance}.0\n'
+        )
+
+    count(1000, 1000)
+    await scraper.begin()
+    count(1100, 50, imbalance=3)
+    await scraper.settle(10)
+    assert (scraper.committed, scraper.imbalance) == (150, 6)
+    count(1100, 60, pending=1)
+    settling = asyncio.create_task(scraper.settle(10))
+    await asyncio.sleep(0.05)
+    assert not settling.done(), "it waits until no message of the stream waits"
+    count(1110, 60)
+    await settling
+    assert scraper.committed == 170
+
+
 async def test_scraper_of_nothing_is_no_error(server: Server) -> None:
     """Without metrics of the service `seen` is False, and there is no error."""
     for exposition in ("", "go_goroutines 7\n", "ingest_readings_committed_total many\n"):
         server.exposition = exposition
-        scraper = Scraper(f"{server.url}/metrics", Timeline(), lambda: 0.0)
+        scraper = Scraper([f"{server.url}/metrics"], Timeline(), lambda: 0.0)
         await scraper.begin()
         assert not scraper.seen
-    load = Load(_plan(server, shape=None, posts_max=3, metrics_url="http://127.0.0.1:9/metrics"))
+    load = Load(
+        _plan(server, shape=None, posts_max=3, metrics_urls=("http://127.0.0.1:9/metrics",))
+    )
     await load.run()
     assert load.tally.right == 3
     assert load.scraper is not None

@@ -18,6 +18,7 @@ from loadgen.proof import conclude as conclude_module
 from loadgen.proof.balance import Balance
 from loadgen.proof.conclude import CannotCheck, Evidence, Result, conclude
 from loadgen.proof.ledger import Details, Final, Ledger
+from loadgen.proof.letter_sources import Files
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import FAULTS
 from loadgen.proof.run import REFUSED_MAX, Job, Run
@@ -70,13 +71,13 @@ async def _verified(
     meanwhile: Callable[[CheatingService], Awaitable[None]] | None = None,
 ) -> Result:
     async with CheatingService(database_url, folder, cheat) as service:
-        job = _job(service.url, folder, query="?ack=committed", admin_url=service.url)
+        job = _job(service.url, folder, query="?ack=committed", admin_urls=(service.url,))
         run = Run(job)
         task = asyncio.create_task(run.go())
         if meanwhile is not None:
             await meanwhile(service)
         await task
-        where = Evidence(database_url, folder, service.url)
+        where = Evidence(database_url, Files(folder), (service.url,))
         return await conclude(folder / "ledger", where, settle_s=0.3, report=folder / "report")
 
 
@@ -193,7 +194,9 @@ async def test_reading_counts_as_lost_only_when_it_was_missed_twice(
             "delete from readings where ts = (select ts from away)"
         )
         result = await conclude(
-            tmp_path / "ledger", Evidence(readings_url, tmp_path, service.url), settle_s=10
+            tmp_path / "ledger",
+            Evidence(readings_url, Files(tmp_path), (service.url,)),
+            settle_s=10,
         )
     assert result.green == comes
     assert looks == 2
@@ -371,7 +374,7 @@ async def test_without_a_database_there_is_no_verdict(tmp_path: Path, free_port:
     await _scripted(tmp_path, lambda _: _taken(), 3)
     url = f"postgresql://nobody:secret@127.0.0.1:{free_port}/x"
     with pytest.raises(CannotCheck, match="cannot connect") as caught:
-        await conclude(tmp_path / "ledger", Evidence(url, tmp_path), settle_s=0.1)
+        await conclude(tmp_path / "ledger", Evidence(url, Files(tmp_path)), settle_s=0.1)
     assert "secret" not in str(caught.value)
 
 
@@ -381,14 +384,16 @@ async def test_without_a_folder_of_dead_letters_there_is_no_verdict(
     """A folder that cannot be read is an error, not an empty folder."""
     await _scripted(tmp_path, lambda _: _taken(), 3)
     with pytest.raises(CannotCheck, match="dead-letter folder"):
-        await conclude(tmp_path / "ledger", Evidence(readings_url, tmp_path / "no"), settle_s=0.1)
+        await conclude(
+            tmp_path / "ledger", Evidence(readings_url, Files(tmp_path / "no")), settle_s=0.1
+        )
 
 
 async def test_without_a_table_there_is_no_verdict(tmp_path: Path, database_url: str) -> None:
     """A database without the table is an error, not a loss."""
     await _scripted(tmp_path, lambda _: _taken(), 3)
     with pytest.raises(CannotCheck, match="readings"):
-        await conclude(tmp_path / "ledger", Evidence(database_url, tmp_path), settle_s=0.1)
+        await conclude(tmp_path / "ledger", Evidence(database_url, Files(tmp_path)), settle_s=0.1)
 
 
 async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str) -> None:
@@ -399,7 +404,7 @@ async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str
     data[-5] ^= 1
     path.write_bytes(data)
     with pytest.raises(CannotCheck, match="altered"):
-        await conclude(path, Evidence(readings_url, tmp_path), settle_s=0.1)
+        await conclude(path, Evidence(readings_url, Files(tmp_path)), settle_s=0.1)
 
 
 # Verdicts with few known outcomes
@@ -420,7 +425,7 @@ async def _judged(world: World, folder: Path, url: str) -> Result:
     finally:
         await line.close()
     await world.write(folder / "ledger")
-    return await conclude(folder / "ledger", Evidence(url, folder), settle_s=0.1)
+    return await conclude(folder / "ledger", Evidence(url, Files(folder)), settle_s=0.1)
 
 
 @pytest.mark.parametrize(("known", "proves"), [(40, False), (60, True)])

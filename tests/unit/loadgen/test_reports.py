@@ -45,7 +45,7 @@ def _load(seconds: int = 5, *, metrics: bool = False) -> Load:
         recipe=Recipe(devices=10, seed=42),
         shape=constant(50),
         duration_s=seconds,
-        metrics_url="http://h:2/metrics" if metrics else None,
+        metrics_urls=("http://h:2/metrics",) if metrics else (),
     )
     load = Load(plan)
     load.driver.started_s = 0.0

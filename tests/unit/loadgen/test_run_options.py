@@ -13,7 +13,7 @@ import pytest
 
 from loadgen.cli import main as cli
 from loadgen.cli.run_options import plan_of, settings_of
-from loadgen.cli.service_options import local_of, target_for
+from loadgen.cli.service_options import local_of, targets_for
 from loadgen.measure.load import LoadPlan
 from loadgen.traffic.schedule import burst, constant, ramp, steps
 
@@ -37,7 +37,7 @@ def test_run_without_options_is_an_open_loop_of_ten_seconds() -> None:
     plan = _plan()
     assert plan.shape == constant(1000)
     assert (plan.duration_s, plan.connections, plan.recipe.posts_max) == (10.0, 64, None)
-    assert plan.metrics_url == "http://127.0.0.1:8081/metrics"
+    assert plan.metrics_urls == ("http://127.0.0.1:8081/metrics",)
     assert plan.retry is not None
     assert (plan.behind_s_max, _plan("--behind-s", "5").behind_s_max) == (30.0, 5.0)
     times = plan.moments()
@@ -97,15 +97,15 @@ def test_shares_and_mixes_are_read_in_both_spellings() -> None:
 
 def test_metrics_are_not_guessed_for_a_port_of_ones_own() -> None:
     """For another port no metrics URL is guessed, since it may be of another service."""
-    assert _plan("--url", "http://127.0.0.1:9000").metrics_url is None
-    assert _plan("--url", "http://[::1]:8080").metrics_url == "http://[::1]:8081/metrics"
+    assert _plan("--url", "http://127.0.0.1:9000").metrics_urls == ()
+    assert _plan("--url", "http://[::1]:8080").metrics_urls == ("http://[::1]:8081/metrics",)
     for option, url in (
         ("--admin-url", "http://h:9001"),
         ("--admin-url", "http://h:9001/metrics"),
         ("--metrics-url", "http://h:9001/metrics"),  # its name before
     ):
         given = _plan("--url", "http://h:9000", option, url)
-        assert given.metrics_url == "http://h:9001/metrics"
+        assert given.metrics_urls == ("http://h:9001/metrics",)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +211,21 @@ def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
         assert not silent, f"{name}: {silent}"
 
 
+def test_several_urls_are_addresses_of_one_service() -> None:
+    """Posts go to all of them; without --admin-url no port is guessed."""
+    words = ("--url", "http://a:8080", "--url", "http://b:8080")
+    plan = _plan(*words)
+    assert [each.authority for each in (plan.target, *plan.others)] == ["a:8080", "b:8080"]
+    assert plan.metrics_urls == ()
+    plan = _plan(*words, "--admin-url", "http://a:1", "--admin-url", "http://b:1/metrics")
+    assert plan.metrics_urls == ("http://a:1/metrics", "http://b:1/metrics")
+    said = settings_of(_chosen(*words), plan)
+    assert said["other_urls"] == ["http://b:8080/v1/readings"]
+    assert said["metrics_url"] == "http://a:1/metrics, http://b:1/metrics"
+    with pytest.raises(ValueError, match="--url: all must have the same path"):
+        _plan("--url", "http://a:8080", "--url", "http://b:8080/x")
+
+
 def test_every_command_talks_to_the_service_of_this_machine(tmp_path: Path) -> None:
     """`run`, `csv` and `verify` find the running service in the same way; --url wins."""
     state = tmp_path / "other"
@@ -222,15 +237,15 @@ def test_every_command_talks_to_the_service_of_this_machine(tmp_path: Path) -> N
         chosen = cli.parser().parse_args([*command, *at])
         local = local_of(chosen)
         assert local is not None
-        assert target_for(chosen, local).authority == "127.0.0.1:7"
+        assert [each.authority for each in targets_for(chosen, local)] == ["127.0.0.1:7"]
         chosen = cli.parser().parse_args([*command, *at, "--url", "http://127.0.0.1:9"])
         assert local_of(chosen) is None
-        assert target_for(chosen, None).authority == "127.0.0.1:9"
+        assert [each.authority for each in targets_for(chosen, None)] == ["127.0.0.1:9"]
         chosen = cli.parser().parse_args(command)
-        assert target_for(chosen, local_of(chosen)).authority == "127.0.0.1:8080"
-    assert _plan().metrics_url == "http://127.0.0.1:8081/metrics"
+        assert targets_for(chosen, local_of(chosen))[0].authority == "127.0.0.1:8080"
+    assert _plan().metrics_urls == ("http://127.0.0.1:8081/metrics",)
     chosen = _chosen(*at)
-    assert plan_of(chosen, local_of(chosen)).metrics_url == "http://127.0.0.1:8/metrics"
+    assert plan_of(chosen, local_of(chosen)).metrics_urls == ("http://127.0.0.1:8/metrics",)
 
 
 @pytest.mark.parametrize(

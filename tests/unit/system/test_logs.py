@@ -33,11 +33,11 @@ class Terminal(io.BytesIO):
 
 
 @contextmanager
-def text_log(stream: io.BytesIO, form: str = "text") -> Iterator[io.BytesIO]:
+def text_log(stream: io.BytesIO, form: str = "text", instance: str = "") -> Iterator[io.BytesIO]:
     """Send the log to `stream` in this form."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    logs.configure("info", stream, form=form)
+    logs.configure("info", stream, form=form, instance=instance)
     try:
         yield stream
     finally:
@@ -51,6 +51,15 @@ def lines(stream: io.BytesIO) -> list[dict[str, Any]]:
     text = stream.getvalue().decode()
     assert text.endswith("\n")
     return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def test_line_of_one_of_several_processes_names_it() -> None:
+    """A field of the event with that name wins: it says which process is meant."""
+    stream = io.BytesIO()
+    with text_log(stream, form="json", instance="gateway-2"):
+        logs.get_logger("door").info("went")
+        logs.get_logger("door").info("came", instance="writer-1")
+        assert [each["instance"] for each in lines(stream)] == ["gateway-2", "writer-1"]
 
 
 def test_log_event_is_one_json_line(stream: io.BytesIO) -> None:

@@ -19,7 +19,7 @@ export class Devices {
     this.open = open;
     this.tab = "all";
     this.after = "";
-    this.several = false; // processes take posts: this one knows the devices of the table only
+    this.several = false;
     this.report = this.page = null;
     for (const tab of TABS) {
       byId(`tab-${tab}`).addEventListener("click", () => this.choose(tab));
@@ -43,6 +43,13 @@ export class Devices {
     byId("page-next").addEventListener("click", () => this.turn(this.page.devices.at(-1).device_id));
     setInterval(() => document.hidden || this.load(), PERIOD_MS);
     setInterval(() => this.report?.count === 0 && !document.hidden && this.load(), FIRST_MS); // until the first posts
+  }
+
+  /** Several processes take posts. This one knows the devices of the table only. */
+  isOfSeveral() {
+    this.several = true;
+    for (const tab of ["silent", "newest"]) byId(`tab-${tab}`).hidden = true;
+    this.show();
   }
 
   get prefix() {
@@ -90,7 +97,6 @@ export class Devices {
     const { report, page } = this;
     byId("pages").hidden = this.tab !== "all";
     byId("silent-form").hidden = this.tab !== "silent";
-    for (const tab of ["silent", "newest"]) byId(`tab-${tab}`).hidden = this.several;
     if (!report) return;
     byId("n-silent").textContent = report.silent_count ? count(report.silent_count) : "";
     const about = report.exact ? "" : "about ";
@@ -113,7 +119,7 @@ export class Devices {
 
   all() {
     const devices = this.page?.devices ?? [];
-    if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Show device looks in the table." : this.several ? "The table has no device yet." : EMPTY.newest);
+    if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Show device looks in the table." : this.page?.why ? "The table cannot be read now." : this.several ? "The table has no device yet." : EMPTY.newest);
     return table(["Device", "Last reading", "When"], devices.map(({ device_id, seen, last }) => {
       const time = last?.ts ?? seen?.last_seen;
       return [deviceLink(device_id, this.open), last ? make("span", {}, `${last.metric} `, make("b", {}, short(last.value))) : "–", time ? ago(time) : "–"];

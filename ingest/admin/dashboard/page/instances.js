@@ -10,10 +10,9 @@ const WORDS = {
 };
 const rows = new Map();
 
-/** Show the processes that the state names; nothing if there is only one. */
+/** Show the processes that the state names. */
 export function showInstances({ ready, sum }, about) {
-  byId("instances").hidden = !ready.instances;
-  if (!ready.instances) return;
+  byId("instances").hidden = false;
   const body = byId("instance-list").tBodies[0];
   const gone = new Set(rows.keys());
   for (const each of ready.instances) {
@@ -74,7 +73,8 @@ function streamNote(broker) {
   if (again) told.push(`${count(again)} of these were delivered again`);
   if (broker.redeliveries_total) told.push(`${count(broker.redeliveries_total)} deliveries were repeated so far`);
   if (broker.stream_oldest_age_seconds) told.push(`the oldest one is ${duration(broker.stream_oldest_age_seconds)} old`);
-  if (broker.stream_skipped_total) told.push(`${count(broker.stream_skipped_total)} messages are missing in the stream: the runbook says more`);
+  const missing = Math.max(broker.stream_skipped_total ?? 0, broker.stream_removed ?? 0);
+  if (missing) told.push(`${count(missing)} messages are missing in the stream: the runbook says more`);
   if (broker.broker_up === 0) told.push("a process has no connection to the broker");
   return told.length ? `${told.join("; ")}.` : "";
 }

@@ -5,7 +5,6 @@ import { Device } from "./device.js";
 import { Devices } from "./devices.js";
 import { Feed } from "./feed.js";
 import { showFigures } from "./figures.js";
-import { showInstances } from "./instances.js";
 import { Letters } from "./letters.js";
 import { Refused } from "./refused.js";
 import { showLink, showState } from "./state.js";
@@ -41,8 +40,10 @@ function onNews(event) {
   curves.append(event.t, Object.fromEntries(Object.entries(newest).map(([name, one]) => [name, [one]])));
   const trouble = showState(event, about, value);
   showFigures(event, about, value);
-  showInstances(event, about);
-  devices.several = tail.several = Boolean(event.ready.instances);
+  if (event.ready.instances) {
+    if (!devices.several) devices.isOfSeveral(), tail.isOfSeveral();
+    import("./instances.js").then(({ showInstances }) => showInstances(event, about));
+  }
   refused.hear(event.ready);
   letters.hear(newest.dlq_readings);
   curves.draw();

@@ -23,6 +23,11 @@ export class Tail {
     });
   }
 
+  /** Several processes take posts, and only a sample of them comes: it is not enough for one device. */
+  isOfSeveral() {
+    for (const part of byId("tail-form").querySelectorAll("input, button:not([id])")) part.hidden = true;
+  }
+
   /** Show the newest readings of the table, unless others have come meanwhile. */
   async begin() {
     const device = this.device ?? "";
@@ -43,7 +48,6 @@ export class Tail {
   }
 
   hear({ posts, readings }) {
-    for (const part of [byId("tail-device"), byId("tail-form").querySelector("button")]) part.hidden = this.several; // one device: its own card
     if (this.paused) return;
     const body = byId("tail").tBodies[0];
     for (const reading of readings) body.prepend(this.row(...reading));

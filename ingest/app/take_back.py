@@ -1,0 +1,133 @@
+"""What `ingest up` has left in the broker of this state folder comes back to `ingest serve`.
+
+The embedded broker runs for that time alone. Its dead letters go into the files, its readings into
+the journal, while posts already come in. Then the streams are empty.
+Promises: nothing leaves the broker before this process has it on the disk. After a kill in between
+it is in both places, and the table's key absorbs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from ingest.app.broker import make_embedded, wanted_stream
+from ingest.app.carry import carry
+from ingest.broker import manage
+from ingest.broker.connection import BrokerConnection, connected
+from ingest.broker.messages import StreamMessages
+from ingest.broker.pulling import Puller
+from ingest.broker.roles import DEAD_LETTERS, STREAM, WRITER
+from ingest.broker.stream_state import StreamState, state_of
+from ingest.buffers.stream.outlet import StreamOutlet
+from ingest.config.settings import Settings
+from ingest.dead_letters.folder_store import FolderLetterStore
+from ingest.dead_letters.stream.carry import into_files
+from ingest.dead_letters.stream.store import StreamLetterStore
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.model.errors import IngestError
+from ingest.model.ledger import Ledger
+from ingest.model.ports import Inlet
+from ingest.system.clock import sleep_unless
+from ingest.system.logs import get_logger
+from ingest.system.state_folder import StateFolder
+
+AGAIN_S = 10.0
+LOOK_S = 0.5
+
+_log = get_logger("service")
+
+
+class TakeBack:
+    """Moves what is in the streams into `inlet` and the files. `ledger` counts the readings."""
+
+    def __init__(
+        self, settings: Settings, folder: StateFolder, inlet: Inlet, ledger: Ledger
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._inlet = inlet
+        self._ledger = ledger
+        self._left = 0  # messages that are not done, at the last look
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Move all, until nothing is left or the event is set."""
+        if not self._folder.broker.exists() or self._settings.buffer != "journal":
+            return
+        while not stopping.is_set():
+            try:
+                if await self._take(stopping):
+                    return
+            except (IngestError, OSError) as error:
+                _log.warning("take_over_failed", why=str(error))
+            await sleep_unless(stopping, AGAIN_S)
+
+    async def _take(self, stopping: asyncio.Event) -> bool:
+        """Return whether nothing is left."""
+        server = make_embedded(self._settings, self._folder)
+        await server.start()
+        try:
+            async with connected(server.published.address("admin"), "admin") as admin:
+                state = await _look(admin)
+                if state is not None:
+                    await manage.apply(admin, wanted_stream(self._settings))
+                    if not await self._take_readings(server, admin, stopping):
+                        return False
+                messages = StreamMessages(admin, DEAD_LETTERS)
+                if await messages.find_state() is not None:
+                    files = FolderLetterStore(self._folder.dead_letters)
+                    segment_bytes = self._settings.dlq_segment_bytes
+                    await into_files(
+                        StreamLetterStore(messages), files, segment_bytes=segment_bytes
+                    )
+            return True
+        finally:
+            await server.stop()
+
+    async def _take_readings(
+        self, server: EmbeddedBroker, admin: BrokerConnection, stopping: asyncio.Event
+    ) -> bool:
+        """Move the messages into the journal; return whether nothing is left."""
+        settings = self._settings
+        outlet = StreamOutlet(
+            Ledger(),  # `self._ledger` counts a reading once it has been moved
+            lambda delivery, why: _log.error("message_not_ours", place=delivery.place, why=why),
+            rows_max=settings.buffer_rows_max,
+            bytes_max=settings.buffer_bytes_max,
+            put_wait_s_max=settings.put_wait_s_max,
+        )
+        ended = asyncio.Event()
+        async with connected(server.published.address("writer"), "writer") as connection:
+            puller = Puller(connection, stream=STREAM, consumer=WRITER, take=outlet.deliver)
+            outlet.pull_from(puller)
+            work = [
+                asyncio.create_task(each) for each in (puller.run(ended), self._count(admin, ended))
+            ]
+            try:
+                self._left = 1  # until the first look
+                return await carry(
+                    outlet, self._inlet, stopping, left=lambda: self._left, moved=self._moved
+                )
+            finally:
+                outlet.shut_inlet()
+                await outlet.keep_rest()
+                ended.set()
+                await asyncio.wait(work)
+                state = await _look(admin)
+                if state is not None and not self._left:
+                    await manage.purge(admin, state.last)
+
+    def _moved(self, rows: int) -> None:
+        self._ledger.recovered += rows
+        if rows:
+            _log.info("readings_taken_back", rows=rows)
+
+    async def _count(self, admin: BrokerConnection, ended: asyncio.Event) -> None:
+        """Keep the number of messages that are not done."""
+        while not ended.is_set():
+            state = await _look(admin)
+            self._left = 0 if state is None else state.waiting + state.pending
+            await sleep_unless(ended, LOOK_S)
+
+
+async def _look(admin: BrokerConnection) -> StreamState | None:
+    return state_of(await manage.look(admin))

@@ -1,0 +1,201 @@
+"""The recipe of docs/scaling.md, as it is printed, with three nats-servers on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.embedded.broker_program import find_program
+from ingest.embedded.server import EmbeddedPostgres
+from tests.support.documents import DOCUMENTS
+from tests.support.receiver import Client, post
+from tests.support.tcp_ports import free_port
+from tests.system.service import REPOSITORY, environment
+
+SCALING = DOCUMENTS["docs/scaling.md"]
+DATABASE = "postgresql://ingest@db.example/metrics"
+HOSTS = ("nats1", "nats2", "nats3")
+FENCE = re.compile(r"^ +```(\w+)\n(.*?)^ +```$", re.MULTILINE | re.DOTALL)
+READING = b'{"device_id":"d","metric":"m","value":1,"ts":%d}'
+
+
+def blocks(language: str) -> list[str]:
+    """Return the fenced blocks of the recipe."""
+    return [
+        re.sub(r"^ +", "", text, flags=re.M)
+        for name, text in FENCE.findall(SCALING)
+        if name == language
+    ]
+
+
+class Recipe:
+    """Hosts and ports of the document, and where they are in this test."""
+
+    def __init__(self, folder: Path, database: str) -> None:
+        self.folder = folder
+        self.ports = {(host, port): free_port() for host in HOSTS for port in (4222, 6222, 8222)}
+        self._database = database
+
+    def here(self, text: str) -> str:
+        """Return a text of the document with the addresses of this test."""
+        for (host, port), real in self.ports.items():
+            text = text.replace(f"{host}:{port}", f"127.0.0.1:{real}")
+        return text.replace(DATABASE, self._database).replace("0.0.0.0:8080", "127.0.0.1:0")
+
+    def config(self, host: str) -> Path:
+        """Write the files of one server; return its nats.conf."""
+        home = self.folder / host
+        home.mkdir()
+        deploy = REPOSITORY / "deploy" / "nats"
+        text = self.here((deploy / "nats.conf").read_text())
+        for port in (4222, 6222, 8222):
+            assert f"0.0.0.0:{port}" in text
+            text = text.replace(f"0.0.0.0:{port}", f"127.0.0.1:{self.ports[host, port]}")
+        text = text.replace("server_name: nats1", f"server_name: {host}")
+        text = text.replace("/var/lib/nats", str(home / "store")).replace("100GB", "4GB")
+        (home / "nats.conf").write_text(text)
+        (home / "roles.conf").write_text((deploy / "roles.conf").read_text())
+        (home / "passwords.conf").write_text(blocks("conf")[0])
+        return home / "nats.conf"
+
+    @asynccontextmanager
+    async def shell(self, name: str, script: str) -> AsyncIterator[Running]:
+        """Run commands of the document in a shell, which ends with the block."""
+        shared = blocks("sh")[0].partition("export INGEST_BROKER_URL")[0]
+        ours = f'ingest() {{ exec "{sys.executable}" -P -m ingest "$@"; }}\n'
+        env = {
+            "PYTHONPATH": str(REPOSITORY),
+            "INGEST_STATE_DIR": str(self.folder / name),
+            "INGEST_ADMIN_LISTEN": "127.0.0.1:0",
+            "INGEST_STREAM_BYTES_MAX": "64MiB",
+        }
+        words = ("bash", "-ec", ours + self.here(shared + script))
+        async with running(self.folder / f"{name}.log", *words, env=env) as process:
+            yield process
+
+    async def done(self, script: str) -> str:
+        """Run one command to its end; return its output."""
+        async with self.shell("command", script) as process:
+            code = await process.process.wait()
+            assert code == 0, process.output()
+            return process.output()
+
+
+class Running:
+    """A process, and the file of its output."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    def output(self) -> str:
+        """Return what it has said."""
+        return self._log.read_text()
+
+    async def line_with(self, text: str) -> str:
+        """Return the first line of output that has the text."""
+        async with asyncio.timeout(30):
+            while True:
+                for line in self.output().splitlines():
+                    if text in line:
+                        return line
+                assert self.process.returncode is None, self.output()
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def running(log: Path, *words: str, env: Mapping[str, str]) -> AsyncIterator[Running]:
+    """Give a process that ends with the block."""
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *words, stdout=out, stderr=asyncio.subprocess.STDOUT, env=environment(env)
+        )
+    try:
+        yield Running(process, log)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        await process.wait()
+
+
+async def takes(address: str, first: int, count: int) -> None:
+    """Post readings, again after a 503, until each has got its 202."""
+    client = await Client.connect(address)
+    try:
+        for number in range(first, first + count):
+            while True:
+                await client.send(post(READING % (1_700_000_000_000_000 + number)))
+                reply = await client.reply(20)
+                if reply.status != 503:
+                    break
+            assert reply.status == 202, reply.body
+    finally:
+        await client.close()
+
+
+async def has_rows(url: str, wanted: int) -> None:
+    """Wait until the table has so many readings."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with asyncio.timeout(40):
+            while (there := await connection.fetchval("select count(*) from readings")) != wanted:
+                assert there < wanted
+                await asyncio.sleep(0.05)
+    finally:
+        await connection.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Path) -> None:
+    """Two gateways and two writers on three servers: all is in the table, the leader is killed."""
+    server = EmbeddedPostgres(open_tmp_path / "postgres")
+    url = await server.start()
+    async with AsyncExitStack() as ending:
+        ending.push_async_callback(server.stop)
+        recipe = Recipe(open_tmp_path, url)
+        servers = {}
+        for host in HOSTS:
+            log = open_tmp_path / f"{host}.log"
+            words = (str(find_program("")), "-c", str(recipe.config(host)))
+            servers[host] = await ending.enter_async_context(running(log, *words, env={}))
+        for each in servers.values():
+            await each.line_with("Server is ready")
+        stream, writer, gateway = blocks("sh")
+        login, _, commands = stream.partition("ingest stream apply\n")
+        login = login.partition("8222\n")[2]
+        await asyncio.sleep(2)  # they choose a leader
+        await recipe.done(f"{login}ingest stream apply")
+        assert "as they must be" in await recipe.done(login + commands)
+        assert f"ingest schema apply --database-url {DATABASE}" in SCALING
+        await recipe.done(f"ingest schema apply --database-url {DATABASE}")
+        for number in range(2):
+            await ending.enter_async_context(recipe.shell(f"writer{number}", writer))
+        addresses = []
+        for number in range(2):
+            process = await ending.enter_async_context(recipe.shell(f"gateway{number}", gateway))
+            line = await process.line_with("/v1/readings")
+            found = re.search(r"127\.0\.0\.1:\d+", line)
+            assert found, line
+            addresses.append(found[0])
+        await takes(addresses[0], 0, 20)
+        await takes(addresses[1], 20, 20)
+        await has_rows(url, 40)
+        shown = await recipe.done(f"{login}ingest stream show")
+        leader = re.search(r"3 copies, leader (nats[123])", shown)
+        assert leader, shown
+        os.kill(servers[leader[1]].process.pid, signal.SIGKILL)
+        await takes(addresses[0], 40, 20)
+        await takes(addresses[1], 60, 20)
+        await has_rows(url, 80)
