@@ -66,4 +66,5 @@ async def test_each_takes_over_what_the_other_has_left(
     async with Up(folder, **there) as service:
         await fill(service, 3 * POSTS)
         assert await letters(folder) == 4 * POSTS
-    assert await readings_connection.fetch(COUNT) == [(80 * POSTS, 80 * POSTS)]
+    (counts,) = await readings_connection.fetch(COUNT)
+    assert tuple(counts) == (80 * POSTS, 80 * POSTS)
