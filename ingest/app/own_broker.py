@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from ingest.app.buffer import make_buffer
 from ingest.app.carry import carry
@@ -55,17 +56,26 @@ class OwnBroker:
 
     async def take_over(self, ledger: Ledger, stopping: asyncio.Event) -> None:
         """Move what `ingest serve` has left, until nothing is left or the event is set."""
-        while not stopping.is_set():
-            try:
-                await self._take_letters()
-                if await self._take_journal(ledger, stopping):
-                    return
-            except (IngestError, OSError) as error:
-                _log.warning("take_over_failed", why=str(error))
-            await sleep_unless(stopping, AGAIN_S)
+        letters = readings = False
+        while not stopping.is_set() and not (letters and readings):
+            # One must not wait for the other: the stream of the dead letters may be full.
+            letters = letters or await self._tried(self._take_letters())
+            readings = readings or await self._tried(self._take_journal(ledger, stopping))
+            if not (letters and readings):
+                await sleep_unless(stopping, AGAIN_S)
 
-    async def _take_letters(self) -> None:
+    async def _tried(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Return whether nothing is left; after an error something is."""
+        try:
+            return await work
+        except (IngestError, OSError) as error:
+            _log.warning("take_over_failed", why=str(error))
+            return False
+
+    async def _take_letters(self) -> bool:
+        """Move the dead letters. Those that are too large for a message stay in the files."""
         await into_stream(FolderLetterStore(self._folder.dead_letters), self.dead_letters)
+        return True
 
     async def _take_journal(self, ledger: Ledger, stopping: asyncio.Event) -> bool:
         """Return whether the journal is empty."""
