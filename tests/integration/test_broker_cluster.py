@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from ingest.broker import given_check, purge
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.publishing import Publisher
 from ingest.broker.pulling import Pull
-from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.broker.session import Address
-from ingest.broker.watch import StreamWatch
-from ingest.model.errors import BrokerAway
+from ingest.broker.roles import STREAM, WRITER
 from tests.support.brokers import api, joined, put, until
-from tests.support.clusters import WANTED_3, Cluster, Member, cluster
-from tests.support.stream_writers import StreamWriter, purged, writing
+from tests.support.clusters import Cluster, Member, cluster
+from tests.support.stream_traffic import survives
+from tests.support.stream_writers import purged, writing
 
 pytestmark = pytest.mark.slow
 
@@ -113,53 +107,15 @@ async def test_message_that_is_damaged_on_all_servers_is_counted(
         await purged(admin, 10, one.purge)
 
 
-class Traffic:
-    """A gateway that publishes with ids and watches, and two writers that check and purge."""
-
-    def __init__(self, servers: Cluster, first: Member) -> None:
-        # It begins with this server, and may go on with each.
-        addresses = iter([servers.address("gateway", first.name)])
-        self._address = servers.address("gateway")
-        self.connection = BrokerConnection(lambda: next(addresses, self._address), "gateway")
-        self.publisher = Publisher(self.connection, subject=SUBJECT, stream=STREAM, wait_s_max=25)
-        self.watch = StreamWatch(
-            self.connection,
-            WANTED_3,
-            monitors=lambda: servers.monitors,
-            unsafe=False,
-            published_to=lambda: self.publisher.published_to,
-        )
-        self.writers: list[StreamWriter] = []
-        self.acknowledged: list[bytes] = []
-        self._numbers = itertools.count()
-
-    async def publish(self, stopping: asyncio.Event) -> None:
-        """Publish one message after the other; each must succeed."""
-        while not stopping.is_set():
-            body = b"message %d" % next(self._numbers)
-            await self.publisher.publish(body.decode(), body.ljust(3_000, b"."))
-            self.acknowledged.append(body)
-            await asyncio.sleep(0.02)
-
-    @property
-    def places(self) -> dict[int, bytes]:
-        """What the writers have got, by place."""
-        got = (each for writer in self.writers for each in writer.got)
-        return {each.place: each.data.rstrip(b".") for each in got}
-
-
-async def _after(servers: Cluster, admin: BrokerConnection, hit: Member, number: int) -> None:
-    """Let a server suffer, and recover."""
+async def _suffer(hit: Member, number: signal.Signals) -> None:
     if number == signal.SIGSTOP:
         hit.send(signal.SIGSTOP)
         await asyncio.sleep(FROZEN_S)
         hit.send(signal.SIGCONT)
     else:
-        await hit.end(signal.Signals(number))
+        await hit.end(number)
         await asyncio.sleep(1)
         await hit.start()
-    await hit.is_well(40)
-    await servers.leader(admin)
 
 
 @pytest.mark.timeout(120)
@@ -177,34 +133,20 @@ async def test_server_that_fails_costs_nothing(
     leader = await servers.leader(admin)
     followers = [each for each in servers.members if each is not leader]
     hit = {"leader": leader, "connected": followers[0], "other": followers[1]}[victim]
-    traffic = Traffic(servers, hit if victim == "connected" else followers[0])
-    stopping, publishing = asyncio.Event(), asyncio.Event()
-    where: Address = servers.address("writer")
-    async with AsyncExitStack() as stack:
-        parts = [traffic.connection.run(stopping), traffic.watch.run(stopping)]
-        parts += [traffic.publish(publishing) for _ in range(8)]
-        running = [asyncio.create_task(each) for each in parts]
-        for _ in range(2):
-            writer = await stack.enter_async_context(writing(lambda: where, Pull(), purges=True))
-            traffic.writers.append(writer)
-        await until(lambda: len(traffic.acknowledged) > 200 and traffic.watch.checked, 20)
-        await _after(servers, admin, hit, number)
-        before = len(traffic.acknowledged)
-        await until(lambda: len(traffic.acknowledged) > before + 200, 40)
-        publishing.set()
-        await asyncio.gather(*running[2:])
-        await until(lambda: set(traffic.acknowledged) <= set(traffic.places.values()), 60)
-        stored = Counter(traffic.places.values())
-        assert [body for body, times in stored.items() if times > 1] == []
-        last = traffic.publisher.published_to
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    await purged(admin, last)
-                except (TimeoutError, BrokerAway):
-                    continue
-                break
-        assert [each.check.skipped for each in traffic.writers] == [0, 0]
-        assert (traffic.watch.removed, traffic.watch.faults) == (0, ())
-        stopping.set()
-        await asyncio.gather(*running)
+    first = hit if victim == "connected" else followers[0]
+    await survives(servers, admin, first, lambda: _suffer(hit, number))
+
+
+@pytest.mark.timeout(120)
+async def test_kill_of_all_servers_costs_nothing(
+    servers: Cluster, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message was on two disks at least when it was acknowledged."""
+    monkeypatch.setattr(purge, "EVERY_S", 1.0)
+
+    async def suffer() -> None:
+        await asyncio.gather(*(each.end(signal.SIGKILL) for each in servers.members))
+        await asyncio.sleep(1)
+        await asyncio.gather(*(each.start() for each in servers.members))
+
+    await survives(servers, admin, servers.members[0], suffer)

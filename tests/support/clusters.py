@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -23,16 +23,21 @@ from ingest.model.errors import BrokerAway, BrokerRefused
 from tests.support.brokers import MIB, api, joined
 from tests.support.tcp_ports import free_port
 
+LOCAL = "127.0.0.1"
 WANTED_3 = WantedStream(replicas=3, bytes_max=64 * MIB)
 
 
 class Member:
     """One server. `start` it again after its end."""
 
-    def __init__(self, name: str, at: Endpoints, config: Path) -> None:
+    def __init__(
+        self, name: str, at: Endpoints, config: Path, host: str, inside: tuple[str, ...]
+    ) -> None:
         self.name = name
         self.at = at
         self.config = config
+        self._host = host
+        self._inside = inside  # the words before its command line
         self.process: asyncio.subprocess.Process | None = None
 
     @property
@@ -40,10 +45,21 @@ class Member:
         """Where it keeps its messages."""
         return self.config.parent / "store"
 
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return self.at.server.replace(LOCAL, self._host)
+
+    @property
+    def monitor_url(self) -> str:
+        """Its monitor port."""
+        return self.at.monitor_url.replace(LOCAL, self._host)
+
     async def start(self) -> None:
         """Start it; do not wait until it can be used."""
         ourselves = DatabaseUser(-1, -1, "")  # it ends with this process
         self.process = await asyncio.create_subprocess_exec(
+            *self._inside,
             *command(ourselves, find_program(""), "-c", str(self.config)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
@@ -70,7 +86,7 @@ class Member:
 
     def _says_ok(self) -> bool:
         try:
-            return ask(self.at.monitor_url, "/healthz").get("status") == "ok"
+            return ask(self.monitor_url, "/healthz").get("status") == "ok"
         except (OSError, HTTPException, ValueError):
             return False
 
@@ -87,13 +103,13 @@ class Cluster:
     @property
     def monitors(self) -> tuple[str, ...]:
         """The monitor ports."""
-        return tuple(each.at.monitor_url for each in self.members)
+        return tuple(each.monitor_url for each in self.members)
 
     def address(self, role: str, *names: str) -> Address:
         """Return how a role connects: to all servers, or to those named."""
         some = [each for each in self.members if not names or each.name in names]
         password = self.members[0].at.passwords[role]
-        return Address(tuple(each.at.server for each in some), role, password)
+        return Address(tuple(each.url for each in some), role, password)
 
     async def leader(self, admin: BrokerConnection) -> Member:
         """Return the server that leads the stream, once there is one and all copies are current."""
@@ -111,11 +127,18 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(folder: Path) -> AsyncIterator[Cluster]:
-    """Run three servers that sync each message, with a stream of three copies."""
+async def cluster(
+    folder: Path,
+    hosts: tuple[str, ...] = (LOCAL, LOCAL, LOCAL),
+    inside: Callable[[int], tuple[str, ...]] = lambda _: (),
+) -> AsyncIterator[Cluster]:
+    """Run three servers that sync each message, with a stream of three copies.
+
+    `inside` returns the words before the command line of a server, such as for a network namespace.
+    """
     passwords = new_endpoints(0, 0).passwords
     ports = [free_port() for _ in range(9)]
-    routes = [f"nats://127.0.0.1:{port}" for port in ports[6:]]
+    routes = [f"nats://{host}:{port}" for host, port in zip(hosts, ports[6:], strict=True)]
     members = []
     for number in range(3):
         name = f"n{number + 1}"
@@ -128,9 +151,12 @@ async def cluster(folder: Path) -> AsyncIterator[Cluster]:
             store_bytes_max=2**30,
             payload_bytes_max=8 * MIB,
         ).replace("server_name: iot-ingest", f"server_name: {name}")
-        text += f'cluster {{ name: C, listen: "127.0.0.1:{ports[6 + number]}", '
+        text = text.replace(LOCAL, hosts[number])
+        text += f'cluster {{ name: C, listen: "{hosts[number]}:{ports[6 + number]}", '
         text += f"routes: {json.dumps(routes)} }}\n"
-        members.append(Member(name, at, folder / name / "server.conf"))
+        members.append(
+            Member(name, at, folder / name / "server.conf", hosts[number], inside(number))
+        )
         members[-1].config.write_text(text)
     servers = Cluster(members)
     try:

@@ -309,6 +309,10 @@ class Post:
         self.status = answer.status
 
 
+def _refuse(request: Any, refused: Refused) -> None:
+    request.code = refused.code
+
+
 class Poster:
     """Gives posts to the real keeper of a gateway, which counts them."""
 
@@ -323,9 +327,8 @@ class Poster:
             ledger=ledger,
             database=database,
             outcomes=AckWaits(database, 1.0, connections_max=100),
-            on_refused=lambda _, refused: self._codes.append(refused.code),
+            on_refused=_refuse,
         )
-        self._codes: list[str] = []
 
     def post(self, block: Block, ack: str = "durable", *, invalid: int = 0) -> Post:
         """Post readings, and perhaps invalid items with them, which takes the long way."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import orjson
+import pytest
 
 from tests.system.service import Service, run_command
 from tests.system.test_up import Up
@@ -46,8 +48,8 @@ async def test_each_takes_over_what_the_other_has_left(
 ) -> None:
     """`serve`, `up`, `serve`, with a full journal, a full stream and dead letters: all is there."""
     folder = open_tmp_path / "s"
-    away = {"database_url": AWAY, "drain_s_max": 20}
-    there = {"database_url": readings_url, "database_unsafe": True}
+    away: dict[str, Any] = {"database_url": AWAY, "drain_s_max": 20}
+    there: dict[str, Any] = {"database_url": readings_url, "database_unsafe": True}
     async with Service(folder, **away) as service:
         await fill(service, 0)
         assert (await service.stop())[0] == 0
@@ -64,4 +66,5 @@ async def test_each_takes_over_what_the_other_has_left(
     async with Up(folder, **there) as service:
         await fill(service, 3 * POSTS)
         assert await letters(folder) == 4 * POSTS
-    assert tuple(await readings_connection.fetchrow(COUNT)) == (80 * POSTS, 80 * POSTS)
+    (counts,) = await readings_connection.fetch(COUNT)
+    assert tuple(counts) == (80 * POSTS, 80 * POSTS)

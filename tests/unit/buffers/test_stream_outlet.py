@@ -87,24 +87,24 @@ async def test_message_that_comes_after_it_was_settled_is_a_block_again() -> Non
 async def test_more_is_wanted_until_memory_is_full_and_again_below_it() -> None:
     """Exactly at the bound of rows or bytes; one request more may come."""
     size = len(make_block(1).tuples)
-    for bounds in ({"rows_max": 6}, {"bytes_max": 6 * size}):
+    for bounds in ({"rows_max": 30}, {"bytes_max": 30 * size}):
         joined = Joined(request_max=2, **bounds)
-        publish(joined, *[1] * 5)
+        publish(joined, 24, *[1] * 5)
         assert joined.stream.wanted.is_set()
         publish(joined, 1)
         assert not joined.stream.wanted.is_set()
         publish(joined, *[1] * 4)
         assert len(joined.stream.pending) >= 2  # all beyond the request that was open
         here = joined.stats().rows
-        assert here <= 8
+        assert here <= 32
         first = joined.take(1)
-        joined.settle(joined.take(here - 6))
+        joined.settle(joined.take(here - 30))
         assert not joined.stream.wanted.is_set()
         joined.settle(first)
         for _ in range(10):
             joined.settle(joined.take(100))
         assert joined.stream.wanted.is_set()
-        assert joined.writer.committed == 10
+        assert joined.writer.committed == 34
         assert joined.imbalance == (0, 0)
 
 
