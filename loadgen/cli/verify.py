@@ -66,7 +66,7 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Evidence) 
             interrupted, ended = await _send(job, where)
             if interrupted and not ended:
                 return 130
-        code = await _judge(ledger, where, chosen)
+        code = await _judge(ledger, _where_now(chosen, where), chosen)
     finally:
         if code and job is not None and ledger.exists():
             print(
@@ -79,6 +79,12 @@ async def _verify(chosen: argparse.Namespace, job: Job | None, where: Evidence) 
             ledger.unlink(missing_ok=True)
         await _end_letters(chosen, job.plan.prefix, keeps=keeps)
     return code or (130 if interrupted else 0)
+
+
+def _where_now(chosen: argparse.Namespace, before: Evidence) -> Evidence:
+    """Return the places of the proof now: a service that was started anew has other addresses."""
+    local = local_of(chosen)
+    return before if local is None else where_of(chosen, local)
 
 
 async def _end_letters(chosen: argparse.Namespace, prefix: str, *, keeps: bool) -> None:
