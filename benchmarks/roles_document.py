@@ -162,8 +162,8 @@ def conditions(found: Newest) -> str:
         lines[found.start.at] = found.start
     told = [
         f"- {line.at}, commit {line.commit or 'unknown'}: {len(line.cases)} cases, runs of "
-        f"{line.seconds:g} s,\n  {line.environment['processor']}, {line.environment['cores']} cores, "
-        f"fdatasync {line.environment['fsync']}."
+        f"{line.seconds:g} s,\n  {line.environment['processor']}, "
+        f"{line.environment['cores']} cores, fdatasync {line.environment['fsync']}."
         for line in lines.values()
     ]
     return "\n".join(told) or NOT_YET
