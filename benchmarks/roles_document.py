@@ -112,7 +112,7 @@ def memory_table(found: Newest) -> str:
         idle = ", ".join(f"{role} {each:.2%}" for role, each in line.idle.items())
         parts.append(
             f"From an empty folder to the first 202: {starts}; {_count(line.starts_s)} starts "
-            f"each.\n\nAn idle `ingest up` takes {sum(line.idle.values()):.1%} of a core: {idle}."
+            f"each.\n\nAn idle `ingest up` takes {sum(line.idle.values()):.1%} of a core:\n{idle}."
         )
     return "\n\n".join(parts) or NOT_YET
 
@@ -162,8 +162,8 @@ def conditions(found: Newest) -> str:
         lines[found.start.at] = found.start
     told = [
         f"- {line.at}, commit {line.commit or 'unknown'}: {len(line.cases)} cases, runs of "
-        f"{line.seconds:g} s, {line.environment['processor']}, {line.environment['cores']} cores, "
-        f"fdatasync {line.environment['fsync']}."
+        f"{line.seconds:g} s,\n  {line.environment['processor']}, "
+        f"{line.environment['cores']} cores, fdatasync {line.environment['fsync']}."
         for line in lines.values()
     ]
     return "\n".join(told) or NOT_YET
