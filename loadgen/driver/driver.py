@@ -214,7 +214,7 @@ class Driver:
                 if flight is None:
                     self._arm()
                     break
-                if not pool.free:
+                if pool.must_open:
                     pool.open(flight)
                     continue
                 self._send(pool.free.popleft(), flight, now_s)

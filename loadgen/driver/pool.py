@@ -23,6 +23,7 @@ CONNECT_S_MAX = 10.0
 CONNECTS_AT_ONCE = 32
 CONNECTS_PAUSE_S = 0.005
 WATCHES_S_MAX = 1.0
+EVEN_S = 1.0
 
 
 async def unreachable(*targets: Target) -> str:
@@ -58,8 +59,8 @@ class Opener(Owner, Protocol):
 class Pool:
     """Up to `connections_max` connections to one service.
 
-    A new one goes to the address that has the fewest. So an address that does not answer gets its
-    share again when it is back, as far as connections are opened then.
+    A new one goes to the address that has the fewest. So an address that did not answer gets its
+    share again when it is back: it is tried once a second, though connections to others are free.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Pool:
     ) -> None:
         self.free: deque[Connection] = deque()  # used one after another; some may be closed
         self.places = connections_max  # connections that could still be opened
+        self._evened_s = -EVEN_S
         self._opener = opener
         self._heads: dict[bytes, Head] = {}
         self._connections: dict[Connection, tuple[str, int]] = {}  # and where each goes to
@@ -79,6 +81,19 @@ class Pool:
         while self.free and not self.free[0].open:
             self.free.popleft()
         return bool(self.free) or self.places > 0
+
+    @property
+    def must_open(self) -> bool:
+        """Whether a post needs a new connection: none is free, or an address has too few."""
+        if not self.free:
+            return True
+        if len(self._shares) == 1 or not self.places:
+            return False
+        shares, now_s = self._shares.values(), time.monotonic()
+        if max(shares) - min(shares) < 2 or now_s < self._evened_s + EVEN_S:
+            return False
+        self._evened_s = now_s
+        return True
 
     async def fill(self) -> None:
         """Open all connections, some at a time. If none of these succeeds, stop."""

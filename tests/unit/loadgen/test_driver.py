@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import loadgen.driver.alarm
+import loadgen.driver.pool
 from loadgen.driver.alarm import Alarm, LoopAlarm, Waker, make_alarm
 from loadgen.driver.connection import Connection
 from loadgen.driver.driver import Driver
@@ -844,11 +845,16 @@ async def test_several_addresses_share_the_connections_and_the_posts() -> None:
         assert {each.what for each in notes.calls if not each.final} == {"connection refused"}
 
 
-async def test_gateway_that_comes_back_gets_its_share_again(free_port: int) -> None:
-    """The connections of a gateway that is away are kept for it."""
+@pytest.mark.parametrize("rate", [None, 200])
+async def test_gateway_that_comes_back_gets_its_share_again(
+    free_port: int, rate: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets connections also if those to the other one would do."""
+    monkeypatch.setattr(loadgen.driver.pool, "EVEN_S", 0.05)
     async with Peer() as first:
         others = [target_of(f"http://127.0.0.1:{free_port}")]
-        run = make(first.port, 10**6, connections=4, others=others)
+        schedule = None if rate is None else moments(constant(rate))
+        run = make(first.port, 10**6, connections=4, others=others, schedule=schedule)
         running = asyncio.create_task(run.driver.run())
         await until(lambda: len(first.requests) > 20)
         second = Peer()
