@@ -31,7 +31,7 @@ from ingest.broker.roles import STREAM, SUBJECT
 from ingest.buffers.stream.commits import CommitRequests
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import split_address
-from ingest.model.ledger import Gauges
+from ingest.model.ledger import BrokerFigures, Gauges
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.writer.set_aside import set_aside_rest
@@ -139,11 +139,7 @@ class Gateway:
             hold_reason=lambda: None,
             state=self.health.state,
             limits=self._fill.limits._replace(journal_bytes_max=0),
-            broker=lambda: {
-                "broker_up": float(role.broker_state.away_s == 0),
-                "stream_altered": float(bool(role.watch.faults)),
-                "stream_removed": role.watch.removed,
-            },
+            broker=self._figures,
         )
         self._status = StatusSource(
             "gateway",
@@ -161,6 +157,15 @@ class Gateway:
                 token=settings.admin_token or secrets.token_urlsafe(24),
                 refused_posts=refused_posts.listed,
             )
+
+    def _figures(self) -> BrokerFigures:
+        """Return the figures of the broker, as a gateway sees them."""
+        watch = self._role.watch
+        return {
+            "broker_up": float(self._role.broker_state.away_s == 0),
+            "stream_altered": float(bool(watch.faults)),
+            "stream_removed": watch.removed,
+        }
 
     async def run(self) -> int:
         """Run until a signal or the supervisor ends it; return the exit code.

@@ -200,7 +200,12 @@ class GivenCheck:
         for span in unknown:
             if span.first < then.first:
                 self._lose(Span(span.first, min(span.last, then.first - 1)), "not in the stream")
-        await self._read_some([each for each in unknown if each.last >= state.first], state)
+        before = self.read_again
+        try:
+            await self._read_some([each for each in unknown if each.last >= state.first], state)
+        finally:
+            if self.read_again > before:
+                _log.warning("stream_messages_read_again", count=self.read_again - before)
 
     def _is_lowest(self, now_s: float) -> bool:
         return all(
@@ -241,7 +246,6 @@ class GivenCheck:
     def _write_again(self, place: int, data: bytes) -> None:
         self.read_again += 1
         self._in_hand[place] = clock.monotonic_s()
-        _log.warning("stream_message_read_again", place=place)
         self._reads.give(data, place)
 
     def _lose(self, span: Span, why: str) -> None:

@@ -83,7 +83,7 @@ EVENTS: dict[str, str] = {
     "stream_degraded": "A copy of the stream or a server is away or behind, or its disk is full.",
     "stream_messages_removed": "Somebody removed so many messages that were not done. A loss.",
     "stream_messages_skipped": "These messages of the stream cannot be read any more. A loss.",
-    "stream_message_read_again": "No writer was given this message. It is written again.",
+    "stream_messages_read_again": "No writer was given these messages. They are written again.",
     "stream_copy_damaged": "This server cannot read the message. Other copies are asked.",
     "stream_check_failed": "The check for skipped messages could not look. It looks again.",
     "stream_not_checked": "Earlier writers have done these messages. They are not checked again.",

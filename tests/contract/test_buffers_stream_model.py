@@ -134,6 +134,7 @@ class StreamMachine(RuleBasedStateMachine):
     @rule(at=numbers, also_answers=st.booleans())
     def hang_up(self, at: int, also_answers: bool) -> None:
         """A client that waits hangs up, perhaps as its message ends; its handler is cancelled."""
+        self._idle()  # a handler that has not begun has counted nothing
         tasks = [each for each in self.poster.tasks if not each.done()]
         if tasks:
             self._run(tasks[at % len(tasks)].cancel, idle=not also_answers)

@@ -238,3 +238,27 @@ async def test_connection_ends_when_the_servers_password_is_wrong(
         right = address._replace(user="me", password="right")
         async with connected(right, "admin") as connection:
             assert connection.up
+
+
+async def test_doctor_sees_the_streams_and_their_dead_letters(here: Here, tmp_path: Path) -> None:
+    """Of a broker that runs; without one it says nothing of it."""
+    folder = StateFolder.open(tmp_path / "state")
+    words = ("--json", "--state-dir", tmp_path / "state", "--stream-bytes-max", "64MiB")
+
+    async def findings() -> dict[str, tuple[str, str]]:
+        checks = json.loads((await here("doctor", *words)).stdout)
+        return {each["name"]: (each["state"], each["detail"]) for each in checks}
+
+    assert "broker" not in await findings()
+    async with embedded(folder.broker, wanted=None) as server, joined(server, "admin") as admin:
+        assert (await findings())["broker"][0] == "FAIL"
+        await here("stream", "apply", *words)
+        found = await findings()
+        assert found["broker"][0] == found["dead letters of the broker"][0] == "ok"
+        await admin.request("ingest.dlq.invalid", b"{}", 5)
+        state, detail = (await findings())["dead letters of the broker"]
+        assert (state, detail.split(";")[0]) == ("warn", "1 waiting")
+        await api(admin, f"STREAM.DELETE.{STREAM}")
+        state, detail = (await findings())["broker"]
+        assert state == "FAIL"
+        assert f"the stream {STREAM}: is missing" in detail

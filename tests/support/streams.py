@@ -352,6 +352,6 @@ class Poster:
             post.status, post.code = 499, "gone"
 
     async def finish(self) -> None:
-        """Wait for all posts that have tasks."""
-        await asyncio.gather(*self.tasks)
+        """Wait for all posts that have tasks. One that was cancelled may have its answer."""
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.keeper.close()

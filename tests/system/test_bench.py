@@ -101,6 +101,10 @@ async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> N
         (("--quic",), "unrecognized arguments: --quic"),
         (("--runs", "0"), "argument --runs: must be at least 1"),
         (("--seconds", "0.5"), "argument --seconds: must be 1 to 3,600"),
+        (
+            ("--roles", "--only", "idle"),
+            "argument --only: 'idle' is no case; there are up_singles, ",
+        ),
         (("--against", "HEAD", "--only", "idle"), "argument --only: 'idle' is no case; there are "),
         (("--against", "no-such"), "./run bench: there is no commit no-such here"),
         (("--against=--all",), "./run bench: --all is no commit"),
@@ -180,6 +184,25 @@ async def test_quick_run_measures_every_case() -> None:
     assert "left out" not in done.stdout + done.stderr
     for case in CASES:
         assert case.title in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_roles_are_measured_beside_the_service(tmp_path: Path) -> None:
+    """One gateway, and three brokers: the CPU of each role is told, all is in the table."""
+    words = ("--roles", "--quick", "--only", "up_hundreds,three_singles", "--results", tmp_path)
+    done = await bench(*words, within_s=170)
+    assert done.code == 0, done.stdout + done.stderr
+    up, three, start, _quick = done.stdout.splitlines()
+    for line, roles in (
+        (up, "gateway nats-server writer supervisor PostgreSQL"),
+        (three, "gateway nats-server writer PostgreSQL"),
+    ):
+        told = line.partition("other: ")[2]
+        assert re.findall(r"([a-zA-Z-]+) [\d.]+ \(", told) == roles.split()
+    assert "; 5 pairs; CPU us a reading, serve: service " in up
+    assert re.search(r"first 202: serve \d+\.\d\d s; up \d+\.\d\d s; idle: supervisor", start)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ LOAD_S = 15
 FIRST_US = 1_760_000_000_000_000
 # Panels that have no data while there is no fault.
 EMPTY_AT_PEACE = {"ingest_hold"}
-OF_BROKER = re.compile(r"ingest_(broker|stream|consumer|redeliveries|instance|roles)")
+OF_BROKER = re.compile(r"ingest_(broker|stream|consumer|redeliveries|instance|roles|forward)")
 
 
 def _reading(number: int, **changed: Any) -> dict[str, Any]:

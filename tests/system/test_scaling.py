@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -50,7 +51,8 @@ class Recipe:
         """Return a text of the document with the addresses of this test."""
         for (host, port), real in self.ports.items():
             text = text.replace(f"{host}:{port}", f"127.0.0.1:{real}")
-        return text.replace(DATABASE, self._database).replace("0.0.0.0:8080", "127.0.0.1:0")
+        database = shlex.quote(self._database)  # the URL of a socket has `&`
+        return text.replace(DATABASE, database).replace("0.0.0.0:8080", "127.0.0.1:0")
 
     def config(self, host: str) -> Path:
         """Write the files of one server; return its nats.conf."""
@@ -180,8 +182,10 @@ async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Pa
         assert "as they must be" in await recipe.done(login + commands)
         assert f"ingest schema apply --database-url {DATABASE}" in SCALING
         await recipe.done(f"ingest schema apply --database-url {DATABASE}")
-        for number in range(2):
+        shells = [
             await ending.enter_async_context(recipe.shell(f"writer{number}", writer))
+            for number in range(2)
+        ]
         addresses = []
         for number in range(2):
             process = await ending.enter_async_context(recipe.shell(f"gateway{number}", gateway))
@@ -199,3 +203,4 @@ async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Pa
         await takes(addresses[0], 40, 20)
         await takes(addresses[1], 60, 20)
         await has_rows(url, 80)
+        assert all(each.process.returncode is None for each in shells)

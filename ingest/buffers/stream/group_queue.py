@@ -180,10 +180,11 @@ class GroupQueue:
         if self._again is not None:
             self._again.cancel()
         self._give_up()
-        under_way = list(self._under_way.values())
-        for each in under_way:
+        for each in list(self._under_way.values()):
             each.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        while self._under_way:  # until `_published` has ended them
+            self._changed.clear()
+            await self._changed.wait()
 
     def _give_up(self) -> None:
         """Give up what is not under way: a durable post is certainly not kept."""

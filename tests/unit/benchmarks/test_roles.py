@@ -102,7 +102,7 @@ def test_paper_multiplies_the_rate_with_the_figures() -> None:
     cells = [each.strip() for each in row.strip("|").split("|")]
     assert cells == [
         "1,000,000, posts of 100",
-        *["1.00", "0.40", "0.20", "0.10", "1.50", "3.20", "100.0", "100.0"],
+        *["1.00", "0.40", "0.20", "0.10", "1.50", "3.20", "100.0"],
         "1,000",
     ]
     assert paper_table(Newest({}, None)) == "Nothing is measured yet."

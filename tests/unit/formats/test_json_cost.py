@@ -21,7 +21,7 @@ ITEMS = 5_000
 STEP_S_MAX = 0.005
 # Of good bodies with as many items. Measured are up to 3.6; the rest is for a machine with other
 # work.
-GOOD_MAX = 5.0
+GOOD_MAX = 6.0
 POST = Post(None, False, NOW_US, 7.0, RULES)
 
 
