@@ -16,7 +16,7 @@ from tests.support.brokers import joined
 from tests.support.clusters import Cluster, cluster
 from tests.support.stream_traffic import survives
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(150)]
 
 CUT_S = 11.0
 NUMBERS = (0, 1, 2)
