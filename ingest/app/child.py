@@ -44,6 +44,7 @@ class Child:
         self.drained: Mapping[str, Any] | None = None
         self.words = ""
         self.is_configured = False
+        self.promised = 0  # readings that only it has, at its last status, and that were answered
         self._process = process
         self._channel = channel
         self._on_status = on_status
@@ -142,6 +143,7 @@ class Child:
         while (message := await self._channel.receive()) is not None:
             self.heard_s = monotonic_s()
             if isinstance(status := message.get("status"), dict):
+                self.promised = _promised(status)
                 self._on_status(status)
             if isinstance(drained := message.get("drained"), dict):
                 self.drained = drained
@@ -154,6 +156,15 @@ class Child:
             waiting = asyncio.get_running_loop().call_later(DEAF_S_MAX, self.kill)
             await self._process.wait()
             waiting.cancel()
+
+
+def _promised(status: Mapping[str, Any]) -> int:
+    """Return how many readings a gateway has answered that the stream has not; 0 for others."""
+    try:
+        rows = status["gauges"]["buffer"]["rows"] if status["role"] == "gateway" else 0
+    except (KeyError, TypeError):
+        return 0
+    return rows if isinstance(rows, int) else 0
 
 
 def _environment() -> dict[str, str]:

@@ -64,6 +64,7 @@ class Children:
         self.writers: list[Slot] = []
         self.sums = dict.fromkeys(ACCOUNTS, 0)
         self.unclean = 0
+        self._draining = False
         self._log = get_logger("up")
 
     @property
@@ -127,7 +128,7 @@ class Children:
 
     async def drain(self, within_s: float, halted: asyncio.Event) -> bool:
         """Let gateways end, then writers; return whether each has given its last account."""
-        before = self.unclean
+        before, self._draining = self.unclean, True
         for slots in (self.gateways, self.writers):
             await asyncio.gather(*(each.drain(within_s, halted) for each in slots))
         return self.unclean == before
@@ -140,6 +141,8 @@ class Children:
         """Add the account of a child that has ended."""
         if child.drained is None:
             self.unclean += child.is_configured
+            if self._draining:  # it did not come to its end: what it had promised is gone
+                self.sums["lost"] += child.promised
             return
         for each in ACCOUNTS:
             count = child.drained.get(each, 0)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from ingest.admin.dashboard.tail import Tail
 from ingest.app.advice import advice
@@ -43,6 +44,17 @@ LOOK_S = 0.02
 # In an inherited socket connections wait until the stream has been looked at: a gateway that
 # replaces another one must refuse nothing. After this time they get `starting`.
 QUEUE_S_MAX = 5.0
+
+
+async def first_of(*works: Coroutine[Any, Any, object]) -> None:
+    """Return once one of them has ended; the others are cancelled."""
+    tasks = [asyncio.create_task(each) for each in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class NoDatabase:
@@ -210,7 +222,8 @@ class Gateway:
         """Drain; return the exit code."""
         role, inlet = self._role, self.inlet
         if role.steps_down:
-            await self.endpoint.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S_MAX)
+            leaving = self.endpoint.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S_MAX)
+            await first_of(leaving, role.drained.wait(), role.halted.wait())
         deadline_s = monotonic_s() + self._settings.drain_s_max
         self.health.draining()
         halting = asyncio.create_task(self._halt_at(deadline_s))

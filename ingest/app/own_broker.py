@@ -112,9 +112,11 @@ class OwnBroker:
         try:
             await scan(stopping)
             loading = asyncio.create_task(load(ended))
-            return await carry(
+            is_empty = await carry(
                 journal, inlet, stopping, left=lambda: journal.stats().rows, moved=moved
             )
+            _log.info("journal_moved", readings=ledger.recovered, left=journal.stats().rows)
+            return is_empty
         finally:
             ended.set()
             journal.shut_inlet()
@@ -122,7 +124,6 @@ class OwnBroker:
             if loading is not None:
                 await loading
             await journal.close()
-            _log.info("journal_moved", readings=ledger.recovered, left=journal.stats().rows)
 
     async def close(self) -> None:
         """End the connection. Repeatable."""

@@ -26,6 +26,7 @@ from ingest.model.errors import NotKept, StartError
 from ingest.model.ledger import Ledger
 from ingest.system import signals as app_signals
 from ingest.system.control import ControlChannel
+from ingest.system.logs import get_logger
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 TASKS_S_MAX = 5.0
@@ -102,6 +103,7 @@ class Role:
         self.stopping = asyncio.Event()  # the drain begins
         self.halted = asyncio.Event()  # the drain ends: what is left stays as it is
         self.steps_down = False  # a successor has the socket
+        self.drained = asyncio.Event()  # the supervisor has said so: all processes stop
         self.tasks = Tasks(self.stopping, role)
         self.ledger = Ledger()
         self.connection = BrokerConnection(lambda: place.broker, role)
@@ -143,7 +145,7 @@ class Role:
             told.add(asyncio.create_task(self._obey(channel)))
             send = self._tell_supervisor
         told.add(asyncio.create_task(status.run(send, self._cut)))
-        self._connected = asyncio.create_task(self.connection.run(self._cut))
+        self._connected = asyncio.create_task(self._stay_connected())
         self.tasks.spawn(self.watch.run(self.stopping))
         starting = asyncio.create_task(start())
         stopping = asyncio.create_task(self.stopping.wait())
@@ -166,6 +168,15 @@ class Role:
                 task.cancel()
             if told:
                 await asyncio.wait(told)
+
+    async def _stay_connected(self) -> None:
+        """Keep the connection. An unexpected error stops the role: it could not go on."""
+        try:
+            await self.connection.run(self._cut)
+        except Exception:
+            get_logger("broker").critical("task_died", task="connection", exc_info=True)
+            self.tasks.broken = True
+            self.stopping.set()
 
     async def flush(self) -> None:
         """Send what was said last to the broker, and end the connection. Nothing is counted after.
@@ -205,10 +216,14 @@ class Role:
         """Do what the supervisor says. Without it this process has no work."""
         while (message := await channel.receive()) is not None:
             do = str(message.get("do"))
-            if do in {"drain", "step_down"}:
-                if self.stopping.is_set():
+            if do == "step_down":
+                self.steps_down = True
+                self.stopping.set()
+            elif do == "drain":
+                # A second word hastens the stop. One that steps down hears this for the first time.
+                if self.drained.is_set():
                     self.halted.set()
-                self.steps_down |= do == "step_down"
+                self.drained.set()
                 self.stopping.set()
             elif do in self._actions:
                 self._actions[do](message)

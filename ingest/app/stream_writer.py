@@ -231,8 +231,14 @@ class StreamWriter:
         return role.account(self._status, **sums)
 
     async def _tidy_stream(self) -> None:
-        """Tell what is settled, and purge what is done: the next start need not look at it."""
+        """Tell what is settled, and purge what is done: the next start need not look at it.
+
+        Beside another writer only tell: it may hear of the last messages after the purge, and would
+        take them for lost.
+        """
         self._check.tell()
+        if not self._check.is_alone:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(TIDY_S_MAX):
                 await self._purge.purge()

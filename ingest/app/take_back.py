@@ -1,7 +1,8 @@
 """What `ingest up` has left in the broker of this state folder comes back to `ingest serve`.
 
 The embedded broker runs for that time alone. Its dead letters go into the files, its readings into
-the journal, while posts already come in. Then the streams are empty.
+the journal, while posts already come in. Then the streams are empty, unless a forwarder has not
+done its part, or a message is no block of readings: these stay.
 Promises: nothing leaves the broker before this process has it on the disk. After a kill in between
 it is in both places, and the table's key absorbs it.
 """
@@ -9,14 +10,16 @@ it is in both places, and the table's key absorbs it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from ingest.app.broker import make_embedded, wanted_stream
 from ingest.app.carry import carry
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection, connected
 from ingest.broker.messages import StreamMessages
-from ingest.broker.pulling import Puller
+from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import DEAD_LETTERS, STREAM, WRITER
+from ingest.broker.skips import Skipped
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.settings import Settings
@@ -48,6 +51,8 @@ class TakeBack:
         self._inlet = inlet
         self._ledger = ledger
         self._left = 0  # messages that are not done, at the last look
+        self._left_there: set[int] = set()  # places of messages that are no block
+        self._is_whole = True
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Move all, until nothing is left or the event is set."""
@@ -67,11 +72,6 @@ class TakeBack:
         await server.start()
         try:
             async with connected(server.published.address("admin"), "admin") as admin:
-                state = await _look(admin)
-                if state is not None:
-                    await manage.apply(admin, wanted_stream(self._settings))
-                    if not await self._take_readings(server, admin, stopping):
-                        return False
                 messages = StreamMessages(admin, DEAD_LETTERS)
                 if await messages.find_state() is not None:
                     files = FolderLetterStore(self._folder.dead_letters)
@@ -79,7 +79,10 @@ class TakeBack:
                     await into_files(
                         StreamLetterStore(messages), files, segment_bytes=segment_bytes
                     )
-            return True
+                if await _look(admin) is None:
+                    return True
+                await manage.apply(admin, wanted_stream(self._settings))
+                return await self._take_readings(server, admin, stopping)
         finally:
             await server.stop()
 
@@ -90,14 +93,20 @@ class TakeBack:
         settings = self._settings
         outlet = StreamOutlet(
             Ledger(),  # `self._ledger` counts a reading once it has been moved
-            lambda delivery, why: _log.error("message_not_ours", place=delivery.place, why=why),
+            self._leave,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=settings.put_wait_s_max,
         )
         ended = asyncio.Event()
         async with connected(server.published.address("writer"), "writer") as connection:
-            puller = Puller(connection, stream=STREAM, consumer=WRITER, take=outlet.deliver)
+            puller = Puller(
+                connection,
+                stream=STREAM,
+                consumer=WRITER,
+                take=outlet.deliver,
+                skipped=self._skipped,
+            )
             outlet.pull_from(puller)
             work = [
                 asyncio.create_task(each) for each in (puller.run(ended), self._count(admin, ended))
@@ -112,9 +121,35 @@ class TakeBack:
                 await outlet.keep_rest()
                 ended.set()
                 await asyncio.wait(work)
-                state = await _look(admin)
-                if state is not None and not self._left:
-                    await manage.purge(admin, state.last)
+                await self._purge(admin)
+
+    async def _purge(self, admin: BrokerConnection) -> None:
+        """Remove what has been moved, if nothing was left out, and nobody else needs it."""
+        found = await manage.look(admin, wanted_stream(self._settings).names)
+        state = state_of(found)
+        if state is None or not state.consumer_made or state.waiting or state.pending:
+            return
+        if not (self._is_whole and None not in found.others.values()):
+            return
+        floors = [each["ack_floor"]["stream_seq"] for each in found.others.values() if each]
+        await manage.purge(admin, min((state.last, *floors)))
+
+    def _leave(self, delivery: Delivery, why: str) -> None:
+        """Leave a message that is no block where it is: `ingest up` sets it aside."""
+        if delivery.place not in self._left_there:
+            self._left_there.add(delivery.place)
+            _log.error("message_not_ours", place=delivery.place, why=why)
+        self._is_whole = False
+
+    def _skipped(self, skipped: Skipped) -> None:
+        """The broker has not delivered these. They stay in the stream, if it has them at all."""
+        self._is_whole = False
+        _log.critical(
+            "stream_messages_skipped",
+            places=f"{skipped.first} to {skipped.last}",
+            count=skipped.last - skipped.first + 1,
+            why="not delivered",
+        )
 
     def _moved(self, rows: int) -> None:
         self._ledger.recovered += rows
@@ -124,8 +159,10 @@ class TakeBack:
     async def _count(self, admin: BrokerConnection, ended: asyncio.Event) -> None:
         """Keep the number of messages that are not done."""
         while not ended.is_set():
-            state = await _look(admin)
-            self._left = 0 if state is None else state.waiting + state.pending
+            with contextlib.suppress(IngestError):  # the broker is away for a moment
+                state = await _look(admin)
+                waiting = 0 if state is None else state.waiting + state.pending
+                self._left = max(0, waiting - len(self._left_there))
             await sleep_unless(ended, LOOK_S)
 
 

@@ -47,7 +47,7 @@ from ingest.system.orphans import family_lock
 from ingest.system.state_folder import ServiceInfo, StateFolder
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
-GRACE_S = 5.0  # of a child beyond its own limit
+GRACE_S = 15.0  # of a child beyond its own limit; a dead letter may take 10 s to fail
 WATCH_S = 1.0
 TASKS_S_MAX = 5.0
 

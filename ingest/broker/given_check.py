@@ -107,6 +107,12 @@ class GivenCheck:
                 await unless(stopping, self._check())
             await clock.sleep_unless(stopping, EVERY_S)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other writer was heard lately."""
+        now_s = clock.monotonic_s()
+        return all(now_s - at_s >= HEARD_S for at_s in self._others.values())
+
     def tell(self) -> None:
         """Tell the others what is settled; from then on the purge may go so far."""
         told = [(each.first, each.last) for each in islice(self._settled, _TOLD_SPANS_MAX)]

@@ -106,7 +106,7 @@ def altered(found: Found, wanted: Wanted) -> list[StreamFault]:
     if found.stream is None:
         return [StreamFault(where, "is missing")]
     of_stream = differences(wanted.stream(), found.stream["config"])
-    listed = [StreamFault(where, str(each)) for each in of_stream]
+    listed = [StreamFault(where, str(each)) for each in of_stream if not _is_size(each)]
     for name, config in wanted.consumers().items():
         there = _there(found, names, name)
         if there is None:
@@ -118,12 +118,19 @@ def altered(found: Found, wanted: Wanted) -> list[StreamFault]:
 
 
 def degraded(found: Found, wanted: Wanted) -> list[StreamFault]:
-    """Return copies that are behind. One more server less, and the stream stands still."""
+    """Return copies that are behind: one more server less, and the stream stands still.
+
+    Another size is told here too. A full stream refuses, so nothing is lost by it.
+    """
+    if found.stream is None:
+        return []
     where = _stream(wanted.names)
-    cluster = (found.stream or {}).get("cluster") or {}
-    if found.stream is not None and wanted.replicas > 1 and not cluster.get("leader"):
-        return [StreamFault(where, "has no leader")]
-    return [
+    of_stream = differences(wanted.stream(), found.stream["config"])
+    listed = [StreamFault(where, str(each)) for each in of_stream if _is_size(each)]
+    cluster = found.stream.get("cluster") or {}
+    if wanted.replicas > 1 and not cluster.get("leader"):
+        return [*listed, StreamFault(where, "has no leader")]
+    return listed + [
         StreamFault(
             where,
             f"its copy on {each['name']} is {'behind' if each.get('active') else 'out of reach'}",
@@ -131,6 +138,11 @@ def degraded(found: Found, wanted: Wanted) -> list[StreamFault]:
         for each in cluster.get("replicas") or ()
         if not each.get("current")
     ]
+
+
+def _is_size(difference: Difference) -> bool:
+    """Whether the stream has another bound. No bound at all would fill the disk."""
+    return difference.name == "max_bytes" and difference.found > 0
 
 
 def _stream(names: Names) -> str:

@@ -19,8 +19,10 @@ from ingest.model.letter import DRAINED, REFUSED, Letter
 from ingest.model.ports import BadRow, DeadLetters
 from ingest.model.rows import decode_rows
 from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
+from ingest.system.clock import monotonic_s
 from ingest.system.logs import get_logger
 
+FAILURE_S_MAX = 1.0  # of an append at the end of a drain: then no further one is tried
 REST_ROWS = 1_000  # in one append at the end of a drain: if one append fails, others may not
 
 
@@ -35,12 +37,22 @@ class Rest(Protocol):
 
 
 async def set_aside_rest(rest: Rest, dead_letters: DeadLetters, ledger: Ledger) -> None:
-    """Dead-letter all blocks that wait, as `drained`. Rows that cannot be appended are dropped."""
+    """Dead-letter all blocks that wait, as `drained`. Rows that cannot be appended are dropped.
+
+    After a failure that took long, as of a broker that is away, nothing more is tried: a stop is
+    bounded.
+    """
+    gives_up = ""
     while blocks := rest.take(REST_ROWS):
         letters = block_letters(blocks, DRAINED, "", "the service stopped before it")
+        began_s = monotonic_s()
         try:
+            if gives_up:
+                raise DeadLettersBroken(gives_up)
             await dead_letters.append(letters)
         except (DeadLettersFull, DeadLettersBroken) as error:
+            if monotonic_s() - began_s > FAILURE_S_MAX:
+                gives_up = str(error)
             ledger.dropped += len(letters)
             get_logger("drain").critical("readings_lost", rows=len(letters), why=str(error))
         else:

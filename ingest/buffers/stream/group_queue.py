@@ -116,7 +116,12 @@ class GroupQueue:
             self._number += 1
             block.sequence = self._number
             group.message_id = f"{self._life}-{self._number}"
-        under_way = self._publisher.publish(group.message_id, encode_message(block), left_s)
+        try:
+            under_way = self._publisher.publish(group.message_id, encode_message(block), left_s)
+        except Exception as error:  # a bug; nobody must wait for ever
+            _log.error("publish_failed", why=repr(error))
+            self._end(group, BrokerOutcomeUnknown(repr(error)))
+            return
         self._under_way[group] = under_way
         under_way.add_done_callback(lambda done: self._published(group, done))
 
