@@ -72,6 +72,10 @@ class TakeBack:
         await server.start()
         try:
             async with connected(server.published.address("admin"), "admin") as admin:
+                is_empty = True
+                if await _look(admin) is not None:
+                    await manage.apply(admin, wanted_stream(self._settings))
+                    is_empty = await self._take_readings(server, admin, stopping)
                 messages = StreamMessages(admin, DEAD_LETTERS)
                 if await messages.find_state() is not None:
                     files = FolderLetterStore(self._folder.dead_letters)
@@ -79,10 +83,7 @@ class TakeBack:
                     await into_files(
                         StreamLetterStore(messages), files, segment_bytes=segment_bytes
                     )
-                if await _look(admin) is None:
-                    return True
-                await manage.apply(admin, wanted_stream(self._settings))
-                return await self._take_readings(server, admin, stopping)
+                return is_empty
         finally:
             await server.stop()
 
