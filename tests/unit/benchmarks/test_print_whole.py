@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import termios
 import time
+from array import array
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[3]
+FULL = 60_000
 SIZE = 1_000_000  # several times what a pipe holds
 CHILD = """
 import signal, sys
@@ -19,6 +24,13 @@ signal.signal(signal.SIGALRM, lambda *_: None)
 signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
 {way}("x" * {size})
 """
+
+
+def _waiting(pipe: IO[bytes]) -> int:
+    """Return how many bytes are in a pipe."""
+    count = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
 
 
 def printed(way: str) -> int:
@@ -31,7 +43,10 @@ def printed(way: str) -> int:
     )
     assert child.stdout is not None
     with child:
-        time.sleep(0.5)  # the pipe is full, and the child waits in its write
+        until_s = time.monotonic() + 20
+        while _waiting(child.stdout) < FULL and time.monotonic() < until_s:
+            time.sleep(0.02)  # on a busy machine the start of the child takes long
+        time.sleep(0.3)  # the pipe is full: signals interrupt the write
         return len(child.stdout.read())
 
 
