@@ -16,11 +16,18 @@ The path of a reading (`-->` hands over; each name is a folder of this package):
                  |                                 |
                  '-------- ack: what became of it -'
 
+With a broker the two halves are processes of their own (`ingest gateway`, `ingest writer`; `ingest
+up` runs all). Then the buffer has its inlet in the one and its outlet in the other:
+
+    receiver/ ---> buffers/stream/ ---> the stream of NATS ---> buffers/stream/ ---> writer/
+                   inlet, groups        '--> forward/ --> a webhook      outlet
+
 The folders. Imports go down only, and folders of one row do not know each other:
 
     cli/            the commands of `ingest`: main (lists them), and one file for each command
     app/            makes and connects the parts: service (the order of start and stop), receiving,
-                    writing (starts and stops the writers), buffer, rules, health, admin
+                    writing (starts and stops the writers), buffer, rules, health, admin;
+                    gateway, stream_writer and role; up (leads processes) with slot and child
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (a post, until it is decoded), keeper (from there to its answer),
                     query, replies, ack_waits
@@ -30,8 +37,8 @@ The folders. Imports go down only, and folders of one row do not know each other
     http/           listener, connections (limits of a port), connection (one) with
                     framer, valve and heads; request, bodies, response, routes
     formats/        media_type (their list), json_post (json_slices, json_whole, json_item)
-    buffers/        memory, shared_block; journal/ (log, entries, shared_entries, loader, thread,
-                    folder, index, reader, format)
+    buffers/        memory, shared_block, frames; journal/ (log, entries, shared_entries, loader,
+                    thread, folder, index, reader, format); stream/ (inlet, outlet, messages)
     writer/         writer, batch, database_state, breaker, set_aside
     sinks/          postgres/: sink, connection, sqlstate, schema, durability, lookup
     embedded/       our own PostgreSQL (server, data, programs) and nats-server (broker)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ingest.app.broker import configured_address, configured_monitors, wanted_stream
 from ingest.app.broker_state import BrokerState
 from ingest.app.status import StatusSource, status_message
-from ingest.app.tasks import Tasks
+from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import STATUS
 from ingest.broker.session import Address
@@ -27,9 +27,6 @@ from ingest.model.ledger import Ledger
 from ingest.system import signals as app_signals
 from ingest.system.control import ControlChannel
 from ingest.system.logs import get_logger
-
-EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
-TASKS_S_MAX = 5.0
 
 
 class Place(NamedTuple):

@@ -31,7 +31,7 @@ from ingest.app.receiving import make_endpoint
 from ingest.app.refusals import Refusals
 from ingest.app.rules import make_rules
 from ingest.app.take_back import TakeBack
-from ingest.app.tasks import Tasks
+from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
 from ingest.config.folders import state_dir
 from ingest.config.reread_url import RereadUrl
@@ -49,9 +49,7 @@ from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
 
-EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 HANDLERS_GRACE_S = 1.0
-TASKS_S_MAX = 5.0
 
 
 async def serve(

@@ -8,6 +8,9 @@ from typing import Any
 
 from ingest.system import logs
 
+EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3  # of serve, up, gateway and writer
+TASKS_S_MAX = 5.0  # until all tasks have ended
+
 
 class Tasks:
     """Tasks that run until they end by themselves. An unexpected error in one sets `stopping`."""

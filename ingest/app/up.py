@@ -29,7 +29,7 @@ from ingest.app.greeting import greeting_lines
 from ingest.app.own_broker import OwnBroker
 from ingest.app.servers import Servers
 from ingest.app.slot import SlotTimes
-from ingest.app.tasks import Tasks
+from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.up_admin import UpAdmin
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings, split_address
@@ -46,10 +46,8 @@ from ingest.system.notify import Notifier
 from ingest.system.orphans import family_lock
 from ingest.system.state_folder import ServiceInfo, StateFolder
 
-EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3
 GRACE_S = 15.0  # of a child beyond its own limit; a dead letter may take 10 s to fail
 WATCH_S = 1.0
-TASKS_S_MAX = 5.0
 
 
 async def up(
