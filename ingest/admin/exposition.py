@@ -268,6 +268,9 @@ class LedgerCollector(Collector):
         if (rows := m.gauges.roles_imbalance()) is not None:
             lost = "Readings that gateways published and no writer got. Must be 0."
             yield GaugeMetricFamily("ingest_roles_imbalance_rows", lost, value=rows)
+        if (ends_s := m.gauges.certificate_ends_s()) is not None:
+            when = "When the certificate of the data port ends, in seconds since 1970."
+            yield GaugeMetricFamily("ingest_certificate_ends_seconds", when, value=ends_s)
         reason = m.gauges.hold_reason()
         if reason is not None:
             self._holds_seen.add(reason)

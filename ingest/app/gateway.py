@@ -145,6 +145,7 @@ class Gateway:
             on_decoded=self._tail.observe,
         )
         self.ledger.gauges = Gauges(
+            certificate_ends_s=self.endpoint.certificate_ends_s,
             buffer=self.inlet.stats,
             dead_letters=self.dead_letters.stats,
             database_up=lambda: None,
@@ -201,8 +202,9 @@ class Gateway:
             listen = await self.endpoint.start(*split_address(settings.listen))
         if self._admin is not None:
             bound = await self._admin.start(listen)
+            scheme = "https" if settings.tls_cert_file else "http"
             self._announce(
-                f"posts: http://{listen}/v1/readings, probes and metrics: http://{bound}"
+                f"posts: {scheme}://{listen}/v1/readings, probes and metrics: http://{bound}"
             )
         role.tasks.spawn(self.health.run(role.stopping))
         since_s = monotonic_s()

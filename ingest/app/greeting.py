@@ -17,20 +17,24 @@ def greeting_lines(
     *,
     state_dir: Path,
     listen: str,
+    cert_file: str,
     admin_listen: str,
     page: str,
     database: str,
     waiting: str,
 ) -> Iterator[str]:
-    """Yield the lines.
+    """Yield the lines. With a `cert_file` the data port speaks TLS.
 
     `page` is the address of the dashboard. `database` is what sets its URL; empty if it is
     embedded. `waiting` is why the database does not answer yet, or empty.
     """
     yield f"iot-ingest {__version__}, state folder: {state_dir}"
+    scheme, trust = "http", ""
+    if cert_file:
+        scheme, trust = "https", f"--cacert {shlex.quote(cert_file)} "
     yield (
-        f"post readings: curl -H 'content-type: application/json' -d '{_EXAMPLE}' "
-        f"http://{listen}/v1/readings"
+        f"post readings: curl {trust}-H 'content-type: application/json' -d '{_EXAMPLE}' "
+        f"{scheme}://{listen}/v1/readings"
     )
     once = "  (the first browser that opens it may act)" if "/login/" in page else ""
     yield f"dashboard:     {page}{once}"

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from ingest.app.rules import make_rules
+from ingest.config.networks import networks
 from ingest.config.settings import Settings
 from ingest.formats.post import Decoded
+from ingest.http.certificate import Certificate
 from ingest.http.plain_body import PlainBodies
+from ingest.http.proxies import Proxies
 from ingest.http.routes import OnRefused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
@@ -37,7 +41,10 @@ def make_endpoint(
     on_refused: OnRefused,
     on_decoded: Callable[[Decoded], None] | None = None,
 ) -> Endpoint:
-    """Return the data port, which is not started yet; see Endpoint. Raises ConfigError."""
+    """Return the data port, which is not started yet; see Endpoint.
+
+    Raises ConfigError, and StartError if the certificate cannot be used.
+    """
     return Endpoint(
         rules=make_rules(settings),
         plain_bodies=PlainBodies(
@@ -61,4 +68,12 @@ def make_endpoint(
         on_refused=on_refused,
         on_decoded=on_decoded,
         connection_s_max=CONNECTION_S if settings.gateways > 1 else math.inf,
+        certificate=_certificate(settings),
+        proxies=Proxies(trusted) if (trusted := networks(settings.trusted_proxies)) else None,
     )
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    if not settings.tls_cert_file:
+        return None
+    return Certificate(Path(settings.tls_cert_file), Path(settings.tls_key_file))

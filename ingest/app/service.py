@@ -16,6 +16,7 @@ import math
 import secrets
 from collections.abc import Callable, Mapping
 from os import geteuid, getpid
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -38,7 +39,6 @@ from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
-from ingest.http.connections import raise_open_files_limit
 from ingest.model.errors import StartError
 from ingest.model.ledger import Gauges, Ledger
 from ingest.receiver.refused_posts import RefusedPosts
@@ -46,6 +46,7 @@ from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
 from ingest.system import signals as app_signals
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+from ingest.system.limits import raise_open_files_limit
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
 
@@ -171,6 +172,7 @@ class Service:
             on_decoded=self.admin_side.dashboard.tail.observe,
         )
         self.ledger.gauges = Gauges(
+            certificate_ends_s=self.endpoint.certificate_ends_s,
             buffer=self.buffer.stats,
             dead_letters=self.dead_letters.stats,
             database_up=lambda: database_state.up and self.writing.checked,
@@ -223,6 +225,7 @@ class Service:
             token=self._token,
             page=self.admin_side.page_address(admin_listen, with_key=True),
             started_us=unix_us(),
+            cert_file=settings.tls_cert_file and str(Path(settings.tls_cert_file).absolute()),
         )
         self._folder.publish(self._info)
         self.first_contact.begin(url())
@@ -234,6 +237,7 @@ class Service:
         for line in greeting_lines(
             state_dir=self._folder.path,
             listen=listen,
+            cert_file=self._settings.tls_cert_file,
             admin_listen=admin_listen,
             page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
             database="" if self._embedded else database_words(self._settings),

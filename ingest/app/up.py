@@ -18,6 +18,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from os import geteuid, getpid
+from pathlib import Path
 from typing import Any
 
 from ingest import __version__
@@ -33,7 +34,6 @@ from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.up_admin import UpAdmin
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings, split_address
-from ingest.http.connections import raise_open_files_limit
 from ingest.http.listener import open_slots
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.known_server import KnownServer
@@ -42,6 +42,7 @@ from ingest.system import signals as app_signals
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.control import Message
 from ingest.system.files import Lock
+from ingest.system.limits import raise_open_files_limit
 from ingest.system.notify import Notifier
 from ingest.system.orphans import family_lock
 from ingest.system.state_folder import ServiceInfo, StateFolder
@@ -196,6 +197,7 @@ class Supervisor:
         for line in greeting_lines(
             state_dir=folder.path,
             listen=listen,
+            cert_file=settings.tls_cert_file,
             admin_listen=admin_listen,
             page=self.admin.page(with_key=self._terminal),
             database="" if self._servers.is_embedded else database_words(settings),
@@ -251,6 +253,7 @@ class Supervisor:
         await children.start(children.writers, self._has_database)
 
     def _publish(self, listen: str, admin_listen: str) -> None:
+        cert_file = self._settings.tls_cert_file
         self._folder.publish(
             ServiceInfo(
                 pid=getpid(),
@@ -261,6 +264,7 @@ class Supervisor:
                 token=self._token,
                 page=self.admin.page(with_key=True),
                 started_us=unix_us(),
+                cert_file=cert_file and str(Path(cert_file).absolute()),
             )
         )
 

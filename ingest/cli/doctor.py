@@ -20,6 +20,7 @@ from ingest import __version__
 from ingest.app.advice import advice
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_broker import broker_checks
+from ingest.cli.doctor_certificate import certificate_check
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
@@ -94,6 +95,8 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     yield _libraries()
     yield _c_parsers()
     yield _open_files(settings)
+    if settings.tls_cert_file:
+        yield certificate_check(settings)
 
 
 def _libraries() -> Check:
@@ -231,8 +234,9 @@ def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Che
 
 
 def _running(service: ServiceInfo) -> Check:
+    scheme = "https" if service.cert_file else "http"
     said = (
-        f"runs: pid {service.pid}, version {service.version}, http://{service.listen}, "
+        f"runs: pid {service.pid}, version {service.version}, {scheme}://{service.listen}, "
         f"admin http://{service.admin_listen}"
     )
     try:

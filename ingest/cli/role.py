@@ -40,9 +40,9 @@ def run(args: argparse.Namespace, loaded: Loaded, role: str, run_role: RunRole) 
 
 async def _run(control_fd: int | None, loaded: Loaded, role: str, run_role: RunRole) -> int:
     from ingest.app.role import alone, led  # noqa: PLC0415
-    from ingest.http.connections import raise_open_files_limit  # noqa: PLC0415
     from ingest.system import logs  # noqa: PLC0415
     from ingest.system.control import ControlChannel  # noqa: PLC0415
+    from ingest.system.limits import raise_open_files_limit  # noqa: PLC0415
 
     if control_fd is None:
         settings = loaded.settings

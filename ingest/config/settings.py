@@ -62,12 +62,21 @@ class Settings:
         "most open connections; above it a slow or idle one is closed for each new one",
         within=(1, 1_000_000),
     )
-    header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
+    header_s_max: float = setting(
+        10.0, "time for the TLS handshake and request headers to arrive", within=(0.05, 600)
+    )
     body_s_max: float = setting(10.0, "time for a request's body to arrive", within=(0.05, 600))
     keepalive_s_max: float = setting(
         75.0,
         "idle connections are closed after this; longer than a proxy's 60 s",
         within=(0.05, 3600),
+    )
+    tls_cert_file: str = setting(
+        "", "the data port's certificate, PEM, read again on change; with it the port speaks TLS"
+    )
+    tls_key_file: str = setting("", "private key of tls_cert_file, PEM without a password")
+    trusted_proxies: str = setting(
+        "", "addresses or networks of proxies whose X-Forwarded-For counts; with commas"
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
     ts_ahead_s_max: float = setting(86_400.0, "how far ahead of now a ts may be", within=(0, 3.2e9))

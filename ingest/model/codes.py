@@ -18,6 +18,7 @@ class Problem(NamedTuple):
 
 PROBLEMS: dict[str, Problem] = {
     "bad_request": Problem(400, "The request is not valid HTTP", "fix the request"),
+    "needs_tls": Problem(400, "This port speaks TLS only", "use https://"),
     "not_json": Problem(400, "The body is not JSON", "fix the body"),
     "bad_encoding": Problem(
         400, "The body does not match its content encoding", "compress the body again"

@@ -100,7 +100,8 @@ class Gauges(NamedTuple):
 
     `database_up` returns None in a process that knows no database. `broker` returns figures of the
     broker, none without one. `roles_imbalance` returns the balance between several processes, None
-    in one that does not see them.
+    in one that does not see them. `certificate_ends_s` returns the end of the validity of the data
+    port's certificate, in seconds since 1970, and None without one.
     """
 
     buffer: Callable[[], BufferStats]
@@ -113,6 +114,7 @@ class Gauges(NamedTuple):
     limits: Limits = Limits()
     broker: Callable[[], BrokerFigures] = dict
     roles_imbalance: Callable[[], int | None] = lambda: None
+    certificate_ends_s: Callable[[], float | None] = lambda: None
 
 
 class Ledger:

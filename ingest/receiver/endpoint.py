@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from ingest.formats.media_type import FORMATS, Decode, format_of
 from ingest.formats.post import Decoded, Post, Rules, Steps
+from ingest.http.certificate import Certificate
 from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Request
+from ingest.http.request import Forwarding, Request
 from ingest.http.response import Answer
 from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.errors import ConfigError, Refused
@@ -44,7 +45,7 @@ class Endpoint:
     `levels` are the acknowledgements that the buffer gives without the database, best first;
     `committed` is always available. Raises ConfigError if `ack_default` is none of them.
     `on_decoded` is called with every decoded post, kept or not. It must be quick and must not fail.
-    `connection_s_max`: see Connections.
+    `connection_s_max`, `certificate`, `proxies`: see Connections.
     """
 
     def __init__(
@@ -67,8 +68,11 @@ class Endpoint:
         on_refused: OnRefused,
         on_decoded: Callable[[Decoded], None] | None = None,
         connection_s_max: float = math.inf,
+        certificate: Certificate | None = None,
+        proxies: Forwarding | None = None,
     ) -> None:
         self._rules = rules
+        self._certificate = certificate
         self._plain_bodies = plain_bodies
         self._on_decoded = on_decoded
         self._admission = admission
@@ -88,6 +92,8 @@ class Endpoint:
             header_s_max=header_s_max,
             keepalive_s_max=keepalive_s_max,
             connection_s_max=connection_s_max,
+            certificate=certificate,
+            proxies=proxies,
             round_queue=plain_bodies,
             on_refused=on_refused,
         )
@@ -100,6 +106,10 @@ class Endpoint:
             on_refused=on_refused,
         )
         self._log = get_logger("endpoint")
+
+    def certificate_ends_s(self) -> float | None:
+        """Return when its certificate ends, in seconds since 1970; None without one."""
+        return None if self._certificate is None else self._certificate.ends_s
 
     async def start(self, host: str, port: int) -> str:
         """Listen; return the real HOST:PORT. Raises StartError that names --listen."""

@@ -24,6 +24,12 @@ URLS = URL._replace(
     into="urls",
     repeats=True,
 )
+CA = Option(
+    "--ca",
+    "certificates that an https service is checked with; default: the system's",
+    values.path,
+    shows="FILE",
+)
 ADMIN_URL = Option(
     "--admin-url",
     "of its admin port (/metrics); several: those of its gateways and writers",
@@ -66,7 +72,15 @@ def targets_for(chosen: argparse.Namespace, local: LocalService | None) -> list[
 
     Raises ValueError if they do not go together.
     """
-    targets = given_urls(chosen) or [target_of(local.url if local else DEFAULT_URL)]
+    ca_file = str(chosen.ca or (local.ca_file if local else ""))
+    targets = [
+        each._replace(ca_file=ca_file) if each.tls else each
+        for each in given_urls(chosen) or [target_of(local.url if local else DEFAULT_URL)]
+    ]
+    if len({each.tls for each in targets}) > 1:
+        raise ValueError("--url: all must begin with https://, or none")
+    if chosen.ca and not targets[0].tls:
+        raise ValueError("--ca is for a --url that begins with https://")
     if len({each.path for each in targets}) > 1:
         raise ValueError("--url: all must have the same path, because a post goes to any of them")
     return list(dict.fromkeys(targets))

@@ -15,6 +15,7 @@ from itertools import chain, islice, repeat
 
 from loadgen.driver.driver import Driver
 from loadgen.driver.retry import RETRY, Retry
+from loadgen.driver.trust import context_of
 from loadgen.measure.scrape import Scraper
 from loadgen.measure.tally import Tally
 from loadgen.traffic.post import Target
@@ -93,6 +94,7 @@ class Load:
             behind_s_max=plan.behind_s_max,
             seed=plan.recipe.seed,
             others=plan.others,
+            tls=context_of(target),
         )
         self.scraper = (
             Scraper(plan.metrics_urls, self.tally.timeline, self._since_start)

@@ -27,7 +27,7 @@ from ingest.system.state_folder import ServiceInfo, running_service
 REPOSITORY = Path(__file__).parent.parent.parent
 START_S_MAX = 45.0
 STOP_S_MAX = 45.0
-_DATA_URL = re.compile(r"(http://\S+)/v1/readings")
+_DATA_URL = re.compile(r"(https?://\S+)/v1/readings")
 _ADMIN_URL = re.compile(r"(http://\S+)/metrics")
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 _KEPT_PREFIX = "COVERAGE_"  # coverage measures child processes if they can find it
