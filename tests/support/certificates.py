@@ -26,3 +26,20 @@ def make_certificate(folder: Path, name: str = "ours", *, days: int = 30) -> tup
 def trusting(cert_file: Path) -> ssl.SSLContext:
     """Return the context of a client that trusts this certificate."""
     return ssl.create_default_context(cafile=str(cert_file))
+
+
+def make_signed(folder: Path, name: str, *, by: str) -> tuple[Path, Path]:
+    """Write a certificate that another one of this folder has signed; return it and its key."""
+    cert_file, key_file = folder / f"{name}.crt", folder / f"{name}.key"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "30", "-subj", f"/CN={name}"),
+            *("-CA", folder / f"{by}.crt", "-CAkey", folder / f"{by}.key"),
+            *("-addext", "basicConstraints=critical,CA:FALSE"),
+            *("-keyout", key_file, "-out", cert_file),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return cert_file, key_file
